@@ -1,4 +1,4 @@
-"""One past for all tests of the room; each takes a copy of its file."""
+"""One ledger with a full history for all audit tests; each test works on a copy of the file."""
 
 from collections.abc import Iterator
 

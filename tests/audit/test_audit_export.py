@@ -1,4 +1,4 @@
-"""What is exported is what was booked, in formats that the programs of accounting accept."""
+"""Ledger exports: they hold what was booked, and bean-check and hledger accept them."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def exported(past: Past, form: Format, only: Selection = EVERYTHING) -> str:
 
 
 def middle_ms(past: Past) -> int:
-    """A moment in the middle of the books."""
+    """A time in the middle of the ledger's entries."""
     with Readers(past.path).snapshot() as conn:
         times = [entry.at_ms for entry, *_ in journal.booked(conn, EVERYTHING)]
     return sorted(times)[len(times) // 2]
@@ -44,7 +44,7 @@ def selections(past: Past) -> Iterator[Selection]:
     yield from (Selection(since_ms=YEAR_1_MS), Selection(since_ms=YEAR_9999_END_MS))
 
 
-def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:
+def test_the_csv_export_has_a_row_for_each_posting_and_the_closing_balances(lived: Past) -> None:
     rows = list(csv.DictReader(io.StringIO(exported(lived, "csv"))))
     with Readers(lived.path).snapshot() as conn:
         wanted = [(str(e.id), *line) for e, *_ in journal.booked(conn, EVERYTHING) for line in e.postings]
@@ -60,8 +60,8 @@ def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:
             assert row["ada"] == ""
 
 
-def test_an_app_is_named_as_the_other_lists_name_it(lived: Past) -> None:
-    """Its id is in no answer that who only reads is given."""
+def test_every_export_format_names_the_app_and_never_its_id(lived: Past) -> None:
+    """A read-only token is never shown an app's id."""
     with Readers(lived.path).snapshot() as conn:
         wanted = conn.execute(
             "SELECT j.id, a.id, a.name FROM entries j JOIN payments p ON p.id = j.payment_id "
@@ -78,7 +78,7 @@ def test_an_app_is_named_as_the_other_lists_name_it(lived: Past) -> None:
         assert told_there == sum(line.get("app_name") == "test" for line in lines) > 0
 
 
-def test_opening_and_entries_come_to_closing(lived: Past) -> None:
+def test_the_opening_balances_and_the_entries_add_up_to_the_closing_balances(lived: Past) -> None:
     at_ms = middle_ms(lived)
     lines = [json.loads(line) for line in exported(lived, "jsonl", Selection(since_ms=at_ms)).splitlines()]
     assert (lines[0]["type"], lines[-1]["type"]) == ("opening", "closing")
@@ -90,14 +90,14 @@ def test_opening_and_entries_come_to_closing(lived: Past) -> None:
             key = row["account"], row["asset"]
             sums[key] = sums.get(key, 0) + int(row["units"])
     closing = {(row["account"], row["asset"]): int(row["units"]) for row in lines[-1]["balances"]}
-    # an account that came to nothing before is in the closing balances and not in the opening ones
+    # an account whose balance was zero before is only in the closing balances
     assert {key: units for key, units in sums.items() if units} == {
         key: units for key, units in closing.items() if units
     }
     assert set(sums) <= set(closing)
 
 
-def test_bean_check_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_path: Path) -> None:
+def test_bean_check_accepts_every_selection_and_rejects_a_changed_amount(lived: Past, tmp_path: Path) -> None:
     file = tmp_path / "books.beancount"
 
     def check(text: str) -> int:
@@ -110,7 +110,7 @@ def test_bean_check_accepts_every_part_and_finds_a_changed_amount(lived: Past, t
     assert check(whole.replace("100.000000 ADA", "100.000001 ADA", 1)) != 0
 
 
-def test_hledger_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_path: Path) -> None:
+def test_hledger_accepts_every_selection_and_rejects_a_changed_amount(lived: Past, tmp_path: Path) -> None:
     if shutil.which("hledger") is None:
         pytest.skip("NOT RUN: hledger is not installed (package hledger)")
     file = tmp_path / "books.journal"
@@ -134,11 +134,11 @@ def test_hledger_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_
 
 
 @pytest.mark.parametrize("form", get_args(Format))
-def test_an_empty_part_is_an_export_too(lived: Past, form: Format) -> None:
+def test_a_selection_without_entries_is_still_a_valid_export(lived: Past, form: Format) -> None:
     assert exported(lived, form, Selection(app="nobody")).endswith("\n")
 
 
-def test_names_are_safe_and_no_two_are_one(tmp_path: Path) -> None:
+def test_account_and_commodity_names_are_valid_and_unique(tmp_path: Path) -> None:
     origins = [
         "http://[::]",
         "http://a-b.example",

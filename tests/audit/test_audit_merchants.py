@@ -1,4 +1,4 @@
-"""What is known of merchants is what the events lead to: who changes it beside the daemon is found."""
+"""Verify recomputes pins, prices and unserved streaks from the events and finds every direct change to them."""
 
 import asyncio
 import sqlite3
@@ -21,7 +21,7 @@ RULES = MerchantRules(first_use=True, price_rise_percent_max=25, stop_after_unse
 
 
 async def live(world: World) -> None:
-    """Paid at addresses that were learnt, pinned, allowed and forgotten; at moved prices; it was stopped twice."""
+    """A merchant with pinned, approved and unpinned addresses and changed prices, which was stopped twice."""
     world.settings(price=str(2 * ADA))
     terms = guarded(world, RULES)
     async with world.run(terms=terms) as run:
@@ -60,7 +60,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
         yield Past(made, made, Owner(world.account.address, DEVNET), world.origin)
 
 
-def test_a_past_with_all_of_it_is_clean(known: Past) -> None:
+def test_verify_finds_nothing_in_an_intact_merchant_history(known: Past) -> None:
     with closing(sqlite3.connect(known.path)) as conn:
         [(count, stopped_at_ms)] = conn.execute("SELECT count, stopped_at_ms FROM unserved_streaks").fetchall()
         prices = conn.execute("SELECT calls, units FROM agreed_prices ORDER BY calls").fetchall()
@@ -114,7 +114,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("table", "statement", "row"), CASES, ids=[case[1][:70] for case in CASES])
-def test_what_was_changed_is_found_and_named(
+def test_verify_names_the_changed_row_of_each_merchant_table(
     known: Past, tmp_path: Path, table: str, statement: str, row: str
 ) -> None:
     path = fresh(known.path, tmp_path)
@@ -125,7 +125,7 @@ def test_what_was_changed_is_found_and_named(
 
 
 @pytest.mark.parametrize(("name", "value"), [("call", "5"), ("units", "1e999")])
-def test_an_event_of_another_form_is_named_and_hides_no_other_finding(
+def test_a_malformed_price_event_is_reported_and_hides_no_other_finding(
     known: Past, tmp_path: Path, name: str, value: str
 ) -> None:
     path = fresh(known.path, tmp_path)

@@ -1,4 +1,4 @@
-"""A receipt of each payment of a past: it is clean as it is, and of what is changed in it nothing stays unseen."""
+"""Receipts: an unchanged receipt passes the check, and any change to one is found."""
 
 import copy
 import json
@@ -33,34 +33,34 @@ from payagent.store.rows import events, payments
 Receipt = dict[str, Any]
 Place = tuple[str | int, ...]
 
-# what of a receipt no other part of it bears out, with who can tell
+# the parts of a receipt that no other part confirms, and why
 UNTOLD = {
-    r"payment\.app\.name": "the operator's name for a token",
-    r"intent\.id": "the ledger's name for it, which only an x402 payment identifier carries",
-    r"intent\.key": "only a key that the client chose: it named it as it liked",
-    r"attempts\.\d+\.headers\.X-Partner": "as the call said it; the 402 need not repeat it",
-    r"entries\.\d+\.id": "the entry's place in a journal that is not here",
-    r"ledger\.last_event\.(seq|hash)": "the end of events that are not here",
-    r"ledger\.head": "the end of seals that are not here",
+    r"payment\.app\.name": "the operator's name for the app",
+    r"intent\.id": "the ledger's id, which only an x402 payment identifier repeats",
+    r"intent\.key": "the client chose it freely",
+    r"attempts\.\d+\.headers\.X-Partner": "from the request; the 402 need not repeat it",
+    r"entries\.\d+\.id": "a position among entries that are not in the receipt",
+    r"ledger\.last_event\.(seq|hash)": "the last of events that are not in the receipt",
+    r"ledger\.head": "the last of seals that are not in the receipt",
 }
-# a balance may be another wallet's
-UNTOLD_PREPAID = {r"attempts\.\d+\.headers\.X-Wallet-Address": "as the call said it"}
+# a prepaid balance may belong to another wallet
+UNTOLD_PREPAID = {r"attempts\.\d+\.headers\.X-Wallet-Address": "from the request"}
 # where nothing is posted
-UNTOLD_UNPOSTED = {r"payment\.is_prepaid": "what is posted tells, and a batch of the 402"}
-# of a payment that was refused nothing was signed, so nothing says whose it would have been
+UNTOLD_UNPOSTED = {r"payment\.is_prepaid": "only the posting and the batch in the 402 show it"}
+# a refused payment has no signed bytes that would name the wallet
 UNTOLD_UNSIGNED = {
     r"wallet": "no bytes are signed with its key",
     r"intent\.request_id": "no headers carry it",
 }
-# of the operator's own order there is no 402
+# an operator's transfer has no 402
 UNTOLD_OWN = {
-    r"network": "its bytes say no more than: a test network",
+    r"network": "the bytes only say: a test network",
     r"intent\.request_id": "no headers carry it",
 }
 
 
 def terms_of(owner: Owner, origin: str) -> AgentConfig:
-    """As the past was lived under, as far as a receipt depends on it."""
+    """The config of the recorded history, as far as a receipt depends on it."""
     merchant = MerchantConfig("t", origin, "demo", None, "confirmed", 5)
     return AgentConfig(
         network=DEVNET,
@@ -97,7 +97,7 @@ def leaves(value: object, at: Place = ()) -> Iterator[Place]:
 
 
 def others(value: object) -> list[object]:
-    """What could stand there instead."""
+    """Other values that could stand there."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -125,7 +125,7 @@ def value_at(receipt: Receipt, at: Place) -> object:
 
 
 def is_seen(receipt: Receipt) -> bool:
-    """Whether something is found, or it is said to be none; anything else that is raised is a bug."""
+    """Whether the check finds something or refuses the file; any other exception is a bug."""
     try:
         return bool(judge(receipt))
     except Refused as refused:
@@ -133,7 +133,7 @@ def is_seen(receipt: Receipt) -> bool:
 
 
 def unseen(receipt: Receipt) -> list[str]:
-    """Where something can be changed and nobody would notice."""
+    """The places where a change goes unnoticed."""
     found = []
     for at in leaves(receipt):
         for value in others(value_at(receipt, at)):
@@ -160,7 +160,7 @@ def all_receipts(lived: Past) -> list[Receipt]:
     return receipts(lived.path, terms_of(lived.owner, lived.origin))
 
 
-def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: list[Receipt]) -> None:
+def test_every_receipt_is_clean_and_shows_decisions_answers_and_proof_headers(all_receipts: list[Receipt]) -> None:
     assert [judge(receipt) for receipt in all_receipts] == [[]] * len(all_receipts)
     kinds = [(receipt["payment"]["kind"], receipt["payment"]["state"]) for receipt in all_receipts]
     assert {kind for kind, _ in kinds} >= {"invoice", "split", "send"}
@@ -174,12 +174,14 @@ def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: 
     assert "402" in refused["invoice"]["response_402"]
 
 
-def test_every_change_to_a_receipt_is_found_unless_it_needs_another_source(all_receipts: list[Receipt]) -> None:
+def test_every_change_to_a_receipt_is_found_unless_only_another_source_can_tell(
+    all_receipts: list[Receipt],
+) -> None:
     for receipt in all_receipts:
         assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
-async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> None:
+async def test_the_402_in_an_x402_receipt_is_parsed_again_and_checked(tmp_path: Path) -> None:
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms) as devnet:
         world = World(devnet, tmp_path)
@@ -201,8 +203,8 @@ async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> N
     assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
-async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp_path: Path) -> None:
-    """By which names the operator lets it go is not recorded."""
+async def test_a_receipt_is_clean_when_the_402_names_an_allowed_internal_origin(tmp_path: Path) -> None:
+    """The receipt does not record the origins the operator allowed."""
     inside = "http://localhost:3000"
     with world_with_clock(tmp_path) as world:
         world.fund(50 * ADA)
@@ -227,7 +229,7 @@ async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp
     assert judge(changed(receipt, ("invoice", "response_402"), received("/another")))
 
 
-async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -> None:
+async def test_upkeep_transfers_have_clean_receipts_too(tmp_path: Path) -> None:
     with world_with_clock(tmp_path) as world:
         world.settings(price="2000000", splits=[])
         world.fund(100 * ADA)
@@ -247,7 +249,7 @@ async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -
             assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
-def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers_word(
+def test_every_term_in_the_recorded_402_is_compared_with_the_receipt(
     all_receipts: list[Receipt],
 ) -> None:
     receipt = all_receipts[0]
@@ -259,23 +261,23 @@ def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers
             other = received | {"body": json.dumps(changed(terms, at, value))}
             if not judge(changed(receipt, ("invoice", "response_402"), json.dumps(other))):
                 unnoticed.append(".".join(map(str, at)))
-    # what is said for people, and whose call it was
+    # texts for people, and the partner
     assert set(unnoticed) <= {"detail.extra.partner", *(f"detail.extra.split.outputs.{n}.role" for n in (0, 1))}
     assert judge(changed(receipt, ("invoice", "response_402"), json.dumps(received | {"status": 200})))
 
 
-def test_what_is_left_out_is_found(all_receipts: list[Receipt]) -> None:
+def test_a_row_left_out_of_a_receipt_is_found(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     for part in ("events", "entries", "holds", "attempts", "block_observations", "decisions", "answers"):
         for place in range(len(receipt[part])):
             rest = [item for number, item in enumerate(receipt[part]) if number != place]
-            # that a provider answered leads to nothing: only the ledger tells that it did
+            # nothing follows from a provider's answer: only the ledger shows that there was one
             is_idle = part == "events" and receipt[part][place]["event"].startswith("provider_")
             assert judge(receipt | {part: rest}) or is_idle, (part, place)
 
 
 def rehashed(receipt: Receipt) -> Receipt:
-    """As its forger gives it: its events have the hashes of what they say, and others came after them."""
+    """A consistent forgery: its events have matching hashes, and later events follow them."""
     last = None
     for event in receipt["events"]:
         event["prev_hash"] = last["hash"] if last and last["seq"] + 1 == event["seq"] else event["prev_hash"]
@@ -286,8 +288,8 @@ def rehashed(receipt: Receipt) -> Receipt:
     return receipt
 
 
-def test_a_transaction_in_a_block_that_is_none_of_its_attempts_is_found(all_receipts: list[Receipt]) -> None:
-    """Consistent in itself: a payment that is shown by somebody else's transaction."""
+def test_a_receipt_proved_by_somebody_elses_transaction_is_found(all_receipts: list[Receipt]) -> None:
+    """The receipt is consistent, but shows somebody else's transaction as the payment."""
     forged = copy.deepcopy(all_receipts[2])
     own, fee = forged["payment"]["tx_hash"], int(forged["attempts"][0]["fee"])
     for event in forged["events"]:
@@ -308,7 +310,7 @@ FOREIGN = "f" * 64
 
 
 def of_another(forged: Receipt, name: str) -> dict[str, Any]:
-    """The payment's event of that name tells of somebody else's transaction, in a block that has it."""
+    """Make the payment's event of that name report somebody else's transaction in a block."""
     (event,) = (event for event in forged["events"] if event["event"] == name)
     told = json.loads(event["detail"]) | {"tx_id": FOREIGN, "block_hash": FOREIGN, "block_height": 7}
     event["detail"] = json.dumps(told | {"block_slot": 7, "foreign": True})
@@ -316,7 +318,7 @@ def of_another(forged: Receipt, name: str) -> dict[str, Any]:
     return dict(event)
 
 
-def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]) -> None:
+def test_a_block_event_with_somebody_elses_transaction_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, "seen_in_block")
     forged["block_observations"] = []
@@ -331,10 +333,10 @@ def test_an_event_of_another_payment_proves_no_block(all_receipts: list[Receipt]
 
 
 @pytest.mark.parametrize("name", ["submit", "confirm", "settle"])
-def test_an_event_that_names_another_transaction_than_was_seen_is_found(
+def test_an_event_that_names_another_transaction_than_the_block_does_is_found(
     all_receipts: list[Receipt], name: str
 ) -> None:
-    """What was signed came into no block, and what the receipt goes by is there for everybody to see."""
+    """The signed transaction is in no block; the one in the receipt is public and belongs to somebody else."""
     forged = copy.deepcopy(all_receipts[2])
     of_another(forged, name)
     if name == "submit":
@@ -348,10 +350,10 @@ def test_an_event_that_names_another_transaction_than_was_seen_is_found(
 
 
 @pytest.mark.parametrize("first", [None, 999])
-def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
+def test_an_attempt_that_pays_none_of_the_shown_invoices_is_found(
     all_receipts: list[Receipt], first: int | None
 ) -> None:
-    """A transaction that pays anybody anything is no payment of the 402 that was put beside it."""
+    """A transaction to anybody does not pay the 402 that a forger puts beside it."""
     forged = copy.deepcopy(all_receipts[0])
     number = forged["payment"]["first_invoice_seq"]
     forged["payment"]["first_invoice_seq"] = first
@@ -365,8 +367,8 @@ def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
     assert any(found.table == "attempts" and "invoice" in found.what for found in judge(rehashed(forged)))
 
 
-def test_an_invoice_that_stands_before_the_one_of_the_same_number_is_found(all_receipts: list[Receipt]) -> None:
-    """What people read first is the made-up one, and all that is checked is the other."""
+def test_two_invoices_with_the_same_number_are_found(all_receipts: list[Receipt]) -> None:
+    """People would read the forged invoice, while the checks would use the other one."""
     forged = copy.deepcopy(all_receipts[0])
     forged["other_invoices"].append(forged["invoice"])
     forged["invoice"] = forged["invoice"] | {
@@ -377,7 +379,7 @@ def test_an_invoice_that_stands_before_the_one_of_the_same_number_is_found(all_r
     assert any("its number" in found.what for found in judge(forged))
 
 
-def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Receipt]) -> None:
+def test_an_invoice_that_no_attempt_was_signed_for_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(all_receipts[0])
     forged["other_invoices"].append(forged["invoice"] | {"number": 999})
     (found,) = judge(forged)
@@ -389,14 +391,14 @@ def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Rece
 
 
 @pytest.mark.parametrize("part", ["attempts", "block_observations", "entries", "holds", "events"])
-def test_what_stands_twice_is_found(all_receipts: list[Receipt], part: str) -> None:
-    """Else one of the two may say anything."""
+def test_a_duplicated_row_in_a_receipt_is_found(all_receipts: list[Receipt], part: str) -> None:
+    """Otherwise one of the two could say anything."""
     forged = copy.deepcopy(all_receipts[0])
     forged[part].insert(0, forged[part][0])
     assert judge(forged)
 
 
-def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
+def test_a_cancel_transaction_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(next(one for one in all_receipts if one["payment"]["state"] == "void"))
     void = forged["events"][-1]
     void |= {"event": "seen_in_block", "state": "in_block"}
@@ -416,7 +418,7 @@ def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Recei
     assert "not an attempt to pay" in found.what
 
 
-def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
+def test_the_check_lists_what_only_the_chain_or_the_ledger_can_confirm(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     told = "\n".join(untold(receipt))
     assert receipt["payment"]["block"]["hash"] in told
@@ -444,13 +446,13 @@ def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
     ],
     ids=range(10),
 )
-def test_a_file_that_is_no_receipt_is_said_to_be_none(raw: bytes) -> None:
+def test_a_file_that_is_not_a_receipt_is_refused(raw: bytes) -> None:
     with pytest.raises(Refused) as refused:
         read_receipt(raw)
     assert refused.value.name == "file_invalid/receipt"
 
 
-def test_a_value_of_another_type_is_refused_or_found_wherever_it_stands(all_receipts: list[Receipt]) -> None:
+def test_a_value_of_the_wrong_type_anywhere_in_a_receipt_is_refused_or_found(all_receipts: list[Receipt]) -> None:
     deep: object = "x"
     for _ in range(12):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""Books that agree with the chain are found clean; what the two do not say alike is named, with its amounts."""
+"""Reconcile: a ledger that agrees with the chain is clean, and each difference is named with its amounts."""
 
 import asyncio
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ BAD = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
 
 @pytest.fixture(scope="module")
 def lived_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Payments, a rollback, transfers to itself, a cancel, deposits; and a payment that is on its way."""
+    """Payments, a rollback, transfers to itself, a cancel, deposits, and a payment in flight."""
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms) as devnet:
         world = World(devnet, tmp_path_factory.mktemp("lived"))
@@ -44,7 +44,7 @@ def lived_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 async def reconciled(run: Run, **query: int) -> dict[str, Any]:
-    """What an auditor with a token of his own is answered."""
+    """The answer to an auditor with a read-only token."""
     token = new_token(SystemRandomness())
     name, now_ms = hash_token(token)[:16], run.world.clock.now_ms()
     await run.context.write(
@@ -60,7 +60,7 @@ async def reconciled(run: Run, **query: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def paid(world: World, **more: Any) -> Any:
-    """A wallet that paid once, in ADA, and saw it confirmed."""
+    """A wallet with one confirmed ADA payment."""
     world.fund(100 * ADA, 100 * ADA)
     world.fund(20 * ADA, assets={TOKEN: 1000})
     async with world.run(**more) as run:
@@ -69,7 +69,7 @@ async def paid(world: World, **more: Any) -> Any:
 
 
 def agree(answer: dict[str, Any]) -> bool:
-    """Whether for each asset the chain is the books plus what is in flight."""
+    """Whether the chain equals the books plus what is in flight, for each asset."""
     rows = answer["balances"]
     return all(int(row["chain"]) - int(row["books"]) == int(row["in_flight"]) for row in rows)
 
@@ -91,7 +91,7 @@ async def spend_elsewhere(run: Run, lovelace: int) -> str:
     return plan.tx_id
 
 
-async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
+async def test_an_intact_ledger_with_a_full_history_agrees_with_the_chain(lived_world: World) -> None:
     world = lived_world
     async with world.run() as run:
         await run.run_pass()
@@ -104,7 +104,7 @@ async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
         assert agree(answer)
 
 
-async def test_a_part_of_the_past_agrees_too(lived_world: World) -> None:
+async def test_reconcile_from_a_later_slot_is_clean_too(lived_world: World) -> None:
     world = lived_world
     async with world.run() as run:
         await run.run_pass()
@@ -120,7 +120,7 @@ async def test_a_part_of_the_past_agrees_too(lived_world: World) -> None:
         assert counts[0] == whole
 
 
-async def test_what_is_in_flight_is_accounted_for_and_no_finding(world: World) -> None:
+async def test_payments_and_deposits_in_flight_are_listed_and_are_not_findings(world: World) -> None:
     world.terms = replace(world.terms, confirm_depth=3)
     async with paid(world) as run:
         in_block = await reconciled(run)
@@ -141,7 +141,7 @@ async def test_what_is_in_flight_is_accounted_for_and_no_finding(world: World) -
 
 
 async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_flight(world: World) -> None:
-    """It is booked when both list it, however many blocks that takes: nobody has done anything wrong."""
+    """It is booked once both list it, however many blocks that takes; nothing is wrong meanwhile."""
     with Relay(world.devnet).serving() as late:
         async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
             late.freeze(f"/addresses/{world.address}/utxos", "?count=100&page=1")
@@ -159,8 +159,8 @@ async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_fligh
             assert {told["kind"] for told in (await reconciled(run))["findings"]} >= {"foreign"}
 
 
-async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_finding(world: World) -> None:
-    """Its block is lower than the last one that payagent looked at, which is on the chain no more."""
+async def test_a_deposit_on_a_fork_payagent_has_not_seen_yet_is_not_a_finding(world: World) -> None:
+    """Its block is lower than the last one payagent read, which the fork has removed."""
     async with paid(world) as run:
         await run.settle_down(5)
         world.control("rollback", depth=5)
@@ -172,8 +172,8 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_fin
         assert agree(answer)
 
 
-async def test_a_deposit_in_the_blocks_of_a_fork_that_not_every_provider_lists_is_in_flight(world: World) -> None:
-    """Up to its height all was booked, but on another chain; payagent has seen the fork since."""
+async def test_a_deposit_on_a_fork_that_one_provider_does_not_list_yet_is_in_flight(world: World) -> None:
+    """payagent had booked past this height on the lost branch, and has seen the fork since."""
     with Relay(world.devnet).serving() as late:
         async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
             await run.settle_down(5)
@@ -187,8 +187,10 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_not_every_provider_lists_i
             assert agree(answer)
 
 
-async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world: World) -> None:
-    """It has seen the fork: a block that is not reached again yet, and a deposit that was denied only once."""
+async def test_a_rollback_payagent_is_not_sure_of_makes_reconcile_incomplete_without_a_finding(
+    world: World,
+) -> None:
+    """It has seen the fork, but the old height is not reached yet and the deposit was denied only once."""
     async with paid(world) as run:
         world.fund(7 * ADA)
         await run.settle_down()
@@ -205,8 +207,8 @@ async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world
         assert (answer["findings"], answer["clean"]) == ([], True)
 
 
-async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: World) -> None:
-    """All that is unspent is compared, so what is in a block and not booked is told, however old the block is."""
+async def test_reconcile_since_a_slot_still_includes_everything_not_booked_yet(world: World) -> None:
+    """All unspent outputs are compared, so a payment not booked yet is listed however old its block is."""
     world.terms = replace(world.terms, confirm_depth=3)
     async with paid(world) as run:
         asked = (1 << 53) - 1
@@ -223,7 +225,7 @@ async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: Worl
         assert settled["since_slot"] == run.context.chain.tip.slot
 
 
-async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
+async def test_an_external_spend_is_reported_until_payagent_books_it(world: World) -> None:
     async with paid(world) as run:
         tx_id = await spend_elsewhere(run, 3 * ADA)
         answer = await reconciled(run)
@@ -240,13 +242,13 @@ async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
             return sum(own) - sum(out.lovelace for out in spent)
 
         assert f"{world.devnet.run(moved)} lovelace" in finding["what"]
-        await run.settle_down()  # payagent has seen it, and its books follow
+        await run.settle_down()  # payagent sees it and books it
         answer = await reconciled(run)
         assert answer["clean"]
         assert agree(answer)
 
 
-async def test_amounts_that_were_changed_in_the_books_differ_from_the_chain(world: World) -> None:
+async def test_amounts_changed_in_the_ledger_are_reported_as_differing_from_the_chain(world: World) -> None:
     async with paid(world) as run:
         (row,) = [entry for entry in run.entries() if entry.kind == "post"]
         tamper(
@@ -259,7 +261,7 @@ async def test_amounts_that_were_changed_in_the_books_differ_from_the_chain(worl
         assert ("differing", "payments", row.payment_id) in told
 
 
-async def test_a_deposit_that_is_not_booked_is_foreign(world: World) -> None:
+async def test_a_deposit_missing_from_the_ledger_is_reported_as_foreign(world: World) -> None:
     async with paid(world) as run:
         world.fund(9 * ADA)
         await run.settle_down()
@@ -275,8 +277,8 @@ async def test_a_deposit_that_is_not_booked_is_foreign(world: World) -> None:
         assert f"{9 * ADA} lovelace" in foreign[0]["what"]
 
 
-async def test_what_was_lost_since_the_last_look_is_a_doubt_and_no_finding(world: World) -> None:
-    """Both blocks of the deposit and of the payment are lost, and payagent has not looked since."""
+async def test_a_rollback_since_the_last_pass_makes_reconcile_incomplete_without_a_finding(world: World) -> None:
+    """The blocks of the deposit and of the payment are rolled back, with no pass since."""
     async with paid(world) as run:
         world.fund(9 * ADA)
         await run.run_pass()
@@ -291,7 +293,7 @@ async def test_what_was_lost_since_the_last_look_is_a_doubt_and_no_finding(world
         assert str(payment.attempt.tx_id) in lost
 
 
-async def test_a_lost_block_of_what_is_not_booked_yet_is_in_flight(world: World) -> None:
+async def test_a_payment_whose_block_is_rolled_back_before_confirmation_stays_in_flight(world: World) -> None:
     world.terms = replace(world.terms, confirm_depth=3)
     world.block(3)
     async with paid(world) as run:
@@ -303,7 +305,7 @@ async def test_a_lost_block_of_what_is_not_booked_yet_is_in_flight(world: World)
         assert agree(answer)
 
 
-async def test_what_never_was_on_the_chain_is_missing(world: World) -> None:
+async def test_booked_payments_and_deposits_that_are_not_on_the_chain_are_reported_missing(world: World) -> None:
     async with paid(world) as run:
         world.fault("submit", "drop", count=10)
         lost = await run.pay("lost")
@@ -327,7 +329,7 @@ async def test_what_never_was_on_the_chain_is_missing(world: World) -> None:
 
 
 @pytest.mark.parametrize("below", ["/blocks/latest", "/addresses", "/txs", "/addresses/{}/utxos"])
-async def test_what_a_provider_does_not_answer_could_not_be_told(world: World, below: str) -> None:
+async def test_reconcile_is_incomplete_when_the_only_provider_fails(world: World, below: str) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"only": relay.url}) as run:
             relay.tell(below.format(world.address), 500, BAD)
@@ -339,7 +341,7 @@ async def test_what_a_provider_does_not_answer_could_not_be_told(world: World, b
             assert (await reconciled(run))["clean"]
 
 
-async def test_the_next_provider_is_asked_where_one_does_not_answer(world: World) -> None:
+async def test_reconcile_asks_the_next_provider_when_one_fails(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"first": relay.url, "second": world.devnet.chain_url}) as run:
             relay.tell("/txs", 500, BAD)
@@ -347,7 +349,7 @@ async def test_the_next_provider_is_asked_where_one_does_not_answer(world: World
             assert (answer["clean"], answer["provider"]) == (True, "second")
 
 
-async def test_a_transaction_that_a_provider_leaves_out_is_no_agreement(world: World) -> None:
+async def test_a_transaction_the_provider_does_not_list_makes_reconcile_incomplete(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"only": relay.url}) as run:
             relay.freeze(f"/addresses/{world.address}/transactions", "?order=desc")
@@ -357,8 +359,8 @@ async def test_a_transaction_that_a_provider_leaves_out_is_no_agreement(world: W
             assert "does not list it" in answer["could_not_tell"][0]
 
 
-async def test_a_chain_that_does_not_stand_still_is_read_until_it_does(world: World) -> None:
-    """A block comes with every listing of the coins, three times; then one that never ends."""
+async def test_the_history_is_read_again_while_new_blocks_arrive_but_not_forever(world: World) -> None:
+    """A new block arrives during each of three reads; later, during every read."""
     moves = 3
 
     class Moving(Blockfrost):
@@ -381,7 +383,7 @@ async def test_a_chain_that_does_not_stand_still_is_read_until_it_does(world: Wo
     await source.aclose()
 
 
-async def test_a_fork_while_it_is_read_leaves_nothing_of_the_lost_branch(world: World) -> None:
+async def test_a_fork_during_the_read_leaves_nothing_of_the_lost_branch(world: World) -> None:
     forks = 1
 
     class Forking(Blockfrost):

@@ -1,4 +1,4 @@
-"""More payments take verify and an export no more memory, and no more work for each of them.
+"""Verify and export: more payments need no more memory, and no more work for each payment.
 
 By hand, with times: `python tests/audit/test_audit_size.py 50000`, or with a file that scripts/make_ledger made;
 with `verify`, or the name of a form, behind it for that alone.
@@ -47,7 +47,7 @@ def make(path: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One ledger of a few payments, and one of twice as many."""
+    """A ledger with a few payments, and one with twice as many."""
     folder = tmp_path_factory.mktemp("ledgers")
     return make(folder / "few.db", FEW), make(folder / "many.db", MANY)
 
@@ -78,7 +78,7 @@ def peak_bytes(act: Callable[[], object]) -> int:
 
 @contextmanager
 def counted(conn: Connection) -> Iterator[dict[str, int]]:
-    """How many statements are run meanwhile, and how many hundreds of steps SQLite takes for them."""
+    """Count the statements run meanwhile, and SQLite's steps for them in hundreds."""
     counts = {"statements": 0, "steps": 0}
 
     def count(what: str) -> None:
@@ -92,21 +92,23 @@ def counted(conn: Connection) -> Iterator[dict[str, int]]:
 
 
 @pytest.mark.parametrize("form", get_args(Format))
-def test_the_whole_export_is_never_in_memory(ledgers: tuple[Path, Path], form: Format) -> None:
+def test_an_export_does_not_hold_the_whole_ledger_in_memory(ledgers: tuple[Path, Path], form: Format) -> None:
     few, many = (peak_bytes(lambda path=path: chars_of(path, form)) for path in ledgers)
     assert chars_of(ledgers[1], form) > 300_000
     assert many < PEAK_MAX_BYTES
     assert many < few + GROWTH_MAX_BYTES
 
 
-def test_the_books_are_never_in_memory_when_they_are_verified(ledgers: tuple[Path, Path]) -> None:
+def test_verify_does_not_hold_the_whole_ledger_in_memory(ledgers: tuple[Path, Path]) -> None:
     assert [found_in(path) for path in ledgers] == [[], []]
     few, many = (peak_bytes(lambda path=path: found_in(path)) for path in ledgers)
     assert many < PEAK_MAX_BYTES
     assert many < few + GROWTH_MAX_BYTES
 
 
-def test_twice_the_payments_are_twice_the_work_and_no_more_queries(ledgers: tuple[Path, Path]) -> None:
+def test_verify_takes_twice_the_work_for_twice_the_payments_and_few_more_queries(
+    ledgers: tuple[Path, Path],
+) -> None:
     work = []
     for path in ledgers:
         with Readers(path).snapshot() as conn:
@@ -119,7 +121,9 @@ def test_twice_the_payments_are_twice_the_work_and_no_more_queries(ledgers: tupl
     assert many["statements"] < few["statements"] + FEW / 5
 
 
-def test_many_payments_are_checked_by_several_processes_alike(ledgers: tuple[Path, Path], tmp_path: Path) -> None:
+def test_verify_split_over_processes_finds_the_changed_payments(
+    ledgers: tuple[Path, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(ledgers[1].read_bytes())
     changed = (1, MANY // 2, MANY)
@@ -150,7 +154,7 @@ with Readers(Path(sys.argv[1])).snapshot() as conn, shared_out(conn, owner_of(co
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has no helpers")
-def test_helper_processes_end_with_a_killed_daemon(ledgers: tuple[Path, Path]) -> None:
+def test_helper_processes_end_when_the_daemon_is_killed(ledgers: tuple[Path, Path]) -> None:
     command = [sys.executable, "-c", SHARED_OUT, str(ledgers[0]), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

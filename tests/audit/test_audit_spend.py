@@ -1,4 +1,4 @@
-"""What left the wallet, told in every way, is what left it on the chain; a balance is what was booked."""
+"""Spend reports equal what left the wallet on the chain, in every grouping; balances equal their postings."""
 
 import asyncio
 import sqlite3
@@ -26,7 +26,7 @@ STRANGER = encode_address(bytes([0x60]) + bytes(28))
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A wallet with a past, of which nothing is in flight any more, that has sent something away."""
+    """A wallet with a full history, nothing in flight and one transfer to a stranger."""
 
     async def go_on(world: World) -> None:
         await live(world)
@@ -58,7 +58,9 @@ def in_all(rows: list[SpendRow]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("by", [(), ("merchant", "day"), ("app", "month"), ("day",), ("app", "merchant")])
-def test_what_left_is_what_the_chain_lacks_of_the_deposits(ended: World, by: tuple[SpendKey, ...]) -> None:
+def test_total_spend_equals_deposits_minus_the_balance_on_the_chain(
+    ended: World, by: tuple[SpendKey, ...]
+) -> None:
     rows = spent(ended.folder / "ledger.db", by)
     left = {asset: units - ended.on_chain().get(asset, 0) for asset, units in DEPOSITED.items()}
     assert in_all(rows) == left
@@ -69,7 +71,7 @@ def test_what_left_is_what_the_chain_lacks_of_the_deposits(ended: World, by: tup
     }
 
 
-def test_a_payment_counts_once_whatever_a_rollback_did_in_between(ended: World) -> None:
+def test_a_payment_counts_once_even_after_a_rollback(ended: World) -> None:
     path = ended.folder / "ledger.db"
     with closing(sqlite3.connect(path)) as conn:
         (posts,) = conn.execute("SELECT COUNT(*) FROM entries WHERE kind = 'post'").fetchone()
@@ -82,7 +84,7 @@ def test_a_payment_counts_once_whatever_a_rollback_did_in_between(ended: World) 
     assert sum(row.payments for row in groups) == counted["lovelace"]
 
 
-def test_days_are_in_utc_and_a_part_is_a_part(ended: World) -> None:
+def test_spend_groups_by_utc_day_and_honours_each_filter(ended: World) -> None:
     path = ended.folder / "ledger.db"
     with closing(sqlite3.connect(path)) as conn:
         days = {day for (day,) in conn.execute("SELECT DISTINCT day FROM v_spend")}
@@ -96,7 +98,7 @@ def test_days_are_in_utc_and_a_part_is_a_part(ended: World) -> None:
     assert spent(path, (), Selection(kind="deposit")) == []
 
 
-def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None:
+def test_a_text_search_finds_an_entry_by_any_of_its_names_and_nothing_else(lived: Past) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         payment, tx_id, origin, invoice = conn.execute(
             "SELECT p.id, p.tx_id, v.origin, v.invoice_id FROM payments p JOIN invoices v ON v.seq = "
@@ -112,7 +114,7 @@ def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None
 
         for text in (payment, payment[4:20].upper(), tx_id[:40], invoice):
             assert found(text) == {payment}, text
-        paid = found(origin) - {None}  # a use of what was bought there is of no payment
+        paid = found(origin) - {None}  # a prepaid use has no payment
         assert payment in paid
         assert found("POST /chat ") == found("post /CHAT ") == paid
         assert found("prepaid:") - {None} < paid
@@ -139,7 +141,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("statement", "account"), CHANGES)
-def test_a_balance_that_is_not_what_was_posted_is_named(
+def test_verify_names_a_balance_that_differs_from_its_postings(
     lived: Past, tmp_path: Path, statement: str, account: str
 ) -> None:
     path = fresh(lived.path, tmp_path)

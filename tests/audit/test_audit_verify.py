@@ -1,4 +1,4 @@
-"""Books that are whole are found clean; whoever changes a row is found, with the row's name."""
+"""Verify: an intact ledger is clean, and every changed, added or removed row is found and named."""
 
 import json
 import sqlite3
@@ -36,7 +36,7 @@ A_POST = "(SELECT MIN(id) FROM entries WHERE kind = 'post')"
 OTHER = "b" * 64
 
 
-def test_a_past_with_everything_in_it_is_clean(lived: Past) -> None:
+def test_verify_finds_nothing_in_an_intact_ledger(lived: Past) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         states = {state for (state,) in conn.execute("SELECT state FROM payments")}
         kinds = {kind for (kind,) in conn.execute("SELECT kind FROM entries")}
@@ -45,9 +45,7 @@ def test_a_past_with_everything_in_it_is_clean(lived: Past) -> None:
     assert findings(lived.path, lived.owner) == []
 
 
-def test_a_program_by_the_auditors_page_alone_finds_the_head_and_what_was_changed(
-    lived: Past, tmp_path: Path
-) -> None:
+def test_the_documented_program_computes_the_head_and_detects_a_deleted_row(lived: Past, tmp_path: Path) -> None:
     (program,) = blocks("Compute the head without payagent", "docs/how-to/compute-the-head.md", "python")
 
     def run(path: Path) -> tuple[int, str]:
@@ -190,14 +188,14 @@ MAY_REFER = {"apps": "payments", "intents": "payments"}
 
 
 @pytest.mark.parametrize(("table", "statement", "row"), CASES, ids=[case[1][:70] for case in CASES])
-def test_what_was_changed_is_found_and_named(
+def test_verify_names_the_row_that_was_changed(
     lived: Past, tmp_path: Path, table: str, statement: str, row: str | None
 ) -> None:
     path = fresh(lived.path, tmp_path)
     tamper(path, statement)
     found = findings(path, lived.owner)
     named = {finding.table for finding in found}
-    # a row that refers to what is not there is named for it
+    # a row that refers to a missing row is named instead
     assert table in named or MAY_REFER.get(table) in named, found
     if row is not None:
         assert row in {finding.row for finding in found if finding.table == table}, found
@@ -215,10 +213,10 @@ FOLLOWS_FROM_NOTHING = {
     ("alerts", "next_try_at_ms"),
     ("alerts", "delivered_at_ms"),
 }
-"""What of a row is how far something got, and is told by no event."""
+"""Columns that record progress, which no event reports."""
 
 
-def test_the_auditors_page_says_what_is_not_judged() -> None:
+def test_the_ledger_checks_page_lists_the_columns_that_are_not_checked() -> None:
     judged = (Path(__file__).parents[2] / "docs/reference/ledger-checks.md").read_text()
     for table, column in FOLLOWS_FROM_NOTHING:
         assert f"`{table}`" in judged
@@ -226,7 +224,7 @@ def test_the_auditors_page_says_what_is_not_judged() -> None:
 
 
 class Opened:
-    """The past without guards, and what verify finds of it before anything is changed."""
+    """The ledger without triggers, and what verify finds in it before any change."""
 
     def __init__(self, conn: sqlite3.Connection, past: Past) -> None:
         self.conn = conn
@@ -235,7 +233,7 @@ class Opened:
 
     @contextmanager
     def changed(self, *statements: str) -> Iterator[set[tuple[str, str]]]:
-        """(table, row) of what is found after the statements, which are taken back."""
+        """(table, row) of each new finding after the statements, which are rolled back."""
         self.conn.execute("BEGIN")
         try:
             for statement in statements:
@@ -245,12 +243,12 @@ class Opened:
             self.conn.execute("ROLLBACK")
 
     def numbers(self, table: str) -> list[int]:
-        """The first row, one in the middle and the last."""
+        """The first, a middle and the last row."""
         found = [number for (number,) in self.conn.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
         return [found[0], found[len(found) // 2], found[-1]]
 
     def names(self, table: str, number: int) -> set[tuple[str, str]]:
-        """What the row may be called."""
+        """The names a finding may give the row."""
         columns = [row[1] for row in self.conn.execute(f"PRAGMA table_info({table})")]
         values = self.conn.execute(f"SELECT * FROM {table} WHERE rowid = ?", (number,)).fetchone()
         row = dict(zip(columns, values, strict=True))
@@ -271,7 +269,7 @@ OTHER_VALUE = (
 
 
 @pytest.mark.parametrize(("table", "column"), [one for one in all_columns() if one not in FOLLOWS_FROM_NOTHING])
-def test_a_changed_value_of_any_column_is_found_and_its_row_named(opened: Opened, table: str, column: str) -> None:
+def test_verify_names_the_row_when_any_column_is_changed(opened: Opened, table: str, column: str) -> None:
     kinds = {row[1]: row[2] for row in opened.conn.execute(f"PRAGMA table_info({table})")}
     value = OTHER_VALUE.format(column, "'x'" if kinds[column] == "TEXT" else "100000")
     if kinds[column] == "BLOB":
@@ -283,7 +281,7 @@ def test_a_changed_value_of_any_column_is_found_and_its_row_named(opened: Opened
 
 
 @pytest.mark.parametrize("table", sorted(KEPT))
-def test_a_row_that_was_removed_is_named(opened: Opened, table: str) -> None:
+def test_verify_names_a_row_that_was_removed(opened: Opened, table: str) -> None:
     numbers = opened.numbers(table)
     for number in numbers if table != "seals" else numbers[:-1]:
         with opened.changed(f"DELETE FROM {table} WHERE rowid = {number}") as found:
@@ -291,28 +289,28 @@ def test_a_row_that_was_removed_is_named(opened: Opened, table: str) -> None:
 
 
 @pytest.mark.parametrize("table", sorted(KEPT))
-def test_two_rows_that_changed_places_are_named(opened: Opened, table: str) -> None:
+def test_verify_names_two_rows_that_were_swapped(opened: Opened, table: str) -> None:
     first, _, last = opened.numbers(table)
     swap = [f"UPDATE {table} SET rowid = {new} WHERE rowid = {old}" for old, new in ((first, -9), (last, first))]
     with opened.changed(*swap, f"UPDATE {table} SET rowid = {last} WHERE rowid = -9") as found:
         assert found >= {(table, str(first)), (table, str(last))}
 
 
-def test_the_newest_seal_cannot_go_without_its_rows(opened: Opened) -> None:
+def test_removing_the_newest_seal_leaves_its_rows_unsealed(opened: Opened) -> None:
     last = opened.numbers("seals")[-1]
     (what,) = opened.conn.execute(f"SELECT what FROM seals WHERE seq = {last}").fetchone()
     with opened.changed(f"DELETE FROM seals WHERE seq = {last}") as found:
         assert found == {(table, str(n)) for table, (a, b) in json.loads(what).items() for n in range(a, b + 1)}
 
 
-def test_a_row_that_was_put_in_beside_the_daemon_is_in_no_seal(opened: Opened) -> None:
+def test_a_row_added_without_the_daemon_is_in_no_seal(opened: Opened) -> None:
     last = opened.numbers("meta")[-1]
     with opened.changed("INSERT INTO meta VALUES ('mine', 'x')") as found:
         assert found == {("meta", str(last + 1))}
 
 
-def test_what_was_cut_off_is_found_by_who_noted_the_head(lived: Past, tmp_path: Path) -> None:
-    """All newest rows of all tables with their seals: what is left is what the file was at an earlier time."""
+def test_an_earlier_copy_of_the_ledger_is_detected_with_a_noted_head(lived: Past, tmp_path: Path) -> None:
+    """Without the newest rows and seals, what is left is the file of an earlier time."""
     early, late = copy_of(lived.early, tmp_path), lived.path
     noted = head_of(late, lived.owner)
     assert findings(early, lived.owner) == []
@@ -324,7 +322,7 @@ def test_what_was_cut_off_is_found_by_who_noted_the_head(lived: Past, tmp_path: 
     assert (found.table, found.row) == ("seals", str(noted.seq))
 
 
-def test_a_guard_that_is_missing_or_weaker_is_named(lived: Past, tmp_path: Path) -> None:
+def test_verify_names_a_trigger_that_is_missing_or_weakened(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path)) as conn:
         conn.execute(f"DROP TRIGGER {GUARDS[0].name}")
@@ -333,7 +331,7 @@ def test_a_guard_that_is_missing_or_weaker_is_named(lived: Past, tmp_path: Path)
     assert [finding.row for finding in findings(path, lived.owner)] == [GUARDS[0].name, GUARDS[1].name]
 
 
-def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) -> None:
+def test_verify_names_a_trigger_that_payagent_did_not_create(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("CREATE TRIGGER mine AFTER INSERT ON holds BEGIN UPDATE holds SET released_at_ms = 1; END")
@@ -342,13 +340,13 @@ def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) ->
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A world of its own, whose devnet goes by the clock that the test moves."""
+    """A separate world whose devnet follows the test's clock."""
     with world_with_clock(tmp_path) as apart:
         yield apart
 
 
-async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it(world: World) -> None:
-    """The parent was paid by another attempt, so that what its child was to spend can never be."""
+async def test_a_void_by_another_payments_transaction_needs_a_block_that_holds_it(world: World) -> None:
+    """Another attempt of the parent landed, so the child's input can never exist."""
     world.fund(300 * ADA)
     async with world.run(terms=with_terms(unconfirmed_ancestors_max=8, settle_depth=25)) as run:
         parent, child, _ = await replace_parent(world, run)
@@ -367,13 +365,11 @@ async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it
 
 
 NO_JSON = ("{", '{"a":' + "[" * 10_000 + "]" * 10_000 + "}")
-"""What cannot be read at all, and what is too deep to be."""
+"""Not JSON, and JSON nested too deeply."""
 
 
 @pytest.mark.parametrize("detail", NO_JSON, ids=["torn", "deep"])
-def test_an_event_that_cannot_be_read_is_named_and_hides_no_other_finding(
-    lived: Past, tmp_path: Path, detail: str
-) -> None:
+def test_an_unreadable_event_is_named_and_hides_no_other_finding(lived: Past, tmp_path: Path, detail: str) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         last = dict(conn.execute("SELECT event, MAX(seq) FROM events GROUP BY event"))
     path = fresh(lived.path, tmp_path)
@@ -401,10 +397,10 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("table", "statement"), UNREADABLE, ids=[one[1][:40] for one in UNREADABLE])
-def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_finding(
+def test_an_invalid_column_value_is_found_and_hides_no_other_finding(
     lived: Past, tmp_path: Path, table: str, statement: str
 ) -> None:
-    """Who can write the file can also have its tables take anything."""
+    """Anyone who can write the file can also remove the column types."""
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA writable_schema = ON")
@@ -424,9 +420,7 @@ def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_findin
     assert head_of(path, lived.owner) == head_of(lived.path, lived.owner)
 
 
-def test_of_a_payment_that_cannot_be_read_at_all_only_its_own_findings_are_missed(
-    lived: Past, tmp_path: Path
-) -> None:
+def test_an_unreadable_payment_hides_no_finding_about_other_payments(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path)) as conn:
         others = [payment_id for (payment_id,) in conn.execute("SELECT id FROM payments WHERE seq <> 3")]
@@ -450,7 +444,7 @@ DEEP = [
 
 
 @pytest.mark.parametrize(("table", "statement"), DEEP, ids=[one[0] for one in DEEP])
-def test_a_text_that_is_too_deep_to_be_read_is_found_and_hides_no_other_finding(
+def test_json_nested_too_deeply_is_found_and_hides_no_other_finding(
     lived: Past, tmp_path: Path, table: str, statement: str
 ) -> None:
     path = fresh(lived.path, tmp_path)
@@ -459,8 +453,8 @@ def test_a_text_that_is_too_deep_to_be_read_is_found_and_hides_no_other_finding(
     assert head_of(path, lived.owner).seq == head_of(lived.path, lived.owner).seq
 
 
-def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
-    """Auditors read the file by them, and no row of a table says what they leave out."""
+def test_verify_names_a_view_that_was_changed_or_removed(lived: Past, tmp_path: Path) -> None:
+    """Auditors read the ledger through views, and no table row shows what a view leaves out."""
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path)) as conn:
         (made,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'v_spend'").fetchone()
@@ -473,7 +467,7 @@ def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) 
     ]
 
 
-def test_a_ledger_of_an_older_payagent_is_said_to_be_one(lived: Past, tmp_path: Path) -> None:
+def test_verify_says_when_the_ledger_is_from_an_older_payagent(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
     (only,) = findings(path, lived.owner)
@@ -510,13 +504,15 @@ OF_NOTHING = [
 
 
 @pytest.mark.parametrize(("table", "statement"), OF_NOTHING, ids=[table for table, _ in OF_NOTHING])
-def test_what_was_added_for_nothing_is_named(lived: Past, tmp_path: Path, table: str, statement: str) -> None:
+def test_verify_names_added_rows_that_belong_to_nothing(
+    lived: Past, tmp_path: Path, table: str, statement: str
+) -> None:
     path = fresh(lived.path, tmp_path)
     append(path, statement)
     assert table in {finding.table for finding in findings(path, lived.owner)}
 
 
-def test_a_use_that_no_move_books_is_named(lived: Past, tmp_path: Path) -> None:
+def test_verify_names_a_use_entry_without_a_prepaid_use(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     append(
         path,
@@ -527,8 +523,8 @@ def test_a_use_that_no_move_books_is_named(lived: Past, tmp_path: Path) -> None:
     assert ("entries", "1000") in {(finding.table, finding.row) for finding in findings(path, lived.owner)}
 
 
-def test_another_wallets_books_are_not_these(lived: Past) -> None:
-    """The bytes are signed by one key: with another owner every transaction is a finding."""
+def test_verify_rejects_the_ledger_of_another_wallet(lived: Past) -> None:
+    """One key signed all bytes: with another owner every transaction is a finding."""
     other = lived.owner.address.raw
     owner = replace(lived.owner, address=encode_address(other[:1] + bytes(28) + other[29:]))
     assert {finding.table for finding in findings(lived.path, owner)} >= {"attempts", "holds"}

@@ -1,4 +1,4 @@
-"""The views of the file, as the programs see them that people read it with."""
+"""The ledger's SQL views, as sqlite-utils and other SQLite programs show them."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ def empty(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield conn
 
 
-def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
+def test_v_payments_has_one_complete_row_per_payment(lived: Past) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         ids = [payment for (payment,) in conn.execute("SELECT id FROM payments ORDER BY seq")]
         kept = [row for payment in ids if (row := payments.payment(conn, payment)) is not None]
@@ -75,7 +75,7 @@ def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
     assert {row["asset"] for row in told} == {LOVELACE, TOKEN}
 
 
-def test_spend_is_the_postings_that_left_and_adds_up(lived: Past) -> None:
+def test_v_spend_lists_what_left_the_wallet_and_adds_up_to_the_total(lived: Past) -> None:
     told = rows(lived.path, "v_spend")
     assert {row["kind"] for row in told} == {"post", "post_reversed", "release"}
     assert any(row["units"].startswith("-") for row in told)
@@ -90,7 +90,7 @@ def test_spend_is_the_postings_that_left_and_adds_up(lived: Past) -> None:
         assert sums == {row.asset: row.total for row in journal.spend(conn, (), EVERYTHING)}
 
 
-def test_ada_is_exact_below_zero_too(empty: sqlite3.Connection) -> None:
+def test_the_ada_column_is_exact_for_negative_amounts_too(empty: sqlite3.Connection) -> None:
     many = [1, -1, 999_999, -999_999, 1_000_000, -1_000_001, 45 * 10**15, -45 * 10**15, MOST, -MOST, -(2**63)]
     empty.execute(
         "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, created_at_ms, "
@@ -107,8 +107,8 @@ def test_ada_is_exact_below_zero_too(empty: sqlite3.Connection) -> None:
     assert {(at, day) for *_, at, day in told} == {("2026-11-24T13:38:18.003Z", "2026-11-24")}
 
 
-def test_amounts_that_no_column_holds_hide_no_other_row(empty: sqlite3.Connection) -> None:
-    """A merchant may ask for anything: what was refused is a row too."""
+def test_an_amount_too_big_for_a_column_is_null_and_hides_no_other_row(empty: sqlite3.Connection) -> None:
+    """A merchant may ask for any amount, and a refused payment is a row too."""
     output = '{{"role": "{}", "address": "a", "asset": "token", "units": "{}"}}'
     for name, units in (("most", (MOST - 1, 1)), ("above", (MOST, 1)), ("far above", (MOST,) * 16)):
         outputs = ",".join(output.format("split", n) for n in units)
@@ -121,8 +121,10 @@ def test_amounts_that_no_column_holds_hide_no_other_row(empty: sqlite3.Connectio
     assert told == [("most", MOST), ("above", None), ("far above", None)]
 
 
-def test_what_a_merchant_says_stands_beside_a_balance_of_its_unit_alone(empty: sqlite3.Connection) -> None:
-    """Without a unit it means calls: so it is compared everywhere."""
+def test_v_prepaid_shows_a_merchants_report_only_beside_the_balance_in_that_unit(
+    empty: sqlite3.Connection,
+) -> None:
+    """A report without a unit counts as calls, as it does everywhere."""
     empty.execute("INSERT INTO prepaid_pools VALUES (1, 'https://m.example', '', 'addr', 1)")
     for unit in ("calls", LOVELACE):
         empty.execute("INSERT INTO prepaid_totals VALUES (1, ?, 9, 0, 0)", (unit,))
@@ -136,7 +138,7 @@ def test_what_a_merchant_says_stands_beside_a_balance_of_its_unit_alone(empty: s
         assert (by_unit["calls"], by_unit[LOVELACE]) == told, unit
 
 
-def test_the_programs_that_people_use_see_the_views(lived: Past, tmp_path: Path) -> None:
+def test_sqlite_utils_lists_and_queries_the_views(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     listed = sqlite_utils("views", path, "--counts")
     assert '"view": "v_payments"' in listed
@@ -145,7 +147,7 @@ def test_the_programs_that_people_use_see_the_views(lived: Past, tmp_path: Path)
     assert '"app": "test"' in sqlite_utils(path, question)
 
 
-def test_each_column_of_each_view_is_explained(empty: sqlite3.Connection) -> None:
+def test_the_docs_explain_every_column_of_every_view(empty: sqlite3.Connection) -> None:
     text = PAGE.read_text()
     views = [name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
     assert set(views) >= {"v_payments", "v_spend"}

@@ -1,4 +1,4 @@
-"""A world whose devnet goes by the clock that a test puts off."""
+"""A world whose devnet follows a clock that a test can move."""
 
 from collections.abc import Iterator
 from pathlib import Path

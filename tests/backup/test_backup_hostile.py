@@ -1,4 +1,4 @@
-"""Files that are no backup, or no whole one; places that are taken; full disks; processes that are killed."""
+"""Invalid and damaged backups, existing files, full disks and killed processes."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def write(path: Path, members: Members, form: int = tarfile.GNU_FORMAT, **odd: o
 
 
 def told(members: Members, **changes: object) -> Members:
-    """The same, with another manifest."""
+    """The same members with a changed manifest."""
     manifest = json.loads(members["manifest.json"]) | changes
     return members | {"manifest.json": json.dumps(manifest).encode()}
 
@@ -104,15 +104,13 @@ async def refuse(world: World, path: Path, code: str = "file_invalid/backup") ->
     return refused.value.detail
 
 
-async def test_what_tar_writes_of_the_same_members_is_taken(world: World, backup: Path) -> None:
-    """The form is plain: the cases below are refused for what was bent, and for nothing else."""
+async def test_a_tar_repacked_with_the_same_members_is_accepted(world: World, backup: Path) -> None:
+    """This shows that the cases below are refused for their one defect only."""
     await put_back(world, write(backup.with_name("same.tar"), members_of(backup)))
 
 
 @pytest.mark.parametrize("bent", BENT)
-async def test_what_is_not_as_it_is_to_be_is_refused_and_leaves_nothing(
-    world: World, backup: Path, bent: str
-) -> None:
+async def test_a_malformed_backup_is_refused_and_leaves_no_files(world: World, backup: Path, bent: str) -> None:
     await refuse(world, write(backup.with_name("bent.tar"), BENT[bent](members_of(backup))))
 
 
@@ -128,7 +126,7 @@ async def test_what_is_not_as_it_is_to_be_is_refused_and_leaves_nothing(
         {"size": -1},
     ],
 )
-async def test_a_member_that_is_no_plain_file_is_refused(
+async def test_a_tar_member_that_is_not_a_regular_file_is_refused(
     world: World, backup: Path, odd: dict[str, object]
 ) -> None:
     members = members_of(backup)
@@ -143,7 +141,7 @@ async def test_a_member_that_is_no_plain_file_is_refused(
     await refuse(world, path)
 
 
-async def test_an_extended_header_is_not_followed(world: World, backup: Path) -> None:
+async def test_a_pax_header_cannot_redirect_a_member(world: World, backup: Path) -> None:
     pax = {"path": "../ledger.db"}
     await refuse(
         world, write(backup.with_name("bent.tar"), members_of(backup), tarfile.PAX_FORMAT, pax_headers=pax)
@@ -151,7 +149,7 @@ async def test_an_extended_header_is_not_followed(world: World, backup: Path) ->
 
 
 @pytest.mark.parametrize("kept", [0, 100, 512, 5000, -1024, -10_000])
-async def test_a_file_that_was_cut_off_is_refused(world: World, backup: Path, kept: int) -> None:
+async def test_a_truncated_backup_is_refused(world: World, backup: Path, kept: int) -> None:
     whole = backup.read_bytes().rstrip(b"\0")
     content = backup.read_bytes()[: len(whole) + 100] if kept == -1024 else backup.read_bytes()[:kept]
     (cut := backup.with_name("cut.tar")).write_bytes(content)
@@ -159,12 +157,12 @@ async def test_a_file_that_was_cut_off_is_refused(world: World, backup: Path, ke
 
 
 @pytest.mark.parametrize("added", [b"x", b"\0" * 100_000])
-async def test_a_file_that_goes_on_is_refused(world: World, backup: Path, added: bytes) -> None:
+async def test_a_backup_with_trailing_data_is_refused(world: World, backup: Path, added: bytes) -> None:
     (long := backup.with_name("long.tar")).write_bytes(backup.read_bytes() + added)
     await refuse(world, long)
 
 
-async def test_a_pipe_a_folder_and_nothing_are_no_backups(world: World, backup: Path) -> None:
+async def test_a_pipe_a_folder_or_a_missing_file_is_refused_as_a_backup(world: World, backup: Path) -> None:
     os.mkfifo(pipe := backup.with_name("pipe"))
     (folder := backup.with_name("folder")).mkdir()
     for path in (pipe, folder):
@@ -173,8 +171,8 @@ async def test_a_pipe_a_folder_and_nothing_are_no_backups(world: World, backup: 
         await put_back(world, backup.with_name("nothing"))
 
 
-async def test_a_compressed_one_is_refused(world: World, backup: Path) -> None:
-    """Unpacking it could take any room."""
+async def test_a_compressed_backup_is_refused(world: World, backup: Path) -> None:
+    """Unpacking it could fill the disk."""
     path = backup.with_name("backup.tgz")
     with tarfile.open(path, "w:gz") as tar:
         tar.add(backup, "ledger.db")
@@ -196,7 +194,9 @@ async def test_a_backup_of_another_network_is_refused(world: World, backup: Path
         ("ledger.db-wal", "already_exists/file"),
     ],
 )
-async def test_a_wallet_that_is_there_is_not_touched(world: World, backup: Path, name: str, code: str) -> None:
+async def test_a_restore_does_not_touch_an_existing_wallet(
+    world: World, backup: Path, name: str, code: str
+) -> None:
     data_dir = world.folder.with_name("restored")
     data_dir.mkdir(mode=0o700)
     (data_dir / name).write_text("precious")
@@ -204,14 +204,14 @@ async def test_a_wallet_that_is_there_is_not_touched(world: World, backup: Path,
     assert (data_dir / name).read_text() == "precious"
 
 
-async def test_a_folder_that_others_may_read_is_not_used(world: World, backup: Path) -> None:
+async def test_a_restore_refuses_a_folder_that_others_can_read(world: World, backup: Path) -> None:
     data_dir = world.folder.with_name("restored")
     data_dir.mkdir(mode=0o755)
     (data_dir / "something").touch()
     await refuse(world, backup, "config_invalid")
 
 
-async def test_a_backup_does_not_overwrite(world: World, backup: Path) -> None:
+async def test_a_backup_never_overwrites_a_file(world: World, backup: Path) -> None:
     before = backup.read_bytes()
     with pytest.raises(Refused, match="already_exists/file"):
         taken(world)
@@ -236,7 +236,7 @@ def command(name: str, backup: Path, data_dir: Path, **options: object) -> "subp
 
 @pytest.mark.parametrize("name", ["backup", "restore"])
 @pytest.mark.parametrize("room_bytes", [8_192, 100_000])
-async def test_a_full_disk_is_told_and_leaves_nothing(
+async def test_a_full_disk_ends_backup_and_restore_with_an_error_and_leaves_no_files(
     world: World, backup: Path, name: str, room_bytes: int
 ) -> None:
     data_dir = world.folder if name == "backup" else world.folder.with_name("restored")
@@ -254,10 +254,10 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     assert listing(world.folder.parent) == before
 
 
-async def test_one_that_was_killed_leaves_no_wallet_and_does_not_keep_the_next_out(
+async def test_a_killed_restore_leaves_no_wallet_and_does_not_block_the_next_one(
     world: World, backup: Path
 ) -> None:
-    """It is killed while it waits for a provider that never answers, with everything unpacked."""
+    """It is killed after unpacking, while it waits for a provider that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         data_dir = world.folder.with_name("restored")
         settings_of(data_dir, f"http://127.0.0.1:{silent.getsockname()[1]}/api/v0")
@@ -273,7 +273,7 @@ async def test_one_that_was_killed_leaves_no_wallet_and_does_not_keep_the_next_o
     assert listing(restored.data_dir) == {"keystore.json", "ledger.db", "operator.token"}
 
 
-async def test_ctrl_c_leaves_nothing(world: World, backup: Path) -> None:
+async def test_ctrl_c_during_a_restore_leaves_no_files(world: World, backup: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         data_dir = world.folder.with_name("restored")
         settings_of(data_dir, f"http://127.0.0.1:{silent.getsockname()[1]}/api/v0")

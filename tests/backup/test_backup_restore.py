@@ -1,4 +1,4 @@
-"""A wallet that comes back from a backup: what it knows, what it does not, and that it never pays by it twice."""
+"""A wallet restored from a backup: what it knows, what it lost, and that it never pays twice."""
 
 import sqlite3
 import stat
@@ -25,7 +25,7 @@ from payagent.store.rows import payments
 
 @dataclass
 class Lost:
-    """A payment after the backup: the coins that it spent, and what left the wallet by it."""
+    """A payment made after the backup: the UTxOs it spent, and what left the wallet."""
 
     backup: Path
     spent: set[str]
@@ -48,7 +48,7 @@ async def pass_quiet(world: World) -> None:
     world.block()
 
 
-async def test_a_backup_is_taken_beside_the_payments_and_has_all_that_was_before_it(world: World) -> None:
+async def test_a_backup_taken_while_payments_run_has_everything_before_it(world: World) -> None:
     world.fund(100 * ADA, 100 * ADA)
     async with world.run() as run:
         known = await run.pay_in_block("known")
@@ -64,8 +64,8 @@ async def test_a_backup_is_taken_beside_the_payments_and_has_all_that_was_before
         assert run.entries() == head[-len(run.entries()) :]
 
 
-async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world: World) -> None:
-    """One by the new payagent would be none that the older one takes."""
+async def test_a_newer_payagent_refuses_to_back_up_an_older_ledger(world: World) -> None:
+    """The older payagent could not read a backup made by the newer one."""
     await lost_payment(world)
     of_an_older_payagent(world.folder / LEDGER)
     with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
@@ -73,7 +73,7 @@ async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world
     assert caught.value.name == "file_invalid/backup"
 
 
-async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: World) -> None:
+async def test_a_restored_wallet_has_private_files_and_leaves_no_others(world: World) -> None:
     lost = await lost_payment(world)
     before = listing(world.folder.parent)
     _, restored = await put_back(world, lost.backup)
@@ -86,7 +86,7 @@ async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: W
     assert listing(world.folder.parent) - added == before
 
 
-async def test_the_utxos_that_are_gone_and_those_that_came_are_told(world: World) -> None:
+async def test_a_restore_reports_utxos_spent_and_received_since_the_backup(world: World) -> None:
     lost = await lost_payment(world)
     world.fund(7 * ADA)
     _, restored = await put_back(world, lost.backup)
@@ -96,7 +96,7 @@ async def test_the_utxos_that_are_gone_and_those_that_came_are_told(world: World
     assert found.gone.units["lovelace"] + 7 * ADA - found.unknown.units["lovelace"] == lost.lovelace
 
 
-async def test_a_wallet_that_nothing_was_lost_of_differs_in_nothing(world: World) -> None:
+async def test_a_restore_reports_no_difference_when_nothing_was_lost(world: World) -> None:
     world.fund(100 * ADA, 100 * ADA)
     async with world.run() as run:
         await run.pay_in_block("known")
@@ -108,7 +108,7 @@ async def test_a_wallet_that_nothing_was_lost_of_differs_in_nothing(world: World
     assert (found.gone.count, found.unknown.count, restored.manifest.open_payments) == (0, 0, 2)
 
 
-async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out(world: World) -> None:
+async def test_a_restored_wallet_signs_nothing_until_lost_payments_have_landed_or_expired(world: World) -> None:
     lost = await lost_payment(world)
     again, restored = await put_back(world, lost.backup)
     async with again.run() as run:
@@ -119,7 +119,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
     assert restored.signs_at_ms is not None
     world.clock.ahead_ms += restored.signs_at_ms - 60_000 - world.clock.now_ms()
     world.block()
-    async with again.run() as run:  # a restart does not make it shorter
+    async with again.run() as run:  # a restart does not shorten the wait
         await run.run_pass()
         for order in (run.agent.pay(world.ask("new")), run.agent.transfers.split("app_test", 2, 2 * ADA)):
             with pytest.raises(Refused, match="restored_recently"):
@@ -131,7 +131,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
         assert run.state(row.id) is State.CONFIRMED
 
 
-async def test_a_payment_that_was_under_way_is_followed_meanwhile(world: World) -> None:
+async def test_a_payment_in_flight_at_the_backup_is_followed_during_the_quiet_time(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -159,8 +159,8 @@ async def test_the_utxos_of_a_lost_payment_are_not_spent_again(world: World) -> 
     assert len(world.transactions()) == on_chain + 1
 
 
-async def test_one_that_lands_late_is_seen_before_anything_is_signed(world: World) -> None:
-    """Its bytes were on their way when the wallet was put back: its coin still looked free."""
+async def test_a_lost_payment_that_lands_late_is_seen_before_anything_is_signed(world: World) -> None:
+    """Its bytes were in flight during the restore, so its UTxO still looked available."""
     world.fund(100 * ADA, 100 * ADA)
     async with world.run() as run:
         await run.pay_in_block("known")
@@ -179,7 +179,7 @@ async def test_one_that_lands_late_is_seen_before_anything_is_signed(world: Worl
         assert not spent & run.selectable()
 
 
-async def test_a_provider_that_does_not_answer_keeps_nobody_from_restoring(world: World) -> None:
+async def test_a_restore_works_while_the_provider_is_down(world: World) -> None:
     lost = await lost_payment(world)
     again, restored = await put_back(world, lost.backup, "http://127.0.0.1:1/api/v0")
     assert "cannot read its genesis" in str(restored.differences)
@@ -189,7 +189,7 @@ async def test_a_provider_that_does_not_answer_keeps_nobody_from_restoring(world
         assert not lost.spent & run.selectable()
 
 
-async def test_the_second_provider_is_asked_when_the_first_is_of_another_chain(world: World) -> None:
+async def test_a_restore_asks_the_second_provider_when_the_first_is_on_another_chain(world: World) -> None:
     lost = await lost_payment(world)
     with Relay(world.devnet).serving() as relay:
         relay.tell("/genesis", 200, {"network_magic": 42, "system_start": 1, "slot_length": 20})
@@ -200,7 +200,7 @@ async def test_the_second_provider_is_asked_when_the_first_is_of_another_chain(w
     assert isinstance(restored.differences, Differences)
 
 
-async def test_one_provider_whose_own_clock_is_wrong_keeps_nothing_from_being_restored(world: World) -> None:
+async def test_one_provider_with_a_wrong_clock_does_not_stop_a_restore(world: World) -> None:
     lost = await lost_payment(world)
     with Relay(world.devnet).serving() as relay:
         relay.tell("/health/clock", 200, {"server_time": world.clock.now_ms() + 3_600_000})
@@ -211,8 +211,8 @@ async def test_one_provider_whose_own_clock_is_wrong_keeps_nothing_from_being_re
     assert isinstance(restored.differences, Differences)
 
 
-async def test_by_a_clock_that_is_behind_nothing_is_restored(world: World) -> None:
-    """The time from which on it is safe to sign could not be told."""
+async def test_a_restore_is_refused_when_our_clock_is_behind(world: World) -> None:
+    """The time from which signing is safe could not be computed."""
     lost = await lost_payment(world)
     world.clock.ahead_ms += 3_600_000
     world.block()
@@ -222,8 +222,8 @@ async def test_by_a_clock_that_is_behind_nothing_is_restored(world: World) -> No
     assert not world.folder.with_name("restored").exists()
 
 
-async def test_by_a_clock_that_is_ahead_nothing_is_restored(world: World) -> None:
-    """To it all blocks are old, as if the chain stood still; the provider's own clock tells."""
+async def test_a_restore_is_refused_when_our_clock_is_ahead(world: World) -> None:
+    """All blocks look old, as if the chain had stopped; the provider's clock shows the truth."""
     lost = await lost_payment(world)
     data_dir, ahead = world.folder.with_name("restored"), Clock(world.clock.ahead_ms + 3_600_000)
     with pytest.raises(Refused, match="clock_skew"):
@@ -232,7 +232,7 @@ async def test_by_a_clock_that_is_ahead_nothing_is_restored(world: World) -> Non
 
 
 @pytest.mark.parametrize("off_ms", [-30 * 86_400_000, 30 * 86_400_000])
-async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that_is_mended(
+async def test_a_restore_without_the_chain_waits_from_when_the_clock_is_right_again(
     world: World, off_ms: int
 ) -> None:
     lost = await lost_payment(world)
@@ -242,7 +242,7 @@ async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that
     world.clock.ahead_ms -= off_ms
     world.block()
     record = SignerFile(again.folder / "signer.json")
-    for _ in range(2):  # a restart does not make it shorter, nor longer
+    for _ in range(2):  # a restart neither shortens nor extends the wait
         async with again.run(record=record) as run:
             await run.run_pass()
             with pytest.raises(Refused, match="ledger_behind"):
@@ -253,10 +253,10 @@ async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that
         await run.run_pass()
         row = await run.pay("new")
         assert not lost.spent & set(queries.attempts(run.context.conn, row.id)[0].inputs)
-        assert run.context.chain.external_spends == (), "what the lost ledger knew freezes nothing"
+        assert run.context.chain.external_spends == (), "spends of the lost ledger freeze nothing"
 
 
-async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(world: World) -> None:
+async def test_a_restore_keeps_a_token_the_ledger_knows_and_refuses_an_unknown_one(world: World) -> None:
     lost = await lost_payment(world)
     again, first = await put_back(world, lost.backup)
     token = (first.data_dir / "operator.token").read_text()
@@ -275,7 +275,7 @@ async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(wo
     assert (second.app is not None, third.app) == (True, None)
 
 
-async def test_a_ledger_that_was_put_back_twice_is_quiet_after_the_later_time(world: World) -> None:
+async def test_a_ledger_restored_twice_waits_from_the_later_restore(world: World) -> None:
     lost = await lost_payment(world)
     again, _ = await put_back(world, lost.backup)
     world.clock.ahead_ms += QUIET_MS // 2
@@ -286,7 +286,7 @@ async def test_a_ledger_that_was_put_back_twice_is_quiet_after_the_later_time(wo
         assert run.context.chain.restored_at_ms == second.restored_at_ms
 
 
-async def test_books_that_are_not_whole_are_neither_taken_nor_put_back(world: World) -> None:
+async def test_a_ledger_that_fails_verify_is_not_backed_up(world: World) -> None:
     await lost_payment(world)
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
         conn.execute("DROP TRIGGER invoices_no_delete")

@@ -1,4 +1,4 @@
-"""The benchmark's builders make a job a transaction; what the ledger refuses is told. No time is asserted."""
+"""The build benchmark: each builder's transaction is valid or reported as refused. No time is asserted."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def asked_of(peer: Peer, size: int, asset: str, **limits: float) -> Built:
 
 
 @pytest.mark.parametrize("asset", ASSETS)
-def test_a_job_comes_back_from_stock_pycardano_as_a_transaction(asset: str, judge: Judge) -> None:
+def test_stock_pycardano_builds_a_valid_transaction_for_a_job(asset: str, judge: Judge) -> None:
     built = asked_of(STOCK, 12, asset)
     verdict = judge.verdict(built.tx, wallet(12, asset), outputs(asset))
     assert (verdict.said, len(built.ms) in (1, 2), built.version[:9]) == (OK, True, "pycardano")
@@ -38,7 +38,9 @@ def test_a_job_comes_back_from_stock_pycardano_as_a_transaction(asset: str, judg
 
 @pytest.mark.parametrize("work", [build, pay])
 @pytest.mark.parametrize("asset", ASSETS)
-def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge) -> None:
+def test_payagent_builds_a_valid_transaction_for_the_same_job(
+    asset: str, work: building.Work, judge: Judge
+) -> None:
     utxos = wallet(12, asset)
     verdict = judge.verdict(work(UtxoIndex(utxos), outputs(asset)), utxos, outputs(asset))
     assert verdict.said == OK
@@ -47,7 +49,7 @@ def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge
 
 
 @needs_scalus
-def test_what_the_ledger_refuses_is_told_and_counts_for_nobody(judge: Judge) -> None:
+def test_a_transaction_the_ledger_refuses_is_reported_and_not_counted(judge: Judge) -> None:
     utxos, asked = wallet(1, "ada"), outputs("ada")
     tx = bytearray(build(UtxoIndex(utxos), asked))
     tx[-3] ^= 1  # in the signature
@@ -65,11 +67,11 @@ def test_a_transaction_that_pays_somebody_else_is_refused(judge: Judge) -> None:
     assert judge.verdict(tx, utxos, asked).said.startswith("refused: it does not pay 1000000 lovelace")
 
 
-def test_bytes_that_are_no_transaction_are_refused(judge: Judge) -> None:
+def test_bytes_that_are_not_a_transaction_are_refused(judge: Judge) -> None:
     assert judge.verdict(b"\x84", wallet(1, "ada"), outputs("ada")).said.startswith("refused: not a transaction")
 
 
-def test_a_peer_that_is_not_there_is_not_run_and_says_why() -> None:
+def test_a_missing_peer_is_not_run_and_says_why() -> None:
     with pytest.raises(NotRun, match="No module named"):
         asked_of(Peer("nobody", "nobody"), 1, "ada")
 
@@ -87,7 +89,7 @@ def test_a_first_build_that_takes_too_long_is_stopped() -> None:
         asked_of(STOCK, 30, "ada", first_s=0.001)
 
 
-def test_a_peer_that_is_too_slow_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_too_slow_is_not_run_on_larger_wallets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def slow(peer: Peer, *_: object) -> Built:
@@ -104,7 +106,7 @@ def test_a_peer_that_is_too_slow_is_not_asked_for_more(monkeypatch: pytest.Monke
     assert set(said[1:]) == {"not asked: its first build was too slow at 1 coins"}
 
 
-def test_a_peer_in_front_breaks_the_bound() -> None:
+def test_a_peer_faster_than_payagent_breaks_the_bound() -> None:
     def row(builder: str, ms: float) -> Row:
         return Row("ada", 1, builder, VALID, Spread.of([ms]), 170_000)
 

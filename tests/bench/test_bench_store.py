@@ -1,4 +1,4 @@
-"""The benchmark's parts on ledgers, start-up and seeds do their work and tell it as data. No time is asserted."""
+"""The benchmarks of ledgers, start-up and seeds run and report data. No time is asserted."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def told(part: Part) -> str:
     return json.dumps(dataclasses.asdict(part))
 
 
-def test_a_made_ledger_is_whole_with_payments_in_flight_after_those_that_are_settled(tmp_path: Path) -> None:
+def test_a_generated_ledger_is_valid_with_settled_payments_and_payments_in_flight(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     subprocess.run([sys.executable, ledgers.MAKER, path, "3", "20"], check=True)
     with Readers(path).snapshot() as conn:
@@ -37,7 +37,7 @@ def test_a_made_ledger_is_whole_with_payments_in_flight_after_those_that_are_set
         assert payments.payments_by_state(conn) == {"settled": 3, "in_flight": 24}
 
 
-def test_a_ledger_is_made_once(tmp_path: Path) -> None:
+def test_a_generated_ledger_is_kept_and_reused(tmp_path: Path) -> None:
     made = ledgers.settled(2)
     before = made.stat()
     assert ledgers.settled(2).stat() == before
@@ -47,13 +47,13 @@ def test_a_ledger_is_made_once(tmp_path: Path) -> None:
 
 
 class Little(Options):
-    """A run of next to nothing."""
+    """The smallest possible run."""
 
     def pick(self, quick, full):  # type: ignore[no-untyped-def]
         return (5,) if isinstance(quick, tuple) else 3
 
 
-def test_history_is_told_by_payments_with_its_bound_and_its_plot(tmp_path: Path) -> None:
+def test_the_history_benchmark_reports_its_bound_and_plot_by_payments(tmp_path: Path) -> None:
     part = store.measure(Little(True))
     assert [bound.name for bound in part.bounds] == ["admission at 5 payments, times an empty ledger"]
     assert {len(points) for plot in part.plots for points in plot.lines.values()} == {1}
@@ -68,7 +68,7 @@ def test_a_payment_is_admitted_recorded_and_followed_to_its_end(tmp_path: Path) 
         assert payments.payments_by_state(payer.readers.conn) == {"settled": 1}
 
 
-def test_a_daemon_opens_with_payments_in_flight_and_looks_for_each() -> None:
+def test_the_startup_benchmark_runs_with_payments_in_flight() -> None:
     start = starting.start(8)
     assert start.looked_s is not None
     assert 0 < start.signer_mb < start.rest_mb <= start.peak_mb
@@ -77,7 +77,7 @@ def test_a_daemon_opens_with_payments_in_flight_and_looks_for_each() -> None:
     assert "8" in told(part)
 
 
-def test_seeds_are_counted_by_the_processors_time() -> None:
+def test_the_seed_benchmark_reports_a_positive_rate() -> None:
     (bound,) = seeds.of(range(3)).bounds
     assert bound.at_least
     assert bound.seen > 0

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that answers what a test scripted, faults included. Counts TCP connections."""
+"""A real HTTP server on loopback with scripted answers and faults. It counts TCP connections."""
 
 import json
 import ssl
@@ -55,7 +55,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Ignored: some tests make the client hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -144,7 +144,7 @@ class FaultyProvider:
         return script(seen) if callable(script) else script
 
     def wait_for_requests(self, count: int) -> bool:
-        """Block until so many requests have arrived."""
+        """Block until `count` requests have arrived."""
         with self._arrived:
             return self._arrived.wait_for(lambda: len(self.seen) >= count, timeout=10)
 

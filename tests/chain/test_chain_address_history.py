@@ -1,4 +1,4 @@
-"""A long history at a provider that is away for a while: what was read of it is not given up for that."""
+"""Reading a long history from a provider that is down for a while, without giving up what was already read."""
 
 import pytest
 
@@ -10,7 +10,7 @@ TIP = Tip(9, 9, "aa" * 32, 9)
 
 
 class Provider:
-    """It answers so many questions about what moved, and is away then until time passes."""
+    """Answers a number of movement requests, then is down until time passes."""
 
     def __init__(self, count: int, answers: int, away_s: float) -> None:
         self.count, self.answers, self.away_s = count, answers, away_s
@@ -37,7 +37,7 @@ class Provider:
 
 
 @pytest.mark.parametrize(("answers", "is_whole"), [(0, False), (10, False), (1000, True)])
-async def test_the_more_was_read_the_longer_a_provider_is_waited_for(
+async def test_a_longer_outage_is_waited_out_when_more_history_was_already_read(
     monkeypatch: pytest.MonkeyPatch, answers: int, is_whole: bool
 ) -> None:
     provider = Provider(2000, answers, 60)
@@ -47,7 +47,7 @@ async def test_the_more_was_read_the_longer_a_provider_is_waited_for(
     monkeypatch.undo()
 
 
-async def test_a_provider_that_stays_away_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_provider_that_stays_down_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider(2000, 1000, 10**6)
     monkeypatch.setattr(history.asyncio, "sleep", provider.sleep)
     assert isinstance(await read_history(provider, "", 0), Unknown)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The Blockfrost adapter against a real HTTP server on loopback: answers, faults, limits, secrets."""
+"""The Blockfrost adapter against a real HTTP server on loopback: answers, faults, limits and secrets."""
 
 import asyncio
 import datetime
@@ -80,7 +80,7 @@ async def blockfrost(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
 
 
 async def measured(asked: Awaitable[T]) -> tuple[T, int]:
-    """What came of it, and the most bytes that it took at a time."""
+    """The answer, and the peak memory in bytes."""
     tracemalloc.start()
     try:
         answer = await asked
@@ -96,7 +96,9 @@ async def hasty(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
     await adapter.aclose()
 
 
-async def test_what_is_found_is_read_in_full(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_every_field_of_a_blockfrost_answer_is_read(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     provider.routes["GET /genesis"] = Reply(GENESIS)
     provider.routes["GET /epochs/latest/parameters"] = Reply(PARAMETERS)
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
@@ -128,7 +130,7 @@ async def test_an_output_is_read_with_its_tokens_datum_and_script(
     assert (script.has_script, script.has_datum, inline.has_datum) == (True, False, True)
 
 
-async def test_a_token_amount_above_63_bits_spoils_its_own_output_and_no_other(
+async def test_a_token_amount_above_63_bits_makes_only_its_own_output_unreadable(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     amount = [{"unit": "lovelace", "quantity": "1500000"}, {"unit": TOKEN, "quantity": str(2**64 - 1)}]
@@ -165,10 +167,10 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_an_output_older_than_what_the_provider_keeps_is_in_no_known_block(
+async def test_an_output_with_an_empty_block_is_read_as_in_no_known_block(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """Dolos leaves the block empty there."""
+    """Dolos leaves the block empty in this case."""
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7, block=""), utxo_row(8)])
     read = await blockfrost.utxos(ADDRESS)
     assert isinstance(read, Found)
@@ -176,7 +178,7 @@ async def test_an_output_older_than_what_the_provider_keeps_is_in_no_known_block
 
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS.keys())
-async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_partial(
+async def test_one_malformed_row_makes_the_whole_utxo_list_unknown(
     provider: FaultyProvider, blockfrost: Blockfrost, row: dict[str, Any]
 ) -> None:
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7), row])
@@ -184,12 +186,12 @@ async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_par
 
 
 def _twice(value: Any, key: str) -> bytes:
-    """The JSON of a value in which every object gives a key twice, first another value for it."""
+    """The JSON of a value with a key duplicated in every object, first with another value."""
     text = json.dumps(value)
     return text.replace(f'"{key}":', f'"{key}": "0", "{key}":').encode()
 
 
-async def test_a_key_that_is_given_twice_makes_an_answer_unknown(
+async def test_an_answer_with_a_duplicate_json_key_is_unknown(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes["GET /blocks/latest"] = Reply(_twice(LATEST, "height"))
@@ -200,7 +202,9 @@ async def test_a_key_that_is_given_twice_makes_an_answer_unknown(
         assert "invoice_invalid/json" in read.reason
 
 
-async def test_why_an_answer_was_not_understood_is_said(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_an_unknown_answer_says_why_it_was_not_understood(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     path = f"GET /addresses/{ADDRESS}/utxos"
     for rows, why in (
         ([utxo_row(7), utxo_row(7)], "an output is listed twice"),
@@ -237,7 +241,7 @@ NOT_REALLY_404 = {
 
 
 @pytest.mark.parametrize("reply", NOT_REALLY_404.values(), ids=NOT_REALLY_404.keys())
-async def test_any_other_404_is_unknown_and_no_empty_wallet(
+async def test_any_other_404_is_unknown_and_not_an_empty_wallet(
     provider: FaultyProvider, blockfrost: Blockfrost, reply: Reply
 ) -> None:
     provider.routes[f"GET /txs/{TX}"] = reply
@@ -285,7 +289,7 @@ async def test_a_broken_answer_is_unknown_and_never_an_exception(
     ("status", "told"),
     [(403, "another network"), (402, "used up"), (418, "banned"), (429, "http 429"), (400, "http 400")],
 )
-async def test_what_an_operator_can_mend_is_said(
+async def test_an_answer_the_operator_can_fix_says_how(
     provider: FaultyProvider, blockfrost: Blockfrost, status: int, told: str
 ) -> None:
     """Blockfrost answers 403 to a project id of another network too."""
@@ -300,10 +304,10 @@ BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
 
 
 @pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
-async def test_an_answer_that_unpacks_to_much_is_unknown_and_takes_no_memory(
+async def test_a_decompression_bomb_is_unknown_and_takes_little_memory(
     provider: FaultyProvider, blockfrost: Blockfrost, coding: str, body: bytes
 ) -> None:
-    """No coding was asked for; the libraries take it off all the same, in steps."""
+    """No encoding was requested; the libraries decompress it all the same."""
     provider.routes["GET /blocks/latest"] = Reply(body, headers={"Content-Encoding": coding})
     read, peak_bytes = await measured(blockfrost.tip())
     assert isinstance(read, Unknown)
@@ -321,7 +325,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
-async def test_what_goes_on_for_ever_in_whatever_form_ends_soon_and_takes_no_memory(
+async def test_an_endless_answer_of_any_form_ends_soon_and_takes_little_memory(
     provider: FaultyProvider, blockfrost: Blockfrost, flood: Reply
 ) -> None:
     provider.routes["GET /blocks/latest"] = flood
@@ -331,7 +335,7 @@ async def test_what_goes_on_for_ever_in_whatever_form_ends_soon_and_takes_no_mem
 
 
 @pytest.mark.parametrize("odd", [b"no header\r\n", b"A: a\r\r\n"])
-async def test_a_head_that_is_none_fills_no_log(
+async def test_a_malformed_response_head_is_not_written_to_the_log(
     provider: FaultyProvider, blockfrost: Blockfrost, caplog: pytest.LogCaptureFixture, odd: bytes
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\n" + odd + (b"k" * 60_000 + b"\r\n") * 10
@@ -341,7 +345,7 @@ async def test_a_head_that_is_none_fills_no_log(
 
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"0.1"])
-async def test_a_list_of_nothing_but_brackets_is_not_read_into_hundreds_of_megabytes(
+async def test_a_list_of_millions_of_tiny_values_is_unknown_and_takes_little_memory(
     provider: FaultyProvider, blockfrost: Blockfrost, value: bytes
 ) -> None:
     body = b"[" + b",".join([value] * 3_000_000) + b"]"
@@ -351,10 +355,10 @@ async def test_a_list_of_nothing_but_brackets_is_not_read_into_hundreds_of_megab
     assert peak_bytes < 64 * 2**20
 
 
-async def test_an_answer_before_the_answer_is_not_taken_for_the_answer(
+async def test_an_interim_103_response_is_not_taken_for_the_answer(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """Nor is what comes after it taken for the answer to the next call."""
+    """Nor is the final answer taken for the answer to the next request."""
     other = "99" * 32
     provider.routes[f"GET /txs/{other}"] = Reply(NOT_FOUND.body, 404, fault="early")
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION, fault="early")
@@ -363,7 +367,9 @@ async def test_an_answer_before_the_answer_is_not_taken_for_the_answer(
     assert isinstance(await blockfrost.tx(other), NotFound)
 
 
-async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_an_answer_about_another_transaction_or_block_is_unknown(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "hash": "99" * 32})
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply({**LATEST, "hash": "99" * 32})
     assert isinstance(await blockfrost.tx(TX), Unknown)
@@ -371,7 +377,7 @@ async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider
 
 
 @pytest.mark.parametrize("fault", ["silent", "drip"])
-async def test_a_server_that_does_not_come_to_an_end_is_unknown_within_the_deadline(
+async def test_a_server_that_never_finishes_is_unknown_within_the_deadline(
     provider: FaultyProvider, hasty: Blockfrost, fault: str
 ) -> None:
     provider.routes["GET /blocks/latest"] = Reply(fault=fault)
@@ -380,12 +386,12 @@ async def test_a_server_that_does_not_come_to_an_end_is_unknown_within_the_deadl
     assert all(isinstance(read, Unknown) for read in reads)
     assert asyncio.get_running_loop().time() - started < 5.0
     provider.routes["GET /blocks/latest"] = Reply(LATEST)
-    async with asyncio.timeout(10):  # the threads come back; what is said in time is for a busy machine to say
+    async with asyncio.timeout(10):  # the threads come back, however long a busy machine takes
         while not isinstance(await hasty.tip(), Found):
             continue
 
 
-async def test_nobody_listening_is_unknown(unused_tcp_port: int) -> None:
+async def test_a_refused_connection_is_unknown(unused_tcp_port: int) -> None:
     blockfrost = Blockfrost("main", f"http://127.0.0.1:{unused_tcp_port}", SECRET)
     assert await blockfrost.tip() == Unknown("tip: no connection")
     answer = await blockfrost.submit(b"\x84", TX)
@@ -394,7 +400,7 @@ async def test_nobody_listening_is_unknown(unused_tcp_port: int) -> None:
 
 
 def _own_certificate(folder: Path) -> ssl.SSLContext:
-    """A server that vouches for itself."""
+    """A TLS server with a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -413,7 +419,7 @@ def _own_certificate(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_sent(
+async def test_an_untrusted_certificate_ends_the_connection_before_anything_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impostor = FaultyProvider(_own_certificate(tmp_path))
@@ -425,7 +431,7 @@ async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_
     assert await blockfrost.tip() == Unknown("tip: no secure connection")
     assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
     assert impostor.seen == []
-    assert not keys.exists(), "a key with which a recording tells the project id"
+    assert not keys.exists(), "this key would reveal the project id in a recorded connection"
     await blockfrost.aclose()
     impostor.close()
 
@@ -451,10 +457,10 @@ async def test_all_pages_are_read(provider: FaultyProvider, blockfrost: Blockfro
     assert [row.lovelace for row in read.value] == [2_000_000 + number for number in numbers]
 
 
-async def test_rows_that_shift_between_pages_are_read_again_until_the_set_is_whole(
+async def test_rows_that_shift_between_pages_are_read_again_until_none_is_missing(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """An output is spent after page 1 of the first pass was read: row 100 moves up and out of sight."""
+    """An output is spent after page 1 was read, so row 100 moves to page 1 and is missed."""
     numbers, reads_of_page_1, height = list(range(250)), 0, 1
 
     def rows(page: int) -> list[dict[str, Any]]:
@@ -474,15 +480,13 @@ async def test_rows_that_shift_between_pages_are_read_again_until_the_set_is_who
     assert 100 in numbers
 
 
-async def test_a_row_on_two_pages_is_never_counted_and_never_dropped(
-    provider: FaultyProvider, blockfrost: Blockfrost
-) -> None:
+async def test_a_row_on_two_pages_makes_the_list_unknown(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     numbers = [*range(150), 5]
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(numbers, page))
     assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
-async def test_a_tip_that_runs_away_does_no_harm_while_two_passes_agree(
+async def test_new_blocks_during_a_read_do_no_harm_while_two_passes_agree(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     height = 0
@@ -499,7 +503,9 @@ async def test_a_tip_that_runs_away_does_no_harm_while_two_passes_agree(
     assert len(read.value) == 150
 
 
-async def test_rows_that_never_rest_are_unknown(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_rows_that_change_on_every_read_are_unknown(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     numbers, height = list(range(250)), 0
 
     def rows(page: int) -> list[dict[str, Any]]:
@@ -514,7 +520,7 @@ async def test_rows_that_never_rest_are_unknown(provider: FaultyProvider, blockf
     assert isinstance(await blockfrost.utxos(ADDRESS), Unknown)
 
 
-async def test_a_fault_on_a_later_page_is_unknown_and_endless_pages_end(
+async def test_a_fault_on_a_later_page_and_endless_pages_make_the_list_unknown(
     provider: FaultyProvider, blockfrost: Blockfrost, hasty: Blockfrost
 ) -> None:
     def second_page_lost(seen: Seen) -> Reply:
@@ -526,7 +532,9 @@ async def test_a_fault_on_a_later_page_is_unknown_and_endless_pages_end(
     assert isinstance(await hasty.utxos(ADDRESS), Unknown)
 
 
-async def test_pages_of_ever_more_tokens_end(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_a_list_with_too_many_token_amounts_is_unknown(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     laden = [{"unit": f"{TOKEN}{number:04x}", "quantity": "1"} for number in range(1_000)]
     rows = [utxo_row(number) for number in range(100)]
     rows = [{**row, "amount": [*row["amount"], *laden]} for row in rows]
@@ -565,18 +573,16 @@ async def test_all_transactions_of_an_address_are_read_oldest_first(
     if total > 100:
         since = await blockfrost.transactions(ADDRESS, 1_000 + total - 2)
         assert since == Found(rows[-2:])
-        assert provider.seen[-2].path.endswith("&page=1&order=desc"), "older pages are not asked for"
+        assert provider.seen[-2].path.endswith("&page=1&order=desc"), "older pages are not requested"
 
 
-async def test_an_address_that_was_never_used_has_no_transactions(
-    provider: FaultyProvider, blockfrost: Blockfrost
-) -> None:
+async def test_an_address_never_used_has_no_transactions(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = NOT_FOUND
     assert await blockfrost.transactions(ADDRESS, 0) == Found(())
 
 
-async def test_transactions_that_come_while_pages_are_read_hide_no_older_one(
+async def test_new_transactions_during_a_read_hide_no_older_one(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     numbers = list(range(150))
@@ -610,7 +616,7 @@ def _pages_asked(provider: FaultyProvider) -> list[int]:
     return [int(parse_qs(path.query)["page"][0]) for path in seen if path.path.endswith("/transactions")]
 
 
-async def test_pages_of_transactions_wait_for_their_turns_and_go_on_where_they_broke_off(
+async def test_a_rate_limited_read_of_transactions_resumes_where_it_stopped(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
@@ -632,9 +638,7 @@ async def test_pages_of_transactions_wait_for_their_turns_and_go_on_where_they_b
     assert _pages_asked(provider)[7:] == [1, 6, 7, 8, 9, 10, 11]
 
 
-async def test_what_a_fork_has_moved_since_pages_were_read_is_read_anew(
-    provider: FaultyProvider, blockfrost: Blockfrost
-) -> None:
+async def test_pages_read_before_a_fork_are_read_again(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
     numbers = list(range(1050))
     listed = _newest_first(numbers)
@@ -651,7 +655,7 @@ async def test_what_a_fork_has_moved_since_pages_were_read_is_read_anew(
     assert _pages_asked(provider)[5:] == list(range(1, 12))
 
 
-async def test_pages_of_before_a_fork_of_the_tip_are_not_gone_on_with(
+async def test_a_read_does_not_resume_from_pages_of_a_lost_tip(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     listed = _newest_first(list(range(350)))
@@ -664,7 +668,7 @@ async def test_pages_of_before_a_fork_of_the_tip_are_not_gone_on_with(
     assert _pages_asked(provider) == [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4]
 
 
-async def test_the_transactions_of_a_long_life_are_no_endless_pages(
+async def test_a_long_transaction_history_is_read_past_the_page_limit(
     provider: FaultyProvider, blockfrost: Blockfrost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("payagent.chain.blockfrost._MAX_PAGES", 3)
@@ -687,7 +691,7 @@ BAD_TX_PAGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("page", BAD_TX_PAGES.values(), ids=BAD_TX_PAGES.keys())
-async def test_a_page_of_transactions_that_is_not_understood_is_unknown(
+async def test_a_malformed_page_of_transactions_is_unknown(
     provider: FaultyProvider, blockfrost: Blockfrost, page: Any
 ) -> None:
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
@@ -706,7 +710,7 @@ def utxo(number: int) -> dict[str, int]:
     return {"lovelace": 2_000_000 + number}
 
 
-async def test_what_a_transaction_moved_is_read_without_what_it_only_refers_to(
+async def test_a_movement_leaves_out_reference_inputs_and_other_addresses(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     inputs = [spent_row(1), spent_row(2, address=OTHER), spent_row(3, reference=True)]
@@ -718,7 +722,7 @@ async def test_what_a_transaction_moved_is_read_without_what_it_only_refers_to(
 
 
 @pytest.mark.parametrize("reference", [{}, {"reference": None}], ids=["absent", "null"])
-async def test_an_input_without_a_reference_flag_was_spent(
+async def test_an_input_without_a_reference_flag_counts_as_spent(
     provider: FaultyProvider, blockfrost: Blockfrost, reference: dict[str, Any]
 ) -> None:
     """Blockfrost's OpenAPI does not require `reference`, and other servers of its API say null."""
@@ -728,22 +732,22 @@ async def test_an_input_without_a_reference_flag_was_spent(
 
 
 @pytest.mark.parametrize("is_valid", [True, False])
-async def test_collateral_moved_only_when_the_script_failed(
+async def test_collateral_counts_as_moved_only_when_the_script_failed(
     provider: FaultyProvider, blockfrost: Blockfrost, is_valid: bool
 ) -> None:
     inputs, outputs = [spent_row(1), spent_row(2, collateral=True)], [made_row(0), made_row(1, collateral=True)]
     provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
-    assert isinstance(await blockfrost.movement(TX, ADDRESS), Unknown), "which it was could not be read"
+    assert isinstance(await blockfrost.movement(TX, ADDRESS), Unknown), "whether the script failed is unknown"
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": is_valid})
     spent, made = (1, 0) if is_valid else (2, 1)
     moved = Movement({f"{spent:064x}#0": utxo(spent)}, {f"{TX}#{made}": utxo(made)})
     assert await blockfrost.movement(TX, ADDRESS) == Found(moved)
 
 
-async def test_what_a_failed_script_took_is_read_with_its_tokens(
+async def test_collateral_taken_by_a_failed_script_is_read_with_its_tokens(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """Blockfrost lists it twice then: in the ordinary way, and as collateral, without its tokens."""
+    """Blockfrost then lists it twice: as usual, and as collateral without its tokens."""
     tokens = {"amount": [{"unit": "lovelace", "quantity": "2000002"}, {"unit": TOKEN, "quantity": "5"}]}
     inputs = [spent_row(2, **tokens), spent_row(2, collateral=True)]
     outputs = [made_row(1, **tokens), made_row(1, collateral=True)]
@@ -765,7 +769,7 @@ BAD_MOVES: dict[str, Reply] = {
 
 
 @pytest.mark.parametrize("reply", BAD_MOVES.values(), ids=BAD_MOVES.keys())
-async def test_a_movement_that_is_not_understood_is_unknown(
+async def test_a_malformed_movement_is_unknown(
     provider: FaultyProvider, blockfrost: Blockfrost, reply: Reply
 ) -> None:
     provider.routes[f"GET /txs/{TX}/utxos"] = reply
@@ -774,7 +778,7 @@ async def test_a_movement_that_is_not_understood_is_unknown(
     assert await blockfrost.movement(TX, ADDRESS) == NotFound()
 
 
-async def test_calls_share_one_connection(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_requests_share_one_connection(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
     provider.routes["POST /tx/submit"] = Reply(TX)
     for _ in range(4):
         assert isinstance(await blockfrost.tip(), Found)
@@ -782,7 +786,7 @@ async def test_calls_share_one_connection(provider: FaultyProvider, blockfrost: 
     assert provider.connections == 1
 
 
-async def test_many_tasks_share_a_source_and_each_gets_its_own_answer(
+async def test_many_tasks_share_a_provider_and_each_gets_its_own_answer(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     ids = [f"{number:064x}" for number in range(60)]
@@ -793,7 +797,7 @@ async def test_many_tasks_share_a_source_and_each_gets_its_own_answer(
     assert provider.connections <= 8
 
 
-async def test_base_url_is_used_as_it_stands_and_the_environment_is_not_read(
+async def test_the_base_url_is_used_as_written_and_the_environment_is_ignored(
     provider: FaultyProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLOCKFROST_API_VERSION", "v7")
@@ -809,7 +813,7 @@ async def test_base_url_is_used_as_it_stands_and_the_environment_is_not_read(
     assert [seen.headers.get("project_id") for seen in provider.seen] == [SECRET, None]
 
 
-async def test_the_project_id_shows_nowhere(
+async def test_the_project_id_appears_in_no_log_error_or_repr(
     provider: FaultyProvider, blockfrost: Blockfrost, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -828,7 +832,7 @@ async def test_the_project_id_shows_nowhere(
 
 
 @pytest.mark.parametrize("before", range(150, 200, 10))
-async def test_no_part_of_the_project_id_shows_where_an_echo_is_cut(
+async def test_a_truncated_error_message_shows_no_part_of_the_project_id(
     provider: FaultyProvider, blockfrost: Blockfrost, before: int
 ) -> None:
     provider.routes["POST /tx/submit"] = Reply("x" * before + SECRET, 400)
@@ -838,10 +842,10 @@ async def test_no_part_of_the_project_id_shows_where_an_echo_is_cut(
 
 
 @pytest.mark.parametrize("project_id", ["0", "ab", "Inputs"])
-async def test_a_project_id_that_is_a_part_of_an_answer_changes_nothing_of_what_it_means(
+async def test_a_project_id_that_occurs_in_an_answer_does_not_change_its_meaning(
     provider: FaultyProvider, project_id: str
 ) -> None:
-    """Of a server of one's own any will do. It made an acceptance a lie, for which one is sent out."""
+    """A self-hosted server accepts any project id. A short one once made an acceptance look like a lie."""
     adapter = Blockfrost("main", provider.base_url, project_id)
     tx_id = "0ab1" * 16
     provider.routes["POST /tx/submit"] = Reply(json.dumps(tx_id).encode())
@@ -851,7 +855,7 @@ async def test_a_project_id_that_is_a_part_of_an_answer_changes_nothing_of_what_
     await adapter.aclose()
 
 
-async def test_a_long_refusal_of_a_submission_is_not_read_into_hundreds_of_megabytes(
+async def test_a_very_long_refusal_of_a_submission_takes_little_memory(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     provider.routes["POST /tx/submit"] = Reply(b"[" + b"[]," * 4_000_000 + b"0]", 400)
@@ -860,7 +864,7 @@ async def test_a_long_refusal_of_a_submission_is_not_read_into_hundreds_of_megab
     assert peak_bytes < 64 * 2**20
 
 
-async def test_other_users_of_the_libraries_notice_nothing(
+async def test_other_users_of_the_blockfrost_library_are_not_affected(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     assert isinstance(await blockfrost.tip(), Found)
@@ -869,7 +873,7 @@ async def test_other_users_of_the_libraries_notice_nothing(
     assert (await asyncio.to_thread(other.block_latest, return_type="json"))["hash"] == BLOCK
 
 
-async def test_each_request_is_the_one_that_the_library_itself_sends(
+async def test_each_request_is_identical_to_the_blockfrost_librarys_own(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     names = ("project_id", "user-agent", "content-type")
@@ -934,7 +938,7 @@ SUBMISSIONS = {
 
 
 @pytest.mark.parametrize(("reply", "kind"), SUBMISSIONS.values(), ids=SUBMISSIONS.keys())
-async def test_a_submission_is_classified_by_what_really_happened(
+async def test_each_answer_to_a_submission_is_classified(
     provider: FaultyProvider, blockfrost: Blockfrost, hasty: Blockfrost, reply: Reply, kind: SubmitKind
 ) -> None:
     provider.routes["POST /tx/submit"] = reply
@@ -944,13 +948,15 @@ async def test_a_submission_is_classified_by_what_really_happened(
     assert len(provider.seen) == 1
 
 
-async def test_retry_after_reaches_the_answer(provider: FaultyProvider, blockfrost: Blockfrost) -> None:
+async def test_retry_after_is_part_of_the_submission_answer(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
     provider.routes["POST /tx/submit"] = Reply({"status_code": 429}, 429, headers={"Retry-After": "17"})
     answer = await blockfrost.submit(b"\x84", TX)
     assert (answer.kind, answer.retry_after_s) == (SubmitKind.RATE, 17)
 
 
-async def test_a_submission_that_never_got_a_thread_was_not_sent(provider: FaultyProvider) -> None:
+async def test_a_submission_that_never_got_a_thread_counts_as_not_sent(provider: FaultyProvider) -> None:
     slow = Blockfrost("main", provider.base_url, SECRET, Timeouts(submit_s=0.2))
     provider.routes["GET /blocks/latest"] = Reply(fault="silent")
     tips = [asyncio.create_task(slow.tip()) for _ in range(8)]
@@ -961,21 +967,21 @@ async def test_a_submission_that_never_got_a_thread_was_not_sent(provider: Fault
     assert all(isinstance(read, Unknown) for read in await asyncio.gather(*tips))
 
 
-async def test_what_is_sent_again_leaves_reads_their_turn(
+async def test_a_read_gets_its_turn_among_many_resubmissions(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """A fork makes hundreds due at once, and the threads are few: a read behind them must not run out of time."""
+    """After a fork hundreds are due at once, and there are few threads: a read must not time out behind them."""
     submission_s, threads = 1.5, 8
     provider.routes["POST /tx/submit"] = Reply(TX)
     again = [asyncio.create_task(blockfrost.submit(b"\x84", TX)) for _ in range(SENT_AT_ONCE_MAX)]
-    await asyncio.sleep(0)  # each has asked for a thread
+    await asyncio.sleep(0)  # each has requested a thread
     assert isinstance(await blockfrost.tip(), Found)
     ahead = [seen.method for seen in provider.seen].index("GET")
     assert ahead / threads * submission_s < Timeouts().call_s
     await asyncio.gather(*again)
 
 
-async def test_closing_ends_what_is_under_way_and_later_calls_are_unknown(provider: FaultyProvider) -> None:
+async def test_closing_ends_open_requests_and_later_calls_are_unknown(provider: FaultyProvider) -> None:
     blockfrost = Blockfrost("main", provider.base_url, SECRET)
     provider.routes["GET /blocks/latest"] = Reply(fault="silent")
     provider.routes["POST /tx/submit"] = Reply(fault="silent")
@@ -1002,7 +1008,7 @@ async def test_cancelling_a_task_frees_its_thread(provider: FaultyProvider) -> N
 
 
 @pytest.mark.parametrize("text", ["", "ab", TX.upper(), TX + "\n", "../genesis", TX + "?x=1"])
-async def test_what_is_not_a_hash_never_becomes_a_path(
+async def test_a_value_that_is_not_a_hash_is_never_put_into_a_path(
     provider: FaultyProvider, blockfrost: Blockfrost, text: str
 ) -> None:
     for ask in (blockfrost.tx, blockfrost.block):

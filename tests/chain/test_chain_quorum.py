@@ -1,4 +1,4 @@
-"""How long a provider that was caught at a lie is not heard, and how long the others wait for one that is slow."""
+"""The quorum: how long a contradicting provider stays excluded, and how long the others wait for a slow one."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -20,7 +20,7 @@ TX, BLOCK = "ab" * 32, "cd" * 32
 SEEN = Found(TxSeen(TX, BLOCK, 10, 100))
 
 
-def test_lies_told_at_one_time_count_as_one_exclusion() -> None:
+def test_contradictions_found_together_count_as_one_exclusion() -> None:
     once = Exclusion().after(LATER_MS)
     again_ms = LATER_MS + SENTENCE_MS + 1000
     for found in permutations((again_ms, again_ms + 300, again_ms + 900)):
@@ -33,7 +33,7 @@ def test_lies_told_at_one_time_count_as_one_exclusion() -> None:
         assert not exclusion.holds(again_ms + 900 + SENTENCE_MS)
 
 
-def test_a_lie_soon_after_an_exclusion_is_a_relapse_and_a_late_one_is_not() -> None:
+def test_a_contradiction_soon_after_an_exclusion_is_a_relapse_and_a_later_one_is_not() -> None:
     once = Exclusion().after(LATER_MS)
     assert not once.is_relapse
     over_ms = LATER_MS + SENTENCE_MS
@@ -43,7 +43,7 @@ def test_a_lie_soon_after_an_exclusion_is_a_relapse_and_a_late_one_is_not() -> N
     assert once.after(over_ms).after(over_ms + SENTENCE_MS).is_relapse
 
 
-def test_a_clock_put_back_a_day_starts_a_new_exclusion() -> None:
+def test_a_clock_set_back_a_day_starts_a_new_exclusion() -> None:
     day_ms = 86_400_000
     exclusion = Exclusion().after(LATER_MS + day_ms).after(LATER_MS)
     assert exclusion == Exclusion().after(LATER_MS)
@@ -55,9 +55,9 @@ class Clock:
 
 
 class Slow:
-    """A provider that tells its tip at once, and of a transaction this, after so long.
+    """A provider that answers its tip at once and a transaction after a delay.
 
-    `first_s`: how long it takes over each thing that is asked of it at first.
+    `first_s`: how long each request of the first pass takes.
     """
 
     first_s = 0.0
@@ -101,7 +101,7 @@ def run(asking: Coroutine[Any, Any, T]) -> T:
 
 
 def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
-    """What they say together of a transaction, and how long that took."""
+    """The quorum's answer about a transaction, and how long it took."""
 
     async def ask() -> tuple[Read[TxSeen], float]:
         view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).observe()
@@ -112,15 +112,15 @@ def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
 
 
 @pytest.mark.parametrize("lie", [NotFound(), Found(TxSeen(TX, "ee" * 32, 10, 100))])
-def test_a_fast_liar_does_not_outrun_two_slow_providers(lie: Read[TxSeen]) -> None:
+def test_a_fast_lying_provider_does_not_outvote_two_slow_honest_ones(lie: Read[TxSeen]) -> None:
     assert asked((0, lie), (8, SEEN), (9, SEEN)) == (SEEN, 9)
 
 
-def test_where_two_have_told_a_third_that_drips_is_not_waited_for() -> None:
+def test_two_agreeing_providers_do_not_wait_for_a_very_slow_third() -> None:
     assert asked((1, SEEN), (100, NotFound()), (2, SEEN)) == (SEEN, 5)
 
 
-def test_of_two_the_slower_one_is_waited_for_twice_as_long_as_the_other_took_and_for_seconds_at_least() -> None:
+def test_the_slower_of_two_providers_gets_twice_the_faster_ones_time_and_at_least_5_s() -> None:
     assert asked((0, SEEN), (4, SEEN)) == (SEEN, 4)
     assert asked((8, SEEN), (15, SEEN)) == (SEEN, 15)
     read, took_s = asked((0, SEEN), (6, SEEN))
@@ -129,7 +129,7 @@ def test_of_two_the_slower_one_is_waited_for_twice_as_long_as_the_other_took_and
 
 
 def heard(*first_s: float) -> tuple[str, float]:
-    """Who is heard at the first look, of providers that take so long over each thing that is asked at first."""
+    """Which providers take part in the first pass, by how long each takes per request."""
 
     async def ask() -> tuple[str, float]:
         providers = [Slow(str(number), 0, SEEN) for number in range(len(first_s))]
@@ -142,18 +142,18 @@ def heard(*first_s: float) -> tuple[str, float]:
     return run(ask())
 
 
-def test_where_all_are_slow_to_tell_what_is_asked_at_first_all_are_waited_for() -> None:
+def test_the_first_pass_waits_for_all_providers_when_all_are_slow() -> None:
     assert heard(9, 11) == ("0, 1", 22)
 
 
-def test_one_that_is_much_later_with_what_is_asked_at_first_is_not_heard() -> None:
+def test_the_first_pass_goes_on_without_a_provider_that_is_much_slower() -> None:
     assert heard(0, 7) == ("0, 1", 14)
     assert heard(0, 8) == ("0", 15)
 
 
 @pytest.mark.parametrize("is_out", [False, True])
-def test_one_that_could_not_tell_of_utxos_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
-    """Else one that is in and out would put off for ever what the other is believed in alone."""
+def test_a_provider_that_failed_on_utxos_stays_silent_until_it_is_heard_again(is_out: bool) -> None:
+    """Otherwise an unreliable provider would forever delay what the other one alone is believed in."""
     (state,) = panel_of(Slow("0", 0, SEEN))._states
     state.note("utxos", Unknown("no answer"), 0)
     for minute in range(1, 4):
@@ -161,8 +161,8 @@ def test_one_that_could_not_tell_of_utxos_and_then_is_out_is_silent_all_the_same
     assert state.is_mute("utxos") is is_out
 
 
-def test_one_that_was_sent_out_is_not_silent_for_that_nobody_asks_it() -> None:
-    """It may have been sent out for nothing, and be the one that is honest."""
+def test_an_excluded_provider_does_not_count_as_silent() -> None:
+    """It may have been excluded wrongly and be the honest one."""
     (state,) = panel_of(Slow("0", 0, SEEN))._states
     state.note("tx", Unknown("no answer"), 0)
     state.send_out(0, "it contradicts itself")

@@ -1,4 +1,4 @@
-"""What several providers' answers come to, as tables."""
+"""How the answers of several providers are combined, as tables."""
 
 import pytest
 
@@ -39,7 +39,7 @@ NO, MUTE = NotFound(), Unknown("time-out")
 
 
 def said(*reads: tuple[int, Read[TxSeen]]) -> list[ProviderAnswer[TxSeen]]:
-    """By the slots of their tips, which are small here, and heights large."""
+    """One answer per provider, with the slot of its tip; slots are small here and heights large."""
     return [ProviderAnswer(f"p{number}", slot, read) for number, (slot, read) in enumerate(reads, 1)]
 
 
@@ -72,17 +72,17 @@ OPEN = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_counts_as_found(name: str) -> None:
+def test_a_transaction_is_found_when_enough_providers_show_it(name: str) -> None:
     assert weigh_tx(FOUND[name]) == tx()
 
 
 @pytest.mark.parametrize("name", DENIED)
-def test_what_counts_as_not_found(name: str) -> None:
+def test_a_transaction_is_not_found_when_enough_providers_deny_it(name: str) -> None:
     assert weigh_tx(DENIED[name]) == NO
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_what_tells_nothing(name: str) -> None:
+def test_a_transaction_stays_unknown_without_agreement(name: str) -> None:
     testimonies, why = OPEN[name]
     read = weigh_tx(testimonies)
     assert isinstance(read, Unknown)
@@ -90,14 +90,14 @@ def test_what_tells_nothing(name: str) -> None:
     assert read.reason
 
 
-def test_the_order_of_the_providers_decides_nothing() -> None:
+def test_the_order_of_the_providers_does_not_matter() -> None:
     for table in (FOUND, DENIED, {name: testimonies for name, (testimonies, _) in OPEN.items()}):
         for testimonies in table.values():
             there, back = weigh_tx(testimonies), weigh_tx(testimonies[::-1])
             assert type(there) is type(back)
 
 
-def test_a_block_is_the_same_by_height_and_slot() -> None:
+def test_providers_agree_on_a_block_only_with_equal_height_and_slot() -> None:
     def block(height: int, slot: int = 1000) -> Found[BlockSeen]:
         return Found(BlockSeen("b1" * 32, height, slot, 1))
 
@@ -133,7 +133,7 @@ MOVED: dict[str, tuple[list[Read[Movement]], Read[Movement] | Why]] = {
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_what_was_moved(name: str) -> None:
+def test_providers_must_agree_on_what_a_transaction_moved(name: str) -> None:
     reads, expected = MOVED[name]
     for order in (reads, reads[::-1]):
         read = weigh_movement([ProviderAnswer(str(at), 12, one) for at, one in enumerate(order)])
@@ -145,7 +145,7 @@ def test_what_was_moved(name: str) -> None:
             assert read == expected
 
 
-def test_a_list_of_transactions_that_lacks_one_is_another() -> None:
+def test_providers_that_list_different_transactions_are_in_dispute() -> None:
     one, two = AddressTx("aa" * 32, 5, 100), AddressTx("bb" * 32, 6, 120)
     whole = ProviderAnswer("a", 12, Found((one, two)))
     assert weigh_transactions([whole, ProviderAnswer("b", 12, Found((two, one)))]) == whole.read
@@ -174,7 +174,7 @@ UTXOS = {
 
 
 @pytest.mark.parametrize("name", UTXOS)
-def test_which_utxos_count(name: str) -> None:
+def test_only_utxos_that_every_provider_lists_are_agreed(name: str) -> None:
     lists, agreed, doubtful = UTXOS[name]
     for order in (lists, lists[::-1]):
         read = weigh_utxos([ProviderAnswer(str(at), 12, Found(tuple(rows))) for at, rows in enumerate(order)])
@@ -183,7 +183,7 @@ def test_which_utxos_count(name: str) -> None:
         assert read.value.doubtful == refs(*doubtful)
 
 
-def test_a_list_that_could_not_be_read_leaves_all_open() -> None:
+def test_an_unreadable_utxo_list_leaves_the_utxos_unknown() -> None:
     one_of_two = weigh_utxos([ProviderAnswer("a", 12, Found((utxo(1),))), ProviderAnswer("b", 12, MUTE)])
     assert isinstance(one_of_two, Unknown)
     assert one_of_two.why is Why.NOT_YET
@@ -213,6 +213,6 @@ SILENCES = {
 
 
 @pytest.mark.parametrize("name", SILENCES)
-def test_when_a_silence_is_long(name: str) -> None:
+def test_a_silence_is_lasting_after_several_misses_over_a_long_time(name: str) -> None:
     times, expected = SILENCES[name]
     assert is_lasting(silence(*times)) is expected

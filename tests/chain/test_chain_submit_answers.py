@@ -1,4 +1,4 @@
-"""Answers to a submission, as providers really word them, and what each one means.
+"""Answers to a submission as providers word them, and the class of each.
 
 The wordings are those of cardano-node eras Shelley to Dijkstra, Blockfrost, Ogmios, Dolos and Yaci Store; ids
 and amounts are made up.
@@ -16,7 +16,7 @@ from payagent.chain.submit_answers import RawAnswer, TransportError, classify_su
 
 
 @pytest.mark.parametrize(("answer", "kind"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_recorded_answers(answer: RawAnswer, kind: SubmitKind) -> None:
+def test_each_recorded_submission_answer_gets_its_class(answer: RawAnswer, kind: SubmitKind) -> None:
     classified = classify_submit(answer, TX)
     assert classified.kind is kind, classified.detail
     assert classified.detail.isprintable()
@@ -38,18 +38,18 @@ def test_recorded_answers(answer: RawAnswer, kind: SubmitKind) -> None:
         (raw(503), "http 503: empty body"),
     ],
 )
-def test_an_operator_is_told_what_came_back(answer: RawAnswer, detail: str) -> None:
+def test_the_detail_tells_the_operator_what_came_back(answer: RawAnswer, detail: str) -> None:
     assert classify_submit(answer, TX).detail == detail
 
 
-def test_the_table_covers_every_class_with_enough_answers() -> None:
+def test_the_recorded_answers_cover_every_class() -> None:
     assert len(ANSWERS) >= 60
     assert {kind for _, kind in ANSWERS.values()} == set(SubmitKind)
 
 
 @pytest.mark.parametrize("tx_id", [DIGITS, INFINITE])
 @pytest.mark.parametrize("quote", ["", '"'])
-def test_our_own_id_that_looks_like_a_number_is_still_our_id(tx_id: str, quote: str) -> None:
+def test_a_transaction_id_that_looks_like_a_number_is_still_accepted(tx_id: str, quote: str) -> None:
     body = f"{quote}{tx_id}{quote}".encode()
     assert classify_submit(RawAnswer(200, body), tx_id).kind is K.ACCEPTED
     assert classify_submit(RawAnswer(200, body), TX).kind is K.LIAR
@@ -105,7 +105,7 @@ _bodies = (
         body_sent=st.booleans(),
     )
 )
-def test_no_shape_of_an_answer_crashes_and_only_our_id_is_accepted(answer: RawAnswer) -> None:
+def test_no_answer_crashes_the_classifier_and_only_a_2xx_is_accepted(answer: RawAnswer) -> None:
     classified = classify_submit(answer, TX)
     assert isinstance(classified, SubmitAnswer)
     if classified.kind is K.ACCEPTED:
@@ -117,10 +117,10 @@ def test_no_shape_of_an_answer_crashes_and_only_our_id_is_accepted(answer: RawAn
 
 
 @given(st.text("0123456789abcdefABCDEF", min_size=64, max_size=64) | st.text(max_size=70))
-def test_no_other_text_is_taken_for_our_id(text: str) -> None:
+def test_no_other_text_is_taken_for_our_transaction_id(text: str) -> None:
     named = classify_submit(RawAnswer(200, text.encode("utf-8", "replace")), TX)
     assert (named.kind is K.ACCEPTED) == (text.strip().lower() == TX)
 
 
-def test_a_refusal_that_is_nested_too_deeply_to_be_read_is_searched_as_text() -> None:
+def test_a_refusal_nested_too_deeply_to_parse_is_searched_as_text() -> None:
     assert classify_submit(RawAnswer(status=400, body=b"[" * 60_000), TX).kind is SubmitKind.CLIENT

@@ -1,4 +1,4 @@
-"""A provider's limits: the circuit breaker as a value, and the provider that keeps them."""
+"""A provider's limits: the circuit breaker, and the provider that obeys it and the rate limit."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,7 @@ TIP = Found(Tip(1, 1, "aa" * 32, 1))
 
 
 class TestCircuitBreaker:
-    def test_it_opens_after_failures_in_a_row_and_longer_each_time(self) -> None:
+    def test_it_opens_after_failures_in_a_row_and_for_longer_each_time(self) -> None:
         breaker, now_ms, pauses = CircuitBreaker(), 0, []
         for _ in range(quota.FAILURES_MAX - 1):
             breaker = breaker.failed("time-out", now_ms)
@@ -40,7 +40,7 @@ class TestCircuitBreaker:
             assert not breaker.is_open(now_ms)
         assert pauses == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
 
-    def test_an_answer_between_failures_starts_them_anew(self) -> None:
+    def test_an_answer_between_failures_resets_the_count(self) -> None:
         breaker = CircuitBreaker()
         for _ in range(quota.FAILURES_MAX - 1):
             breaker = breaker.failed("time-out", 0)
@@ -76,7 +76,7 @@ class Clock:
 
 
 class Provider:
-    """Says what it is told to, and counts."""
+    """Answers as scripted, and counts requests."""
 
     name = "p"
 
@@ -91,7 +91,7 @@ class Provider:
         self.turn = turn
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        """A list that takes a thousand calls."""
+        """A list that takes a thousand requests."""
         assert self.turn is not None
         for _ in range(1000):
             if not await self.turn():
@@ -120,8 +120,8 @@ def guarded(provider: Provider, rate: Rate | None = None) -> tuple[ThrottledProv
 DOWN = Unknown("http 500", Why.OUTAGE)
 
 
-class TestGuarded:
-    async def test_a_provider_that_is_down_is_asked_less_and_less_and_then_again(self) -> None:
+class TestThrottledProvider:
+    async def test_a_provider_that_is_down_is_asked_less_often_until_it_answers(self) -> None:
         provider = Provider(DOWN)
         guard, clock = guarded(provider)
         for _ in range(100):
@@ -137,7 +137,7 @@ class TestGuarded:
         assert await guard.tip() == TIP
         assert guard.trouble(15_000) is None
 
-    async def test_on_trial_one_asks_for_all(self) -> None:
+    async def test_after_a_pause_only_one_trial_request_is_sent(self) -> None:
         provider = Provider(DOWN)
         guard, clock = guarded(provider)
         for _ in range(quota.FAILURES_MAX):
@@ -152,7 +152,7 @@ class TestGuarded:
         assert await first == TIP
         assert await guard.tip() == TIP
 
-    async def test_a_long_list_on_trial_keeps_nobody_waiting_once_the_provider_has_answered(self) -> None:
+    async def test_a_long_trial_read_does_not_block_others_once_the_provider_answers(self) -> None:
         provider = Provider(DOWN)
         guard, clock = guarded(provider)
         for _ in range(quota.FAILURES_MAX):
@@ -167,7 +167,7 @@ class TestGuarded:
         assert await told == TIP
         assert await listing == Found(())
 
-    async def test_a_call_that_is_given_up_is_a_failure(self) -> None:
+    async def test_a_cancelled_call_counts_as_a_failure(self) -> None:
         provider = Provider()
         provider.gate = asyncio.Event()
         guard, _ = guarded(provider)
@@ -180,7 +180,7 @@ class TestGuarded:
         assert guard.trouble(0) is not None
 
     @pytest.mark.parametrize("read", [NotFound(), Unknown("http 200, not understood")])
-    async def test_an_answer_without_use_is_no_failure(self, read: Read[Tip]) -> None:
+    async def test_an_answer_that_is_not_useful_is_not_a_failure(self, read: Read[Tip]) -> None:
         provider = Provider(read)
         guard, _ = guarded(provider)
         for _ in range(20):
@@ -210,7 +210,7 @@ class TestGuarded:
             (SubmitKind.OUTAGE, True, 0),
         ],
     )
-    async def test_what_an_answer_to_a_submission_closes(
+    async def test_each_answer_to_a_submission_pauses_reads_and_submissions_accordingly(
         self, kind: SubmitKind, reads_go_on: bool, pause_ms: int
     ) -> None:
         guard, _ = guarded(Provider(kind=kind))
@@ -222,7 +222,9 @@ class TestGuarded:
     @pytest.mark.parametrize(
         ("asked_s", "pause_ms"), [(None, quota.FULL_PAUSE_MS), (17, 17_000), (10**9, quota.FULL_PAUSE_MAX_MS)]
     )
-    async def test_a_full_mempool_mutes_no_provider_for_good(self, asked_s: int | None, pause_ms: int) -> None:
+    async def test_a_full_mempool_pauses_submissions_for_a_bounded_time(
+        self, asked_s: int | None, pause_ms: int
+    ) -> None:
         provider = Provider(kind=SubmitKind.FULL)
         provider.retry_after_s = asked_s
         guard, clock = guarded(provider)
@@ -230,16 +232,16 @@ class TestGuarded:
         await guard.submit(b"", "aa" * 32)
         assert not guard.takes_submissions(1_000_000 + pause_ms - 1)
         assert guard.takes_submissions(1_000_000 + pause_ms)
-        assert guard.takes_submissions(999_999)  # the clock was ahead, and is mended
+        assert guard.takes_submissions(999_999)  # the clock was ahead and is now right
 
-    async def test_a_liar_is_remembered(self) -> None:
+    async def test_a_provider_that_lies_about_a_submission_is_remembered(self) -> None:
         guard, clock = guarded(Provider(kind=SubmitKind.LIAR))
         assert guard.lied_at_ms is None
         clock.at_ms = 7
         await guard.submit(b"", "aa" * 32)
         assert guard.lied_at_ms == 7
 
-    async def test_reads_stop_before_submissions_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_reads_run_out_of_calls_before_submissions_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         provider = Provider()
         guard, clock = guarded(provider, RATE)
         monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock, stands_still=True))
@@ -250,8 +252,8 @@ class TestGuarded:
         for _ in range(quota.RESERVED_CALLS):
             assert (await guard.submit(b"", "aa" * 32)).kind is SubmitKind.ACCEPTED
 
-    async def test_a_read_waits_for_its_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As many calls in ten seconds as the provider allows, and no more."""
+    async def test_a_read_waits_until_the_rate_limit_allows_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No more requests in ten seconds than the rate limit allows."""
         provider = Provider()
         guard, clock = guarded(provider, RATE)
         monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock))
@@ -259,7 +261,7 @@ class TestGuarded:
             assert await guard.tip() == TIP
         assert provider.calls <= RATE.burst + 10 * RATE.calls_per_s
 
-    async def test_the_calls_of_a_long_list_wait_for_their_turns_too(
+    async def test_the_calls_of_a_long_list_keep_to_the_rate_limit_too(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         provider = Provider()
@@ -269,7 +271,7 @@ class TestGuarded:
         assert guard.calls == provider.calls + 1
         assert clock.at_ms >= (provider.calls - RATE.burst + quota.RESERVED_CALLS) * 1000 // RATE.calls_per_s
 
-    async def test_a_long_list_breaks_off_where_the_provider_wants_a_pause(self) -> None:
+    async def test_a_long_list_stops_when_the_provider_asks_for_a_pause(self) -> None:
         provider = Provider()
         guard, clock = guarded(provider, RATE)
         turn = provider.turn
@@ -283,7 +285,7 @@ class TestGuarded:
 
 
 def passing(clock: Clock, *, stands_still: bool = False) -> Callable[[float], object]:
-    """A sleep in which time passes at once, or none does."""
+    """A sleep that advances the clock at once, or not at all."""
 
     async def sleep(seconds: float) -> None:
         clock.at_ms += 0 if stands_still else max(int(seconds * 1000), 1)

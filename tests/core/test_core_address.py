@@ -1,4 +1,4 @@
-"""Addresses: CIP-19's own vectors, every damage to one letter, and pycardano as the oracle."""
+"""Addresses: the CIP-19 test vectors, every one-letter change, and pycardano as the oracle."""
 
 import pytest
 from hypothesis import given
@@ -80,7 +80,7 @@ def code_of(value: object, network: str = "preprod") -> str:
 
 
 @pytest.mark.parametrize("kind", [0, 6])
-def test_cip_19_vectors_that_can_be_paid(kind: int) -> None:
+def test_cip_19_key_addresses_are_accepted_on_their_own_network_only(kind: int) -> None:
     for text, network, other in zip(CIP19[kind], (MAINNET, PREPROD), (PREPROD, MAINNET), strict=True):
         address = parse_address(text, network)
         assert address.text == str(address) == text
@@ -91,7 +91,7 @@ def test_cip_19_vectors_that_can_be_paid(kind: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "code"), CODES.items())
-def test_cip_19_vectors_that_cannot_be_paid(kind: int, code: str) -> None:
+def test_cip_19_addresses_that_cannot_be_paid_are_refused_with_their_code(kind: int, code: str) -> None:
     for text in CIP19[kind]:
         for network in NETWORKS:
             assert code_of(text, network) == code
@@ -102,7 +102,7 @@ def test_cip_19_vectors_that_cannot_be_paid(kind: int, code: str) -> None:
     stake=st.none() | st.binary(min_size=28, max_size=28),
     network=st.sampled_from(sorted(NETWORKS)),
 )
-def test_pycardano_writes_the_same_text_and_bytes(payment: bytes, stake: bytes | None, network: str) -> None:
+def test_pycardano_encodes_the_same_text_and_bytes(payment: bytes, stake: bytes | None, network: str) -> None:
     theirs = PycardanoAddress(
         VerificationKeyHash(payment),
         VerificationKeyHash(stake) if stake is not None else None,
@@ -115,7 +115,7 @@ def test_pycardano_writes_the_same_text_and_bytes(payment: bytes, stake: bytes |
 
 
 @pytest.mark.parametrize("text", [CIP19[0][1], CIP19[6][1]])
-def test_every_change_of_one_letter_is_refused(text: str) -> None:
+def test_an_address_with_one_changed_letter_is_refused(text: str) -> None:
     for position, letter in enumerate(text):
         for other in LETTERS + "1b_":
             if other != letter:
@@ -126,7 +126,7 @@ def test_every_change_of_one_letter_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [CIP19[0][1], CIP19[6][1]])
-def test_every_letter_left_out_put_in_or_swapped_is_refused(text: str) -> None:
+def test_every_letter_left_out_inserted_or_swapped_is_refused(text: str) -> None:
     damaged = {text[:position] + text[position + 1 :] for position in range(len(text))}
     damaged |= {
         text[:position] + letter + text[position:] for position in range(len(text) + 1) for letter in "qpl1"
@@ -140,7 +140,7 @@ def test_every_letter_left_out_put_in_or_swapped_is_refused(text: str) -> None:
 
 
 @given(st.binary(min_size=1, max_size=70), st.sampled_from(["addr_test", "addr", "stake_test", "foo"]))
-def test_of_all_bytes_only_key_addresses_of_the_network_are_paid(raw: bytes, prefix: str) -> None:
+def test_only_key_addresses_of_the_network_are_accepted_of_any_bytes(raw: bytes, prefix: str) -> None:
     payable = prefix == "addr_test" and (raw[0], len(raw)) in ((0x00, 57), (0x60, 29))
     try:
         address = parse_address(bech32(prefix, raw), PREPROD)
@@ -152,7 +152,7 @@ def test_of_all_bytes_only_key_addresses_of_the_network_are_paid(raw: bytes, pre
 
 
 @pytest.mark.parametrize("header", range(256))
-def test_every_header_byte_at_both_lengths(header: int) -> None:
+def test_only_two_header_bytes_are_accepted_at_either_length(header: int) -> None:
     for size in (29, 57):
         text = bech32("addr_test", bytes([header]) + b"\x11" * (size - 1))
         if (header, size) in ((0x00, 57), (0x60, 29)):
@@ -162,36 +162,34 @@ def test_every_header_byte_at_both_lengths(header: int) -> None:
 
 
 @pytest.mark.parametrize("kind", range(16))
-def test_every_type_that_cannot_be_paid_is_refused_by_its_own_code(kind: int) -> None:
+def test_every_address_type_that_cannot_be_paid_is_refused_with_its_code(kind: int) -> None:
     text = bech32("addr_test", bytes([kind << 4]) + b"\x11" * 40)
     assert code_of(text) == CODES.get(
         kind, "address_invalid/wrong_length" if kind in (0, 6) else "address_invalid/unknown_type"
     )
 
 
-def test_a_stake_prefix_is_said_to_be_one_whatever_stands_behind_it() -> None:
+def test_a_stake_prefix_is_refused_as_a_stake_address_whatever_follows() -> None:
     assert code_of(bech32("stake_test", b"\x00" + b"\x11" * 56)) == "address_invalid/stake"
 
 
 @pytest.mark.parametrize(("prefix", "header"), [("addr", 0x00), ("addr_test", 0x01), ("addr_test", 0x02)])
-def test_a_prefix_that_names_another_network_than_the_bytes_is_refused_on_every_network(
-    prefix: str, header: int
-) -> None:
+def test_a_prefix_that_contradicts_the_network_byte_is_refused_on_every_network(prefix: str, header: int) -> None:
     for network in NETWORKS:
         assert code_of(bech32(prefix, bytes([header]) + b"\x11" * 56), network) == "address_invalid/wrong_prefix"
 
 
 @given(st.text(max_size=120) | st.text(LETTERS + "1", max_size=120).map(lambda data: "addr_test1" + data))
-def test_any_text_is_refused_by_a_code_of_its_own(text: str) -> None:
+def test_any_text_that_is_no_address_is_refused_with_an_address_code(text: str) -> None:
     assert code_of(text).startswith("address_")
 
 
 @pytest.mark.parametrize("value", [None, 5, True, b"addr", ["addr"], {"address": "addr"}, 1.5])
-def test_what_is_not_text(value: object) -> None:
+def test_a_value_that_is_not_text_is_refused(value: object) -> None:
     assert code_of(value) == "address_invalid/not_text"
 
 
-def test_an_empty_address_is_said_to_be_empty() -> None:
+def test_an_empty_address_is_refused_as_empty() -> None:
     with pytest.raises(Refused, match="not empty"):
         parse_address("", PREPROD)
 
@@ -211,7 +209,7 @@ def test_an_empty_address_is_said_to_be_empty() -> None:
         (CIP19[0][1].upper(), "address_invalid/mixed_case"),
     ],
 )
-def test_what_is_no_address_is_told_apart(text: str, code: str) -> None:
+def test_each_kind_of_malformed_address_has_its_code(text: str, code: str) -> None:
     assert code_of(text) == code
 
 

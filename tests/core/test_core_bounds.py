@@ -1,7 +1,7 @@
-"""The bounds on what one call may ask for, against what could be meant."""
+"""The bounds on what one API request may ask for."""
 
 from payagent.core.bounds import LIST_LIMIT_MAX
 
 
-def test_a_page_has_an_end() -> None:
+def test_the_maximum_page_size_is_1000_or_less() -> None:
     assert 0 < LIST_LIMIT_MAX <= 1_000

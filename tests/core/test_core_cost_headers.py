@@ -1,4 +1,4 @@
-"""What a client's headers say about the cost of a call, and what a paid answer says that it cost."""
+"""The headers that limit the cost of a request, and the header that reports what it cost."""
 
 import pytest
 
@@ -18,7 +18,7 @@ MAX_COST, DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
         ([(MAX_COST, b"5000000 lovelace"), (MAX_COST, b"5000000 lovelace")], (5_000_000, "lovelace", False)),
     ],
 )
-def test_the_limits_of_a_call_are_read(
+def test_the_cost_headers_of_a_request_are_read(
     headers: list[tuple[bytes, bytes]], limits: tuple[int | None, str | None, bool]
 ) -> None:
     assert read_cost_headers(headers) == limits
@@ -33,15 +33,15 @@ def test_the_limits_of_a_call_are_read(
         ([(DRY_RUN, b"yes")], "X-Payagent-Dry-Run is true or false"),
     ],
 )
-def test_a_header_of_ours_that_is_not_understood_is_refused(headers: list[tuple[bytes, bytes]], why: str) -> None:
+def test_an_unknown_or_malformed_cost_header_is_refused(headers: list[tuple[bytes, bytes]], why: str) -> None:
     with pytest.raises(Refused, match=why) as refused:
         read_cost_headers(headers)
     assert refused.value.code == "bad_request"
 
 
-def test_the_fee_is_part_of_what_ada_costs() -> None:
+def test_the_reported_cost_in_ada_includes_the_fee() -> None:
     assert cost_text([("lovelace", 10_000_000), ("lovelace", 2_000_000)], 171_000) == "12171000 lovelace"
 
 
-def test_what_a_token_costs_has_neither_the_fee_nor_the_ada_that_rides_along() -> None:
+def test_the_reported_cost_in_a_token_excludes_the_fee_and_min_ada() -> None:
     assert cost_text([(TOKEN, 5), ("lovelace", 1_200_000), (TOKEN, 7)], 171_000) == f"12 {TOKEN}"

@@ -1,4 +1,4 @@
-"""Who is asked about a payment, and for which reasons."""
+"""Which findings refuse a payment and which need an approval, with their reasons."""
 
 import pytest
 
@@ -9,29 +9,29 @@ PRICE = Finding("approval_required", "it is dear", asks=True)
 PIN = Finding("merchant_not_allowed", "it pays somebody else", asks=False)
 
 
-def test_a_payment_that_nothing_speaks_against_asks_nobody() -> None:
+def test_a_payment_without_findings_needs_no_approval() -> None:
     assert judge(()) == ()
 
 
-def test_a_person_is_told_every_reason() -> None:
+def test_an_approval_lists_every_reason() -> None:
     other = PRICE._replace(detail="it is dearer than ever")
     assert judge([PRICE, other]) == (PRICE, other)
 
 
-def test_what_asks_nobody_refuses_whatever_else_asks() -> None:
+def test_a_finding_that_refuses_wins_over_one_that_asks() -> None:
     with pytest.raises(Refused) as refused:
         judge([PRICE, PIN])
     assert (refused.value.name, refused.value.detail) == (PIN.code, PIN.detail)
 
 
 @pytest.mark.parametrize(("units", "asks"), [(10, False), (11, True)])
-def test_a_person_is_asked_above_the_threshold_and_not_at_it(units: int, asks: bool) -> None:
+def test_approval_is_required_above_the_threshold_and_not_at_it(units: int, asks: bool) -> None:
     reasons = above({"lovelace": 10}, {"lovelace": units, "token": 1000})
     assert bool(reasons) is asks
     assert all(reason.code == "approval_required" for reason in reasons)
 
 
-def test_a_person_reads_ada_and_the_units_of_a_token() -> None:
+def test_a_reason_shows_ada_for_lovelace_and_units_for_a_token() -> None:
     reasons = above({"lovelace": 5_000_000, "token": 3}, {"lovelace": 9_770_000, "token": 4})
     assert [reason.detail for reason in reasons] == [
         "it takes 9.77 ADA, more than 5 ADA",

@@ -1,4 +1,4 @@
-"""What one transaction may take out of the wallet: to the unit, by asset, with the fee."""
+"""The hard caps on what one transaction may take out of the wallet, per asset and including the fee."""
 
 import pytest
 
@@ -10,12 +10,12 @@ CAPS = {"lovelace": 5_000_000, TOKEN: 10}
 
 
 @pytest.mark.parametrize("leaving", [{}, {"lovelace": 5_000_000, TOKEN: 10}], ids=["none", "all"])
-def test_up_to_its_cap_an_asset_may_leave(leaving: dict[str, int]) -> None:
+def test_an_asset_may_leave_up_to_its_cap(leaving: dict[str, int]) -> None:
     require_within_caps(leaving, CAPS)
 
 
 @pytest.mark.parametrize(("asset", "units"), [("lovelace", 5_000_001), (TOKEN, 11)])
-def test_a_unit_more_is_refused_and_told(asset: str, units: int) -> None:
+def test_one_unit_above_the_cap_is_refused_with_the_limit_and_what_is_left(asset: str, units: int) -> None:
     with pytest.raises(Refused) as refused:
         require_within_caps({"lovelace": 1, TOKEN: 1} | {asset: units}, CAPS)
     assert refused.value.name == "limit_exceeded"
@@ -23,12 +23,12 @@ def test_a_unit_more_is_refused_and_told(asset: str, units: int) -> None:
     assert refused.value.context == told
 
 
-def test_a_token_is_barred_without_a_cap_or_with_one_of_nothing() -> None:
+def test_a_token_without_a_cap_or_with_a_cap_of_0_is_barred() -> None:
     assert barred(["lovelace", TOKEN, "bb" * 28, "cc" * 28], CAPS | {"cc" * 28: 0}) == {"bb" * 28, "cc" * 28}
     assert barred(["lovelace"], {}) == frozenset()
 
 
-def test_what_has_no_cap_does_not_leave() -> None:
+def test_an_asset_without_a_cap_cannot_leave() -> None:
     with pytest.raises(Refused) as refused:
         require_within_caps({"lovelace": 1, "bb" * 28: 1}, CAPS)
     assert refused.value.name == "asset_not_allowed"

@@ -1,4 +1,4 @@
-"""The invoice: its terms hash covers what is paid to whom for what, and dishonest sets of outputs are refused."""
+"""Invoices: the terms hash covers every term, and dishonest outputs are refused."""
 
 import hashlib
 from dataclasses import replace
@@ -31,7 +31,7 @@ INVOICE = Invoice(
 
 
 @pytest.mark.parametrize(("target", "is_one"), [(None, False), (1, False), (2, True), (100, True)])
-def test_one_call_is_no_batch(target: int | None, is_one: bool) -> None:
+def test_a_target_of_more_than_one_call_is_a_batch(target: int | None, is_one: bool) -> None:
     assert is_batch(target) is is_one
 
 
@@ -56,17 +56,17 @@ def test_the_total_is_over_all_outputs() -> None:
         {"outputs": (out("pay_to", 1, 10_000_000), out("split", 2), out("split", 3))},
     ],
 )
-def test_every_term_is_in_the_hash(change: dict[str, object]) -> None:
+def test_every_term_changes_the_terms_hash(change: dict[str, object]) -> None:
     assert replace(INVOICE, **change).terms_hash != INVOICE.terms_hash  # type: ignore[arg-type]
 
 
-def test_one_call_is_one_whether_the_merchant_says_so_or_not() -> None:
+def test_a_batch_target_of_1_means_the_same_as_none() -> None:
     one, silent = (replace(INVOICE, batch_target=count) for count in (1, None))
     assert (one.calls, silent.calls, INVOICE.calls) == (1, 1, 100)
     assert one.terms_hash == silent.terms_hash
 
 
-def test_the_hash_is_stable_over_releases_and_receipts() -> None:
+def test_the_terms_hash_is_the_sha256_of_its_documented_json() -> None:
     assert replace(INVOICE, expires_at_ms=None).terms_hash == INVOICE.terms_hash
     anna, bert = (encode_address(b"\x60" + bytes([fill]) * 28).text for fill in (1, 2))
     terms = (
@@ -77,12 +77,12 @@ def test_the_hash_is_stable_over_releases_and_receipts() -> None:
 
 
 @pytest.mark.parametrize("text", ["a", "inv-1", "6aec41a2-0d5c-4b1e-9e55-000000000000", "A.b_c:d-9", "x" * 128])
-def test_invoice_ids(text: str) -> None:
+def test_valid_invoice_ids_are_accepted(text: str) -> None:
     assert parse_invoice_id(text) == text
 
 
 @given(st.text(max_size=140) | st.none() | st.integers() | st.booleans() | st.binary())
-def test_an_id_that_is_accepted_is_safe_in_a_header_and_in_a_path(value: object) -> None:
+def test_an_accepted_invoice_id_is_safe_in_a_header_and_a_path(value: object) -> None:
     try:
         text = parse_invoice_id(value)
     except Refused:
@@ -96,7 +96,7 @@ def test_an_id_that_is_accepted_is_safe_in_a_header_and_in_a_path(value: object)
 @pytest.mark.parametrize(
     "text", ["", "a b", "a/b", "a\r\n", "a\n", "\u00e9", "\u0660", "a%20", "x" * 129, "a?b", "a#b"]
 )
-def test_what_is_not_an_invoice_id(text: str) -> None:
+def test_a_malformed_invoice_id_is_refused(text: str) -> None:
     with pytest.raises(Refused) as caught:
         parse_invoice_id(text)
     assert caught.value.name == "invoice_invalid/id"
@@ -117,7 +117,7 @@ OWN = out("change", 9).address
         ((out("pay_to", 1), out("split", 9)), "address_invalid/own"),
     ],
 )
-def test_outputs_that_no_honest_invoice_has(outputs: tuple[Output, ...], code: str) -> None:
+def test_outputs_that_no_honest_invoice_has_are_refused(outputs: tuple[Output, ...], code: str) -> None:
     with pytest.raises(Refused) as caught:
         check_outputs(outputs, OWN)
     assert caught.value.name == code
@@ -137,18 +137,18 @@ BASE = encode_address(b"\x00" + bytes([9]) * 28 + bytes([8]) * 28)
     ],
     ids=["own", "another stake key", "enterprise", "another network"],
 )
-def test_our_own_payment_key_is_not_paid_in_whatever_form_of_address(own: Address, paid: Address) -> None:
+def test_an_output_to_our_own_payment_key_is_refused_in_any_form_of_address(own: Address, paid: Address) -> None:
     with pytest.raises(Refused) as caught:
         check_outputs((out("pay_to", 1), Output("split", paid, "lovelace", 5_000_000)), own)
     assert caught.value.name == "address_invalid/own"
 
 
-def test_our_stake_key_with_anothers_payment_key_is_anothers_address() -> None:
+def test_an_address_with_our_stake_key_but_another_payment_key_is_accepted() -> None:
     shared = Output("pay_to", encode_address(b"\x00" + bytes([5]) * 28 + bytes([8]) * 28), "lovelace", 5_000_000)
     assert check_outputs((shared,), BASE) == (shared,)
 
 
-def test_honest_outputs() -> None:
+def test_honest_outputs_are_accepted() -> None:
     outputs = tuple(out("split" if fill else "pay_to", fill + 20) for fill in range(OUTPUTS_MAX))
     assert check_outputs(outputs, OWN) == outputs
     assert check_outputs((out("pay_to", 9),), None) == (out("pay_to", 9),)

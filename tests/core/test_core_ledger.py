@@ -1,4 +1,4 @@
-"""Double entry: whatever is entered balances, and the life of a payment nets out to what left the wallet."""
+"""Double entry: every entry balances, and a payment's entries add up to what left the wallet."""
 
 import pytest
 from hypothesis import given
@@ -30,17 +30,17 @@ def test_an_entry_that_does_not_balance_cannot_be_made() -> None:
 
 
 @given(UNITS)
-def test_a_hold_that_is_released_leaves_no_trace(hold: dict[str, int]) -> None:
+def test_a_released_hold_leaves_every_balance_unchanged(hold: dict[str, int]) -> None:
     assert balances(ledger.reserve(hold), ledger.release(hold)) == {}
 
 
 @given(UNITS)
-def test_a_deposit_whose_block_is_lost_leaves_no_trace(units: dict[str, int]) -> None:
+def test_a_rolled_back_deposit_leaves_every_balance_unchanged(units: dict[str, int]) -> None:
     assert balances(ledger.deposit(units), ledger.deposit_reversed(units)) == {}
 
 
 @pytest.mark.parametrize("units", [1, 2**63 - 1, 2**63, 3 * (2**63 - 1), 2**65])
-def test_what_several_utxos_held_of_a_token_is_posted_in_parts_that_one_column_holds(units: int) -> None:
+def test_a_token_amount_above_63_bits_is_posted_in_parts(units: int) -> None:
     spent, back = ledger.external_spend({"aa" * 28: units}), ledger.external_spend_reversed({"aa" * 28: units})
     assert balances(spent) == {("wallet", "aa" * 28): -units, ("external", "aa" * 28): units}
     assert balances(spent, back) == {}
@@ -49,7 +49,7 @@ def test_what_several_utxos_held_of_a_token_is_posted_in_parts_that_one_column_h
 
 
 @given(UNITS, st.integers(155_381, 900_000), st.integers(0, 10_000))
-def test_a_confirmed_payment_takes_exactly_what_it_spent(spent: dict[str, int], fee: int, spare: int) -> None:
+def test_a_confirmed_payment_books_exactly_its_price_and_fee(spent: dict[str, int], fee: int, spare: int) -> None:
     hold = spent | {"lovelace": spent.get("lovelace", 0) + fee + spare}
     posted = ledger.post(hold, spent, fee, "merchant:m")
     after = balances(ledger.reserve(hold), posted)
@@ -61,14 +61,14 @@ def test_a_confirmed_payment_takes_exactly_what_it_spent(spent: dict[str, int], 
 
 
 @given(UNITS, st.integers(155_381, 900_000))
-def test_a_lost_block_brings_the_hold_back(spent: dict[str, int], fee: int) -> None:
+def test_a_rolled_back_payment_restores_its_hold(spent: dict[str, int], fee: int) -> None:
     hold = spent | {"lovelace": spent.get("lovelace", 0) + fee}
     posted = ledger.post(hold, spent, fee, "merchant:m")
     assert balances(ledger.reserve(hold), posted, ledger.post_reversed(posted)) == balances(ledger.reserve(hold))
 
 
 @given(UNITS)
-def test_utxos_that_were_spent_elsewhere_and_were_not_leave_no_trace(units: dict[str, int]) -> None:
+def test_a_reversed_external_spend_leaves_every_balance_unchanged(units: dict[str, int]) -> None:
     gone = ledger.external_spend(units)
     assert balances(gone)["wallet", next(iter(units))] < 0
     assert balances(gone, ledger.external_spend_reversed(units)) == {}
@@ -82,10 +82,12 @@ def test_utxos_that_were_spent_elsewhere_and_were_not_leave_no_trace(units: dict
         ("https://m", True, "prepaid:https://m"),
     ],
 )
-def test_where_the_money_of_a_payment_goes(origin: str | None, is_prepaid: bool, account: str) -> None:
+def test_a_payment_is_booked_to_a_merchant_prepaid_or_external_account(
+    origin: str | None, is_prepaid: bool, account: str
+) -> None:
     assert ledger.spending_account(origin, is_prepaid) == account
 
 
-def test_the_sum_of_several_holds_is_by_asset() -> None:
+def test_holds_are_added_up_by_asset() -> None:
     assert ledger.add([{"lovelace": 1, "a": 2}, {}, {"lovelace": 3}]) == {"lovelace": 4, "a": 2}
     assert ledger.add([]) == {}

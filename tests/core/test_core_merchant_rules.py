@@ -1,4 +1,4 @@
-"""Guards: whom a merchant may be paid at, what a call may cost, when it is paid no more (B4, B5, D6, K1, K4)."""
+"""Merchant rules: pinned addresses, price rises, unserved payments and payments in flight (B4, B5, D6, K1, K4)."""
 
 from fractions import Fraction
 
@@ -36,12 +36,12 @@ def codes(
     return [finding.code for finding in check(claim, rules, known, moment)]
 
 
-def test_a_claim_is_what_the_outputs_come_to() -> None:
+def test_an_invoice_claim_has_the_addresses_and_the_total_of_the_outputs() -> None:
     outputs = [("pay_to", "addr_shop", TOKEN, 5), ("split", "addr_partner", TOKEN, 2)]
     assert claim_of(outputs, 4) == InvoiceClaim((SHOP, PARTNER), TOKEN, 7, 4)
 
 
-def test_every_merchant_rule_has_its_problem() -> None:
+def test_every_merchant_rule_has_an_entry_in_the_problem_table() -> None:
     assert {guard.code for guard in GUARDS} <= PROBLEMS.keys()
 
 
@@ -51,7 +51,7 @@ def test_a_merchant_without_rules_is_not_checked() -> None:
 
 
 class TestPins:
-    def test_what_is_paid_first_is_what_may_be_paid(self) -> None:
+    def test_the_addresses_of_the_first_payment_are_pinned(self) -> None:
         claim = asks(SHOP, PARTNER)
         assert codes(claim, PINNED, MerchantFacts()) == []
         assert first_pins(claim, PINNED, MerchantFacts()) == (SHOP, PARTNER)
@@ -60,29 +60,29 @@ class TestPins:
         assert first_pins(asks(THIEF), PINNED, known) == ()
 
     @pytest.mark.parametrize("pins", [(THIEF,), (SHOP, THIEF), (SHOP, PARTNER, THIEF)])
-    def test_an_address_that_is_not_known_asks(self, pins: tuple[Pin, ...]) -> None:
+    def test_an_address_that_is_not_pinned_needs_approval(self, pins: tuple[Pin, ...]) -> None:
         (finding,) = check(asks(*pins), PINNED, MerchantFacts(frozenset({SHOP, PARTNER})))
         assert (finding.code, finding.asks) == ("address_not_pinned", True)
         assert "pays split addr_thief; known of this merchant are pay_to addr_shop, split addr_partner" in (
             finding.detail
         )
 
-    def test_a_partner_is_not_the_merchant(self) -> None:
-        """An address is known in its role: who may get a share may not get the price."""
+    def test_a_pinned_split_address_may_not_receive_the_price(self) -> None:
+        """An address is pinned in its role: one that may get a share may not get the price."""
         known = MerchantFacts(frozenset({SHOP, PARTNER}))
         assert codes(asks(Pin("pay_to", PARTNER.address)), PINNED, known) == ["address_not_pinned"]
 
-    def test_a_stopped_merchant_needs_no_approval(self) -> None:
+    def test_a_payment_to_a_subset_of_the_pinned_addresses_needs_no_approval(self) -> None:
         assert codes(asks(SHOP), PINNED, MerchantFacts(frozenset({SHOP, PARTNER}))) == []
 
-    def test_addresses_of_the_config_leave_nothing_to_be_learnt(self) -> None:
+    def test_addresses_in_the_config_turn_off_pinning_on_first_use(self) -> None:
         rules = MerchantRules(first_use=True, from_file=frozenset({SHOP}))
         assert codes(asks(SHOP), rules, MerchantFacts()) == []
         assert codes(asks(SHOP, PARTNER), rules, MerchantFacts()) == ["address_not_pinned"]
         assert first_pins(asks(SHOP, PARTNER), rules, MerchantFacts()) == ()
         assert codes(asks(SHOP, PARTNER), rules, MerchantFacts(frozenset({PARTNER}))) == []
 
-    def test_with_pinning_off_nothing_is_learnt(self) -> None:
+    def test_nothing_is_pinned_while_pinning_is_off(self) -> None:
         assert first_pins(asks(SHOP), MerchantRules(), MerchantFacts()) == ()
         assert codes(asks(THIEF), MerchantRules(), MerchantFacts(frozenset({SHOP}))) == []
 
@@ -91,7 +91,7 @@ def agreed(units: int, calls: int = 1, asset: str = "lovelace") -> Agreed:
     return Agreed(asset, units, calls)
 
 
-class TestDrift:
+class TestPriceRise:
     @pytest.mark.parametrize(
         ("agreed_units", "percent", "units", "asks_somebody"),
         [
@@ -110,7 +110,7 @@ class TestDrift:
             (100, None, 10**18, False),
         ],
     )
-    def test_at_the_bound_nobody_is_asked_and_above_it_somebody_is(
+    def test_a_price_rise_above_the_limit_needs_approval_and_one_at_the_limit_does_not(
         self, agreed_units: int | None, percent: int | None, units: int, asks_somebody: bool
     ) -> None:
         known = MerchantFacts(agreed=() if agreed_units is None else (agreed(agreed_units),))
@@ -136,7 +136,7 @@ class TestDrift:
             ([(100, 4), (40, 1)], 126, 4, True),
         ],
     )
-    def test_a_price_is_measured_by_itself_and_by_each_call(
+    def test_a_batch_price_is_compared_in_total_and_per_call(
         self, prices: list[tuple[int, int]], units: int, calls: int, asks_somebody: bool
     ) -> None:
         known = MerchantFacts(agreed=tuple(agreed(*price) for price in prices))
@@ -154,14 +154,14 @@ class TestDrift:
             ),
         ],
     )
-    def test_it_says_how_much_more(self, asset: str, told: str) -> None:
+    def test_the_finding_shows_the_new_price_and_the_agreed_one(self, asset: str, told: str) -> None:
         known = MerchantFacts(agreed=(agreed(2_000_000, asset=asset),))
         (found,) = check(
             asks(units=9_770_000, asset=asset, calls=4), MerchantRules(price_rise_percent_max=25), known
         )
         assert found.detail == told
 
-    def test_in_another_asset_nothing_says_what_the_call_may_cost(self) -> None:
+    def test_a_price_in_a_new_asset_needs_approval(self) -> None:
         rules, prices = MerchantRules(price_rise_percent_max=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
         (found,) = check(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
         assert (found.code, found.asks) == ("price_changed", True)
@@ -174,7 +174,7 @@ class TestDrift:
         )
 
     @given(*[st.integers(1, 2**63 - 1)] * 2, *[st.integers(1, 10**9)] * 2, st.integers(0, 10_000))
-    def test_no_rounding_lets_more_through(
+    def test_no_rounding_lets_a_higher_price_through(
         self, known_units: int, units: int, known_calls: int, calls: int, percent: int
     ) -> None:
         known = MerchantFacts(agreed=(agreed(known_units, known_calls),))
@@ -184,22 +184,24 @@ class TestDrift:
         assert bool(found) == (is_more or Fraction(units, calls) > Fraction(known_units, known_calls) * most)
 
 
-class TestStop:
+class TestStoppedMerchant:
     @pytest.mark.parametrize(("unserved_streak", "stops"), [(0, False), (2, False), (3, True), (4, True)])
-    def test_a_merchant_is_stopped_by_so_many_unserved_payments(self, unserved_streak: int, stops: bool) -> None:
+    def test_a_merchant_is_stopped_after_the_configured_unserved_streak(
+        self, unserved_streak: int, stops: bool
+    ) -> None:
         assert must_stop(MerchantRules(stop_after_unserved=3), unserved_streak) is stops
         assert not must_stop(MerchantRules(), unserved_streak)
 
     @pytest.mark.parametrize("moment", Moment)
-    def test_nothing_is_signed_for_a_stopped_merchant_whatever_it_is(self, moment: Moment) -> None:
+    def test_nothing_is_signed_for_a_stopped_merchant_at_any_moment(self, moment: Moment) -> None:
         (found,) = check(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(is_stopped=True), moment)
         assert (found.code, found.asks) == ("merchant_stopped", False)
         assert codes(asks(), MerchantRules(stop_after_unserved=3), MerchantFacts(), moment) == []
 
 
-class TestCrowd:
+class TestPaymentsInFlight:
     @pytest.mark.parametrize(("in_flight", "expected"), [(0, []), (9, []), (10, ["merchant_in_flight_limit"])])
-    def test_only_so_many_are_on_their_way(self, in_flight: int, expected: list[str]) -> None:
+    def test_a_payment_above_the_in_flight_limit_is_refused(self, in_flight: int, expected: list[str]) -> None:
         assert (
             codes(asks(), MerchantRules(payments_in_flight_max=10), MerchantFacts(in_flight=in_flight)) == expected
         )
@@ -210,7 +212,7 @@ class TestCrowd:
         assert codes(asks(), MerchantRules(payments_in_flight_max=1), MerchantFacts(in_flight=1), moment) == []
 
 
-def test_terms_that_were_agreed_to_are_not_looked_at_again() -> None:
+def test_terms_that_were_already_agreed_to_are_not_checked_again() -> None:
     known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),))
     rules = MerchantRules(first_use=True, price_rise_percent_max=0)
     assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_changed"]
@@ -223,10 +225,10 @@ PINS = st.sets(
 
 
 @given(PINS, st.frozensets(st.sampled_from([Pin("pay_to", "a"), Pin("split", "b")])), PINS, st.booleans())
-def test_nothing_is_paid_unasked_that_is_not_known(
+def test_only_pinned_or_first_addresses_are_paid_without_approval(
     paid: set[Pin], from_file: frozenset[Pin], had: set[Pin], is_first: bool
 ) -> None:
-    """Whatever came before: who is paid without a question is known, or the very first."""
+    """Whatever came before, an address paid without approval is pinned or from the first payment."""
     rules, known = (
         MerchantRules(first_use=True, from_file=from_file),
         MerchantFacts(frozenset() if is_first else frozenset(had)),

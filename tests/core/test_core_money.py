@@ -1,4 +1,4 @@
-"""Money: foreign text becomes units in one strict way; formatting loses nothing."""
+"""Money: text from outside becomes units in one strict way, and formatting loses nothing."""
 
 import re
 
@@ -32,18 +32,18 @@ def code_of(function: object, *args: object) -> str:
     return caught.value.name
 
 
-def test_the_most_is_what_the_ledger_can_say_of_a_utxo() -> None:
+def test_the_maximum_amount_is_63_bits() -> None:
     assert MAX_UNITS == 9_223_372_036_854_775_807
 
 
 @given(st.integers(1, MAX_UNITS))
-def test_units_come_through_as_text_and_as_int(units: int) -> None:
+def test_units_are_read_from_text_and_from_integers(units: int) -> None:
     assert parse_units(str(units)) == units
     assert parse_units(units) == units
 
 
 @given(st.text(max_size=25) | st.from_regex(r"\A[-+]?[0-9_ .eE]{1,22}\Z"))
-def test_text_is_a_number_only_when_it_is_written_as_we_would_write_it(text: str) -> None:
+def test_only_canonical_decimal_text_is_a_number(text: str) -> None:
     canonical = re.fullmatch("0|[1-9][0-9]*", text, re.ASCII)
     if canonical and int(text) <= MAX_UNITS:
         assert parse_count(text) == int(text)
@@ -82,7 +82,7 @@ def test_text_is_a_number_only_when_it_is_written_as_we_would_write_it(text: str
         (10**4000, "invoice_invalid/amount_range"),
     ],
 )
-def test_what_is_not_an_amount(value: object, code: str) -> None:
+def test_a_malformed_amount_is_refused_with_its_code(value: object, code: str) -> None:
     assert code_of(parse_units, value) == code
 
 
@@ -90,7 +90,7 @@ def test_a_count_may_be_zero() -> None:
     assert parse_count("0") == parse_count(0) == 0
 
 
-def test_no_more_than_exists() -> None:
+def test_an_amount_above_the_supply_is_refused() -> None:
     assert check_supply(LOVELACE, MAX_LOVELACE) == MAX_LOVELACE
     assert code_of(check_supply, LOVELACE, MAX_LOVELACE + 1) == "invoice_invalid/amount_range"
     assert check_supply(POLICY, MAX_LOVELACE + 1) == MAX_LOVELACE + 1
@@ -98,12 +98,12 @@ def test_no_more_than_exists() -> None:
 
 
 @pytest.mark.parametrize("text", ["ADA", "ada", "lovelace"])
-def test_ada_has_three_spellings(text: str) -> None:
+def test_ada_and_lovelace_name_the_same_asset(text: str) -> None:
     assert parse_asset(text) == LOVELACE
 
 
 @pytest.mark.parametrize("name", ["", "00", "474f4c44", "ff" * 32])
-def test_a_token_has_one_canonical_name(name: str) -> None:
+def test_a_token_with_or_without_a_dot_has_one_canonical_name(name: str) -> None:
     assert parse_asset(POLICY + name) == parse_asset(f"{POLICY}.{name}") == POLICY + name
 
 
@@ -129,7 +129,7 @@ def test_a_token_has_one_canonical_name(name: str) -> None:
         ["ADA"],
     ],
 )
-def test_what_is_not_an_asset(value: object) -> None:
+def test_a_malformed_asset_is_refused(value: object) -> None:
     assert code_of(parse_asset, value) == "invoice_invalid/asset"
 
 
@@ -144,7 +144,7 @@ def test_what_is_not_an_asset(value: object) -> None:
         ("45000000000 ADA", MAX_LOVELACE),
     ],
 )
-def test_an_operators_amount(text: str, lovelace: int) -> None:
+def test_an_amount_from_the_operator_is_read_with_its_unit(text: str, lovelace: int) -> None:
     assert parse_ada(text) == lovelace
 
 
@@ -152,11 +152,11 @@ def test_an_operators_amount(text: str, lovelace: int) -> None:
     "text",
     ["5", "5ADA", "5 ada", "5  ADA", "-5 ADA", "0.0000001 ADA", "1e3 ADA", ".5 ADA", "5. ADA", "05 ADA", 5, None],
 )
-def test_what_is_not_an_operators_amount(text: object) -> None:
+def test_a_malformed_amount_from_the_operator_is_refused(text: object) -> None:
     assert code_of(parse_ada, text) == "amount_invalid"
 
 
-def test_a_bound_says_of_what_it_is_or_is_of_whatever_is_paid_in() -> None:
+def test_a_bound_is_read_with_or_without_an_asset() -> None:
     token = "ab" * 28
     assert parse_bound("120", "bound") == (120, None)
     assert parse_bound("5000000 lovelace", "bound") == (5_000_000, "lovelace")
@@ -176,22 +176,22 @@ def test_a_bound_says_of_what_it_is_or_is_of_whatever_is_paid_in() -> None:
         ("0 lovelace", "invoice_invalid/amount_range"),
     ],
 )
-def test_what_is_no_bound(text: str, code: str) -> None:
+def test_a_malformed_bound_is_refused_with_its_code(text: str, code: str) -> None:
     assert code_of(lambda given: parse_bound(given, "bound"), text) == code
 
 
-def test_an_operators_amount_above_the_supply() -> None:
+def test_an_amount_from_the_operator_above_the_supply_is_refused() -> None:
     assert code_of(parse_ada, "45000000001 ADA") == "amount_invalid"
     assert code_of(parse_ada, "45000000000000001 lovelace") == "amount_invalid"
 
 
 @given(st.integers(0, MAX_LOVELACE))
-def test_ada_for_people_reads_back_to_the_lovelace(lovelace: int) -> None:
+def test_formatted_ada_reads_back_to_the_same_lovelace(lovelace: int) -> None:
     assert parse_ada(format_ada(lovelace)) == lovelace
 
 
 @given(st.integers(-MAX_UNITS, MAX_UNITS), st.integers(0, 19))
-def test_units_for_people_lose_nothing(units: int, decimals: int) -> None:
+def test_formatted_units_lose_nothing(units: int, decimals: int) -> None:
     text = format_units(units, decimals)
     whole, point, fraction = text.partition(".")
     assert len(fraction) == decimals
@@ -200,6 +200,6 @@ def test_units_for_people_lose_nothing(units: int, decimals: int) -> None:
     assert text.startswith("-") is (units < 0)
 
 
-def test_people_read_ada_in_ada_and_a_token_in_its_units() -> None:
+def test_amounts_are_shown_as_ada_or_as_units_of_a_token() -> None:
     assert format_amount(LOVELACE, 12_500_000) == "12.5 ADA"
     assert format_amount(POLICY, 12_500_000) == f"12500000 units of {POLICY}"

@@ -1,4 +1,4 @@
-"""Networks: exactly the known names, case-sensitive; slots and time agree with known blocks."""
+"""Networks: only the known names, case-sensitive; slots agree with the times of known blocks."""
 
 import pytest
 from hypothesis import given
@@ -46,13 +46,13 @@ def test_every_alias_names_one_network(alias: str, name: str) -> None:
         {},
     ],
 )
-def test_what_is_not_a_chain(value: object) -> None:
+def test_an_unknown_chain_name_is_refused(value: object) -> None:
     with pytest.raises(Refused) as caught:
         parse_chain(value)
     assert caught.value.name == "invoice_invalid/chain"
 
 
-def test_preview_is_not_preprod_although_their_addresses_look_the_same() -> None:
+def test_preview_is_not_preprod_although_their_addresses_look_alike() -> None:
     require_chain("cardano-preview", NETWORKS["preview"])
     for other in ("cardano-preprod", "cardano-mainnet", "cardano-devnet"):
         with pytest.raises(Refused) as caught:
@@ -61,7 +61,7 @@ def test_preview_is_not_preprod_although_their_addresses_look_the_same() -> None
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
-def test_addresses_tell_mainnet_from_the_rest(network: Network) -> None:
+def test_an_address_shows_mainnet_or_a_test_network(network: Network) -> None:
     address = encode_address(bytes([0x60 | network.network_id]) + bytes(28))
     assert address.text.startswith("addr1" if network.name == "mainnet" else "addr_test1")
     assert parse_address(address.text, network) == address
@@ -77,7 +77,7 @@ def test_addresses_tell_mainnet_from_the_rest(network: Network) -> None:
         ("preview", 0, 1_666_656_000),
     ],
 )
-def test_slots_and_time(network: str, slot: int, time_s: int) -> None:
+def test_slots_match_known_block_times(network: str, slot: int, time_s: int) -> None:
     clock = SLOT_CLOCKS[network]
     assert clock.slot_at(time_s * 1000) == slot
     assert clock.slot_at(time_s * 1000 + 999) == slot
@@ -86,6 +86,6 @@ def test_slots_and_time(network: str, slot: int, time_s: int) -> None:
 
 
 @given(st.sampled_from(sorted(SLOT_CLOCKS)), st.integers(0, 2**40))
-def test_a_slot_holds_its_own_beginning(network: str, slot: int) -> None:
+def test_the_start_time_of_a_slot_is_in_that_slot(network: str, slot: int) -> None:
     clock = SLOT_CLOCKS[network]
     assert clock.slot_at(clock.time_ms(slot)) == slot

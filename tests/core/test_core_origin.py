@@ -1,4 +1,4 @@
-"""A merchant's origin has one spelling. Two spellings of a resource's path are one resource."""
+"""Origins are normalized to one spelling, and two encodings of a path are one resource."""
 
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from payagent.core.origin import is_called, is_t_backend, is_this_machine, parse
         ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
     ],
 )
-def test_the_one_spelling(text: str, origin: str) -> None:
+def test_an_origin_is_normalized_to_one_spelling(text: str, origin: str) -> None:
     assert parse_origin(text) == origin == parse_origin(origin)
 
 
@@ -45,7 +45,7 @@ def test_the_one_spelling(text: str, origin: str) -> None:
         ("https://a..example", "a name or an address"),
     ],
 )
-def test_what_is_no_origin(text: str, why: str) -> None:
+def test_a_malformed_origin_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_origin(text)
 
@@ -63,7 +63,7 @@ def test_what_is_no_origin(text: str, why: str) -> None:
         ("", False),
     ],
 )
-def test_what_only_this_machine_is_called(host: str, is_ours: bool) -> None:
+def test_localhost_and_loopback_addresses_are_this_machine(host: str, is_ours: bool) -> None:
     assert is_this_machine(host) is is_ours
 
 
@@ -77,7 +77,7 @@ def test_what_only_this_machine_is_called(host: str, is_ours: bool) -> None:
         ("api-v3.fluxpointstudios.com", False),
     ],
 )
-def test_the_t_backend_is_one_origin(text: str, known: bool) -> None:
+def test_only_the_https_origin_of_the_t_backend_is_recognized(text: str, known: bool) -> None:
     assert is_t_backend(text) is known
 
 

@@ -1,4 +1,4 @@
-"""The payment machine and the delivery machine: the tables themselves, and what must never be possible."""
+"""The state machines of payment and delivery: their tables, and what must never be possible."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ SIGNED_ONCE = set(State) - NEVER_SIGNED - {State.RECEIVED, State.AWAITING_APPROV
 
 
 def reachable(start: State, without: frozenset[Event] = frozenset()) -> set[State]:
-    """Every state that can follow, by any events but those."""
+    """Every state reachable from `start` without the given events."""
     found, todo = {start}, [start]
     while todo:
         here = todo.pop()
@@ -43,7 +43,7 @@ def reachable(start: State, without: frozenset[Event] = frozenset()) -> set[Stat
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
-def test_every_pair_moves_by_the_table_or_is_refused(state: State, event: Event) -> None:
+def test_every_state_and_event_follows_the_table_or_is_refused(state: State, event: Event) -> None:
     if (state, event) in TRANSITIONS:
         assert move(state, event) is TRANSITIONS[state, event]
     else:
@@ -55,40 +55,40 @@ def test_every_state_is_reached_from_received() -> None:
     assert reachable(State.RECEIVED) == set(State)
 
 
-def test_what_was_signed_is_never_rejected_or_denied() -> None:
+def test_a_signed_payment_is_never_rejected_or_denied() -> None:
     for state in SIGNED_ONCE:
         assert not reachable(state) & NEVER_SIGNED
 
 
-def test_only_positive_evidence_ends_a_signed_payment_without_paying() -> None:
+def test_only_a_void_event_ends_a_signed_payment_without_paying() -> None:
     for state in SIGNED_ONCE - {State.VOID}:
         assert not reachable(state, without=frozenset({Event.VOID})) & ENDED_WITHOUT_PAYING
 
 
-def test_settled_rejected_and_denied_are_the_ends() -> None:
+def test_settled_rejected_and_denied_are_the_only_final_states() -> None:
     ends = {state for state in State if not any(row[0] is state for row in TRANSITIONS)}
     assert ends == {State.SETTLED, State.REJECTED, State.DENIED}
 
 
-def test_a_lost_block_reopens_confirmed_and_void_but_not_settled() -> None:
+def test_a_rollback_reopens_confirmed_and_void_but_not_settled() -> None:
     assert move(State.CONFIRMED, Event.BLOCK_LOST) is State.IN_FLIGHT
     assert move(State.VOID, Event.BLOCK_LOST) is State.CANCELLING
     with pytest.raises(Refused):
         move(State.SETTLED, Event.BLOCK_LOST)
 
 
-def test_nothing_is_signed_before_a_hold() -> None:
+def test_no_payment_is_signed_before_its_funds_are_reserved() -> None:
     before_sign = {state for (state, event) in TRANSITIONS if event is Event.SIGN}
     assert before_sign == {State.RESERVED, State.REPLACING}
     assert State.SIGNED not in reachable(State.RECEIVED, without=frozenset({Event.RESERVE}))
 
 
 @pytest.mark.parametrize(("delivery", "event"), list(itertools.product(Delivery, DeliveryEvent)))
-def test_delivery_knows_every_event(delivery: Delivery, event: DeliveryEvent) -> None:
+def test_every_delivery_state_handles_every_delivery_event(delivery: Delivery, event: DeliveryEvent) -> None:
     assert deliver(delivery, event) is DELIVERIES[delivery, event]
 
 
-def test_what_was_accepted_stays_accepted() -> None:
+def test_an_accepted_delivery_stays_accepted() -> None:
     assert {after for (before, _), after in DELIVERIES.items() if before is Delivery.ACCEPTED} == {
         Delivery.ACCEPTED
     }
@@ -111,18 +111,20 @@ def test_what_was_accepted_stays_accepted() -> None:
         (307, State.CONFIRMED, False, DeliveryEvent.PRESENT),
     ],
 )
-def test_a_retrys_status_means(http_status: int, state: State, over: bool, event: DeliveryEvent) -> None:
+def test_the_http_status_of_a_retry_decides_the_delivery_event(
+    http_status: int, state: State, over: bool, event: DeliveryEvent
+) -> None:
     assert delivery_event(http_status, state, over) is event
 
 
-def test_the_diagram_has_every_row() -> None:
+def test_the_diagram_shows_every_transition() -> None:
     drawn = mermaid()
     assert drawn.startswith("stateDiagram-v2\n    [*] --> received\n")
     assert all(f"{state} --> {after}: {event}" in drawn for (state, event), after in TRANSITIONS.items())
 
 
-def test_the_tables_are_those_of_the_page() -> None:
-    """Row by row, in the words that stand in the ledger and on the wire."""
+def test_the_transition_tables_match_the_reference_page() -> None:
+    """Row by row, with the names used in the ledger and the API."""
     money, delivery = PAGE.partition("## Delivery")[::2]
     row = re.compile(r"^\| (\w+) \| (\w+) \| (\w+) \|$", re.MULTILINE)
     rows = [(state.value, event.value, after.value) for (state, event), after in TRANSITIONS.items()]
@@ -132,13 +134,13 @@ def test_the_tables_are_those_of_the_page() -> None:
     assert mermaid() in money
 
 
-def test_the_states_are_those_that_clients_know() -> None:
+def test_state_and_delivery_names_are_those_clients_know() -> None:
     money = "received awaiting_approval reserved signed in_flight in_block confirmed settled replacing cancelling"
     assert [*State] == [*money.split(), "void", "rejected", "denied"]
     assert [*Delivery] == ["not_presented", "presented", "accepted", "paid_not_served"]
 
 
-def test_which_states_are_alike() -> None:
+def test_groups_of_states_have_the_expected_members() -> None:
     assert {State.REJECTED, State.DENIED} == NEVER_SIGNED
     assert {State.RESERVED, State.REPLACING} == UNSIGNED
     assert {State.VOID, State.REJECTED, State.DENIED} == ENDED_WITHOUT_PAYING
@@ -147,6 +149,6 @@ def test_which_states_are_alike() -> None:
     assert {State.CONFIRMED, State.SETTLED} == POSTED
 
 
-def test_a_refused_event_is_told_by_its_names() -> None:
+def test_a_refused_event_names_the_state_and_the_event() -> None:
     with pytest.raises(Refused, match="a payment that is settled cannot take void"):
         move(State.SETTLED, Event.VOID)

@@ -1,4 +1,4 @@
-"""Limits: each binds exactly at its edge, the tightest is named, and nothing without a limit is spent."""
+"""Limits: each is exact to the unit, the tightest one is named, and an asset without a limit is not spent."""
 
 import pytest
 from hypothesis import given
@@ -38,15 +38,15 @@ def of_wallet(window: Window, most_units: int, asset: str = ADA) -> Limit:
     return Limit(WALLET, asset, window, most_units)
 
 
-class TestWhatBinds:
-    def test_the_limits_of_every_scope_that_a_payment_is_spent_in_bind_it(self) -> None:
+class TestWhichLimitsApply:
+    def test_the_limits_of_wallet_app_and_merchant_apply_to_a_payment(self) -> None:
         scopes = (WALLET, Scope(APP), Scope(merchant=SHOP), NARROW)
         others = (Scope("app_2"), Scope(merchant="https://other.example"), Scope(APP, "https://other.example"))
         limits = [Limit(scope, ADA, Window.DAY, 5) for scope in (*scopes, *others)]
         assert {limit.scope for limit in concerning(limits, APP, SHOP, [ADA])} == set(scopes)
         assert set(scopes_of(APP, SHOP)) == set(scopes)
 
-    def test_only_limits_of_the_assets_that_are_spent_bind(self) -> None:
+    def test_only_limits_of_the_spent_assets_apply(self) -> None:
         limits = (*limits_of(ADA, {"per_day": 5}), *limits_of(TOKEN, {"per_day": 5, "total": 9}))
         assert concerning(limits, APP, SHOP, [ADA]) == limits[:1]
         assert concerning(limits, APP, SHOP, [TOKEN, ADA]) == limits
@@ -60,11 +60,11 @@ class TestWhatBinds:
         assert (refused.value.name, refused.value.context) == ("asset_not_allowed", {"asset": TOKEN})
 
     @pytest.mark.parametrize("window", Window)
-    def test_a_limit_of_each_payment_alone_lets_no_asset_be_spent(self, window: Window) -> None:
+    def test_a_per_payment_limit_alone_does_not_allow_an_asset(self, window: Window) -> None:
         lets = window is not Window.PAYMENT
         assert allowed_assets([of_wallet(window, 5)]) == ({ADA} if lets else set())
 
-    def test_what_is_set_at_run_time_stands_over_the_same_limit_only(self) -> None:
+    def test_a_run_time_limit_overrides_only_the_same_limit_in_the_config_file(self) -> None:
         from_file = (of_wallet(Window.PAYMENT, 5), of_wallet(Window.DAY, 20))
         over = (of_wallet(Window.DAY, 50), Limit(Scope(APP), ADA, Window.DAY, 1))
         assert in_force(from_file, over) == (from_file[0], over[0], over[1])
@@ -74,7 +74,7 @@ class TestWhatBinds:
         assert limits == (Limit(Scope(APP), ADA, Window.PAYMENT, 5), Limit(Scope(APP), ADA, Window.TOTAL, 0))
 
 
-class TestWhatIsLeft:
+class TestLimitCheck:
     @pytest.mark.parametrize(
         ("counted", "units", "left", "is_exceeded"),
         [
@@ -87,28 +87,30 @@ class TestWhatIsLeft:
             (25, 0, 0, False),
         ],
     )
-    def test_a_limit_binds_at_its_edge(self, counted: int, units: int, left: int, is_exceeded: bool) -> None:
+    def test_a_limit_allows_exactly_what_is_left_and_not_one_unit_more(
+        self, counted: int, units: int, left: int, is_exceeded: bool
+    ) -> None:
         asked = ask(of_wallet(Window.DAY, 20), counted, {ADA: units})
         assert (asked.left_units, asked.asked_units, asked.is_exceeded) == (left, units, is_exceeded)
         assert (tightest([asked]) is not None) is is_exceeded
 
-    def test_what_is_spent_several_times_is_so_in_windows_and_not_in_one_payment(self) -> None:
+    def test_repeated_spends_add_up_in_windows_but_not_per_payment(self) -> None:
         spend = {ADA: 5}
         assert not ask(of_wallet(Window.PAYMENT, 5), 0, spend, count=3).is_exceeded
         assert ask(of_wallet(Window.DAY, 14), 0, spend, count=3).is_exceeded
         assert not ask(of_wallet(Window.TOTAL, 15), 0, spend, count=3).is_exceeded
 
-    def test_a_limit_is_asked_of_its_own_asset(self) -> None:
+    def test_a_limit_counts_only_its_own_asset(self) -> None:
         asked = ask(of_wallet(Window.DAY, 5, TOKEN), 0, {ADA: 100, TOKEN: 5})
         assert (asked.asset, asked.asked_units, asked.is_exceeded) == (TOKEN, 5, False)
         assert ask(of_wallet(Window.DAY, 5, TOKEN), 0, {ADA: 100}).asked_units == 0
 
-    def test_the_same_limits_are_asked_again_for_what_it_comes_to(self) -> None:
+    def test_limits_are_checked_again_for_the_final_amount(self) -> None:
         asked = (ask(of_wallet(Window.DAY, 20), 15, {ADA: 5}), ask(of_wallet(Window.DAY, 3, TOKEN), 0, {}))
         again = ask_again(asked, {ADA: 6})
         assert [(one.left_units, one.asked_units) for one in again] == [(5, 6), (3, 0)]
 
-    def test_the_callers_own_bounds_only_tighten(self) -> None:
+    def test_the_callers_bounds_can_only_tighten_the_limits(self) -> None:
         spend = {ADA: 7, TOKEN: 3}
         assert ask_bounds(spend, TOKEN, None, None) == ()
         (most,) = ask_bounds(spend, TOKEN, 3, None, count=4)
@@ -123,31 +125,31 @@ class TestWhatIsLeft:
         assert not ask_bounds(spend, ADA, None, 14, count=2)[0].is_exceeded
 
 
-class TestTheTightest:
-    def test_of_those_that_are_exceeded_the_one_that_leaves_least_is_named(self) -> None:
+class TestTightestLimit:
+    def test_the_exceeded_limit_that_leaves_least_is_named(self) -> None:
         limits = [of_wallet(Window.PAYMENT, 4), of_wallet(Window.DAY, 9), of_wallet(Window.TOTAL, 3)]
         asked = [ask(limit, counted, {ADA: 5}) for limit, counted in zip(limits, (0, 7, 0), strict=True)]
         named = tightest(asked)
         assert named is not None
         assert (named.name, named.left_units) == ("per_day", 2)
 
-    def test_of_equal_ones_the_longest_window_is_named(self) -> None:
+    def test_of_equally_tight_limits_the_longest_window_is_named(self) -> None:
         asked = [ask(of_wallet(window, 4), 4, {ADA: 5}) for window in (Window.DAY, Window.TOTAL, Window.HOUR)]
         named = tightest(asked)
         assert named is not None
         assert named.name == "total"
 
-    def test_a_bound_of_the_callers_yields_to_a_limit_that_leaves_as_little(self) -> None:
+    def test_a_limit_is_named_rather_than_an_equally_tight_bound_of_the_caller(self) -> None:
         both = (*ask_bounds({ADA: 5}, ADA, 4, None), ask(of_wallet(Window.HOUR, 4), 0, {ADA: 5}))
         named = tightest(both)
         assert named is not None
         assert named.name == "per_hour"
 
-    def test_what_is_within_all_names_none(self) -> None:
+    def test_no_limit_is_named_when_none_is_exceeded(self) -> None:
         assert tightest([]) is None
         assert tightest([ask(of_wallet(Window.DAY, 5), 0, {ADA: 5})]) is None
 
-    def test_a_refusal_names_the_limit_whose_it_is_what_it_leaves_and_when_it_frees_up(self) -> None:
+    def test_a_refusal_names_the_limit_its_scope_what_is_left_and_when_room_frees_up(self) -> None:
         told = refusal(ask(Limit(NARROW, ADA, Window.DAY, 20), 18, {ADA: 3}), 86_400_000, "bot")
         assert told.code == "limit_exceeded"
         assert told.context == {
@@ -164,7 +166,7 @@ class TestTheTightest:
             "fee; there is no room for it before 1970-01-02T00:00:00.000Z"
         )
 
-    def test_a_refusal_of_the_wallets_own_names_nobody_and_no_time_where_there_is_none(self) -> None:
+    def test_a_refusal_by_a_wallet_wide_per_payment_limit_names_no_app_and_no_time(self) -> None:
         told = refusal(ask(of_wallet(Window.PAYMENT, 2, TOKEN), 0, {TOKEN: 3}), None, "bot")
         assert told.context.keys() == {"limit", "asset", "left", "asked", "frees_at"}
         assert told.context["frees_at"] is None
@@ -179,7 +181,7 @@ TIMES = st.integers(0, 2**43)
 
 class TestWindows:
     @given(ROLLING, TIMES, TIMES)
-    def test_a_window_counts_all_that_is_younger_and_at_most_a_span_more(
+    def test_a_window_counts_every_newer_spend_and_at_most_one_span_more(
         self, window: Window, spent_ms: int, clock_ms: int
     ) -> None:
         span_ms = SPAN_MS[window]
@@ -190,26 +192,26 @@ class TestWindows:
             assert not is_counted
 
     @given(ROLLING, TIMES)
-    def test_what_frees_up_does_so_just_then(self, window: Window, spent_ms: int) -> None:
+    def test_room_frees_up_exactly_at_the_announced_time(self, window: Window, spent_ms: int) -> None:
         start_ms = spent_ms // SPAN_MS[window] * SPAN_MS[window]
         frees_ms = frees_at_ms(window, [SpendSpan(start_ms, 5)], 5)
         assert frees_ms is not None
         assert counts_from_ms(window, frees_ms - 1) <= start_ms < counts_from_ms(window, frees_ms)
 
-    def test_it_is_told_when_enough_is_free(self) -> None:
+    def test_the_announced_time_is_when_enough_units_are_free(self) -> None:
         spans = [SpendSpan(0, 3), SpendSpan(300_000, 4), SpendSpan(900_000, 5)]
         day = [frees_at_ms(Window.DAY, spans, units) for units in (1, 3, 4, 7, 8, 12, 13)]
         ends = [start + 300_000 + 86_400_000 for start in (0, 0, 300_000, 300_000, 900_000, 900_000)]
         assert day == [*ends, None]
         assert frees_at_ms(Window.MONTH, [SpendSpan(0, 1)], 1) == 21_600_000 + 30 * 86_400_000
 
-    def test_the_windows_are_of_the_lengths_that_they_say(self) -> None:
+    def test_each_window_has_the_length_its_name_says(self) -> None:
         hours = {window: length_ms / 3_600_000 for window, length_ms in LENGTH_MS.items()}
         assert hours == {Window.HOUR: 1, Window.DAY: 24, Window.WEEK: 168, Window.MONTH: 720}
         assert policy.SPAN_MS.keys() == LENGTH_MS.keys()
         assert all(LENGTH_MS[window] % span_ms == 0 for window, span_ms in SPAN_MS.items())
 
-    def test_their_names_are_those_of_the_config_file_from_the_shortest_on(self) -> None:
+    def test_windows_are_named_as_in_the_config_file_from_short_to_long(self) -> None:
         assert [*Window] == ["per_payment", "per_hour", "per_day", "per_week", "per_month", "total"]
         assert Scope() == WALLET == ("", "")
 
@@ -218,7 +220,7 @@ class TestWindows:
     "code", ["not_enough_funds", "funds_pending", "utxos_too_small/inputs", "chain_not_ready"]
 )
 @pytest.mark.parametrize("more", [{}, {"asset": "lovelace"}], ids=["bare", "with its asset"])
-def test_an_app_is_told_nothing_of_what_the_wallet_has(code: str, more: dict[str, str]) -> None:
+def test_a_refusal_shows_an_app_nothing_about_the_wallets_funds(code: str, more: dict[str, str]) -> None:
     told = policy.without_figures(Refused(code, "there are 123456 lovelace", **more, available="123456"))
     assert (told.name, told.context) == (code, more)
     assert "123456" not in told.detail
@@ -237,13 +239,13 @@ OF_AN_APP = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "
     ],
     ids=["its own", "what each payment may take", "what it asked for itself", "no limit"],
 )
-def test_what_is_no_figure_of_others_is_told_whole(code: str, context: dict[str, str]) -> None:
+def test_a_refusal_without_other_apps_figures_is_shown_in_full(code: str, context: dict[str, str]) -> None:
     refused = Refused(code, "the whole story", **context)
     assert policy.without_figures(refused) is refused
 
 
 @pytest.mark.parametrize("merchant", [None, "https://shop.example"])
-def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: str | None) -> None:
+def test_a_shared_limit_is_named_to_an_app_without_its_figures(merchant: str | None) -> None:
     context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
     whose = {} if merchant is None else {"merchant": merchant}
     told = policy.without_figures(Refused("limit_exceeded", "7 are left until x", **context, **whose))
@@ -266,13 +268,13 @@ def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: s
         ("chain_not_ready", "the chain is not known well enough to sign"),
     ],
 )
-def test_of_the_wallet_an_app_learns_that_it_cannot_pay_and_no_figure(code: str, said: str) -> None:
+def test_an_app_learns_that_the_wallet_cannot_pay_but_no_figures(code: str, said: str) -> None:
     told = policy.without_figures(Refused(code, "it has 7 in 3 coins", asset=TOKEN, has="7"))
     assert (told.name, told.detail, told.context) == (code, said, {"asset": TOKEN})
     assert policy.without_figures(Refused(code, "it has 7 in 3 coins")).context == {}
 
 
-def test_the_words_of_a_limit_that_is_shared() -> None:
+def test_the_message_for_a_shared_limit_points_to_the_operator() -> None:
     context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
     what = "has no room for this payment, which takes 0.000009 ADA; the operator can see what is left"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context))

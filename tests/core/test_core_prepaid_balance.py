@@ -1,4 +1,4 @@
-"""A prepaid balance, whatever is bought, used and taken back, in any order."""
+"""Prepaid balances: units bought, used and taken back in any order."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from payagent.core.prepaid_balance import Cost, PrepaidBalance, average, buy, ta
 
 @dataclass
 class Plain:
-    """The same by another way: a list of what is bought, and how often something was served."""
+    """A simple model: what was bought, and how many units were served."""
 
     lots: list[tuple[int, dict[str, int]]] = field(default_factory=list)
     served: int = 0
@@ -30,7 +30,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_bought_less_used_is_left_and_never_negative(taken: list[tuple[str, object]]) -> None:
+def test_the_balance_is_bought_minus_used_and_never_negative(taken: list[tuple[str, object]]) -> None:
     balance, plain = PrepaidBalance(), Plain()
     for kind, what in taken:
         if kind == "buy":
@@ -48,11 +48,11 @@ def test_bought_less_used_is_left_and_never_negative(taken: list[tuple[str, obje
         for asset, cost in balance.costs.items():
             assert cost.bought == sum(paid.get(asset, 0) for _, paid in plain.lots)
             assert 0 <= cost.used <= cost.bought
-            assert balance.left or cost.used == cost.bought, "all is used, and some of its cost is not"
+            assert balance.left or cost.used == cost.bought, "all units are used, so all of the cost must be"
 
 
 @given(st.integers(1, 500), st.integers(0, 10**12))
-def test_a_batch_costs_what_was_paid_for_it_call_by_call(count: int, price: int) -> None:
+def test_the_cost_of_a_batch_is_spread_evenly_over_its_calls(count: int, price: int) -> None:
     balance = buy(PrepaidBalance(), count, {"lovelace": price} if price else {})
     shares = []
     for _ in range(count):
@@ -63,7 +63,7 @@ def test_a_batch_costs_what_was_paid_for_it_call_by_call(count: int, price: int)
     assert max(shares) - min(shares) <= 1
 
 
-def test_what_a_lost_block_takes_back_comes_again_with_the_block() -> None:
+def test_a_balance_lost_in_a_rollback_returns_with_the_block() -> None:
     bought = use(buy(PrepaidBalance(), 100, {"lovelace": 10_000_000}), 40)
     lost = take_back(bought, 100, {"lovelace": 10_000_000})
     assert (lost.bought, lost.used, lost.unexplained, lost.left) == (0, 0, 40, 0)
@@ -71,14 +71,14 @@ def test_what_a_lost_block_takes_back_comes_again_with_the_block() -> None:
     assert buy(lost, 100, {"lovelace": 10_000_000}) == bought
 
 
-def test_a_balance_in_an_asset_is_used_by_what_the_call_costs() -> None:
+def test_a_balance_in_ada_is_used_up_by_the_cost_of_each_call() -> None:
     balance = use(buy(PrepaidBalance(), 5_000_000, {"lovelace": 5_000_000}), 1_500_000)
     assert balance.costs["lovelace"] == Cost(5_000_000, 1_500_000)
     over = use(balance, 4_000_000)
     assert (over.left, over.unexplained) == (0, 500_000)
 
 
-def test_what_is_used_up_moves_from_prepaid_to_spent() -> None:
+def test_used_prepaid_units_are_booked_from_prepaid_to_merchant() -> None:
     assert book("https://m.example", {"lovelace": 0}) is None
     entry = book("https://m.example", {"lovelace": 7})
     assert entry is not None
@@ -92,7 +92,7 @@ def test_what_is_used_up_moves_from_prepaid_to_spent() -> None:
     assert back.kind == "use_reversed"
 
 
-def test_a_use_costs_the_average_of_what_is_left_and_of_nothing_left_that_of_all() -> None:
+def test_a_use_costs_the_average_of_what_is_left_or_of_all_when_nothing_is_left() -> None:
     balance = buy(PrepaidBalance(), 100, {"lovelace": 1_000, "token": 50})
     assert average(balance, 3) == {"lovelace": 30, "token": 1}
     assert average(use(balance, 100), 3) == {"lovelace": 30, "token": 1}

@@ -1,4 +1,4 @@
-"""The text that a monitoring system reads."""
+"""The metrics page in the Prometheus text format."""
 
 import re
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from payagent.core.prometheus import Family, alone, by_label, write
 
 
-def test_the_text_is_as_prometheus_has_it() -> None:
+def test_metrics_are_written_in_the_prometheus_text_format() -> None:
     text = write(
         (
             Family("a_total", "counter", "What it counts.", by_label("code", {"x": 1, "y": 2})),
@@ -27,7 +27,7 @@ def test_the_text_is_as_prometheus_has_it() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_no_value_of_a_label_ends_its_line_or_itself(value: str) -> None:
+def test_label_values_are_escaped(value: str) -> None:
     line = write((Family("a", "gauge", "x", by_label("l", {value: 1})),)).removeprefix(
         "# HELP a x\n# TYPE a gauge\n"
     )

@@ -1,4 +1,4 @@
-"""When a proof may be shown, and when it is shown again."""
+"""When a proof is first sent, and when it is sent again."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from payagent.core.payment import State
 from payagent.core.retry_schedule import MerchantReadiness, Ready, again_after_s, may_be_shown
 
 
-def test_a_proof_is_shown_again_ever_more_seldom_and_never_more_seldom_than_every_ten_seconds() -> None:
+def test_retries_back_off_from_half_a_second_to_10_seconds() -> None:
     assert [again_after_s(count) for count in (1, 2, 3, 4, 5, 6, 10_000)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
@@ -30,7 +30,7 @@ SEEN += [(State.CONFIRMED, 3, True), (State.SETTLED, 2160, True)]
         ("submitted", MerchantReadiness(4, refused_early=True), 1),
     ],
 )
-def test_a_proof_is_first_shown_as_the_setting_and_what_was_learned_say(
+def test_the_first_proof_waits_as_set_and_as_learned_about_the_merchant(
     ready: Ready, readiness: MerchantReadiness, first: int
 ) -> None:
     shown = [
@@ -41,7 +41,7 @@ def test_a_proof_is_first_shown_as_the_setting_and_what_was_learned_say(
 
 
 @pytest.mark.parametrize("depth", [None, 0, 1, 3])
-def test_a_status_of_confirmed_comes_first_and_a_pending_answer_waits_for_a_block(depth: int | None) -> None:
+def test_a_confirmed_status_allows_the_proof_at_once_and_a_pending_answer_delays_it(depth: int | None) -> None:
     def shown(**more: bool) -> bool:
         return may_be_shown("auto", MerchantReadiness(depth), State.IN_FLIGHT, 0, was_sent=True, **more)
 
@@ -63,7 +63,7 @@ def test_a_status_of_confirmed_comes_first_and_a_pending_answer_waits_for_a_bloc
         (2, 1, 5, 1),  # the block was lost in between
     ],
 )
-def test_the_depth_is_learned_at_which_a_merchant_accepts(
+def test_the_depth_at_which_a_merchant_accepts_is_learned(
     known: int | None, depth: int, pending: int | None, learned: int | None
 ) -> None:
     assert MerchantReadiness(known).after_accepted(depth, pending).accepted_depth == learned

@@ -1,4 +1,4 @@
-"""The x402 facilitator: an honest payment pays, and every bent one is refused by the scheme's own word for it."""
+"""The devnet's x402 facilitator: honest payments settle, invalid ones are refused with the scheme's error."""
 
 import base64
 from collections.abc import Callable
@@ -25,7 +25,7 @@ START_SLOT = 1_000
 
 @dataclass
 class World:
-    """A node with two coins of Alice's, one of Bob's and one with tokens."""
+    """A node with three UTxOs of Alice's, one of them with tokens, and one of Bob's."""
 
     clock: HandClock = field(default_factory=HandClock)
     node: Node = field(init=False)
@@ -49,7 +49,7 @@ class World:
         return {ref: Out(out.address, out.lovelace, out.assets) for ref, out in found.items() if out is not None}
 
     def draft(self) -> Draft:
-        """The honest payment: the price from Alice's first coin, the change back."""
+        """An honest payment: the price from Alice's first UTxO, with change."""
         outputs = (Out(PAY_TO, PRICE), Out(ALICE.address(), 0))
         draft = Draft((self.coins[0],), outputs, (ALICE,), ttl=START_SLOT + 600)
         return draft.balanced(self.outs())
@@ -88,7 +88,7 @@ def world() -> World:
     return World()
 
 
-def test_the_honest_payment_is_accepted(world: World) -> None:
+def test_an_honest_payment_is_accepted(world: World) -> None:
     assert verify(required(), payment(world.draft()), world.node) is None
     assert not world.node.chain.mempool
 
@@ -103,7 +103,7 @@ def test_a_token_payment_is_accepted(world: World) -> None:
     assert verify(more, payment(draft, more), world.node) == f"{PAYLOAD}_amount_insufficient"
 
 
-# --- bent transactions -------------------------------------------------------------------------------------------
+# --- invalid transactions ----------------------------------------------------------------------------------------
 
 
 def to(world: World, *outputs: Out, **changes: Any) -> Draft:
@@ -123,12 +123,12 @@ def forged(world: World) -> bytes:
 
 
 def by_another(world: World) -> Draft:
-    """Bob's signature, valid, for a coin of Alice's."""
+    """Bob's valid signature for a UTxO of Alice's."""
     return world.draft().with_(keys=(BOB,))
 
 
 def with_spent_input(world: World) -> Draft:
-    """Two coins, of which the second was spent in a block."""
+    """Two UTxOs, the second of which was spent in a block."""
     away = Draft((world.coins[1],), (Out(ALICE.address(), 0),), (ALICE,)).balanced(world.outs())
     both = world.draft().with_(inputs=(world.coins[0], world.coins[1])).balanced(world.outs())
     world.node.submit(away.tx())
@@ -194,7 +194,7 @@ BENT: dict[str, tuple[Callable[[World], Draft | bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BENT)
-def test_a_bent_transaction_is_refused_with_its_reason(world: World, name: str) -> None:
+def test_an_invalid_transaction_is_refused_with_its_reason(world: World, name: str) -> None:
     bend, reason = BENT[name]
     bent = bend(world)
     nonce = f"{bent.inputs[0][0]}#{bent.inputs[0][1]}" if isinstance(bent, Draft) else f"{world.coins[0][0]}#0"
@@ -206,19 +206,19 @@ def test_a_bent_transaction_is_refused_with_its_reason(world: World, name: str) 
     assert list(world.node.chain.mempool) == before
 
 
-def test_ada_is_no_token_and_a_token_is_no_other_token(world: World) -> None:
+def test_a_payment_in_another_asset_is_refused(world: World) -> None:
     other = asset(2)
     terms = required(asset=f"{other[:56]}.{other[56:]}", amount="1")
     assert verify(terms, payment(world.draft(), terms), world.node) == f"{PAYLOAD}_asset_mismatch"
 
 
-# --- bent words --------------------------------------------------------------------------------------------------
+# --- invalid payloads --------------------------------------------------------------------------------------------
 
 Words = Callable[[World], tuple[dict[str, object], dict[str, object]]]
 
 
 def said(key: str, value: object) -> Words:
-    """The honest payment with one word of its payload changed, or of its top when the payload has none."""
+    """An honest payment with one field changed, in its payload or at its top level."""
 
     def make(world: World) -> tuple[dict[str, object], dict[str, object]]:
         honest = payment(world.draft())
@@ -230,13 +230,13 @@ def said(key: str, value: object) -> Words:
 
 
 def asked(**changes: object) -> Words:
-    """Other requirements, accepted as they are."""
+    """Other requirements, accepted unchanged."""
     terms = required(**changes)
     return lambda world: (terms, payment(world.draft(), terms))
 
 
 def accepted(**changes: object) -> Words:
-    """What was accepted is not what is required."""
+    """The accepted entry differs from the requirements."""
     return lambda world: (required(), payment(world.draft(), required(**changes)))
 
 
@@ -275,13 +275,13 @@ WORDS: dict[str, tuple[Words, str]] = {
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_bent_words_are_refused_with_their_reason(world: World, name: str) -> None:
+def test_an_invalid_payload_is_refused_with_its_reason(world: World, name: str) -> None:
     make, reason = WORDS[name]
     assert verify(*make(world), world.node) == reason
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"assetTransferMethod": "default"}, {"areFeesSponsored": False}])
-def test_extra_that_says_nothing_new_is_understood(world: World, extra: object) -> None:
+def test_an_extra_that_states_the_defaults_is_accepted(world: World, extra: object) -> None:
     terms = required(extra=extra)
     assert verify(terms, payment(world.draft(), terms), world.node) is None
 
@@ -293,7 +293,7 @@ def test_a_cip34_name_is_the_same_network_as_its_canonical_name(world: World) ->
     assert verify(terms, offered, world.node, "cardano:preview") == "network_mismatch"
 
 
-def test_the_nonce_may_be_written_in_capitals(world: World) -> None:
+def test_the_nonce_may_be_in_upper_case(world: World) -> None:
     draft = world.draft()
     assert verify(required(), payment(draft, nonce=f"{draft.inputs[0][0].upper()}#0"), world.node) is None
 
@@ -309,7 +309,7 @@ def policy(confirmations: int) -> dict[str, object]:
     return required(extra={"confirmationPolicy": {"l1Confirmations": confirmations}})
 
 
-def test_a_payment_is_sent_once_and_pending_until_it_is_deep_enough(world: World) -> None:
+def test_a_payment_is_submitted_once_and_pending_until_it_is_deep_enough(world: World) -> None:
     facilitator, terms = Facilitator(world.node), policy(1)
     draft = world.draft()
     offered = payment(draft, terms)
@@ -338,7 +338,9 @@ def test_a_payment_is_sent_once_and_pending_until_it_is_deep_enough(world: World
 
 
 @pytest.mark.parametrize(("confirmations", "blocks"), [(-1, 0), (0, 1), (1, 2), (3, 4)])
-def test_the_policy_says_how_many_newer_blocks(world: World, confirmations: int, blocks: int) -> None:
+def test_the_confirmation_policy_sets_how_many_blocks_to_wait(
+    world: World, confirmations: int, blocks: int
+) -> None:
     facilitator, terms = Facilitator(world.node), policy(confirmations)
     offered = payment(world.draft(), terms)
     for _ in range(blocks):
@@ -347,7 +349,7 @@ def test_the_policy_says_how_many_newer_blocks(world: World, confirmations: int,
     assert outcome(facilitator.settle(terms, offered, "call")) == (None, confirmations)
 
 
-def test_a_transaction_buys_one_call(world: World) -> None:
+def test_a_transaction_pays_for_one_request(world: World) -> None:
     facilitator, terms = Facilitator(world.node), policy(-1)
     offered = payment(world.draft(), terms)
     first = facilitator.settle(terms, offered, "one")
@@ -368,7 +370,7 @@ def test_other_bytes_of_the_same_transaction_are_the_same_payment(world: World) 
     assert outcome(settled) == ("duplicate_settlement", None)
 
 
-def test_what_the_node_refuses_is_definitively_rejected_and_never_sent_again(world: World) -> None:
+def test_a_transaction_the_node_refuses_is_rejected_and_never_submitted_again(world: World) -> None:
     facilitator, terms = Facilitator(world.node), policy(0)
     rival = to(world, Out(BOB.address(), 20 * ADA), ttl=START_SLOT + 5)
     world.node.submit(rival.tx())
@@ -381,7 +383,7 @@ def test_what_the_node_refuses_is_definitively_rejected_and_never_sent_again(wor
     assert not world.node.chain.mempool
 
 
-def test_a_rolled_back_payment_is_pending_and_over_with_its_ttl(world: World) -> None:
+def test_a_rolled_back_payment_is_pending_and_fails_after_its_ttl(world: World) -> None:
     facilitator, terms = Facilitator(world.node), policy(0)
     offered = payment(world.draft(), terms)
     facilitator.settle(terms, offered, "call")
@@ -389,7 +391,7 @@ def test_a_rolled_back_payment_is_pending_and_over_with_its_ttl(world: World) ->
     assert facilitator.settle(terms, offered, "call").reason is None
     world.node.chain.rollback(1)
     assert outcome(facilitator.settle(terms, offered, "call"))[0] == "settlement_pending"
-    assert len(world.node.chain.mempool) == 1, "it was sent again"
+    assert len(world.node.chain.mempool) == 1, "it was submitted again"
     world.node.chain.mempool.clear()
     world.clock.forward(600)
     world.node.tick()
@@ -405,7 +407,7 @@ def test_a_payment_stays_pending_when_its_nonce_was_rolled_back_too(world: World
     assert outcome(facilitator.settle(terms, offered, "call")) == ("settlement_pending", None)
 
 
-def test_the_payers_own_submission_is_awaited_and_not_done(world: World) -> None:
+def test_the_facilitator_does_not_submit_when_the_payer_submits(world: World) -> None:
     extra = {"submissionPolicy": "client", "confirmationPolicy": {"l1Confirmations": 0}}
     facilitator, terms = Facilitator(world.node), required(extra=extra)
     draft = world.draft()

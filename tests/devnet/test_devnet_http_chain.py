@@ -1,4 +1,4 @@
-"""The chain's HTTP face, read by blockfrost-python itself and by plain HTTP, over real sockets."""
+"""The devnet's Blockfrost API, read by blockfrost-python and by plain HTTP over real sockets."""
 
 import json
 import signal
@@ -47,7 +47,7 @@ def refusal(api: BlockFrostApi, raw: bytes) -> ApiError:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def test_it_says_which_network_and_which_rules(api: BlockFrostApi) -> None:
+def test_genesis_and_protocol_parameters_are_served(api: BlockFrostApi) -> None:
     genesis = api.genesis(return_type="json")
     assert (genesis["network_magic"], genesis["slot_length"]) == (42, 1)
     assert genesis["system_start"] == CLOCK_START_MS // 1000
@@ -58,7 +58,7 @@ def test_it_says_which_network_and_which_rules(api: BlockFrostApi) -> None:
     assert api.root(return_type="json")["version"]
 
 
-def test_pycardanos_own_context_reads_it(purse: Purse) -> None:
+def test_pycardanos_blockfrost_context_reads_the_devnet(purse: Purse) -> None:
     from pycardano import BlockFrostChainContext
 
     purse.fund(7_000_000, assets={TOKEN: 5})
@@ -88,7 +88,7 @@ def test_blocks_are_found_by_hash_and_number(purse: Purse, api: BlockFrostApi) -
         assert caught.value.status_code == 404
 
 
-def test_utxos_come_in_pages_and_in_order(purse: Purse, api: BlockFrostApi) -> None:
+def test_utxos_are_paged_in_order(purse: Purse, api: BlockFrostApi) -> None:
     purse.fund(*range(2_000_000, 2_000_105))
     address = purse.who.address.text
 
@@ -104,14 +104,14 @@ def test_utxos_come_in_pages_and_in_order(purse: Purse, api: BlockFrostApi) -> N
 
 
 @pytest.mark.parametrize("query", ["count=0", "count=101", "count=x", "page=0", "page=-1", "order=up"])
-def test_paging_out_of_bounds_is_refused(purse: Purse, query: str) -> None:
+def test_invalid_paging_is_refused(purse: Purse, query: str) -> None:
     purse.fund(2_000_000)
     answer = purse.get(f"/addresses/{purse.who.address.text}/utxos?{query}")
     assert answer.status_code == 400
     assert set(answer.json()) == {"status_code", "error", "message"}
 
 
-def test_one_asset_can_be_asked_for(purse: Purse, api: BlockFrostApi) -> None:
+def test_utxos_can_be_listed_for_one_asset(purse: Purse, api: BlockFrostApi) -> None:
     purse.fund(3_000_000)
     purse.fund(4_000_000, assets={TOKEN: 9})
     address = purse.who.address.text
@@ -121,7 +121,7 @@ def test_one_asset_can_be_asked_for(purse: Purse, api: BlockFrostApi) -> None:
     assert whole == [{"unit": "lovelace", "quantity": "7000000"}, {"unit": TOKEN, "quantity": "9"}]
 
 
-def test_never_used_is_404_and_emptied_is_an_empty_list(purse: Purse, api: BlockFrostApi) -> None:
+def test_an_unused_address_is_404_and_an_emptied_one_an_empty_list(purse: Purse, api: BlockFrostApi) -> None:
     for path in ("", "/utxos", "/transactions"):
         answer = purse.get(f"/addresses/{purse.who.address.text}{path}")
         assert (answer.status_code, answer.json()["status_code"]) == (404, 404)
@@ -134,13 +134,13 @@ def test_never_used_is_404_and_emptied_is_an_empty_list(purse: Purse, api: Block
 
 
 @pytest.mark.parametrize("text", ["addr1vx", "nonsense", "stake_test1", "a" * 300])
-def test_malformed_addresses_are_400(purse: Purse, text: str) -> None:
+def test_a_malformed_address_is_answered_with_400(purse: Purse, text: str) -> None:
     answer = purse.get(f"/addresses/{text}/utxos")
     assert answer.json()["message"] == "Invalid address for this network or malformed address format."
     assert answer.status_code == 400
 
 
-def test_a_project_id_can_be_demanded(clock: HandClock) -> None:
+def test_a_project_id_can_be_required(clock: HandClock) -> None:
     with DevnetThread(now_ms=clock, project_id="devnetSecret") as devnet:
         assert client(devnet, "devnetSecret").block_latest(return_type="json")["height"] == 0
         with pytest.raises(ApiError) as caught:
@@ -155,7 +155,7 @@ def test_a_project_id_can_be_demanded(clock: HandClock) -> None:
 # --- submitting --------------------------------------------------------------------------------------------------
 
 
-def test_a_transaction_goes_through_mempool_and_block(purse: Purse, api: BlockFrostApi) -> None:
+def test_a_transaction_goes_through_the_mempool_into_a_block(purse: Purse, api: BlockFrostApi) -> None:
     purse.fund(10_000_000)
     bob = payer("bob").address
     tx_id, raw = purse.build([ada(bob.raw, 3_000_000)], ttl=600)
@@ -181,7 +181,7 @@ def test_a_transaction_goes_through_mempool_and_block(purse: Purse, api: BlockFr
     ]
 
 
-def test_refusals_speak_as_the_node_does(purse: Purse, api: BlockFrostApi) -> None:
+def test_a_refused_transaction_gets_the_nodes_error_text(purse: Purse, api: BlockFrostApi) -> None:
     purse.fund(10_000_000)
     who, (ref,), other = purse.who, purse.coins(), payer("bob").address.raw
     rest = 10_000_000 - FEE_LOVELACE
@@ -228,7 +228,7 @@ def test_the_same_bytes_twice_are_refused_before_and_after_the_block(purse: Purs
     assert "ConwayMempoolFailure" in str(refusal(api, raw).message)
 
 
-def test_submit_wants_cbor_by_name(purse: Purse) -> None:
+def test_submit_requires_the_cbor_content_type(purse: Purse) -> None:
     answer = httpx.post(
         f"{purse.devnet.chain_url}/tx/submit",
         content=b"{}",
@@ -238,7 +238,7 @@ def test_submit_wants_cbor_by_name(purse: Purse) -> None:
     assert answer.status_code == 415
 
 
-def test_unknown_paths_answer_as_blockfrost_does(purse: Purse) -> None:
+def test_an_unknown_path_gets_blockfrosts_404(purse: Purse) -> None:
     for path in ("/txs/" + "0" * 64, "/mempool/" + "0" * 64, "/no/such/thing"):
         assert purse.get(path).json() == {
             "status_code": 404,
@@ -250,7 +250,7 @@ def test_unknown_paths_answer_as_blockfrost_does(purse: Purse) -> None:
 # --- rollbacks, control ------------------------------------------------------------------------------------------
 
 
-def test_a_rollback_is_seen_everywhere_and_the_same_bytes_go_in_again(purse: Purse, api: BlockFrostApi) -> None:
+def test_a_rolled_back_transaction_is_gone_and_can_be_submitted_again(purse: Purse, api: BlockFrostApi) -> None:
     purse.fund(10_000_000)
     tx_id, raw = purse.build([ada(payer("bob").address.raw, 3_000_000)])
     api.transaction_submit_cbor(raw)
@@ -274,7 +274,7 @@ def test_a_rollback_can_put_its_transactions_back_into_the_mempool(purse: Purse)
     assert purse.state()["mempool"] == [tx_id]
 
 
-def test_faucet_assets_come_with_lovelace(purse: Purse, api: BlockFrostApi) -> None:
+def test_tokens_from_the_faucet_come_with_ada(purse: Purse, api: BlockFrostApi) -> None:
     made = purse.control("faucet", address=purse.who.address.text, assets={TOKEN: "7"})
     purse.control("blocks", count=1)
     (row,) = api.address_utxos(purse.who.address.text, return_type="json")
@@ -289,9 +289,7 @@ def test_faucet_assets_come_with_lovelace(purse: Purse, api: BlockFrostApi) -> N
         [{"unit": "lovelace", "quantity": "6000000"}, {"unit": TOKEN, "quantity": 7}],
     ],
 )
-def test_the_faucet_reads_amounts_as_blockfrost_writes_them(
-    purse: Purse, api: BlockFrostApi, assets: object
-) -> None:
+def test_the_faucet_accepts_amounts_in_blockfrosts_form(purse: Purse, api: BlockFrostApi, assets: object) -> None:
     purse.control("faucet", address=purse.who.address.text, assets=assets)
     purse.control("blocks", count=1)
     (row,) = api.address_utxos(purse.who.address.text, return_type="json")
@@ -319,7 +317,9 @@ def test_the_faucet_reads_amounts_as_blockfrost_writes_them(
         ("faults", {"on": "submit", "kind": "full", "colour": "red"}),
     ],
 )
-def test_control_refuses_what_it_does_not_understand(purse: Purse, name: str, body: dict[str, object]) -> None:
+def test_an_invalid_control_request_is_refused_and_changes_nothing(
+    purse: Purse, name: str, body: dict[str, object]
+) -> None:
     before = purse.state()
     answer = httpx.post(f"{purse.devnet.origin}/devnet/{name}", json=body, verify=NO_TLS)
     assert answer.status_code == 400
@@ -327,7 +327,7 @@ def test_control_refuses_what_it_does_not_understand(purse: Purse, name: str, bo
     assert purse.state() == before
 
 
-def test_control_refuses_json_that_is_nested_without_end(purse: Purse) -> None:
+def test_a_control_request_with_deeply_nested_json_is_refused(purse: Purse) -> None:
     body = b'{"count": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
     assert httpx.post(f"{purse.devnet.origin}/devnet/blocks", content=body, verify=NO_TLS).status_code == 400
 
@@ -335,7 +335,7 @@ def test_control_refuses_json_that_is_nested_without_end(purse: Purse) -> None:
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def test_blocks_come_by_themselves_when_a_block_time_is_set() -> None:
+def test_blocks_are_made_automatically_when_a_block_time_is_set() -> None:
     with DevnetThread(block_time_s=1) as devnet:
         purse, deadline = Purse(payer("alice"), devnet), time.monotonic() + 20
         while purse.get("/blocks/latest").json()["height"] == 0:
@@ -343,7 +343,7 @@ def test_blocks_come_by_themselves_when_a_block_time_is_set() -> None:
             time.sleep(0.05)
 
 
-def test_only_loopback_is_served() -> None:
+def test_the_devnet_listens_on_loopback_only() -> None:
     program = (
         "import asyncio\nfrom payagent.devnet.server import serve_devnet\n"
         "asyncio.run(serve_devnet(host='0.0.0.0', block_time_s=0, announce=print))"
@@ -353,7 +353,7 @@ def test_only_loopback_is_served() -> None:
     assert "not a loopback address" in ran.stderr
 
 
-def test_a_sigterm_stops_it_quickly_and_cleanly_even_with_a_hanging_client() -> None:
+def test_sigterm_stops_the_devnet_quickly_even_with_a_hanging_client() -> None:
     program = (
         "import asyncio, json\nfrom payagent.devnet.server import serve_devnet\n"
         "say = lambda where: print(json.dumps(where), flush=True)\n"

@@ -1,4 +1,4 @@
-"""Every fault, met over real HTTP: what the client gets, what the chain did, and that it was counted."""
+"""Every devnet fault over real HTTP: the client's answer, the effect on the chain, and the count."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def ok(ask: Ask) -> None:
 
 
 def patience_s(check: Check) -> float:
-    """What hangs is given up soon; everything else is waited for, however busy the machine is."""
+    """A hanging answer is given up soon; any other is waited for, however busy the machine is."""
     return 0.3 if check is hangs else 20
 
 
@@ -95,14 +95,14 @@ READ: dict[str, Check] = {
 }
 
 
-def test_the_tables_here_have_every_fault() -> None:
+def test_every_fault_is_tested_here() -> None:
     apart, read_apart = {"oversized"}, {"oversized", "stale_index", "no_optional"}
     assert {kind for kind, row in KINDS.items() if SUBMIT in row.faces} == set(SUBMITS) | apart
     assert {kind for kind, row in KINDS.items() if READS in row.faces} == set(READ) | read_apart
 
 
 @pytest.mark.parametrize("kind", SUBMITS)
-def test_a_fault_on_submit_is_met_once_and_does_to_the_chain_what_it_says(purse: Purse, kind: str) -> None:
+def test_a_submit_fault_happens_once_with_its_effect_on_the_chain(purse: Purse, kind: str) -> None:
     check, accepted = SUBMITS[kind]
     tx_id, raw = purse.build([ada(payer("bob").address.raw, 2_000_000)])
     purse.control("faults", on="submit", kind=kind, count=1)
@@ -117,7 +117,7 @@ def test_a_fault_on_submit_is_met_once_and_does_to_the_chain_what_it_says(purse:
 
 
 @pytest.mark.parametrize("kind", READ)
-def test_a_fault_on_reads_is_met_as_often_as_asked(purse: Purse, kind: str) -> None:
+def test_a_read_fault_happens_as_often_as_set(purse: Purse, kind: str) -> None:
     check, url = READ[kind], purse.devnet.chain_url + "/blocks/latest"
     purse.control("faults", on="reads", kind=kind, count=2)
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_a_fault_on_reads_is_met_as_often_as_asked(purse: Purse, kind: str) -> N
 
 
 @pytest.mark.parametrize("on", ["submit", "reads"])
-def test_an_oversized_answer_goes_on_and_on(purse: Purse, on: str) -> None:
+def test_an_oversized_answer_exceeds_a_megabyte(purse: Purse, on: str) -> None:
     tx_id, raw = purse.build([])
     purse.control("faults", on=on, kind="oversized", count=1)
     url = purse.devnet.chain_url
@@ -148,7 +148,7 @@ def test_an_oversized_answer_goes_on_and_on(purse: Purse, on: str) -> None:
     assert purse.state()["mempool"] == ([tx_id] if on == "submit" else [])
 
 
-def test_a_late_accept_comes_in_after_its_blocks(purse: Purse) -> None:
+def test_a_late_accept_enters_the_mempool_after_its_blocks(purse: Purse) -> None:
     tx_id, raw = purse.build([])
     purse.control("faults", on="submit", kind="late_accept", blocks=2, count=1)
     assert purse.submit(raw).status_code == 504
@@ -161,7 +161,7 @@ def test_a_late_accept_comes_in_after_its_blocks(purse: Purse) -> None:
     assert purse.get(f"/txs/{tx_id}").status_code == 200
 
 
-def test_a_late_accept_whose_input_is_gone_by_then_is_dropped(purse: Purse) -> None:
+def test_a_late_accept_whose_input_was_spent_meanwhile_is_dropped(purse: Purse) -> None:
     _, late = purse.build([ada(payer("bob").address.raw, 2_000_000)])
     purse.control("faults", on="submit", kind="late_accept", count=1)
     purse.submit(late)
@@ -170,7 +170,7 @@ def test_a_late_accept_whose_input_is_gone_by_then_is_dropped(purse: Purse) -> N
     assert purse.get(f"/txs/{winner}").status_code == 200
 
 
-def test_a_lying_ok_names_another_hash_and_a_drop_the_right_one(purse: Purse) -> None:
+def test_a_lying_ok_returns_another_hash_and_a_drop_the_right_one(purse: Purse) -> None:
     tx_id, raw = purse.build([])
     purse.control("faults", on="submit", kind="lying_ok", count=1)
     lie = purse.submit(raw).json()
@@ -181,7 +181,7 @@ def test_a_lying_ok_names_another_hash_and_a_drop_the_right_one(purse: Purse) ->
 
 
 @pytest.mark.parametrize("kind", ["server", "hang", "lying_ok"])
-def test_what_the_chain_does_can_be_set_apart_from_the_answer(purse: Purse, kind: str) -> None:
+def test_a_fault_can_accept_the_transaction_whatever_it_answers(purse: Purse, kind: str) -> None:
     tx_id, raw = purse.build([])
     purse.control("faults", on="submit", kind=kind, accept="now", count=1)
     check, _ = SUBMITS[kind]
@@ -189,7 +189,7 @@ def test_what_the_chain_does_can_be_set_apart_from_the_answer(purse: Purse, kind
     assert purse.state()["mempool"] == [tx_id]
 
 
-def test_a_stale_index_shows_what_was_unspent_some_blocks_ago(purse: Purse) -> None:
+def test_a_stale_index_shows_the_utxos_of_some_blocks_ago(purse: Purse) -> None:
     before = purse.coins()
     tx_id = purse.pay([ada(payer("bob").address.raw, 2_000_000)])
     purse.control("faults", on="reads", kind="stale_index", blocks=1)
@@ -201,7 +201,7 @@ def test_a_stale_index_shows_what_was_unspent_some_blocks_ago(purse: Purse) -> N
     assert purse.state()["faults"]["triggered"] == {"reads:stale_index": 3}
 
 
-def test_members_that_the_openapi_does_not_require_can_be_left_out(purse: Purse) -> None:
+def test_members_the_openapi_does_not_require_can_be_left_out(purse: Purse) -> None:
     tx_id = purse.pay([])
     paths = f"/txs/{tx_id}/utxos", "/epochs/latest/parameters"
     honest = [purse.get(path).json() for path in paths]
@@ -213,7 +213,7 @@ def test_members_that_the_openapi_does_not_require_can_be_left_out(purse: Purse)
     assert set(honest[1]) - set(parameters) == {"cost_models_raw"}
 
 
-def test_a_path_prefix_hits_only_that_path_until_it_is_cleared(purse: Purse) -> None:
+def test_a_fault_on_a_path_prefix_affects_only_that_path_until_cleared(purse: Purse) -> None:
     purse.control("faults", on="/blocks", kind="server")
     for _ in range(3):
         assert purse.get("/blocks/latest").status_code == 500
@@ -222,7 +222,7 @@ def test_a_path_prefix_hits_only_that_path_until_it_is_cleared(purse: Purse) -> 
     assert purse.get("/blocks/latest").status_code == 200
 
 
-def test_faults_are_met_in_the_order_in_which_they_were_set(purse: Purse) -> None:
+def test_faults_happen_in_the_order_they_were_set(purse: Purse) -> None:
     purse.control("faults", on="submit", kind="full", count=1)
     purse.control("faults", on="submit", kind="rate", count=1)
     _, raw = purse.build([])

@@ -1,4 +1,4 @@
-"""The devnet's chain: mempool, blocks, rollbacks and forks, seen as a wallet or a provider would see them."""
+"""The devnet's chain: mempool, blocks, rollbacks and forks, as a wallet or a provider sees them."""
 
 import random
 import subprocess
@@ -39,7 +39,7 @@ def pay(
     ttl: int | None = START + 10_000,
     parents: dict[OutRef, Out] | None = None,
 ) -> Draft:
-    """Alice spends `refs` (of the tip, or of `parents`): so much to Bob, the rest back to her."""
+    """Alice spends `refs` (of the tip, or of `parents`): `lovelace` to Bob, the rest back to her."""
     utxos = dict(parents or {})
     for ref in refs:
         if ref not in utxos and (out := chain.utxo(ref)) is not None:
@@ -64,7 +64,7 @@ def test_genesis_is_an_empty_block_at_the_start_slot(chain: Chain) -> None:
     assert (chain.tip.height, chain.tip.slot, chain.tip.txs) == (0, START, ())
 
 
-def test_faucet_money_comes_with_the_next_block_and_can_be_spent(chain: Chain) -> None:
+def test_faucet_funds_arrive_in_the_next_block_and_can_be_spent(chain: Chain) -> None:
     token = asset(1)
     tx_id = chain.faucet(A, 5 * ADA, {token: 7})
     assert chain.utxos_at(A) == []
@@ -81,7 +81,7 @@ def test_faucet_money_comes_with_the_next_block_and_can_be_spent(chain: Chain) -
     assert chain.submit(pay(chain, [(tx_id, 0)], 2 * ADA).tx())
 
 
-def test_faucet_calls_are_different_transactions(chain: Chain) -> None:
+def test_each_faucet_call_makes_a_different_transaction(chain: Chain) -> None:
     assert chain.faucet(A, 5 * ADA) != chain.faucet(A, 5 * ADA)
 
 
@@ -93,7 +93,7 @@ def test_faucet_calls_are_different_transactions(chain: Chain) -> None:
         (A[:-1], 5 * ADA, "DecoderErrorDeserialiseFailure"),
     ],
 )
-def test_faucet_makes_nothing_that_a_chain_could_not_hold(
+def test_the_faucet_refuses_outputs_that_break_the_ledger_rules(
     chain: Chain, address: bytes, lovelace: int, rule: str
 ) -> None:
     assert refusal(lambda: chain.faucet(address, lovelace)).rule == rule
@@ -119,7 +119,7 @@ def test_a_payment_moves_from_mempool_to_block(chain: Chain) -> None:
     assert chain.block("00" * 32) is chain.block(3) is chain.block(-1) is None
 
 
-def test_unspent_outputs_come_oldest_first(chain: Chain) -> None:
+def test_unspent_outputs_are_listed_oldest_first(chain: Chain) -> None:
     fund(chain, A, 3 * ADA, 9 * ADA)
     fund(chain, A, 5 * ADA)
     assert lovelace_at(chain, A) == [3 * ADA, 9 * ADA, 5 * ADA]
@@ -141,7 +141,7 @@ def test_the_same_calls_make_the_same_blocks() -> None:
 # --- the mempool --------------------------------------------------------------------------------------------
 
 
-def test_chained_transactions_are_taken_in_order_only(chain: Chain) -> None:
+def test_chained_transactions_are_accepted_in_order_only(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     parent = pay(chain, [ref], 10 * ADA)
     change = (parent.tx_id, 1)
@@ -153,7 +153,7 @@ def test_chained_transactions_are_taken_in_order_only(chain: Chain) -> None:
     assert lovelace_at(chain, B) == [10 * ADA, 20 * ADA]
 
 
-def test_submitting_again_is_refused_as_a_node_does(chain: Chain) -> None:
+def test_submitting_the_same_transaction_again_is_refused_as_by_a_node(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     raw = pay(chain, [ref], 10 * ADA).tx()
     chain.submit(raw)
@@ -164,7 +164,7 @@ def test_submitting_again_is_refused_as_a_node_does(chain: Chain) -> None:
     assert lovelace_at(chain, B) == [10 * ADA]
 
 
-def test_a_double_spend_is_refused_in_mempool_and_after_the_block(chain: Chain) -> None:
+def test_a_double_spend_is_refused_before_and_after_the_block(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     first, second = pay(chain, [ref], 10 * ADA), pay(chain, [ref], 11 * ADA)
     chain.submit(first.tx())
@@ -174,7 +174,7 @@ def test_a_double_spend_is_refused_in_mempool_and_after_the_block(chain: Chain) 
     assert list(chain.tip.txs[0].inputs) == [ref]
 
 
-def test_some_inputs_spent_names_the_inputs_and_the_value(chain: Chain) -> None:
+def test_a_transaction_with_some_inputs_spent_is_refused_with_both_rules(chain: Chain) -> None:
     one, two = fund(chain, A, 50 * ADA, 50 * ADA)
     both = pay(chain, [one, two], 70 * ADA)
     chain.submit(pay(chain, [one], 10 * ADA).tx())
@@ -184,7 +184,7 @@ def test_some_inputs_spent_names_the_inputs_and_the_value(chain: Chain) -> None:
     assert [rule for rule, _ in error.failures] == ["BadInputsUTxO", "ValueNotConservedUTxO"]
 
 
-def test_ttl_is_exclusive_and_an_expired_parent_takes_its_child_along(chain: Chain) -> None:
+def test_a_transaction_expires_at_its_ttl_and_its_child_with_it(chain: Chain) -> None:
     ref, other = fund(chain, A, 100 * ADA, 100 * ADA)
     parent = pay(chain, [ref], 10 * ADA, ttl=START + 5)
     change = (parent.tx_id, 1)
@@ -205,7 +205,7 @@ def test_the_clock_never_goes_back(chain: Chain) -> None:
     assert chain.slot == START + 50
 
 
-def test_a_block_takes_the_mempools_head_up_to_its_size(chain: Chain) -> None:
+def test_a_block_takes_the_oldest_transactions_up_to_its_maximum_size(chain: Chain) -> None:
     refs = fund(chain, A, *[100 * ADA] * 8)
     drafts = []
     for ref in refs:
@@ -223,7 +223,7 @@ def test_a_block_takes_the_mempools_head_up_to_its_size(chain: Chain) -> None:
 # --- rollbacks and forks ------------------------------------------------------------------------------------
 
 
-def test_a_rollback_takes_the_payment_away_and_nobody_brings_it_back(chain: Chain) -> None:
+def test_a_rollback_removes_a_payment_until_it_is_submitted_again(chain: Chain) -> None:
     old, mid, new = fund(chain, A, 7 * ADA, 100 * ADA, 3 * ADA)
     draft = pay(chain, [mid], 10 * ADA)
     chain.submit(draft.tx())
@@ -242,7 +242,7 @@ def test_a_rollback_takes_the_payment_away_and_nobody_brings_it_back(chain: Chai
     assert again.hash != lost.hash
 
 
-def test_readd_puts_the_lost_transactions_before_those_that_wait(chain: Chain) -> None:
+def test_readd_puts_rolled_back_transactions_first_in_the_mempool(chain: Chain) -> None:
     one, two = fund(chain, A, 100 * ADA, 100 * ADA)
     first, second = pay(chain, [one], 10 * ADA), pay(chain, [two], 20 * ADA)
     chain.submit(first.tx())
@@ -252,7 +252,7 @@ def test_readd_puts_the_lost_transactions_before_those_that_wait(chain: Chain) -
     assert list(chain.mempool) == [first.tx_id, second.tx_id]
 
 
-def test_a_rollback_drops_what_waited_on_it(chain: Chain) -> None:
+def test_a_rollback_drops_transactions_that_depend_on_it(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     parent = pay(chain, [ref], 10 * ADA)
     chain.submit(parent.tx())
@@ -262,7 +262,7 @@ def test_a_rollback_drops_what_waited_on_it(chain: Chain) -> None:
     assert not chain.mempool
 
 
-def test_a_deposit_whose_block_was_undone_can_wait_for_another_one(chain: Chain) -> None:
+def test_a_rolled_back_deposit_can_return_to_the_mempool(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     ((deposit,),) = [block.txs for block in chain.rollback(1)]
     assert chain.utxo(ref) is None
@@ -275,7 +275,7 @@ def test_a_deposit_whose_block_was_undone_can_wait_for_another_one(chain: Chain)
     assert not chain.mempool
 
 
-def test_rolling_the_faucet_back_takes_its_money(chain: Chain) -> None:
+def test_rolling_back_the_faucet_removes_its_funds(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     draft = pay(chain, [ref], 10 * ADA)
     chain.submit(draft.tx())
@@ -290,14 +290,14 @@ def test_rolling_the_faucet_back_takes_its_money(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("depth", [-1, 2])
-def test_nothing_is_undone_below_genesis(chain: Chain, depth: int) -> None:
+def test_nothing_is_rolled_back_below_genesis(chain: Chain, depth: int) -> None:
     fund(chain, A, 100 * ADA)
     with pytest.raises(ValueError, match="cannot be undone"):
         chain.rollback(depth)
     assert chain.tip.height == 1
 
 
-def test_on_a_fork_with_old_slots_an_expired_transaction_can_still_land(chain: Chain) -> None:
+def test_an_expired_transaction_can_still_land_on_a_fork_with_older_slots(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     late = pay(chain, [ref], 10 * ADA, ttl=START + 5)
     chain.tick(START + 60)
@@ -320,7 +320,7 @@ def test_a_fork_block_is_all_or_nothing(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("slot", [START - 1, START + 1])
-def test_a_fork_block_stays_between_tip_and_clock(chain: Chain, slot: int) -> None:
+def test_a_fork_block_must_lie_between_the_tip_and_the_clock(chain: Chain, slot: int) -> None:
     with pytest.raises(ValueError, match="is not within"):
         chain.mint_fork_block([], slot)
 
@@ -398,7 +398,7 @@ def _chain_of_payments(chain: Chain, start: OutRef, count: int) -> Iterator[Draf
 
 
 @needs_scalus
-def test_a_long_chain_of_payments_is_judged_alike_by_scalus(chain: Chain) -> None:
+def test_scalus_agrees_on_a_long_chain_of_payments(chain: Chain) -> None:
     (start,) = fund(chain, A, 900 * ADA)
     with Scalus() as judge:
         judge.open(dict(chain.utxos_at(A)), chain.slot, 0)
@@ -414,7 +414,7 @@ def test_a_long_chain_of_payments_is_judged_alike_by_scalus(chain: Chain) -> Non
         assert not chain.mempool
 
 
-def test_300_payments_on_10_000_outputs_are_quick(chain: Chain) -> None:
+def test_300_payments_on_10_000_outputs_take_less_than_1_5_s(chain: Chain) -> None:
     for _ in range(10_000):
         chain.faucet(A, 20 * ADA)
     while chain.mempool:

@@ -1,4 +1,4 @@
-"""The devnet's decoder: what the real one refuses, what a payment never has; then both ledgers at large."""
+"""The devnet's decoder against the real ledger's rules, then against scalus on random payments."""
 
 import random
 from collections.abc import Iterator
@@ -116,7 +116,7 @@ OUTPUTS: list[tuple[str, bytes, str | None]] = [
 
 
 @pytest.mark.parametrize(("raw", "rule"), [row[1:] for row in OUTPUTS], ids=[row[0] for row in OUTPUTS])
-def test_outputs(raw: bytes, rule: str | None) -> None:
+def test_each_form_of_output_is_accepted_or_refused_by_its_rule(raw: bytes, rule: str | None) -> None:
     assert judge(paying(raw)) == rule
 
 
@@ -125,13 +125,13 @@ FIELDS += [(key, DECODER) for key in (6, 10, 12, 23, 99)]
 
 
 @pytest.mark.parametrize(("key", "rule"), FIELDS)
-def test_body_fields_that_a_payment_never_has(key: int, rule: str) -> None:
+def test_body_fields_a_payment_never_has_are_refused(key: int, rule: str) -> None:
     draft = BASE.with_(extra=((encode_head(0, key), array()),)).balanced(UTXOS)
     assert judge(draft.tx()) == rule
 
 
 @pytest.mark.parametrize(("key", "rule"), [*((key, UNSUPPORTED) for key in range(1, 8)), (8, DECODER)])
-def test_witnesses_that_a_payment_never_has(key: int, rule: str) -> None:
+def test_witnesses_a_payment_never_has_are_refused(key: int, rule: str) -> None:
     assert judge(BASE.tx(mapping([(encode_head(0, key), array())]))) == rule
 
 
@@ -175,7 +175,7 @@ FORMS: list[tuple[str, bytes, str | None]] = [
 
 
 @pytest.mark.parametrize(("tx", "rule"), [row[1:] for row in FORMS], ids=[row[0] for row in FORMS])
-def test_forms(tx: bytes, rule: str | None) -> None:
+def test_each_form_of_transaction_is_accepted_or_refused_by_its_rule(tx: bytes, rule: str | None) -> None:
     assert judge(tx) == rule
 
 
@@ -186,11 +186,11 @@ OWNERS: list[tuple[str, Out, str]] = [
 
 
 @pytest.mark.parametrize(("owner", "rule"), [row[1:] for row in OWNERS], ids=[row[0] for row in OWNERS])
-def test_inputs_that_a_key_cannot_spend(owner: Out, rule: str) -> None:
+def test_inputs_a_key_cannot_spend_are_refused(owner: Out, rule: str) -> None:
     assert judge(BASE.tx(), {ref(1): owner}) == rule
 
 
-def test_the_transaction_is_told_from_its_own_bytes() -> None:
+def test_every_field_of_a_transaction_is_decoded_from_its_bytes() -> None:
     draft = BASE.with_(start=3, aux=cip20("x"), body_network_id=0).balanced(UTXOS)
     tx = decode_tx(draft.tx())
     assert (tx.tx_id, tx.raw, tx.body) == (draft.tx_id, draft.tx(), draft.body())
@@ -202,7 +202,7 @@ def test_the_transaction_is_told_from_its_own_bytes() -> None:
 
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_whatever_the_bytes_only_ledger_errors_come_out(data: st.DataObject) -> None:
+def test_any_bytes_decode_or_raise_a_ledger_error(data: st.DataObject) -> None:
     tx = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(tx) - 1))
@@ -233,7 +233,7 @@ SCRIPT_FEES = [
 
 @needs_scalus
 @pytest.mark.parametrize(("size_bytes", "fee_lovelace"), SCRIPT_FEES)
-def test_the_price_of_spending_a_script_grows_in_tiers(size_bytes: int, fee_lovelace: int) -> None:
+def test_the_fee_for_reference_scripts_grows_in_tiers(size_bytes: int, fee_lovelace: int) -> None:
     enough, utxos = _spending_a_script(size_bytes, fee_lovelace)
     short, _ = _spending_a_script(size_bytes, fee_lovelace - 1)
     assert (judge(enough, utxos), judge(short, utxos)) == (None, "FeeTooSmallUTxO")
@@ -242,18 +242,18 @@ def test_the_price_of_spending_a_script_grows_in_tiers(size_bytes: int, fee_love
         assert "fee" in str(scalus.validate(short, utxos, SLOT, 0))
 
 
-def test_scripts_of_more_than_200_kib_are_not_spent_at_once() -> None:
+def test_reference_scripts_of_more_than_200_kib_are_refused() -> None:
     assert judge(*_spending_a_script(204_801, 10_000_000)) == "ConwayTxRefScriptsSizeTooBig"
 
 
-# --- at large: random payments, bent at random, judged by both ----------------------------------------------
+# --- random payments with random mistakes, judged by both ----------------------------------------------
 
 
 UNITS = [1, 23, 24, 2**32, 2**60]  # scalus cannot read units from 2**63 on; the real ledger can, to 2**64 - 1
 
 
 def _bent(seed: int) -> tuple[bytes, dict[OutRef, Out]]:
-    """A random payment, in about two of three cases bent near one edge of the rules, always signed anew."""
+    """A random payment, in about two of three cases near one limit of the rules, always signed."""
     dice = random.Random(seed)
     utxos: dict[OutRef, Out] = {}
     keys: list[Key] = []

@@ -1,4 +1,4 @@
-"""The mutation table on the devnet's ledger and on the independent one, both against the real ledger's verdict."""
+"""The mutation table: the devnet's ledger and scalus against the real ledger's verdict."""
 
 from collections.abc import Iterator
 
@@ -31,25 +31,25 @@ def verdict(case: Case) -> str | None:
     return None
 
 
-def test_the_table_has_its_65_cases() -> None:
+def test_the_table_has_65_distinct_cases() -> None:
     assert len({case.name for case in CASES}) == len(CASES) == 65
 
 
 @by_name
-def test_devnet_has_the_real_ledgers_verdict(case: Case) -> None:
+def test_the_devnet_gives_the_real_ledgers_verdict(case: Case) -> None:
     assert verdict(case) == case.rule
 
 
 @needs_scalus
 @by_name
-def test_scalus_has_the_same_verdict(case: Case, scalus: Scalus) -> None:
+def test_scalus_gives_the_real_ledgers_verdict(case: Case, scalus: Scalus) -> None:
     error = scalus.validate(case.tx, case.utxos, case.slot, case.network_id)
     assert (error is None) == (case.rule is None), error
 
 
 @needs_scalus
 @by_name
-def test_scalus_alone_errs_only_where_it_is_known_to(case: Case, scalus: Scalus) -> None:
+def test_scalus_alone_is_wrong_only_in_the_known_cases(case: Case, scalus: Scalus) -> None:
     scalus.open(case.utxos, case.slot, case.network_id)
     error = scalus.raw_verdict(case.tx)
     assert ((error is None) == (case.rule is None)) is not case.scalus_errs, error

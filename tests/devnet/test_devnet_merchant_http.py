@@ -1,4 +1,4 @@
-"""The merchant over real HTTP: the honest payment is served, and everything beside it is refused by its reason."""
+"""The devnet merchant over real HTTP: an honest payment is served, any other is refused with its reason."""
 
 import base64
 import json
@@ -85,7 +85,7 @@ def buyer(clock: HandClock) -> Iterator[Buyer]:
 # --- the 402 -----------------------------------------------------------------------------------------------------
 
 
-def test_the_402_is_the_documented_t_backend_body(buyer: Buyer) -> None:
+def test_the_402_has_the_documented_t_backend_body(buyer: Buyer) -> None:
     answer = buyer.call()
     assert (answer.status_code, list(answer.json())) == (402, ["detail"])
     detail = answer.json()["detail"]
@@ -115,7 +115,7 @@ def test_the_402_is_the_documented_t_backend_body(buyer: Buyer) -> None:
     assert buyer.status(invoice_id) == "pending"
 
 
-def test_the_402_in_flux_has_body_and_headers(buyer: Buyer, clock: HandClock) -> None:
+def test_a_flux_402_has_the_documented_body_and_headers(buyer: Buyer, clock: HandClock) -> None:
     buyer.settings(dialect="flux", split_mode="inclusive", timeout=60)
     clock.forward(1)
     answer = buyer.call()
@@ -140,7 +140,9 @@ def test_the_402_in_flux_has_body_and_headers(buyer: Buyer, clock: HandClock) ->
     assert buyer.call(proof=(body["invoiceId"], tx_id)).status_code == 200
 
 
-def test_the_same_request_gets_the_same_invoice_until_it_is_over_or_paid(buyer: Buyer, clock: HandClock) -> None:
+def test_the_same_request_gets_the_same_invoice_until_it_expires_or_is_paid(
+    buyer: Buyer, clock: HandClock
+) -> None:
     first = buyer.invoice()
     clock.forward(100)
     again = buyer.invoice()
@@ -165,7 +167,7 @@ def test_the_same_request_gets_the_same_invoice_until_it_is_over_or_paid(buyer: 
 
 
 @pytest.mark.parametrize("path", ["/chat", "/token-analysis", "/images/generate", "/images/edit"])
-def test_the_honest_payment_is_served(buyer: Buyer, path: str) -> None:
+def test_an_honest_payment_is_served(buyer: Buyer, path: str) -> None:
     invoice_id = str(buyer.invoice(path=path)["invoiceId"])
     tx_id = buyer.pay(HONEST)
     answer = buyer.call(path=path, proof=(invoice_id, tx_id), Request_Id="r-1")
@@ -183,14 +185,14 @@ def test_the_order_of_outputs_does_not_matter(buyer: Buyer) -> None:
     assert buyer.call(proof=(invoice_id, buyer.pay(tuple(reversed(HONEST))))).status_code == 200
 
 
-def test_a_proof_presented_again_is_served_again_and_counted_apart(buyer: Buyer) -> None:
+def test_a_proof_presented_again_is_served_and_counted_as_a_replay(buyer: Buyer) -> None:
     proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
     assert [buyer.call(proof=proof).json()["replayed"] for _ in range(3)] == [False, True, True]
     books = buyer.books()
     assert (books["served"], books["replayed"], len(books["payments"])) == (1, 2, 1)
 
 
-def test_a_merchant_may_refuse_a_proof_that_it_has_answered(buyer: Buyer) -> None:
+def test_the_merchant_can_be_set_to_refuse_replayed_proofs(buyer: Buyer) -> None:
     proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
     assert buyer.settings(replays="refuse").json()["replays"] == "refuse"
     assert buyer.call(proof=proof).status_code == 200
@@ -199,7 +201,7 @@ def test_a_merchant_may_refuse_a_proof_that_it_has_answered(buyer: Buyer) -> Non
     assert buyer.call(proof=proof).json()["replayed"]
 
 
-def test_a_replay_with_a_key_that_the_first_call_lacked_gets_a_new_invoice(buyer: Buyer) -> None:
+def test_a_replay_with_a_key_the_first_request_lacked_gets_a_new_invoice(buyer: Buyer) -> None:
     proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
     assert buyer.call(proof=proof, Idempotency_Key="late").status_code == 200
     again = buyer.call(proof=proof, Idempotency_Key="late")
@@ -207,7 +209,7 @@ def test_a_replay_with_a_key_that_the_first_call_lacked_gets_a_new_invoice(buyer
     assert buyer.call(proof=proof).json()["replayed"]
 
 
-def test_a_replay_with_the_key_of_the_first_call_is_served_again(buyer: Buyer) -> None:
+def test_a_replay_with_the_key_of_the_first_request_is_served_again(buyer: Buyer) -> None:
     proof = (str(buyer.invoice(Idempotency_Key="mine")["invoiceId"]), buyer.pay(HONEST))
     replayed = [buyer.call(proof=proof, Idempotency_Key="mine").json()["replayed"] for _ in range(2)]
     assert replayed == [False, True]
@@ -224,7 +226,7 @@ def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     assert "".join(json.loads(event)["token"] for event in events[:-2]).startswith("Cardano is")
 
 
-# --- what is not a payment ---------------------------------------------------------------------------------------
+# --- invalid payments ---------------------------------------------------------------------------------------
 
 INEXACT: dict[str, Sequence[Output]] = {
     "pay_to one unit short": (ada(PAY_TO, PRICE - 1), *HONEST[1:]),
@@ -244,21 +246,21 @@ INEXACT: dict[str, Sequence[Output]] = {
 
 
 @pytest.mark.parametrize("name", INEXACT)
-def test_inexact_outputs_are_refused(buyer: Buyer, name: str) -> None:
+def test_a_payment_with_inexact_outputs_is_refused(buyer: Buyer, name: str) -> None:
     invoice_id = str(buyer.invoice()["invoiceId"])
     answer = buyer.call(proof=(invoice_id, buyer.pay(INEXACT[name])))
     assert reason(answer) == "wrong_outputs"
     assert (buyer.books()["served"], buyer.books()["payments"]) == (0, [])
 
 
-def test_one_transaction_pays_one_invoice(buyer: Buyer) -> None:
+def test_one_transaction_pays_only_one_invoice(buyer: Buyer) -> None:
     first, second = (str(buyer.invoice({"message": text})["invoiceId"]) for text in ("one", "two"))
     tx_id = buyer.pay(HONEST)
     assert buyer.call({"message": "one"}, proof=(first, tx_id)).status_code == 200
     assert reason(buyer.call({"message": "two"}, proof=(second, tx_id))) == "transaction_used"
 
 
-def test_one_invoice_is_paid_by_one_transaction(buyer: Buyer) -> None:
+def test_one_invoice_is_paid_by_only_one_transaction(buyer: Buyer) -> None:
     invoice_id = str(buyer.invoice()["invoiceId"])
     first, second = buyer.pay(HONEST), buyer.pay(HONEST)
     assert buyer.call(proof=(invoice_id, first)).status_code == 200
@@ -276,7 +278,7 @@ OTHER_REQUESTS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", OTHER_REQUESTS)
-def test_an_invoice_buys_only_the_request_it_was_made_for(buyer: Buyer, name: str) -> None:
+def test_an_invoice_pays_only_for_the_request_it_was_made_for(buyer: Buyer, name: str) -> None:
     proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
     assert reason(OTHER_REQUESTS[name](buyer, proof)) == "other_request"
     assert buyer.call(proof=proof).status_code == 200
@@ -284,7 +286,7 @@ def test_an_invoice_buys_only_the_request_it_was_made_for(buyer: Buyer, name: st
 
 
 @pytest.mark.parametrize("told", [{}, {"X-Partner": "demo"}])
-def test_who_named_no_partner_or_wallet_adds_them_to_the_retry(buyer: Buyer, told: dict[str, str]) -> None:
+def test_a_client_may_add_the_partner_and_wallet_headers_on_the_retry(buyer: Buyer, told: dict[str, str]) -> None:
     asked = httpx.post(buyer.devnet.merchant_url + "/chat", json=ASK, headers=told, verify=NO_TLS)
     proof = (str(asked.json()["detail"]["invoiceId"]), buyer.pay(HONEST))
     assert reason(buyer.call({"message": "other"}, proof=proof)) == "other_request"
@@ -293,7 +295,7 @@ def test_who_named_no_partner_or_wallet_adds_them_to_the_retry(buyer: Buyer, tol
 
 
 @pytest.mark.parametrize("shape", ["0x", "upper", "short", "json", "cbor", "base64"])
-def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
+def test_only_a_plain_transaction_id_is_a_proof_when_set_so(buyer: Buyer, shape: str) -> None:
     buyer.settings(proof="tx_hash")
     invoice_id = str(buyer.invoice()["invoiceId"])
     tx_id = buyer.pay(HONEST)
@@ -311,7 +313,7 @@ def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
     assert buyer.call(proof=(invoice_id, tx_id)).status_code == 200
 
 
-def test_either_form_is_a_proof_unless_one_is_set(buyer: Buyer) -> None:
+def test_a_transaction_id_or_a_signed_transaction_is_a_proof_by_default(buyer: Buyer) -> None:
     tx_id, raw = buyer.build(HONEST)
     invoice_id = str(buyer.invoice()["invoiceId"])
     assert pending(buyer.call(proof=(invoice_id, raw.hex())))
@@ -321,7 +323,7 @@ def test_either_form_is_a_proof_unless_one_is_set(buyer: Buyer) -> None:
     assert reason(buyer.call(proof=(invoice_id, "0x" + tx_id))) == "proof_not_understood"
 
 
-def test_the_proof_may_be_the_signed_transaction_which_the_merchant_sends(buyer: Buyer) -> None:
+def test_the_merchant_submits_a_signed_transaction_sent_as_proof(buyer: Buyer) -> None:
     buyer.settings(proof="signed_cbor")
     invoice_id = str(buyer.invoice()["invoiceId"])
     tx_id, raw = buyer.build(HONEST)
@@ -337,7 +339,7 @@ def test_the_proof_may_be_the_signed_transaction_which_the_merchant_sends(buyer:
     assert buyer.books()["payments"] == [{"invoiceId": invoice_id, "txHash": tx_id}]
 
 
-def test_a_signed_transaction_that_does_not_pay_is_not_sent(buyer: Buyer, clock: HandClock) -> None:
+def test_a_signed_transaction_that_does_not_pay_is_not_submitted(buyer: Buyer, clock: HandClock) -> None:
     buyer.settings(proof="signed_cbor")
     invoice_id = str(buyer.invoice()["invoiceId"])
     for outputs in INEXACT.values():
@@ -382,9 +384,7 @@ def test_a_payment_in_a_rolled_back_block_is_pending_again(buyer: Buyer) -> None
     assert pending(buyer.call(proof=(invoice_id, tx_id)))
 
 
-def test_what_was_served_is_not_served_again_while_its_payment_is_off_the_chain(
-    buyer: Buyer, clock: HandClock
-) -> None:
+def test_a_served_request_is_not_replayed_while_its_payment_is_rolled_back(buyer: Buyer, clock: HandClock) -> None:
     buyer.settings(confirmations=2)
     invoice_id, tx_id = str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST, blocks=2)
     raw = bytes.fromhex(buyer.get(f"/txs/{tx_id}/cbor").json()["cbor"])
@@ -392,7 +392,7 @@ def test_what_was_served_is_not_served_again_while_its_payment_is_off_the_chain(
     assert buyer.call(proof=proof).status_code == 200
     buyer.control("rollback", depth=2)
     assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "pending")
-    clock.forward(3600)  # the invoice is over, and paid all the same
+    clock.forward(3600)  # the invoice has expired, but it is paid
     assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "pending")
     assert buyer.submit(raw).status_code == 200
     buyer.control("blocks", count=1)
@@ -404,7 +404,7 @@ def test_what_was_served_is_not_served_again_while_its_payment_is_off_the_chain(
 
 
 @pytest.mark.parametrize(("late_by_s", "served"), [(-1, True), (0, False), (1, False)])
-def test_a_payment_must_be_in_a_block_before_the_invoice_is_over(
+def test_a_payment_must_be_in_a_block_before_the_invoice_expires(
     buyer: Buyer, clock: HandClock, late_by_s: int, served: bool
 ) -> None:
     buyer.settings(timeout=60)
@@ -416,7 +416,9 @@ def test_a_payment_must_be_in_a_block_before_the_invoice_is_over(
     assert answer.status_code == 200 if served else reason(answer) == "expired"
 
 
-def test_an_unknown_transaction_after_the_end_is_expired_and_not_pending(buyer: Buyer, clock: HandClock) -> None:
+def test_an_unknown_transaction_after_the_expiry_is_expired_and_not_pending(
+    buyer: Buyer, clock: HandClock
+) -> None:
     invoice_id = str(buyer.invoice()["invoiceId"])
     clock.forward(300)
     assert reason(buyer.call(proof=(invoice_id, "0" * 64))) == "expired"
@@ -429,7 +431,7 @@ def test_a_transaction_older_than_the_invoice_does_not_pay_it(buyer: Buyer, cloc
     assert reason(buyer.call(proof=(invoice_id, tx_id))) == "older_than_invoice"
 
 
-def test_a_body_that_is_no_json_object_is_422_and_one_that_is_too_big_413(buyer: Buyer) -> None:
+def test_a_body_that_is_not_a_json_object_gets_422_and_one_too_big_413(buyer: Buyer) -> None:
     url = buyer.devnet.merchant_url + "/chat"
     deep = b"[" * 100_000 + b"]" * 100_000
     odd = (b'{"token": ' + value + b"}" for value in (deep, b"NaN", b"1e999", b'"\\ud800"', b"\xff"))
@@ -442,7 +444,7 @@ def test_a_body_that_is_no_json_object_is_422_and_one_that_is_too_big_413(buyer:
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
-def test_a_token_invoice_wants_exactly_its_units(buyer: Buyer) -> None:
+def test_a_token_invoice_requires_exactly_its_units(buyer: Buyer) -> None:
     splits = [{"role": "platform", "units": "30"}]
     assert buyer.settings(asset=TOKEN, price="100", splits=splits).status_code == 200
     detail = buyer.invoice()
@@ -458,7 +460,7 @@ def test_a_token_invoice_wants_exactly_its_units(buyer: Buyer) -> None:
     assert buyer.call(proof=(invoice_id, buyer.pay(held(100, 30)))).status_code == 200
 
 
-def test_the_three_split_modes_and_both_forms(buyer: Buyer) -> None:
+def test_each_split_mode_and_form_requires_its_own_outputs(buyer: Buyer) -> None:
     splits = [{"role": "platform", "units": "2000000"}]
     share = {"address": role_address("platform").text, "amountUnits": "2000000", "role": "platform"}
     first = {"address": role_address("pay_to").text, "amountUnits": "8000000", "role": "pay_to"}
@@ -481,7 +483,7 @@ def test_the_three_split_modes_and_both_forms(buyer: Buyer) -> None:
         assert buyer.call(proof=(invoice_id, buyer.pay(right))).status_code == 200
 
 
-def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
+def test_an_invoice_without_splits_has_no_split_field(buyer: Buyer) -> None:
     own = payer("carol").address.text
     buyer.settings(splits=[{"role": "own", "units": "1500000", "address": own}])
     assert buyer.invoice()["extra"]["split"]["outputs"][0]["address"] == own
@@ -492,7 +494,7 @@ def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
 @pytest.mark.parametrize(
     "words", [("address", "units"), ("to", "amount"), ("address", "amountUnits"), ("address", "amount")]
 )
-def test_a_split_is_set_in_the_words_of_any_402(buyer: Buyer, words: tuple[str, str]) -> None:
+def test_split_settings_accept_the_field_names_of_any_402(buyer: Buyer, words: tuple[str, str]) -> None:
     own = payer("carol").address.text
     answer = buyer.settings(splits=[dict(zip(words, (own, "1500000"), strict=True))])
     assert answer.json()["splits"] == [{"role": "split", "address": own, "units": "1500000"}]
@@ -526,13 +528,13 @@ def test_a_split_is_set_in_the_words_of_any_402(buyer: Buyer, words: tuple[str, 
         {"dialect": "flux", "split_mode": "outputs"},
     ],
 )
-def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings: dict[str, object]) -> None:
+def test_invalid_settings_are_refused_and_change_nothing(buyer: Buyer, settings: dict[str, object]) -> None:
     before = buyer.books()["settings"]
     assert buyer.settings(**settings).status_code == 400
     assert buyer.books()["settings"] == before
 
 
-def test_settings_that_are_nested_without_end_are_400(buyer: Buyer) -> None:
+def test_deeply_nested_settings_are_refused(buyer: Buyer) -> None:
     body = b'{"splits": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     assert (
         httpx.post(buyer.devnet.merchant_url + "/merchant/settings", content=body, verify=NO_TLS).status_code
@@ -550,7 +552,7 @@ def test_an_invoice_keeps_the_terms_it_was_made_with(buyer: Buyer) -> None:
 # --- prepaid -----------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_buys_calls_for_this_partner_and_wallet(buyer: Buyer) -> None:
+def test_a_batch_pays_for_requests_of_this_partner_and_wallet_only(buyer: Buyer) -> None:
     buyer.settings(batch=3)
     detail = buyer.invoice()
     assert detail["extra"]["batchTarget"] == 3
@@ -569,15 +571,15 @@ def test_a_batch_buys_calls_for_this_partner_and_wallet(buyer: Buyer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/chat", "/payments/topup"])
-def test_a_batch_wants_to_know_the_wallet(buyer: Buyer, path: str) -> None:
+def test_a_batch_requires_the_wallet_address(buyer: Buyer, path: str) -> None:
     buyer.settings(batch=3)
     answer = httpx.post(buyer.devnet.merchant_url + path, json=ASK, headers={"X-Partner": "demo"}, verify=NO_TLS)
     assert (answer.status_code, answer.json()["detail"]) == (400, "wallet_address_required_for_prepaid_batches")
 
 
-def test_a_top_up_buys_a_whole_batch_and_uses_no_call(buyer: Buyer) -> None:
+def test_a_top_up_buys_a_whole_batch_and_uses_none_of_it(buyer: Buyer) -> None:
     buyer.settings(batch=3)
-    for bought in (3, 6):  # also while something is left
+    for bought in (3, 6):  # also while requests are left
         invoice_id, tx_id = str(buyer.invoice(path="/payments/topup")["invoiceId"]), buyer.pay(HONEST)
         assert reason(buyer.call(proof=(invoice_id, tx_id))) == "other_request"
         answer = buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json()
@@ -595,13 +597,13 @@ def test_a_top_up_buys_a_whole_batch_and_uses_no_call(buyer: Buyer) -> None:
     assert (buyer.balance(), books["topped_up"], books["served"], books["served_prepaid"]) == ((5, 6), 2, 1, 1)
 
 
-def test_nothing_is_topped_up_where_no_batches_are_sold(buyer: Buyer) -> None:
+def test_a_top_up_is_refused_when_no_batches_are_sold(buyer: Buyer) -> None:
     answer = buyer.call(path="/payments/topup")
     assert (answer.status_code, answer.json()["detail"]) == (409, "no batches are sold: nothing can be topped up")
     assert buyer.books()["invoices"] == []
 
 
-def test_a_batch_whose_payment_lost_its_block_is_not_served_until_it_is_back(buyer: Buyer) -> None:
+def test_a_batch_whose_payment_was_rolled_back_is_not_served_until_it_returns(buyer: Buyer) -> None:
     buyer.settings(batch=3)
     proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
     raw = bytes.fromhex(buyer.get(f"/txs/{proof[1]}/cbor").json()["cbor"])
@@ -615,13 +617,13 @@ def test_a_batch_whose_payment_lost_its_block_is_not_served_until_it_is_back(buy
     assert [buyer.call({"message": str(turn)}).status_code for turn in range(2)] == [200, 402]
 
 
-def test_calls_served_of_a_lost_batch_are_taken_from_the_next(buyer: Buyer) -> None:
+def test_requests_served_from_a_rolled_back_batch_are_taken_from_the_next(buyer: Buyer) -> None:
     buyer.settings(batch=3)
     proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
     assert [buyer.call(proof=proof).status_code, buyer.call().status_code] == [200, 200]
     buyer.control("rollback", depth=1)
     invoice_id = str(buyer.invoice(path="/payments/topup")["invoiceId"])
-    tx_id, raw = buyer.build(HONEST, ttl=1_000)  # of the same coin: the lost transaction can never be back
+    tx_id, raw = buyer.build(HONEST, ttl=1_000)  # from the same UTxO: the lost transaction can never return
     assert buyer.submit(raw).status_code == 200
     buyer.control("blocks", count=1)
     assert buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json()["remaining"] == 1
@@ -633,7 +635,7 @@ def test_calls_served_of_a_lost_batch_are_taken_from_the_next(buyer: Buyer) -> N
     ("shape", "remaining", "total", "unit"),
     [("plain", 2, 3, None), ("nested", 2, 3, None), ("digits", 2, 3, "calls"), ("nonsense", None, None, None)],
 )
-def test_the_balance_is_told_in_the_shape_that_is_set(
+def test_the_balance_has_the_configured_shape(
     buyer: Buyer, shape: str, remaining: int | None, total: int | None, unit: str | None
 ) -> None:
     buyer.settings(batch=3, balance_shape=shape)
@@ -645,12 +647,12 @@ def test_the_balance_is_told_in_the_shape_that_is_set(
     assert (credits["remaining"], credits["total"], credits["expires_at"]) == (2, 3, None)
 
 
-def test_a_merchant_without_the_path_of_the_balance_has_that_of_the_credits(buyer: Buyer) -> None:
+def test_a_merchant_without_a_balance_path_still_serves_credits(buyer: Buyer) -> None:
     buyer.settings(balance_shape="missing")
     assert (buyer.helper("balance").status_code, buyer.helper("credits").status_code) == (404, 200)
 
 
-def test_payment_helpers_refuse_what_they_do_not_know(buyer: Buyer) -> None:
+def test_payment_helper_paths_refuse_invalid_requests(buyer: Buyer) -> None:
     url = buyer.devnet.merchant_url
     assert httpx.get(f"{url}/payments/status/none", verify=NO_TLS).status_code == 404
     assert httpx.get(f"{url}/payments/balance?partner=demo", verify=NO_TLS).status_code == 422

@@ -1,4 +1,4 @@
-"""The x402 shop in all its forms is read by payagent's dialects, and what they write is served there."""
+"""The devnet's x402 shop in every form: payagent's dialects read its 402s and it serves their proofs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ INTENT = "int_" + "0" * 24
 
 @dataclass
 class Reader(Purse):
-    """A purse whose every word to the shop comes from the dialects."""
+    """A purse that talks to the shop through payagent's dialects."""
 
     http: httpx.Client
 
@@ -95,7 +95,7 @@ FORMS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("asset", ["lovelace", TOKEN])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_read_paid_and_served(reader: Reader, form: str, asset: str) -> None:
+def test_every_form_of_x402_is_read_paid_and_served(reader: Reader, form: str, asset: str) -> None:
     price = 10_000_000 if asset == "lovelace" else 300
     reader.settings(asset=asset, price=str(price), x402=FORMS[form])
     invoice = reader.invoice()
@@ -110,7 +110,7 @@ def test_every_form_is_read_paid_and_served(reader: Reader, form: str, asset: st
     assert answer.json()["txHash"] == shown.tx_id
 
 
-def test_the_payers_own_submission_is_asked_for_and_served(reader: Reader) -> None:
+def test_a_payment_the_payer_submits_is_served(reader: Reader) -> None:
     reader.settings(x402={"submission_policy": "client"})
     invoice = reader.invoice()
     assert not invoice.merchant_submits
@@ -137,7 +137,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_is_understood(reader: Reader, fault: str, version: int) -> None:
+def test_every_x402_fault_gets_the_right_verdict(reader: Reader, fault: str, version: int) -> None:
     reader.settings(x402={"version": version, "confirmations": -1, "fault": fault, "fault_count": 1})
     invoice = reader.invoice()
     shown, headers = reader.proof(invoice)

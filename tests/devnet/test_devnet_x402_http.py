@@ -1,4 +1,4 @@
-"""The x402 shop over real HTTP: what it asks, what it serves, and each way in which a paid call goes wrong."""
+"""The devnet's x402 shop over real HTTP: its 402s, its answers and each of its faults."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ class Buyer(Purse):
         return decoded(answer.headers["PAYMENT-REQUIRED"])
 
     def transaction(self, outputs: Sequence[Output] = HONEST, ttl: int = 300) -> tuple[str, dict[str, str]]:
-        """A signed transaction that nobody has sent: (id, payload)."""
+        """A signed transaction, not submitted: (id, payload)."""
         (tx_id, index), *_ = self.coins()
         signed_id, raw = self.build(outputs, ttl=ttl)
         return signed_id, {"transaction": base64.b64encode(raw).decode(), "nonce": f"{tx_id}#{index}"}
@@ -61,7 +61,7 @@ class Buyer(Purse):
     def pay(
         self, payload: object, path: str = "/x402/chat", body: object = ASK, **changes: object
     ) -> httpx.Response:
-        """Take the first offer, and call with the payment."""
+        """Accept the first entry, and send the request with the payment."""
         asked = self.asked(path)
         payment = {
             "x402Version": 2,
@@ -77,7 +77,7 @@ def receipt(answer: httpx.Response) -> Any:
 
 
 def unsettled(answer: httpx.Response) -> str:
-    """Why a settlement failed: a 402 with nothing that could be paid."""
+    """Why a settlement failed: a 402 without anything to pay."""
     assert (answer.status_code, answer.json()) == (402, {})
     assert "PAYMENT-REQUIRED" not in answer.headers
     told = receipt(answer)
@@ -86,7 +86,7 @@ def unsettled(answer: httpx.Response) -> str:
 
 
 def refused(answer: httpx.Response) -> str:
-    """Why a payment was not taken: the 402 again."""
+    """Why a payment was refused: the 402 again."""
     assert answer.status_code == 402
     assert "PAYMENT-RESPONSE" not in answer.headers
     return str(decoded(answer.headers["PAYMENT-REQUIRED"])["error"])
@@ -104,7 +104,7 @@ def buyer() -> Iterator[Buyer]:
 # --- the official version ----------------------------------------------------------------------------------------
 
 
-def test_the_402_is_the_official_header(buyer: Buyer) -> None:
+def test_the_402_has_the_official_x402_header(buyer: Buyer) -> None:
     url = f"{buyer.devnet.merchant_url}/x402/chat?output=short"
     assert buyer.asked("/x402/chat?output=short") == {
         "x402Version": 2,
@@ -124,7 +124,7 @@ def test_the_402_is_the_official_header(buyer: Buyer) -> None:
     }
 
 
-def test_a_payment_is_sent_by_the_shop_and_served_when_it_is_in_a_block(buyer: Buyer) -> None:
+def test_the_shop_submits_a_payment_and_serves_it_once_it_is_in_a_block(buyer: Buyer) -> None:
     tx_id, payload = buyer.transaction()
     assert unsettled(buyer.pay(payload)) == "settlement_pending"
     buyer.control("blocks", count=1)
@@ -154,7 +154,7 @@ def test_a_payment_is_sent_by_the_shop_and_served_when_it_is_in_a_block(buyer: B
     assert (books["served"], books["replayed"], books["pending"], books["refused"]) == (1, 0, 1, {})
 
 
-def test_a_get_is_paid_as_well(buyer: Buyer) -> None:
+def test_a_get_request_can_be_paid_too(buyer: Buyer) -> None:
     buyer.x402(confirmations=-1)
     url = f"{buyer.devnet.merchant_url}/x402/premium?day=1"
     asked = decoded(buyer.http.get(url).headers["PAYMENT-REQUIRED"])
@@ -180,7 +180,7 @@ def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     assert (events[-1], json.loads(events[-2])["txHash"]) == ("[DONE]", tx_id)
 
 
-def test_a_token_is_named_with_a_dot(buyer: Buyer) -> None:
+def test_a_token_is_named_with_a_dot_in_the_402(buyer: Buyer) -> None:
     buyer.settings(asset=TOKEN, price="100", splits=[], x402={"confirmations": -1})
     entry = buyer.asked()["accepts"][0]
     assert (entry["asset"], entry["amount"]) == (f"{TOKEN[:56]}.{TOKEN[56:]}", "100")
@@ -188,7 +188,7 @@ def test_a_token_is_named_with_a_dot(buyer: Buyer) -> None:
     assert buyer.pay(payload).status_code == 200
 
 
-def test_a_transaction_buys_one_call(buyer: Buyer) -> None:
+def test_a_transaction_pays_for_one_request(buyer: Buyer) -> None:
     buyer.x402(confirmations=-1)
     _, payload = buyer.transaction()
     assert buyer.pay(payload).status_code == 200
@@ -201,13 +201,13 @@ def test_a_transaction_buys_one_call(buyer: Buyer) -> None:
     assert (books["served"], books["replayed"], books["refused"]) == (1, 1, {"duplicate_settlement": 4})
 
 
-def test_a_pending_transaction_is_bound_to_its_call(buyer: Buyer) -> None:
+def test_a_pending_transaction_is_bound_to_its_request(buyer: Buyer) -> None:
     _, payload = buyer.transaction()
     assert unsettled(buyer.pay(payload)) == "settlement_pending"
     assert unsettled(buyer.pay(payload, path="/x402/other")) == "duplicate_settlement"
 
 
-def test_what_does_not_pay_is_refused_and_not_sent(buyer: Buyer) -> None:
+def test_a_transaction_that_does_not_pay_is_refused_and_not_submitted(buyer: Buyer) -> None:
     _, payload = buyer.transaction([ada(PAY_TO.raw, PRICE - 1)])
     reason = "invalid_exact_cardano_payload_amount_insufficient"
     assert refused(buyer.pay(payload)) == reason
@@ -215,7 +215,7 @@ def test_what_does_not_pay_is_refused_and_not_sent(buyer: Buyer) -> None:
     assert buyer.state()["mempool"] == []
 
 
-def test_a_payment_must_repeat_what_was_asked(buyer: Buyer) -> None:
+def test_a_payment_must_repeat_the_requirements_of_the_402(buyer: Buyer) -> None:
     _, payload = buyer.transaction()
     asked = buyer.asked()
     cheaper = {**asked["accepts"][0], "amount": "1"}
@@ -227,10 +227,10 @@ def test_a_payment_must_repeat_what_was_asked(buyer: Buyer) -> None:
         assert refused(answer) == "invalid_exact_cardano_payload"
 
 
-# --- what can be switched ----------------------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------------
 
 
-def test_the_object_may_be_in_the_body_and_extra_null(buyer: Buyer) -> None:
+def test_the_requirements_may_be_in_the_body_and_extra_may_be_null(buyer: Buyer) -> None:
     official = buyer.asked()
     buyer.x402(in_body=True)
     answer = buyer.call()
@@ -244,7 +244,7 @@ def test_the_object_may_be_in_the_body_and_extra_null(buyer: Buyer) -> None:
     assert buyer.pay(payload).status_code == 200
 
 
-def test_the_payer_may_be_the_one_who_submits(buyer: Buyer) -> None:
+def test_the_shop_can_let_the_payer_submit(buyer: Buyer) -> None:
     buyer.x402(submission_policy="client")
     assert buyer.asked()["accepts"][0]["extra"]["submissionPolicy"] == "client"
     tx_id, payload = buyer.transaction()
@@ -257,7 +257,7 @@ def test_the_payer_may_be_the_one_who_submits(buyer: Buyer) -> None:
     assert buyer.pay(payload).status_code == 200
 
 
-def test_a_payment_identifier_is_wanted_and_names_one_payment(buyer: Buyer) -> None:
+def test_a_required_payment_identifier_names_one_payment(buyer: Buyer) -> None:
     buyer.x402(payment_identifier="required", confirmations=-1)
     declared = buyer.asked()["extensions"]
     assert declared["payment-identifier"]["info"] == {"required": True}
@@ -302,7 +302,7 @@ def test_a_payment_identifier_is_wanted_and_names_one_payment(buyer: Buyer) -> N
         [],
     ],
 )
-def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings: object) -> None:
+def test_invalid_settings_are_refused_and_change_nothing(buyer: Buyer, settings: object) -> None:
     state = lambda: buyer.http.get(buyer.devnet.merchant_url + "/merchant/state").json()["settings"]  # noqa: E731
     before = state()
     assert buyer.settings(x402=settings).status_code == 400
@@ -315,7 +315,7 @@ def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings:
 
 
 @pytest.mark.parametrize("dialect", ["x402", "x402-v2"])
-def test_a_merchant_of_this_dialect_sells_its_own_calls_so(buyer: Buyer, dialect: str) -> None:
+def test_a_merchant_set_to_x402_sells_its_own_paths_by_x402(buyer: Buyer, dialect: str) -> None:
     assert buyer.settings(dialect=dialect, batch=3).json()["dialect"] == "x402-v2"
     assert buyer.asked("/chat")["resource"]["url"] == f"{buyer.devnet.merchant_url}/chat"
     tx_id, payload = buyer.transaction()
@@ -329,7 +329,7 @@ def test_a_merchant_of_this_dialect_sells_its_own_calls_so(buyer: Buyer, dialect
     assert buyer.call("/chat").json()["detail"]["chain"] == "cardano-devnet"
 
 
-def test_the_dialect_says_which_version_is_spoken(buyer: Buyer) -> None:
+def test_the_dialect_setting_selects_the_x402_version(buyer: Buyer) -> None:
     assert buyer.settings(dialect="x402-v1").json()["x402"]["version"] == 1
     asked = buyer.call("/chat").json()
     assert (asked["x402Version"], asked["accepts"][0]["resource"]) == (1, f"{buyer.devnet.merchant_url}/chat")
@@ -338,7 +338,7 @@ def test_the_dialect_says_which_version_is_spoken(buyer: Buyer) -> None:
     assert buyer.asked("/chat")["x402Version"] == 2
 
 
-def test_an_invoice_of_the_dialect_before_stays_payable(buyer: Buyer) -> None:
+def test_an_invoice_of_the_previous_dialect_stays_payable(buyer: Buyer) -> None:
     invoice_id = buyer.call("/chat").json()["detail"]["invoiceId"]
     buyer.settings(dialect="x402")
     answer = buyer.call("/chat", X_Invoice_Id=invoice_id, X_Payment="0" * 64)
@@ -353,7 +353,7 @@ def sent(buyer: Buyer) -> bool:
 
 
 @pytest.mark.parametrize("fault", ["refuse_verify", "ttl_too_far"])
-def test_a_refusal_leaves_the_transaction_unsent(buyer: Buyer, fault: str) -> None:
+def test_a_refused_transaction_is_not_submitted(buyer: Buyer, fault: str) -> None:
     buyer.x402(fault=fault, fault_count=1)
     _, payload = buyer.transaction()
     assert refused(buyer.pay(payload)).startswith("invalid_exact_cardano_payload_")
@@ -366,7 +366,9 @@ def test_a_refusal_leaves_the_transaction_unsent(buyer: Buyer, fault: str) -> No
 @pytest.mark.parametrize(
     ("fault", "is_sent"), [("settle_500_before_broadcast", False), ("settle_500_after_broadcast", True)]
 )
-def test_a_500_before_and_after_the_transaction_was_sent(buyer: Buyer, fault: str, is_sent: bool) -> None:
+def test_a_500_can_come_before_or_after_the_transaction_is_submitted(
+    buyer: Buyer, fault: str, is_sent: bool
+) -> None:
     buyer.x402(fault=fault, fault_count=2, confirmations=-1)
     _, payload = buyer.transaction()
     for _ in range(2):
@@ -376,7 +378,7 @@ def test_a_500_before_and_after_the_transaction_was_sent(buyer: Buyer, fault: st
     assert (buyer.books()["served"], buyer.books()["replayed"]) == (1, 0)
 
 
-def test_a_dropped_connection_after_the_transaction_was_sent(buyer: Buyer) -> None:
+def test_a_connection_dropped_after_submission_can_be_retried(buyer: Buyer) -> None:
     buyer.x402(fault="drop_after_broadcast", fault_count=1)
     _, payload = buyer.transaction()
     with pytest.raises(httpx.RemoteProtocolError):
@@ -386,7 +388,7 @@ def test_a_dropped_connection_after_the_transaction_was_sent(buyer: Buyer) -> No
     assert buyer.pay(payload).status_code == 200
 
 
-def test_pending_and_an_empty_reason_although_it_is_deep_enough(buyer: Buyer) -> None:
+def test_faults_report_pending_or_an_empty_reason_for_a_settled_payment(buyer: Buyer) -> None:
     buyer.x402(fault="pending", confirmations=-1)
     _, payload = buyer.transaction()
     for _ in range(3):
@@ -399,7 +401,7 @@ def test_pending_and_an_empty_reason_although_it_is_deep_enough(buyer: Buyer) ->
     assert unsettled(buyer.pay(payload)) == "duplicate_settlement"
 
 
-def test_a_redirect_of_the_paid_call_leads_to_another_thing_for_sale(buyer: Buyer) -> None:
+def test_a_redirect_of_the_paid_request_leads_to_another_402(buyer: Buyer) -> None:
     buyer.x402(fault="redirect_307", fault_count=1)
     _, payload = buyer.transaction()
     answer = buyer.pay(payload)
@@ -421,7 +423,7 @@ def payment_v1(signed: dict[str, str], **changes: object) -> str:
     return encoded(whole | changes)
 
 
-def test_version_1_asks_in_its_body(buyer: Buyer) -> None:
+def test_version_1_has_the_requirements_in_the_body(buyer: Buyer) -> None:
     buyer.settings(asset=TOKEN, price="100", splits=[], x402={"version": 1})
     answer = buyer.call()
     assert (answer.status_code, answer.headers["X-PAYMENT-ERROR"]) == (402, "missing")
@@ -446,7 +448,7 @@ def test_version_1_asks_in_its_body(buyer: Buyer) -> None:
     }
 
 
-def test_version_1_is_pending_with_202_and_says_success_in_text(buyer: Buyer) -> None:
+def test_version_1_answers_202_while_pending_and_success_as_text(buyer: Buyer) -> None:
     buyer.x402(version=1)
     tx_id, payload = buyer.transaction()
     pending = buyer.call(x_payment=payment_v1(payload))
@@ -461,7 +463,7 @@ def test_version_1_is_pending_with_202_and_says_success_in_text(buyer: Buyer) ->
     assert told == {"success": "true", "network": "cardano-devnet", "transaction": tx_id}
 
 
-def test_version_1_as_a_page_holds_the_same_json(buyer: Buyer) -> None:
+def test_version_1_as_an_html_page_has_the_same_json(buyer: Buyer) -> None:
     buyer.x402(version=1)
     plain = buyer.call("/x402/a?b=</script>&c").json()
     buyer.x402(html=True)
@@ -471,7 +473,7 @@ def test_version_1_as_a_page_holds_the_same_json(buyer: Buyer) -> None:
     assert json.loads(script) == plain
 
 
-def test_version_1_refuses_by_reason(buyer: Buyer) -> None:
+def test_version_1_refuses_an_invalid_payment_with_its_reason(buyer: Buyer) -> None:
     buyer.x402(version=1)
     _, payload = buyer.transaction([ada(PAY_TO.raw, PRICE - 1)])
     cases = {

@@ -1,4 +1,4 @@
-"""Whatever comes in, the reading ends in an invoice that holds together or in a Refused; nothing else."""
+"""Property tests: any input is read as a consistent invoice or raises Refused."""
 
 import base64
 import json
@@ -65,7 +65,7 @@ def _holds_together(invoice: Invoice, text: str) -> None:
 
 
 @given(body=VALUES, status=st.sampled_from([402, 402, 402, 200]), mode=MODES)
-def test_any_value(body: object, status: int, mode: Any) -> None:
+def test_any_json_body_is_read_or_refused(body: object, status: int, mode: Any) -> None:
     try:
         response = make_response(status, {"X-Chain": "base"} if status == 200 else {}, body)
     except Refused:
@@ -74,7 +74,7 @@ def test_any_value(body: object, status: int, mode: Any) -> None:
 
 
 @given(raw=st.binary(max_size=200) | st.text(max_size=80).map(str.encode), is_json=st.booleans())
-def test_any_bytes(raw: bytes, is_json: bool) -> None:
+def test_any_bytes_as_a_body_are_read_or_refused(raw: bytes, is_json: bool) -> None:
     try:
         response = parse_response(402, {"content-type": "application/json"} if is_json else {}, raw)
     except Refused:
@@ -83,7 +83,7 @@ def test_any_bytes(raw: bytes, is_json: bool) -> None:
 
 
 @given(data=st.data(), key=st.sampled_from(sorted(BASES)), mode=MODES)
-def test_a_valid_body_with_a_field_changed_or_moved(data: st.DataObject, key: str, mode: Any) -> None:
+def test_a_valid_body_with_a_changed_field_is_read_or_refused(data: st.DataObject, key: str, mode: Any) -> None:
     body = json.loads(BASES[key].text)
     for _ in range(data.draw(st.integers(1, 3))):
         _change(data, body, KEYS)
@@ -91,7 +91,7 @@ def test_a_valid_body_with_a_field_changed_or_moved(data: st.DataObject, key: st
 
 
 @given(data=st.data(), key=st.sampled_from(sorted(BASES)))
-def test_a_valid_body_with_its_bytes_damaged(data: st.DataObject, key: str) -> None:
+def test_a_valid_body_with_damaged_bytes_is_read_or_refused(data: st.DataObject, key: str) -> None:
     raw = bytearray(BASES[key].text.encode())
     start = data.draw(st.integers(0, len(raw) - 1))
     raw[start : start + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
@@ -114,7 +114,7 @@ SHOWN = ProofMaterial("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
 
 
 def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> None:
-    """Set, drop or add something, somewhere."""
+    """Set, drop or add a value somewhere."""
     place = data.draw(st.sampled_from(_places(value)))
     index = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
     action = data.draw(st.sampled_from(["set", "drop", "add"]))
@@ -127,7 +127,7 @@ def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> No
 
 
 def _carriers(terms: Any) -> list[HttpResponse]:
-    """A 402 with the terms in the header, in the body, and in a page, as far as that can be sent."""
+    """A 402 with the terms in the header, in the body and in a page, where that is possible."""
     made = []
     for headers, body in (
         (JSON | {"PAYMENT-REQUIRED": pack(terms)}, "{}"),
@@ -142,7 +142,7 @@ def _carriers(terms: Any) -> list[HttpResponse]:
 
 
 @given(data=st.data(), terms=st.sampled_from(X402))
-def test_x402_terms_with_a_field_changed_or_moved(data: st.DataObject, terms: Any) -> None:
+def test_x402_terms_with_a_changed_field_are_read_or_refused(data: st.DataObject, terms: Any) -> None:
     terms = json.loads(json.dumps(terms))
     for _ in range(data.draw(st.integers(0, 3))):
         _change(data, terms, X402_KEYS)
@@ -152,7 +152,7 @@ def test_x402_terms_with_a_field_changed_or_moved(data: st.DataObject, terms: An
 
 
 def _prove_or_refuse(response: HttpResponse) -> None:
-    """What was read has a proof, and all of it can stand in a header."""
+    """Every invoice read has a proof, and its values are safe in a header."""
     try:
         offers = read_offers(response, knowing())
     except Refused:
@@ -170,7 +170,7 @@ def _prove_or_refuse(response: HttpResponse) -> None:
 
 
 @given(raw=st.binary(max_size=60) | st.text(max_size=40).map(str.encode), packed=st.booleans())
-def test_any_header(raw: bytes, packed: bool) -> None:
+def test_any_payment_required_header_is_read_or_refused(raw: bytes, packed: bool) -> None:
     header = base64.b64encode(raw).decode() if packed else raw.decode("latin-1")
     _read_or_refuse(parse_response(402, {"PAYMENT-REQUIRED": header}, b""), knowing(), header)
 
@@ -192,7 +192,7 @@ ANSWERS = st.recursive(
     dialect=st.sampled_from(["t-backend", "flux", "x402-v2", "x402-v1"]),
     after=st.none() | st.text(max_size=12),
 )
-def test_any_answer_to_a_retry_is_read_without_a_word(
+def test_any_answer_to_a_retry_gets_a_verdict_and_a_printable_reason(
     body: object, settled: object, status: int, dialect: str, after: str | None
 ) -> None:
     headers = {"retry-after": after or "5"} | ({} if settled is None else {"payment-response": pack(settled)})
@@ -205,7 +205,7 @@ def test_any_answer_to_a_retry_is_read_without_a_word(
 
 
 def _places(value: Any) -> list[Any]:
-    """Every object and list that is not empty, the value itself among them."""
+    """Every non-empty object and list, including the value itself."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     here = [value] if isinstance(value, dict | list) and value else []
     return here + [place for item in inner for place in _places(item)]

@@ -1,4 +1,4 @@
-"""Every hostile 402 is refused by its own code, and the valid invoice that it was made from is accepted."""
+"""Every hostile 402 is refused with its code, and the valid 402 it was made from is accepted."""
 
 import pytest
 from kit.hostile_402s import TOKEN, TOKEN_DECIMALS, Base, Hostile, address, bases, hostile_402s
@@ -43,14 +43,14 @@ def reading(name: str) -> Reading:
         for key, base in known.items()
     ],
 )
-def test_the_base_of_the_rows_is_accepted(name: str, base: Base) -> None:
+def test_the_valid_402_behind_each_hostile_one_is_accepted(name: str, base: Base) -> None:
     (invoice,) = read_offers(parse_response(402, base.headers, base.text.encode()), reading(name))
     assert invoice.outputs[0].address.text == address(NETWORKS[name], 0, 0x50)
     assert invoice.total_units in (10_000_000, 12_000_000)
 
 
 @pytest.mark.parametrize(("name", "row"), [pytest.param(n, row, id=f"{n}-{row.id}") for n, row in DIALECT_ROWS])
-def test_a_hostile_402_is_refused_by_its_code(name: str, row: Hostile) -> None:
+def test_a_hostile_402_is_refused_with_its_code(name: str, row: Hostile) -> None:
     with pytest.raises(Refused) as refused:
         read_offers(parse_response(row.status, row.headers, row.raw), reading(name))
     assert refused.value.name == row.code
@@ -58,7 +58,7 @@ def test_a_hostile_402_is_refused_by_its_code(name: str, row: Hostile) -> None:
     assert refused.value.detail.isprintable()
 
 
-def test_rows_of_the_agent_are_read_as_invoices_so_that_only_the_agent_can_refuse_them() -> None:
+def test_402s_that_only_the_agent_can_refuse_are_read_as_invoices() -> None:
     known, rows, _ = SETS["preprod"]
     agent = [row for row in rows if row.layer == "agent"]
     assert {row.code for row in agent} == {
@@ -78,7 +78,7 @@ def test_rows_of_the_agent_are_read_as_invoices_so_that_only_the_agent_can_refus
     assert after.terms_hash != before.terms_hash
 
 
-def test_the_table_is_as_wide_as_the_threat_model() -> None:
+def test_the_hostile_402s_cover_the_threat_model() -> None:
     known, rows, _ = SETS["preprod"]
     assert len(rows) >= 400
     assert len({row.id for row in rows}) == len(rows)

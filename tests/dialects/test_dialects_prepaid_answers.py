@@ -1,4 +1,4 @@
-"""A merchant's word on a prepaid balance: read under many names and in many places, and never guessed."""
+"""A merchant's prepaid balance: read under many names and in many places, and never guessed."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def said(
 
 
 def refused(body: object) -> str:
-    """Why an answer is not understood; nothing is said of one that is not."""
+    """Why an answer is not understood; such an answer has no values."""
     answer = read(body)
     assert answer.why
     assert answer == PrepaidAnswer(None, None, None, None, None, understood=False, why=answer.why)
@@ -59,7 +59,7 @@ def refused(body: object) -> str:
         ({"remaining": 5, "period_remaining": 3, "limit": {"remaining": 2}, "history": [{"used": 9}]}, said(5)),
     ],
 )
-def test_what_is_left_is_found_under_many_names(body: object, meant: PrepaidAnswer) -> None:
+def test_the_remaining_balance_is_read_under_many_names(body: object, meant: PrepaidAnswer) -> None:
     assert read(body) == meant
 
 
@@ -88,7 +88,7 @@ def test_what_is_left_is_found_under_many_names(body: object, meant: PrepaidAnsw
         ({"balance": {"units": "7", "asset": f"{TOKEN[:56]}.{TOKEN[56:]}"}}, said(7, unit=TOKEN)),
     ],
 )
-def test_the_unit_is_what_the_answer_names(body: object, meant: PrepaidAnswer) -> None:
+def test_the_unit_of_a_balance_is_the_one_the_answer_names(body: object, meant: PrepaidAnswer) -> None:
     assert read(body) == meant
 
 
@@ -101,7 +101,7 @@ def test_the_unit_is_what_the_answer_names(body: object, meant: PrepaidAnswer) -
         {"detail": "Not found"}, {"remaining": None},
     ],
 )  # fmt: skip
-def test_an_answer_without_what_is_left_is_not_understood(body: object) -> None:
+def test_an_answer_without_a_remaining_balance_is_not_understood(body: object) -> None:
     refused(body)
 
 
@@ -128,7 +128,7 @@ def test_an_answer_without_what_is_left_is_not_understood(body: object) -> None:
         [5],
     ],
 )
-def test_only_whole_plain_numbers_are_numbers(value: object) -> None:
+def test_a_balance_that_is_not_a_plain_whole_number_is_not_understood(value: object) -> None:
     refused({"remaining": value})
     refused({"remaining": 5, "total": value})
 
@@ -153,7 +153,7 @@ def test_only_whole_plain_numbers_are_numbers(value: object) -> None:
         ({"remaining": 12, "decimals": 6}, "decimals is 6, and no asset is named"),
     ],
 )  # fmt: skip
-def test_what_could_be_read_in_two_ways_is_not_understood(body: object, why: str) -> None:
+def test_an_ambiguous_or_contradictory_balance_is_not_understood(body: object, why: str) -> None:
     assert refused(body) == why
 
 
@@ -168,7 +168,7 @@ def test_what_could_be_read_in_two_ways_is_not_understood(body: object, why: str
         {f"{'_' * count}balance": 5 for count in range(17)},
     ],
 )
-def test_units_that_are_not_known_and_amounts_that_cannot_be_are_not_understood(body: object) -> None:
+def test_a_balance_in_an_unknown_unit_or_with_an_impossible_amount_is_not_understood(body: object) -> None:
     refused(body)
 
 
@@ -189,7 +189,7 @@ def test_units_that_are_not_known_and_amounts_that_cannot_be_are_not_understood(
     ],
 )
 @pytest.mark.parametrize("name", ["expires_at", "expiresAt", "expires", "expiry", "expiration", "valid_until"])
-def test_when_it_ends(value: object, at_ms: int, name: str) -> None:
+def test_the_expiry_of_a_balance_is_read_in_many_forms(value: object, at_ms: int, name: str) -> None:
     answer = read({"detail": {"remaining": 5, name: value}})
     assert (answer.remaining, answer.expires_at_ms, answer.why) == (5, at_ms, "")
 
@@ -215,7 +215,7 @@ def test_when_it_ends(value: object, at_ms: int, name: str) -> None:
         "9999-12-31T23:59:59-05:00",
     ],
 )
-def test_an_end_that_is_not_understood_is_said_and_what_is_left_stays(value: object) -> None:
+def test_an_unreadable_expiry_is_reported_and_the_balance_is_kept(value: object) -> None:
     answer = read({"remaining": 5, "expires_at": value})
     assert (answer.remaining, answer.understood, answer.expires_at_ms) == (5, True, None)
     assert answer.why.startswith("its end is ")
@@ -223,7 +223,7 @@ def test_an_end_that_is_not_understood_is_said_and_what_is_left_stays(value: obj
 
 
 @pytest.mark.parametrize("status", [199, 300, 302, 401, 404, 500])
-def test_an_error_says_nothing_whatever_its_body(status: int) -> None:
+def test_an_error_status_gives_no_balance_whatever_its_body(status: int) -> None:
     answer = read_prepaid(status, '{"remaining": 5}')
     assert (answer.understood, answer.remaining, answer.why) == (False, None, f"the status is {status}")
 
@@ -265,12 +265,12 @@ def _holds_together(answer: PrepaidAnswer) -> None:
 
 
 @given(OBJECTS | VALUES, st.sampled_from([200, 200, 201, 404]))
-def test_any_json_ends_in_whole_numbers_or_a_reason(body: object, status: int) -> None:
+def test_any_json_gives_whole_numbers_or_a_reason(body: object, status: int) -> None:
     _holds_together(read_prepaid(status, json.dumps(body)))
 
 
 @given(st.binary(max_size=200) | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes_end_in_a_reason_or_whole_numbers(raw: bytes) -> None:
+def test_any_bytes_give_whole_numbers_or_a_reason(raw: bytes) -> None:
     _holds_together(read_prepaid(200, raw))
 
 
@@ -290,5 +290,5 @@ WANTED = "wallet_address_required_for_prepaid_batches"
         (400, JsonNumber("1.5"), False),
     ],
 )
-def test_a_merchant_that_must_know_the_wallet(status: int, body: object, wanted: bool) -> None:
+def test_an_error_that_asks_for_the_wallet_address_is_recognized(status: int, body: object, wanted: bool) -> None:
     assert wants_wallet_address(HttpResponse(status, {}, body)) is wanted

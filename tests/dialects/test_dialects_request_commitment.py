@@ -1,4 +1,4 @@
-"""The request commitment: the published vectors, and no commitment of another request passes for ours."""
+"""Request commitments: the published test vectors, and a commitment to another request is refused."""
 
 import hashlib
 from dataclasses import replace
@@ -36,7 +36,7 @@ VECTORS = [
 
 
 def declared(headers: list[Any], part: str, digest: str, **change: Any) -> dict[str, Any]:
-    """What a merchant publishes for a request."""
+    """A merchant's declaration for a request."""
     parts = [{"name": "request", "canonicalization": "jcs", "digest": part}]
     commitment = {"version": "1", "algorithm": "sha256", "parts": parts, "digest": digest}
     info = {"required": True, "profile": "http:1", "bindingParams": {"headers": headers}, "commitment": commitment}
@@ -44,7 +44,9 @@ def declared(headers: list[Any], part: str, digest: str, **change: Any) -> dict[
 
 
 @pytest.mark.parametrize(("call", "headers", "part", "digest", "salted"), VECTORS)
-def test_the_published_vectors(call: HttpRequest, headers: list[str], part: str, digest: str, salted: str) -> None:
+def test_commitments_match_the_published_test_vectors(
+    call: HttpRequest, headers: list[str], part: str, digest: str, salted: str
+) -> None:
     bound = check_declared(declared(headers, part, digest), call)
     assert bound == tuple(headers)
     assert salted_hash(call, bound, SALT).hex() == salted
@@ -73,7 +75,7 @@ def test_a_commitment_of_another_request_is_refused(change: dict[str, Any]) -> N
     assert salted_hash(other, headers, SALT).hex() != salted
 
 
-def test_a_header_that_is_not_bound_does_not_matter_nor_does_the_space_around_a_value() -> None:
+def test_unbound_headers_and_spaces_around_values_do_not_change_the_commitment() -> None:
     _, headers, part, digest, salted = VECTORS[1]
     same = replace(POST, headers={"content-type": " application/json\t", "accept": "text/html"})
     assert check_declared(declared(headers, part, digest), same) == ("content-type",)
@@ -97,7 +99,7 @@ def test_a_header_that_is_not_bound_does_not_matter_nor_does_the_space_around_a_
         {"bindingParams": {"headers": [""]}},
     ],
 )
-def test_a_declaration_that_is_not_understood(change: dict[str, Any]) -> None:
+def test_a_malformed_declaration_is_refused(change: dict[str, Any]) -> None:
     _, headers, part, digest, _ = VECTORS[0]
     with pytest.raises(Refused) as refused:
         check_declared(declared(headers, part, digest) | change, GET)
@@ -105,13 +107,13 @@ def test_a_declaration_that_is_not_understood(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("info", [None, [], "x", {}, 5])
-def test_no_declaration_at_all(info: object) -> None:
+def test_a_declaration_that_is_not_an_object_is_refused(info: object) -> None:
     with pytest.raises(Refused):
         check_declared(info, GET)
 
 
 @pytest.mark.parametrize("commitment", [None, {}, "556f", {"version": "1"}])
-def test_a_declaration_without_its_commitment(commitment: object) -> None:
+def test_a_declaration_without_a_valid_commitment_is_refused(commitment: object) -> None:
     _, headers, part, digest, _ = VECTORS[0]
     with pytest.raises(Refused) as refused:
         check_declared(declared(headers, part, digest, commitment=commitment), GET)
@@ -134,25 +136,25 @@ def test_a_declaration_without_its_commitment(commitment: object) -> None:
         {"headers": {"accept": "a\r\nb"}},
     ],
 )
-def test_a_request_for_which_no_commitment_can_be_made(change: dict[str, Any]) -> None:
+def test_a_request_that_cannot_be_committed_to_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         salted_hash(replace(GET, **change), ["accept"], SALT)
     assert refused.value.name == "invoice_unsupported/extension"
 
 
-def test_a_url_may_have_an_at_sign_in_its_path_and_no_path_at_all() -> None:
+def test_a_url_may_have_an_at_sign_in_its_path_or_no_path() -> None:
     for url in ("https://api.example.com/@me", "https://api.example.com?x=@", "http://[::1]:8402"):
         assert len(salted_hash(replace(GET, url=url), [], SALT)) == 32
 
 
 @pytest.mark.parametrize("size", [0, 31, 33])
-def test_a_salt_of_another_size_is_a_mistake_of_ours(size: int) -> None:
+def test_a_salt_that_is_not_32_bytes_raises_a_value_error(size: int) -> None:
     with pytest.raises(ValueError, match="32"):
         salted_hash(GET, [], bytes(size))
 
 
-def test_of_headers_that_are_not_known_any_more_only_the_names_are_judged() -> None:
-    """So a receipt is read, years after: of a call it has no headers."""
+def test_without_recorded_headers_only_method_url_and_body_are_checked() -> None:
+    """A receipt is checked this way years later: it has no request headers."""
     _, headers, part, digest, _ = VECTORS[1]
     assert check_declared(declared(headers, part, digest), replace(POST, headers=None)) == ("content-type",)
     _, unbound, part, digest, _ = VECTORS[0]

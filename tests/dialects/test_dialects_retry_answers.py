@@ -1,4 +1,4 @@
-"""What a merchant says to a paid retry: every word of the documents has its class, and no other word is final."""
+"""Answers to a paid retry: every documented error has its verdict, and no other error is final."""
 
 import base64
 import json
@@ -30,7 +30,7 @@ def pack(value: object) -> str:
 
 
 def settled(word: str, **change: Any) -> HttpResponse:
-    """A 402 whose PAYMENT-RESPONSE says how the settlement went."""
+    """A 402 whose PAYMENT-RESPONSE has the settlement result."""
     told = {"success": False, "errorReason": word, "transaction": TX, "network": "cardano:preprod"} | change
     return make_response(402, JSON | {"PAYMENT-RESPONSE": pack(told)}, {})
 
@@ -47,7 +47,7 @@ def ask(
 
 
 @pytest.mark.parametrize(("word", "expected"), WORDS)
-def test_every_word_of_the_catalogue(word: str, expected: RetryVerdict) -> None:
+def test_every_error_word_in_the_catalogue_gets_its_verdict(word: str, expected: RetryVerdict) -> None:
     assert said(settled(word)) is expected
     assert said(settled(word.upper())) is expected
     assert said(settled(word, transaction="")) is expected
@@ -56,7 +56,7 @@ def test_every_word_of_the_catalogue(word: str, expected: RetryVerdict) -> None:
 
 
 @pytest.mark.parametrize("more", ["", ": the input is not there"])
-def test_once_the_proof_has_served_a_call_a_spent_nonce_means_that_it_is_used_up(more: str) -> None:
+def test_a_spent_nonce_after_the_proof_was_served_means_it_is_used_up(more: str) -> None:
     word = f"{PAYLOAD}_nonce_not_on_chain{more}"
     assert ask(answer_402(required(error=word)), has_served=True).said is RetryVerdict.USED_UP
     assert ask(settled(word), has_served=True).said is RetryVerdict.USED_UP
@@ -64,27 +64,27 @@ def test_once_the_proof_has_served_a_call_a_spent_nonce_means_that_it_is_used_up
 
 
 @pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
-def test_a_word_with_its_explanation_means_what_the_word_alone_means(word: str, expected: RetryVerdict) -> None:
-    """The SDKs of x402 write an error's text as the word, a colon and the facilitator's message. The resource
-    server of the Go SDK states that text in every 402 after a failed verification and in every failed settlement;
-    that of the TypeScript SDK does when the facilitator answers with another status than 200."""
+def test_an_error_word_followed_by_an_explanation_keeps_its_verdict(word: str, expected: RetryVerdict) -> None:
+    """The x402 SDKs write an error as the word, a colon and the facilitator's message. The Go SDK's resource
+    server does so in every 402 after a failed verification and in every failed settlement, and the TypeScript
+    SDK's when the facilitator does not answer with status 200."""
     for message in ("the input is not there", "a: b", ""):
         assert said(settled(f"{word}: {message}")) is expected
         assert said(answer_402(required(error=f"{word}: {message}"))) is expected
 
 
 @pytest.mark.parametrize("error", [": x", "missing: x", "Payment required: the proof was not taken", "x: missing"])
-def test_an_explained_word_that_only_asks_for_money_may_speak_of_the_proof(error: str) -> None:
+def test_an_explained_request_for_payment_is_an_unclear_verdict(error: str) -> None:
     assert said(answer_402(required(error=error))) is RetryVerdict.UNCLEAR
 
 
-def test_a_word_about_another_transaction_says_nothing_of_ours() -> None:
+def test_an_error_about_another_transaction_is_not_a_verdict_on_our_proof() -> None:
     for word, _ in WORDS:
         assert said(settled(word, transaction="cd" * 32)) is RetryVerdict.UNCLEAR
     assert said(settled("settlement_pending", transaction=TX.upper())) is RetryVerdict.PENDING
 
 
-def test_the_result_of_the_settlement_counts_before_the_402s_own_error() -> None:
+def test_the_settlement_result_takes_precedence_over_the_402s_error() -> None:
     for header in ("PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE"):
         told = {"errorReason": "settlement_pending", "transaction": TX}
         terms = required(error="invalid_exact_cardano_payload_unsigned")
@@ -93,16 +93,16 @@ def test_the_result_of_the_settlement_counts_before_the_402s_own_error() -> None
 
 
 @pytest.mark.parametrize("error", [None, "", "Payment required", "PAYMENT-SIGNATURE header is required"])
-def test_a_402_that_says_nothing_of_our_proof_asks_for_money(error: str | None) -> None:
+def test_a_402_without_an_error_about_our_proof_is_a_new_invoice(error: str | None) -> None:
     assert said(answer_402(required(error=error))) is RetryVerdict.INVOICED
     assert said(make_response(402, JSON, required(error=error))) is RetryVerdict.INVOICED
 
 
 @pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
-def test_a_server_that_states_the_terms_in_the_header_and_its_facilitators_verdict_in_the_body(
+def test_a_facilitators_verdict_in_the_body_counts_when_the_header_has_no_error(
     word: str, expected: RetryVerdict
 ) -> None:
-    """The Cardano x402 starter: its PAYMENT-REQUIRED has no error, and the body the facilitator's whole answer."""
+    """The Cardano x402 starter: PAYMENT-REQUIRED has no error; the body has the facilitator's whole answer."""
     verdict = json.dumps({"error": "payment_invalid", "verification": {"isValid": False, "invalidReason": word}})
     assert said(answer_402(required(error=""), body=verdict)) is expected
     assert said(answer_402({"x402Version": 2, "accepts": [entry()]}, body=verdict)) is expected
@@ -112,7 +112,7 @@ def test_a_server_that_states_the_terms_in_the_header_and_its_facilitators_verdi
 @pytest.mark.parametrize(
     "verdict", [{"verification": {"isValid": True}}, {"verification": {"invalidReason": 7}}, {"verification": []}]
 )
-def test_a_body_without_a_verdict_beside_a_header_without_an_error_asks_for_money(verdict: object) -> None:
+def test_a_402_without_an_error_or_a_verdict_is_a_new_invoice(verdict: object) -> None:
     assert said(answer_402(required(error=""), body=json.dumps(verdict))) is RetryVerdict.INVOICED
 
 
@@ -128,7 +128,9 @@ def test_a_body_without_a_verdict_beside_a_header_without_an_error_asks_for_mone
         ("amount_insufficient", RetryVerdict.REFUSED),
     ],
 )
-def test_a_facilitator_that_settles_before_it_serves(error: str, expected: RetryVerdict) -> None:
+def test_errors_of_a_facilitator_that_settles_before_serving_get_their_verdict(
+    error: str, expected: RetryVerdict
+) -> None:
     assert said(answer_402(required(entry() | {"extra": None}, error=error), body="")) is expected
 
 
@@ -142,19 +144,19 @@ def test_a_facilitator_that_settles_before_it_serves(error: str, expected: Retry
         ("invalid_transaction_state", RetryVerdict.UNCLEAR),
     ],
 )
-def test_version_1_in_a_page_with_its_error_in_a_header(error: str, expected: RetryVerdict) -> None:
+def test_a_version_1_page_with_its_error_in_a_header_gets_its_verdict(error: str, expected: RetryVerdict) -> None:
     headers = {"content-type": "text/html", "X-PAYMENT-ERROR": error}
     response = parse_response(402, headers, page(v1_required()).encode())
     assert said(response, "x402-v1") is expected
 
 
-def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transactions_id() -> None:
+def test_a_pending_version_1_payment_is_polled_by_our_transaction_id() -> None:
     body = {"pending": True, "transaction": TX, "retryAfterSeconds": 10}
     answer = ask(make_response(202, JSON, body), "x402-v1")
     assert answer == RetryAnswer(RetryVerdict.PENDING, "pending", 10, f"tx={TX}")
     liar = ask(make_response(202, JSON, body | {"transaction": "cd" * 32}), "x402-v1")
-    assert liar.poll_query == f"tx={TX}", "only ever our own"
-    for nothing in ("", None):  # its facilitator could not submit it, or it is there already
+    assert liar.poll_query == f"tx={TX}", "only our own transaction id"
+    for nothing in ("", None):  # its facilitator could not submit it, or it is already on the chain
         unsent = make_response(202, JSON, body | {"transaction": nothing})
         assert ask(unsent, "x402-v1") == RetryAnswer(RetryVerdict.PENDING, "pending", 10, None)
         assert ask(unsent, "x402-v1", is_on_chain=True).poll_query == f"tx={TX}"
@@ -165,7 +167,7 @@ def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transaction
 
 @pytest.mark.parametrize("status", [202, 409])
 @pytest.mark.parametrize(("word", "expected"), WORDS)
-def test_a_server_of_its_own_make_that_tells_with_another_status_how_the_settlement_stands(
+def test_a_failed_settlement_receipt_counts_with_status_202_or_409(
     status: int, word: str, expected: RetryVerdict
 ) -> None:
     """The Cardano x402 starter answers 202 while a settlement is pending, and 409 to one that failed."""
@@ -180,8 +182,8 @@ def test_a_server_of_its_own_make_that_tells_with_another_status_how_the_settlem
 
 
 @pytest.mark.parametrize("told", [{"success": True}, {"success": "true"}, {}, {"success": None}])
-def test_a_202_whose_receipt_names_no_failure_is_the_thing_itself(told: dict[str, object]) -> None:
-    """A job that was taken on is answered with 202, and its payment is settled."""
+def test_a_202_without_a_failure_in_its_receipt_counts_as_served(told: dict[str, object]) -> None:
+    """An accepted job is answered with 202, and its payment is settled."""
     receipt = JSON | {"PAYMENT-RESPONSE": pack(told | {"transaction": TX})}
     assert said(make_response(202, receipt, {"status": "pending"})) is RetryVerdict.SERVED
     assert said(make_response(202, JSON | {"PAYMENT-RESPONSE": "not base64!"}, {})) is RetryVerdict.SERVED
@@ -218,7 +220,7 @@ def test_a_202_whose_receipt_names_no_failure_is_the_thing_itself(told: dict[str
         ("<html>402</html>", RetryVerdict.UNCLEAR),
     ],
 )
-def test_the_t_backend_and_flux(body: object, expected: RetryVerdict) -> None:
+def test_t_backend_and_flux_402s_after_a_retry_get_their_verdict(body: object, expected: RetryVerdict) -> None:
     for dialect in ("t-backend", "flux"):
         assert said(HttpResponse(402, {}, body), dialect) is expected
 
@@ -247,12 +249,12 @@ def test_the_t_backend_and_flux(body: object, expected: RetryVerdict) -> None:
         (524, RetryVerdict.UNCLEAR),
     ],
 )
-def test_statuses(status: int, expected: RetryVerdict) -> None:
+def test_each_http_status_of_a_retry_gets_its_verdict(status: int, expected: RetryVerdict) -> None:
     for dialect in ("t-backend", "flux", "x402-v2", "x402-v1"):
         assert said(HttpResponse(status, {}, ""), dialect) is expected
         refusal = JSON | {"payment-response": pack({"errorReason": PAYLOAD, "transaction": TX})}
         assert said(HttpResponse(status, refusal, {}), dialect) is expected
-        if status != 409:  # which some servers answer with to a settlement that failed
+        if status != 409:  # some servers answer 409 to a failed settlement
             failed = pack({"success": False, "errorReason": PAYLOAD, "transaction": TX})
             assert said(HttpResponse(status, JSON | {"payment-response": failed}, {}), dialect) is expected
 
@@ -261,7 +263,7 @@ def test_statuses(status: int, expected: RetryVerdict) -> None:
     ("value", "after_s"),
     [("7", 7), ("999999999", 3_600), ("0", None), ("-1", None), ("1.5", None), ("\u0667", None), ("9" * 40, None)],
 )
-def test_when_to_come_again(value: str, after_s: int | None) -> None:
+def test_retry_after_is_read_as_whole_seconds_up_to_an_hour(value: str, after_s: int | None) -> None:
     assert ask(HttpResponse(503, {"retry-after": value}, "")).retry_after_s == after_s
     assert ask(HttpResponse(402, {}, {"retryAfterSeconds": True})).retry_after_s is None
 
@@ -283,25 +285,25 @@ def test_when_to_come_again(value: str, after_s: int | None) -> None:
         (" ", None),
     ],
 )
-def test_when_to_come_again_may_be_said_as_a_date(date: str, after_s: int | None) -> None:
-    """RFC 9110 10.2.3, in each of its three forms; the time is one and a half minutes before."""
+def test_retry_after_is_read_as_a_date_up_to_an_hour_ahead(date: str, after_s: int | None) -> None:
+    """RFC 9110, section 10.2.3: each of the three date forms; the time is 90 seconds before."""
     assert ask(HttpResponse(503, {"retry-after": date}, "")).retry_after_s == after_s
 
 
-def test_a_merchants_words_are_shown_as_bounded_plain_ascii() -> None:
+def test_a_merchants_error_is_shown_as_at_most_200_ascii_characters() -> None:
     answer = ask(settled("\u202epay \u00e9\n" + "x" * 500))
     assert answer.said is RetryVerdict.UNCLEAR
     assert answer.reason.startswith("?pay ??xxx")
     assert len(answer.reason) == 200
 
 
-def test_a_page_whose_requirements_cannot_be_read_says_nothing() -> None:
+def test_a_page_with_unreadable_requirements_is_an_unclear_verdict() -> None:
     headers = {"content-type": "text/html", "X-PAYMENT-ERROR": "invalid_payload"}
     assert said(parse_response(402, headers, page(v1_required()).encode()), "x402-v1") is RetryVerdict.REFUSED
     assert said(parse_response(402, headers, page(v1_required()).encode() * 2), "x402-v1") is RetryVerdict.UNCLEAR
 
 
-def test_a_settlement_that_cannot_be_read_says_nothing_and_the_body_counts() -> None:
+def test_the_body_counts_when_the_settlement_header_is_unreadable() -> None:
     headers = {"content-type": "application/json", "PAYMENT-RESPONSE": "not base64!"}
     body = json.dumps({"errorReason": "duplicate_settlement"}).encode()
     assert said(parse_response(402, headers, body)) is RetryVerdict.USED_UP
@@ -331,5 +333,5 @@ def test_a_settlement_that_cannot_be_read_says_nothing_and_the_body_counts() -> 
         ("x402-v1", RetryVerdict.UNCLEAR, 402, False),
     ],
 )
-def test_what_refuses_a_proof(dialect: str, said: RetryVerdict, status: int, refuses: bool) -> None:
+def test_only_a_final_answer_refuses_a_proof(dialect: str, said: RetryVerdict, status: int, refuses: bool) -> None:
     assert is_refusal(dialect, RetryAnswer(said, ""), status) is refuses

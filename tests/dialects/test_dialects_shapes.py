@@ -1,4 +1,4 @@
-"""Every 402 of the documents and of the servers that were looked at, with what it is read as or why it is not."""
+"""Every 402 from the documents and the surveyed servers: the invoice it gives, or why it is refused."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ INVOICE, SIGNATURE, PAYMENT = "X-Invoice-Id", "PAYMENT-SIGNATURE", "X-PAYMENT"
 
 @dataclass(frozen=True)
 class Paid:
-    """What a 402 is read as: who gets how many units of what, and where the proof goes."""
+    """What a 402 is read as: units, asset, and the header that carries the proof."""
 
     dialect: str
     units: tuple[int, ...]
@@ -177,7 +177,9 @@ ROWS: dict[str, Row] = {
 
 
 @pytest.mark.parametrize(("status", "headers", "body", "expected"), ROWS.values(), ids=ROWS)
-def test_every_402_that_was_seen(status: int, headers: dict[str, str], body: object, expected: Paid | str) -> None:
+def test_every_known_shape_of_402_is_read_or_refused_with_its_code(
+    status: int, headers: dict[str, str], body: object, expected: Paid | str
+) -> None:
     text = body if isinstance(body, str) else json.dumps(body)
     response = parse_response(status, headers, text.encode())
     if isinstance(expected, str):

@@ -1,4 +1,4 @@
-"""Revenue share: every form that is understood gives exactly the outputs that it means; the rest is refused."""
+"""Revenue share: each supported form of split gives the outputs it means; any other is refused."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def _form(mode: str, outputs: list[dict[str, Any]] = SHARES) -> dict[str, Any]:
         ),
     ],
 )
-def test_split_forms_that_are_paid(
+def test_each_form_of_split_gives_the_outputs_it_means(
     extra: dict[str, Any], configured: SplitMode | None, expected: list[tuple[str, str, int]]
 ) -> None:
     assert paid(read({"detail": detail(**extra)}, configured)) == expected
@@ -83,13 +83,15 @@ def test_split_forms_that_are_paid(
         {"currency": "ADA"},
     ],
 )
-def test_every_spelling_of_an_entry(address_field: str, units_field: str, more: dict[str, Any]) -> None:
+def test_every_spelling_of_a_split_entry_is_accepted(
+    address_field: str, units_field: str, more: dict[str, Any]
+) -> None:
     entry = {address_field: ANNA, units_field: "2000000", **more}
     expected = [("pay_to", PAY_TO, 10_000_000), ("split", ANNA, 2_000_000)]
     assert paid(read({"detail": detail(split=_form("additional", [entry]))})) == expected
 
 
-def test_token_splits_are_in_the_invoices_token() -> None:
+def test_the_splits_of_a_token_invoice_are_in_that_token() -> None:
     body = {**detail(lovelace=False, split=_form("inclusive")), "asset": TOKEN, "decimals": 0}
     invoice = read({"detail": body})
     assert paid(invoice) == INCLUSIVE
@@ -98,7 +100,7 @@ def test_token_splits_are_in_the_invoices_token() -> None:
     assert paid(read({"detail": {**body, "extra": {"split": _form("inclusive", named)}}})) == INCLUSIVE
 
 
-def test_fifteen_splits_are_the_most() -> None:
+def test_up_to_15_splits_are_accepted() -> None:
     shares = [{"to": address(PREPROD, 6, fill), "units": "1"} for fill in range(0x60, 0x6F)]
     assert len(read({"detail": detail(split=_form("additional", shares))}).outputs) == 16
     whole = [{"to": PAY_TO, "units": 10_000_000 - len(shares)}, *shares]
@@ -146,7 +148,7 @@ def test_ambiguous_splits_are_refused_with_what_was_read(
         {"address": ANNA, "amount": "2000000", "currency": TOKEN},
     ],
 )
-def test_an_entry_that_is_not_understood_is_shown_in_the_refusal(entry: dict[str, Any]) -> None:
+def test_a_refusal_shows_the_split_entry_that_was_not_understood(entry: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         read({"detail": detail(split=_form("additional", [entry]))})
     assert refused.value.name == "split_ambiguous"

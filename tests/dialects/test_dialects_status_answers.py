@@ -1,4 +1,4 @@
-"""A merchant's word about a payment: the union of the known vocabularies, and no word is a reason to raise."""
+"""A merchant's payment status: every known status word, and no answer raises."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ from payagent.dialects.status_answers import WORDS
         ("", "unknown"),
     ],
 )
-def test_words(word: str, said: str) -> None:
+def test_each_known_status_word_gets_its_meaning(word: str, said: str) -> None:
     for body in ({"status": word}, {"detail": {"status": word}}):
         assert read_status(body) == said
 
@@ -47,5 +47,5 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES)
-def test_strange_answers_never_raise(body: object) -> None:
+def test_any_status_answer_is_read_without_an_error(body: object) -> None:
     assert read_status(body) in {*WORDS.values(), "unknown"}

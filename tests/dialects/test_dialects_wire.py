@@ -1,4 +1,4 @@
-"""The documented bodies are read to the unit, in every spelling that is allowed; bodies of a5 and a6 by name."""
+"""T Backend and Flux: the documented bodies and headers, in every allowed spelling."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ FLUX_HEADERS = {
 }
 
 
-def test_the_documented_t_backend_body() -> None:
+def test_the_documented_t_backend_body_is_read() -> None:
     network = "mainnet"
     pay_to = address(reading(network=network).network, 0, 0x50)
     text = json.dumps(
@@ -93,7 +93,7 @@ NOTES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("notes", NOTES, ids=str)
-def test_what_names_no_money_and_no_terms_is_a_note_in_every_dialect(notes: dict[str, Any]) -> None:
+def test_fields_that_name_no_money_or_terms_are_ignored_in_every_dialect(notes: dict[str, Any]) -> None:
     plain = read(plain_body())
     for body in ({"detail": {**detail(), **notes}}, {"detail": detail(**notes)}, {"detail": detail(), **notes}):
         assert read(body) == plain
@@ -112,7 +112,7 @@ def test_what_names_no_money_and_no_terms_is_a_note_in_every_dialect(notes: dict
     ],
     ids=str,
 )
-def test_what_names_money_or_terms_is_refused_wherever_it_stands(terms: dict[str, Any]) -> None:
+def test_unknown_fields_that_name_money_or_terms_are_refused_anywhere(terms: dict[str, Any]) -> None:
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     for body in ({"detail": {**detail(), **terms}}, {"detail": detail(**terms)}, FLUX | terms):
         with pytest.raises(Refused) as refused:
@@ -129,7 +129,7 @@ def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> No
 
 
 @pytest.mark.parametrize("absent", ["version", "decimals"])
-def test_what_the_documented_body_says_of_itself_may_be_left_out(absent: str) -> None:
+def test_version_and_decimals_may_be_left_out(absent: str) -> None:
     plain = detail()
     assert (
         read({"detail": {key: plain[key] for key in plain if key != absent}}).outputs == read(plain_body()).outputs
@@ -141,15 +141,15 @@ def plain_body() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("proof", ["tx_hash", "signed_cbor"])
-def test_who_broadcasts_is_the_operators_setting_in_the_dialects_that_do_not_say(proof: Proof) -> None:
+def test_t_backend_and_flux_use_the_operators_setting_for_who_submits(proof: Proof) -> None:
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS, proof=proof)
     for response in (make_response(402, {}, plain_body()), make_response(402, {}, FLUX)):
         invoice = read_one(response, now)
         assert (invoice.proof, invoice.merchant_submits) == (proof, proof == "signed_cbor")
 
 
-def test_a_partners_name_may_be_anything() -> None:
-    """It is ours, told again; among the terms it is none."""
+def test_a_partner_name_may_look_like_an_address() -> None:
+    """It is our own name, repeated; it is not one of the terms."""
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     assert read({"detail": detail(partner="addr-2024")}).outputs == read(plain_body()).outputs
     assert read_one(make_response(402, {}, FLUX | {"partner": "addr-2024"}), now).total_units == 2_000_000
@@ -163,7 +163,7 @@ def test_a_partners_name_may_be_anything() -> None:
         ("2026-11-24T13:38:18.993999Z", 1_795_527_498_993),
     ],
 )
-def test_spellings_of_when_a_flux_invoice_ends(value: str, ends_ms: int) -> None:
+def test_the_expiry_of_a_flux_invoice_is_read_in_each_spelling(value: str, ends_ms: int) -> None:
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     assert read_one(make_response(402, {}, FLUX | {"expiresAt": value}), now).expires_at_ms == ends_ms
 
@@ -172,8 +172,8 @@ DAY_S = 86_400
 
 
 @pytest.mark.parametrize("left_s", [1, DAY_S, DAY_S + 1])
-def test_an_invoice_lives_a_day_at_most(left_s: int) -> None:
-    """Who means milliseconds and says seconds would be paid when the invoice is over."""
+def test_an_invoice_valid_for_more_than_a_day_is_refused(left_s: int) -> None:
+    """A merchant that means milliseconds but says seconds would be paid after the expiry."""
     undated = {key: value for key, value in FLUX.items() if key != "expiresAt"}
     begun = Reading("https://api.example.com", PREPROD, None, 1_795_527_498_993 - left_s * 1000)
     for response in (
@@ -204,7 +204,7 @@ def test_other_terms_have_another_terms_hash(key: str, value: object) -> None:
     assert read({"detail": {**detail(), key: value}}).terms_hash != read({"detail": detail()}).terms_hash
 
 
-def test_a_token_invoice_in_both_spellings_of_the_asset() -> None:
+def test_a_token_is_read_with_or_without_a_dot() -> None:
     dotted = TOKEN[:56] + "." + TOKEN[56:]
     for asset in (TOKEN, dotted):
         invoice = read({"detail": {**detail(lovelace=False), "asset": asset, "decimals": 0}})
@@ -212,22 +212,22 @@ def test_a_token_invoice_in_both_spellings_of_the_asset() -> None:
         assert invoice.decimals == 0
 
 
-def test_an_asset_that_we_do_not_know_is_read_as_it_says_for_the_policy_to_refuse() -> None:
+def test_an_unknown_asset_is_read_and_left_to_the_policy_to_refuse() -> None:
     invoice = read({"detail": {**detail(lovelace=False), "asset": OTHER_POLICY, "decimals": 2}})
     assert (invoice.asset, invoice.decimals) == (OTHER_POLICY, 2)
 
 
-def test_the_flux_body_with_its_headers() -> None:
+def test_a_flux_invoice_expires_at_the_earlier_of_body_and_header() -> None:
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     invoice = read_one(make_response(402, FLUX_HEADERS, FLUX), now)
     assert (invoice.dialect, invoice.invoice_id) == ("flux", "6aec41a2-0d5c")
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
-    assert invoice.expires_at_ms == FLUX_NOW_MS + 299_000, "the header's end is the sooner"
+    assert invoice.expires_at_ms == FLUX_NOW_MS + 299_000, "the header's expiry is earlier"
     without = read_one(make_response(402, {}, FLUX), now)
     assert without.expires_at_ms == 1_795_527_498_993
     assert without.terms_hash == invoice.terms_hash
     late = FLUX_HEADERS | {"X-Timeout": "600"}
-    assert read_one(make_response(402, late, FLUX), now).expires_at_ms == 1_795_527_498_993, "the body's is"
+    assert read_one(make_response(402, late, FLUX), now).expires_at_ms == 1_795_527_498_993, "not the later one"
     only_header = {key: value for key, value in FLUX.items() if key != "expiresAt"}
     assert read_one(make_response(402, FLUX_HEADERS, only_header), now).expires_at_ms == FLUX_NOW_MS + 299_000
 
@@ -239,14 +239,14 @@ def test_the_flux_body_with_its_headers() -> None:
         ("additional", [("pay_to", PAY_TO, 2_000_000), ("split", ANNA, 1_000_000)]),
     ],
 )
-def test_flux_splits(mode: str, expected: list[tuple[str, str, int]]) -> None:
+def test_flux_splits_are_read_in_both_modes(mode: str, expected: list[tuple[str, str, int]]) -> None:
     splits = [{"to": ANNA, "amount": "1000000", "role": "platform", "currency": "ADA"}]
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     response = make_response(402, FLUX_HEADERS, {**FLUX, "splits": splits, "splitMode": mode})
     assert paid(read_one(response, now)) == expected
 
 
-def test_an_expired_flux_invoice_is_not_paid_however_often_it_is_issued_again() -> None:
+def test_an_expired_flux_invoice_is_refused() -> None:
     for now_ms, headers in ((1_795_527_498_993, {}), (FLUX_NOW_MS, {**FLUX_HEADERS, "X-Timeout": "0"})):
         with pytest.raises(Refused) as refused:
             read_one(
@@ -256,7 +256,7 @@ def test_an_expired_flux_invoice_is_not_paid_however_often_it_is_issued_again() 
         assert refused.value.name == "invoice_expired"
 
 
-def test_a_body_that_the_client_forwards_as_text_is_read_like_the_value() -> None:
+def test_a_body_forwarded_as_text_is_read_like_json() -> None:
     body = {"detail": detail()}
     assert read(json.dumps(body)) == read(body)
 
@@ -265,7 +265,7 @@ def test_a_body_that_the_client_forwards_as_text_is_read_like_the_value() -> Non
     "content_type",
     ["application/json; charset=utf-8", "application/json ;v=1", "application/problem+json", "APPLICATION/JSON"],
 )
-def test_json_content_types(content_type: str) -> None:
+def test_every_json_content_type_is_read_as_json(content_type: str) -> None:
     assert read({"detail": detail()}, headers={"Content-Type": content_type}).invoice_id == "inv-1"
 
 
@@ -277,7 +277,7 @@ def test_json_content_types(content_type: str) -> None:
         "X-402-Payment-Required",
     ],
 )
-def test_a_header_that_says_two_things_of_a_payment_is_refused_in_any_letter_case(name: str) -> None:
+def test_a_payment_header_with_two_values_is_refused_in_any_letter_case(name: str) -> None:
     for values in (("a", "b"), (FLUX_HEADERS.get(name, "a"), "b")):
         with pytest.raises(Refused) as refused:
             make_response(402, [(name, values[0]), (name.lower(), values[1])], FLUX)
@@ -286,21 +286,21 @@ def test_a_header_that_says_two_things_of_a_payment_is_refused_in_any_letter_cas
 
 
 @pytest.mark.parametrize("name", ["Set-Cookie", "X-Robots-Tag", "X-Cache", "X-Powered-By"])
-def test_a_header_that_says_nothing_of_a_payment_may_stand_there_twice(name: str) -> None:
-    """A server and what stands in front of it often give one each."""
+def test_a_header_unrelated_to_payment_may_occur_twice(name: str) -> None:
+    """A server and its proxy often add one each."""
     doubled = [("Content-Type", "application/json"), (name, "noindex"), (name.lower(), "noarchive")]
     body = {"detail": detail()}
     assert read_one(parse_response(402, doubled, json.dumps(body).encode()), reading()) == read(body)
 
 
-def test_a_headers_name_is_repeated_in_plain_letters_alone() -> None:
+def test_a_refusal_shows_a_header_name_in_printable_characters_only() -> None:
     with pytest.raises(Refused) as refused:
         make_response(402, [("X-Pay-\0\r\nTo", "a"), ("x-pay-\0\r\nto", "b")], FLUX)
     assert refused.value.name == "invoice_invalid/contradiction"
     assert refused.value.detail.isprintable()
 
 
-def test_a_refusal_names_the_shape_that_was_seen() -> None:
+def test_a_refusal_names_the_402_format_it_recognized() -> None:
     with pytest.raises(Refused, match="form of x402"):
         read({"x402Version": 4, "accepts": []})
     with pytest.raises(Refused, match="form of materios"):
@@ -314,7 +314,7 @@ def test_a_refusal_names_the_shape_that_was_seen() -> None:
 SHOWN = ProofMaterial("ab" * 32, None, "cd" * 32 + "#0", "int_" + "0" * 24)
 
 
-def test_proof_headers() -> None:
+def test_the_proof_headers_of_t_backend_and_flux_are_complete() -> None:
     known = {"invoice_id": "inv-1", "echo": None, "wallet": ANNA}
     headers = proof_headers("t-backend", shown=SHOWN, partner="demo", **known)
     assert headers == {
@@ -338,7 +338,7 @@ def test_proof_headers() -> None:
         ({"dialect": "x402-v3"}, "invoice_invalid/body"),
     ],
 )
-def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict[str, Any], code: str) -> None:
+def test_a_value_that_could_inject_a_header_is_refused(change: dict[str, Any], code: str) -> None:
     given = {
         "dialect": "t-backend",
         "invoice_id": "i",
@@ -352,7 +352,7 @@ def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict
     assert refused.value.name == code
 
 
-def test_the_answer_to_a_retry_is_advice_and_never_refused() -> None:
+def test_a_malformed_answer_to_a_retry_is_read_and_never_refused() -> None:
     twice = [("X-Invoice-Id", "a"), ("x-invoice-id", "b")]
     assert parse_answer(402, twice, b'{"a": 1}') == HttpResponse(402, {"x-invoice-id": "a"}, {"a": 1})
     assert parse_answer(402, [], b'{"a": 1, "a": 2}') == HttpResponse(402, {}, "")
@@ -360,13 +360,13 @@ def test_the_answer_to_a_retry_is_advice_and_never_refused() -> None:
 
 
 @pytest.mark.parametrize("headers", [[(1, "a")], [("a", None)]])
-def test_a_header_that_is_no_text_is_refused(headers: list[Any]) -> None:
+def test_a_header_that_is_not_text_is_refused(headers: list[Any]) -> None:
     with pytest.raises(Refused) as refused:
         make_response(402, headers, "")
     assert refused.value.name == "bad_request"
 
 
-def test_a_batch_of_more_calls_than_anybody_could_mean_is_refused() -> None:
+def test_a_batch_of_more_than_a_billion_calls_is_refused() -> None:
     assert read({"detail": detail(batchTarget=10**9)}).batch_target == 10**9
     with pytest.raises(Refused) as refused:
         read({"detail": detail(batchTarget=10**9 + 1)})
@@ -374,7 +374,7 @@ def test_a_batch_of_more_calls_than_anybody_could_mean_is_refused() -> None:
 
 
 @pytest.mark.parametrize("note", [None, "for a friend"])
-def test_a_field_that_can_only_be_a_note_is_let_be(note: object) -> None:
+def test_a_harmless_extra_field_is_ignored(note: object) -> None:
     assert read({"detail": {**detail(), "greeting": note}}) == read({"detail": detail()})
 
 
@@ -387,7 +387,7 @@ def test_a_field_that_can_only_be_a_note_is_let_be(note: object) -> None:
         (b"\0" * 65_537, {"body_base64": "AAAA" * 21_845 + "AAA="}),
     ],
 )
-def test_an_answer_is_recorded_byte_by_byte(raw: bytes, kept: dict[str, str]) -> None:
+def test_an_answer_is_recorded_byte_for_byte(raw: bytes, kept: dict[str, str]) -> None:
     headers = [("Set-Cookie", "a"), ("Set-Cookie", "b")]
     told = json.loads(as_recorded(402, headers, raw))
     assert told == {"status": 402, "headers": [list(pair) for pair in headers], **kept}

@@ -1,4 +1,4 @@
-"""Masumi's x402 v1 in JSON and in a page, and the Orynq SDK's own x402, with the proof that each of them takes."""
+"""Masumi's x402 v1 in JSON and in a page, and the Orynq SDK's x402, each with its proof."""
 
 import base64
 from dataclasses import replace
@@ -50,7 +50,7 @@ def in_page(terms: object) -> HttpResponse:
 
 
 @pytest.mark.parametrize("answer", [in_json, in_page])
-def test_the_example_servers_402(answer: Any) -> None:
+def test_the_402_of_masumis_example_server_is_read_from_json_and_a_page(answer: Any) -> None:
     invoice = offer(answer(v1_required()), url=HOME)
     assert (invoice.dialect, invoice.network, invoice.asset) == ("x402-v1", "preprod", TOKEN)
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
@@ -59,7 +59,7 @@ def test_the_example_servers_402(answer: Any) -> None:
     assert invoice == offer(in_json(v1_required()), url=HOME)
 
 
-def test_the_proof_is_base64_json_in_x_payment() -> None:
+def test_the_proof_is_base64_json_in_the_x_payment_header() -> None:
     invoice = offer(in_json(v1_required()), url=HOME)
     known: Any = {"invoice_id": invoice.invoice_id, "partner": "demo", "wallet": ANNA}
     proof = proof_headers("x402-v1", shown=SHOWN, echo=invoice.echo, **known)
@@ -75,7 +75,7 @@ def test_the_proof_is_base64_json_in_x_payment() -> None:
             proof_headers("x402-v1", shown=shown, echo=echo, **known)
 
 
-def test_the_bare_network_is_mainnet_and_echoed_as_it_came() -> None:
+def test_the_network_cardano_means_mainnet_and_is_echoed_unchanged() -> None:
     mainnet = NETWORKS["mainnet"]
     for name in ("cardano", "cardano-mainnet"):
         entry = v1_entry(network=name, payTo=address(mainnet, 0, 0x50))
@@ -110,20 +110,20 @@ def test_the_bare_network_is_mainnet_and_echoed_as_it_came() -> None:
         ({"scheme": "stream"}, "invoice_unsupported/scheme"),
     ],
 )
-def test_what_is_refused(change: dict[str, Any], code: str) -> None:
+def test_an_invalid_version_1_entry_is_refused_with_its_code(change: dict[str, Any], code: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(in_json(v1_required(v1_entry(**change))), url=HOME)
     assert refused.value.name == code
 
 
 @pytest.mark.parametrize("extra", [{}, None, {"assetNameHex": "", "decimals": 6}])
-def test_ada_has_no_name(extra: object) -> None:
-    """Masumi's facilitator takes the asset and the name as one text: of ADA that name is empty or not there."""
+def test_ada_is_accepted_without_an_asset_name(extra: object) -> None:
+    """Masumi's facilitator joins asset and name into one text; for ADA the name is empty or absent."""
     invoice = offer(in_json(v1_required(v1_entry(asset="lovelace", extra=extra))), url=HOME)
     assert invoice.asset == "lovelace"
 
 
-def test_a_page_may_be_written_without_blanks() -> None:
+def test_the_requirements_in_a_page_may_be_written_without_spaces() -> None:
     tight = page(v1_required()).replace("Requirements = ", "Requirements=")
     assert offer(parse_response(402, HTML, tight.encode()), url=HOME).asset == TOKEN
 
@@ -144,7 +144,7 @@ def test_a_page_may_be_written_without_blanks() -> None:
         ("<html><h1>402 Payment Required</h1></html>", "invoice_invalid/body"),
     ],
 )
-def test_a_page_is_read_from_its_mark_on_as_strict_json_or_not_at_all(text: str, code: str) -> None:
+def test_a_page_without_strict_json_requirements_is_refused(text: str, code: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(parse_response(402, HTML, text.encode()), url=HOME)
     assert refused.value.name == code
@@ -168,7 +168,7 @@ def sdk(terms: object = SDK, body: object = SDK_BODY) -> HttpResponse:
     return make_response(402, JSON | {"PAYMENT-REQUIRED": pack(terms)}, body)
 
 
-def test_the_sdks_own_x402_is_an_invoice_that_takes_the_proof_of_flux() -> None:
+def test_an_orynq_sdk_402_is_read_and_paid_with_flux_proof_headers() -> None:
     invoice = offer(sdk())
     assert (invoice.dialect, invoice.invoice_id, invoice.has_own_id) == ("flux", "6aec41a2-1b", True)
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
@@ -203,7 +203,7 @@ def test_the_sdks_own_x402_is_an_invoice_that_takes_the_proof_of_flux() -> None:
         (SDK, "", "invoice_invalid/body"),
     ],
 )
-def test_what_of_it_is_refused(terms: object, body: object, code: str) -> None:
+def test_an_invalid_orynq_sdk_402_is_refused_with_its_code(terms: object, body: object, code: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(sdk(terms, body), own=parse_address(OWN, NETWORKS["preprod"]))
     assert refused.value.name == code
@@ -223,18 +223,18 @@ def test_what_of_it_is_refused(terms: object, body: object, code: str) -> None:
         {"accepts": [v1_entry()]},
     ],
 )
-def test_bodies_of_other_shapes_of_x402(body: object) -> None:
+def test_other_shapes_of_x402_bodies_are_refused(body: object) -> None:
     with pytest.raises(Refused) as refused:
         offers(in_json(body), url=URL)
     assert refused.value.name == "invoice_invalid/body"
 
 
 @pytest.mark.parametrize("headers", [NO_JSON, JSON])
-def test_a_header_of_another_name_is_not_read(headers: dict[str, str]) -> None:
+def test_requirements_in_a_header_of_another_name_are_not_read(headers: dict[str, str]) -> None:
     with pytest.raises(Refused) as refused:
         offers(make_response(402, headers | {"X-Payment-Required": pack(required())}, {}))
     assert refused.value.name == "invoice_invalid/body"
 
 
-def test_version_2_is_paid_where_version_1_stands_beside_it() -> None:
+def test_version_2_is_preferred_when_version_1_is_offered_too() -> None:
     assert offer(answer_402(required(), body=page(v1_required()), headers=HTML)).dialect == "x402-v2"

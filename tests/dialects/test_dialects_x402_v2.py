@@ -1,4 +1,4 @@
-"""The official x402 v2: what is paid of `accepts`, what is refused and how, and the proof to the byte."""
+"""The official x402 v2: which entry of `accepts` is paid, what is refused, and the exact proof."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ def prove(terms: Any, shown: ProofMaterial = SHOWN, headers: dict[str, str] | No
     return unpack(proof["PAYMENT-SIGNATURE"])
 
 
-def test_the_official_402() -> None:
+def test_the_official_402_is_read_as_an_invoice() -> None:
     invoice = offer(answer_402(required()))
     assert (invoice.dialect, invoice.network, invoice.origin) == ("x402-v2", "preprod", "https://api.example.com")
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
@@ -36,12 +36,12 @@ def test_the_official_402() -> None:
     assert (invoice.proof, invoice.merchant_submits, invoice.has_own_id) == ("signed_cbor", True, False)
 
 
-def test_a_token_is_named_with_a_dot_and_read_without() -> None:
+def test_a_token_name_with_a_dot_is_read_without_it() -> None:
     invoice = offer(answer_402(required(entry(asset=DOTTED))))
     assert (invoice.asset, invoice.total_units) == (TOKEN, 2_000_000)
 
 
-def test_the_proof_repeats_what_was_accepted_and_adds_the_transaction() -> None:
+def test_the_proof_repeats_the_accepted_entry_and_adds_the_transaction() -> None:
     terms = required()
     assert prove(terms) == {
         "x402Version": 2,
@@ -51,7 +51,7 @@ def test_the_proof_repeats_what_was_accepted_and_adds_the_transaction() -> None:
     }
 
 
-def test_the_proof_of_a_payment_is_the_same_bytes_however_often_it_is_made() -> None:
+def test_the_proof_of_a_payment_is_always_the_same_bytes() -> None:
     invoice = offer(answer_402(required()))
     made = {
         proof_headers("x402-v2", invoice_id=i, shown=SHOWN, echo=invoice.echo, partner=None, wallet=ANNA)[
@@ -62,7 +62,7 @@ def test_the_proof_of_a_payment_is_the_same_bytes_however_often_it_is_made() -> 
     assert len(made) == 1
 
 
-def test_what_is_echoed_has_the_same_value_whatever_json_it_was() -> None:
+def test_the_proof_echoes_every_json_value_unchanged() -> None:
     odd = '{"list":[1.50,-2e3,12345678901234567890,true,null],"words":"\\u00e9\\ud83d\\ude00 </script>"}'
     text = (
         '{"x402Version":2,"accepts":[{"extra":{"name":"caf\\u00e9","version":null},"payTo":"'
@@ -83,7 +83,7 @@ def test_what_is_echoed_has_the_same_value_whatever_json_it_was() -> None:
     ]
     assert "resource" not in said
     raw = base64.b64decode(_header(text)).decode()
-    assert "1.50,-2e3,12345678901234567890" in raw, "numbers are written as they came"
+    assert "1.50,-2e3,12345678901234567890" in raw, "numbers are echoed as they came"
 
 
 def _header(text: str) -> str:
@@ -94,7 +94,7 @@ def _header(text: str) -> str:
 
 
 @pytest.mark.parametrize("network", ["cardano:preprod", "cip34:0-1"])
-def test_the_two_spellings_of_a_network(network: str) -> None:
+def test_both_spellings_of_a_network_are_read_and_echoed(network: str) -> None:
     terms = required(entry(network=network))
     assert offer(answer_402(terms)).network == "preprod"
     assert prove(terms)["accepted"]["network"] == network
@@ -107,7 +107,7 @@ def test_the_two_spellings_of_a_network(network: str) -> None:
         *({"paymentFlow": "authorization"}, {"paymentFlow": "upfront"}),
     ],
 )
-def test_other_extras_of_a_plain_transfer(extra: dict[str, Any]) -> None:
+def test_each_extra_of_a_plain_transfer_is_accepted_and_echoed(extra: dict[str, Any]) -> None:
     terms = required(entry() | {"extra": extra})
     assert offer(answer_402(terms)).merchant_submits
     assert prove(terms)["accepted"]["extra"] == extra
@@ -130,8 +130,8 @@ JOB = {"qa": {"jobId": "j-1234", "planVersion": 1, "inputHash": "9f" * 32, "by":
 
 
 @pytest.mark.parametrize("metadata", [PACK, BOUND, JOB, LISTED, UNLIKE_FEES, SAFE, {"memo": None}, {"job": {}}])
-def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: dict[str, Any]) -> None:
-    """The scheme lets `extra` hold metadata; what it asks for stands in the entry's own fields."""
+def test_a_merchants_metadata_is_echoed_and_changes_no_output(metadata: dict[str, Any]) -> None:
+    """The scheme allows metadata in `extra`; the terms are in the entry's own fields."""
     terms = required(entry(extra={"confirmationPolicy": {"l1Confirmations": 0}, **metadata}))
     assert offer(answer_402(terms)).outputs == offer(answer_402(required())).outputs
     assert prove(terms)["accepted"] == terms["accepts"][0]
@@ -151,7 +151,7 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
     ],
     ids=str,
 )
-def test_what_may_be_terms_is_no_metadata(terms: dict[str, Any]) -> None:
+def test_metadata_that_may_be_payment_terms_is_refused(terms: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(entry(extra=terms))))
     assert refused.value.name == "terms_not_understood"
@@ -167,8 +167,8 @@ SPONSOR = {
 
 
 @pytest.mark.parametrize("sponsored", [{"areFeesSponsored": True}, {"areFeesSponsored": False}, {}])
-def test_a_sponsor_for_the_fee_is_an_offer_that_we_do_not_take(sponsored: dict[str, Any]) -> None:
-    """loveaihq/cardano-x402-sponsor: who ignores it pays as ever, and repeats the entry as it came."""
+def test_an_offer_to_sponsor_the_fee_is_ignored_and_echoed(sponsored: dict[str, Any]) -> None:
+    """loveaihq/cardano-x402-sponsor: a payer that ignores it pays as usual and echoes the entry."""
     extra = {"assetTransferMethod": "default", "feeSponsor": SPONSOR, **sponsored}
     terms = required(entry(asset=DOTTED, extra=extra))
     assert offer(answer_402(terms)).outputs == offer(answer_402(required(entry(asset=DOTTED)))).outputs
@@ -176,13 +176,13 @@ def test_a_sponsor_for_the_fee_is_an_offer_that_we_do_not_take(sponsored: dict[s
 
 
 @pytest.mark.parametrize("extra", [{"areFeesSponsored": True}, {"feeSponsor": "10%"}, {"feeSponsor": [SPONSOR]}])
-def test_a_sponsor_that_is_no_offer_is_refused(extra: dict[str, Any]) -> None:
+def test_a_malformed_fee_sponsor_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(entry(extra=extra))))
     assert refused.value.name == "invoice_invalid/body"
 
 
-def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:
+def test_the_proof_names_the_payer_when_extra_is_null() -> None:
     terms = {
         "x402Version": 2,
         "error": None,
@@ -201,14 +201,14 @@ DESCRIBED = {"url": "/premium-data", "description": "", "mimeType": "application
 
 
 def older(resource: object = DESCRIBED, **change: Any) -> dict[str, Any]:
-    """The 402 of a plug-in that was published before the scheme was: each entry describes the resource."""
+    """The 402 of a plug-in older than the scheme: each entry describes the resource."""
     said = entry(extra=None, assetTransferMethod="default") | {"resource": resource} | change
     return {"x402Version": 2, "error": "PAYMENT-SIGNATURE header is required", "accepts": [said]}
 
 
-def test_an_older_server_whose_entry_describes_the_resource_wants_scheme_and_network_in_the_proof() -> None:
-    """@odatano/x402 0.1 to 0.4 (protocol.md of its docs): a 402 in the body, a resource and a transfer method in
-    each entry; its decoder refuses a proof without a scheme and a network beside the payload."""
+def test_the_proof_for_an_older_server_also_has_scheme_and_network() -> None:
+    """@odatano/x402 0.1 to 0.4 (its protocol.md): a 402 in the body, with a resource and a transfer method in each
+    entry; its decoder refuses a proof without scheme and network beside the payload."""
     terms = older()
     (invoice,) = offers(make_response(402, JSON, terms), url=URL)
     assert (paid(invoice), invoice.merchant_submits) == ([("pay_to", PAY_TO, 2_000_000)], True)
@@ -220,7 +220,7 @@ def test_an_older_server_whose_entry_describes_the_resource_wants_scheme_and_net
 
 
 @pytest.mark.parametrize("resource", [URL, URL + "?of=2026", {**DESCRIBED, "outputSchema": {"output": [1]}}, None])
-def test_a_resource_of_an_entry_that_is_the_call(resource: object) -> None:
+def test_an_entry_whose_resource_is_our_request_is_accepted(resource: object) -> None:
     assert offer(answer_402(older(resource)), url=URL + "?of=2026")
     assert offer(answer_402(required(entry(resource=resource))), url=URL + "?of=2026")
 
@@ -228,7 +228,7 @@ def test_a_resource_of_an_entry_that_is_the_call(resource: object) -> None:
 @pytest.mark.parametrize(
     "resource", ["/other", "https://elsewhere.example.com/premium-data", {"url": "/other"}, {"url": 7}, 7, [URL]]
 )
-def test_a_resource_of_an_entry_that_is_another_call(resource: object) -> None:
+def test_an_entry_whose_resource_is_another_request_is_refused(resource: object) -> None:
     for terms in (older(resource), required(entry(resource=resource))):
         with pytest.raises(Refused) as refused:
             offers(answer_402(terms), url=URL)
@@ -236,7 +236,7 @@ def test_a_resource_of_an_entry_that_is_another_call(resource: object) -> None:
 
 
 @pytest.mark.parametrize("method", ["script", "masumi", "", "Default", 1, {}, ["default"]])
-def test_a_transfer_method_of_an_entry_is_the_plain_one(method: object) -> None:
+def test_an_entry_with_another_transfer_method_is_refused(method: object) -> None:
     for extra in ({}, {"assetTransferMethod": "default"}):
         with pytest.raises(Refused) as refused:
             offers(answer_402(older(assetTransferMethod=method, extra=extra)), url=URL)
@@ -250,7 +250,7 @@ def test_a_transfer_method_of_an_entry_is_the_plain_one(method: object) -> None:
     ("policy", "merchant_submits", "mode"),
     [("server", True, None), ("either", True, None), ("client", False, "client")],
 )
-def test_who_broadcasts(policy: str, merchant_submits: bool, mode: str | None) -> None:
+def test_the_submission_policy_decides_who_submits(policy: str, merchant_submits: bool, mode: str | None) -> None:
     terms = required(entry(extra={"submissionPolicy": policy}))
     assert offer(answer_402(terms)).merchant_submits is merchant_submits
     assert offer(answer_402(terms)).proof == "signed_cbor"
@@ -258,11 +258,11 @@ def test_who_broadcasts(policy: str, merchant_submits: bool, mode: str | None) -
 
 
 @pytest.mark.parametrize("depth", [-1, 0, 1, 20])
-def test_depths_that_a_merchant_may_wait_for(depth: int) -> None:
+def test_each_confirmation_depth_of_the_scheme_is_accepted(depth: int) -> None:
     assert offer(answer_402(required(entry(extra={"confirmationPolicy": {"l1Confirmations": depth}}))))
 
 
-def test_the_object_in_the_body_of_an_older_server() -> None:
+def test_requirements_in_the_body_are_read_like_the_header() -> None:
     response = make_response(402, JSON, required())
     assert offer(response) == offer(answer_402(required()))
 
@@ -280,11 +280,11 @@ def test_the_object_in_the_body_of_an_older_server() -> None:
         ('{"x402Version": 1, "accepts": [{"scheme": "exact", "payTo": "addr1x"}]}', JSON),
     ],
 )
-def test_the_header_counts_and_the_body_beside_it_does_not(body: str, headers: dict[str, str]) -> None:
+def test_the_header_counts_and_an_unrelated_body_is_ignored(body: str, headers: dict[str, str]) -> None:
     assert offer(answer_402(required(), body, headers)) == offer(answer_402(required()))
 
 
-def test_a_header_that_cannot_be_read_is_not_made_up_for_by_the_body() -> None:
+def test_an_unreadable_header_is_refused_even_with_requirements_in_the_body() -> None:
     response = parse_response(402, JSON | {"PAYMENT-REQUIRED": "?"}, b'{"x402Version": 2, "accepts": []}')
     with pytest.raises(Refused) as refused:
         offers(response)
@@ -308,7 +308,7 @@ BROKEN = entry(amount="1e6")
         ((UPTO, OTHER_CHAIN, IN_TOKEN, SCRIPT, UNKNOWN, BROKEN, CHEAP), [3, 1_000_000]),
     ],
 )
-def test_what_is_offered_of_accepts_is_all_that_we_can_pay_in_the_merchants_order(
+def test_the_payable_entries_are_offered_in_the_merchants_order(
     entries: tuple[dict[str, Any], ...], amounts: list[int]
 ) -> None:
     found = offers(answer_402(required(*entries)))
@@ -328,7 +328,7 @@ def test_what_is_offered_of_accepts_is_all_that_we_can_pay_in_the_merchants_orde
         ((UPTO, OTHER_CHAIN), "invoice_unsupported/scheme"),
     ],
 )
-def test_when_nothing_can_be_paid_the_reason_is_that_of_the_entry_that_was_meant_for_us(
+def test_when_nothing_can_be_paid_the_refusal_is_about_the_closest_entry(
     entries: tuple[dict[str, Any], ...], code: str
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -336,7 +336,7 @@ def test_when_nothing_can_be_paid_the_reason_is_that_of_the_entry_that_was_meant
     assert refused.value.name == code
 
 
-def test_the_same_terms_have_the_same_id_and_other_terms_another() -> None:
+def test_equal_terms_have_the_same_invoice_id_and_other_terms_another() -> None:
     same = {offer(answer_402(required())).invoice_id, offer(answer_402(required(error="again"))).invoice_id}
     assert len(same) == 1
     others = [
@@ -347,7 +347,7 @@ def test_the_same_terms_have_the_same_id_and_other_terms_another() -> None:
     ]
     ids = same | {offer(answer_402(terms), url=URL + "?page=2").invoice_id for terms in others}
     turned = dict(reversed(entry().items()))
-    assert {offer(answer_402(required(turned))).invoice_id} == same, "in whatever order they are written"
+    assert {offer(answer_402(required(turned))).invoice_id} == same, "the order of the fields does not matter"
     assert len(ids) == 5
     assert all(len(id) == 37 and id.startswith("x402-") for id in ids)
 
@@ -368,7 +368,7 @@ def test_the_same_terms_have_the_same_id_and_other_terms_another() -> None:
         ("https://elsewhere.example.com/x", None),
     ],
 )
-def test_resources_that_are_the_call(resource: str, url: str | None) -> None:
+def test_a_resource_that_is_our_request_is_accepted(resource: str, url: str | None) -> None:
     assert offer(answer_402(required(resource={"url": resource})), url=url)
 
 
@@ -392,7 +392,7 @@ def test_resources_that_are_the_call(resource: str, url: str | None) -> None:
         (["/premium-data"], URL),
     ],
 )
-def test_resources_that_are_another_call(resource: object, url: str) -> None:
+def test_a_resource_that_is_another_request_is_refused(resource: object, url: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(resource={"url": resource})), url=url)
     assert refused.value.name == "resource_mismatch"
@@ -416,10 +416,10 @@ REPORT = "https://api.example.com/reports/"
         ("a b", "a%20b?page=2"),
     ],
 )
-def test_a_resource_may_spell_the_call_without_its_percent_signs(resource: str, url: str) -> None:
-    """What a server sees of its URL is often decoded: the official Python SDK's FastAPI middleware states the path
-    as the framework holds it, and its Flask one an international form. RFC 3986, 6.2.2: a difference of spelling
-    is none, unless it is a delimiter's."""
+def test_a_resource_may_be_the_decoded_form_of_our_url(resource: str, url: str) -> None:
+    """A server often sees its URL decoded: the official Python SDK's FastAPI middleware states the path as the
+    framework holds it, and its Flask middleware an internationalized form. RFC 3986, 6.2.2: such spellings are
+    equivalent, except for delimiters."""
     assert offer(answer_402(required(resource={"url": REPORT + resource})), url=REPORT + url)
     assert offer(answer_402(required(resource={"url": "/reports/" + resource})), url=REPORT + url)
 
@@ -441,7 +441,7 @@ def test_a_resource_may_spell_the_call_without_its_percent_signs(resource: str, 
         ("a?x=%zz", "a?x=zz"),
     ],
 )
-def test_but_not_with_another_delimiter_or_another_text(resource: str, url: str) -> None:
+def test_a_resource_that_decodes_to_another_url_is_refused(resource: str, url: str) -> None:
     for sold, called in ((REPORT + resource, REPORT + url), ("/reports/" + resource, REPORT + url)):
         with pytest.raises(Refused) as refused:
             offers(answer_402(required(resource={"url": sold})), url=called)
@@ -463,7 +463,9 @@ INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))
         ("http://localhost:3000@evil.example/premium-data", "resource_mismatch"),
     ],
 )
-def test_a_server_behind_a_proxy_names_itself_as_the_operator_said(resource: str, code: str | None) -> None:
+def test_a_server_behind_a_proxy_may_use_only_the_configured_resource_origins(
+    resource: str, code: str | None
+) -> None:
     response = answer_402(required(resource={"url": resource}))
     if code is None:
         assert offer(response, resource_origins=INSIDE)
@@ -476,7 +478,7 @@ def test_a_server_behind_a_proxy_names_itself_as_the_operator_said(resource: str
 IDENTIFIER = {"payment-identifier": {"info": {"required": True}, "schema": {"type": "object", "required": ["a"]}}}
 
 
-def test_the_intent_is_the_payments_identifier() -> None:
+def test_the_payment_identifier_is_the_intent_id() -> None:
     said = prove(required(extensions=IDENTIFIER | {"bazaar": {"info": {"input": {"method": "GET"}}}}))
     assert said["extensions"] == {
         "payment-identifier": {
@@ -490,7 +492,7 @@ def test_the_intent_is_the_payments_identifier() -> None:
 
 
 @pytest.mark.parametrize("extension", [None, [], "x", {"info": "x"}, {}])
-def test_an_identifier_that_is_not_declared_as_it_should_be_is_only_echoed(extension: object) -> None:
+def test_a_malformed_payment_identifier_declaration_is_only_echoed(extension: object) -> None:
     extensions = {"payment-identifier": extension}
     assert prove(required(extensions=extensions))["extensions"] == extensions
 
@@ -499,7 +501,7 @@ def test_an_identifier_that_is_not_declared_as_it_should_be_is_only_echoed(exten
     "extension",
     [{"info": {"required": True}}, {"required": True}, {"info": {"required": "yes"}}, {"info": {"required": 1}}],
 )
-def test_an_extension_that_we_do_not_have_and_must(extension: dict[str, Any]) -> None:
+def test_an_unsupported_required_extension_is_refused(extension: dict[str, Any]) -> None:
     for name in ("sign-in-with-x", "cardano-request-commitment", "payment-identifiers"):
         with pytest.raises(Refused) as refused:
             offers(answer_402(required(extensions={name: extension})))
@@ -508,7 +510,7 @@ def test_an_extension_that_we_do_not_have_and_must(extension: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("insists", [True, False])
-def test_a_payment_commits_to_its_request_where_the_operator_lets_it(insists: bool) -> None:
+def test_a_payment_commits_to_its_request_when_commitments_are_enabled(insists: bool) -> None:
     terms = required(extensions=commitment_to(URL, insists))
     invoice = offer(answer_402(terms), salt=b"s" * 32)
     assert invoice.commitment is not None
@@ -520,8 +522,8 @@ def test_a_payment_commits_to_its_request_where_the_operator_lets_it(insists: bo
     assert refused.value.name == "resource_mismatch"
 
 
-def test_a_declaration_that_commits_to_nothing_is_paid_without_unless_the_merchant_insists() -> None:
-    """The draft's client rule 4. The reference server states no commitment where it cannot tell a body's bytes."""
+def test_an_empty_commitment_is_refused_only_when_it_is_required() -> None:
+    """The draft's client rule 4. The reference server omits the commitment when it cannot read the body."""
     for nothing in ({}, {"commitment": None}):
         declared = {}
         for insists in (True, False):
@@ -530,13 +532,13 @@ def test_a_declaration_that_commits_to_nothing_is_paid_without_unless_the_mercha
             declared[insists] = {"cardano-request-commitment": {"info": kept | nothing}}
         invoice = offer(answer_402(required(extensions=declared[False])), salt=b"s" * 32)
         assert invoice.commitment is None
-        assert json.loads(invoice.echo or "")["extensions"] == declared[False], "no salt is told"
+        assert json.loads(invoice.echo or "")["extensions"] == declared[False], "the salt is not revealed"
         with pytest.raises(Refused) as refused:
             offers(answer_402(required(extensions=declared[True])), salt=b"s" * 32)
         assert refused.value.name == "invoice_unsupported/extension"
 
 
-def test_without_the_setting_a_commitment_that_is_required_is_refused() -> None:
+def test_a_required_commitment_is_refused_when_commitments_are_disabled() -> None:
     assert offer(answer_402(required(extensions=commitment_to(URL, False)))).commitment is None
     for unable in ({}, {"url": None, "salt": b"s" * 32}):
         with pytest.raises(Refused) as refused:
@@ -544,20 +546,20 @@ def test_without_the_setting_a_commitment_that_is_required_is_refused() -> None:
         assert refused.value.name == "invoice_unsupported/extension"
 
 
-def test_our_own_address_is_not_paid() -> None:
+def test_a_402_that_pays_our_own_address_is_refused() -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required()), own=offer(answer_402(required())).outputs[0].address)
     assert refused.value.name == "address_invalid/own"
 
 
-def test_a_402_that_is_too_long_to_be_repeated_is_not_paid() -> None:
+def test_a_402_too_long_to_echo_is_refused() -> None:
     note = {"bazaar": {"info": {"text": "x" * 9_000}}}
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(extensions=note)))
     assert refused.value.name == "invoice_invalid/too_big"
 
 
-def test_the_usual_config_knows_ada_only() -> None:
+def test_only_ada_is_allowed_by_default() -> None:
     assert reading().assets == {"lovelace"}
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(entry(asset=DOTTED))), assets=frozenset(("lovelace",)))
@@ -565,12 +567,12 @@ def test_the_usual_config_knows_ada_only() -> None:
 
 
 @pytest.mark.parametrize("echo", [None, "", "{}", "[]", '{"accepted": 5}', "no json"])
-def test_without_what_must_be_repeated_there_is_no_proof(echo: str | None) -> None:
+def test_no_proof_is_made_without_the_entry_to_echo(echo: str | None) -> None:
     with pytest.raises(Refused):
         proof_headers("x402-v2", invoice_id="x", shown=SHOWN, echo=echo, partner=None, wallet=ANNA)
 
 
-def test_a_hash_is_no_proof_here() -> None:
+def test_a_transaction_id_alone_is_not_a_proof() -> None:
     echo = offer(answer_402(required())).echo
     shown = replace(SHOWN, cbor=None)
     with pytest.raises(Refused) as refused:
@@ -578,14 +580,14 @@ def test_a_hash_is_no_proof_here() -> None:
     assert refused.value.name == "bad_request"
 
 
-def test_two_different_headers_are_a_contradiction() -> None:
+def test_two_different_payment_required_headers_are_refused() -> None:
     twice = [("PAYMENT-REQUIRED", pack(required())), ("payment-required", pack(required(DEAR)))]
     with pytest.raises(Refused) as refused:
         parse_response(402, twice, b"")
     assert refused.value.name == "invoice_invalid/contradiction"
 
 
-def test_another_invoice_beside_the_header_is_a_mix() -> None:
+def test_another_invoice_beside_the_header_is_refused_as_mixed_dialects() -> None:
     bodies = (
         {"detail": {"invoiceId": "inv-1", "chain": "cardano-preprod", "amountUnits": "1", "timeout": 300}},
         {"detail": {"payTo": PAY_TO}},
@@ -599,7 +601,7 @@ def test_another_invoice_beside_the_header_is_a_mix() -> None:
         assert refused.value.name == "invoice_invalid/mixed_dialects"
 
 
-def test_a_script_address_is_refused_by_its_own_code() -> None:
+def test_a_script_address_is_refused_with_its_code() -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(entry(payTo=address(PREPROD, 7, 0x55)))))
     assert refused.value.name == "address_invalid/script"

@@ -2,8 +2,8 @@
 """Fuzz one target: `python tests/fuzz/run.py TARGET --seconds N`; with files, only these are run.
 
 An exception, more than a second of processor time for one input and a growth of more than 64 MB are findings: the
-run ends with another code than 0, and names the file that holds the input. `--gather FOLDER` makes the committed
-corpus anew: of what is in it, the examples of the other tests and the folder, what adds to the coverage.
+run then exits with a code other than 0 and names the file with the input. `--gather FOLDER` rebuilds the committed
+corpus from itself, the examples of the other tests and the folder, and keeps the inputs that add coverage.
 """
 
 import argparse
@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent)]
 
 STARTED_S = time.monotonic()
 HANG_S = 1.0
-"""Of processor time, so that a busy machine makes no finding."""
+"""In processor time, so that a busy machine causes no finding."""
 GROWTH_KB = 64 * 1024
 ENDLESS_S = 60
 
@@ -48,7 +48,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def bounded(fuzzed: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """The target, which fails too when it takes too long or too much memory."""
+    """The target, which also fails when it takes too much time or memory."""
 
     def once(data: bytes) -> None:
         began_s = time.process_time()
@@ -65,12 +65,12 @@ def bounded(fuzzed: Callable[[bytes], None]) -> Callable[[bytes], None]:
 
 
 def most_kb() -> int:
-    """The most memory that this program had at once; getrusage would tell that of who started it, too."""
+    """The peak memory of this program; getrusage would include that of the process that started it."""
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM:"))
 
 
 def gather(name: str, folder: Path, found: Path) -> None:
-    """The committed corpus anew: of what is in it, the examples and the folder, what adds to the coverage."""
+    """Rebuild the committed corpus from itself, the examples and the folder: what adds coverage stays."""
     from seeds import SEEDS
 
     examples, merged, again = found / "seeds", found / "merged", found / "again"
@@ -78,7 +78,7 @@ def gather(name: str, folder: Path, found: Path) -> None:
         made.mkdir()
     for number, seed in enumerate(SEEDS[name]()):
         (examples / f"{number:04}").write_bytes(seed)
-    # libFuzzer merges in processes of its own, which it starts by the name of the first argument
+    # libFuzzer merges in child processes, which it starts by the name of the first argument
     again.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} --raw="{again} $*"\n')
     again.chmod(0o700)
     sources = [str(path) for path in (CORPUS / name, examples, folder) if path.is_dir()]
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def options_of(arguments: argparse.Namespace, target: "Target", found: Path) -> list[str]:
-    """What libFuzzer is told."""
+    """The options of libFuzzer."""
     if arguments.files:
         return arguments.files
     learnt, words = found / "corpus", found / "words"

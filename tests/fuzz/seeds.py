@@ -1,4 +1,4 @@
-"""Where fuzzing begins: the real examples of the other tests, in the form in which the targets take them."""
+"""The seeds of the fuzzer: the examples of the other tests, in the form the targets take."""
 
 import json
 from collections.abc import Iterator

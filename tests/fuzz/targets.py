@@ -1,8 +1,8 @@
-"""What is fuzzed: five functions from any bytes to nothing, which raise when what was promised is not kept.
+"""The fuzz targets: five functions that take any bytes and raise when a promise is broken.
 
-Each knows by itself what must hold of what the code under test gave back; whatever it may raise by its documents
-is caught here, and all else is a finding. `bugs` is the same target over code with one mistake in it, by which
-the tests see that the target and the fuzzer find something.
+Each checks what must hold for the results of the code under test. Documented exceptions are caught; any other is a
+finding. `bug` is the same target over code with one planted mistake, so that the tests can show that the target
+and the fuzzer find something.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ TOKEN = "aa" * 28 + "474f4c44"
 
 @dataclass(frozen=True)
 class Target:
-    """`words` are what the fuzzer may put in at any place."""
+    """`words` are texts that the fuzzer may insert anywhere."""
 
     run: Fuzzed
     bug: Fuzzed
@@ -64,12 +64,12 @@ class Target:
 
 
 def holds(what: bool, said: object = "") -> None:
-    """`assert` that no option of the interpreter takes away."""
+    """An `assert` that no interpreter option removes."""
     if not what:
         raise AssertionError(said)
 
 
-# --- the 402, and what else a merchant says
+# --- the 402, and a merchant's other answers
 
 READINGS = tuple(
     Reading(
@@ -91,7 +91,7 @@ STATUSES = (402, 402, 402, 402, 402, 402, 402, 200, 202, 302, 400, 409, 429, 503
 
 
 def body402(data: bytes, answered: Callable[..., RetryAnswer] = read_answer) -> None:
-    """A byte for the status and one for what we know beside it, header lines, an empty line, a body."""
+    """A byte for the status, one for the reading's settings, header lines, an empty line, a body."""
     how, known, wire = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
     status, reading = STATUSES[how[0] % len(STATUSES)], READINGS[known[0] % len(READINGS)]
     head, _, body = wire.partition(b"\n\n")
@@ -143,7 +143,7 @@ def _check_prepaid(said: PrepaidAnswer) -> None:
 
 
 def _careless_read(dialect: str, response: HttpResponse, **shown: Any) -> RetryAnswer:
-    """It makes a number of the seconds to wait before it looks what they are."""
+    """The mistake: it converts Retry-After to a number without checking it."""
     int(response.headers.get("retry-after", "0"))
     return read_answer(dialect, response, **shown)
 
@@ -167,7 +167,7 @@ PROVIDER_STATUSES = (200, 200, 200, 404, 400, 402, 409, 425, 429, 500, 504, None
 
 
 def provider(data: bytes, classify: Callable[[RawAnswer, str], SubmitAnswer] = classify_submit) -> None:
-    """A byte for which call it answers and how it broke off, one for the status, a body."""
+    """A byte for the request and the transport error, one for the status, a body."""
     call, how, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
     status = PROVIDER_STATUSES[how[0] % len(PROVIDER_STATUSES)]
     error = list(TransportError)[call[0] % 16 - 10] if call[0] % 16 > 9 else None
@@ -198,7 +198,7 @@ def _check_found(value: Any) -> None:
 
 
 def _trusting_classify(answer: RawAnswer, tx_id: str) -> SubmitAnswer:
-    """It takes any answer in which the id stands for an acceptance."""
+    """The mistake: it accepts any answer that contains the id."""
     if answer.status == 200 and tx_id.encode() in answer.body:
         return SubmitAnswer(SubmitKind.ACCEPTED, "our transaction id", None)
     return classify_submit(answer, tx_id)
@@ -208,7 +208,7 @@ def _trusting_classify(answer: RawAnswer, tx_id: str) -> SubmitAnswer:
 
 
 def address(data: bytes, parse: Callable[[object, Any], Address] = parse_address) -> None:
-    """A byte that says how: text as it is, or bytes for which the right checksum is made."""
+    """A byte for the form: text as it is, or bytes that get a correct checksum."""
     how, rest = data[:1] or b"\0", data[1:]
     prefix = ("addr_test", "addr", "stake", "")[how[0] // 4 % 4]
     text = rest.decode("utf-8", "replace") if how[0] % 4 == 0 or not rest else _bech32(prefix, rest, how[0] % 4)
@@ -226,7 +226,7 @@ def address(data: bytes, parse: Callable[[object, Any], Address] = parse_address
 
 
 def _bech32(prefix: str, raw: bytes, constant: int) -> str:
-    """Bech32 by the letter of BIP-173; `constant` 2 is bech32m's, and 3 leaves padding that is not zero."""
+    """Bech32 as in BIP-173; `constant` 2 is that of bech32m, and 3 leaves non-zero padding."""
     charset = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
     bits = "".join(f"{byte:08b}" for byte in raw)
     bits += ("1" if constant == 3 else "0") * (-len(bits) % 5)
@@ -242,7 +242,7 @@ def _bech32(prefix: str, raw: bytes, constant: int) -> str:
 
 
 def _generous_parse(value: object, network: Any) -> Address:
-    """It takes an address of any length."""
+    """The mistake: it accepts an address of any length."""
     try:
         return parse_address(value, network)
     except Refused as refused:
@@ -262,7 +262,7 @@ PAID = 2
 
 
 def admit(body: bytes, paid: int) -> None:
-    """What a signer that has signed nothing yet says of a body."""
+    """The verdict of a signer that has signed nothing yet."""
     Policy(OWN.raw, CAPS, CAPS, Clocks(lambda: 0.0, lambda: None)).admit(body, paid)
 
 
@@ -271,7 +271,7 @@ def cbor(
     check: Callable[..., None] = check_bytes,
     require: Callable[[bytes, int], None] = admit,
 ) -> None:
-    """A byte that says how: a whole transaction as it is, or a body that is then signed properly."""
+    """A byte for the form: a whole transaction as it is, or a body that is then properly signed."""
     how, rest = data[:1] or b"\0", data[1:]
     raw = rest if how[0] % 2 == 0 else _signed(rest)
     try:
@@ -296,7 +296,7 @@ def _signed(body: bytes) -> bytes:
 
 
 def _check_signable(body: bytes) -> None:
-    """What the signer signs, by another reader of CBOR."""
+    """Check a body the signer admits with an independent CBOR reader."""
     read = cbor2.loads(body)
     holds(set(read) in ({0, 1, 2, 3, 15}, {0, 1, 2, 3, 7, 15}) and read[15] == 0, read)
     holds(
@@ -312,7 +312,7 @@ def _check_signable(body: bytes) -> None:
 
 
 def _hasty_check(raw: bytes, plan: Any, public_key: bytes) -> None:
-    """It does not look at the time limit, nor at the id that follows from it."""
+    """The mistake: it does not check the TTL."""
     try:
         check_bytes(raw, plan, public_key)
     except CheckFailed as failed:
@@ -337,7 +337,7 @@ CALL = upstream.UpstreamRequest(b"GET", b"/chat", [(b"accept", b"*/*")], None)
 
 
 class _Wire(asyncio.Transport):
-    """Takes what is sent, and goes nowhere."""
+    """Accepts what is sent and discards it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ class _Wire(asyncio.Transport):
 
 
 def http(data: bytes, passes: Callable[..., list[tuple[bytes, bytes]]] = proxy_headers.passing) -> None:
-    """A byte for how it arrives in pieces, and what a merchant sends, to the end of its connection."""
+    """A byte for the size of the pieces, and what a merchant sends until its connection ends."""
     step, wire = (data[:1] or b"\0")[0] or len(data) + 1, data[1:]
     pieces = [wire[at : at + step] for at in range(0, len(wire), step)]
     head = LOOP.run_until_complete(_answer(pieces, len(wire)))
@@ -373,7 +373,7 @@ def http(data: bytes, passes: Callable[..., list[tuple[bytes, bytes]]] = proxy_h
 
 
 async def _answer(pieces: list[bytes], size: int) -> h11.Response | None:
-    """The head that `_Line` read, if any; all that was read of the body came."""
+    """The response head that `_Line` read, if any, after checking the body."""
     line, wire = upstream._Line(TARGET, 5.0), _Wire()
     line.connection_made(wire)
 
@@ -417,7 +417,7 @@ def _check_passing(given: list[tuple[bytes, bytes]], passed: list[tuple[bytes, b
 
 
 def _leaky_passing(headers: Any, *, own: bool = False) -> list[tuple[bytes, bytes]]:
-    """It knows what is for this hop by a list alone, and not by what Connection names."""
+    """The mistake: it ignores the headers that Connection names."""
     return proxy_headers.passing([pair for pair in headers if pair[0] != b"connection"], own=own)
 
 

@@ -1,4 +1,4 @@
-"""Each fuzz target over its committed corpus, for some seconds more, and over code in which there is a mistake."""
+"""Each fuzz target runs over its committed corpus, some seconds more, and over code with a planted mistake."""
 
 import re
 import subprocess
@@ -20,24 +20,24 @@ pytestmark = pytest.mark.skipif(
 
 
 def fuzz(name: str, *options: str) -> tuple[int, str]:
-    """What the runner ended with, and what it and libFuzzer said."""
+    """The runner's exit code, and its output and libFuzzer's."""
     command = [sys.executable, str(HERE / "run.py"), name, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_found(name: str, tmp_path: Path) -> None:
+def test_fuzzing_each_target_finds_nothing(name: str, tmp_path: Path) -> None:
     status, said = fuzz(name, "--seconds", str(SECONDS), "--seed", "402", "--found", str(tmp_path))
     assert status == 0, said[-6000:]
     ran = re.search(r"^stat::number_of_executed_units: (\d+)$", said, re.MULTILINE)
     assert ran is not None, said[-2000:]
-    assert int(ran[1]) > len(list((CORPUS / name).iterdir())), "it did more than to read the corpus"
+    assert int(ran[1]) > len(list((CORPUS / name).iterdir())), "it ran more inputs than the corpus has"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mistake_is_found(name: str, tmp_path: Path) -> None:
-    """Of `body402` and `address` no input of the corpus shows it: some thousand runs do, in the mean."""
+def test_fuzzing_code_with_a_planted_mistake_finds_it(name: str, tmp_path: Path) -> None:
+    """For `body402` and `address` no corpus input shows it; some thousand runs do on average."""
     status, said = fuzz(name, "--bug", "--runs", "150000", "--seed", "402", "--found", str(tmp_path))
     assert status != 0, said[-2000:]
     assert "Uncaught Python exception" in said, said[-2000:]
@@ -52,14 +52,14 @@ def test_a_mistake_is_found(name: str, tmp_path: Path) -> None:
     ],
     ids=["a hang", "a growth"],
 )
-def test_what_takes_too_long_or_too_much_is_found(what: str, finding: str) -> None:
+def test_an_input_that_takes_too_much_time_or_memory_is_reported(what: str, finding: str) -> None:
     program = f"import run, time\ndef eager(data):\n    {what}\nrun.bounded(eager)(b'')"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=HERE, stderr=subprocess.PIPE, text=True)
     assert finding in done.stderr
 
 
-def test_the_corpus_is_small() -> None:
+def test_the_committed_corpus_is_small() -> None:
     assert {folder.name for folder in CORPUS.iterdir()} == set(NAMES)
     files = [path for path in CORPUS.rglob("*") if path.is_file()]
     assert len(files) < 500

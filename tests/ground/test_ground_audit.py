@@ -1,4 +1,4 @@
-"""What the audit says of a database's answer: a silence is never taken for a clean bill."""
+"""scripts/audit: a vulnerability database that does not answer never counts as clean."""
 
 import json
 import runpy
@@ -21,12 +21,14 @@ SILENT = {"name": "rich", "skip_reason": "not found"}
         ([], 3, "NOT RUN"),
     ],
 )
-def test_an_answer(packages: list[object], status: int, told: str) -> None:
+def test_the_audit_reports_clean_flawed_and_unanswered_packages(
+    packages: list[object], status: int, told: str
+) -> None:
     found = JUDGE(json.dumps({"dependencies": packages, "fixes": []}))
     assert found[0] == status
     assert told in found[1]
 
 
-def test_no_answer_is_not_run() -> None:
+def test_an_audit_without_an_answer_counts_as_not_run() -> None:
     assert JUDGE("")[0] == 3
     assert JUDGE("\n")[1].startswith("NOT RUN")

@@ -1,4 +1,4 @@
-"""The watch for planted secrets can fail a test, and its report does not repeat the secret."""
+"""The watch for planted secrets fails a test that leaks one, and its report does not show the secret."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_shares(shared):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "workers"])
-def test_a_run_that_writes_a_secret_among_other_things_fails(
+def test_a_run_that_writes_a_secret_into_a_file_fails(
     pytester: pytest.Pytester, request: pytest.FixtureRequest, workers: tuple[str, ...]
 ) -> None:
     here = request.config.rootpath / "tests"

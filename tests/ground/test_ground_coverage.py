@@ -1,4 +1,4 @@
-"""The pure rooms' own tests take every branch of them; the tests of what is around them do not count."""
+"""The tests of the pure modules cover every branch of them; other tests do not count."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[2]
 SOURCES = "payagent.core,payagent.dialects,payagent.chain"
 MEASURED = "payagent/core/*,payagent/dialects/*,payagent/chain/submit_answers.py"
 THEIR_TESTS = ("tests/core", "tests/dialects", "tests/chain/test_chain_submit_answers.py")
-# what is drawn at random takes a branch today and another tomorrow
+# random inputs take different branches in each run
 NOT_COUNTED = "--ignore=tests/dialects/test_dialects_fuzz.py"
 
 
 @pytest.mark.timeout(900)
-def test_every_branch_is_taken(tmp_path: Path) -> None:
+def test_every_branch_of_the_pure_modules_is_tested(tmp_path: Path) -> None:
     options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", NOT_COUNTED]
     run = coverage(tmp_path, "run", "--branch", f"--source={SOURCES}", "-m", "pytest", *options, *THEIR_TESTS)
     assert run.returncode == 0, run.stdout[-4000:]

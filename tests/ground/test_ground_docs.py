@@ -1,4 +1,4 @@
-"""The documents hold: links lead somewhere, rooms are named, numbers are the code's, no workplace shows."""
+"""The documents: links work, commands exist, numbers match the code, and no machine path is in a file."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()} | {".git"}
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 REGISTRIES = ("pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "deb." + "debian.org")
-# a home of a person or of a session, as opposed to a place that every machine has
+# somebody's home or working folder, unlike a path that every machine has
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home/\w|root/|work/|Users/)")
 
 
@@ -37,7 +37,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_to_a_file_and_a_heading_of_it(path: Path) -> None:
+def test_every_link_leads_to_an_existing_file_and_heading(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if "://" not in target:
             name, _, anchor = target.partition("#")
@@ -46,7 +46,7 @@ def test_every_link_leads_to_a_file_and_a_heading_of_it(path: Path) -> None:
             assert not anchor or anchor in anchors(there), target
 
 
-def test_every_page_that_is_named_by_its_path_exists() -> None:
+def test_every_page_named_by_its_path_exists() -> None:
     named = {
         (str(path.relative_to(ROOT)), name)
         for path in texts()
@@ -55,7 +55,7 @@ def test_every_page_that_is_named_by_its_path_exists() -> None:
     assert {name for name in named if not (ROOT / name[1]).exists()} == set()
 
 
-def test_the_index_has_every_page() -> None:
+def test_the_docs_index_links_every_page() -> None:
     index = ROOT / "docs/README.md"
     linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", index.read_text())}
     linked |= set((ROOT / "docs/decisions").glob("0*.md"))
@@ -69,8 +69,8 @@ def test_a_long_page_has_a_table_of_contents(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_on_a_page_is_one_of_payagent(path: Path) -> None:
-    """By names and options; tests of `cli` run what a page shows."""
+def test_every_payagent_command_on_a_page_exists(path: Path) -> None:
+    """By names and options; the tests in tests/cli run the commands."""
     text = path.read_text().replace("\\\n", " ")
     shell = "\n".join(re.findall(r"^ *```(?:sh|console)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL))
     lines = re.findall(r"(?:^ *|/bin/|&& |\$\()payagent (.*)", shell, re.MULTILINE)
@@ -88,7 +88,7 @@ def test_every_command_on_a_page_is_one_of_payagent(path: Path) -> None:
                 command = command.commands[word]
 
 
-def test_no_file_names_a_registry_or_somebodys_machine() -> None:
+def test_no_file_names_a_package_registry_or_a_personal_path() -> None:
     found = []
     for path in texts():
         text = path.read_bytes().decode(errors="ignore")
@@ -97,12 +97,12 @@ def test_no_file_names_a_registry_or_somebodys_machine() -> None:
     assert found == []
 
 
-def test_a_path_of_a_machine_would_be_found() -> None:
+def test_a_personal_path_would_be_found() -> None:
     assert MACHINE_PATHS.search("see /wo" + "rk/main")
     assert not MACHINE_PATHS.search("https://a.example/work/x ~/.config /run/user/7")
 
 
-def test_every_room_is_named_in_the_architecture() -> None:
+def test_the_architecture_page_names_every_package_and_module() -> None:
     house = (ROOT / "ARCHITECTURE.md").read_text()
     rooms = [path.parent.name + "/" for path in (ROOT / "payagent").glob("*/__init__.py")]
     modules = [path.name for path in (ROOT / "payagent").glob("*.py") if path.name != "__init__.py"]
@@ -112,7 +112,7 @@ def test_every_room_is_named_in_the_architecture() -> None:
 
 
 @pytest.mark.parametrize(("network", "column"), [("preprod", 2), ("devnet", 3)])
-def test_the_readme_tells_the_limits_that_hold(tmp_path: Path, network: str, column: int) -> None:
+def test_the_readme_shows_the_default_limits(tmp_path: Path, network: str, column: int) -> None:
     config = tmp_path / "config.toml"
     provider = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1/"\n'
     config.write_text(f'network = "{network}"\n{provider}')
@@ -138,5 +138,5 @@ def test_the_readmes_commands_are_valid_shell() -> None:
 
 
 @pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/lock", ".ci/run"])
-def test_scripts_can_be_run(name: str) -> None:
+def test_the_scripts_are_executable(name: str) -> None:
     assert (ROOT / name).stat().st_mode & 0o111 == 0o111

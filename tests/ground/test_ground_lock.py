@@ -1,4 +1,4 @@
-"""The locks are in step with pyproject.toml, hashed, and name no place to fetch from. No network is used."""
+"""The lock files match pyproject.toml, have hashes and name no registry. No network is used."""
 
 import re
 import runpy
@@ -23,7 +23,7 @@ def read_lock(name: str) -> tuple[str, list[Requirement]]:
 
 
 def pinned(entries: list[Requirement], python: str) -> dict[str, str]:
-    """Name to version of what a CPython of that version on Linux installs."""
+    """Name to version of what this CPython version on Linux installs."""
     environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
     wanted = [e for e in entries if e.marker is None or e.marker.evaluate({**environment, "extra": ""})]
     return {canonical(e.name): str(e.specifier).removeprefix("==") for e in wanted}
@@ -44,7 +44,7 @@ EXTRAS: dict[str, list[str]] = {"runtime": [], "dev": ["dev"], "bench": ["dev", 
 
 
 @pytest.mark.parametrize("kind", LOCKS)
-def test_the_lock_was_compiled_from_this_pyproject(kind: str) -> None:
+def test_each_lock_file_was_compiled_from_this_pyproject(kind: str) -> None:
     text, _ = read_lock(LOCKS[kind])
     assert FINGERPRINT.findall(text) == [LOCK["fingerprint"](PYPROJECT)], "run scripts/lock"
 
@@ -65,13 +65,13 @@ def test_every_direct_dependency_is_pinned_within_its_bounds(kind: str, python: 
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_runtime_lock_is_a_part_of_the_dev_lock_and_that_of_the_bench_lock(python: str) -> None:
+def test_the_dev_lock_contains_the_runtime_lock_and_the_bench_lock_contains_both(python: str) -> None:
     runtime, dev, bench = (pinned(read_lock(name)[1], python) for name in LOCKS.values())
     assert runtime.items() <= dev.items() <= bench.items()
 
 
 @pytest.mark.parametrize("name", LOCKS.values())
-def test_every_pin_is_exact_and_hashed_and_no_address_stands_in_the_lock(name: str) -> None:
+def test_every_pin_is_exact_and_hashed_and_no_lock_file_has_a_url(name: str) -> None:
     text, entries = read_lock(name)
     assert all(re.fullmatch(r"==[^,*]+", str(entry.specifier)) for entry in entries)
     blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]
@@ -83,7 +83,7 @@ def test_every_pin_is_exact_and_hashed_and_no_address_stands_in_the_lock(name: s
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_package_of_the_runtime_lock_has_its_licence_told(python: str) -> None:
+def test_the_licences_page_lists_every_runtime_package(python: str) -> None:
     page = (ROOT / "docs/reference/licences.md").read_text()
     told = re.findall(r"^\| (\S+) \| (\S+) \| [^|]+ \|$", page, re.MULTILINE)
     rows = {name: version for name, version in told if name not in ("package", "---")}

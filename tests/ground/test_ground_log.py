@@ -1,4 +1,4 @@
-"""Logs: no registered secret reaches the stream, by whatever way it came into an event."""
+"""Logs: a registered secret never reaches the stream, and a slow or full log does not stop the program."""
 
 import base64
 import fcntl
@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
 
 
 class Holder:
-    """An object whose repr tells too much, as pycardano's keys do."""
+    """An object whose repr shows a secret, as pycardano's keys do."""
 
     def __repr__(self) -> str:
         return f"Key({KEY.hex()}, {CANARY!r})"
@@ -59,7 +59,7 @@ def stream(request: pytest.FixtureRequest) -> io.StringIO:
 
 
 def _leak() -> None:
-    held = CANARY  # a local variable beside the raise, as a signing function has
+    held = CANARY  # a local variable next to the raise, as in a signing function
     raise RuntimeError(f"cannot use {held}")
 
 
@@ -94,7 +94,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("way", LEAKS)
-def test_no_way_into_the_log_shows_a_secret(stream: io.StringIO, way: str) -> None:
+def test_a_registered_secret_never_reaches_the_log(stream: io.StringIO, way: str) -> None:
     LEAKS[way](structlog.get_logger())
     text = stream.getvalue()
     assert REDACTED in text
@@ -103,7 +103,7 @@ def test_no_way_into_the_log_shows_a_secret(stream: io.StringIO, way: str) -> No
 
 
 @pytest.mark.parametrize("way", LEAKS)
-def test_without_the_registration_the_same_ways_do_leak(way: str) -> None:
+def test_an_unregistered_secret_reaches_the_log_in_each_of_these_ways(way: str) -> None:
     out = io.StringIO()
     configure_logging(out, Redactor(), level="debug")
     LEAKS[way](structlog.get_logger())
@@ -111,7 +111,7 @@ def test_without_the_registration_the_same_ways_do_leak(way: str) -> None:
     assert any(form in out.getvalue() for form in forms)
 
 
-def test_off_a_terminal_each_event_is_one_json_line() -> None:
+def test_each_event_is_one_json_line_when_the_output_is_not_a_terminal() -> None:
     out = io.StringIO()
     configure_logging(out, Redactor())
     with structlog.contextvars.bound_contextvars(payment_id="pay_1"):
@@ -130,7 +130,7 @@ def test_off_a_terminal_each_event_is_one_json_line() -> None:
     assert (second["event"], second["level"]) == ("from a library", "warning")
 
 
-def test_every_call_of_the_http_client_is_no_news() -> None:
+def test_requests_of_the_http_client_are_not_logged_at_info() -> None:
     out = io.StringIO()
     configure_logging(out, Redactor(), level="info")
     for name in ("httpx", "httpcore.connection"):
@@ -139,8 +139,8 @@ def test_every_call_of_the_http_client_is_no_news() -> None:
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["odd", "odd"]
 
 
-def test_a_library_that_says_the_same_again_and_again_is_cut_short() -> None:
-    """As asyncio does when no descriptor is left, many times a second. The next line says what was left out."""
+def test_repeated_lines_of_a_library_are_counted_instead_of_written() -> None:
+    """As asyncio does many times a second without free descriptors. The next line counts what was left out."""
     out = io.StringIO()
     configure_logging(out, Redactor())
     library = logging.getLogger("asyncio")
@@ -164,14 +164,14 @@ def test_a_library_that_says_the_same_again_and_again_is_cut_short() -> None:
     ]
 
 
-def test_a_secret_within_another_is_cut_as_a_whole() -> None:
+def test_a_secret_that_contains_another_is_redacted_as_a_whole() -> None:
     redactor = Redactor()
     redactor.register("abcdefgh")
     redactor.register("abcdefgh-and-more")
     assert redactor.text("x abcdefgh-and-more y") == f"x {REDACTED} y"
 
 
-def test_the_redactor_shows_nothing_and_takes_no_short_secret() -> None:
+def test_the_redactor_hides_its_secrets_and_refuses_short_ones() -> None:
     redactor = Redactor()
     redactor.register(CANARY)
     assert CANARY not in repr(redactor)
@@ -180,22 +180,24 @@ def test_the_redactor_shows_nothing_and_takes_no_short_secret() -> None:
 
 
 @pytest.mark.parametrize("colours", [False, True])
-def test_what_cannot_be_logged_stops_nobody(colours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk under the log, or a reader of it that is gone: a payment goes on after each line."""
+def test_a_log_that_cannot_be_written_does_not_stop_the_program(
+    colours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full disk or a reader that is gone, a payment goes on after each line."""
     with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
         monkeypatch.setattr(full, "isatty", lambda: colours)
         configure_logging(full, Redactor())
         structlog.get_logger().info("payment.sign", payment="pay_1")
         logging.getLogger("uvicorn").warning("somebody else's line")
-        with suppress(OSError):  # what is left in the buffer
+        with suppress(OSError):  # the rest of the buffer
             full.close()
 
 
 @pytest.mark.parametrize("opened", [os.pipe, os.openpty], ids=["a pipe", "a terminal"])
-def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
+def test_a_stalled_log_reader_blocks_nothing_and_learns_how_many_lines_it_missed(
     opened: Callable[[], tuple[int, int]],
 ) -> None:
-    """Lines of all sizes, more than any buffer takes; the one that is cut off does not spoil the next."""
+    """Lines of all sizes, more than any buffer holds; a truncated line does not spoil the next."""
     reader, writer = opened()
     said = [f"{number}: {'x' * (number * 353 % 20_000)}." for number in range(400)]
     with open(reader, "rb", buffering=0) as heard, open(writer, "w", encoding="utf-8", buffering=1) as stream:  # noqa: PTH123
@@ -213,13 +215,13 @@ def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
     ]
     assert whole == [line for line in said if line in whole]
     told, lost = sum(int(found[1]) for found in missed if found), len(said) - len(whole)
-    assert told >= lost > 0, "of a line that is cut off a terminal may lack no more than its end"
+    assert told >= lost > 0, "a terminal may miss only the end of a truncated line"
     assert told == lost or opened is os.openpty
     assert "at last" in heard_lines
 
 
-def test_a_terminal_that_is_read_shows_all_of_a_long_line() -> None:
-    """As of a traceback: it takes such a line in parts."""
+def test_a_terminal_that_is_read_shows_long_lines_in_full() -> None:
+    """Such as a traceback: a terminal takes such a line in parts."""
     shown, terminal = os.openpty()
     said = [f"{number}: {'x' * 200_000}." for number in range(5)]
     with (
@@ -235,8 +237,8 @@ def test_a_terminal_that_is_read_shows_all_of_a_long_line() -> None:
         assert seen.result() == said
 
 
-def test_a_reader_that_is_slow_for_ever_keeps_nobody_waiting_for_ever() -> None:
-    """It takes a page a moment, and there is more to tell."""
+def test_a_slow_log_reader_delays_the_program_for_a_bounded_time() -> None:
+    """It reads a page at a time, slower than lines are written."""
     reader, writer = os.pipe()
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, resource.getpagesize())
     over = threading.Event()
@@ -249,7 +251,7 @@ def test_a_reader_that_is_slow_for_ever_keeps_nobody_waiting_for_ever() -> None:
         configure_logging(stream, Redactor())
         threads.submit(drip)
         began_s = time.monotonic()
-        for _ in range(60):  # 9 s of its reading
+        for _ in range(60):  # it needs 9 s to read them
             structlog.get_logger().info("told", text="x" * 3_000)
         took_s = time.monotonic() - began_s
         over.set()
@@ -257,7 +259,7 @@ def test_a_reader_that_is_slow_for_ever_keeps_nobody_waiting_for_ever() -> None:
     assert took_s < 4
 
 
-def test_a_disk_that_was_full_has_every_line_counted_that_it_lost(tmp_path: Path) -> None:
+def test_lines_lost_to_a_full_disk_are_counted_in_the_log(tmp_path: Path) -> None:
     path = tmp_path / "log"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with path.open("w", encoding="utf-8", buffering=1) as stream:
@@ -275,8 +277,8 @@ def test_a_disk_that_was_full_has_every_line_counted_that_it_lost(tmp_path: Path
     assert (json.loads(lost)["event"], json.loads(lost)["lines"]) == ("log.lost", 3)
 
 
-def test_lines_of_several_threads_are_not_mixed() -> None:
-    """Ours and a library's, longer than what a pipe takes at once."""
+def test_log_lines_of_several_threads_are_not_mixed() -> None:
+    """Our lines and a library's, longer than a pipe takes at once."""
     reader, writer = os.pipe()
     with (
         ThreadPoolExecutor() as threads,
@@ -295,7 +297,7 @@ def test_lines_of_several_threads_are_not_mixed() -> None:
 
 
 def _rest_of(heard: io.RawIOBase) -> list[str]:
-    """The lines that there are to read now."""
+    """The lines that can be read now."""
     rest = b""
     while select.select([heard], [], [], 0.2)[0]:
         rest += heard.read(65_536) or b""

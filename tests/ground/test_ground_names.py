@@ -1,4 +1,4 @@
-"""One name for one thing: no public class name twice, and no word that the glossary replaces."""
+"""Names: no public class name occurs twice, and no identifier has a word that the glossary replaces."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def class_names(sources: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Which files define each public class; `sources` are names of files with their text."""
+    """Which files define each public class; `sources` are file names with their text."""
     found = defaultdict(list)
     for name, text in sources:
         for node in ast.walk(ast.parse(text)):
@@ -32,7 +32,7 @@ def test_no_public_class_name_occurs_twice() -> None:
     assert twice((str(path.relative_to(ROOT)), path.read_text()) for path in paths) == {}
 
 
-def test_a_name_that_occurs_twice_is_found() -> None:
+def test_a_class_name_that_occurs_twice_is_found() -> None:
     one, other = ("a.py", "class Payment: ...\nclass _Own: ..."), ("b.py", "class Payment: ...\nclass _Own: ...")
     assert twice([one, other]) == {"Payment": ["a.py", "b.py"]}
 
@@ -65,10 +65,10 @@ REPLACED = {
     "vanished": "rolled_back",
     "wish": "goal",
 }
-"""Words that the glossary in ARCHITECTURE.md replaces, and what each is called now."""
+"""Words that the glossary in ARCHITECTURE.md replaces, each with its new word."""
 
 PROTOCOL_NAMES = {"coins_per_byte", "coins_per_utxo_byte"}
-"""A Cardano protocol parameter, by its own name."""
+"""Names of Cardano protocol parameters."""
 
 
 def words_of(name: str) -> set[str]:
@@ -94,7 +94,7 @@ def replaced_words(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def test_no_identifier_has_a_word_that_the_glossary_replaces() -> None:
-    """The devnet is another party, with names of its own. Fields of the API's bodies are identifiers too."""
+    """The devnet is another party with its own names. Fields of API bodies are identifiers too."""
     for path in sorted((ROOT / "payagent").rglob("*.py")):
         if path.relative_to(ROOT / "payagent").parts[0] != "devnet":
             assert replaced_words(identifiers(path.read_text())) == {}, path.relative_to(ROOT)

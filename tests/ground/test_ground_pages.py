@@ -1,4 +1,4 @@
-"""The pages that are made from the code are in step with it."""
+"""The generated pages match the code, and the plots are complete."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ PAGES = docs_script().PAGES
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
-def test_a_made_page_is_what_the_code_says(name: str) -> None:
+def test_each_generated_page_matches_the_code(name: str) -> None:
     assert (DOCS / "reference" / name).read_text(encoding="utf-8") == PAGES[name](), "run scripts/docs"
 
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: str(plot.name))
-def test_no_word_of_a_plot_is_cut_off(plot: Path) -> None:
+def test_no_text_of_a_plot_is_cut_off(plot: Path) -> None:
     text = plot.read_text(encoding="utf-8")
     box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', text)
     assert box is not None

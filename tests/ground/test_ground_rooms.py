@@ -1,6 +1,6 @@
-"""core and dialects are pure: nothing but the standard library, and of that nothing that touches the world.
+"""core and dialects are pure: they use only the standard library, without I/O, clocks or randomness.
 
-What a module says that it may import is all that it imports.
+A module imports only what its docstring allows.
 """
 
 import ast
@@ -22,7 +22,7 @@ CALLS = {"open", "input", "print", "exec", "eval", "now", "utcnow", "today"}
 
 
 def impurities(source: str, rooms: tuple[str, ...]) -> Iterator[str]:
-    """What a module does that a pure one must not."""
+    """What in a module makes it impure."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def modules() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_pure_rooms_touch_nothing(path: Path) -> None:
+def test_core_and_dialects_do_no_io_and_read_no_clock(path: Path) -> None:
     rooms = ("core",) if path.is_relative_to(PACKAGE / "core") else PURE_ROOMS
     assert list(impurities(path.read_text(), rooms)) == []
 
@@ -71,15 +71,15 @@ def test_an_impure_module_is_caught(source: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_every_module_says_what_it_is_for(path: Path) -> None:
+def test_every_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-# --- what a module says of itself
+# --- what a module's docstring allows
 
 
 def may_import(path: Path) -> str | None:
-    """What its docstring allows it; where that says nothing of it, its room's."""
+    """What its docstring allows it to import; without that, what its package's docstring does."""
     told = re.search(
         r"May import:(.*?)(?:Never|$)", ast.get_docstring(ast.parse(path.read_text())) or "", re.DOTALL
     )
@@ -90,7 +90,7 @@ def may_import(path: Path) -> str | None:
 
 
 def rooms_of(source: str, own: str) -> set[str]:
-    """The other rooms that a module imports."""
+    """The other packages that a module imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "payagent":
@@ -103,14 +103,14 @@ def rooms_of(source: str, own: str) -> set[str]:
 @pytest.mark.parametrize(
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE).with_suffix(""))
 )
-def test_a_module_imports_what_it_says_and_no_other_room(path: Path) -> None:
+def test_a_module_imports_only_what_its_docstring_allows(path: Path) -> None:
     rooms = rooms_of(path.read_text(), path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
     allowed = may_import(path) or ""
     if re.search("every room|other rooms", allowed) is None:
         assert {room for room in rooms if re.search(rf"\b{room}\b", allowed) is None} == set()
 
 
-def test_a_room_that_is_not_named_is_found() -> None:
+def test_an_import_of_another_package_is_found() -> None:
     assert rooms_of("from payagent.store import queries\nfrom payagent import fence\n", "agent") == {
         "store",
         "fence",

@@ -1,4 +1,4 @@
-"""docs/explanation/security.md: a row for each line of the threat list, and a test that is there, or a reason."""
+"""docs/explanation/security.md has a row for each threat, with an existing test or a reason."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/explanation/security.md").read_text()
 ROWS = {"A": 6, "B": 5, "C": 3, "D": 7, "E": 8, "F": 5, "G": 7, "H": 7, "I": 9, "J": 11, "K": 6}
-"""How many lines the threat list has in each part."""
+"""How many threats each part of the list has."""
 
 WANTED = [f"{part}{number}" for part, count in ROWS.items() for number in range(1, count + 1)]
 REASON = re.compile(r"\*(?:Not done|Out of reach)\*: \w+")
@@ -16,7 +16,7 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::([\w:]+))?`")
 
 
 def faults(page: str) -> list[str]:
-    """What is wrong with the table and the tests that the page names."""
+    """What is wrong with the page's table and the tests it names."""
     rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [A-Z]\d+ \|.*$", page, re.MULTILINE)]
     told = (
         [] if [row[0] for row in rows] == WANTED else ["the rows are not those of the threat list, in its order"]
@@ -33,13 +33,13 @@ def faults(page: str) -> list[str]:
 
 
 def is_there(path: str, test: str) -> bool:
-    """Whether a test file defines a test; of an empty name, whether the file is there."""
+    """Whether a test file defines a test; with an empty name, whether the file exists."""
     return (ROOT / path).is_file() and (not test or test in defined_in(path))
 
 
 @cache
 def defined_in(path: str) -> set[str]:
-    """The tests of a file by their names; those of a class by its name before theirs too."""
+    """The names of a file's tests; those in a class with and without the class name."""
     body = ast.parse((ROOT / path).read_text()).body
     classes = {node.name: named_in(node.body) for node in body if isinstance(node, ast.ClassDef)}
     with_class = {f"{name}::{test}" for name, tests in classes.items() for test in tests}
@@ -51,11 +51,11 @@ def named_in(body: list[ast.stmt]) -> set[str]:
     return {name for name in functions if name.startswith("test_")}
 
 
-def test_every_line_of_the_threat_list_has_a_test_that_is_there_or_a_reason() -> None:
+def test_every_threat_on_the_security_page_has_an_existing_test_or_a_reason() -> None:
     assert faults(PAGE) == []
 
 
-def test_a_page_that_does_not_hold_would_be_found() -> None:
+def test_a_wrong_security_page_would_be_found() -> None:
     first = re.search(r"^\| A6 \|.*$", PAGE, re.MULTILINE)
     assert first is not None
     row = first[0]

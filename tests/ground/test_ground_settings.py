@@ -1,4 +1,4 @@
-"""Settings: where they come from, what is refused and how that is told, and that no secret is shown."""
+"""Settings: their sources and precedence, what is refused with which message, and that no secret is shown."""
 
 import os
 import re
@@ -51,11 +51,11 @@ def refusal(folder: Path, extra: str = "", **environ: str) -> str:
 
 
 @pytest.mark.parametrize("text", ["size = 1" + "0" * 5000, "nested = " + "[" * 100_000])
-def test_what_python_cannot_read_is_refused_as_any_other_text(tmp_path: Path, text: str) -> None:
+def test_toml_that_python_cannot_parse_is_refused_as_invalid_toml(tmp_path: Path, text: str) -> None:
     assert "is not valid TOML" in refusal(tmp_path, f"\n[more]\n{text}\n")
 
 
-# What the example says
+# The example config
 
 
 def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -90,20 +90,20 @@ def keys_of_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield key
 
 
-def test_the_example_has_every_key_and_no_other() -> None:
+def test_the_example_config_has_exactly_the_existing_keys() -> None:
     assert sorted(keys_of_toml(tomllib.loads(EXAMPLE.read_text()))) == sorted(keys_of_model(Settings))
 
 
-def test_every_key_of_the_example_has_a_comment_above_it() -> None:
+def test_every_key_of_the_example_config_has_a_comment_above_it() -> None:
     above = ""
     is_limit = re.compile(r"(per_[a-z]+|total) = ").match
     for line in EXAMPLE.read_text().splitlines():
         if re.match(r"[a-z_]+ = ", line):
-            assert above.startswith("#") or is_limit(line)  # limits that stand together share one
+            assert above.startswith("#") or is_limit(line)  # limits in a group share one comment
         above = line
 
 
-def test_the_example_loads_and_shows_the_defaults(tmp_path: Path) -> None:
+def test_the_example_config_loads_and_shows_the_defaults(tmp_path: Path) -> None:
     example = load_settings(EXAMPLE, {"HOME": str(tmp_path)})
     defaults = load(tmp_path, '[merchants.t]\norigin = "https://api-v3.fluxpointstudios.com"')
     assert example.payments == defaults.payments
@@ -127,7 +127,9 @@ def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "expected"), [("preprod", ("first_use", 25, 3, 100)), ("devnet", ("off", None, 3, None))]
 )
-def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expected: tuple[object, ...]) -> None:
+def test_a_merchant_has_pinning_and_limits_by_default(
+    tmp_path: Path, network: str, expected: tuple[object, ...]
+) -> None:
     named = '[merchants.t]\norigin = "https://a.example"\n'
     merchant = load(tmp_path, named, network=network).merchants["t"]
     assert (
@@ -137,7 +139,7 @@ def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expe
         merchant.payments_in_flight_max,
     ) == expected
     assert merchant.pay_to == merchant.split_to == ()
-    assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one of run time"
+    assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one added at run time"
     keys = ("pin", "price_rise_percent_max", "stop_after_unserved", "payments_in_flight_max")
     off = "".join(f'{key} = "off"\n' for key in keys)
     merchant = load(tmp_path, named + off, network=network).merchants["t"]
@@ -147,10 +149,10 @@ def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expe
     )
 
 
-# Where they come from
+# Sources and precedence
 
 
-def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
+def test_flags_override_the_environment_which_overrides_the_file_and_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod") + '[limits]\nper_day = "7 ADA"\n')
     environ = {"HOME": str(tmp_path)}
     assert load_settings(path, environ).limits.per_day_lovelace == 7_000_000
@@ -162,7 +164,7 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
     assert settings.limits.per_payment_lovelace == 5_000_000
 
 
-def test_environment_reaches_into_a_merchant_and_replaces_lists(tmp_path: Path) -> None:
+def test_the_environment_can_set_a_merchants_key_and_replace_a_list(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         '[merchants.t]\norigin = "https://a.example"\npartner = "file"\n',
@@ -175,7 +177,7 @@ def test_environment_reaches_into_a_merchant_and_replaces_lists(tmp_path: Path) 
     assert settings.data_dir == Path("/srv/payagent")
 
 
-def test_environment_reaches_every_kind_of_key_of_a_merchant(tmp_path: Path) -> None:
+def test_the_environment_can_set_every_kind_of_merchant_key(tmp_path: Path) -> None:
     merchant = load(
         tmp_path,
         '[merchants.t]\norigin = "https://a.example"\n',
@@ -194,17 +196,17 @@ def test_environment_reaches_every_kind_of_key_of_a_merchant(tmp_path: Path) -> 
     assert merchant.limits.per_day_lovelace == 5_000_000
 
 
-def test_data_and_socket_default_to_the_users_places(tmp_path: Path) -> None:
+def test_data_dir_and_socket_default_to_the_users_own_directories(tmp_path: Path) -> None:
     settings = load(tmp_path)
     assert settings.data_dir == tmp_path / ".local/share/payagent"
     assert settings.api.socket == tmp_path / ".local/share/payagent/payagent.sock"
     runtime = load(tmp_path, XDG_RUNTIME_DIR="/run/user/7")
     assert runtime.api.socket == Path("/run/user/7/payagent/payagent.sock")
     relative = load(tmp_path, XDG_RUNTIME_DIR="run")
-    assert relative.api.socket == settings.api.socket, "the specification has it ignored"
+    assert relative.api.socket == settings.api.socket, "the XDG specification says to ignore it"
 
 
-def test_the_first_config_file_of_the_search_order_is_taken(tmp_path: Path) -> None:
+def test_the_first_config_file_in_the_search_order_is_used(tmp_path: Path) -> None:
     places = {
         name: write(tmp_path, "", name)
         for name in ("flag.toml", "variable.toml", ".config/payagent/config.toml", "etc/payagent/config.toml")
@@ -222,7 +224,7 @@ def test_the_first_config_file_of_the_search_order_is_taken(tmp_path: Path) -> N
         find_config(None, environ, etc)
 
 
-def test_a_file_that_was_named_is_never_replaced_by_another(tmp_path: Path) -> None:
+def test_a_named_config_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "", ".config/payagent/config.toml")
     missing = tmp_path / "missing.toml"
     with pytest.raises(Refused, match=r"--config names .*missing\.toml, which is not a file"):
@@ -366,7 +368,7 @@ BAD_TOML = {
 
 
 @pytest.mark.parametrize("case", BAD_TOML)
-def test_what_is_wrong_is_named_with_file_key_and_fix(tmp_path: Path, case: str) -> None:
+def test_a_config_error_names_the_file_the_key_and_the_fix(tmp_path: Path, case: str) -> None:
     extra, message = BAD_TOML[case]
     path = write(tmp_path, extra if case == "relative path" else "")
     top, tables = (extra, "") if case == "relative path" else ("", extra)
@@ -386,7 +388,7 @@ def test_what_is_wrong_is_named_with_file_key_and_fix(tmp_path: Path, case: str)
         ('[{kind = "blockfrost"}]', "chain.providers[0].base_url: missing. config/payagent.example.toml"),
     ],
 )
-def test_a_list_of_providers_that_is_none_is_told_in_one_line(tmp_path: Path, providers: str, told: str) -> None:
+def test_an_invalid_list_of_providers_is_one_line_of_error(tmp_path: Path, providers: str, told: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f'network = "preprod"\n[chain]\nproviders = {providers}\n')
     with pytest.raises(Refused) as caught:
@@ -407,7 +409,7 @@ BAD_URLS = (
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
-def test_a_providers_address_is_complete_and_holds_no_secret(tmp_path: Path, url: str) -> None:
+def test_an_incomplete_provider_url_or_one_with_a_secret_is_refused(tmp_path: Path, url: str) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod").replace("http://127.0.0.1:3000/api/v0", url))
     with pytest.raises(Refused, match=r"chain\.providers\[0\]\.base_url: "):
         load_settings(path, {"HOME": str(tmp_path)})
@@ -425,16 +427,14 @@ def test_a_providers_address_is_complete_and_holds_no_secret(tmp_path: Path, url
         ("PAYAGENT_PAYMENTS__VOID_DEPTH", "1_5", "payments.void_depth: write a whole number"),
     ],
 )
-def test_the_environment_is_checked_as_the_file_is(
-    tmp_path: Path, variable: str, value: str, message: str
-) -> None:
+def test_the_environment_is_checked_like_the_file(tmp_path: Path, variable: str, value: str, message: str) -> None:
     detail = refusal(tmp_path, **{variable: value})
     assert detail.startswith(f"environment {variable}")
     assert message in detail
     assert CANARY not in detail
 
 
-def test_a_variable_for_a_whole_table_counts_beside_one_for_a_key(tmp_path: Path) -> None:
+def test_a_variable_for_a_table_and_one_for_its_key_are_merged(tmp_path: Path) -> None:
     nested = {"PAYAGENT_API__LISTEN": "127.0.0.1:1"}
     api = load(tmp_path, PAYAGENT_API='{"rate_limit_per_s": 5, "listen": "127.0.0.1:2"}', **nested).api
     assert (api.rate_limit_per_s, api.listen) == (5, "127.0.0.1:1")
@@ -448,7 +448,7 @@ def test_a_variable_for_a_whole_table_counts_beside_one_for_a_key(tmp_path: Path
         ("allow_private_network", "yes", "write true or false"),
     ],
 )
-def test_a_merchants_key_in_the_environment_is_checked_as_in_the_file(
+def test_a_merchants_key_in_the_environment_is_checked_like_in_the_file(
     tmp_path: Path, key: str, value: str, fix: str
 ) -> None:
     variable = f"PAYAGENT_MERCHANTS__T__{key.upper()}"
@@ -456,14 +456,14 @@ def test_a_merchants_key_in_the_environment_is_checked_as_in_the_file(
     assert told == f"environment {variable}: merchants.t.{key}: {fix}"
 
 
-def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) -> None:
+def test_a_clients_token_in_the_environment_is_not_a_setting(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod"))
     environ = {"HOME": str(tmp_path), "PAYAGENT_TOKEN": CANARY}
     assert CANARY not in repr(load_settings(path, environ))
     assert load_settings(path, environ) == load_settings(path, {"HOME": str(tmp_path)})
 
 
-def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+def test_an_invalid_flag_is_blamed_on_the_command_line_and_not_on_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod"))
     with pytest.raises(Refused, match="command line: api: other machines can reach listen"):
         load_settings(path, {"HOME": str(tmp_path)}, {"api": {"listen": "0.0.0.0:1"}})
@@ -475,7 +475,7 @@ def test_network_has_no_default(tmp_path: Path) -> None:
         load_settings(path, {"HOME": str(tmp_path)})
 
 
-def test_every_error_is_told_at_once(tmp_path: Path) -> None:
+def test_all_config_errors_are_reported_at_once(tmp_path: Path) -> None:
     detail = refusal(tmp_path, '[limits]\nper_day = "1"\n[api]\nlisten = "x"\n[keystore]\naccount = -1\n')
     assert [line.split(": ")[1] for line in detail.splitlines()] == [
         "api.listen", "limits.per_day", "keystore.account",
@@ -495,7 +495,7 @@ def test_every_error_is_told_at_once(tmp_path: Path) -> None:
         f"[limits]\nper_day = {CANARY}\n",
     ],
 )
-def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path, text: str) -> None:
+def test_a_secret_in_the_wrong_place_is_not_shown_in_the_error(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod") + text)
     with pytest.raises(Refused) as caught:
         load_settings(path, {"HOME": str(tmp_path)})
@@ -504,7 +504,7 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path, text: str) 
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_settings_do_not_change(tmp_path: Path) -> None:
+def test_settings_are_immutable(tmp_path: Path) -> None:
     settings = load(tmp_path, '[merchants.t]\norigin = "https://a.example"\n')
     with pytest.raises(ValueError, match="frozen"):
         settings.limits.per_day_lovelace = 1  # type: ignore[misc]
@@ -512,7 +512,7 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
         settings.merchants["u"] = settings.merchants["t"]  # type: ignore[index]
 
 
-def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
+def test_token_limits_hold_exact_units(tmp_path: Path) -> None:
     rows = f'[[limits.assets]]\nasset = "{POLICY}.74"\nper_payment = "9223372036854775807"\nper_day = "1"\n'
     (token,) = load(tmp_path, rows).limits.assets
     assert (token.asset, token.per_payment_units, token.per_day_units) == (f"{POLICY}74", 9223372036854775807, 1)
@@ -526,11 +526,11 @@ def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
         ('[wallet]\nupkeep_fees_per_day = "0.5 ADA"\n', 500_000),
     ],
 )
-def test_upkeep_may_cost_little_unless_told_otherwise(tmp_path: Path, text: str, lovelace: int) -> None:
+def test_upkeep_may_cost_2_ada_a_day_by_default(tmp_path: Path, text: str, lovelace: int) -> None:
     assert load(tmp_path, text).wallet.upkeep_fees_per_day_lovelace == lovelace
 
 
-def test_nobody_is_told_anything_by_default(tmp_path: Path) -> None:
+def test_alerts_are_off_by_default(tmp_path: Path) -> None:
     settings = load(tmp_path, '[merchants.t]\norigin = "https://a.example"\n')
     alerts = settings.alerts
     assert (alerts.wallet_below_lovelace, alerts.webhook_url, alerts.webhook_secret_file) == (None, None, None)
@@ -540,7 +540,7 @@ def test_nobody_is_told_anything_by_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["https://a.example/hook/", "http://127.0.0.1:9/x", "http://[::1]:9/", "http://localhost/"]
 )
-def test_a_webhook_is_called_at_the_very_address_that_was_written(tmp_path: Path, url: str) -> None:
+def test_a_webhook_url_is_kept_exactly_as_written(tmp_path: Path, url: str) -> None:
     told = f'[alerts]\nwebhook_url = "{url}"\nwebhook_secret_file = "/x"\n'
     assert load(tmp_path, told).alerts.webhook_url == url
 
@@ -558,7 +558,7 @@ def test_a_webhook_is_called_at_the_very_address_that_was_written(tmp_path: Path
         ("http://[0:0::1]:8080", "http://[::1]:8080"),
     ],
 )
-def test_an_origin_has_one_spelling(text: str, origin: str) -> None:
+def test_an_origin_is_normalized_to_one_spelling(text: str, origin: str) -> None:
     assert parse_origin(text) == origin
     assert parse_origin(origin) == origin
 
@@ -573,7 +573,7 @@ def test_an_origin_has_one_spelling(text: str, origin: str) -> None:
         "https://-a.example", "https://a_b.example",
     ],
 )  # fmt: skip
-def test_what_is_not_an_origin_is_refused(text: str) -> None:
+def test_a_malformed_origin_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="origin"):
         parse_origin(text)
 
@@ -588,12 +588,12 @@ def secret(path: Path, content: bytes = CANARY.encode() + b"\n", mode: int = 0o6
 
 
 @pytest.mark.parametrize("content", [CANARY.encode(), CANARY.encode() + b"\n", CANARY.encode() + b"\r\n"])
-def test_a_private_file_gives_its_secret_without_the_line_end(tmp_path: Path, content: bytes) -> None:
+def test_a_secret_is_read_from_a_private_file_without_the_line_end(tmp_path: Path, content: bytes) -> None:
     assert read_secret_file(secret(tmp_path / "s", content)) == CANARY
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o666])
-def test_a_file_open_to_others_is_refused_and_not_read_out(tmp_path: Path, mode: int) -> None:
+def test_a_secret_file_open_to_others_is_refused_and_its_content_not_shown(tmp_path: Path, mode: int) -> None:
     path = secret(tmp_path / "s", mode=mode)
     with pytest.raises(Refused, match=r"open to others; run: chmod 600") as caught:
         read_secret_file(path)
@@ -601,13 +601,15 @@ def test_a_file_open_to_others_is_refused_and_not_read_out(tmp_path: Path, mode:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe" + CANARY.encode(), CANARY.encode() * 300])
-def test_what_is_no_short_text_is_refused_and_not_read_out(tmp_path: Path, content: bytes) -> None:
+def test_a_secret_file_that_is_not_a_short_text_is_refused_and_its_content_not_shown(
+    tmp_path: Path, content: bytes
+) -> None:
     with pytest.raises(Refused, match="not a text") as caught:
         read_secret_file(secret(tmp_path / "s", content))
     assert CANARY not in str(caught.value)
 
 
-def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_missing_secret_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="cannot be read"):
         read_secret_file(tmp_path / "missing")
     with pytest.raises(Refused, match="cannot be read"):
@@ -635,14 +637,14 @@ def test_the_passphrase_comes_from_credential_then_file_then_prompt(tmp_path: Pa
     assert caught.value.name == "keystore_locked"
 
 
-def test_a_credential_that_cannot_be_looked_at_is_told_as_that_and_not_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_systemd_credential_is_an_error_and_not_skipped(tmp_path: Path) -> None:
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path / ("x" * 5000))}
     with pytest.raises(Refused, match=r"cannot read the systemd credential .*: File name too long") as caught:
         passphrase_file(load(tmp_path), environ, can_ask=True)
     assert caught.value.name == "keystore_locked"
 
 
-def test_a_passphrase_file_that_is_bad_is_never_passed_over(tmp_path: Path) -> None:
+def test_a_passphrase_file_that_cannot_be_read_is_an_error_and_not_skipped(tmp_path: Path) -> None:
     settings = load(tmp_path, f'[keystore]\npassphrase_file = "{tmp_path / "missing"}"\n')
     found = passphrase_file(settings, {}, can_ask=True)
     assert found == SecretFile(tmp_path / "missing", private=True)
@@ -650,14 +652,14 @@ def test_a_passphrase_file_that_is_bad_is_never_passed_over(tmp_path: Path) -> N
         read_secret_file(found.path, private=found.private)
 
 
-def test_a_credential_that_systemd_guards_may_show_group_bits(tmp_path: Path) -> None:
+def test_a_systemd_credential_may_be_readable_by_its_group(tmp_path: Path) -> None:
     credential = secret(tmp_path / "keystore-passphrase", b"from systemd", mode=0o440)
     assert read_secret_file(credential, private=False) == "from systemd"
     with pytest.raises(Refused, match="open to others"):
         read_secret_file(credential)
 
 
-def test_what_one_transaction_may_take_out_is_bounded_for_ada_and_each_token_with_limits(tmp_path: Path) -> None:
+def test_ada_and_each_token_with_limits_have_transaction_and_day_caps(tmp_path: Path) -> None:
     token, other = "ab" * 28 + "4c", "cd" * 28 + "4d"
     assets = f'''
 [[limits.assets]]
@@ -685,7 +687,7 @@ per_transaction = "30"
         ('per_transaction = "700 ADA"\nsigned_per_day = "900 ADA"', 700, 900),
     ],
 )
-def test_what_the_signer_lets_out_follows_from_what_may_be_spent_in_a_day(
+def test_the_signers_caps_follow_from_the_daily_limit_unless_set(
     tmp_path: Path, keys: str, once_ada: int, day_ada: int
 ) -> None:
     limits = load(tmp_path, f"[limits]\n{keys}\n").limits
@@ -703,7 +705,7 @@ def test_the_passphrase_is_never_taken_from_the_environment(tmp_path: Path) -> N
 TOPUP = '[merchants.t]\norigin = "https://a.example"\n[merchants.t.topup]\n'
 
 
-def test_a_top_up_by_itself_is_off_unless_it_has_a_level(tmp_path: Path) -> None:
+def test_automatic_top_ups_are_off_until_a_level_is_set(tmp_path: Path) -> None:
     plain = load(tmp_path, TOPUP).merchants["t"].topup
     assert (plain.auto_below, plain.path, plain.per_day_lovelace) == (("calls", 0), "", None)
     text = TOPUP + 'path = "/topup"\nauto_below = 20\nauto_to = 100\nper_day = "20 ADA"'
@@ -726,5 +728,5 @@ def test_a_top_up_by_itself_is_off_unless_it_has_a_level(tmp_path: Path) -> None
         ("auto_belwo = 3", "Did you mean auto_below?"),
     ],
 )
-def test_a_top_up_that_cannot_be_done_is_told(tmp_path: Path, keys: str, told: str) -> None:
+def test_an_invalid_top_up_setting_is_refused_with_its_reason(tmp_path: Path, keys: str, told: str) -> None:
     assert told in refusal(tmp_path, TOPUP + keys)

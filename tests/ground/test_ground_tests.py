@@ -1,4 +1,4 @@
-"""Tests share code through tests/kit alone: nothing imports a test module."""
+"""Tests share code only through tests/kit: no file imports a test module."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def imported_tests(source: str) -> Iterator[str]:
-    """The test modules that a file imports, by any path."""
+    """The test modules that a file imports."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):

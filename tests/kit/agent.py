@@ -1,6 +1,6 @@
 """The real agent on a real ledger file, over HTTP to the devnet; everything but the API.
 
-`World` has the devnet, in a thread of its own. `Run` is one life of the agent: `async with world.run() as run`. A
+`World` has the devnet in its own thread. `Run` is one run of the agent: `async with world.run() as run`. A
 second `run` on the same world is a restart. The agent reads the chain when a test calls `run.run_pass()`.
 """
 
@@ -50,13 +50,13 @@ FAST = Timeouts(connect_s=2, read_s=2, call_s=3, pages_s=10, submit_s=2)
 
 
 def daily(per_payment: int, per_day: int, asset: str = "lovelace") -> tuple[Limit, ...]:
-    """Limits of the wallet as a whole, in units of an asset."""
+    """Wallet-wide limits, in units of an asset."""
     return limits_of(asset, {"per_payment": per_payment, "per_day": per_day})
 
 
 @dataclass
 class Clock:
-    """The system's clock, how far a test has put it off, and since when it stands still."""
+    """The system's clock, with an offset a test sets; a test can also stop it."""
 
     ahead_ms: int = 0
     stopped_ms: int | None = None
@@ -65,18 +65,18 @@ class Clock:
         return (SystemClock().now_ms() if self.stopped_ms is None else self.stopped_ms) + self.ahead_ms
 
     def stop(self) -> None:
-        """What depends on two things in one second has them in one."""
+        """Stop the clock, so that two things happen in the same second."""
         self.stopped_ms = SystemClock().now_ms()
 
 
 def take_only_hashes(devnet: DevnetThread) -> None:
-    """Where the merchant takes either form of proof, another than was meant would pass."""
+    """A merchant that accepts either form of proof would also serve the wrong one."""
     url = f"{devnet.merchant_url}/merchant/settings"
     httpx.post(url, json={"proof": "tx_hash"}, verify=NO_TLS, trust_env=False).raise_for_status()
 
 
 class World:
-    """The devnet with its merchant, the wallet's account and the data folder; what outlives a restart."""
+    """The devnet with its merchant, the wallet's account and the data folder: what outlives a restart."""
 
     def __init__(self, devnet: DevnetThread, folder: Path) -> None:
         self.devnet = devnet
@@ -114,14 +114,14 @@ class World:
         return dict(answer.json())
 
     def fund(self, *lovelace: int, assets: Mapping[str, int] | None = None) -> None:
-        """One coin for each amount, in a block of their own."""
+        """One UTxO for each amount, in a block of their own."""
         for amount in lovelace:
             tokens = {"assets": {unit: str(n) for unit, n in assets.items()}} if assets else {}
             self.control("faucet", address=self.address, lovelace=str(amount), **tokens)
         self.block()
 
     def fund_with_datum(self, lovelace: int) -> str:
-        """A coin that holds the hash of a datum, in a block of its own; its ref."""
+        """A UTxO with a datum hash, in a block of its own; return its ref."""
         address = cbor.byte_string(self.account.address.raw)
         output = b"\x83" + address + cbor.head(cbor.UINT, lovelace) + cbor.byte_string(bytes(32))
         tx = decode_tx(b"\x84\xa3\x00\x80\x01\x81" + output + b"\x02\x00\xa0\xf5\xf6")
@@ -145,14 +145,14 @@ class World:
         self.http.post(f"{self.origin}/merchant/settings", json=settings).raise_for_status()
 
     def call(self, message: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """The call that costs money."""
+        """The request that must be paid."""
         sent = {"X-Partner": "demo", "X-Wallet-Address": self.address, **(headers or {})}
         return self.http.post(f"{self.origin}/chat", json={"message": message}, headers=sent)
 
     def ask(
         self, message: str = "hello", *, key: str | None = None, max_total_units: int | None = None
     ) -> PaymentRequest:
-        """The call, answered 402, as an app forwards it."""
+        """The request and its 402, as an app forwards them."""
         answer = self.call(message)
         assert answer.status_code == 402, answer.text
         return self.ask_of(answer, key=key, max_total_units=max_total_units)
@@ -165,7 +165,7 @@ class World:
         max_total_units: int | None = None,
         body: str | None = None,
     ) -> PaymentRequest:
-        """A merchant's answer as an app forwards it; `body` puts other words in the merchant's mouth."""
+        """A merchant's answer as an app forwards it; `body` replaces the merchant's body."""
         body_sha256 = hashlib.sha256(answer.request.content).hexdigest()
         return PaymentRequest(
             app_id=APP,
@@ -178,7 +178,7 @@ class World:
         )
 
     def on_chain(self) -> dict[str, int]:
-        """Units per asset at the wallet's address, as the ledger of the devnet has them."""
+        """Units per asset at the wallet's address on the devnet's ledger."""
 
         def count(devnet: object) -> dict[str, int]:
             total: dict[str, int] = {}
@@ -190,7 +190,7 @@ class World:
         return self.devnet.run(count)
 
     def unspent(self) -> set[str]:
-        """Refs of the outputs at the wallet's address, as the ledger of the devnet has them."""
+        """Refs of the outputs at the wallet's address on the devnet's ledger."""
         raw = self.account.address.raw
         return self.devnet.run(lambda devnet: {f"{ref[0]}#{ref[1]}" for ref, _ in devnet.chain.utxos_at(raw)})
 
@@ -218,9 +218,9 @@ class World:
         record: SignerRecord | None = None,
         timeouts: Timeouts = FAST,
     ) -> AsyncIterator["Run"]:
-        """One life of the agent. `providers` are base URLs by name; there is one without them, the devnet.
+        """One run of the agent. `providers` are base URLs by name; the default is the devnet alone.
 
-        With a signer's `record` it owns its ledger, and its recovery has begun.
+        With a signer's `record` it owns its ledger, and recovery has begun.
         """
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
@@ -249,7 +249,7 @@ class World:
 
 @dataclass
 class Run:
-    """One life of the agent, in a world."""
+    """One run of the agent in a world."""
 
     world: World
     agent: Agent
@@ -264,37 +264,37 @@ class Run:
 
     @property
     def commits(self) -> int:
-        """How many there were in this life."""
+        """How many commits this run has made."""
         return self.context._writer.commits  # type: ignore[attr-defined, no-any-return]
 
     async def run_pass(self) -> None:
-        """One look at the chain, and everything that it set off has been sent."""
+        """One pass of chain_sync, until everything it started is submitted."""
         await self.chain_sync.run_once()
         if self.recovery is not None:
             await self.recovery.run_once(self.chain_sync.provider_selection.view)
         await self.agent.submitter.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
-        """Pay for a call and have its bytes sent."""
+        """Pay for a request and submit its transaction."""
         row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
         await self.agent.submitter.drain(10)
         return self.context.payment(row.id)
 
     async def settle_down(self, blocks: int = 1) -> None:
-        """Blocks, and a look after each."""
+        """Make blocks, with a pass after each."""
         for _ in range(blocks):
             self.world.block()
             await self.run_pass()
 
     async def pay_in_block(self, message: str = "hello") -> PaymentRow:
-        """Look, pay, and see it in a block; the payment as it was when it was sent."""
+        """Run a pass, pay, and see the payment in a block; return it as it was when submitted."""
         await self.run_pass()
         row = await self.pay(message)
         await self.settle_down()
         return row
 
     async def pass_time(self, blocks: int, seconds: int = 12) -> None:
-        """Blocks that take their time: what is due to be sent again is sent."""
+        """Let time and blocks pass, so that whatever is due is submitted again."""
         for _ in range(blocks):
             self.world.clock.ahead_ms += seconds * 1000
             await self.settle_down()
@@ -303,14 +303,14 @@ class Run:
         return self.context.payment(payment_id).state
 
     def selectable(self) -> set[str]:
-        """Refs of the coins that the next payment may take."""
+        """Refs of the UTxOs that the next payment may spend."""
         return {utxo.ref for utxo in self.context.utxos}
 
     def events(self, payment_id: str) -> list[str]:
         return [event for _, event, *_ in events.events(self.context.conn, payment_id)]
 
     def entries(self) -> list[journal.EntryRow]:
-        """The journal, newest first."""
+        """All entries, newest first."""
         return journal.entries_page(self.context.conn, payment_id=None, account=None, before_id=None, limit=1000)
 
     def books(self) -> dict[str, dict[str, int]]:
@@ -321,7 +321,7 @@ class Run:
         return found
 
     def owned(self) -> dict[str, int]:
-        """Wallet and held together: what the chain shows when nothing is in flight."""
+        """Wallet plus held: what the chain shows when nothing is in flight."""
         books = self.books()
         total = dict(books.get("wallet", {}))
         for asset, units in books.get("held", {}).items():
@@ -331,7 +331,7 @@ class Run:
 
 @contextmanager
 def world_with_clock(folder: Path) -> Iterator[World]:
-    """A world whose devnet goes by the agent's own clock, which a test moves."""
+    """A world whose devnet follows the agent's clock, which a test can move."""
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms) as devnet, world_on(devnet, folder) as world:
         world.clock = clock
@@ -340,7 +340,7 @@ def world_with_clock(folder: Path) -> Iterator[World]:
 
 @contextmanager
 def world_apart(folder: Path) -> Iterator[World]:
-    """A world where the agent's clock alone is wrong when a test sets it."""
+    """A world where a test can set the agent's clock alone."""
     with DevnetThread() as devnet, world_on(devnet, folder) as world:
         yield world
 
@@ -359,7 +359,7 @@ def with_terms(**changes: object) -> Callable[[AgentConfig], AgentConfig]:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer that a relay gives instead of the devnet's."""
+    """An answer a relay gives instead of the devnet's."""
 
     status: int
     body: object
@@ -367,7 +367,7 @@ class Told:
 
 
 class Relay:
-    """A provider of its own in front of the devnet: a small HTTP server that can answer otherwise, by path.
+    """A provider in front of the devnet: a small HTTP server that can give other answers by path.
 
     `calls` are the (method, path) that reached it, paths below the API's root.
     """
@@ -377,7 +377,7 @@ class Relay:
         self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=10)
         self._told: dict[str, Told] = {}
         self.swallows = False
-        """Whether it says OK to what it is sent, and drops it."""
+        """Whether it answers OK to a submission and drops it."""
         self.calls: list[tuple[str, str]] = []
         relay = self
 
@@ -394,21 +394,21 @@ class Relay:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def tell(self, prefix: str, status: int, body: object = None, **headers: str) -> None:
-        """From now on this answer for every path that begins so; the longest prefix counts."""
+        """Give this answer for every path with the prefix; the longest prefix wins."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self._told[prefix] = Told(status, body, named)
 
     def untell(self, prefix: str) -> None:
-        """The truth again for what was told for this."""
+        """Pass requests with this prefix on again."""
         self._told.pop(prefix, None)
 
     def freeze(self, path: str, query: str = "") -> None:
-        """Go on telling what is true now, as for this query."""
+        """Keep giving the answer of now to this query."""
         answer = self._http.get(path + query)
         self.tell(path, answer.status_code, answer.json())
 
     def unfreeze(self) -> None:
-        """Tell the truth again."""
+        """Pass every request on again."""
         self._told.clear()
         self.swallows = False
 
@@ -416,7 +416,7 @@ class Relay:
         return sum(method == "POST" for method, _ in self.calls)
 
     def heard(self, path: str, content: bytes) -> None:
-        """A call has come, before it is passed on; for those who listen."""
+        """Called for each request before it is passed on; tests override it."""
 
     def _serve(self, call: BaseHTTPRequestHandler) -> None:
         path = call.path.partition("?")[0]

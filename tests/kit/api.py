@@ -38,7 +38,7 @@ SCOPES = {
 
 @dataclass
 class Api:
-    """What a client holds. `as_` is the client of an app; the default may do everything."""
+    """What a client needs. `as_` is the client of an app; the default client has every scope."""
 
     url: str
     unix_path: str
@@ -64,7 +64,7 @@ class Api:
         return self.clients[app]
 
     def body(self, message: str = "hello", **more: object) -> dict[str, object]:
-        """The merchant's 402 for a call, as a client forwards it."""
+        """The merchant's 402 for a request, as a client forwards it."""
         ask = self.world.call(message)
         assert ask.status_code == 402, ask.text
         return {
@@ -86,7 +86,7 @@ async def served(
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
 ) -> AsyncIterator[Api]:
-    """The API and the proxy of one life of the agent, as the daemon serves them."""
+    """The API and the proxy of one run of the agent, as the daemon serves them."""
     tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
 
     def job(unit):  # type: ignore[no-untyped-def]
@@ -135,7 +135,7 @@ PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1
 
 
 def require_problem(answer: httpx.Response, name: str) -> dict[str, Any]:
-    """The answer is this problem, whole and as the table has it."""
+    """Assert that the answer is this problem, complete and as in the table."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     told: dict[str, Any] = answer.json()
     refused = Refused(name, "")

@@ -1,11 +1,11 @@
-"""Each operation of the API, with what an app that may only pay gets from it."""
+"""Each API operation, with its answer to an app that has only the pay scope."""
 
 from typing import Any
 
 FORBIDDEN = "forbidden"
 NOT_FOUND = "not_found"
 BLIND = "blind"
-"""It answers, with nothing in it that another app did."""
+"""It answers without anything that other apps did."""
 OPERATIONS: dict[str, tuple[str, Any]] = {
     "get /metrics": (FORBIDDEN, None),
     "get /v1/payments": (BLIND, None),

@@ -34,7 +34,7 @@ TOKEN = "5c" * 28 + "636c69"
 
 @dataclass
 class Past:
-    """Whose books they are, where the file is, a copy of it at an earlier time, and the merchant's origin."""
+    """A ledger's file and owner, an earlier copy of the file, and the merchant's origin."""
 
     path: Path
     early: Path
@@ -90,7 +90,7 @@ async def live(world: World) -> None:
 
 
 async def decide_on_some(world: World, run: Run) -> None:
-    """One is approved and paid, one is denied, and of one nobody has decided yet."""
+    """Three approvals: one approved and paid, one denied, one undecided."""
     agent, by = run.agent, Approver("token", APP)
     agent.context.admission.rules.approval_required_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
@@ -102,7 +102,7 @@ async def decide_on_some(world: World, run: Run) -> None:
 
 
 async def use_the_batch(run: Run) -> None:
-    """By who bought it, and by another app: what it used, and what it was let through for and used not."""
+    """Uses by the app that bought the balance and by another: served uses, and one taken back."""
     (operator,) = apps.all_apps(run.context.conn)
     user = await add_app(
         run.context, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
@@ -144,7 +144,7 @@ def copy_of(path: Path, folder: Path) -> Path:
 
 @contextmanager
 def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
-    """The file as one has it who can write it: nothing guards its rows. A table of record has at least three."""
+    """The file without its triggers, as anyone can open it. Each table of record has three rows or more."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA ignore_check_constraints = ON")
         for guard in GUARDS:
@@ -158,7 +158,7 @@ def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _fill(conn: sqlite3.Connection, table: str) -> None:
-    """Rows of any values, where the past has too few."""
+    """Rows with arbitrary values, where the history has too few."""
     columns = [(name, kind) for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")]
     marks = ", ".join("?" * len(columns))
     for n in range(1000, 1003 - conn.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]):
@@ -170,14 +170,14 @@ def _fill(conn: sqlite3.Connection, table: str) -> None:
 
 
 def told(conn: sqlite3.Connection, owner: Owner, noted: Head | None = None) -> set[AuditFinding]:
-    """What verify finds; of guards, which are off, nothing."""
+    """What verify finds, except for the missing triggers."""
     return {
         one for one in verify(conn, owner, noted) if isinstance(one, AuditFinding) and one.table != "sqlite_master"
     }
 
 
 def tamper(path: Path, *statements: str) -> None:
-    """As one does who can write the file: without the guards, which are put back."""
+    """Change the file as anyone who can write it: drop the triggers, run the statements, restore the triggers."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA ignore_check_constraints = ON")
         for guard in GUARDS:
@@ -189,7 +189,7 @@ def tamper(path: Path, *statements: str) -> None:
 
 
 def append(path: Path, *statements: str) -> None:
-    """As one does who can write the file and seals what is added as the daemon does, whatever it refers to."""
+    """Add rows as anyone who can write the file, with a valid seal and any references."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         sealer = Sealer(conn)
         before = sealer.last_rows()
@@ -204,7 +204,7 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
 
 
 def of_an_older_payagent(path: Path) -> None:
-    """Make the ledger one that lacks a migration."""
+    """Remove the record of a migration from the ledger."""
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DELETE FROM _sqlite_migrations")
 

@@ -26,7 +26,7 @@ def settings_of(data_dir: Path, chain_url: str = NOBODY, network: str = "devnet"
 
 
 def with_keystore(world: World) -> World:
-    """The same world, its ledger in a data folder of its own with the keystore of its account."""
+    """The same world, with its ledger and its account's keystore in a data folder."""
     data_dir = world.folder / "data"
     data_dir.mkdir(mode=0o700)
     create(data_dir / "keystore.json", WORDS, PASSPHRASE, DEVNET, scrypt_n=2**4)
@@ -41,7 +41,7 @@ def taken(world: World, name: str = "backup.tar") -> Path:
 
 
 async def put_back(world: World, source: Path, chain_url: str | None = None) -> tuple[World, Restored]:
-    """Another world of the same devnet and clock, on what was restored."""
+    """Another world on the same devnet and clock, with the restored wallet."""
     data_dir = world.folder.with_name("restored")
     ports = Ports(world.clock, SystemRandomness())
     restored = await restore(settings_of(data_dir, chain_url or world.devnet.chain_url), source, ports)

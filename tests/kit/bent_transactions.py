@@ -30,7 +30,7 @@ Body = dict[int, Any]
 
 
 def signed(body: Body, signer: SoftwareSigner = SIGNER, **more: Any) -> bytes:
-    """Canonical bytes of any body, properly signed: what a bug before the signature would make."""
+    """Canonical bytes of any body, properly signed, as a bug before signing would make them."""
     inputs = sorted([bytes.fromhex(tx_id), index] for tx_id, index in body[0])
     encoded = cbor2.dumps({**body, 0: cbor2.CBORTag(258, inputs)}, canonical=True)
     tx_hash = hashlib.blake2b(encoded, digest_size=32).digest()

@@ -1,9 +1,9 @@
 """Planted secrets: a test that uses one fails if it shows up in what it printed, logged or wrote.
 
-`plant` a secret where a test makes one. tests/conftest.py looks after each test, and once more at the end.
+`plant` a secret where a test makes one. tests/conftest.py checks after each test, and once at the end.
 
-Apps' tokens are planted by the thousand: what has their form is looked up. A search for each of them, in all that
-each test wrote, took minutes of the suite's time.
+Apps' tokens are planted by the thousand, so text of their form is looked up. Searching everything a test wrote for
+each token took minutes.
 """
 
 import re
@@ -18,7 +18,7 @@ _LONGEST_OF_ITS_OWN = 10_000
 
 
 def plant(name: str, secret: str) -> str:
-    """Watch for a secret from now on; gives it back. `name` is what a report calls it."""
+    """Watch for a secret from now on and return it. A report calls it `name`."""
     planted = secret.encode()
     kept = _TOKENS if _TOKEN.fullmatch(planted) else _OTHERS
     kept[planted] = name
@@ -33,7 +33,7 @@ def found_in(text: str) -> list[str]:
 def found_in_files(folder: Path, but: Set[Path] = frozenset()) -> list[str]:
     """Files below a folder that hold a planted secret among other things, each with what it holds.
 
-    A file that holds one and nothing else is where it lies. Of the folder's own folders `but` are left out.
+    A file that holds only the secret is its proper place. The folders in `but` are left out.
     """
     roots = [path for path in folder.iterdir() if path not in but] if but else [folder]
     files = (path for root in roots for path in _files(root))
@@ -54,7 +54,7 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _inside(content: bytes) -> dict[bytes, str]:
-    """The planted secrets that stand in it, with their names."""
+    """The planted secrets in it, with their names."""
     others = {secret: name for secret, name in _OTHERS.items() if secret in content}
     tokens = {token: _TOKENS[token] for token in _ANY_TOKEN.findall(content) if token in _TOKENS}
     return others | tokens

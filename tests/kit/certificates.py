@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that vouches for itself, and its private key, which its owner alone can read."""
+    """A self-signed certificate for 127.0.0.1, and its private key, readable only by its owner."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a merchant")])
     now = datetime.datetime.now(datetime.UTC)
@@ -40,7 +40,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def server_context(public: Path, private: Path) -> ssl.SSLContext:
-    """What a server needs to use them."""
+    """The TLS context of a server that uses them."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(public, private)
     return context

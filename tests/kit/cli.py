@@ -40,7 +40,7 @@ per_day = "5000"
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -69,7 +69,7 @@ def invoke(*arguments: str | Path) -> Result:
 
 
 def checks(config: Path) -> dict[str, Any]:
-    """What doctor says of this config, by name."""
+    """The doctor's results for this config, by check."""
     return {check["name"]: check for check in invoke("doctor", "--config", config).json["checks"]}
 
 
@@ -79,9 +79,9 @@ def spawn(
     under: tuple[str, ...] = (),
     **options: Any,
 ) -> subprocess.Popen[str]:
-    """Run a command as a process of its own; `environ` comes on top of ours, `under` is a shell that starts it.
+    """Run a command as a process. `environ` is added to ours; `under` is a shell that starts it.
 
-    Ctrl-C reaches it also where the tests themselves run in the background, with SIGINT ignored.
+    Ctrl-C reaches it even if the tests run in the background with SIGINT ignored.
     """
     start = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
     start += "runpy.run_module('payagent', run_name='__main__', alter_sys=True)"
@@ -90,12 +90,12 @@ def spawn(
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would reach another payagent."""
+    """This process's environment without variables that would reach another payagent."""
     return {n: v for n, v in os.environ.items() if not n.startswith("PAYAGENT_") and n != "XDG_RUNTIME_DIR"}
 
 
 def until(reached: Callable[[], object], what: str) -> None:
-    """Wait until it is so."""
+    """Wait until the condition holds."""
     end_s = time.monotonic() + PATIENCE_S
     while not reached():
         assert time.monotonic() < end_s, what
@@ -141,7 +141,7 @@ class Shop:
         return invoke(*arguments, "--config", self.config)
 
     def config_of(self, data_dir: Path) -> Path:
-        """A config like this one, of another data folder; it lies beside this one."""
+        """A config like this one with another data folder, beside this one."""
         config = self.folder / f"of-{data_dir.name}.toml"
         config.write_text(self.config.read_text().replace(str(self.data_dir), str(data_dir)))
         return config
@@ -173,7 +173,7 @@ class Shop:
 
 @contextmanager
 def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
-    """The daemon, ready; its log lies beside the config."""
+    """The daemon, ready; its log is beside the config."""
     with (shop.folder / "daemon.log").open("a") as log:
         process = spawn("serve", "--config", shop.config, *more, under=under, stdout=log, stderr=log)
         try:

@@ -29,7 +29,7 @@ class Program:
         self.options: dict[str, Any] = {"daemon": place.api.url, "token": place.token, **options}
 
     async def call(self, url: str, method: str = "GET", **more: Any) -> httpx.Response:
-        """One call on a client of its own; its answer, read to the end."""
+        """One request on a client of its own; return its answer, read to the end."""
 
         def blocking() -> httpx.Response:
             with self.client() as http:
@@ -41,7 +41,7 @@ class Program:
             return await http.request(method, url, **more)
 
     async def peek(self, url: str) -> bytes:
-        """One call whose answer is closed after its first piece."""
+        """One request whose answer is closed after its first chunk."""
 
         def blocking() -> bytes:
             with self.client() as http, http.stream("GET", url) as answer:
@@ -77,21 +77,21 @@ Start = Callable[..., Program]
 
 @asynccontextmanager
 async def open_shop(world: World, **terms: object) -> AsyncIterator[Place]:
-    """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that goes on."""
+    """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that makes blocks."""
     world.fund(*UTXOS)
     async with place(world, **terms) as at, blocks(at.run):
         yield at
 
 
 def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
-    """A program's time is over as soon as it is so: a busy machine gets done what it has to before."""
+    """Let a program's timeout end only once the condition holds, however busy the machine is."""
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (3_600 if when() else 0))
     monkeypatch.setattr(showing, "time", clock)
     monkeypatch.setattr(intent, "time", clock)
 
 
 async def refusal(call: Awaitable[httpx.Response]) -> Any:
-    """The error that a call ends with."""
+    """The error that a request ends with."""
     try:
         answer = await call
     except httpx.RequestError as error:

@@ -20,7 +20,7 @@ def commitment_to(
     body: bytes = b"",
     headers: Mapping[str, str | None] = NO_HEADERS,
 ) -> dict[str, Any]:
-    """The extension as a merchant declares it for a request. `headers` are those that it binds, in their order."""
+    """The extension as a merchant declares it for a request. `headers` are the bound ones, in order."""
     hashes = {name: b"\0" if value is None else b"\1" + value.encode() for name, value in headers.items()}
     binding = {
         "domain": "x402:exact:cardano:request-commitment:http:1",

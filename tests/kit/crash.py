@@ -1,6 +1,6 @@
-"""Five purchases in a fixed order, the disk as it was when the process died, and what must hold after it.
+"""Five payments in a fixed order, the disk as it was when the process died, and what must hold afterwards.
 
-`Script.drive` may be run again after a crash at any point: it does what a client and an operator would do.
+`Script.drive` can run again after a crash at any point: it acts as a client and an operator would.
 """
 
 import mmap
@@ -37,7 +37,7 @@ UTXOS = 8
 
 
 class FileClock:
-    """The system's clock and how far it was put off, which lies in a file: two processes share it."""
+    """The system's clock with an offset in a file, so that two processes share it."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -57,14 +57,14 @@ class FileClock:
         return SystemClock().now_ms() + self.ahead_ms
 
 
-class Dead(Exception):  # noqa: N818  what a process that was killed would not even raise
+class Dead(Exception):  # noqa: N818  a killed process would not even raise
     """The process is gone."""
 
 
 class Disk:
-    """A checkpoint: counts the sites; at the `crash_at`th it keeps the files as they are and lets nothing through.
+    """A checkpoint that counts the sites. At the `crash_at`th it copies the files and stops everything.
 
-    `sites` are their names in order. `after` is called at each "after", with the commit durable.
+    `sites` are their names in order. `after` is called at each "after", once the commit is durable.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Disk:
 
 
 def copy_files(folder: Path, to: Path) -> None:
-    """The database and its log as they are; not the shared memory, which dies with the machine."""
+    """Copy the database and its log as they are, without the shared memory, which a crash loses."""
     to.mkdir()
     for name in ("ledger.db", "ledger.db-wal"):
         with suppress(FileNotFoundError):
@@ -130,9 +130,9 @@ class CountingSigner:
 
 
 class Guard(Relay):
-    """The provider. Whatever transaction reaches it must be in the ledger at that moment, and durable.
+    """The provider. Every transaction that reaches it must already be durable in the ledger.
 
-    `gone`: the process that asks is dead, so that nothing of what it still says counts.
+    `gone`: the asking process is dead, so its requests no longer count.
     """
 
     def __init__(self, devnet: DevnetThread, path: Path) -> None:
@@ -160,7 +160,7 @@ class Guard(Relay):
 
 
 class CrashWorld(World):
-    """A world whose clock lies in a file and whose agents talk to the chain through a guard."""
+    """A world whose clock is in a file and whose agents talk to the chain through a checking provider."""
 
     guard: Guard
 
@@ -186,7 +186,7 @@ def crash_world(folder: Path) -> Iterator[CrashWorld]:
 
 
 def outer_world(folder: Path, urls: dict[str, str]) -> CrashWorld:
-    """The world as another process sees it: the devnet by its URLs alone."""
+    """The world as another process sees it: only the devnet's URLs."""
     world = CrashWorld(SimpleNamespace(**urls), folder)  # type: ignore[arg-type]
     world.attach(FileClock(folder / "clock"))
     return world
@@ -194,9 +194,9 @@ def outer_world(folder: Path, urls: dict[str, str]) -> CrashWorld:
 
 @dataclass
 class Script:
-    """Five payments: plain, one whose reply is lost, one that is rolled back, one that is refused, and a split.
+    """Five payments: plain, with a lost reply, rolled back, refused, and a split.
 
-    `marks` is a folder for what the world does once only, which a crash does not undo.
+    `marks` is a folder of things the world does only once, which a crash does not undo.
     """
 
     world: CrashWorld
@@ -205,7 +205,7 @@ class Script:
     alive: Callable[[], bool] = lambda: True
 
     async def drive(self, run: Run, alive: Callable[[], bool] = lambda: True) -> None:
-        """Everything, from wherever it stands. Raises `Dead` when the process has died meanwhile."""
+        """Run every step from wherever it is. Raises `Dead` if the process died meanwhile."""
         self.alive = alive
         try:
             await self._look(run)
@@ -216,7 +216,7 @@ class Script:
             raise
 
     def _require_alive(self) -> None:
-        """The world stands still for a dead process: nobody here waits for what it would have done."""
+        """Stop the world's waiting for a dead process."""
         if not self.alive():
             raise Dead from None
 
@@ -225,7 +225,7 @@ class Script:
         self._require_alive()
 
     def _once(self, name: str) -> bool:
-        """True the first time, in all processes together."""
+        """True the first time over all processes."""
         try:
             (self.marks / name).touch(exist_ok=False)
         except FileExistsError:
@@ -276,7 +276,7 @@ class Script:
         await self._serve(run, row)
 
     async def _refused(self, run: Run) -> None:
-        """The merchant refuses what it is handed: its coins are taken back. Who was told so does not ask again."""
+        """The merchant refuses the signed transaction, and it is cancelled. A client told so does not retry."""
         if void := payments.payments_in(run.context.conn, (State.VOID,)):
             self.ids["refused"] = void[0].id
             return
@@ -299,7 +299,7 @@ class Script:
 
 
 def findings(world: World) -> list[str]:
-    """What `verify` has to say about the file."""
+    """What `verify` finds in the file."""
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn:
         conn.execute("BEGIN")
         told = verify(conn, Owner(world.account.address, world.terms.network))
@@ -314,7 +314,7 @@ def head_of(path: Path) -> tuple[int, str]:
 
 
 def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
-    """All five ended as they do without a crash, with one transaction each; the books equal the chain."""
+    """Assert that all five ended as without a crash, with one transaction each, and the books equal the chain."""
     rows = {name: run.context.payment(payment_id) for name, payment_id in script.ids.items()}
     assert {name: row.state for name, row in rows.items()} == {
         "plain": State.CONFIRMED,

@@ -50,7 +50,7 @@ def start(folder: Path, preexec_fn: Callable[[], None] | None = None) -> tuple["
 
 
 def start_on_port(folder: Path) -> tuple["subprocess.Popen[str]", int]:
-    """The same, and its port."""
+    """As above, with its port."""
     process, port, _ = announced(folder)
     return process, port
 
@@ -68,7 +68,7 @@ def announced(
 
 
 def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """What it ended with, and what it has said since it announced itself."""
+    """Its exit code, and its output since it announced itself."""
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
     with process.stderr as said:
@@ -77,7 +77,7 @@ def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 
 def log_of_a_run(folder: Path, preexec_fn: Callable[[], None] | None = None) -> list[str]:
-    """All that a daemon says from its start to its stop, in lines."""
+    """Everything a daemon writes from start to stop, in lines."""
     lines = []
     with subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn) as process:
         assert process.stderr is not None

@@ -21,7 +21,7 @@ Ref = tuple[str, int]
 
 
 class HandClock:
-    """Milliseconds that only move when told to."""
+    """A clock in milliseconds that only a test moves."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self.now_ms = now_ms
@@ -90,7 +90,7 @@ def signed(
 
 @dataclass
 class Purse:
-    """A payer on a running devnet, who pays from whole coins over HTTP and keeps the change."""
+    """A payer on a running devnet that spends whole UTxOs over HTTP and keeps the change."""
 
     who: Payer
     devnet: DevnetThread
@@ -117,7 +117,7 @@ class Purse:
         return [(row["tx_hash"], row["output_index"]) for row in rows]
 
     def build(self, outputs: Sequence[Output], coin: int = 0, ttl: int | None = None) -> tuple[str, bytes]:
-        """Pay the outputs from one coin, the change back to ourselves."""
+        """Build a payment of the outputs from one UTxO, with the change back to us."""
         rows = self.get(f"/addresses/{self.who.address.text}/utxos").json()
         value = {row["unit"]: int(row["quantity"]) for row in rows[coin]["amount"]}
         left = value.pop("lovelace") - FEE_LOVELACE - sum(lovelace for _, lovelace, _ in outputs)
@@ -133,7 +133,7 @@ class Purse:
         return httpx.post(url, content=raw, headers=headers, timeout=timeout_s, verify=NO_TLS)
 
     def pay(self, outputs: Sequence[Output], blocks: int = 1) -> str:
-        """Pay, and make some blocks; the transaction's id."""
+        """Pay and make some blocks; return the transaction's id."""
         tx_id, raw = self.build(outputs)
         answer = self.submit(raw)
         assert answer.status_code == 200, answer.text

@@ -50,5 +50,5 @@ def read_one(response: HttpResponse, reading: Reading) -> Invoice:
 
 
 def paid(invoice: Invoice) -> list[tuple[str, str, int]]:
-    """Who gets what, in the order of the outputs."""
+    """Role, address and units of each output, in order."""
     return [(output.role, output.address.text, output.units) for output in invoice.outputs]

@@ -6,5 +6,5 @@ IS_LONG = os.environ.get("PAYAGENT_TEST_LONG") == "1"
 
 
 def pick(sample: int, whole: int) -> int:
-    """The one for this run."""
+    """The sample size for this run."""
     return whole if IS_LONG else sample

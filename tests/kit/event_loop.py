@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def turns() -> AsyncIterator[Callable[[], float]]:
-    """Gives what part of the processor's time within went by between two turns of another task, at the longest.
+    """Measure the longest share of processor time between two turns of another task.
 
-    By the processor's time, so that a busy machine changes nothing; nor does what other tests left for the
-    garbage collector.
+    In processor time, so that a busy machine changes nothing; nor does garbage left by other tests.
     """
     began_s = last_s = time.process_time()
     longest_s = 0.0

@@ -21,7 +21,7 @@ class Stream:
         self._lines = answer.aiter_lines()
 
     async def next(self) -> dict[str, Any]:
-        """The next event, as it stands in its lines; comments are passed over."""
+        """The next event, from its lines; comments are skipped."""
         found: dict[str, Any] = {}
         async with asyncio.timeout(PATIENCE_S):
             async for line in self._lines:
@@ -40,7 +40,7 @@ class Stream:
         return found
 
     async def end(self) -> None:
-        """Return when the server has ended it."""
+        """Return when the server has closed the stream."""
         async with asyncio.timeout(PATIENCE_S):
             async for _ in self._lines:
                 pass

@@ -23,7 +23,7 @@ def submit(world: World, raw: bytes) -> None:
 
 
 def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Utxo) -> str:
-    """Another program with the wallet's words sends some of its money away."""
+    """Another program with the wallet's recovery words spends some of its UTxOs."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
     slot = run.context.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
@@ -37,7 +37,7 @@ def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Utxo) -> str:
 
 
 async def require_whole(run: Run) -> None:
-    """The books equal the chain to the unit, are clean in themselves, and tell of every transaction."""
+    """Assert that the books equal the chain to the unit, verify cleanly and have every transaction."""
     world = run.world
     assert run.owned() == world.on_chain()
     with closing(open_read_only(world.folder / "ledger.db")) as conn:

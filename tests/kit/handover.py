@@ -14,7 +14,7 @@ def with_handover(terms: AgentConfig) -> AgentConfig:
 
 
 def broadcast(world: World, cbor: bytes) -> int:
-    """What a merchant does with the proof."""
+    """Do what a merchant does with the proof: submit it."""
     answer = world.http.post(
         f"{world.devnet.chain_url}/tx/submit", content=cbor, headers={"Content-Type": "application/cbor"}
     )
@@ -22,6 +22,6 @@ def broadcast(world: World, cbor: bytes) -> int:
 
 
 async def pass_ttl(world: World, run: Run) -> None:
-    """Go past the TTL of what is in flight, with a block there and a look."""
+    """Go past the TTL of everything in flight, with a block and a pass."""
     world.clock.ahead_ms += 400_000
     await run.settle_down()

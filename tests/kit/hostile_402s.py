@@ -1,8 +1,8 @@
 """Hostile 402s: each row is one valid invoice with one change, and the code by which it must be refused.
 
-An id starts with the row of the threat model that it serves (A amounts, B addresses, C splits, D identity and
-time, E parsing). `layer` says who refuses: "dialect" the pure reading, "agent" only the daemon as a whole
-(limits, configured assets, what was seen before). The table serves the dialects' tests and the running daemon's.
+An id starts with its row of the threat model (A amounts, B addresses, C splits, D identity and time, E parsing).
+`layer` says what refuses it: "dialect" the parser, "agent" only the whole daemon (limits, configured assets,
+earlier invoices). The tests of the dialects and of the running daemon share the table.
 """
 
 import json
@@ -31,7 +31,7 @@ Layer = Literal["dialect", "agent"]
 
 @dataclass(frozen=True)
 class Hostile:
-    """One 402. `body_text` holds bytes that are no UTF-8 as surrogates (`raw` gives the bytes back)."""
+    """One 402. `body_text` holds bytes that are not UTF-8 as surrogates (`raw` has the bytes)."""
 
     id: str
     status: int
@@ -146,7 +146,7 @@ class _Table:
         self.rows: list[Hostile] = []
 
     def set(self, id: str, code: str, base: str, path: str, value: Any, layer: Layer = "dialect") -> None:
-        """One field has another value; `path` like detail.extra.split.outputs.0.amountUnits."""
+        """Change one field; `path` is like detail.extra.split.outputs.0.amountUnits."""
         body = json.loads(self.bases[base].text)
         *parents, last = [int(step) if step.isdigit() else step for step in path.split(".")]
         place = body
@@ -156,7 +156,7 @@ class _Table:
         self._add(id, code, base, json.dumps(body), layer=layer)
 
     def drop(self, id: str, code: str, base: str, path: str) -> None:
-        """One field is not there."""
+        """Remove one field."""
         body = json.loads(self.bases[base].text)
         *parents, last = path.split(".")
         place = body
@@ -166,25 +166,25 @@ class _Table:
         self._add(id, code, base, json.dumps(body))
 
     def text(self, id: str, code: str, base: str, old: str, new: str) -> None:
-        """One stretch of the JSON text is written otherwise."""
+        """Replace one part of the JSON text."""
         before = self.bases[base].text
         if before.count(old) != 1:
             raise ValueError(f"{id}: {old!r} is {before.count(old)} times in the base")
         self._add(id, code, base, before.replace(old, new))
 
     def whole(self, id: str, code: str, change: Callable[[str], str], base: str = "plain") -> None:
-        """The text as a whole is altered."""
+        """Change the text as a whole."""
         self._add(id, code, base, change(self.bases[base].text))
 
     def body(
         self, id: str, code: str, body: Any, headers: dict[str, str] | None = None, status: int = 402
     ) -> None:
-        """The body is another one altogether; a str is sent as it is."""
+        """Replace the whole body; a str is sent as it is."""
         text = body if isinstance(body, str) else json.dumps(body)
         self.rows.append(Hostile(id, status, JSON if headers is None else headers, text, code))
 
     def header(self, id: str, code: str, base: str, name: str, value: str) -> None:
-        """One header is added or has another value."""
+        """Add or change one header."""
         kept = {key: old for key, old in self.bases[base].headers.items() if key.lower() != name.lower()}
         self.rows.append(Hostile(id, 402, kept | {name: value}, self.bases[base].text, code, base))
 
@@ -199,7 +199,7 @@ class _Table:
 def hostile_402s(network: Network, pay_to: str, own: str, now_ms: int) -> list[Hostile]:
     """Every row, for a daemon on `network` that is the wallet `own`, when the 402 is received at `now_ms`.
 
-    The merchant has no split_mode. "agent" rows lean on the daemon's settings: OTHER_POLICY has no limit, a
+    The merchant has no split_mode. "agent" rows depend on the daemon's settings: OTHER_POLICY has no limit, a
     payment of 40 billion ADA is above any, TOKEN has 0 decimals; D1's row comes after the plain base was paid.
     """
     table = _Table(network, pay_to, own, now_ms)
@@ -674,7 +674,7 @@ _TERMS_BY_NAME = (
     *("listPrice", "cost", "total", "ourShare", "shares", "tax", "bps", "forwardTo", "payNow"),
     *("deadline", "chainId", "policyId", "decimalPlaces", "timeoutMs", "parentInvoiceId", "parent_invoice_id"),
 )
-"""Fields that no document has and that change what is asked, whatever words they hold."""
+"""Undocumented fields that would change the terms, whatever their value."""
 
 
 def _fields(t: _Table) -> None:

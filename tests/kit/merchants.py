@@ -18,7 +18,7 @@ def guarded(world: World, rules: MerchantRules) -> Callable[[AgentConfig], Agent
 
 
 async def approve(run: Run, message: str) -> PaymentRow:
-    """PaymentRequest about a payment, and let it go on."""
+    """Request a payment that needs approval, and approve it."""
     row = await run.pay(message)
     await run.agent.decisions.approve(row.id, SOMEBODY)
     await run.agent.submitter.drain(10)
@@ -30,7 +30,7 @@ def pay_to(name: str) -> str:
 
 
 async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
-    """Paid, in a block, and the merchant says 402 when its invoice is over."""
+    """Pay, in a block; the merchant then answers 402 after its invoice expired."""
     row = await run.pay_in_block(message)
     world.clock.ahead_ms += 301_000
     await run.settle_down()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(heading: str, page: str = "README.md", language: str = "sh") -> list[str]:
-    """The blocks of code under a heading, without their indentation. A page's title has all of the page."""
+    """The code blocks under a heading, without indentation. A page's title covers the whole page."""
     section = re.search(rf"^(##?) {re.escape(heading)}$(.*?)(?:^\1 |\Z)", (ROOT / page).read_text(), re.M | re.S)
     assert section is not None
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section[2], re.M | re.S)

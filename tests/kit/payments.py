@@ -21,16 +21,16 @@ from payagent.wallet.keys import Signer, derive, seed_from_words
 
 TTL_S = 1_800
 LONG_S = 7_200
-"""An invoice that outlives the longest attempt."""
+"""A validity of an invoice that outlives the longest attempt."""
 
 
 def assert_memory(run: Run) -> None:
-    """What selection may take is what the database says is free."""
+    """Assert that coin selection may take exactly the UTxOs the database has as available."""
     assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)}
 
 
 async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:
-    """A payment whose bytes the provider says to have, and drops."""
+    """A payment whose transaction the provider accepts and then drops."""
     world.fault("submit", "drop")
     await run.run_pass()
     row = await run.pay(message)
@@ -39,14 +39,14 @@ async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:
 
 
 async def pass_time_of(world: World, run: Run, seconds: int) -> None:
-    """So much later there is a block, and a look; what is sent from now on arrives."""
+    """After the given time, make a block and run a pass; later submissions arrive."""
     world.control("faults", clear=True)
     world.clock.ahead_ms += seconds * 1000
     await run.settle_down()
 
 
 async def wait_for_void(world: World, run: Run) -> None:
-    """Bury the cancel, and let the looks be a minute apart."""
+    """Make blocks on top of the cancel, with passes a minute apart."""
     for _ in range(6):
         world.clock.ahead_ms += 61_000
         await run.settle_down()
@@ -58,7 +58,7 @@ def height(world: World) -> int:
 
 
 def fork_with(world: World, at_height: int, *raws: bytes) -> None:
-    """Another chain from a height on, whose next block has these transactions, and which is the longer one."""
+    """Switch to a longer fork whose next block has these transactions."""
     depth = height(world) - at_height
     world.control("rollback", depth=depth)
     world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
@@ -68,7 +68,7 @@ def fork_with(world: World, at_height: int, *raws: bytes) -> None:
 
 
 def assert_sound(world: World, run: Run) -> None:
-    """Memory is the database, the books verify, and each receipt is consistent."""
+    """Assert that memory equals the database, the books verify and each receipt is consistent."""
     assert_memory(run)
     owner = Owner(world.account.address, DEVNET)
     with run.context.snapshot() as conn:
@@ -79,7 +79,7 @@ def assert_sound(world: World, run: Run) -> None:
 
 
 def assert_at_rest(world: World, run: Run) -> None:
-    """And nothing is on its way: the books say what the chain says."""
+    """As `assert_sound`, with nothing in flight: the books equal the chain."""
     assert_sound(world, run)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
@@ -91,7 +91,7 @@ def attempts(run: Run, row: PaymentRow) -> list[queries.AttemptRow]:
 
 @dataclass
 class BadSigner:
-    """A signer that fails or signs something else, until it is mended."""
+    """A signer that fails or signs something else, until it is repaired."""
 
     good: Signer
     trouble: str = "fails"
@@ -122,7 +122,7 @@ def is_sound(run: Run) -> bool:
 
 
 async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
-    """Payments of which each spends the change of the one before; no provider has any of them."""
+    """Payments that each spend the change of the previous one; no provider has any of them."""
     world.fault("submit", "drop")
     await run.run_pass()
     rows = [await run.pay(name) for name in names]
@@ -132,7 +132,7 @@ async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
 
 
 async def replace_parent(world: World, run: Run) -> list[PaymentRow]:
-    """The parent is replaced, so that the change which its child and its grandchild spend can never be."""
+    """Replace the parent, so that the change its child and grandchild spend can never exist."""
     world.settings(timeout=LONG_S)
     rows = await family(world, run, "parent", "child", "grandchild")
     await pass_time_of(world, run, TTL_S - 60)

@@ -18,7 +18,7 @@ def tip_of(relay: Relay) -> dict[str, object]:
 
 
 def raised(run: Run) -> set[str]:
-    """Subjects of the alerts that stand."""
+    """Subjects of the open alerts."""
     subjects = {alert.subject for alert in alerts.after(run.context.conn, 0)}
     return {subject for subject in subjects if alerts.last_kind(run.context.conn, subject) == "provider_excluded"}
 

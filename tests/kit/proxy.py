@@ -1,6 +1,6 @@
 """A merchant of raw sockets, a client of raw sockets, and the daemon's proxy between them.
 
-The merchant records every call byte by byte and answers what a test says; nothing of it is payagent's.
+The merchant records every request byte for byte and answers as a test scripts; it uses no payagent code.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @dataclass
 class Heard:
-    """A call as it reached the merchant: `head` as it came, and its body without chunks."""
+    """A request as it reached the merchant: the raw `head`, and the body without chunking."""
 
     head: bytes
     reader: asyncio.StreamReader
@@ -80,7 +80,7 @@ class Heard:
         await self.say(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def until_hung_up(self) -> None:
-        """The other side has closed the connection."""
+        """Whether the other side has closed the connection."""
         async with asyncio.timeout(PATIENCE_S):
             with suppress(ConnectionError):
                 while await self.reader.read(65_536):
@@ -96,7 +96,7 @@ async def say_ok(heard: Heard) -> None:
 
 
 def saying(raw: bytes) -> Answer:
-    """Read the call, say this."""
+    """Read the request and send this answer."""
 
     async def answer(heard: Heard) -> None:
         await heard.read_body()
@@ -106,7 +106,7 @@ def saying(raw: bytes) -> Answer:
 
 
 class Peer:
-    """The merchant. `answers` go by path; what is not there is answered "ok"."""
+    """The merchant. `answers` are by path; any other path is answered with "ok"."""
 
     def __init__(self) -> None:
         self.calls: list[Heard] = []
@@ -146,7 +146,7 @@ class Peer:
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        except Exception as failure:  # noqa: BLE001  told to the test that made the peer
+        except Exception as failure:  # noqa: BLE001  reported to the test that made the peer
             self.failures.append(failure)
         finally:
             writer.close()
@@ -154,7 +154,7 @@ class Peer:
 
 @dataclass
 class Got:
-    """An answer as it came; `body` is None when it broke off."""
+    """An answer as it came; `body` is None if it broke off."""
 
     status: int
     head: bytes
@@ -247,27 +247,27 @@ class Place:
         merchant: str = "t",
         token: bool = True,
     ) -> bytes:
-        """A call as bytes."""
+        """A request as bytes."""
         lines = [f"{method} /proxy/{merchant}{path} HTTP/1.1", f"Host: {self.api.url[7:]}", *headers]
         lines += [f"X-Payagent-Token: {self.token}"] if token else []
         lines += [f"Content-Length: {len(body)}"] if body is not None else []
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
     async def ask(self, path: str = "/chat", *headers: str, **more: object) -> Got:
-        """One call on a connection of its own, and its answer."""
+        """One request on a connection of its own, and its answer."""
         async with self.wire() as wire:
             await wire.say(self.call(path, *headers, **more))  # type: ignore[arg-type]
             return await wire.answer(of_head=more.get("method") == "HEAD")
 
     async def until(self, reached: Callable[[], object], what: str) -> None:
-        """Wait until it is so."""
+        """Wait until the condition holds."""
         async with asyncio.timeout(PATIENCE_S):
             while not reached():
                 assert not self.peer.failures, what
                 await asyncio.sleep(0.005)
 
     async def until_delivered(self, count: int = 1) -> None:
-        """So many payments are in the books as delivered: a client has its answer a moment earlier."""
+        """Wait until that many payments are delivered in the ledger, a moment after the client's answer."""
         await self.until(
             lambda: sum(row.delivery is Delivery.ACCEPTED for row in self.payments) == count, "not delivered"
         )
@@ -295,13 +295,13 @@ async def place(world: World, bounds: Bounds = Bounds(), **terms: object) -> Asy
 
 
 def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
-    """The proxy's time is over as soon as it is so: a busy machine gets done what it has to before."""
+    """Let the proxy's timeout end only once the condition holds, however busy the machine is."""
     monkeypatch.setattr(Exchange, "left_s", property(lambda _trip: 0.0 if when() else PATIENCE_S))
 
 
 @asynccontextmanager
 async def blocks(run: Run) -> AsyncIterator[None]:
-    """A chain that goes on by itself, and an agent that looks at it."""
+    """A chain that makes blocks by itself, and an agent that runs its passes."""
 
     async def go_on() -> None:
         while True:
@@ -323,9 +323,9 @@ SERVED = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nserved")
 
 @dataclass
 class Paywall:
-    """What costs money at the raw merchant: T Backend invoices, a proof that is believed, and how often it serves.
+    """A paid resource at the raw merchant: T Backend invoices, and proofs it accepts without checking.
 
-    `strict`: one call for a payment. `pending`: so many retries are told to wait. `serve`: what a paid call gets.
+    `strict`: one request for each payment. `pending`: how many retries must wait. `serve`: the paid answer.
     """
 
     strict: bool = False
@@ -373,10 +373,10 @@ class Paywall:
 
 @dataclass
 class Pending202:
-    """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending.
+    """A paid resource by x402 version 2, at a server that answers 202 while its settlement is pending.
 
-    `kind`: the content type of that answer's body, which is empty without one. Its receipt, which stands there
-    `receipts` times, denies success in both ways that are seen.
+    `kind`: the content type of that answer's body; without one the body is empty. Its receipt, repeated
+    `receipts` times, denies success in both known ways.
     """
 
     times: int
@@ -404,7 +404,7 @@ class Pending202:
 
 @dataclass
 class SpentNonce:
-    """What costs money by x402's version 2, one call for a payment.
+    """A paid resource by x402 version 2: one request for each payment.
 
     A proof that has served a call is refused after that: the input that its nonce names is spent.
     """
@@ -428,7 +428,7 @@ BOUND = ("accept-language", "content-type", "x-account")
 
 @dataclass
 class Binding:
-    """What costs money by x402's version 2, at a merchant that wants a commitment to the call as it came there."""
+    """A paid resource by x402 version 2 at a merchant that requires a commitment to the request."""
 
     names: tuple[str, ...]
 
@@ -445,7 +445,7 @@ class Binding:
 
 
 def x402_required(**more: object) -> dict[str, object]:
-    """What a 402 of x402's version 2 requires: 2 ADA."""
+    """The requirements of an x402 version 2 402: 2 ADA."""
     entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
     accepted = {**entry, "payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
     return {"x402Version": 2, "accepts": [accepted], **more}

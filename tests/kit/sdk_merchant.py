@@ -1,8 +1,8 @@
 """A merchant made of the official x402 SDK: its resource server and FastAPI middleware, on a loopback port.
 
 `with SdkMerchant(devnet) as merchant:` sells `GET /premium`, `GET /notes/...` and `POST /chat`; `GET /free` costs
-nothing. The facilitator is the devnet's own, in process, since the SDK brings none for Cardano; it waits for
-blocks as a real one does, up to `wait_s`. Order as the SDK has it: verify, the handler, settle.
+nothing. The facilitator is the devnet's, in process, since the SDK has none for Cardano; it waits for blocks as
+a real one does, up to `wait_s`. The order is the SDK's: verify, the handler, settle.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class CardanoServerScheme:
 class DevnetFacilitator:
     """The SDK's facilitator client over the devnet's facilitator, in the devnet's own loop.
 
-    With `replays` a call that was served is settled again, as the scheme's reference facilitator does.
+    With `replays` a served request is settled again, as by the scheme's reference facilitator.
     """
 
     def __init__(self, devnet: DevnetThread, wait_s: float, replays: bool) -> None:
@@ -124,7 +124,7 @@ class _Server(uvicorn.Server):
 
 
 class SdkMerchant:
-    """The merchant in a thread of its own. `handled` counts what the handlers did, by path."""
+    """The merchant in its own thread. `handled` counts the handled requests by path."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class SdkMerchant:
 
     @property
     def payments(self) -> dict[str, int]:
-        """How many answers each transaction bought, by its id."""
+        """How many answers each transaction paid for, by its id."""
         return {claim.tx_id: claim.served for claim in self._client.facilitator.claims.values()}
 
     def _serve(self) -> None:

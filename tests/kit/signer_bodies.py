@@ -14,7 +14,7 @@ NOW_SLOT = 3_000
 
 @dataclass(frozen=True)
 class Body:
-    """A body, laid by hand: by default one payment of 5 ADA with its change."""
+    """A hand-made body: by default one payment of 5 ADA with change."""
 
     outputs: tuple[tuple[bytes, int, tuple[tuple[str, int], ...]], ...] = (
         (payee(0).raw, 5 * ADA, ()),

@@ -77,7 +77,7 @@ BABBAGE_SOME = (
 BODY_ERROR = 'DecoderErrorDeserialiseFailure "Shelley Tx" (DeserialiseFailure 0 "expected list len or indef")'
 HTML = b"<!DOCTYPE html><html><head><title>%s</title></head><body>cloudflare</body></html>"
 ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
-    # success, in every dress
+    # success, in every form
     "json string": (raw(200, TX), K.ACCEPTED),
     "plain text (Dolos)": (raw(200, TX.encode()), K.ACCEPTED),
     "white space": (raw(200, f'  "{TX}"\r\n'.encode()), K.ACCEPTED),
@@ -102,7 +102,7 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "list": (raw(200, [TX]), K.LIAR),
     "captive portal": (raw(200, HTML % b"Log in"), K.LIAR),
     "200 with an error": (raw(200, {"status_code": 400, "error": "Bad Request", "message": "x"}), K.LIAR),
-    # success that got lost on the way
+    # success whose answer broke off
     "empty": (raw(200), K.AMBIGUOUS),
     "204": (raw(204), K.AMBIGUOUS),
     "half an id": (raw(200, TX[:30].encode()), K.AMBIGUOUS),

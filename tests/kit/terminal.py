@@ -20,7 +20,7 @@ _IN_A_TERMINAL = (
 
 
 class Session:
-    """A running command and its terminal; `seen` is everything that it showed so far."""
+    """A running command and its terminal; `seen` is everything it has shown so far."""
 
     def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
         self._master = master
@@ -29,7 +29,7 @@ class Session:
         self._expected_to = 0
 
     def expect(self, text: str) -> None:
-        """Read until the text comes after all that was expected before."""
+        """Read until the text appears after everything expected so far."""
         end_s = time.monotonic() + PATIENCE_S
         while (at := self.seen.find(text, self._expected_to)) < 0:
             assert time.monotonic() < end_s, f"{text!r} did not come"
@@ -47,11 +47,11 @@ class Session:
         self._process.terminate()
 
     def is_echoing(self) -> bool:
-        """What is typed shows."""
+        """Whether typed text is shown."""
         return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
     def end(self) -> int:
-        """Read what is left; the exit code."""
+        """Read the rest; return the exit code."""
         while self._read():
             pass
         return self._process.wait(PATIENCE_S)

@@ -15,7 +15,7 @@ kept = with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=
 
 
 def own_orders(run: Run) -> list[PaymentRow]:
-    """What upkeep ordered, oldest first."""
+    """The transfers upkeep made, oldest first."""
     rows = payments.payments_page(
         run.context.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
     )
@@ -23,7 +23,7 @@ def own_orders(run: Run) -> list[PaymentRow]:
 
 
 async def burst(world: World, run: Run, count: int, name: str = "call") -> list[PaymentRow]:
-    """So many purchases at once, signed and sent."""
+    """Make `count` payments at once, signed and submitted."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
     await run.agent.submitter.drain(30)
@@ -31,7 +31,7 @@ async def burst(world: World, run: Run, count: int, name: str = "call") -> list[
 
 
 async def land(run: Run, *rows: PaymentRow) -> None:
-    """Blocks, until all are confirmed; what a busy machine sent too late is sent again meanwhile."""
+    """Make blocks until all are confirmed; what a busy machine submitted too late is submitted again."""
     for _ in range(30):
         await run.pass_time(1)
         if all(run.state(row.id) is State.CONFIRMED for row in (*rows, *own_orders(run))):
@@ -39,6 +39,6 @@ async def land(run: Run, *rows: PaymentRow) -> None:
 
 
 async def keep(run: Run) -> None:
-    """As the heartbeat does, until there is nothing more to do."""
+    """Run upkeep as the scheduler does, until there is nothing more to do."""
     await run.agent.utxo_pool.keep_ready()
     await run.agent.submitter.drain(10)

@@ -17,7 +17,7 @@ EDGES = [1, 23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**53, 2**63 - 1
 
 
 def signer_of(number: int) -> SoftwareSigner:
-    """A valid extended key that no words stand behind."""
+    """A valid extended key without recovery words."""
     key = bytearray(hashlib.sha512(b"signer %d" % number).digest())
     key[0] &= 0xF8
     key[31] = key[31] & 0x1F | 0x40
@@ -80,7 +80,7 @@ def pure_utxo(rnd: random.Random, lovelace: int | None = None) -> Utxo:
 
 
 def mixed_utxo(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -> Utxo:
-    """A coin with assets, with at least the ledger's minimum; `room` bounds what exists of each asset."""
+    """A UTxO with assets and at least min-ADA; `room` limits what exists of each asset."""
     units = {}
     for name in names:
         left = room.get(name, 2**63 - 1)
@@ -93,7 +93,7 @@ def mixed_utxo(rnd: random.Random, names: Iterable[str], room: dict[str, int]) -
 
 
 def random_wallet(rnd: random.Random, size: int) -> list[Utxo]:
-    """Coins as a wallet may hold them; no asset exists more than 2^63-1 times."""
+    """UTxOs as a wallet may hold them; no asset has more than 2^63-1 units."""
     room: dict[str, int] = {}
     style = rnd.choice(["pure", "mixed", "mixed", "spread", "dust"])
     utxos = []
@@ -140,7 +140,7 @@ def random_outputs(rnd: random.Random, utxos: list[Utxo]) -> list[Output]:
 
 
 def edge_payment(rnd: random.Random, utxos: list[Utxo]) -> list[Output] | None:
-    """What one coin of pure ADA pays to the unit, or with change at a boundary, or just short of either."""
+    """An amount one ADA-only UTxO pays exactly, or with change at a limit, or just misses."""
     utxo = rnd.choice(utxos)
     index_bytes = 1 if utxo.index < 24 else 2 if utxo.index < 256 else 3
     fee_bare = 155_381 + 44 * (10 + 3 + 1 + 35 + index_bytes + 1 + 60 + 5 + 5 + 107)

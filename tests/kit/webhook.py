@@ -22,7 +22,7 @@ class Call:
 
 
 class Receiver:
-    """The operator's server. `status` is what it answers; `calls` is what came, whatever it answered."""
+    """The operator's server. It answers `status`; `calls` are all requests it received."""
 
     def __init__(self) -> None:
         self.status = 204

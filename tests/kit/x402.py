@@ -33,7 +33,7 @@ def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> Paym
 
 
 async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Advice]:
-    """Show the proof, and let the agent read the answer."""
+    """Send the proof, and let the agent read the answer."""
     answer = get(world, retry_headers(row, run.context.config.merchants[world.origin], world.address))
     response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
     return answer, *await run.agent.deliveries.take_answer(row.id, response)

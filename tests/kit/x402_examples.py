@@ -28,7 +28,7 @@ def unpack(header: str) -> Any:
 
 
 def entry(**change: Any) -> dict[str, Any]:
-    """An entry of the official version 2, for 2 ADA; a value of None takes the key away."""
+    """An entry of the official version 2, for 2 ADA; a value of None removes the key."""
     known = {
         "scheme": "exact",
         "network": "cardano:preprod",
@@ -93,7 +93,7 @@ def page(terms: object) -> str:
 
 
 def knowing(url: str | None = URL, **change: Any) -> Reading:
-    """What we bring to an x402 402: a call to URL, with limits for ADA and the token."""
+    """The reading of an x402 402: a request to URL, with limits for ADA and the token."""
     call = None if url is None else HttpRequest("GET", url, hashlib.sha256(b"").hexdigest(), {})
     return replace(reading(), **({"call": call, "assets": frozenset(("lovelace", TOKEN))} | change))
 

@@ -1,4 +1,4 @@
-"""What the signer signs, by its own reading of the bytes: a table of refusals, and every bent bit."""
+"""The signer's policy: a table of refused transaction bodies, every flipped bit, and the daily cap."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ UTXO = Utxo("ab" * 32, 0, 100 * ADA)
 
 @dataclass
 class Time:
-    """A clock that a test moves on."""
+    """A clock that a test moves."""
 
     now_s: float = 0
 
@@ -33,7 +33,7 @@ class Time:
 
 
 def admit(body: bytes, paid: int) -> None:
-    """By a signer that has signed nothing yet."""
+    """Ask a signer that has signed nothing yet."""
     Time().policy().admit(body, paid)
 
 
@@ -41,7 +41,7 @@ ABOVE = {"limit_exceeded", "asset_not_allowed"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_body_that_the_policy_forbids_is_refused_with_why(name: str) -> None:
+def test_a_transaction_body_the_policy_forbids_is_refused_with_its_reason(name: str) -> None:
     body, paid, why = REFUSED[name]
     with pytest.raises(Refused) as caught:
         admit(body.raw, paid)
@@ -51,7 +51,7 @@ def test_a_body_that_the_policy_forbids_is_refused_with_why(name: str) -> None:
     assert is_amount or caught.value.name == "signer_refused"
 
 
-def test_what_is_at_the_caps_is_allowed() -> None:
+def test_a_transaction_exactly_at_the_caps_is_allowed() -> None:
     admit(GOOD.raw, 1)
     admit(paying((PAID[0], 20 * ADA - GOOD.fee, ((TOKEN, 500),)), CHANGE).raw, 1)
     admit(paying(PAID, (OWN.raw, 94 * ADA, ((FREE, 2**62),))).raw, 1)
@@ -61,7 +61,7 @@ def test_what_is_at_the_caps_is_allowed() -> None:
 
 
 def own_bodies() -> Iterator[tuple[bytes, int]]:
-    """What the wallet itself builds: a payment with shares, one that commits to something, a split, a sweep."""
+    """Bodies the wallet builds: a payment with splits, one with a commitment, and two of send_all."""
     for outputs, more in ((pay(3 * ADA, ADA, ADA), {}), (pay(3 * ADA), {"commitment": bytes(32)})):
         plan = select(UtxoIndex([UTXO]), outputs, change=OWN, ttl_slot=4000, network_id=0, **more)
         yield plan.body, plan.paid
@@ -71,7 +71,7 @@ def own_bodies() -> Iterator[tuple[bytes, int]]:
         yield plan.body, plan.paid
 
 
-def test_all_that_the_wallet_builds_within_the_caps_is_allowed() -> None:
+def test_every_kind_of_transaction_the_wallet_builds_is_allowed_within_the_caps() -> None:
     paid = []
     for body, count in own_bodies():
         admit(body, count)
@@ -80,14 +80,14 @@ def test_all_that_the_wallet_builds_within_the_caps_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("change", [payee(9), own_address(1)], ids=["a stranger", "another network"])
-def test_a_wallet_whose_own_address_is_a_wrong_one_is_not_signed_for(change: Address) -> None:
-    """The wallet's check would pass: it compares with a plan of the same mistake."""
+def test_change_to_an_address_that_is_not_the_wallets_is_refused(change: Address) -> None:
+    """The wallet's check would pass: it compares with a plan that has the same mistake."""
     plan = select(UtxoIndex([UTXO]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
     with pytest.raises(Refused, match="output 1 is change"):
         admit(plan.body, plan.paid)
 
 
-def test_whatever_bit_is_bent_nothing_is_allowed_that_another_reader_finds_too_much() -> None:
+def test_no_flipped_bit_gets_more_than_the_caps_past_the_signer() -> None:
     allowed = 0
     for body, paid in own_bodies():
         for bit in range(8 * len(body)):
@@ -112,11 +112,11 @@ def test_whatever_bit_is_bent_nothing_is_allowed_that_another_reader_finds_too_m
     assert allowed > 1000
 
 
-# What leaves in a day
+# The daily cap
 
 
 def anchored(spends: str, ada: int, *, token: int = 0, inputs: int = 1) -> bytes:
-    """A payment out of a coin of its own."""
+    """A payment from its own UTxO."""
     assets = ((TOKEN, token),) if token else ()
     return replace(paying((PAID[0], ada * ADA, assets), CHANGE), spends=spends, inputs=inputs).raw
 
@@ -126,7 +126,7 @@ def cancel(spends: str, fee: int = 200_000, inputs: int = 1) -> bytes:
 
 
 def signed_of(policy: Policy, bodies: Iterable[tuple[bytes, int]]) -> int:
-    """How many of them a signer signs that is told to sign them all."""
+    """How many of the bodies the signer signs."""
     count = 0
     told: list[tuple[str, object]] = []
     for body, paid in bodies:
@@ -140,8 +140,8 @@ def signed_of(policy: Policy, bodies: Iterable[tuple[bytes, int]]) -> int:
     return count
 
 
-def test_a_daemon_that_was_taken_over_gets_a_days_sum_and_no_more() -> None:
-    """A thousand transactions that are each within the cap, one after the other."""
+def test_a_compromised_daemon_gets_no_more_than_the_daily_cap_signed() -> None:
+    """Hundreds of transactions, one after the other, each within the transaction cap."""
     time = Time()
     policy = time.policy()
     bodies = [(anchored(f"{n % 256:02x}", 5, inputs=1 + n // 256), 1) for n in range(256)]
@@ -152,7 +152,7 @@ def test_a_daemon_that_was_taken_over_gets_a_days_sum_and_no_more() -> None:
     assert signed_of(policy, bodies[100:]) == 7
 
 
-def test_a_day_rolls_and_is_not_begun_anew() -> None:
+def test_the_daily_cap_is_a_rolling_24_hour_window() -> None:
     time = Time()
     policy = time.policy()
     told = []
@@ -163,12 +163,12 @@ def test_a_day_rolls_and_is_not_begun_anew() -> None:
     assert sum(told) > 14
 
 
-def test_a_token_has_a_days_sum_of_its_own() -> None:
+def test_each_token_has_its_own_daily_cap() -> None:
     policy = Time().policy()
     assert signed_of(policy, [(anchored(f"{n:02x}", 2, token=400), 1) for n in range(9)]) == 2
 
 
-def test_attempts_that_exclude_each_other_count_once_and_the_greater_of_them() -> None:
+def test_conflicting_attempts_count_once_with_the_largest_amount() -> None:
     policy = Time().policy()
     for ada in (3, 5, 4, 5):
         policy.admit(anchored("ab", ada), 1)
@@ -176,7 +176,7 @@ def test_attempts_that_exclude_each_other_count_once_and_the_greater_of_them() -
     assert signed_of(policy, [(anchored("ab", 19), 1)]) == 0
 
 
-def test_a_replacement_that_takes_another_utxo_too_is_one_of_its_nonce_utxos() -> None:
+def test_a_replacement_with_more_inputs_counts_as_the_same_payment() -> None:
     policy = Time().policy()
     policy.admit(anchored("ab", 15, inputs=1), 1)
     policy.admit(anchored("ab", 15, inputs=2), 1)
@@ -185,8 +185,8 @@ def test_a_replacement_that_takes_another_utxo_too_is_one_of_its_nonce_utxos() -
     assert signed_of(policy, [(anchored("ef", 15), 1)]) == 0
 
 
-def test_what_shares_a_utxo_with_two_that_do_not_exclude_each_other_does_not_hide_one() -> None:
-    """A and C share nothing; B shares a coin with each. A and C can land both, so both count."""
+def test_a_transaction_that_conflicts_with_two_independent_ones_hides_neither() -> None:
+    """A and C share nothing; B shares a UTxO with each. A and C can both land, so both count."""
 
     def spending(*indices: int) -> bytes:
         utxos = [cbor.tx_input("ab" * 32, index) for index in indices]
@@ -202,18 +202,18 @@ def test_what_shares_a_utxo_with_two_that_do_not_exclude_each_other_does_not_hid
     assert signed_of(policy, [(spending(2), 1)]) == 0
 
 
-def test_utxos_can_be_taken_back_when_the_days_sum_is_reached() -> None:
+def test_cancels_are_signed_even_when_the_daily_cap_is_reached() -> None:
     policy = Time().policy()
     bodies = [(anchored(f"{n:02x}", 19), 1) for n in range(3)]
     assert signed_of(policy, bodies) == 2
     for n in range(200):
-        policy.admit(cancel(f"{n % 2:02x}"), 0)  # of what was signed, again and again
-    policy.admit(cancel("ef"), 0)  # of what an earlier process signed
+        policy.admit(cancel(f"{n % 2:02x}"), 0)  # of signed transactions, again and again
+    policy.admit(cancel("ef"), 0)  # of a transaction that an earlier process signed
     assert signed_of(policy, [(cancel(f"{n:02x}", fee=900_000), 0) for n in range(100, 200)]) == 44
 
 
-def test_a_cancel_lets_nothing_more_leave() -> None:
-    """It joins what it excludes: a payment that shares no coin with it any more counts by itself."""
+def test_a_cancel_does_not_free_room_under_the_daily_cap() -> None:
+    """It counts with what it conflicts with; a payment that shares no UTxO with it counts by itself."""
     policy = Time().policy()
     policy.admit(anchored("ab", 19, inputs=2), 1)
     policy.admit(cancel("ab", inputs=1), 0)
@@ -222,12 +222,12 @@ def test_a_cancel_lets_nothing_more_leave() -> None:
     assert signed_of(policy, [(anchored("ef", 19), 1)]) == 0
 
 
-def test_slots_are_those_of_the_network_where_they_are_known() -> None:
+def test_the_signer_knows_the_slot_only_on_networks_with_known_slots() -> None:
     clocks = clocks_of(SLOT_CLOCKS["preprod"], lambda: 0.0, lambda: 1_655_769_600.9 + 60)
     assert clocks.slot() == 86_460
     assert clocks_of(None, lambda: 0.0, lambda: 1.0).slot() is None
     Time().policy(slot=None).admit(replace(GOOD, ttl_slot=10**9).raw, 1)
 
 
-def test_all_that_the_agent_signs_is_within_the_longest_ttl() -> None:
+def test_the_agents_longest_ttl_is_within_the_signers_limit() -> None:
     assert CANCEL_TTL_S + 3600 <= TTL_AHEAD_MAX_S

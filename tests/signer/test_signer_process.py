@@ -1,4 +1,4 @@
-"""The signer as a process: what it signs over a real line, what it cannot do, who cannot read it, how it ends."""
+"""The signer process: what it signs, what it cannot do, who cannot read its memory, and how it ends."""
 
 import asyncio
 import ctypes
@@ -71,7 +71,7 @@ def signer(folder: Path) -> Iterator[Unlocked]:
 
 
 def status_of(pid: int) -> dict[str, str]:
-    """The kernel's account of a process, by name."""
+    """The kernel's status of a process, by field."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -84,7 +84,7 @@ def has_ended(pid: int) -> bool:
 
 
 def send(pid: int, number: int) -> None:
-    """A signal to one process: 0 and less would be many."""
+    """Send a signal to one process: 0 or less would mean many."""
     assert pid > 1
     os.kill(pid, number)
 
@@ -99,7 +99,7 @@ def until_ended(pid: int) -> None:
 # What it signs
 
 
-def test_it_signs_what_the_same_key_would_sign_here(signer: Unlocked) -> None:
+def test_the_signer_process_signs_the_same_bytes_as_the_key_itself(signer: Unlocked) -> None:
     account, process = signer
     here = derive(seed_from_words(WORDS), PREPROD)
     assert account.address == here.address
@@ -115,11 +115,11 @@ def test_it_signs_what_the_same_key_would_sign_here(signer: Unlocked) -> None:
     assert raw == sign(plan, here.signer)
 
 
-def test_it_refuses_by_itself_what_its_policy_forbids_and_goes_on(signer: Unlocked) -> None:
+def test_the_signer_refuses_what_its_policy_forbids_and_keeps_running(signer: Unlocked) -> None:
     account, process = signer
     for name, (body, paid, _) in REFUSED.items():
         if "TTL" in name:
-            continue  # of a network whose slots are long past it
+            continue  # this network's slot is far beyond the case's TTL
         raw = body.raw.replace(OWN.raw, account.address.raw)
         with pytest.raises(Refused) as caught:
             process.sign(raw, paid)
@@ -133,7 +133,7 @@ def test_it_refuses_by_itself_what_its_policy_forbids_and_goes_on(signer: Unlock
     assert crypto_sign_open(signature + bytes.fromhex(plan.tx_id), process.public_key) == bytes.fromhex(plan.tx_id)
 
 
-# How it is opened
+# How it starts
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_it_refuses_by_itself_what_its_policy_forbids_and_goes_on(signer: Unlock
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_what_keeps_it_from_opening_is_told_and_it_ends(
+def test_an_error_while_opening_the_keystore_is_reported_with_its_code(
     folder: Path, change: dict[str, object], code: str, why: str
 ) -> None:
     passphrase_of(folder, str(change.get("passphrase", PASSPHRASE)))
@@ -160,8 +160,8 @@ def test_what_keeps_it_from_opening_is_told_and_it_ends(
     assert PASSPHRASE not in str(caught.value)
 
 
-def test_it_reports_a_missing_terminal(folder: Path) -> None:
-    """In a session of its own, so that no terminal is there to be asked."""
+def test_a_missing_terminal_for_the_passphrase_is_reported(folder: Path) -> None:
+    """In its own session, so there is no terminal to ask."""
     script = f"""
 from pathlib import Path
 from payagent.core.network import NETWORKS
@@ -193,7 +193,7 @@ def run_script(script: str, *arguments: str, **options: bool) -> "subprocess.Com
 # What it has given up
 
 
-def test_it_has_one_socket_no_environment_and_no_needless_library(folder: Path) -> None:
+def test_the_signer_has_one_socket_no_environment_and_no_unneeded_library(folder: Path) -> None:
     with (folder / "left open").open("w") as left, socket.socket() as also_left:
         os.set_inheritable(left.fileno(), True)
         os.set_inheritable(also_left.fileno(), True)
@@ -208,7 +208,7 @@ def test_it_has_one_socket_no_environment_and_no_needless_library(folder: Path) 
             assert not [name for name in ("_ssl", "_sqlite3", "pydantic", "cbor2") if name in mapped]
 
 
-def test_the_kernel_has_it_confined(signer: Unlocked) -> None:
+def test_the_kernel_reports_the_signer_as_confined(signer: Unlocked) -> None:
     _, process = signer
     status = status_of(process.pid)
     assert (status["NoNewPrivs"], status["Seccomp"], status["Threads"]) == ("1", "2", "1")
@@ -250,7 +250,7 @@ os._exit(0)
 """
 
 
-def test_once_confined_a_process_can_open_nothing_start_nothing_and_reach_nobody(tmp_path: Path) -> None:
+def test_a_confined_process_cannot_open_files_start_programs_or_use_the_network(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.touch()
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -285,13 +285,13 @@ os._exit(0)
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the other architecture of this kind is x86_64's")
 @pytest.mark.parametrize(("kind", "code"), [("confined", -signal.SIGSYS), ("as it is", 0)])
-def test_calls_of_another_architecture_are_no_way_around_the_filter(kind: str, code: int) -> None:
-    """There 11 is the call that starts a program, and here one that is allowed."""
+def test_system_calls_of_another_architecture_cannot_bypass_the_filter(kind: str, code: int) -> None:
+    """Call 11 starts a program there, while here it is an allowed call."""
     assert run_script(OTHER_ARCHITECTURE.replace("sys.argv[1]", repr(kind))).returncode == code
 
 
-def test_where_calls_cannot_be_filtered_nothing_is_unlocked(folder: Path) -> None:
-    """As on an architecture that nobody looked at."""
+def test_the_keystore_stays_locked_when_system_calls_cannot_be_filtered(folder: Path) -> None:
+    """As on an architecture without a filter."""
     with pytest.raises(Refused, match="could not be confined") as caught, without_filters(), unlocking(folder):
         pass
     assert caught.value.name == "signer_lost"
@@ -299,7 +299,7 @@ def test_where_calls_cannot_be_filtered_nothing_is_unlocked(folder: Path) -> Non
 
 @contextmanager
 def without_filters() -> Iterator[None]:
-    """Programs that start now say of themselves that they are of another architecture (personality, uname)."""
+    """Make new programs report another architecture (personality, uname)."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = libc.personality(0xFFFFFFFF)
     libc.personality(before | 0x0008)  # PER_LINUX32
@@ -309,7 +309,7 @@ def without_filters() -> Iterator[None]:
         libc.personality(before)
 
 
-def test_what_keeps_its_program_from_starting_is_told(folder: Path) -> None:
+def test_an_error_that_stops_the_signer_from_starting_is_reported(folder: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
@@ -366,8 +366,8 @@ os.kill(holder, 9)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a second user")
 @pytest.mark.parametrize(("kind", "told"), [("confined", "PermissionError"), ("as it is", "read")])
-def test_a_process_of_its_own_user_cannot_read_it(kind: str, told: str) -> None:
-    """The second row is the control: what is not confined is read by the same means."""
+def test_a_process_of_the_same_user_cannot_read_the_signers_memory(kind: str, told: str) -> None:
+    """The second row is the control: an unconfined process is read by the same means."""
     script = READER.replace("sys.argv[1]", repr(kind))
     ended = run_script(script)
     traced = "Operation not permitted" if kind == "confined" else "read"
@@ -416,11 +416,11 @@ with subprocess.Popen([sys.executable, "-c", thief], **pipes) as thief:
 """
 
 
-def test_its_memory_cannot_be_opened_in_the_moment_of_its_start_either(folder: Path) -> None:
-    """Somebody of its own user opens the memory of each process as soon as it is there, and keeps it open."""
+def test_the_signers_memory_cannot_be_opened_while_it_starts(folder: Path) -> None:
+    """A process of the same user opens the memory of each new process at once and keeps it open."""
     ended = run_script(ROBBED, str(folder), THIEF)
     signer, opened = (set(line.split()) for line in ended.stdout.splitlines())
-    assert opened, "he opens what starts as any program does"
+    assert opened, "it opens the memory of ordinary programs"
     assert not signer & opened
 
 
@@ -443,12 +443,12 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.parametrize(("kind", "code"), [("traced", "1"), ("as it is", "0")])
-def test_it_does_not_begin_while_it_is_traced(kind: str, code: str) -> None:
+def test_the_signer_refuses_to_start_while_it_is_traced(kind: str, code: str) -> None:
     assert run_script(TRACED.replace("sys.argv[1]", repr(kind))).stdout == f"{code}\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a second user")
-def test_another_user_can_read_nothing_of_the_real_one(signer: Unlocked) -> None:
+def test_another_user_can_neither_read_nor_kill_the_signer(signer: Unlocked) -> None:
     _, process = signer
     script = f"""
 import os
@@ -473,7 +473,7 @@ except OSError as error:
 # How it ends
 
 
-def test_a_signer_that_was_killed_is_lost_for_good_and_signs_nothing(signer: Unlocked) -> None:
+def test_a_killed_signer_is_lost_for_good_and_signs_nothing(signer: Unlocked) -> None:
     _, process = signer
     send(process.pid, signal.SIGKILL)
     until_ended(process.pid)
@@ -484,8 +484,8 @@ def test_a_signer_that_was_killed_is_lost_for_good_and_signs_nothing(signer: Unl
     assert process.problem is not None
 
 
-def test_signals_for_the_daemon_leave_it_alone(signer: Unlocked) -> None:
-    """Ctrl-C and systemd's stop reach every process: what the daemon still has to sign is signed."""
+def test_stop_signals_for_the_daemon_do_not_stop_the_signer(signer: Unlocked) -> None:
+    """Ctrl-C and systemd's stop reach every process, and the daemon may still have something to sign."""
     account, process = signer
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         send(process.pid, number)
@@ -497,13 +497,13 @@ def test_signals_for_the_daemon_leave_it_alone(signer: Unlocked) -> None:
 
 @pytest.fixture
 def slow() -> Iterator[tuple[SignerProcess, socket.socket]]:
-    """The daemon's end of a line, and the other one, which a test has."""
+    """The daemon's end of the socket, and the signer's end for the test."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
         yield SignerProcess(ours, 0, bytes(32), bytes(28)), its
 
 
-async def test_a_signer_that_stands_still_keeps_nobody_waiting_who_wants_no_signature(
+async def test_signatures_are_answered_in_order_without_blocking_the_event_loop(
     slow: tuple[SignerProcess, socket.socket],
 ) -> None:
     process, its = slow
@@ -525,7 +525,9 @@ async def test_a_signer_that_stands_still_keeps_nobody_waiting_who_wants_no_sign
     process.unwatch()
 
 
-async def test_a_request_given_up_before_its_turn_is_not_signed(slow: tuple[SignerProcess, socket.socket]) -> None:
+async def test_a_signature_cancelled_before_its_turn_is_not_requested(
+    slow: tuple[SignerProcess, socket.socket],
+) -> None:
     process, its = slow
     process.watch(lambda: None)
     first, second, third = (asyncio.create_task(process.signature(body, 1)) for body in (b"1st", b"2nd", b"3rd"))
@@ -542,7 +544,7 @@ async def test_a_request_given_up_before_its_turn_is_not_signed(slow: tuple[Sign
     process.unwatch()
 
 
-async def test_a_silent_signer_is_given_up_for_every_waiting_request(
+async def test_every_waiting_signature_fails_when_the_signer_does_not_answer(
     slow: tuple[SignerProcess, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("payagent.signer.client.ANSWER_S", 0.05)
@@ -561,7 +563,7 @@ async def test_a_silent_signer_is_given_up_for_every_waiting_request(
         await process.signature(b"later", 1)
 
 
-async def test_when_the_signer_ends_every_waiting_request_and_the_daemon_are_told(
+async def test_when_the_signer_ends_every_waiting_signature_fails_and_the_daemon_is_told(
     slow: tuple[SignerProcess, socket.socket],
 ) -> None:
     process, its = slow
@@ -578,7 +580,7 @@ async def test_when_the_signer_ends_every_waiting_request_and_the_daemon_are_tol
     assert lost == ["lost", "told again"]
 
 
-def test_an_answer_that_comes_late_is_never_taken_for_that_to_the_next_question() -> None:
+def test_a_late_answer_is_never_taken_as_the_answer_to_the_next_request() -> None:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
@@ -593,14 +595,14 @@ def test_an_answer_that_comes_late_is_never_taken_for_that_to_the_next_question(
         assert its.recv(100) == b""
 
 
-def test_it_ends_with_the_block_that_holds_it(folder: Path) -> None:
+def test_the_signer_ends_when_its_context_manager_exits(folder: Path) -> None:
     with unlocking(folder) as (_, process):
         assert not has_ended(process.pid)
     assert has_ended(process.pid)
 
 
-def test_it_ends_with_the_daemon_even_when_somebody_else_holds_its_line(folder: Path) -> None:
-    """So that no copy of the daemon's end is a way to go on signing without it."""
+def test_the_signer_ends_with_the_daemon_even_if_another_process_holds_its_socket(folder: Path) -> None:
+    """A copy of the daemon's end must not allow signing without the daemon."""
     script = f"""
 import os, socket, subprocess, sys, time
 from pathlib import Path
@@ -635,7 +637,7 @@ with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{
                 send(holder, signal.SIGKILL)
 
 
-def test_it_ends_with_the_daemon_however_that_ends(folder: Path) -> None:
+def test_the_signer_ends_when_the_daemon_is_killed(folder: Path) -> None:
     script = f"""
 import time
 from pathlib import Path

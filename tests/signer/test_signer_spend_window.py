@@ -1,4 +1,4 @@
-"""What leaves in a day, at each of its bounds."""
+"""The 24-hour spend window, at each of its limits."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def refused(
     return dict(caught.value.context)
 
 
-def test_the_whole_sum_may_leave_and_not_one_unit_more() -> None:
+def test_the_whole_daily_cap_may_leave_and_not_one_unit_more() -> None:
     sums = day()
     sign(sums, of(A), lovelace=4)
     sign(sums, of(B), lovelace=6)
@@ -40,24 +40,24 @@ def test_the_whole_sum_may_leave_and_not_one_unit_more() -> None:
     assert refused(sums, of(C), lovelace=1) == told
 
 
-def test_a_refusal_tells_what_is_left() -> None:
+def test_a_refusal_says_how_much_is_left() -> None:
     sums = day()
     sign(sums, of(A), lovelace=4)
     assert refused(sums, of(B), lovelace=7)["left"] == "6"
 
 
-def test_an_asset_without_a_sum_does_not_leave_at_all() -> None:
+def test_an_asset_without_a_cap_cannot_leave() -> None:
     assert refused(day(), of(A), **{"bb" * 28: 1})["left"] == "0"
 
 
-def test_assets_are_counted_apart() -> None:
+def test_each_asset_is_counted_separately() -> None:
     sums = day()
     sign(sums, of(A), **{ADA: 10, TOKEN: 4})
     assert refused(sums, of(B), **{TOKEN: 2})["left"] == "1"
     sign(sums, of(B), **{TOKEN: 1})
 
 
-def test_of_attempts_that_exclude_each_other_only_the_largest_counts() -> None:
+def test_only_the_largest_of_conflicting_attempts_counts() -> None:
     sums = day()
     sign(sums, of(A), lovelace=6)
     sign(sums, of(A, B), lovelace=3)
@@ -65,7 +65,7 @@ def test_of_attempts_that_exclude_each_other_only_the_largest_counts() -> None:
     assert refused(sums, of(A), lovelace=11)["left"] == "0"
 
 
-def test_an_attempt_that_excludes_two_joins_the_larger() -> None:
+def test_an_attempt_that_conflicts_with_two_joins_the_larger_one() -> None:
     for first, second in ((A, B), (B, A)):
         sums = day()
         sign(sums, of(first), lovelace=2)
@@ -74,7 +74,7 @@ def test_an_attempt_that_excludes_two_joins_the_larger() -> None:
         assert refused(sums, of(C), lovelace=1)["left"] == "0"
 
 
-def test_what_is_counted_already_is_covered_and_nothing_more() -> None:
+def test_an_attempt_is_covered_up_to_the_amount_already_counted() -> None:
     sums = day()
     assert not sums.covers(of(A), {ADA: 0}), "nothing was counted yet"
     sign(sums, of(A), lovelace=3)
@@ -83,15 +83,15 @@ def test_what_is_counted_already_is_covered_and_nothing_more() -> None:
     assert not sums.covers(of(A), {ADA: 3, TOKEN: 1})
 
 
-def test_what_was_covered_is_shared_from_then_on() -> None:
-    """What spends only a coin that it left out can land beside it."""
+def test_a_covered_attempt_narrows_the_inputs_that_are_covered() -> None:
+    """A transaction that spends only a UTxO left out can land as well."""
     sums = day()
     sign(sums, of(A, B), lovelace=3)
     assert sums.covers(of(A), {ADA: 1})
     assert not sums.covers(of(B), {ADA: 1})
 
 
-def test_it_counts_for_a_day_and_anew_with_each_attempt() -> None:
+def test_an_attempt_counts_for_24_hours_after_its_last_signature() -> None:
     sums = day()
     sign(sums, of(A), 0, lovelace=10)
     refused(sums, of(B), DAY_S - 1, lovelace=1)

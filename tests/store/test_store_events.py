@@ -1,4 +1,4 @@
-"""The chain of events: whoever changes history with the guards off is found out by the hashes."""
+"""The event chain: its hashes reveal any change made with the triggers off."""
 
 import hashlib
 import sqlite3
@@ -28,20 +28,20 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     conn.close()
 
 
-def test_the_chain_holds_and_events_read_as_before(conn: sqlite3.Connection) -> None:
+def test_the_event_chain_is_intact_and_events_are_read_back(conn: sqlite3.Connection) -> None:
     assert events.broken_event(conn) is None
     detail = '{"n":1,"of":"Z\\u00fcrich \\u20b3"}'
     assert events.events(conn, "pay1")[0] == (2, "reserve", "reserved", detail, 11)
     assert [row[0] for row in events.events(conn, "pay0")] == [1, 3, 5]
 
 
-def test_the_hash_is_of_the_form_that_is_written_down() -> None:
+def test_an_event_hash_is_computed_as_documented() -> None:
     form = '["' + GENESIS + '",1,"pay_1","reserve","reserved","{\\"a\\":\\"\\u00fc\\"}",7]'
     expected = hashlib.sha256(form.encode("ascii")).hexdigest()
     assert events.event_hash(GENESIS, 1, "pay_1", "reserve", "reserved", '{"a":"ü"}', 7) == expected
 
 
-def test_a_job_that_is_rolled_back_leaves_no_gap(conn: sqlite3.Connection) -> None:
+def test_a_rolled_back_job_leaves_no_gap_in_the_events(conn: sqlite3.Connection) -> None:
     conn.execute("SAVEPOINT job")
     records.note(Unit(conn), "pay0", "reserve", State.RESERVED, 20)
     conn.execute("ROLLBACK TO job")
@@ -71,7 +71,7 @@ OTHER = "b" * 64
         (f"INSERT INTO events VALUES (6, 'pay0', 'reserve', 'reserved', '{{}}', 1, '{OTHER}', '{OTHER}')", 6),
     ],
 )
-def test_what_was_changed_from_outside_is_the_first_broken_link(
+def test_the_first_changed_event_is_named_as_the_broken_link(
     conn: sqlite3.Connection, tampering: str, first_bad: int
 ) -> None:
     for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
@@ -80,7 +80,7 @@ def test_what_was_changed_from_outside_is_the_first_broken_link(
     assert events.broken_event(conn) == first_bad
 
 
-def test_a_link_that_was_written_anew_breaks_the_next(conn: sqlite3.Connection) -> None:
+def test_an_event_rewritten_with_a_new_hash_breaks_the_next_link(conn: sqlite3.Connection) -> None:
     rows = conn.execute(
         "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
     ).fetchall()

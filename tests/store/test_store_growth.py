@@ -1,6 +1,6 @@
-"""What a payment takes does not grow with what was before it: SQLite's own steps are counted, never a time.
+"""The cost of a payment does not grow with the history: SQLite's steps are counted, not time.
 
-The steps are those at which SQLite looks whether it is to go on: one for each row that it steps over, at least.
+A step is a call of SQLite's progress handler: at least one for each row it visits.
 """
 
 import subprocess
@@ -29,12 +29,12 @@ MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = 300, 3_000
 GROWTH_MAX = 1.1
 ASKED = 1_000_000
-"""Far from the numbers of what was before."""
+"""Far from the numbers used in the history."""
 
 
 @contextmanager
 def counted(conn: Connection) -> Iterator[list[int]]:
-    """How many steps are taken meanwhile."""
+    """Count the steps taken meanwhile."""
     steps = [0]
 
     def step() -> None:
@@ -53,7 +53,7 @@ def connection(payer: Payer) -> Connection:
 
 
 def steps_of_a_payment(payer: Payer) -> dict[str, int]:
-    """Of its admission, of the record of its attempt and of all that follows, once the statements are prepared."""
+    """The steps of admission, of recording the attempt and of the rest, with prepared statements."""
     told = {}
     for number in range(ASKED, ASKED + 3):
         with counted(connection(payer)) as admit:
@@ -73,7 +73,7 @@ def pay(payer: Payer, count: int) -> None:
         payer.follow(number, plan)
 
 
-def test_a_payment_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+def test_a_payment_costs_no_more_after_many_payments_than_after_few(tmp_path: Path) -> None:
     told = {}
     for count in (FEW, MANY):
         path = tmp_path / f"{count}.db"
@@ -81,7 +81,7 @@ def test_a_payment_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None
         with closing(Payer(path, 5)) as payer:
             told[count] = steps_of_a_payment(payer)
     for name, few in told[FEW].items():
-        assert 500 < few < told[MANY][name] * GROWTH_MAX, "they are counted at all"
+        assert 500 < few < told[MANY][name] * GROWTH_MAX, "the steps are counted"
         assert told[MANY][name] <= few * GROWTH_MAX, name
 
 
@@ -94,8 +94,8 @@ PAGES: dict[str, dict[str, object]] = {
 }
 
 
-def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
-    """Also one on which few are, or none."""
+def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(tmp_path: Path) -> None:
+    """Also a page with few payments or none."""
     every = dict.fromkeys(("app_id", "state", "origin", "since_ms", "before_seq"))
     told: dict[str, list[int]] = {name: [] for name in PAGES}
     for count in (FEW, MANY):
@@ -113,7 +113,7 @@ def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
         assert many <= few * GROWTH_MAX, name
 
 
-def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+def test_a_batch_costs_no_more_after_many_batches_than_after_few(tmp_path: Path) -> None:
     told = {}
     for count in (10, 100):
         with closing(Payer(tmp_path / f"{count}.db", count + 5, batch_target=10)) as payer:
@@ -123,7 +123,7 @@ def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
         assert told[100][name] <= few * GROWTH_MAX, name
 
 
-def test_a_batch_takes_as_much_however_many_were_refused_since_the_last(tmp_path: Path) -> None:
+def test_the_last_served_batch_is_found_as_fast_after_many_refused_payments(tmp_path: Path) -> None:
     told = {}
     for count in (10, 300):
         with closing(Payer(tmp_path / f"{count}.db", 1, batch_target=10)) as payer:
@@ -139,7 +139,7 @@ def test_a_batch_takes_as_much_however_many_were_refused_since_the_last(tmp_path
     assert told[300] <= told[10] * GROWTH_MAX
 
 
-def test_a_payment_takes_as_much_however_many_tokens_were_given_to_others(tmp_path: Path) -> None:
+def test_a_payment_costs_no_more_when_other_apps_have_many_tokens(tmp_path: Path) -> None:
     told = {}
     for count in (10, 1_000):
         with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
@@ -155,7 +155,7 @@ def test_a_payment_takes_as_much_however_many_tokens_were_given_to_others(tmp_pa
 
 
 def with_topups(unit: Unit, count: int) -> int:
-    """So many top-ups of a balance that are over; the balance."""
+    """Add `count` ended top-ups of one balance; return the balance's id."""
     pool = prepaid.ensure_pool(unit, ORIGIN, "bench", ACCOUNT.address.text, 1)
     for number in range(count):
         name = f"top_{number}"
@@ -184,7 +184,7 @@ ASKED_OF_TOPUPS: dict[str, Callable[[Connection, int], object]] = {
 
 
 @pytest.mark.parametrize("name", ASKED_OF_TOPUPS)
-def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, name: str) -> None:
+def test_reading_top_ups_costs_no_more_after_many_than_after_few(tmp_path: Path, name: str) -> None:
     told = {}
     for count in (10, 1_000):
         with closing(Payer(tmp_path / f"{count}.db", 1)) as payer:
@@ -197,8 +197,8 @@ def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, 
     assert told[1_000] <= told[10] * GROWTH_MAX + 1
 
 
-def test_a_purchase_that_comes_to_nothing_takes_as_much_however_many_calls_used_nothing(tmp_path: Path) -> None:
-    """Calls that a balance might have served, and that answered 402."""
+def test_taking_back_a_use_costs_no_more_after_many_taken_back(tmp_path: Path) -> None:
+    """Requests that a balance might have served but that were answered with 402."""
     told = {}
     for count in (10, 1_000):
         with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
@@ -218,8 +218,8 @@ def test_a_purchase_that_comes_to_nothing_takes_as_much_however_many_calls_used_
     assert told[1_000] <= told[10] * GROWTH_MAX
 
 
-def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: Path) -> None:
-    """A ledger that was lost takes in all of a wallet's past in one commit."""
+def test_booking_an_external_spend_costs_no_more_after_many_than_after_few(tmp_path: Path) -> None:
+    """After a lost ledger, the wallet's whole history is booked in one commit."""
     told = {}
     for count in (10, 300):
         with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
@@ -237,10 +237,10 @@ def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: P
     assert told[300] <= told[10] * GROWTH_MAX
 
 
-def test_the_log_that_grew_behind_a_long_read_gives_its_room_back(
+def test_the_write_ahead_log_shrinks_again_after_a_long_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An export that somebody reads slowly keeps all of what is written meanwhile in it."""
+    """A slow export keeps everything written meanwhile in the write-ahead log."""
     monkeypatch.setattr(opening, "LOG_MAX_PAGES", 16)
     path = tmp_path / "ledger.db"
     page = 4096

@@ -1,4 +1,4 @@
-"""The lock of a data folder, on a disk that does not give it."""
+"""The lock of a data folder on a read-only disk."""
 
 import errno
 import os
@@ -10,7 +10,9 @@ from payagent.core.problems import Refused
 from payagent.store.db.lease import lease
 
 
-def test_a_lock_that_the_disk_does_not_give_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_cannot_be_opened_is_reported_as_store_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 

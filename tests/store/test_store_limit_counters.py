@@ -1,4 +1,4 @@
-"""What is counted against limits, against a model that remembers every payment and adds it up anew each time."""
+"""Limit counters, compared with a model that remembers every payment and adds them up each time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ BEGIN_MS = 1_800_000_000_000
 
 @dataclass
 class Hold:
-    """A payment as the model remembers it: what it lost, and when by the chain's time (None: it is open)."""
+    """A payment in the model: what counts, and since when by the chain's time (None: it is open)."""
 
     app: str
     merchant: str
@@ -35,7 +35,7 @@ class Hold:
 def place(
     unit: Unit, name: str, app: str, origin: str, units: dict[str, int], clock_ms: int, *, is_counted: bool
 ) -> None:
-    """A payment with its hold; without a limit it is a transfer of the operator's."""
+    """A payment with its hold; one that is not counted is an operator's transfer."""
     (number,) = unit.conn.execute("SELECT COUNT(*) + 1 FROM payments").fetchone()
     records.add_intent(
         unit,
@@ -63,7 +63,7 @@ def place(
 
 
 class Spending(RuleBasedStateMachine):
-    """Payments come, end without paying, and come back, while blocks come and clocks jump to and fro."""
+    """Payments come, end without paying and come back, while blocks come and clocks jump."""
 
     @initialize()
     def begin(self) -> None:
@@ -146,17 +146,17 @@ class Spending(RuleBasedStateMachine):
                     assert told <= self._most(scope, asset, window, clock_ms), (scope, window)
 
     def teardown(self) -> None:
-        """An audit at the end finds nothing; of holds it would, as no void of theirs tells of a fee."""
+        """The audit of the limits finds nothing; that of the holds would, as no void event has a fee."""
         assert not [one for one in check_limits(self.conn) if one.table == "spent"]
         self.conn.close()
 
     def _least(self, scope: Scope, asset: str, window: Window, clock_ms: int) -> int:
-        """What is younger than the window, to the millisecond."""
+        """What is newer than the window's start, to the millisecond."""
         since_ms = clock_ms - LENGTH_MS[window] if window in LENGTH_MS else -1
         return 0 if window is Window.PAYMENT else self._sum(scope, asset, since_ms)
 
     def _most(self, scope: Scope, asset: str, window: Window, clock_ms: int) -> int:
-        """And what is older by less than a span."""
+        """Including what is older by less than a span."""
         if window in LENGTH_MS:
             return self._sum(scope, asset, clock_ms - LENGTH_MS[window] - SPAN_MS[window])
         return self._least(scope, asset, window, clock_ms)
@@ -178,9 +178,9 @@ ROLLING = {Window.HOUR: 100, Window.DAY: 250}
 
 
 class Landings(RuleBasedStateMachine):
-    """What the chain shows: whatever lands within a window of its own time is within the limit of that window.
+    """On the chain, what lands within a window of chain time stays within the limit of that window.
 
-    The daemon admits by what it has counted, sees blocks late or not at all, and payments land when they like.
+    The daemon admits by its counters, sees blocks late or not at all, and payments land at any time.
     """
 
     @initialize()
@@ -193,7 +193,7 @@ class Landings(RuleBasedStateMachine):
         self.seen_ms: int | None = BEGIN_MS
         self.wanted: dict[str, int] = {}
         self.landed: dict[str, tuple[int, int]] = {}
-        """When a payment, or the cancel of one, landed, and what it took."""
+        """When a payment or its cancel landed, and its units."""
         self.ended: set[str] = set()
 
     @rule(ms=st.sampled_from([1, 300_000, 1_800_000, 3_300_000, 3_900_000, 80_000_000]))
@@ -242,7 +242,7 @@ class Landings(RuleBasedStateMachine):
     @precondition(lambda self: self.landed)
     @rule(data=st.data())
     def a_rollback_takes_one_back(self, data: st.DataObject) -> None:
-        """Not a cancel: it counts as one from `void_depth` on, and what a deeper fork undoes no limit can know."""
+        """Not a cancel: it counts from `void_depth` on, and no limit can foresee a deeper fork."""
         name = data.draw(st.sampled_from(sorted(self.landed)))
         if self.landed[name][1] != self.wanted[name]:
             return
@@ -251,7 +251,7 @@ class Landings(RuleBasedStateMachine):
         records.renew_hold(self.unit, name)
 
     def _from_ms(self, landed_ms: int) -> int:
-        """As the agent has it (`ChainView.landed_ms`)."""
+        """As the agent computes it (`ChainView.landed_ms`)."""
         return spending.clock_ms(self.conn, max(landed_ms, self.seen_ms or 0))
 
     @invariant()
@@ -272,8 +272,8 @@ TestLandings = Landings.TestCase
 TestLandings.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
 
 
-def test_what_a_limit_counts_costs_the_same_after_years(tmp_path: Path) -> None:
-    """A day of the finest spans is the most that is ever added up."""
+def test_a_daily_limit_adds_up_at_most_a_day_of_spans(tmp_path: Path) -> None:
+    """At most a day of the smallest spans is added up."""
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
     limit = Limit(WALLET, ADA, Window.DAY, 0)
@@ -287,7 +287,7 @@ def test_what_a_limit_counts_costs_the_same_after_years(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", list(Window))
-def test_a_limit_that_was_set_is_read_again_and_dropped(tmp_path: Path, window: Window) -> None:
+def test_a_limit_can_be_set_read_back_and_dropped(tmp_path: Path, window: Window) -> None:
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
     unit, scope = Unit(conn), Scope("app", "https://a.example")
@@ -301,7 +301,7 @@ def test_a_limit_that_was_set_is_read_again_and_dropped(tmp_path: Path, window: 
     conn.close()
 
 
-def test_no_question_about_limits_looks_at_every_row(tmp_path: Path) -> None:
+def test_no_query_about_limits_scans_a_whole_table(tmp_path: Path) -> None:
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
     asked: list[str] = []

@@ -1,4 +1,4 @@
-"""A disk that takes no more is told before an order meets it."""
+"""A full or read-only disk is reported before a payment needs it."""
 
 import os
 from pathlib import Path
@@ -24,9 +24,9 @@ def disk(free_bytes: int, flags: int = 0) -> os.statvfs_result:
         (os.statvfs_result((0,) * 10), None),
     ],
 )
-def test_what_is_wrong_with_a_disk(tmp_path: Path, found: os.statvfs_result, told: str | None) -> None:
+def test_a_full_or_read_only_disk_is_reported(tmp_path: Path, found: os.statvfs_result, told: str | None) -> None:
     assert room_problem(tmp_path, lambda _: found) == told
 
 
-def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     assert room_problem(tmp_path / "gone") == "its disk cannot be looked at: No such file or directory"

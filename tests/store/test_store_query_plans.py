@@ -1,4 +1,4 @@
-"""What the writer asks in its transaction it finds by an index: a long past costs nothing."""
+"""The writer's queries use an index, so a long history costs nothing."""
 
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ ASKED_OF_UTXOS = {
 
 
 @pytest.mark.parametrize("name", ASKED_OF_UTXOS)
-def test_no_question_about_utxos_looks_at_every_utxo(tmp_path: Path, name: str) -> None:
+def test_no_query_about_utxos_scans_all_utxos(tmp_path: Path, name: str) -> None:
     def plan(unit):  # type: ignore[no-untyped-def]
         asked: list[str] = []
         unit.conn.set_trace_callback(asked.append)
@@ -34,7 +34,7 @@ def test_no_question_about_utxos_looks_at_every_utxo(tmp_path: Path, name: str) 
     assert not [step for step in steps if step.startswith("SCAN") or "AUTOMATIC" in step], steps
 
 
-def test_the_columns_of_a_payment_have_the_names_of_its_fields(tmp_path: Path) -> None:
+def test_the_payment_query_returns_a_column_for_each_field(tmp_path: Path) -> None:
     def names(unit):  # type: ignore[no-untyped-def]
         asked: list[str] = []
         unit.conn.set_trace_callback(asked.append)

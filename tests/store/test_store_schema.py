@@ -1,4 +1,4 @@
-"""What SQL itself holds, whatever the Python above it does: each row of the tables breaks one rule."""
+"""Rules that SQL itself enforces, whatever Python does: each row of the tables here breaks one rule."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from payagent.store.db.triggers import GUARDS, KEPT, Guard
 
 HASH = "a" * 64
 INVOICE = "'[]', NULL, 'tx_hash', 0, NULL, NULL, 1, NULL, '{}'"
-"""The columns of an invoice behind its terms."""
+"""The columns of an invoice after its terms."""
 
 WORLD = f"""
 INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1);
@@ -83,7 +83,7 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     for statement in WORLD.split(";\n"):
         conn.execute(statement)
     conn.execute("COMMIT")
-    conn.execute("PRAGMA recursive_triggers = OFF")  # as any other program opens the file
+    conn.execute("PRAGMA recursive_triggers = OFF")  # as in any other program
     yield conn
     conn.close()
 
@@ -229,7 +229,7 @@ BREACHES = [
     ("seals_chained", f"INSERT INTO seals VALUES (3, '{{}}', x'', '{HASH}')"),
     ("seals_chained", f"INSERT INTO seals VALUES (NULL, '{{}}', x'', '{HASH}')"),
 ]
-"""(guard, statement that it alone refuses)"""
+"""(trigger, statement that it alone refuses)"""
 
 
 ATTEMPT = "INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', {}, 'aa#0', x'84', 1, 9, 1)"
@@ -245,12 +245,14 @@ TURNED_BREACHES = [
     ("attempts_of_the_invoice", ATTEMPT.format(2)),
     ("attempts_of_the_invoice", ATTEMPT.format("NULL")),
 ]
-"""(guard, statement that it alone refuses in the world of `turned`)"""
+"""(trigger, statement that it alone refuses in the ledger of `turned`)"""
 
 
 @pytest.mark.parametrize(("guard", "statement"), BREACHES)
-def test_a_guard_holds_alone_on_a_plain_connection(plain: sqlite3.Connection, guard: str, statement: str) -> None:
-    """As the sqlite3 shell opens the file, with every other guard taken off; without it the row would change."""
+def test_each_trigger_alone_refuses_its_breach_on_a_plain_connection(
+    plain: sqlite3.Connection, guard: str, statement: str
+) -> None:
+    """As in the sqlite3 shell, without the other triggers; without this one the row would change."""
     table = next(found.on for found in GUARDS if found.name == guard).split(" ")[-1]
     for other in GUARDS:
         if other.name != guard:
@@ -264,11 +266,11 @@ def test_a_guard_holds_alone_on_a_plain_connection(plain: sqlite3.Connection, gu
     assert plain.execute(statement).rowcount > 0
 
 
-def test_every_guard_has_a_breach_that_it_refuses() -> None:
+def test_every_trigger_is_tested_with_a_breach() -> None:
     assert {guard for guard, _ in (*BREACHES, *TURNED_BREACHES)} == {guard.name for guard in GUARDS}
 
 
-def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
+def test_only_the_listed_columns_may_change(conn: sqlite3.Connection) -> None:
     may_change = {
         "intents": {"ended_at_ms"},
         "holds": {"counted_units", "counted_from_ms", "released_at_ms"},
@@ -300,7 +302,7 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
-def test_a_guard_that_is_gone_or_weaker_is_missed(plain: sqlite3.Connection, guard: Guard) -> None:
+def test_a_missing_or_weakened_trigger_is_noticed(plain: sqlite3.Connection, guard: Guard) -> None:
     assert missing_guards(plain) == []
     plain.execute(f"DROP TRIGGER {guard.name}")
     assert missing_guards(plain) == [guard.name]
@@ -310,7 +312,7 @@ def test_a_guard_that_is_gone_or_weaker_is_missed(plain: sqlite3.Connection, gua
 
 @pytest.fixture
 def turned(plain: sqlite3.Connection) -> sqlite3.Connection:
-    """pay1 was signed for invoice 1 and goes by another one of its intent now. Invoice 4 is of another origin."""
+    """pay1 has an attempt for invoice 1 and now uses another one. Invoice 4 has another origin."""
     plain.execute(f"INSERT INTO invoices VALUES (3, 'o', 'inv3', 'int1', 'flux', 't', {INVOICE})")
     plain.execute(f"INSERT INTO invoices VALUES (4, 'elsewhere', 'inv4', 'int1', 'flux', 't', {INVOICE})")
     plain.execute("UPDATE payments SET invoice_seq = 3, state = 'replacing' WHERE id = 'pay1'")
@@ -318,7 +320,7 @@ def turned(plain: sqlite3.Connection) -> sqlite3.Connection:
 
 
 @pytest.mark.parametrize(("guard", "statement"), TURNED_BREACHES)
-def test_an_invoice_that_was_signed_for_stays_its_payments(
+def test_an_invoice_with_a_signed_attempt_cannot_move_to_another_payment(
     turned: sqlite3.Connection, guard: str, statement: str
 ) -> None:
     if "pay2" in statement:
@@ -333,16 +335,16 @@ def test_an_invoice_that_was_signed_for_stays_its_payments(
     assert turned.execute(statement).rowcount > 0
 
 
-def test_a_payment_goes_back_to_an_invoice_that_it_was_signed_for(turned: sqlite3.Connection) -> None:
+def test_a_payment_may_return_to_an_invoice_it_has_a_signed_attempt_for(turned: sqlite3.Connection) -> None:
     turned.execute(ATTEMPT.format(3))
     turned.execute("UPDATE payments SET invoice_seq = 1, state = 'in_block' WHERE id = 'pay1'")
 
 
-def test_a_payment_goes_by_an_invoice_that_first_came_for_another_intent(turned: sqlite3.Connection) -> None:
+def test_a_payment_may_use_an_invoice_first_received_for_another_intent(turned: sqlite3.Connection) -> None:
     turned.execute("UPDATE payments SET invoice_seq = 2 WHERE id = 'pay1'")
 
 
-def test_what_may_change_does(plain: sqlite3.Connection) -> None:
+def test_columns_that_may_change_can_be_updated(plain: sqlite3.Connection) -> None:
     plain.execute("UPDATE intents SET ended_at_ms = 5 WHERE id = 'int1'")
     plain.execute("UPDATE holds SET released_at_ms = 5 WHERE asset = 'lovelace'")
     plain.execute("UPDATE payments SET state = 'void', detail = 'r' WHERE id = 'pay1'")
@@ -400,14 +402,14 @@ def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement
         ("('pay2', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'reserved', 'n', 'aa#0', 1, 1)", "nonce_utxo"),
     ],
 )
-def test_the_indexes_hold_without_the_guards(plain: sqlite3.Connection, values: str, index: str) -> None:
+def test_the_unique_indexes_hold_without_the_triggers(plain: sqlite3.Connection, values: str, index: str) -> None:
     for guard in GUARDS:
         plain.execute(f"DROP TRIGGER {guard.name}")
     with pytest.raises(sqlite3.IntegrityError, match=f"UNIQUE.*{index}"):
         plain.execute(PAYMENT + values)
 
 
-def test_an_entry_must_balance_per_asset(conn: sqlite3.Connection) -> None:
+def test_an_entry_must_balance_for_each_asset(conn: sqlite3.Connection) -> None:
     conn.execute("BEGIN")
     conn.execute(
         "INSERT INTO postings(entry_id, account, asset, units) "
@@ -427,7 +429,7 @@ LINES = st.lists(st.tuples(st.sampled_from(["lovelace", "token"]), UNITS), min_s
 
 
 def balanced(lines: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The lines, and as many more as make every asset sum to zero."""
+    """The lines, with more lines so that every asset sums to zero."""
     lines = list(lines)
     for asset in ("lovelace", "token"):
         while left := -sum(units for name, units in lines if name == asset):
@@ -436,7 +438,7 @@ def balanced(lines: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def sealed(conn: sqlite3.Connection, lines: list[tuple[str, int]]) -> str:
-    """What came of writing an entry of these lines."""
+    """The result of writing an entry with these lines."""
     conn.execute("BEGIN")
     try:
         conn.executemany("INSERT INTO postings(entry_id, account, asset, units) VALUES (2, 'wallet', ?, ?)", lines)
@@ -450,7 +452,7 @@ def sealed(conn: sqlite3.Connection, lines: list[tuple[str, int]]) -> str:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, off=st.sampled_from([1, -1, 2**31, 2**32, -(2**32), 2**62]))
-def test_balance_is_decided_as_python_decides_it(
+def test_the_balance_check_in_sql_agrees_with_python(
     conn: sqlite3.Connection, lines: list[tuple[str, int]], off: int
 ) -> None:
     even = balanced(lines)
@@ -460,20 +462,20 @@ def test_balance_is_decided_as_python_decides_it(
     assert (sealed(conn, lines) == "sealed") == (not any(sums.values()))
 
 
-def test_many_of_the_largest_lines_balance_without_overflow(conn: sqlite3.Connection) -> None:
+def test_thousands_of_maximum_postings_balance_without_overflow(conn: sqlite3.Connection) -> None:
     lines = [("token", WIDE - 1)] * 3000 + [("token", 1 - WIDE)] * 3000
     assert sealed(conn, lines) == "sealed"
     assert sealed(conn, lines[:-1]) == "the entry does not balance"
 
 
-def test_the_intent_is_free_again_after_a_rejection_and_the_invoice_too(conn: sqlite3.Connection) -> None:
+def test_a_rejected_payment_frees_its_intent_and_its_invoice(conn: sqlite3.Connection) -> None:
     conn.execute(PAY2 + "'reserved', 'n', 'bb#1', 1, 1)")
     conn.execute("UPDATE payments SET state = 'rejected' WHERE id = 'pay2'")
     conn.execute(PAY3 + "'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)")
 
 
 @pytest.mark.parametrize("state", ["cancelling", "in_block", "in_flight"])
-def test_a_void_payment_may_come_back_beside_the_next_one(conn: sqlite3.Connection, state: str) -> None:
+def test_a_void_payment_may_come_back_beside_its_successor(conn: sqlite3.Connection, state: str) -> None:
     conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
     conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)")
     conn.execute("UPDATE payments SET state = ? WHERE id = 'pay1'", (state,))
@@ -481,7 +483,7 @@ def test_a_void_payment_may_come_back_beside_the_next_one(conn: sqlite3.Connecti
         conn.execute(PAY3 + "'send', 'app', 'int1', NULL, NULL, NULL, '[]', 'reserved', 'n', 'cc#1', 1, 1)")
 
 
-def test_after_void_the_intent_is_free_but_the_invoice_is_not(conn: sqlite3.Connection) -> None:
+def test_a_void_payment_frees_its_intent_but_not_its_invoice(conn: sqlite3.Connection) -> None:
     conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
     conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)")
     with pytest.raises(sqlite3.IntegrityError):
@@ -497,15 +499,15 @@ def built(conn: sqlite3.Connection) -> list[tuple[str, ...]]:
     return conn.execute(f"SELECT type, name, tbl_name, sql FROM sqlite_master {of_ours}").fetchall()
 
 
-def test_the_migrations_build_todays_schema() -> None:
-    """A change of the tables, views or guards reaches a ledger by a migration alone."""
+def test_the_migrations_build_the_current_schema() -> None:
+    """Changed tables, views or triggers reach an existing ledger only by a migration."""
     with closing(memory()) as migrated, closing(memory()) as today:
         bring_up_to_date(migrated)
         today.executescript("\n".join((TABLES, VIEWS, *(guard.sql for guard in GUARDS))))
         assert built(migrated) == built(today)
 
 
-def test_a_migration_runs_once_and_wholly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     later, is_broken = Migrations("payagent"), True
     later()(schema.m001_release_0_1_0)
 

@@ -1,4 +1,4 @@
-"""Seals: each commit's new rows under one hash, which follows from the rows and the seal before, as documented."""
+"""Seals: each commit's new rows get one hash, computed as documented from the rows and the previous seal."""
 
 import hashlib
 import json
@@ -42,8 +42,8 @@ def add_rows(unit: Unit) -> None:
     records.put_meta(unit, "address", "addr")
 
 
-def test_a_table_that_is_not_there_is_told_by_the_database(path: Path) -> None:
-    """As an unreadable ledger is, and not as a mistake of ours."""
+def test_a_missing_table_raises_a_database_error(path: Path) -> None:
+    """Reported as an unreadable ledger, not as a bug."""
     Writer(path).close()
     conn = sqlite3.connect(path)
     conn.execute("DROP TABLE alerts")
@@ -54,7 +54,7 @@ def test_a_table_that_is_not_there_is_told_by_the_database(path: Path) -> None:
     conn.close()
 
 
-def test_a_seal_is_what_the_documentation_says(path: Path) -> None:
+def test_a_seal_is_computed_as_documented(path: Path) -> None:
     writer = Writer(path)
     writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
     writer.submit("more", add_rows).result(10)
@@ -70,8 +70,8 @@ def test_a_seal_is_what_the_documentation_says(path: Path) -> None:
     assert before[3] == hashlib.sha256(first.encode()).hexdigest()
 
 
-def test_what_another_connection_adds_is_not_sealed(path: Path) -> None:
-    """So a row that somebody put into the file is found by `ledger verify`."""
+def test_rows_another_connection_adds_are_not_sealed(path: Path) -> None:
+    """This is how `ledger verify` finds a row that somebody added to the file."""
     writer = Writer(path)
     for number in range(3):
         writer.submit("ours", lambda unit, n=number: records.put_meta(unit, f"ours {n}", "x")).result(10)
@@ -81,7 +81,7 @@ def test_what_another_connection_adds_is_not_sealed(path: Path) -> None:
     assert [what for _, what, *_ in seals(path)] == [{"meta": [n, n]} for n in (1, 3, 5)]
 
 
-def test_jobs_of_one_commit_are_sealed_together_without_what_was_undone(path: Path) -> None:
+def test_one_seal_covers_all_jobs_of_a_commit_except_undone_ones(path: Path) -> None:
     def refuse(unit: Unit) -> None:
         records.put_meta(unit, "undone", "x")
         raise Refused("not_found", "on purpose")
@@ -98,7 +98,7 @@ def test_jobs_of_one_commit_are_sealed_together_without_what_was_undone(path: Pa
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 3]}, {"meta": [4, 4]}]
 
 
-def test_a_bug_in_sealing_is_not_told_as_the_disks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_sealing_is_not_reported_as_a_disk_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_texts: object) -> bytes:
         raise TypeError("a bug")
 
@@ -112,7 +112,7 @@ def test_a_bug_in_sealing_is_not_told_as_the_disks(path: Path, monkeypatch: pyte
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 1]}]
 
 
-def test_only_what_took_place_is_sealed(path: Path) -> None:
+def test_only_committed_rows_are_sealed(path: Path) -> None:
     def refuse(unit: Unit) -> None:
         add_rows(unit)
         raise Refused("not_found", "on purpose")
@@ -130,7 +130,7 @@ def test_only_what_took_place_is_sealed(path: Path) -> None:
     assert [(seq, what) for seq, what, *_ in seals(path)] == [(1, {"apps": [1, 1], "meta": [1, 2]})]
 
 
-def test_what_another_hand_wrote_is_never_sealed(path: Path) -> None:
+def test_a_later_commit_does_not_seal_a_row_somebody_else_wrote(path: Path) -> None:
     writer = Writer(path)
     writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
     with closing(sqlite3.connect(path)) as conn, conn:
@@ -141,7 +141,7 @@ def test_what_another_hand_wrote_is_never_sealed(path: Path) -> None:
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 1]}, {"meta": [3, 3]}]
 
 
-def test_of_a_row_that_may_change_only_what_never_does_is_sealed(path: Path) -> None:
+def test_only_the_fixed_columns_of_a_row_are_sealed(path: Path) -> None:
     writer = Writer(path)
     writer.submit("app", add_rows).result(10)
 

@@ -1,4 +1,4 @@
-"""The signer's own record: whatever tears a write, the one before or the one after is read, and nothing else."""
+"""The signer's record file: after a torn write either the old or the new record is read."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def record(path: Path) -> SignerFile:
     return SignerFile(path)
 
 
-def test_another_process_reads_what_was_written_last(path: Path, record: SignerFile) -> None:
+def test_another_process_reads_the_last_written_record(path: Path, record: SignerFile) -> None:
     assert record.read() is None
     for number in range(1, 8):
         record.write(signed(number))
@@ -33,7 +33,7 @@ def test_another_process_reads_what_was_written_last(path: Path, record: SignerF
 
 
 @pytest.mark.parametrize("last", [2, 3, 10, 11])
-def test_a_write_that_is_torn_anywhere_leaves_the_one_before(path: Path, record: SignerFile, last: int) -> None:
+def test_a_torn_write_leaves_the_old_or_the_new_record(path: Path, record: SignerFile, last: int) -> None:
     for number in range(1, last):
         record.write(signed(number))
     before = path.read_bytes()
@@ -52,7 +52,7 @@ def test_a_write_that_is_torn_anywhere_leaves_the_one_before(path: Path, record:
 
 @pytest.mark.parametrize("call", ["pwrite", "fdatasync", "short pwrite"])
 @pytest.mark.parametrize("last", [2, 3])
-def test_a_write_that_fails_touches_one_place_alone_until_one_goes_through(
+def test_failed_writes_touch_only_one_of_the_two_slots(
     path: Path, record: SignerFile, last: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(1, last):
@@ -79,14 +79,14 @@ def test_a_write_that_fails_touches_one_place_alone_until_one_goes_through(
     assert SignerFile(path).read() == signed(last)
 
 
-def test_a_process_goes_on_where_another_left_off(path: Path) -> None:
+def test_a_new_process_continues_where_another_left_off(path: Path) -> None:
     for number in range(1, 6):
         SignerFile(path).write(signed(number))
         assert SignerFile(path).read() == signed(number)
 
 
 @pytest.mark.parametrize("how", ["another file", "no file"])
-def test_what_was_put_in_its_place_is_written_to(path: Path, record: SignerFile, how: str) -> None:
+def test_a_replaced_or_deleted_file_is_written_to_again(path: Path, record: SignerFile, how: str) -> None:
     record.write(signed(1))
     record.write(signed(2))
     copy = path.read_bytes()
@@ -99,10 +99,10 @@ def test_what_was_put_in_its_place_is_written_to(path: Path, record: SignerFile,
 
 @pytest.mark.parametrize("size", [0, 100, 4096])
 @pytest.mark.parametrize("last", [4, 5])
-def test_a_file_that_is_cut_beneath_the_process_shows_what_is_written_next(
+def test_a_file_truncated_by_somebody_else_shows_the_next_record_written(
     path: Path, record: SignerFile, size: int, last: int
 ) -> None:
-    """What stood there is lost, and with it the line's end, by which the other one could be told from it."""
+    """The old content is lost, and with it the line end that separates the two slots."""
     for number in range(1, last):
         record.write(signed(number))
     with path.open("r+b") as file:
@@ -113,7 +113,9 @@ def test_a_file_that_is_cut_beneath_the_process_shows_what_is_written_next(
 
 @pytest.mark.parametrize("last", [2, 3])
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\n", b"{"])
-def test_a_place_that_is_lost_leaves_the_other(path: Path, record: SignerFile, last: int, filling: bytes) -> None:
+def test_a_damaged_slot_leaves_the_other_readable(
+    path: Path, record: SignerFile, last: int, filling: bytes
+) -> None:
     for number in range(1, last + 1):
         record.write(signed(number))
     written = path.read_bytes()
@@ -123,20 +125,20 @@ def test_a_place_that_is_lost_leaves_the_other(path: Path, record: SignerFile, l
     assert SignerFile(path).read() == signed(3 if last == 3 else 1)
 
 
-def test_a_record_of_one_line_is_read(path: Path) -> None:
+def test_a_record_in_the_old_one_line_form_is_read(path: Path) -> None:
     path.write_text(f'{{"attempts": 7, "tx_id": "{"07" * 32}", "ttl_slot": 1007}}\n')
     assert SignerFile(path).read() == signed(7)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[]\n[]\n", b'{"attempts": 1}\n', b" \n \n"])
-def test_what_nobody_of_ours_wrote_is_refused(path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_signers_record_is_refused(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(Refused, match="cannot be read as the signer's record"):
         SignerFile(path).read()
 
 
-def test_a_record_of_one_line_that_is_put_in_its_place_is_outdone(path: Path, record: SignerFile) -> None:
-    """By a copy into the very file, whose number stays."""
+def test_a_new_record_supersedes_a_one_line_file_copied_over_it(path: Path, record: SignerFile) -> None:
+    """The copy is written into the same file, so its inode stays."""
     for number in range(1, 4):
         record.write(signed(number))
     path.write_text(f'{{"attempts": 1, "tx_id": "{"01" * 32}", "ttl_slot": 1001}}\n')
@@ -144,14 +146,14 @@ def test_a_record_of_one_line_that_is_put_in_its_place_is_outdone(path: Path, re
     assert SignerFile(path).read() == signed(4)
 
 
-def test_a_line_that_was_changed_by_hand_does_not_count(path: Path, record: SignerFile) -> None:
+def test_a_record_changed_by_hand_is_ignored(path: Path, record: SignerFile) -> None:
     record.write(signed(1))
     record.write(signed(2))
     path.write_bytes(path.read_bytes().replace(b'"attempts": 2', b'"attempts": 9'))
     assert SignerFile(path).read() == signed(1)
 
 
-def test_closing_leaves_nothing_open(path: Path, record: SignerFile) -> None:
+def test_closing_leaves_no_file_open(path: Path, record: SignerFile) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for number in range(1, 4):
         path.unlink(missing_ok=True)

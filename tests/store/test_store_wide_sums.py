@@ -30,13 +30,13 @@ def unit(tmp_path: Path) -> Iterator[Unit]:
     conn.close()
 
 
-def test_balances_pass_what_one_column_can_hold(unit: Unit) -> None:
+def test_a_balance_may_exceed_what_one_column_can_hold(unit: Unit) -> None:
     for _ in range(3):
         records.write_entry(unit, ledger.deposit({"token": MOST}), 1)
     assert journal.balances(unit.conn) == [("external", "token", -3 * MOST), ("wallet", "token", 3 * MOST)]
 
 
-def test_an_account_that_is_empty_again_is_not_listed(unit: Unit) -> None:
+def test_an_account_with_a_zero_balance_is_not_listed(unit: Unit) -> None:
     for entry in (
         ledger.deposit({"token": MOST}),
         ledger.deposit({"ada": 5}),
@@ -46,7 +46,7 @@ def test_an_account_that_is_empty_again_is_not_listed(unit: Unit) -> None:
     assert journal.balances(unit.conn) == [("external", "ada", -5), ("wallet", "ada", 5)]
 
 
-def test_what_was_spent_passes_what_one_column_can_hold(unit: Unit) -> None:
+def test_a_spent_total_may_exceed_what_one_column_can_hold(unit: Unit) -> None:
     for n in range(3):
         records.add_intent(
             unit,
@@ -82,7 +82,7 @@ UNITS = st.integers(-MOST, MOST).filter(bool)
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(st.sampled_from(["wallet", "held"]), st.sampled_from("ab"), UNITS), max_size=30))
-def test_balances_are_what_python_adds_up(unit: Unit, rows: list[tuple[str, str, int]]) -> None:
+def test_balances_equal_the_sums_computed_in_python(unit: Unit, rows: list[tuple[str, str, int]]) -> None:
     expected: dict[tuple[str, str], int] = {}
     unit.conn.execute("BEGIN")
     try:
@@ -99,10 +99,10 @@ def test_balances_are_what_python_adds_up(unit: Unit, rows: list[tuple[str, str,
     assert added_up == [(*key, total) for key, total in sorted(expected.items())]
     assert kept == [row for row in added_up if row[2]]
     assert of_one_asset == [row for row in kept if row[1] == "a"]
-    assert journal.balances(unit.conn) == [], "what did not take place left a balance"
+    assert journal.balances(unit.conn) == [], "a rolled back entry left a balance"
 
 
-def test_the_sqlite_of_this_machine_would_raise(unit: Unit) -> None:
-    """What the halves are for: without them these two rows are an error, not a sum."""
+def test_a_plain_sqlite_sum_would_overflow(unit: Unit) -> None:
+    """Why sums are kept in two halves: without them these two rows are an error."""
     with pytest.raises(sqlite3.OperationalError, match="integer overflow"):
         unit.conn.execute("SELECT SUM(n) FROM (SELECT ? AS n UNION ALL SELECT ?)", (MOST, MOST)).fetchall()

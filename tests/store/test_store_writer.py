@@ -1,4 +1,4 @@
-"""The writer: what was answered is durable, what was not happened whole or not at all, memory included."""
+"""The writer: an answered job is durable; any other is done whole or not at all, in memory too."""
 
 import asyncio
 import sqlite3
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
-async def test_jobs_that_wait_together_share_a_commit(path: Path) -> None:
+async def test_waiting_jobs_share_a_commit(path: Path) -> None:
     hold, let_go = threading.Event(), threading.Event()
 
     def wait(_unit: Unit) -> None:
@@ -58,8 +58,8 @@ async def test_jobs_that_wait_together_share_a_commit(path: Path) -> None:
     writer.close()
 
 
-def test_what_is_logged_is_in_the_ledger_once_it_is_quiet(path: Path) -> None:
-    """Else a later commit would have to wait until it is."""
+def test_the_write_ahead_log_is_copied_into_the_ledger_when_idle(path: Path) -> None:
+    """Otherwise a later commit would have to wait for it."""
     writer = Writer(path)
     for number in range(40):
         writer.submit("put", put(f"key-{number}")).result(10)
@@ -70,7 +70,7 @@ def test_what_is_logged_is_in_the_ledger_once_it_is_quiet(path: Path) -> None:
     writer.close()
 
 
-async def test_a_reader_can_tell_whether_anything_was_committed_since(path: Path) -> None:
+async def test_a_reader_can_tell_whether_anything_was_committed(path: Path) -> None:
     writer, readers = Writer(path), Readers(path)
     own = sqlite3.connect(path, isolation_level=None)
     seen = [about.version(readers.conn), about.version(readers.conn)]
@@ -86,7 +86,7 @@ async def test_a_reader_can_tell_whether_anything_was_committed_since(path: Path
     writer.close()
 
 
-async def test_a_job_that_raises_leaves_its_neighbours_alone(path: Path) -> None:
+async def test_a_failing_job_does_not_affect_other_jobs_of_its_commit(path: Path) -> None:
     writer = Writer(path)
 
     def break_after_write(unit: Unit) -> None:
@@ -104,7 +104,7 @@ async def test_a_job_that_raises_leaves_its_neighbours_alone(path: Path) -> None
     writer.close()
 
 
-async def test_what_a_job_changed_in_memory_is_undone_with_it(path: Path) -> None:
+async def test_a_failing_jobs_changes_in_memory_are_undone(path: Path) -> None:
     writer = Writer(path)
     utxos = {"x", "y"}
 
@@ -120,7 +120,7 @@ async def test_what_a_job_changed_in_memory_is_undone_with_it(path: Path) -> Non
     writer.close()
 
 
-async def test_a_commit_that_fails_fails_for_all_and_undoes_memory(path: Path) -> None:
+async def test_a_failed_commit_fails_its_job_and_undoes_memory(path: Path) -> None:
     writer = Writer(path)
     memory: list[str] = []
 
@@ -138,7 +138,7 @@ async def test_a_commit_that_fails_fails_for_all_and_undoes_memory(path: Path) -
 
 
 def together(writer: Writer, jobs: dict[str, Job]) -> dict[str, "Future[object]"]:
-    """Have the jobs run in one commit: the thread is kept busy until all of them wait."""
+    """Run the jobs in one commit: the thread is kept busy until all are queued."""
     started, let_go = threading.Event(), threading.Event()
 
     def wait(_unit: Unit) -> None:
@@ -154,7 +154,7 @@ def together(writer: Writer, jobs: dict[str, Job]) -> dict[str, "Future[object]"
 
 
 def taking(memory: list[str], name: str) -> Job:
-    """A job that changes memory and the database, and knows how to undo the former."""
+    """A job that changes memory and the database, with an undo for the memory."""
 
     def take(unit: Unit) -> str:
         memory.append(name)
@@ -172,7 +172,7 @@ def refused(future: "Future[object]") -> str:
     return raised.value.detail
 
 
-def test_a_savepoint_that_cannot_be_released_undoes_its_own_job_too(path: Path) -> None:
+def test_a_failed_savepoint_release_undoes_every_job_of_the_commit(path: Path) -> None:
     memory: list[str] = []
 
     def release_it_itself(unit: Unit) -> None:
@@ -189,7 +189,7 @@ def test_a_savepoint_that_cannot_be_released_undoes_its_own_job_too(path: Path) 
     assert keys(path) == ["after"]
 
 
-def test_a_disk_that_fills_up_is_told_as_that_also_when_sqlite_gives_up_the_whole_transaction(path: Path) -> None:
+def test_a_full_disk_fails_every_job_of_the_commit_and_says_so(path: Path) -> None:
     memory: list[str] = []
 
     def fill(unit: Unit) -> None:
@@ -209,7 +209,7 @@ def test_a_disk_that_fills_up_is_told_as_that_also_when_sqlite_gives_up_the_whol
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("port broke"), SystemExit(1), KeyboardInterrupt()])
-def test_whatever_a_checkpoint_raises_before_the_commit_fails_the_batch(path: Path, error: BaseException) -> None:
+def test_an_error_in_a_checkpoint_before_the_commit_fails_every_job(path: Path, error: BaseException) -> None:
     memory: list[str] = []
 
     def checkpoint(name: str) -> None:
@@ -227,9 +227,7 @@ def test_whatever_a_checkpoint_raises_before_the_commit_fails_the_batch(path: Pa
 
 
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("disk"), RuntimeError("port broke"), SystemExit(1)])
-def test_whatever_a_checkpoint_raises_after_the_commit_the_results_arrive(
-    path: Path, error: BaseException
-) -> None:
+def test_an_error_in_a_checkpoint_after_the_commit_does_not_lose_results(path: Path, error: BaseException) -> None:
     memory: list[str] = []
 
     def checkpoint(name: str) -> None:
@@ -245,7 +243,7 @@ def test_whatever_a_checkpoint_raises_after_the_commit_the_results_arrive(
     assert keys(path) == ["first", "second", "third"]
 
 
-def test_an_undo_that_raises_keeps_no_other_from_running(path: Path) -> None:
+def test_a_failing_undo_does_not_stop_the_other_undos(path: Path) -> None:
     memory: list[str] = []
 
     def broken_undo() -> None:
@@ -266,7 +264,7 @@ def test_an_undo_that_raises_keeps_no_other_from_running(path: Path) -> None:
     assert keys(path) == ["after"]
 
 
-async def test_a_caller_that_is_cancelled_still_writes_once(path: Path) -> None:
+async def test_a_cancelled_callers_job_is_still_written_once(path: Path) -> None:
     started, let_go = threading.Event(), threading.Event()
 
     def slow(unit: Unit) -> None:
@@ -285,7 +283,7 @@ async def test_a_caller_that_is_cancelled_still_writes_once(path: Path) -> None:
     assert keys(path) == ["once"]
 
 
-async def test_each_caller_of_one_commit_is_told_what_its_own_job_did(path: Path) -> None:
+async def test_each_caller_of_a_shared_commit_gets_its_own_jobs_result(path: Path) -> None:
     started, let_go = threading.Event(), threading.Event()
 
     def wait(_unit: Unit) -> None:
@@ -313,7 +311,7 @@ async def test_each_caller_of_one_commit_is_told_what_its_own_job_did(path: Path
     assert (keys(path), writer.commits) == (["a", "b", "given up"], 2)
 
 
-def test_a_caller_whose_loop_is_gone_keeps_nobody_else_waiting(path: Path) -> None:
+def test_a_caller_whose_event_loop_is_gone_does_not_block_others(path: Path) -> None:
     started, let_go = threading.Event(), threading.Event()
 
     def wait(_unit: Unit) -> None:
@@ -338,7 +336,7 @@ def test_a_caller_whose_loop_is_gone_keeps_nobody_else_waiting(path: Path) -> No
     assert keys(path) == ["after", "gone", "other"]
 
 
-def test_a_queued_job_cannot_be_taken_back(path: Path) -> None:
+def test_a_queued_job_cannot_be_cancelled(path: Path) -> None:
     writer = Writer(path)
     future = writer.submit("put", put("k"))
     assert not future.cancel()
@@ -347,7 +345,7 @@ def test_a_queued_job_cannot_be_taken_back(path: Path) -> None:
     assert keys(path) == ["k"]
 
 
-def test_checkpoints_stand_around_the_commit(path: Path) -> None:
+def test_checkpoints_run_before_and_after_the_commit(path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
     def checkpoint(name: str) -> None:
@@ -360,7 +358,7 @@ def test_checkpoints_stand_around_the_commit(path: Path) -> None:
     assert seen == [("before C2", 0), ("after C2", 1)]
 
 
-def test_the_file_is_durable_and_private(path: Path) -> None:
+def test_the_ledger_file_is_durable_and_private(path: Path) -> None:
     writer = Writer(path)
     modes = writer.submit(
         "look",
@@ -382,7 +380,7 @@ def test_readers_cannot_write(path: Path) -> None:
     writer.close()
 
 
-def test_after_close_every_call_says_so(path: Path) -> None:
+def test_a_job_after_close_is_refused(path: Path) -> None:
     writer = Writer(path)
     writer.close()
     writer.close()
@@ -390,8 +388,8 @@ def test_after_close_every_call_says_so(path: Path) -> None:
         writer.submit("late", put("k"))
 
 
-def test_a_job_that_comes_as_the_ledger_is_closed_is_run_or_refused(path: Path) -> None:
-    """Behind the last that is run it would leave its caller waiting for ever."""
+def test_a_job_submitted_during_close_is_run_or_refused(path: Path) -> None:
+    """A job queued after the last one to run would leave its caller waiting forever."""
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -416,7 +414,7 @@ def test_a_job_that_comes_as_the_ledger_is_closed_is_run_or_refused(path: Path) 
         sys.setswitchinterval(before_s)
 
 
-def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
+def test_a_ledger_with_a_missing_trigger_is_not_opened(path: Path) -> None:
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DROP TRIGGER postings_no_delete")
@@ -426,8 +424,8 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
 
 
 @pytest.mark.parametrize("opens", [Writer, require_ledger])
-def test_a_ledger_of_an_unknown_version_is_not_opened(path: Path, opens: Callable[[Path], object]) -> None:
-    """What it knows more of would be passed over: a rule of the newer one, or a payment."""
+def test_a_ledger_of_a_newer_payagent_is_not_opened(path: Path, opens: Callable[[Path], object]) -> None:
+    """The older payagent would ignore a rule or a payment it does not know."""
     Writer(path).close()
     require_ledger(path)
     with closing(sqlite3.connect(path)) as conn, conn:
@@ -436,7 +434,7 @@ def test_a_ledger_of_an_unknown_version_is_not_opened(path: Path, opens: Callabl
     with pytest.raises(Refused, match="newer payagent: m999_later") as caught:
         opens(path)
     assert caught.value.name == "ledger_newer"
-    assert caught.value.problem.exit_code == 2, "a service manager would start it again and again"
+    assert caught.value.problem.exit_code == 2, "otherwise a service manager would restart it again and again"
     assert not caught.value.problem.retryable
 
 
@@ -457,7 +455,7 @@ class Noted:
 
 
 def sign(tx_id: str) -> Job:
-    """An attempt of no payment: what it refers to is not looked at."""
+    """Record an attempt; the rows it refers to do not matter here."""
 
     def job(unit: Unit) -> object:
         return unit.conn.execute(
@@ -484,7 +482,7 @@ def payment(path: Path) -> None:
     writer.close()
 
 
-async def test_only_the_last_opener_of_the_ledger_may_write(path: Path) -> None:
+async def test_only_the_last_process_to_open_the_ledger_may_write(path: Path) -> None:
     lost: list[str] = []
     first = Writer(path, own=Ownership("first", Noted(), lambda: lost.append("first")))
     await first.run("put", put("before"))
@@ -500,7 +498,7 @@ async def test_only_the_last_opener_of_the_ledger_may_write(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("payment")
-async def test_an_attempt_is_noted_outside_before_anybody_is_answered(path: Path) -> None:
+async def test_an_attempt_is_in_the_signers_record_before_its_job_is_answered(path: Path) -> None:
     record = Noted()
     writer = Writer(path, own=Ownership("one", record))
     await writer.run("put", put("no attempt"))
@@ -521,7 +519,7 @@ async def test_an_attempt_is_noted_outside_before_anybody_is_answered(path: Path
 
 @pytest.mark.usefixtures("payment")
 @pytest.mark.parametrize(("noted", "is_older"), [(LastSigned(1, "cc", 9), False), (LastSigned(2, "dd", 9), True)])
-async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothing(
+async def test_a_start_fills_an_empty_signers_record_and_keeps_a_newer_one(
     path: Path, noted: LastSigned, is_older: bool
 ) -> None:
     writer = Writer(path)
@@ -531,7 +529,7 @@ async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothi
     record.last = noted
     writer = Writer(path, own=Ownership("one", record))
     await writer.run("put", put("first"))
-    assert record.last == noted  # an older ledger's last attempt is no news to the signer
+    assert record.last == noted  # an older ledger does not overwrite the signer's record
     assert lacks(Readers(path).conn, record.last) is is_older
     record.last = None
     writer.close()
@@ -544,7 +542,7 @@ async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothi
 @pytest.mark.parametrize(
     "error", [sqlite3.OperationalError("disk I/O error"), MemoryError(), sqlite3.InterfaceError()]
 )
-def test_whatever_keeps_the_log_from_being_tidied_ends_no_thread(
+def test_a_failed_log_checkpoint_does_not_end_the_writer_thread(
     path: Path, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Failing:

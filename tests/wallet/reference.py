@@ -1,6 +1,6 @@
-"""Feasibility, written down anew: does a payment fit one transaction that takes the largest coins first?
+"""A reference for feasibility: does a payment fit one transaction that takes the largest UTxOs first?
 
-Shares no code with payagent.wallet: every size is that of bytes from cbor2.
+It shares no code with payagent.wallet: every size comes from bytes that cbor2 wrote.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def _least(address: bytes, units: dict[str, int]) -> int:
 
 
 def _values(units: dict[str, int]) -> list[dict[str, int]]:
-    """Assets in values of at most 5000 bytes, each as full as it can be."""
+    """Assets in values of at most 5000 bytes, each as full as possible."""
     if len(cbor2.dumps(_value(2**64 - 1, units))) <= VALUE_MAX:
         return [units]
     values: list[dict[str, int]] = [{}]
@@ -45,7 +45,7 @@ def _size(utxos: Sequence[Utxo], outputs: list[Any], ttl: int) -> int:
 
 
 def fits(utxos: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int, size_max: int = SIZE_MAX) -> bool:
-    """Whether exactly these coins pay, with change that is kept, or with nothing left over."""
+    """Whether exactly these UTxOs pay, with change or with nothing left over."""
     left: dict[str, int] = {}
     lovelace = sum(utxo.lovelace for utxo in utxos)
     for utxo in utxos:
@@ -76,7 +76,7 @@ def fits(utxos: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int, s
 
 
 def largest_first(utxos: Sequence[Utxo], asked: Sequence[Output]) -> list[list[Utxo]]:
-    """Two ways to line the coins up: the asset's largest first as far as needed, and all by lovelace alone."""
+    """Two orders of the UTxOs: those with most of the asset first, as far as needed, or all by lovelace."""
     name, need = asked[0].asset, sum(output.units for output in asked)
     by_lovelace = sorted(utxos, key=lambda utxo: -utxo.lovelace)
     if name == "lovelace":
@@ -92,7 +92,7 @@ def largest_first(utxos: Sequence[Utxo], asked: Sequence[Output]) -> list[list[U
 
 
 def largest_first_fits(utxos: Sequence[Utxo], asked: Sequence[Output], own: bytes, ttl: int) -> bool:
-    """Whether some number of the largest coins pays in one transaction."""
+    """Whether some number of the largest UTxOs pays in one transaction."""
     for line in largest_first(utxos, asked):
         for count in _worth_trying(line, asked):
             if fits(line[:count], asked, own, ttl):
@@ -101,8 +101,8 @@ def largest_first_fits(utxos: Sequence[Utxo], asked: Sequence[Output], own: byte
 
 
 def _worth_trying(line: Sequence[Utxo], asked: Sequence[Output]) -> list[int]:
-    """Counts of coins that hold what is asked, up to what 16,384 bytes hold; the first 25 such suffice, since
-    with so many more real coins the change is no dust, or the size is the limit already."""
+    """Counts of UTxOs that hold enough, up to what 16,384 bytes hold. The first 25 suffice: with that many more
+    UTxOs the change is not dust, or the size is already the limit."""
     name, need = asked[0].asset, sum(output.units for output in asked)
     held = lovelace = 0
     counts: list[int] = []

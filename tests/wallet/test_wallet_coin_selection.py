@@ -1,4 +1,4 @@
-"""Selection: what a payer notices of it. Every feasible payment is built, exactly, and nothing is burnt."""
+"""Coin selection: every feasible payment is built with exact outputs, and nothing is burnt."""
 
 import random
 from typing import Any
@@ -37,12 +37,12 @@ from payagent.wallet.transaction import (
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 ADA = 1_000_000
-LEAST = 969_750  # pure ADA at a base address, in the form that is sent
+LEAST = 969_750  # min-ADA of an ADA-only output to a base address
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
 def chosen(utxos: list[Utxo], outputs: list[Output], **more: object) -> TxPlan:
-    """Select, sign and check, as a payment does."""
+    """Select, sign and check, as for a payment."""
     plan = select(UtxoIndex(utxos), outputs, **{**FRAME, **more})
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     return plan
@@ -63,7 +63,7 @@ def fee_of(plan: TxPlan) -> int:
     return 155_381 + 44 * plan.size
 
 
-def test_outputs_are_exact_and_in_order_and_the_change_comes_last() -> None:
+def test_outputs_are_exact_and_in_order_with_the_change_last() -> None:
     asked = pay(10 * ADA, 2 * ADA, 1 * ADA)
     plan = chosen([utxo(50 * ADA)], asked)
     assert [(o.role, o.address, o.lovelace) for o in plan.outputs[:3]] == [
@@ -74,14 +74,14 @@ def test_outputs_are_exact_and_in_order_and_the_change_comes_last() -> None:
     assert plan.spend == {"lovelace": 13 * ADA + plan.fee_lovelace}
 
 
-def test_an_output_to_the_own_address_is_never_merged_with_the_change() -> None:
+def test_an_output_to_our_own_address_is_never_merged_with_the_change() -> None:
     asked = [Output("pay_to", payee(1), "lovelace", 2 * ADA), Output("change", OWN, "lovelace", 3 * ADA)]
     plan = chosen([utxo(50 * ADA)], asked)
     assert [o.lovelace for o in plan.outputs[:2]] == [2 * ADA, 3 * ADA]
     assert len(plan.change) == 2
 
 
-def test_a_token_output_carries_its_minimum_and_counts_it_as_spend() -> None:
+def test_a_token_output_carries_min_ada_which_counts_as_spend() -> None:
     name = ASSETS[40]
     plan = chosen([utxo(5 * ADA, 1, a40=1000), utxo(20 * ADA, 2)], pay(600, 100, name=name))
     riding = [
@@ -94,38 +94,38 @@ def test_a_token_output_carries_its_minimum_and_counts_it_as_spend() -> None:
 
 
 @pytest.mark.parametrize("short", [1, 1000])
-def test_an_ada_output_below_the_minimum_is_refused(short: int) -> None:
+def test_an_output_below_min_ada_is_refused(short: int) -> None:
     chosen([utxo(50 * ADA)], pay(LEAST))
     error = refusal([utxo(50 * ADA)], pay(LEAST - short))
     assert (error.name, error.context) == ("invoice_invalid/below_min_ada", {"minimum": str(LEAST)})
 
 
 @pytest.mark.parametrize("units", [0, -1, 2**63])
-def test_an_amount_that_cannot_be_is_refused(units: int) -> None:
+def test_an_impossible_amount_is_refused(units: int) -> None:
     assert refusal([utxo(50 * ADA)], pay(units)).name == "invoice_invalid/amount_range"
 
 
-def test_the_smallest_utxo_that_pays_alone_is_spent_and_is_the_nonce_utxo() -> None:
+def test_the_smallest_utxo_that_can_pay_alone_is_spent_as_nonce_utxo() -> None:
     wallet = [utxo(5 * ADA, 1), utxo(12 * ADA, 2), utxo(11 * ADA, 3), utxo(900 * ADA, 4), utxo(11 * ADA, 5, a1=7)]
     plan = chosen(wallet, pay(9 * ADA))
     assert plan.inputs == (wallet[2],)
     assert plan.nonce_utxo == wallet[2]
 
 
-def test_a_token_is_paid_from_the_smallest_utxo_that_has_enough() -> None:
+def test_a_token_is_paid_from_the_smallest_utxo_with_enough_of_it() -> None:
     wallet = [utxo(9 * ADA, 1, a1=50), utxo(9 * ADA, 2, a1=500), utxo(9 * ADA, 3, a1=5000), utxo(100 * ADA, 4)]
     plan = chosen(wallet, pay(400, name=ASSETS[1]))
     assert plan.inputs == (wallet[1],)
 
 
-def test_a_utxo_of_pure_ada_fills_up_a_token_utxo_and_is_the_nonce_utxo() -> None:
+def test_an_ada_only_utxo_tops_up_a_token_utxo_and_is_the_nonce_utxo() -> None:
     wallet = [utxo(1_200_000, 1, a1=500), utxo(3 * ADA, 2), utxo(100 * ADA, 3)]
     plan = chosen(wallet, pay(400, name=ASSETS[1]))
     assert plan.inputs == (wallet[0], wallet[1])
     assert plan.nonce_utxo == wallet[1]
 
 
-def test_selection_does_not_depend_on_the_order_of_arrival() -> None:
+def test_the_selection_does_not_depend_on_the_order_of_the_utxos() -> None:
     rnd = random.Random(5)
     wallet, ids = random_wallet(rnd, 60), set()
     outputs = pay(sum(c.lovelace for c in wallet) // 3)
@@ -135,7 +135,7 @@ def test_selection_does_not_depend_on_the_order_of_arrival() -> None:
     assert len(ids) == 1
 
 
-def test_the_nonce_utxo_that_is_given_is_spent_even_when_it_is_not_among_the_free_utxos() -> None:
+def test_a_given_nonce_utxo_is_spent_even_if_it_is_not_available() -> None:
     nonce_utxo, free = utxo(2 * ADA, 1), [utxo(2 * ADA, 2), utxo(30 * ADA, 3)]
     for wallet in (free, [nonce_utxo, *free]):
         plan = chosen(wallet, pay(20 * ADA), nonce_utxo=nonce_utxo)
@@ -144,14 +144,14 @@ def test_the_nonce_utxo_that_is_given_is_spent_even_when_it_is_not_among_the_fre
     assert chosen(free, pay(1_000_000), nonce_utxo=utxo(9 * ADA, 4)).inputs == (utxo(9 * ADA, 4),)
 
 
-def test_the_nonce_utxo_is_the_smallest_utxo_of_pure_ada_and_of_equal_ones_the_first_by_name() -> None:
+def test_the_nonce_utxo_is_the_smallest_ada_only_input() -> None:
     wallet = [utxo(9 * ADA, 1), utxo(3 * ADA, 5), utxo(2 * ADA, 2, a1=5), utxo(3 * ADA, 4), utxo(3 * ADA, 6)]
     for line in (wallet, wallet[::-1]):
         assert smallest_of(line) == wallet[3]
     assert smallest_of(wallet[2:3]) == wallet[2]
 
 
-def test_build_gives_the_same_bytes_again_and_refuses_a_foreign_nonce_utxo() -> None:
+def test_a_rebuild_gives_the_same_bytes_and_a_nonce_utxo_outside_the_inputs_is_refused() -> None:
     plan = chosen([Utxo(f"{n % 3:064x}", n, 5 * ADA) for n in range(9)], pay(40 * ADA))
     assert [(int(c.tx_id), c.index) for c in plan.inputs] == sorted((n % 3, n) for n in range(9))
     again = build(list(reversed(plan.inputs)), plan.nonce_utxo, plan.asked, **FRAME)
@@ -172,7 +172,7 @@ def test_an_exact_balance_pays_without_change() -> None:
     assert plan.fee_lovelace == ONE_IN_ONE_OUT == fee_of(plan)
 
 
-def test_utxos_that_are_named_pay_where_they_suffice_to_the_unit() -> None:
+def test_named_utxos_pay_when_they_suffice_to_the_unit() -> None:
     least = 3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + LEAST
     for lovelace, change in ((3 * ADA + ONE_IN_ONE_OUT, []), (least, [LEAST])):
         spent = utxo(lovelace)
@@ -189,14 +189,14 @@ def test_utxos_that_are_named_pay_where_they_suffice_to_the_unit() -> None:
 
 
 @pytest.mark.parametrize("count", [22, 23, 24])
-def test_an_exact_balance_is_found_where_the_count_of_outputs_takes_a_byte_more(count: int) -> None:
+def test_an_exact_balance_is_found_when_the_output_count_takes_one_more_byte(count: int) -> None:
     fee_lovelace = ONE_IN_ONE_OUT + 44 * (65 * (count - 1) + (count > 23))
     exact = utxo(count * ADA + fee_lovelace)
     plan = chosen([exact, utxo(500 * ADA, 1)], pay(*[ADA] * count))
     assert (plan.inputs, plan.change, plan.fee_lovelace) == ((exact,), (), fee_lovelace)
 
 
-def test_tokens_are_kept_where_the_lovelace_would_leave_nothing_over() -> None:
+def test_tokens_are_never_lost_when_the_ada_leaves_no_change() -> None:
     laden, spare = utxo(3 * ADA + ONE_IN_ONE_OUT, 1, a1=5), utxo(2 * ADA, 2)
     for attempt in (chosen, lambda utxos, asked: build(utxos, utxos[0], asked, **FRAME)):
         with pytest.raises(Refused) as caught:
@@ -208,7 +208,7 @@ def test_tokens_are_kept_where_the_lovelace_would_leave_nothing_over() -> None:
 
 
 @pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST, LEAST + 44 * 65 - 1])
-def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
+def test_ada_too_small_for_change_is_not_burnt_as_a_fee(left: int) -> None:
     error = refusal([utxo(3 * ADA + ONE_IN_ONE_OUT + left)], pay(3 * ADA))
     assert error.name == "not_enough_funds"
     output_fee = 44 * 65
@@ -221,8 +221,8 @@ def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
 
 @pytest.mark.parametrize("left_out", [1, 2, 3])
 @pytest.mark.parametrize("index", [0, 30, 300])
-def test_a_balance_that_is_exact_without_one_utxo_is_found(left_out: int, index: int) -> None:
-    """What all coins together leave over could not be kept as change; without one of them nothing is left."""
+def test_an_exact_balance_is_found_by_leaving_out_one_utxo(left_out: int, index: int) -> None:
+    """All UTxOs together leave too little for change; without one of them nothing is left over."""
     amounts = (5_000_000, 972_000, 970_000, 970_000)
     wallet = [Utxo(f"{n:064x}", index, lovelace) for n, lovelace in enumerate(amounts)]
     spent = [c for n, c in enumerate(wallet) if n != left_out]
@@ -233,19 +233,19 @@ def test_a_balance_that_is_exact_without_one_utxo_is_found(left_out: int, index:
     assert plan.fee_lovelace == fee_lovelace
 
 
-def test_the_nonce_utxo_is_not_the_utxo_that_is_left_out() -> None:
+def test_a_given_nonce_utxo_is_never_left_out() -> None:
     wallet = [utxo(lovelace, n) for n, lovelace in enumerate((5_000_000, 972_000, 970_000, 970_001))]
     without_nonce_utxo = sum(c.lovelace for c in wallet[:3]) - ONE_IN_ONE_OUT - 44 * 72
     assert refusal(wallet, pay(without_nonce_utxo), nonce_utxo=wallet[3]).name == "not_enough_funds"
     assert wallet[3] not in chosen(wallet, pay(without_nonce_utxo)).inputs
 
 
-def test_the_smallest_change_is_the_minimum_to_the_unit() -> None:
+def test_the_smallest_change_is_exactly_min_ada() -> None:
     plan = chosen([utxo(3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + LEAST)], pay(3 * ADA))
     assert [o.lovelace for o in plan.change] == [LEAST]
 
 
-def test_a_high_index_costs_bytes_and_is_reckoned_with() -> None:
+def test_the_fee_accounts_for_a_high_output_index() -> None:
     def high(lovelace: int) -> Utxo:
         return Utxo("ee" * 32, 300, lovelace)
 
@@ -256,19 +256,19 @@ def test_a_high_index_costs_bytes_and_is_reckoned_with() -> None:
     assert chosen([high(least + 87), utxo(50 * ADA)], pay(3 * ADA)).inputs == (utxo(50 * ADA),)
 
 
-def test_a_utxo_that_pays_to_the_unit_is_found_behind_one_that_would_leave_dust() -> None:
+def test_a_utxo_that_pays_exactly_is_preferred_to_one_that_would_leave_dust() -> None:
     near, exact = utxo(3 * ADA + ONE_IN_ONE_OUT + 10), Utxo("ee" * 32, 24, 3 * ADA + ONE_IN_ONE_OUT + 44)
     assert chosen([near, exact, utxo(50 * ADA, 3)], pay(3 * ADA)).inputs == (exact,)
 
 
-def test_the_nonce_utxo_is_not_spent_twice_where_another_utxo_of_its_amount_pays_to_the_unit() -> None:
+def test_the_nonce_utxo_is_not_spent_twice_when_another_has_the_same_amount() -> None:
     wallet = [utxo(3 * ADA, 1), utxo(3 * ADA, 2), utxo(50 * ADA, 3)]
     plan = chosen(wallet, pay(6 * ADA - ONE_IN_ONE_OUT - 44 * 36), nonce_utxo=wallet[0])
     assert (plan.inputs, plan.change) == ((wallet[0], wallet[1]), ())
 
 
 @pytest.mark.parametrize("over", range(-3, 182, 1))
-def test_at_a_width_boundary_the_fee_exceeds_its_size_by_176_at_most(over: int) -> None:
+def test_the_fee_exceeds_the_minimum_by_at_most_176_lovelace(over: int) -> None:
     plan = chosen([utxo(3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + 2**32 - 1 + over)], pay(3 * ADA))
     (change,) = plan.change
     extra = plan.fee_lovelace - fee_of(plan)
@@ -279,7 +279,7 @@ def test_at_a_width_boundary_the_fee_exceeds_its_size_by_176_at_most(over: int) 
         assert change.lovelace == 2**32 - 1 + over - (176 if over > 0 else 0)
 
 
-def test_change_too_big_for_one_value_is_spread() -> None:
+def test_change_too_big_for_one_output_is_spread_over_several() -> None:
     wallet = [utxo(300 * ADA, n, **{f"a{k}": 2**62 + k for k in range(n * 60, n * 60 + 60)}) for n in range(4)]
     plan = chosen(wallet, pay(1100 * ADA))
     assert len(plan.change) > 1
@@ -288,7 +288,7 @@ def test_change_too_big_for_one_value_is_spread() -> None:
 
 
 @pytest.mark.parametrize(("policies", "most"), [(1, 260), (2, 259)])
-def test_a_value_of_the_change_is_as_full_as_the_ledger_takes_and_no_fuller(policies: int, most: int) -> None:
+def test_each_change_output_is_as_full_as_the_ledger_allows(policies: int, most: int) -> None:
     for count in (most, most + 1):
         tokens = tuple((f"{min(n, policies - 1):056x}{n:034x}", 1) for n in range(count))
         wallet = [
@@ -305,16 +305,16 @@ def test_a_value_of_the_change_is_as_full_as_the_ledger_takes_and_no_fuller(poli
             assert len(cbor2.dumps([output.lovelace, names])) <= 5000
 
 
-def test_more_of_an_asset_than_one_output_can_hold_is_spread() -> None:
+def test_a_token_amount_too_big_for_one_output_is_spread_over_several() -> None:
     wallet = [utxo(5 * ADA, n, a1=2**63 - 1) for n in range(3)]
     plan = chosen(wallet, pay(11 * ADA))
     assert [dict(output.assets) for output in plan.change] == [{ASSETS[1]: 2**63 - 1}] * 3
 
 
-# --- many coins ---
+# --- many UTxOs ---
 
 
-def test_400_utxos_of_dust_pay_together() -> None:
+def test_400_dust_utxos_can_pay_together() -> None:
     wallet = [utxo(LEAST + n, n) for n in range(400)]
     plan = chosen(wallet, pay(370 * ADA))
     assert len(plan.inputs) > 380
@@ -326,19 +326,19 @@ def test_a_token_spread_over_many_utxos_is_paid() -> None:
     assert len(plan.inputs) >= 290
 
 
-def test_large_utxos_with_tokens_are_used_when_the_pure_ones_do_not_fit() -> None:
+def test_large_utxos_with_tokens_are_used_when_ada_only_ones_do_not_fit() -> None:
     wallet = [utxo(LEAST, n) for n in range(500)] + [utxo(200 * ADA, 1000 + n, a1=1) for n in range(3)]
     plan = chosen(wallet, pay(590 * ADA))
     assert plan.fee_lovelace == fee_of(plan)
 
 
-def test_tokens_come_first_when_they_lie_in_the_smallest_utxos() -> None:
+def test_a_token_in_a_small_utxo_is_found_among_many_ada_only_utxos() -> None:
     outputs = [Output("pay_to", payee(n), ASSETS[1], 1) for n in range(126)]
     wallet = [utxo(1_200_000, 1, a1=500), utxo(300 * ADA, 2, a2=1), *(utxo(1_250_000, 10 + n) for n in range(500))]
     assert wallet[1] in chosen(wallet, outputs).inputs
 
 
-def test_utxos_laden_with_other_assets_are_left_out_when_they_would_not_fit() -> None:
+def test_utxos_with_too_many_other_assets_are_left_out() -> None:
     def laden(number: int) -> Utxo:
         others = tuple((f"{60 * number + place:056x}" + "cc" * 32, 9) for place in range(60))
         return Utxo(f"{number:064x}", 0, 9 * ADA, ((ASSETS[1], 10), *others))
@@ -348,13 +348,13 @@ def test_utxos_laden_with_other_assets_are_left_out_when_they_would_not_fit() ->
     assert set(plan.inputs) < set(rich)
 
 
-def test_room_for_the_outputs_but_not_for_the_change_wants_consolidation() -> None:
+def test_no_room_for_the_change_is_refused_as_utxos_too_small() -> None:
     wallet = [utxo(1 * ADA, n) for n in range(449)]
     assert refusal(wallet, pay(449 * ADA - 876_000 - 1 * ADA)).name == "utxos_too_small/inputs"
     assert len(chosen(wallet, pay(447 * ADA - 876_000 - 1 * ADA)).inputs) == 447
 
 
-def test_enough_money_in_too_many_utxos_wants_consolidation() -> None:
+def test_funds_in_too_many_utxos_are_refused_until_consolidated() -> None:
     wallet = [utxo(LEAST + n, n) for n in range(900)]
     assert refusal(wallet, pay(600 * ADA)).name == "utxos_too_small/inputs"
     swept = send_all(UtxoIndex(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
@@ -364,7 +364,7 @@ def test_enough_money_in_too_many_utxos_wants_consolidation() -> None:
     assert chosen(after, pay(600 * ADA)).outputs[0].lovelace == 600 * ADA
 
 
-def test_a_token_in_too_many_utxos_wants_consolidation() -> None:
+def test_a_token_in_too_many_utxos_is_refused_as_utxos_too_small() -> None:
     wallet = [utxo(1_200_000, n, a1=10) for n in range(900)]
     assert refusal(wallet, pay(8000, name=ASSETS[1])).name == "utxos_too_small/inputs"
 
@@ -378,22 +378,22 @@ def test_a_token_in_too_many_utxos_wants_consolidation() -> None:
         (pay(5, name=ASSETS[2]), ASSETS[2], 5),
     ],
 )
-def test_what_is_missing_is_told(outputs: list[Output], asset: str, shortfall: int) -> None:
+def test_a_refusal_names_the_asset_and_the_shortfall(outputs: list[Output], asset: str, shortfall: int) -> None:
     error = refusal([utxo(5 * ADA, 1), utxo(5 * ADA, 2, a1=100)], outputs)
     assert error.name == "not_enough_funds"
     assert error.context == {"asset": asset, "shortfall": str(shortfall)}
 
 
-def test_an_empty_wallet_has_not_enough() -> None:
+def test_an_empty_wallet_is_refused_as_not_enough_funds() -> None:
     assert refusal([], pay(5 * ADA)).name == "not_enough_funds"
 
 
-def test_outputs_that_fit_no_transaction_are_refused_as_such() -> None:
+def test_outputs_too_big_for_one_transaction_are_refused() -> None:
     outputs = [Output("pay_to", payee(n), "lovelace", ADA) for n in range(300)]
     assert refusal([utxo(5000 * ADA)], outputs).name == "utxos_too_small/transaction_size"
 
 
-def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_is_refused() -> None:
+def test_outputs_that_fill_a_transaction_are_paid_and_one_byte_more_is_refused() -> None:
     def outputs(wide: int) -> list[Output]:
         units = [2**32 if n < wide else ADA for n in range(251)]
         return [Output("pay_to", payee(n, base=n > 3), "lovelace", units[n]) for n in range(251)]
@@ -404,19 +404,19 @@ def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_
     plan = chosen(exact(outputs(3)), outputs(3))
     assert (plan.size, plan.change) == (16_384, ())
     assert refusal(exact(outputs(4)), outputs(4)).name == "utxos_too_small/transaction_size"
-    asked = outputs(3)[:-1]  # of which one less leaves room for the change
+    asked = outputs(3)[:-1]  # one output fewer leaves room for the change
     plan = chosen([utxo(sum(o.units for o in asked) + 3 * ADA)], asked)
     assert (plan.size, len(plan.change)) == (16_384, 1)
 
 
-def test_the_absolute_cap_on_the_fee_holds() -> None:
+def test_a_fee_above_the_cap_is_refused() -> None:
     assert refusal([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=160_000).name == "fee_too_high"
     fee_lovelace = ONE_IN_ONE_OUT + 44 * 65
     assert chosen([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace).fee_lovelace == fee_lovelace
     assert refusal([utxo(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace - 1).name == "fee_too_high"
 
 
-def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_one_more() -> None:
+def test_a_transaction_of_the_maximum_size_is_built_and_one_byte_more_is_refused() -> None:
     outputs = pay(*[2 * ADA] * 212)
 
     def sized(wide: int) -> TxPlan:
@@ -439,7 +439,7 @@ def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_
         (send_all(UtxoIndex([utxo(50 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0), 1),
     ],
 )
-def test_the_signer_is_told_behind_which_output_all_pay_the_wallet_itself(plan: TxPlan, paid: int) -> None:
+def test_the_plan_counts_the_outputs_before_those_that_all_pay_the_wallet(plan: TxPlan, paid: int) -> None:
     assert plan.paid == paid
 
 
@@ -447,27 +447,27 @@ def test_the_signer_is_told_behind_which_output_all_pay_the_wallet_itself(plan: 
 
 
 @pytest.mark.parametrize("count", [22, 23, 24])
-def test_the_fee_is_of_the_size_where_the_count_of_outputs_takes_a_byte_more(count: int) -> None:
+def test_the_fee_is_right_when_the_output_count_takes_one_more_byte(count: int) -> None:
     plan = chosen([utxo(200 * ADA)], list(split_outputs(OWN, count, 4 * ADA)))
     assert len(plan.outputs) == count + 1
     assert plan.fee_lovelace == fee_of(plan)
 
 
-def test_a_fan_out_may_be_as_large_as_one_transaction_holds_with_its_change() -> None:
+def test_a_split_may_be_as_large_as_one_transaction_with_change_holds() -> None:
     plan = chosen([utxo(500 * ADA)], list(split_outputs(OWN, SPLIT_COUNT_MAX, ADA)))
     assert len(plan.change) == SPLIT_COUNT_MAX + 1
     more = list(split_outputs(OWN, SPLIT_COUNT_MAX + 1, ADA))
-    assert refusal([utxo(500 * ADA)], more).name == "utxos_too_small/inputs"  # only without change would it fit
+    assert refusal([utxo(500 * ADA)], more).name == "utxos_too_small/inputs"  # it would fit only without change
 
 
-def test_a_fan_out_makes_equal_utxos_and_spends_the_fee_alone() -> None:
+def test_a_split_makes_equal_utxos_and_spends_only_the_fee() -> None:
     plan = chosen([utxo(200 * ADA, 1), utxo(1 * ADA, 2)], list(split_outputs(OWN, 40, 4 * ADA)))
     assert [o.lovelace for o in plan.outputs[:40]] == [4 * ADA] * 40
     assert {o.role for o in plan.outputs} == {"change"}
     assert plan.spend == {"lovelace": plan.fee_lovelace}
 
 
-def test_a_sweep_sends_everything_less_the_fee() -> None:
+def test_send_all_sends_everything_minus_the_fee() -> None:
     wallet = [utxo(5 * ADA, 1), utxo(7 * ADA, 2, a1=9, a2=2**63 - 1)]
     plan = send_all(UtxoIndex(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
@@ -478,7 +478,7 @@ def test_a_sweep_sends_everything_less_the_fee() -> None:
     assert again == plan
 
 
-def test_a_sweep_of_many_utxos_comes_in_batches_that_each_fit() -> None:
+def test_send_all_of_many_utxos_comes_in_batches_that_each_fit() -> None:
     rnd = random.Random(3)
     utxos = UtxoIndex(random_wallet(rnd, 700) + [pure_utxo(rnd) for _ in range(300)])
     batches = 0
@@ -491,7 +491,7 @@ def test_a_sweep_of_many_utxos_comes_in_batches_that_each_fit() -> None:
     assert 3 <= batches < 40
 
 
-def test_a_sweep_spends_the_nonce_utxo_that_is_given_among_the_utxos_or_not() -> None:
+def test_send_all_spends_a_given_nonce_utxo_whether_it_is_available_or_not() -> None:
     nonce_utxo, free = utxo(90 * ADA, 1), [utxo(5 * ADA, 2), utxo(7 * ADA, 3)]
     for utxos in (free, [*free, nonce_utxo]):
         plan = send_all(
@@ -501,13 +501,13 @@ def test_a_sweep_spends_the_nonce_utxo_that_is_given_among_the_utxos_or_not() ->
         assert (plan.nonce_utxo, set(plan.inputs)) == (nonce_utxo, {nonce_utxo, *free})
 
 
-def test_a_sweep_of_more_utxos_than_one_transaction_holds_takes_the_smallest() -> None:
+def test_send_all_takes_the_smallest_utxos_when_not_all_fit() -> None:
     wallet = [utxo(LEAST + n, n) for n in range(500)]
     swept = send_all(UtxoIndex(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     assert set(swept.inputs) == set(wallet[: len(swept.inputs)])
 
 
-def test_a_sweep_takes_as_many_utxos_as_fit_with_room_for_a_wider_utxo_of_the_rest() -> None:
+def test_send_all_fills_a_transaction_to_within_4_bytes() -> None:
     sizes = []
     for wide in range(36):
         wallet = [Utxo(f"{n:064x}", 24 if n < wide else 0, LEAST + n) for n in range(460)]
@@ -515,7 +515,7 @@ def test_a_sweep_takes_as_many_utxos_as_fit_with_room_for_a_wider_utxo_of_the_re
     assert max(sizes) == 16_384 - 4
 
 
-def test_a_sweep_begins_with_the_largest_utxos_where_the_smallest_do_not_pay_their_own_way() -> None:
+def test_send_all_includes_a_large_utxo_when_the_small_ones_cannot_pay_their_fee() -> None:
     def laden(number: int) -> Utxo:
         tokens = {f"{70 * number + place:056x}" + "cc" * 32: 9 for place in range(70)}
         return Utxo(f"{number:064x}", 0, min_lovelace(OWN.raw, tokens, PARAMETERS), tuple(tokens.items()))
@@ -527,7 +527,7 @@ def test_a_sweep_begins_with_the_largest_utxos_where_the_smallest_do_not_pay_the
 
 
 @pytest.mark.parametrize("large", [4, 40])
-def test_a_sweep_leaves_out_utxos_with_what_is_barred(large: int) -> None:
+def test_send_all_leaves_out_utxos_with_a_barred_asset(large: int) -> None:
     wallet = [utxo(large * ADA, 1, a1=9, a2=1), utxo(5 * ADA, 2, a2=7), utxo(6 * ADA, 3)]
     frame = {"own": OWN, "ttl_slot": TTL_SLOT, "network_id": 0, "barred": {ASSETS[1]}}
     plan = send_all(UtxoIndex(wallet), payee(3), **frame)
@@ -539,7 +539,7 @@ def test_a_sweep_leaves_out_utxos_with_what_is_barred(large: int) -> None:
     assert caught.value.name == "not_enough_funds"
 
 
-def test_a_sweep_of_too_little_is_refused() -> None:
+def test_send_all_of_too_little_is_refused() -> None:
     with pytest.raises(Refused) as caught:
         send_all(UtxoIndex([utxo(1 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     assert caught.value.name == "not_enough_funds"
@@ -551,7 +551,7 @@ def test_a_sweep_of_too_little_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_payment_that_the_largest_utxos_can_make_is_made(seed: int) -> None:
+def test_every_payment_the_largest_utxos_can_make_is_built(seed: int) -> None:
     rnd = random.Random(seed)
     built = refused = 0
     for _ in range(300):
@@ -562,7 +562,7 @@ def test_every_payment_that_the_largest_utxos_can_make_is_made(seed: int) -> Non
             refused += 1
             assert not reference.largest_first_fits(wallet, asked, OWN.raw, TTL_SLOT)
             whole = reference.fits(wallet, asked, OWN.raw, TTL_SLOT, size_max=10**9)
-            # Where one transaction without bounds would pay, the money is there, and that is what must be said.
+            # When one transaction of any size could pay, the funds are there and the refusal must say so.
             assert code == "utxos_too_small/inputs" if whole else len(wallet) > 300 or code == "not_enough_funds"
         else:
             built += 1

@@ -1,4 +1,4 @@
-"""Keys: derivation agrees with pycardano, signatures with libsodium, and nothing shows the secret."""
+"""Keys: derivation agrees with pycardano, signatures verify with libsodium, and no text shows a secret."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ MORE = [Seed(random.Random(seed).randbytes(32)).words for seed in range(4)]
 
 @pytest.mark.parametrize("words", [WORDS, *MORE])
 @pytest.mark.parametrize(("name", "account"), [("mainnet", 0), ("preprod", 0), ("devnet", 7)])
-def test_the_address_and_the_key_equal_pycardanos(words: str, name: str, account: int) -> None:
+def test_the_derived_address_and_key_equal_pycardanos(words: str, name: str, account: int) -> None:
     wallet = pycardano.HDWallet.from_mnemonic(words)
     keys = [
         pycardano.ExtendedSigningKey.from_hdwallet(wallet.derive_from_path(f"m/1852'/1815'/{account}'/{role}/0"))
@@ -57,7 +57,7 @@ def test_signatures_verify_and_are_deterministic() -> None:
         "あいこくしん " * 24,
     ],
 )
-def test_words_that_are_none_are_refused_without_being_quoted(text: str) -> None:
+def test_invalid_recovery_words_are_refused_without_being_shown(text: str) -> None:
     with pytest.raises(Refused) as caught:
         seed_from_words(text)
     assert caught.value.name == "mnemonic_invalid"
@@ -65,11 +65,11 @@ def test_words_that_are_none_are_refused_without_being_quoted(text: str) -> None
     assert caught.value.__cause__ is None
 
 
-def test_white_space_and_case_of_the_words_do_not_matter() -> None:
+def test_white_space_and_case_of_recovery_words_do_not_matter() -> None:
     assert seed_from_words("  " + WORDS.upper().replace(" ", "\n  ") + "\n").words == WORDS
 
 
-def test_no_secret_in_any_text_of_a_signer_a_seed_or_an_account() -> None:
+def test_signer_seed_and_account_show_no_secret_and_cannot_be_copied() -> None:
     seed = seed_from_words(WORDS)
     account = derive(seed, NETWORKS["preprod"])
     extended = bytes(range(64))
@@ -88,7 +88,7 @@ def test_no_secret_in_any_text_of_a_signer_a_seed_or_an_account() -> None:
                 copying(secret)
 
 
-def test_pycardanos_logger_is_silent_after_a_wallet_was_made(tmp_path: Path) -> None:
+def test_pycardanos_logger_is_silent_after_a_wallet_is_created(tmp_path: Path) -> None:
     create(tmp_path / "keystore.json", WORDS, "a passphrase", NETWORKS["preprod"], scrypt_n=16)
     logger = logging.getLogger("PyCardano")
     assert logger.handlers == []

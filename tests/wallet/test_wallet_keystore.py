@@ -1,4 +1,4 @@
-"""The keystore: what goes in comes out, for the right passphrase, from a whole file of its owner alone."""
+"""The keystore: only the right passphrase opens it, and only from an unchanged file private to its owner."""
 
 import json
 import os
@@ -41,21 +41,21 @@ def refusal(path: Path, passphrase: str = PASSPHRASE) -> Refused:
     return caught.value
 
 
-def test_what_was_put_in_comes_out(path: Path) -> None:
+def test_the_words_written_to_a_keystore_are_read_back(path: Path) -> None:
     assert open_keystore(path, PASSPHRASE).words == WORDS
     account = unlock(path, PASSPHRASE)
     assert read_header(path) == Header(PREPROD, 0, account.address.text)
     assert account.network is PREPROD
 
 
-def test_the_default_cost_is_written_into_the_file(tmp_path: Path) -> None:
+def test_the_default_scrypt_cost_is_written_into_the_keystore(tmp_path: Path) -> None:
     file = tmp_path / "keystore.json"
     create(file, WORDS, PASSPHRASE, NETWORKS["mainnet"], 3)
     assert json.loads(file.read_text())["kdf"]["n"] == 2**16
     assert unlock(file, PASSPHRASE).number == 3
 
 
-def test_the_file_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_the_keystore_is_readable_by_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         create(tmp_path / "k", WORDS, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
@@ -64,7 +64,7 @@ def test_the_file_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> N
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
 
 
-def test_nothing_of_the_secret_stands_in_the_file(path: Path) -> None:
+def test_the_keystore_file_contains_no_secret_in_plain_text(path: Path) -> None:
     text = path.read_text()
     assert "abandon" not in text
     assert PASSPHRASE not in text
@@ -72,14 +72,14 @@ def test_nothing_of_the_secret_stands_in_the_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o660, 0o700, 0o777, 0o4600])
-def test_a_wider_mode_is_refused(path: Path, mode: int) -> None:
+def test_a_keystore_open_to_others_is_refused(path: Path, mode: int) -> None:
     path.chmod(mode)
     assert refusal(path).code == "keystore_invalid"
     with pytest.raises(Refused):
         read_header(path)
 
 
-def test_a_narrower_mode_is_fine(path: Path) -> None:
+def test_a_keystore_with_a_stricter_mode_is_accepted(path: Path) -> None:
     path.chmod(0o400)
     assert unlock(path, PASSPHRASE).network is PREPROD
 
@@ -92,7 +92,7 @@ def test_a_keystore_is_never_overwritten(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_write_that_fails_leaves_no_file_behind(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_keystore_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -108,13 +108,13 @@ def test_a_wrong_passphrase_is_refused(path: Path, passphrase: str) -> None:
     assert refusal(path, passphrase).code == "keystore_invalid"
 
 
-def test_an_empty_passphrase_makes_no_keystore(tmp_path: Path) -> None:
+def test_an_empty_passphrase_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused):
         create(tmp_path / "k", WORDS, "", PREPROD, scrypt_n=CHEAP)
     assert not (tmp_path / "k").exists()
 
 
-def test_bad_words_make_no_keystore(tmp_path: Path) -> None:
+def test_no_keystore_is_created_from_invalid_words(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         create(tmp_path / "k", "abandon " * 24, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
     assert caught.value.name == "mnemonic_invalid"
@@ -151,7 +151,7 @@ TAMPERED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_changed_file_is_refused(path: Path, name: str) -> None:
+def test_a_changed_keystore_is_refused(path: Path, name: str) -> None:
     place, value = TAMPERED[name]
     document = json.loads(path.read_text())
     inner = document
@@ -168,12 +168,12 @@ NO_KEYSTORES = [b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 3000, b" " * 500
 
 
 @pytest.mark.parametrize("content", NO_KEYSTORES)
-def test_a_file_that_is_no_keystore_is_refused(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_keystore_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert refusal(path).code == "keystore_invalid"
 
 
-def test_every_flipped_bit_of_the_file_is_noticed_or_changes_nothing(path: Path) -> None:
+def test_a_flipped_bit_in_the_keystore_is_refused_or_changes_nothing(path: Path) -> None:
     content = path.read_bytes()
     for bit in range(0, 8 * len(content), 7):
         bent = bytearray(content)
@@ -187,13 +187,13 @@ def test_every_flipped_bit_of_the_file_is_noticed_or_changes_nothing(path: Path)
         assert seed.words == WORDS
 
 
-def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_keystore_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nothing").code == "keystore_invalid"
     assert refusal(tmp_path).code == "keystore_invalid"
 
 
-def test_words_that_belong_to_another_address_are_refused(tmp_path: Path, path: Path) -> None:
-    """The file itself authenticates an address that its words do not give: another program wrote it."""
+def test_a_keystore_whose_words_give_another_address_is_refused(tmp_path: Path, path: Path) -> None:
+    """The file is authentic, but another program wrote an address that the words do not give."""
     document = json.loads(path.read_text())
     document["address"] = OTHER_ADDRESS
     cipher = AESGCM(keystore.stretch(PASSPHRASE, document["kdf"]))
@@ -206,7 +206,7 @@ def test_words_that_belong_to_another_address_are_refused(tmp_path: Path, path: 
 
 
 def written_elsewhere(path: Path, **cost: int) -> None:
-    """Seal the same entropy under another cost, as another program would."""
+    """Encrypt the same entropy with another cost, as another program might."""
     document = json.loads(path.read_text())
     entropy = open_keystore(path, PASSPHRASE).entropy
     document["kdf"] |= cost
@@ -219,7 +219,7 @@ def written_elsewhere(path: Path, **cost: int) -> None:
 
 
 @pytest.mark.parametrize("cost", [{"r": 1}, {"p": 1}, {"r": 16, "p": 16}, {"n": 2**10, "r": 4, "p": 3}], ids=str)
-def test_a_cost_that_another_program_chose_is_taken_from_the_file(path: Path, cost: dict[str, int]) -> None:
+def test_the_scrypt_cost_is_read_from_the_keystore(path: Path, cost: dict[str, int]) -> None:
     written_elsewhere(path, **cost)
     assert open_keystore(path, PASSPHRASE).words == WORDS
 
@@ -242,7 +242,7 @@ def test_a_cost_that_another_program_chose_is_taken_from_the_file(path: Path, co
     ],
     ids=str,
 )
-def test_a_cost_out_of_bounds_is_refused_before_anything_is_stretched(path: Path, cost: dict[str, Any]) -> None:
+def test_a_scrypt_cost_out_of_bounds_is_refused_before_it_is_used(path: Path, cost: dict[str, Any]) -> None:
     document = json.loads(path.read_text())
     document["kdf"] |= cost
     path.write_text(json.dumps(document))
@@ -251,13 +251,13 @@ def test_a_cost_out_of_bounds_is_refused_before_anything_is_stretched(path: Path
         read_header(path)
 
 
-def test_no_keystore_is_written_that_could_not_be_opened(tmp_path: Path) -> None:
+def test_a_keystore_that_could_not_be_opened_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="scrypt"):
         create(tmp_path / "k", WORDS, PASSPHRASE, PREPROD, scrypt_n=2**19)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_new_words_come_from_the_randomness_that_is_given() -> None:
+def test_new_words_come_from_the_given_randomness() -> None:
     assert new_words(bytes) == WORDS
     assert len(set(new_words(os.urandom).split())) > 12
 
@@ -271,7 +271,7 @@ from payagent.wallet.keystore import open_keystore
 
 path, left = Path(sys.argv[1]), 0
 whole = path.read_bytes()
-creation.SCRYPT_N = 2**4  # as the file has it: what is killed is the writing, not the stretching
+creation.SCRYPT_N = 2**4  # as in the file: the kill must hit the writing, not scrypt
 
 def step(frame, event, _):
     global left
@@ -305,10 +305,10 @@ for count in range(10_000):
 """
 
 
-def test_a_change_of_the_passphrase_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(
+def test_a_passphrase_change_killed_anywhere_leaves_the_old_or_the_new_passphrase(
     tmp_path: Path,
 ) -> None:
-    """Before each line of it, and of the library that it calls, as far as that is Python."""
+    """It is killed before each Python line of the change and of the libraries it calls."""
     path = tmp_path / "keystore.json"
     create(path, WORDS, "old", PREPROD, scrypt_n=CHEAP)
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""pycardano as the oracle: the same plan gives the same bytes, the same id and the same fee."""
+"""pycardano as the oracle: the same plan gives the same bytes, id and fee."""
 
 import random
 from typing import Any
@@ -66,7 +66,7 @@ class FeeContext(pycardano.ChainContext):  # type: ignore[misc]
         min_fee_reference_scripts = maximum_reference_scripts_size = None
 
 
-def test_the_bytes_the_id_and_the_fee_equal_pycardanos() -> None:
+def test_transaction_bytes_id_and_fee_equal_pycardanos() -> None:
     for plan in plans(1, 60):
         body = oracle_body(plan)
         assert body.to_cbor() == plan.body
@@ -79,7 +79,7 @@ def test_the_bytes_the_id_and_the_fee_equal_pycardanos() -> None:
         assert extra == 0 or (0 < extra <= 176 and plan.outputs[-1].lovelace == 2**32 - 1)
 
 
-def test_the_signed_bytes_equal_pycardanos() -> None:
+def test_signed_transaction_bytes_equal_pycardanos() -> None:
     for plan in plans(2, 10):
         key = pycardano.VerificationKey.from_primitive(SIGNER.public_key)
         witness = pycardano.VerificationKeyWitness(key, SIGNER.sign_hash(bytes.fromhex(plan.tx_id)))
@@ -89,7 +89,7 @@ def test_the_signed_bytes_equal_pycardanos() -> None:
 
 
 @pytest.mark.parametrize("base", [True, False])
-def test_the_minimum_is_pycardanos_less_two_bytes_that_are_not_sent(base: bool) -> None:
+def test_min_ada_is_pycardanos_minus_two_bytes_that_are_not_sent(base: bool) -> None:
     rnd, address = random.Random(3), payee(1, base=base)
     for count in (0, 1, 2, 30, 60):
         units = {name: rnd.choice([1, 255, 2**32, 2**63 - 1]) for name in rnd.sample(ASSETS, count)}

@@ -1,7 +1,7 @@
-"""What the wallet builds is accepted: by scalus, an independent ledger, and by the devnet's.
+"""The wallet's transactions are accepted by scalus, an independent ledger, and by the devnet's ledger.
 
-Random wallets (1 to 2,000 coins, up to 60 assets in one, boundary quantities) and random invoices, singly and
-chained, each transaction spending the change of the one before.
+Random wallets (1 to 2,000 UTxOs, up to 60 assets in one, boundary quantities) and random invoices, singly and
+chained, each transaction spending the change of the previous one.
 """
 
 import random
@@ -29,7 +29,7 @@ def signed(plan: TxPlan) -> bytes:
 
 
 def singles(seed: int, count: int) -> Iterator[Case]:
-    """Payments by wallets of all sizes, every fifth with a commitment; what they cannot pay is left out."""
+    """Payments by wallets of all sizes, every fifth with a commitment, without those they cannot pay."""
     rnd, made = random.Random(seed), 0
     while made < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
@@ -59,7 +59,7 @@ def self_transfers(seed: int) -> Iterator[Case]:
 
 
 def chain(rnd: random.Random, wallet: list[Utxo], links: int) -> Iterator[Case]:
-    """Payments in a row out of one wallet whose change is spendable at once."""
+    """Payments in a row from one wallet whose change can be spent at once."""
     utxos = UtxoIndex(wallet)
     for _ in range(links):
         plan = select(utxos, random_share(rnd, utxos), **FRAME)
@@ -106,7 +106,7 @@ def test_scalus_accepts_every_single_payment(scalus: Scalus) -> None:
 
 
 @needs_scalus
-def test_scalus_accepts_every_chain(scalus: Scalus) -> None:
+def test_scalus_accepts_every_chain_of_payments(scalus: Scalus) -> None:
     links = 0
     for rnd, wallet in chain_wallets(2):
         scalus.open(unspent(wallet), TTL_SLOT - 1, 0)
@@ -119,8 +119,8 @@ def test_scalus_accepts_every_chain(scalus: Scalus) -> None:
 
 
 @needs_scalus
-def test_scalus_does_refuse(scalus: Scalus) -> None:
-    """The judge is awake: one lovelace of difference, a bit of the signature and a passed TTL are refused."""
+def test_scalus_refuses_wrong_transactions(scalus: Scalus) -> None:
+    """A control: one lovelace too much, a flipped bit in the signature and a passed TTL are refused."""
     for plan, raw in singles(3, 5):
         short = unspent(plan.inputs)
         first = next(iter(short))
@@ -131,14 +131,14 @@ def test_scalus_does_refuse(scalus: Scalus) -> None:
         assert scalus.validate(bent, unspent(plan.inputs), TTL_SLOT - 1, 0) is not None
 
 
-def test_the_devnet_ledger_accepts_every_single_payment() -> None:
+def test_the_devnet_accepts_every_single_payment() -> None:
     for plan, raw in [*singles(4, SINGLE), *self_transfers(4)]:
         tx = decode_tx(raw)
         assert tx.tx_id == plan.tx_id
         check_tx(tx, unspent(plan.inputs), TTL_SLOT - 1, Params())
 
 
-def test_the_devnet_ledger_accepts_every_chain_and_refuses_it_a_second_time() -> None:
+def test_the_devnet_accepts_every_chain_of_payments_only_once() -> None:
     rnd = random.Random(5)
     for _ in range(CHAINS):
         devnet, utxos = Chain(Params(), 0, TTL_SLOT - 100), []

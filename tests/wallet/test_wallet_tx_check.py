@@ -1,4 +1,4 @@
-"""The second look kills every transaction that is not the one asked for, and passes those that are."""
+"""The check before submission rejects every transaction that differs from the request."""
 
 import hashlib
 import random
@@ -55,7 +55,7 @@ TOKEN_PLAN = planned(pay(400, 50, name=ASSETS[1]))
 
 
 @pytest.mark.parametrize("name", BENT)
-def test_a_bent_body_is_killed_although_it_is_signed_properly(name: str) -> None:
+def test_a_changed_body_is_rejected_although_it_is_properly_signed(name: str) -> None:
     body = body_of(PLAN)
     check(signed(body), PLAN, SIGNER.public_key)
     BENT[name](body)
@@ -64,8 +64,8 @@ def test_a_bent_body_is_killed_although_it_is_signed_properly(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["amount one more", "paid to another address", "another TTL", "split missing"])
-def test_a_plan_that_was_bent_with_its_bytes_is_killed_by_what_was_asked(name: str) -> None:
-    """The plan's own outputs agree with the bytes, its `asked` does not: a bug in the laying of outputs."""
+def test_a_plan_that_differs_from_the_request_is_rejected_even_if_the_bytes_match_it(name: str) -> None:
+    """The plan's outputs agree with the bytes but not with `asked`: a bug in building the outputs."""
     outputs = {
         "amount one more": pay(10 * ADA + 1, 2 * ADA),
         "split missing": pay(10 * ADA),
@@ -80,13 +80,13 @@ def test_a_plan_that_was_bent_with_its_bytes_is_killed_by_what_was_asked(name: s
 
 
 @pytest.mark.parametrize("name", witness_bends())
-def test_bent_witnesses_and_forms_are_killed(name: str) -> None:
+def test_changed_witnesses_and_forms_are_rejected(name: str) -> None:
     with pytest.raises(CheckFailed):
         check(witness_bends()[name], PLAN, SIGNER.public_key)
 
 
 @pytest.mark.parametrize("plan", [PLAN, TOKEN_PLAN], ids=["ada", "token"])
-def test_no_flipped_bit_survives(plan: TxPlan) -> None:
+def test_a_transaction_with_a_flipped_bit_is_rejected(plan: TxPlan) -> None:
     raw = sign(plan, SIGNER)
     check(raw, plan, SIGNER.public_key)
     for bit in range(0, 8 * len(raw), 3):
@@ -96,7 +96,7 @@ def test_no_flipped_bit_survives(plan: TxPlan) -> None:
             check(bytes(bent), plan, SIGNER.public_key)
 
 
-def test_a_plan_that_takes_its_utxos_for_others_is_killed() -> None:
+def test_a_plan_with_wrong_input_amounts_is_rejected() -> None:
     first, second = PLAN.inputs
     richer = replace(second, lovelace=second.lovelace + 1)
     poorer = replace(first, assets=first.assets[1:])
@@ -109,7 +109,7 @@ def test_a_plan_that_takes_its_utxos_for_others_is_killed() -> None:
 
 
 def laid(outputs: list[Any]) -> tuple[PlannedOutput, ...]:
-    """The outputs of a body as a plan has them."""
+    """The outputs of a body, in the form of a plan."""
     planned = []
     for address, value in outputs:
         lovelace, policies = value if isinstance(value, list) else (value, {})
@@ -119,9 +119,9 @@ def laid(outputs: list[Any]) -> tuple[PlannedOutput, ...]:
 
 
 def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: TxPlan = PLAN, **more: Any) -> tuple[bytes, TxPlan]:
-    """Bent bytes with the right fee for their size, and a plan that was bent with them: outputs, fee and id.
+    """Changed bytes with the right fee for their size, and a plan changed with them: outputs, fee and id.
 
-    What is left to tell them from the right ones is what was asked, the coins and the frame.
+    Only the request, the inputs and the frame can reveal the change.
     """
     body = body_of(plan)
     bend(body)
@@ -133,13 +133,13 @@ def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: TxPlan = PLAN, **
 
 
 def planned_otherwise(**changes: Any) -> tuple[bytes, TxPlan]:
-    """The right bytes, and a plan whose first output is another."""
+    """The right bytes, and a plan with another first output."""
     first, *others = PLAN.outputs
     return sign(PLAN, SIGNER), PLAN._replace(outputs=(first._replace(**changes), *others))
 
 
 def to(raw_address: bytes) -> tuple[bytes, TxPlan]:
-    """Everything agrees that this address is paid."""
+    """Bytes and plan agree on paying this address."""
     plan = planned([Output("pay_to", Address("?", raw_address), "lovelace", 10 * ADA)])
     return sign(plan, SIGNER), plan
 
@@ -152,7 +152,7 @@ def of_network_one() -> tuple[bytes, TxPlan]:
 
 
 def laid_by_other_rules(units: int) -> tuple[bytes, TxPlan]:
-    """Everything agrees on outputs that would do where a byte cost one lovelace."""
+    """Bytes and plan agree on outputs that would be allowed if a byte cost one lovelace."""
     outputs = [Output("pay_to", payee(0), "lovelace", units)]
     plan = build(UTXOS, UTXOS[1], outputs, params=TxParameters(coins_per_utxo_byte=1), **FRAME)
     bent = plan._replace(frame=PLAN.frame)
@@ -248,7 +248,7 @@ def test_an_unchanged_transaction_passes() -> None:
         check(raw, plan, SIGNER.public_key)
 
 
-def test_a_transaction_at_its_bounds_passes() -> None:
+def test_a_transaction_exactly_at_its_bounds_passes() -> None:
     for raw, plan in (agreed(fee_off=176), agreed()):
         frame = plan.frame._replace(
             fee_cap_lovelace=plan.fee_lovelace, parameters=TxParameters(max_tx_size=len(raw))
@@ -257,7 +257,7 @@ def test_a_transaction_at_its_bounds_passes() -> None:
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_each_comparison_alone_kills_what_everything_else_agrees_on(name: str) -> None:
+def test_each_comparison_alone_rejects_its_mistake(name: str) -> None:
     make, why = ALONE[name]
     raw, plan = make()
     with pytest.raises(CheckFailed, match=why):
@@ -276,7 +276,7 @@ def test_each_comparison_alone_kills_what_everything_else_agrees_on(name: str) -
         ("a native script", "other witnesses"),
     ],
 )
-def test_the_reader_itself_refuses_other_forms(name: str, why: str) -> None:
+def test_the_decoder_refuses_other_forms_of_a_transaction(name: str, why: str) -> None:
     with pytest.raises(Undecodable, match=why):
         decode(witness_bends()[name])
 
@@ -284,7 +284,7 @@ def test_the_reader_itself_refuses_other_forms(name: str, why: str) -> None:
 COMMITTED = build(UTXOS, UTXOS[1], pay(10 * ADA), commitment=b"c" * 32, **FRAME)
 
 
-def test_a_commitment_is_compared_and_its_hash_is_checked() -> None:
+def test_a_commitment_and_its_hash_are_checked() -> None:
     raw = sign(COMMITTED, SIGNER)
     assert decode(raw).commitment == b"c" * 32
     check(raw, COMMITTED, SIGNER.public_key)
@@ -303,12 +303,12 @@ def test_a_commitment_is_compared_and_its_hash_is_checked() -> None:
 
 
 def bare_body(raw: bytes) -> Body:
-    """The body as `signed` takes it."""
+    """The body in the form `signed` takes."""
     body = cbor2.loads(raw)[0]
     return {**body, 0: [(bytes(tx_id).hex(), index) for tx_id, index in body[0]]}
 
 
-def test_the_reader_agrees_with_cbor2_on_random_transactions() -> None:
+def test_the_decoder_agrees_with_cbor2_on_random_transactions() -> None:
     rnd = random.Random(11)
     read = 0
     while read < 150:
@@ -331,7 +331,7 @@ def test_the_reader_agrees_with_cbor2_on_random_transactions() -> None:
         read += 1
 
 
-def test_the_reader_refuses_what_is_not_in_canonical_order() -> None:
+def test_the_decoder_refuses_maps_out_of_canonical_order() -> None:
     raw = sign(TOKEN_PLAN, SIGNER)
     body = cbor2.loads(TOKEN_PLAN.body)
     policies = body[1][-1][1][1]
@@ -344,7 +344,7 @@ def test_the_reader_refuses_what_is_not_in_canonical_order() -> None:
 
 
 def map_of(*pairs: tuple[bytes, bytes]) -> bytes:
-    """A map as its pairs stand, whatever their order and however often a key comes."""
+    """A map with the pairs as given, in any order and with duplicates."""
     return bytes([0xA0 + len(pairs)]) + b"".join(cbor2.dumps(key) + value for key, value in pairs)
 
 
@@ -366,7 +366,7 @@ OF_ONE = map_of((b"A", NAME))
         (map_of((P, map_of((b"A", b"\x1c" + bytes(16))))), "without a definite length"),
     ],
 )
-def test_the_reader_refuses_assets_that_have_another_spelling(assets: bytes, why: str) -> None:
+def test_the_decoder_refuses_assets_in_non_canonical_form(assets: bytes, why: str) -> None:
     good = map_of((P, map_of((b"B", NAME), (b"A" * 32, NAME))), (Q, OF_ONE))
     body = body_of(TOKEN_PLAN)
     there = cbor2.dumps(body[1][-1][1][1], canonical=True)

@@ -1,4 +1,4 @@
-"""The index of free coins gives the answers that walking over all coins would give."""
+"""The index of available UTxOs gives the same answers as a scan of all UTxOs."""
 
 import random
 
@@ -34,7 +34,7 @@ def agrees(index: UtxoIndex, utxos: list[Utxo], rnd: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_adding_and_removing_keep_every_answer_right(seed: int) -> None:
+def test_the_index_stays_right_as_utxos_are_added_and_removed(seed: int) -> None:
     rnd = random.Random(seed)
     utxos = random_wallet(rnd, 120)
     index = UtxoIndex(utxos[:60])
@@ -53,7 +53,7 @@ def test_adding_and_removing_keep_every_answer_right(seed: int) -> None:
     agrees(index, [], rnd)
 
 
-def test_a_utxo_is_there_once() -> None:
+def test_a_utxo_can_be_added_only_once() -> None:
     utxo = Utxo("ab" * 32, 3, 2_000_000)
     index = UtxoIndex([utxo])
     with pytest.raises(KeyError):
@@ -65,7 +65,7 @@ def test_a_utxo_is_there_once() -> None:
 
 
 @pytest.mark.parametrize("gone", range(4))
-def test_of_utxos_with_the_same_amounts_the_one_that_is_named_goes(gone: int) -> None:
+def test_removing_one_of_several_equal_utxos_removes_the_named_one(gone: int) -> None:
     alike = [Utxo(f"{n:064x}", 0, 2_000_000, ((ASSETS[1], 5),)) for n in range(4)]
     index = UtxoIndex(alike)
     index.remove(alike.pop(gone).ref)
