@@ -1,6 +1,6 @@
-"""Payments on which a person decides: what they count while they wait, and what a decision is good for.
+"""Payments that need approval: what they count while they wait, and what a decision allows.
 
-The chain and the agent share one clock here, which a test can move.
+The chain and the agent share one clock, which a test can move.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import TxPlan
 
 PRICE = 10 * ADA
-"""What the merchant asks."""
+"""The merchant's price."""
 
 ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 SOMEBODY = Approver("token", "app_somebody")
@@ -71,7 +71,7 @@ async def pass_time(run: Run, seconds: int) -> None:
     await run.agent.decisions.deny_what_is_over()
 
 
-async def test_a_waiting_payment_counts_in_full_and_reserves_no_utxo(world: World) -> None:
+async def test_a_payment_that_awaits_approval_counts_in_full_and_reserves_no_utxo(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         free = run.selectable()
@@ -110,12 +110,12 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         assert alerts.raised(run.context.conn, "approval_needed") == []
         assert run.owned() == world.on_chain()
         assert is_sound(run)
-        told = approvals.decided(run.context.conn, row.id)
-        assert told is not None
-        assert (told.decision, told.via, told.by_app) == ("approved", "token", "app_somebody")
+        recorded = approvals.decided(run.context.conn, row.id)
+        assert recorded is not None
+        assert (recorded.decision, recorded.via, recorded.by_app) == ("approved", "token", "app_somebody")
 
 
-async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for_a_while(world: World) -> None:
+async def test_a_denial_releases_the_amount_and_refuses_the_same_request_for_a_while(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -133,7 +133,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         assert is_sound(run)
 
 
-async def test_a_denial_made_by_a_wrong_clock_ends_when_the_clock_is_right(tmp_path: Path) -> None:
+async def test_a_denial_made_while_the_clock_was_ahead_ends_when_the_clock_is_corrected(tmp_path: Path) -> None:
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         async with world.run(terms=ASKING) as run:
@@ -146,8 +146,8 @@ async def test_a_denial_made_by_a_wrong_clock_ends_when_the_clock_is_right(tmp_p
             assert (await ask(run)).id != row.id
 
 
-async def test_a_denial_holds_for_the_same_request_under_any_key(world: World) -> None:
-    """Another Idempotency-Key is another intent and the same call: a program in a loop wears nobody out by it."""
+async def test_a_denial_applies_to_the_same_request_under_any_idempotency_key(world: World) -> None:
+    """Another Idempotency-Key is another intent, but the same request: an app in a loop cannot ask for ever."""
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -159,22 +159,22 @@ async def test_a_denial_holds_for_the_same_request_under_any_key(world: World) -
             assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied/person", row.id)
         await ask(run, "another call", key="c")
         theirs, _ = await run.agent.pay(replace(world.ask(key="a"), app_id="app_somebody"))
-        assert theirs.state is State.AWAITING_APPROVAL, "nobody said no to that app"
-        unnamed = replace(world.ask("of which nobody says what it is"), request=None)
+        assert theirs.state is State.AWAITING_APPROVAL, "the denial does not apply to another app"
+        unnamed = replace(world.ask("request not described"), request=None)
         assert (await run.agent.pay(unnamed))[0].state is State.AWAITING_APPROVAL
 
 
-async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: World) -> None:
+async def test_a_refused_decision_is_recorded_and_its_detail_omits_the_figures(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
         row, _ = await run.agent.pay(replace(world.ask(), app_id="app_somebody"))
         await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         await refuses(run, row, "limit_exceeded")
-        told = events.last_note(run.context.conn, row.id, "decision_refused")
-        assert told is not None
-        assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
-        assert ("leaves 9 ADA" in told["figures"], "9 ADA" in told["detail"]) == (True, False)
+        note = events.last_note(run.context.conn, row.id, "decision_refused")
+        assert note is not None
+        assert (note["code"], note["by"], note["via"]) == ("limit_exceeded", "app_somebody", "token")
+        assert ("leaves 9 ADA" in note["figures"], "9 ADA" in note["detail"]) == (True, False)
         with pytest.raises(Refused, match="not_found"):
             await run.agent.decisions.approve("pay_x", SOMEBODY)
         await run.agent.decisions.deny(row.id, SOMEBODY)
@@ -186,7 +186,9 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
 
 @pytest.mark.parametrize("first", ["approve", "deny"])
 @pytest.mark.parametrize("second", ["approve", "deny"])
-async def test_of_two_decisions_one_counts_and_the_other_is_refused(world: World, first: str, second: str) -> None:
+async def test_the_first_of_two_concurrent_decisions_counts_and_the_second_is_refused(
+    world: World, first: str, second: str
+) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -206,7 +208,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_refused(world: World
         assert len(world.transactions()) == (first == "approve")
 
 
-async def test_a_second_approval_leaves_the_payment_being_signed_alone(
+async def test_a_second_approval_does_not_disturb_a_payment_that_is_being_signed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world.run(terms=ASKING) as run:
@@ -233,7 +235,7 @@ async def test_a_second_approval_leaves_the_payment_being_signed_alone(
         assert (await first).attempt.tx_id is not None
 
 
-async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> None:
+async def test_an_approval_times_out_by_block_time_not_by_the_local_clock(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         row = await ask(run)
@@ -243,7 +245,7 @@ async def test_an_approval_times_out_by_the_chains_clock_alone(world: World) -> 
         await run.agent.decisions.deny_what_is_over()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         run.world.clock.ahead_ms += 200_000
-        await run.agent.decisions.deny_what_is_over()  # no block has come yet
+        await run.agent.decisions.deny_what_is_over()  # no new block yet
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.context.payment(row.id)
@@ -271,7 +273,7 @@ async def test_an_approval_after_the_timeout_is_refused(world: World) -> None:
         assert is_sound(run)
 
 
-async def test_an_approval_ends_before_its_invoice_expires(world: World) -> None:
+async def test_an_approval_times_out_before_its_invoice_expires(world: World) -> None:
     world.settings(timeout=400)
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
@@ -297,7 +299,7 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(late.id, SOMEBODY)
         assert code_of(refused) == "approval_denied/timeout"
-        assert run.context.refusals["approval_denied"] == 0, "who is told it counts it"
+        assert run.context.refusals["approval_denied"] == 0, "the API counts this refusal"
         await run.agent.decisions.deny_what_is_over()
         assert run.context.payment(row.id).problem.name == "approval_denied/timeout"
         await run.agent.decisions.deny_what_is_over()
@@ -322,16 +324,16 @@ async def test_a_pending_approval_survives_a_restart(world: World) -> None:
 
 
 class LostSigner:
-    """The process that holds the key is gone when it is asked."""
+    """The signer process is gone when a signature is requested."""
 
     def __init__(self, signer: Signer) -> None:
         self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
 
     def sign(self, body: bytes, paid: int) -> bytes:
-        raise Refused("signer_lost", "it is gone")
+        raise Refused("signer_lost", "the signer is gone")
 
 
-async def test_a_payment_approved_before_a_crash_is_signed_after_it(world: World) -> None:
+async def test_a_payment_approved_while_the_signer_is_lost_is_signed_after_a_restart(world: World) -> None:
     async with world.run(terms=ASKING, signer=LostSigner(world.account.signer)) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -346,7 +348,7 @@ async def test_a_payment_approved_before_a_crash_is_signed_after_it(world: World
         assert is_sound(run)
 
 
-async def test_waiting_payments_use_up_a_budget(world: World) -> None:
+async def test_payments_that_await_approval_count_against_the_daily_limit(world: World) -> None:
     async def lowered(run: Run) -> None:
         await run.run_pass()
         await ask(run, "one")
@@ -359,7 +361,7 @@ async def test_waiting_payments_use_up_a_budget(world: World) -> None:
         await lowered(run)
 
 
-async def test_approving_decides_by_what_holds_now(world: World) -> None:
+async def test_an_approval_checks_limits_pauses_tokens_and_chain_at_the_time_of_the_decision(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -384,7 +386,7 @@ async def test_approving_decides_by_what_holds_now(world: World) -> None:
 
 
 async def refuses(run: Run, row: PaymentRow, code: str) -> None:
-    """The approval is refused, and nothing has changed."""
+    """Assert that the approval is refused and changes nothing."""
     before = spent(run)
     with pytest.raises(Refused) as refused:
         await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -392,7 +394,7 @@ async def refuses(run: Run, row: PaymentRow, code: str) -> None:
     assert (run.state(row.id), spent(run)) == (State.AWAITING_APPROVAL, before)
 
 
-async def test_a_merchant_that_is_not_configured_any_more_is_not_paid(world: World) -> None:
+async def test_an_approval_for_a_merchant_removed_from_the_config_is_refused(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         row = await ask(run)
@@ -401,7 +403,7 @@ async def test_a_merchant_that_is_not_configured_any_more_is_not_paid(world: Wor
         await refuses(run, row, "merchant_not_allowed")
 
 
-async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
+async def test_an_approval_is_refused_while_the_payment_costs_more_than_the_amount_shown(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -410,8 +412,8 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         world.fund(*[1_100_000] * 60)
         await run.run_pass()
         other = world.account.address
-        for _ in range(3):
-            await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
+        for _ in range(3):  # to ourselves: the UTxOs are not available for a while
+            await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)
         await refuses(run, row, "approved_amount_exceeded")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -421,7 +423,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
 
 @pytest.mark.parametrize("spare", [0, FEE_ROOM_LOVELACE - 1])
 @pytest.mark.parametrize("bound", ["per_payment", "per_day", "max_total", "caps"])
-async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_it(
+async def test_a_payment_within_a_limit_awaits_approval_and_never_exceeds_the_limit(
     world: World, bound: str, spare: int
 ) -> None:
     async with world.run() as run:
@@ -445,7 +447,9 @@ async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_i
 
 
 @pytest.mark.parametrize("bound", ["per_payment", "caps"])
-async def test_a_payment_whose_fee_exceeds_a_limit_asks_for_no_approval(world: World, bound: str) -> None:
+async def test_a_payment_over_a_limit_only_by_its_fee_is_refused_without_an_approval(
+    world: World, bound: str
+) -> None:
     most = PRICE + 1
     limits, caps = daily(most if bound == "per_payment" else 99 * ADA, 99 * ADA), {"lovelace": 99 * ADA}
     caps = {"lovelace": most} if bound == "caps" else caps
@@ -457,7 +461,7 @@ async def test_a_payment_whose_fee_exceeds_a_limit_asks_for_no_approval(world: W
         assert spent(run) == 0
 
 
-async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world: World) -> None:
+async def test_an_approval_is_refused_while_the_fee_takes_the_payment_over_the_limit(world: World) -> None:
     world.settings(price=str(40 * ADA))
     async with world.run() as run:
         await run.run_pass()
@@ -468,7 +472,7 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
         row = await ask(run)
         world.fund(*[1_100_000] * 60)
         await run.run_pass()
-        for _ in range(3):  # not free for a while
+        for _ in range(3):  # the UTxOs are not available for a while
             await run.agent.transfers.send(APP, world.account.address, "lovelace", 45 * ADA)
         await refuses(run, row, "limit_exceeded")
         await run.settle_down(2)
@@ -476,7 +480,7 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
         assert spent(run) == needed
 
 
-async def test_an_approval_does_not_cover_a_changed_402(world: World) -> None:
+async def test_an_approval_covers_only_the_terms_that_were_shown(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -491,7 +495,7 @@ async def test_an_approval_does_not_cover_a_changed_402(world: World) -> None:
         assert sum(output.units for output in approved.outputs) == PRICE
 
 
-async def test_a_lost_approved_payment_does_not_move_to_another_invoice(world: World) -> None:
+async def test_an_approved_payment_that_never_landed_does_not_move_to_another_invoice(world: World) -> None:
     world.settings(timeout=600)
     async with world.run(terms=ASKING) as run:
         await run.run_pass()
@@ -509,7 +513,7 @@ async def test_a_lost_approved_payment_does_not_move_to_another_invoice(world: W
         assert [one.kind for one in queries.attempts(run.context.conn, row.id)] == ["pay"]
 
 
-async def test_a_handed_over_payment_is_signed_at_the_first_request_after_its_approval(world: World) -> None:
+async def test_an_approved_payment_that_the_merchant_submits_is_signed_at_the_next_request(world: World) -> None:
     async with world.run(terms=lambda terms: with_handover(ASKING(terms))) as run:
         await run.run_pass()
         await add_somebody(run)
@@ -522,12 +526,12 @@ async def test_a_handed_over_payment_is_signed_at_the_first_request_after_its_ap
         assert (again.id, is_new, again.attempt.tx_id is not None) == (row.id, False, True)
 
 
-def test_room_for_the_fee_is_less_than_the_signer_allows() -> None:
+def test_the_fee_room_of_an_approval_is_below_what_the_signer_allows() -> None:
     assert FEE_ROOM_LOVELACE < 900_000 - 200_000
 
 
 async def test_two_decisions_that_fail_in_one_commit_get_their_own_errors(world: World) -> None:
-    """Both decisions fail with one commit, and so by one error."""
+    """One commit fails with one error, which both decisions receive."""
     batches: list[str] = []
 
     def fail_once(name: str) -> None:

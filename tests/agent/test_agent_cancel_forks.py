@@ -1,4 +1,4 @@
-"""Cancels under forks, lies and late words: what a review found, each as it was found."""
+"""Cancels that meet forks, lying providers and late answers. Each test reproduces a bug found in review."""
 
 import base64
 import json
@@ -53,14 +53,14 @@ async def say(run: Run, row: PaymentRow, reason: str) -> PaymentRow:
 
 
 def bent(answer: httpx.Response, **entry: object) -> httpx.Response:
-    """The merchant's 402 with other terms."""
+    """Return the merchant's 402 with other terms."""
     required = json.loads(base64.b64decode(answer.headers["PAYMENT-REQUIRED"]))
     required["accepts"] = [required["accepts"][0] | entry]
     return httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=answer.content)
 
 
 async def refused_and_void(world: World, run: Run) -> PaymentRow:
-    """A payment that is void long before its TTL."""
+    """Make a payment that is void long before its TTL."""
     world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
     row, _ = await run.agent.pay(ask(world))
     await show(world, run, row)
@@ -73,7 +73,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
 
 
 def fork_before(world: World, row: PaymentRow) -> int:
-    """Take the payment's block away, and what waits with it; returns how many blocks went."""
+    """Roll back the payment's block and clear the mempool; return how many blocks were rolled back."""
     depth: int = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (row.block.height or 0) + 1
     world.control("rollback", depth=depth)
     world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
@@ -81,7 +81,7 @@ def fork_before(world: World, row: PaymentRow) -> int:
 
 
 @pytest.mark.parametrize("policy", ["server", "client"])
-async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next_payment_is_open(
+async def test_a_void_payment_that_lands_on_a_fork_is_booked_while_the_next_payment_is_open(
     world: World, policy: str
 ) -> None:
     world.fund(50 * ADA)
@@ -103,14 +103,14 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         assert booked.attempt.tx_id == first.attempt.tx_id
         assert "reason" not in Payment.of(run.context, booked).model_fields_set
         found, is_new = await run.agent.pay(ask(world))
-        assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
+        assert (found.id, is_new) == (first.id, False), "the client gets the payment that landed"
         await run.settle_down(14)
         assert run.state(first.id) is State.SETTLED
         assert run.state(second.id) is not State.CONFIRMED
         assert world.transactions() == [first.attempt.tx_id]
 
 
-async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
+async def test_a_payment_that_spends_a_cancels_output_lands_again_with_it_after_a_fork(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -131,8 +131,8 @@ async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
         assert_memory(run)
 
 
-class TestRefusalsThatDoNotCount:
-    async def test_after_the_call_was_served(self, world: World) -> None:
+class TestLateRefusals:
+    async def test_a_refusal_after_the_request_was_served_does_not_cancel_the_payment(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(x402={"confirmations": -1})
         async with world.run() as run:
@@ -145,7 +145,7 @@ class TestRefusalsThatDoNotCount:
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_after_the_settlement_was_pending(self, world: World) -> None:
+    async def test_a_refusal_after_a_pending_settlement_does_not_cancel_the_payment(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(x402={"confirmations": 5})
         async with world.run() as run:
@@ -156,8 +156,8 @@ class TestRefusalsThatDoNotCount:
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_after_a_block_held_it(self, world: World) -> None:
-        """A late refusal, and then the block is lost: the same bytes are in flight again."""
+    async def test_a_refusal_after_the_payment_was_in_a_block_does_not_cancel_it(self, world: World) -> None:
+        """The refusal comes late, then the block is rolled back: the same bytes are in flight again."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -176,8 +176,8 @@ class TestRefusalsThatDoNotCount:
             assert world.transactions() == [row.attempt.tx_id]
 
 
-async def test_utxos_that_could_not_be_taken_back_are_not_handed_over(world: World) -> None:
-    """A merchant can ask for a coin to the unit; an output of ours would take more ADA than theirs."""
+async def test_a_payment_from_utxos_that_could_not_fund_its_cancel_is_refused(world: World) -> None:
+    """A price may use up a UTxO exactly, but the output of a cancel needs more ADA than the merchant's output."""
     key = pycardano.VerificationKeyHash(b"\x07" * 28)
     pay_to = pycardano.Address(payment_part=key, network=pycardano.Network.TESTNET).encode()
     to = parse_address(pay_to, world.terms.network)
@@ -213,7 +213,7 @@ async def test_utxos_that_could_not_be_taken_back_are_not_handed_over(world: Wor
         assert run.state(row.id) is State.CANCELLING
 
 
-async def test_a_payment_after_a_void_one_has_an_identifier_of_its_own(world: World) -> None:
+async def test_a_payment_after_a_void_one_has_its_own_payment_identifier(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(
         x402={"payment_identifier": "optional", "confirmations": -1, "fault": "settle_500_before_broadcast"}
@@ -232,7 +232,7 @@ async def test_a_payment_after_a_void_one_has_an_identifier_of_its_own(world: Wo
         assert answer.status_code == 200
 
 
-async def test_a_provider_that_stands_still_makes_no_payment_void(world: World) -> None:
+async def test_a_payment_does_not_become_void_while_the_provider_shows_no_new_blocks(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -248,7 +248,7 @@ async def test_a_provider_that_stands_still_makes_no_payment_void(world: World) 
         assert run.state(row.id) is State.VOID
 
 
-async def test_a_long_402_leaves_less_room_for_the_transaction_in_the_proof(world: World) -> None:
+async def test_a_long_402_leaves_less_room_for_the_transaction_in_the_header(world: World) -> None:
     for _ in range(5):
         world.fund(*[2 * ADA] * 40)
     answer = get(world)
@@ -273,7 +273,7 @@ async def test_a_long_402_leaves_less_room_for_the_transaction_in_the_proof(worl
         assert long.response.status == 402
 
 
-async def test_a_late_signature_is_told_as_such_and_the_next_request_is_a_new_payment(world: World) -> None:
+async def test_the_next_request_is_a_new_payment_when_the_first_was_not_signed_in_time(world: World) -> None:
     world.fund(50 * ADA)
 
     def kill(name: str) -> None:
@@ -293,10 +293,10 @@ async def test_a_late_signature_is_told_as_such_and_the_next_request_is_a_new_pa
         assert row.state is State.IN_FLIGHT
 
 
-async def test_the_next_payment_spends_an_output_that_needs_every_cancel_before_it(
+async def test_the_next_payment_spends_an_output_that_descends_from_every_earlier_cancel(
     tmp_path: Path,
 ) -> None:
-    """While a fork is looked at, the last cancel may not descend from the one before."""
+    """During a fork the last cancel may not descend from the one before it."""
     payment = (
         "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, nonce_utxo, tx_id, "
         "created_at_ms, updated_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
@@ -329,8 +329,8 @@ async def test_the_next_payment_spends_an_output_that_needs_every_cancel_before_
     writer.close()
 
 
-async def test_an_identical_cancel_is_no_new_attempt(world: World) -> None:
-    """A fork brought the payment and took it away again, within the second: what was signed then is sent again."""
+async def test_a_repeated_cancel_with_the_same_bytes_is_the_same_attempt(world: World) -> None:
+    """Within a second one fork confirms the payment and another rolls it back: the new cancel has equal bytes."""
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -341,7 +341,7 @@ async def test_an_identical_cancel_is_no_new_attempt(world: World) -> None:
         world.block()
         await run.run_pass()
         assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id, (
-            "the payment was there before its cancel"
+            "the payment landed before its cancel"
         )
         depth = fork_before(world, run.context.payment(row.id))
         world.block(depth + 1)

@@ -1,4 +1,4 @@
-"""Who waits for a change of a payment: all are woken, in the order in which they came."""
+"""Tasks that wait for a payment to change: all of them wake, in order of arrival."""
 
 import asyncio
 
@@ -7,17 +7,17 @@ import pytest
 from payagent.agent.base.change_notifier import Changes
 
 
-async def test_waiters_wake_in_the_order_in_which_they_came() -> None:
+async def test_waiters_for_a_payment_wake_in_order_of_arrival() -> None:
     changes, woken = Changes(), []
 
     async def wait(number: int) -> None:
         assert await changes.wait(f"pay_{number % 2}", 60)
         woken.append(number)
 
-    for first in range(0, 400, 40):  # what the one half of them leaves behind is where the next ones live
+    for first in range(0, 400, 40):  # the next tasks reuse the memory of finished ones
         numbers = list(range(first, first + 40))
         waiting = [asyncio.create_task(wait(number)) for number in numbers]
-        for _ in range(2):  # until each waits, within its time limit
+        for _ in range(2):  # until each task waits
             await asyncio.sleep(0)
         woken.clear()
         changes.notify("pay_1")
@@ -28,7 +28,7 @@ async def test_waiters_wake_in_the_order_in_which_they_came() -> None:
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_a_waiter_cancelled_while_it_wakes_stays_cancelled(turns: int) -> None:
-    """Else a call whose client hung up at that moment goes on, and its answer counts as delivered to nobody."""
+    """Otherwise a call would go on after its client hung up, and its answer would count as delivered."""
     changes, went_on = Changes(), []
 
     async def wait() -> None:

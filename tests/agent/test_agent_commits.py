@@ -1,4 +1,4 @@
-"""The edges of the agent's own rules: commit points, limits, the caller's view, and one payment's trouble."""
+"""Commit points, isolated failures, limits, readiness and what a caller sees of its payment."""
 
 import sqlite3
 import time
@@ -49,7 +49,7 @@ def on_clock(tmp_path: Path) -> Iterator[World]:
 
 
 class TestCommitPoints:
-    async def test_a_signature_over_other_bytes_leaves_no_attempt_and_sends_nothing(self, world: World) -> None:
+    async def test_a_signature_over_other_bytes_is_refused_and_nothing_is_submitted(self, world: World) -> None:
         world.fund(50 * ADA)
         signer = BadSigner(world.account.signer, "signs something else")
         async with world.run(signer=signer) as run:
@@ -65,7 +65,7 @@ class TestCommitPoints:
             assert run.state(row.id) is State.CONFIRMED
 
     async def test_a_payment_above_the_hard_cap_is_refused_before_anything_is_held(self, world: World) -> None:
-        """The signer would refuse it too: then its money would be held for a signature that never comes."""
+        """The signer would refuse it too, and the hold would wait for a signature that never comes."""
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(caps={"lovelace": 2 * ADA})) as run:
             await run.run_pass()
@@ -76,7 +76,7 @@ class TestCommitPoints:
             assert {row.state for row in payments.payments_in(run.context.conn, list(State))} == {State.REJECTED}
             assert run.context.utxos.totals["lovelace"] == 50 * ADA
 
-    async def test_an_attempt_that_could_not_be_recorded_is_not_sent(self, world: World) -> None:
+    async def test_an_attempt_is_not_submitted_until_its_submission_is_recorded(self, world: World) -> None:
         world.fund(50 * ADA)
         switch = Switch("before submit")
         async with world.run(checkpoint=switch) as run:
@@ -88,8 +88,10 @@ class TestCommitPoints:
             await run.settle_down(2)
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_signed_and_never_sent_is_held_when_its_ttl_has_passed(self, world: World) -> None:
-        """It may have reached somebody all the same; once it is in a block, it goes on."""
+    async def test_a_signed_payment_keeps_its_hold_after_its_ttl_though_it_was_never_submitted(
+        self, world: World
+    ) -> None:
+        """Its bytes may still have reached the network. If they land in a block, the payment is confirmed."""
         world.fund(50 * ADA)
         async with world.run(checkpoint=Switch("before submit")) as run:
             await run.run_pass()
@@ -114,10 +116,10 @@ class TestCommitPoints:
             assert run.owned() == world.on_chain()
 
 
-class TestOneThatRaises:
-    """It keeps nobody else from their turn."""
+class TestFailureIsolation:
+    """A failure in one payment does not stop the others."""
 
-    async def test_a_failing_signer_does_not_stop_what_is_signed(self, world: World) -> None:
+    async def test_a_failing_signer_does_not_stop_payments_already_signed(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         signer = BadSigner(world.account.signer, "mended")
         async with world.run(signer=signer) as run:
@@ -134,7 +136,7 @@ class TestOneThatRaises:
             await run.settle_down(2)
             assert run.state(other.id) is State.CONFIRMED
 
-    async def test_a_row_that_makes_no_sense_does_not_stop_the_others(self, world: World) -> None:
+    async def test_a_corrupt_payment_row_does_not_stop_the_other_payments(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA, 50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -153,7 +155,7 @@ class TestOneThatRaises:
             await run.pass_time(2)
             assert {run.state(lost.id), run.state(sent.id)} == {State.CONFIRMED}
 
-    async def test_an_old_tip_stops_signing_and_not_sending_again(self, world: World) -> None:
+    async def test_an_old_tip_stops_signing_but_not_resubmission(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         world.settings(timeout=3000)
         signer = BadSigner(world.account.signer, "mended")
@@ -178,7 +180,7 @@ class TestOneThatRaises:
 class TestLimits:
     @pytest.fixture
     def stopped(self, tmp_path: Path) -> Iterator[World]:
-        """A world whose clock stands still, for the devnet too."""
+        """A world whose clock stands still for the agent and the devnet."""
 
         class Stopped(Clock):
             start_ms = time.time_ns() // 1_000_000
@@ -193,7 +195,7 @@ class TestLimits:
             yield world
             world.http.close()
 
-    async def test_a_day_is_over_when_a_block_says_so(self, stopped: World) -> None:
+    async def test_a_daily_limit_frees_up_when_a_block_reaches_the_announced_time(self, stopped: World) -> None:
         world = stopped
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
@@ -215,7 +217,7 @@ class TestLimits:
                         await run.pay(message)
             await run.pay("in time")
 
-    async def test_a_released_hold_does_not_count(self, world: World) -> None:
+    async def test_a_released_hold_does_not_count_against_limits(self, world: World) -> None:
         world.fund(50 * ADA)
         terms = with_terms(limits=limit_of(20))
         signer = BadSigner(world.account.signer)
@@ -230,7 +232,7 @@ class TestLimits:
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
 
-    async def test_self_transfers_do_not_count(self, world: World) -> None:
+    async def test_transfers_do_not_count_against_payment_limits(self, world: World) -> None:
         world.fund(60 * ADA, 20 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
             await run.run_pass()
@@ -238,7 +240,7 @@ class TestLimits:
             await run.agent.submitter.drain(10)
             assert (await run.pay()).state is State.IN_FLIGHT
 
-    async def test_a_release_that_could_not_be_recorded_releases_nothing(self, world: World) -> None:
+    async def test_a_release_that_cannot_be_committed_keeps_the_hold_and_its_utxos(self, world: World) -> None:
         world.fund(50 * ADA)
         switch = Switch()
         async with world.run(signer=BadSigner(world.account.signer), checkpoint=switch) as run:
@@ -255,7 +257,7 @@ class TestLimits:
             assert run.selectable() == world.unspent()
             assert "held" not in run.books()
 
-    async def test_a_later_copy_of_the_402_does_not_put_off_the_end(self, world: World) -> None:
+    async def test_sending_the_same_402_later_does_not_extend_its_deadline(self, world: World) -> None:
         world.block()
         async with world.run() as run:
             await run.run_pass()
@@ -274,7 +276,7 @@ class TestLimits:
 
 
 class TestReady:
-    async def test_submitted_is_ready_when_a_provider_has_accepted_it(self, world: World) -> None:
+    async def test_with_ready_submitted_a_payment_is_ready_once_a_provider_accepts_it(self, world: World) -> None:
         world.fund(50 * ADA)
         merchant = replace(world.terms.merchants[world.origin], ready="submitted")
         async with world.run(terms=with_terms(merchants={world.origin: merchant})) as run:
@@ -289,8 +291,8 @@ class TestReady:
             assert run.context.is_ready(run.context.payment(row.id))
 
 
-class TestTheCaller:
-    async def test_the_same_call_after_it_was_served_is_the_same_payment(self, world: World) -> None:
+class TestCallerView:
+    async def test_repeating_a_served_request_returns_the_same_payment(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -303,7 +305,7 @@ class TestTheCaller:
             assert (again.id, is_new, is_new_again) == (row.id, True, False)
             assert len(world.transactions()) == 1
 
-    async def test_another_app_does_not_learn_which_payment_an_invoice_has(self, world: World) -> None:
+    async def test_an_app_does_not_learn_which_payment_of_another_app_paid_an_invoice(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -316,10 +318,10 @@ class TestTheCaller:
                 await run.agent.pay(replace(ask, app_id="app_other"))
             assert row.id not in f"{refused.value} {refused.value.context}"
 
-    async def test_an_invoice_belongs_to_the_app_that_pays_it_not_to_one_refused_before(
+    async def test_an_invoice_belongs_to_the_app_that_pays_it_not_to_one_refused_earlier(
         self, world: World
     ) -> None:
-        """It came first for the app whose limit refused it: the payment is of who was let through all the same."""
+        """The app whose limit refused the invoice came first, but the payment belongs to the app that paid."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -339,7 +341,7 @@ class TestTheCaller:
                     await run.agent.pay(again)
                 assert row.id not in f"{refused.value} {refused.value.context}"
 
-    async def test_a_key_of_another_request_is_refused_though_the_402_cannot_be_read(self, world: World) -> None:
+    async def test_a_reused_idempotency_key_is_refused_even_if_the_402_is_unreadable(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -348,7 +350,7 @@ class TestTheCaller:
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await run.agent.pay(unreadable)
 
-    async def test_a_payment_that_is_not_signed_yet_is_told_as_that(self, world: World) -> None:
+    async def test_a_payment_without_a_signature_is_reported_as_not_signed_yet(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(signer=BadSigner(world.account.signer)) as run:
             await run.run_pass()
@@ -362,7 +364,9 @@ class TestTheCaller:
             assert Payment.of(run.context, row).headers == {}
 
     @pytest.mark.parametrize("batch", [1, 100])
-    async def test_paid_and_not_served_when_the_invoice_is_over(self, on_clock: World, batch: int) -> None:
+    async def test_an_unserved_payment_becomes_paid_not_served_when_its_invoice_expires(
+        self, on_clock: World, batch: int
+    ) -> None:
         on_clock.settings(batch=batch)
         on_clock.fund(50 * ADA)
         async with on_clock.run() as run:
@@ -372,7 +376,7 @@ class TestTheCaller:
             assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
-    async def test_an_invoice_without_an_end_is_over_after_an_hour(self, on_clock: World) -> None:
+    async def test_an_invoice_without_an_expiry_counts_as_expired_after_an_hour(self, on_clock: World) -> None:
         on_clock.fund(50 * ADA)
         async with on_clock.run() as run:
             await run.run_pass()

@@ -1,4 +1,4 @@
-"""Coins that another wallet on the same words spends: booked to the unit, frozen, thawed, and rolled back."""
+"""External spends, by another wallet with the same keys: booked exactly, frozen, unfrozen and rolled back."""
 
 import asyncio
 import gc
@@ -35,14 +35,14 @@ from payagent.wallet.utxo_index import Utxo
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet that goes by the clock that a test puts off."""
+    """A devnet whose clock the test moves."""
     with world_with_clock(tmp_path) as world:
         world.fund(100 * ADA, 100 * ADA, 100 * ADA)
         yield world
 
 
 def remembered() -> int:
-    """How many transactions are in memory of which it was read what they moved."""
+    """Count the transactions in memory whose inputs and outputs were read."""
     gc.collect()
     return sum(type(one) is Movement for one in gc.get_objects())
 
@@ -62,7 +62,7 @@ async def test_a_search_keeps_only_the_newest_transactions_in_memory(
         assert remembered() == before + 2
 
 
-async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreezes(world: World) -> None:
+async def test_an_external_spend_is_booked_and_freezes_payments_until_an_operator_unfreezes(world: World) -> None:
     async with world.run() as run:
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
@@ -73,21 +73,21 @@ async def test_an_external_spend_is_booked_and_freezes_until_an_operator_unfreez
             await run.pay("while frozen")
         assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
         assert run.state(row.id) is State.CONFIRMED
-    async with world.run() as run:  # a restart thaws nothing
+    async with world.run() as run:  # a restart does not unfreeze
         await run.run_pass()
         with pytest.raises(Refused, match="external_spend"):
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP) == (tx_id,)
         assert await unfreeze(run.context, APP) == ()
         assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
-        row = await run.pay("after the thaw")
+        row = await run.pay("after the unfreeze")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
         await require_whole(run)
 
 
 async def undo_the_last_block(run: Run) -> None:
-    """A fork without its transactions, which nobody sends again, and long enough to be sure of it."""
+    """Roll back one block, drop its transactions, and wait until the rollback is certain."""
     run.world.control("rollback", depth=1)
     run.world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
     run.world.block(2)
@@ -95,7 +95,7 @@ async def undo_the_last_block(run: Run) -> None:
     await run.pass_time(5, 61)
 
 
-async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lost_again(world: World) -> None:
+async def test_an_external_spend_larger_than_one_posting_is_booked_and_rolled_back(world: World) -> None:
     token = "ab" * 28 + "53"
     world.fund(10 * ADA, 10 * ADA, assets={token: MAX_UNITS})
     async with world.run() as run:
@@ -111,7 +111,7 @@ async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lo
         await require_whole(run)
 
 
-async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_after_a_fork(
+async def test_a_locked_utxo_spent_externally_is_booked_and_locked_again_after_a_rollback(
     world: World,
 ) -> None:
     tx_id, _, index = (ref := world.fund_with_datum(7 * ADA)).partition("#")
@@ -128,7 +128,7 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
         await require_whole(run)
 
 
-async def test_an_unfreeze_that_has_not_seen_the_newest_external_spend_clears_nothing(
+async def test_an_unfreeze_that_omits_the_newest_external_spend_is_refused(
     world: World,
 ) -> None:
     async with world.run() as run:
@@ -144,12 +144,12 @@ async def test_an_unfreeze_that_has_not_seen_the_newest_external_spend_clears_no
         with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP, [first, second]) == (first, second)
-        told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
-        assert told == ["external_spend", "external_spend", "cleared"]
-        await run.pay_in_block("after the thaw")
+        kinds = [alert.kind for alert in alerts.after(run.context.conn, 0)]
+        assert kinds == ["external_spend", "external_spend", "cleared"]
+        await run.pay_in_block("after the unfreeze")
 
 
-async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_spend(world: World) -> None:
+async def test_a_utxo_received_and_spent_between_two_passes_is_booked_with_its_spend(world: World) -> None:
     async with world.run() as run:
         await run.run_pass()
         first = spend_elsewhere(run)
@@ -166,7 +166,7 @@ async def test_a_utxo_that_came_and_went_between_two_looks_is_booked_with_its_sp
         await require_whole(run)
 
 
-async def test_a_rollback_of_it_restores_the_utxos_and_unfreezes_nothing(world: World) -> None:
+async def test_a_rolled_back_external_spend_restores_the_utxos_and_does_not_unfreeze(world: World) -> None:
     async with world.run() as run:
         await run.run_pass()
         before = run.owned()
@@ -190,10 +190,8 @@ async def test_a_rollback_of_it_restores_the_utxos_and_unfreezes_nothing(world: 
 
 
 @pytest.mark.parametrize("is_down", [False, True])
-async def test_a_rollback_of_it_is_noticed_however_many_blocks_come_before_the_next_look(
-    world: World, is_down: bool
-) -> None:
-    """It was not settled when it was last seen there, and is deeper than that on no chain now."""
+async def test_a_rolled_back_external_spend_is_noticed_even_many_blocks_later(world: World, is_down: bool) -> None:
+    """The external spend was not settled when it was last seen, and no chain holds it any more."""
 
     def undo() -> None:
         world.control("rollback", depth=6)
@@ -220,7 +218,7 @@ async def test_a_rollback_of_it_is_noticed_however_many_blocks_come_before_the_n
             assert run.owned() == before == world.on_chain()
 
 
-async def test_a_settled_external_spend_is_no_longer_read(world: World) -> None:
+async def test_a_settled_external_spend_is_not_read_from_the_provider_again(world: World) -> None:
     terms = with_terms(settle_depth=8)
     with Relay(world.devnet).serving() as relay:
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
@@ -238,7 +236,7 @@ async def test_a_settled_external_spend_is_no_longer_read(world: World) -> None:
 
 
 class Forgetful(Relay):
-    """It loses each third answer about a transaction."""
+    """A provider that fails every third request for a transaction."""
 
     asked, forgets = 0, False
 
@@ -251,7 +249,7 @@ class Forgetful(Relay):
                 self.tell(path, 503, {})
 
 
-async def test_settled_external_spends_are_read_a_few_at_a_time_until_each_was_seen(
+async def test_external_spends_are_rechecked_a_few_per_pass_until_all_are_settled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(external_spends, "RECHECKS_MAX", 4)
@@ -277,10 +275,10 @@ async def test_settled_external_spends_are_read_a_few_at_a_time_until_each_was_s
             assert [row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)] == spent
 
 
-async def test_a_look_reads_nothing_of_a_past_that_is_settled(
+async def test_a_pass_loads_no_settled_external_spends_from_the_ledger(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ledger that was lost has all that it ever paid there."""
+    """After a lost ledger every earlier payment is an external spend, so there may be very many."""
     async with world.run(terms=with_terms(settle_depth=8)) as run:
         await run.run_pass()
         spend_elsewhere(run)
@@ -293,8 +291,8 @@ async def test_a_look_reads_nothing_of_a_past_that_is_settled(
         assert read == []
 
 
-async def test_a_utxo_without_a_known_spender_is_searched_for_less_and_less(world: World) -> None:
-    """A provider's list may lack one for days, and each search lists all transactions since that one came."""
+async def test_the_search_for_the_spender_of_a_missing_utxo_becomes_less_frequent(world: World) -> None:
+    """A provider may omit a UTxO for days, and each search lists every transaction since that UTxO was created."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
             await run.run_pass()
@@ -306,10 +304,10 @@ async def test_a_utxo_without_a_known_spender_is_searched_for_less_and_less(worl
             await run.settle_down()
             tx_id = spend_elsewhere(run)
             await run.run_pass()
-            assert run.context.chain.external_spends == (tx_id,), "other coins are searched for at once"
+            assert run.context.chain.external_spends == (tx_id,), "other UTxOs are searched for at once"
 
 
-async def test_a_search_of_a_long_past_lets_others_go_on_between(
+async def test_a_search_of_a_long_history_lets_other_tasks_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = Found(tuple(AddressTx(f"{number:064x}", 1, 1) for number in range(20_000)))
@@ -337,7 +335,7 @@ async def test_a_search_of_a_long_past_lets_others_go_on_between(
 
 
 def raw_of(world: World, tx_id: str) -> bytes:
-    """The bytes of a transaction on the devnet's chain."""
+    """Return the bytes of a transaction on the devnet's chain."""
     found: bytes = world.devnet.run(
         lambda devnet: next(tx.raw for block in devnet.chain.blocks for tx in block.txs if tx.tx_id == tx_id)
     )
@@ -361,7 +359,7 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         assert run.context.chain.external_spends == ()
         assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
         await require_whole(run)
-    async with world.run() as run:  # a restart remembers what was told
+    async with world.run() as run:  # a restart remembers which external spends were reported
         world.control("rollback", depth=height(world) - low)
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(8)
@@ -370,7 +368,7 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         submit(world, raw)
         await run.pass_time(3, 61)
         assert [row.tx_id for row in onchain.external_spends_on_chain(run.context.conn)] == [tx_id]
-        row = await run.pay_in_block("it is told already")
+        row = await run.pay_in_block("already reported")
         assert run.state(row.id) is State.CONFIRMED
         another = spend_elsewhere(run)
         await run.run_pass()
@@ -393,7 +391,7 @@ async def test_the_wallet_stays_frozen_when_a_fork_moves_the_external_spend(worl
         assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
 
 
-async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
+async def test_a_payment_is_void_once_the_external_spend_of_its_nonce_utxo_is_deep(world: World) -> None:
     async with world.run() as run:
         await run.run_pass()
         world.fault("submit", "drop", count=1)
@@ -413,7 +411,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
         assert run.state(row.id) is State.VOID
         assert "held" not in run.books()
         await require_whole(run)
-        # a rollback that takes the foreign transaction away opens the payment again
+        # a rollback of the external spend reopens the payment
         world.control("rollback", depth=6)
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(8)
@@ -426,7 +424,7 @@ async def test_a_payment_whose_nonce_utxo_went_elsewhere_is_void_when_that_is_de
         await require_verified(run)
 
 
-async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_since(world: World) -> None:
+async def test_rolling_back_an_external_spend_keeps_a_utxo_spent_by_our_own_attempt(world: World) -> None:
     async with world.run() as run:
         await run.run_pass()
         low = height(world)
@@ -443,35 +441,35 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         await run.run_pass()
         await run.pass_time(4, 61)
         assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])
-        assert nonce_utxo.ref not in {utxo.ref for utxo in queries.utxos(run.context.conn)}, "it is spent"
+        assert nonce_utxo.ref not in {utxo.ref for utxo in queries.utxos(run.context.conn)}, "the UTxO is spent"
         await require_whole(run)
 
 
 @pytest.mark.parametrize("lie", [{"block_height": 2**63 - 1}, {"block_height": 2**63 - 1, "block": "fa" * 32}])
-async def test_a_spend_in_a_block_far_above_all_others_is_not_booked_there(
+async def test_an_external_spend_in_a_block_far_above_the_tip_is_not_booked(
     world: World, lie: dict[str, object]
 ) -> None:
-    """It never came so deep that what it overtook was void, and no tip came so high that it could be lost."""
+    """In such a block it would never be deep enough to void a payment, nor could it ever be rolled back."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
             await run.run_pass()
             tx_id = spend_elsewhere(run)
             world.block()
             path = f"/txs/{tx_id}"
-            told = httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json()
-            relay.tell(path, 200, told | lie)
+            shown = httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json()
+            relay.tell(path, 200, shown | lie)
             relay.freeze(f"{path}/utxos")
             await run.pass_time(4, 61)
             assert onchain.external_spends_on_chain(run.context.conn) == []
             relay.unfreeze()
             await run.pass_time(4, 61)
             (booked,) = onchain.external_spends_on_chain(run.context.conn)
-            assert (booked.block_hash, booked.block_height) == (told["block"], told["block_height"])
+            assert (booked.block_hash, booked.block_height) == (shown["block"], shown["block_height"])
             assert run.context.chain.external_spends == (tx_id,)
 
 
-async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_it(world: World) -> None:
-    """No chain holds both. A daemon that dies before it asks for the other one leaves books that are whole."""
+async def test_booking_our_own_attempt_also_rolls_back_the_external_spend_it_replaces(world: World) -> None:
+    """No chain holds both. The books are correct even if the daemon dies before it reads the other transaction."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
             await run.run_pass()
@@ -498,12 +496,14 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
             await require_whole(run)
 
 
-async def test_the_other_utxos_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
+async def test_the_other_utxos_of_a_void_payment_become_available_when_the_external_spend_settles(
+    world: World,
+) -> None:
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run(terms=with_terms(settle_depth=8)) as run:
         await run.run_pass()
         world.fault("submit", "drop", count=1)
-        row = await run.pay("of two coins")
+        row = await run.pay("from two UTxOs")
         reserved = {utxo.ref: utxo for utxo in queries.utxos_reserved_for(run.context.conn, row.id)}
         assert len(reserved) == 2
         nonce_utxo = reserved.pop(row.nonce_utxo or "")
@@ -517,13 +517,13 @@ async def test_the_other_utxos_of_what_was_overtaken_come_free_when_that_is_sett
         await require_whole(run)
 
 
-async def test_a_payment_that_lost_an_input_other_than_its_nonce_utxo_still_ends(world: World) -> None:
-    """The attempt can land no more; what takes the anchor back spends what is left."""
+async def test_a_payment_that_lost_an_input_other_than_its_nonce_utxo_becomes_void(world: World) -> None:
+    """The attempt can no longer land. The cancel spends the nonce UTxO and the inputs that are left."""
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run() as run:
         await run.run_pass()
         world.fault("submit", "drop")
-        row = await run.pay("of two coins")
+        row = await run.pay("from two UTxOs")
         utxos = queries.utxos_reserved_for(run.context.conn, row.id)
         other = next(utxo for utxo in utxos if utxo.ref != row.nonce_utxo)
         world.control("faults", clear=True)
@@ -540,7 +540,7 @@ async def test_a_payment_that_lost_an_input_other_than_its_nonce_utxo_still_ends
 async def test_an_external_spend_that_cannot_be_booked_yet_does_not_freeze(
     world: World,
 ) -> None:
-    """It spends a coin that our attempt was seen to spend, in a block that is lost: that is to be seen first."""
+    """It spends a UTxO of our attempt, whose block was rolled back. That rollback has to be noticed first."""
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
             row = await run.pay_in_block("its block is lost")
@@ -562,7 +562,7 @@ async def test_an_external_spend_that_cannot_be_booked_yet_does_not_freeze(
             assert (run.context.chain.external_spends, onchain.frozen_by(run.context.conn)) == ((), ())
             run.context.chain.external_spends = (plan.tx_id,)
             assert await unfreeze(run.context, APP) == ()
-            assert run.context.chain.external_spends == (), "what is frozen is what the ledger says"
+            assert run.context.chain.external_spends == (), "the freeze follows the ledger"
             relay.unfreeze()
             await run.pass_time(3, 61)
             assert run.context.chain.external_spends == onchain.frozen_by(run.context.conn) == (plan.tx_id,)
@@ -572,4 +572,4 @@ async def require_verified(run: Run) -> None:
     with closing(open_read_only(run.world.folder / "ledger.db")) as conn:
         conn.execute("BEGIN")
         owner = Owner(run.world.account.address, DEVNET)
-        assert [told for told in verify(conn, owner) if isinstance(told, AuditFinding)] == []
+        assert [finding for finding in verify(conn, owner) if isinstance(finding, AuditFinding)] == []

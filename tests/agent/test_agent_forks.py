@@ -1,6 +1,6 @@
-"""Chains that fork under payments: whatever order the news comes in, every payment lands once and the books agree.
+"""Forks under open payments: every payment lands once and the books match the chain, in any order of events.
 
-The named tests are the shapes that were found by review and by the random walk at the end.
+Review and the random walk at the end of this file found the cases of the other tests.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PAID = {State.CONFIRMED, State.SETTLED}
 
 
 def assert_calm(world: World, run: Run) -> None:
-    """Nothing is on its way: each payment is on the chain once, and books, coins and memory say what it says."""
+    """Assert that nothing is open: each payment is on the chain once; books, UTxOs and memory match the chain."""
     rows = [row for row in payments.payments_in(run.context.conn, list(State)) if row.state is not State.REJECTED]
     assert {row.state for row in rows} <= PAID, [(row.id, row.state, run.events(row.id)) for row in rows]
     assert sorted(world.transactions()) == sorted(row.attempt.tx_id or "" for row in rows)
@@ -40,7 +40,9 @@ def assert_calm(world: World, run: Run) -> None:
 
 
 class TestOnePayment:
-    async def test_a_look_at_a_lower_tip_concludes_nothing_and_is_not_the_last_word(self, world: World) -> None:
+    async def test_a_pass_at_a_lower_tip_changes_nothing_and_the_lost_block_is_found_later(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
@@ -53,7 +55,7 @@ class TestOnePayment:
 
     @pytest.mark.parametrize("kind", ["rate", "server"])
     @pytest.mark.parametrize("path", ["/txs/{0.attempt.tx_id}", "/blocks/{0.block.hash}"])
-    async def test_a_recheck_without_an_answer_is_made_again(self, world: World, path: str, kind: str) -> None:
+    async def test_a_recheck_that_got_no_answer_is_repeated(self, world: World, path: str, kind: str) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             paid = await run.pay_in_block()
@@ -64,13 +66,13 @@ class TestOnePayment:
             await run.run_pass()
             assert run.state(row.id) is State.CONFIRMED
             world.control("faults", clear=True)
-            world.clock.ahead_ms += 11_000  # one that said "too many" is left alone for a while
+            world.clock.ahead_ms += 11_000  # a provider that answered 429 is not called for a while
             await run.settle_down()
             assert run.state(row.id) is State.IN_FLIGHT
             await run.pass_time(2)
             assert_calm(world, run)
 
-    async def test_a_lost_payment_is_not_settled_and_its_change_is_not_spent(self, world: World) -> None:
+    async def test_a_rolled_back_payment_does_not_settle_and_its_change_is_not_spent(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=4)) as run:
             row = await run.pay_in_block()
@@ -87,7 +89,7 @@ class TestOnePayment:
             assert run.state(row.id) is State.SETTLED
             assert_calm(world, run)
 
-    async def test_a_restart_before_the_verdict_comes_to_the_same_verdict(self, world: World) -> None:
+    async def test_a_restart_after_a_rollback_still_finds_the_lost_block(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
@@ -100,7 +102,7 @@ class TestOnePayment:
             await run.pass_time(2)
             assert_calm(world, run)
 
-    async def test_while_its_block_is_lost_the_utxos_are_as_the_chain_has_them(self, world: World) -> None:
+    async def test_while_a_payment_is_rolled_back_the_utxos_match_the_chain(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
@@ -120,8 +122,8 @@ class TestOnePayment:
         async with world.run() as run:
             assert not run.selectable()
 
-    async def test_what_is_confirmed_is_in_the_block_that_the_chain_has_it_in(self, world: World) -> None:
-        """A fork that the provider's index of blocks does not show: the block of the last look is still there."""
+    async def test_a_fork_that_moves_a_payment_to_another_block_updates_its_block(self, world: World) -> None:
+        """The provider's block index does not show the fork: it still has the block of the last pass."""
         world.fund(50 * ADA)
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(confirm_depth=3), providers={"relay": relay.url}) as run:
@@ -137,7 +139,7 @@ class TestOnePayment:
                 assert run.context.payment(row.id).state is State.CONFIRMED
                 assert_calm(world, run)
 
-    async def test_what_cannot_be_shown_to_be_there_is_not_settled(self, world: World) -> None:
+    async def test_a_payment_does_not_settle_while_its_transaction_is_not_found(self, world: World) -> None:
         world.fund(50 * ADA)
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(settle_depth=3), providers={"relay": relay.url}) as run:
@@ -153,7 +155,7 @@ class TestOnePayment:
                 await run.pass_time(4)
                 assert_calm(world, run)
 
-    async def test_a_payment_that_an_index_goes_on_showing_is_found_lost_at_depth_16(self, world: World) -> None:
+    async def test_a_rollback_hidden_by_a_stale_index_is_found_at_depth_16(self, world: World) -> None:
         world.fund(50 * ADA)
         assert RECHECK_DEPTHS[0] == 16
         with Relay(world.devnet).serving() as relay:
@@ -175,7 +177,7 @@ class TestOnePayment:
 
 
 class TestParentAndChild:
-    """The child spends the parent's change."""
+    """A child payment spends the change of its parent."""
 
     @staticmethod
     async def family(run: Run) -> tuple[str, str]:
@@ -187,8 +189,10 @@ class TestParentAndChild:
 
     @pytest.mark.parametrize("unanswered", [None, "parent", "child"])
     @pytest.mark.parametrize("readd", [True, False])
-    async def test_both_lose_their_blocks(self, world: World, readd: bool, unanswered: str | None) -> None:
-        """In whichever order the two losses come to light."""
+    async def test_parent_and_child_settle_after_both_lose_their_blocks(
+        self, world: World, readd: bool, unanswered: str | None
+    ) -> None:
+        """The two rollbacks may be noticed in either order."""
         world.fund(50 * ADA)
         terms = with_terms(settle_depth=5)
         async with world.run(terms=terms) as run:
@@ -205,8 +209,10 @@ class TestParentAndChild:
         await self.next_ones_land(world, terms)
 
     @pytest.mark.parametrize("denied", ["tx", "tx and block"])
-    async def test_one_404_for_the_parent_after_a_harmless_fork(self, world: World, denied: str) -> None:
-        """A 404 alone is no verdict while the block is there; with both denied the parent is looked for again."""
+    async def test_a_single_404_for_the_parent_does_not_stop_parent_and_child_from_settling(
+        self, world: World, denied: str
+    ) -> None:
+        """A 404 proves nothing while the block is still there. If both are denied, the parent is looked up."""
         world.fund(50 * ADA)
         terms = with_terms(settle_depth=6)
         async with world.run(terms=terms) as run:
@@ -229,7 +235,7 @@ class TestParentAndChild:
 
     @staticmethod
     async def next_ones_land(world: World, terms: Callable[[AgentConfig], AgentConfig]) -> None:
-        """After a restart that cannot list the coins, no coin is selectable that is spent, and none twice."""
+        """After a restart without a UTxO list, no spent UTxO is selectable, and none is selected twice."""
         world.fault("/addresses/", "server")
         async with world.run(terms=terms) as run:
             assert run.selectable() == world.unspent()
@@ -243,11 +249,13 @@ class TestParentAndChild:
             assert_calm(world, run)
 
 
-class TestCommitsThatFail:
-    """The coins in memory follow the database, not what was about to be written."""
+class TestFailedCommits:
+    """The UTxOs in memory match the database, not the commit that failed."""
 
     @pytest.mark.parametrize("at", ["admit", "sign", "observe", "confirm", "deposit", "deposit of a stale list"])
-    async def test_memory_is_what_the_database_says(self, world: World, at: str) -> None:
+    async def test_the_utxos_in_memory_match_the_database_after_a_failed_commit(
+        self, world: World, at: str
+    ) -> None:
         world.fund(50 * ADA)
         world.fund(50 * ADA)
         failing: set[str] = set()
@@ -276,7 +284,7 @@ class TestCommitsThatFail:
             await run.pass_time(3)
             assert_calm(world, run)
 
-    async def test_a_lost_block_that_could_not_be_written_down_changes_no_utxo(self, world: World) -> None:
+    async def test_a_lost_block_whose_commit_fails_changes_no_utxo(self, world: World) -> None:
         world.fund(50 * ADA)
         failing: set[str] = set()
 
@@ -299,7 +307,7 @@ class TestCommitsThatFail:
 
 
 class Walk:
-    """A random life by a seed: payments, blocks, forks, faults, commits that fail, a restart."""
+    """A random sequence from a seed: payments, blocks, forks, faults, failed commits and a restart."""
 
     FAULTS = (
         ("/txs/", "server"),
@@ -328,7 +336,7 @@ class Walk:
         for _ in range(2):
             async with world.run(checkpoint=self.checkpoint, terms=self.terms) as run:
                 for _ in range(steps):
-                    # what is refused is refused: no funds, no chain, no disk
+                    # refusals are expected: no funds, no chain, no disk
                     with contextlib.suppress(Refused):
                         await self.step(run, moves.choice(self.MOVES))
                     await run.agent.submitter.drain(10)
@@ -344,7 +352,7 @@ class Walk:
             raise sqlite3.OperationalError("disk I/O error")
 
     def roll_back(self, depth: int, **more: object) -> None:
-        """A fork, but never of the block with the wallet's money, nor so deep that it undoes what is settled."""
+        """Fork, but keep the block that funds the wallet and every block that is settled."""
         height = self.world.devnet.run(lambda devnet: devnet.chain.tip.height)
         self.top = max(self.top, height)
         if (depth := min(depth, height - max(1, self.top - self.settle_depth + 1))) > 0:
@@ -380,12 +388,14 @@ class Walk:
 
 
 @pytest.mark.parametrize("seed", [*range(38), 162, 195])
-async def test_a_random_life_ends_in_agreement(world: World, seed: int) -> None:
+async def test_random_payments_forks_and_faults_end_with_books_that_match_the_chain(
+    world: World, seed: int
+) -> None:
     await Walk(world, seed).live(steps=15)
 
 
-async def test_walk_162_forks_seen_low_twice_under_several_payments(world: World) -> None:
-    """As it was found: the tip is seen low, and then grows past without the payments."""
+async def test_payments_land_after_two_forks_that_first_show_a_lower_tip(world: World) -> None:
+    """Found by the random walk, seed 162: passes see a lower tip, then the chain grows without the payments."""
     world.fund(30 * ADA, 30 * ADA, 60 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -407,8 +417,8 @@ async def test_walk_162_forks_seen_low_twice_under_several_payments(world: World
         assert_calm(world, run)
 
 
-async def test_walk_195_a_deep_fork_is_not_forgotten_for_a_read_that_was_refused(world: World) -> None:
-    """As it was found: the one read after the fork is over a limit, and the next tips are plain growth."""
+async def test_payments_land_after_a_deep_fork_whose_first_read_fails(world: World) -> None:
+    """Found by the random walk, seed 195: the read after the fork fails, and later tips look normal."""
     world.fund(60 * ADA, 60 * ADA)
     async with world.run() as run:
         await run.run_pass()

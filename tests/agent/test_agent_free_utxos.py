@@ -1,4 +1,4 @@
-"""A commit that fails with real coins in hand: what selection may take is what the database says, at once."""
+"""The available UTxOs in memory match the database right after a failed commit."""
 
 import sqlite3
 
@@ -10,7 +10,7 @@ from payagent.store.rows import attempts_and_utxos as queries
 
 
 class FullDisk:
-    """A checkpoint that lets no commit of this name through while it is set."""
+    """A checkpoint that fails every commit with the name in `point`."""
 
     def __init__(self) -> None:
         self.point: str | None = None
@@ -23,7 +23,9 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("name", ["admit", "sign", "observe", "confirm", "deposit"])
-async def test_a_failed_commit_leaves_the_free_utxos_as_they_were(world: World, name: str) -> None:
+async def test_the_available_utxos_in_memory_match_the_database_after_a_failed_commit(
+    world: World, name: str
+) -> None:
     world.fund(50 * ADA, 50 * ADA)
     disk = FullDisk()
 
@@ -37,7 +39,7 @@ async def test_a_failed_commit_leaves_the_free_utxos_as_they_were(world: World, 
         check()
         disk.point = f"before {name}"
         codes = []
-        for step in (lambda: run.pay("while it is full"), lambda: world.fund(20 * ADA), run.run_pass):
+        for step in (lambda: run.pay("while the disk is full"), lambda: world.fund(20 * ADA), run.run_pass):
             try:
                 if (waiting := step()) is not None:
                     await waiting
@@ -51,7 +53,7 @@ async def test_a_failed_commit_leaves_the_free_utxos_as_they_were(world: World, 
             world.clock.ahead_ms += 12_000
             await run.settle_down()
             check()
-        await run.pay("when there is room")
+        await run.pay("when the disk has room")
         await run.settle_down(2)
         check()
         assert run.owned() == world.on_chain()

@@ -1,6 +1,6 @@
-"""Transactions that are handed over: the merchant broadcasts or nobody does, and what is refused comes back.
+"""Payments whose signed transaction the merchant submits: followed, retried and cancelled.
 
-The chain and the agent share one clock here, which a test can move.
+The chain and the agent share one clock, which a test can move.
 """
 
 from collections.abc import Iterator
@@ -26,20 +26,20 @@ REFUSAL = {"detail": {"error": "x"}}
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet whose clock the test moves, and a merchant that takes signed transactions."""
+    """A devnet whose clock the test moves, and a merchant that submits our signed transactions."""
     with world_with_clock(tmp_path) as world:
         world.terms = with_handover(world.terms)
         yield world
 
 
 async def past_the_invoice(world: World, run: Run) -> None:
-    """The merchant makes a new invoice for a call whose last one is over."""
+    """Wait until the invoice has expired, so that the merchant issues a new one."""
     world.clock.ahead_ms += 300_000
     await run.settle_down()
 
 
-class TestHandedOver:
-    async def test_nothing_is_broadcast_and_the_headers_carry_the_bytes(self, world: World) -> None:
+class TestMerchantSubmits:
+    async def test_payagent_does_not_submit_a_payment_that_the_merchant_submits(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -57,7 +57,7 @@ class TestHandedOver:
             assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == (0, 0)
             assert run.state(row.id) is State.IN_FLIGHT
 
-    async def test_what_the_merchant_broadcasts_is_followed_to_the_end(self, world: World) -> None:
+    async def test_a_transaction_the_merchant_submits_is_followed_until_it_settles(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=4)) as run:
             await run.run_pass()
@@ -70,7 +70,9 @@ class TestHandedOver:
             assert run.owned() == world.on_chain()
             assert_memory(run)
 
-    async def test_after_a_block_held_it_payagent_sends_it_again_itself(self, world: World) -> None:
+    async def test_payagent_resubmits_the_transaction_itself_after_its_block_is_rolled_back(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -85,7 +87,7 @@ class TestHandedOver:
             assert run.state(row.id) is State.CONFIRMED
             assert world.transactions() == [row.attempt.tx_id]
 
-    async def test_a_restart_broadcasts_nothing_either(self, world: World) -> None:
+    async def test_a_restart_does_not_submit_a_payment_that_the_merchant_submits(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -97,7 +99,7 @@ class TestHandedOver:
             again, is_new = await run.agent.pay(world.ask())
             assert (again.id, again.attempt.cbor, is_new) == (row.id, row.attempt.cbor, False)
 
-    async def test_a_transaction_too_big_for_a_header_has_its_own_code(self, world: World) -> None:
+    async def test_a_transaction_too_big_for_a_header_is_refused_with_its_own_code(self, world: World) -> None:
         for _ in range(5):
             world.fund(*[1 * ADA] * 45)
         async with world.run() as run:
@@ -136,7 +138,7 @@ class TestCancel:
             assert_memory(run)
             assert spending.totals(run.context.conn, WALLET) == {"lovelace": fee}
 
-    async def test_a_payment_is_void_only_after_its_cancel_is_deep_and_was_seen_three_times(
+    async def test_a_payment_is_void_only_after_its_cancel_is_deep_and_seen_three_times(
         self, world: World
     ) -> None:
         world.fund(50 * ADA)
@@ -147,11 +149,11 @@ class TestCancel:
             await run.settle_down()
             world.clock.ahead_ms += 200_000
             await run.run_pass()
-            assert run.state(row.id) is State.CANCELLING, "one block is not deep"
+            assert run.state(row.id) is State.CANCELLING, "one block is not deep enough"
             await run.settle_down(VOID_DEPTH)
             for _ in range(5):
                 await run.settle_down()
-            assert run.state(row.id) is State.CANCELLING, "many looks within a minute are one"
+            assert run.state(row.id) is State.CANCELLING, "several passes within a minute count as one"
             world.clock.ahead_ms += 61_000
             await run.settle_down()
             assert run.state(row.id) is State.CANCELLING
@@ -159,8 +161,8 @@ class TestCancel:
             await run.settle_down()
             assert run.state(row.id) is State.VOID
 
-    async def test_the_attempt_can_win_over_its_cancel(self, world: World) -> None:
-        """A merchant that broadcasts at the last moment, in a block that payagent sees late."""
+    async def test_a_payment_that_lands_before_its_cancel_is_confirmed(self, world: World) -> None:
+        """The merchant submits at the last moment, in a block that payagent sees late."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -176,7 +178,7 @@ class TestCancel:
             assert run.owned() == world.on_chain()
             assert world.transactions() == [row.attempt.tx_id]
 
-    async def test_a_cancel_whose_block_is_lost_is_on_its_way_again(self, world: World) -> None:
+    async def test_a_rolled_back_cancel_is_submitted_again_until_the_payment_is_void(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -201,7 +203,9 @@ class TestCancel:
             assert run.owned() == world.on_chain()
             assert_memory(run)
 
-    async def test_a_cancel_that_is_not_in_a_block_in_time_is_signed_anew(self, world: World) -> None:
+    async def test_a_cancel_that_reaches_no_block_before_its_ttl_is_replaced_by_a_new_cancel(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -219,7 +223,7 @@ class TestCancel:
             assert world.transactions() == [second]
             assert all(row.nonce_utxo in attempt.inputs for attempt in queries.attempts(run.context.conn, row.id))
 
-    async def test_a_restart_between_the_cancel_and_its_sending_sends_it(self, world: World) -> None:
+    async def test_a_cancel_signed_before_a_restart_is_submitted_after_it(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -236,8 +240,10 @@ class TestCancel:
             assert run.state(row.id) is State.VOID
 
 
-class TestAnswers:
-    async def test_a_proof_that_is_accepted_counts_once_the_client_has_the_answer(self, world: World) -> None:
+class TestRetryAnswers:
+    async def test_a_delivery_is_accepted_only_once_the_client_has_the_merchants_answer(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -248,7 +254,7 @@ class TestAnswers:
             row = await run.agent.deliveries.record_delivery(row.id, 200)
             assert row.delivery is Delivery.ACCEPTED
 
-    async def test_the_same_proof_is_shown_again_with_growing_pauses(self, world: World) -> None:
+    async def test_the_delay_before_the_next_retry_grows_up_to_ten_seconds(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -259,7 +265,7 @@ class TestAnswers:
                 pauses.append(advice.again_after_s)
             assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
 
-    async def test_a_cancelled_payment_shows_no_proof(self, world: World) -> None:
+    async def test_a_request_is_not_retried_while_its_payment_is_being_cancelled(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -269,15 +275,15 @@ class TestAnswers:
             assert advice.again_after_s is None
 
 
-class TestTheNextPaymentOfTheIntent:
-    async def test_it_spends_what_the_cancel_gave_back(self, world: World) -> None:
+class TestNextPaymentOfTheIntent:
+    async def test_the_next_payment_spends_an_output_of_the_cancel(self, world: World) -> None:
         world.fund(50 * ADA, 40 * ADA)
         async with world.run() as run:
             await run.run_pass()
             row = await run.pay()
             await pass_ttl(world, run)
             same, is_new = await run.agent.pay(world.ask())
-            assert (same.id, is_new) == (row.id, False), "while it is cancelled it is the intent's one payment"
+            assert (same.id, is_new) == (row.id, False), "a payment being cancelled is still the intent's payment"
             await wait_for_void(world, run)
             cancel = run.context.payment(row.id).attempt.tx_id
             await past_the_invoice(world, run)
@@ -285,7 +291,9 @@ class TestTheNextPaymentOfTheIntent:
             assert again.id != row.id
             assert (again.nonce_utxo or "").startswith(f"{cancel}#")
 
-    async def test_it_waits_while_nothing_of_the_cancel_is_free(self, world: World) -> None:
+    async def test_the_next_payment_is_refused_while_no_output_of_the_cancel_is_available(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -302,14 +310,16 @@ class TestTheNextPaymentOfTheIntent:
             await run.settle_down()
             again = await run.pay()
             assert (again.nonce_utxo or "").startswith(f"{other.attempt.tx_id}#"), (
-                "what descends from the cancel is as good"
+                "an output that descends from the cancel will do"
             )
 
 
-class TestDeath:
+class TestCrash:
     @pytest.mark.parametrize("point", ["before cancel", "after cancel", "before void", "after void"])
-    async def test_at_a_commit_point_of_the_cancel_ends_in_the_same_place(self, world: World, point: str) -> None:
-        """What that life still knew is lost; the next one goes on from what is durable."""
+    async def test_a_crash_at_a_commit_point_of_the_cancel_still_leaves_the_payment_void(
+        self, world: World, point: str
+    ) -> None:
+        """Memory is lost at the crash. The next run continues from the ledger."""
         world.fund(50 * ADA)
         dead = False
 

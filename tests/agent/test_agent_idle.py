@@ -1,4 +1,4 @@
-"""When nothing is open on the chain the daemon may look at it seldom."""
+"""A wallet is idle when nothing is open on the chain; passes may then be rare."""
 
 from kit.agent import ADA, World
 
@@ -8,7 +8,7 @@ from payagent.core.payment import State
 async def test_a_wallet_is_idle_once_its_payments_are_confirmed(world: World) -> None:
     async with world.run() as run:
         await run.run_pass()
-        assert not run.chain_sync.is_idle, "who has no coin waits for one"
+        assert not run.chain_sync.is_idle, "a wallet without UTxOs waits for a deposit"
         world.fund(50 * ADA)
         await run.run_pass()
         assert run.chain_sync.is_idle
@@ -19,7 +19,7 @@ async def test_a_wallet_is_idle_once_its_payments_are_confirmed(world: World) ->
         assert run.chain_sync.is_idle
 
 
-async def test_a_provider_that_cannot_be_read_is_asked_again_soon(world: World) -> None:
+async def test_a_wallet_is_not_idle_after_a_provider_read_fails(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()

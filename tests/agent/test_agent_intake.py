@@ -1,4 +1,4 @@
-"""An app that is refused all the time does not fill the disk, is told each time why, and gets what it may have."""
+"""An app that is refused again and again gets an error each time, but cannot fill the disk with records."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def on_record(run: Run) -> int:
     return int(count)
 
 
-async def test_unreadable_402s_are_recorded_only_so_often_per_app(world: World) -> None:
+async def test_recording_of_unreadable_402s_is_rate_limited_per_app(world: World) -> None:
     answer = world.call("hello")
     async with world.run() as run:
         await run.run_pass()
@@ -58,10 +58,10 @@ async def test_unreadable_402s_are_recorded_only_so_often_per_app(world: World) 
             "app", lambda unit: apps.add_with_token(unit, OTHER, "other", "1" * 64, ["pay"], 1)
         )
         assert await code_of(run, replace(asks[0], app_id=OTHER)) == "not_an_invoice"
-        assert on_record(run) == before + 1, "another app is counted by itself"
+        assert on_record(run) == before + 1, "each app has its own rate limit"
 
 
-async def test_refusals_by_a_limit_are_recorded_only_so_often(world: World) -> None:
+async def test_recording_of_payments_refused_by_a_limit_is_rate_limited(world: World) -> None:
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 50 * ADA))) as run:
         await run.run_pass()
         asks = [world.ask(f"call {n}", key=str(n)) for n in range(8)]
@@ -70,11 +70,11 @@ async def test_refusals_by_a_limit_are_recorded_only_so_often(world: World) -> N
         assert codes == ["paid"] * paid + ["limit_exceeded"] * (8 - paid)
         assert 0 < paid < 4
         count, _ = payments.payment_counts(run.context.conn)
-        assert count == paid + 3, "of what was refused, three"
-        assert await code_of(run, asks[0]) == "paid", "what it has it is given all the same"
+        assert count == paid + 3, "three of the refused payments"
+        assert await code_of(run, asks[0]) == "paid", "the app still gets a payment it already has"
 
 
-async def test_paid_and_unrecorded_requests_use_up_no_room_for_refusals(world: World) -> None:
+async def test_paid_and_unrecorded_requests_do_not_use_up_the_refusal_rate_limit(world: World) -> None:
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
         unseen = [await code_of(run, world.ask(f"early {n}", key=f"early {n}")) for n in range(5)]
         assert unseen == ["chain_not_ready"] * 5
@@ -88,8 +88,8 @@ async def test_paid_and_unrecorded_requests_use_up_no_room_for_refusals(world: W
 
 
 @pytest.mark.parametrize("code", ["limit_exceeded", "paused"])
-async def test_prices_of_refused_requests_are_recorded_only_so_often(world: World, code: str) -> None:
-    """Each call has an address of its own, which the app chooses; what is paid has its price on record."""
+async def test_recording_of_prices_of_refused_requests_is_rate_limited(world: World, code: str) -> None:
+    """Each request has another path, which the app chooses. The price of a paid request is always recorded."""
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
         await run.run_pass()
         heard = replace(world.ask(), max_total_units=1, heard_at_ms=world.clock.now_ms())
@@ -102,17 +102,19 @@ async def test_prices_of_refused_requests_are_recorded_only_so_often(world: Worl
         assert count == 3
 
 
-async def test_delivery_reports_are_recorded_only_so_often_unless_they_change_the_state(world: World) -> None:
+async def test_recording_of_delivery_reports_is_rate_limited_unless_they_change_the_state(world: World) -> None:
     answers = make_response(500, {}, {}), make_response(200, {}, {})
     async with world.run() as run:
         await run.run_pass()
         row = await run.pay()
         deliveries, before = run.agent.deliveries, len(run.events(row.id))
         with patch.object(events, "KEPT_AT_ONCE", before + 3):
-            told = [await deliveries.take_answer(row.id, answers[0]) for _ in range(9)]
+            reports = [await deliveries.take_answer(row.id, answers[0]) for _ in range(9)]
             assert len(run.events(row.id)) == before + 3
-            assert {advice.answer.said for _, advice in told} == {"unclear"}, "it is heard all the same"
-            assert [advice.again_after_s for _, advice in told[2:]] == [2.0, *[4.0] * 6]
+            assert {advice.answer.said for _, advice in reports} == {"unclear"}, (
+                "an unrecorded report is still evaluated"
+            )
+            assert [advice.again_after_s for _, advice in reports[2:]] == [2.0, *[4.0] * 6]
             assert (await deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             assert len(run.events(row.id)) == before + 4
             for answer in answers * 3:
@@ -130,7 +132,7 @@ async def test_delivery_reports_are_recorded_only_so_often_unless_they_change_th
 
 
 async def test_a_flood_of_reports_does_not_hide_that_the_merchant_served(world: World) -> None:
-    """A client that hangs up over the answer says nothing, and the merchant is not to blame."""
+    """A client may hang up without a report. The merchant served and must not be blamed."""
     async with world.run() as run:
         row = await run.pay_in_block("hello")
         with patch.object(events, "KEPT_AT_ONCE", 1):
@@ -152,10 +154,10 @@ async def test_repeated_answers_do_not_hide_the_next_invoice_of_a_lost_payment(
                 await run.agent.deliveries.take_answer(first.id, make_response(402, {}, {}))
                 row, _ = await run.agent.pay(world.ask())
         assert (row.id, row.nonce_utxo) == (first.id, first.nonce_utxo)
-        assert row.invoice.id != first.invoice.id, "it pays the new one"
+        assert row.invoice.id != first.invoice.id, "the payment takes the new invoice"
 
 
-async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: World) -> None:
+async def test_recording_of_further_invoices_of_an_intent_is_rate_limited(world: World) -> None:
     def count(run: Run) -> int:
         return int(run.context.conn.execute("SELECT COUNT(*) FROM invoices").fetchone()[0])
 
@@ -178,7 +180,7 @@ async def test_further_invoices_of_a_purchase_are_recorded_only_so_often(world: 
             assert (count(run), run.events(row.id).count("invoiced_again")) == (5, 4)
 
 
-def test_a_refused_app_regains_room_with_time_up_to_the_burst() -> None:
+def test_the_refusal_rate_limit_refills_with_time_up_to_the_burst() -> None:
     kept = RefusalThrottle()
     for _ in range(REFUSALS_AT_ONCE):
         assert kept.has_room(APP, 0.0)

@@ -1,4 +1,4 @@
-"""Limits by the real agent: nothing gets around them, whoever asks, in whatever asset, whatever the clocks say."""
+"""The agent enforces limits for every app, merchant and asset, whatever the clocks say."""
 
 import asyncio
 import re
@@ -42,19 +42,21 @@ async def refusal(run: object, message: str, **more: object) -> Refused:
 
 
 @pytest.mark.parametrize("window", [Window.HOUR, Window.DAY, Window.WEEK, Window.MONTH, Window.TOTAL])
-async def test_every_window_binds_and_says_what_is_left(world: World, window: Window) -> None:
+async def test_a_refusal_by_any_window_says_what_is_left_and_when_room_frees_up(
+    world: World, window: Window
+) -> None:
     world.fund(*[50 * ADA] * 3)
     limits = (*world.terms.limits, *limits_of("lovelace", {window: 20 * ADA}))
     async with world.run(terms=with_terms(limits=limits)) as run:
         paid = await run.pay_in_block("first")
         spent = COST + (paid.attempt.fee_lovelace or 0)
-        told = await refusal(run, "second")
-        assert (told.code, told.context["limit"]) == ("limit_exceeded", window)
-        assert told.context["left"] == str(20 * ADA - spent)
-        assert (told.context["frees_at"] is None) == (window is Window.TOTAL)
+        refused = await refusal(run, "second")
+        assert (refused.code, refused.context["limit"]) == ("limit_exceeded", window)
+        assert refused.context["left"] == str(20 * ADA - spent)
+        assert (refused.context["frees_at"] is None) == (window is Window.TOTAL)
 
 
-async def test_what_a_payment_takes_is_told_with_its_fee_only_where_that_is_in_it(world: World) -> None:
+async def test_a_limit_refusal_says_whether_the_stated_amount_includes_the_fee(world: World) -> None:
     world.fund(50 * ADA)
     for most, takes in ((COST - 1, "takes 13 ADA and its fee"), (COST, r"takes 13\.\d+ ADA with its fee")):
         limits = limits_of("lovelace", {Window.PAYMENT: most, Window.DAY: 100 * ADA})
@@ -63,37 +65,39 @@ async def test_what_a_payment_takes_is_told_with_its_fee_only_where_that_is_in_i
             assert re.search(takes, (await refusal(run, "dear")).detail)
 
 
-async def test_what_the_signer_would_refuse_by_its_fee_is_refused_before_anything_is_held(world: World) -> None:
+async def test_a_payment_over_the_hard_cap_only_by_its_fee_is_refused_before_anything_is_held(
+    world: World,
+) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(caps={"lovelace": COST})) as run:
         await run.run_pass()
-        told = (await refusal(run, "dear")).detail
-        assert re.search(r"one transaction may take 13 ADA .*, this one takes 13\.\d+ ADA with its fee", told)
+        detail = (await refusal(run, "dear")).detail
+        assert re.search(r"one transaction may take 13 ADA .*, this one takes 13\.\d+ ADA with its fee", detail)
         assert not payments.payments_in(run.context.conn, [State.RESERVED])
 
 
-async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> None:
+async def test_limits_and_amounts_spent_survive_a_restart(world: World) -> None:
     world.fund(*[50 * ADA] * 3)
     async with world.run() as run:
         await run.pay_in_block("first")
         await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 20 * ADA})
         before = standing(run.context)
     async with world.run() as run:
-        assert standing(run.context) == before  # before it has seen any block
+        assert standing(run.context) == before  # before any block was seen
         await run.run_pass()
         assert left(standing(run.context), Window.DAY) == left(before, Window.DAY)
         assert (await refusal(run, "second")).context["limit"] == "per_day"
 
 
 @pytest.mark.parametrize("jump_ms", [-2 * DAY_MS, 2 * DAY_MS, 400 * DAY_MS])
-async def test_a_jump_of_the_clock_frees_nothing(world: World, jump_ms: int) -> None:
+async def test_a_clock_jump_frees_no_room_in_a_limit(world: World, jump_ms: int) -> None:
     world.fund(*[50 * ADA] * 3)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 20 * ADA))) as run:
         await run.pay_in_block("first")
         before = left(standing(run.context), Window.DAY)
         world.clock.ahead_ms += jump_ms
         await run.settle_down()
-        assert (await refusal(run, "while it is wrong")).code in (
+        assert (await refusal(run, "while the clock is wrong")).code in (
             "chain_not_ready",
             "clock_skew",
             "invoice_expired",
@@ -101,11 +105,11 @@ async def test_a_jump_of_the_clock_frees_nothing(world: World, jump_ms: int) -> 
         assert left(standing(run.context), Window.DAY) == before
         world.clock.ahead_ms -= jump_ms
         await run.settle_down()
-        assert (await refusal(run, "when it is right again")).code == "limit_exceeded"
+        assert (await refusal(run, "when the clock is right again")).code == "limit_exceeded"
         assert left(standing(run.context), Window.DAY) == before
 
 
-async def test_a_clock_that_is_put_back_lets_no_expired_token_in_again(tmp_path: Path) -> None:
+async def test_an_expired_token_stays_expired_when_the_clock_is_set_back(tmp_path: Path) -> None:
     with world_with_clock(tmp_path) as world:
         world.fund(*[50 * ADA] * 2)
         async with world.run() as run:
@@ -126,8 +130,8 @@ async def test_a_clock_that_is_put_back_lets_no_expired_token_in_again(tmp_path:
             assert apps.has_ended(conn, bot.id, world.clock.now_ms())
 
 
-async def test_a_block_from_the_future_frees_nothing(world: World) -> None:
-    """A provider alone cannot move the limits' clock: a tip must be borne out by the local one."""
+async def test_a_block_from_the_future_frees_no_room_in_a_limit(world: World) -> None:
+    """A provider alone cannot move the time of limits: a tip in the future of the local clock is refused."""
     world.fund(*[50 * ADA] * 3)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 20 * ADA))) as run:
         await run.pay_in_block("first")
@@ -139,7 +143,7 @@ async def test_a_block_from_the_future_frees_nothing(world: World) -> None:
         assert left(standing(run.context), Window.DAY) == before
 
 
-async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> None:
+async def test_the_min_ada_of_a_token_payment_counts_against_the_ada_limit(world: World) -> None:
     world.settings(asset=TOKEN, price="250", splits=[])
     world.fund(*[20 * ADA] * 3, assets={TOKEN: 1000})
     limits = daily(1000 * ADA, 3 * ADA) + daily(300, 1000, TOKEN)
@@ -149,14 +153,14 @@ async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> Non
         assert totals[TOKEN] == 250
         assert totals["lovelace"] > ADA + (paid.attempt.fee_lovelace or 0)
         await run.pay("second")
-        told = await refusal(run, "third")
-        assert (told.context["limit"], told.context["asset"]) == ("per_day", "lovelace")
+        refused = await refusal(run, "third")
+        assert (refused.context["limit"], refused.context["asset"]) == ("per_day", "lovelace")
         assert spending.totals(run.context.conn, WALLET)[TOKEN] == 500
 
 
 @pytest.mark.parametrize("has_own", [False, True])
-async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(world: World, has_own: bool) -> None:
-    """By its own limit of ADA, or else by the wallet's; and it is what the chain wants, and no more."""
+async def test_min_ada_is_limited_for_an_app_that_may_pay_only_in_a_token(world: World, has_own: bool) -> None:
+    """The app's own ADA limit applies, or else the wallet's. The output carries exactly the min-ADA."""
     world.settings(asset=TOKEN, price="2", splits=[])
     world.fund(*[20 * ADA] * 4, assets={TOKEN: 1000})
     limits = daily(1000 * ADA, 5 * ADA) + daily(300, 1000, TOKEN)
@@ -176,15 +180,15 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
         held = payments.hold(run.context.conn, row.id)
         assert held == {TOKEN: 2, "lovelace": least * 4310 + (row.attempt.fee_lovelace or 0)}
         answers = [await asyncio.gather(run.agent.pay(ask), return_exceptions=True) for ask in asks[1:]]
-        told = next(one for (one,) in answers if isinstance(one, Refused)).context
-        assert (told["asset"], told["limit"], told.get("app")) == (
+        context = next(one for (one,) in answers if isinstance(one, Refused)).context
+        assert (context["asset"], context["limit"], context.get("app")) == (
             ("lovelace", "total", "two") if has_own else ("lovelace", "per_day", None)
         )
 
 
 @pytest.mark.parametrize("door", ["pay", "use"])
-async def test_the_deciding_commit_refuses_a_token_that_ended_meanwhile(world: World, door: str) -> None:
-    """Whatever was asked of it before, and however long the way was from there."""
+async def test_the_commit_refuses_an_app_whose_token_was_revoked_meanwhile(world: World, door: str) -> None:
+    """The token is checked again in the commit, however long ago the request was authorized."""
     world.fund(50 * ADA, 50 * ADA)
     world.settings(batch=4)
     async with world.run() as run:
@@ -206,7 +210,7 @@ async def test_the_deciding_commit_refuses_a_token_that_ended_meanwhile(world: W
 
 @pytest.fixture
 def mall(tmp_path: Path) -> Iterator[World]:
-    """Five merchants."""
+    """A world with five merchants."""
     with DevnetThread(merchants=5) as devnet:
         world = World(devnet, tmp_path)
         origins = list(devnet.devnet.merchants)
@@ -216,7 +220,7 @@ def mall(tmp_path: Path) -> Iterator[World]:
         world.http.close()
 
 
-async def test_small_change_through_many_merchants_is_within_the_wallets_limit(mall: World) -> None:
+async def test_many_small_payments_to_many_merchants_stay_within_the_wallets_limit(mall: World) -> None:
     mall.fund(*[20 * ADA] * 20)
     origins = list(mall.terms.merchants)
     at_each = limits_of("lovelace", {"per_day": 5 * ADA}, Scope(merchant=origins[0]))
@@ -230,8 +234,8 @@ async def test_small_change_through_many_merchants_is_within_the_wallets_limit(m
         await run.agent.submitter.drain(10)
         spent = spending.totals(run.context.conn, WALLET)["lovelace"]
         assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
-        by_shop = [spending.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]
-        assert sum(one.get("lovelace", 0) for one in by_shop) == spent
+        by_merchant = [spending.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]
+        assert sum(one.get("lovelace", 0) for one in by_merchant) == spent
 
 
 def _small(world: World, origin: str, number: int) -> object:
@@ -241,7 +245,7 @@ def _small(world: World, origin: str, number: int) -> object:
     return replace(world.ask_of(answer, key=f"{origin} {number}"), origin=origin)
 
 
-async def test_a_merchants_own_limit_binds_there_and_nowhere_else(mall: World) -> None:
+async def test_a_merchants_limit_applies_only_to_that_merchant(mall: World) -> None:
     mall.fund(*[20 * ADA] * 10)
     first, second, *_ = mall.terms.merchants
     limits = (*mall.terms.limits, *limits_of("lovelace", {"per_day": 2 * ADA}, Scope(merchant=first)))
@@ -254,7 +258,7 @@ async def test_a_merchants_own_limit_binds_there_and_nowhere_else(mall: World) -
         await run.agent.pay(_small(mall, second, 1))  # type: ignore[arg-type]
 
 
-async def test_a_merchants_limit_of_the_config_file_binds(world: World) -> None:
+async def test_a_merchants_limit_from_the_config_file_is_enforced(world: World) -> None:
     world.fund(*[20 * ADA] * 4)
     path = world.folder / "config.toml"
     path.write_text(
@@ -272,7 +276,7 @@ async def test_a_merchants_limit_of_the_config_file_binds(world: World) -> None:
     assert refused.context["merchant"] == world.origin
 
 
-async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(world: World) -> None:
+async def test_apps_share_the_wallets_limit_but_not_each_others_limits(world: World) -> None:
     world.fund(*[50 * ADA] * 5)
     async with world.run(terms=with_terms(limits=daily(1000 * ADA, 45 * ADA))) as run:
         await run.run_pass()
@@ -294,8 +298,8 @@ async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(wor
         assert refused.value.context["limit"] == "per_day"
 
 
-async def test_what_is_still_on_its_way_counts_however_long_it_takes(tmp_path: Path) -> None:
-    """Two payments that land in the same minute are of the same hour, whenever they were asked for."""
+async def test_a_payment_in_flight_counts_against_limits_however_long_it_takes(tmp_path: Path) -> None:
+    """Two payments that land in the same minute count in the same hour, whenever they were requested."""
     with world_with_clock(tmp_path) as world:
         world.settings(timeout=7200)
         world.fund(*[50 * ADA] * 3)
@@ -307,8 +311,8 @@ async def test_what_is_still_on_its_way_counts_however_long_it_takes(tmp_path: P
             for _ in range(9):
                 world.clock.ahead_ms += 450_000
                 await run.settle_down()
-            told = await refusal(run, "an hour later, and the first is in no block yet")
-            assert (told.code, told.context["limit"]) == ("limit_exceeded", "per_hour")
+            refused = await refusal(run, "an hour later, and the first is in no block yet")
+            assert (refused.code, refused.context["limit"]) == ("limit_exceeded", "per_hour")
             world.control("faults", clear=True)
             await run.pass_time(4, seconds=300)
             assert len(world.transactions()) == 1

@@ -1,6 +1,6 @@
-"""One honest provider and one that is not: a payment lands once, is confirmed in time, and no lie is booked.
+"""Two providers, one of which lies: a payment lands once, is confirmed in time, and no lie is booked.
 
-Devnet and agent share a clock here: ages of tips are true.
+The devnet and the agent share one clock, so the ages of tips are true.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from payagent.store.rows.payments import PaymentRow
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 DOWN = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
 IN_TIME_S = 480
-"""A payment is in time that is confirmed so soon: of the 900 s of a common invoice it leaves nearly half."""
+"""A payment confirmed within this time leaves nearly half of the 900 s of a common invoice."""
 
 
 @pytest.fixture
@@ -48,20 +48,20 @@ def honest(world: World) -> Iterator[Relay]:
 
 
 def invent_tx(relay: Relay, tx_id: str, block: dict[str, object]) -> None:
-    """Our transaction, in that block."""
+    """Let the provider show our transaction in that block."""
     body = {"hash": tx_id, "block": block["hash"], "block_height": block["height"], "slot": block["slot"]}
     relay.tell(f"/txs/{tx_id}", 200, body)
 
 
 def invent_block(relay: Relay, tx_id: str) -> None:
-    """Our transaction, in a block that is not there, at the height of the newest."""
+    """Let the provider show our transaction in an invented block at the height of the tip."""
     block = tip_of(relay) | {"hash": FAKE}
     invent_tx(relay, tx_id, block)
     relay.tell(f"/blocks/{FAKE}", 200, block)
 
 
 async def settles(world: World, run: Run, row: PaymentRow) -> None:
-    """By the chain, once everybody shows it."""
+    """Assert that the payment settles once both providers show it."""
     await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
     assert run.state(row.id) is State.SETTLED
     assert world.transactions() == [row.attempt.tx_id]
@@ -129,7 +129,7 @@ def runs_ahead_and_stands_by_it(relay: Relay) -> None:
 
 
 def is_a_little_ahead_and_stands_by_it(relay: Relay) -> None:
-    """By less than slots and clocks leave open."""
+    """Ahead by less than slots and clocks can disprove."""
     tip = tip_of(relay)
     ahead = tip | {"height": int(str(tip["height"])) + 100, "hash": FAKE}
     relay.tell("/blocks/latest", 200, ahead)
@@ -152,20 +152,20 @@ def answers_another_id(relay: Relay) -> None:
 
 
 def goes_back(relay: Relay) -> None:
-    """To a block that is there, while the one that was its newest is there too."""
+    """Show an earlier block as the tip, although the later block still exists."""
     height = int(str(tip_of(relay)["height"]))
     relay.tell("/blocks/latest", 200, told(relay, f"/blocks/{height - 1}"))
 
 
 def lags(relay: Relay) -> None:
-    """One replica tells its newest block, and another, which has not come so far, is asked for it."""
+    """One replica shows its tip, and the request for that block reaches a replica that lags behind."""
     tip = tip_of(relay)
     relay.tell("/blocks/latest", 200, tip)
     relay.tell(f"/blocks/{tip['hash']}", 404, NO_SUCH)
 
 
 async def be_missed(world: World, run: Run, honest: Relay, looks: int) -> None:
-    """For so many looks nobody hears an honest provider whose replicas lag one another; then it is there again."""
+    """For this many passes the honest provider is not usable, because its replicas lag; then it is back."""
     for _ in range(looks):
         lags(honest)
         await pass_s(run, 10)
@@ -195,7 +195,7 @@ LIES = [
 
 
 async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: False) -> int:
-    """Blocks, one in 20 s, and a look each 10 s; how long it took, or how long it is that it did not come."""
+    """Make a block each 20 s and a pass each 10 s; return when `until` held, or more than `seconds`."""
     for passed in range(10, seconds + 10, 10):
         run.world.clock.ahead_ms += 10_000
         if passed % 20 == 0:
@@ -208,7 +208,7 @@ async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: Fal
 
 @pytest.mark.parametrize("liar_is_first", [True, False])
 @pytest.mark.parametrize("lie", LIES)
-async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
+async def test_a_payment_is_confirmed_in_time_although_one_of_two_providers_lies(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], liar_is_first: bool
 ) -> None:
     world.fund(50 * ADA)
@@ -230,8 +230,10 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, depth: int) -> None:
-    """One that tells it alone is believed, until it, or whoever is heard then, denies it again and again."""
+async def test_a_payment_is_reopened_when_its_provider_takes_back_a_false_confirmation(
+    world: World, liar: Relay, depth: int
+) -> None:
+    """A single provider is believed until it denies the transaction several times."""
     world.fund(50 * ADA)
     async with world.run(providers={"liar": liar.url}, terms=with_terms(confirm_depth=depth)) as run:
         await run.run_pass()
@@ -252,10 +254,10 @@ async def test_a_lie_about_a_real_block_is_undone(world: World, liar: Relay, dep
         assert run.owned() == world.on_chain()
 
 
-async def test_a_payment_that_spends_change_does_not_wait_for_a_dripping_provider(
+async def test_a_payment_that_spends_change_does_not_wait_for_a_slow_provider(
     world: World, liar: Relay, honest: Relay
 ) -> None:
-    """Not even when the transaction before it is being sent still to the one that drips."""
+    """Not even while the transaction before it is still being submitted to the slow provider."""
     world.fund(300 * ADA)
     over = threading.Event()
     liar.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
@@ -274,10 +276,10 @@ async def test_a_payment_that_spends_change_does_not_wait_for_a_dripping_provide
         assert liar.submissions() == 1
 
 
-async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_what_was_before_it(
+async def test_after_a_429_the_provider_is_not_sent_transactions_that_depend_on_the_first_one(
     world: World, honest: Relay
 ) -> None:
-    """Blockfrost bans who goes on after 402 or 429."""
+    """Blockfrost bans clients that continue after 402 or 429."""
     world.fund(300 * ADA)
     over = threading.Event()
     honest.tell("/tx/submit", 429, {"status_code": 429, "error": "Too Many Requests", "message": "later"})
@@ -298,10 +300,10 @@ async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_wh
         assert honest.submissions() == 1
 
 
-async def test_an_attempt_that_one_provider_calls_invalid_is_still_sent_again_and_replaced(
+async def test_an_attempt_that_one_provider_calls_invalid_is_still_resubmitted_and_replaced(
     world: World, liar: Relay, honest: Relay
 ) -> None:
-    """A node drops what it took when it starts anew, or when a fork takes its block."""
+    """A node loses its mempool when it restarts, and a fork may lose a block."""
     world.settings(timeout=3000)
     world.fund(50 * ADA)
     liar.tell("/tx/submit", 400, {"status_code": 400, "error": "Bad Request", "message": "FeeTooSmallUTxO"})
@@ -319,7 +321,7 @@ async def test_an_attempt_that_one_provider_calls_invalid_is_still_sent_again_an
 
 
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
-async def test_a_provider_that_is_bad_from_the_start_blocks_no_payment(
+async def test_a_provider_that_is_faulty_from_the_start_blocks_no_payment(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
 ) -> None:
     world.fund(50 * ADA)
@@ -348,7 +350,7 @@ async def test_a_provider_that_is_bad_from_the_start_blocks_no_payment(
         (answers_another_id, "another transaction's id"),
     ],
 )
-async def test_alerts_name_the_excluded_provider_the_reason_and_its_return(
+async def test_an_excluded_provider_is_reported_with_its_reason_until_it_returns(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], why: str
 ) -> None:
     world.fund(50 * ADA, 60 * ADA)
@@ -381,10 +383,10 @@ async def test_a_provider_that_cannot_list_utxos_blocks_no_deposit(
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-async def test_a_provider_that_returns_between_two_passes_is_reported(
+async def test_the_alert_of_a_provider_that_returned_or_was_removed_clears_after_a_restart(
     world: World, liar: Relay, honest: Relay, is_kept: bool
 ) -> None:
-    """Else it stood as out for ever, and nobody was told when it was out again."""
+    """Otherwise it would stay reported as excluded, and a later exclusion would raise no alert."""
     world.fund(50 * ADA)
     is_dead(liar)
     async with world.run(providers=providers(liar, honest, True)) as run:
@@ -407,13 +409,13 @@ async def test_a_flapping_provider_does_not_fill_the_ledger_with_alerts(
             await pass_s(run, 20)
             liar.unfreeze()
             await pass_s(run, 20)
-        told = [alert.kind for alert in alerts.after(run.context.conn, 0)]
-        assert told == ["provider_excluded", "cleared", "provider_excluded"]
+        kinds = [alert.kind for alert in alerts.after(run.context.conn, 0)]
+        assert kinds == ["provider_excluded", "cleared", "provider_excluded"]
         await pass_s(run, 620)
         assert raised(run) == set()
 
 
-async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Relay, honest: Relay) -> None:
+async def test_a_provider_caught_lying_is_sent_no_transactions(world: World, liar: Relay, honest: Relay) -> None:
     world.fund(50 * ADA, 60 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
         await run.run_pass()
@@ -427,7 +429,9 @@ async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Re
         assert len(world.transactions()) == 2
 
 
-async def test_a_clock_that_was_ahead_prolongs_no_exclusion(world: World, liar: Relay, honest: Relay) -> None:
+async def test_setting_the_clock_back_does_not_prolong_an_exclusion(
+    world: World, liar: Relay, honest: Relay
+) -> None:
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
         await run.run_pass()
@@ -442,7 +446,7 @@ async def test_a_clock_that_was_ahead_prolongs_no_exclusion(world: World, liar: 
         assert run.context.providers["liar"] is None
 
 
-async def test_after_a_restart_beside_a_dead_one_known_utxos_are_paid_with_at_once(
+async def test_known_utxos_are_spendable_right_after_a_restart_with_a_dead_provider(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     world.fund(50 * ADA)
@@ -457,10 +461,12 @@ async def test_after_a_restart_beside_a_dead_one_known_utxos_are_paid_with_at_on
         assert run.owned() == world.on_chain()
 
 
-class TestInvented:
-    """What is not on the chain is not booked, however long it is told."""
+class TestInventedFacts:
+    """What is not on the chain is not booked, however long a provider claims it."""
 
-    async def test_a_block_that_it_does_not_know_itself(self, world: World, liar: Relay, honest: Relay) -> None:
+    async def test_an_invented_block_that_the_liar_itself_does_not_know_is_not_believed(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.run_pass()
@@ -475,8 +481,10 @@ class TestInvented:
             assert await pass_s(run, 240, lambda: run.state(row.id) is State.CONFIRMED) <= 240
             assert run.owned() == world.on_chain()
 
-    async def test_a_block_that_it_stands_by(self, world: World, liar: Relay, honest: Relay) -> None:
-        """It cannot be told who lies: the payment is sent again and again, and confirmation waits."""
+    async def test_an_invented_block_that_the_liar_stands_by_only_delays_the_payment(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """Nothing shows which provider lies, so the payment is resubmitted and its confirmation waits."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.run_pass()
@@ -494,7 +502,7 @@ class TestInvented:
             assert raised(run) == set()
             assert run.owned() == world.on_chain()
 
-    async def test_while_the_honest_one_is_away_for_a_moment(
+    async def test_an_invented_block_is_not_believed_while_the_honest_provider_is_briefly_away(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -507,10 +515,10 @@ class TestInvented:
             await pass_s(run, 100, lambda: run.state(row.id) is not State.IN_FLIGHT)
             assert run.state(row.id) is State.IN_FLIGHT
 
-    async def test_while_the_honest_ones_newest_block_is_not_found(
+    async def test_no_invented_block_settles_a_payment_while_the_honest_providers_replicas_lag(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
-        """Its replicas lag one another for minutes: what the liar shows then is not settled, ever."""
+        """The replicas lag for minutes. What only the liar shows meanwhile never settles."""
         world.fund(50 * ADA)
         terms = with_terms(confirm_depth=1, settle_depth=3)
         async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
@@ -525,10 +533,10 @@ class TestInvented:
             honest.unfreeze()
             await settles(world, run, row)
 
-    async def test_while_the_honest_one_is_heard_and_tells_nothing_of_transactions(
+    async def test_no_invented_block_settles_a_payment_while_the_honest_provider_shows_no_transactions(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
-        """Heard it is by its tip; what it cannot tell, or tells too late, is missing all the same."""
+        """The honest provider shows its tip, but its answers about transactions fail."""
         world.fund(50 * ADA)
         terms = with_terms(confirm_depth=1, settle_depth=3)
         async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
@@ -543,10 +551,10 @@ class TestInvented:
             honest.unfreeze()
             await settles(world, run, row)
 
-    async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
+    async def test_an_invented_cancel_is_not_believed_while_the_honest_provider_comes_and_goes(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
-        """Each time the liar is alone it is read once: these are not three reads in a row."""
+        """Each time the liar is alone it is read once. These are not three reads in a row."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True), terms=with_terms(void_depth=2)) as run:
             await run.run_pass()
@@ -559,7 +567,9 @@ class TestInvented:
                 assert run.state(row.id) is State.CANCELLING
 
     @pytest.mark.parametrize("honest_is_away", [False, True])
-    async def test_a_utxo(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
+    async def test_an_invented_utxo_is_not_booked_or_spent(
+        self, world: World, liar: Relay, honest: Relay, honest_is_away: bool
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.run_pass()
@@ -577,10 +587,10 @@ class TestInvented:
             await pass_s(run, 40)
             assert run.owned() == world.on_chain()
 
-    async def test_a_utxo_while_the_honest_ones_newest_block_is_not_found(
+    async def test_an_invented_utxo_is_not_booked_while_the_honest_providers_replicas_lag(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
-        """No later look undoes it while the liar stands by it: it is not booked before the other is given up."""
+        """No later pass would undo it while the liar stands by it, so it waits for the other provider."""
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.run_pass()
@@ -590,7 +600,7 @@ class TestInvented:
                 assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
-    async def test_a_utxo_while_the_honest_one_tells_nothing_of_utxos(
+    async def test_an_invented_utxo_is_not_booked_while_the_honest_provider_cannot_list_utxos(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -602,7 +612,7 @@ class TestInvented:
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
-    async def test_a_utxo_after_a_start_at_which_the_honest_one_tells_nothing_of_utxos(
+    async def test_an_invented_utxo_is_not_booked_after_a_restart_without_the_honest_utxo_list(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -615,8 +625,10 @@ class TestInvented:
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
-    async def test_that_our_utxos_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
-        """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
+    async def test_known_utxos_stay_spendable_when_the_liar_denies_them(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """The liar lists nothing. Known UTxOs stay selectable, and no deposit is rolled back."""
         world.fund(50 * ADA, 60 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.run_pass()
@@ -627,7 +639,9 @@ class TestInvented:
             assert run.selectable() == world.unspent()
             assert run.owned() == world.on_chain()
 
-    async def test_that_a_block_is_lost(self, world: World, liar: Relay, honest: Relay) -> None:
+    async def test_a_payment_stays_confirmed_when_the_liar_denies_its_block(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             row = await run.pay_in_block()
@@ -644,8 +658,10 @@ class TestInvented:
             assert "block_lost" not in run.events(row.id)
 
 
-async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(world: World, liar: Relay) -> None:
-    """No block will ever be so high: the payment stood in it for ever, with its hold, and was not sent again."""
+async def test_a_payment_booked_in_an_invented_block_far_above_the_tip_is_reopened_and_lands(
+    world: World, liar: Relay
+) -> None:
+    """No tip ever gets so high. The payment once stayed in that block for ever and was not resubmitted."""
     world.fund(50 * ADA)
     async with world.run(providers={"liar": liar.url}) as run:
         await run.run_pass()
@@ -661,8 +677,10 @@ async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(
         assert run.owned() == world.on_chain()
 
 
-async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, honest: Relay) -> None:
-    """A tip far ahead makes no block deeper than the honest tip shows it."""
+async def test_confirmation_depth_is_counted_from_the_lower_of_two_tips(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """A tip far ahead does not make a block deeper than the honest tip shows."""
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True), terms=with_terms(confirm_depth=5)) as run:
         await run.run_pass()
@@ -680,7 +698,7 @@ async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, ho
 
 @pytest.mark.parametrize("is_alone", [False, True])
 @pytest.mark.parametrize("lie", [runs_ahead_and_stands_by_it, is_a_little_ahead_and_stands_by_it])
-async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
+async def test_a_lost_block_is_found_although_a_tip_was_once_too_high(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], is_alone: bool
 ) -> None:
     world.fund(50 * ADA)
@@ -703,7 +721,7 @@ async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
 
 
 def is_low_and_denies(relay: Relay) -> None:
-    """A recent block of its own invention, far below, and no transaction."""
+    """Show an invented recent block far below the tip, and no transactions."""
     tip = tip_of(relay)
     low = tip | {"height": 5, "hash": f"{0xFA00000000 + int(str(tip['height'])):064x}"}
     relay.tell("/blocks/latest", 200, low)
@@ -717,7 +735,7 @@ def is_low(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("lie", [is_low_and_denies, is_low])
-async def test_a_provider_with_low_tips_stalls_nothing_without_an_alert(
+async def test_a_provider_whose_tip_is_too_low_raises_an_alert_and_payments_still_land(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
 ) -> None:
     world.fund(50 * ADA)
@@ -738,10 +756,10 @@ async def test_a_provider_with_low_tips_stalls_nothing_without_an_alert(
         assert raised(run) == set()
 
 
-async def test_a_lagging_index_excludes_no_provider_and_ends_no_payment(
+async def test_a_lagging_transaction_index_does_not_exclude_a_provider_or_end_a_payment(
     world: World, liar: Relay, honest: Relay
 ) -> None:
-    """The honest one lists our change, and its index of transactions is behind: that alone is no lie."""
+    """The honest provider lists our change while its transaction index lags behind. That alone is no lie."""
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
         await run.run_pass()
@@ -754,10 +772,10 @@ async def test_a_lagging_index_excludes_no_provider_and_ends_no_payment(
         assert run.state(row.id) is State.CONFIRMED
 
 
-async def test_a_provider_that_lies_for_ever_keeps_no_payment_from_ending(
+async def test_a_payment_settles_although_a_provider_never_stops_lying(
     world: World, liar: Relay, honest: Relay
 ) -> None:
-    """A block that it stands by, each time at another height; convicted again, it is not waited for."""
+    """It stands by an invented block, each time at another height. After repeated exclusions it is ignored."""
     world.fund(50 * ADA)
     async with world.run(
         providers=providers(liar, honest, True), terms=with_terms(confirm_depth=1, settle_depth=3)
@@ -774,7 +792,7 @@ async def test_a_provider_that_lies_for_ever_keeps_no_payment_from_ending(
 
 
 async def test_no_payment_settles_while_a_provider_is_excluded(world: World, liar: Relay, honest: Relay) -> None:
-    """It may have been the wrong one that was sent out."""
+    """The wrong provider may have been excluded."""
     world.fund(50 * ADA)
     async with world.run(
         providers=providers(liar, honest, True), terms=with_terms(confirm_depth=1, settle_depth=3)
@@ -790,7 +808,7 @@ async def test_no_payment_settles_while_a_provider_is_excluded(world: World, lia
         assert run.state(row.id) is State.SETTLED
 
 
-async def test_beside_one_that_is_dead_a_payment_settles_once_that_was_missed_for_long(
+async def test_a_payment_settles_once_a_dead_provider_has_been_missing_for_ten_minutes(
     world: World, liar: Relay, honest: Relay
 ) -> None:
     world.fund(50 * ADA)
@@ -805,8 +823,10 @@ async def test_beside_one_that_is_dead_a_payment_settles_once_that_was_missed_fo
         assert 590 <= took_s <= 660
 
 
-async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar: Relay, honest: Relay) -> None:
-    """The rules keep no truth out that two tell."""
+async def test_a_rollback_that_both_providers_show_is_noticed_and_the_payment_lands_again(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """The rules against lies do not delay what both providers show."""
     world.fund(50 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
         row = await run.pay_in_block()
