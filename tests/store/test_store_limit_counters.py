@@ -147,7 +147,7 @@ class Spending(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """The audit of the limits finds nothing; that of the holds would, as no void event has a fee."""
-        assert not [one for one in check_limits(self.conn) if one.table == "spent"]
+        assert not [one for one in check_limits(self.conn) if one.table == "limit_counters"]
         self.conn.close()
 
     def _least(self, scope: Scope, asset: str, window: Window, clock_ms: int) -> int:
@@ -264,7 +264,7 @@ class Landings(RuleBasedStateMachine):
                 assert taken <= most, (window, landed)
 
     def teardown(self) -> None:
-        assert not [one for one in check_limits(self.conn) if one.table == "spent"]
+        assert not [one for one in check_limits(self.conn) if one.table == "limit_counters"]
         self.conn.close()
 
 

@@ -266,16 +266,16 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from payagent.core.problems import Refused
-from payagent.wallet import new_keystore as creation
+from payagent.wallet import new_keystore
 from payagent.wallet.keystore import open_keystore
 
 path, left = Path(sys.argv[1]), 0
 whole = path.read_bytes()
-creation.SCRYPT_N = 2**4  # as in the file: the kill must hit the writing, not scrypt
+new_keystore.SCRYPT_N = 2**4  # as in the file: the kill must hit the writing, not scrypt
 
 def step(frame, event, _):
     global left
-    if not any(part in frame.f_code.co_filename for part in ("creation.py", "pathlib", "os.py", "shutil.py")):
+    if not any(part in frame.f_code.co_filename for part in ("new_keystore.py", "pathlib", "os.py", "shutil.py")):
         return None
     left -= event == "line"
     if left < 0:
@@ -294,7 +294,7 @@ for count in range(10_000):
     if child == 0:
         left = count
         sys.settrace(step)
-        creation.change_passphrase(path, "old", "new")
+        new_keystore.change_passphrase(path, "old", "new")
         sys.settrace(None)
         os._exit(0)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
