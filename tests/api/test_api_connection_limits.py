@@ -126,13 +126,13 @@ async def is_closed(streams: Streams) -> bool:
             return True
 
 
-async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
+async def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         assert await is_closed(await doors.tcp())
         assert await is_closed(await doors.unix())
 
 
-async def test_a_head_of_more_lines_than_anybody_means_is_not_read(tmp_path: Path) -> None:
+async def test_a_request_head_of_too_many_lines_is_refused_with_400(tmp_path: Path) -> None:
     """To read 12,000 headers took 50 ms of all that the daemon does, from whoever reached the port."""
     most = GET[:-2] + b"a:\r\n" * (HEAD_LINES_MAX - 2)
     async with open_doors(tmp_path) as doors:
@@ -154,7 +154,7 @@ async def test_a_head_of_more_lines_than_anybody_means_is_not_read(tmp_path: Pat
             assert b" 200 " in await call(await doors.tcp(), ends), "lines of a body are none of its head"
 
 
-async def test_blanks_in_a_head_take_no_time(tmp_path: Path) -> None:
+async def test_a_header_of_many_blanks_takes_no_time_to_parse(tmp_path: Path) -> None:
     """Whoever reached the port could stop the daemon for minutes: it was read before there was a token."""
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
@@ -164,7 +164,7 @@ async def test_blanks_in_a_head_take_no_time(tmp_path: Path) -> None:
         assert b" 200 " in await call(await doors.tcp(), GET[:-2] + b"X:" + b" \t" * 5_000 + b"\r\n\r\n")
 
 
-async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_request_head_sent_byte_by_byte_is_cut_off(tmp_path: Path) -> None:
     """Also after a call that was answered: there the keep-alive time ends with the first byte."""
     async with open_doors(tmp_path) as doors:
         for before in (b"", GET):
@@ -178,7 +178,7 @@ async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) 
             assert closed.result()
 
 
-async def test_a_call_that_takes_long_is_not_hurt_and_the_next_one_comes_on_the_same_connection(
+async def test_a_slow_answer_is_not_cut_off_and_the_connection_serves_the_next_request(
     tmp_path: Path,
 ) -> None:
     async with open_doors(tmp_path) as doors:
@@ -212,7 +212,7 @@ async def test_a_full_port_does_not_block_the_owners_socket(tmp_path: Path) -> N
             pass
 
 
-async def test_the_socket_has_a_bound_too(tmp_path: Path) -> None:
+async def test_the_unix_socket_limits_its_connections_too(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         doors.go_on.clear()
         answers = [asyncio.create_task(call(await doors.unix())) for _ in range(BOUNDS.unix)]
@@ -229,7 +229,7 @@ async def test_the_socket_has_a_bound_too(tmp_path: Path) -> None:
         (64, 9999, 4096, ConnectionLimits(1024, 512, 512)),
     ],
 )
-def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
+def test_the_open_file_limit_is_raised_as_far_as_allowed(
     soft: int, hard: int, raised: int, bounds: ConnectionLimits
 ) -> None:
     code = (
@@ -241,7 +241,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
     assert said.stdout == f"{bounds} {(raised, hard)}\n"
 
 
-async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path) -> None:
+async def test_bytes_that_are_not_http_are_refused_with_problem_json(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         for nonsense in (
             b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
@@ -261,7 +261,7 @@ async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path)
 
 @pytest.mark.parametrize("method", [b"POST", b"HEAD"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_a_request_that_is_framed_in_two_ways_is_refused_and_what_follows_is_not_read(
+async def test_a_request_with_content_length_and_chunks_is_refused_and_the_next_is_not_read(
     tmp_path: Path, method: bytes, order: tuple[int, int]
 ) -> None:
     both = (b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n")
@@ -278,7 +278,7 @@ async def test_a_request_that_is_framed_in_two_ways_is_refused_and_what_follows_
             assert (json.loads(body)["code"] if method == b"POST" else body) in ("bad_request", b"")
 
 
-async def test_who_asks_for_a_websocket_is_answered_over_http_and_not_told_of_in_the_log(
+async def test_an_upgrade_request_is_answered_over_http_and_not_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_doors(tmp_path) as doors:
@@ -290,7 +290,7 @@ async def test_who_asks_for_a_websocket_is_answered_over_http_and_not_told_of_in
     assert caplog.text == ""
 
 
-async def test_nonsense_after_an_answer_only_ends_the_connection(
+async def test_garbage_after_an_answer_only_closes_the_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The body of a call that was answered before it came."""
@@ -305,7 +305,7 @@ async def test_nonsense_after_an_answer_only_ends_the_connection(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("it breaks"), asyncio.CancelledError("the server is to stop")])
-async def test_half_an_answer_is_no_whole_one_for_an_old_client_either(
+async def test_an_http_1_0_client_can_tell_that_an_answer_is_incomplete(
     tmp_path: Path, error: BaseException
 ) -> None:
     """To HTTP/1.0 the end of the connection is the end of the answer."""
@@ -318,7 +318,9 @@ async def test_half_an_answer_is_no_whole_one_for_an_old_client_either(
 
 
 @pytest.mark.parametrize("pieces", [[b"x" * MANY], [b"x" * (MANY // 8)] * 8], ids=["at once", "piece by piece"])
-async def test_who_does_not_read_the_answer_does_not_keep_others_out(tmp_path: Path, pieces: list[bytes]) -> None:
+async def test_clients_that_do_not_read_their_answers_do_not_block_others(
+    tmp_path: Path, pieces: list[bytes]
+) -> None:
     """What is not read would otherwise be kept for as long as the client likes."""
     async with open_doors(tmp_path) as doors:
         doors.pieces = pieces
@@ -333,7 +335,7 @@ async def test_who_does_not_read_the_answer_does_not_keep_others_out(tmp_path: P
                 pass
 
 
-async def test_who_reads_slowly_gets_the_whole_answer(tmp_path: Path) -> None:
+async def test_a_slow_reader_gets_the_whole_answer(tmp_path: Path) -> None:
     """The speed is what is tested: the answer takes several times READ_S."""
     async with open_doors(tmp_path) as doors:
         doors.pieces = [b"x" * MANY]

@@ -26,7 +26,7 @@ JSON = {"content-type": "application/json"}
         ("payer", {**JSON, "host": "evil.example"}, None),
     ],
 )
-async def test_both_ways_answer_alike(
+async def test_the_fast_path_answers_like_the_framework(
     world: World, app: str | None, headers: dict[str, str], body: bytes | None
 ) -> None:
     world.fund(50 * ADA)

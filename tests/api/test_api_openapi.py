@@ -28,7 +28,7 @@ CALLERS = ("first", "none", "first", "wrong", "first", "payer")
 """Who makes a generated call, in turn: all scopes, no token, a token that nobody has, the pay scope alone."""
 
 
-async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api) -> None:
+async def test_the_openapi_document_lists_every_operation_and_links_to_no_other_host(api: Api) -> None:
     answer = await api.http.get("/openapi.json")
     document = answer.json()
     assert document["openapi"].startswith("3.1")
@@ -91,7 +91,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
             assert ("security" in operation) == path.startswith(("/v1/", "/metrics")), path
 
 
-async def test_generated_calls_get_the_answers_that_are_described(world: World) -> None:
+async def test_generated_requests_get_answers_that_match_the_openapi_document(world: World) -> None:
     world.fund(*[100_000_000] * 20)
     async with world.run() as run:
         await run.run_pass()

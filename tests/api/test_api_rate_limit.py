@@ -48,7 +48,7 @@ async def answered(reader: asyncio.StreamReader) -> httpx.Response:
     return httpx.Response(int(lines[0].split()[1]), headers=headers, content=body)
 
 
-async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: World) -> None:
+async def test_an_app_over_its_rate_limit_is_refused_and_other_apps_are_served(world: World) -> None:
     rates = Rates(rate_limit_per_s=1)
     async with world.run() as run, served(run, Bounds(rates=rates)) as api:
         for path in ("/v1/limits", through_the_proxy(api)):
@@ -62,7 +62,7 @@ async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: 
             assert (await api.as_("other").get(path)).status_code != 429
 
 
-async def test_answers_without_a_token_cost_little_work(world: World) -> None:
+async def test_answers_without_a_token_take_little_processor_time(world: World) -> None:
     """Nobody is counted for it: ten times the work of any other refusal or answer would keep others waiting."""
     async with world.run() as run, served(run) as api, httpx.AsyncClient(base_url=api.url, verify=NO_TLS) as http:
 
@@ -76,7 +76,7 @@ async def test_answers_without_a_token_cost_little_work(world: World) -> None:
         assert await takes_s("/openapi.json") < 3 * await takes_s("/healthz")
 
 
-async def test_a_body_counts_by_its_length_and_the_others_are_served(world: World) -> None:
+async def test_a_body_counts_by_its_length_against_the_rate_limit_of_its_own_app(world: World) -> None:
     heavy = json.dumps({"origin": "x" * 50 * BODY_BYTES}).encode()
     async with world.run() as run, served(run, Bounds(rates=Rates(rate_limit_per_s=10))) as api:
         require_problem(await api.as_("payer").post(PAY, content=heavy, headers=JSON), "bad_request")
@@ -116,7 +116,7 @@ def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -
         rate_limiter.weigh("app", weight * BODY_BYTES)
 
 
-async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
+async def test_concurrent_requests_are_limited_per_app(world: World) -> None:
     """Here for their own bodies; it is the same for a payment that is waited for."""
     async with (
         world.run() as run,
@@ -136,7 +136,7 @@ async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: Wor
                 continue
 
 
-def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_burst() -> None:
+def test_the_rate_limit_refills_with_time_up_to_the_burst() -> None:
     now_s = 0.0
     rate_limiter = RateLimiter(Rates(rate_limit_per_s=2, concurrent_requests_max=100), lambda: now_s)
 
@@ -158,7 +158,7 @@ def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_bur
 
 
 @pytest.mark.parametrize("more", [b"", b" "], ids=["silent", "byte by byte"])
-async def test_a_body_that_does_not_come_in_time_is_not_waited_for(world: World, more: bytes) -> None:
+async def test_a_body_that_arrives_too_slowly_is_refused(world: World, more: bytes) -> None:
     async with world.run() as run, served(run, body_s=BODY_S) as api:
         async with begun(api, PAY) as (reader, writer):
             answer = asyncio.create_task(answered(reader))
@@ -174,7 +174,7 @@ async def test_a_body_that_does_not_come_in_time_is_not_waited_for(world: World,
         require_nothing_signed(api)
 
 
-async def test_every_call_with_a_body_takes_strict_json_alone(api: Api) -> None:
+async def test_every_operation_with_a_body_accepts_only_strict_json(api: Api) -> None:
     document = (await api.http.get("/openapi.json")).json()
     paths = [
         path.replace("{payment_id}", "pay_000000000000000000000000").replace("{name}", "payer")

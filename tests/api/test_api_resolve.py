@@ -3,7 +3,7 @@
 from kit.api import Api
 
 
-async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api: Api) -> None:
+async def test_an_in_flight_payment_is_cancelled_and_its_history_shows_by_whom(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
@@ -20,7 +20,7 @@ async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api:
     assert told["by"] == "app_operator"
 
 
-async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api) -> None:
+async def test_only_the_last_attempts_change_is_listed_as_pending(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
@@ -31,7 +31,7 @@ async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api
     assert (await api.http.get("/v1/wallet")).json()["utxos"]["pending"] == 1
 
 
-async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api) -> None:
+async def test_resolve_needs_the_operate_scope_and_an_existing_payment(api: Api) -> None:
     paid = await api.pay()
     for app in ("payer", "reader", "both"):
         answer = await api.as_(app).post(f"/v1/payments/{paid['id']}/resolve", json={})
@@ -40,7 +40,7 @@ async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_what_is_in_a_block_is_refused(api: Api) -> None:
+async def test_a_confirmed_payment_cannot_be_resolved(api: Api) -> None:
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
     await api.run.settle_down()

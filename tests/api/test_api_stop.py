@@ -28,7 +28,7 @@ async def client_of(api: Api, app: str) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-async def test_who_waits_for_a_change_is_told_how_it_stands_and_keeps_no_stop_waiting(world: World) -> None:
+async def test_a_request_that_waits_gets_the_current_state_at_once_when_the_daemon_stops(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run, asyncio.TaskGroup() as asking:
         await run.run_pass()
@@ -55,7 +55,7 @@ async def _wait_for(api: Api, app: str, path: str) -> httpx.Response:
         return await http.get(path, params={"wait": 60})
 
 
-async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(world: World) -> None:
+async def test_a_request_cut_off_by_a_stop_gets_a_daemon_timeout_problem(world: World) -> None:
     """Here the merchant is silent."""
 
     async def never(heard: Heard) -> None:
@@ -76,7 +76,7 @@ async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(worl
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (504, "daemon_timeout", True)
 
 
-async def test_an_answer_that_a_stop_does_not_wait_for_is_broken_off_and_no_error_of_the_daemons(
+async def test_an_answer_cut_off_by_a_stop_is_incomplete_and_logs_no_error(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody reads it, and it is larger than what is on its way at once."""

@@ -72,7 +72,7 @@ def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:
         shop.config.write_text(plain)
 
 
-def test_a_link_shows_what_is_asked_and_its_form_decides_once(context: Desk) -> None:
+def test_an_approval_link_shows_the_payment_and_its_form_decides_once(context: Desk) -> None:
     told = context.ask("by link")
     approve, payment_id = told["approve_url"], told["payment"]
     assert approve.startswith(f"{context.origin}/decide/{payment_id}/approve/")
@@ -113,7 +113,7 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(context: Desk) -> 
     assert (shown["decision"], shown["via"], shown["by"]) == ("approved", "link", None)
 
 
-def test_what_an_app_says_stands_in_the_page_as_text(context: Desk) -> None:
+def test_text_from_an_app_is_escaped_in_the_page(context: Desk) -> None:
     first = context.shop.call("a page")
     body = {
         "origin": context.shop.devnet.merchant_url,
@@ -153,7 +153,7 @@ def test_only_the_pages_own_form_decides(context: Desk) -> None:
     assert (done.status_code, context.state(told["payment"])) == (303, "denied")
 
 
-def test_a_link_is_good_for_its_payment_and_its_way_alone_and_stands_in_no_log(context: Desk) -> None:
+def test_a_link_is_valid_for_one_payment_and_decision_only_and_is_not_logged(context: Desk) -> None:
     first, second = context.ask("one"), context.ask("two")
     approve, deny = first["approve_url"], first["deny_url"]
     signature = approve.rpartition("/")[2]

@@ -51,7 +51,7 @@ def most(shop: Shop, limit: str) -> tuple[str, str]:
     return row["most"], row["set_by"]
 
 
-def test_limits_thresholds_and_merchants_are_taken_over(
+def test_a_reload_applies_limits_thresholds_and_merchants(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop = closed_shop
@@ -77,7 +77,7 @@ def test_limits_thresholds_and_merchants_are_taken_over(
     assert most(shop, "per_day") == ("60000000", "config")
 
 
-def test_a_file_that_is_bad_or_takes_a_new_start_changes_nothing(
+def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop, before = closed_shop, most(closed_shop, "per_day")
@@ -98,7 +98,7 @@ def test_a_file_that_is_bad_or_takes_a_new_start_changes_nothing(
     assert daemon.poll() is None
 
 
-def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
+def test_a_merchant_added_at_run_time_survives_a_kill_and_is_paid(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop = closed_shop
@@ -127,7 +127,7 @@ def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
         assert (refused.code, refused.problem) == (6, "merchant_not_allowed")
 
 
-def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_of(
+def test_a_config_replaced_beside_the_keystore_is_not_read_and_that_is_logged(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     """The daemon reads nothing there that is new (`fence`): it says so, and goes on by what it had."""
@@ -144,7 +144,7 @@ def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_
     assert most(shop, "per_day")[1] == "config"
 
 
-def test_a_file_that_others_may_change_by_now_is_not_taken_over(
+def test_a_config_that_others_can_write_is_not_reloaded(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop, before = closed_shop, most(closed_shop, "per_day")
@@ -159,7 +159,7 @@ def test_a_file_that_others_may_change_by_now_is_not_taken_over(
 
 
 @pytest.mark.parametrize("moment", ["| payagent.cli.sd_notify", "signer.started"])
-def test_a_signal_that_comes_before_it_is_ready_counts(closed_shop: Shop, moment: str) -> None:
+def test_a_sighup_during_the_start_is_not_lost(closed_shop: Shop, moment: str) -> None:
     """Python tells of each module that is imported: most of a start is over with the last one."""
     shop, plain = closed_shop, closed_shop.config.read_text()
     path = shop.folder / "daemon.log"

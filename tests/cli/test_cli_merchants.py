@@ -45,7 +45,7 @@ def buy(shop: Shop, message: str) -> Result:
     return shop.payagent("fetch", f"{shop.devnet.merchant_url}/chat", "-d", body, "-o", shop.folder / "got")
 
 
-def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
+def test_a_payment_to_a_new_address_waits_until_the_operator_pins_it(guarded: Shop) -> None:
     assert pay(guarded, "first").code == 0
     known = guarded.payagent("merchants", "show", "t").json["addresses"]
     assert [one["role"] for one in known] == ["pay_to", "split", "split"]
@@ -66,7 +66,7 @@ def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
     guarded.settings(pay_to=role_address("pay_to").text)
 
 
-def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
+def test_a_price_above_the_allowed_rise_needs_approval(guarded: Shop) -> None:
     assert buy(guarded, "once").code == 0
     until(lambda: guarded.payagent("merchants", "show", "t").json["prices"], "no price was agreed to")
     [price] = guarded.payagent("merchants", "show", "t").json["prices"]
@@ -81,7 +81,7 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert "price rise  25 % at most" in shown
 
 
-def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Shop) -> None:
+def test_merchants_are_listed_and_an_unknown_one_is_not_found(guarded: Shop) -> None:
     assert [row["name"] for row in guarded.payagent("merchants").json["merchants"]] == ["t"]
     assert guarded.payagent("merchants", "--human").out.split()[:3] == ["name", "origin", "ready"]
     for command in (("show", "u"), ("resume", "u"), ("pin", "u", NEW)):

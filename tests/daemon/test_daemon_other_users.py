@@ -116,7 +116,7 @@ def daemon(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
         assert stop(process)[0] == 0
 
 
-def test_another_user_reads_nothing_and_calls_nothing(
+def test_another_user_cannot_read_files_or_call_the_api(
     folder: Path, daemon: tuple["subprocess.Popen[str]", int, Path]
 ) -> None:
     process, port, path = daemon
@@ -141,7 +141,7 @@ def test_another_user_reads_nothing_and_calls_nothing(
     assert stranger(("read", str(folder / "for everybody"))) == [["read", str(folder / "for everybody"), 11]]
 
 
-def test_the_socket_answers_nobody_else_where_its_modes_were_opened_by_mistake(
+def test_the_socket_answers_only_its_owner_even_when_its_mode_is_open_to_all(
     daemon: tuple["subprocess.Popen[str]", int, Path],
 ) -> None:
     """He gets in, and is shown the door before a byte of his is read; the owner is served as ever."""

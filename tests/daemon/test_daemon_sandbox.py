@@ -180,7 +180,7 @@ def taken_over(
 
 
 @needs_landlock
-def test_a_daemon_that_was_taken_over_gets_at_neither_keystore_nor_passphrase_nor_words_nor_signer(
+def test_a_compromised_daemon_cannot_reach_keystore_passphrase_words_or_signer(
     folder: Path,
 ) -> None:
     words = folder / "data/recovery-words.txt"
@@ -210,7 +210,7 @@ def terminal(kernel: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["as it is", "old"])
-def test_a_daemon_that_was_taken_over_types_into_no_terminal_and_connects_to_no_other_program(
+def test_a_compromised_daemon_cannot_type_into_a_terminal_or_connect_to_a_unix_socket(
     folder: Path,
     old: bool,
 ) -> None:
@@ -268,7 +268,7 @@ def without_capabilities() -> None:
         assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
 
 
-def test_another_program_of_the_daemons_user_reads_and_traces_none_of_it(folder: Path) -> None:
+def test_another_program_of_the_same_user_cannot_read_or_trace_the_daemon(folder: Path) -> None:
     """Keys of merchants and providers are in its memory. What is no daemon he reads: no machine keeps him out."""
     daemon, _ = start(folder, without_capabilities)
     waits = [sys.executable, "-c", "input()"]
@@ -317,14 +317,14 @@ def test_a_passphrase_beside_files_to_reload_is_not_hidden_and_the_reason_is_giv
     assert "move it to a folder of its own" in why
 
 
-def test_a_passphrase_beside_the_keystore_is_hidden_whatever_else_lies_there(tmp_path: Path) -> None:
+def test_a_passphrase_beside_the_keystore_is_hidden_whatever_else_is_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/passphrase").touch()
     plan = plan_of(tmp_path, "data/passphrase", "data/config.toml")
     assert plan == SandboxPlan((tmp_path / "data/keystore.json", tmp_path / "data/passphrase"), ())
 
 
-def test_a_file_with_a_second_name_is_not_said_to_be_hidden(tmp_path: Path) -> None:
+def test_a_file_with_a_hard_link_is_not_reported_as_hidden(tmp_path: Path) -> None:
     plan_of(tmp_path, "secret/passphrase")
     (tmp_path / "copy").hardlink_to(tmp_path / "data/keystore.json")
     plan = plan_of(tmp_path, "secret/passphrase")
@@ -350,7 +350,7 @@ def without_landlock() -> None:
 @pytest.mark.parametrize(
     ("kernel", "level"), [(without_landlock, "warning"), (None, "info")], ids=["old", "as it is"]
 )
-def test_a_kernel_that_cannot_hide_anything_is_warned_of_at_each_start_and_by_doctor(
+def test_a_kernel_without_landlock_is_warned_of_at_each_start_and_by_doctor(
     folder: Path,
     kernel: Callable[[], None] | None,
     level: str,

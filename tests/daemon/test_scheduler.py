@@ -131,7 +131,7 @@ async def test_the_scheduler_runs_on_after_a_clock_jump(monkeypatch: pytest.Monk
     await sweeps.stop()
 
 
-async def test_expired_approvals_are_looked_for() -> None:
+async def test_the_scheduler_checks_for_expired_approvals() -> None:
     agent, chain_sync = Agent(), Watch()
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ async def test_passes_do_not_overlap() -> None:
     await sweeps.stop()
 
 
-async def test_an_idle_wallet_has_rare_passes_and_an_admission_brings_the_next() -> None:
+async def test_an_idle_wallet_has_rare_passes_and_a_busy_one_frequent_passes() -> None:
     chain_sync = Watch(is_idle=True)
     chain_sync.go_on.set()
     intervals = replace(FAST, idle_s=3600, merchants_s=0.01)
@@ -185,7 +185,7 @@ async def test_a_stop_lets_the_running_pass_end_and_starts_no_other() -> None:
     assert agent.drained_s < DRAIN_S, "the look has taken a part of the time that a stop has"
 
 
-async def test_readiness_is_that_of_the_last_pass() -> None:
+async def test_readiness_reports_the_trouble_of_the_last_pass() -> None:
     agent, chain_sync = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ async def test_the_log_reports_trouble_with_the_chain_once_per_change(
     assert str(told[-1][1]).startswith("the newest block that is known is 1")
 
 
-async def test_a_pass_that_fails_in_the_same_way_is_logged_once(written: io.StringIO) -> None:
+async def test_a_pass_that_keeps_failing_the_same_way_is_logged_once(written: io.StringIO) -> None:
     chain_sync = Watch(fail_first=1_000_000)
     chain_sync.go_on.set()
     sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]

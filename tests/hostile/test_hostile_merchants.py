@@ -277,14 +277,18 @@ async def again(at: Place, payment: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("driver", list(DRIVERS))
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_purchase_is_settled_once(world: World, mode: str, way: str, driver: str) -> None:
+async def test_a_request_is_settled_once_whatever_the_merchant_answers(
+    world: World, mode: str, way: str, driver: str
+) -> None:
     async with place(world, way, mode) as at:
         await buy_in_spite(at, driver)
 
 
 @pytest.mark.parametrize("way", ["tx_hash", "signed_cbor"])
 @pytest.mark.parametrize("mode", STATUS_MODES)
-async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World, mode: str, way: str) -> None:
+async def test_a_merchants_status_of_its_invoice_does_not_change_the_payment(
+    world: World, mode: str, way: str
+) -> None:
     async with place(world, way, mode) as at:
         assert not await call_proxy(at)
         await at.run.chain_sync.merchant_polling.poll_merchants()
@@ -296,7 +300,9 @@ async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World,
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-async def test_a_merchant_that_never_serves_fails_no_payment(on_clock: World, way: str) -> None:
+async def test_a_payment_that_is_never_served_stays_confirmed_and_its_proof_valid(
+    on_clock: World, way: str
+) -> None:
     """Once the invoice is over: paid and not served. The proof stays good for whoever shows it later."""
     async with place(on_clock, way, "5xx_after_settle") as at:
         assert not await call_api(at)
@@ -315,7 +321,7 @@ async def test_a_merchant_that_never_serves_fails_no_payment(on_clock: World, wa
         assert_books(at)
 
 
-def test_the_control_client_that_signs_anew_pays_more_than_once(world: World) -> None:
+def test_a_naive_client_that_signs_for_every_402_pays_more_than_once(world: World) -> None:
     """The same battery tells a client that pays every 402 from payagent; without trouble it pays once as well."""
     paid: dict[tuple[str, str], int] = {}
     for way, purchase in WAYS.items():

@@ -24,7 +24,7 @@ async def secure(world: World, tmp_path: Path) -> AsyncIterator[tuple[Place, Pee
         yield at, peer, public
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: tuple[Place, Peer, Path]) -> None:
+async def test_an_untrusted_certificate_is_refused(secure: tuple[Place, Peer, Path]) -> None:
     at, peer, _ = secure
     got = await at.ask()
     assert got.status == 502
@@ -32,7 +32,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: tuple[Pl
     assert peer.calls == []
 
 
-async def test_one_that_is_trusted_for_another_name_is_refused(
+async def test_a_trusted_certificate_for_another_name_is_refused(
     secure: tuple[Place, Peer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificate is for the address that the call goes to, and the call is for a name."""
@@ -55,7 +55,7 @@ async def test_one_that_is_trusted_for_another_name_is_refused(
     assert peer.calls == []
 
 
-async def test_one_that_is_trusted_is_spoken_to(
+async def test_a_trusted_certificate_is_accepted(
     secure: tuple[Place, Peer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at, peer, public = secure
@@ -78,7 +78,7 @@ def hang_up_after(server: socket.socket, tls: ssl.SSLContext, said: bytes) -> No
 
 @pytest.mark.parametrize("size", [40_000, 100_000, 200_000, 3_000_000])
 @pytest.mark.parametrize("framed", [True, False])
-async def test_all_of_an_answer_comes_whose_server_hangs_up_at_its_end(
+async def test_an_answer_is_read_whole_when_the_server_closes_without_a_tls_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, framed: bool
 ) -> None:
     """What came before the end is not lost to it, be it paid for."""
