@@ -1,4 +1,4 @@
-"""Links by which a person decides, at a door that anybody reaches: what each call costs, and what is counted."""
+"""Approval links: pages on which a person approves or denies, what they show, and what is counted."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ async def link_of(api: Api, way: Way) -> str:
 
 
 def rows(page: str) -> list[tuple[str, str]]:
-    """What a page says under its heading: names and values."""
+    """The table of a page: names and values."""
     return [(unescape(a), unescape(b)) for a, b in re.findall("<th>(.*?)</th><td>(.*?)</td>", page)]
 
 
@@ -51,7 +51,7 @@ async def test_requests_with_a_forged_link_do_not_use_up_the_rate_limit_of_a_rea
         for path in (*forged[:3], *[forged[1]] * (BURST_S + 2)):
             assert (await api.http.get(path)).status_code == 404
         assert (await api.http.get(link)).status_code == 200
-        assert (await api.http.get(forged[3])).status_code == 404, "the first half alone opens nothing"
+        assert (await api.http.get(forged[3])).status_code == 404, "the first half alone must not be a valid link"
 
 
 async def test_a_refused_decision_by_link_is_counted_once_and_recorded_as_an_event(world: World) -> None:
@@ -81,13 +81,13 @@ async def test_a_refused_decision_says_that_the_payment_still_waits_and_counts_a
         told = (await api.http.post(f"/v1/payments/{payment_id}/approve", json={})).json()
         assert told["code"] == "limit_exceeded"
         for money in (page["money"], told["money"]):
-            assert "nothing is held" not in money, "it counts against every limit"
+            assert "nothing is held" not in money, "the payment still counts against every limit"
             assert ("Nothing was signed" in money, "It counts against the limits" in money) == (True, True)
         assert page["open until"].startswith(ends_at)
         await api.http.post("/v1/apps/payer/revoke", json={})
         page = dict(rows((await api.http.post(link, headers=OWN_FORM)).text))
         assert "is revoked" in page["why"]
-        assert "payagent app rotate-token" in page["what to do"], "no token of the person who decides is to blame"
+        assert "payagent app rotate-token" in page["what to do"], "the token is the app's, not the approver's"
         assert run.context.payment(payment_id).state == "awaiting_approval"
 
 
@@ -103,7 +103,7 @@ async def test_reloading_a_link_after_the_decision_shows_it_and_decides_nothing(
         await run.run_pass()
         link = await link_of(api, way)
         pressed = await api.http.post(link, headers=OWN_FORM)
-        assert (pressed.status_code, pressed.headers["location"]) == (303, link), "a reload sends no form again"
+        assert (pressed.status_code, pressed.headers["location"]) == (303, link), "a reload must not post again"
         shown = await api.http.get(link)
         assert (shown.status_code, heading(shown.text)) == (200, f"The payment was {done}")
         told = dict(rows(shown.text))

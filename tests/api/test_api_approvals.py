@@ -1,4 +1,4 @@
-"""A person decides over HTTP: who may, what is shown, and what everybody is told."""
+"""Approvals over HTTP: who may decide, what an approver sees, and what the app is told."""
 
 from collections.abc import AsyncIterator
 
@@ -67,7 +67,7 @@ async def test_an_approver_sees_the_transaction_the_limits_and_the_history_with_
     api.world.settings(price="6000000")
     asked = await ask(api)
     listed = (await approver.get("/v1/payments")).json()
-    assert [row["id"] for row in listed["payments"]] == [asked["id"]], "what nobody was asked about is not shown"
+    assert [row["id"] for row in listed["payments"]] == [asked["id"]], "only those that needed approval"
     assert (await approver.get(f"/v1/payments/{before['id']}")).status_code == 404
     assert listed["awaiting_approval"] == 1
     shown = (await approver.get(f"/v1/payments/{asked['id']}")).json()["approval"]
@@ -115,7 +115,7 @@ async def test_asking_again_for_a_denied_payment_is_refused_with_approval_denied
     told = (again.status_code, again.json()["code"], again.json()["payment"])
     assert told == (403, "approval_denied", asked["id"])
     quote = await api.as_("payer").post("/v1/quotes", json=api.body("hello"))
-    assert (quote.status_code, quote.json()["code"]) == (403, "approval_denied"), "nor would it be paid"
+    assert (quote.status_code, quote.json()["code"]) == (403, "approval_denied"), "a quote is refused too"
     await ask(api, "something else")
     shown = (await api.as_("payer").get(f"/v1/payments/{asked['id']}")).json()
     assert shown["reason"]["reason"] == "person"

@@ -1,4 +1,4 @@
-"""Apps: what one may do begins with its token and ends with it, at once."""
+"""Apps over HTTP: tokens, scopes and revocation, and limits set at run time."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ async def test_a_token_is_shown_once_and_only_its_hash_is_stored(api: Api) -> No
 
 
 async def test_a_caller_may_supply_its_own_token_once_and_only_of_full_length(api: Api) -> None:
-    """So that who is cut off before the answer came has it all the same."""
+    """A caller that loses the connection before the answer still has its token."""
     before = await add(api)
     mine = plant("a token of the caller's making", "pa_" + "m" * 43)
     renew = "/v1/apps/bot/rotate-token"
@@ -96,7 +96,7 @@ async def test_a_caller_may_supply_its_own_token_once_and_only_of_full_length(ap
 async def test_revocation_takes_effect_at_once_also_for_waits_and_streams(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.submitter.drain(10)  # what it waits for below is the block
+    await api.run.agent.submitter.drain(10)  # below it waits for the block
     async with following(api, "bot") as stream:
         waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
@@ -109,14 +109,14 @@ async def test_revocation_takes_effect_at_once_also_for_waits_and_streams(api: A
         await api.run.run_pass()
         require_problem(await waiting, "unauthorized")
     shown = (await api.http.get(f"{PAY}/{paid['id']}")).json()
-    assert shown["state"] == "confirmed"  # what it had under way went on
+    assert shown["state"] == "confirmed"  # its payment in flight still completes
 
 
 @pytest.mark.parametrize("path", ["/v1/ledger/snapshot", "/v1/ledger/export"])
 async def test_a_long_download_is_cut_off_when_the_token_is_revoked(
     api: Api, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The books are larger than what is on its way at once; what came is no whole answer."""
+    """The answer is larger than the connection buffers, so the client gets an incomplete one."""
     await add(api, "auditor", scopes=["read", "operate"])
     pad = "x" * 1_000_000
 
@@ -184,7 +184,7 @@ async def test_a_request_whose_token_expires_before_its_body_arrives_pays_nothin
 async def _with_late_body(
     api: Api, path: str, body: dict[str, object], between: Callable[[], Awaitable[None]]
 ) -> str:
-    """A call of `bot`: its body is sent when the call was let in and `between` is done."""
+    """A request of `bot` that sends its body only after it was admitted and `between` has run."""
     raw = json.dumps(body).encode()
     reader, writer = await asyncio.open_unix_connection(api.unix_path)
     writer.write(
@@ -223,7 +223,7 @@ async def test_a_token_is_refused_after_its_expiry(api: Api) -> None:
 
 
 async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path: Path) -> None:
-    """Nothing was paid since: the newest block alone tells that its time is over."""
+    """Nothing was paid since: only the newest block shows that the expiry has passed."""
     with world_with_clock(tmp_path) as world:
         async with world.run() as run, served(run) as api:
             await add(api, expires_at=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
@@ -238,7 +238,7 @@ async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path:
 
 
 async def test_an_expiry_beyond_the_last_date_is_shown_as_the_last_date(api: Api) -> None:
-    """Ledgers may have one: it was taken once, of 9999-12-31T23:59:59-05:00."""
+    """Old ledgers may hold one: 9999-12-31T23:59:59-05:00 was once accepted."""
     end_ms = 253_402_318_799_000
     await api.run.context.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
     rows = {row["name"]: row for row in (await api.http.get("/v1/apps")).json()["apps"]}
@@ -323,7 +323,7 @@ async def test_a_limit_of_zero_refuses_every_payment(api: Api) -> None:
 
 
 async def test_a_native_token_is_allowed_by_a_limit_over_time_not_by_a_per_payment_limit(api: Api) -> None:
-    """The latter bounds nothing when there is one payment after the other."""
+    """A per-payment limit bounds nothing when one payment follows another."""
     token = "ab" * 28 + "00"
     order = {"asset": token, "limits": {"per_payment": "5"}}
     assert (await api.http.post("/v1/limits", json=order)).status_code == 200

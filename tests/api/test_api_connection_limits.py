@@ -1,4 +1,4 @@
-"""Connections that say nothing, too slowly, too many at once, or not in HTTP: over real sockets."""
+"""Limits on connections, over real sockets: silent, slow, too many, or not HTTP."""
 
 import asyncio
 import contextlib
@@ -36,9 +36,9 @@ class Server(uvicorn.Server):
 
 
 class Doors:
-    """A served application that answers 200 as soon as `go_on` is set, and a place to connect to.
+    """A served application that answers 200 as soon as `go_on` is set, and its two addresses.
 
-    `fails`: it does not end its answer, but so.
+    `fails`: it raises this in place of the end of its answer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +107,7 @@ async def open_doors(folder: Path) -> AsyncIterator[Doors]:
 
 
 async def call(streams: Streams, request: bytes = GET) -> bytes:
-    """One call on an open connection; the whole answer, or nothing where it was closed."""
+    """One request on an open connection; the whole answer, or nothing if the connection was closed."""
     reader, writer = streams
     writer.write(request)
     async with asyncio.timeout(PATIENCE_S):
@@ -133,15 +133,15 @@ async def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
 
 
 async def test_a_request_head_of_too_many_lines_is_refused_with_400(tmp_path: Path) -> None:
-    """To read 12,000 headers took 50 ms of all that the daemon does, from whoever reached the port."""
+    """Parsing 12,000 headers blocked the daemon for 50 ms, for anyone who could reach the port."""
     most = GET[:-2] + b"a:\r\n" * (HEAD_LINES_MAX - 2)
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
         for _ in range(2):
             assert b" 200 " in await call(streams, most + b"\r\n")
         streams[1].write(most)
-        assert b" 200 " in await call(await doors.tcp()), "meanwhile it has come"
-        assert b" 200 " in await call(streams, b"\r\n"), "in pieces as in one"
+        assert b" 200 " in await call(await doors.tcp()), "the unfinished head has arrived by now"
+        assert b" 200 " in await call(streams, b"\r\n"), "a head in pieces counts like one in a single piece"
         for more in (b"a:\r\n", b"a:\n", b"a:\r\n" * 12_000):
             assert b" 400 " in await call(await doors.tcp(), most + more + b"\r\n")
         doors.go_on.clear()
@@ -151,11 +151,11 @@ async def test_a_request_head_of_too_many_lines_is_refused_with_400(tmp_path: Pa
         assert b" 400 " in await call(streams, b"")
         body = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b"\n" * 1000
         for ends in (body, body.replace(b"\r", b"")):
-            assert b" 200 " in await call(await doors.tcp(), ends), "lines of a body are none of its head"
+            assert b" 200 " in await call(await doors.tcp(), ends), "lines of the body must not count"
 
 
 async def test_a_header_of_many_blanks_takes_no_time_to_parse(tmp_path: Path) -> None:
-    """Whoever reached the port could stop the daemon for minutes: it was read before there was a token."""
+    """Anyone who reached the port could block the daemon for minutes, before a token was checked."""
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
         began_s = time.process_time()
@@ -165,7 +165,7 @@ async def test_a_header_of_many_blanks_takes_no_time_to_parse(tmp_path: Path) ->
 
 
 async def test_a_request_head_sent_byte_by_byte_is_cut_off(tmp_path: Path) -> None:
-    """Also after a call that was answered: there the keep-alive time ends with the first byte."""
+    """Also after an answered request, where the first byte ends the keep-alive timeout."""
     async with open_doors(tmp_path) as doors:
         for before in (b"", GET):
             streams = await doors.tcp()
@@ -185,13 +185,13 @@ async def test_a_slow_answer_is_not_cut_off_and_the_connection_serves_the_next_r
         doors.go_on.clear()
         patient, silent = await doors.tcp(), await doors.tcp()
         answer = asyncio.create_task(call(patient))
-        # a connection that is younger and says nothing outlives its time before this call is answered
+        # a younger, silent connection is closed before this request is answered
         assert await is_closed(silent)
         assert await is_closed(await doors.tcp())
         assert not answer.done()
         doors.go_on.set()
         assert b" 200 " in await answer
-        # between two calls it is the keep-alive time that counts
+        # between two requests the keep-alive timeout applies
         assert await is_closed(await doors.tcp())
         assert b" 200 " in await call(patient)
 
@@ -293,7 +293,7 @@ async def test_an_upgrade_request_is_answered_over_http_and_not_logged(
 async def test_garbage_after_an_answer_only_closes_the_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The body of a call that was answered before it came."""
+    """It is the body of a request that was answered before the body arrived."""
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -308,7 +308,7 @@ async def test_garbage_after_an_answer_only_closes_the_connection(
 async def test_an_http_1_0_client_can_tell_that_an_answer_is_incomplete(
     tmp_path: Path, error: BaseException
 ) -> None:
-    """To HTTP/1.0 the end of the connection is the end of the answer."""
+    """HTTP/1.0 takes the end of the connection for the end of the answer, so it is reset."""
     async with open_doors(tmp_path) as doors:
         doors.fails = error
         reader, writer = await doors.tcp()
@@ -321,7 +321,7 @@ async def test_an_http_1_0_client_can_tell_that_an_answer_is_incomplete(
 async def test_clients_that_do_not_read_their_answers_do_not_block_others(
     tmp_path: Path, pieces: list[bytes]
 ) -> None:
-    """What is not read would otherwise be kept for as long as the client likes."""
+    """Otherwise an unread answer would hold its connection for as long as the client likes."""
     async with open_doors(tmp_path) as doors:
         doors.pieces = pieces
         for _ in range(BOUNDS.unix):
@@ -336,7 +336,7 @@ async def test_clients_that_do_not_read_their_answers_do_not_block_others(
 
 
 async def test_a_slow_reader_gets_the_whole_answer(tmp_path: Path) -> None:
-    """The speed is what is tested: the answer takes several times READ_S."""
+    """The answer takes several times READ_S."""
     async with open_doors(tmp_path) as doors:
         doors.pieces = [b"x" * MANY]
         reader, writer = await doors.unix()
@@ -348,7 +348,7 @@ async def test_a_slow_reader_gets_the_whole_answer(tmp_path: Path) -> None:
 
 
 async def test_an_unfinished_tls_handshake_is_counted_and_closed(tmp_path: Path) -> None:
-    """A few that are silent keep nobody out for longer than a handshake may take, and more are not taken in."""
+    """Silent handshakes block others only until they time out; above the limit they are dropped at once."""
     public, private = certificate(tmp_path)
 
     async def app(_scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

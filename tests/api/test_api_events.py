@@ -1,4 +1,4 @@
-"""/v1/events over HTTP: what happens comes as it happens, to whom it concerns, and nothing is missed or hangs."""
+"""/v1/events over HTTP: events in order, only to apps that may see them, none missed, streams limited."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -88,7 +88,7 @@ async def test_a_long_history_is_read_in_pages_and_events_of_others_are_skipped(
     api.run.context.conn.set_trace_callback(asked.append)
     async with following(api, "payer", params={"after": 0}) as stream:
         assert (await stream.next())["data"]["payment"] == paid["id"]
-    assert not [sql for sql in asked if "e.detail" in sql], "the event loop goes on while a page is read"
+    assert not [sql for sql in asked if "e.detail" in sql], "a page must not be read on the event loop"
     async with following(api, params={"after": 0}) as stream:
         found = [await stream.next() for _ in range(2 * PAGE_ROWS + 1)]
     assert [int(event["id"]) for event in found] == list(range(1, 2 * PAGE_ROWS + 2))
@@ -120,7 +120,7 @@ async def test_an_app_at_its_stream_limit_may_open_another_after_closing_one(api
             await one.__aenter__()
         refused = await api.http.get("/v1/events")
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
-        assert await _is_open(api, "reader"), "another app has its own"
+        assert await _is_open(api, "reader"), "another app has its own limit"
         await open_ones.pop().__aexit__(None, None, None)
         async with asyncio.timeout(PATIENCE_S):
             while not await _is_open(api, "first"):

@@ -1,4 +1,4 @@
-"""An app that only pays sees its own payments and its own limits, over every operation that there is."""
+"""An app with only the pay scope sees its own payments and limits, in every operation of the API."""
 
 import json
 import re
@@ -30,7 +30,7 @@ async def test_the_isolation_table_lists_every_operation(api: Api) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_no_operation_reveals_another_apps_payment(api: Api, operation: str) -> None:
-    """What the other app did is known by its ids, its transaction, its amount and its own name."""
+    """Searches the answer for the other app's ids, transaction, amount and name."""
     api.world.settings(price="11000000")
     theirs = await api.pay("a secret of the other", app="other")
     api.world.settings(price="10000000")
@@ -91,7 +91,7 @@ async def test_an_app_that_repeats_anothers_invoice_and_key_does_not_get_its_pay
 
 
 async def test_a_refusal_by_a_shared_limit_does_not_reveal_what_others_spent(api: Api) -> None:
-    """In the answer, and wherever the payment that was refused is shown; who sees the wallet is told all."""
+    """Neither in the answer nor where the refused payment is shown. An app that may see the wallet sees it."""
     await api.http.post("/v1/limits", json={"limits": {"per_day": "30000000"}})
     theirs = await api.pay("theirs", app="other")
     left = str(30_000_000 - 13_000_000 - int(str(theirs["fee"])))
@@ -148,7 +148,7 @@ async def test_a_refusal_for_lack_of_funds_does_not_reveal_the_wallet_balance(ap
 
 
 async def test_an_app_can_find_the_wallet_balance_by_quoting_many_amounts(api: Api) -> None:
-    """docs/explanation/security.md says so; a change that ends it changes that page."""
+    """docs/explanation/security.md says so; a change that prevents it must change that page."""
     free = sum(utxo.lovelace for utxo in api.run.context.utxos)
     payable, too_much = 10_000_000, 900_000_000
     while too_much - payable > 1_000_000:

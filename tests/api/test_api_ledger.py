@@ -1,4 +1,4 @@
-"""The books over HTTP: whole or not, in part, and in the formats of accounting."""
+"""The ledger over HTTP: verify, entries, balance, export and reconcile."""
 
 import asyncio
 import csv
@@ -44,7 +44,7 @@ async def test_verify_is_clean_until_somebody_changes_the_ledger(api: Api) -> No
 
 
 async def test_a_client_that_hangs_up_on_a_snapshot_leaves_no_copy_on_disk(api: Api, uncollected: None) -> None:
-    """Nor any other reading: while one lasts, what is written since stays beside the ledger, and grows."""
+    """Nor an open read transaction, which would let the write-ahead log grow."""
 
     def note(unit: Unit) -> None:
         for _ in range(80):
@@ -65,7 +65,7 @@ async def test_a_client_that_hangs_up_on_a_snapshot_leaves_no_copy_on_disk(api: 
 async def test_a_client_that_hangs_up_during_verify_does_not_block_others(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of it waits for processes that help, which may take seconds."""
+    """Ending the check waits for its worker processes, which may take seconds."""
     ending, answered = threading.Event(), threading.Event()
     was_answered = []
 
@@ -91,7 +91,7 @@ async def test_a_client_that_hangs_up_during_verify_does_not_block_others(
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """A process in which nothing is so much that garbage is collected."""
+    """A process without automatic garbage collection."""
     gc.disable()
     yield
     gc.enable()
@@ -207,7 +207,7 @@ async def test_reconcile_is_refused_until_the_chain_was_read(world: World) -> No
 async def test_a_client_that_hangs_up_during_reconcile_does_not_close_the_connection_in_use(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite closed under a thread that reads ends the process."""
+    """Closing SQLite while a thread reads from it crashes the process."""
     reading, gone, read = threading.Event(), threading.Event(), threading.Event()
 
     def compare(conn: sqlite3.Connection, *_: object, **__: object) -> Iterator[Never]:
@@ -224,6 +224,6 @@ async def test_a_client_that_hangs_up_during_reconcile_does_not_close_the_connec
     async with asyncio.timeout(20):
         while not task.cancelling():
             await asyncio.sleep(0.005)
-    await asyncio.wait((task,), timeout=0.1)  # it has the time to end before the thread does
+    await asyncio.wait((task,), timeout=0.1)  # time enough to end before the thread, if it did
     gone.set()
     assert await asyncio.to_thread(read.wait, 20)

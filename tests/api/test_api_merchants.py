@@ -1,4 +1,4 @@
-"""Who may be paid, what calls to them carry, and what is known of them; how deep a payment is."""
+"""Merchants over HTTP: who may be paid, request headers, pins, prices and stops; a payment's depth."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -57,7 +57,7 @@ async def test_a_payment_shows_its_depth_in_blocks(api: Api, blocks: int) -> Non
 
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
-    """The API of a wallet whose merchant is held to its first addresses, its prices and serving."""
+    """The API of a wallet whose merchant has every merchant rule: pins, price rise, unserved count."""
     with world_with_clock(tmp_path) as world:
         world.fund(*[100_000_000] * 5)
         rules = MerchantRules(
@@ -98,7 +98,7 @@ async def test_an_operator_sees_a_merchants_pins_prices_and_unserved_streak(guar
 
 
 async def why_asked(api: Api, message: str) -> list[str]:
-    """The codes for which a payment waits for a person."""
+    """The codes of the reasons for which a payment awaits approval."""
     answer = await api.http.post("/v1/payments", json=api.body(message))
     assert (answer.status_code, answer.json()["state"]) == (202, "awaiting_approval"), answer.text
     return [reason["code"] for reason in answer.json()["approval"]["reasons"]]

@@ -1,4 +1,4 @@
-"""An operator stops all signing over HTTP, and everybody sees that it is so."""
+"""Pause and resume over HTTP: an operator stops all signing, and every app sees it."""
 
 from kit.api import Api
 
@@ -20,7 +20,7 @@ async def test_a_pause_refuses_payments_and_transfers_until_an_operator_resumes(
     await api.run.settle_down()
     assert (await api.http.get(f"/v1/payments/{paid['id']}?wait=5")).json()["state"] == "confirmed"
     refused = await api.http.post("/v1/quotes", json=api.body("after"))
-    assert (refused.status_code, refused.json()["code"]) == (503, "paused"), "nor would it be paid"
+    assert (refused.status_code, refused.json()["code"]) == (503, "paused"), "a quote is refused too"
     for path, body in (("send", {"address": api.world.address, "units": "5000000"}), ("split", SPLIT)):
         refused = await api.http.post(f"/v1/wallet/{path}", json=body)
         assert (refused.status_code, refused.json()["code"]) == (503, "paused")

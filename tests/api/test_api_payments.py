@@ -1,4 +1,4 @@
-"""The main job over HTTP: a 402 comes in, it is paid on chain once, and the call is served."""
+"""Payments over HTTP: a 402 is paid on chain once, and the request is served."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_request_served(api
 
 
 async def test_a_request_that_names_two_partners_is_refused(api: Api) -> None:
-    """Else a batch is bought for a balance that nobody has."""
+    """Otherwise a batch would be bought for a balance that nobody has."""
     api.world.settings(batch=4)
     call = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
     for other, code in (("other", 400), ("demo", 201)):
@@ -76,7 +76,7 @@ async def test_a_request_that_names_two_partners_is_refused(api: Api) -> None:
 
 
 async def test_the_proof_of_a_batch_names_the_partner_and_wallet_it_was_bought_for(api: Api) -> None:
-    """Else the merchant refuses what is paid: the invoice is not for the partner configured, or for our wallet."""
+    """Otherwise the merchant refuses the proof: the invoice names another partner or wallet than the config."""
     api.world.settings(batch=4)
     ours, theirs = api.world.address, role_address("split").text
     buyers = ("mine", ours), ("a b", ours), ("demo", theirs), ("demo", ours)
@@ -98,7 +98,7 @@ async def test_the_proof_of_a_batch_names_the_partner_and_wallet_it_was_bought_f
 
 
 async def test_a_reported_delivery_survives_a_crash_right_after_it(world: World) -> None:
-    """Else, where nobody says so again, the same call finds a proof that its merchant has taken."""
+    """Otherwise, if the client does not report again, the same request finds a used proof."""
     world.fund(50 * ADA)
     dead: list[str] = []
 
@@ -349,7 +349,7 @@ async def test_reporting_the_answer_to_a_retry_returns_whether_and_when_to_retry
 
 
 async def test_a_retry_without_an_answer_can_be_reported(api: Api) -> None:
-    """The proof was shown then, and the merchant has the money."""
+    """The proof was shown all the same, and the merchant has the money."""
     paid = await api.pay("no answer")
     report = f"/v1/payments/{paid['id']}/delivery"
     told = (await api.http.post(report, json={"status": 504, "unanswered": "ReadTimeout"})).json()
@@ -385,7 +385,7 @@ async def test_metadata_in_a_402_is_ignored_and_kept_in_the_receipt_unless_it_na
 
 
 async def test_no_url_in_a_402_is_requested(api: Api) -> None:
-    """Where a merchant is asked is the config's word; what its 402 names could be anybody's door."""
+    """Only the config says where to reach a merchant; a URL in its 402 could belong to anyone."""
     called: list[object] = []
     server = await asyncio.start_server(lambda _, writer: called.append(writer.close()), "127.0.0.1", 0)
     async with server:

@@ -1,4 +1,4 @@
-"""What is refused, with which code, and how a refusal looks: RFC 9457 with what it means for the money."""
+"""Refused requests: their codes, and problem documents (RFC 9457) that say what it means for the money."""
 
 import json
 from typing import Any
@@ -171,7 +171,7 @@ async def test_unknown_paths_methods_and_invalid_parameters_are_refused_with_a_c
         ("/openapi.json", {"GET", "HEAD"}),
     ):
         allow = (await api.http.delete(path)).headers["allow"]
-        assert set(allow.split(", ")) == takes, "all that the path takes (RFC 9110 10.2.1)"
+        assert set(allow.split(", ")) == takes, "every method that the path allows (RFC 9110 10.2.1)"
 
 
 async def test_unknown_and_repeated_query_parameters_are_refused(api: Api) -> None:
@@ -273,7 +273,7 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
         ({"Origin": api.url}, "browser_refused/web_page"),
         ({"Sec-Fetch-Site": "cross-site"}, "browser_refused/web_page"),
         ({"Sec-Fetch-Site": "same-site"}, "browser_refused/web_page"),
-        # the page of a merchant that the proxy handed on, and a link that another program opened
+        # a merchant's page that the proxy passed on, and a link that another program opened
         ({"Sec-Fetch-Site": "same-origin"}, "browser_refused/web_page"),
         ({"Sec-Fetch-Site": "none"}, "browser_refused/web_page"),
     ):
@@ -304,7 +304,7 @@ async def test_a_forward_proxy_request_is_refused_with_the_url_to_use(api: Api) 
 
 
 async def test_only_host_names_in_allowed_hosts_are_accepted_besides_loopback(world: World) -> None:
-    """And no name that only begins or ends like it is taken for it."""
+    """A name that only begins or ends like an allowed one is refused."""
     async with world.run() as run, served(run, Bounds(allowed_hosts=frozenset({"payagent.internal"}))) as api:
         for host in ("payagent.internal", "Payagent.Internal:8402", "localhost:8402"):
             for path, status in (("/v1/limits", 200), ("/proxy/nobody/x", 403)):
@@ -414,7 +414,7 @@ async def test_no_answer_contains_a_token_or_may_be_cached(api: Api) -> None:
 
 
 async def test_a_ledger_damaged_at_run_time_is_store_failed_and_not_an_internal_error(api: Api) -> None:
-    """Every page of it, as a disk may do it; a cache may know some of them still."""
+    """Every page is overwritten, as by a failing disk; caches may still hold some."""
     for name in ("ledger.db", "ledger.db-wal"):
         path = api.world.folder / name
         with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""GET /v1/payments/{id}/receipt: what the ledger has of a payment, in a form that stands by itself."""
+"""GET /v1/payments/{id}/receipt: the records of one payment, checkable without the ledger."""
 
 import json
 from typing import Any
@@ -60,7 +60,7 @@ async def test_a_receipt_is_clean_when_the_402_was_forwarded_as_text_and_header_
 
 
 async def test_a_receipt_keeps_fractions_in_a_402_as_written(api: Api) -> None:
-    """Of terms without an id all that they say makes one, also what stands there as an example."""
+    """Terms without an id get one from their whole content, examples included."""
     api.world.settings(x402={"version": 1})
     terms = api.world.http.get(f"{api.world.origin}/x402/report").json()
     terms["accepts"][0]["outputSchema"] = {"example": {"celsius": -0.50, "metres": 1e3}}
@@ -74,7 +74,7 @@ async def test_a_receipt_keeps_fractions_in_a_402_as_written(api: Api) -> None:
 
 
 async def test_a_receipt_needs_a_scope_that_may_see_the_wallet(api: Api) -> None:
-    """It tells what every limit left, those that apps share too."""
+    """It shows what every limit left, shared limits included."""
     paid = await api.pay(app="payer")
     for app in ("both", "reader", "operator"):
         assert (await receipt_of(api, paid["id"], app))["payment"]["id"] == paid["id"]

@@ -1,4 +1,4 @@
-"""An operator takes a payment's coins back over HTTP."""
+"""An operator cancels a payment over HTTP to take its UTxOs back."""
 
 from kit.api import Api
 
@@ -27,7 +27,7 @@ async def test_only_the_last_attempts_change_is_listed_as_pending(api: Api) -> N
     cancel = (await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})).json()["tx_hash"]
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}
-    assert to_come == {cancel} != {paid["tx_hash"]}, "at most one of the two can ever be there"
+    assert to_come == {cancel} != {paid["tx_hash"]}, "at most one of the two attempts can land"
     assert (await api.http.get("/v1/wallet")).json()["utxos"]["pending"] == 1
 
 

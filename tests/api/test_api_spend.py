@@ -1,4 +1,4 @@
-"""What left the wallet, and a copy of the books, over HTTP."""
+"""Spending reports and ledger snapshots over HTTP."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""Top-ups over HTTP: ordered once per key, planned for nothing, shown to who may see them."""
+"""Top-ups over HTTP: one per idempotency key, dry runs that cost nothing, and the scopes they need."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -205,7 +205,7 @@ async def test_a_wait_ends_unauthorized_when_its_token_is_revoked(api: Api) -> N
     api.tokens["auditor"] = plant("the token of auditor", made["token"])
     path = f"{PATH}/{told['id']}"
     waiting = asyncio.create_task(api.as_("auditor").get(path, params={"wait": "20"}))
-    assert (await api.as_("auditor").get(path)).status_code == 200  # it is let in by now
+    assert (await api.as_("auditor").get(path)).status_code == 200  # it was admitted by now
     assert (await api.http.post("/v1/apps/auditor/revoke")).status_code == 200
     while not waiting.done():
         await carry_out(api)

@@ -1,4 +1,4 @@
-"""The wallet, its transfers, the limits and the books over HTTP, against what the chain shows."""
+"""The wallet, its transfers, the limits and the ledger over HTTP, compared with the chain."""
 
 import pytest
 from kit.agent import DEVNET, World, daily, with_terms

@@ -21,7 +21,7 @@ OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null", "Content-Type": "
 
 @dataclass
 class Desk:
-    """An operator's desk: the shop, where its links lead, and the webhook that hands them on."""
+    """What an operator has: the shop, the origin of its links, the webhook that gets them, a browser."""
 
     shop: Shop
     origin: str
@@ -29,7 +29,7 @@ class Desk:
     browser: httpx.Client
 
     def ask(self, message: str) -> dict[str, str]:
-        """A call that costs too much; what the operator is told."""
+        """Pay above the threshold; returns the alert that the operator gets."""
         count = len(self.told())
         paid = self.shop.payagent("pay", self.shop.saved(message), "--merchant", "t")
         assert paid.code == 8, paid.err
@@ -93,11 +93,11 @@ def test_an_approval_link_shows_the_payment_and_its_form_decides_once(context: D
         "buys</th><td>1<",
     ):
         assert shown in page.text, shown
-    assert context.state(payment_id) == "awaiting_approval", "to open a link decides nothing"
+    assert context.state(payment_id) == "awaiting_approval", "opening a link must not decide"
     (style,) = re.findall("<style>(.*?)</style>", page.text)
     own = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     allowed = f"default-src 'none'; style-src 'sha256-{own}'; form-action 'self'"
-    assert page.headers["content-security-policy"].startswith(allowed), "a browser leaves out what is not named"
+    assert page.headers["content-security-policy"].startswith(allowed), "a browser blocks what is not listed"
     assert (page.headers["x-frame-options"], page.headers["referrer-policy"]) == ("DENY", "no-referrer")
     assert page.headers["cache-control"] == "no-store"
     assert "set-cookie" not in page.headers

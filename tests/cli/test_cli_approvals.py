@@ -73,7 +73,7 @@ def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
 
 
 def test_the_documented_client_ends_when_its_payment_is_denied(asking: Shop) -> None:
-    """Else it asks as fast as it can, for ever."""
+    """Otherwise it would retry as fast as it can, forever."""
     (program,) = blocks("Pay through the API", "docs/how-to/pay-through-the-api.md", "python")
     log = (asking.folder / "daemon.log").read_text()
     (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
@@ -82,7 +82,7 @@ def test_the_documented_client_ends_when_its_payment_is_denied(asking: Shop) -> 
     waiting = ("payments", "list", "--state", "awaiting_approval")
     with subprocess.Popen(run, env=clean_environ() | said, stderr=subprocess.PIPE, text=True) as client:
         try:
-            until(lambda: asking.payagent(*waiting).json["payments"], "nobody is asked")
+            until(lambda: asking.payagent(*waiting).json["payments"], "no approval was requested")
             (payment,) = asking.payagent(*waiting).json["payments"]
             assert asking.payagent("payments", "deny", payment["id"]).code == 0
             _, told = client.communicate(timeout=30)

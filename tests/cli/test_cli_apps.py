@@ -140,7 +140,7 @@ def test_a_rotation_of_the_operators_token_killed_at_any_line_is_finished_by_the
     assert told, ran.stderr
     assert told.pop() == (0, 0, 0, 0)
     assert {one[0] for one in told} == {-signal.SIGKILL}
-    assert {one[2:] for one in told} == {(0, 0)}, "the same command again, and then every other"
+    assert {one[2:] for one in told} == {(0, 0)}, "the next rotation and every command after it must succeed"
     assert {one[1] for one in told} == {0, 5}, "after the commit the file's token is the old one"
 
 
@@ -177,7 +177,7 @@ def test_limits_are_set_and_reverted_to_the_config(shop: Shop) -> None:
     assert shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "1 ADA").code == 0
     above = shop.payagent("pay", shop.saved("too much", "too-much.json"), "--merchant", "t")
     assert (above.code, above.error["limit"]) == (6, "per_hour")
-    assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
+    assert int(above.error["left"]) <= 1_000_000  # what was spent there before the limit was set counts too
     back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
     assert [one for one in back.json["limits"] if one["merchant"]] == []
     assert shop.payagent("app", "add", "x", "--per-day", "config").problem == "amount_invalid"

@@ -1,4 +1,4 @@
-"""The pages for auditors by their own words, on the books of a wallet that paid."""
+"""The commands of the pages for auditors, run on the ledger of a wallet that paid."""
 
 import io
 import os

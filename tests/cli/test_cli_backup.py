@@ -1,4 +1,4 @@
-"""`payagent backup` and `payagent restore` as an operator has them, with the daemon on what was restored."""
+"""`payagent backup` and `payagent restore`, and a daemon on the restored wallet."""
 
 import json
 import os
@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass
 class Again:
-    """The config of the folder that a backup is put back in, and what its restore said."""
+    """The config of the restored wallet, its folder, the backup, and what `restore` printed."""
 
     config: Path
     data_dir: Path
@@ -30,7 +30,7 @@ class Again:
 
 @pytest.fixture(scope="module")
 def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
-    """A backup beside the running daemon, a payment after it, and the wallet made of it in another folder."""
+    """A backup taken while the daemon runs, a payment after it, and the backup restored to another folder."""
     assert shop.payagent("pay", shop.saved("known"), "--merchant", "t").code == 0
     folder = tmp_path_factory.mktemp("again")
     made = shop.payagent("backup", folder / "wallet.tar")
@@ -50,7 +50,7 @@ def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
 
 @pytest.fixture(scope="module")
 def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
-    """The daemon on what was restored; it sees the chain, and is not ready."""
+    """A daemon on the restored wallet; it sees the chain and is not ready yet."""
     process = spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL)
     try:
         until(

@@ -1,4 +1,4 @@
-"""`payagent wallet change-passphrase`: the same words under another passphrase, or the file as it was."""
+"""`payagent wallet change-passphrase`: the keystore gets a new passphrase, or stays as it was."""
 
 import json
 import os
@@ -21,7 +21,7 @@ NEW = plant("the new passphrase", "another canary for the keystore")
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A folder with what `payagent init` makes."""
+    """A folder with the files that `payagent init` makes."""
     result = invoke(
         *("init", "--json", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0"),
         *("--passphrase-file", write_private(tmp_path / "passphrase", PASSPHRASE)),
@@ -107,7 +107,7 @@ def test_a_symlinked_keystore_is_changed_at_its_target(made: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a second user")
 def test_root_does_not_change_another_users_keystore(made: Path) -> None:
-    """What root wrote in its place, the service could not open."""
+    """The service could not open a file that root wrote in its place."""
     keystore = made / "data/keystore.json"
     before = keystore.read_bytes()
     (made / "data/lock").unlink(missing_ok=True)

@@ -109,7 +109,7 @@ def test_a_max_in_ada_is_not_applied_to_tokens(shop: Shop) -> None:
 
 
 def test_a_max_in_ada_does_not_allow_another_offer_in_tokens(shop: Shop) -> None:
-    """The offer in ADA is within the limits, so that a quote is in ADA; it is above the bound, and 40 is not."""
+    """The ADA offer is within the limits, so the quote is in ADA; it is above --max, and 40 tokens are not."""
     file = shop.folder / "two-offers.json"
     offer = {"scheme": "exact", "network": "cardano-devnet", "payTo": OTHER, "maxTimeoutSeconds": 300}
     offer |= {"resource": f"{shop.devnet.merchant_url}/x", "description": "", "mimeType": "text/plain"}
@@ -169,7 +169,7 @@ def test_adding_the_t_backend_sets_its_split_mode(shop: Shop) -> None:
 
 
 def test_an_origin_inside_the_402_file_is_not_trusted(shop: Shop) -> None:
-    """What a stranger answers may look like an order for somebody else's merchant."""
+    """A stranger's answer may look like an API request that names somebody else's merchant."""
     answer = shop.call("as an order")
     told = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
     order = {"origin": shop.devnet.merchant_url, "response": told}
@@ -277,7 +277,7 @@ def test_an_interrupted_pay_does_not_stop_the_payment(shop: Shop) -> None:
 
 
 def test_pay_with_max_reports_not_enough_funds_when_the_price_cannot_be_paid(shop: Shop) -> None:
-    """Not that a bound which nobody gave is exceeded."""
+    """It must not say that a limit is exceeded which nobody set."""
     shop.settings(price="990000000", splits=[])
     refused = pay(shop, shop.saved("dear"), "--max", "1000 ADA")
     assert (refused.code, refused.problem) == (7, "not_enough_funds")
@@ -303,7 +303,7 @@ def test_the_ledger_balances_and_shows_a_payment(shop: Shop) -> None:
     assert f"counts from {iso_time(counted)}" in shown
     assert "None" not in shown
     paid = shop.payagent("payments", "resolve", payment["id"])
-    assert (paid.code, paid.problem) == (2, "wrong_state"), "it is no bug to ask for it"
+    assert (paid.code, paid.problem) == (2, "wrong_state"), "asking for it is not a bug"
 
 
 def test_an_operator_takes_a_payments_utxos_back(shop: Shop) -> None:
@@ -440,7 +440,7 @@ def test_doctor_passes_and_then_fails_on_a_readable_keystore(shop: Shop) -> None
 
 
 def test_the_command_never_connects_to_the_port_when_the_daemon_is_down(shop: Shop) -> None:
-    """The operator's token goes to the socket alone: a port may be anybody's."""
+    """The operator's token goes only to the socket: another program may hold the port."""
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         squatter.setblocking(False)
         port = squatter.getsockname()[1]
@@ -453,7 +453,7 @@ def test_the_command_never_connects_to_the_port_when_the_daemon_is_down(shop: Sh
 
 
 def test_doctor_finds_a_broken_ledger(shop: Shop, tmp_path: Path) -> None:
-    """Copies, with what protects the books taken off, and one that is no database."""
+    """Copies without a trigger and without a row, and a file that is not a database."""
     import sqlite3
 
     for name in ("keystore.json", "operator.token"):

@@ -1,4 +1,4 @@
-"""The demo, as it is: every step verified, quick enough, and nothing left behind."""
+"""`payagent demo`: every step is verified, it is quick, and it leaves nothing behind."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""What `payagent doctor` says of the books themselves, and of words that were left beside them."""
+"""`payagent doctor`: what it reports about the ledger, files, providers and risky settings."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_doctor_reports_recovery_words_in_clear_beside_the_keystore(closed_shop:
     config = closed_shop.config_of(data)
     assert "recovery words" not in checks(config)
     words = write_private(data / "recovery-words.txt", closed_shop.words)
-    assert checks(config)["recovery words"]["warning"], "the devnet's words stand for nothing"
+    assert checks(config)["recovery words"]["warning"], "on the devnet it is only a warning"
     config.write_text(config.read_text().replace('network = "devnet"', 'network = "preprod"'))
     result = invoke("doctor", "--human", "--config", config)
     (line,) = [line for line in result.out.splitlines() if line.startswith("FAIL recovery words")]
@@ -94,7 +94,7 @@ def test_doctor_reports_a_missing_ledger_and_does_not_create_it(closed_shop: Sho
 def test_doctor_warns_of_a_ledger_of_an_older_payagent(closed_shop: Shop, data: Path) -> None:
     of_an_older_payagent(data / "ledger.db")
     found = checks(closed_shop.config_of(data))["ledger"]
-    assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the start does what is to be done"
+    assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the next start upgrades it"
     assert "of an older payagent" in found["detail"]
 
 
@@ -121,7 +121,7 @@ def test_doctor_names_a_provider_like_readyz(safe: Path, data: Path) -> None:
 def test_doctor_reports_a_provider_that_accepts_no_transactions(
     closed_shop: Shop, data: Path, status: int
 ) -> None:
-    """Blockfrost's own backend shows the chain and leaves submitting to another program."""
+    """Blockfrost's own backend serves the chain and leaves submitting to another program."""
     config = closed_shop.config_of(data)
     with Relay(closed_shop.devnet).serving() as relay:
         config.write_text(config.read_text().replace(closed_shop.devnet.chain_url, relay.url))
@@ -199,18 +199,18 @@ REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file =
 
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/check-the-installation.md").read_text()
-"""Where operators read of what doctor tells."""
+"""The page for operators about doctor's checks."""
 
 
 def warned(config: Path) -> dict[str, str]:
-    """What could be safer, but for the fence, which is the machine's."""
+    """The warnings, except the fence's, which depends on the machine."""
     found = checks(config)
     return {name: str(one["detail"]) for name, one in found.items() if one["warning"] and name != "fence"}
 
 
 @pytest.fixture
 def safe(data: Path, tmp_path: Path) -> Path:
-    """A config for real money in which nothing is to be said against what was chosen."""
+    """A config for real money that gives no warning."""
     writer = Writer(data / "ledger.db")
     writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(10)
     writer.close()
@@ -289,7 +289,7 @@ def test_doctor_warns_of_a_run_time_limit_above_the_signers_limit(safe: Path, da
 
 
 def test_doctor_reports_a_limit_for_an_origin_that_is_no_merchants(closed_shop: Shop, data: Path) -> None:
-    """Else who changes an origin in the config believes that the limit moved with it."""
+    """Otherwise an operator who changes an origin believes that the limit moved with it."""
     writer = Writer(data / "ledger.db")
     here = load_settings(closed_shop.config, {"HOME": str(data)}).merchants["t"].origin
     for origin in (here, "https://moved.example"):

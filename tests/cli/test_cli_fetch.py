@@ -1,4 +1,4 @@
-"""`payagent fetch`: a call from the shell that pays, with its body untouched and an exit code that can be used."""
+"""`payagent fetch`: a request from the shell that pays; bodies stay untouched, exit codes tell the outcome."""
 
 import io
 import json
@@ -30,7 +30,7 @@ CALL = '{"message": "hello"}'
 
 
 class Raw(ThreadingHTTPServer):
-    """A merchant that sells nothing: it gives bytes, says what it got, and counts who connects.
+    """A merchant that sells nothing: it sends bytes, echoes requests and counts connections.
 
     At /turncoat it asks for ADA first, and then for a token.
     """
@@ -313,7 +313,7 @@ def test_a_max_in_ada_refuses_a_merchant_that_switches_to_tokens(street: Street)
 
 
 def test_a_payment_already_made_is_found_whatever_max_says(street: Street) -> None:
-    """A second command for a call that is under way costs nothing, so no bound stands against it."""
+    """A second command for a request in flight costs nothing, so --max does not refuse it."""
     street.shop.settings(confirmations=8)
     words = (street.chat, "-d", '{"message": "found"}')
     first = hurried(street, *words)
@@ -325,7 +325,7 @@ def test_a_payment_already_made_is_found_whatever_max_says(street: Street) -> No
 
 
 def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
-    """A fetch with little patience."""
+    """A fetch with a short timeout."""
     process = spawn(
         *("fetch", *words, "--config", street.shop.config),
         environ={"PAYAGENT_PROXY__PAYMENT_TIMEOUT_S": "3"},
@@ -412,7 +412,7 @@ def test_a_terminal_shows_progress_while_waiting(street: Street) -> None:
         session.expect(" s\r")
         session.expect("was paid for")
         assert session.end() == 0
-    assert "\npayment pay_" in session.seen, "the body has no end of its line, and what is said begins one"
+    assert "\npayment pay_" in session.seen, "the body ends without a newline, and the message begins a new line"
 
 
 def test_an_interrupted_wait_is_continued_by_the_same_command(street: Street) -> None:

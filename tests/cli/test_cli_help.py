@@ -42,7 +42,7 @@ def test_every_command_has_help(path: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_help_is_quick() -> None:
-    """By the processor's time: on a machine that is busy with other tests the wall clock shows what those take."""
+    """Measured in processor time: other tests on a busy machine would distort the wall clock."""
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -131,7 +131,7 @@ def test_the_devnet_listens_on_loopback_only(listen: str) -> None:
     ],
 )
 def test_a_count_above_the_daemons_limit_is_a_usage_error(command: tuple[str, ...], most: int) -> None:
-    """The bound is the daemon's own: at it the command goes on to look for its config."""
+    """At the limit itself the command goes on to look for its config."""
     none = ("--config", "/nonexistent/config.toml")
     assert invoke(*command, str(most), *none).problem == "config_invalid"
     beyond = invoke(*command, str(most + 1), *none)

@@ -1,4 +1,4 @@
-"""init: everything is made, privately, once; nothing is overwritten and nothing is left half done."""
+"""`payagent init`: makes private files, overwrites nothing, and leaves nothing behind when it fails."""
 
 import itertools
 import json
@@ -157,7 +157,7 @@ def test_an_invalid_option_is_reported_and_nothing_is_left_behind(
 
 
 def test_a_data_dir_that_is_not_utf_8_is_refused_by_its_name(tmp_path: Path) -> None:
-    """One of another time's letters: a config file is UTF-8."""
+    """Its name is in an old encoding; a config file is UTF-8."""
     result = invoke(*arguments(tmp_path, "--data-dir", tmp_path / os.fsdecode(b"d\xe9p\xf4t")))
     assert (result.code, result.problem) == (2, "config_invalid")
     assert "UTF-8" in result.error["detail"]

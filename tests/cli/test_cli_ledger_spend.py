@@ -85,7 +85,7 @@ def test_a_failed_snapshot_leaves_no_file(paid: Shop, tmp_path: Path) -> None:
 
 
 def test_an_incomplete_snapshot_is_not_kept(paid: Shop, tmp_path: Path) -> None:
-    """A daemon that dies while it sends."""
+    """The daemon dies while it sends."""
     part = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nSQLite\r\n"
     address = tmp_path / "socket"
     config = paid.config_of(paid.data_dir)

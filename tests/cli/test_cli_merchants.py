@@ -1,4 +1,4 @@
-"""A merchant that changes whom it has paid and what it asks, before a daemon that knows it; and its operator."""
+"""`payagent merchants`: a merchant that changes its addresses and prices, and what the operator can do."""
 
 import json
 import re
@@ -14,7 +14,7 @@ NEW = role_address("new").text
 
 @pytest.fixture(scope="module")
 def guarded(closed_shop: Shop) -> Iterator[Shop]:
-    """The daemon of a wallet whose merchant is held to what is known of it, as on every network but the devnet."""
+    """The daemon of a wallet with merchant rules, as on every network except the devnet."""
     text = closed_shop.config.read_text()
     held = '[merchants.t]\npin = "first_use"\nprice_rise_percent_max = 25\n'
     assert "[merchants.t]\n" in text
@@ -31,7 +31,7 @@ def pay(shop: Shop, message: str) -> Result:
 
 
 def why_asked(shop: Shop, message: str) -> list[str]:
-    """The codes for which a payment waits for a person."""
+    """The codes of the reasons for which a payment awaits approval."""
     waits = pay(shop, message)
     told = re.search(r"payment (pay_\w+) is awaiting approval", waits.err)
     assert told is not None, waits

@@ -34,7 +34,7 @@ def test_without_a_daemon_the_command_says_how_to_start_it(closed_shop: Shop, co
 def test_a_402_that_cannot_be_read_is_a_usage_error(
     closed_shop: Shop, tmp_path: Path, source: str, said: str
 ) -> None:
-    """By whatever way the file is named; nothing is asked of a daemon for it."""
+    """However the file is named, and without asking the daemon."""
     (tmp_path / "empty").touch()
     file, redirected, stdin = source.partition("<")
     started = spawn(
@@ -108,7 +108,7 @@ def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
 def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
-    """An upload to a merchant that does not read."""
+    """The merchant does not read the upload."""
     config, log, door = tmp_path / "config.toml", tmp_path / "log", tmp_path / "s"
     with socket.create_server(("127.0.0.1", 0)) as merchant, log.open("w") as writes:
         origin = f'[merchants.silent]\norigin = "http://127.0.0.1:{merchant.getsockname()[1]}"\n'

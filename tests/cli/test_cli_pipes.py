@@ -1,4 +1,4 @@
-"""Streams that are gone: a reader that went away, and streams that were closed from the start."""
+"""Closed standard streams: by a reader that went away, or from the start."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`payagent proxy`: a port of this machine that is a merchant's origin, paid by the daemon behind it."""
+"""`payagent proxy`: a local port that stands for one merchant's origin and pays through the daemon."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:
 
 
 def test_allowed_hosts_of_the_api_do_not_apply_to_the_port_without_a_token(shop: Shop, tmp_path: Path) -> None:
-    """A page there would be let in: browsers send no Sec-Fetch-Site to an http address that is no loopback one."""
+    """A page there would be accepted: browsers send no Sec-Fetch-Site to plain http that is not loopback."""
     config = with_api_keys(shop, tmp_path, 'allowed_hosts = ["pay.example"]')
     with (
         bare(shop, "--config", str(config)) as url,
@@ -174,7 +174,7 @@ with socket.fromfd(int(sys.argv[1]), socket.AF_UNIX, socket.SOCK_STREAM) as list
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_the_token_is_not_given_to_another_users_process(tmp_path: Path) -> None:
-    """Somebody else listens where the daemon's socket was: what counts is who has made it listen."""
+    """Another user listens on the daemon's socket: what counts is which user called `listen`."""
     with DevnetThread() as devnet, socket.socket(socket.AF_UNIX) as taken:
         closed = Shop(devnet, tmp_path)
         taken.bind(str(tmp_path / "s"))

@@ -1,4 +1,4 @@
-"""The README's walk, the tutorial and the clients' pages: what they say is run, on other ports and folders."""
+"""The README, the tutorial and the clients' pages: their commands are run, on other ports and folders."""
 
 import os
 import re
@@ -101,14 +101,14 @@ def test_every_documented_way_to_pay_from_a_program_is_served(
     assert said in run.stdout
     deadline_s = time.monotonic() + TIMEOUT_S
     while (news := shop.payments()[: len(shop.payments()) - before]) and time.monotonic() < deadline_s:
-        # the client has its last byte a moment before the delivery is in the books
+        # the client has its last byte a moment before the delivery is recorded
         if [payment["delivery"] for payment in news] == ["accepted"]:
             return
     raise AssertionError(news)
 
 
 def test_the_documented_copy_of_a_running_ledger_is_complete(shop: Shop, tmp_path: Path) -> None:
-    """The newest entries lie in ledger.db-wal as yet, where a copy of the one file would lose them."""
+    """The newest entries are still in ledger.db-wal; a copy of ledger.db alone would lose them."""
     assert shop.payagent("pay", shop.saved("to be copied"), "--merchant", "t").code == 0
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
     assert (shop.data_dir / "ledger.db-wal").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""A receipt by the command: taken from the daemon, checked by whoever has the file and nothing else."""
+"""Receipts on the command line: taken from the daemon, and checked with nothing but the file."""
 
 import json
 import subprocess

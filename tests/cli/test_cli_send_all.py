@@ -1,4 +1,4 @@
-"""`payagent wallet send --all`, by its own daemon: what may not leave keeps nothing else here."""
+"""`payagent wallet send --all`: an asset that may not be sent does not keep the rest back."""
 
 from kit.cli import Shop, running, until
 

@@ -1,4 +1,4 @@
-"""payagent under a service manager: told when it serves, locked in, and an image that runs as a user."""
+"""payagent as a service: the notification, the hardened systemd unit, and the container image."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_the_unit_starts_a_command_that_exists() -> None:
 
 
 def test_the_unit_waits_for_the_network_and_clock_synchronization() -> None:
-    """By a wrong clock the daemon refuses to start, and ten starts are all of a day."""
+    """The daemon refuses to start if the clock is wrong, and systemd allows ten starts a day."""
     (line,) = re.findall(r"^After=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert {"network-online.target", "time-sync.target"} <= {*line.split()}
 
@@ -121,7 +121,7 @@ def test_the_image_installs_locked_requirements_and_does_not_run_as_root() -> No
     assert all((CONFIG.parent / name).exists() for name in copied)
     let_in = (CONFIG.parent / ".dockerignore").read_text().splitlines()
     assert sorted(line.removeprefix("!") for line in let_in if line.startswith("!")) == sorted(copied)
-    assert "*" in let_in, "nothing else of a checkout, such as a wallet, gets near an image"
+    assert "*" in let_in, "nothing else of a checkout, such as a wallet, may get into an image"
 
 
 def test_the_images_config_is_outside_the_data_dir() -> None:

@@ -53,7 +53,7 @@ WAITS = {"id": "pay_1", "state": "in_flight", "ready": False, "tx_hash": "ab", "
 
 @dataclass
 class Waiting:
-    """A link to a daemon that has signed; `code` is what an order would be refused with now."""
+    """A link to a daemon that has signed; `code` is why a new payment would be refused now."""
 
     code: str
     asked: int = 0
@@ -79,7 +79,7 @@ def test_pay_stops_waiting_when_no_provider_shows_the_chain(monkeypatch: pytest.
     assert code == 8
     assert "cannot be read: no provider tells its tip. The payment continues" in talk
     code, talk = waited(Waiting("external_spend"))
-    assert code == 0, "what is signed lands while nothing more is signed"
+    assert code == 0, "a signed payment still lands while signing is stopped"
     assert "cannot be read" not in talk
 
 

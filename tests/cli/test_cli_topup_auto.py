@@ -1,4 +1,4 @@
-"""A balance that is low is raised by the daemon itself, as the config says."""
+"""Automatic top-ups: the daemon raises a low prepaid balance as the config says."""
 
 from kit.cli import Shop, running, until
 

@@ -1,4 +1,4 @@
-"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet and clears no more."""
+"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet and clears only that."""
 
 from kit.cli import Shop, checks, running, until
 from kit.terminal import at_terminal

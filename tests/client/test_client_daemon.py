@@ -1,4 +1,4 @@
-"""The way to the daemon: what it costs to have it, a token that stays secret, and calls while nobody is there."""
+"""The client's link to the daemon: its imports, its token, and requests while the daemon is away."""
 
 import asyncio
 import os
@@ -123,7 +123,7 @@ async def test_without_the_daemon_only_requests_that_cost_fail(shop: Place, star
 
 
 async def test_a_transport_serves_one_client_after_another(shop: Place, start: Start) -> None:
-    """As httpx's own do: a program makes it once, and a client wherever it needs one."""
+    """Like httpx's own: a program makes one transport, and a client wherever it needs one."""
     wall = shop.peer.answers["/chat"] = Paywall()
     program = start()
     pays = program.transport()
@@ -168,7 +168,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 
 
 async def test_a_forked_program_shares_no_connection(shop: Place) -> None:
-    """Else one process reads the other's answers, shows its proofs and tells what became of them."""
+    """Otherwise one process would read the other's answers, show its proofs and report its deliveries."""
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     environ = os.environ | {"PAYAGENT_TOKEN": shop.token}
     arguments = (sys.executable, "-c", FORKS, shop.api.url, f"{shop.peer.url}/chat")
@@ -183,7 +183,7 @@ async def test_a_forked_program_shares_no_connection(shop: Place) -> None:
 async def test_a_daemon_that_starts_late_still_provides_the_headers_of_a_first_request(
     world: World, way: str
 ) -> None:
-    """An invoice that is bound to nobody is not paid when it could be bound to the wallet."""
+    """An invoice without a buyer is not paid when it could name the wallet."""
     world.fund(*UTXOS)
     refused: list[asyncio.StreamWriter] = []
 
@@ -192,7 +192,7 @@ async def test_a_daemon_that_starts_late_still_provides_the_headers_of_a_first_r
         port = int(at.api.url.rpartition(":")[2])
 
         async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            """Hangs up on the first who asks; then the daemon is there."""
+            """Hangs up on the first connection; relays the others to the daemon."""
             if not refused:
                 refused.append(writer)
                 writer.close()
@@ -212,7 +212,7 @@ async def test_a_daemon_that_starts_late_still_provides_the_headers_of_a_first_r
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_the_client_waits_for_a_daemon_that_is_slow_to_accept(way: str) -> None:
-    """It is busy, or the program is: who has paid already is not told that the daemon is silent."""
+    """The daemon or the program may be busy: after paying, that is no reason to report a timeout."""
 
     async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"merchants":[]}')
@@ -238,7 +238,7 @@ async def test_the_client_waits_for_a_daemon_that_is_slow_to_accept(way: str) ->
 
 @dataclass
 class Relay:
-    """The way to the daemon; while it is `away` nobody is there, and who was connected is hung up on."""
+    """A relay to the daemon; `leave` drops its connections, and while `away` it accepts none."""
 
     port: int
     away: bool = False
@@ -269,7 +269,7 @@ class Relay:
 
 
 async def test_a_delivery_that_the_daemon_missed_is_reported_later(shop: Place, start: Start) -> None:
-    """Else the same call would be taken for the one that was served, and refused by the merchant for ever."""
+    """Otherwise the next identical request would show the used proof, and the merchant would always refuse it."""
     async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
 
         async def serve_while_it_restarts(heard: Heard) -> None:
@@ -301,7 +301,7 @@ async def test_a_delivery_that_the_daemon_missed_is_reported_later(shop: Place, 
 async def test_a_delivery_whose_report_was_cut_off_is_reported_later(
     shop: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program's time limit may end between an answer's last byte and the daemon's word."""
+    """A program's timeout may end between the answer's last byte and the daemon's reply."""
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     program, telling, ask = Program(shop, "async"), asyncio.Event(), AsyncDaemonClient.ask
 
@@ -343,7 +343,7 @@ async def test_an_error_names_the_payment_even_when_the_daemon_went_away(shop: P
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_rate_limited_client_still_gets_what_it_paid_for(world: World, way: str) -> None:
-    """The merchant puts the first retry off, and meanwhile other calls of the app use up what it may ask."""
+    """The merchant delays the first retry; meanwhile other requests use up the app's rate limit."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = Paywall()
 
@@ -363,7 +363,7 @@ async def test_a_rate_limited_client_still_gets_what_it_paid_for(world: World, w
 
 
 async def test_a_delivery_report_refused_by_the_rate_limit_is_sent_later(world: World) -> None:
-    """The next call of its kind tells it first, however long it must wait: else it would show the old proof."""
+    """The next identical request reports it first, however long that takes: else it would show the old proof."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
@@ -374,7 +374,7 @@ async def test_a_delivery_report_refused_by_the_rate_limit_is_sent_later(world: 
 
 
 async def test_concurrent_requests_with_a_late_delivery_report_do_not_show_the_old_proof(world: World) -> None:
-    """Of two alike one waits to tell it; the other was given what is not told yet, and showed the old proof."""
+    """Of two identical requests one waits to report it; the other once got the old payment and its proof."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
@@ -390,7 +390,7 @@ BUSY = Bounds(rates=Rates(rate_limit_per_s=1))
 
 
 def busy_paywall(at: Place) -> Paywall:
-    """Serves once the app has no call left, so that it cannot be told."""
+    """Serves once the app's rate limit is used up, so the delivery cannot be reported."""
 
     async def serve(heard: Heard) -> None:
         await use_up(at)
@@ -401,7 +401,7 @@ def busy_paywall(at: Place) -> Paywall:
 
 
 async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]], told_late: str = "") -> httpx.Response:
-    """Repeat the call while the app asks too often, or while an equal call is served by the same payment.
+    """Repeat the request while it is rate limited, or while an identical one is served by the same payment.
 
     Showing the proof of `told_late`, which was served before, is an error.
     """
@@ -416,7 +416,7 @@ async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]], told_la
 
 
 async def use_up(at: Place) -> None:
-    """What the app may ask of the daemon now."""
+    """Use up the app's rate limit."""
     while (await at.api.as_("payer").get("/v1/limits")).status_code != 429:
         continue
 
@@ -454,7 +454,7 @@ async def test_a_merchant_added_while_a_program_runs_gets_partner_and_wallet(wor
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_first_request_and_retry_name_the_same_partner_and_wallet(world: World, way: str) -> None:
-    """A program may name another partner: the invoice is bound to that, and so the retry says the same."""
+    """A program may name another partner: the invoice is bound to it, so the retry names it too."""
     world.fund(*UTXOS)
     async with place(world, partner="demo") as at, blocks(at.run):
         wall = at.peer.answers["/chat"] = Paywall()
@@ -498,7 +498,7 @@ class ByteByByte(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_reading_an_answer_in_many_small_pieces_takes_linear_time(way: str) -> None:
-    """Whoever answers 4xx byte by byte would stop an event loop for minutes."""
+    """A merchant that answers 4xx byte by byte could block an event loop for minutes."""
     Weighed.asked = 0
     if way == "blocking":
         raw, _ = read_up_to(ByteByByte(), 2000)

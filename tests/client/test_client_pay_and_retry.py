@@ -1,4 +1,4 @@
-"""A program pays through its transport: once, with the same proof until it is served, or it learns why not."""
+"""A program pays through its transport: once, with the same proof until it is served, or it gets an error."""
 
 import asyncio
 import gzip
@@ -83,7 +83,7 @@ async def test_the_programs_own_x_idempotency_key_is_the_same_on_every_request(
 
 
 async def test_a_request_served_from_a_prepaid_batch_is_not_paid_again(shop: Place, start: Start) -> None:
-    """A batch is the wallet's, so even the first call names it."""
+    """A batch belongs to the wallet, so even the first request names it."""
     shop.run.world.settings(batch=3)
     program = start()
     for number in range(3):
@@ -126,7 +126,7 @@ async def test_requests_of_another_partner_buy_their_own_batch(shop: Place, star
 async def test_the_proof_of_a_batch_names_the_buyer_of_the_earlier_request(
     shop: Place, start: Start, bought_for: dict[str, str]
 ) -> None:
-    """A program that begins anew says who buys as it is configured now; what is paid is still another's."""
+    """A restarted program names the buyer that is configured now; the payment was made for another."""
     world, body = shop.run.world, b'{"message":"hello"}'
     world.settings(batch=4)
     call = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
@@ -212,8 +212,8 @@ async def test_with_ready_auto_a_pending_proof_is_shown_at_the_first_and_at_each
 async def test_a_202_pending_answer_is_followed_up_by_transaction_id_without_a_proof(
     shop: Place, start: Start, first: str | None
 ) -> None:
-    """x402's version 1 by its examples: "later" is a success, and the outcome has a URL of its own. Where it names
-    no transaction its facilitator has sent none to the chain, and there is nothing to ask after.
+    """x402 version 1, as in its examples: "pending" is a 202, and the outcome has its own URL. An empty
+    transaction in the 202 means that the facilitator has submitted none: the proof is shown again.
     """
     asked: list[tuple[str, bool]] = []
     entry = {"scheme": "exact", "network": "cardano-devnet", "maxAmountRequired": "2000000", "asset": "lovelace"}
@@ -272,7 +272,7 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: W
 def test_the_daemon_gets_only_the_buyer_headers_and_those_that_the_merchant_binds(
     required: str | None, told: set[str]
 ) -> None:
-    """Who listens at the daemon's port while it is down is told no secret of the merchant's."""
+    """A program that holds the daemon's port while it is down must not get the merchant's secrets."""
     secret = {"Authorization": "Bearer secret", "Cookie": "secret", "Content-Type": "text/plain", "X-Partner": "p"}
     call = read_call(httpx.Request("GET", "http://a", headers=secret), None, None, 0)
     call.body.rest()
@@ -288,7 +288,7 @@ def test_the_daemon_gets_only_the_buyer_headers_and_those_that_the_merchant_bind
 async def test_a_202_whose_receipt_says_pending_is_retried_with_the_same_proof(
     shop: Place, start: Start, kind: str | None, receipts: int
 ) -> None:
-    """As the Cardano x402 starter answers: the identical proof again, and not a payment more for the next call."""
+    """The Cardano x402 starter answers so: the same proof is shown again, and no second payment is made."""
     wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind, receipts=receipts)
     answer = await start().call(f"{shop.peer.url}/chat", "POST", content=BODY)
     assert (answer.status_code, answer.text) == (200, "served")
@@ -384,7 +384,7 @@ async def test_after_a_timeout_the_next_request_shows_the_same_proof(
         error = await refusal(start().call(f"{shop.peer.url}/chat"))
     (payment,) = shop.payments
     assert (error.code, error.payment, error.retryable) == ("not_served_yet", payment.id, True)
-    assert payment.delivery is Delivery.PRESENTED  # what is never served counts against the merchant
+    assert payment.delivery is Delivery.PRESENTED  # a payment that is never served counts against the merchant
     assert shop.run.events(payment.id).count("delivery_present") == 1
     shop.peer.answers["/chat"] = wall
     assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
@@ -408,7 +408,7 @@ async def test_a_timeout_error_contains_the_merchants_last_402(
 async def test_a_timeout_error_names_the_payment_when_a_lost_answer_followed_a_402(
     world: World, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is told between the two answers is the payment as it is, without a word of the merchant."""
+    """Between the two answers the daemon sent the payment's state, without the merchant's answer."""
     world.fund(*[20 * ADA] * 2)
     world.terms = replace(world.terms, confirm_depth=3)
     wall, lost = Paywall(pending=1), list[Heard]()
@@ -455,7 +455,7 @@ async def test_a_transaction_refused_by_the_merchant_is_a_void_payment(shop: Pla
 
 async def test_a_paid_request_may_take_longer_than_the_clients_timeout(shop: Place, start: Start) -> None:
     async def slow(heard: Heard) -> None:
-        await asyncio.sleep(1.2)  # what it takes to settle, and not a wait for something
+        await asyncio.sleep(1.2)  # the time that settling takes, not a wait for an event
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
 
     wall = shop.peer.answers["/chat"] = Paywall(serve=slow)
@@ -492,7 +492,7 @@ async def test_concurrent_identical_requests_never_pay_more_often_than_they_are_
     assert len(shop.payments) <= wall.served
     served = [answer for answer in answers if isinstance(answer, httpx.Response) and answer.status_code == 200]
     assert len(served) == wall.served
-    # One that used the payment up while another's answer was on its way may call again, and pays for itself then.
+    # A request that shared a payment which served another may fail; called again, it pays for itself.
     assert {getattr(answer, "code", None) for answer in answers if answer not in served} <= {"paid_not_served"}
     if not strict:
         assert (len(shop.payments), wall.served) == (1, 5)
@@ -651,7 +651,7 @@ async def test_a_requests_maximum_cost_must_use_the_asset_of_the_transport(shop:
 
 
 async def test_max_cost_asset_without_units_is_refused_and_nothing_is_paid(shop: Place, start: Start) -> None:
-    """Else who leaves the units out believes that nothing but ADA is paid."""
+    """Otherwise the program would believe that nothing but this asset is paid."""
     shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     error = await refusal(start(max_cost_asset="lovelace").call(f"{shop.peer.url}/chat"))
     assert (error.code, shop.run.world.transactions()) == ("bad_request", [])
@@ -684,7 +684,7 @@ async def test_a_dry_run_of_a_prepaid_request_sends_no_request(shop: Place, star
     assert told["used"] == 1
     other = {**dry, "X-Partner": "another"}
     quote = (await program.call(url, "POST", content=BODY, headers=other)).json()
-    assert (quote["prepaid"], quote["batch_target"]) == (False, 3), "another's balance does not serve it"
+    assert (quote["prepaid"], quote["batch_target"]) == (False, 3), "another partner's balance does not serve it"
 
 
 @pytest.mark.parametrize(
@@ -752,7 +752,7 @@ MEMORY_MAX_BYTES = 16 * 2**20
 async def test_a_402_that_is_a_decompression_bomb_is_passed_on_without_decompressing(
     shop: Place, start: Start, coding: str, body: bytes
 ) -> None:
-    """What the program does with it is its own affair."""
+    """Whether to decompress it is up to the program."""
     shop.peer.answers["/chat"] = saying(as_402(None, f"Content-Encoding: {coding}", body=body))
     tracemalloc.start()
     try:

@@ -100,7 +100,7 @@ async def test_the_sdks_client_pays_the_sdks_server(
 
 
 async def test_a_402_that_names_the_decoded_path_is_paid_and_served(world: World) -> None:
-    """The SDK's FastAPI middleware names it as the framework holds it, with the blank."""
+    """The SDK's FastAPI middleware names the path as the framework decoded it, with a blank."""
     async with market(world, confirmations=-1) as at:
         unpaid = httpx.get(f"{at.merchant.url}/notes/a%20b", trust_env=False).headers["PAYMENT-REQUIRED"]
         assert json.loads(base64.b64decode(unpaid))["resource"]["url"] == f"{at.merchant.url}/notes/a b"
@@ -142,7 +142,7 @@ async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
 
 
 async def test_a_slow_settlement_is_shown_the_same_payload_by_the_next_request(world: World) -> None:
-    """When patience ends the program has a 402, and its next call shows what was signed."""
+    """After the timeout the program has the 402; its next request shows the signed payload."""
     async with market(world, ticking=False, patience_s=1.2, confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 402
         assert at.merchant.handled.total() == 1
@@ -170,7 +170,7 @@ async def test_successive_requests_are_separate_payments(world: World) -> None:
 
 
 async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: World) -> None:
-    """Else the next call would show the same proof, and get what was bought with it already."""
+    """Otherwise the next request would show the same proof and get the old answer."""
     bounds = Bounds(rates=Rates(rate_limit_per_s=1))
     async with market(world, confirmations=-1, replays=False, bounds=bounds) as at:
         headers = {"Authorization": f"Bearer {at.api.tokens['payer']}"}
@@ -213,7 +213,7 @@ async def test_a_refusal_of_the_daemon_reaches_the_program(world: World) -> None
 
 
 class Bent:
-    """A server whose 402 says what a test wants, and which notes what came; a 402 again for whoever pays."""
+    """A server with a 402 and an answer to the proof that the test chooses; it records what it gets."""
 
     def __init__(self, required: Callable[[str], dict[str, Any]], paid: Callable[[str], tuple[int, str]]) -> None:
         self.required = required
@@ -279,7 +279,7 @@ async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
 
 @pytest.mark.parametrize("way", ["httpx", "requests"])
 async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World, way: str) -> None:
-    """The SDK's server settles and says so for each answer below 400; the client's hooks are not told which."""
+    """The SDK's server settles every answer below 400 and says so; the client's hooks do not see the status."""
 
     def call() -> None:
         client = x402ClientSync()
@@ -302,7 +302,7 @@ async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World,
 
 @pytest.mark.parametrize("names", ["", "/premium", "http://shop.internal:3000/premium"])
 async def test_a_proof_is_shown_again_whatever_url_the_402_names(world: World, names: str) -> None:
-    """A 402 need not name the URL as it was called: when the SDK repeats the call, only we still know that."""
+    """A 402 may name another URL than was requested; when the SDK repeats the request, only payagent knows."""
     receipt: dict[str, Any] = {"success": False, "errorReason": "unexpected_settle_error", "transaction": ""}
     receipt["network"] = "cardano:devnet"
     async with market(world) as at:

@@ -1,4 +1,4 @@
-"""Alerts: told once when something runs low and once when it is back, to a webhook that may be away for days."""
+"""Alerts: raised once when something runs low, cleared once when it is back, delivered to a webhook."""
 
 import base64
 import io
@@ -78,7 +78,7 @@ async def life(world: World, receiver: Receiver | None):  # type: ignore[no-unty
 
 
 def is_genuine(call: Call, secret: str = SECRET) -> bool:
-    """By the example of the page on alerts."""
+    """Verify by the example on the page about alerts."""
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     names: dict[str, object] = {}
     exec(example, names)
@@ -145,7 +145,7 @@ async def test_a_low_wallet_raises_one_alert_and_clears_it_once(
 
 
 async def test_pending_change_does_not_count_as_missing(world: World, receiver: Receiver) -> None:
-    """The one coin is reserved, then spent, and its change is in no block: nothing of that is a low wallet."""
+    """The only UTxO is reserved, then spent, and its change is unconfirmed: that is not a low wallet."""
     world.fund(40 * ADA)
     async with life(world, receiver) as (run, alerting):
         await run.run_pass()
@@ -188,7 +188,7 @@ async def test_a_low_prepaid_balance_raises_an_alert_and_a_batch_in_flight_count
         await run.run_pass()
         first = await run.pay("first")
         await alerting.run_once()
-        assert receiver.calls == [], "four calls are on their way"
+        assert receiver.calls == [], "four calls are in flight"
         await run.settle_down()
         await run.agent.deliveries.record_delivery(first.id, 200)
         await alerting.run_once()
@@ -199,7 +199,7 @@ async def test_a_low_prepaid_balance_raises_an_alert_and_a_batch_in_flight_count
                 ServedRequest(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
             )
             await alerting.run_once()
-        assert receiver.said() == [("prepaid_low", "prepaid:1")], "told at two left, and not again at one"
+        assert receiver.said() == [("prepaid_low", "prepaid:1")], "raised at two left, and not again at one"
         said = receiver.calls[0].said
         assert (said["left"], said["below"], said["unit"]) == ("2", "3", "calls")
         assert (said["merchant"], said["partner"], said["wallet"]) == (world.origin, "demo", world.address)
@@ -301,7 +301,7 @@ async def test_an_alert_is_delivered_later_when_the_receiver_is_down_also_after_
 
 
 async def test_alerts_delayed_by_a_wrong_clock_are_sent_once_it_is_right(world: World, receiver: Receiver) -> None:
-    """One that was missed by a clock that was ahead, and one that was raised by it, both after a restart."""
+    """Both were raised while the clock was ahead, the first failed once; both are sent after a restart."""
     receiver.status = 503
     world.clock.ahead_ms = DAY
     async with life(world, receiver) as (run, alerting):
@@ -317,7 +317,7 @@ async def test_alerts_delayed_by_a_wrong_clock_are_sent_once_it_is_right(world: 
         await run.context.write("test", lambda unit: raise_one(unit, "third", run.context.ports.clock.now_ms()))
         for _ in range(2):
             await alerting.run_once()
-        assert receiver.said()[3:] == [("paused", "third")], "it waits for its time by the clock that is right"
+        assert receiver.said()[3:] == [("paused", "third")], "its retry waits by the clock that is right"
 
 
 def raise_one(unit: Unit, subject: str, now_ms: int) -> None:

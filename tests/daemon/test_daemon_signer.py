@@ -1,4 +1,4 @@
-"""The daemon and its signer: no secret in the daemon's memory, and nothing double when the signer is killed."""
+"""The daemon and its signer: no secret in the daemon's memory, and nothing paid twice if the signer dies."""
 
 import ctypes
 import hashlib
@@ -42,7 +42,7 @@ PR_CAPBSET_DROP, CAP_IPC_LOCK = 24, 14
 
 @pytest.fixture
 def devnet() -> Iterator[DevnetThread]:
-    """One for each wallet: a ledger that is new where the wallet is not may not sign."""
+    """One for each wallet: a new ledger of a used wallet may not sign."""
     with DevnetThread(block_time_s=1) as devnet:
         yield devnet
 
@@ -98,7 +98,7 @@ def daemon_of(wallet: Path) -> Iterator[Daemon]:
 
 
 def memory_of(pid: int) -> Iterator[bytes]:
-    """All that a core dump of the process would have, a mapping at a time."""
+    """All that a core dump of the process would hold, one mapping at a time."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S* .*?(\[v\w+\])?$", line)
@@ -140,7 +140,7 @@ def test_no_wallet_secret_is_in_the_daemons_memory_or_environment_after_signing(
 
 
 def test_no_process_of_the_daemon_can_leave_a_core_dump(wallet: Path) -> None:
-    """What such a file would hold is what their memory does: keys of merchants and providers in the daemon's."""
+    """A core dump would hold the process's memory: the daemon's has keys of merchants and providers."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     try:
@@ -157,7 +157,7 @@ def test_no_process_of_the_daemon_can_leave_a_core_dump(wallet: Path) -> None:
 def test_a_signed_transaction_is_stored_in_the_ledger_and_in_no_other_file(
     wallet: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libraries of this trade hand it over in a temporary file, which a kill leaves behind for everybody."""
+    """Some libraries pass it through a temporary file, which a kill leaves behind for everyone to read."""
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(temporary))
     with daemon_of(wallet) as daemon:
@@ -276,7 +276,7 @@ def test_a_transfer_above_signed_per_day_is_refused_by_the_signer_and_rejected(w
         assert daemon.http.get("/healthz").status_code == 200
         assert stop(daemon.process)[0] == 0
     with daemon_of(wallet) as daemon:
-        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201, "a start begins the day anew"
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201, "a restart resets the day"
 
 
 def test_a_stopped_signer_does_not_block_other_requests(wallet: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_stopped_signer_does_not_block_other_requests(wallet: Path) -> None:
 
 def _without_locked_memory() -> None:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)  # root needs no limit; others have it not
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)  # root needs no limit; others lack it
 
 
 @pytest.mark.parametrize(

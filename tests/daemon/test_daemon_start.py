@@ -1,4 +1,4 @@
-"""How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
+"""How the daemon starts, when it refuses to start, and how it stops: real processes on real files."""
 
 import fcntl
 import json
@@ -61,7 +61,7 @@ def test_the_socket_is_private_to_its_owner_and_removed_at_the_stop(folder: Path
 
 
 def test_a_log_that_nobody_reads_does_not_block_the_daemon(folder: Path) -> None:
-    """As of a program that starts it with a pipe and never looks into it."""
+    """For example, a program starts it with a pipe and never reads it."""
     process, path = start(folder)
     assert process.stderr is not None
     fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, resource.getpagesize())
@@ -87,7 +87,7 @@ def test_recovery_words_in_clear_are_warned_of_at_each_start(folder: Path) -> No
 
 
 def test_a_provider_on_another_machine_without_tls_is_warned_of_at_each_start(folder: Path) -> None:
-    """The address stands for all of this machine, and is no loopback one. Nobody answers: the start goes on."""
+    """0.0.0.0 is not a loopback address. Nobody answers there, and the daemon still starts."""
     config = folder / "config.toml"
     assert not [line for line in log_of_a_run(folder) if "provider.in_clear" in line]
     more = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://0.0.0.0:1/api/v0"\n'
@@ -278,7 +278,7 @@ def _config_for_all(folder: Path, _tell_time: "TellTime") -> str:
 
 
 def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
-    """Also one that a link leads through."""
+    """Also if only a symlink leads through it."""
     shared = folder / "shared"
     shared.mkdir()
     (folder / "config.toml").rename(shared / "mine.toml")
@@ -288,7 +288,7 @@ def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
 
 
 def _config_in_reach_of_the_daemon(folder: Path, _tell_time: "TellTime") -> str:
-    """On any network but the devnet, where nothing can be lost."""
+    """On any network except the devnet, where nothing can be lost."""
     written = (folder / "config.toml").read_text().replace('network = "devnet"', 'network = "preprod"')
     (folder / "data/mine.toml").write_text(written)
     (folder / "config.toml").unlink()
@@ -301,7 +301,7 @@ TellTime = Callable[[int], None]
 
 @pytest.fixture
 def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
-    """Makes the config's provider one whose clock, and newest block, are so many seconds off."""
+    """Replaces the config's provider by one whose clock is some seconds off."""
     off_s = 0
 
     class Provider(BaseHTTPRequestHandler):
@@ -372,7 +372,7 @@ def test_a_config_of_another_user_is_refused(folder: Path, given: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to any group")
 def test_a_group_writable_config_folder_is_refused_unless_it_is_the_users_own_group(folder: Path) -> None:
-    """Where each user has a group of his own, folders are made for it to write, and nobody else can."""
+    """Where each user has a private group, new folders are group-writable, and nobody else can write."""
     (folder / "mine").mkdir()
     (folder / "mine").chmod(0o775)
     (folder / "config.toml").rename(folder / "mine/config.toml")
@@ -390,7 +390,7 @@ def test_a_config_in_a_sticky_shared_folder_is_accepted(folder: Path) -> None:
 
 
 def test_the_daemon_must_not_be_able_to_create_a_config_that_the_next_start_prefers(tmp_path: Path) -> None:
-    """Its user's home is its data folder, and the config lies under /etc: neither is there yet."""
+    """Its user's home is its data folder, and the config is under /etc: neither exists yet."""
     places = config_places(None, {"HOME": str(tmp_path / "data")}, tmp_path / "etc")
     require_out_of_reach(places, [tmp_path / "elsewhere"])
     with pytest.raises(Refused, match=r"data/\.config/payagent/config\.toml lies in"):
@@ -401,7 +401,7 @@ def test_the_daemon_must_not_be_able_to_create_a_config_that_the_next_start_pref
 
 
 async def test_doctor_blames_a_clock_far_ahead_and_not_the_provider(folder: Path) -> None:
-    """To such a clock the newest block is old."""
+    """By such a clock the newest block looks old."""
     settings = load_settings(folder / "config.toml", {"HOME": str(folder)})
     [found] = await check_chain(settings, lambda: SystemClock().now_ms() + 3_600_000)
     assert re.search(r"the local clock is 3[56]\d\d s ahead", found.detail), found
@@ -454,7 +454,7 @@ def test_an_unreadable_certificate_file_prevents_the_start(
 
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "a first page"])
 def test_a_wallet_whose_ledger_is_missing_does_not_get_an_empty_one(folder: Path, left: str) -> None:
-    """Also where a copy was made of ledger.db alone while all that it holds lay in ledger.db-wal."""
+    """Also if only ledger.db was copied while its content was still in ledger.db-wal."""
     ledger = folder / "data/ledger.db"
     page = ledger.read_bytes()[:4096]
     ledger.unlink()
@@ -526,7 +526,7 @@ def test_the_port_answers_only_to_loopback_and_configured_host_names(folder: Pat
 
 
 def test_idle_connections_do_not_block_the_socket_or_fill_the_log(folder: Path) -> None:
-    """More of them than there are descriptors; and after a while the port is usable again."""
+    """There are more of them than file descriptors; after a while the port is usable again."""
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command(folder), stderr=log, preexec_fn=_with_few_files)
     try:

@@ -1,4 +1,4 @@
-"""A port that other machines reach: it speaks TLS and nothing else, and only where the operator asks for it."""
+"""A port that other machines can reach: TLS only, and only if the operator asks for it."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""Where calls to merchants go, by real sockets and a resolver that answers as it is told."""
+"""Where requests to merchants may go: real sockets, and a resolver whose answers the test sets."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 @dataclass
 class Resolver:
-    """Answers in turn, and with the last one for ever."""
+    """Gives its answers in turn, then repeats the last one."""
 
     answers: list[list[str]]
     asked: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ async def test_a_public_name_that_resolves_to_this_machine_is_refused(way: Way, 
         with pytest.raises(Refused) as caught:
             await way(Egress(lookup=Resolver([answers])), f"http://shop.example:{house.port}")
         assert (caught.value.name, "127.0.0.1" in caught.value.detail) == ("merchant_in_private_network", True)
-        assert caught.value.context["sent"] is False, "what was counted for the call beforehand is given back"
+        assert caught.value.context["sent"] is False, "what was counted for the request in advance is given back"
         assert house.connections == 0
 
 
@@ -102,7 +102,7 @@ async def test_a_private_name_is_reached_only_if_the_config_allows_it(way: Way) 
 
 @both
 async def test_a_name_that_is_rebound_to_this_machine_is_refused(way: Way) -> None:
-    """The first answer is judged and used; the next connection is judged by the answer that it goes by."""
+    """DNS rebinding: every connection is judged by the very answer that it uses."""
     async with open_house() as house:
         lookup = Resolver([["192.0.2.1"], ["127.0.0.1"]])
         for _ in range(2):
@@ -150,7 +150,7 @@ async def test_an_ip_address_in_the_config_is_used_without_a_lookup(way: Way) ->
 async def test_a_name_that_resolves_slowly_does_not_block_other_merchants(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The resolver takes its time over it, also for those who have given up: more of them than it has threads."""
+    """The resolver keeps working for callers that gave up: here more of them than it has threads."""
     told, resolve = threading.Event(), socket.getaddrinfo
 
     def slowly(host: str, *rest: Any, **more: Any) -> Any:
@@ -255,7 +255,7 @@ async def by_webhook(egress: Egress, origin: str) -> bytes | None:
 
 @pytest.mark.parametrize("way", [by_client, by_proxy, by_webhook])
 async def test_proxies_from_the_environment_are_ignored(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sets a variable where the daemon is started would read, and answer, all that it says."""
+    """Whoever sets such a variable for the daemon could read, and answer, all of its requests."""
     async with open_house() as house, open_house() as listener:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{listener.port}")

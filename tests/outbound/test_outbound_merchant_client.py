@@ -1,4 +1,4 @@
-"""What a merchant is asked, over real sockets: bounded in bytes and time, and a balance is kept as it came."""
+"""The client for merchants, over real sockets: limited in bytes and time; answers are kept as received."""
 
 import asyncio
 import json
@@ -130,7 +130,7 @@ async def test_a_redirect_is_not_followed() -> None:
 
 
 async def test_no_cookie_is_kept() -> None:
-    """Any number would be kept as long as the daemon runs, and go to all ports of a host."""
+    """Otherwise cookies would pile up while the daemon runs, and go to all ports of a host."""
     async with open_shop(answer(200, b"{}", "Set-Cookie: sid=1; Path=/"), FOUND) as shop:
         await ask(shop.origin)
     assert len(shop.asked) == 2
@@ -170,7 +170,7 @@ async def test_an_answer_in_many_small_pieces_does_not_block_the_daemon() -> Non
 
 
 async def test_a_header_of_many_blanks_takes_no_time_to_parse() -> None:
-    """90 KB of them took half a minute, in which nothing else was done."""
+    """90 KB of them blocked the daemon for half a minute."""
     async with open_shop(b"HTTP/1.1 200 OK\r\nX:" + b" " * 90_000 + b"\0\r\n\r\n", GONE) as shop:
         began_s = time.process_time()
         observed = await ask(shop.origin)
@@ -179,7 +179,7 @@ async def test_a_header_of_many_blanks_takes_no_time_to_parse() -> None:
 
 
 async def test_endless_interim_answers_are_cut_off() -> None:
-    """Not even within the time: reading them takes all of ours."""
+    """They are cut off before the timeout: reading them would take all processor time."""
     hung_up = asyncio.Event()
 
     async def promise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -217,7 +217,7 @@ async def test_an_answer_in_one_byte_chunks_does_not_block_the_event_loop() -> N
 async def test_a_merchant_that_does_not_answer_gives_no_balance_within_the_timeout() -> None:
     async with open_shop(None) as shop:
         assert await ask(shop.origin, timeout_s=1) is None
-    assert await ask(shop.origin) is None  # nobody listens there any more
+    assert await ask(shop.origin) is None  # nobody listens there anymore
     async with open_shop(b"") as shop:
         assert await ask(shop.origin) is None
     async with open_shop(answer(200, b"")[:-4] + b"\r\nContent-Le") as shop:
@@ -286,7 +286,7 @@ async def test_every_shape_of_the_devnets_balance_is_read(
 
 
 class TestCall:
-    """A call that may cost money: made once, as it is, and its answer kept as it came."""
+    """A request that may cost money: sent once, unchanged, and its answer kept as received."""
 
     async def test_the_request_is_sent_unchanged_and_its_answer_is_returned(self) -> None:
         async with open_shop(answer(402, b'{"pay": "me"}', "X-Invoice-Id: i1")) as shop:
@@ -329,7 +329,7 @@ async def call(url: str, body: bytes = b"") -> MerchantReply:
 
 
 async def test_a_missing_invoice_status_is_logged_once_and_so_is_its_return() -> None:
-    """Nobody would know else that a merchant's word is missing since weeks."""
+    """Otherwise nobody would notice that a merchant's status has been missing for weeks."""
     path, told = "/payments/status/inv", b'{"status": "pending"}'
     answers = [answer(404, b""), answer(500, b""), answer(200, b"<html>"), answer(200, told), answer(200, told)]
     client = MerchantClient()

@@ -1,4 +1,4 @@
-"""What passes through the proxy when nobody wants to be paid: everything, as it came."""
+"""Requests that cost nothing pass through the proxy unchanged."""
 
 import asyncio
 import gzip
@@ -20,7 +20,7 @@ from payagent.proxy.http1 import Target, Upstream, UpstreamRequest, _Line
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
 
-# --- the call ----------------------------------------------------------------------------------------------------
+# --- the request -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ async def test_an_answer_broken_after_its_first_part_logs_no_error(
 
 
 async def test_an_http_1_0_client_can_tell_that_an_answer_is_incomplete(at: Place) -> None:
-    """To HTTP/1.0 the end of the connection is the end of the answer."""
+    """HTTP/1.0 takes the end of the connection for the end of the answer, so it is reset."""
     has_half = asyncio.Event()
 
     async def break_off(heard: Heard) -> None:
@@ -302,7 +302,7 @@ async def test_bytes_after_an_answer_do_not_reach_the_next_request(at: Place) ->
 
 @pytest.mark.parametrize("more", [b"", b"{"], ids=["silent", "byte by byte"])
 async def test_a_request_body_that_arrives_too_slowly_is_refused(world: World, more: bytes) -> None:
-    """The merchant wants to be paid; what would have to be sent again never comes."""
+    """The merchant asks to be paid, but the body to send again never arrives."""
 
     async def want(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 0\r\n\r\n")
@@ -333,7 +333,7 @@ async def test_an_answer_may_come_before_the_body_is_sent(at: Place) -> None:
 
 
 async def test_request_and_answer_bodies_stream_at_the_same_time(at: Place) -> None:
-    """A merchant that answers each part of the body as it comes."""
+    """A merchant that answers each part of the body as it arrives."""
 
     async def echo(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
@@ -388,7 +388,7 @@ async def test_a_client_that_does_not_read_slows_the_merchant_down(at: Place) ->
 
 
 class Tap(asyncio.Transport):
-    """The network of a line: what is written goes nowhere."""
+    """A transport that discards what is written."""
 
     is_paused = False
 
@@ -403,7 +403,7 @@ class Tap(asyncio.Transport):
 
 
 async def test_an_answer_in_tiny_chunks_slows_the_merchant_down_too() -> None:
-    """A chunk of one byte is an object of more than a hundred, which waits for a client that does not read."""
+    """A chunk of one byte takes over a hundred bytes of memory until the client reads it."""
     line, tap = _Line(Target.of_origin("http://a.example"), 20.0), Tap()
     line.connection_made(tap)
     begun = asyncio.create_task(line.begin(UpstreamRequest(b"GET", b"/", (), None)))
@@ -440,13 +440,13 @@ async def test_a_merchant_that_does_not_read_slows_the_client_down(at: Place) ->
             await asyncio.wait_for(pour(), 1)
         assert written < 24_000_000
         go_on.set()
-        # what was being written when the time was up is in the buffer already
+        # the piece being written at the timeout is already in the buffer
         await wire.say(b"x" * (size - written - 65_536))
         assert (await wire.answer()).body == b"ok"
     assert len(at.peer.calls[0].body) == size
 
 
-# --- when somebody goes away -------------------------------------------------------------------------------------
+# --- when a side hangs up ----------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_hangs_up_ends_the_request_to_the_merchant(at: Place) -> None:
@@ -488,7 +488,7 @@ async def test_a_client_that_hangs_up_during_a_stream_ends_it(at: Place) -> None
 async def test_a_client_that_hangs_up_during_a_stalled_upload_ends_the_answer(
     at: Place,
 ) -> None:
-    """What it sent and nobody took stands before the end of its connection."""
+    """Its unread bytes are queued before the end of its connection."""
     hung_up = asyncio.Event()
 
     async def go_on(heard: Heard) -> None:
@@ -615,7 +615,7 @@ async def test_a_merchant_that_does_not_answer_is_merchant_timeout(world: World)
 
 
 async def dripping(world: World, begins: bytes, more: bytes) -> tuple[int, object]:
-    """What the proxy says where something moves all the time, so that it never stands still."""
+    """What the proxy answers to a merchant that keeps sending a little, so it is never idle."""
 
     async def drip(heard: Heard) -> None:
         await heard.say(begins)
@@ -652,7 +652,7 @@ async def test_an_answer_head_that_drips_is_merchant_timeout(world: World, begin
     ids=["head", "trailer"],
 )
 async def test_a_header_of_many_blanks_takes_no_time_to_parse(at: Place, before: bytes) -> None:
-    """100 KB of them took half a minute, in which nothing else was done."""
+    """100 KB of them blocked the daemon for half a minute."""
     at.peer.answers["/chat"] = saying(before + b" " * 100_000 + b"\0\r\n\r\n")
     began_s = time.process_time()
     got = await at.ask()
@@ -661,7 +661,7 @@ async def test_a_header_of_many_blanks_takes_no_time_to_parse(at: Place, before:
 
 
 async def test_endless_interim_answers_are_merchant_unreachable(at: Place) -> None:
-    """They come as fast as the merchant can send them, and each would be read."""
+    """They arrive as fast as the merchant can send them, and each would be read."""
 
     async def promise(heard: Heard) -> None:
         with suppress(ConnectionError):
@@ -681,7 +681,7 @@ async def test_interim_answers_are_skipped(at: Place) -> None:
 
 async def test_an_answer_in_one_byte_chunks_does_not_block_the_event_loop(at: Place) -> None:
     chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
-    assert (await at.ask()).status == 200, "what a first call alone takes is no turn of this one"
+    assert (await at.ask()).status == 200, "a first request takes longer and is not measured"
     at.peer.answers["/chat"] = saying(chunks)
     async with turns() as longest:
         assert (await at.ask()).body == b"x" * 40_000
@@ -691,7 +691,7 @@ async def test_an_answer_in_one_byte_chunks_does_not_block_the_event_loop(at: Pl
 async def test_an_answer_body_that_passes_through_may_arrive_slowly(world: World) -> None:
     async def drip(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n")
-        for _ in range(24):  # together longer than may pass between two of them
+        for _ in range(24):  # together longer than the read timeout
             await heard.say(b"x")
             await asyncio.sleep(0.05)
 
@@ -714,7 +714,7 @@ async def test_an_upload_ends_when_the_merchant_hangs_up(at: Place) -> None:
     await at.until(lambda: len(asyncio.all_tasks()) <= before, "a task is left")
 
 
-# --- who may -----------------------------------------------------------------------------------------------------
+# --- authorization -----------------------------------------------------------------------------------------------
 
 
 async def test_the_token_is_accepted_in_four_places_and_never_forwarded(at: Place) -> None:
@@ -783,7 +783,7 @@ async def test_a_token_without_the_pay_scope_is_refused(at: Place) -> None:
 
 
 async def test_an_app_reaches_only_the_merchants_it_is_bound_to(at: Place) -> None:
-    """What others bought ahead at a merchant is not for an app that may not pay it."""
+    """A prepaid balance at a merchant must not serve an app that may not pay this merchant."""
     for name, status in (("devnet", 403), ("t", 200)):
         answer = await at.api.http.post("/v1/apps", json={"name": name, "merchants": [name]})
         token = plant(f"the token for {name}", answer.json()["token"])

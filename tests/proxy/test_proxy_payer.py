@@ -1,4 +1,4 @@
-"""A call that costs money: paid once, shown until it is served, and told apart from one that was not."""
+"""Requests through the proxy that cost money: paid once, and the proof shown until they are served."""
 
 import asyncio
 import gzip
@@ -23,7 +23,7 @@ UTXOS = [20 * ADA] * 8
 
 @pytest.fixture
 async def shop(world: World):  # type: ignore[no-untyped-def]
-    """The proxy with money, on a chain that goes on."""
+    """The proxy with funds, on a chain that makes blocks."""
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         yield at
@@ -156,7 +156,7 @@ async def test_a_pending_answer_is_retried_with_the_same_proof(shop: Place) -> N
 
 
 async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
-    """A call, with a block each time the merchant has seen the proof so often; the last leads to the answer."""
+    """A request; a block follows each time the merchant has seen the proof so often, until it answers."""
     call = asyncio.create_task(at.ask())
     await at.until(lambda: at.payments and at.payments[0].attempt.accepted_by_provider, "not sent")
     assert wall.retries == []
@@ -245,7 +245,7 @@ async def test_retry_after_is_obeyed_even_when_the_body_cannot_be_read(shop: Pla
 async def test_a_merchant_that_drops_every_retry_is_recorded_as_having_seen_the_proof(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D6: it took the money and answers nothing, so that nothing that it says can count against it. Told once."""
+    """D6: it took the money and never answers. The daemon records that once."""
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall()
@@ -286,7 +286,7 @@ async def test_a_shown_proof_is_recorded_even_when_the_client_hangs_up(
 async def test_a_request_that_waits_when_payagent_stops_gets_daemon_timeout(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not with a 500 without a code, which might as well be the merchant's; and its payment lives on."""
+    """A 500 without a code could be taken for the merchant's."""
     monkeypatch.setattr(server, "GRACE_S", 0.1)
     world.fund(*UTXOS)
     async with AsyncExitStack() as life:
@@ -321,7 +321,7 @@ async def test_a_merchants_error_after_paying_is_returned_to_the_client(shop: Pl
 
 
 async def test_a_304_not_modified_counts_as_served(shop: Place) -> None:
-    """A client with a cache asks whether what it has is good still: who says so has earned its money."""
+    """A client with a cache asks whether its copy is still valid; that answer is what it paid for."""
     same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
     wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
     for count in (1, 2):
@@ -405,7 +405,7 @@ async def test_x_payagent_headers_are_not_forwarded_to_the_merchant(shop: Place)
         assert heard.header("idempotency-key") == "mine"
 
 
-# --- reading what was packed -------------------------------------------------------------------------------------
+# --- compressed 402s ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ async def test_a_compressed_402_is_read(shop: Place, coding: str, pack) -> None:
 
 
 async def test_a_402_in_an_unsupported_encoding_is_requested_again(shop: Place) -> None:
-    """The client's Accept-Encoding goes on as it is, so that the answer it wants comes as it wants it."""
+    """The client's Accept-Encoding is forwarded unchanged, so the paid answer has the encoding it wants."""
     wall = Paywall()
 
     async def brotli(heard: Heard) -> None:
@@ -579,7 +579,7 @@ async def test_after_a_timeout_the_next_request_is_served_by_the_same_payment(
 async def test_a_timeout_problem_contains_the_merchants_last_402(
     world: World, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    """It is for reading alone: a client that pays 402s itself must not pay the call twice."""
+    """It is not returned as a 402: a client that pays 402s itself must not pay twice."""
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall(pending=1000)

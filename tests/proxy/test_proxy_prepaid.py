@@ -1,4 +1,4 @@
-"""Batches through the proxy: one is bought however many calls come at once, and the rest are served from it."""
+"""Batches through the proxy: concurrent requests buy one, and the rest are served from it."""
 
 import asyncio
 import hashlib
@@ -90,7 +90,7 @@ async def test_a_merchant_that_requires_the_wallet_address_gets_it(world: World)
 async def test_the_proof_of_a_batch_names_the_partner_it_was_bought_for_after_a_reload(
     world: World,
 ) -> None:
-    """The call is made again after a reload: its 402 is another partner's then, and what is paid is not."""
+    """After a reload the request's 402 names another partner; what was paid does not."""
     world.fund(50 * ADA)
     world.settings(batch=4)
     async with place(world) as shop:
@@ -105,7 +105,7 @@ async def test_the_proof_of_a_batch_names_the_partner_it_was_bought_for_after_a_
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
         assert [row.id for row in shop.payments] == [paid["id"]]
-        await shop.until(lambda: left(shop) == (4, 1, 0), "it was another one's call")
+        await shop.until(lambda: left(shop) == (4, 1, 0), "another buyer's balance was used")
 
 
 async def test_the_proof_of_a_batch_names_the_wallet_it_was_bought_for(world: World) -> None:
@@ -121,7 +121,7 @@ async def test_the_proof_of_a_batch_names_the_wallet_it_was_bought_for(world: Wo
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
         assert [row.id for row in shop.payments] == [paid["id"]]
-        await shop.until(lambda: left(shop) == (4, 1, 0), "it was another one's call")
+        await shop.until(lambda: left(shop) == (4, 1, 0), "another buyer's balance was used")
 
 
 EACH = 13 * ADA // 4
@@ -129,7 +129,7 @@ EACH = 13 * ADA // 4
 
 
 async def bind(shop: Place, app: str, **limits: int) -> None:
-    """Limits of an app of its own, in ADA."""
+    """Set an app's own limits, in lovelace."""
     order = {"app": app, "limits": {name: str(units) for name, units in limits.items()}}
     (await shop.api.http.post("/v1/limits", json=order)).raise_for_status()
 
@@ -147,14 +147,14 @@ async def call_as(shop: Place, app: str, number: int, *headers: str) -> Got:
 
 
 async def spent(shop: Place, app: str) -> int:
-    """By the app's own limits, as it is told."""
+    """What the app sees as spent of its own limits."""
     told = (await shop.api.as_(app).get("/v1/limits")).json()["limits"]
     (units,) = {int(one["spent"]) for one in told if one["app"] == app}
     return units
 
 
 def counted(shop: Place) -> int:
-    """What uses of the balance count against own limits, in lovelace."""
+    """What uses of the balance count against the apps' own limits, in lovelace."""
     (units,) = shop.run.context.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM prepaid_uses").fetchone()
     return int(units)
 
@@ -167,7 +167,7 @@ def remaining(shop: Place) -> int:
 
 
 class TestBatchOfAnotherApp:
-    """A batch is bought by one app, and its calls count against the own limits of whoever uses them."""
+    """One app buys a batch; each use counts against the limits of the app that uses it."""
 
     @pytest.fixture
     async def shop(self, shop: Place) -> Place:
@@ -208,7 +208,7 @@ class TestBatchOfAnotherApp:
 
     @pytest.mark.parametrize("header", ["X-Wallet-Address", "X-Partner"])
     async def test_a_request_that_names_two_buyers_is_refused(self, shop: Place, header: str) -> None:
-        """The one of nobody would count here, and the other be served by a merchant that goes by the last."""
+        """Otherwise one of them would be counted here while the merchant serves the other."""
         await bind(shop, "payer", total=1)
         own = {"X-Wallet-Address": shop.run.world.address, "X-Partner": "demo"}[header]
         for said in (("nobody", own), (own, "nobody")):
@@ -275,7 +275,7 @@ class TestBatchOfAnotherApp:
     async def test_a_client_that_hangs_up_before_the_merchant_is_connected_uses_nothing(
         self, shop: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A merchant that is down, and clients that wait for it less long than we do."""
+        """The merchant is down, and clients give up before the proxy does."""
         await bind(shop, "payer", total=2 * EACH)
         connecting = asyncio.Event()
 
@@ -295,16 +295,16 @@ class TestBatchOfAnotherApp:
         assert not list(check_limits(shop.run.context.conn))
 
     async def test_a_repeated_request_counts_each_time_against_the_limit(self, shop: Place) -> None:
-        """A key is the app's word, and this merchant does not heed it: each is served from the balance."""
+        """This merchant ignores the app's key: each request is served from the balance."""
         await bind(shop, "payer", total=2 * EACH)
         got = [(await call_as(shop, "payer", 0, "Idempotency-Key: k")).status for _ in range(3)]
         assert (got, remaining(shop)) == ([200, 200, 403], 1)
         assert await spent(shop, "payer") == 2 * EACH
-        await shop.until(lambda: left(shop)[:2] == (4, 2), "of the balance it is one call, beside the first")
+        await shop.until(lambda: left(shop)[:2] == (4, 2), "the key is one call, besides the first")
         assert not list(check_limits(shop.run.context.conn))
 
     async def test_an_app_that_bought_the_batch_is_not_counted_again_for_its_uses(self, shop: Place) -> None:
-        """Its purchase counted; its own uses do not, up to what it paid."""
+        """Buying it counted; its own uses do not, up to what it paid."""
         await bind(shop, "other", total=20 * ADA)
         bought = await spent(shop, "other")
         assert bought > 13 * ADA
@@ -324,10 +324,10 @@ class TestBatchOfAnotherApp:
     async def test_a_request_of_unknown_price_asks_for_the_price_before_it_uses_the_balance(
         self, shop: Place
     ) -> None:
-        """As where a balance was only ever raised by top-ups: else it would be served and count for nobody."""
+        """For example after top-ups only: otherwise it would be served and count against nobody."""
         await shop.run.context.write("forget", lambda unit: unit.conn.execute("DELETE FROM request_prices"))
         await bind(shop, "payer", total=EACH + 1)
         assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 403]
         assert (await spent(shop, "payer"), remaining(shop)) == (EACH, 2)
         health = await shop.ask("/health", merchant="devnet")
-        assert (health.status, await spent(shop, "payer")) == (200, EACH), "what is free counts nothing"
+        assert (health.status, await spent(shop, "payer")) == (200, EACH), "a free request counts nothing"

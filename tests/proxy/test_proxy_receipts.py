@@ -1,4 +1,4 @@
-"""A receipt of what was paid through the proxy is clean, whatever its merchant said around the terms."""
+"""Receipts of payments through the proxy are clean, whatever the merchant sent beside the terms."""
 
 from collections.abc import AsyncIterator
 

@@ -12,7 +12,7 @@ from kit.sdk_merchant import SdkMerchant
 
 @pytest.fixture(params=[True, False], ids=["replays", "strict"])
 async def shop(world: World, request: pytest.FixtureRequest) -> AsyncIterator[tuple[Place, SdkMerchant]]:
-    """The merchant `t` is the SDK's; one that does not replay wants a payment for each call."""
+    """The merchant `t` is the SDK's; one that does not replay requires a payment per request."""
     world.fund(*[20 * ADA] * 8)
     with SdkMerchant(world.devnet, replays=request.param, price="2000000") as merchant:
         async with place(world, origin=merchant.url) as at, blocks(at.run):

@@ -1,4 +1,4 @@
-"""Identical calls at once: never more payments than a merchant asks for, and never one that nobody got."""
+"""Concurrent identical requests: as many payments as the merchant requires, and none that serves nobody."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ async def test_a_merchant_that_requires_a_payment_for_each_request_gets_them(sho
 
 
 async def test_payments_for_identical_requests_are_made_one_at_a_time(shop: Place) -> None:
-    """When the merchant serves nobody any more, no call has paid ahead."""
+    """When the merchant stops serving, no request has paid ahead."""
     wall = Paywall(strict=True)
     shop.peer.answers["/chat"] = wall
 
@@ -60,7 +60,7 @@ async def test_payments_for_identical_requests_are_made_one_at_a_time(shop: Plac
     wall.serve = serve_two
     statuses = [got.status for got in await at_once(shop)]
     assert sorted(statuses)[:2] == [200, 200]
-    # the third payment is shown by one call after the other, and not one more is made
+    # one request after the other shows the third payment, and no more are made
     assert len(shop.payments) == 3
 
 
@@ -76,7 +76,7 @@ async def test_the_devnet_merchant_gets_as_many_payments_as_it_requires(
 
 
 async def test_a_new_invoice_in_answer_to_a_used_proof_is_paid(shop: Place) -> None:
-    """A new invoice, once the payment has served a call, means that this call wants one of its own."""
+    """A new invoice after the payment has served one request means that this request needs its own."""
     wall = Paywall()
 
     async def invoice_again(heard: Heard) -> None:
@@ -90,7 +90,7 @@ async def test_a_new_invoice_in_answer_to_a_used_proof_is_paid(shop: Place) -> N
 
 
 async def test_identical_requests_wait_until_the_first_is_served(shop: Place) -> None:
-    """A merchant that is asked for the same thing five times at once could serve none of them."""
+    """A merchant that gets the same request five times at once might serve none of them."""
     under_way = most = 0
     wall = Paywall()
 
@@ -110,7 +110,7 @@ async def test_identical_requests_wait_until_the_first_is_served(shop: Place) ->
 
 
 async def test_a_request_does_not_pay_again_while_an_identical_one_is_being_answered(shop: Place) -> None:
-    """Its own purchase begins when the one before is over; until then the intent has its payment."""
+    """Its own payment begins when the earlier one is done; until then the intent has a payment."""
     told, wall = asyncio.Event(), Paywall(strict=True)
 
     async def slowly(heard: Heard) -> None:
@@ -152,7 +152,7 @@ async def test_when_the_first_client_hangs_up_the_next_request_uses_its_payment(
 
 
 async def test_a_used_proof_whose_answer_was_lost_is_not_paid_again(shop: Place) -> None:
-    """The merchant has taken it for a call whose answer was lost: a person's matter, not another payment's."""
+    """The merchant accepted it for a request whose answer was lost: that needs a person, not a payment."""
     wall = Paywall(strict=True)
 
     async def lose(heard: Heard) -> None:
@@ -168,7 +168,7 @@ async def test_a_used_proof_whose_answer_was_lost_is_not_paid_again(shop: Place)
 
 
 async def test_a_request_that_starts_after_the_answer_is_a_new_payment(shop: Place) -> None:
-    """Also while others of the earlier ones are still being served."""
+    """Also while earlier identical requests are still being served."""
     hold, wall = asyncio.Event(), Paywall()
     others = 0
 

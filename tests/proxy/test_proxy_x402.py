@@ -133,7 +133,7 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(
 async def test_identical_requests_are_each_served_when_the_new_402s_body_cannot_be_read(
     shop: Place, coding: str, beside: bytes
 ) -> None:
-    """Its header says that a payment is for one call alone."""
+    """The header of the 402 says that a payment is for one request only."""
     proofs: list[str] = []
 
     async def wall(heard: Heard) -> None:
@@ -170,7 +170,7 @@ async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> N
 
 
 async def test_a_transaction_refused_by_the_merchant_is_cancelled_on_chain(shop: Place) -> None:
-    """The merchant never broadcasts it: its coins come back, and the same call later is a new purchase."""
+    """The merchant never submits it: its UTxOs are freed, and the same request later is a new payment."""
     shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     refused, told = shop.payments[0], json.loads(got.body or b"")
@@ -182,7 +182,7 @@ async def test_a_transaction_refused_by_the_merchant_is_cancelled_on_chain(shop:
     looks = 0
 
     def is_void() -> bool:
-        """A minute goes by after each look that counted: not more, or the newest block would be too old."""
+        """A minute goes by after each pass that counted: not more, or the newest block would be too old."""
         nonlocal looks
         seen = shop.run.chain_sync._confirmations._deep_seen._seen.get(refused.id)
         if seen is not None and seen.count > looks:

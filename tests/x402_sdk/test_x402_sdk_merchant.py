@@ -1,4 +1,4 @@
-"""The official SDK's server is paid by transactions made by hand, and reads what payagent's dialects write."""
+"""The official SDK's server accepts transactions made by hand and proofs written by payagent's dialects."""
 
 import base64
 import json
