@@ -1,4 +1,4 @@
-"""Links by which a person decides, at a door that anybody reaches: what each call costs, and what is counted."""
+"""Approval links: pages on which a person approves or denies, what they show, and what is counted."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ async def link_of(api: Api, way: Way) -> str:
 
 
 def rows(page: str) -> list[tuple[str, str]]:
-    """What a page says under its heading: names and values."""
+    """The table of a page: names and values."""
     return [(unescape(a), unescape(b)) for a, b in re.findall("<th>(.*?)</th><td>(.*?)</td>", page)]
 
 
@@ -41,7 +41,7 @@ def heading(page: str) -> str:
     return unescape(page.partition("<h1>")[2].partition("</h1>")[0])
 
 
-async def test_requests_with_a_forged_link_use_up_no_calls_of_a_real_one(world: World) -> None:
+async def test_requests_with_a_forged_link_do_not_use_up_the_rate_limit_of_a_real_one(world: World) -> None:
     world.fund(100 * ADA)
     bounds = Bounds(rates=Rates(rate_limit_per_s=1))
     async with world.run(terms=ASKING) as run, served(run, bounds, links=LINKS) as api:
@@ -51,10 +51,10 @@ async def test_requests_with_a_forged_link_use_up_no_calls_of_a_real_one(world: 
         for path in (*forged[:3], *[forged[1]] * (BURST_S + 2)):
             assert (await api.http.get(path)).status_code == 404
         assert (await api.http.get(link)).status_code == 200
-        assert (await api.http.get(forged[3])).status_code == 404, "the first half alone opens nothing"
+        assert (await api.http.get(forged[3])).status_code == 404, "the first half alone must not be a valid link"
 
 
-async def test_a_decision_by_link_that_is_refused_is_counted_once_and_in_the_record(world: World) -> None:
+async def test_a_refused_decision_by_link_is_counted_once_and_recorded_as_an_event(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
         await run.run_pass()
@@ -67,7 +67,9 @@ async def test_a_decision_by_link_that_is_refused_is_counted_once_and_in_the_rec
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", None, "link")
 
 
-async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_counts(world: World) -> None:
+async def test_a_refused_decision_says_that_the_payment_still_waits_and_counts_against_the_limits(
+    world: World,
+) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
         await run.run_pass()
@@ -79,13 +81,13 @@ async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_cou
         told = (await api.http.post(f"/v1/payments/{payment_id}/approve", json={})).json()
         assert told["code"] == "limit_exceeded"
         for money in (page["money"], told["money"]):
-            assert "nothing is held" not in money, "it counts against every limit"
+            assert "nothing is held" not in money, "the payment still counts against every limit"
             assert ("Nothing was signed" in money, "It counts against the limits" in money) == (True, True)
         assert page["open until"].startswith(ends_at)
         await api.http.post("/v1/apps/payer/revoke", json={})
         page = dict(rows((await api.http.post(link, headers=OWN_FORM)).text))
         assert "is revoked" in page["why"]
-        assert "payagent app rotate-token" in page["what to do"], "no token of the person who decides is to blame"
+        assert "payagent app rotate-token" in page["what to do"], "the token is the app's, not the approver's"
         assert run.context.payment(payment_id).state == "awaiting_approval"
 
 
@@ -93,7 +95,7 @@ async def test_a_decision_that_is_refused_says_that_the_question_is_open_and_cou
     ("way", "done", "states"),
     [("approve", "approved", (State.SIGNED, State.IN_FLIGHT)), ("deny", "denied", (State.DENIED,))],
 )
-async def test_a_reload_of_what_was_decided_shows_it_and_decides_nothing(
+async def test_reloading_a_link_after_the_decision_shows_it_and_decides_nothing(
     world: World, way: Way, done: str, states: tuple[State, ...]
 ) -> None:
     world.fund(100 * ADA)
@@ -101,7 +103,7 @@ async def test_a_reload_of_what_was_decided_shows_it_and_decides_nothing(
         await run.run_pass()
         link = await link_of(api, way)
         pressed = await api.http.post(link, headers=OWN_FORM)
-        assert (pressed.status_code, pressed.headers["location"]) == (303, link), "a reload sends no form again"
+        assert (pressed.status_code, pressed.headers["location"]) == (303, link), "a reload must not post again"
         shown = await api.http.get(link)
         assert (shown.status_code, heading(shown.text)) == (200, f"The payment was {done}")
         told = dict(rows(shown.text))
@@ -120,7 +122,7 @@ async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -
         assert dict(rows(late.text))["approved"].endswith("by first")
 
 
-async def test_a_question_that_is_over_says_that_nobody_decided(world: World) -> None:
+async def test_a_link_to_a_timed_out_approval_says_so_and_offers_no_decision(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
         await run.run_pass()
@@ -134,7 +136,7 @@ async def test_a_question_that_is_over_says_that_nobody_decided(world: World) ->
             assert "<button" not in page
 
 
-async def test_each_amount_says_of_what_it_is_and_what_a_limit_leaves_counts_the_payment(world: World) -> None:
+async def test_the_page_names_each_amounts_asset_and_what_limits_leave_after_the_payment(world: World) -> None:
     world.fund(10 * ADA, assets={TOKEN: 1_000})
     limits = tuple(
         Limit(Scope(ANY, ANY), asset, window, units)
@@ -155,7 +157,7 @@ async def test_each_amount_says_of_what_it_is_and_what_a_limit_leaves_counts_the
         assert f", 50 units of {TOKEN} to addr_test1" in named["pay_to"]
 
 
-async def test_a_link_that_is_none_says_that_nothing_was_decided_and_what_to_do(world: World) -> None:
+async def test_a_truncated_link_says_that_nothing_was_decided_and_what_to_do(world: World) -> None:
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
         page = await api.http.get("/decide/pay_x/approve/cut-by-a-mail")
         told = dict(rows(page.text))
@@ -164,7 +166,7 @@ async def test_a_link_that_is_none_says_that_nothing_was_decided_and_what_to_do(
         assert "whole link" in told["what to do"]
 
 
-async def test_a_merchant_that_is_busy_is_counted(world: World) -> None:
+async def test_a_refusal_by_the_in_flight_limit_of_a_merchant_is_counted(world: World) -> None:
     world.fund(*[100 * ADA] * 3)
     merchants = {
         o: replace(m, rules=MerchantRules(payments_in_flight_max=1)) for o, m in world.terms.merchants.items()

@@ -1,4 +1,4 @@
-"""A person decides over HTTP: who may, what is shown, and what everybody is told."""
+"""Approvals over HTTP: who may decide, what an approver sees, and what the app is told."""
 
 from collections.abc import AsyncIterator
 
@@ -33,7 +33,7 @@ async def ask(api: Api, message: str = "hello", app: str = "payer") -> dict[str,
     return dict(answer.json())
 
 
-async def test_what_waits_is_told_with_202_and_the_reason(api: Api) -> None:
+async def test_a_payment_that_awaits_approval_is_answered_with_202_and_the_reason(api: Api) -> None:
     asked = await ask(api)
     assert (asked["state"], asked["headers"], asked["ready"], asked["tx_hash"]) == (
         *("awaiting_approval", {}, False),
@@ -51,14 +51,14 @@ async def test_what_waits_is_told_with_202_and_the_reason(api: Api) -> None:
     )
 
 
-async def test_how_many_calls_it_buys_is_told(api: Api) -> None:
+async def test_a_quote_and_an_approval_say_how_many_calls_the_payment_buys(api: Api) -> None:
     api.world.settings(batch=4)
     quote = (await api.as_("payer").post("/v1/quotes", json=api.body("another"))).json()
     approval = (await ask(api))["approval"]
     assert (quote["batch_target"], approval["calls"]) == (4, 4)  # type: ignore[index]
 
 
-async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_against_it(api: Api) -> None:
+async def test_an_approver_sees_the_transaction_the_limits_and_the_history_with_the_merchant(api: Api) -> None:
     approver = await add_app(api, "approver", "approve")
     api.world.settings(price="2000000", splits=[])
     before = await api.pay("before")
@@ -67,7 +67,7 @@ async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_again
     api.world.settings(price="6000000")
     asked = await ask(api)
     listed = (await approver.get("/v1/payments")).json()
-    assert [row["id"] for row in listed["payments"]] == [asked["id"]], "what nobody was asked about is not shown"
+    assert [row["id"] for row in listed["payments"]] == [asked["id"]], "only those that needed approval"
     assert (await approver.get(f"/v1/payments/{before['id']}")).status_code == 404
     assert listed["awaiting_approval"] == 1
     shown = (await approver.get(f"/v1/payments/{asked['id']}")).json()["approval"]
@@ -84,7 +84,7 @@ async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_again
     assert int(shown["history"]["spent"]["lovelace"]) == spent + int(shown["at_most"]["lovelace"])
 
 
-async def test_an_approval_pays_and_everybody_is_told_how_it_came(api: Api) -> None:
+async def test_an_approval_signs_the_payment_and_a_later_decision_is_refused(api: Api) -> None:
     approver = await add_app(api, "approver", "approve")
     asked = await ask(api)
     approved = await approver.post(f"/v1/payments/{asked['id']}/approve", json={})
@@ -107,7 +107,7 @@ async def test_an_approval_pays_and_everybody_is_told_how_it_came(api: Api) -> N
         )
 
 
-async def test_a_denial_is_told_to_who_asks_again(api: Api) -> None:
+async def test_asking_again_for_a_denied_payment_is_refused_with_approval_denied(api: Api) -> None:
     asked = await ask(api)
     denied = await api.as_("operator").post(f"/v1/payments/{asked['id']}/deny", json={})
     assert (denied.status_code, denied.json()["state"]) == (200, "denied")
@@ -115,13 +115,13 @@ async def test_a_denial_is_told_to_who_asks_again(api: Api) -> None:
     told = (again.status_code, again.json()["code"], again.json()["payment"])
     assert told == (403, "approval_denied", asked["id"])
     quote = await api.as_("payer").post("/v1/quotes", json=api.body("hello"))
-    assert (quote.status_code, quote.json()["code"]) == (403, "approval_denied"), "nor would it be paid"
+    assert (quote.status_code, quote.json()["code"]) == (403, "approval_denied"), "a quote is refused too"
     await ask(api, "something else")
     shown = (await api.as_("payer").get(f"/v1/payments/{asked['id']}")).json()
     assert shown["reason"]["reason"] == "person"
 
 
-async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_none(api: Api) -> None:
+async def test_an_app_needs_the_approve_scope_and_only_an_operator_decides_on_its_own_payment(api: Api) -> None:
     both = await add_app(api, "judge", "pay", "approve")
     asked = await ask(api, app="judge")
     other = await ask(api, "other")
@@ -137,14 +137,14 @@ async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_
     assert (await both.post(f"/v1/payments/{other['id']}/approve", json={})).status_code == 200
 
 
-async def test_a_question_is_not_resolved_and_who_tries_is_told_what_ends_it(api: Api) -> None:
+async def test_a_payment_that_awaits_approval_cannot_be_resolved_and_the_error_says_to_deny_it(api: Api) -> None:
     asked = await ask(api)
     refused = await api.http.post(f"/v1/payments/{asked['id']}/resolve", json={})
     assert (refused.status_code, refused.json()["code"]) == (409, "wrong_state")
     assert f"payagent payments deny {asked['id']}" in refused.json()["detail"]
 
 
-async def test_a_refusal_leaves_the_question_open(api: Api) -> None:
+async def test_an_approval_refused_by_a_limit_leaves_the_payment_waiting(api: Api) -> None:
     asked = await ask(api)
     await api.http.post("/v1/limits", json={"limits": {"per_payment": "1000000"}})
     refused = await api.http.post(f"/v1/payments/{asked['id']}/approve", json={})

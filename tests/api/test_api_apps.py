@@ -1,4 +1,4 @@
-"""Apps: what one may do begins with its token and ends with it, at once."""
+"""Apps over HTTP: tokens, scopes and revocation, and limits set at run time."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def add(api: Api, name: str = "bot", **wanted: object) -> dict[str, Any]:
     return told
 
 
-async def test_an_app_pays_by_its_token_within_its_own_limits(api: Api) -> None:
+async def test_an_app_pays_with_its_token_within_its_own_limits(api: Api) -> None:
     told = await add(api, limits={"per_payment": "14000000", "per_day": "20000000"})
     assert (told["scopes"], told["active"], told["expires_at"]) == (["pay"], True, None)
     paid = await api.pay("a", app="bot")
@@ -46,7 +46,7 @@ async def test_an_app_pays_by_its_token_within_its_own_limits(api: Api) -> None:
     assert (await api.http.post(PAY, json=api.body("d"))).status_code == 201
 
 
-async def test_the_tightest_limit_is_named(api: Api) -> None:
+async def test_a_refusal_names_the_tightest_limit(api: Api) -> None:
     await add(api, limits={"per_payment": "12000000", "total": "13000000"})
     refused = require_problem(await api.as_("bot").post(PAY, json=api.body()), "limit_exceeded")
     assert (refused["limit"], refused["left"], refused["frees_at"]) == ("per_payment", "12000000", None)
@@ -67,7 +67,7 @@ async def test_an_app_is_bound_to_its_merchants_and_assets(api: Api) -> None:
     assert [(one["asset"], one["most"]) for one in limits if one["app"]] == [(other, "5")]
 
 
-async def test_a_token_is_shown_once_and_kept_as_its_hash(api: Api) -> None:
+async def test_a_token_is_shown_once_and_only_its_hash_is_stored(api: Api) -> None:
     told = await add(api)
     listed = (await api.http.get("/v1/apps")).json()["apps"]
     assert [one for one in listed if one["name"] == "bot"] == [{k: v for k, v in told.items() if k != "token"}]
@@ -76,8 +76,8 @@ async def test_a_token_is_shown_once_and_kept_as_its_hash(api: Api) -> None:
         assert secret not in path.read_bytes()
 
 
-async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_length(api: Api) -> None:
-    """So that who is cut off before the answer came has it all the same."""
+async def test_a_caller_may_supply_its_own_token_once_and_only_of_full_length(api: Api) -> None:
+    """A caller that loses the connection before the answer still has its token."""
     before = await add(api)
     mine = plant("a token of the caller's making", "pa_" + "m" * 43)
     renew = "/v1/apps/bot/rotate-token"
@@ -93,10 +93,10 @@ async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_lengt
     assert me == "first"
 
 
-async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
+async def test_revocation_takes_effect_at_once_also_for_waits_and_streams(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.submitter.drain(10)  # what it waits for below is the block
+    await api.run.agent.submitter.drain(10)  # below it waits for the block
     async with following(api, "bot") as stream:
         waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
@@ -109,14 +109,14 @@ async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
         await api.run.run_pass()
         require_problem(await waiting, "unauthorized")
     shown = (await api.http.get(f"{PAY}/{paid['id']}")).json()
-    assert shown["state"] == "confirmed"  # what it had under way went on
+    assert shown["state"] == "confirmed"  # its payment in flight still completes
 
 
 @pytest.mark.parametrize("path", ["/v1/ledger/snapshot", "/v1/ledger/export"])
-async def test_what_takes_long_to_read_breaks_off_when_the_token_ends(
+async def test_a_long_download_is_cut_off_when_the_token_is_revoked(
     api: Api, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The books are larger than what is on its way at once; what came is no whole answer."""
+    """The answer is larger than the connection buffers, so the client gets an incomplete one."""
     await add(api, "auditor", scopes=["read", "operate"])
     pad = "x" * 1_000_000
 
@@ -153,7 +153,7 @@ async def _all_of(pieces: AsyncIterator[bytes]) -> None:
         ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
     ],
 )
-async def test_a_call_whose_token_ends_before_its_body_came_does_nothing(
+async def test_a_request_whose_token_is_revoked_or_rotated_before_its_body_arrives_does_nothing(
     api: Api, path: str, body: dict[str, object] | None, end: str
 ) -> None:
     await add(api, scopes=["pay", "operate", "read", "approve"])
@@ -170,7 +170,7 @@ async def test_a_call_whose_token_ends_before_its_body_came_does_nothing(
     assert {one["set_by"] for one in (await api.http.get("/v1/limits")).json()["limits"]} == {"config"}
 
 
-async def test_a_call_whose_token_expires_before_its_body_came_pays_nothing(api: Api) -> None:
+async def test_a_request_whose_token_expires_before_its_body_arrives_pays_nothing(api: Api) -> None:
     await add(api, expires_at=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
 
     async def pass_time() -> None:
@@ -184,7 +184,7 @@ async def test_a_call_whose_token_expires_before_its_body_came_pays_nothing(api:
 async def _with_late_body(
     api: Api, path: str, body: dict[str, object], between: Callable[[], Awaitable[None]]
 ) -> str:
-    """A call of `bot`: its body is sent when the call was let in and `between` is done."""
+    """A request of `bot` that sends its body only after it was admitted and `between` has run."""
     raw = json.dumps(body).encode()
     reader, writer = await asyncio.open_unix_connection(api.unix_path)
     writer.write(
@@ -200,7 +200,7 @@ async def _with_late_body(
     return answer.decode()
 
 
-async def test_a_new_token_ends_the_one_before(api: Api) -> None:
+async def test_rotating_a_token_revokes_the_old_one(api: Api) -> None:
     await add(api)
     before = api.as_("bot")
     renewed = (await api.http.post("/v1/apps/bot/rotate-token", json={})).json()
@@ -212,7 +212,7 @@ async def test_a_new_token_ends_the_one_before(api: Api) -> None:
         require_problem(await after.get("/v1/limits"), "unauthorized")
 
 
-async def test_a_token_ends_when_it_expires(api: Api) -> None:
+async def test_a_token_is_refused_after_its_expiry(api: Api) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=60)
     await add(api, expires_at=soon.isoformat())
     assert (await api.as_("bot").get("/v1/limits")).status_code == 200
@@ -223,7 +223,7 @@ async def test_a_token_ends_when_it_expires(api: Api) -> None:
 
 
 async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path: Path) -> None:
-    """Nothing was paid since: the newest block alone tells that its time is over."""
+    """Nothing was paid since: only the newest block shows that the expiry has passed."""
     with world_with_clock(tmp_path) as world:
         async with world.run() as run, served(run) as api:
             await add(api, expires_at=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
@@ -238,7 +238,7 @@ async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path:
 
 
 async def test_an_expiry_beyond_the_last_date_is_shown_as_the_last_date(api: Api) -> None:
-    """Ledgers may have one: it was taken once, of 9999-12-31T23:59:59-05:00."""
+    """Old ledgers may hold one: 9999-12-31T23:59:59-05:00 was once accepted."""
     end_ms = 253_402_318_799_000
     await api.run.context.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
     rows = {row["name"]: row for row in (await api.http.get("/v1/apps")).json()["apps"]}
@@ -281,13 +281,13 @@ async def test_an_app_cannot_revoke_an_app_with_more_scopes(api: Api) -> None:
         ({"name": "x", "limit": {}}, "bad_request"),
     ],
 )
-async def test_what_is_not_understood_makes_no_app(api: Api, body: dict[str, object], code: str) -> None:
+async def test_an_invalid_body_adds_no_app(api: Api, body: dict[str, object], code: str) -> None:
     before = (await api.http.get("/v1/apps")).json()
     require_problem(await api.http.post("/v1/apps", json=body), code)
     assert (await api.http.get("/v1/apps")).json() == before
 
 
-async def test_limits_that_are_set_count_at_once_and_after_a_restart(api: Api) -> None:
+async def test_a_limit_set_at_run_time_counts_at_once_and_after_a_restart(api: Api) -> None:
     told = await api.http.post("/v1/limits", json={"limits": {"per_day": "5000000", "per_hour": "4000000"}})
     rows = {one["limit"]: (one["most"], one["set_by"]) for one in told.json()["limits"]}
     assert rows == {
@@ -311,7 +311,7 @@ async def test_limits_that_are_set_count_at_once_and_after_a_restart(api: Api) -
     assert set_ == ("per_hour", "4000000", "app_first")
 
 
-async def test_a_limit_of_nothing_closes(api: Api) -> None:
+async def test_a_limit_of_zero_refuses_every_payment(api: Api) -> None:
     await add(api, limits={"per_day": "0"})
     refused = require_problem(await api.as_("bot").post(PAY, json=api.body("a")), "limit_exceeded")
     assert (refused["limit"], refused["left"], refused["frees_at"]) == ("per_day", "0", None)
@@ -322,8 +322,8 @@ async def test_a_limit_of_nothing_closes(api: Api) -> None:
     await api.pay("c")
 
 
-async def test_a_token_is_opened_by_a_limit_over_time_and_not_by_one_for_each_payment(api: Api) -> None:
-    """The latter bounds nothing when there is one payment after the other."""
+async def test_a_native_token_is_allowed_by_a_limit_over_time_not_by_a_per_payment_limit(api: Api) -> None:
+    """A per-payment limit bounds nothing when one payment follows another."""
     token = "ab" * 28 + "00"
     order = {"asset": token, "limits": {"per_payment": "5"}}
     assert (await api.http.post("/v1/limits", json=order)).status_code == 200
@@ -335,7 +335,7 @@ async def test_a_token_is_opened_by_a_limit_over_time_and_not_by_one_for_each_pa
     require_problem(await api.http.post(PAY, json=api.body("a")), "not_enough_funds")
 
 
-async def test_a_limit_of_a_merchant_that_is_gone_is_taken_back_by_its_origin(api: Api) -> None:
+async def test_a_limit_of_a_removed_merchant_is_removed_by_its_origin(api: Api) -> None:
     operator = api.as_("operator")
     await operator.post("/v1/merchants", json={"name": "shop", "origin": "https://shop.example"})
     await operator.post("/v1/limits", json={"merchant": "shop", "limits": {"per_day": "5000000"}})
@@ -366,7 +366,7 @@ async def _events(api: Api, name: str) -> list[dict[str, Any]]:
         ({"limits": {"per_day": "1"}, "merchant": None}, "bad_request"),
     ],
 )
-async def test_what_is_not_understood_sets_no_limit(api: Api, body: dict[str, object], code: str) -> None:
+async def test_an_invalid_body_sets_no_limit(api: Api, body: dict[str, object], code: str) -> None:
     before = (await api.http.get("/v1/limits")).json()
     require_problem(await api.http.post("/v1/limits", json=body), code)
     assert (await api.http.get("/v1/limits")).json() == before

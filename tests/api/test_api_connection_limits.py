@@ -1,4 +1,4 @@
-"""Connections that say nothing, too slowly, too many at once, or not in HTTP: over real sockets."""
+"""Limits on connections, over real sockets: silent, slow, too many, or not HTTP."""
 
 import asyncio
 import contextlib
@@ -36,9 +36,9 @@ class Server(uvicorn.Server):
 
 
 class Doors:
-    """A served application that answers 200 as soon as `go_on` is set, and a place to connect to.
+    """A served application that answers 200 as soon as `go_on` is set, and its two addresses.
 
-    `fails`: it does not end its answer, but so.
+    `fails`: it raises this in place of the end of its answer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +107,7 @@ async def open_doors(folder: Path) -> AsyncIterator[Doors]:
 
 
 async def call(streams: Streams, request: bytes = GET) -> bytes:
-    """One call on an open connection; the whole answer, or nothing where it was closed."""
+    """One request on an open connection; the whole answer, or nothing if the connection was closed."""
     reader, writer = streams
     writer.write(request)
     async with asyncio.timeout(PATIENCE_S):
@@ -126,22 +126,22 @@ async def is_closed(streams: Streams) -> bool:
             return True
 
 
-async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
+async def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         assert await is_closed(await doors.tcp())
         assert await is_closed(await doors.unix())
 
 
-async def test_a_head_of_more_lines_than_anybody_means_is_not_read(tmp_path: Path) -> None:
-    """To read 12,000 headers took 50 ms of all that the daemon does, from whoever reached the port."""
+async def test_a_request_head_of_too_many_lines_is_refused_with_400(tmp_path: Path) -> None:
+    """Parsing 12,000 headers blocked the daemon for 50 ms, for anyone who could reach the port."""
     most = GET[:-2] + b"a:\r\n" * (HEAD_LINES_MAX - 2)
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
         for _ in range(2):
             assert b" 200 " in await call(streams, most + b"\r\n")
         streams[1].write(most)
-        assert b" 200 " in await call(await doors.tcp()), "meanwhile it has come"
-        assert b" 200 " in await call(streams, b"\r\n"), "in pieces as in one"
+        assert b" 200 " in await call(await doors.tcp()), "the unfinished head has arrived by now"
+        assert b" 200 " in await call(streams, b"\r\n"), "a head in pieces counts like one in a single piece"
         for more in (b"a:\r\n", b"a:\n", b"a:\r\n" * 12_000):
             assert b" 400 " in await call(await doors.tcp(), most + more + b"\r\n")
         doors.go_on.clear()
@@ -151,11 +151,11 @@ async def test_a_head_of_more_lines_than_anybody_means_is_not_read(tmp_path: Pat
         assert b" 400 " in await call(streams, b"")
         body = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b"\n" * 1000
         for ends in (body, body.replace(b"\r", b"")):
-            assert b" 200 " in await call(await doors.tcp(), ends), "lines of a body are none of its head"
+            assert b" 200 " in await call(await doors.tcp(), ends), "lines of the body must not count"
 
 
-async def test_blanks_in_a_head_take_no_time(tmp_path: Path) -> None:
-    """Whoever reached the port could stop the daemon for minutes: it was read before there was a token."""
+async def test_a_header_of_many_blanks_takes_no_time_to_parse(tmp_path: Path) -> None:
+    """Anyone who reached the port could block the daemon for minutes, before a token was checked."""
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
         began_s = time.process_time()
@@ -164,8 +164,8 @@ async def test_blanks_in_a_head_take_no_time(tmp_path: Path) -> None:
         assert b" 200 " in await call(await doors.tcp(), GET[:-2] + b"X:" + b" \t" * 5_000 + b"\r\n\r\n")
 
 
-async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
-    """Also after a call that was answered: there the keep-alive time ends with the first byte."""
+async def test_a_request_head_sent_byte_by_byte_is_cut_off(tmp_path: Path) -> None:
+    """Also after an answered request, where the first byte ends the keep-alive timeout."""
     async with open_doors(tmp_path) as doors:
         for before in (b"", GET):
             streams = await doors.tcp()
@@ -178,20 +178,20 @@ async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) 
             assert closed.result()
 
 
-async def test_a_call_that_takes_long_is_not_hurt_and_the_next_one_comes_on_the_same_connection(
+async def test_a_slow_answer_is_not_cut_off_and_the_connection_serves_the_next_request(
     tmp_path: Path,
 ) -> None:
     async with open_doors(tmp_path) as doors:
         doors.go_on.clear()
         patient, silent = await doors.tcp(), await doors.tcp()
         answer = asyncio.create_task(call(patient))
-        # a connection that is younger and says nothing outlives its time before this call is answered
+        # a younger, silent connection is closed before this request is answered
         assert await is_closed(silent)
         assert await is_closed(await doors.tcp())
         assert not answer.done()
         doors.go_on.set()
         assert b" 200 " in await answer
-        # between two calls it is the keep-alive time that counts
+        # between two requests the keep-alive timeout applies
         assert await is_closed(await doors.tcp())
         assert b" 200 " in await call(patient)
 
@@ -212,7 +212,7 @@ async def test_a_full_port_does_not_block_the_owners_socket(tmp_path: Path) -> N
             pass
 
 
-async def test_the_socket_has_a_bound_too(tmp_path: Path) -> None:
+async def test_the_unix_socket_limits_its_connections_too(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         doors.go_on.clear()
         answers = [asyncio.create_task(call(await doors.unix())) for _ in range(BOUNDS.unix)]
@@ -229,7 +229,7 @@ async def test_the_socket_has_a_bound_too(tmp_path: Path) -> None:
         (64, 9999, 4096, ConnectionLimits(1024, 512, 512)),
     ],
 )
-def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
+def test_the_open_file_limit_is_raised_as_far_as_allowed(
     soft: int, hard: int, raised: int, bounds: ConnectionLimits
 ) -> None:
     code = (
@@ -241,7 +241,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
     assert said.stdout == f"{bounds} {(raised, hard)}\n"
 
 
-async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path) -> None:
+async def test_bytes_that_are_not_http_are_refused_with_problem_json(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
         for nonsense in (
             b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
@@ -261,7 +261,7 @@ async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path)
 
 @pytest.mark.parametrize("method", [b"POST", b"HEAD"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_a_request_that_is_framed_in_two_ways_is_refused_and_what_follows_is_not_read(
+async def test_a_request_with_content_length_and_chunks_is_refused_and_the_next_is_not_read(
     tmp_path: Path, method: bytes, order: tuple[int, int]
 ) -> None:
     both = (b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n")
@@ -278,7 +278,7 @@ async def test_a_request_that_is_framed_in_two_ways_is_refused_and_what_follows_
             assert (json.loads(body)["code"] if method == b"POST" else body) in ("bad_request", b"")
 
 
-async def test_who_asks_for_a_websocket_is_answered_over_http_and_not_told_of_in_the_log(
+async def test_an_upgrade_request_is_answered_over_http_and_not_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_doors(tmp_path) as doors:
@@ -290,10 +290,10 @@ async def test_who_asks_for_a_websocket_is_answered_over_http_and_not_told_of_in
     assert caplog.text == ""
 
 
-async def test_nonsense_after_an_answer_only_ends_the_connection(
+async def test_garbage_after_an_answer_only_closes_the_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The body of a call that was answered before it came."""
+    """It is the body of a request that was answered before the body arrived."""
     async with open_doors(tmp_path) as doors:
         streams = await doors.tcp()
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -305,10 +305,10 @@ async def test_nonsense_after_an_answer_only_ends_the_connection(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("it breaks"), asyncio.CancelledError("the server is to stop")])
-async def test_half_an_answer_is_no_whole_one_for_an_old_client_either(
+async def test_an_http_1_0_client_can_tell_that_an_answer_is_incomplete(
     tmp_path: Path, error: BaseException
 ) -> None:
-    """To HTTP/1.0 the end of the connection is the end of the answer."""
+    """HTTP/1.0 takes the end of the connection for the end of the answer, so it is reset."""
     async with open_doors(tmp_path) as doors:
         doors.fails = error
         reader, writer = await doors.tcp()
@@ -318,8 +318,10 @@ async def test_half_an_answer_is_no_whole_one_for_an_old_client_either(
 
 
 @pytest.mark.parametrize("pieces", [[b"x" * MANY], [b"x" * (MANY // 8)] * 8], ids=["at once", "piece by piece"])
-async def test_who_does_not_read_the_answer_does_not_keep_others_out(tmp_path: Path, pieces: list[bytes]) -> None:
-    """What is not read would otherwise be kept for as long as the client likes."""
+async def test_clients_that_do_not_read_their_answers_do_not_block_others(
+    tmp_path: Path, pieces: list[bytes]
+) -> None:
+    """Otherwise an unread answer would hold its connection for as long as the client likes."""
     async with open_doors(tmp_path) as doors:
         doors.pieces = pieces
         for _ in range(BOUNDS.unix):
@@ -333,8 +335,8 @@ async def test_who_does_not_read_the_answer_does_not_keep_others_out(tmp_path: P
                 pass
 
 
-async def test_who_reads_slowly_gets_the_whole_answer(tmp_path: Path) -> None:
-    """The speed is what is tested: the answer takes several times READ_S."""
+async def test_a_slow_reader_gets_the_whole_answer(tmp_path: Path) -> None:
+    """The answer takes several times READ_S."""
     async with open_doors(tmp_path) as doors:
         doors.pieces = [b"x" * MANY]
         reader, writer = await doors.unix()
@@ -346,7 +348,7 @@ async def test_who_reads_slowly_gets_the_whole_answer(tmp_path: Path) -> None:
 
 
 async def test_an_unfinished_tls_handshake_is_counted_and_closed(tmp_path: Path) -> None:
-    """A few that are silent keep nobody out for longer than a handshake may take, and more are not taken in."""
+    """Silent handshakes block others only until they time out; above the limit they are dropped at once."""
     public, private = certificate(tmp_path)
 
     async def app(_scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

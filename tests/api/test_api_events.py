@@ -1,4 +1,4 @@
-"""/v1/events over HTTP: what happens comes as it happens, to whom it concerns, and nothing is missed or hangs."""
+"""/v1/events over HTTP: events in order, only to apps that may see them, none missed, streams limited."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -22,7 +22,7 @@ from payagent.store.rows import writes as records
 from payagent.store.rows.events import PAGE_ROWS
 
 
-async def test_what_happens_to_a_payment_comes_in_order_with_its_numbers(api: Api) -> None:
+async def test_events_of_a_payment_arrive_in_order_with_consecutive_ids(api: Api) -> None:
     async with following(api) as stream:
         paid = await api.pay()
         found = await stream.until("provider_accepted")
@@ -38,7 +38,7 @@ async def test_what_happens_to_a_payment_comes_in_order_with_its_numbers(api: Ap
     assert [event["data"]["at"] for event in found] == [happening["at"] for happening in history]
 
 
-async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
+async def test_a_client_that_resumes_from_its_last_event_id_misses_nothing(api: Api) -> None:
     async with following(api) as stream:
         await api.pay("a")
         seen = await stream.next()
@@ -55,7 +55,7 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
         assert (await stream.next())["id"] == str(newest)
 
 
-async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> None:
+async def test_an_app_with_the_pay_scope_sees_events_of_its_own_payments_only(api: Api) -> None:
     theirs = await api.pay("theirs", app="other")
     ours = await api.pay("ours", app="payer")
     await api.run.context.write(
@@ -77,7 +77,7 @@ async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> No
         assert (own["event"], own["state"], own["detail"]) == ("alert_raised", None, {"kind": "x"})
 
 
-async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_over(api: Api) -> None:
+async def test_a_long_history_is_read_in_pages_and_events_of_others_are_skipped(api: Api) -> None:
     def job(unit):  # type: ignore[no-untyped-def]
         for number in range(2 * PAGE_ROWS):
             records.note(unit, None, "heard", None, number)
@@ -88,7 +88,7 @@ async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_ove
     api.run.context.conn.set_trace_callback(asked.append)
     async with following(api, "payer", params={"after": 0}) as stream:
         assert (await stream.next())["data"]["payment"] == paid["id"]
-    assert not [sql for sql in asked if "e.detail" in sql], "the event loop goes on while a page is read"
+    assert not [sql for sql in asked if "e.detail" in sql], "a page must not be read on the event loop"
     async with following(api, params={"after": 0}) as stream:
         found = [await stream.next() for _ in range(2 * PAGE_ROWS + 1)]
     assert [int(event["id"]) for event in found] == list(range(1, 2 * PAGE_ROWS + 2))
@@ -105,12 +105,12 @@ async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_ove
         {"params": {"since": "1"}},
     ],
 )
-async def test_a_place_that_is_none_is_refused(api: Api, asked: dict[str, Any]) -> None:
+async def test_an_invalid_event_id_or_parameter_is_refused(api: Api, asked: dict[str, Any]) -> None:
     answer = await api.http.get("/v1/events", **asked)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
-async def test_an_app_has_room_again_when_one_of_its_streams_has_gone(api: Api) -> None:
+async def test_an_app_at_its_stream_limit_may_open_another_after_closing_one(api: Api) -> None:
     async with httpx.AsyncClient(
         base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=30
     ) as http:
@@ -120,7 +120,7 @@ async def test_an_app_has_room_again_when_one_of_its_streams_has_gone(api: Api) 
             await one.__aenter__()
         refused = await api.http.get("/v1/events")
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
-        assert await _is_open(api, "reader"), "another app has its own"
+        assert await _is_open(api, "reader"), "another app has its own limit"
         await open_ones.pop().__aexit__(None, None, None)
         async with asyncio.timeout(PATIENCE_S):
             while not await _is_open(api, "first"):
@@ -129,7 +129,7 @@ async def test_an_app_has_room_again_when_one_of_its_streams_has_gone(api: Api) 
             await one.__aexit__(None, None, None)
 
 
-async def test_streams_that_are_opened_at_once_are_no_more_than_may_be(api: Api) -> None:
+async def test_streams_opened_at_the_same_time_do_not_exceed_the_apps_limit(api: Api) -> None:
     async def status(http: httpx.AsyncClient) -> int:
         answer = await http.send(http.build_request("GET", "/v1/events"), stream=True)
         return answer.status_code
@@ -142,7 +142,7 @@ async def test_streams_that_are_opened_at_once_are_no_more_than_may_be(api: Api)
     assert got.count(200) == events_room.STREAMS_OF_APP_MAX
 
 
-async def test_no_more_streams_are_open_than_may_be_in_all(api: Api) -> None:
+async def test_streams_of_all_apps_together_are_limited(api: Api) -> None:
     names = [f"more{number}" for number in range(events_room.STREAMS_MAX // events_room.STREAMS_OF_APP_MAX)]
     for name in names:
         api.tokens[name] = plant(f"the token of {name}", new_token(SystemRandomness()))
@@ -165,7 +165,7 @@ async def _is_open(api: Api, app: str) -> bool:
         return answer.status_code == 200
 
 
-async def test_a_stop_ends_the_streams_at_once(world: World) -> None:
+async def test_stopping_the_daemon_ends_event_streams_at_once(world: World) -> None:
     world.fund(100_000_000)
     async with world.run() as run:
         await run.run_pass()

@@ -1,4 +1,4 @@
-"""The call that comes most is answered beside the framework: both ways must answer alike."""
+"""POST /v1/payments bypasses the framework (the fast path): both must answer alike."""
 
 import httpx
 import pytest
@@ -26,7 +26,7 @@ JSON = {"content-type": "application/json"}
         ("payer", {**JSON, "host": "evil.example"}, None),
     ],
 )
-async def test_both_ways_answer_alike(
+async def test_the_fast_path_answers_like_the_framework(
     world: World, app: str | None, headers: dict[str, str], body: bytes | None
 ) -> None:
     world.fund(50 * ADA)
@@ -35,7 +35,7 @@ async def test_both_ways_answer_alike(
         content = body or httpx.Request("POST", "http://a", json=api.body("hello")).content
         token = {} if app is None else {"authorization": f"Bearer {api.tokens.get(app, 'pa_nobody')}"}
         answers, counted = [], []
-        # the framework's way first: what it made is found by the other
+        # the framework first: the fast path then finds the payment that it made
         for is_express in (False, True, False):
             before = dict(run.context.refusals)
             made = create_app(run.agent, run.topups, heartbeat=lambda: None, signer=lambda: None)
@@ -53,7 +53,7 @@ async def test_both_ways_answer_alike(
 
 
 def _lasting(answer: httpx.Response) -> tuple[dict[str, object], dict[str, str]]:
-    """Body and headers, but for what names this one answer or its moment."""
+    """Body and headers, without what differs between any two answers."""
     body = {key: value for key, value in answer.json().items() if key != "instance"}
     moment = ("x-request-id", "date", "content-length")
     return body, {name: value for name, value in answer.headers.items() if name not in moment}

@@ -1,4 +1,4 @@
-"""Every hostile 402, over real HTTP to the running API: refused by its code, and nothing is signed."""
+"""Every hostile 402, over real HTTP to the running API: refused with its code, and nothing is signed."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ async def _code(api: Api, content: bytes) -> str:
 
 
 def _rows(world: World) -> list[Hostile]:
-    """The table. Rows that only the agent can refuse get invoice ids of their own, but the one about that."""
+    """The table. Rows that only the agent can refuse get their own invoice ids, except `terms_changed`."""
     rows = hostile_402s(DEVNET, PAY_TO, world.address, time.time_ns() // 1_000_000)
     rows += hostile_x402s(DEVNET, PAY_TO, world.address)
     return [
@@ -51,10 +51,10 @@ def _rows(world: World) -> list[Hostile]:
 
 
 async def test_no_hostile_402_is_paid(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "REFUSALS_AT_ONCE", 10_000)  # one app shows them all
+    monkeypatch.setattr(intake, "REFUSALS_AT_ONCE", 10_000)  # one app presents them all
     limits = daily(1_000_000_000, 100_000_000_000) + daily(10**12, 10**15, TOKEN)
     terms = with_terms(limits=limits, decimals={"lovelace": 6, TOKEN: TOKEN_DECIMALS})
-    world.fund(41_000_000_000_000_000)  # so that no row is refused for want of money
+    world.fund(41_000_000_000_000_000)  # so that no row is refused for lack of funds
     world.fund(5_000_000, assets={TOKEN: 50_000_000, OTHER_POLICY: 50_000_000})
     async with world.run(terms=terms) as run:
         await run.run_pass()

@@ -1,4 +1,4 @@
-"""An app that only pays sees its own payments and its own limits, over every operation that there is."""
+"""An app with only the pay scope sees its own payments and limits, in every operation of the API."""
 
 import json
 import re
@@ -22,15 +22,15 @@ NAMED = "{id}"
 PUBLIC = {"get /healthz", "get /readyz", "head /healthz", "head /readyz"}
 
 
-async def test_the_table_has_every_operation(api: Api) -> None:
+async def test_the_isolation_table_lists_every_operation(api: Api) -> None:
     document = (await api.http.get("/openapi.json")).json()
     calls = {f"{method} {path}" for path, methods in document["paths"].items() for method in methods}
     assert calls - PUBLIC == OPERATIONS.keys()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_an_operation_shows_nothing_of_another_app(api: Api, operation: str) -> None:
-    """What the other app did is known by its ids, its transaction, its amount and its own name."""
+async def test_no_operation_reveals_another_apps_payment(api: Api, operation: str) -> None:
+    """Searches the answer for the other app's ids, transaction, amount and name."""
     api.world.settings(price="11000000")
     theirs = await api.pay("a secret of the other", app="other")
     api.world.settings(price="10000000")
@@ -64,7 +64,7 @@ def _tells_nothing(text: str, theirs: dict[str, Any]) -> None:
         assert str(secret) not in text, secret
 
 
-async def test_limits_are_told_without_what_others_spent(api: Api) -> None:
+async def test_limits_do_not_reveal_what_other_apps_spent(api: Api) -> None:
     await api.http.post("/v1/limits", json={"app": "payer", "limits": {"per_day": "40000000"}})
     await api.http.post("/v1/limits", json={"app": "other", "limits": {"per_day": "50000000"}})
     await api.pay("a", app="other")
@@ -78,7 +78,7 @@ async def test_limits_are_told_without_what_others_spent(api: Api) -> None:
     ]
 
 
-async def test_a_request_of_another_app_is_no_way_to_its_payment(api: Api) -> None:
+async def test_an_app_that_repeats_anothers_invoice_and_key_does_not_get_its_payment(api: Api) -> None:
     """The same invoice and the same key, by an app that has seen them."""
     body = api.body("shared")
     first = await api.as_("other").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
@@ -90,8 +90,8 @@ async def test_a_request_of_another_app_is_no_way_to_its_payment(api: Api) -> No
         _tells_nothing(answer.text.replace(first.json()["invoice_id"], ""), first.json())
 
 
-async def test_a_limit_that_others_share_refuses_without_telling_what_they_spent(api: Api) -> None:
-    """In the answer, and wherever the payment that was refused is shown; who sees the wallet is told all."""
+async def test_a_refusal_by_a_shared_limit_does_not_reveal_what_others_spent(api: Api) -> None:
+    """Neither in the answer nor where the refused payment is shown. An app that may see the wallet sees it."""
     await api.http.post("/v1/limits", json={"limits": {"per_day": "30000000"}})
     theirs = await api.pay("theirs", app="other")
     left = str(30_000_000 - 13_000_000 - int(str(theirs["fee"])))
@@ -119,7 +119,7 @@ async def test_a_limit_that_others_share_refuses_without_telling_what_they_spent
     assert require_problem(by_operator, "limit_exceeded")["left"] == left_then
 
 
-async def test_its_own_limits_are_told_to_the_unit(api: Api) -> None:
+async def test_an_app_sees_exactly_what_its_own_limit_leaves(api: Api) -> None:
     await api.http.post("/v1/limits", json={"app": "payer", "limits": {"per_day": "20000000"}})
     mine = await api.pay("mine", app="payer")
     left = str(20_000_000 - 13_000_000 - int(str(mine["fee"])))
@@ -130,7 +130,7 @@ async def test_its_own_limits_are_told_to_the_unit(api: Api) -> None:
     assert format_ada(int(left)) in row["reason"]["detail"]
 
 
-async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
+async def test_a_refusal_for_lack_of_funds_does_not_reveal_the_wallet_balance(api: Api) -> None:
     api.world.settings(price=str(900_000_000))
     free = sum(utxo.lovelace for utxo in api.run.context.utxos)
     for path in ("/v1/payments", "/v1/quotes"):
@@ -147,8 +147,8 @@ async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
     assert in_words in (await api.http.get(f"/v1/payments/{row['id']}")).text
 
 
-async def test_an_app_that_asks_with_many_amounts_finds_out_what_the_wallet_has(api: Api) -> None:
-    """docs/explanation/security.md says so; a change that ends it changes that page."""
+async def test_an_app_can_find_the_wallet_balance_by_quoting_many_amounts(api: Api) -> None:
+    """docs/explanation/security.md says so; a change that prevents it must change that page."""
     free = sum(utxo.lovelace for utxo in api.run.context.utxos)
     payable, too_much = 10_000_000, 900_000_000
     while too_much - payable > 1_000_000:
@@ -164,7 +164,7 @@ async def test_an_app_that_asks_with_many_amounts_finds_out_what_the_wallet_has(
     assert 0 <= free - payable - shares < 3_000_000
 
 
-async def test_an_app_that_is_bound_to_merchants_sees_the_limits_of_no_other(api: Api) -> None:
+async def test_an_app_bound_to_merchants_and_assets_sees_no_limits_of_others(api: Api) -> None:
     bound = {"name": "bound", "merchants": ["t"], "assets": ["lovelace"]}
     made = (await api.http.post("/v1/apps", json=bound)).json()
     api.tokens["bound"] = plant("the token of bound", made["token"])

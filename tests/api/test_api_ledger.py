@@ -1,4 +1,4 @@
-"""The books over HTTP: whole or not, in part, and in the formats of accounting."""
+"""The ledger over HTTP: verify, entries, balance, export and reconcile."""
 
 import asyncio
 import csv
@@ -24,7 +24,7 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import writes as records
 
 
-async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
+async def test_verify_is_clean_until_somebody_changes_the_ledger(api: Api) -> None:
     await api.pay()
     clean = (await api.as_("reader").get("/v1/ledger/verify")).json()
     assert (clean["clean"], clean["found"], clean["findings"]) == (True, 0, [])
@@ -43,8 +43,8 @@ async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
     assert (told["clean"], told["found"]) == (False, 4)
 
 
-async def test_who_hangs_up_leaves_no_copy_of_the_ledger_on_the_disk(api: Api, uncollected: None) -> None:
-    """Nor any other reading: while one lasts, what is written since stays beside the ledger, and grows."""
+async def test_a_client_that_hangs_up_on_a_snapshot_leaves_no_copy_on_disk(api: Api, uncollected: None) -> None:
+    """Nor an open read transaction, which would let the write-ahead log grow."""
 
     def note(unit: Unit) -> None:
         for _ in range(80):
@@ -62,10 +62,10 @@ async def test_who_hangs_up_leaves_no_copy_of_the_ledger_on_the_disk(api: Api, u
             await asyncio.sleep(0.01)
 
 
-async def test_who_hangs_up_while_the_books_are_verified_keeps_nobody_else_waiting(
+async def test_a_client_that_hangs_up_during_verify_does_not_block_others(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of it waits for processes that help, which may take seconds."""
+    """Ending the check waits for its worker processes, which may take seconds."""
     ending, answered = threading.Event(), threading.Event()
     was_answered = []
 
@@ -91,7 +91,7 @@ async def test_who_hangs_up_while_the_books_are_verified_keeps_nobody_else_waiti
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """A process in which nothing is so much that garbage is collected."""
+    """A process without automatic garbage collection."""
     gc.disable()
     yield
     gc.enable()
@@ -106,7 +106,7 @@ def copies() -> list[Path]:
     return [path for path in found if path.parent.name == SCRATCH]
 
 
-async def test_a_head_that_was_noted_must_still_be_there(api: Api) -> None:
+async def test_verify_checks_that_a_head_noted_earlier_is_still_in_the_ledger(api: Api) -> None:
     http = api.as_("reader")
     await api.pay()
     head = (await http.get("/v1/ledger/verify")).json()["head"]
@@ -136,7 +136,7 @@ async def test_a_head_that_was_noted_must_still_be_there(api: Api) -> None:
         ({"asset": "5c" * 28}, set()),
     ],
 )
-async def test_entries_balance_and_export_show_the_same_part(
+async def test_entries_balance_and_export_apply_the_same_filters(
     api: Api, chosen: dict[str, str], kinds: set[str]
 ) -> None:
     await api.pay()
@@ -155,7 +155,7 @@ async def test_entries_balance_and_export_show_the_same_part(
     assert {row["account"]: int(row["units"]) for row in balances} == {a: n for a, n in sums.items() if n}
 
 
-async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_it_was(api: Api) -> None:
+async def test_uses_of_a_prepaid_balance_are_listed_under_the_app_that_made_the_request(api: Api) -> None:
     api.world.settings(batch=4)
     row = await api.pay(app="payer", request={"method": "POST", "path": "/chat", "body_sha256": "ab" * 32})
     await api.run.agent.submitter.drain(10)
@@ -175,14 +175,14 @@ async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_
         assert {row["app"] for row in rows} == ({f"app_{app}"} if kinds else set())
 
 
-async def test_an_origin_names_a_merchant_too(api: Api) -> None:
+async def test_entries_can_be_filtered_by_a_merchants_name_or_origin(api: Api) -> None:
     await api.pay()
     for merchant in ("t", api.world.origin):
         answer = await api.http.get("/v1/ledger/entries", params={"merchant": merchant})
         assert [entry["kind"] for entry in answer.json()["entries"]] == ["reserve"]
 
 
-async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
+async def test_an_app_with_the_read_scope_may_compare_the_ledger_with_the_chain(api: Api) -> None:
     await api.pay()
     await api.run.agent.submitter.drain(10)
     answer = (await api.as_("reader").get("/v1/ledger/reconcile")).json()
@@ -198,16 +198,16 @@ async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
         assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
 
 
-async def test_books_that_were_not_brought_in_step_with_the_chain_are_not_compared(world: World) -> None:
+async def test_reconcile_is_refused_until_the_chain_was_read(world: World) -> None:
     async with world.run() as run, served(run) as api:
         refused = await api.http.get("/v1/ledger/reconcile")
         assert (refused.status_code, refused.json()["code"]) == (503, "chain_not_ready")
 
 
-async def test_who_hangs_up_while_the_books_are_compared_leaves_the_thread_its_connection(
+async def test_a_client_that_hangs_up_during_reconcile_does_not_close_the_connection_in_use(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite closed under a thread that reads ends the process."""
+    """Closing SQLite while a thread reads from it crashes the process."""
     reading, gone, read = threading.Event(), threading.Event(), threading.Event()
 
     def compare(conn: sqlite3.Connection, *_: object, **__: object) -> Iterator[Never]:
@@ -224,6 +224,6 @@ async def test_who_hangs_up_while_the_books_are_compared_leaves_the_thread_its_c
     async with asyncio.timeout(20):
         while not task.cancelling():
             await asyncio.sleep(0.005)
-    await asyncio.wait((task,), timeout=0.1)  # it has the time to end before the thread does
+    await asyncio.wait((task,), timeout=0.1)  # time enough to end before the thread, if it did
     gone.set()
     assert await asyncio.to_thread(read.wait, 20)

@@ -1,4 +1,4 @@
-"""Who may be paid, what calls to them carry, and what is known of them; how deep a payment is."""
+"""Merchants over HTTP: who may be paid, request headers, pins, prices and stops; a payment's depth."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from payagent.devnet.merchant import role_address
 KEY = plant("a merchant's key", "canary-key-of-a-merchant")
 
 
-async def test_a_program_learns_what_its_calls_should_carry(world: World) -> None:
+async def test_a_program_learns_which_headers_its_requests_to_a_merchant_carry(world: World) -> None:
     inside = frozenset(("http://localhost:3000",))
     plain = MerchantConfig(
         "a", "https://a.example", None, None, "submitted", 5, api_key=KEY, resource_origins=inside
@@ -47,7 +47,7 @@ async def test_a_program_learns_what_its_calls_should_carry(world: World) -> Non
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
-async def test_a_payment_says_how_deep_it_is(api: Api, blocks: int) -> None:
+async def test_a_payment_shows_its_depth_in_blocks(api: Api, blocks: int) -> None:
     payment = await api.pay()
     await api.run.agent.submitter.drain(10)
     await api.run.settle_down(blocks)
@@ -57,7 +57,7 @@ async def test_a_payment_says_how_deep_it_is(api: Api, blocks: int) -> None:
 
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
-    """The API of a wallet whose merchant is held to its first addresses, its prices and serving."""
+    """The API of a wallet whose merchant has every merchant rule: pins, price rise, unserved count."""
     with world_with_clock(tmp_path) as world:
         world.fund(*[100_000_000] * 5)
         rules = MerchantRules(
@@ -70,7 +70,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
                 yield api
 
 
-async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> None:
+async def test_an_operator_sees_a_merchants_pins_prices_and_unserved_streak(guarded: Api) -> None:
     await guarded.pay(request={"method": "POST", "path": "/chat?x=1", "body_sha256": "0" * 64})
     await guarded.run.agent.submitter.drain(10)
     on_its_way = (await guarded.as_("operator").get("/v1/merchants/t")).json()
@@ -98,13 +98,13 @@ async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> Non
 
 
 async def why_asked(api: Api, message: str) -> list[str]:
-    """The codes for which a payment waits for a person."""
+    """The codes of the reasons for which a payment awaits approval."""
     answer = await api.http.post("/v1/payments", json=api.body(message))
     assert (answer.status_code, answer.json()["state"]) == (202, "awaiting_approval"), answer.text
     return [reason["code"] for reason in answer.json()["approval"]["reasons"]]
 
 
-async def test_who_decides_sees_why_and_what_is_allowed_is_known(guarded: Api) -> None:
+async def test_an_approval_shows_why_it_is_needed_and_pins_the_new_address(guarded: Api) -> None:
     await guarded.pay("first")
     guarded.world.settings(pay_to=role_address("new").text)
     quote = (await guarded.http.post("/v1/quotes", json=guarded.body("second"))).json()
@@ -116,7 +116,7 @@ async def test_who_decides_sees_why_and_what_is_allowed_is_known(guarded: Api) -
     await guarded.pay("third")
 
 
-async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guarded: Api) -> None:
+async def test_an_operator_pins_a_new_address_and_unpins_it_again(guarded: Api) -> None:
     await guarded.pay("first")
     order = {"role": "pay_to", "address": role_address("new").text}
     guarded.world.settings(pay_to=order["address"])
@@ -135,7 +135,7 @@ async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guard
         require_problem(await guarded.http.post("/v1/merchants/t/pins", json=wrong), "bad_request")
 
 
-async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None:
+async def test_a_merchant_stopped_after_an_unserved_payment_is_paid_again_after_resume(guarded: Api) -> None:
     row = await guarded.pay("first")
     await guarded.run.agent.submitter.drain(10)
     await guarded.run.settle_down()

@@ -29,7 +29,7 @@ async def numbers(api: Api, app: str = "reader") -> dict[str, int]:
     return found
 
 
-async def test_numbers_follow_what_happens(api: Api) -> None:
+async def test_metrics_follow_a_payment_from_hold_to_confirmation(api: Api) -> None:
     before = await numbers(api)
     assert before['payagent_payments{state="in_flight"}'] == 0
     assert {f'payagent_payments{{state="{state}"}}' for state in State} <= before.keys()
@@ -81,20 +81,20 @@ async def test_every_refusal_is_counted_by_its_code(api: Api) -> None:
     }
 
 
-async def test_a_provider_that_tells_nothing_is_counted(api: Api) -> None:
+async def test_a_failed_provider_request_is_counted(api: Api) -> None:
     api.world.fault("/blocks/latest", "rate", count=1)
     await api.run.run_pass()
     found = await numbers(api)
     assert found['payagent_provider_failures_total{provider="devnet"}'] >= 1
 
 
-async def test_what_is_not_well_shows(api: Api) -> None:
+async def test_a_failed_health_check_shows_in_payagent_up(api: Api) -> None:
     assert (await numbers(api))['payagent_up{check="sweeps"}'] == 1
     api.stale.append("late")
     assert (await numbers(api))['payagent_up{check="sweeps"}'] == 0
 
 
-async def test_numbers_are_for_those_who_may_read(api: Api, world: World) -> None:
+async def test_metrics_are_refused_to_paying_apps_and_contain_no_ids_or_secrets(api: Api, world: World) -> None:
     require_problem(await api.as_("payer").get("/metrics"), "forbidden")
     nobody = await api.http.get("/metrics", headers={"Authorization": "Bearer nobody"})
     require_problem(nobody, "unauthorized")
@@ -104,7 +104,7 @@ async def test_numbers_are_for_those_who_may_read(api: Api, world: World) -> Non
         assert str(secret) not in text
 
 
-async def test_the_page_for_operators_has_every_number(api: Api) -> None:
+async def test_the_metrics_reference_page_lists_every_metric(api: Api) -> None:
     page = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text()
     text = (await api.as_("reader").get("/metrics")).text
     told = set(re.findall(r"^# TYPE (payagent_[a-z_]+)", text, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""/openapi.json says what the API does: generated calls never break it, and answers are as described."""
+"""/openapi.json matches the API: generated requests get only the answers that it describes."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ CALLERS = ("first", "none", "first", "wrong", "first", "payer")
 """Who makes a generated call, in turn: all scopes, no token, a token that nobody has, the pay scope alone."""
 
 
-async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api) -> None:
+async def test_the_openapi_document_lists_every_operation_and_links_to_no_other_host(api: Api) -> None:
     answer = await api.http.get("/openapi.json")
     document = answer.json()
     assert document["openapi"].startswith("3.1")
@@ -91,7 +91,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
             assert ("security" in operation) == path.startswith(("/v1/", "/metrics")), path
 
 
-async def test_generated_calls_get_the_answers_that_are_described(world: World) -> None:
+async def test_generated_requests_get_answers_that_match_the_openapi_document(world: World) -> None:
     world.fund(*[100_000_000] * 20)
     async with world.run() as run:
         await run.run_pass()
@@ -134,7 +134,7 @@ def _ask_often(api: Api, operation: Any, cases: int, payment_id: str, asked: Ask
     )
     @given(case=operation.as_strategy(), again=integers())
     def call(case: schemathesis.Case, again: int) -> None:
-        """`again` tells the calls of an operation apart that takes nothing: each caller is to make it."""
+        """`again` makes the cases of an operation without parameters differ, so that each caller sends one."""
         number = next(turn)
         caller = CALLERS[number % len(CALLERS)]
         if "payment_id" in (case.path_parameters or {}) and number % 4:
@@ -147,7 +147,7 @@ def _ask_often(api: Api, operation: Any, cases: int, payment_id: str, asked: Ask
 
 
 def _ask(api: Api, case: schemathesis.Case, caller: str) -> int:
-    """One call, whose answer is as the document says and as the caller's token deserves."""
+    """Send one request and check its answer against the document and the caller's token."""
     token = api.tokens.get(caller, "pa_" + "A" * 43)
     headers = {} if caller == "none" else {"Authorization": f"Bearer {token}"}
     if case.path == "/v1/events" and caller in ("first", "payer"):

@@ -1,9 +1,9 @@
-"""An operator stops all signing over HTTP, and everybody sees that it is so."""
+"""Pause and resume over HTTP: an operator stops all signing, and every app sees it."""
 
 from kit.api import Api
 
 
-async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(api: Api) -> None:
+async def test_a_pause_refuses_payments_and_transfers_until_an_operator_resumes(api: Api) -> None:
     paid = await api.pay("before")
     answer = await api.as_("operator").post("/v1/pause", json={"reason": "a token leaked"})
     assert answer.status_code == 200, answer.text
@@ -20,7 +20,7 @@ async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(
     await api.run.settle_down()
     assert (await api.http.get(f"/v1/payments/{paid['id']}?wait=5")).json()["state"] == "confirmed"
     refused = await api.http.post("/v1/quotes", json=api.body("after"))
-    assert (refused.status_code, refused.json()["code"]) == (503, "paused"), "nor would it be paid"
+    assert (refused.status_code, refused.json()["code"]) == (503, "paused"), "a quote is refused too"
     for path, body in (("send", {"address": api.world.address, "units": "5000000"}), ("split", SPLIT)):
         refused = await api.http.post(f"/v1/wallet/{path}", json=body)
         assert (refused.status_code, refused.json()["code"]) == (503, "paused")
@@ -32,7 +32,7 @@ async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(
 SPLIT = {"count": 2, "lovelace": "5000000"}
 
 
-async def test_who_pauses_what_is_paused_is_told_whose_pause_and_reason_stand(api: Api) -> None:
+async def test_pausing_again_keeps_and_returns_the_first_pause_and_its_reason(api: Api) -> None:
     first = (await api.as_("operator").post("/v1/pause", json={"reason": "a drill"})).json()
     assert "already" not in first
     again = await api.http.post("/v1/pause", json={"reason": "a token leaked"})
@@ -40,7 +40,7 @@ async def test_who_pauses_what_is_paused_is_told_whose_pause_and_reason_stand(ap
     assert "already" not in (await api.http.get("/v1/pause")).json()
 
 
-async def test_only_an_operator_pauses_and_an_app_is_not_told_who_did(api: Api) -> None:
+async def test_only_an_operator_pauses_and_a_paying_app_does_not_see_who_or_why(api: Api) -> None:
     for app in ("payer", "reader"):
         for path in ("pause", "resume"):
             answer = await api.as_(app).post(f"/v1/{path}", json={})
@@ -51,7 +51,7 @@ async def test_only_an_operator_pauses_and_an_app_is_not_told_who_did(api: Api) 
     assert (await api.as_("reader").get("/v1/pause")).json()["reason"] == "secret matters"
 
 
-async def test_nothing_need_be_said_to_stop_and_what_is_said_is_json(api: Api) -> None:
+async def test_pause_and_resume_need_no_body_and_a_body_must_be_json(api: Api) -> None:
     operator = api.as_("operator")
     for headers in ({}, {"content-type": "application/json"}):
         told = await operator.post("/v1/pause", headers=headers)
@@ -66,14 +66,14 @@ async def test_nothing_need_be_said_to_stop_and_what_is_said_is_json(api: Api) -
     assert (await operator.get("/v1/pause")).json()["paused"] is False
 
 
-async def test_a_reason_is_one_line(api: Api) -> None:
+async def test_a_pause_reason_must_be_one_short_line(api: Api) -> None:
     for reason in ("two\nlines", "x" * 301, 7):
         answer = await api.http.post("/v1/pause", json={"reason": reason})
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
     assert (await api.http.get("/v1/pause")).json()["paused"] is False
 
 
-async def test_a_pause_stands_in_the_events_with_who_and_why(api: Api) -> None:
+async def test_pause_and_resume_are_events_with_who_and_why(api: Api) -> None:
     await api.as_("operator").post("/v1/pause", json={"reason": "a drill"})
     await api.as_("first").post("/v1/resume", json={})
     found = api.run.context.conn.execute(

@@ -1,4 +1,4 @@
-"""The main job over HTTP: a 402 comes in, it is paid on chain once, and the call is served."""
+"""Payments over HTTP: a 402 is paid on chain once, and the request is served."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ from payagent.store.rows import prepaid
 SHA256 = "ab" * 32
 
 
-async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: Api) -> None:
+async def test_a_402_is_paid_on_chain_and_its_headers_get_the_request_served(api: Api) -> None:
     world = api.world
     answer = await api.http.post("/v1/payments", json=api.body("hello"))
     assert answer.status_code == 201, answer.text
@@ -64,7 +64,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
 
 
 async def test_a_request_that_names_two_partners_is_refused(api: Api) -> None:
-    """Else a batch is bought for a balance that nobody has."""
+    """Otherwise a batch would be bought for a balance that nobody has."""
     api.world.settings(batch=4)
     call = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
     for other, code in (("other", 400), ("demo", 201)):
@@ -75,8 +75,8 @@ async def test_a_request_that_names_two_partners_is_refused(api: Api) -> None:
     assert pool.partner == "demo"
 
 
-async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> None:
-    """Else the merchant refuses what is paid: the invoice is not for the partner configured, or for our wallet."""
+async def test_the_proof_of_a_batch_names_the_partner_and_wallet_it_was_bought_for(api: Api) -> None:
+    """Otherwise the merchant refuses the proof: the invoice names another partner or wallet than the config."""
     api.world.settings(batch=4)
     ours, theirs = api.world.address, role_address("split").text
     buyers = ("mine", ours), ("a b", ours), ("demo", theirs), ("demo", ours)
@@ -97,8 +97,8 @@ async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> No
         assert list(check_receipt(read_receipt(told))) == []
 
 
-async def test_what_a_client_says_was_served_is_delivered_though_the_daemon_dies_with_that(world: World) -> None:
-    """Else, where nobody says so again, the same call finds a proof that its merchant has taken."""
+async def test_a_reported_delivery_survives_a_crash_right_after_it(world: World) -> None:
+    """Otherwise, if the client does not report again, the same request finds a used proof."""
     world.fund(50 * ADA)
     dead: list[str] = []
 
@@ -132,7 +132,7 @@ async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api
     assert len(api.world.transactions()) == 1
 
 
-async def test_a_key_that_named_another_request_is_refused_and_buys_nothing(api: Api) -> None:
+async def test_an_idempotency_key_of_another_request_is_refused(api: Api) -> None:
     key = {"Idempotency-Key": "order-8"}
     request = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
     first = await api.http.post("/v1/payments", json=api.body("a", request=request), headers=key)
@@ -143,7 +143,7 @@ async def test_a_key_that_named_another_request_is_refused_and_buys_nothing(api:
     assert second.json()["detail"] == "the key 'order-8' was used for another request"
 
 
-async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was_delivered(api: Api) -> None:
+async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_is_delivered(api: Api) -> None:
     request = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
     first = await api.pay("a", request=request)
     again = await api.http.post("/v1/payments", json=api.body("a, with another invoice", request=request))
@@ -158,7 +158,7 @@ async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was
     assert tomorrow.json()["id"] != first["id"]
 
 
-async def test_the_body_may_come_as_a_value_as_text_or_byte_by_byte(api: Api) -> None:
+async def test_a_402_body_is_accepted_as_json_as_text_or_as_base64(api: Api) -> None:
     body = api.body()
     response = body["response"]
     text = json.dumps(response.pop("body"), indent=2)
@@ -170,7 +170,7 @@ async def test_the_body_may_come_as_a_value_as_text_or_byte_by_byte(api: Api) ->
     assert [answer.status_code for answer in answers] == [201, 200, 200]
 
 
-async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
+async def test_a_wait_ends_as_soon_as_the_state_changes(api: Api) -> None:
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
     waiting = asyncio.create_task(api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 60}))
@@ -181,7 +181,7 @@ async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
     assert answer.json()["state"] in ("in_block", "confirmed")
 
 
-async def test_waiting_ends_when_the_time_is_up(api: Api) -> None:
+async def test_a_wait_ends_when_its_time_is_up(api: Api) -> None:
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
     answer = await api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 1})
@@ -216,7 +216,7 @@ async def test_an_app_sees_its_own_payments_and_no_others(api: Api) -> None:
     assert (await own.get(f"/v1/payments/{mine}")).json()["delivery"] == "not_presented"
 
 
-async def test_another_apps_invoice_is_not_paid_again_and_not_handed_over(api: Api) -> None:
+async def test_an_invoice_that_another_app_paid_is_refused_and_its_proof_is_not_shown(api: Api) -> None:
     body = api.body()
     first = await api.as_("payer").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
     second = await api.as_("other").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
@@ -242,7 +242,7 @@ async def test_payments_are_listed_newest_first_in_pages_and_by_filter(api: Api)
         assert len((await api.http.get("/v1/payments", params=query)).json()["payments"]) == count, query
 
 
-async def test_a_quote_tells_what_the_payment_will_take_and_reserves_nothing(api: Api) -> None:
+async def test_a_quote_shows_the_total_of_the_payment_and_reserves_nothing(api: Api) -> None:
     body = api.body()
     quote = await api.http.post("/v1/quotes", json=body)
     assert quote.status_code == 200, quote.text
@@ -258,7 +258,7 @@ async def test_a_quote_tells_what_the_payment_will_take_and_reserves_nothing(api
     assert (paid["fee"], paid["outputs"]) == (told["fee"], told["outputs"])
 
 
-async def test_a_quote_of_what_has_a_payment_says_so_and_by_which_to_its_own_app_alone(api: Api) -> None:
+async def test_a_quote_for_a_paid_invoice_names_the_payment_only_to_its_own_app(api: Api) -> None:
     body = api.body()
     paid = (await api.as_("payer").post("/v1/payments", json=body)).json()["id"]
     own = require_problem(await api.as_("payer").post("/v1/quotes", json=body), "invoice_already_paid/same_intent")
@@ -272,7 +272,7 @@ async def test_a_quote_of_what_has_a_payment_says_so_and_by_which_to_its_own_app
         require_problem(await api.as_("payer").post(path, json=dearer), "terms_changed")
 
 
-async def test_a_quote_of_what_was_paid_by_a_key_says_what_paying_without_it_would(api: Api) -> None:
+async def test_a_quote_without_the_key_of_a_paid_invoice_is_refused_as_the_payment_would_be(api: Api) -> None:
     body = api.body()
     paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})).json()["id"]
     for path in ("/v1/quotes", "/v1/payments"):
@@ -280,13 +280,13 @@ async def test_a_quote_of_what_was_paid_by_a_key_says_what_paying_without_it_wou
         assert told["payment"] == paid
 
 
-async def test_a_quote_of_what_was_refused_before_is_a_quote(api: Api) -> None:
+async def test_a_402_refused_by_max_total_can_still_be_quoted(api: Api) -> None:
     body = api.body()
     assert (await api.http.post("/v1/payments", json=body | {"max_total": "1"})).status_code == 403
     assert (await api.http.post("/v1/quotes", json=body)).json()["within_limits"] is True
 
 
-async def test_max_total_bounds_the_payment_with_its_fee_to_the_unit(api: Api) -> None:
+async def test_max_total_bounds_the_payment_including_its_fee(api: Api) -> None:
     body = api.body()
     total = int((await api.http.post("/v1/quotes", json=body)).json()["total"])
     tight = body | {"max_total": str(total - 1)}
@@ -305,7 +305,7 @@ async def test_max_total_bounds_the_payment_with_its_fee_to_the_unit(api: Api) -
     assert paid.status_code == 201, paid.text
 
 
-async def test_what_was_never_signed_or_is_no_purchase_cannot_be_delivered(api: Api) -> None:
+async def test_a_delivery_of_a_rejected_payment_or_a_transfer_is_refused(api: Api) -> None:
     split = (await api.http.post("/v1/wallet/split", json={"count": 2, "lovelace": "5000000"})).json()["id"]
     await api.http.post("/v1/payments", json=api.body(max_total="1"))
     rejected = (await api.http.get("/v1/payments", params={"state": "rejected"})).json()["payments"][0]
@@ -315,7 +315,7 @@ async def test_what_was_never_signed_or_is_no_purchase_cannot_be_delivered(api: 
         assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")
 
 
-async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
+async def test_the_ledger_keeps_the_paid_402_as_received(world: World) -> None:
     world.fund(100_000_000)
     async with world.run() as run:
         await run.run_pass()
@@ -328,7 +328,7 @@ async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
             assert json.loads(kept) == body["response"]
 
 
-async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> None:
+async def test_reporting_the_answer_to_a_retry_returns_whether_and_when_to_retry(api: Api) -> None:
     paid = await api.pay("asked again")
     report = f"/v1/payments/{paid['id']}/delivery"
     early = api.world.call("asked again", paid["headers"])  # type: ignore[arg-type]
@@ -349,7 +349,7 @@ async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> 
 
 
 async def test_a_retry_without_an_answer_can_be_reported(api: Api) -> None:
-    """The proof was shown then, and the merchant has the money."""
+    """The proof was shown all the same, and the merchant has the money."""
     paid = await api.pay("no answer")
     report = f"/v1/payments/{paid['id']}/delivery"
     told = (await api.http.post(report, json={"status": 504, "unanswered": "ReadTimeout"})).json()
@@ -360,7 +360,7 @@ async def test_a_retry_without_an_answer_can_be_reported(api: Api) -> None:
         assert (refused.json()["code"], refused.json()["key"]) == ("bad_request", "unanswered"), wrong
 
 
-async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) -> None:
+async def test_payments_are_not_searched_on_the_event_loop(api: Api) -> None:
     asked: list[str] = []
     api.run.context.conn.set_trace_callback(asked.append)
     answer = await api.http.get("/v1/payments", params={"since": "2100-01-01T00:00:00Z"})
@@ -368,7 +368,7 @@ async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) ->
     assert not [sql for sql in asked if "FROM payments" in sql]
 
 
-async def test_a_merchants_notes_are_paid_past_and_kept_in_the_receipt(api: Api) -> None:
+async def test_metadata_in_a_402_is_ignored_and_kept_in_the_receipt_unless_it_names_a_fee(api: Api) -> None:
     api.world.settings(dialect="flux")
     body = api.body("hello")
     response = body["response"]
@@ -384,8 +384,8 @@ async def test_a_merchants_notes_are_paid_past_and_kept_in_the_receipt(api: Api)
     assert (refused.status_code, refused.json()["code"]) == (422, "terms_not_understood"), refused.text
 
 
-async def test_no_address_in_a_402_is_called(api: Api) -> None:
-    """Where a merchant is asked is the config's word; what its 402 names could be anybody's door."""
+async def test_no_url_in_a_402_is_requested(api: Api) -> None:
+    """Only the config says where to reach a merchant; a URL in its 402 could belong to anyone."""
     called: list[object] = []
     server = await asyncio.start_server(lambda _, writer: called.append(writer.close()), "127.0.0.1", 0)
     async with server:

@@ -1,4 +1,4 @@
-"""What is refused, with which code, and how a refusal looks: RFC 9457 with what it means for the money."""
+"""Refused requests: their codes, and problem documents (RFC 9457) that say what it means for the money."""
 
 import json
 from typing import Any
@@ -17,7 +17,7 @@ CALL = {"method": "POST", "path": "/chat", "body_sha256": "ab" * 32}
 NO_PAYMENT = "/v1/payments/pay_000000000000000000000000"
 
 
-async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wrong(api: Api) -> None:
+async def test_an_invalid_body_is_refused_and_the_wrong_key_is_named(api: Api) -> None:
     good = api.body()
     response: dict[str, Any] = dict(good["response"])  # type: ignore[call-overload]
     other = "https://api.example.com"
@@ -125,7 +125,7 @@ async def test_two_idempotency_keys_are_refused(api: Api) -> None:
     require_nothing_signed(api)
 
 
-async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api: Api) -> None:
+async def test_unknown_paths_methods_and_invalid_parameters_are_refused_with_a_code(api: Api) -> None:
     for method, path, code in (
         ("GET", "/", "not_found"),
         ("GET", "/docs", "not_found"),
@@ -171,10 +171,10 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         ("/openapi.json", {"GET", "HEAD"}),
     ):
         allow = (await api.http.delete(path)).headers["allow"]
-        assert set(allow.split(", ")) == takes, "all that the path takes (RFC 9110 10.2.1)"
+        assert set(allow.split(", ")) == takes, "every method that the path allows (RFC 9110 10.2.1)"
 
 
-async def test_a_parameter_in_a_place_where_nothing_reads_it_is_refused(api: Api) -> None:
+async def test_unknown_and_repeated_query_parameters_are_refused(api: Api) -> None:
     token = {"name": "late"}
     for method, path, body, key in (
         ("POST", PAY + "?max_total=1", api.body(), "max_total"),
@@ -193,7 +193,7 @@ async def test_a_parameter_in_a_place_where_nothing_reads_it_is_refused(api: Api
     require_problem(await api.as_("reader").post(PAY + "?max_total=1", json=api.body()), "forbidden")
 
 
-async def test_who_only_wants_the_head_of_a_health_check_gets_it(api: Api) -> None:
+async def test_health_checks_answer_head_requests(api: Api) -> None:
     api.stale.append("the sweeps are late")
     for path in ("/healthz", "/readyz"):
         whole, head = await api.http.get(path), await api.http.head(path)
@@ -202,7 +202,7 @@ async def test_who_only_wants_the_head_of_a_health_check_gets_it(api: Api) -> No
     require_problem(await api.http.delete("/readyz"), "method_not_allowed")
 
 
-async def test_without_a_known_token_nothing_under_v1_answers(api: Api) -> None:
+async def test_requests_under_v1_without_a_valid_token_are_refused(api: Api) -> None:
     token = api.tokens["first"]
     async with httpx.AsyncClient(base_url=api.url, verify=NO_TLS, trust_env=False) as http:
         for headers in (
@@ -235,7 +235,7 @@ async def test_without_a_known_token_nothing_under_v1_answers(api: Api) -> None:
         assert (await http.get(f"/v1/wallet?token={token}")).status_code == 401
 
 
-async def test_a_token_does_only_what_its_scopes_say(api: Api) -> None:
+async def test_a_token_allows_only_what_its_scopes_permit(api: Api) -> None:
     body, split = api.body(), {"count": 1, "lovelace": "5000000"}
     send = {"address": api.world.address, "units": "5000000"}
     table: dict[tuple[str, str], tuple[object, set[str]]] = {
@@ -273,7 +273,7 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
         ({"Origin": api.url}, "browser_refused/web_page"),
         ({"Sec-Fetch-Site": "cross-site"}, "browser_refused/web_page"),
         ({"Sec-Fetch-Site": "same-site"}, "browser_refused/web_page"),
-        # the page of a merchant that the proxy handed on, and a link that another program opened
+        # a merchant's page that the proxy passed on, and a link that another program opened
         ({"Sec-Fetch-Site": "same-origin"}, "browser_refused/web_page"),
         ({"Sec-Fetch-Site": "none"}, "browser_refused/web_page"),
     ):
@@ -293,7 +293,7 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
         assert answer.status_code == 200, host
 
 
-async def test_a_forward_proxy_request_is_told_which_url_to_use(api: Api) -> None:
+async def test_a_forward_proxy_request_is_refused_with_the_url_to_use(api: Api) -> None:
     async with httpx.AsyncClient(proxy=api.url) as http:
         for origin in ("http://merchant.example", api.world.origin):
             told = require_problem(await http.get(f"{origin}/chat"), "bad_request")
@@ -303,8 +303,8 @@ async def test_a_forward_proxy_request_is_told_which_url_to_use(api: Api) -> Non
     require_nothing_signed(api)
 
 
-async def test_the_operator_may_name_the_machine_in_another_way(world: World) -> None:
-    """And no name that only begins or ends like it is taken for it."""
+async def test_only_host_names_in_allowed_hosts_are_accepted_besides_loopback(world: World) -> None:
+    """A name that only begins or ends like an allowed one is refused."""
     async with world.run() as run, served(run, Bounds(allowed_hosts=frozenset({"payagent.internal"}))) as api:
         for host in ("payagent.internal", "Payagent.Internal:8402", "localhost:8402"):
             for path, status in (("/v1/limits", 200), ("/proxy/nobody/x", 403)):
@@ -321,7 +321,7 @@ async def test_the_operator_may_name_the_machine_in_another_way(world: World) ->
                 require_problem(await api.http.get(path, headers={"Host": host}), "browser_refused/host")
 
 
-async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> None:
+async def test_the_unix_socket_accepts_any_host_but_no_web_page(api: Api) -> None:
     headers = {"Authorization": f"Bearer {api.tokens['first']}"}
     transport = httpx.AsyncHTTPTransport(uds=api.unix_path, verify=NO_TLS)
     async with httpx.AsyncClient(base_url="http://payagent", transport=transport, headers=headers) as http:
@@ -329,7 +329,7 @@ async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> Non
         require_problem(await http.get("/v1/limits", headers={"Origin": "null"}), "browser_refused/web_page")
 
 
-async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None:
+async def test_a_payment_is_refused_while_the_chain_is_unread_or_the_wallet_is_empty(world: World) -> None:
     async with world.run() as run, served(run) as api:
         body = api.body()
         told = require_problem(await api.http.post(PAY, json=body), "chain_not_ready")
@@ -347,7 +347,7 @@ async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None
         require_nothing_signed(api)
 
 
-async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> None:
+async def test_a_second_402_while_a_batch_is_bought_is_refused_with_retry_after(api: Api) -> None:
     api.run.world.settings(batch=10)
     first = await api.pay()
     answer = await api.http.post(PAY, json=api.body("another"))
@@ -363,7 +363,7 @@ async def test_late_passes_make_the_daemon_not_ready(api: Api) -> None:
     assert (ready.status_code, ready.json()["checks"]["sweeps"]) == (503, "the last look is 31 s ago")
 
 
-async def test_a_signer_that_is_gone_makes_the_daemon_not_ready(api: Api) -> None:
+async def test_a_lost_signer_makes_the_daemon_not_ready(api: Api) -> None:
     app = create_app(api.run.agent, api.run.topups, heartbeat=lambda: None, signer=lambda: "its process has ended")
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
@@ -376,7 +376,7 @@ async def test_a_signer_that_is_gone_makes_the_daemon_not_ready(api: Api) -> Non
     )
 
 
-async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) -> None:
+async def test_a_bug_is_an_internal_error_without_details(api: Api) -> None:
     def broken() -> str | None:
         raise RuntimeError("canary-7d1f")
 
@@ -388,7 +388,7 @@ async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) ->
     assert "canary" not in answer.text
 
 
-async def test_no_answer_shows_a_token_or_can_be_kept_in_a_cache(api: Api) -> None:
+async def test_no_answer_contains_a_token_or_may_be_cached(api: Api) -> None:
     token = api.tokens["first"]
     paid = await api.pay()
     for path in (
@@ -413,8 +413,8 @@ async def test_no_answer_shows_a_token_or_can_be_kept_in_a_cache(api: Api) -> No
         assert token[3:] not in whole, path
 
 
-async def test_a_ledger_that_is_damaged_while_the_daemon_runs_is_no_bug_of_ours(api: Api) -> None:
-    """Every page of it, as a disk may do it; a cache may know some of them still."""
+async def test_a_ledger_damaged_at_run_time_is_store_failed_and_not_an_internal_error(api: Api) -> None:
+    """Every page is overwritten, as by a failing disk; caches may still hold some."""
     for name in ("ledger.db", "ledger.db-wal"):
         path = api.world.folder / name
         with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""How much one app may ask, how its bodies must look and how long they may take: over real HTTP."""
+"""Rate limits per app, and which request bodies are accepted and how slow they may be: over real HTTP."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @contextlib.asynccontextmanager
 async def begun(api: Api, path: str, app: str = "first") -> AsyncIterator[Streams]:
-    """A call whose head is there, and the first byte of its body."""
+    """A request that has sent its head and the first byte of its body."""
     reader, writer = await asyncio.open_unix_connection(api.unix_path)
     head = UNFINISHED.format(path, api.tokens[app]) + "Content-Type: application/json\r\n\r\n{"
     writer.write(head.encode())
@@ -36,7 +36,7 @@ async def begun(api: Api, path: str, app: str = "first") -> AsyncIterator[Stream
 
 
 def through_the_proxy(api: Api) -> str:
-    """A call to the merchant that costs nothing."""
+    """A request to the merchant that costs nothing."""
     return f"/proxy/{api.run.context.config.merchants[api.world.origin].name}/nothing-here"
 
 
@@ -48,7 +48,7 @@ async def answered(reader: asyncio.StreamReader) -> httpx.Response:
     return httpx.Response(int(lines[0].split()[1]), headers=headers, content=body)
 
 
-async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: World) -> None:
+async def test_an_app_over_its_rate_limit_is_refused_and_other_apps_are_served(world: World) -> None:
     rates = Rates(rate_limit_per_s=1)
     async with world.run() as run, served(run, Bounds(rates=rates)) as api:
         for path in ("/v1/limits", through_the_proxy(api)):
@@ -62,8 +62,8 @@ async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: 
             assert (await api.as_("other").get(path)).status_code != 429
 
 
-async def test_answers_without_a_token_cost_little_work(world: World) -> None:
-    """Nobody is counted for it: ten times the work of any other refusal or answer would keep others waiting."""
+async def test_answers_without_a_token_take_little_processor_time(world: World) -> None:
+    """They count against no rate limit, so ten times the usual work would slow down everyone."""
     async with world.run() as run, served(run) as api, httpx.AsyncClient(base_url=api.url, verify=NO_TLS) as http:
 
         async def takes_s(path: str) -> float:
@@ -76,14 +76,14 @@ async def test_answers_without_a_token_cost_little_work(world: World) -> None:
         assert await takes_s("/openapi.json") < 3 * await takes_s("/healthz")
 
 
-async def test_a_body_counts_by_its_length_and_the_others_are_served(world: World) -> None:
+async def test_a_body_counts_by_its_length_against_the_rate_limit_of_its_own_app(world: World) -> None:
     heavy = json.dumps({"origin": "x" * 50 * BODY_BYTES}).encode()
     async with world.run() as run, served(run, Bounds(rates=Rates(rate_limit_per_s=10))) as api:
         require_problem(await api.as_("payer").post(PAY, content=heavy, headers=JSON), "bad_request")
         told = await api.as_("payer").post(PAY, content=heavy, headers=JSON)
         require_problem(told, "rate_limited")
         assert int(told.headers["retry-after"]) in (1, 2)
-        assert (await api.as_("payer").get("/v1/limits")).status_code == 200, "what is light passes"
+        assert (await api.as_("payer").get("/v1/limits")).status_code == 200, "a small request still passes"
         require_problem(await api.as_("other").post(PAY, content=heavy, headers=JSON), "bad_request")
 
 
@@ -116,8 +116,8 @@ def test_an_app_that_waits_for_retry_after_is_admitted(rate: int, weight: int) -
         rate_limiter.weigh("app", weight * BODY_BYTES)
 
 
-async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
-    """Here for their own bodies; it is the same for a payment that is waited for."""
+async def test_concurrent_requests_are_limited_per_app(world: World) -> None:
+    """Here they wait for their own bodies; waiting for a payment counts the same."""
     async with (
         world.run() as run,
         served(run, Bounds(rates=Rates(concurrent_requests_max=2)), body_s=PATIENCE_S) as api,
@@ -129,14 +129,14 @@ async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: Wor
                     continue
             require_problem(told, "rate_limited")
             assert (await api.as_("other").get("/v1/limits")).status_code == 200
-            # a door of its own: who fills one still reaches the other
+            # the API and the proxy have separate limits
             assert (await payer.get(through_the_proxy(api))).status_code != 429
         async with asyncio.timeout(PATIENCE_S):
             while (await payer.get("/v1/limits")).status_code != 200:
                 continue
 
 
-def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_burst() -> None:
+def test_the_rate_limit_refills_with_time_up_to_the_burst() -> None:
     now_s = 0.0
     rate_limiter = RateLimiter(Rates(rate_limit_per_s=2, concurrent_requests_max=100), lambda: now_s)
 
@@ -158,12 +158,12 @@ def test_calls_that_were_used_up_come_back_with_time_and_never_more_than_the_bur
 
 
 @pytest.mark.parametrize("more", [b"", b" "], ids=["silent", "byte by byte"])
-async def test_a_body_that_does_not_come_in_time_is_not_waited_for(world: World, more: bytes) -> None:
+async def test_a_body_that_arrives_too_slowly_is_refused(world: World, more: bytes) -> None:
     async with world.run() as run, served(run, body_s=BODY_S) as api:
         async with begun(api, PAY) as (reader, writer):
             answer = asyncio.create_task(answered(reader))
             loop = asyncio.get_running_loop()
-            # what comes after the answer would reset the connection, and could take the answer with it
+            # bytes after the answer would reset the connection and could lose the answer
             last_s = loop.time() + BODY_S * 0.9
             while not answer.done():
                 if loop.time() < last_s:
@@ -174,7 +174,7 @@ async def test_a_body_that_does_not_come_in_time_is_not_waited_for(world: World,
         require_nothing_signed(api)
 
 
-async def test_every_call_with_a_body_takes_strict_json_alone(api: Api) -> None:
+async def test_every_operation_with_a_body_accepts_only_strict_json(api: Api) -> None:
     document = (await api.http.get("/openapi.json")).json()
     paths = [
         path.replace("{payment_id}", "pay_000000000000000000000000").replace("{name}", "payer")

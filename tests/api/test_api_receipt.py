@@ -1,4 +1,4 @@
-"""GET /v1/payments/{id}/receipt: what the ledger has of a payment, in a form that stands by itself."""
+"""GET /v1/payments/{id}/receipt: the records of one payment, checkable without the ledger."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ def judge(receipt: dict[str, Any]) -> list[AuditFinding]:
     return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
 
 
-async def test_a_receipt_tells_the_whole_payment_from_the_402_to_what_the_retry_got(api: Api) -> None:
+async def test_a_receipt_holds_the_whole_payment_from_the_402_to_the_answer_of_the_retry(api: Api) -> None:
     request = {"method": "POST", "path": "/chat?fast=1", "body_sha256": "ab" * 32}
     body = api.body(request=request)
     paid = (await api.http.post("/v1/payments", json=body)).json()
@@ -50,7 +50,7 @@ async def test_a_receipt_tells_the_whole_payment_from_the_402_to_what_the_retry_
     assert receipt["ledger"]["head"] == (await api.http.get("/v1/ledger/verify")).json()["head"]
 
 
-async def test_each_form_in_which_a_402_is_forwarded_is_read_again(api: Api) -> None:
+async def test_a_receipt_is_clean_when_the_402_was_forwarded_as_text_and_header_pairs(api: Api) -> None:
     body = api.body()
     text = json.dumps(body["response"].pop("body"), indent=1)  # type: ignore[attr-defined]
     pairs = [[name, value] for name, value in body["response"]["headers"].items()]  # type: ignore[index]
@@ -59,8 +59,8 @@ async def test_each_form_in_which_a_402_is_forwarded_is_read_again(api: Api) -> 
     assert judge(await receipt_of(api, paid["id"])) == []
 
 
-async def test_a_402_with_a_fraction_in_it_is_read_again_as_it_was_written(api: Api) -> None:
-    """Of terms without an id all that they say makes one, also what stands there as an example."""
+async def test_a_receipt_keeps_fractions_in_a_402_as_written(api: Api) -> None:
+    """Terms without an id get one from their whole content, examples included."""
     api.world.settings(x402={"version": 1})
     terms = api.world.http.get(f"{api.world.origin}/x402/report").json()
     terms["accepts"][0]["outputSchema"] = {"example": {"celsius": -0.50, "metres": 1e3}}
@@ -73,8 +73,8 @@ async def test_a_402_with_a_fraction_in_it_is_read_again_as_it_was_written(api: 
     assert judge(receipt) == []
 
 
-async def test_a_receipt_is_for_those_who_may_see_the_wallet(api: Api) -> None:
-    """It tells what every limit left, those that apps share too."""
+async def test_a_receipt_needs_a_scope_that_may_see_the_wallet(api: Api) -> None:
+    """It shows what every limit left, shared limits included."""
     paid = await api.pay(app="payer")
     for app in ("both", "reader", "operator"):
         assert (await receipt_of(api, paid["id"], app))["payment"]["id"] == paid["id"]
@@ -85,7 +85,7 @@ async def test_a_receipt_is_for_those_who_may_see_the_wallet(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(world: World) -> None:
+async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_transaction(world: World) -> None:
     world.fund(100_000_000)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
         await run.run_pass()

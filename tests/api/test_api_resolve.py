@@ -1,9 +1,9 @@
-"""An operator takes a payment's coins back over HTTP."""
+"""An operator cancels a payment over HTTP to take its UTxOs back."""
 
 from kit.api import Api
 
 
-async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api: Api) -> None:
+async def test_an_in_flight_payment_is_cancelled_and_its_history_shows_by_whom(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
@@ -20,18 +20,18 @@ async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api:
     assert told["by"] == "app_operator"
 
 
-async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api) -> None:
+async def test_only_the_last_attempts_change_is_listed_as_pending(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
     cancel = (await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})).json()["tx_hash"]
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}
-    assert to_come == {cancel} != {paid["tx_hash"]}, "at most one of the two can ever be there"
+    assert to_come == {cancel} != {paid["tx_hash"]}, "at most one of the two attempts can land"
     assert (await api.http.get("/v1/wallet")).json()["utxos"]["pending"] == 1
 
 
-async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api) -> None:
+async def test_resolve_needs_the_operate_scope_and_an_existing_payment(api: Api) -> None:
     paid = await api.pay()
     for app in ("payer", "reader", "both"):
         answer = await api.as_(app).post(f"/v1/payments/{paid['id']}/resolve", json={})
@@ -40,7 +40,7 @@ async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_what_is_in_a_block_is_refused(api: Api) -> None:
+async def test_a_confirmed_payment_cannot_be_resolved(api: Api) -> None:
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
     await api.run.settle_down()

@@ -1,4 +1,4 @@
-"""What left the wallet, and a copy of the books, over HTTP."""
+"""Spending reports and ledger snapshots over HTTP."""
 
 import asyncio
 import sqlite3
@@ -23,7 +23,7 @@ async def spend(api: Api, **query: str) -> dict[str, list[dict[str, object]]]:
     return dict(answer.json())
 
 
-async def test_spend_is_told_by_what_was_asked_and_adds_up_to_the_chain(api: Api) -> None:
+async def test_spend_is_grouped_as_requested_and_adds_up_to_the_chain(api: Api) -> None:
     await api.pay("one")
     await api.pay("two", app="payer")
     await confirm(api)
@@ -49,7 +49,7 @@ async def test_spend_is_told_by_what_was_asked_and_adds_up_to_the_chain(api: Api
     assert (await spend(api, app="other")) == {"spend": [], "totals": []}
 
 
-async def test_a_merchant_that_is_not_configured_any_more_goes_by_its_origin(world: World) -> None:
+async def test_a_removed_merchant_is_reported_by_its_origin(world: World) -> None:
     world.fund(100_000_000)
     async with world.run() as run, served(run) as api:
         await run.run_pass()
@@ -64,12 +64,12 @@ async def test_a_merchant_that_is_not_configured_any_more_goes_by_its_origin(wor
     "query",
     [{"by": "merchants"}, {"by": ""}, {"by": "merchant day"}, {"by": "merchant,"}, {"text": ""}, {"per": "x"}],
 )
-async def test_what_is_asked_wrongly_is_refused(api: Api, query: dict[str, str]) -> None:
+async def test_an_invalid_spend_query_is_refused(api: Api, query: dict[str, str]) -> None:
     answer = await api.http.get("/v1/ledger/spend", params=query)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
-async def test_the_same_text_selects_everywhere(api: Api) -> None:
+async def test_a_text_filter_selects_the_same_payment_in_every_report(api: Api) -> None:
     paid = await api.pay("one")
     await api.pay("two")
     await confirm(api)
@@ -89,7 +89,7 @@ async def test_the_same_text_selects_everywhere(api: Api) -> None:
     assert (await spend(api, text="%"))["totals"] == []
 
 
-async def test_a_copy_of_the_books_is_whole_and_leaves_nothing_behind(api: Api, tmp_path: Path) -> None:
+async def test_a_snapshot_is_complete_and_leaves_no_temporary_files(api: Api, tmp_path: Path) -> None:
     await api.pay("one")
     folder = api.world.folder
     before = {".scratch", *(path.name for path in folder.iterdir())}
@@ -106,6 +106,6 @@ async def test_a_copy_of_the_books_is_whole_and_leaves_nothing_behind(api: Api, 
         assert conn.execute("SELECT COUNT(*) FROM v_payments").fetchone() == (1,)
 
 
-async def test_a_copy_is_for_who_operates_the_wallet(api: Api) -> None:
+async def test_a_snapshot_needs_the_operate_scope(api: Api) -> None:
     for app in ("reader", "payer"):
         assert (await api.as_(app).get("/v1/ledger/snapshot")).json()["code"] == "forbidden"

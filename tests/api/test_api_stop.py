@@ -1,4 +1,4 @@
-"""What becomes of calls that wait when the daemon stops: by the server that it has, over real sockets."""
+"""What open requests get when the daemon stops, with its own server over real sockets."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ TOPUP = {"merchant": "t", "units": str(20 * ADA), "request": {"method": "POST", 
 
 @asynccontextmanager
 async def client_of(api: Api, app: str) -> AsyncIterator[httpx.AsyncClient]:
-    """One that is still there when the server has gone."""
+    """A client that outlives the server."""
     headers = api.as_(app).headers
     async with httpx.AsyncClient(
         base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=30
@@ -28,7 +28,7 @@ async def client_of(api: Api, app: str) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-async def test_who_waits_for_a_change_is_told_how_it_stands_and_keeps_no_stop_waiting(world: World) -> None:
+async def test_a_request_that_waits_gets_the_current_state_at_once_when_the_daemon_stops(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run, asyncio.TaskGroup() as asking:
         await run.run_pass()
@@ -55,8 +55,8 @@ async def _wait_for(api: Api, app: str, path: str) -> httpx.Response:
         return await http.get(path, params={"wait": 60})
 
 
-async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(world: World) -> None:
-    """Here the merchant is silent."""
+async def test_a_request_cut_off_by_a_stop_gets_a_daemon_timeout_problem(world: World) -> None:
+    """The merchant does not answer."""
 
     async def never(heard: Heard) -> None:
         await heard.until_hung_up()
@@ -76,10 +76,10 @@ async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(worl
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (504, "daemon_timeout", True)
 
 
-async def test_an_answer_that_a_stop_does_not_wait_for_is_broken_off_and_no_error_of_the_daemons(
+async def test_an_answer_cut_off_by_a_stop_is_incomplete_and_logs_no_error(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody reads it, and it is larger than what is on its way at once."""
+    """The client does not read it, and it is larger than the connection buffers."""
     pad = "x" * 1_000_000
     async with contextlib.AsyncExitStack() as reading, world.run() as run:
         await run.context.write("pad", lambda unit: [records.put_meta(unit, f"pad {n}", pad) for n in range(12)])

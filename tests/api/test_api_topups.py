@@ -1,4 +1,4 @@
-"""Top-ups over HTTP: ordered once per key, planned for nothing, shown to who may see them."""
+"""Top-ups over HTTP: one per idempotency key, dry runs that cost nothing, and the scopes they need."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ async def order(api: Api, key: str | None = "k", app: str = "operator", **body: 
     return await api.as_(app).post(PATH, json={"merchant": "t", "units": str(20 * ADA), **body}, headers=headers)
 
 
-async def test_an_order_is_durable_and_carried_out(api: Api) -> None:
+async def test_a_topup_is_ordered_once_per_key_and_carried_out(api: Api) -> None:
     made = await order(api)
     assert made.status_code == 201, made.text
     told = made.json()
@@ -69,7 +69,7 @@ async def test_an_order_is_durable_and_carried_out(api: Api) -> None:
     assert (holding["bought"], holding["used"]) == ("8", "0")
 
 
-async def test_who_waits_hears_of_a_payment(api: Api) -> None:
+async def test_a_wait_on_a_topup_ends_when_a_payment_is_made(api: Api) -> None:
     told = (await order(api)).json()
     waiting = asyncio.create_task(api.as_("reader").get(f"{PATH}/{told['id']}", params={"wait": "20"}))
     while not waiting.done():
@@ -77,7 +77,7 @@ async def test_who_waits_hears_of_a_payment(api: Api) -> None:
     assert waiting.result().json()["payments"]
 
 
-async def test_a_plan_tells_the_price_and_pays_nothing(api: Api) -> None:
+async def test_a_dry_run_shows_the_price_and_pays_nothing(api: Api) -> None:
     answer = await order(api, dry_run=True)
     assert answer.status_code == 200
     plan = answer.json()
@@ -91,7 +91,7 @@ async def test_a_plan_tells_the_price_and_pays_nothing(api: Api) -> None:
     assert (above["within_limits"], above["refusal"]["code"]) == (False, "not_enough_funds")
 
 
-async def test_whether_a_prepaid_balance_serves_a_call_is_told_without_making_it(api: Api) -> None:
+async def test_a_prepaid_quote_says_whether_a_balance_serves_a_request_without_sending_it(api: Api) -> None:
     def ask(app: str, **request: object):  # type: ignore[no-untyped-def]
         call = {"method": "POST", "path": "/chat?n=1", **request}
         return api.as_(app).post("/v1/prepaid/quotes", json={"origin": api.world.origin, "request": call})
@@ -115,7 +115,7 @@ async def test_whether_a_prepaid_balance_serves_a_call_is_told_without_making_it
     require_problem(await ask("reader"), "forbidden")
 
 
-async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
+async def test_a_dry_run_at_a_merchant_removed_meanwhile_is_refused(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = api.run.agent
@@ -132,13 +132,13 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (403, "merchant_not_allowed")
 
 
-async def test_a_merchant_is_named_by_its_origin_too(api: Api) -> None:
+async def test_a_topup_may_name_the_merchant_by_its_origin(api: Api) -> None:
     for merchant in (api.world.origin, api.world.origin + "/"):
         plan = (await order(api, dry_run=True, merchant=merchant)).json()
         assert (plan["merchant"], plan["origin"], plan["count"]) == ("t", api.world.origin, 2)
 
 
-async def test_an_ordinary_call_may_be_named(api: Api) -> None:
+async def test_a_topup_may_use_an_ordinary_request_of_the_merchant(api: Api) -> None:
     call = {"method": "POST", "path": "/chat", "body": '{"message": "for a batch"}'}
     told = (await order(api, units=str(COST), request=call)).json()
     assert told["request"] == {"method": "POST", "path": "/chat"}
@@ -166,22 +166,20 @@ async def test_an_ordinary_call_may_be_named(api: Api) -> None:
         ({"request": {"method": "POST", "path": "/chat", "body": {}}}, 400, "bad_request"),
     ],
 )
-async def test_what_is_ordered_wrongly_is_refused(
-    api: Api, body: dict[str, object], status: int, code: str
-) -> None:
+async def test_an_invalid_topup_is_refused(api: Api, body: dict[str, object], status: int, code: str) -> None:
     answer = await order(api, **body)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert (await api.http.get(PATH)).json()["topups"] == []
 
 
-async def test_it_is_for_who_operates_the_wallet(api: Api) -> None:
+async def test_a_topup_needs_the_operate_scope(api: Api) -> None:
     for app in ("payer", "reader"):
         assert (await order(api, app=app)).json()["code"] == "forbidden"
     assert (await api.as_("payer").get(PATH)).json()["code"] == "forbidden"
     assert (await api.as_("operator").get(f"{PATH}/top_none")).json()["code"] == "not_found"
 
 
-async def test_an_order_is_cancelled(api: Api) -> None:
+async def test_an_operator_cancels_a_topup(api: Api) -> None:
     told = (await order(api)).json()
     path = f"{PATH}/{told['id']}/cancel"
     for app in ("payer", "reader"):
@@ -201,13 +199,13 @@ async def test_an_order_is_cancelled(api: Api) -> None:
     assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
 
 
-async def test_who_waits_is_asked_for_its_token_again(api: Api) -> None:
+async def test_a_wait_ends_unauthorized_when_its_token_is_revoked(api: Api) -> None:
     told = (await order(api)).json()
     made = (await api.http.post("/v1/apps", json={"name": "auditor", "scopes": ["read"]})).json()
     api.tokens["auditor"] = plant("the token of auditor", made["token"])
     path = f"{PATH}/{told['id']}"
     waiting = asyncio.create_task(api.as_("auditor").get(path, params={"wait": "20"}))
-    assert (await api.as_("auditor").get(path)).status_code == 200  # it is let in by now
+    assert (await api.as_("auditor").get(path)).status_code == 200  # it was admitted by now
     assert (await api.http.post("/v1/apps/auditor/revoke")).status_code == 200
     while not waiting.done():
         await carry_out(api)

@@ -1,4 +1,4 @@
-"""The wallet, its transfers, the limits and the books over HTTP, against what the chain shows."""
+"""The wallet, its transfers, the limits and the ledger over HTTP, compared with the chain."""
 
 import pytest
 from kit.agent import DEVNET, World, daily, with_terms
@@ -14,7 +14,7 @@ async def totals(api: Api) -> dict[str, dict[str, str]]:
     return {row.pop("asset"): row for row in wallet["assets"]}
 
 
-async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(api: Api) -> None:
+async def test_the_wallet_shows_available_held_and_total_at_every_step(api: Api) -> None:
     assert await totals(api) == {"lovelace": {"available": "500000000", "held": "0", "total": "500000000"}}
     paid = await api.pay()
     spent = 13_000_000 + int(paid["fee"])  # type: ignore[call-overload]
@@ -32,7 +32,7 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     assert api.world.on_chain() == {"lovelace": int(left)}
 
 
-async def test_utxos_add_up_and_name_the_payment_that_they_are_kept_for(api: Api) -> None:
+async def test_utxos_add_up_and_name_the_payment_that_reserves_them(api: Api) -> None:
     paid = await api.pay()
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     reserved = [utxo for utxo in utxos if utxo["state"] == "reserved"]
@@ -41,7 +41,7 @@ async def test_utxos_add_up_and_name_the_payment_that_they_are_kept_for(api: Api
     assert sum(int(utxo["lovelace"]) for utxo in utxos if utxo["state"] == "available") == 400_000_000
 
 
-async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Api) -> None:
+async def test_a_split_makes_equal_utxos_and_a_send_pays_exactly_the_amount(api: Api) -> None:
     split = await api.http.post("/v1/wallet/split", json={"count": 7, "lovelace": "5000000"})
     assert (split.status_code, split.json()["kind"]) == (201, "split")
     send = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "units": "7000000"})
@@ -66,7 +66,7 @@ async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Ap
         ("send", {"address": PAYEE, "all": True}, {"address": PAYEE, "units": "7000000"}),
     ],
 )
-async def test_an_order_repeated_with_its_key_is_one_transaction(
+async def test_a_transfer_repeated_with_its_key_is_one_transaction(
     api: Api, path: str, order: dict[str, object], other: dict[str, object]
 ) -> None:
     key = {"Idempotency-Key": "order-1"}
@@ -95,7 +95,7 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
             assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "total": "0"}}
 
 
-async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World) -> None:
+async def test_send_all_names_what_it_may_not_send_and_sends_the_rest(world: World) -> None:
     world.fund(100_000_000)
     world.fund(2_000_000, assets={TOKEN: 12})
     order, key = {"address": PAYEE, "all": True}, {"Idempotency-Key": "all"}
@@ -117,7 +117,7 @@ async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World
             assert "nothing is left to send but 1 UTxO with 2 ADA" in refused.json()["detail"]
 
 
-async def test_a_token_is_sent_in_its_own_units(world: World) -> None:
+async def test_a_native_token_is_sent_in_its_own_units(world: World) -> None:
     world.fund(100_000_000)
     world.fund(5_000_000, assets={TOKEN: 12})
     async with world.run() as run:
@@ -154,7 +154,7 @@ async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(wor
             assert (quote["within_limits"], quote["refusal"]["code"]) == (False, "limit_exceeded")
 
 
-async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -> None:
+async def test_a_payments_entries_are_listed_in_pages_and_each_balances(api: Api) -> None:
     paid = await api.pay()
     await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
@@ -175,7 +175,7 @@ async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -
     assert [entry["id"] for entry in fees] == [mine[0]["id"]]
 
 
-async def test_a_unfreeze_clears_what_its_caller_has_seen(api: Api) -> None:
+async def test_unfreeze_is_refused_while_an_external_spend_is_missing_from_seen(api: Api) -> None:
     first = spend_elsewhere(api.run)
     await api.run.run_pass()
     second = spend_elsewhere(api.run)

@@ -21,7 +21,7 @@ OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null", "Content-Type": "
 
 @dataclass
 class Desk:
-    """An operator's desk: the shop, where its links lead, and the webhook that hands them on."""
+    """What an operator has: the shop, the origin of its links, the webhook that gets them, a browser."""
 
     shop: Shop
     origin: str
@@ -29,7 +29,7 @@ class Desk:
     browser: httpx.Client
 
     def ask(self, message: str) -> dict[str, str]:
-        """A call that costs too much; what the operator is told."""
+        """Pay above the threshold; returns the alert that the operator gets."""
         count = len(self.told())
         paid = self.shop.payagent("pay", self.shop.saved(message), "--merchant", "t")
         assert paid.code == 8, paid.err
@@ -72,7 +72,7 @@ def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:
         shop.config.write_text(plain)
 
 
-def test_a_link_shows_what_is_asked_and_its_form_decides_once(context: Desk) -> None:
+def test_an_approval_link_shows_the_payment_and_its_form_decides_once(context: Desk) -> None:
     told = context.ask("by link")
     approve, payment_id = told["approve_url"], told["payment"]
     assert approve.startswith(f"{context.origin}/decide/{payment_id}/approve/")
@@ -93,11 +93,11 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(context: Desk) -> 
         "buys</th><td>1<",
     ):
         assert shown in page.text, shown
-    assert context.state(payment_id) == "awaiting_approval", "to open a link decides nothing"
+    assert context.state(payment_id) == "awaiting_approval", "opening a link must not decide"
     (style,) = re.findall("<style>(.*?)</style>", page.text)
     own = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     allowed = f"default-src 'none'; style-src 'sha256-{own}'; form-action 'self'"
-    assert page.headers["content-security-policy"].startswith(allowed), "a browser leaves out what is not named"
+    assert page.headers["content-security-policy"].startswith(allowed), "a browser blocks what is not listed"
     assert (page.headers["x-frame-options"], page.headers["referrer-policy"]) == ("DENY", "no-referrer")
     assert page.headers["cache-control"] == "no-store"
     assert "set-cookie" not in page.headers
@@ -113,7 +113,7 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(context: Desk) -> 
     assert (shown["decision"], shown["via"], shown["by"]) == ("approved", "link", None)
 
 
-def test_what_an_app_says_stands_in_the_page_as_text(context: Desk) -> None:
+def test_text_from_an_app_is_escaped_in_the_page(context: Desk) -> None:
     first = context.shop.call("a page")
     body = {
         "origin": context.shop.devnet.merchant_url,
@@ -153,7 +153,7 @@ def test_only_the_pages_own_form_decides(context: Desk) -> None:
     assert (done.status_code, context.state(told["payment"])) == (303, "denied")
 
 
-def test_a_link_is_good_for_its_payment_and_its_way_alone_and_stands_in_no_log(context: Desk) -> None:
+def test_a_link_is_valid_for_one_payment_and_decision_only_and_is_not_logged(context: Desk) -> None:
     first, second = context.ask("one"), context.ask("two")
     approve, deny = first["approve_url"], first["deny_url"]
     signature = approve.rpartition("/")[2]

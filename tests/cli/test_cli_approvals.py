@@ -22,7 +22,7 @@ def asking(closed_shop: Shop) -> Iterator[Shop]:
         yield closed_shop
 
 
-def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
+def test_a_payment_above_the_threshold_waits_is_shown_and_is_approved(asking: Shop) -> None:
     file = asking.saved("please")
     waits = asking.payagent("pay", file, "--merchant", "t")
     assert (waits.code, waits.out) == (8, "")
@@ -45,7 +45,7 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     assert (again.code, again.problem) == (2, "already_decided")
 
 
-def test_a_dry_run_says_that_a_person_would_be_asked(asking: Shop) -> None:
+def test_a_dry_run_says_that_approval_would_be_needed(asking: Shop) -> None:
     dry = ("pay", asking.saved("only asking"), "--merchant", "t", "--dry-run")
     (reason,) = asking.payagent(*dry).json["approval"]
     assert reason["code"] == "approval_required"
@@ -72,8 +72,8 @@ def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
     assert (refused.code, refused.problem) == (3, "approval_denied/person")
 
 
-def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
-    """Else it asks as fast as it can, for ever."""
+def test_the_documented_client_ends_when_its_payment_is_denied(asking: Shop) -> None:
+    """Otherwise it would retry as fast as it can, forever."""
     (program,) = blocks("Pay through the API", "docs/how-to/pay-through-the-api.md", "python")
     log = (asking.folder / "daemon.log").read_text()
     (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
@@ -82,7 +82,7 @@ def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
     waiting = ("payments", "list", "--state", "awaiting_approval")
     with subprocess.Popen(run, env=clean_environ() | said, stderr=subprocess.PIPE, text=True) as client:
         try:
-            until(lambda: asking.payagent(*waiting).json["payments"], "nobody is asked")
+            until(lambda: asking.payagent(*waiting).json["payments"], "no approval was requested")
             (payment,) = asking.payagent(*waiting).json["payments"]
             assert asking.payagent("payments", "deny", payment["id"]).code == 0
             _, told = client.communicate(timeout=30)
@@ -93,7 +93,7 @@ def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
     assert (again.returncode, "'code': 'approval_denied'" in again.stderr) == (1, True), again.stderr
 
 
-def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(asking: Shop) -> None:
+def test_fetch_exits_pending_and_the_same_command_is_served_after_approval(asking: Shop) -> None:
     url = f"{asking.devnet.merchant_url}/chat"
     call = ("fetch", url, "-X", "POST", "-d", '{"message": "by fetch"}', "-H", "Content-Type: application/json")
     waits = asking.payagent(*call)
@@ -106,7 +106,7 @@ def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(a
     assert "was paid for" in answer.read_text()
 
 
-def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -> None:
+def test_a_topup_that_awaits_approval_says_so_while_it_waits(asking: Shop) -> None:
     asking.settings(batch=10)
     (asking.folder / "call.json").write_text('{"message": "a batch, please"}')
     order = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data-file")

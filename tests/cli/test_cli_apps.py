@@ -52,7 +52,7 @@ def test_an_app_pays_within_its_limits_until_it_is_revoked(shop: Shop) -> None:
     assert "revoked" in shop.payagent("app", "list", "--human").out
 
 
-def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
+def test_a_new_token_is_shown_once_and_never_again(shop: Shop) -> None:
     result = shop.payagent("app", "add", "shown", "--human")
     token = plant("the token that people see", result.out.split()[-1])
     assert token.startswith("pa_")
@@ -62,7 +62,7 @@ def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
     assert (again.code, again.problem) == (2, "already_exists/app")
 
 
-def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balances(shop: Shop) -> None:
+def test_wallet_with_a_pay_only_token_shows_the_address_and_no_balances(shop: Shop) -> None:
     token = added(shop, "onlooker")
     shown = shop.payagent("wallet", "--human", "--token-file", token)
     assert (shown.code, shop.made["address"] in shown.out) == (0, True), shown.err
@@ -70,7 +70,7 @@ def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balance
     assert "read or operate" in shown.err
 
 
-def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
+def test_rotating_a_token_revokes_the_old_one(shop: Shop) -> None:
     before = added(shop, "renewed")
     result = shop.payagent("app", "rotate-token", "renewed", "--expires", "90d")
     assert shop.payagent("limits", "--token-file", before).code == 5
@@ -79,7 +79,7 @@ def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
     assert row_of(shop, "renewed")["expires_at"] is not None
 
 
-def test_the_operators_own_new_token_lies_where_the_command_finds_it(shop: Shop) -> None:
+def test_rotating_the_operators_token_replaces_its_token_file(shop: Shop) -> None:
     file = shop.data_dir / "operator.token"
     before = file.read_text().strip()
     result = shop.payagent("app", "rotate-token", "operator")
@@ -127,7 +127,7 @@ for count in range(1_000):
 """
 
 
-def test_a_renewal_of_the_operators_token_that_is_killed_anywhere_is_finished_by_the_next(shop: Shop) -> None:
+def test_a_rotation_of_the_operators_token_killed_at_any_line_is_finished_by_the_next(shop: Shop) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", RENEWAL_KILLED, str(shop.config)],
         capture_output=True,
@@ -140,11 +140,11 @@ def test_a_renewal_of_the_operators_token_that_is_killed_anywhere_is_finished_by
     assert told, ran.stderr
     assert told.pop() == (0, 0, 0, 0)
     assert {one[0] for one in told} == {-signal.SIGKILL}
-    assert {one[2:] for one in told} == {(0, 0)}, "the same command again, and then every other"
+    assert {one[2:] for one in told} == {(0, 0)}, "the next rotation and every command after it must succeed"
     assert {one[1] for one in told} == {0, 5}, "after the commit the file's token is the old one"
 
 
-def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
+def test_an_app_bound_to_a_native_token_has_its_limits_in_that_token(shop: Shop) -> None:
     added(shop, "tokens", "--asset", TOKEN, "--per-payment", "5", "--total", "50", "--expires", "12h")
     limits = [one for one in shop.payagent("limits").json["limits"] if one["app"] == "tokens"]
     assert [(one["asset"], one["limit"], one["most"]) for one in limits] == [
@@ -156,7 +156,7 @@ def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
     assert 'payagent limits set --app more-tokens --per-day "2 ADA"' in told.err
 
 
-def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> None:
+def test_setting_a_limit_above_the_signers_limit_warns(shop: Shop) -> None:
     told = shop.payagent("limits", "set", "--per-day", "200001 ADA", "--per-month", "900000 ADA")
     assert told.code == 0
     assert "per_day is above the signer's limit: limits.signed_per_day is 200000 ADA" in told.err
@@ -166,18 +166,18 @@ def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> Non
     assert shop.payagent("limits", "set", "--per-day", "config").code == 0
 
 
-def test_a_limit_of_a_token_that_cannot_leave_at_all_is_said_to_let_nothing_out(shop: Shop) -> None:
+def test_setting_a_limit_for_a_token_that_the_signer_never_signs_warns(shop: Shop) -> None:
     told = shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "500")
     assert told.code == 0
     assert "total is above the signer's limit: limits.per_transaction is 0 units" in told.err
     assert shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "config").err == ""
 
 
-def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
+def test_limits_are_set_and_reverted_to_the_config(shop: Shop) -> None:
     assert shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "1 ADA").code == 0
     above = shop.payagent("pay", shop.saved("too much", "too-much.json"), "--merchant", "t")
     assert (above.code, above.error["limit"]) == (6, "per_hour")
-    assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
+    assert int(above.error["left"]) <= 1_000_000  # what was spent there before the limit was set counts too
     back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
     assert [one for one in back.json["limits"] if one["merchant"]] == []
     assert shop.payagent("app", "add", "x", "--per-day", "config").problem == "amount_invalid"
@@ -207,7 +207,9 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_not_understood_is_usage(shop: Shop, arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_exit_with_2_and_do_not_blame_the_merchant(
+    shop: Shop, arguments: tuple[str, ...]
+) -> None:
     told = shop.payagent(*arguments)
     assert (told.code, told.out) == (2, ""), told.err
     assert "Tell the merchant" not in told.err

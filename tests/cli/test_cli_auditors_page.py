@@ -1,4 +1,4 @@
-"""The pages for auditors by their own words, on the books of a wallet that paid."""
+"""The commands of the pages for auditors, run on the ledger of a wallet that paid."""
 
 import io
 import os
@@ -27,7 +27,7 @@ def paid(shop: Shop) -> Shop:
     return shop
 
 
-def test_each_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -> None:
+def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -> None:
     pages = {
         "verify-the-ledger": "Verify the ledger",
         "reconcile-with-the-chain": "Compare the ledger with the chain",
@@ -53,7 +53,7 @@ def test_each_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) ->
         assert done.returncode == 0, done.stderr + done.stdout
 
 
-def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> None:
+def test_verify_summarizes_in_a_line_and_ledger_filters_apply(paid: Shop) -> None:
     verified = paid.payagent("ledger", "verify", "--human")
     assert verified.code == 0
     assert verified.out.startswith("clean: ")
@@ -66,7 +66,7 @@ def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> Non
     assert (refused.code, refused.out, refused.problem) == (2, "", "bad_request")
 
 
-def test_the_chain_is_compared_and_what_could_not_be_read_is_no_success(paid: Shop) -> None:
+def test_reconcile_exits_0_when_clean_and_4_when_the_chain_cannot_be_read(paid: Shop) -> None:
     compared = paid.payagent("ledger", "reconcile", "--human")
     assert compared.code == 0
     assert compared.out.splitlines()[-1].startswith("clean: ")
@@ -83,7 +83,7 @@ def test_the_chain_is_compared_and_what_could_not_be_read_is_no_success(paid: Sh
     assert (told.json["clean"], told.json["complete"], told.json["found"]) == (False, False, 0)
 
 
-def test_what_is_in_flight_between_books_and_chain_is_told_with_each_asset_once() -> None:
+def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> None:
     out = io.StringIO()
     terminal = Terminal(io.StringIO(), out, io.StringIO())
     terminal.forced_json = False
@@ -95,7 +95,7 @@ def test_what_is_in_flight_between_books_and_chain_is_told_with_each_asset_once(
     assert out.getvalue().splitlines()[0] == f"in flight: pay_1, transaction ab: {amounts}"
 
 
-def test_a_deposit_that_is_another_in_the_books_is_told_and_is_no_success(paid: Shop) -> None:
+def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(paid: Shop) -> None:
     with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_no_update'").fetchone()
         conn.execute("DROP TRIGGER entries_no_update")
@@ -111,7 +111,7 @@ def test_a_deposit_that_is_another_in_the_books_is_told_and_is_no_success(paid: 
     assert lines[-1].startswith("2 findings: ")
 
 
-def test_a_finding_is_told_and_is_no_success(paid: Shop) -> None:
+def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
     with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_no_delete'").fetchone()
         conn.execute("DROP TRIGGER invoices_no_delete")

@@ -1,4 +1,4 @@
-"""`payagent backup` and `payagent restore` as an operator has them, with the daemon on what was restored."""
+"""`payagent backup` and `payagent restore`, and a daemon on the restored wallet."""
 
 import json
 import os
@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass
 class Again:
-    """The config of the folder that a backup is put back in, and what its restore said."""
+    """The config of the restored wallet, its folder, the backup, and what `restore` printed."""
 
     config: Path
     data_dir: Path
@@ -30,7 +30,7 @@ class Again:
 
 @pytest.fixture(scope="module")
 def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
-    """A backup beside the running daemon, a payment after it, and the wallet made of it in another folder."""
+    """A backup taken while the daemon runs, a payment after it, and the backup restored to another folder."""
     assert shop.payagent("pay", shop.saved("known"), "--merchant", "t").code == 0
     folder = tmp_path_factory.mktemp("again")
     made = shop.payagent("backup", folder / "wallet.tar")
@@ -50,7 +50,7 @@ def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
 
 @pytest.fixture(scope="module")
 def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
-    """The daemon on what was restored; it sees the chain, and is not ready."""
+    """A daemon on the restored wallet; it sees the chain and is not ready yet."""
     process = spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL)
     try:
         until(
@@ -69,13 +69,13 @@ def test_a_backup_is_private_and_holds_its_three_members(again: Again) -> None:
     assert PASSPHRASE.encode() not in again.backup.read_bytes()
 
 
-def test_a_restore_says_what_the_books_do_not_know(again: Again) -> None:
+def test_a_restore_reports_utxos_that_differ_between_ledger_and_chain(again: Again) -> None:
     chain = again.said["chain"]
     assert isinstance(chain, dict)
     assert (chain["checked"], chain["gone"]["utxos"], chain["unknown"]["utxos"]) == (True, 1, 1)
 
 
-def test_it_says_so_in_words_for_people(shop: Shop, again: Again, tmp_path: Path) -> None:
+def test_the_human_output_of_a_restore_reports_utxos_that_differ(shop: Shop, again: Again, tmp_path: Path) -> None:
     config = shop.config_of(shop.folder / "people")
     told = invoke("restore", again.backup, "--config", config, "--human").out
     shutil.rmtree(shop.folder / "people")
@@ -84,11 +84,11 @@ def test_it_says_so_in_words_for_people(shop: Shop, again: Again, tmp_path: Path
     assert "The daemon signs nothing before " in told
 
 
-def test_the_head_of_a_backup_is_one_that_the_living_ledger_still_has(shop: Shop, again: Again) -> None:
+def test_the_backups_head_is_still_in_the_running_ledger(shop: Shop, again: Again) -> None:
     assert shop.payagent("ledger", "verify", "--head", str(again.said["head"])).code == 0
 
 
-def test_the_daemon_takes_no_order_for_a_while_and_says_until_when(
+def test_a_restored_daemon_refuses_payments_for_a_while_and_says_until_when(
     shop: Shop, again: Again, daemon: "subprocess.Popen[str]"
 ) -> None:
     refused = invoke("pay", shop.saved("new"), "--merchant", "t", "--config", again.config)
@@ -97,7 +97,7 @@ def test_the_daemon_takes_no_order_for_a_while_and_says_until_when(
     assert str(again.said["signs_at"]) in refused.error["detail"]
 
 
-def test_its_new_token_works_and_the_old_one_too(
+def test_a_restore_makes_a_new_operator_token_and_the_old_one_still_works(
     shop: Shop, again: Again, daemon: "subprocess.Popen[str]"
 ) -> None:
     assert (again.data_dir / "operator.token").read_text() != (shop.data_dir / "operator.token").read_text()
@@ -106,19 +106,19 @@ def test_its_new_token_works_and_the_old_one_too(
         assert [row["state"] for row in shown.json["payments"]] == ["confirmed"], shown.err
 
 
-def test_the_books_of_what_was_restored_are_whole(again: Again, daemon: "subprocess.Popen[str]") -> None:
+def test_a_restored_ledger_verifies_clean(again: Again, daemon: "subprocess.Popen[str]") -> None:
     verified = invoke("ledger", "verify", "--head", str(again.said["head"]), "--config", again.config)
     assert verified.code == 0, verified.out
 
 
-def test_nothing_is_overwritten(shop: Shop, again: Again) -> None:
+def test_backup_and_restore_overwrite_nothing(shop: Shop, again: Again) -> None:
     refused = shop.payagent("backup", again.backup)
     assert (refused.code, refused.problem) == (2, "already_exists/file")
     refused = invoke("restore", again.backup, "--config", again.config)
     assert (refused.code, refused.problem) == (2, "already_exists/keystore")
 
 
-def test_the_commands_of_the_pages_on_backups_work(shop: Shop, tmp_path: Path) -> None:
+def test_the_commands_of_the_backup_pages_work(shop: Shop, tmp_path: Path) -> None:
     (take,) = blocks("Back up the wallet", "docs/how-to/back-up.md")
     (put_back,) = blocks("Restore a backup", "docs/how-to/restore-a-backup.md")
     script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))

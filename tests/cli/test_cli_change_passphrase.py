@@ -1,4 +1,4 @@
-"""`payagent wallet change-passphrase`: the same words under another passphrase, or the file as it was."""
+"""`payagent wallet change-passphrase`: the keystore gets a new passphrase, or stays as it was."""
 
 import json
 import os
@@ -21,7 +21,7 @@ NEW = plant("the new passphrase", "another canary for the keystore")
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A folder with what `payagent init` makes."""
+    """A folder with the files that `payagent init` makes."""
     result = invoke(
         *("init", "--json", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0"),
         *("--passphrase-file", write_private(tmp_path / "passphrase", PASSPHRASE)),
@@ -45,7 +45,7 @@ def words_of(folder: Path, passphrase: str) -> str | None:
         return None
 
 
-def test_the_new_passphrase_opens_the_same_words_and_the_old_one_nothing(made: Path) -> None:
+def test_only_the_new_passphrase_opens_the_keystore_with_the_same_words(made: Path) -> None:
     words = (made / "data/recovery-words.txt").read_text().strip()
     before = json.loads((made / "data/keystore.json").read_text())
     result = invoke(*change(made))
@@ -71,7 +71,7 @@ def test_the_new_passphrase_opens_the_same_words_and_the_old_one_nothing(made: P
         (PASSPHRASE, "", "config_invalid", 2),
     ],
 )
-def test_what_is_refused_leaves_the_file_as_it_was(
+def test_a_refused_change_leaves_the_keystore_as_it_was(
     made: Path, old: str, new: str, code: str, exit_code: int
 ) -> None:
     before = (made / "data/keystore.json").read_bytes()
@@ -82,19 +82,19 @@ def test_what_is_refused_leaves_the_file_as_it_was(
     assert (made / "data/keystore.json").read_bytes() == before
 
 
-def test_it_is_refused_while_a_daemon_has_the_wallet(made: Path) -> None:
+def test_a_change_is_refused_while_a_daemon_runs_on_the_wallet(made: Path) -> None:
     with lease(load_settings(made / "config.toml", {}).data_dir, ("ledger.db", "keystore.json")):
         assert invoke(*change(made)).problem == "already_running"
     assert words_of(made, PASSPHRASE) is not None
 
 
-def test_what_a_change_that_was_cut_off_left_behind_is_no_obstacle(made: Path) -> None:
+def test_a_file_left_by_an_interrupted_change_does_not_stop_the_next(made: Path) -> None:
     write_private(made / "data/.keystore.json.new", '{"half": ')
     assert invoke(*change(made)).code == 0
     assert words_of(made, NEW) is not None
 
 
-def test_a_keystore_that_is_reached_by_a_link_is_changed_where_it_lies(made: Path) -> None:
+def test_a_symlinked_keystore_is_changed_at_its_target(made: Path) -> None:
     keystore, elsewhere = made / "data/keystore.json", made / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     keystore.rename(elsewhere / "wallet.json")
@@ -106,8 +106,8 @@ def test_a_keystore_that_is_reached_by_a_link_is_changed_where_it_lies(made: Pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a second user")
-def test_another_users_keystore_is_left_to_that_user(made: Path) -> None:
-    """What root wrote in its place, the service could not open."""
+def test_root_does_not_change_another_users_keystore(made: Path) -> None:
+    """The service could not open a file that root wrote in its place."""
     keystore = made / "data/keystore.json"
     before = keystore.read_bytes()
     (made / "data/lock").unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def test_another_users_keystore_is_left_to_that_user(made: Path) -> None:
     assert not (made / "data/lock").exists()
 
 
-def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
+def test_a_terminal_asks_twice_for_the_new_passphrase(made: Path) -> None:
     with at_terminal("wallet", "change-passphrase", "--config", made / "config.toml") as session:
         for question, answer in (("Passphrase for the keystore", NEW), ("Repeat it", NEW)):
             session.expect(question)
@@ -129,7 +129,7 @@ def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
     assert words_of(made, NEW) is not None
 
 
-def test_a_pipe_must_name_a_file(made: Path) -> None:
+def test_without_a_terminal_a_passphrase_file_is_required(made: Path) -> None:
     result = invoke("wallet", "change-passphrase", "--config", made / "config.toml")
     assert (result.code, result.problem) == (2, "usage")
 

@@ -1,4 +1,4 @@
-"""SIGHUP on a real daemon: the config file is taken over as a whole, or not at all; and what stands over it."""
+"""SIGHUP on a real daemon: the config file is reloaded as a whole or not at all; run-time settings win."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ def told(shop: Shop, event: str) -> list[dict[str, object]]:
 
 
 def read_again(shop: Shop, daemon: "subprocess.Popen[str]", text: str, event: str) -> dict[str, object]:
-    """What the daemon says of the new file."""
+    """Write the file and send SIGHUP; returns the daemon's log line."""
     count = len(told(shop, event))
     shop.config.write_text(text)
     daemon.send_signal(signal.SIGHUP)
@@ -36,7 +36,7 @@ def read_again(shop: Shop, daemon: "subprocess.Popen[str]", text: str, event: st
 
 
 def recorded(shop: Shop) -> object:
-    """What the ledger's event has of the last change."""
+    """The last config change, as its event records it."""
     with closing(sqlite3.connect(shop.data_dir / "ledger.db")) as conn:
         (detail,) = conn.execute(
             "SELECT detail FROM events WHERE event = 'config_read' ORDER BY seq DESC LIMIT 1"
@@ -45,13 +45,13 @@ def recorded(shop: Shop) -> object:
 
 
 def most(shop: Shop, limit: str) -> tuple[str, str]:
-    """What the wallet's limit is, and who set it."""
+    """The wallet's limit, and who set it."""
     rows = shop.payagent("limits", "show").json["limits"]
     (row,) = [row for row in rows if row["limit"] == limit and row["asset"] == "lovelace" and not row["merchant"]]
     return row["most"], row["set_by"]
 
 
-def test_limits_thresholds_and_merchants_are_taken_over(
+def test_a_reload_applies_limits_thresholds_and_merchants(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop = closed_shop
@@ -77,7 +77,7 @@ def test_limits_thresholds_and_merchants_are_taken_over(
     assert most(shop, "per_day") == ("60000000", "config")
 
 
-def test_a_file_that_is_bad_or_takes_a_new_start_changes_nothing(
+def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop, before = closed_shop, most(closed_shop, "per_day")
@@ -98,7 +98,7 @@ def test_a_file_that_is_bad_or_takes_a_new_start_changes_nothing(
     assert daemon.poll() is None
 
 
-def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
+def test_a_merchant_added_at_run_time_survives_a_kill_and_is_paid(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop = closed_shop
@@ -127,10 +127,10 @@ def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
         assert (refused.code, refused.problem) == (6, "merchant_not_allowed")
 
 
-def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_of(
+def test_a_config_replaced_beside_the_keystore_is_not_read_and_that_is_logged(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
-    """The daemon reads nothing there that is new (`fence`): it says so, and goes on by what it had."""
+    """The sandbox (`fence`) hides new files there: the daemon says so and keeps its config."""
     shop = closed_shop
     new = shop.config.with_name("new.toml")
     new.write_text(shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n')
@@ -144,7 +144,7 @@ def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_
     assert most(shop, "per_day")[1] == "config"
 
 
-def test_a_file_that_others_may_change_by_now_is_not_taken_over(
+def test_a_config_that_others_can_write_is_not_reloaded(
     closed_shop: Shop, daemon: "subprocess.Popen[str]"
 ) -> None:
     shop, before = closed_shop, most(closed_shop, "per_day")
@@ -159,8 +159,8 @@ def test_a_file_that_others_may_change_by_now_is_not_taken_over(
 
 
 @pytest.mark.parametrize("moment", ["| payagent.cli.sd_notify", "signer.started"])
-def test_a_signal_that_comes_before_it_is_ready_counts(closed_shop: Shop, moment: str) -> None:
-    """Python tells of each module that is imported: most of a start is over with the last one."""
+def test_a_sighup_during_the_start_is_not_lost(closed_shop: Shop, moment: str) -> None:
+    """Python logs each imported module: after the last one most of the start is over."""
     shop, plain = closed_shop, closed_shop.config.read_text()
     path = shop.folder / "daemon.log"
     with path.open("a") as log:

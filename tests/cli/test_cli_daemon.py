@@ -43,13 +43,13 @@ def test_a_saved_402_is_paid_and_the_retry_is_served(shop: Shop) -> None:
     assert len(shop.payments()) == count
 
 
-def test_for_people_the_headers_are_lines_that_curl_reads(shop: Shop) -> None:
+def test_the_human_output_of_pay_is_header_lines_for_curl(shop: Shop) -> None:
     lines = pay(shop, shop.saved("as lines"), "--human").out.splitlines()
     headers = dict(line.split(": ", 1) for line in lines)
     assert shop.call("as lines", headers).status_code == 200
 
 
-def test_an_envelope_with_headers_is_taken_as_it_stands(shop: Shop) -> None:
+def test_a_402_file_with_status_headers_and_body_is_read_as_a_whole(shop: Shop) -> None:
     shop.settings(dialect="flux")
     answer = shop.call("in an envelope")
     envelope = {"status": answer.status_code, "headers": dict(answer.headers), "body": answer.json()}
@@ -62,7 +62,7 @@ def test_an_envelope_with_headers_is_taken_as_it_stands(shop: Shop) -> None:
     assert pay(shop, file, "--dry-run").problem == "invoice_invalid/contradiction"
 
 
-def test_it_reads_standard_input(shop: Shop) -> None:
+def test_pay_reads_a_402_from_standard_input(shop: Shop) -> None:
     file = shop.saved("from a pipe")
     with file.open() as text:
         process = spawn(
@@ -84,7 +84,7 @@ def test_a_dry_run_reserves_nothing(shop: Shop) -> None:
     assert (shop.held(), len(shop.payments())) == before
 
 
-def test_without_waiting_it_is_still_pending(shop: Shop) -> None:
+def test_pay_with_no_wait_exits_with_8_and_the_proof_headers(shop: Shop) -> None:
     file = shop.saved("not waiting")
     early = pay(shop, file, "--no-wait")
     assert early.code == 8
@@ -93,13 +93,13 @@ def test_without_waiting_it_is_still_pending(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("dry", [("--dry-run",), ()])
-def test_a_bound_of_the_caller_refuses(shop: Shop, dry: tuple[str, ...]) -> None:
+def test_a_payment_above_max_is_refused(shop: Shop, dry: tuple[str, ...]) -> None:
     refused = pay(shop, shop.saved(f"too dear {dry}"), "--max", "2 ADA", *dry)
     assert (refused.code, refused.problem) == (6, "limit_exceeded")
     assert pay(shop, shop.saved(f"too dear {dry}"), "--max", "2.5 ADA", "--dry-run").code == 10
 
 
-def test_a_bound_in_ada_is_never_taken_for_tokens(shop: Shop) -> None:
+def test_a_max_in_ada_is_not_applied_to_tokens(shop: Shop) -> None:
     shop.settings(asset=TOKEN, price="40", splits=[])
     file = shop.saved("in tokens")
     refused = pay(shop, file, "--max", "5 ADA")
@@ -108,8 +108,8 @@ def test_a_bound_in_ada_is_never_taken_for_tokens(shop: Shop) -> None:
     assert pay(shop, file, "--max", "40 units", "--dry-run").code == 10
 
 
-def test_a_bound_in_ada_is_none_of_another_offer_in_tokens(shop: Shop) -> None:
-    """The offer in ADA is within the limits, so that a quote is in ADA; it is above the bound, and 40 is not."""
+def test_a_max_in_ada_does_not_allow_another_offer_in_tokens(shop: Shop) -> None:
+    """The ADA offer is within the limits, so the quote is in ADA; it is above --max, and 40 tokens are not."""
     file = shop.folder / "two-offers.json"
     offer = {"scheme": "exact", "network": "cardano-devnet", "payTo": OTHER, "maxTimeoutSeconds": 300}
     offer |= {"resource": f"{shop.devnet.merchant_url}/x", "description": "", "mimeType": "text/plain"}
@@ -123,7 +123,7 @@ def test_a_bound_in_ada_is_none_of_another_offer_in_tokens(shop: Shop) -> None:
     assert pay(shop, file, "--max", "5 ADA").problem == "limit_exceeded"
 
 
-def test_a_bound_lets_a_payment_that_exists_be_found(shop: Shop) -> None:
+def test_pay_with_max_finds_a_payment_that_exists(shop: Shop) -> None:
     file = shop.saved("found again")
     first = pay(shop, file, "--max", "3 ADA", "--key", "found-again")
     file.write_text('{"detail": {"status": "pending"}}')
@@ -132,7 +132,7 @@ def test_a_bound_lets_a_payment_that_exists_be_found(shop: Shop) -> None:
     assert pay(shop, file, "--max", "3 ADA", "--key", "another").problem == "not_an_invoice"
 
 
-def test_an_unknown_sender_is_refused(shop: Shop) -> None:
+def test_an_unknown_merchant_is_refused(shop: Shop) -> None:
     file = shop.saved("who is it")
     stranger = shop.payagent("pay", file, "--origin", "https://evil.example")
     assert (stranger.code, stranger.problem) == (6, "merchant_not_allowed")
@@ -151,7 +151,7 @@ def test_the_only_merchant_need_not_be_named(shop: Shop) -> None:
     shop.payagent("merchants", "remove", "other")
 
 
-def test_how_the_t_backend_means_its_splits_is_written_when_it_is_added(shop: Shop) -> None:
+def test_adding_the_t_backend_sets_its_split_mode(shop: Shop) -> None:
     t_backend = ("--origin", "https://api-v3.fluxpointstudios.com")
     added = shop.payagent("merchants", "add", "tb", *t_backend)
     assert added.code == 0, added.err
@@ -168,8 +168,8 @@ def test_how_the_t_backend_means_its_splits_is_written_when_it_is_added(shop: Sh
         shop.payagent("merchants", "remove", name)
 
 
-def test_a_file_does_not_say_of_itself_who_sent_it(shop: Shop) -> None:
-    """What a stranger answers may look like an order for somebody else's merchant."""
+def test_an_origin_inside_the_402_file_is_not_trusted(shop: Shop) -> None:
+    """A stranger's answer may look like an API request that names somebody else's merchant."""
     answer = shop.call("as an order")
     told = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
     order = {"origin": shop.devnet.merchant_url, "response": told}
@@ -178,7 +178,7 @@ def test_a_file_does_not_say_of_itself_who_sent_it(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("line_end", ["\r\n", "\n"])
-def test_what_curl_shows_with_headers_is_paid(shop: Shop, line_end: str) -> None:
+def test_the_output_of_curl_with_headers_is_accepted(shop: Shop, line_end: str) -> None:
     shop.settings(dialect="flux")
     answer = shop.call("as curl -i shows it")
     head = [f"{name}: {value}" for name, value in answer.headers.items()]
@@ -204,7 +204,7 @@ def test_what_curl_shows_with_headers_is_paid(shop: Shop, line_end: str) -> None
         ('{"status": 402, "body": {"a": 1, "a": 2}}', "invoice_invalid/json"),
     ],
 )
-def test_what_is_no_invoice_is_refused_as_it_came(shop: Shop, text: str | bytes, code: str) -> None:
+def test_a_file_that_is_not_an_invoice_is_refused(shop: Shop, text: str | bytes, code: str) -> None:
     file = shop.folder / "odd.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     before = len(shop.payments())
@@ -213,7 +213,7 @@ def test_what_is_no_invoice_is_refused_as_it_came(shop: Shop, text: str | bytes,
     assert len(shop.payments()) == before
 
 
-def test_a_402_whose_terms_are_in_its_headers_is_not_blamed_on_the_merchant(shop: Shop) -> None:
+def test_a_402_saved_without_its_headers_is_not_blamed_on_the_merchant(shop: Shop) -> None:
     """x402 v2 has an empty object for a body, and curl saves the body alone."""
     file = write_private(shop.folder / "bare.json", "{}")
     for more in ((), ("--dry-run",)):
@@ -225,13 +225,13 @@ def test_a_402_whose_terms_are_in_its_headers_is_not_blamed_on_the_merchant(shop
     assert "Tell the merchant" in pay(shop, file).error["fix"]
 
 
-def test_not_enough_funds_has_its_own_code(shop: Shop) -> None:
+def test_not_enough_funds_exits_with_7(shop: Shop) -> None:
     shop.settings(price="900000000", splits=[])
     refused = pay(shop, shop.saved("more than there is"))
     assert (refused.code, refused.problem) == (7, "not_enough_funds")
 
 
-def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
+def test_a_wrong_or_unreadable_token_is_refused(shop: Shop) -> None:
     wrong = write_private(shop.folder / "wrong.token", "pa_0123456789")
     refused = shop.payagent("wallet", "--token-file", wrong)
     assert (refused.code, refused.problem) == (5, "unauthorized")
@@ -248,13 +248,13 @@ def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
         assert "pa_" not in refused.err
 
 
-def test_the_group_hands_its_options_on(shop: Shop) -> None:
+def test_options_before_a_subcommand_apply_to_it(shop: Shop) -> None:
     wrong = write_private(shop.folder / "wrong.token", "pa_0123456789")
     assert invoke("wallet", "--config", shop.config, "show").code == 0
     assert invoke("wallet", "--config", shop.config, "--token-file", wrong, "show").code == 5
 
 
-def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
+def test_an_interrupted_pay_does_not_stop_the_payment(shop: Shop) -> None:
     file = shop.saved("interrupted")
     count = len(shop.payments())
     shop.control("faults", on="submit", kind="drop")
@@ -276,14 +276,14 @@ def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
     assert len(shop.payments()) == count + 1
 
 
-def test_what_keeps_a_bounded_payment_from_being_priced_is_told(shop: Shop) -> None:
-    """Not that a bound which nobody gave is exceeded."""
+def test_pay_with_max_reports_not_enough_funds_when_the_price_cannot_be_paid(shop: Shop) -> None:
+    """It must not say that a limit is exceeded which nobody set."""
     shop.settings(price="990000000", splits=[])
     refused = pay(shop, shop.saved("dear"), "--max", "1000 ADA")
     assert (refused.code, refused.problem) == (7, "not_enough_funds")
 
 
-def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
+def test_the_ledger_balances_and_shows_a_payment(shop: Shop) -> None:
     pay(shop, shop.saved("for the books"), "--key", "books")
     payment = shop.payments()[0]
     balance = shop.payagent("ledger").json
@@ -303,7 +303,7 @@ def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
     assert f"counts from {iso_time(counted)}" in shown
     assert "None" not in shown
     paid = shop.payagent("payments", "resolve", payment["id"])
-    assert (paid.code, paid.problem) == (2, "wrong_state"), "it is no bug to ask for it"
+    assert (paid.code, paid.problem) == (2, "wrong_state"), "asking for it is not a bug"
 
 
 def test_an_operator_takes_a_payments_utxos_back(shop: Shop) -> None:
@@ -357,7 +357,7 @@ def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
     assert (to, "2500000") in [(out["address"], out["amount"][0]["quantity"]) for out in there]
 
 
-def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
+def test_a_transfer_with_a_key_is_made_once(shop: Shop) -> None:
     order = ("wallet", "send", role_address("creator").text, "--amount", "2 ADA", "--key", "rent-of-may", "--yes")
     first, again = shop.payagent(*order), shop.payagent(*order)
     assert (first.code, again.code) == (0, 0), first.err + again.err
@@ -367,14 +367,14 @@ def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("amount", [("--amount", "5"), ("--amount", "0 ADA"), ("--amount", "1 ADA", "--all"), ()])
-def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
+def test_a_transfer_with_an_ambiguous_amount_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
     before = len(shop.payments())
     assert shop.payagent("wallet", "send", role_address("creator").text, *amount, "--yes").code == 2
     assert len(shop.payments()) == before
 
 
 @pytest.mark.parametrize("amount", [("--amount", "2 ADA"), ("--all",)])
-def test_a_transfer_that_nobody_confirms_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
+def test_a_transfer_without_yes_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
     before = len(shop.payments())
     refused = shop.payagent("wallet", "send", role_address("creator").text, *amount)
     assert (refused.code, refused.problem) == (2, "usage")
@@ -395,7 +395,9 @@ def test_a_transfer_that_nobody_confirms_is_not_sent(shop: Shop, amount: tuple[s
     ],
     ids=" ".join,
 )
-def test_an_order_that_cannot_be_is_the_operators_to_correct(shop: Shop, order: tuple[str, ...]) -> None:
+def test_an_invalid_transfer_exits_with_2_and_does_not_blame_the_merchant(
+    shop: Shop, order: tuple[str, ...]
+) -> None:
     before = len(shop.payments())
     refused = shop.payagent("wallet", "send", *order, "--yes")
     assert refused.code == 2, refused.err
@@ -403,14 +405,14 @@ def test_an_order_that_cannot_be_is_the_operators_to_correct(shop: Shop, order: 
     assert len(shop.payments()) == before
 
 
-def test_limits_show_what_is_left(shop: Shop) -> None:
+def test_limits_are_shown_per_asset_and_window(shop: Shop) -> None:
     rows = {(row["asset"], row["limit"]): row["most"] for row in shop.payagent("limits").json["limits"]}
     assert rows["lovelace", "per_payment"] == "1000000000"
     assert rows[TOKEN, "per_day"] == "5000"
     assert "1000 ADA" in shop.payagent("limits", "--human").out
 
 
-def test_tables_keep_ids_and_addresses_whole(shop: Shop) -> None:
+def test_tables_do_not_shorten_ids_and_addresses(shop: Shop) -> None:
     assert shop.made["address"] in shop.payagent("wallet", "--human").out
     assert shop.payments()[0]["id"] in shop.payagent("payments", "--human").out
 
@@ -422,7 +424,7 @@ def test_no_secret_is_in_the_daemons_log(shop: Shop) -> None:
         assert secret not in log
 
 
-def test_doctor_finds_all_well_and_then_what_is_not(shop: Shop) -> None:
+def test_doctor_passes_and_then_fails_on_a_readable_keystore(shop: Shop) -> None:
     well = shop.payagent("doctor")
     assert (well.code, well.json["ok"]) == (0, True), well.out
     keystore = shop.data_dir / "keystore.json"
@@ -437,8 +439,8 @@ def test_doctor_finds_all_well_and_then_what_is_not(shop: Shop) -> None:
     assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
 
 
-def test_who_holds_the_port_while_the_daemon_is_away_is_told_nothing(shop: Shop) -> None:
-    """The operator's token goes to the socket alone: a port may be anybody's."""
+def test_the_command_never_connects_to_the_port_when_the_daemon_is_down(shop: Shop) -> None:
+    """The operator's token goes only to the socket: another program may hold the port."""
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         squatter.setblocking(False)
         port = squatter.getsockname()[1]
@@ -450,8 +452,8 @@ def test_who_holds_the_port_while_the_daemon_is_away_is_told_nothing(shop: Shop)
             squatter.accept()
 
 
-def test_a_broken_ledger_is_found(shop: Shop, tmp_path: Path) -> None:
-    """Copies, with what protects the books taken off, and one that is no database."""
+def test_doctor_finds_a_broken_ledger(shop: Shop, tmp_path: Path) -> None:
+    """Copies without a trigger and without a row, and a file that is not a database."""
     import sqlite3
 
     for name in ("keystore.json", "operator.token"):

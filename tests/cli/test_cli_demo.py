@@ -1,4 +1,4 @@
-"""The demo, as it is: every step verified, quick enough, and nothing left behind."""
+"""`payagent demo`: every step is verified, it is quick, and it leaves nothing behind."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
-def test_every_step_is_verified_and_nothing_is_left(tmp_path: Path) -> None:
+def test_the_demo_verifies_every_step_and_leaves_nothing_behind(tmp_path: Path) -> None:
     started_s = time.monotonic()
     process = spawn("demo", environ={"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=90)
@@ -39,7 +39,7 @@ def test_every_step_is_verified_and_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_demo_that_is_stopped_takes_its_daemon_with_it(tmp_path: Path) -> None:
+def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:
     log = tmp_path / "out"
     with log.open("w") as out:
         process = spawn("demo", stdout=out, stderr=subprocess.PIPE)
@@ -56,7 +56,7 @@ def in_silence() -> Iterator[Progress]:
     yield lambda _text: None
 
 
-def test_a_daemon_that_ends_fails_the_demo_with_its_last_words(tmp_path: Path) -> None:
+def test_the_demo_fails_with_the_daemons_output_when_the_daemon_ends(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nprint('no more', flush=True)\nos._exit(7)\n")
     told: list[str] = []
     with pytest.raises(DemoFailed, match=r"exit code 7(?s:.*)no more"):
@@ -64,7 +64,7 @@ def test_a_daemon_that_ends_fails_the_demo_with_its_last_words(tmp_path: Path) -
     assert not any("verified" in line for line in told)
 
 
-def test_what_is_not_on_the_chain_is_not_verified() -> None:
+def test_the_demo_fails_when_payment_or_ledger_differ_from_the_chain() -> None:
     with stage(in_silence, {}) as on:
         address = on.wallet.address
         tx_hash = on.control("faucet", {"address": address, "lovelace": "7000000"})["tx_hash"]

@@ -1,4 +1,4 @@
-"""What `payagent doctor` says of the books themselves, and of words that were left beside them."""
+"""`payagent doctor`: what it reports about the ledger, files, providers and risky settings."""
 
 import json
 import os
@@ -65,17 +65,17 @@ def data(closed_shop: Shop, tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_says_that_the_chain_of_events_holds(closed_shop: Shop, data: Path) -> None:
+def test_doctor_says_that_the_event_chain_is_unbroken(closed_shop: Shop, data: Path) -> None:
     check = checks(closed_shop.config_of(data))["ledger"]
     assert check["ok"], check
     assert "the event chain is unbroken" in str(check["detail"])
 
 
-def test_it_says_that_the_words_lie_in_clear_beside_the_keystore(closed_shop: Shop, data: Path) -> None:
+def test_doctor_reports_recovery_words_in_clear_beside_the_keystore(closed_shop: Shop, data: Path) -> None:
     config = closed_shop.config_of(data)
     assert "recovery words" not in checks(config)
     words = write_private(data / "recovery-words.txt", closed_shop.words)
-    assert checks(config)["recovery words"]["warning"], "the devnet's words stand for nothing"
+    assert checks(config)["recovery words"]["warning"], "on the devnet it is only a warning"
     config.write_text(config.read_text().replace('network = "devnet"', 'network = "preprod"'))
     result = invoke("doctor", "--human", "--config", config)
     (line,) = [line for line in result.out.splitlines() if line.startswith("FAIL recovery words")]
@@ -84,21 +84,21 @@ def test_it_says_that_the_words_lie_in_clear_beside_the_keystore(closed_shop: Sh
     assert closed_shop.words not in result.out + result.err
 
 
-def test_it_says_what_a_ledger_that_is_not_there_means(closed_shop: Shop, data: Path) -> None:
+def test_doctor_reports_a_missing_ledger_and_does_not_create_it(closed_shop: Shop, data: Path) -> None:
     (data / "ledger.db").unlink()
     found = checks(closed_shop.config_of(data))
     assert found["ledger file"]["code"] == found["ledger"]["code"] == "ledger_missing"
     assert not (data / "ledger.db").exists()
 
 
-def test_a_ledger_of_an_older_payagent_is_said_to_be_one(closed_shop: Shop, data: Path) -> None:
+def test_doctor_warns_of_a_ledger_of_an_older_payagent(closed_shop: Shop, data: Path) -> None:
     of_an_older_payagent(data / "ledger.db")
     found = checks(closed_shop.config_of(data))["ledger"]
-    assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the start does what is to be done"
+    assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the next start upgrades it"
     assert "of an older payagent" in found["detail"]
 
 
-def test_a_disk_without_room_is_told(closed_shop: Shop, small_disk: Path) -> None:
+def test_doctor_reports_a_full_disk(closed_shop: Shop, small_disk: Path) -> None:
     folder = small_disk / "data"
     folder.mkdir(mode=0o700)
     found = checks(closed_shop.config_of(folder))["data folder"]
@@ -107,7 +107,7 @@ def test_a_disk_without_room_is_told(closed_shop: Shop, small_disk: Path) -> Non
     assert "Free or repair the disk" in found["fix"]
 
 
-def test_a_provider_is_named_as_readyz_names_it(safe: Path, data: Path) -> None:
+def test_doctor_names_a_provider_like_readyz(safe: Path, data: Path) -> None:
     secret = write_private(data / "project-id", "ünprintable")
     safe.write_text(
         safe.read_text().replace('9/api"\n[merchants', f'9/api"\nproject_id_file = "{secret}"\n[merchants')
@@ -118,8 +118,10 @@ def test_a_provider_is_named_as_readyz_names_it(safe: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 405])
-def test_a_provider_that_takes_no_transactions_is_told(closed_shop: Shop, data: Path, status: int) -> None:
-    """Blockfrost's own backend shows the chain and leaves submitting to another program."""
+def test_doctor_reports_a_provider_that_accepts_no_transactions(
+    closed_shop: Shop, data: Path, status: int
+) -> None:
+    """Blockfrost's own backend serves the chain and leaves submitting to another program."""
     config = closed_shop.config_of(data)
     with Relay(closed_shop.devnet).serving() as relay:
         config.write_text(config.read_text().replace(closed_shop.devnet.chain_url, relay.url))
@@ -132,7 +134,7 @@ def test_a_provider_that_takes_no_transactions_is_told(closed_shop: Shop, data: 
 
 
 @pytest.mark.parametrize("name", ["keystore.json", "ledger.db"])
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(closed_shop: Shop, data: Path, name: str) -> None:
+def test_doctor_does_not_hang_on_a_named_pipe_in_place_of_a_file(closed_shop: Shop, data: Path, name: str) -> None:
     path = data / name
     path.unlink()
     os.mkfifo(path, 0o600)
@@ -153,7 +155,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(closed_shop: Shop, data: Pa
         ("DELETE FROM events WHERE seq = 1", "events_no_delete", "event 2"),
     ],
 )
-def test_it_finds_history_that_was_changed_though_the_guards_are_back(
+def test_doctor_finds_changed_events_even_when_the_triggers_are_restored(
     closed_shop: Shop, data: Path, tampering: str, trigger: str, first_bad: str
 ) -> None:
     with closing(sqlite3.connect(data / "ledger.db")) as conn, conn:
@@ -197,18 +199,18 @@ REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file =
 
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/check-the-installation.md").read_text()
-"""Where operators read of what doctor tells."""
+"""The page for operators about doctor's checks."""
 
 
 def warned(config: Path) -> dict[str, str]:
-    """What could be safer, but for the fence, which is the machine's."""
+    """The warnings, except the fence's, which depends on the machine."""
     found = checks(config)
     return {name: str(one["detail"]) for name, one in found.items() if one["warning"] and name != "fence"}
 
 
 @pytest.fixture
 def safe(data: Path, tmp_path: Path) -> Path:
-    """A config for real money in which nothing is to be said against what was chosen."""
+    """A config for real money that gives no warning."""
     writer = Writer(data / "ledger.db")
     writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(10)
     writer.close()
@@ -248,7 +250,7 @@ def safe(data: Path, tmp_path: Path) -> Path:
         (ALERTS, "", "alerts.webhook_url", "set the URL"),
     ],
 )
-def test_what_could_be_safer_is_named_with_what_to_do(
+def test_doctor_warns_of_each_risky_setting_and_says_what_to_do(
     safe: Path, data: Path, before: str, after: str, key: str, fix: str
 ) -> None:
     text, before = safe.read_text(), before.format(data=data)
@@ -260,7 +262,7 @@ def test_what_could_be_safer_is_named_with_what_to_do(
     assert key.split(" ")[0].split(".")[-1] in PAGE
 
 
-def test_a_project_id_that_travels_in_the_open_is_named(safe: Path, data: Path) -> None:
+def test_doctor_warns_of_a_project_id_sent_over_plain_http(safe: Path, data: Path) -> None:
     text = safe.read_text().replace("https://localhost:9/api", "http://node.example/api")
     safe.write_text(text)
     assert "project id" not in warned(safe)["chain.providers 2"]
@@ -269,13 +271,13 @@ def test_a_project_id_that_travels_in_the_open_is_named(safe: Path, data: Path) 
     assert "read the project id" in warned(safe)["chain.providers 2"]
 
 
-def test_names_of_a_port_that_other_machines_reach_are_named_too(safe: Path) -> None:
+def test_doctor_warns_of_allowed_hosts_on_a_port_open_to_other_machines(safe: Path) -> None:
     text = safe.read_text().replace('listen = "127.0.0.1:0"', REMOTE + '\nallowed_hosts = ["pay.example"]')
     safe.write_text(text)
     assert warned(safe).keys() == {"api.listen", "api.allowed_hosts"}
 
 
-def test_a_limit_set_at_run_time_above_what_the_signer_lets_out_is_named(safe: Path, data: Path) -> None:
+def test_doctor_warns_of_a_run_time_limit_above_the_signers_limit(safe: Path, data: Path) -> None:
     writer = Writer(data / "ledger.db")
     for window, ada in ((Window.PAYMENT, 20), (Window.DAY, 41), (Window.MONTH, 900)):
         limit = Limit(Scope(), LOVELACE, window, ada * 1_000_000)
@@ -286,8 +288,8 @@ def test_a_limit_set_at_run_time_above_what_the_signer_lets_out_is_named(safe: P
     assert "limits.signed_per_day, which is 40000000" in told
 
 
-def test_a_limit_at_an_origin_that_is_no_merchants_now_is_named(closed_shop: Shop, data: Path) -> None:
-    """Else who changes an origin in the config believes that the limit moved with it."""
+def test_doctor_reports_a_limit_for_an_origin_that_is_no_merchants(closed_shop: Shop, data: Path) -> None:
+    """Otherwise an operator who changes an origin believes that the limit moved with it."""
     writer = Writer(data / "ledger.db")
     here = load_settings(closed_shop.config, {"HOME": str(data)}).merchants["t"].origin
     for origin in (here, "https://moved.example"):
@@ -305,7 +307,7 @@ def test_a_limit_at_an_origin_that_is_no_merchants_now_is_named(closed_shop: Sho
     assert f"limits for {here}, which is no merchant's origin" in told["detail"]
 
 
-def test_files_that_others_reach_are_named(safe: Path, tmp_path: Path) -> None:
+def test_doctor_warns_of_files_that_other_users_can_reach(safe: Path, tmp_path: Path) -> None:
     assert warned(safe) == {}
     safe.chmod(0o644)
     (tmp_path / "secrets").chmod(0o1777)
@@ -315,7 +317,7 @@ def test_files_that_others_reach_are_named(safe: Path, tmp_path: Path) -> None:
     assert "a folder of its own" in told["keystore.passphrase_file"]
 
 
-def test_a_program_without_limits_of_its_own_is_named(safe: Path, data: Path) -> None:
+def test_doctor_warns_of_an_app_without_its_own_limits(safe: Path, data: Path) -> None:
     def write(unit: Unit) -> None:
         for name in ("bot", "bound", "gone"):
             apps.add_with_token(unit, f"app_{name}", name, name, ["pay"], 1)
@@ -331,7 +333,7 @@ def test_a_program_without_limits_of_its_own_is_named(safe: Path, data: Path) ->
     assert "payagent limits set --app bot" in told
 
 
-def test_keys_that_the_daemon_would_not_take_are_found(safe: Path, data: Path) -> None:
+def test_doctor_finds_api_and_tls_keys_that_the_daemon_would_refuse(safe: Path, data: Path) -> None:
     key = write_private(data / "key", "k")
     named = f'api_key_file = "{key}"\n[limits]'
     safe.write_text(safe.read_text().replace("[limits]", named).replace('listen = "127.0.0.1:0"', REMOTE))
@@ -348,7 +350,7 @@ def test_keys_that_the_daemon_would_not_take_are_found(safe: Path, data: Path) -
             make_config(settings, role_address("wallet"), Redactor())
 
 
-def test_a_credential_that_cannot_be_looked_at_ends_no_other_check(
+def test_an_unreadable_systemd_credential_does_not_stop_the_other_checks(
     safe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/" + "x" * 5000)

@@ -1,4 +1,4 @@
-"""`payagent fetch`: a call from the shell that pays, with its body untouched and an exit code that can be used."""
+"""`payagent fetch`: a request from the shell that pays; bodies stay untouched, exit codes tell the outcome."""
 
 import io
 import json
@@ -30,7 +30,7 @@ CALL = '{"message": "hello"}'
 
 
 class Raw(ThreadingHTTPServer):
-    """A merchant that sells nothing: it gives bytes, says what it got, and counts who connects.
+    """A merchant that sells nothing: it sends bytes, echoes requests and counts connections.
 
     At /turncoat it asks for ADA first, and then for a token.
     """
@@ -167,7 +167,7 @@ def usual_terms(street: Street) -> None:
 
 
 @pytest.mark.parametrize("path", ["/chat", "/x402/premium?day=1"])
-def test_a_call_is_paid_and_its_body_is_the_merchants(street: Street, path: str) -> None:
+def test_a_request_is_paid_and_prints_the_merchants_body(street: Street, path: str) -> None:
     before = len(street.shop.payments())
     got = fetch(street.shop, street.shop.devnet.merchant_url + path, *(("-d", CALL) if path == "/chat" else ()))
     assert got.code == 0, got.err
@@ -185,12 +185,12 @@ def test_the_official_sdks_server_is_paid(street: Street) -> None:
     assert street.shop.payments()[0]["tx_hash"] in street.sdk.payments
 
 
-def test_a_stream_is_given_as_it_comes(street: Street) -> None:
+def test_a_streamed_answer_is_printed_to_its_end(street: Street) -> None:
     got = fetch(street.shop, street.chat, "-d", '{"message": "hello", "stream": true}')
     assert (got.code, got.out.endswith(b"data: [DONE]\n\n")) == (0, True)
 
 
-def test_bytes_stay_bytes(street: Street, tmp_path: Path) -> None:
+def test_a_binary_body_is_written_unchanged(street: Street, tmp_path: Path) -> None:
     assert fetch(street.shop, f"{street.raw.url}/binary").out == BINARY
     got = fetch(street.shop, f"{street.raw.url}/binary", "-o", tmp_path / "there")
     assert (got.code, got.out, (tmp_path / "there").read_bytes()) == (0, b"", BINARY)
@@ -205,7 +205,7 @@ def test_bytes_stay_bytes(street: Street, tmp_path: Path) -> None:
         (("-d", CALL, "-X", "PUT", "-H", "Content-Type: text/plain"), "PUT", "text/plain", CALL),
     ],
 )
-def test_a_call_is_what_was_asked_for(
+def test_the_request_has_the_method_headers_and_body_that_were_given(
     street: Street, arguments: tuple[str, ...], method: str, content_type: str | None, body: str
 ) -> None:
     got = fetch(street.shop, f"{street.raw.url}/echo", "-H", "X-Mine: a: b", *arguments)
@@ -216,7 +216,7 @@ def test_a_call_is_what_was_asked_for(
     assert not any(name.startswith("x-payagent") or name == "authorization" for name in headers)
 
 
-def test_data_comes_from_a_file_or_a_pipe(street: Street, tmp_path: Path) -> None:
+def test_data_file_reads_a_file_or_standard_input(street: Street, tmp_path: Path) -> None:
     (tmp_path / "call.json").write_text(CALL)
     url = f"{street.raw.url}/echo"
     assert fetch(street.shop, url, "--data-file", tmp_path / "call.json").json["body"] == CALL
@@ -230,7 +230,7 @@ def test_data_comes_from_a_file_or_a_pipe(street: Street, tmp_path: Path) -> Non
     assert (piped.returncode, json.loads(out)["body"]) == (0, CALL), err
 
 
-def test_a_dry_run_says_what_it_would_take(street: Street) -> None:
+def test_a_dry_run_shows_the_price_and_pays_nothing(street: Street) -> None:
     before = street.shop.payments()
     got = fetch(street.shop, street.chat, "-d", CALL, "--dry-run")
     assert (got.code, got.json["outputs"][0]["units"]) == (10, "2000000")
@@ -243,7 +243,7 @@ def test_a_dry_run_says_what_it_would_take(street: Street) -> None:
     assert street.shop.payments() == before
 
 
-def test_calls_at_once_buy_one_batch_and_are_served_from_it(street: Street) -> None:
+def test_concurrent_requests_buy_one_batch_and_are_served_from_it(street: Street) -> None:
     street.shop.settings(batch=5)
     before = len(street.shop.payments())
 
@@ -257,7 +257,7 @@ def test_calls_at_once_buy_one_batch_and_are_served_from_it(street: Street) -> N
     assert sum("it cost" in got.err for got in ended) == 1
 
 
-def test_a_dry_run_uses_none_of_what_is_prepaid(street: Street) -> None:
+def test_a_dry_run_uses_nothing_of_the_prepaid_balance(street: Street) -> None:
     street.shop.settings(batch=4)
     call = (street.chat, "-d", CALL)
     assert fetch(street.shop, *call).code == 0
@@ -275,7 +275,7 @@ def test_a_dry_run_uses_none_of_what_is_prepaid(street: Street) -> None:
     assert len(street.shop.payments()) == before
 
 
-def test_a_merchant_that_wants_the_wallet_is_told_it(street: Street) -> None:
+def test_a_merchant_that_requires_the_wallet_address_gets_it(street: Street) -> None:
     street.shop.settings(batch=2)
     before = len(street.shop.payments())
     for number in range(2):
@@ -284,7 +284,7 @@ def test_a_merchant_that_wants_the_wallet_is_told_it(street: Street) -> None:
     assert len(street.shop.payments()) == before + 1
 
 
-def test_a_saved_402_is_not_paid_beside_a_batch_that_is_being_bought(street: Street) -> None:
+def test_a_saved_402_is_not_paid_while_a_batch_is_being_bought(street: Street) -> None:
     street.shop.settings(batch=5)
     first, second = (street.shop.saved(f"saved {n}", f"{n}.json") for n in range(2))
     assert street.shop.payagent("pay", first, "--merchant", "t").code == 0
@@ -292,7 +292,7 @@ def test_a_saved_402_is_not_paid_beside_a_batch_that_is_being_bought(street: Str
     assert (got.code, got.problem) == (8, "batch_in_progress")
 
 
-def test_no_more_is_paid_than_was_said(street: Street) -> None:
+def test_no_more_than_max_is_paid(street: Street) -> None:
     got = fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "2 ADA")
     assert (got.code, got.problem) == (6, "limit_exceeded")  # the fee counts
     assert fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "3 ADA").code == 0
@@ -304,7 +304,7 @@ def test_no_more_is_paid_than_was_said(street: Street) -> None:
     assert fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "10 units").code == 0
 
 
-def test_a_bound_in_ada_is_none_in_tokens_when_the_merchant_turns_to_them(street: Street) -> None:
+def test_a_max_in_ada_refuses_a_merchant_that_switches_to_tokens(street: Street) -> None:
     before = len(street.shop.payments())
     got = fetch(street.shop, f"{street.raw.url}/turncoat", "--max", "5 ADA")
     assert (got.code, got.problem) == (6, "limit_exceeded")
@@ -312,8 +312,8 @@ def test_a_bound_in_ada_is_none_in_tokens_when_the_merchant_turns_to_them(street
     assert [row["state"] for row in street.shop.payments()[: -before or None]] == ["rejected"]
 
 
-def test_what_is_paid_already_is_found_whatever_the_bound(street: Street) -> None:
-    """A second command for a call that is under way costs nothing, so no bound stands against it."""
+def test_a_payment_already_made_is_found_whatever_max_says(street: Street) -> None:
+    """A second command for a request in flight costs nothing, so --max does not refuse it."""
     street.shop.settings(confirmations=8)
     words = (street.chat, "-d", '{"message": "found"}')
     first = hurried(street, *words)
@@ -325,7 +325,7 @@ def test_what_is_paid_already_is_found_whatever_the_bound(street: Street) -> Non
 
 
 def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
-    """A fetch with little patience."""
+    """A fetch with a short timeout."""
     process = spawn(
         *("fetch", *words, "--config", street.shop.config),
         environ={"PAYAGENT_PROXY__PAYMENT_TIMEOUT_S": "3"},
@@ -336,7 +336,7 @@ def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def test_an_origin_that_is_not_configured_hears_nothing(street: Street) -> None:
+def test_an_origin_that_is_not_configured_is_never_contacted(street: Street) -> None:
     got = fetch(street.shop, f"{street.stranger.url}/chat", "-d", CALL)
     assert (got.code, got.problem, street.stranger.connections) == (6, "merchant_not_allowed", 0)
 
@@ -359,7 +359,7 @@ def test_a_refusal_says_why_and_pays_nothing(
     assert street.shop.held() == held
 
 
-def test_what_the_merchant_says_instead_is_given(street: Street) -> None:
+def test_an_error_answer_of_the_merchant_is_printed_and_exits_with_4(street: Street) -> None:
     got = fetch(street.shop, f"{street.raw.url}/missing")
     assert (got.code, got.json["method"]) == (4, "GET")
     assert "the merchant answered 404" in got.err
@@ -367,7 +367,7 @@ def test_what_the_merchant_says_instead_is_given(street: Street) -> None:
     assert (gone.code, gone.problem) == (4, "merchant_unreachable")
 
 
-def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> None:
+def test_a_redirect_after_paying_is_reported_and_not_followed(street: Street) -> None:
     street.shop.settings(x402={"fault": "redirect_307", "fault_count": 1})
     before = len(street.shop.payments())
     got = fetch(street.shop, f"{street.shop.devnet.merchant_url}/x402/moved")
@@ -378,7 +378,7 @@ def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> Non
     assert len(street.shop.payments()) == before + 1
 
 
-def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
+def test_paid_but_not_yet_served_exits_with_8_and_a_later_command_is_served(street: Street) -> None:
     for merchant in street.shop.payagent("merchants").json["merchants"]:
         assert street.shop.payagent("merchants", "resume", merchant["name"]).code == 0
     street.shop.settings(confirmations=8)
@@ -395,7 +395,7 @@ def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
     assert len(street.shop.payments()) == before
 
 
-def test_a_body_that_cannot_be_written_is_paid_for_once(street: Street, tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_written_is_paid_for_only_once(street: Street, tmp_path: Path) -> None:
     words = (street.chat, "-d", '{"message": "full"}', "-o")
     got = fetch(street.shop, *words, "/dev/full")
     assert (got.code, got.problem) == (2, "write_failed/merchant_answer")
@@ -406,16 +406,16 @@ def test_a_body_that_cannot_be_written_is_paid_for_once(street: Street, tmp_path
     assert street.shop.payments()[0]["id"] == paid["id"]
 
 
-def test_a_terminal_shows_how_the_wait_goes(street: Street) -> None:
+def test_a_terminal_shows_progress_while_waiting(street: Street) -> None:
     words = ("fetch", street.chat, "-d", '{"message": "wait"}', "--config", street.shop.config)
     with at_terminal(*words) as session:
         session.expect(" s\r")
         session.expect("was paid for")
         assert session.end() == 0
-    assert "\npayment pay_" in session.seen, "the body has no end of its line, and what is said begins one"
+    assert "\npayment pay_" in session.seen, "the body ends without a newline, and the message begins a new line"
 
 
-def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
+def test_an_interrupted_wait_is_continued_by_the_same_command(street: Street) -> None:
     street.shop.settings(confirmations=8)
     words = ("fetch", street.chat, "-d", '{"message": "stop"}', "--config", street.shop.config)
     with at_terminal(*words) as session:
@@ -446,7 +446,7 @@ def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
         ("http://127.0.0.1/x", "-o", "/nowhere/at/all"),
     ],
 )
-def test_a_usage_error_is_reported(street: Street, arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_exit_with_2(street: Street, arguments: tuple[str, ...]) -> None:
     assert fetch(street.shop, *arguments).code == 2
 
 

@@ -36,13 +36,13 @@ def test_every_command_explains_itself_with_an_example(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS)
-def test_help_is_given(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(*path.split()[1:], "--help").code == 0
     assert f"Usage: {path}" in capsys.readouterr().out
 
 
 def test_help_is_quick() -> None:
-    """By the processor's time: on a machine that is busy with other tests the wall clock shows what those take."""
+    """Measured in processor time: other tests on a busy machine would distort the wall clock."""
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -53,7 +53,7 @@ def test_help_is_quick() -> None:
     assert any(seconds() < HELP_MAX_S for _ in range(30))
 
 
-def test_a_shell_is_told_how_to_complete() -> None:
+def test_shell_completion_is_generated() -> None:
     process = spawn(environ={"_PAYAGENT_COMPLETE": "bash_source"}, stdout=subprocess.PIPE)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -61,7 +61,7 @@ def test_a_shell_is_told_how_to_complete() -> None:
     assert "Usage" not in out
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_loads_no_heavy_modules() -> None:
     code = f"import sys, payagent.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert loaded.stdout.strip() == "[]"
@@ -84,7 +84,7 @@ def test_usage_errors_exit_with_2_and_name_the_help(arguments: tuple[str, ...]) 
     assert "--help" in result.error["fix"]
 
 
-def test_the_command_alone_shows_its_help_and_that_is_no_error() -> None:
+def test_the_command_without_arguments_shows_its_help_and_exits_with_2() -> None:
     shown = invoke()
     assert (shown.code, shown.out, shown.problem) == (2, "", "usage")
     assert shown.error["detail"] == "no command given"
@@ -94,7 +94,7 @@ def test_the_command_alone_shows_its_help_and_that_is_no_error() -> None:
     assert "Exit codes:" in err.getvalue()
 
 
-def test_a_devnet_says_where_it_is_and_serves_until_it_is_stopped() -> None:
+def test_the_devnet_prints_its_urls_and_serves_until_it_is_stopped() -> None:
     process = spawn("devnet", "--json", "--block-time", "0", stdout=subprocess.PIPE)
     places = json.loads(process.stdout.readline())
     assert places["network"] == "devnet"
@@ -106,7 +106,7 @@ def test_a_devnet_says_where_it_is_and_serves_until_it_is_stopped() -> None:
     assert process.returncode == 0
 
 
-def test_a_devnet_tells_people_how_to_get_money() -> None:
+def test_the_devnet_shows_how_to_get_funds() -> None:
     process = spawn("devnet", "--human", stdout=subprocess.PIPE)
     shown = "".join(iter(process.stdout.readline, "Get an invoice:\n"))
     process.terminate()
@@ -116,7 +116,7 @@ def test_a_devnet_tells_people_how_to_get_money() -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "127.0.0.1", "127.0.0.1:http", "[::]:0"])
-def test_a_devnet_listens_on_loopback_only(listen: str) -> None:
+def test_the_devnet_listens_on_loopback_only(listen: str) -> None:
     result = invoke("devnet", "--listen", listen)
     assert result.code == 2
     assert "--listen" in result.error["detail"]
@@ -130,8 +130,8 @@ def test_a_devnet_listens_on_loopback_only(listen: str) -> None:
         (("wallet", "split", "--each", "2 ADA", "--count"), SPLIT_COUNT_MAX),
     ],
 )
-def test_what_the_daemon_would_refuse_is_a_usage_error(command: tuple[str, ...], most: int) -> None:
-    """The bound is the daemon's own: at it the command goes on to look for its config."""
+def test_a_count_above_the_daemons_limit_is_a_usage_error(command: tuple[str, ...], most: int) -> None:
+    """At the limit itself the command goes on to look for its config."""
     none = ("--config", "/nonexistent/config.toml")
     assert invoke(*command, str(most), *none).problem == "config_invalid"
     beyond = invoke(*command, str(most + 1), *none)

@@ -1,4 +1,4 @@
-"""init: everything is made, privately, once; nothing is overwritten and nothing is left half done."""
+"""`payagent init`: makes private files, overwrites nothing, and leaves nothing behind when it fails."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def made(folder: Path, *more: str | Path) -> Result:
     return result
 
 
-def test_it_makes_everything_private_and_says_where(tmp_path: Path) -> None:
+def test_init_makes_private_files_and_says_where(tmp_path: Path) -> None:
     result = made(tmp_path)
     assert result.out.count("\n") == 1
     assert set(result.json) == {"config", "data_dir", "address", "token"}
@@ -48,7 +48,7 @@ def test_it_makes_everything_private_and_says_where(tmp_path: Path) -> None:
     assert (data / "operator.token").read_text().strip() == result.json["token"]
 
 
-def test_no_secret_shows_but_the_token_once(tmp_path: Path) -> None:
+def test_init_prints_no_secret_except_the_token_once(tmp_path: Path) -> None:
     result = made(tmp_path)
     words = (tmp_path / "data/recovery-words.txt").read_text().strip()
     assert len(words.split()) == 24
@@ -60,7 +60,7 @@ def test_no_secret_shows_but_the_token_once(tmp_path: Path) -> None:
     assert places.count(result.json["token"]) == 1
 
 
-def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
+def test_the_config_is_valid_and_holds_the_given_options(tmp_path: Path) -> None:
     made(tmp_path)
     settings = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)})
     assert settings.network == "devnet"
@@ -84,7 +84,7 @@ def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
         ("https://api.example.com", None),
     ],
 )
-def test_how_the_t_backend_means_its_splits_stands_in_the_config_and_nobody_elses(
+def test_the_config_sets_the_split_mode_for_the_t_backend_only(
     tmp_path: Path, origin: str, mode: str | None
 ) -> None:
     made(tmp_path, "--merchant", f"other={origin}", "--partner", "other=demo")
@@ -95,7 +95,7 @@ def test_how_the_t_backend_means_its_splits_stands_in_the_config_and_nobody_else
     assert [("on top" in one, one[0]) for one in told] == ([] if mode is None else [(True, "#")])
 
 
-def test_the_config_says_where_the_wallet_lies_that_the_environment_put_there(
+def test_a_data_dir_from_the_environment_is_written_to_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *command, option, folder = arguments(tmp_path)
@@ -125,7 +125,7 @@ def test_restored_words_give_the_same_address_and_are_not_written(tmp_path: Path
         ("data/ledger.db", "already_exists/file"),
     ],
 )
-def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, file: str, code: str) -> None:
+def test_init_overwrites_no_file_and_leaves_nothing_behind(tmp_path: Path, file: str, code: str) -> None:
     path = tmp_path / file
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.write_text("precious")
@@ -148,21 +148,23 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, file: str, c
         (("--restore", "/nonexistent"), "mnemonic_invalid"),
     ],
 )
-def test_what_is_wrong_is_told_and_nothing_is_left(tmp_path: Path, more: tuple[str, ...], code: str) -> None:
+def test_an_invalid_option_is_reported_and_nothing_is_left_behind(
+    tmp_path: Path, more: tuple[str, ...], code: str
+) -> None:
     result = invoke(*arguments(tmp_path, *more))
     assert (result.code, result.problem) == (2, code)
     assert listing(tmp_path) == {"passphrase"}
 
 
-def test_a_folder_that_no_config_can_name_is_named_itself(tmp_path: Path) -> None:
-    """One of another time's letters: a config file is UTF-8."""
+def test_a_data_dir_that_is_not_utf_8_is_refused_by_its_name(tmp_path: Path) -> None:
+    """Its name is in an old encoding; a config file is UTF-8."""
     result = invoke(*arguments(tmp_path, "--data-dir", tmp_path / os.fsdecode(b"d\xe9p\xf4t")))
     assert (result.code, result.problem) == (2, "config_invalid")
     assert "UTF-8" in result.error["detail"]
     assert result.error["detail"].startswith(f"{tmp_path}/d")
 
 
-def test_a_config_that_the_daemon_could_write_is_not_made(tmp_path: Path) -> None:
+def test_a_config_in_the_data_dir_is_refused_except_on_the_devnet(tmp_path: Path) -> None:
     one_folder = arguments(tmp_path, "--config", tmp_path / "data/config.toml")
     result = invoke(*one_folder, "--network", "preprod")
     assert (result.code, result.problem) == (2, "config_invalid")
@@ -172,7 +174,7 @@ def test_a_config_that_the_daemon_could_write_is_not_made(tmp_path: Path) -> Non
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
-def test_what_it_makes_a_daemon_starts_from_whatever_the_umask(tmp_path: Path) -> None:
+def test_the_config_is_private_whatever_the_umask(tmp_path: Path) -> None:
     folder = tmp_path / "made/on the way"
     before = os.umask(0o002)
     try:
@@ -182,7 +184,7 @@ def test_what_it_makes_a_daemon_starts_from_whatever_the_umask(tmp_path: Path) -
     assert require_unchanged_by_others(folder / "config.toml").endswith("(0600)")
 
 
-def test_bad_words_are_refused_and_not_repeated(tmp_path: Path) -> None:
+def test_invalid_recovery_words_are_refused_and_not_repeated(tmp_path: Path) -> None:
     words = write_private(tmp_path / "words", "walrus " * 24)
     result = invoke(*arguments(tmp_path, "--restore", words))
     assert (result.code, result.problem) == (2, "mnemonic_invalid")
@@ -190,7 +192,7 @@ def test_bad_words_are_refused_and_not_repeated(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_that_is_open_and_in_use_is_not_taken(tmp_path: Path) -> None:
+def test_a_data_dir_that_is_open_and_not_empty_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o755)
     (data / "something").touch()
@@ -199,7 +201,7 @@ def test_a_folder_that_is_open_and_in_use_is_not_taken(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"passphrase", "data", "data/something"}
 
 
-def test_a_passphrase_file_must_be_private_but_on_the_devnet(tmp_path: Path) -> None:
+def test_a_passphrase_file_must_be_private_except_on_the_devnet(tmp_path: Path) -> None:
     path = write_private(tmp_path / "passphrase", PASSPHRASE)
     os.chmod(path, 0o644)  # noqa: PTH101
     result = invoke(*arguments(tmp_path, "--network", "preprod"))
@@ -208,7 +210,7 @@ def test_a_passphrase_file_must_be_private_but_on_the_devnet(tmp_path: Path) -> 
     assert f"{path} can be read by others" in made(tmp_path).err
 
 
-def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
+def test_a_short_passphrase_from_a_file_is_refused(tmp_path: Path) -> None:
     write_private(tmp_path / "passphrase", "seven77\n")
     result = invoke(*arguments(tmp_path, "--network", "preprod"))
     assert (result.code, result.problem) == (2, "passphrase_too_short")
@@ -219,7 +221,7 @@ def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
     made(tmp_path, "--network", "preprod")
 
 
-def test_on_the_devnet_any_passphrase_does_for_new_words(tmp_path: Path) -> None:
+def test_on_the_devnet_any_passphrase_is_accepted_for_new_words(tmp_path: Path) -> None:
     path = write_private(tmp_path / "passphrase", "test\n")
     restore = ("--restore", write_private(tmp_path / "words", WORDS))
     assert invoke(*arguments(tmp_path, *restore)).problem == "passphrase_too_short"
@@ -228,7 +230,7 @@ def test_on_the_devnet_any_passphrase_does_for_new_words(tmp_path: Path) -> None
     made(tmp_path)
 
 
-def test_folders_that_it_made_on_the_way_go_with_a_failure(tmp_path: Path) -> None:
+def test_a_failed_init_removes_the_folders_it_made(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir(mode=0o750)
     empty = tmp_path / "empty"
@@ -246,7 +248,7 @@ def test_folders_that_it_made_on_the_way_go_with_a_failure(tmp_path: Path) -> No
     assert stat.S_IMODE((there / "a/b/data").stat().st_mode) == 0o700
 
 
-def test_what_is_left_of_another_ledger_is_not_taken_nor_removed(tmp_path: Path) -> None:
+def test_files_of_another_ledger_are_neither_used_nor_removed(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     (data / "ledger.db-wal").write_text("precious")
@@ -255,14 +257,14 @@ def test_what_is_left_of_another_ledger_is_not_taken_nor_removed(tmp_path: Path)
     assert listing(tmp_path) == {"passphrase", "data", "data/ledger.db-wal"}
 
 
-def test_without_a_terminal_it_names_what_is_missing(tmp_path: Path) -> None:
+def test_without_a_terminal_init_names_the_missing_options(tmp_path: Path) -> None:
     result = invoke("init", "--config", tmp_path / "config.toml")
     assert result.code == 2
     for option in ("--network", "--chain-url", "--passphrase-file"):
         assert option in result.error["detail"]
 
 
-def test_a_project_id_file_is_named_not_read(tmp_path: Path) -> None:
+def test_init_writes_the_path_of_the_project_id_file_and_does_not_read_it(tmp_path: Path) -> None:
     made(tmp_path, "--project-id-file", tmp_path / "blockfrost")
     assert f'project_id_file = "{tmp_path}/blockfrost"' in (tmp_path / "config.toml").read_text()
 
@@ -283,7 +285,7 @@ def test_errors_for_people_say_what_happened_and_what_to_do(tmp_path: Path) -> N
         json.loads(err)
 
 
-def test_relative_paths_hold_from_every_folder(tmp_path: Path) -> None:
+def test_relative_paths_are_stored_as_absolute_paths(tmp_path: Path) -> None:
     write_private(tmp_path / "passphrase", PASSPHRASE)
     process = spawn(
         *("init", "--network", "devnet", "--chain-url", CHAIN, "--passphrase-file", "passphrase"),

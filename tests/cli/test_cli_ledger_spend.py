@@ -32,7 +32,7 @@ def lines(shop: Shop, *arguments: str) -> list[str]:
     return [line for line in shown.splitlines() if line.strip()]
 
 
-def test_people_see_ada_and_a_total_and_programs_see_units(paid: Shop) -> None:
+def test_spend_shows_ada_and_a_total_to_people_and_units_to_programs(paid: Shop) -> None:
     told = paid.payagent("ledger", "spend", "--by", "merchant,day").json
     (row,), (total,) = told["spend"], told["totals"]
     assert (row["merchant"], row["payments"], row["total"]) == ("t", 1, total["total"])
@@ -51,7 +51,7 @@ def test_people_see_ada_and_a_total_and_programs_see_units(paid: Shop) -> None:
     assert "'week' is not one of merchant, app, day, month, asset" in refused.error["detail"]
 
 
-def test_a_text_is_looked_for_in_all_that_names_a_payment(paid: Shop) -> None:
+def test_a_text_filter_finds_the_entries_of_a_payment_by_its_invoice_id(paid: Shop) -> None:
     invoice_id = paid.payments()[0]["invoice_id"]
     entries = paid.payagent("ledger", "entries", "--text", invoice_id).json["entries"]
     assert {entry["kind"] for entry in entries} == {"reserve", "post"}
@@ -59,7 +59,7 @@ def test_a_text_is_looked_for_in_all_that_names_a_payment(paid: Shop) -> None:
     assert exported.count('"type":"entry"') == 2
 
 
-def test_a_snapshot_is_a_private_file_of_its_own(paid: Shop, tmp_path: Path) -> None:
+def test_a_snapshot_is_one_private_file_and_overwrites_nothing(paid: Shop, tmp_path: Path) -> None:
     file = tmp_path / "books.db"
     written = paid.payagent("ledger", "snapshot", file).json
     assert written == {"file": str(file), "bytes": file.stat().st_size}
@@ -73,7 +73,7 @@ def test_a_snapshot_is_a_private_file_of_its_own(paid: Shop, tmp_path: Path) -> 
     assert file.read_bytes() == before
 
 
-def test_a_snapshot_that_does_not_come_leaves_nothing(paid: Shop, tmp_path: Path) -> None:
+def test_a_failed_snapshot_leaves_no_file(paid: Shop, tmp_path: Path) -> None:
     token = write_private(tmp_path / "token", "pa_of_nobody\n")
     for file, more, code in (
         (tmp_path / "books.db", ("--token-file", token), "unauthorized"),
@@ -84,8 +84,8 @@ def test_a_snapshot_that_does_not_come_leaves_nothing(paid: Shop, tmp_path: Path
         assert sorted(tmp_path.iterdir()) == [token]
 
 
-def test_a_part_of_a_snapshot_is_not_taken_for_one(paid: Shop, tmp_path: Path) -> None:
-    """A daemon that dies while it sends."""
+def test_an_incomplete_snapshot_is_not_kept(paid: Shop, tmp_path: Path) -> None:
+    """The daemon dies while it sends."""
     part = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nSQLite\r\n"
     address = tmp_path / "socket"
     config = paid.config_of(paid.data_dir)
@@ -108,7 +108,7 @@ def test_a_part_of_a_snapshot_is_not_taken_for_one(paid: Shop, tmp_path: Path) -
     assert sorted(tmp_path.iterdir()) == [address]
 
 
-def test_the_auditors_page_reads_a_snapshot(paid: Shop, tmp_path: Path) -> None:
+def test_the_sql_page_for_auditors_works_on_a_snapshot(paid: Shop, tmp_path: Path) -> None:
     script = "set -e\n" + "".join(blocks("Query the ledger with SQL", "docs/how-to/query-with-sql.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""A merchant that changes whom it has paid and what it asks, before a daemon that knows it; and its operator."""
+"""`payagent merchants`: a merchant that changes its addresses and prices, and what the operator can do."""
 
 import json
 import re
@@ -14,7 +14,7 @@ NEW = role_address("new").text
 
 @pytest.fixture(scope="module")
 def guarded(closed_shop: Shop) -> Iterator[Shop]:
-    """The daemon of a wallet whose merchant is held to what is known of it, as on every network but the devnet."""
+    """The daemon of a wallet with merchant rules, as on every network except the devnet."""
     text = closed_shop.config.read_text()
     held = '[merchants.t]\npin = "first_use"\nprice_rise_percent_max = 25\n'
     assert "[merchants.t]\n" in text
@@ -31,7 +31,7 @@ def pay(shop: Shop, message: str) -> Result:
 
 
 def why_asked(shop: Shop, message: str) -> list[str]:
-    """The codes for which a payment waits for a person."""
+    """The codes of the reasons for which a payment awaits approval."""
     waits = pay(shop, message)
     told = re.search(r"payment (pay_\w+) is awaiting approval", waits.err)
     assert told is not None, waits
@@ -45,7 +45,7 @@ def buy(shop: Shop, message: str) -> Result:
     return shop.payagent("fetch", f"{shop.devnet.merchant_url}/chat", "-d", body, "-o", shop.folder / "got")
 
 
-def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
+def test_a_payment_to_a_new_address_waits_until_the_operator_pins_it(guarded: Shop) -> None:
     assert pay(guarded, "first").code == 0
     known = guarded.payagent("merchants", "show", "t").json["addresses"]
     assert [one["role"] for one in known] == ["pay_to", "split", "split"]
@@ -66,7 +66,7 @@ def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
     guarded.settings(pay_to=role_address("pay_to").text)
 
 
-def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
+def test_a_price_above_the_allowed_rise_needs_approval(guarded: Shop) -> None:
     assert buy(guarded, "once").code == 0
     until(lambda: guarded.payagent("merchants", "show", "t").json["prices"], "no price was agreed to")
     [price] = guarded.payagent("merchants", "show", "t").json["prices"]
@@ -81,7 +81,7 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert "price rise  25 % at most" in shown
 
 
-def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Shop) -> None:
+def test_merchants_are_listed_and_an_unknown_one_is_not_found(guarded: Shop) -> None:
     assert [row["name"] for row in guarded.payagent("merchants").json["merchants"]] == ["t"]
     assert guarded.payagent("merchants", "--human").out.split()[:3] == ["name", "origin", "ready"]
     for command in (("show", "u"), ("resume", "u"), ("pin", "u", NEW)):

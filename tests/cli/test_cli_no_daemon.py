@@ -13,7 +13,7 @@ from kit.terminal import at_terminal
 
 
 @pytest.mark.parametrize("command", [("wallet",), ("payments", "show", "pay_1"), ("ledger",), ("limits",)])
-def test_without_a_daemon_it_says_how_to_start_it(closed_shop: Shop, command: tuple[str, ...]) -> None:
+def test_without_a_daemon_the_command_says_how_to_start_it(closed_shop: Shop, command: tuple[str, ...]) -> None:
     result = closed_shop.payagent(*command)
     assert (result.code, result.out, result.problem) == (4, "", "daemon_not_running")
     said = closed_shop.payagent(*command, "--human").err
@@ -34,7 +34,7 @@ def test_without_a_daemon_it_says_how_to_start_it(closed_shop: Shop, command: tu
 def test_a_402_that_cannot_be_read_is_a_usage_error(
     closed_shop: Shop, tmp_path: Path, source: str, said: str
 ) -> None:
-    """By whatever way the file is named; nothing is asked of a daemon for it."""
+    """However the file is named, and without asking the daemon."""
     (tmp_path / "empty").touch()
     file, redirected, stdin = source.partition("<")
     started = spawn(
@@ -58,7 +58,7 @@ def test_doctor_works_without_a_daemon(closed_shop: Shop) -> None:
     assert "payagent serve" in wrong[0]["fix"]
 
 
-def test_doctor_tells_a_provider_that_is_not_there(closed_shop: Shop, tmp_path: Path) -> None:
+def test_doctor_reports_an_unreachable_provider(closed_shop: Shop, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
         closed_shop.config.read_text().replace(closed_shop.devnet.chain_url, "http://127.0.0.1:9/api")
@@ -68,7 +68,7 @@ def test_doctor_tells_a_provider_that_is_not_there(closed_shop: Shop, tmp_path: 
     assert "http://127.0.0.1:9/api" in provider["detail"]
 
 
-def test_doctor_tells_a_provider_of_another_network(closed_shop: Shop, tmp_path: Path) -> None:
+def test_doctor_reports_a_provider_of_another_network(closed_shop: Shop, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(closed_shop.config.read_text().replace('network = "devnet"', 'network = "preprod"'))
     result = invoke("doctor", "--config", config)
@@ -78,7 +78,7 @@ def test_doctor_tells_a_provider_of_another_network(closed_shop: Shop, tmp_path:
     assert result.code == 5
 
 
-def test_no_config_is_said_with_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_config_exits_with_2(tmp_path: Path) -> None:
     result = invoke("wallet", "--config", tmp_path / "none.toml")
     assert (result.code, result.problem) == (2, "config_invalid")
 
@@ -105,10 +105,10 @@ def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
     assert not os.path.lexists(closed_shop.folder / "s")
 
 
-def test_a_call_that_a_stop_cuts_off_is_told_so_and_no_error_of_the_daemons(
+def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
-    """An upload to a merchant that does not read."""
+    """The merchant does not read the upload."""
     config, log, door = tmp_path / "config.toml", tmp_path / "log", tmp_path / "s"
     with socket.create_server(("127.0.0.1", 0)) as merchant, log.open("w") as writes:
         origin = f'[merchants.silent]\norigin = "http://127.0.0.1:{merchant.getsockname()[1]}"\n'
@@ -133,7 +133,7 @@ def test_a_call_that_a_stop_cuts_off_is_told_so_and_no_error_of_the_daemons(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_socket_of_another_user_is_told_nothing(closed_shop: Shop, tmp_path: Path) -> None:
+def test_a_socket_of_another_user_is_never_connected_to(closed_shop: Shop, tmp_path: Path) -> None:
     path = tmp_path / "payagent.sock"
     config = tmp_path / "config.toml"
     config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "s"), str(path)))
@@ -149,7 +149,7 @@ def test_a_socket_of_another_user_is_told_nothing(closed_shop: Shop, tmp_path: P
             squatter.accept()
 
 
-def test_a_daemon_that_is_stopped_while_it_asks_leaves_a_terminal_that_shows_what_is_typed(
+def test_a_daemon_stopped_at_the_passphrase_prompt_restores_the_terminals_echo(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.toml"
@@ -162,7 +162,7 @@ def test_a_daemon_that_is_stopped_while_it_asks_leaves_a_terminal_that_shows_wha
         assert session.is_echoing()
 
 
-def test_ctrl_c_at_the_question_for_the_passphrase_ends_the_daemon_that_does_not_listen_yet(
+def test_ctrl_c_at_the_passphrase_prompt_ends_the_daemon_before_it_listens(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.toml"

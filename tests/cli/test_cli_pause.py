@@ -5,7 +5,7 @@ import subprocess
 from kit.cli import Shop, checks, running, spawn, until
 
 
-def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(closed_shop: Shop) -> None:
+def test_a_pause_survives_a_kill_of_the_daemon_until_it_is_resumed(closed_shop: Shop) -> None:
     shop = closed_shop
     shop.control("faucet", address=shop.made["address"], lovelace="100000000")
     with running(shop) as daemon:

@@ -1,4 +1,4 @@
-"""Streams that are gone: a reader that went away, and streams that were closed from the start."""
+"""Closed standard streams: by a reader that went away, or from the start."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def unread() -> int:
         ("payments", "list", "--human"),
     ],
 )
-def test_a_reader_that_went_away_is_no_error(shop: Shop, command: tuple[str, ...]) -> None:
+def test_a_reader_that_went_away_ends_the_command_silently(shop: Shop, command: tuple[str, ...]) -> None:
     config = ("--config", shop.config) if command[0] in ("wallet", "payments") and "--help" not in command else ()
     writing = unread()
     try:
@@ -49,7 +49,7 @@ def test_a_reader_that_went_away_is_no_error(shop: Shop, command: tuple[str, ...
     [("wallet",), ("wallet", "--human"), ("payments", "--human"), ("ledger", "export"), ("ledger", "verify")],
     ids=" ".join,
 )
-def test_a_disk_without_room_for_the_answer_is_no_bug(shop: Shop, command: tuple[str, ...]) -> None:
+def test_output_to_a_full_disk_is_write_failed(shop: Shop, command: tuple[str, ...]) -> None:
     with Path("/dev/full").open("wb") as full:
         result = ended(spawn(*command, "--config", shop.config, stdout=full, stderr=subprocess.PIPE))
     named = (
@@ -61,7 +61,7 @@ def test_a_disk_without_room_for_the_answer_is_no_bug(shop: Shop, command: tuple
     assert "Exception ignored" not in result.err
 
 
-def test_an_error_that_nobody_reads_is_no_bug(shop: Shop) -> None:
+def test_an_error_written_to_a_closed_pipe_exits_with_141(shop: Shop) -> None:
     """As in `payagent payments show pay_none 2>&1 | true`."""
     unknown = ("payments", "show", "pay_none", "--config", shop.config)
     writing = unread()
@@ -74,7 +74,7 @@ def test_an_error_that_nobody_reads_is_no_bug(shop: Shop) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(("command", "code"), [(("wallet",), 0), (("payments", "show", "pay_none"), 2)])
-def test_streams_that_were_closed_change_no_exit_code(
+def test_closed_standard_streams_do_not_change_the_exit_code(
     shop: Shop, command: tuple[str, ...], code: int, closed: str
 ) -> None:
     started = spawn(

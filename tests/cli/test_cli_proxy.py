@@ -1,4 +1,4 @@
-"""`payagent proxy`: a port of this machine that is a merchant's origin, paid by the daemon behind it."""
+"""`payagent proxy`: a local port that stands for one merchant's origin and pays through the daemon."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def bare(shop: Shop, *more: str) -> Iterator[str]:
             process.stdout.close()
 
 
-def test_a_client_without_a_token_is_paid_for(shop: Shop) -> None:
+def test_a_client_without_a_token_is_served_and_the_daemon_pays(shop: Shop) -> None:
     with bare(shop) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=30) as http:
         got = http.post("/chat", json={"message": "hello", "stream": True})
         assert got.status_code == 200, got.text
@@ -63,7 +63,7 @@ def test_a_client_without_a_token_is_paid_for(shop: Shop) -> None:
         assert http.get("/health").json() == {"status": "ok"}
 
 
-def test_web_pages_and_foreign_names_are_refused(shop: Shop) -> None:
+def test_web_pages_foreign_hosts_and_forward_proxy_requests_are_refused(shop: Shop) -> None:
     with bare(shop) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=30) as http:
         for headers, code in (
             ({"Origin": "http://evil.example"}, "browser_refused"),
@@ -84,8 +84,8 @@ def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:
     return write_private(folder / "config.toml", shop.config.read_text().replace("[api]\n", f"[api]\n{keys}\n"))
 
 
-def test_a_name_that_the_daemons_port_has_is_none_of_a_port_without_a_token(shop: Shop, tmp_path: Path) -> None:
-    """A page there would be let in: browsers send no Sec-Fetch-Site to an http address that is no loopback one."""
+def test_allowed_hosts_of_the_api_do_not_apply_to_the_port_without_a_token(shop: Shop, tmp_path: Path) -> None:
+    """A page there would be accepted: browsers send no Sec-Fetch-Site to plain http that is not loopback."""
     config = with_api_keys(shop, tmp_path, 'allowed_hosts = ["pay.example"]')
     with (
         bare(shop, "--config", str(config)) as url,
@@ -96,7 +96,7 @@ def test_a_name_that_the_daemons_port_has_is_none_of_a_port_without_a_token(shop
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
-def test_no_other_machine_spends_without_a_token_where_the_daemons_port_speaks_tls(
+def test_the_port_without_a_token_listens_on_loopback_only_even_if_the_api_uses_tls(
     shop: Shop, tmp_path: Path, listen: str
 ) -> None:
     keys = f'tls_certificate_file = "{tmp_path}/c"\ntls_key_file = "{tmp_path}/k"'
@@ -111,13 +111,13 @@ def test_no_other_machine_spends_without_a_token_where_the_daemons_port_speaks_t
     assert "loopback" in told["detail"]
 
 
-def test_a_token_of_the_clients_own_is_not_needed_and_does_no_harm(shop: Shop) -> None:
+def test_a_token_sent_by_the_client_is_ignored(shop: Shop) -> None:
     with bare(shop) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=30) as http:
         got = http.get("/health", headers={"X-Payagent-Token": "pa_wrong", "Authorization": "Bearer theirs"})
         assert got.json() == {"status": "ok"}
 
 
-def test_without_the_daemon_it_says_so(tmp_path: Path) -> None:
+def test_without_the_daemon_requests_get_daemon_not_running(tmp_path: Path) -> None:
     with DevnetThread() as devnet:
         closed = Shop(devnet, tmp_path)
         with closed.http, bare(closed) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False) as http:
@@ -125,7 +125,7 @@ def test_without_the_daemon_it_says_so(tmp_path: Path) -> None:
             assert (got.status_code, got.json()["code"]) == (503, "daemon_not_running")
 
 
-def test_a_daemon_that_ends_under_a_call_may_have_taken_it(tmp_path: Path) -> None:
+def test_a_request_during_which_the_daemon_ends_gets_daemon_timeout(tmp_path: Path) -> None:
     with DevnetThread() as devnet, socket.socket(socket.AF_UNIX) as daemon:
         closed = Shop(devnet, tmp_path)
         daemon.bind(str(tmp_path / "s"))
@@ -153,7 +153,9 @@ def test_a_daemon_that_ends_under_a_call_may_have_taken_it(tmp_path: Path) -> No
         (["--to", "{merchant}", "--listen", "127.0.0.1:{taken}"], 2, "config_invalid"),
     ],
 )
-def test_what_it_does_not_start_with(shop: Shop, arguments: list[str], code: int, told: str) -> None:
+def test_the_proxy_refuses_to_start_with_invalid_options(
+    shop: Shop, arguments: list[str], code: int, told: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         places = {"merchant": shop.devnet.merchant_url, "taken": taken.getsockname()[1]}
         result = shop.payagent("proxy", *(argument.format(**places) for argument in arguments))
@@ -172,7 +174,7 @@ with socket.fromfd(int(sys.argv[1]), socket.AF_UNIX, socket.SOCK_STREAM) as list
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_the_token_is_not_given_to_another_users_process(tmp_path: Path) -> None:
-    """Somebody else listens where the daemon's socket was: what counts is who has made it listen."""
+    """Another user listens on the daemon's socket: what counts is which user called `listen`."""
     with DevnetThread() as devnet, socket.socket(socket.AF_UNIX) as taken:
         closed = Shop(devnet, tmp_path)
         taken.bind(str(tmp_path / "s"))

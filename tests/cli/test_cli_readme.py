@@ -1,4 +1,4 @@
-"""The README's walk, the tutorial and the clients' pages: what they say is run, on other ports and folders."""
+"""The README, the tutorial and the clients' pages: their commands are run, on other ports and folders."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 @needs_curl
-def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
+def test_the_readme_walkthrough_ends_with_a_served_request(tmp_path: Path) -> None:
     parts = [blocks(heading) for heading in ("Quickstart", "Clients", "By hand")]
     assert [len(part) for part in parts] == [6, 1, 6]
     walk = [block for part in parts for block in part]
@@ -39,7 +39,7 @@ def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
 
 
 @needs_curl
-def test_the_tutorial_ends_with_a_paid_call(tmp_path: Path) -> None:
+def test_the_tutorial_ends_with_a_paid_request(tmp_path: Path) -> None:
     (*walk, _stop) = blocks("Your first paid call", "docs/tutorial/first-paid-call.md")
     out = walked(walk, tmp_path, ":8402", ":8490")
     assert "\n402\n" in out
@@ -73,7 +73,7 @@ def walked(walk: list[str], tmp_path: Path, *ports: str) -> str:
         ("Pay through the API", "python", "200 served accepted\n"),
     ],
 )
-def test_each_way_to_pay_from_a_program_is_served(
+def test_every_documented_way_to_pay_from_a_program_is_served(
     shop: Shop, tmp_path: Path, title: str, language: str, said: str
 ) -> None:
     name = title.lower().replace("official ", "").replace(" ", "-")
@@ -101,14 +101,14 @@ def test_each_way_to_pay_from_a_program_is_served(
     assert said in run.stdout
     deadline_s = time.monotonic() + TIMEOUT_S
     while (news := shop.payments()[: len(shop.payments()) - before]) and time.monotonic() < deadline_s:
-        # the client has its last byte a moment before the delivery is in the books
+        # the client has its last byte a moment before the delivery is recorded
         if [payment["delivery"] for payment in news] == ["accepted"]:
             return
     raise AssertionError(news)
 
 
-def test_the_copy_of_a_ledger_in_use_is_whole(shop: Shop, tmp_path: Path) -> None:
-    """The newest entries lie in ledger.db-wal as yet, where a copy of the one file would lose them."""
+def test_the_documented_copy_of_a_running_ledger_is_complete(shop: Shop, tmp_path: Path) -> None:
+    """The newest entries are still in ledger.db-wal; a copy of ledger.db alone would lose them."""
     assert shop.payagent("pay", shop.saved("to be copied"), "--merchant", "t").code == 0
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
     assert (shop.data_dir / "ledger.db-wal").stat().st_size > 0

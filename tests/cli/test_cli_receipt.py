@@ -1,4 +1,4 @@
-"""A receipt by the command: taken from the daemon, checked by whoever has the file and nothing else."""
+"""Receipts on the command line: taken from the daemon, and checked with nothing but the file."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def test_a_receipt_is_checked_without_a_daemon_a_config_or_a_network(receipt: st
     assert f"payagent ledger verify --head {told['ledger']['head']}" in out
 
 
-def test_what_was_changed_is_told_and_is_no_success(receipt: str, tmp_path: Path) -> None:
+def test_a_changed_receipt_is_reported_and_exits_1(receipt: str, tmp_path: Path) -> None:
     changed = json.loads(receipt)
     changed["invoice"]["outputs"][0]["units"] = "1"
     file = tmp_path / "receipt.json"
@@ -53,13 +53,13 @@ def test_what_was_changed_is_told_and_is_no_success(receipt: str, tmp_path: Path
     assert (human.code, f"invoices {changed['invoice']['invoice_id']}: " in human.out) == (1, True)
 
 
-def test_the_head_of_a_receipt_is_one_that_the_ledger_still_has(shop: Shop, receipt: str) -> None:
+def test_the_head_in_a_receipt_is_still_in_the_ledger(shop: Shop, receipt: str) -> None:
     head = json.loads(receipt)["ledger"]["head"]
     assert shop.payagent("ledger", "verify", "--head", head).code == 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "payagent-receipt/1"}', "[" * 100_000])
-def test_a_file_that_is_no_receipt_is_a_clear_error(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_receipt_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "receipt.json"
     file.write_text(text)
     refused = invoke("ledger", "verify", "--receipt", file)
@@ -73,7 +73,7 @@ def test_a_missing_file_or_two_sources_are_usage_errors(tmp_path: Path) -> None:
     assert (both.code, both.problem) == (2, "usage")
 
 
-def test_the_daemon_stops_at_once_with_a_stream_of_events_open(tmp_path: Path) -> None:
+def test_the_daemon_stops_at_once_while_an_event_stream_is_open(tmp_path: Path) -> None:
     with DevnetThread(block_time_s=1) as devnet:
         shop = Shop(devnet, tmp_path)
         with shop.http:

@@ -1,11 +1,11 @@
-"""`payagent wallet send --all`, by its own daemon: what may not leave keeps nothing else here."""
+"""`payagent wallet send --all`: an asset that may not be sent does not keep the rest back."""
 
 from kit.cli import Shop, running, until
 
 from payagent.devnet.merchant import role_address
 
 
-def test_everything_is_sent_but_what_a_stranger_sent(closed_shop: Shop) -> None:
+def test_send_all_leaves_behind_only_a_strangers_token(closed_shop: Shop) -> None:
     shop, stranger = closed_shop, "5d" * 28
     address = shop.made["address"]
     shop.control("faucet", address=address, lovelace="9000000")

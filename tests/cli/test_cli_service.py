@@ -1,4 +1,4 @@
-"""payagent under a service manager: told when it serves, locked in, and an image that runs as a user."""
+"""payagent as a service: the notification, the hardened systemd unit, and the container image."""
 
 import json
 import re
@@ -20,7 +20,9 @@ EXPOSURE_MAX_TENTHS = 15
 
 
 @pytest.mark.parametrize("prefix", ["", "\0"], ids=["a path", "abstract"])
-def test_a_service_manager_is_told_when_the_daemon_listens(closed_shop: Shop, tmp_path: Path, prefix: str) -> None:
+def test_the_service_manager_is_notified_when_the_daemon_listens(
+    closed_shop: Shop, tmp_path: Path, prefix: str
+) -> None:
     name = f"{prefix}{tmp_path / 'notify'}"
     environ = {"NOTIFY_SOCKET": name.replace("\0", "@")}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -36,7 +38,7 @@ def test_a_service_manager_is_told_when_the_daemon_listens(closed_shop: Shop, tm
     assert status.startswith("STATUS=payagent serves devnet on http://127.0.0.1:")
 
 
-def test_a_manager_that_is_gone_harms_nothing(closed_shop: Shop) -> None:
+def test_the_daemon_starts_when_the_service_manager_cannot_be_notified(closed_shop: Shop) -> None:
     environ = {"NOTIFY_SOCKET": "/nowhere/notify"}
     with spawn("serve", "--config", closed_shop.config, environ=environ, stderr=subprocess.PIPE) as daemon:
         assert daemon.stderr is not None
@@ -45,19 +47,19 @@ def test_a_manager_that_is_gone_harms_nothing(closed_shop: Shop) -> None:
         assert daemon.wait(30) == 0
 
 
-def test_the_unit_starts_what_there_is() -> None:
+def test_the_unit_starts_a_command_that_exists() -> None:
     (line,) = re.findall(r"^ExecStart=/opt/payagent/bin/payagent (.*)$", UNIT.read_text(), re.MULTILINE)
     assert invoke(*line.split(), "--help").code == 0
 
 
-def test_the_unit_waits_for_the_right_time() -> None:
-    """By a wrong clock the daemon refuses to start, and ten starts are all of a day."""
+def test_the_unit_waits_for_the_network_and_clock_synchronization() -> None:
+    """The daemon refuses to start if the clock is wrong, and systemd allows ten starts a day."""
     (line,) = re.findall(r"^After=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert {"network-online.target", "time-sync.target"} <= {*line.split()}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
-def test_the_unit_is_locked_in() -> None:
+def test_systemd_rates_the_units_exposure_as_low() -> None:
     rated = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX_TENTHS}", UNIT],
         capture_output=True,
@@ -91,7 +93,7 @@ for never in (
 """
 
 
-def test_it_pays_with_no_more_calls_and_memory_than_the_unit_leaves(closed_shop: Shop) -> None:
+def test_the_daemon_pays_under_the_units_system_call_and_memory_restrictions(closed_shop: Shop) -> None:
     under = under_the_unit()
     closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
     with running(closed_shop, under=under) as daemon:
@@ -108,7 +110,7 @@ def test_it_pays_with_no_more_calls_and_memory_than_the_unit_leaves(closed_shop:
     assert "Traceback" not in log
 
 
-def test_the_image_takes_what_is_locked_and_runs_as_a_user() -> None:
+def test_the_image_installs_locked_requirements_and_does_not_run_as_root() -> None:
     text = IMAGE.read_text()
     assert "--require-hashes -r requirements.txt" in text
     user = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)[-1]
@@ -119,9 +121,9 @@ def test_the_image_takes_what_is_locked_and_runs_as_a_user() -> None:
     assert all((CONFIG.parent / name).exists() for name in copied)
     let_in = (CONFIG.parent / ".dockerignore").read_text().splitlines()
     assert sorted(line.removeprefix("!") for line in let_in if line.startswith("!")) == sorted(copied)
-    assert "*" in let_in, "nothing else of a checkout, such as a wallet, gets near an image"
+    assert "*" in let_in, "nothing else of a checkout, such as a wallet, may get into an image"
 
 
-def test_the_images_config_lies_where_the_daemon_does_not_write() -> None:
+def test_the_images_config_is_outside_the_data_dir() -> None:
     told = dict(re.findall(r"PAYAGENT_(CONFIG|DATA_DIR)=(\S+)", IMAGE.read_text()))
     require_out_of_reach([Path(told["CONFIG"])], [Path(told["DATA_DIR"])])

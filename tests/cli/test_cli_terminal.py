@@ -35,7 +35,7 @@ def test_paying_at_a_terminal_shows_progress_and_header_lines(shop: Shop) -> Non
     assert "X-Payment: " in session.seen
 
 
-def test_progress_stays_out_of_the_data(shop: Shop) -> None:
+def test_progress_is_not_written_to_standard_output(shop: Shop) -> None:
     """At a terminal with its output in a pipe, as `payagent pay ... | jq` is."""
     file = shop.saved("into a pipe")
     reading, writing = os.pipe()
@@ -53,7 +53,7 @@ WAITS = {"id": "pay_1", "state": "in_flight", "ready": False, "tx_hash": "ab", "
 
 @dataclass
 class Waiting:
-    """A link to a daemon that has signed; `code` is what an order would be refused with now."""
+    """A link to a daemon that has signed; `code` is why a new payment would be refused now."""
 
     code: str
     asked: int = 0
@@ -73,17 +73,17 @@ def waited(link: Waiting) -> tuple[int, str]:
     return pay._outcome(terminal, payment), talk.getvalue()
 
 
-def test_it_does_not_wait_on_and_on_for_a_chain_that_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pay_stops_waiting_when_no_provider_shows_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("payagent.cli.pay"), "UNSEEN_MAX_S", 0)
     code, talk = waited(Waiting("chain_not_ready"))
     assert code == 8
     assert "cannot be read: no provider tells its tip. The payment continues" in talk
     code, talk = waited(Waiting("external_spend"))
-    assert code == 0, "what is signed lands while nothing more is signed"
+    assert code == 0, "a signed payment still lands while signing is stopped"
     assert "cannot be read" not in talk
 
 
-def test_sending_asks_first(shop: Shop) -> None:
+def test_send_asks_for_confirmation_first(shop: Shop) -> None:
     before = len(shop.payments())
     send = ("wallet", "send", shop.made["address"], "--amount", "3 ADA", "--config", shop.config)
     with at_terminal(*send) as session:
@@ -93,7 +93,7 @@ def test_sending_asks_first(shop: Shop) -> None:
     assert len(shop.payments()) == before
 
 
-def test_sending_everything_takes_more_than_an_answer(shop: Shop) -> None:
+def test_send_all_requires_yes_even_at_a_terminal(shop: Shop) -> None:
     before = len(shop.payments())
     with at_terminal("wallet", "send", shop.made["address"], "--all", "--config", shop.config) as session:
         session.expect("--yes")
@@ -101,14 +101,14 @@ def test_sending_everything_takes_more_than_an_answer(shop: Shop) -> None:
     assert len(shop.payments()) == before
 
 
-def test_a_transfer_that_is_confirmed_beforehand_is_not_asked_about(shop: Shop) -> None:
+def test_send_with_yes_asks_nothing(shop: Shop) -> None:
     send = ("wallet", "send", shop.made["address"], "--amount", "3 ADA", "--yes", "--config", shop.config)
     with at_terminal(*send) as session:
         assert session.end() == 0
     assert "[y/N]" not in session.seen
 
 
-def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
+def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: Path) -> None:
     with at_terminal("init", "--config", tmp_path / "config.toml", "--data-dir", tmp_path / "data") as session:
         for question, answer in (
             ("Network", "devnet"),
@@ -154,7 +154,7 @@ def _restore(tmp_path: Path, words: Path, passphrase: Path) -> str:
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\rb", "\u202eevil", "\x9b31m"])
-def test_foreign_text_cannot_steer_the_terminal(text: str) -> None:
+def test_control_characters_in_foreign_text_are_escaped(text: str) -> None:
     out = io.StringIO()
     terminal = Terminal(io.StringIO(), out, io.StringIO())
     terminal.line(text)

@@ -45,7 +45,7 @@ def test_a_dry_run_shows_the_price_and_pays_nothing(shop: Shop) -> None:
     assert shop.payments() == []
 
 
-def test_an_order_is_cancelled(shop: Shop) -> None:
+def test_a_topup_is_cancelled(shop: Shop) -> None:
     shop.control("faults", on="submit", kind="drop")
     begun = shop.payagent("prepaid", "topup", "t", "--amount", "40 ADA", "--no-wait")
     until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["payments"], "nothing is paid")
@@ -60,7 +60,7 @@ def test_an_order_is_cancelled(shop: Shop) -> None:
     assert (unknown.code, unknown.problem) == (2, "not_found")
 
 
-def test_an_order_waits_until_it_is_done_and_is_one_order(shop: Shop) -> None:
+def test_a_topup_waits_until_it_is_done_and_its_key_orders_it_once(shop: Shop) -> None:
     order = ("prepaid", "topup", "t", "--amount", "20 ADA", "--key", "march")
     done = shop.payagent(*order)
     assert done.code == 0, done.err
@@ -74,7 +74,7 @@ def test_an_order_waits_until_it_is_done_and_is_one_order(shop: Shop) -> None:
     assert done.json["id"] in shop.payagent("prepaid", "topups", "--human").out
 
 
-def test_without_waiting_it_is_pending_and_what_stops_it_is_told(shop: Shop) -> None:
+def test_a_topup_without_waiting_is_pending_and_later_shows_what_stopped_it(shop: Shop) -> None:
     begun = shop.payagent("prepaid", "topup", "t", "--amount", "60 ADA", "--no-wait")
     assert (begun.code, begun.json["state"]) == (8, "open")
     until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] != "open", "it does not end")
@@ -86,7 +86,7 @@ def test_without_waiting_it_is_pending_and_what_stops_it_is_told(shop: Shop) -> 
     assert (refused.code, refused.problem) == (6, "limit_exceeded")
 
 
-def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -> None:
+def test_a_topup_by_a_request_that_the_balance_serves_ends_without_a_payment(shop: Shop) -> None:
     data = shop.folder / "call.json"
     data.write_text('{"message": "hello"}')
     topup = ("prepaid", "topup", "t", "--amount", "13 ADA", "--path", "/chat", "--data-file", data)

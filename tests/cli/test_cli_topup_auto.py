@@ -1,4 +1,4 @@
-"""A balance that is low is raised by the daemon itself, as the config says."""
+"""Automatic top-ups: the daemon raises a low prepaid balance as the config says."""
 
 from kit.cli import Shop, running, until
 
@@ -12,7 +12,7 @@ auto_per_day_max = 1
 """
 
 
-def test_a_low_balance_is_raised_without_an_order(closed_shop: Shop) -> None:
+def test_a_low_prepaid_balance_is_topped_up_automatically(closed_shop: Shop) -> None:
     closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
     closed_shop.settings(batch=10)
     with closed_shop.config.open("a") as config:

@@ -1,4 +1,4 @@
-"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet and clears no more."""
+"""`payagent wallet unfreeze` at a terminal: it shows what froze the wallet and clears only that."""
 
 from kit.cli import Shop, checks, running, until
 from kit.terminal import at_terminal
@@ -38,7 +38,7 @@ def frozen_by(shop: Shop) -> list[str]:
     return told
 
 
-def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(closed_shop: Shop) -> None:
+def test_unfreeze_is_refused_for_an_external_spend_it_has_not_shown(closed_shop: Shop) -> None:
     shop = closed_shop
     for _ in range(3):
         shop.control("faucet", address=shop.made["address"], lovelace="100000000")
@@ -61,7 +61,7 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
         assert shop.payagent("wallet", "unfreeze", "--human").out == "Nothing was frozen.\n"
 
 
-def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_that(closed_shop: Shop) -> None:
+def test_resume_and_unfreeze_say_what_still_keeps_payagent_from_signing(closed_shop: Shop) -> None:
     shop = closed_shop
     shop.control("faucet", address=shop.made["address"], lovelace="100000000")
     with running(shop):

@@ -1,4 +1,4 @@
-"""The way to the daemon: what it costs to have it, a token that stays secret, and calls while nobody is there."""
+"""The client's link to the daemon: its imports, its token, and requests while the daemon is away."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ from payagent.proxy.app import Bounds
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
 
 
-def test_importing_it_costs_no_more_than_httpx() -> None:
+def test_importing_the_client_loads_no_third_party_package_besides_httpx() -> None:
     code = (
         "import sys, httpx; before = set(sys.modules); import payagent.client\n"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
@@ -73,13 +73,13 @@ def test_the_token_is_in_no_repr(make: type) -> None:
         ("http://127.0.0.1:8402", TOKEN + "\r\nX: y"),
     ],
 )
-def test_a_token_goes_to_this_machine_or_nowhere(daemon: str, token: str) -> None:
+def test_an_invalid_token_or_daemon_address_is_refused(daemon: str, token: str) -> None:
     with pytest.raises(ValueError, match=r"token|machine") as caught:
         PayAgentTransport(daemon=daemon, token=token)
     assert TOKEN not in str(caught.value)
 
 
-async def test_the_environment_has_the_token_and_the_socket_is_a_way(
+async def test_the_token_may_come_from_the_environment_and_the_daemon_may_be_a_socket(
     shop: Place, start: Start, environ_token: None
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
@@ -94,7 +94,7 @@ def environ_token(shop: Place) -> Iterator[None]:
     del os.environ["PAYAGENT_TOKEN"]
 
 
-async def test_a_token_that_is_not_known_is_told_when_it_costs(shop: Place, start: Start) -> None:
+async def test_an_unknown_token_is_refused_only_for_a_request_that_costs(shop: Place, start: Start) -> None:
     shop.peer.answers["/chat"] = Paywall()
     program = start(token=TOKEN)
     assert (await program.call(f"{shop.peer.url}/free")).text == "ok"
@@ -104,7 +104,7 @@ async def test_a_token_that_is_not_known_is_told_when_it_costs(shop: Place, star
     assert (error.code, TOKEN in str(error)) == ("unauthorized", False)
 
 
-async def test_without_the_daemon_only_what_costs_fails(shop: Place, start: Start, tmp_path: Path) -> None:
+async def test_without_the_daemon_only_requests_that_cost_fail(shop: Place, start: Start, tmp_path: Path) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -123,7 +123,7 @@ async def test_without_the_daemon_only_what_costs_fails(shop: Place, start: Star
 
 
 async def test_a_transport_serves_one_client_after_another(shop: Place, start: Start) -> None:
-    """As httpx's own do: a program makes it once, and a client wherever it needs one."""
+    """Like httpx's own: a program makes one transport, and a client wherever it needs one."""
     wall = shop.peer.answers["/chat"] = Paywall()
     program = start()
     pays = program.transport()
@@ -168,7 +168,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 
 
 async def test_a_forked_program_shares_no_connection(shop: Place) -> None:
-    """Else one process reads the other's answers, shows its proofs and tells what became of them."""
+    """Otherwise one process would read the other's answers, show its proofs and report its deliveries."""
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     environ = os.environ | {"PAYAGENT_TOKEN": shop.token}
     arguments = (sys.executable, "-c", FORKS, shop.api.url, f"{shop.peer.url}/chat")
@@ -180,8 +180,10 @@ async def test_a_forked_program_shares_no_connection(shop: Place) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(world: World, way: str) -> None:
-    """An invoice that is bound to nobody is not paid when it could be bound to the wallet."""
+async def test_a_daemon_that_starts_late_still_provides_the_headers_of_a_first_request(
+    world: World, way: str
+) -> None:
+    """An invoice without a buyer is not paid when it could name the wallet."""
     world.fund(*UTXOS)
     refused: list[asyncio.StreamWriter] = []
 
@@ -190,7 +192,7 @@ async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(wor
         port = int(at.api.url.rpartition(":")[2])
 
         async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            """Hangs up on the first who asks; then the daemon is there."""
+            """Hangs up on the first connection; relays the others to the daemon."""
             if not refused:
                 refused.append(writer)
                 writer.close()
@@ -209,8 +211,8 @@ async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(wor
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(way: str) -> None:
-    """It is busy, or the program is: who has paid already is not told that the daemon is silent."""
+async def test_the_client_waits_for_a_daemon_that_is_slow_to_accept(way: str) -> None:
+    """The daemon or the program may be busy: after paying, that is no reason to report a timeout."""
 
     async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"merchants":[]}')
@@ -236,7 +238,7 @@ async def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(way: str
 
 @dataclass
 class Relay:
-    """The way to the daemon; while it is `away` nobody is there, and who was connected is hung up on."""
+    """A relay to the daemon; `leave` drops its connections, and while `away` it accepts none."""
 
     port: int
     away: bool = False
@@ -266,8 +268,8 @@ class Relay:
         server.close()
 
 
-async def test_a_delivery_that_the_daemon_missed_is_told_later(shop: Place, start: Start) -> None:
-    """Else the same call would be taken for the one that was served, and refused by the merchant for ever."""
+async def test_a_delivery_that_the_daemon_missed_is_reported_later(shop: Place, start: Start) -> None:
+    """Otherwise the next identical request would show the used proof, and the merchant would always refuse it."""
     async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
 
         async def serve_while_it_restarts(heard: Heard) -> None:
@@ -296,10 +298,10 @@ async def test_a_delivery_that_the_daemon_missed_is_told_later(shop: Place, star
     assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
 
 
-async def test_a_delivery_whose_telling_was_cut_off_is_told_later(
+async def test_a_delivery_whose_report_was_cut_off_is_reported_later(
     shop: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program's time limit may end between an answer's last byte and the daemon's word."""
+    """A program's timeout may end between the answer's last byte and the daemon's reply."""
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     program, telling, ask = Program(shop, "async"), asyncio.Event(), AsyncDaemonClient.ask
 
@@ -320,7 +322,7 @@ async def test_a_delivery_whose_telling_was_cut_off_is_told_later(
     assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
 
 
-async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: Place, start: Start) -> None:
+async def test_an_error_names_the_payment_even_when_the_daemon_went_away(shop: Place, start: Start) -> None:
     async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
         wall = Paywall()
 
@@ -341,7 +343,7 @@ async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_rate_limited_client_still_gets_what_it_paid_for(world: World, way: str) -> None:
-    """The merchant puts the first retry off, and meanwhile other calls of the app use up what it may ask."""
+    """The merchant delays the first retry; meanwhile other requests use up the app's rate limit."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = Paywall()
 
@@ -360,8 +362,8 @@ async def test_a_rate_limited_client_still_gets_what_it_paid_for(world: World, w
         assert len({call.header("x-payment") for call in wall.retries}) == 1
 
 
-async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World) -> None:
-    """The next call of its kind tells it first, however long it must wait: else it would show the old proof."""
+async def test_a_delivery_report_refused_by_the_rate_limit_is_sent_later(world: World) -> None:
+    """The next identical request reports it first, however long that takes: else it would show the old proof."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
@@ -371,8 +373,8 @@ async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World)
         assert (second.status_code, len(at.payments), wall.served) == (200, 2, 2)
 
 
-async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhile(world: World) -> None:
-    """Of two alike one waits to tell it; the other was given what is not told yet, and showed the old proof."""
+async def test_concurrent_requests_with_a_late_delivery_report_do_not_show_the_old_proof(world: World) -> None:
+    """Of two identical requests one waits to report it; the other once got the old payment and its proof."""
     async with open_shop(world, bounds=BUSY) as at:
         wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
@@ -388,7 +390,7 @@ BUSY = Bounds(rates=Rates(rate_limit_per_s=1))
 
 
 def busy_paywall(at: Place) -> Paywall:
-    """Serves once the app has no call left, so that it cannot be told."""
+    """Serves once the app's rate limit is used up, so the delivery cannot be reported."""
 
     async def serve(heard: Heard) -> None:
         await use_up(at)
@@ -399,7 +401,7 @@ def busy_paywall(at: Place) -> Paywall:
 
 
 async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]], told_late: str = "") -> httpx.Response:
-    """Repeat the call while the app asks too often, or while an equal call is served by the same payment.
+    """Repeat the request while it is rate limited, or while an identical one is served by the same payment.
 
     Showing the proof of `told_late`, which was served before, is an error.
     """
@@ -414,7 +416,7 @@ async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]], told_la
 
 
 async def use_up(at: Place) -> None:
-    """What the app may ask of the daemon now."""
+    """Use up the app's rate limit."""
     while (await at.api.as_("payer").get("/v1/limits")).status_code != 429:
         continue
 
@@ -426,7 +428,7 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 
 
 @pytest.mark.parametrize("wants", ["money", "the wallet"])
-async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(world: World, wants: str) -> None:
+async def test_a_merchant_added_while_a_program_runs_gets_partner_and_wallet(world: World, wants: str) -> None:
     world.fund(*UTXOS)
     async with place(world, partner="demo") as at, blocks(at.run):
         agent, wall = at.run.agent, Paywall()
@@ -451,8 +453,8 @@ async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(worl
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_buys_is_said_alike_in_every_call(world: World, way: str) -> None:
-    """A program may name another partner: the invoice is bound to that, and so the retry says the same."""
+async def test_first_request_and_retry_name_the_same_partner_and_wallet(world: World, way: str) -> None:
+    """A program may name another partner: the invoice is bound to it, so the retry names it too."""
     world.fund(*UTXOS)
     async with place(world, partner="demo") as at, blocks(at.run):
         wall = at.peer.answers["/chat"] = Paywall()
@@ -468,7 +470,7 @@ def test_an_error_says_what_it_means_for_the_money() -> None:
     assert re.fullmatch(r"[a-z_]+", error.code)
 
 
-def test_an_error_passes_between_processes_whole() -> None:
+def test_an_error_can_be_pickled_without_loss() -> None:
     error = PayAgentError({"code": "not_served_yet", "detail": "wait", "retryable": True, "payment": "pay_1"})
     other = pickle.loads(pickle.dumps(error))
     assert (type(other), str(other), other.problem) == (PayAgentError, str(error), error.problem)
@@ -495,8 +497,8 @@ class ByteByByte(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_answer_in_many_small_pieces_costs_no_more_than_its_length(way: str) -> None:
-    """Whoever answers 4xx byte by byte would stop an event loop for minutes."""
+async def test_reading_an_answer_in_many_small_pieces_takes_linear_time(way: str) -> None:
+    """A merchant that answers 4xx byte by byte could block an event loop for minutes."""
     Weighed.asked = 0
     if way == "blocking":
         raw, _ = read_up_to(ByteByByte(), 2000)
@@ -507,7 +509,7 @@ async def test_an_answer_in_many_small_pieces_costs_no_more_than_its_length(way:
 
 
 @pytest.mark.parametrize("sent", [0, 1, 3])
-def test_a_body_is_kept_whole_where_it_was_not_sent_to_its_end(sent: int) -> None:
+def test_a_request_body_is_kept_whole_even_when_only_part_of_it_was_sent(sent: int) -> None:
     parts = [b"one", b"two", b"three"]
     replay = Replay(httpx.Request("POST", "http://a.example", content=iter(parts)).stream, 100)
     first = iter(replay)
@@ -520,7 +522,7 @@ def test_a_body_is_kept_whole_where_it_was_not_sent_to_its_end(sent: int) -> Non
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_no_more_of_a_body_is_read_than_can_be_kept(way: str) -> None:
+async def test_no_more_of_a_request_body_is_read_than_can_be_kept(way: str) -> None:
     """A body may have no end."""
     taken: list[bytes] = []
 
@@ -539,7 +541,7 @@ async def test_no_more_of_a_body_is_read_than_can_be_kept(way: str) -> None:
 
 
 @pytest.mark.parametrize("buffered", [8192, 4 * MEMORY_BYTES], ids=["at once", "at the end"])
-def test_a_body_that_the_disk_has_no_room_for_is_sent_all_the_same(
+def test_a_request_body_is_sent_even_when_the_disk_has_no_room_to_keep_it(
     monkeypatch: pytest.MonkeyPatch, buffered: int
 ) -> None:
     full = Path("/dev/full").open("w+b", buffering=buffered)  # noqa: SIM115  the body's, who closes it

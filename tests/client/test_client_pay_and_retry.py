@@ -1,4 +1,4 @@
-"""A program pays through its transport: once, with the same proof until it is served, or it learns why not."""
+"""A program pays through its transport: once, with the same proof until it is served, or it gets an error."""
 
 import asyncio
 import gzip
@@ -39,7 +39,7 @@ def redirecting(status: int, to: str) -> Any:
     return saying(f"HTTP/1.1 {status} Moved\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode())
 
 
-async def test_a_call_is_paid_and_served(shop: Place, start: Start) -> None:
+async def test_a_request_is_paid_and_served(shop: Place, start: Start) -> None:
     answer = await start().call(f"{shop.run.world.origin}/chat", "POST", content=BODY)
     assert answer.status_code == 200, answer.text
     (payment,) = shop.payments
@@ -54,7 +54,7 @@ async def test_a_call_is_paid_and_served(shop: Place, start: Start) -> None:
     assert shop.run.world.transactions() == [payment.attempt.tx_id]
 
 
-async def test_the_same_call_again_is_another_purchase(shop: Place, start: Start) -> None:
+async def test_the_same_request_again_is_another_payment(shop: Place, start: Start) -> None:
     program = start()
     for _ in range(2):
         assert (await program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY)).status_code == 200
@@ -62,7 +62,7 @@ async def test_the_same_call_again_is_another_purchase(shop: Place, start: Start
 
 
 @pytest.mark.parametrize("own", [{}, {"X-Idempotency-Key": "mine"}])
-async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_again(
+async def test_a_merchant_with_idempotency_keys_serves_again_without_a_second_payment(
     shop: Place, start: Start, own: dict[str, str]
 ) -> None:
     program, headers = start(), {"Idempotency-Key": "k1", **own}
@@ -73,7 +73,7 @@ async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_aga
 
 
 @pytest.mark.parametrize("own", [None, "mine"])
-async def test_the_programs_own_x_idempotency_key_is_the_same_on_every_call(
+async def test_the_programs_own_x_idempotency_key_is_the_same_on_every_request(
     shop: Place, start: Start, own: str | None
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(pending=1)
@@ -82,8 +82,8 @@ async def test_the_programs_own_x_idempotency_key_is_the_same_on_every_call(
     assert [heard.header("x-idempotency-key") for heard in wall.firsts + wall.retries] == [own] * 3
 
 
-async def test_what_is_prepaid_is_not_paid_again(shop: Place, start: Start) -> None:
-    """A batch is the wallet's, so even the first call names it."""
+async def test_a_request_served_from_a_prepaid_batch_is_not_paid_again(shop: Place, start: Start) -> None:
+    """A batch belongs to the wallet, so even the first request names it."""
     shop.run.world.settings(batch=3)
     program = start()
     for number in range(3):
@@ -93,7 +93,7 @@ async def test_what_is_prepaid_is_not_paid_again(shop: Place, start: Start) -> N
     assert len(shop.payments) == 1
 
 
-async def test_calls_at_once_buy_one_batch(shop: Place, start: Start) -> None:
+async def test_concurrent_requests_buy_one_batch(shop: Place, start: Start) -> None:
     shop.run.world.settings(batch=10)
     program, url = start(), f"{shop.run.world.origin}/chat"
     bodies = [json.dumps({"message": f"hello {number}"}).encode() for number in range(5)]
@@ -104,9 +104,7 @@ async def test_calls_at_once_buy_one_batch(shop: Place, start: Start) -> None:
     assert sum("x-payagent-payment" in answer.headers for answer in answers) == 1
 
 
-async def test_a_batch_that_does_not_come_is_waited_for_as_long_as_patience_lasts(
-    shop: Place, start: Start
-) -> None:
+async def test_a_request_waits_for_a_batch_in_progress_until_its_timeout(shop: Place, start: Start) -> None:
     shop.run.world.settings(batch=10)
     await shop.run.pay("bought, and never shown")
     program = start(patience_s=3.0)
@@ -116,7 +114,7 @@ async def test_a_batch_that_does_not_come_is_waited_for_as_long_as_patience_last
     assert len(shop.payments) == 1
 
 
-async def test_calls_of_another_partner_have_a_batch_of_their_own(shop: Place, start: Start) -> None:
+async def test_requests_of_another_partner_buy_their_own_batch(shop: Place, start: Start) -> None:
     shop.run.world.settings(batch=10)
     await shop.run.pay("bought, and never shown")
     other = {"X-Partner": "another"}
@@ -125,10 +123,10 @@ async def test_calls_of_another_partner_have_a_batch_of_their_own(shop: Place, s
 
 
 @pytest.mark.parametrize("bought_for", [{"X-Partner": "demo"}, {"X-Wallet-Address": role_address("split").text}])
-async def test_a_batch_is_shown_for_whom_an_earlier_call_bought_it(
+async def test_the_proof_of_a_batch_names_the_buyer_of_the_earlier_request(
     shop: Place, start: Start, bought_for: dict[str, str]
 ) -> None:
-    """A program that begins anew says who buys as it is configured now; what is paid is still another's."""
+    """A restarted program names the buyer that is configured now; the payment was made for another."""
     world, body = shop.run.world, b'{"message":"hello"}'
     world.settings(batch=4)
     call = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
@@ -142,7 +140,7 @@ async def test_a_batch_is_shown_for_whom_an_earlier_call_bought_it(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World, way: str) -> None:
+async def test_a_merchant_that_requires_the_wallet_address_gets_it(world: World, way: str) -> None:
     known = world.terms.merchants[world.origin]
     world.terms = replace(world.terms, merchants={world.origin: replace(known, partner=None)})
     world.settings(batch=3)
@@ -155,9 +153,7 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World, way: st
         assert len(at.payments) == 1
 
 
-async def test_who_still_wants_the_wallet_is_not_asked_again_and_a_stranger_never_hears_it(
-    shop: Place, start: Start
-) -> None:
+async def test_the_wallet_address_is_sent_once_and_never_to_an_unknown_merchant(shop: Place, start: Start) -> None:
     said = b'{"detail": "wallet_address_required_for_prepaid_batches"}'
     raw = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
     shop.peer.answers["/chat"] = saying(raw)
@@ -195,7 +191,7 @@ async def test_every_form_of_x402_is_paid_once_and_served(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each_new_one(
+async def test_with_ready_auto_a_pending_proof_is_shown_at_the_first_and_at_each_new_block(
     world: World, way: str
 ) -> None:
     world.fund(*[20 * ADA] * 2)
@@ -213,11 +209,11 @@ async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each
 
 
 @pytest.mark.parametrize("first", [None, "ab" * 32, ""])
-async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(
+async def test_a_202_pending_answer_is_followed_up_by_transaction_id_without_a_proof(
     shop: Place, start: Start, first: str | None
 ) -> None:
-    """x402's version 1 by its examples: "later" is a success, and the outcome has a URL of its own. Where it names
-    no transaction its facilitator has sent none to the chain, and there is nothing to ask after.
+    """x402 version 1, as in its examples: "pending" is a 202, and the outcome has its own URL. An empty
+    transaction in the 202 means that the facilitator has submitted none: the proof is shown again.
     """
     asked: list[tuple[str, bool]] = []
     entry = {"scheme": "exact", "network": "cardano-devnet", "maxAmountRequired": "2000000", "asset": "lovelace"}
@@ -273,10 +269,10 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: W
         (None, set()),
     ],
 )
-def test_a_daemon_is_told_of_a_call_no_header_but_the_buyers_and_what_the_merchant_binds(
+def test_the_daemon_gets_only_the_buyer_headers_and_those_that_the_merchant_binds(
     required: str | None, told: set[str]
 ) -> None:
-    """Who listens at the daemon's port while it is down is told no secret of the merchant's."""
+    """A program that holds the daemon's port while it is down must not get the merchant's secrets."""
     secret = {"Authorization": "Bearer secret", "Cookie": "secret", "Content-Type": "text/plain", "X-Partner": "p"}
     call = read_call(httpx.Request("GET", "http://a", headers=secret), None, None, 0)
     call.body.rest()
@@ -289,10 +285,10 @@ def test_a_daemon_is_told_of_a_call_no_header_but_the_buyers_and_what_the_mercha
 @pytest.mark.parametrize(
     ("kind", "receipts"), [("application/json", 1), ("application/json", 2), ("text/plain", 1), (None, 1)]
 )
-async def test_a_202_whose_receipt_says_pending_has_served_nothing(
+async def test_a_202_whose_receipt_says_pending_is_retried_with_the_same_proof(
     shop: Place, start: Start, kind: str | None, receipts: int
 ) -> None:
-    """As the Cardano x402 starter answers: the identical proof again, and not a payment more for the next call."""
+    """The Cardano x402 starter answers so: the same proof is shown again, and no second payment is made."""
     wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind, receipts=receipts)
     answer = await start().call(f"{shop.peer.url}/chat", "POST", content=BODY)
     assert (answer.status_code, answer.text) == (200, "served")
@@ -314,7 +310,7 @@ async def test_a_streamed_body_is_sent_again_with_the_proof(shop: Place, start: 
     assert [call.line for call in wall.retries] == [b"POST /images?n=1 HTTP/1.1"]
 
 
-async def test_a_body_that_was_not_kept_is_not_paid_for(shop: Place, start: Start) -> None:
+async def test_a_request_whose_body_is_too_big_to_replay_is_not_paid(shop: Place, start: Start) -> None:
     shop.peer.answers["/images"] = Paywall()
     program = start(spool_bytes=1000)
     for url, expected in (
@@ -330,7 +326,7 @@ async def test_a_body_that_was_not_kept_is_not_paid_for(shop: Place, start: Star
     assert shop.payments == []
 
 
-async def test_a_402_of_somebody_else_is_handed_on_however_long_the_call(shop: Place, start: Start) -> None:
+async def test_a_402_of_an_unknown_merchant_is_passed_on_however_long_the_body(shop: Place, start: Start) -> None:
     shop.peer.answers["/images"] = Paywall()
     program = start(spool_bytes=1000)
     unknown = f"{shop.peer.url.replace('127.0.0.1', 'localhost')}/images"
@@ -340,7 +336,7 @@ async def test_a_402_of_somebody_else_is_handed_on_however_long_the_call(shop: P
 
 
 @pytest.mark.parametrize("said", ["pending", "lost", "broken", "503", "999", "another invoice"])
-async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: Start, said: str) -> None:
+async def test_the_same_proof_is_shown_until_the_request_is_served(shop: Place, start: Start, said: str) -> None:
     wall = Paywall()
     tries: list[str | None] = []
 
@@ -369,7 +365,7 @@ async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: St
     assert tries == [payment.attempt.tx_id] * 3
 
 
-async def test_when_patience_ends_the_next_call_shows_the_same_proof(
+async def test_after_a_timeout_the_next_request_shows_the_same_proof(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall, lost = Paywall(), list[Heard]()
@@ -388,7 +384,7 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(
         error = await refusal(start().call(f"{shop.peer.url}/chat"))
     (payment,) = shop.payments
     assert (error.code, error.payment, error.retryable) == ("not_served_yet", payment.id, True)
-    assert payment.delivery is Delivery.PRESENTED  # what is never served counts against the merchant
+    assert payment.delivery is Delivery.PRESENTED  # a payment that is never served counts against the merchant
     assert shop.run.events(payment.id).count("delivery_present") == 1
     shop.peer.answers["/chat"] = wall
     assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
@@ -396,7 +392,7 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(
     assert len(shop.payments) == 1
 
 
-async def test_the_merchants_402_is_attached_to_the_error_when_patience_ends(
+async def test_a_timeout_error_contains_the_merchants_last_402(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(pending=1000)
@@ -409,10 +405,10 @@ async def test_the_merchants_402_is_attached_to_the_error_when_patience_ends(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_payment_is_named_when_patience_ends_on_a_lost_answer_after_a_402(
+async def test_a_timeout_error_names_the_payment_when_a_lost_answer_followed_a_402(
     world: World, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is told between the two answers is the payment as it is, without a word of the merchant."""
+    """Between the two answers the daemon sent the payment's state, without the merchant's answer."""
     world.fund(*[20 * ADA] * 2)
     world.terms = replace(world.terms, confirm_depth=3)
     wall, lost = Paywall(pending=1), list[Heard]()
@@ -438,7 +434,7 @@ async def test_the_payment_is_named_when_patience_ends_on_a_lost_answer_after_a_
         assert error.problem["merchant_answer"]["status"] == 402
 
 
-async def test_what_the_merchant_said_last_is_given_when_patience_ends(
+async def test_the_merchants_last_answer_is_returned_after_a_timeout(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = saying(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")
@@ -450,16 +446,16 @@ async def test_what_the_merchant_said_last_is_given_when_patience_ends(
     assert answer.headers["x-payagent-payment"] == payment.id
 
 
-async def test_a_transaction_that_the_merchant_refuses_is_told_as_refused(shop: Place, start: Start) -> None:
+async def test_a_transaction_refused_by_the_merchant_is_a_void_payment(shop: Place, start: Start) -> None:
     shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
     error = await refusal(start().call(f"{shop.run.world.origin}/x402/chat", "POST", content=BODY))
     (payment,) = shop.payments
     assert (error.code, error.reason, error.payment) == ("payment_void", "merchant_refused", payment.id)
 
 
-async def test_a_paid_call_may_take_longer_than_any_other(shop: Place, start: Start) -> None:
+async def test_a_paid_request_may_take_longer_than_the_clients_timeout(shop: Place, start: Start) -> None:
     async def slow(heard: Heard) -> None:
-        await asyncio.sleep(1.2)  # what it takes to settle, and not a wait for something
+        await asyncio.sleep(1.2)  # the time that settling takes, not a wait for an event
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
 
     wall = shop.peer.answers["/chat"] = Paywall(serve=slow)
@@ -467,7 +463,9 @@ async def test_a_paid_call_may_take_longer_than_any_other(shop: Place, start: St
     assert len(wall.retries) == 1
 
 
-async def test_an_answer_counts_when_it_was_read_to_its_end(shop: Place, start: Start) -> None:
+async def test_a_payment_counts_as_delivered_only_when_the_answer_was_read_to_its_end(
+    shop: Place, start: Start
+) -> None:
     async def long(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for number in range(200):
@@ -484,7 +482,7 @@ async def test_an_answer_counts_when_it_was_read_to_its_end(shop: Place, start: 
 
 
 @pytest.mark.parametrize("strict", [False, True])
-async def test_identical_calls_at_once_never_cost_more_than_they_get(
+async def test_concurrent_identical_requests_never_pay_more_often_than_they_are_served(
     shop: Place, start: Start, strict: bool
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=strict)
@@ -494,13 +492,13 @@ async def test_identical_calls_at_once_never_cost_more_than_they_get(
     assert len(shop.payments) <= wall.served
     served = [answer for answer in answers if isinstance(answer, httpx.Response) and answer.status_code == 200]
     assert len(served) == wall.served
-    # One that used the payment up while another's answer was on its way may call again, and pays for itself then.
+    # A request that shared a payment which served another may fail; called again, it pays for itself.
     assert {getattr(answer, "code", None) for answer in answers if answer not in served} <= {"paid_not_served"}
     if not strict:
         assert (len(shop.payments), wall.served) == (1, 5)
 
 
-async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone(
+async def test_identical_requests_are_each_served_when_a_used_proofs_nonce_utxo_is_spent(
     shop: Place, start: Start
 ) -> None:
     wall = shop.peer.answers["/chat"] = SpentNonce()
@@ -510,7 +508,7 @@ async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone
     assert len(shop.payments) == len(wall.proofs) == 3
 
 
-async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, start: Start) -> None:
+async def test_a_request_whose_payment_served_another_pays_for_itself(shop: Place, start: Start) -> None:
     wall = Paywall(strict=True)
     waiting = asyncio.Event()
     other: list[str] = []
@@ -533,7 +531,7 @@ async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, 
     assert (len(shop.payments), wall.served) == (2, 2)
 
 
-async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: Place, start: Start) -> None:
+async def test_a_used_proof_whose_answer_was_lost_is_not_paid_again(shop: Place, start: Start) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     await start().peek(f"{shop.peer.url}/chat")
     error = await refusal(start().call(f"{shop.peer.url}/chat"))
@@ -542,7 +540,7 @@ async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: P
     assert (len(shop.payments), wall.served) == (1, 1)
 
 
-async def test_what_the_program_has_already_is_served_too(shop: Place, start: Start) -> None:
+async def test_a_304_not_modified_counts_as_served(shop: Place, start: Start) -> None:
     same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
     wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
     program = start()
@@ -553,7 +551,7 @@ async def test_what_the_program_has_already_is_served_too(shop: Place, start: St
     assert wall.served == 2
 
 
-async def test_a_key_names_one_purchase_for_ever(shop: Place, start: Start) -> None:
+async def test_an_idempotency_key_is_never_paid_twice(shop: Place, start: Start) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     program = start()
     key = {"Idempotency-Key": "order-1"}
@@ -621,7 +619,7 @@ async def test_a_compressed_402_is_read(shop: Place, start: Start) -> None:
     assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
 
 
-async def test_a_call_above_its_bound_is_refused_and_nothing_is_paid(shop: Place, start: Start) -> None:
+async def test_a_request_above_its_maximum_cost_is_refused_and_not_paid(shop: Place, start: Start) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     url = f"{shop.peer.url}/chat"
     calls = {
@@ -644,7 +642,7 @@ async def test_a_call_above_its_bound_is_refused_and_nothing_is_paid(shop: Place
     assert (await start(max_cost_units=3 * ADA).call(url)).status_code == 200
 
 
-async def test_a_bound_of_the_call_is_of_the_asset_of_the_transports(shop: Place, start: Start) -> None:
+async def test_a_requests_maximum_cost_must_use_the_asset_of_the_transport(shop: Place, start: Start) -> None:
     shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     url, program = f"{shop.peer.url}/chat", start(max_cost_units=3 * ADA, max_cost_asset="lovelace")
     error = await refusal(program.call(url, headers={"X-Payagent-Max-Cost": f"9 {'ab' * 28}"}))
@@ -652,14 +650,14 @@ async def test_a_bound_of_the_call_is_of_the_asset_of_the_transports(shop: Place
     assert (await program.call(url, headers={"X-Payagent-Max-Cost": f"{9 * ADA} lovelace"})).status_code == 200
 
 
-async def test_an_asset_without_units_is_no_bound_and_nothing_is_paid(shop: Place, start: Start) -> None:
-    """Else who leaves the units out believes that nothing but ADA is paid."""
+async def test_max_cost_asset_without_units_is_refused_and_nothing_is_paid(shop: Place, start: Start) -> None:
+    """Otherwise the program would believe that nothing but this asset is paid."""
     shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     error = await refusal(start(max_cost_asset="lovelace").call(f"{shop.peer.url}/chat"))
     assert (error.code, shop.run.world.transactions()) == ("bad_request", [])
 
 
-async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> None:
+async def test_a_dry_run_returns_a_quote_and_pays_nothing(shop: Place, start: Start) -> None:
     shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     dry = {"X-Payagent-Dry-Run": "true"}
     quote = (await start().call(f"{shop.peer.url}/chat", headers=dry)).json()
@@ -668,7 +666,7 @@ async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> N
     assert shop.payments == []
 
 
-async def test_a_dry_run_of_a_call_that_a_prepaid_balance_serves_makes_no_call(shop: Place, start: Start) -> None:
+async def test_a_dry_run_of_a_prepaid_request_sends_no_request(shop: Place, start: Start) -> None:
     world, dry = shop.run.world, {"X-Payagent-Dry-Run": "true"}
     world.settings(batch=3)
     program, url = start(), f"{world.origin}/chat"
@@ -686,7 +684,7 @@ async def test_a_dry_run_of_a_call_that_a_prepaid_balance_serves_makes_no_call(s
     assert told["used"] == 1
     other = {**dry, "X-Partner": "another"}
     quote = (await program.call(url, "POST", content=BODY, headers=other)).json()
-    assert (quote["prepaid"], quote["batch_target"]) == (False, 3), "another's balance does not serve it"
+    assert (quote["prepaid"], quote["batch_target"]) == (False, 3), "another partner's balance does not serve it"
 
 
 @pytest.mark.parametrize(
@@ -698,7 +696,7 @@ async def test_a_dry_run_of_a_call_that_a_prepaid_balance_serves_makes_no_call(s
         [("X-Payagent-Max-Cost", "1"), ("x-payagent-max-cost", str(5 * ADA))],
     ],
 )
-async def test_a_header_of_ours_that_is_not_understood_stops_the_call(
+async def test_an_invalid_x_payagent_header_stops_the_request(
     shop: Place, start: Start, headers: list[tuple[str, str]]
 ) -> None:
     error = await refusal(start().call(f"{shop.peer.url}/chat", headers=headers))
@@ -706,7 +704,9 @@ async def test_a_header_of_ours_that_is_not_understood_stops_the_call(
     assert shop.peer.calls == []
 
 
-async def test_our_headers_stay_between_us(shop: Place, start: Start) -> None:
+async def test_x_payagent_headers_are_neither_sent_to_nor_accepted_from_the_merchant(
+    shop: Place, start: Start
+) -> None:
     serve = saying(
         b"HTTP/1.1 200 OK\r\nX-Payagent-State: settled\r\nx-payagent-Note: hi\r\nContent-Length: 0\r\n\r\n"
     )
@@ -721,7 +721,7 @@ async def test_our_headers_stay_between_us(shop: Place, start: Start) -> None:
         assert not any(name.startswith(b"x-payagent") for name, _ in call.headers)
 
 
-async def test_a_402_of_somebody_else_is_handed_on_as_it_came(shop: Place, start: Start) -> None:
+async def test_a_402_that_payagent_cannot_pay_is_passed_on_unchanged(shop: Place, start: Start) -> None:
     pending = as_402({"status": "pending"})
     page = b"HTTP/1.1 402 Payment Required\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\npay!"
     for raw, code in ((pending, "not_an_invoice"), (page, "invoice_invalid")):
@@ -737,7 +737,7 @@ async def test_a_402_of_somebody_else_is_handed_on_as_it_came(shop: Place, start
     assert shop.payments == []
 
 
-async def test_a_402_that_is_long_is_handed_on_whole(shop: Place, start: Start) -> None:
+async def test_a_long_402_is_passed_on_whole(shop: Place, start: Start) -> None:
     body = b"[" + b"1," * 200_000 + b"1]"
     shop.peer.answers["/chat"] = saying(as_402(None, body=body))
     answer = await start().call(f"{shop.peer.url}/chat")
@@ -749,10 +749,10 @@ MEMORY_MAX_BYTES = 16 * 2**20
 
 
 @pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
-async def test_a_402_that_unpacks_to_much_is_handed_on_without_being_unpacked(
+async def test_a_402_that_is_a_decompression_bomb_is_passed_on_without_decompressing(
     shop: Place, start: Start, coding: str, body: bytes
 ) -> None:
-    """What the program does with it is its own affair."""
+    """Whether to decompress it is up to the program."""
     shop.peer.answers["/chat"] = saying(as_402(None, f"Content-Encoding: {coding}", body=body))
     tracemalloc.start()
     try:
@@ -765,7 +765,7 @@ async def test_a_402_that_unpacks_to_much_is_handed_on_without_being_unpacked(
     assert shop.payments == []
 
 
-async def test_a_call_without_a_402_passes_untouched(shop: Place, start: Start) -> None:
+async def test_a_request_without_a_402_passes_unchanged(shop: Place, start: Start) -> None:
     raw = b"HTTP/1.1 418 Teapot\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 5\r\n\r\nshort"
     shop.peer.answers["/a%2Fb"] = saying(raw)
     url = f"{shop.peer.url}/a%2Fb?q=%20+%2B"

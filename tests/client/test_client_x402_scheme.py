@@ -99,8 +99,8 @@ async def test_the_sdks_client_pays_the_sdks_server(
         assert payment.invoice.merchant_submits
 
 
-async def test_a_path_that_its_framework_decodes_is_paid_and_served(world: World) -> None:
-    """The SDK's FastAPI middleware names it as the framework holds it, with the blank."""
+async def test_a_402_that_names_the_decoded_path_is_paid_and_served(world: World) -> None:
+    """The SDK's FastAPI middleware names the path as the framework decoded it, with a blank."""
     async with market(world, confirmations=-1) as at:
         unpaid = httpx.get(f"{at.merchant.url}/notes/a%20b", trust_env=False).headers["PAYMENT-REQUIRED"]
         assert json.loads(base64.b64decode(unpaid))["resource"]["url"] == f"{at.merchant.url}/notes/a b"
@@ -109,7 +109,7 @@ async def test_a_path_that_its_framework_decodes_is_paid_and_served(world: World
         assert at.merchant.handled == {"/notes": 1}
 
 
-async def test_requests_pays_too(world: World) -> None:
+async def test_the_sdks_adapter_for_requests_pays(world: World) -> None:
     async with market(world, confirmations=-1) as at:
 
         def call() -> requests.Response:
@@ -125,7 +125,7 @@ async def test_requests_pays_too(world: World) -> None:
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
-async def test_registered_by_hand_it_pays(world: World) -> None:
+async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
     async with market(world, confirmations=-1) as at:
 
         async def call() -> httpx.Response:
@@ -141,8 +141,8 @@ async def test_registered_by_hand_it_pays(world: World) -> None:
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
-async def test_a_settlement_that_takes_longer_is_shown_the_same_payload(world: World) -> None:
-    """When patience ends the program has a 402, and its next call shows what was signed."""
+async def test_a_slow_settlement_is_shown_the_same_payload_by_the_next_request(world: World) -> None:
+    """After the timeout the program has the 402; its next request shows the signed payload."""
     async with market(world, ticking=False, patience_s=1.2, confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 402
         assert at.merchant.handled.total() == 1
@@ -162,15 +162,15 @@ async def test_a_pending_settlement_is_waited_for(world: World) -> None:
         assert at.merchant.handled.total() == 2
 
 
-async def test_calls_one_after_the_other_are_purchases_of_their_own(world: World) -> None:
+async def test_successive_requests_are_separate_payments(world: World) -> None:
     async with market(world, confirmations=-1, replays=False) as at:
         for _ in range(2):
             assert (await at.call("/premium")).status_code == 200
         assert list(at.merchant.payments.values()) == [1, 1]
 
 
-async def test_what_was_served_is_told_also_where_the_app_asks_too_often(world: World) -> None:
-    """Else the next call would show the same proof, and get what was bought with it already."""
+async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: World) -> None:
+    """Otherwise the next request would show the same proof and get the old answer."""
     bounds = Bounds(rates=Rates(rate_limit_per_s=1))
     async with market(world, confirmations=-1, replays=False, bounds=bounds) as at:
         headers = {"Authorization": f"Bearer {at.api.tokens['payer']}"}
@@ -188,7 +188,7 @@ async def test_what_was_served_is_told_also_where_the_app_asks_too_often(world: 
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
-async def test_identical_calls_at_once_share_a_payment(world: World) -> None:
+async def test_concurrent_identical_requests_are_served_without_unused_payments(world: World) -> None:
     async with market(world, confirmations=-1) as at:
         answers = await asyncio.gather(*(at.call("/premium") for _ in range(4)))
         assert {answer.status_code for answer in answers} == {200}
@@ -213,7 +213,7 @@ async def test_a_refusal_of_the_daemon_reaches_the_program(world: World) -> None
 
 
 class Bent:
-    """A server whose 402 says what a test wants, and which notes what came; a 402 again for whoever pays."""
+    """A server with a 402 and an answer to the proof that the test chooses; it records what it gets."""
 
     def __init__(self, required: Callable[[str], dict[str, Any]], paid: Callable[[str], tuple[int, str]]) -> None:
         self.required = required
@@ -279,7 +279,7 @@ async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
 
 @pytest.mark.parametrize("way", ["httpx", "requests"])
 async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World, way: str) -> None:
-    """The SDK's server settles and says so for each answer below 400; the client's hooks are not told which."""
+    """The SDK's server settles every answer below 400 and says so; the client's hooks do not see the status."""
 
     def call() -> None:
         client = x402ClientSync()
@@ -301,8 +301,8 @@ async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World,
 
 
 @pytest.mark.parametrize("names", ["", "/premium", "http://shop.internal:3000/premium"])
-async def test_a_proof_is_shown_again_whatever_name_the_402_has_for_the_call(world: World, names: str) -> None:
-    """A 402 need not name the URL as it was called: when the SDK repeats the call, only we still know that."""
+async def test_a_proof_is_shown_again_whatever_url_the_402_names(world: World, names: str) -> None:
+    """A 402 may name another URL than was requested; when the SDK repeats the request, only payagent knows."""
     receipt: dict[str, Any] = {"success": False, "errorReason": "unexpected_settle_error", "transaction": ""}
     receipt["network"] = "cardano:devnet"
     async with market(world) as at:
@@ -319,7 +319,9 @@ async def test_a_proof_is_shown_again_whatever_name_the_402_has_for_the_call(wor
     ("names", "is_paid"),
     [("/notes/a b", True), ("/notes/a%20b", True), ("/notes/a+b", False), ("/notes/a", False)],
 )
-async def test_a_resource_may_be_named_without_its_percent_signs(world: World, names: str, is_paid: bool) -> None:
+async def test_a_402_may_name_the_decoded_path_of_the_request_and_no_other(
+    world: World, names: str, is_paid: bool
+) -> None:
     """The official SDK's own FastAPI middleware names the path as the framework decoded it."""
     async with market(world) as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
@@ -333,7 +335,7 @@ async def test_a_resource_may_be_named_without_its_percent_signs(world: World, n
 
 
 @pytest.mark.parametrize("names", ["http://shop.internal/premium", "http://shop.internal:3000/other"])
-async def test_another_name_counts_as_the_operator_wrote_it(world: World, names: str) -> None:
+async def test_a_resource_outside_the_configured_origins_or_path_is_not_paid(world: World, names: str) -> None:
     async with market(world) as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
         async with bent(at, shop, resource_origins=frozenset(("http://shop.internal:3000",))):
@@ -361,7 +363,7 @@ async def test_a_402_that_names_another_servers_url_is_not_paid(world: World) ->
         ("c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d", "cardano:preprod", None),
     ],
 )
-def test_the_sdk_learns_what_a_dollar_is(
+def test_the_scheme_names_the_dollar_asset_of_each_network(
     scheme: ExactCardanoScheme, asset: str, network: str, symbol: str | None
 ) -> None:
     found = scheme.find_default_asset(asset, network)

@@ -1,4 +1,4 @@
-"""Alerts: told once when something runs low and once when it is back, to a webhook that may be away for days."""
+"""Alerts: raised once when something runs low, cleared once when it is back, delivered to a webhook."""
 
 import base64
 import io
@@ -78,7 +78,7 @@ async def life(world: World, receiver: Receiver | None):  # type: ignore[no-unty
 
 
 def is_genuine(call: Call, secret: str = SECRET) -> bool:
-    """By the example of the page on alerts."""
+    """Verify by the example on the page about alerts."""
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     names: dict[str, object] = {}
     exec(example, names)
@@ -96,7 +96,7 @@ def told_in_the_ledger(run: Run) -> list[dict[str, str]]:
     return [json.loads(detail) for (detail,) in rows]
 
 
-def test_it_is_raised_once_below_the_mark_and_cleared_once_at_it() -> None:
+def test_an_alert_is_raised_once_below_the_threshold_and_cleared_once_at_it() -> None:
     told, raised = [], False
     for left in (25, 20, 19, 18, 0, 19, 20, 30, 20, 19):
         if (is_low := crossing(left, 20, raised)) is not None:
@@ -105,7 +105,7 @@ def test_it_is_raised_once_below_the_mark_and_cleared_once_at_it() -> None:
     assert told == [(19, True), (20, False), (19, True)]
 
 
-async def test_a_wallet_that_runs_low_is_told_of_once_and_once_when_it_is_back(
+async def test_a_low_wallet_raises_one_alert_and_clears_it_once(
     world: World, receiver: Receiver, written: io.StringIO
 ) -> None:
     world.fund(30 * ADA)
@@ -144,8 +144,8 @@ async def test_a_wallet_that_runs_low_is_told_of_once_and_once_when_it_is_back(
     ]
 
 
-async def test_change_that_is_on_its_way_is_not_missed(world: World, receiver: Receiver) -> None:
-    """The one coin is reserved, then spent, and its change is in no block: nothing of that is a low wallet."""
+async def test_pending_change_does_not_count_as_missing(world: World, receiver: Receiver) -> None:
+    """The only UTxO is reserved, then spent, and its change is unconfirmed: that is not a low wallet."""
     world.fund(40 * ADA)
     async with life(world, receiver) as (run, alerting):
         await run.run_pass()
@@ -157,7 +157,7 @@ async def test_change_that_is_on_its_way_is_not_missed(world: World, receiver: R
         assert receiver.calls == []
 
 
-async def test_money_that_is_held_for_payments_is_gone(world: World, receiver: Receiver) -> None:
+async def test_held_funds_do_not_count_towards_the_wallet_threshold(world: World, receiver: Receiver) -> None:
     world.fund(30 * ADA)
     world.settings(price="12000000")
     async with life(world, receiver) as (run, alerting):
@@ -167,7 +167,7 @@ async def test_money_that_is_held_for_payments_is_gone(world: World, receiver: R
         assert receiver.said() == [("wallet_low", "wallet")]
 
 
-async def test_a_utxo_that_somebody_else_spent_is_no_money(world: World, receiver: Receiver) -> None:
+async def test_a_utxo_missing_from_the_chain_does_not_count(world: World, receiver: Receiver) -> None:
     world.fund(15 * ADA, 16 * ADA)
     async with life(world, receiver) as (run, alerting):
         await run.run_pass()
@@ -179,7 +179,7 @@ async def test_a_utxo_that_somebody_else_spent_is_no_money(world: World, receive
         assert [call.said["left"] for call in receiver.calls] == [str(15 * ADA)]
 
 
-async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_counts(
+async def test_a_low_prepaid_balance_raises_an_alert_and_a_batch_in_flight_counts(
     world: World, receiver: Receiver
 ) -> None:
     world.fund(*[100 * ADA] * 3)
@@ -188,7 +188,7 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
         await run.run_pass()
         first = await run.pay("first")
         await alerting.run_once()
-        assert receiver.calls == [], "four calls are on their way"
+        assert receiver.calls == [], "four calls are in flight"
         await run.settle_down()
         await run.agent.deliveries.record_delivery(first.id, 200)
         await alerting.run_once()
@@ -199,7 +199,7 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
                 ServedRequest(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
             )
             await alerting.run_once()
-        assert receiver.said() == [("prepaid_low", "prepaid:1")], "told at two left, and not again at one"
+        assert receiver.said() == [("prepaid_low", "prepaid:1")], "raised at two left, and not again at one"
         said = receiver.calls[0].said
         assert (said["left"], said["below"], said["unit"]) == ("2", "3", "calls")
         assert (said["merchant"], said["partner"], said["wallet"]) == (world.origin, "demo", world.address)
@@ -209,7 +209,7 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
         require_whole(run)
 
 
-async def test_what_anything_else_raises_is_told_the_same_way(
+async def test_an_alert_raised_by_another_part_is_delivered_the_same_way(
     world: World, receiver: Receiver, written: io.StringIO
 ) -> None:
     async with life(world, receiver) as (run, alerting):
@@ -226,7 +226,7 @@ async def test_what_anything_else_raises_is_told_the_same_way(
     assert (logged["kind"], logged["detail"]) == ("topup_failed", "no batch is sold")
 
 
-async def test_a_call_is_signed_as_the_page_says(world: World, receiver: Receiver) -> None:
+async def test_a_webhook_request_is_signed_as_the_page_says(world: World, receiver: Receiver) -> None:
     async with life(world, receiver) as (run, alerting):
         await run.run_pass()
         await alerting.run_once()
@@ -240,7 +240,7 @@ async def test_a_call_is_signed_as_the_page_says(world: World, receiver: Receive
     assert not is_genuine(replace(call, headers=call.headers | {"webhook-timestamp": "1614265330"}))
 
 
-def test_a_signature_is_what_the_standards_own_libraries_make() -> None:
+def test_a_signature_equals_that_of_the_standard_webhooks_library() -> None:
     key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     signed = signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
@@ -257,14 +257,14 @@ def test_a_signature_is_what_the_standards_own_libraries_make() -> None:
         "whsec_" + "é" * 32,
     ],
 )
-def test_a_secret_that_signs_nothing_well_is_refused_and_not_repeated(secret: str) -> None:
+def test_an_invalid_webhook_secret_is_refused_and_not_repeated(secret: str) -> None:
     with pytest.raises(Refused, match="openssl rand") as caught:
         signing_key(secret)
     assert caught.value.name == "config_invalid"
     assert secret.removeprefix("whsec_") == "" or secret not in str(caught.value)
 
 
-async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
+async def test_an_alert_is_delivered_later_when_the_receiver_is_down_also_after_a_restart(
     world: World, receiver: Receiver, written: io.StringIO
 ) -> None:
     receiver.status = 503
@@ -300,8 +300,8 @@ async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
     assert receiver.url not in written.getvalue()
 
 
-async def test_what_a_wrong_clock_put_off_is_sent_once_it_is_mended(world: World, receiver: Receiver) -> None:
-    """One that was missed by a clock that was ahead, and one that was raised by it, both after a restart."""
+async def test_alerts_delayed_by_a_wrong_clock_are_sent_once_it_is_right(world: World, receiver: Receiver) -> None:
+    """Both were raised while the clock was ahead, the first failed once; both are sent after a restart."""
     receiver.status = 503
     world.clock.ahead_ms = DAY
     async with life(world, receiver) as (run, alerting):
@@ -317,7 +317,7 @@ async def test_what_a_wrong_clock_put_off_is_sent_once_it_is_mended(world: World
         await run.context.write("test", lambda unit: raise_one(unit, "third", run.context.ports.clock.now_ms()))
         for _ in range(2):
             await alerting.run_once()
-        assert receiver.said()[3:] == [("paused", "third")], "it waits for its time by the clock that is right"
+        assert receiver.said()[3:] == [("paused", "third")], "its retry waits by the clock that is right"
 
 
 def raise_one(unit: Unit, subject: str, now_ms: int) -> None:
@@ -331,7 +331,7 @@ def is_in_order(times_s: list[int]) -> bool:
     )
 
 
-async def test_a_receiver_that_is_not_there_stops_nothing(world: World, written: io.StringIO) -> None:
+async def test_an_unreachable_receiver_is_logged_and_stops_nothing(world: World, written: io.StringIO) -> None:
     receiver = Receiver()
     receiver.server.server_close()
     async with life(world, receiver) as (run, alerting):
@@ -343,7 +343,7 @@ async def test_a_receiver_that_is_not_there_stops_nothing(world: World, written:
     assert logged["why"] == "ConnectError"
 
 
-def test_it_is_tried_ever_less_often_and_for_three_days() -> None:
+def test_delivery_is_retried_with_growing_delays_for_three_days() -> None:
     now_ms, tries, waits = 0, 0, []
     while (again_ms := retry_at_ms(0, tries := tries + 1, now_ms)) is not None:
         waits.append((again_ms - now_ms) // 1000)
@@ -352,7 +352,9 @@ def test_it_is_tried_ever_less_often_and_for_three_days() -> None:
     assert 3 * DAY - 6 * HOUR <= now_ms < 3 * DAY
 
 
-async def test_what_is_old_when_a_webhook_is_named_is_not_sent(world: World, receiver: Receiver) -> None:
+async def test_an_old_alert_is_not_sent_when_a_webhook_is_configured_later(
+    world: World, receiver: Receiver
+) -> None:
     async with life(world, None) as (run, alerting):
         await run.run_pass()
         await alerting.run_once()
@@ -375,7 +377,9 @@ def secret_file(folder: Path, receiver: Receiver) -> Path:
     return path
 
 
-def test_the_daemon_tells_of_its_empty_wallet(folder: Path, secret_file: Path, receiver: Receiver) -> None:
+def test_the_daemon_sends_an_alert_for_its_empty_wallet(
+    folder: Path, secret_file: Path, receiver: Receiver
+) -> None:
     process, _ = start(folder)
     assert receiver.called.wait(60)
     code, talk = stop(process)
@@ -388,7 +392,7 @@ def test_the_daemon_tells_of_its_empty_wallet(folder: Path, secret_file: Path, r
     assert secret_file.exists()
 
 
-def test_the_doctor_looks_at_the_secret(folder: Path, secret_file: Path) -> None:
+def test_doctor_checks_the_webhook_secret(folder: Path, secret_file: Path) -> None:
     config = folder / "config.toml"
     settings = load_settings(config, {})
 
@@ -401,7 +405,7 @@ def test_the_doctor_looks_at_the_secret(folder: Path, secret_file: Path) -> None
     assert "open to others" in str(found())
 
 
-def test_a_daemon_does_not_start_on_a_secret_that_is_none(folder: Path, secret_file: Path) -> None:
+def test_the_daemon_refuses_to_start_with_an_invalid_webhook_secret(folder: Path, secret_file: Path) -> None:
     weak = plant("a weak secret", "whsec_c2hvcnQtY2FuYXJ5")
     secret_file.write_text(weak)
     code, talk = refused(folder)

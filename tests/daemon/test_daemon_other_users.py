@@ -1,4 +1,4 @@
-"""Another user of the machine, a real one: reads nothing of a daemon that runs, and calls nothing."""
+"""Another user of the machine, a real one, can neither read the daemon's files nor call it."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def stranger(*wanted: Try) -> list[list[object]]:
-    """What another user gets who tries so."""
+    """What another user gets for each attempt."""
     command = [sys.executable, "-c", STRANGER, json.dumps(wanted), str(SOMEBODY)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     told = [json.loads(line) for line in result.stdout.splitlines()]
@@ -84,7 +84,7 @@ def stranger(*wanted: Try) -> list[list[object]]:
 
 @pytest.fixture
 def folder(devnet: DevnetThread) -> Iterator[Path]:
-    """Where everybody can get in, so that nothing but the daemon's own doors is in the way."""
+    """A folder open to everyone, so that only the daemon's own protection is in the way."""
     with TemporaryDirectory(prefix="payagent-strangers-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -116,7 +116,7 @@ def daemon(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
         assert stop(process)[0] == 0
 
 
-def test_another_user_reads_nothing_and_calls_nothing(
+def test_another_user_cannot_read_files_or_call_the_api(
     folder: Path, daemon: tuple["subprocess.Popen[str]", int, Path]
 ) -> None:
     process, port, path = daemon
@@ -141,10 +141,10 @@ def test_another_user_reads_nothing_and_calls_nothing(
     assert stranger(("read", str(folder / "for everybody"))) == [["read", str(folder / "for everybody"), 11]]
 
 
-def test_the_socket_answers_nobody_else_where_its_modes_were_opened_by_mistake(
+def test_the_socket_answers_only_its_owner_even_when_its_mode_is_open_to_all(
     daemon: tuple["subprocess.Popen[str]", int, Path],
 ) -> None:
-    """He gets in, and is shown the door before a byte of his is read; the owner is served as ever."""
+    """The other user connects and is dropped before a byte is read; the owner is still served."""
     _, _, path = daemon
     path.parent.chmod(0o755)
     path.chmod(0o666)

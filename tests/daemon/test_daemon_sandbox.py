@@ -1,4 +1,4 @@
-"""What a daemon's own process can open once it serves: not what leads to the key, whoever has taken it over."""
+"""What a compromised daemon process can reach once it serves: nothing that leads to the key."""
 
 import ctypes
 import errno
@@ -160,7 +160,7 @@ def taken_over(
     *arguments: Path | str,
     preexec_fn: Callable[[], None] | None = None,
 ) -> list[list[str]]:
-    """What a daemon's own threads got at, each by its name: that of the loop, and that of the ledger."""
+    """What the daemon's own threads could reach, by thread: the event loop's and the ledger writer's."""
     program = BEGIN + mischief + SERVES
     command = [sys.executable, "-c", program, str(folder / "config.toml"), *map(str, arguments)]
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOCKET_FOLDER": str(folder / "s")}
@@ -180,20 +180,20 @@ def taken_over(
 
 
 @needs_landlock
-def test_a_daemon_that_was_taken_over_gets_at_neither_keystore_nor_passphrase_nor_words_nor_signer(
+def test_a_compromised_daemon_cannot_reach_keystore_passphrase_words_or_signer(
     folder: Path,
 ) -> None:
     words = folder / "data/recovery-words.txt"
     words.touch(mode=0o600)
     told = taken_over(folder, GETS_AT_FILES, folder / "data/keystore.json", folder / "passphrase", words)
     assert len(told) == 2 * (3 * 6 + 3 + 4 + 1 + 1)
-    kept = {"PermissionError", "OSError"}  # of what would go from one folder to another Landlock says EXDEV
+    kept = {"PermissionError", "OSError"}  # Landlock answers EXDEV to a move between folders
     assert [one for one in told if one[-1] not in kept] == []
 
 
 @contextmanager
 def terminal(kernel: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """What puts a process into a terminal of its own, on this kernel: there a shell waits for it to end."""
+    """Puts a process into its own terminal, after `kernel` ran: there a shell waits for it to end."""
     master, slave = os.openpty()
 
     def enter() -> None:
@@ -210,11 +210,11 @@ def terminal(kernel: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["as it is", "old"])
-def test_a_daemon_that_was_taken_over_types_into_no_terminal_and_connects_to_no_other_program(
+def test_a_compromised_daemon_cannot_type_into_a_terminal_or_connect_to_a_unix_socket(
     folder: Path,
     old: bool,
 ) -> None:
-    """A program that takes orders by a Unix socket, as tmux, would carry out what the daemon may not do itself."""
+    """A program that takes commands over a Unix socket, such as tmux, would do what the daemon may not."""
     abstract = f"payagent-{os.getpid()}"
     with (
         socket.socket(socket.AF_UNIX) as path,
@@ -231,7 +231,7 @@ def test_a_daemon_that_was_taken_over_types_into_no_terminal_and_connects_to_no_
         told = taken_over(folder, GETS_OUT, *arguments, preexec_fn=enter)
     answers = {(way, *answer) for _, way, *answer in told} - {("planted",)}
     assert len(answers) == 10 + (platform.machine() == "x86_64")
-    is_a_pair = ("connects half a pair of streams", "OSError")  # it is connected already, and stays so
+    is_a_pair = ("connects half a pair of streams", "OSError")  # it is already connected and stays so
     assert {answer for answer in answers if answer[1] != "PermissionError"} == {is_a_pair}
 
 
@@ -261,15 +261,15 @@ for pid in map(int, sys.argv[1:]):
 
 
 def without_capabilities() -> None:
-    """As any user but root, for all that is started from here: root's own would keep him out, or let him in."""
+    """Drops root's capabilities for all that is started from here: they would distort the result."""
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() == 0:
         assert libc.prctl(28, 3, 0, 0, 0) == 0
         assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
 
 
-def test_another_program_of_the_daemons_user_reads_and_traces_none_of_it(folder: Path) -> None:
-    """Keys of merchants and providers are in its memory. What is no daemon he reads: no machine keeps him out."""
+def test_another_program_of_the_same_user_cannot_read_or_trace_the_daemon(folder: Path) -> None:
+    """Its memory holds keys of merchants and providers. An ordinary process of the user can be read."""
     daemon, _ = start(folder, without_capabilities)
     waits = [sys.executable, "-c", "input()"]
     with subprocess.Popen(waits, stdin=subprocess.PIPE, preexec_fn=without_capabilities) as other:
@@ -317,14 +317,14 @@ def test_a_passphrase_beside_files_to_reload_is_not_hidden_and_the_reason_is_giv
     assert "move it to a folder of its own" in why
 
 
-def test_a_passphrase_beside_the_keystore_is_hidden_whatever_else_lies_there(tmp_path: Path) -> None:
+def test_a_passphrase_beside_the_keystore_is_hidden_whatever_else_is_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/passphrase").touch()
     plan = plan_of(tmp_path, "data/passphrase", "data/config.toml")
     assert plan == SandboxPlan((tmp_path / "data/keystore.json", tmp_path / "data/passphrase"), ())
 
 
-def test_a_file_with_a_second_name_is_not_said_to_be_hidden(tmp_path: Path) -> None:
+def test_a_file_with_a_hard_link_is_not_reported_as_hidden(tmp_path: Path) -> None:
     plan_of(tmp_path, "secret/passphrase")
     (tmp_path / "copy").hardlink_to(tmp_path / "data/keystore.json")
     plan = plan_of(tmp_path, "secret/passphrase")
@@ -333,7 +333,7 @@ def test_a_file_with_a_second_name_is_not_said_to_be_hidden(tmp_path: Path) -> N
 
 
 def without_landlock() -> None:
-    """As a kernel before 5.13 answers, or one that was started without: by a filter of this process's calls."""
+    """Answers system calls like a kernel without Landlock (before 5.13, or disabled), by a seccomp filter."""
     steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)]
     code = b"".join(struct.pack("HBBI", *step) for step in steps)
 
@@ -350,7 +350,7 @@ def without_landlock() -> None:
 @pytest.mark.parametrize(
     ("kernel", "level"), [(without_landlock, "warning"), (None, "info")], ids=["old", "as it is"]
 )
-def test_a_kernel_that_cannot_hide_anything_is_warned_of_at_each_start_and_by_doctor(
+def test_a_kernel_without_landlock_is_warned_of_at_each_start_and_by_doctor(
     folder: Path,
     kernel: Callable[[], None] | None,
     level: str,

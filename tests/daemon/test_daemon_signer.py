@@ -1,4 +1,4 @@
-"""The daemon and its signer: no secret in the daemon's memory, and nothing double when the signer is killed."""
+"""The daemon and its signer: no secret in the daemon's memory, and nothing paid twice if the signer dies."""
 
 import ctypes
 import hashlib
@@ -42,7 +42,7 @@ PR_CAPBSET_DROP, CAP_IPC_LOCK = 24, 14
 
 @pytest.fixture
 def devnet() -> Iterator[DevnetThread]:
-    """One for each wallet: a ledger that is new where the wallet is not may not sign."""
+    """One for each wallet: a new ledger of a used wallet may not sign."""
     with DevnetThread(block_time_s=1) as devnet:
         yield devnet
 
@@ -98,7 +98,7 @@ def daemon_of(wallet: Path) -> Iterator[Daemon]:
 
 
 def memory_of(pid: int) -> Iterator[bytes]:
-    """All that a core dump of the process would have, a mapping at a time."""
+    """All that a core dump of the process would hold, one mapping at a time."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S* .*?(\[v\w+\])?$", line)
@@ -126,7 +126,7 @@ def found_in(pid: int, wanted: dict[str, bytes]) -> set[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the memory of whoever is not dumpable")
-def test_no_secret_of_the_wallet_is_in_the_daemons_memory_or_environment_after_it_paid(wallet: Path) -> None:
+def test_no_wallet_secret_is_in_the_daemons_memory_or_environment_after_signing(wallet: Path) -> None:
     wanted, address = secrets(), {"the address": OWN.address.text.encode()}
     with daemon_of(wallet) as daemon:
         assert daemon.split("k").status_code == 201
@@ -139,8 +139,8 @@ def test_no_secret_of_the_wallet_is_in_the_daemons_memory_or_environment_after_i
         assert stop(daemon.process)[0] == 0
 
 
-def test_none_of_its_processes_leaves_a_core_dump_where_all_others_do(wallet: Path) -> None:
-    """What such a file would hold is what their memory does: keys of merchants and providers in the daemon's."""
+def test_no_process_of_the_daemon_can_leave_a_core_dump(wallet: Path) -> None:
+    """A core dump would hold the process's memory: the daemon's has keys of merchants and providers."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     try:
@@ -154,10 +154,10 @@ def test_none_of_its_processes_leaves_a_core_dump_where_all_others_do(wallet: Pa
         resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
-def test_a_signed_transaction_lies_in_the_ledger_and_in_no_other_file(
+def test_a_signed_transaction_is_stored_in_the_ledger_and_in_no_other_file(
     wallet: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libraries of this trade hand it over in a temporary file, which a kill leaves behind for everybody."""
+    """Some libraries pass it through a temporary file, which a kill leaves behind for everyone to read."""
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(temporary))
     with daemon_of(wallet) as daemon:
@@ -181,7 +181,7 @@ def payments(daemon: Daemon) -> list[dict[str, Any]]:
     return list(daemon.http.get("/v1/payments").json()["payments"])
 
 
-def test_a_daemon_whose_signer_is_killed_says_so_and_ends_and_its_next_start_goes_on(wallet: Path) -> None:
+def test_a_daemon_whose_signer_is_killed_exits_and_its_next_start_continues(wallet: Path) -> None:
     with daemon_of(wallet) as daemon:
         first = daemon.split("before").json()
         os.kill(daemon.signer, signal.SIGKILL)
@@ -195,7 +195,7 @@ def test_a_daemon_whose_signer_is_killed_says_so_and_ends_and_its_next_start_goe
         assert stop(daemon.process)[0] == 0
 
 
-def test_a_payment_that_waits_for_a_signer_that_is_killed_is_signed_once_at_the_next_start(wallet: Path) -> None:
+def test_a_payment_whose_signer_is_killed_is_signed_once_after_the_next_start(wallet: Path) -> None:
     answers: list[httpx.Response] = []
     with daemon_of(wallet) as daemon:
         os.kill(daemon.signer, signal.SIGSTOP)
@@ -226,7 +226,7 @@ def until_admitted(ledger: Path) -> None:
             time.sleep(0.02)
 
 
-def test_the_daemons_kill_takes_the_signer_with_it(wallet: Path) -> None:
+def test_killing_the_daemon_ends_the_signer(wallet: Path) -> None:
     with daemon_of(wallet) as daemon:
         daemon.process.kill()
         daemon.process.communicate(timeout=60)
@@ -238,7 +238,7 @@ def test_the_daemons_kill_takes_the_signer_with_it(wallet: Path) -> None:
             time.sleep(0.02)
 
 
-def test_a_wrong_passphrase_is_told_plainly_and_nothing_listens(wallet: Path) -> None:
+def test_a_wrong_passphrase_is_refused_before_anything_listens(wallet: Path) -> None:
     (wallet / "passphrase").write_text("no such passphrase")
     code, talk = refused(wallet)
     assert code == 5
@@ -247,7 +247,7 @@ def test_a_wrong_passphrase_is_told_plainly_and_nothing_listens(wallet: Path) ->
     assert not (wallet / "s").exists()
 
 
-def test_more_than_may_leave_at_once_is_refused_before_anything_is_held(wallet: Path) -> None:
+def test_a_transfer_above_per_transaction_is_refused_before_anything_is_held(wallet: Path) -> None:
     with (wallet / "config.toml").open("a") as config:
         config.write('[limits]\nper_transaction = "10 ADA"\n')
     to = derive(seed_from_words("zoo " * 23 + "vote"), NETWORKS["devnet"]).address.text
@@ -262,7 +262,7 @@ def test_more_than_may_leave_at_once_is_refused_before_anything_is_held(wallet: 
         assert stop(daemon.process)[0] == 0
 
 
-def test_more_than_may_leave_in_a_day_is_refused_by_the_signer_and_holds_nothing(wallet: Path) -> None:
+def test_a_transfer_above_signed_per_day_is_refused_by_the_signer_and_rejected(wallet: Path) -> None:
     with (wallet / "config.toml").open("a") as config:
         config.write('[limits]\nper_transaction = "10 ADA"\nsigned_per_day = "15 ADA"\n')
     to = derive(seed_from_words("zoo " * 23 + "vote"), NETWORKS["devnet"]).address.text
@@ -276,10 +276,10 @@ def test_more_than_may_leave_in_a_day_is_refused_by_the_signer_and_holds_nothing
         assert daemon.http.get("/healthz").status_code == 200
         assert stop(daemon.process)[0] == 0
     with daemon_of(wallet) as daemon:
-        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201, "a start begins the day anew"
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201, "a restart resets the day"
 
 
-def test_a_signer_that_stands_still_for_a_while_keeps_nobody_else_waiting(wallet: Path) -> None:
+def test_a_stopped_signer_does_not_block_other_requests(wallet: Path) -> None:
     answers: list[httpx.Response] = []
     with daemon_of(wallet) as daemon:
         os.kill(daemon.signer, signal.SIGSTOP)
@@ -297,7 +297,7 @@ def test_a_signer_that_stands_still_for_a_while_keeps_nobody_else_waiting(wallet
 
 def _without_locked_memory() -> None:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)  # root needs no limit; others have it not
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)  # root needs no limit; others lack it
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def _without_locked_memory() -> None:
     [(_without_locked_memory, "warning", ["memory kept out of swap"]), (None, "info", [])],
     ids=["no locked memory", "as it is"],
 )
-def test_what_the_machine_does_not_let_the_signer_give_up_is_a_warning(
+def test_hardening_that_the_machine_does_not_allow_is_logged_as_a_warning(
     folder: Path,
     limits: Callable[[], None] | None,
     level: str,
@@ -317,7 +317,7 @@ def test_what_the_machine_does_not_let_the_signer_give_up_is_a_warning(
 
 
 @pytest.mark.parametrize(("limits", "is_told"), [(_without_locked_memory, True), (None, os.geteuid() != 0)])
-def test_doctor_tells_of_a_signer_whose_memory_can_be_swapped_out(
+def test_doctor_warns_of_a_signer_whose_memory_can_be_swapped_out(
     folder: Path,
     limits: Callable[[], None] | None,
     is_told: bool,

@@ -1,4 +1,4 @@
-"""How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
+"""How the daemon starts, when it refuses to start, and how it stops: real processes on real files."""
 
 import fcntl
 import json
@@ -50,7 +50,7 @@ from payagent.wallet.new_keystore import create
 FEW_FILES = 128
 
 
-def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> None:
+def test_the_socket_is_private_to_its_owner_and_removed_at_the_stop(folder: Path) -> None:
     process, path = start(folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -60,8 +60,8 @@ def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> Non
     assert not path.exists()
 
 
-def test_a_log_that_nobody_reads_keeps_the_daemon_from_nothing(folder: Path) -> None:
-    """As of a program that starts it with a pipe and never looks into it."""
+def test_a_log_that_nobody_reads_does_not_block_the_daemon(folder: Path) -> None:
+    """For example, a program starts it with a pipe and never reads it."""
     process, path = start(folder)
     assert process.stderr is not None
     fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, resource.getpagesize())
@@ -73,7 +73,7 @@ def test_a_log_that_nobody_reads_keeps_the_daemon_from_nothing(folder: Path) -> 
     process.stderr.close()
 
 
-def test_words_in_clear_beside_the_keystore_are_warned_of_at_each_start(folder: Path) -> None:
+def test_recovery_words_in_clear_are_warned_of_at_each_start(folder: Path) -> None:
     words = folder / "data/recovery-words.txt"
     for is_there in (True, False):
         if is_there:
@@ -86,8 +86,8 @@ def test_words_in_clear_beside_the_keystore_are_warned_of_at_each_start(folder: 
         assert WORDS not in "".join(log)
 
 
-def test_a_provider_in_clear_on_another_machine_is_warned_of_at_each_start(folder: Path) -> None:
-    """The address stands for all of this machine, and is no loopback one. Nobody answers: the start goes on."""
+def test_a_provider_on_another_machine_without_tls_is_warned_of_at_each_start(folder: Path) -> None:
+    """0.0.0.0 is not a loopback address. Nobody answers there, and the daemon still starts."""
     config = folder / "config.toml"
     assert not [line for line in log_of_a_run(folder) if "provider.in_clear" in line]
     more = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://0.0.0.0:1/api/v0"\n'
@@ -117,7 +117,7 @@ def another_way(folder: Path, devnet: DevnetThread, name: str) -> Path:
 
 
 @pytest.mark.parametrize("shared", ["the folder by a link", "ledger.db", "keystore.json"])
-def test_a_second_daemon_that_comes_another_way_refuses_to_start(
+def test_a_second_daemon_on_linked_files_of_the_wallet_refuses_to_start(
     folder: Path, devnet: DevnetThread, shared: str
 ) -> None:
     second = another_way(folder, devnet, "second")
@@ -137,7 +137,7 @@ def test_a_second_daemon_that_comes_another_way_refuses_to_start(
     assert stop(process)[0] == 0
 
 
-def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
+def test_a_daemon_whose_ledger_another_daemon_opened_stops_writing_and_exits(
     folder: Path, devnet: DevnetThread
 ) -> None:
     process, _ = start(folder)
@@ -158,7 +158,7 @@ def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
     ("kind", "is_refused"),
     [("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ext4", False), ("tmpfs", False)],
 )
-def test_a_folder_where_locks_hold_nobody_off_is_refused(tmp_path: Path, kind: str, is_refused: bool) -> None:
+def test_a_folder_on_a_network_file_system_is_refused(tmp_path: Path, kind: str, is_refused: bool) -> None:
     device = tmp_path.stat().st_dev
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
@@ -168,7 +168,7 @@ def test_a_folder_where_locks_hold_nobody_off_is_refused(tmp_path: Path, kind: s
         require_local(tmp_path, mounts)
 
 
-def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: Path) -> None:
+def test_the_socket_of_a_killed_daemon_does_not_prevent_the_next_start(folder: Path) -> None:
     process, path = start(folder)
     process.kill()
     process.communicate(timeout=60)
@@ -188,7 +188,7 @@ with Readers(Path(sys.argv[1])).copied():
 """
 
 
-def test_what_is_left_of_a_copy_of_the_books_is_removed_and_nothing_else(folder: Path) -> None:
+def test_a_leftover_copy_of_the_ledger_is_removed_at_the_start_and_nothing_else(folder: Path) -> None:
     data = folder / "data"
     (data / "snapshot-of-mine.db").write_text("precious")
     before = {path.name for path in data.iterdir()}
@@ -203,7 +203,7 @@ def test_what_is_left_of_a_copy_of_the_books_is_removed_and_nothing_else(folder:
     assert before <= names
 
 
-def test_a_socket_path_that_is_a_file_is_not_removed(folder: Path) -> None:
+def test_a_file_at_the_socket_path_is_not_removed(folder: Path) -> None:
     (folder / "s").mkdir()
     (folder / "s/payagent.sock").write_text("precious")
     code, talk = refused(folder)
@@ -278,7 +278,7 @@ def _config_for_all(folder: Path, _tell_time: "TellTime") -> str:
 
 
 def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
-    """Also one that a link leads through."""
+    """Also if only a symlink leads through it."""
     shared = folder / "shared"
     shared.mkdir()
     (folder / "config.toml").rename(shared / "mine.toml")
@@ -288,7 +288,7 @@ def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
 
 
 def _config_in_reach_of_the_daemon(folder: Path, _tell_time: "TellTime") -> str:
-    """On any network but the devnet, where nothing can be lost."""
+    """On any network except the devnet, where nothing can be lost."""
     written = (folder / "config.toml").read_text().replace('network = "devnet"', 'network = "preprod"')
     (folder / "data/mine.toml").write_text(written)
     (folder / "config.toml").unlink()
@@ -301,7 +301,7 @@ TellTime = Callable[[int], None]
 
 @pytest.fixture
 def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
-    """Makes the config's provider one whose clock, and newest block, are so many seconds off."""
+    """Replaces the config's provider by one whose clock is some seconds off."""
     off_s = 0
 
     class Provider(BaseHTTPRequestHandler):
@@ -340,7 +340,7 @@ def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
         *(_config_for_all, _config_in_a_shared_folder, _config_in_reach_of_the_daemon),
     ],
 )
-def test_what_is_unsafe_stops_the_start_and_is_named_by_the_doctor(
+def test_an_unsafe_setup_prevents_the_start_and_is_reported_by_doctor(
     folder: Path, tell_time: TellTime, unsafe: Callable[[Path, TellTime], str]
 ) -> None:
     sentence = unsafe(folder, tell_time)
@@ -371,8 +371,8 @@ def test_a_config_of_another_user_is_refused(folder: Path, given: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to any group")
-def test_a_config_that_a_group_may_write_is_refused_unless_that_is_its_users_alone(folder: Path) -> None:
-    """Where each user has a group of his own, folders are made for it to write, and nobody else can."""
+def test_a_group_writable_config_folder_is_refused_unless_it_is_the_users_own_group(folder: Path) -> None:
+    """Where each user has a private group, new folders are group-writable, and nobody else can write."""
     (folder / "mine").mkdir()
     (folder / "mine").chmod(0o775)
     (folder / "config.toml").rename(folder / "mine/config.toml")
@@ -382,15 +382,15 @@ def test_a_config_that_a_group_may_write_is_refused_unless_that_is_its_users_alo
         require_unchanged_by_others(folder / "mine/config.toml")
 
 
-def test_a_config_in_a_folder_where_each_renames_only_what_is_his_is_taken(folder: Path) -> None:
+def test_a_config_in_a_sticky_shared_folder_is_accepted(folder: Path) -> None:
     (folder / "shared").mkdir()
     (folder / "shared").chmod(0o1777)
     (folder / "config.toml").rename(folder / "shared/config.toml")
     assert require_unchanged_by_others(folder / "shared/config.toml").endswith("(0644)")
 
 
-def test_a_config_that_the_next_start_would_find_first_is_not_the_daemons_to_write(tmp_path: Path) -> None:
-    """Its user's home is its data folder, and the config lies under /etc: neither is there yet."""
+def test_the_daemon_must_not_be_able_to_create_a_config_that_the_next_start_prefers(tmp_path: Path) -> None:
+    """Its user's home is its data folder, and the config is under /etc: neither exists yet."""
     places = config_places(None, {"HOME": str(tmp_path / "data")}, tmp_path / "etc")
     require_out_of_reach(places, [tmp_path / "elsewhere"])
     with pytest.raises(Refused, match=r"data/\.config/payagent/config\.toml lies in"):
@@ -400,14 +400,14 @@ def test_a_config_that_the_next_start_would_find_first_is_not_the_daemons_to_wri
     )
 
 
-async def test_a_clock_far_ahead_is_named_by_the_doctor_and_no_provider_blamed(folder: Path) -> None:
-    """To such a clock the newest block is old."""
+async def test_doctor_blames_a_clock_far_ahead_and_not_the_provider(folder: Path) -> None:
+    """By such a clock the newest block looks old."""
     settings = load_settings(folder / "config.toml", {"HOME": str(folder)})
     [found] = await check_chain(settings, lambda: SystemClock().now_ms() + 3_600_000)
     assert re.search(r"the local clock is 3[56]\d\d s ahead", found.detail), found
 
 
-def test_a_clock_that_is_a_little_off_does_not(folder: Path, tell_time: TellTime) -> None:
+def test_a_clock_that_is_slightly_off_does_not_prevent_the_start(folder: Path, tell_time: TellTime) -> None:
     tell_time(100)
     process, _ = start(folder)
     assert stop(process)[0] == 0
@@ -440,7 +440,7 @@ def test_a_wrong_passphrase_is_refused_and_not_repeated(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["nothing", "no certificates"])
-def test_authorities_that_cannot_be_read_keep_the_daemon_from_starting(
+def test_an_unreadable_certificate_file_prevents_the_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     authorities = folder / "authorities.pem"
@@ -453,8 +453,8 @@ def test_authorities_that_cannot_be_read_keep_the_daemon_from_starting(
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "a first page"])
-def test_a_wallet_without_its_ledger_is_not_given_an_empty_one(folder: Path, left: str) -> None:
-    """Also where a copy was made of ledger.db alone while all that it holds lay in ledger.db-wal."""
+def test_a_wallet_whose_ledger_is_missing_does_not_get_an_empty_one(folder: Path, left: str) -> None:
+    """Also if only ledger.db was copied while its content was still in ledger.db-wal."""
     ledger = folder / "data/ledger.db"
     page = ledger.read_bytes()[:4096]
     ledger.unlink()
@@ -473,7 +473,7 @@ def test_a_wallet_without_its_ledger_is_not_given_an_empty_one(folder: Path, lef
 
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten", "another file", "a pipe"])
-def test_a_ledger_that_is_damaged_is_said_to_be(folder: Path, damage: str) -> None:
+def test_a_damaged_ledger_prevents_the_start_with_store_failed(folder: Path, damage: str) -> None:
     ledger = folder / "data/ledger.db"
     whole = ledger.read_bytes()
     if damage == "a pipe":
@@ -488,13 +488,13 @@ def test_a_ledger_that_is_damaged_is_said_to_be(folder: Path, damage: str) -> No
     assert str(ledger) in talk
 
 
-def test_python_without_checks_is_refused(folder: Path) -> None:
+def test_python_with_assertions_disabled_is_refused(folder: Path) -> None:
     code, talk = refused(folder, "-O")
     assert code == 2
     assert "-O" in talk
 
 
-def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Path) -> None:
+def test_an_unreachable_provider_is_reported_in_plain_words_and_logged_once(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     config = folder / "config.toml"
@@ -512,7 +512,7 @@ def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Pat
     assert talk.count("blockfrost-1: could not be read (tip: no connection)") == 1
 
 
-def test_the_port_is_called_by_the_names_of_the_config_alone(folder: Path) -> None:
+def test_the_port_answers_only_to_loopback_and_configured_host_names(folder: Path) -> None:
     config = folder / "config.toml"
     config.write_text(config.read_text().replace("[api]\n", '[api]\nallowed_hosts = ["payagent.internal"]\n'))
     process, port = start_on_port(folder)
@@ -525,8 +525,8 @@ def test_the_port_is_called_by_the_names_of_the_config_alone(folder: Path) -> No
     assert told == {"127.0.0.1": b"200", "payagent.internal": b"200", "evil.example": b"403"}
 
 
-def test_idle_connections_take_neither_the_socket_nor_the_disk_away(folder: Path) -> None:
-    """More of them than there are descriptors; and after a while the port is usable again."""
+def test_idle_connections_do_not_block_the_socket_or_fill_the_log(folder: Path) -> None:
+    """There are more of them than file descriptors; after a while the port is usable again."""
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command(folder), stderr=log, preexec_fn=_with_few_files)
     try:

@@ -1,4 +1,4 @@
-"""A port that other machines reach: it speaks TLS and nothing else, and only where the operator asks for it."""
+"""A port that other machines can reach: TLS only, and only if the operator asks for it."""
 
 import re
 import signal
@@ -51,7 +51,7 @@ def running(folder: Path, *more: str) -> Iterator[tuple[str, str]]:
     raise AssertionError(lines)
 
 
-def test_other_machines_reach_it_by_tls_alone(secured: Path) -> None:
+def test_other_machines_reach_the_port_only_over_tls(secured: Path) -> None:
     trusted = ssl.create_default_context(cafile=secured / "merchant.pem")
     with running(secured, "--allow-remote") as (url, path):
         port = url.rpartition(":")[2]
@@ -69,7 +69,7 @@ def test_other_machines_reach_it_by_tls_alone(secured: Path) -> None:
             assert client.get("/healthz").status_code == 200
 
 
-def test_it_is_not_reached_unless_that_is_asked_for(secured: Path) -> None:
+def test_a_port_open_to_other_machines_requires_allow_remote(secured: Path) -> None:
     code, talk = refused(secured)
     assert code == 2
     assert "accepts connections from other machines: if intended, use --allow-remote" in talk
@@ -117,7 +117,7 @@ def _no_pem(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("spoil", [_no_files, _half, _open_key, _other_key, _no_key, _no_pem])
-def test_without_good_tls_it_does_not_start(secured: Path, spoil: object) -> None:
+def test_the_daemon_refuses_to_start_without_a_valid_certificate_and_key(secured: Path, spoil: object) -> None:
     sentence = spoil(secured)  # type: ignore[operator]
     code, talk = refused(secured, more=("--allow-remote",))
     assert code == 2, talk

@@ -1,4 +1,4 @@
-"""The heartbeat: it goes on after a failure, never runs beside itself, and a stop lets what runs end."""
+"""The scheduler: it goes on after a failure, passes never overlap, and a stop lets the running one end."""
 
 import asyncio
 import io
@@ -23,7 +23,7 @@ FAST = JobIntervals(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid
 
 @dataclass
 class Agent:
-    """What the sweeps touch of an agent: all of its parts in one."""
+    """The parts of an agent that the scheduler uses, in one object."""
 
     chain: ChainView = field(default_factory=lambda: ChainView(NETWORKS["devnet"], problem=None, is_compared=True))
     ports: Ports = field(default_factory=lambda: Ports(SystemClock(), SystemRandomness()))
@@ -48,7 +48,7 @@ class Agent:
 
 @dataclass
 class Watch:
-    """What the sweeps touch of a watch, in one; its looks take as long as a test wants."""
+    """The parts of chain_sync that the scheduler uses, in one object; passes take as long as a test wants."""
 
     fail_first: int = 0
     whole: bool = True
@@ -108,7 +108,7 @@ async def test_a_failed_pass_does_not_stop_the_scheduler() -> None:
 
 @dataclass
 class WallClock:
-    """The clock that the scheduler and the sweeps read, which a test sets."""
+    """The clock that the scheduler reads and a test sets."""
 
     off: timedelta = timedelta()
 
@@ -131,7 +131,7 @@ async def test_the_scheduler_runs_on_after_a_clock_jump(monkeypatch: pytest.Monk
     await sweeps.stop()
 
 
-async def test_expired_approvals_are_looked_for() -> None:
+async def test_the_scheduler_checks_for_expired_approvals() -> None:
     agent, chain_sync = Agent(), Watch()
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ async def test_passes_do_not_overlap() -> None:
     await sweeps.stop()
 
 
-async def test_an_idle_wallet_has_rare_passes_and_an_admission_brings_the_next() -> None:
+async def test_an_idle_wallet_has_rare_passes_and_a_busy_one_frequent_passes() -> None:
     chain_sync = Watch(is_idle=True)
     chain_sync.go_on.set()
     intervals = replace(FAST, idle_s=3600, merchants_s=0.01)
@@ -182,10 +182,10 @@ async def test_a_stop_lets_the_running_pass_end_and_starts_no_other() -> None:
     await asyncio.wait_for(stopping, 10)
     assert (chain_sync.looks, chain_sync.ended) == (1, 1)
     assert agent.drained_s is not None
-    assert agent.drained_s < DRAIN_S, "the look has taken a part of the time that a stop has"
+    assert agent.drained_s < DRAIN_S, "the running pass used up part of the time that a stop has"
 
 
-async def test_readiness_is_that_of_the_last_pass() -> None:
+async def test_readiness_reports_the_trouble_of_the_last_pass() -> None:
     agent, chain_sync = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
@@ -209,7 +209,7 @@ def written() -> Iterator[io.StringIO]:
 
 
 async def looks(chain_sync: Watch, count: int) -> None:
-    """Until so many more looks have ended."""
+    """Wait until so many more passes have ended."""
     wanted = chain_sync.ended + count
     async with asyncio.timeout(10):
         while chain_sync.ended < wanted:
@@ -247,7 +247,7 @@ async def test_the_log_reports_trouble_with_the_chain_once_per_change(
     assert str(told[-1][1]).startswith("the newest block that is known is 1")
 
 
-async def test_a_pass_that_fails_in_the_same_way_is_logged_once(written: io.StringIO) -> None:
+async def test_a_pass_that_keeps_failing_the_same_way_is_logged_once(written: io.StringIO) -> None:
     chain_sync = Watch(fail_first=1_000_000)
     chain_sync.go_on.set()
     sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]

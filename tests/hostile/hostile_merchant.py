@@ -1,7 +1,7 @@
-"""A merchant that takes the money and then behaves badly, and two clients of it: a patient one and a naive one.
+"""A merchant that takes the money and then misbehaves, and a naive client of it.
 
-The merchant stands in front of the devnet's real one, which settles and judges; it only spoils what is answered.
-`Naive` signs a new transaction for each 402 that it sees, as clients do that know no better: it is the control.
+It stands in front of the devnet's merchant, which verifies and settles; it only spoils the answers.
+`Naive` signs a new transaction for each 402, as simple clients do: it is the control.
 """
 
 import base64
@@ -27,7 +27,7 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 PRICE = 2 * ADA
 TRIES = 4
-"""A first call, and three retries."""
+"""A first request and three retries."""
 
 MODES = (
     "clean",
@@ -39,9 +39,9 @@ MODES = (
     "slow_answer",
 )
 SILENT = ("accept_then_timeout", "slow_answer")
-"""Modes in which a client that waits for a moment has no answer."""
+"""Modes in which a client with a short timeout gets no answer."""
 STATUS_MODES = ("status_unavailable", "status_prose", "status_oversized", "status_truncated", "status_lies")
-"""What comes after a 502: the merchant is asked how its invoice stands."""
+"""What happens after a 502: payagent asks the merchant for the invoice's status."""
 
 _PROOFS = ("x-payment", "payment-signature")
 _HOP = ("connection", "content-length", "transfer-encoding", "keep-alive", "date", "server")
@@ -71,7 +71,7 @@ class Reply:
 
 @dataclass
 class HostileMerchant:
-    """`mode` says how calls with a proof are answered, once the real merchant has settled them.
+    """`mode` says how requests with a proof are answered once the devnet's merchant has settled them.
 
     `counts`: how often each mode did its work, and how often it was asked with and without a proof.
     """
@@ -176,7 +176,7 @@ class HostileMerchant:
     def _ask_anew(
         self, call: BaseHTTPRequestHandler, content: bytes, headers: Mapping[str, str], price: int
     ) -> Reply:
-        """Another invoice for the same call, which the real merchant would take a payment for."""
+        """Another invoice for the same request, for which the devnet's merchant would accept a payment."""
         assert self._first is not None
         if "payment-required" in self._first.headers:
             # x402 names no invoice: only the price may be another
@@ -192,7 +192,7 @@ class HostileMerchant:
 
 
 def settlements(world: World) -> list[str]:
-    """Ids of the transactions that pay the merchant: on the devnet's chain, and those that wait for a block."""
+    """Ids of the transactions that pay the merchant: in the devnet's blocks and in its mempool."""
     pay_to = role_address("pay_to").raw
 
     def ids(devnet: object) -> list[str]:
@@ -206,7 +206,7 @@ def settlements(world: World) -> list[str]:
 
 @dataclass
 class Purchase:
-    """A call that costs money, in one dialect."""
+    """A request that costs money, in one dialect."""
 
     method: str
     path: str
@@ -219,7 +219,7 @@ class Purchase:
 
 @dataclass
 class Naive:
-    """Pays every 402 that it is given with a new transaction of coins that it has not spent yet."""
+    """Pays every 402 with a new transaction from UTxOs that it has not spent yet."""
 
     world: World
     merchant: HostileMerchant
@@ -232,7 +232,7 @@ class Naive:
         self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=self.patience_s)
 
     def buy(self, purchase: Purchase) -> bool:
-        """Whether it was served within its tries; a call that failed begins anew."""
+        """Whether it was served within its tries; a failed request starts over."""
         headers = {"X-Partner": "naive", "X-Wallet-Address": self.account.address.text}
         with self._http:
             for _ in range(TRIES):

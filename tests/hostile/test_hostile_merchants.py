@@ -1,4 +1,4 @@
-"""Merchants that settle and then misbehave: one settlement for each purchase, and the caller is told the truth.
+"""Merchants that settle and then misbehave: one settlement for each request, and the caller gets the truth.
 
 While no block comes the truth is `in_flight`, whatever the merchant says; it is never that a payment failed.
 """
@@ -37,7 +37,7 @@ from payagent.core import retry_schedule as showing
 from payagent.proxy.app import Bounds
 
 HURRIED = Bounds(read_timeout_s=1, payment_timeout_s=10)
-"""Towards a merchant that does not answer. What is answered is waited for, however busy the machine is."""
+"""For a merchant that does not answer. With the others the test waits, however busy the machine is."""
 PATIENT = Bounds(read_timeout_s=10, payment_timeout_s=10)
 SLOW_CLIENT_S, SLOW_ANSWER_S = 2.0, 1.6
 TALK = Purchase("POST", "/chat", b'{"message": "hello"}')
@@ -56,7 +56,7 @@ def on_clock(tmp_path: Path) -> Iterator[World]:
 
 
 def set_up(world: World, way: str) -> None:
-    """The real merchant serves what it sees in its mempool, again and again for the same proof."""
+    """The devnet's merchant serves a transaction in its mempool, as often as the proof is shown."""
     proof = "signed_cbor" if way == "signed_cbor" else "tx_hash"
     world.settings(price=str(PRICE), splits=[], confirmations=0, proof=proof, replays="serve")
     world.settings(x402={"confirmations": -1})
@@ -64,14 +64,14 @@ def set_up(world: World, way: str) -> None:
 
 @pytest.fixture(autouse=True)
 def once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call shows its proof once: the next time would be when all patience is over."""
+    """A request shows its proof once: the next time would be after its timeout."""
     monkeypatch.setattr(showing, "_FIRST_MS", 3_600_000)
     monkeypatch.setattr(showing, "_MAX_MS", 3_600_000)
 
 
 @dataclass
 class Place:
-    """The daemon's doors, and the merchant."""
+    """The daemon's API and proxy, and the merchant."""
 
     api: Api
     merchant: HostileMerchant
@@ -89,7 +89,7 @@ class Place:
         return (await self.api.http.get("/v1/payments")).json()["payments"]
 
     async def delivered(self) -> dict[str, Any]:
-        """The payment, once its delivery is in the books: a client has its answer a moment earlier."""
+        """The payment, once its delivery is recorded: a client has its answer a moment earlier."""
         async with asyncio.timeout(10):
             while (payment := await self.payment())["delivery"] != "accepted":
                 await asyncio.sleep(0.005)
@@ -117,9 +117,9 @@ async def place(world: World, way: str, mode: str) -> AsyncIterator[Place]:
 
 
 async def call_proxy(at: Place) -> bool:
-    """Call by the proxy, again for whatever is no answer, as HTTP clients do; True when it was served."""
+    """Request through the proxy, retrying as HTTP clients do; True when it was served."""
     headers = {"X-Payagent-Token": at.api.tokens["first"]}
-    if at.merchant.mode == "slow_answer":  # it may be served just as the client gives up: only a key tells then
+    if at.merchant.mode == "slow_answer":  # it may be served just as the client gives up: then only a key helps
         headers["Idempotency-Key"] = "one-purchase"
     if at.purchase.body:
         headers["Content-Type"] = "application/json"
@@ -140,7 +140,7 @@ async def call_proxy(at: Place) -> bool:
 
 
 def tell_no_failure(answer: httpx.Response) -> None:
-    """What a client is given in place of its answer says that the money is on its way, or there."""
+    """What a client gets instead of the answer says that the payment is in flight or confirmed."""
     assert "fail" not in answer.text.lower()
     if answer.headers.get("content-type") == "application/problem+json":
         assert answer.json()["code"] in ("not_served_yet", "paid_not_served"), answer.text
@@ -174,7 +174,7 @@ async def call_api(at: Place) -> bool:
     async with httpx.AsyncClient(base_url=at.merchant.url, verify=NO_TLS, trust_env=False) as client:
 
         async def call(proof: dict[str, str]) -> httpx.Response:
-            timeout_s = patience_s if proof else 10  # the merchant is hostile to who has paid
+            timeout_s = patience_s if proof else 10  # the merchant is hostile only after paying
             calling = client.request(
                 purchase.method, purchase.path, content=purchase.body, headers=own | proof, timeout=timeout_s
             )
@@ -219,7 +219,7 @@ async def blocks(at: Place, count: int = 2) -> None:
 
 
 def assert_books(at: Place) -> None:
-    """The books equal the chain, and `verify` has nothing to say."""
+    """The ledger equals the chain, and `verify` finds nothing."""
     run = at.run
     assert run.owned() == run.world.on_chain()
     with run.context.snapshot() as conn:
@@ -228,7 +228,7 @@ def assert_books(at: Place) -> None:
 
 
 async def buy_in_spite(at: Place, driver: str) -> None:
-    """Buy once; the truth is told while nothing is known, and when the merchant heals the call is served."""
+    """Buy once; the state stays true all the time, and once the merchant recovers the request is served."""
     was_served = await DRIVERS[driver](at)
     mode = at.merchant.mode
     exercised = "5xx_after_settle" if mode in STATUS_MODES else mode
@@ -256,7 +256,7 @@ async def buy_in_spite(at: Place, driver: str) -> None:
 
 
 def shows_word(at: Place, driver: str) -> bool:
-    """Whether the daemon knows that the proof was shown: of a connection that hung only its own proxy tells it."""
+    """Whether the daemon knows that the proof was shown: only its proxy sees a connection that hangs."""
     return driver == "proxy" or at.merchant.mode != "accept_then_timeout"
 
 
@@ -277,14 +277,18 @@ async def again(at: Place, payment: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("driver", list(DRIVERS))
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_purchase_is_settled_once(world: World, mode: str, way: str, driver: str) -> None:
+async def test_a_request_is_settled_once_whatever_the_merchant_answers(
+    world: World, mode: str, way: str, driver: str
+) -> None:
     async with place(world, way, mode) as at:
         await buy_in_spite(at, driver)
 
 
 @pytest.mark.parametrize("way", ["tx_hash", "signed_cbor"])
 @pytest.mark.parametrize("mode", STATUS_MODES)
-async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World, mode: str, way: str) -> None:
+async def test_a_merchants_status_of_its_invoice_does_not_change_the_payment(
+    world: World, mode: str, way: str
+) -> None:
     async with place(world, way, mode) as at:
         assert not await call_proxy(at)
         await at.run.chain_sync.merchant_polling.poll_merchants()
@@ -296,8 +300,10 @@ async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World,
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-async def test_a_merchant_that_never_serves_fails_no_payment(on_clock: World, way: str) -> None:
-    """Once the invoice is over: paid and not served. The proof stays good for whoever shows it later."""
+async def test_a_payment_that_is_never_served_stays_confirmed_and_its_proof_valid(
+    on_clock: World, way: str
+) -> None:
+    """After the invoice has expired: paid and not served. The proof stays valid when shown later."""
     async with place(on_clock, way, "5xx_after_settle") as at:
         assert not await call_api(at)
         await blocks(at)
@@ -315,8 +321,8 @@ async def test_a_merchant_that_never_serves_fails_no_payment(on_clock: World, wa
         assert_books(at)
 
 
-def test_the_control_client_that_signs_anew_pays_more_than_once(world: World) -> None:
-    """The same battery tells a client that pays every 402 from payagent; without trouble it pays once as well."""
+def test_a_naive_client_that_signs_for_every_402_pays_more_than_once(world: World) -> None:
+    """The control: these tests catch a client that pays every 402. An honest merchant it pays once as well."""
     paid: dict[tuple[str, str], int] = {}
     for way, purchase in WAYS.items():
         for number, mode in enumerate(MODES):
@@ -328,7 +334,7 @@ def test_the_control_client_that_signs_anew_pays_more_than_once(world: World) ->
                     world.control("faucet", address=naive.account.address.text, lovelace=str(20 * ADA))
                 world.block()
                 call = purchase
-                if call.body:  # a call of its own
+                if call.body:  # a request of its own
                     call = replace(call, body=json.dumps({"message": f"{way} {number}"}).encode())
                 naive.buy(call)
                 assert merchant.counts[mode] > 0

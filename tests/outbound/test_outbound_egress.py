@@ -1,4 +1,4 @@
-"""Where calls to merchants go, by real sockets and a resolver that answers as it is told."""
+"""Where requests to merchants may go: real sockets, and a resolver whose answers the test sets."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 @dataclass
 class Resolver:
-    """Answers in turn, and with the last one for ever."""
+    """Gives its answers in turn, then repeats the last one."""
 
     answers: list[list[str]]
     asked: list[str] = field(default_factory=list)
@@ -81,17 +81,17 @@ both = pytest.mark.parametrize("way", [by_client, by_proxy])
 
 @both
 @pytest.mark.parametrize("answers", [["127.0.0.1"], ["93.184.216.34", "127.0.0.1"]], ids=["alone", "among others"])
-async def test_a_public_name_that_leads_into_this_machine_is_not_followed(way: Way, answers: list[str]) -> None:
+async def test_a_public_name_that_resolves_to_this_machine_is_refused(way: Way, answers: list[str]) -> None:
     async with open_house() as house:
         with pytest.raises(Refused) as caught:
             await way(Egress(lookup=Resolver([answers])), f"http://shop.example:{house.port}")
         assert (caught.value.name, "127.0.0.1" in caught.value.detail) == ("merchant_in_private_network", True)
-        assert caught.value.context["sent"] is False, "what was counted for the call beforehand is given back"
+        assert caught.value.context["sent"] is False, "what was counted for the request in advance is given back"
         assert house.connections == 0
 
 
 @both
-async def test_a_private_name_that_the_config_allows_is_followed(way: Way) -> None:
+async def test_a_private_name_is_reached_only_if_the_config_allows_it(way: Way) -> None:
     async with open_house() as house:
         egress = Egress(frozenset({"shop.example"}), Resolver([["127.0.0.1"]]))
         assert await way(egress, f"http://shop.example:{house.port}") == b"ok"
@@ -101,8 +101,8 @@ async def test_a_private_name_that_the_config_allows_is_followed(way: Way) -> No
 
 
 @both
-async def test_a_name_that_is_bound_anew_is_not_followed(way: Way) -> None:
-    """The first answer is judged and used; the next connection is judged by the answer that it goes by."""
+async def test_a_name_that_is_rebound_to_this_machine_is_refused(way: Way) -> None:
+    """DNS rebinding: every connection is judged by the very answer that it uses."""
     async with open_house() as house:
         lookup = Resolver([["192.0.2.1"], ["127.0.0.1"]])
         for _ in range(2):
@@ -112,14 +112,14 @@ async def test_a_name_that_is_bound_anew_is_not_followed(way: Way) -> None:
 
 
 @both
-async def test_each_address_of_a_name_is_tried(way: Way) -> None:
+async def test_every_address_of_a_name_is_tried(way: Way) -> None:
     async with open_house() as house:
         egress = Egress(frozenset({"shop.example"}), Resolver([["127.0.0.2", "127.0.0.1"]]))
         assert await way(egress, f"http://shop.example:{house.port}") == b"ok"
 
 
 @both
-async def test_a_name_without_an_address_is_a_merchant_that_cannot_be_reached(way: Way) -> None:
+async def test_a_name_without_an_address_is_merchant_unreachable(way: Way) -> None:
     async def nowhere(host: str, port: int) -> Sequence[str]:
         raise OSError("no such name")
 
@@ -130,7 +130,7 @@ async def test_a_name_without_an_address_is_a_merchant_that_cannot_be_reached(wa
 
 
 @both
-async def test_localhost_is_this_machine(way: Way) -> None:
+async def test_localhost_must_resolve_to_this_machine(way: Way) -> None:
     async with open_house() as house:
         origin = f"http://localhost:{house.port}"
         assert await way(Egress(lookup=Resolver([["127.0.0.1"]])), origin) == b"ok"
@@ -139,7 +139,7 @@ async def test_localhost_is_this_machine(way: Way) -> None:
 
 
 @both
-async def test_an_address_is_taken_as_the_file_says_it(way: Way) -> None:
+async def test_an_ip_address_in_the_config_is_used_without_a_lookup(way: Way) -> None:
     async with open_house() as house:
         lookup = Resolver([["192.0.2.1"]])
         assert await way(Egress(lookup=lookup), f"http://127.0.0.1:{house.port}") == b"ok"
@@ -147,10 +147,10 @@ async def test_an_address_is_taken_as_the_file_says_it(way: Way) -> None:
 
 
 @both
-async def test_a_name_of_which_no_server_tells_keeps_no_other_merchant_waiting(
+async def test_a_name_that_resolves_slowly_does_not_block_other_merchants(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The resolver takes its time over it, also for those who have given up: more of them than it has threads."""
+    """The resolver keeps working for callers that gave up: here more of them than it has threads."""
     told, resolve = threading.Event(), socket.getaddrinfo
 
     def slowly(host: str, *rest: Any, **more: Any) -> Any:
@@ -176,7 +176,7 @@ async def test_a_name_of_which_no_server_tells_keeps_no_other_merchant_waiting(
         told.set()
 
 
-async def test_a_lookup_that_ends_after_its_callers_gave_up_is_no_error(
+async def test_a_lookup_that_fails_after_its_callers_gave_up_logs_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = threading.Event()
@@ -196,7 +196,7 @@ async def test_a_lookup_that_ends_after_its_callers_gave_up_is_no_error(
     assert caplog.records == []
 
 
-async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:
+async def test_balance_and_status_are_not_requested_in_a_private_network() -> None:
     client = MerchantClient(Egress(lookup=Resolver([["10.0.0.1"]])).transport())
     try:
         assert await client.prepaid("https://shop.example", "p", "w", headers={}, timeout_s=5) is None
@@ -240,7 +240,7 @@ async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:
         ("2001:db8::1", False),
     ],
 )
-def test_what_is_public(address: str, public: bool) -> None:
+def test_private_and_reserved_addresses_are_not_public(address: str, public: bool) -> None:
     assert is_public(address) is public
 
 
@@ -254,8 +254,8 @@ async def by_webhook(egress: Egress, origin: str) -> bytes | None:
 
 
 @pytest.mark.parametrize("way", [by_client, by_proxy, by_webhook])
-async def test_no_proxy_of_the_environment_is_used(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sets a variable where the daemon is started would read, and answer, all that it says."""
+async def test_proxies_from_the_environment_are_ignored(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sets such a variable for the daemon could read, and answer, all of its requests."""
     async with open_house() as house, open_house() as listener:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{listener.port}")

@@ -1,4 +1,4 @@
-"""What a merchant is asked, over real sockets: bounded in bytes and time, and a balance is kept as it came."""
+"""The client for merchants, over real sockets: limited in bytes and time; answers are kept as received."""
 
 import asyncio
 import json
@@ -79,7 +79,7 @@ GONE, FOUND = answer(404, b'{"detail": "Not Found"}'), answer(200, b'{"credits_l
 PUZZLE = answer(200, b'{"balance": "plenty"}')
 
 
-async def test_the_balance_is_asked_for_with_partner_wallet_and_the_merchants_headers() -> None:
+async def test_a_balance_request_names_partner_and_wallet_and_has_the_merchants_headers() -> None:
     async with open_shop(FIVE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
@@ -92,7 +92,7 @@ async def test_the_balance_is_asked_for_with_partner_wallet_and_the_merchants_he
 
 
 @pytest.mark.parametrize("balance", [GONE, answer(405, b""), PUZZLE, answer(200, b"<html>")])
-async def test_credits_are_asked_for_where_the_balance_says_nothing(balance: bytes) -> None:
+async def test_credits_are_requested_when_the_balance_says_nothing(balance: bytes) -> None:
     async with open_shop(balance, FOUND) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
@@ -130,14 +130,14 @@ async def test_a_redirect_is_not_followed() -> None:
 
 
 async def test_no_cookie_is_kept() -> None:
-    """Any number would be kept as long as the daemon runs, and go to all ports of a host."""
+    """Otherwise cookies would pile up while the daemon runs, and go to all ports of a host."""
     async with open_shop(answer(200, b"{}", "Set-Cookie: sid=1; Path=/"), FOUND) as shop:
         await ask(shop.origin)
     assert len(shop.asked) == 2
     assert "sid=1" not in shop.asked[1]
 
 
-async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
+async def test_an_answer_is_kept_as_received_up_to_a_limit() -> None:
     long = b'{"remaining": 5, "note": "' + b"x" * (BODY_MAX_BYTES - 28) + b'"}'
     async with open_shop(answer(200, long), GONE) as shop:
         observed = await ask(shop.origin)
@@ -155,7 +155,7 @@ async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
     assert (observed.body, observed.said.understood) == ('{"remaining": 5, "x": "\\xff"}', False)
 
 
-async def test_an_answer_in_many_small_pieces_does_not_stop_the_daemon() -> None:
+async def test_an_answer_in_many_small_pieces_does_not_block_the_daemon() -> None:
     async def bytes_one_by_one() -> AsyncIterator[bytes]:
         for _ in range(ANSWER_MAX_BYTES):
             yield b"x"
@@ -169,8 +169,8 @@ async def test_an_answer_in_many_small_pieces_does_not_stop_the_daemon() -> None
     await client.aclose()
 
 
-async def test_blanks_in_a_head_take_no_time() -> None:
-    """90 KB of them took half a minute, in which nothing else was done."""
+async def test_a_header_of_many_blanks_takes_no_time_to_parse() -> None:
+    """90 KB of them blocked the daemon for half a minute."""
     async with open_shop(b"HTTP/1.1 200 OK\r\nX:" + b" " * 90_000 + b"\0\r\n\r\n", GONE) as shop:
         began_s = time.process_time()
         observed = await ask(shop.origin)
@@ -178,8 +178,8 @@ async def test_blanks_in_a_head_take_no_time() -> None:
     assert time.process_time() - began_s < 3
 
 
-async def test_answers_before_the_answer_are_not_read_for_as_long_as_they_are_sent() -> None:
-    """Not even within the time: reading them takes all of ours."""
+async def test_endless_interim_answers_are_cut_off() -> None:
+    """They are cut off before the timeout: reading them would take all processor time."""
     hung_up = asyncio.Event()
 
     async def promise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -204,7 +204,7 @@ async def test_answers_before_the_answer_are_not_read_for_as_long_as_they_are_se
         await client.aclose()
 
 
-async def test_an_answer_in_chunks_of_a_byte_leaves_others_their_turn() -> None:
+async def test_an_answer_in_one_byte_chunks_does_not_block_the_event_loop() -> None:
     chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
     client = MerchantClient()
     async with open_shop(chunks, GONE) as shop, turns() as longest:
@@ -214,17 +214,17 @@ async def test_an_answer_in_chunks_of_a_byte_leaves_others_their_turn() -> None:
     assert longest() < 0.15
 
 
-async def test_a_merchant_that_does_not_answer_is_none_within_the_time() -> None:
+async def test_a_merchant_that_does_not_answer_gives_no_balance_within_the_timeout() -> None:
     async with open_shop(None) as shop:
         assert await ask(shop.origin, timeout_s=1) is None
-    assert await ask(shop.origin) is None  # nobody listens there any more
+    assert await ask(shop.origin) is None  # nobody listens there anymore
     async with open_shop(b"") as shop:
         assert await ask(shop.origin) is None
     async with open_shop(answer(200, b"")[:-4] + b"\r\nContent-Le") as shop:
         assert await ask(shop.origin) is None
 
 
-async def test_what_the_balance_said_stands_when_the_credits_do_not_answer() -> None:
+async def test_the_balance_answer_is_kept_when_the_credits_do_not_answer() -> None:
     async with open_shop(PUZZLE, None) as shop:
         observed = await ask(shop.origin, timeout_s=1)
     assert observed is not None
@@ -241,7 +241,7 @@ async def test_what_the_balance_said_stands_when_the_credits_do_not_answer() -> 
         (b"", None),
     ],
 )
-async def test_how_an_invoice_stands(said: bytes, status: str | None) -> None:
+async def test_the_status_of_an_invoice_is_read_only_from_a_valid_answer(said: bytes, status: str | None) -> None:
     async with open_shop(None) as shop:
         shop.answers["/payments/status/inv%2F1"] = said
         client = MerchantClient()
@@ -286,9 +286,9 @@ async def test_every_shape_of_the_devnets_balance_is_read(
 
 
 class TestCall:
-    """A call that may cost money: made once, as it is, and its answer kept as it came."""
+    """A request that may cost money: sent once, unchanged, and its answer kept as received."""
 
-    async def test_the_call_goes_out_as_it_is_and_the_answer_comes_back(self) -> None:
+    async def test_the_request_is_sent_unchanged_and_its_answer_is_returned(self) -> None:
         async with open_shop(answer(402, b'{"pay": "me"}', "X-Invoice-Id: i1")) as shop:
             heard = await call(f"{shop.origin}/payments/balance?a=b%20c", b"{}")
             assert (heard.status, heard.body) == (402, b'{"pay": "me"}')
@@ -298,23 +298,23 @@ class TestCall:
             assert head.startswith("POST /payments/balance?a=b%20c HTTP/1.1")
             assert "x-partner: demo" in head.lower()
 
-    async def test_a_redirect_is_an_answer_and_is_not_followed(self) -> None:
+    async def test_a_redirect_is_returned_and_not_followed(self) -> None:
         async with open_shop(answer(307, b"", "Location: /payments/credits")) as shop:
             assert (await call(f"{shop.origin}/payments/balance")).status == 307
             assert shop.paths() == ["/payments/balance"]
 
-    async def test_a_body_above_the_bound_is_not_kept(self) -> None:
+    async def test_an_answer_above_the_limit_is_not_kept(self) -> None:
         async with open_shop(answer(402, b"x" * (ANSWER_MAX_BYTES + 1))) as shop:
             assert (await call(f"{shop.origin}/payments/balance")).body is None
 
-    async def test_a_timeout_and_a_refused_connection_have_codes(self) -> None:
+    async def test_a_timeout_and_a_refused_connection_have_their_codes(self) -> None:
         async with open_shop(None) as shop:
             with pytest.raises(Refused, match="merchant_timeout"):
                 await call(f"{shop.origin}/payments/balance")
         with pytest.raises(Refused, match="merchant_unreachable"):
             await call("http://127.0.0.1:9/")
 
-    async def test_bytes_that_are_no_text_are_kept_too(self) -> None:
+    async def test_a_binary_answer_is_kept_in_base64(self) -> None:
         async with open_shop(answer(402, b"\xff\x00")) as shop:
             heard = await call(f"{shop.origin}/payments/balance")
             assert json.loads(heard.record())["body_base64"] == "/wA="
@@ -328,8 +328,8 @@ async def call(url: str, body: bytes = b"") -> MerchantReply:
         await client.aclose()
 
 
-async def test_a_status_that_is_not_to_be_had_is_told_once_and_so_is_its_end() -> None:
-    """Nobody would know else that a merchant's word is missing since weeks."""
+async def test_a_missing_invoice_status_is_logged_once_and_so_is_its_return() -> None:
+    """Otherwise nobody would notice that a merchant's status has been missing for weeks."""
     path, told = "/payments/status/inv", b'{"status": "pending"}'
     answers = [answer(404, b""), answer(500, b""), answer(200, b"<html>"), answer(200, told), answer(200, told)]
     client = MerchantClient()

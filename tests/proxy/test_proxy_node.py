@@ -1,4 +1,4 @@
-"""A program in another language pays by a changed base URL, and by nothing else."""
+"""A program in another language pays with a changed base URL and nothing else."""
 
 import asyncio
 import shutil

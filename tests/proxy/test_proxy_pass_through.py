@@ -1,4 +1,4 @@
-"""What passes through the proxy when nobody wants to be paid: everything, as it came."""
+"""Requests that cost nothing pass through the proxy unchanged."""
 
 import asyncio
 import gzip
@@ -20,7 +20,7 @@ from payagent.proxy.http1 import Target, Upstream, UpstreamRequest, _Line
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
 
-# --- the call ----------------------------------------------------------------------------------------------------
+# --- the request -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -34,26 +34,26 @@ FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
         "/proxy/t/again?~=1",
     ],
 )
-async def test_path_and_query_go_on_byte_for_byte(at: Place, target: str) -> None:
+async def test_path_and_query_are_forwarded_byte_for_byte(at: Place, target: str) -> None:
     assert (await at.ask(target)).body == b"ok"
     # uvicorn takes an empty query for none
     assert at.peer.calls[0].line == f"GET {target.removesuffix('?')} HTTP/1.1".encode()
 
 
-async def test_a_bare_merchant_is_its_root(at: Place) -> None:
+async def test_a_url_without_a_path_is_the_merchants_root(at: Place) -> None:
     await at.ask("")
     await at.ask("?a=1")
     assert [call.line for call in at.peer.calls] == [b"GET / HTTP/1.1", b"GET /?a=1 HTTP/1.1"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-async def test_every_method_goes_on(at: Place, method: str) -> None:
+async def test_every_method_is_forwarded(at: Place, method: str) -> None:
     assert (await at.ask(method=method, body=b"a body")).body == b"ok"
     assert at.peer.calls[0].line == f"{method} /chat HTTP/1.1".encode()
     assert at.peer.calls[0].body == b"a body"
 
 
-async def test_headers_go_on_in_their_order_without_those_of_this_hop(at: Place) -> None:
+async def test_headers_are_forwarded_in_order_without_hop_by_hop_headers(at: Place) -> None:
     await at.ask(
         "/chat",
         "Accept: a/b",
@@ -84,7 +84,7 @@ async def test_headers_go_on_in_their_order_without_those_of_this_hop(at: Place)
     ]
 
 
-async def test_a_chunked_body_goes_on_without_its_trailers(at: Place) -> None:
+async def test_a_chunked_body_is_forwarded_without_its_trailers(at: Place) -> None:
     async with at.wire() as wire:
         head = at.call("/chat", "Transfer-Encoding: chunked", "Trailer: X-Sum", method="POST")
         await wire.say(head + b"3\r\nabc\r\n2;ext=1\r\nde\r\n0\r\nX-Sum: 1\r\n\r\n")
@@ -97,7 +97,7 @@ async def test_a_chunked_body_goes_on_without_its_trailers(at: Place) -> None:
     )
 
 
-async def test_a_length_beside_chunks_is_refused_and_not_passed_on(at: Place) -> None:
+async def test_a_request_with_content_length_and_chunks_is_refused_and_not_forwarded(at: Place) -> None:
     async with at.wire() as wire:
         head = at.call("/chat", "Transfer-Encoding: chunked", "Content-Length: 3", method="POST")
         await wire.say(head + b"5\r\nabcde\r\n0\r\n\r\n")
@@ -106,7 +106,7 @@ async def test_a_length_beside_chunks_is_refused_and_not_passed_on(at: Place) ->
     assert at.peer.calls == []
 
 
-async def test_a_body_streams_to_the_merchant_as_it_comes(at: Place) -> None:
+async def test_a_body_streams_to_the_merchant_as_it_arrives(at: Place) -> None:
     first = asyncio.Event()
 
     async def read_slowly(heard: Heard) -> None:
@@ -124,7 +124,7 @@ async def test_a_body_streams_to_the_merchant_as_it_comes(at: Place) -> None:
         assert (await wire.answer()).body == b"ok"
 
 
-async def test_an_expectation_is_met_here(at: Place) -> None:
+async def test_the_proxy_itself_answers_expect_100_continue(at: Place) -> None:
     async with at.wire() as wire:
         await wire.say(at.call("/chat", "Expect: 100-continue", "Content-Length: 4", method="POST"))
         assert (await wire.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
@@ -133,7 +133,7 @@ async def test_an_expectation_is_met_here(at: Place) -> None:
     assert at.peer.calls[0].header("expect") is None
 
 
-async def test_a_body_that_is_not_wanted_is_not_asked_for(at: Place) -> None:
+async def test_no_body_is_requested_for_a_refused_request(at: Place) -> None:
     async with at.wire() as wire:
         call = at.call("/chat", "Expect: 100-continue", "Content-Length: 4", method="POST", token=False)
         await wire.say(call)
@@ -143,7 +143,7 @@ async def test_a_body_that_is_not_wanted_is_not_asked_for(at: Place) -> None:
 # --- the answer --------------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_comes_back_as_it_was(at: Place) -> None:
+async def test_an_answer_is_returned_without_hop_by_hop_and_x_payagent_headers(at: Place) -> None:
     packed = gzip.compress(b"packed")
     at.peer.answers["/chat"] = saying(
         b"HTTP/1.1 418 Short And Stout\r\nDate: Tue, 01 Jan 2030 00:00:00 GMT\r\nServer: theirs\r\n"
@@ -166,7 +166,7 @@ async def test_an_answer_comes_back_as_it_was(at: Place) -> None:
 
 
 @pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
-async def test_a_redirect_is_handed_on_and_not_followed(at: Place, status: str) -> None:
+async def test_a_redirect_is_returned_and_not_followed(at: Place, status: str) -> None:
     elsewhere = f"{at.peer.url}/elsewhere"
     at.peer.answers["/chat"] = saying(
         f"HTTP/1.1 {status} Moved\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n".encode()
@@ -176,7 +176,7 @@ async def test_a_redirect_is_handed_on_and_not_followed(at: Place, status: str) 
     assert [call.path for call in at.peer.calls] == ["/chat"]
 
 
-async def test_answers_without_a_body_have_none(at: Place) -> None:
+async def test_answers_without_a_body_are_returned_without_one(at: Place) -> None:
     at.peer.answers["/head"] = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\n\r\n")
     at.peer.answers["/gone"] = saying(b"HTTP/1.1 204 No Content\r\n\r\n")
     at.peer.answers["/same"] = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
@@ -187,7 +187,7 @@ async def test_answers_without_a_body_have_none(at: Place) -> None:
     assert len({call.connection for call in at.peer.calls}) == 1
 
 
-async def test_events_come_out_one_by_one(at: Place) -> None:
+async def test_server_sent_events_are_forwarded_one_by_one(at: Place) -> None:
     """The merchant sends its second event when the client has the first: a buffer would hang."""
     has_first = asyncio.Event()
 
@@ -210,7 +210,7 @@ async def test_events_come_out_one_by_one(at: Place) -> None:
         assert await wire.chunk() == b""
 
 
-async def test_an_answer_that_ends_with_the_connection_is_whole(at: Place) -> None:
+async def test_an_answer_that_ends_with_the_connection_is_complete(at: Place) -> None:
     async def old(heard: Heard) -> None:
         await heard.say(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nold")
         await heard.say(b" times")
@@ -220,7 +220,7 @@ async def test_an_answer_that_ends_with_the_connection_is_whole(at: Place) -> No
     assert (await at.ask()).body == b"old times"
 
 
-async def test_an_answer_that_breaks_off_breaks_off_for_the_client(
+async def test_a_broken_answer_breaks_off_for_the_client_and_logs_no_error(
     at: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def break_off(heard: Heard) -> None:
@@ -234,7 +234,7 @@ async def test_an_answer_that_breaks_off_breaks_off_for_the_client(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_an_answer_that_breaks_off_later_is_nobodys_error_either(
+async def test_an_answer_broken_after_its_first_part_logs_no_error(
     at: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     has_half = asyncio.Event()
@@ -255,8 +255,8 @@ async def test_an_answer_that_breaks_off_later_is_nobodys_error_either(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_an_answer_that_breaks_off_is_no_whole_one_for_an_old_client_either(at: Place) -> None:
-    """To HTTP/1.0 the end of the connection is the end of the answer."""
+async def test_an_http_1_0_client_can_tell_that_an_answer_is_incomplete(at: Place) -> None:
+    """HTTP/1.0 takes the end of the connection for the end of the answer, so it is reset."""
     has_half = asyncio.Event()
 
     async def break_off(heard: Heard) -> None:
@@ -274,7 +274,7 @@ async def test_an_answer_that_breaks_off_is_no_whole_one_for_an_old_client_eithe
             await wire.reader.read()
 
 
-async def test_a_402_that_breaks_off_is_told(at: Place) -> None:
+async def test_a_402_that_breaks_off_is_merchant_unreachable(at: Place) -> None:
     async def break_off(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 9\r\n\r\nhalf")
         heard.writer.transport.abort()
@@ -284,14 +284,14 @@ async def test_a_402_that_breaks_off_is_told(at: Place) -> None:
     assert (got.status, json.loads(got.body or b"{}")["code"]) == (502, "merchant_unreachable")
 
 
-async def test_what_is_no_status_is_told(at: Place, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_status_code_is_merchant_unreachable(at: Place, caplog: pytest.LogCaptureFixture) -> None:
     at.peer.answers["/chat"] = saying(b"HTTP/1.1 999 Denied\r\nContent-Length: 2\r\n\r\nno")
     got = await at.ask()
     assert (got.status, json.loads(got.body or b"{}")["code"]) == (502, "merchant_unreachable")
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_what_a_merchant_says_unasked_does_not_reach_the_next_call(at: Place) -> None:
+async def test_bytes_after_an_answer_do_not_reach_the_next_request(at: Place) -> None:
     async def talk_on(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Le")
 
@@ -301,8 +301,8 @@ async def test_what_a_merchant_says_unasked_does_not_reach_the_next_call(at: Pla
 
 
 @pytest.mark.parametrize("more", [b"", b"{"], ids=["silent", "byte by byte"])
-async def test_a_body_that_does_not_come_in_time_is_not_waited_for(world: World, more: bytes) -> None:
-    """The merchant wants to be paid; what would have to be sent again never comes."""
+async def test_a_request_body_that_arrives_too_slowly_is_refused(world: World, more: bytes) -> None:
+    """The merchant asks to be paid, but the body to send again never arrives."""
 
     async def want(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 0\r\n\r\n")
@@ -332,8 +332,8 @@ async def test_an_answer_may_come_before_the_body_is_sent(at: Place) -> None:
     assert (got.status, got.body) == (413, b"big")
 
 
-async def test_both_directions_at_once(at: Place) -> None:
-    """A merchant that answers each part of the body as it comes."""
+async def test_request_and_answer_bodies_stream_at_the_same_time(at: Place) -> None:
+    """A merchant that answers each part of the body as it arrives."""
 
     async def echo(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
@@ -352,7 +352,7 @@ async def test_both_directions_at_once(at: Place) -> None:
                 await wire.say(b"two " if part == b"one " else b"last")
 
 
-async def test_much_goes_both_ways_unchanged(at: Place) -> None:
+async def test_large_bodies_pass_both_ways_unchanged(at: Place) -> None:
     much = hashlib.sha256(b"seed").digest() * 1024 * 1024  # 32 MiB
 
     async def echo(heard: Heard) -> None:
@@ -364,7 +364,7 @@ async def test_much_goes_both_ways_unchanged(at: Place) -> None:
     assert got.body == much
 
 
-async def test_a_client_that_does_not_read_holds_the_merchant_back(at: Place) -> None:
+async def test_a_client_that_does_not_read_slows_the_merchant_down(at: Place) -> None:
     written, finished = 0, asyncio.Event()
 
     async def pour(heard: Heard) -> None:
@@ -388,7 +388,7 @@ async def test_a_client_that_does_not_read_holds_the_merchant_back(at: Place) ->
 
 
 class Tap(asyncio.Transport):
-    """The network of a line: what is written goes nowhere."""
+    """A transport that discards what is written."""
 
     is_paused = False
 
@@ -402,8 +402,8 @@ class Tap(asyncio.Transport):
         self.is_paused = True
 
 
-async def test_an_answer_in_tiny_chunks_holds_the_merchant_back_as_well() -> None:
-    """A chunk of one byte is an object of more than a hundred, which waits for a client that does not read."""
+async def test_an_answer_in_tiny_chunks_slows_the_merchant_down_too() -> None:
+    """A chunk of one byte takes over a hundred bytes of memory until the client reads it."""
     line, tap = _Line(Target.of_origin("http://a.example"), 20.0), Tap()
     line.connection_made(tap)
     begun = asyncio.create_task(line.begin(UpstreamRequest(b"GET", b"/", (), None)))
@@ -417,7 +417,7 @@ async def test_an_answer_in_tiny_chunks_holds_the_merchant_back_as_well() -> Non
     assert chunks < 5000
 
 
-async def test_a_merchant_that_does_not_read_holds_the_client_back(at: Place) -> None:
+async def test_a_merchant_that_does_not_read_slows_the_client_down(at: Place) -> None:
     go_on, size = asyncio.Event(), 67_108_864
 
     async def wait(heard: Heard) -> None:
@@ -440,16 +440,16 @@ async def test_a_merchant_that_does_not_read_holds_the_client_back(at: Place) ->
             await asyncio.wait_for(pour(), 1)
         assert written < 24_000_000
         go_on.set()
-        # what was being written when the time was up is in the buffer already
+        # the piece being written at the timeout is already in the buffer
         await wire.say(b"x" * (size - written - 65_536))
         assert (await wire.answer()).body == b"ok"
     assert len(at.peer.calls[0].body) == size
 
 
-# --- when somebody goes away -------------------------------------------------------------------------------------
+# --- when a side hangs up ----------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_hangs_up_ends_the_merchants_call(at: Place) -> None:
+async def test_a_client_that_hangs_up_ends_the_request_to_the_merchant(at: Place) -> None:
     hung_up = asyncio.Event()
 
     async def wait(heard: Heard) -> None:
@@ -466,7 +466,7 @@ async def test_a_client_that_hangs_up_ends_the_merchants_call(at: Place) -> None
             await hung_up.wait()
 
 
-async def test_a_client_that_hangs_up_in_a_stream_ends_it(at: Place) -> None:
+async def test_a_client_that_hangs_up_during_a_stream_ends_it(at: Place) -> None:
     hung_up = asyncio.Event()
 
     async def stream(heard: Heard) -> None:
@@ -485,10 +485,10 @@ async def test_a_client_that_hangs_up_in_a_stream_ends_it(at: Place) -> None:
             await hung_up.wait()
 
 
-async def test_a_client_that_hangs_up_while_the_merchant_takes_no_more_of_its_body_ends_the_answer(
+async def test_a_client_that_hangs_up_during_a_stalled_upload_ends_the_answer(
     at: Place,
 ) -> None:
-    """What it sent and nobody took stands before the end of its connection."""
+    """Its unread bytes are queued before the end of its connection."""
     hung_up = asyncio.Event()
 
     async def go_on(heard: Heard) -> None:
@@ -515,7 +515,7 @@ async def test_a_client_that_hangs_up_while_the_merchant_takes_no_more_of_its_bo
             await hung_up.wait()
 
 
-async def test_a_client_that_hangs_up_as_its_upload_is_stopped_leaves_no_connection_behind() -> None:
+async def test_a_client_that_hangs_up_while_its_upload_is_stopped_leaves_no_connection() -> None:
     """The merchant has answered before it had the body, and keeps its side open."""
     stopping, hung_up = asyncio.Event(), asyncio.Event()
 
@@ -546,7 +546,7 @@ async def test_a_client_that_hangs_up_as_its_upload_is_stopped_leaves_no_connect
         await hung_up.wait()
 
 
-async def test_connections_are_kept_and_replaced_when_the_merchant_closed_them(at: Place) -> None:
+async def test_connections_are_reused_and_replaced_when_the_merchant_closes_them(at: Place) -> None:
     for _ in range(3):
         assert (await at.ask()).body == b"ok"
     assert at.peer.connections == 1
@@ -561,7 +561,7 @@ async def test_connections_are_kept_and_replaced_when_the_merchant_closed_them(a
     assert at.peer.connections == 2
 
 
-async def test_a_kept_connection_that_dies_under_a_call_is_replaced_where_that_is_safe(at: Place) -> None:
+async def test_a_get_on_a_reused_connection_that_breaks_is_sent_again(at: Place) -> None:
     async def hang_up_on_second(heard: Heard) -> None:
         if heard.connection == 1:
             heard.writer.transport.abort()
@@ -575,7 +575,7 @@ async def test_a_kept_connection_that_dies_under_a_call_is_replaced_where_that_i
     assert at.peer.connections == 2
 
 
-async def test_a_post_is_not_sent_twice(at: Place) -> None:
+async def test_a_post_on_a_reused_connection_that_breaks_is_not_sent_again(at: Place) -> None:
     async def hang_up(heard: Heard) -> None:
         heard.writer.transport.abort()
 
@@ -588,7 +588,7 @@ async def test_a_post_is_not_sent_twice(at: Place) -> None:
 
 
 @pytest.mark.parametrize("rubbish", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n", b""])
-async def test_a_merchant_that_does_not_speak_http(at: Place, rubbish: bytes) -> None:
+async def test_a_merchant_that_does_not_speak_http_is_merchant_unreachable(at: Place, rubbish: bytes) -> None:
     async def talk(heard: Heard) -> None:
         await heard.say(rubbish)
         heard.writer.close()
@@ -599,14 +599,14 @@ async def test_a_merchant_that_does_not_speak_http(at: Place, rubbish: bytes) ->
     assert b'"merchant_unreachable"' in (got.body or b"")
 
 
-async def test_a_merchant_that_is_down(world: World) -> None:
+async def test_a_merchant_that_is_down_is_merchant_unreachable(world: World) -> None:
     async with place(world, origin="http://127.0.0.1:9") as at:
         got = await at.ask()
     assert got.status == 502
     assert b'"merchant_unreachable"' in (got.body or b"")
 
 
-async def test_a_merchant_that_says_nothing(world: World) -> None:
+async def test_a_merchant_that_does_not_answer_is_merchant_timeout(world: World) -> None:
     async with place(world, Bounds(read_timeout_s=0.2)) as at:
         at.peer.answers["/chat"] = Heard.until_hung_up
         got = await at.ask()
@@ -615,7 +615,7 @@ async def test_a_merchant_that_says_nothing(world: World) -> None:
 
 
 async def dripping(world: World, begins: bytes, more: bytes) -> tuple[int, object]:
-    """What the proxy says where something moves all the time, so that it never stands still."""
+    """What the proxy answers to a merchant that keeps sending a little, so it is never idle."""
 
     async def drip(heard: Heard) -> None:
         await heard.say(begins)
@@ -632,7 +632,7 @@ async def dripping(world: World, begins: bytes, more: bytes) -> tuple[int, objec
 
 
 @pytest.mark.parametrize("status", [b"402 Payment Required", b"400 Bad Request"])
-async def test_a_body_that_has_to_be_read_and_drips_is_not_waited_for(world: World, status: bytes) -> None:
+async def test_a_402_or_400_body_that_drips_is_merchant_timeout(world: World, status: bytes) -> None:
     begins = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
     assert await dripping(world, begins, b" ") == (504, "merchant_timeout")
 
@@ -642,7 +642,7 @@ async def test_a_body_that_has_to_be_read_and_drips_is_not_waited_for(world: Wor
     [(b"HTTP/1.1 200 OK\r\nX-Odd: ", b"X"), (b"", b"HTTP/1.1 102 Processing\r\n\r\n")],
     ids=["head", "interim"],
 )
-async def test_a_head_that_drips_is_not_waited_for(world: World, begins: bytes, more: bytes) -> None:
+async def test_an_answer_head_that_drips_is_merchant_timeout(world: World, begins: bytes, more: bytes) -> None:
     assert await dripping(world, begins, more) == (504, "merchant_timeout")
 
 
@@ -651,8 +651,8 @@ async def test_a_head_that_drips_is_not_waited_for(world: World, begins: bytes, 
     [b"HTTP/1.1 200 OK\r\nX:", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX:"],
     ids=["head", "trailer"],
 )
-async def test_blanks_in_a_head_take_no_time(at: Place, before: bytes) -> None:
-    """100 KB of them took half a minute, in which nothing else was done."""
+async def test_a_header_of_many_blanks_takes_no_time_to_parse(at: Place, before: bytes) -> None:
+    """100 KB of them blocked the daemon for half a minute."""
     at.peer.answers["/chat"] = saying(before + b" " * 100_000 + b"\0\r\n\r\n")
     began_s = time.process_time()
     got = await at.ask()
@@ -660,8 +660,8 @@ async def test_blanks_in_a_head_take_no_time(at: Place, before: bytes) -> None:
     assert time.process_time() - began_s < 3
 
 
-async def test_answers_before_the_answer_have_an_end(at: Place) -> None:
-    """They come as fast as the merchant can send them, and each would be read."""
+async def test_endless_interim_answers_are_merchant_unreachable(at: Place) -> None:
+    """They arrive as fast as the merchant can send them, and each would be read."""
 
     async def promise(heard: Heard) -> None:
         with suppress(ConnectionError):
@@ -673,25 +673,25 @@ async def test_answers_before_the_answer_have_an_end(at: Place) -> None:
     assert (got.status, json.loads(got.body or b"")["code"]) == (502, "merchant_unreachable")
 
 
-async def test_answers_before_the_answer_are_none(at: Place) -> None:
+async def test_interim_answers_are_skipped(at: Place) -> None:
     """A server that computes for some minutes may say every few seconds that it does (RFC 2518, 10.1)."""
     at.peer.answers["/chat"] = saying(b"HTTP/1.1 102 Processing\r\nLink: </a>\r\n\r\n" * 120 + OK)
     assert (await at.ask()).body == b"ok"
 
 
-async def test_an_answer_in_chunks_of_a_byte_leaves_others_their_turn(at: Place) -> None:
+async def test_an_answer_in_one_byte_chunks_does_not_block_the_event_loop(at: Place) -> None:
     chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
-    assert (await at.ask()).status == 200, "what a first call alone takes is no turn of this one"
+    assert (await at.ask()).status == 200, "a first request takes longer and is not measured"
     at.peer.answers["/chat"] = saying(chunks)
     async with turns() as longest:
         assert (await at.ask()).body == b"x" * 40_000
     assert longest() < 0.25
 
 
-async def test_a_body_that_passes_through_may_take_its_time(world: World) -> None:
+async def test_an_answer_body_that_passes_through_may_arrive_slowly(world: World) -> None:
     async def drip(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n")
-        for _ in range(24):  # together longer than may pass between two of them
+        for _ in range(24):  # together longer than the read timeout
             await heard.say(b"x")
             await asyncio.sleep(0.05)
 
@@ -700,7 +700,7 @@ async def test_a_body_that_passes_through_may_take_its_time(world: World) -> Non
         assert (await at.ask()).body == b"x" * 24
 
 
-async def test_an_upload_ends_with_its_call(at: Place) -> None:
+async def test_an_upload_ends_when_the_merchant_hangs_up(at: Place) -> None:
     """A merchant that hangs up while the body is still on its way leaves nothing behind."""
 
     async def hang_up(heard: Heard) -> None:
@@ -714,10 +714,10 @@ async def test_an_upload_ends_with_its_call(at: Place) -> None:
     await at.until(lambda: len(asyncio.all_tasks()) <= before, "a task is left")
 
 
-# --- who may -----------------------------------------------------------------------------------------------------
+# --- authorization -----------------------------------------------------------------------------------------------
 
 
-async def test_the_token_travels_in_four_ways_and_never_on(at: Place) -> None:
+async def test_the_token_is_accepted_in_four_places_and_never_forwarded(at: Place) -> None:
     for merchant, header in (
         ("t", f"X-Payagent-Token: {at.token}"),
         ("t", f"Proxy-Authorization: Bearer {at.token}"),
@@ -734,19 +734,19 @@ async def test_the_token_travels_in_four_ways_and_never_on(at: Place) -> None:
         assert call.line == b"GET /chat?a=1 HTTP/1.1"
 
 
-async def test_a_referer_with_the_token_does_not_go_on(at: Place) -> None:
+async def test_a_referer_with_the_token_is_not_forwarded(at: Place) -> None:
     place = f"Referer: {at.api.url}/proxy/~{at.token}/t/chat"
     assert (await at.ask("/chat", place, merchant=f"~{at.token}/t", token=False)).status == 200
     assert at.token.encode() not in at.peer.calls[0].head
 
 
-async def test_two_tokens_of_ours_both_stay_here(at: Place) -> None:
+async def test_neither_of_two_payagent_tokens_is_forwarded(at: Place) -> None:
     other = at.api.tokens["other"]
     assert (await at.ask("/chat", f"Authorization: Bearer {other}")).status == 200
     assert other.encode() not in at.peer.calls[0].head
 
 
-async def test_the_clients_own_authorization_goes_on(at: Place) -> None:
+async def test_the_clients_own_authorization_is_forwarded(at: Place) -> None:
     await at.ask("/chat", f"Authorization: {FOREIGN}", "api-key: theirs")
     await at.ask("/chat", f"Authorization: Bearer {at.token}")
     first, second = at.peer.calls
@@ -758,14 +758,16 @@ async def test_the_clients_own_authorization_goes_on(at: Place) -> None:
     "header",
     ["X-Nothing: 1", f"Authorization: {FOREIGN}", "X-Payagent-Token: pa_wrong", "Proxy-Authorization: Basic eDp5"],
 )
-async def test_without_a_token_nothing_goes_on(at: Place, header: str) -> None:
+async def test_without_a_valid_token_nothing_is_forwarded(at: Place, header: str) -> None:
     got = await at.ask("/chat", header, token=False)
     assert got.status == 401
     assert b'"unauthorized"' in (got.body or b"")
     assert at.peer.calls == []
 
 
-async def test_a_token_in_the_path_is_nowhere_repeated(at: Place, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_token_in_the_path_appears_in_no_answer_or_log(
+    at: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     wrong = "pa_" + "w" * 43
     for merchant in (f"~{wrong}/t", f"~{at.token}/nobody", f"~{at.token}"):
         got = await at.ask("/chat", merchant=merchant, token=False)
@@ -775,13 +777,13 @@ async def test_a_token_in_the_path_is_nowhere_repeated(at: Place, caplog: pytest
             assert secret not in caplog.text
 
 
-async def test_a_token_that_may_not_pay_opens_nothing(at: Place) -> None:
+async def test_a_token_without_the_pay_scope_is_refused(at: Place) -> None:
     got = await at.ask("/chat", f"X-Payagent-Token: {at.api.tokens['reader']}", token=False)
     assert (got.status, at.peer.calls) == (403, [])
 
 
-async def test_an_app_reaches_the_merchants_that_it_is_bound_to_alone(at: Place) -> None:
-    """What others bought ahead at a merchant is not for an app that may not pay it."""
+async def test_an_app_reaches_only_the_merchants_it_is_bound_to(at: Place) -> None:
+    """A prepaid balance at a merchant must not serve an app that may not pay this merchant."""
     for name, status in (("devnet", 403), ("t", 200)):
         answer = await at.api.http.post("/v1/apps", json={"name": name, "merchants": [name]})
         token = plant(f"the token for {name}", answer.json()["token"])
@@ -801,7 +803,7 @@ async def test_an_app_reaches_the_merchants_that_it_is_bound_to_alone(at: Place)
         (["X-Payagent-Dry-Run: yes"], 400, b'"bad_request"'),
     ],
 )
-async def test_what_is_refused_before_anything_goes_on(
+async def test_an_invalid_request_is_refused_before_anything_is_forwarded(
     at: Place, headers: list[str], status: int, code: bytes
 ) -> None:
     got = await at.ask("/chat", *headers)
@@ -817,7 +819,7 @@ async def test_a_foreign_host_name_is_refused(at: Place) -> None:
     assert at.peer.calls == []
 
 
-async def test_a_merchant_that_is_not_configured(at: Place) -> None:
+async def test_a_merchant_that_is_not_configured_is_refused(at: Place) -> None:
     got = await at.ask("/chat", merchant="nobody")
     assert got.status == 403
     assert b'"merchant_not_allowed"' in (got.body or b"")

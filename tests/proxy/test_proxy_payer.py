@@ -1,4 +1,4 @@
-"""A call that costs money: paid once, shown until it is served, and told apart from one that was not."""
+"""Requests through the proxy that cost money: paid once, and the proof shown until they are served."""
 
 import asyncio
 import gzip
@@ -23,7 +23,7 @@ UTXOS = [20 * ADA] * 8
 
 @pytest.fixture
 async def shop(world: World):  # type: ignore[no-untyped-def]
-    """The proxy with money, on a chain that goes on."""
+    """The proxy with funds, on a chain that makes blocks."""
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         yield at
@@ -37,7 +37,7 @@ def problem(got: Got) -> dict[str, object]:
     return told
 
 
-async def test_a_call_is_paid_and_served(shop: Place) -> None:
+async def test_a_request_is_paid_and_served(shop: Place) -> None:
     got = await shop.ask(method="POST", body=b'{"message": "hello"}', merchant="devnet")
     assert got.status == 200, got
     assert b"was paid for" in (got.body or b"")
@@ -51,7 +51,9 @@ async def test_a_call_is_paid_and_served(shop: Place) -> None:
 
 
 @pytest.mark.parametrize("dry_run", ["false", "true"])
-async def test_a_call_whose_token_ends_before_its_body_came_is_not_paid(shop: Place, dry_run: str) -> None:
+async def test_a_request_whose_token_is_revoked_before_its_body_arrives_is_not_paid(
+    shop: Place, dry_run: str
+) -> None:
     body = b'{"message": "hello"}'
     headers = ("Expect: 100-continue", f"Content-Length: {len(body)}", f"X-Payagent-Dry-Run: {dry_run}")
     head = shop.call("/chat", *headers, method="POST", merchant="devnet")
@@ -65,7 +67,7 @@ async def test_a_call_whose_token_ends_before_its_body_came_is_not_paid(shop: Pl
     assert shop.payments == []
 
 
-async def test_a_paid_stream_streams(shop: Place) -> None:
+async def test_a_streamed_answer_is_paid_and_returned_to_its_end(shop: Place) -> None:
     body = b'{"message": "hello", "stream": true}'
     got = await shop.ask(method="POST", body=body, merchant="devnet")
     assert (got.status, got.values("content-type")) == (200, ["text/event-stream; charset=utf-8"])
@@ -73,7 +75,7 @@ async def test_a_paid_stream_streams(shop: Place) -> None:
     await shop.until_delivered()
 
 
-async def test_a_paid_event_comes_out_as_it_comes_in(shop: Place) -> None:
+async def test_events_of_a_paid_stream_are_forwarded_one_by_one(shop: Place) -> None:
     has_first = asyncio.Event()
 
     async def stream(heard: Heard) -> None:
@@ -110,7 +112,7 @@ async def test_the_body_is_sent_again_with_the_proof(shop: Place, size: int) -> 
     assert retry.header("x-request-id") == payment.intent.request_id
 
 
-async def test_a_chunked_body_is_sent_again(shop: Place) -> None:
+async def test_a_chunked_body_is_sent_again_with_the_proof(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     async with shop.wire() as wire:
         await wire.say(shop.call("/chat", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n0\r\n\r\n")
@@ -118,7 +120,7 @@ async def test_a_chunked_body_is_sent_again(shop: Place) -> None:
     assert [heard.body for heard in wall.firsts + wall.retries] == [b"abc", b"abc"]
 
 
-async def test_a_402_before_the_body_is_sent_is_paid_all_the_same(shop: Place) -> None:
+async def test_a_402_that_arrives_before_the_body_is_sent_is_paid(shop: Place) -> None:
     wall = Paywall()
 
     async def demand_at_once(heard: Heard) -> None:
@@ -134,7 +136,7 @@ async def test_a_402_before_the_body_is_sent_is_paid_all_the_same(shop: Place) -
     assert wall.retries[0].body == b"x" * 3_000_000
 
 
-async def test_a_body_over_the_bound_goes_through_and_cannot_be_paid_for(world: World) -> None:
+async def test_a_body_above_the_buffer_limit_is_forwarded_but_cannot_be_paid_for(world: World) -> None:
     world.fund(*UTXOS)
     async with place(world, Bounds(body_buffer_bytes_max=100_000)) as at, blocks(at.run):
         assert (await at.ask("/free", method="POST", body=b"x" * 100_001)).body == b"ok"
@@ -146,7 +148,7 @@ async def test_a_body_over_the_bound_goes_through_and_cannot_be_paid_for(world: 
         assert (await at.ask(method="POST", body=b"x" * 100_000)).body == b"served"
 
 
-async def test_pending_is_asked_again_with_the_same_proof(shop: Place) -> None:
+async def test_a_pending_answer_is_retried_with_the_same_proof(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(pending=2)
     assert (await shop.ask()).body == b"served"
     assert len({heard.header("x-payment") for heard in wall.retries}) == 1
@@ -154,7 +156,7 @@ async def test_pending_is_asked_again_with_the_same_proof(shop: Place) -> None:
 
 
 async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
-    """A call, with a block each time the merchant has seen the proof so often; the last leads to the answer."""
+    """A request; a block follows each time the merchant has seen the proof so often, until it answers."""
     call = asyncio.create_task(at.ask())
     await at.until(lambda: at.payments and at.payments[0].attempt.accepted_by_provider, "not sent")
     assert wall.retries == []
@@ -164,7 +166,7 @@ async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
     return await call
 
 
-async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each_new_one(world: World) -> None:
+async def test_with_ready_auto_a_pending_proof_is_shown_at_the_first_and_at_each_new_block(world: World) -> None:
     world.fund(*UTXOS)
     world.terms = replace(world.terms, confirm_depth=3)
     async with place(world, ready="auto") as at:
@@ -174,7 +176,7 @@ async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each
         assert [row.state for row in at.payments] == [State.IN_BLOCK]
 
 
-async def test_with_auto_a_proof_that_is_refused_early_is_shown_once_more_when_confirmed(world: World) -> None:
+async def test_with_ready_auto_a_proof_refused_early_is_shown_once_more_when_confirmed(world: World) -> None:
     world.fund(*UTXOS)
     world.terms = replace(world.terms, confirm_depth=3)
     async with place(world, ready="auto") as at:
@@ -202,7 +204,7 @@ async def test_with_auto_a_proof_that_is_refused_early_is_shown_once_more_when_c
         b"HTTP/1.1 200 OK",
     ],
 )
-async def test_a_retry_that_is_lost_is_the_same_proof_again(shop: Place, trouble: bytes) -> None:
+async def test_a_failed_retry_is_repeated_with_the_same_proof(shop: Place, trouble: bytes) -> None:
     wall = Paywall()
 
     async def lose_first(heard: Heard) -> None:
@@ -228,9 +230,7 @@ async def test_a_retry_that_is_lost_is_the_same_proof_again(shop: Place, trouble
         b"X-Payment-Error: a\r\nX-Payment-Error: b\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-async def test_an_answer_whose_body_cannot_be_read_still_says_when_to_come_again(
-    shop: Place, broken: bytes
-) -> None:
+async def test_retry_after_is_obeyed_even_when_the_body_cannot_be_read(shop: Place, broken: bytes) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(
         serve=saying(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3600\r\n" + broken)
     )
@@ -242,10 +242,10 @@ async def test_an_answer_whose_body_cannot_be_read_still_says_when_to_come_again
     assert len(shop.payments) == 1
 
 
-async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof(
+async def test_a_merchant_that_drops_every_retry_is_recorded_as_having_seen_the_proof(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D6: it took the money and answers nothing, so that nothing that it says can count against it. Told once."""
+    """D6: it took the money and never answers. The daemon records that once."""
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall()
@@ -266,7 +266,7 @@ async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof
         assert at.run.events(payment.id).count("delivery_present") == 1
 
 
-async def test_a_client_that_hangs_up_on_silence_does_not_hide_it(
+async def test_a_shown_proof_is_recorded_even_when_the_client_hangs_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(payer, "_SILENT_S", 0.05)
@@ -283,10 +283,10 @@ async def test_a_client_that_hangs_up_on_silence_does_not_hide_it(
         assert at.run.events(at.payments[0].id).count("delivery_present") == 1
 
 
-async def test_a_call_that_waits_when_payagent_stops_is_told_so(
+async def test_a_request_that_waits_when_payagent_stops_gets_daemon_timeout(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not with a 500 without a code, which might as well be the merchant's; and its payment lives on."""
+    """A 500 without a code could be taken for the merchant's."""
     monkeypatch.setattr(server, "GRACE_S", 0.1)
     world.fund(*UTXOS)
     async with AsyncExitStack() as life:
@@ -302,7 +302,7 @@ async def test_a_call_that_waits_when_payagent_stops_is_told_so(
     assert "ASGI" not in caplog.text
 
 
-async def test_a_redirect_of_the_paid_call_is_the_clients(shop: Place) -> None:
+async def test_a_redirect_after_paying_is_returned_to_the_client(shop: Place) -> None:
     elsewhere = f"{shop.peer.url}/elsewhere"
     redirect = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n".encode()
     shop.peer.answers["/chat"] = Paywall(serve=saying(redirect))
@@ -313,15 +313,15 @@ async def test_a_redirect_of_the_paid_call_is_the_clients(shop: Place) -> None:
     assert {heard.path for heard in shop.peer.calls} == {"/chat"}
 
 
-async def test_the_merchants_own_refusal_of_a_paid_call_is_the_clients(shop: Place) -> None:
+async def test_a_merchants_error_after_paying_is_returned_to_the_client(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(serve=saying(b"HTTP/1.1 422 No\r\nContent-Length: 3\r\n\r\nwhy"))
     got = await shop.ask()
     assert (got.status, got.body, len(wall.retries)) == (422, b"why", 1)
     assert shop.payments[0].delivery is Delivery.PRESENTED
 
 
-async def test_what_the_client_has_already_is_served_too(shop: Place) -> None:
-    """A client with a cache asks whether what it has is good still: who says so has earned its money."""
+async def test_a_304_not_modified_counts_as_served(shop: Place) -> None:
+    """A client with a cache asks whether its copy is still valid; that answer is what it paid for."""
     same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
     wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
     for count in (1, 2):
@@ -331,7 +331,7 @@ async def test_what_the_client_has_already_is_served_too(shop: Place) -> None:
     assert (len(shop.payments), wall.served) == (2, 2)
 
 
-async def test_a_call_that_costs_nothing_is_not_paid(shop: Place) -> None:
+async def test_an_answer_other_than_402_is_not_paid(shop: Place) -> None:
     for status in (200, 400, 401, 403, 404, 429, 500):
         shop.peer.answers["/chat"] = saying(f"HTTP/1.1 {status} X\r\nContent-Length: 1\r\n\r\n.".encode())
         got = await shop.ask()
@@ -356,14 +356,16 @@ async def test_a_call_that_costs_nothing_is_not_paid(shop: Place) -> None:
         (b"HTTP/1.1 402 Pay\r\nContent-Length: 0\r\n\r\n", 422, "invoice_invalid"),
     ],
 )
-async def test_a_402_that_is_no_invoice_is_a_problem(shop: Place, answer: bytes, status: int, code: str) -> None:
+async def test_a_402_that_is_not_an_invoice_is_refused_with_its_code(
+    shop: Place, answer: bytes, status: int, code: str
+) -> None:
     shop.peer.answers["/chat"] = saying(answer)
     got = await shop.ask()
     assert (got.status, problem(got)["code"]) == (status, code)
     assert shop.payments == []
 
 
-async def test_what_the_policy_refuses_is_a_problem(shop: Place) -> None:
+async def test_a_402_above_the_limits_or_the_funds_is_refused_with_its_code(shop: Place) -> None:
     shop.peer.answers["/chat"] = Paywall(price=2000 * ADA)
     got = await shop.ask()
     assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
@@ -373,7 +375,7 @@ async def test_what_the_policy_refuses_is_a_problem(shop: Place) -> None:
     assert shop.run.world.transactions() == []
 
 
-async def test_the_client_can_tighten_and_not_widen(shop: Place) -> None:
+async def test_x_payagent_max_cost_can_lower_the_limits_but_not_raise_them(shop: Place) -> None:
     shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     got = await shop.ask("/chat", "X-Payagent-Max-Cost: 2000000")
     assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
@@ -386,7 +388,7 @@ async def test_the_client_can_tighten_and_not_widen(shop: Place) -> None:
     assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
 
 
-async def test_a_dry_run_tells_the_price_and_pays_nothing(shop: Place) -> None:
+async def test_a_dry_run_returns_a_quote_and_pays_nothing(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     got = await shop.ask("/chat", "X-Payagent-Dry-Run: true")
     quote = json.loads(got.body or b"")
@@ -395,7 +397,7 @@ async def test_a_dry_run_tells_the_price_and_pays_nothing(shop: Place) -> None:
     assert (await shop.ask("/free", "X-Payagent-Dry-Run: true")).body == b"ok"
 
 
-async def test_none_of_our_headers_reach_the_merchant(shop: Place) -> None:
+async def test_x_payagent_headers_are_not_forwarded_to_the_merchant(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     await shop.ask("/chat", "X-Payagent-Max-Cost: 5000000", "X-Payagent-Dry-Run: false", "Idempotency-Key: mine")
     for heard in wall.firsts + wall.retries:
@@ -403,14 +405,14 @@ async def test_none_of_our_headers_reach_the_merchant(shop: Place) -> None:
         assert heard.header("idempotency-key") == "mine"
 
 
-# --- reading what was packed -------------------------------------------------------------------------------------
+# --- compressed 402s ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("coding", "pack"),
     [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", lambda raw: zlib.compress(raw)[2:-4])],
 )
-async def test_a_packed_402_is_read(shop: Place, coding: str, pack) -> None:  # type: ignore[no-untyped-def]
+async def test_a_compressed_402_is_read(shop: Place, coding: str, pack) -> None:  # type: ignore[no-untyped-def]
     wall = Paywall()
 
     async def packed(heard: Heard) -> None:
@@ -424,8 +426,8 @@ async def test_a_packed_402_is_read(shop: Place, coding: str, pack) -> None:  # 
     assert (await shop.ask()).body == b"served"
 
 
-async def test_a_402_in_a_coding_that_is_not_read_is_asked_for_again(shop: Place) -> None:
-    """The client's Accept-Encoding goes on as it is, so that the answer it wants comes as it wants it."""
+async def test_a_402_in_an_unsupported_encoding_is_requested_again(shop: Place) -> None:
+    """The client's Accept-Encoding is forwarded unchanged, so the paid answer has the encoding it wants."""
     wall = Paywall()
 
     async def brotli(heard: Heard) -> None:
@@ -445,7 +447,7 @@ async def test_a_402_in_a_coding_that_is_not_read_is_asked_for_again(shop: Place
 # --- who buys ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_partner_is_named_in_both_calls(world: World) -> None:
+async def test_partner_and_wallet_are_named_in_both_requests(world: World) -> None:
     world.fund(*UTXOS)
     async with place(world, partner="p1") as at, blocks(at.run):
         wall = at.peer.answers["/chat"] = Paywall()
@@ -468,7 +470,7 @@ async def test_without_a_partner_the_wallet_is_not_named(shop: Place) -> None:
 # --- again -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_same_call_tomorrow_is_another_purchase(shop: Place) -> None:
+async def test_the_same_request_again_is_another_payment(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     for _ in range(3):
         assert (await shop.ask()).body == b"served"
@@ -482,7 +484,7 @@ async def test_the_same_call_tomorrow_is_another_purchase(shop: Place) -> None:
         (["Idempotency-Key: one", "Idempotency-Key: two"], "bad_request"),
     ],
 )
-async def test_a_key_that_names_nothing_matters_only_where_something_is_bought(
+async def test_an_invalid_idempotency_key_is_refused_only_when_a_request_costs(
     shop: Place, keys: list[str], code: str
 ) -> None:
     shop.peer.answers["/chat"] = Paywall()
@@ -492,7 +494,7 @@ async def test_a_key_that_names_nothing_matters_only_where_something_is_bought(
     assert shop.payments == []
 
 
-async def test_an_idempotency_key_is_one_purchase_for_ever(shop: Place) -> None:
+async def test_an_idempotency_key_is_never_paid_twice(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     for _ in range(3):
         assert (await shop.ask("/chat", "Idempotency-Key: k1", method="POST", body=b"x")).body == b"served"
@@ -502,7 +504,7 @@ async def test_an_idempotency_key_is_one_purchase_for_ever(shop: Place) -> None:
 
 
 @pytest.mark.parametrize("own", [(), ("X-Idempotency-Key: mine",)])
-async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_again(
+async def test_a_merchant_with_idempotency_keys_serves_again_without_a_second_payment(
     shop: Place, own: tuple[str, ...]
 ) -> None:
     for _ in range(2):
@@ -512,14 +514,16 @@ async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_aga
 
 
 @pytest.mark.parametrize("own", [None, "mine"])
-async def test_the_clients_own_x_idempotency_key_is_the_same_on_every_call(shop: Place, own: str | None) -> None:
+async def test_the_clients_own_x_idempotency_key_is_the_same_on_every_request(
+    shop: Place, own: str | None
+) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(pending=1)
     headers = () if own is None else (f"X-Idempotency-Key: {own}",)
     assert (await shop.ask("/chat", *headers)).body == b"served"
     assert [heard.header("x-idempotency-key") for heard in wall.firsts + wall.retries] == [own] * 3
 
 
-async def test_an_answer_that_broke_off_is_asked_for_again_with_the_same_proof(shop: Place) -> None:
+async def test_after_a_broken_answer_the_next_request_shows_the_same_proof(shop: Place) -> None:
     wall = Paywall()
 
     async def break_off(heard: Heard) -> None:
@@ -535,7 +539,7 @@ async def test_an_answer_that_broke_off_is_asked_for_again_with_the_same_proof(s
     assert len({heard.header("x-payment") for heard in wall.retries}) == len(shop.payments) == 1
 
 
-async def test_a_client_that_went_away_gets_the_same_proof(shop: Place) -> None:
+async def test_after_a_client_hangs_up_the_next_request_shows_the_same_proof(shop: Place) -> None:
     has_proof = asyncio.Event()
     wall = Paywall()
 
@@ -555,7 +559,9 @@ async def test_a_client_that_went_away_gets_the_same_proof(shop: Place) -> None:
     assert len({heard.header("x-payment") for heard in wall.retries}) == len(shop.payments) == 1
 
 
-async def test_when_time_is_over_the_payment_lives_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_timeout_the_next_request_is_served_by_the_same_payment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.fund(*UTXOS)
     async with place(world) as at:
         wall = at.peer.answers["/chat"] = Paywall()
@@ -570,10 +576,10 @@ async def test_when_time_is_over_the_payment_lives_on(world: World, monkeypatch:
 
 
 @pytest.mark.parametrize("said", ["pending", "another invoice"])
-async def test_when_time_is_over_the_merchants_402_is_attached_to_the_problem(
+async def test_a_timeout_problem_contains_the_merchants_last_402(
     world: World, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    """It is for reading alone: a client that pays 402s itself must not pay the call twice."""
+    """It is not returned as a 402: a client that pays 402s itself must not pay twice."""
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         wall = Paywall(pending=1000)
@@ -600,7 +606,7 @@ async def test_when_time_is_over_the_merchants_402_is_attached_to_the_problem(
         assert len(at.payments) == 1
 
 
-async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None:
+async def test_a_used_up_limit_refuses_the_next_request(world: World) -> None:
     world.fund(*UTXOS)
     async with place(world) as at, blocks(at.run):
         await set_limits(at.run.context, APP, None, None, "lovelace", {Window.DAY: 3 * ADA})
@@ -610,7 +616,7 @@ async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None
         assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
 
 
-async def test_a_call_that_waits_for_a_person_is_told_so_at_once_and_served_after_the_yes(world: World) -> None:
+async def test_a_request_that_needs_approval_is_refused_at_once_and_served_after_approval(world: World) -> None:
     world.fund(*UTXOS)
     world.terms = with_terms(approval_required_above={"lovelace": 5 * ADA})(world.terms)
     async with place(world) as at, blocks(at.run):

@@ -1,4 +1,4 @@
-"""Batches through the proxy: one is bought however many calls come at once, and the rest are served from it."""
+"""Batches through the proxy: concurrent requests buy one, and the rest are served from it."""
 
 import asyncio
 import hashlib
@@ -42,7 +42,7 @@ async def call(shop: Place, number: int, *headers: str) -> int:
     return (await shop.ask("/chat", *headers, method="POST", body=body, merchant="devnet")).status
 
 
-async def test_a_hundred_first_calls_at_once_buy_one_batch(shop: Place) -> None:
+async def test_a_hundred_concurrent_first_requests_buy_one_batch(shop: Place) -> None:
     shop.run.world.settings(batch=100)
     statuses = await asyncio.gather(*(call(shop, number) for number in range(100)))
     assert set(statuses) == {200}
@@ -51,14 +51,14 @@ async def test_a_hundred_first_calls_at_once_buy_one_batch(shop: Place) -> None:
     await shop.until(lambda: left(shop) == (100, 100, 0), "not all are counted")
 
 
-async def test_calls_that_wait_for_an_identical_one_do_not_pay_with_their_old_402(shop: Place) -> None:
+async def test_requests_that_waited_for_an_identical_one_do_not_pay_their_old_402(shop: Place) -> None:
     shop.run.world.settings(batch=100)
     statuses = await asyncio.gather(*(call(shop, number % 5) for number in range(50)))
     assert set(statuses) == {200}
     assert len(shop.run.world.transactions()) == 1
 
 
-async def test_a_key_makes_one_call_of_the_same_request_only(shop: Place) -> None:
+async def test_a_repeated_request_with_the_same_key_uses_the_balance_once(shop: Place) -> None:
     shop.run.world.settings(batch=10)
     assert await call(shop, 1) == 200
     for number in (2, 3, 3):
@@ -74,7 +74,7 @@ async def test_when_a_batch_is_used_up_the_next_one_is_bought(shop: Place) -> No
     await shop.until(lambda: left(shop) == (9, 7, 0), "not all are counted")
 
 
-async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None:
+async def test_a_merchant_that_requires_the_wallet_address_gets_it(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(batch=3)
     known = world.terms.merchants[world.origin]
@@ -87,10 +87,10 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None
         assert (pool.partner, pool.wallet) == ("", world.address)
 
 
-async def test_a_batch_is_shown_for_whom_it_was_bought_whichever_partner_is_configured_since(
+async def test_the_proof_of_a_batch_names_the_partner_it_was_bought_for_after_a_reload(
     world: World,
 ) -> None:
-    """The call is made again after a reload: its 402 is another partner's then, and what is paid is not."""
+    """After a reload the request's 402 names another partner; what was paid does not."""
     world.fund(50 * ADA)
     world.settings(batch=4)
     async with place(world) as shop:
@@ -105,10 +105,10 @@ async def test_a_batch_is_shown_for_whom_it_was_bought_whichever_partner_is_conf
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
         assert [row.id for row in shop.payments] == [paid["id"]]
-        await shop.until(lambda: left(shop) == (4, 1, 0), "it was another one's call")
+        await shop.until(lambda: left(shop) == (4, 1, 0), "another buyer's balance was used")
 
 
-async def test_a_batch_for_another_wallet_is_shown_for_it_by_a_call_that_names_none(world: World) -> None:
+async def test_the_proof_of_a_batch_names_the_wallet_it_was_bought_for(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(batch=4)
     async with place(world) as shop:
@@ -121,7 +121,7 @@ async def test_a_batch_for_another_wallet_is_shown_for_it_by_a_call_that_names_n
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
         assert [row.id for row in shop.payments] == [paid["id"]]
-        await shop.until(lambda: left(shop) == (4, 1, 0), "it was another one's call")
+        await shop.until(lambda: left(shop) == (4, 1, 0), "another buyer's balance was used")
 
 
 EACH = 13 * ADA // 4
@@ -129,7 +129,7 @@ EACH = 13 * ADA // 4
 
 
 async def bind(shop: Place, app: str, **limits: int) -> None:
-    """Limits of an app of its own, in ADA."""
+    """Set an app's own limits, in lovelace."""
     order = {"app": app, "limits": {name: str(units) for name, units in limits.items()}}
     (await shop.api.http.post("/v1/limits", json=order)).raise_for_status()
 
@@ -147,14 +147,14 @@ async def call_as(shop: Place, app: str, number: int, *headers: str) -> Got:
 
 
 async def spent(shop: Place, app: str) -> int:
-    """By the app's own limits, as it is told."""
+    """What the app sees as spent of its own limits."""
     told = (await shop.api.as_(app).get("/v1/limits")).json()["limits"]
     (units,) = {int(one["spent"]) for one in told if one["app"] == app}
     return units
 
 
 def counted(shop: Place) -> int:
-    """What uses of the balance count against own limits, in lovelace."""
+    """What uses of the balance count against the apps' own limits, in lovelace."""
     (units,) = shop.run.context.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM prepaid_uses").fetchone()
     return int(units)
 
@@ -166,8 +166,8 @@ def remaining(shop: Place) -> int:
     return int(told["remaining"])
 
 
-class TestWhatOthersBought:
-    """A batch is bought by one app, and its calls count against the own limits of whoever uses them."""
+class TestBatchOfAnotherApp:
+    """One app buys a batch; each use counts against the limits of the app that uses it."""
 
     @pytest.fixture
     async def shop(self, shop: Place) -> Place:
@@ -177,7 +177,7 @@ class TestWhatOthersBought:
         await shop.until(lambda: left(shop)[:2] == (4, 1), "not confirmed")
         return shop
 
-    async def test_it_is_within_an_apps_own_limit(self, shop: Place) -> None:
+    async def test_uses_count_against_the_apps_own_limit(self, shop: Place) -> None:
         await bind(shop, "payer", total=2 * EACH + 1)
         assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 200]
         refused = await call_as(shop, "payer", 2)
@@ -187,7 +187,7 @@ class TestWhatOthersBought:
         assert (remaining(shop), await spent(shop, "payer")) == (1, 2 * EACH), "it was not even asked"
         assert (await call_as(shop, "other", 1)).status == 200, "whoever bought it has no limit of its own"
 
-    async def test_a_dry_run_of_a_call_that_the_balance_serves_makes_no_call(self, shop: Place) -> None:
+    async def test_a_dry_run_of_a_prepaid_request_sends_no_request(self, shop: Place) -> None:
         got = await call_as(shop, "payer", 0, "X-Payagent-Dry-Run: true")
         quote = json.loads(got.body or b"")
         assert (got.status, quote["prepaid"], quote["unit"], quote["units"]) == (200, True, "calls", "1")
@@ -198,7 +198,7 @@ class TestWhatOthersBought:
         assert (quote["within_limits"], quote["refusal"]["code"]) == (False, "limit_exceeded")
         assert (remaining(shop), await spent(shop, "payer")) == (3, 0)
 
-    async def test_a_dry_run_that_no_balance_serves_asks_for_the_price(self, shop: Place) -> None:
+    async def test_a_dry_run_without_a_balance_asks_for_the_price(self, shop: Place) -> None:
         for number in range(3):
             assert (await call_as(shop, "payer", number)).status == 200
         await shop.until(lambda: left(shop)[:2] == (4, 4), "not all are counted")
@@ -207,8 +207,8 @@ class TestWhatOthersBought:
         assert (quote["prepaid"], quote["batch_target"], quote["outputs"][0]["units"]) == (False, 4, "10000000")
 
     @pytest.mark.parametrize("header", ["X-Wallet-Address", "X-Partner"])
-    async def test_a_buyer_that_is_named_twice_is_none(self, shop: Place, header: str) -> None:
-        """The one of nobody would count here, and the other be served by a merchant that goes by the last."""
+    async def test_a_request_that_names_two_buyers_is_refused(self, shop: Place, header: str) -> None:
+        """Otherwise one of them would be counted here while the merchant serves the other."""
         await bind(shop, "payer", total=1)
         own = {"X-Wallet-Address": shop.run.world.address, "X-Partner": "demo"}[header]
         for said in (("nobody", own), (own, "nobody")):
@@ -216,7 +216,7 @@ class TestWhatOthersBought:
             assert (answer.status, json.loads(answer.body or b"")["key"]) == (400, header.lower())
         assert remaining(shop) == 3
 
-    async def test_what_it_leaves_and_when_it_frees_up_is_told(self, shop: Place) -> None:
+    async def test_a_refusal_says_what_the_limit_leaves_and_when_it_frees_up(self, shop: Place) -> None:
         await bind(shop, "payer", per_day=EACH)
         assert (await call_as(shop, "payer", 0)).status == 200
         told = json.loads((await call_as(shop, "payer", 1)).body or b"")
@@ -225,7 +225,7 @@ class TestWhatOthersBought:
         rows = shop.run.context.conn.execute("SELECT app, code FROM v_refusals").fetchall()
         assert rows == [("payer", "limit_exceeded")]
 
-    async def test_the_wallet_counted_it_when_it_was_bought(self, shop: Place) -> None:
+    async def test_a_use_does_not_count_again_against_the_wallets_limits(self, shop: Place) -> None:
         await bind(shop, "payer", total=100 * ADA)
         before = spending.totals(shop.run.context.conn, WALLET)
         assert (await call_as(shop, "payer", 0)).status == 200
@@ -233,13 +233,13 @@ class TestWhatOthersBought:
         assert spending.totals(shop.run.context.conn, WALLET) == before
         assert not list(check_limits(shop.run.context.conn))
 
-    async def test_calls_at_once_are_within_it_too(self, shop: Place) -> None:
+    async def test_concurrent_uses_stay_within_the_limit(self, shop: Place) -> None:
         await bind(shop, "payer", total=2 * EACH)
         got = await asyncio.gather(*(call_as(shop, "payer", n) for n in range(9)))
         assert sorted(one.status for one in got) == [200, 200, *[403] * 7]
         assert (remaining(shop), await spent(shop, "payer")) == (1, 2 * EACH)
 
-    async def test_a_call_that_is_not_served_is_given_back(self, shop: Place) -> None:
+    async def test_a_use_that_is_not_served_is_not_counted(self, shop: Place) -> None:
         await bind(shop, "payer", total=2 * EACH)
         bad = shop.call("/chat", method="POST", body=b"no JSON", merchant="devnet")
         async with shop.wire() as wire:
@@ -248,7 +248,7 @@ class TestWhatOthersBought:
         assert (await spent(shop, "payer"), remaining(shop)) == (0, 3)
         assert not list(check_limits(shop.run.context.conn))
 
-    async def test_a_client_that_goes_while_its_call_is_let_through_used_nothing(
+    async def test_a_client_that_hangs_up_before_its_request_is_sent_uses_nothing(
         self, shop: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await bind(shop, "payer", total=2 * EACH)
@@ -272,10 +272,10 @@ class TestWhatOthersBought:
         assert remaining(shop) == 3
         assert not list(check_limits(shop.run.context.conn))
 
-    async def test_a_client_that_goes_before_there_is_a_connection_used_nothing(
+    async def test_a_client_that_hangs_up_before_the_merchant_is_connected_uses_nothing(
         self, shop: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A merchant that is down, and clients that wait for it less long than we do."""
+        """The merchant is down, and clients give up before the proxy does."""
         await bind(shop, "payer", total=2 * EACH)
         connecting = asyncio.Event()
 
@@ -294,17 +294,17 @@ class TestWhatOthersBought:
         await shop.until(lambda: counted(shop) == 0, "nothing was sent, and it is counted still")
         assert not list(check_limits(shop.run.context.conn))
 
-    async def test_a_call_that_is_repeated_counts_each_time_against_a_limit(self, shop: Place) -> None:
-        """A key is the app's word, and this merchant does not heed it: each is served from the balance."""
+    async def test_a_repeated_request_counts_each_time_against_the_limit(self, shop: Place) -> None:
+        """This merchant ignores the app's key: each request is served from the balance."""
         await bind(shop, "payer", total=2 * EACH)
         got = [(await call_as(shop, "payer", 0, "Idempotency-Key: k")).status for _ in range(3)]
         assert (got, remaining(shop)) == ([200, 200, 403], 1)
         assert await spent(shop, "payer") == 2 * EACH
-        await shop.until(lambda: left(shop)[:2] == (4, 2), "of the balance it is one call, beside the first")
+        await shop.until(lambda: left(shop)[:2] == (4, 2), "the key is one call, besides the first")
         assert not list(check_limits(shop.run.context.conn))
 
-    async def test_an_app_counts_what_it_bought_once(self, shop: Place) -> None:
-        """Its purchase counted; its own uses do not, up to what it paid."""
+    async def test_an_app_that_bought_the_batch_is_not_counted_again_for_its_uses(self, shop: Place) -> None:
+        """Buying it counted; its own uses do not, up to what it paid."""
         await bind(shop, "other", total=20 * ADA)
         bought = await spent(shop, "other")
         assert bought > 13 * ADA
@@ -313,7 +313,7 @@ class TestWhatOthersBought:
         assert await spent(shop, "other") == bought
         assert (await call_as(shop, "other", 9)).status == 403, "a second batch is above its limit"
 
-    async def test_an_app_that_is_bound_to_other_assets_uses_none_of_it(self, shop: Place) -> None:
+    async def test_an_app_bound_to_other_assets_cannot_use_the_balance(self, shop: Place) -> None:
         token = "ab" * 28 + "00"
         told = (await shop.api.http.post("/v1/apps", json={"name": "tokens", "assets": [token]})).json()
         shop.api.tokens["tokens"] = plant("the token of tokens", told["token"])
@@ -321,11 +321,13 @@ class TestWhatOthersBought:
         assert json.loads(answer.body or b"")["code"] == "asset_not_allowed"
         assert remaining(shop) == 3
 
-    async def test_a_call_whose_price_nobody_knows_is_asked_first_what_it_costs(self, shop: Place) -> None:
-        """As where a balance was only ever raised by top-ups: else it would be served and count for nobody."""
+    async def test_a_request_of_unknown_price_asks_for_the_price_before_it_uses_the_balance(
+        self, shop: Place
+    ) -> None:
+        """For example after top-ups only: otherwise it would be served and count against nobody."""
         await shop.run.context.write("forget", lambda unit: unit.conn.execute("DELETE FROM request_prices"))
         await bind(shop, "payer", total=EACH + 1)
         assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 403]
         assert (await spent(shop, "payer"), remaining(shop)) == (EACH, 2)
         health = await shop.ask("/health", merchant="devnet")
-        assert (health.status, await spent(shop, "payer")) == (200, EACH), "what is free counts nothing"
+        assert (health.status, await spent(shop, "payer")) == (200, EACH), "a free request counts nothing"

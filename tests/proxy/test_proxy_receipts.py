@@ -1,4 +1,4 @@
-"""A receipt of what was paid through the proxy is clean, whatever its merchant said around the terms."""
+"""Receipts of payments through the proxy are clean, whatever the merchant sent beside the terms."""
 
 from collections.abc import AsyncIterator
 
@@ -54,27 +54,27 @@ def x402_with(*headers: str, body: bytes) -> Answer:
     ],
     ids=["controls", "bom", "key_twice", "deep", "long", "quotes", "bytes"],
 )
-async def test_a_body_beside_the_terms_spoils_no_receipt(shop: Place, body: bytes) -> None:
+async def test_a_receipt_is_clean_whatever_body_came_with_the_terms(shop: Place, body: bytes) -> None:
     shop.peer.answers["/chat"] = x402_with(body=body)
     assert (await shop.ask()).body == b"served"
     assert await findings(shop) == []
 
 
-async def test_headers_beside_the_terms_spoil_no_receipt(shop: Place) -> None:
+async def test_a_receipt_is_clean_whatever_headers_came_with_the_terms(shop: Place) -> None:
     odd = [f"X-Odd-{number}: {chr(27) * 900}" for number in range(120)]
     shop.peer.answers["/chat"] = x402_with(*odd, body=b"\x01" * (512 * 1024))
     assert (await shop.ask()).body == b"served"
     assert await findings(shop) == []
 
 
-async def test_a_402_takes_no_more_room_than_is_told(shop: Place) -> None:
+async def test_a_stored_402_is_limited_in_size(shop: Place) -> None:
     shop.peer.answers["/chat"] = x402_with(body=b"\x01" * (512 * 1024))
     assert (await shop.ask()).body == b"served"
     ((room,),) = shop.run.context.conn.execute("SELECT LENGTH(response_402) FROM invoices")
     assert room < 800_000
 
 
-async def test_an_answer_that_breaks_off_with_a_long_word_spoils_no_receipt(shop: Place) -> None:
+async def test_a_receipt_is_clean_after_a_broken_answer_with_a_long_error(shop: Place) -> None:
     wall = Paywall()
 
     async def break_first(heard: Heard) -> None:

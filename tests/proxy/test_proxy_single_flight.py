@@ -1,4 +1,4 @@
-"""Identical calls at once: never more payments than a merchant asks for, and never one that nobody got."""
+"""Concurrent identical requests: as many payments as the merchant requires, and none that serves nobody."""
 
 import asyncio
 import json
@@ -31,22 +31,22 @@ async def at_once(shop: Place, *headers: str, merchant: str = "t", body: bytes |
 
 
 @pytest.mark.parametrize("same_invoice", [True, False])
-async def test_a_merchant_that_serves_for_one_payment_gets_one(shop: Place, same_invoice: bool) -> None:
+async def test_a_merchant_that_serves_all_for_one_payment_gets_one(shop: Place, same_invoice: bool) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(same_invoice=same_invoice)
     assert [got.body for got in await at_once(shop)] == [b"served"] * COUNT
     assert len(shop.payments) == 1
     assert len({heard.header("x-payment") for heard in wall.retries}) == 1
 
 
-async def test_a_merchant_that_wants_a_payment_for_each_gets_them(shop: Place) -> None:
+async def test_a_merchant_that_requires_a_payment_for_each_request_gets_them(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     assert [got.body for got in await at_once(shop)] == [b"served"] * COUNT
     assert wall.served == len(set(wall.proofs)) == len(shop.payments) == COUNT
     await shop.until_delivered(COUNT)
 
 
-async def test_one_payment_is_opened_at_a_time(shop: Place) -> None:
-    """When the merchant serves nobody any more, no call has paid ahead."""
+async def test_payments_for_identical_requests_are_made_one_at_a_time(shop: Place) -> None:
+    """When the merchant stops serving, no request has paid ahead."""
     wall = Paywall(strict=True)
     shop.peer.answers["/chat"] = wall
 
@@ -60,12 +60,14 @@ async def test_one_payment_is_opened_at_a_time(shop: Place) -> None:
     wall.serve = serve_two
     statuses = [got.status for got in await at_once(shop)]
     assert sorted(statuses)[:2] == [200, 200]
-    # the third payment is shown by one call after the other, and not one more is made
+    # one request after the other shows the third payment, and no more are made
     assert len(shop.payments) == 3
 
 
 @pytest.mark.parametrize(("replays", "payments"), [("serve", 1), ("refuse", COUNT)])
-async def test_at_the_devnets_merchant(shop: Place, replays: str, payments: int) -> None:
+async def test_the_devnet_merchant_gets_as_many_payments_as_it_requires(
+    shop: Place, replays: str, payments: int
+) -> None:
     shop.run.world.settings(replays=replays)
     got = await at_once(shop, merchant="devnet", body=b'{"message": "hello"}')
     assert [answer.status for answer in got] == [200] * COUNT
@@ -73,8 +75,8 @@ async def test_at_the_devnets_merchant(shop: Place, replays: str, payments: int)
     await shop.until_delivered(payments)
 
 
-async def test_a_merchant_that_sends_an_invoice_instead_of_a_word(shop: Place) -> None:
-    """A new invoice, once the payment has served a call, means that this call wants one of its own."""
+async def test_a_new_invoice_in_answer_to_a_used_proof_is_paid(shop: Place) -> None:
+    """A new invoice after the payment has served one request means that this request needs its own."""
     wall = Paywall()
 
     async def invoice_again(heard: Heard) -> None:
@@ -87,8 +89,8 @@ async def test_a_merchant_that_sends_an_invoice_instead_of_a_word(shop: Place) -
     assert wall.served == len(shop.payments) == COUNT
 
 
-async def test_the_others_wait_for_the_first_to_be_served(shop: Place) -> None:
-    """A merchant that is asked for the same thing five times at once could serve none of them."""
+async def test_identical_requests_wait_until_the_first_is_served(shop: Place) -> None:
+    """A merchant that gets the same request five times at once might serve none of them."""
     under_way = most = 0
     wall = Paywall()
 
@@ -107,8 +109,8 @@ async def test_the_others_wait_for_the_first_to_be_served(shop: Place) -> None:
     assert most == 1
 
 
-async def test_a_call_waits_for_the_answer_that_another_still_gets(shop: Place) -> None:
-    """Its own purchase begins when the one before is over; until then the intent has its payment."""
+async def test_a_request_does_not_pay_again_while_an_identical_one_is_being_answered(shop: Place) -> None:
+    """Its own payment begins when the earlier one is done; until then the intent has a payment."""
     told, wall = asyncio.Event(), Paywall(strict=True)
 
     async def slowly(heard: Heard) -> None:
@@ -128,7 +130,7 @@ async def test_a_call_waits_for_the_answer_that_another_still_gets(shop: Place) 
     assert len(shop.payments) == 2
 
 
-async def test_when_the_first_goes_away_the_next_carries_on(shop: Place) -> None:
+async def test_when_the_first_client_hangs_up_the_next_request_uses_its_payment(shop: Place) -> None:
     has_proof, wall = asyncio.Event(), Paywall()
 
     async def wait(heard: Heard) -> None:
@@ -149,8 +151,8 @@ async def test_when_the_first_goes_away_the_next_carries_on(shop: Place) -> None
     assert len({heard.header("x-payment") for heard in wall.retries}) == len(shop.payments) == 1
 
 
-async def test_a_proof_that_served_nobody_and_is_used_up_is_not_paid_again(shop: Place) -> None:
-    """The merchant has taken it for a call whose answer was lost: a person's matter, not another payment's."""
+async def test_a_used_proof_whose_answer_was_lost_is_not_paid_again(shop: Place) -> None:
+    """The merchant accepted it for a request whose answer was lost: that needs a person, not a payment."""
     wall = Paywall(strict=True)
 
     async def lose(heard: Heard) -> None:
@@ -165,8 +167,8 @@ async def test_a_proof_that_served_nobody_and_is_used_up_is_not_paid_again(shop:
     assert len(shop.payments) == 1
 
 
-async def test_a_call_that_begins_after_the_answer_is_a_purchase_of_its_own(shop: Place) -> None:
-    """Also while others of the earlier ones are still being served."""
+async def test_a_request_that_starts_after_the_answer_is_a_new_payment(shop: Place) -> None:
+    """Also while earlier identical requests are still being served."""
     hold, wall = asyncio.Event(), Paywall()
     others = 0
 
@@ -188,7 +190,7 @@ async def test_a_call_that_begins_after_the_answer_is_a_purchase_of_its_own(shop
     await asyncio.wait(both)
 
 
-async def test_calls_of_two_apps_are_two_purchases(shop: Place) -> None:
+async def test_identical_requests_of_two_apps_are_two_payments(shop: Place) -> None:
     shop.peer.answers["/chat"] = Paywall()
     other = f"X-Payagent-Token: {shop.api.tokens['other']}"
     got = await asyncio.gather(shop.ask(), shop.ask("/chat", other, token=False))
@@ -196,7 +198,7 @@ async def test_calls_of_two_apps_are_two_purchases(shop: Place) -> None:
     assert {payment.app_id for payment in shop.payments} == {"app_payer", "app_other"}
 
 
-async def test_a_refusal_keeps_nobody_from_trying(shop: Place) -> None:
+async def test_a_refusal_does_not_block_later_requests(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(price=2000 * ADA)
     assert [got.status for got in await at_once(shop)] == [403] * COUNT
     wall.price, wall.name = 2 * ADA, "now"
@@ -204,7 +206,7 @@ async def test_a_refusal_keeps_nobody_from_trying(shop: Place) -> None:
     assert [payment.delivery for payment in shop.payments][:-1] == [Delivery.NOT_PRESENTED] * COUNT
 
 
-async def test_what_is_refused_when_nobody_waits_any_more_is_in_the_log(shop: Place) -> None:
+async def test_a_refusal_after_the_client_hung_up_is_logged(shop: Place) -> None:
     shop.peer.answers["/chat"] = Paywall()
     agent, is_admitting, gone = shop.run.agent, threading.Event(), threading.Event()
 

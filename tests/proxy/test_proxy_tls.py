@@ -1,4 +1,4 @@
-"""Merchants behind TLS: paid when their certificate is trusted here, and not spoken to otherwise."""
+"""Merchants with TLS: requests are sent only if the certificate is trusted."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ async def secure(world: World, tmp_path: Path) -> AsyncIterator[tuple[Place, Pee
         yield at, peer, public
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: tuple[Place, Peer, Path]) -> None:
+async def test_an_untrusted_certificate_is_refused(secure: tuple[Place, Peer, Path]) -> None:
     at, peer, _ = secure
     got = await at.ask()
     assert got.status == 502
@@ -32,10 +32,10 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: tuple[Pl
     assert peer.calls == []
 
 
-async def test_one_that_is_trusted_for_another_name_is_refused(
+async def test_a_trusted_certificate_for_another_name_is_refused(
     secure: tuple[Place, Peer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The certificate is for the address that the call goes to, and the call is for a name."""
+    """The certificate is for the address that is connected to; the request is for a name."""
     _, peer, public = secure
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
 
@@ -55,7 +55,7 @@ async def test_one_that_is_trusted_for_another_name_is_refused(
     assert peer.calls == []
 
 
-async def test_one_that_is_trusted_is_spoken_to(
+async def test_a_trusted_certificate_is_accepted(
     secure: tuple[Place, Peer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at, peer, public = secure
@@ -67,7 +67,7 @@ async def test_one_that_is_trusted_is_spoken_to(
 
 
 def hang_up_after(server: socket.socket, tls: ssl.SSLContext, said: bytes) -> None:
-    """Answer one call, and close the connection as many servers do: with no word of TLS that it ends."""
+    """Answer one request and close the connection as many servers do: without a TLS close_notify."""
     connection, _ = server.accept()
     with tls.wrap_socket(connection, server_side=True) as wire:
         heard = b""
@@ -78,10 +78,10 @@ def hang_up_after(server: socket.socket, tls: ssl.SSLContext, said: bytes) -> No
 
 @pytest.mark.parametrize("size", [40_000, 100_000, 200_000, 3_000_000])
 @pytest.mark.parametrize("framed", [True, False])
-async def test_all_of_an_answer_comes_whose_server_hangs_up_at_its_end(
+async def test_an_answer_is_read_whole_when_the_server_closes_without_a_tls_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, framed: bool
 ) -> None:
-    """What came before the end is not lost to it, be it paid for."""
+    """Bytes received before the close must not be lost: they may be paid for."""
     public, private = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
     length = b"Content-Length: %d\r\n" % size if framed else b""

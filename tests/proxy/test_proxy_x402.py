@@ -52,7 +52,9 @@ async def shop(world: World) -> AsyncIterator[Place]:
     ],
     ids=str,
 )
-async def test_every_form_is_paid_once_and_served(shop: Place, method: str, form: dict[str, object]) -> None:
+async def test_every_form_of_x402_is_paid_once_and_served(
+    shop: Place, method: str, form: dict[str, object]
+) -> None:
     shop.run.world.settings(x402=form)
     body = BODY if method == "POST" else None
     got = await shop.ask("/x402/chat?a=1", method=method, body=body, merchant="devnet")
@@ -66,7 +68,7 @@ async def test_every_form_is_paid_once_and_served(shop: Place, method: str, form
     await shop.until(lambda: shop.run.world.transactions() == [payment.attempt.tx_id], "it is not on the chain")
 
 
-async def test_a_paid_stream_streams(shop: Place) -> None:
+async def test_a_streamed_answer_is_paid_and_returned_to_its_end(shop: Place) -> None:
     got = await shop.ask(
         "/x402/chat", method="POST", body=b'{"message": "hello", "stream": true}', merchant="devnet"
     )
@@ -86,7 +88,7 @@ async def test_a_paid_stream_streams(shop: Place) -> None:
         "ttl_too_far",
     ],
 )
-async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fault: str) -> None:
+async def test_a_payment_that_may_still_land_is_retried_with_the_same_proof(shop: Place, fault: str) -> None:
     shop.run.world.settings(x402={"fault": fault, "fault_count": 2})
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     assert got.status == 200, got.body
@@ -97,7 +99,7 @@ async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fau
 @pytest.mark.parametrize(
     ("kind", "receipts"), [("application/json", 1), ("application/json", 2), ("text/plain", 1), (None, 1)]
 )
-async def test_a_202_whose_receipt_says_pending_has_served_nothing(
+async def test_a_202_whose_receipt_says_pending_is_retried_with_the_same_proof(
     shop: Place, kind: str | None, receipts: int
 ) -> None:
     wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind, receipts=receipts)
@@ -128,10 +130,10 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(
 @pytest.mark.parametrize(
     ("coding", "beside"), [("br", b"\x0b\x02\x80"), ("gzip", b"no gzip"), ("identity", b" " * 2_000_000)]
 )
-async def test_identical_calls_are_each_served_where_what_is_beside_the_new_402_cannot_be_read(
+async def test_identical_requests_are_each_served_when_the_new_402s_body_cannot_be_read(
     shop: Place, coding: str, beside: bytes
 ) -> None:
-    """Its header says that a payment is for one call alone."""
+    """The header of the 402 says that a payment is for one request only."""
     proofs: list[str] = []
 
     async def wall(heard: Heard) -> None:
@@ -153,7 +155,7 @@ async def test_identical_calls_are_each_served_where_what_is_beside_the_new_402_
     assert len(shop.payments) == len(proofs) == 3
 
 
-async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone(shop: Place) -> None:
+async def test_identical_requests_are_each_served_when_a_used_proofs_nonce_utxo_is_spent(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = SpentNonce()
     got = await asyncio.gather(*(shop.ask("/chat", method="POST", body=BODY) for _ in range(3)))
     assert [(answer.status, answer.body) for answer in got] == [(200, b"served")] * 3
@@ -167,8 +169,8 @@ async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> N
     assert len(shop.payments) == 1
 
 
-async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
-    """The merchant never broadcasts it: its coins come back, and the same call later is a new purchase."""
+async def test_a_transaction_refused_by_the_merchant_is_cancelled_on_chain(shop: Place) -> None:
+    """The merchant never submits it: its UTxOs are freed, and the same request later is a new payment."""
     shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     refused, told = shop.payments[0], json.loads(got.body or b"")
@@ -180,7 +182,7 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     looks = 0
 
     def is_void() -> bool:
-        """A minute goes by after each look that counted: not more, or the newest block would be too old."""
+        """A minute goes by after each pass that counted: not more, or the newest block would be too old."""
         nonlocal looks
         seen = shop.run.chain_sync._confirmations._deep_seen._seen.get(refused.id)
         if seen is not None and seen.count > looks:

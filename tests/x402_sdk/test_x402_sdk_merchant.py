@@ -1,4 +1,4 @@
-"""The official SDK's server is paid by transactions made by hand, and reads what payagent's dialects write."""
+"""The official SDK's server accepts transactions made by hand and proofs written by payagent's dialects."""
 
 import base64
 import json
@@ -78,12 +78,12 @@ def buyer(devnet: DevnetThread, request: pytest.FixtureRequest) -> Iterator[Buye
         yield funded
 
 
-def test_what_is_free_is_free(devnet: DevnetThread, buyer: Buyer) -> None:
+def test_a_free_path_needs_no_payment(devnet: DevnetThread, buyer: Buyer) -> None:
     with SdkMerchant(devnet) as merchant:
         assert buyer.http.get(f"{merchant.url}/free").status_code == 200
 
 
-def test_an_unpaid_call_gets_the_official_header(devnet: DevnetThread, buyer: Buyer) -> None:
+def test_an_unpaid_request_gets_the_payment_required_header(devnet: DevnetThread, buyer: Buyer) -> None:
     with SdkMerchant(devnet, confirmations=3) as merchant:
         ask = buyer.http.get(f"{merchant.url}/premium?day=1")
         assert (ask.status_code, merchant.handled.total()) == (402, 0)
@@ -127,7 +127,7 @@ def test_a_payment_made_by_hand_is_served_and_is_on_the_chain(
     assert buyer.get(f"/txs/{tx_id}").status_code == 200
 
 
-def test_it_waits_for_the_block_that_the_policy_asks_for(buyer: Buyer) -> None:
+def test_the_server_waits_for_the_confirmation_that_its_policy_requires(buyer: Buyer) -> None:
     with DevnetThread(block_time_s=1) as ticking, SdkMerchant(ticking, confirmations=1) as merchant:
         waiting = replace(buyer, devnet=ticking)
         waiting.fund(50_000_000)
@@ -140,7 +140,7 @@ def test_it_waits_for_the_block_that_the_policy_asks_for(buyer: Buyer) -> None:
         assert receipt["extra"]["confirmations"] >= 1
 
 
-def test_pending_comes_without_anything_to_pay_and_the_same_header_is_served_later(
+def test_a_pending_answer_has_no_terms_and_the_same_header_is_served_later(
     devnet: DevnetThread, buyer: Buyer
 ) -> None:
     with SdkMerchant(devnet, wait_s=0) as merchant:
@@ -157,7 +157,7 @@ def test_pending_comes_without_anything_to_pay_and_the_same_header_is_served_lat
         assert merchant.payments == {tx_id: 1}
 
 
-def test_a_payment_that_is_short_is_refused_before_the_handler(devnet: DevnetThread, buyer: Buyer) -> None:
+def test_a_payment_below_the_price_is_refused_before_the_handler_runs(devnet: DevnetThread, buyer: Buyer) -> None:
     with SdkMerchant(devnet) as merchant:
         ask = buyer.http.get(f"{merchant.url}/premium")
         _, raw, nonce = buyer.transaction([ada(PAY_TO.raw, PRICE - 1)])
@@ -169,7 +169,7 @@ def test_a_payment_that_is_short_is_refused_before_the_handler(devnet: DevnetThr
 
 
 @pytest.mark.parametrize(("replays", "status"), [(True, 200), (False, 402)])
-def test_a_proof_again_at_a_lenient_and_at_a_strict_merchant(
+def test_a_repeated_proof_is_served_only_by_a_merchant_that_replays(
     devnet: DevnetThread, buyer: Buyer, replays: bool, status: int
 ) -> None:
     with SdkMerchant(devnet, confirmations=-1, replays=replays) as merchant:
@@ -203,7 +203,9 @@ def reading(url: str, origin: str) -> Reading:
 
 
 @pytest.mark.parametrize("asset", ["lovelace", f"{TOKEN[:56]}.{TOKEN[56:]}"])
-def test_what_the_dialects_read_and_write_is_served(devnet: DevnetThread, buyer: Buyer, asset: str) -> None:
+def test_a_402_read_and_a_proof_written_by_the_dialects_are_served(
+    devnet: DevnetThread, buyer: Buyer, asset: str
+) -> None:
     price = PRICE if asset == "lovelace" else 300
     with SdkMerchant(devnet, asset=asset, price=str(price), confirmations=-1) as merchant:
         url = f"{merchant.url}/premium?day=1"
