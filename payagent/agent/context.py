@@ -32,9 +32,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import about, merchants, onchain, pauses, payments
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses, payments
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.utxo_index import UtxoIndex
 
@@ -67,7 +65,7 @@ class AgentContext:
             external_spends=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
-        self.utxos = UtxoIndex(utxo_of(row) for row in queries.free_utxos(readers.conn))
+        self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn))
         self._writer = writer
         self._readers = readers
         self.admission = Admission.by(config, self.utxos, self.chain)
@@ -205,7 +203,7 @@ class AgentContext:
 
     def assets_allowed(self) -> frozenset[str]:
         """The assets that the wallet's limits allow it to spend."""
-        at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
+        at_run_time = limit_counters.limits_binding(self.conn, policy.ANY, policy.ANY)
         return policy.allowed_assets(policy.in_force(self.config.limits, at_run_time))
 
     @property

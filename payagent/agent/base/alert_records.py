@@ -7,8 +7,7 @@ import hashlib
 from collections.abc import Mapping
 
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import alerts, events
-from payagent.store.rows import writes as records
+from payagent.store.rows import alerts, events, writes
 
 CLEARED = "cleared"
 
@@ -47,4 +46,4 @@ def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms
     digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"
     alerts.add(unit, alert_id, kind, subject, facts, now_ms)
-    records.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})
+    writes.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})

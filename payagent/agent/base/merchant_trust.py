@@ -25,8 +25,7 @@ from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, events, intents, merchants, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import approvals, events, intents, merchants, topups, writes
 from payagent.store.rows.merchants import AgreedPriceRow, UnservedStreak
 from payagent.store.rows.payments import PaymentRow
 
@@ -141,7 +140,7 @@ def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delive
         unit, row.invoice.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms)
     )
     facts = {"merchant": row.invoice.origin, "payment": row.id, "app": row.app_id, "unserved_streak": str(count)}
-    records.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
+    writes.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
     if stops:
         detail = (
             f"{row.invoice.origin} took {count} payments in a row and did not serve: nothing more is bought there"
@@ -158,7 +157,7 @@ def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None
     if now != known:
         merchants.set_readiness(unit, row.invoice.origin, now)
         told = {"merchant": row.invoice.origin, "payment": row.id, "depth": now.accepted_depth}
-        records.note(unit, None, "accepted_depth_learned", None, now_ms, told)
+        writes.note(unit, None, "accepted_depth_learned", None, now_ms, told)
 
 
 def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_ms: int) -> None:
@@ -169,17 +168,17 @@ def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_m
     if not known.refused_early:
         merchants.set_readiness(unit, row.invoice.origin, replace(known, refused_early=True))
         told = {"merchant": row.invoice.origin, "payment": row.id, "depth": depth, "why": why}
-        records.note(unit, None, "proof_refused_early", None, now_ms, told)
+        writes.note(unit, None, "proof_refused_early", None, now_ms, told)
 
 
 def resume(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Resume a merchant: it may be paid again, and its streak, readiness and alerts start anew."""
     if merchants.unserved_streak(unit.conn, origin) != UnservedStreak():
         merchants.set_unserved_streak(unit, origin, UnservedStreak())
-        records.note(unit, None, "merchant_resumed", None, now_ms, {"merchant": origin, "by": by_app})
+        writes.note(unit, None, "merchant_resumed", None, now_ms, {"merchant": origin, "by": by_app})
     if merchants.readiness(unit.conn, origin) != MerchantReadiness():
         merchants.set_readiness(unit, origin, MerchantReadiness())
-        records.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
+        writes.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
     facts = {"detail": f"an operator has looked into {origin}", "merchant": origin}
     for subject in (_subject(origin), _terms_subject(origin)):
         clear_alert(unit, subject, facts, now_ms)
@@ -204,14 +203,14 @@ def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: 
     if not merchants.drop_pin(unit, origin, unwanted):
         raise Refused("not_found", f"{unwanted.address} is not a pinned {unwanted.role} address")
     told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
-    records.note(unit, None, "address_unpinned", None, now_ms, told)
+    writes.note(unit, None, "address_unpinned", None, now_ms, told)
 
 
 def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
     for one in pins:
         merchants.add_pins(unit, origin, (one,))
         told = {"merchant": origin, "role": one.role, "address": one.address, **why}
-        records.note(unit, None, "address_pinned", None, now_ms, told)
+        writes.note(unit, None, "address_pinned", None, now_ms, told)
 
 
 def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, object], now_ms: int) -> None:
@@ -224,7 +223,7 @@ def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, obj
         "units": str(price.units),
         **why,
     }
-    records.note(unit, None, "price_agreed", None, now_ms, told)
+    writes.note(unit, None, "price_agreed", None, now_ms, told)
 
 
 def _subject(origin: str) -> str:

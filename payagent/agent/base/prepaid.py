@@ -14,10 +14,7 @@ from payagent.core.money import format_amount
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, average, buy, take_back, use
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps, prepaid, topups
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import prepaid_uses as uses
-from payagent.store.rows import writes as records
+from payagent.store.rows import apps, limit_counters, prepaid, prepaid_uses, topups, writes
 from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Move, Pool
 from payagent.store.rows.topups import TopupRow
@@ -187,7 +184,9 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
         and not prepaid.has_used(unit.conn, row.id)
     ):
         cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.prepaid.pool_id), (CALLS, 1))
-        uses.add(unit, row.prepaid.pool_id, row.app_id, (CALLS, 1), cost, spending.clock_ms(unit.conn, None))
+        prepaid_uses.add(
+            unit, row.prepaid.pool_id, row.app_id, (CALLS, 1), cost, limit_counters.clock_ms(unit.conn, None)
+        )
         move = Move("use", 0, 0, 0, row.id, row.app_id)
         _move(unit, row.prepaid.pool_id, CALLS, move, lambda had: use(had, 1), now_ms)
 
@@ -198,7 +197,7 @@ def not_bought(unit: Unit, row: PaymentRow) -> None:
         name, _ = _size(row)
         coming = prepaid.coming(unit.conn).get((row.prepaid.pool_id, name), 0)
         owed = prepaid.balance(unit.conn, row.prepaid.pool_id, name).unexplained - coming
-        uses.take_back_newest(unit, row.prepaid.pool_id, name, owed)
+        prepaid_uses.take_back_newest(unit, row.prepaid.pool_id, name, owed)
 
 
 def is_counted(conn: Connection, call: ServedRequest) -> bool:
@@ -269,7 +268,9 @@ def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, let_throug
         return
     name, count = drawn(unit.conn, pool, call)
     if let_through is None:
-        uses.add(unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms)
+        prepaid_uses.add(
+            unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms
+        )
     if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
         return
     told = f"{call.method} {call.path}"
@@ -290,7 +291,7 @@ def _move(
     after = change(before)
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     entry = ledger.use(prepaid.pool(unit.conn, pool_id).origin, spent)
-    number = None if entry is None else records.write_entry(unit, entry, now_ms, pool_id=pool_id)
+    number = None if entry is None else writes.write_entry(unit, entry, now_ms, pool_id=pool_id)
     told = Move(
         move.kind,
         after.bought - before.bought,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import require_may_buy
@@ -29,8 +29,7 @@ from payagent.core.prepaid_balance import CALLS, Cost
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups, writes
 from payagent.store.rows.intents import IntentRow, InvoiceRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
 from payagent.wallet.transaction import TxPlan
@@ -157,14 +156,14 @@ class Admission:
         """`left_out`: codes of refusals that are raised and not recorded; None: all of them."""
         payment_id = intent.ids.payment
         nonce_utxo = nonce_utxo_of(unit, intent_id)
-        records.add_payment(
+        writes.add_payment(
             unit,
             payment_id=payment_id,
             kind="invoice",
             app_id=intent.app_id,
             intent_id=intent_id,
             invoice_seq=invoice_seq,
-            outputs=records.output_rows(intent.invoice),
+            outputs=writes.output_rows(intent.invoice),
             now_ms=now_ms,
             pool_id=pool,
             topup_id=None if intent.topup is None else intent.topup.topup,
@@ -184,8 +183,8 @@ class Admission:
         self.reservation.hold(unit, payment_id, plan, now_ms, asked)
         if not intent.is_heard:
             note_price(unit, intent)
-        origin, claim = intent.invoice.origin, trust.claim_of_invoice(intent.invoice)
-        trust.learn_addresses(unit, self.rules.rules(origin), origin, claim, payment_id, now_ms)
+        origin, claim = intent.invoice.origin, merchant_trust.claim_of_invoice(intent.invoice)
+        merchant_trust.learn_addresses(unit, self.rules.rules(origin), origin, claim, payment_id, now_ms)
         return AdmittedPayment(payment_id, True, plan)
 
     def _existing(
@@ -209,7 +208,7 @@ class Admission:
         if is_available and self._replace_for(unit, row, intent, seq, known, now_ms):
             return AdmittedPayment(row.id, False)
         if known is None:
-            records.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
+            writes.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
         return AdmittedPayment(row.id, False)
 
     def _replace_for(
@@ -339,7 +338,7 @@ class Admission:
         self.rules.require_within_caps(planned.spend)
         if stored is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
-        records.add_payment(
+        writes.add_payment(
             unit,
             payment_id=order.ids.payment,
             kind=order.kind,
@@ -357,7 +356,7 @@ def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) 
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, told = intent.ids.payment, as_told(unit.conn, intent.app_id, refusal)
     figures = None if told is refusal else {"figures": refusal.detail}
-    records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **told.record)
+    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **told.record)
     return AdmittedPayment(payment_id, True, refusal=told)
 
 
@@ -447,7 +446,7 @@ def require_same(stored: IntentRow, fingerprint: str) -> None:
 def _open_intent(
     unit: Unit, order: PaymentIntent | TransferRequest, *, origin: str, request: str | None, now_ms: int
 ) -> None:
-    records.add_intent(
+    writes.add_intent(
         unit,
         intent_id=order.ids.intent,
         app_id=order.app_id,
@@ -462,7 +461,7 @@ def _open_intent(
 
 
 def _add_invoice(unit: Unit, intent: PaymentIntent, intent_id: str) -> int:
-    return records.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
+    return writes.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
 
 
 def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:

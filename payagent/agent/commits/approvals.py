@@ -7,7 +7,7 @@ waits for anything.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
@@ -24,8 +24,7 @@ from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, intents, pauses, payments, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import approvals, intents, pauses, payments, topups, writes
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.intents import IntentRow
 from payagent.store.rows.payments import PaymentRow
@@ -67,9 +66,9 @@ class ApprovalRules:
             expires_at_ms=ends_at_ms,
             now_ms=now_ms,
         )
-        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
+        writes.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
         told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
-        records.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, told)
+        writes.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, told)
         facts = {
             "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {reasons[0].detail}",
             **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
@@ -91,7 +90,7 @@ class ApprovalRules:
         intent = self._intent_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
         worst = payments.hold(unit.conn, payment_id, "approval")
-        records.release_hold(unit, payment_id, now_ms, stage="approval")
+        writes.release_hold(unit, payment_id, now_ms, stage="approval")
         try:
             nonce_utxo = nonce_utxo_of(unit, row.intent.id)
             plan, asked = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
@@ -112,7 +111,7 @@ class ApprovalRules:
         told = {"by": by.app_id, "via": by.via}
         self.reservation.hold(unit, payment_id, plan, now_ms, asked, told)
         note_price(unit, intent)
-        trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, told, now_ms)
+        merchant_trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, told, now_ms)
         _clear_question(unit, payment_id, "it was approved", now_ms)
         return DecidedPayment(payment_id, plan)
 
@@ -228,9 +227,9 @@ def approval_subject(payment_id: str) -> str:
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
-    records.release_hold(unit, payment_id, now_ms, stage="approval")
+    writes.release_hold(unit, payment_id, now_ms, stage="approval")
     told = {"by": by.app_id, "via": by.via}
-    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, **why.record)
+    writes.move_payment(unit, payment_id, Event.DENY, now_ms, told, **why.record)
     _clear_question(unit, payment_id, why.detail, now_ms)
 
 
@@ -242,7 +241,7 @@ def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, no
         why = told.record
         if told is not refusal:
             why["figures"] = refusal.detail
-        records.note(
+        writes.note(
             unit, payment_id, "decision_refused", row.state, now_ms, {**why, "by": by.app_id, "via": by.via}
         )
 

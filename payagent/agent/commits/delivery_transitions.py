@@ -8,16 +8,14 @@ payment's state.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as trust
-from payagent.agent.base import prepaid
+from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit
-from payagent.store.rows import events, payments
-from payagent.store.rows import writes as records
+from payagent.store.rows import events, payments, writes
 from payagent.store.rows.payments import PaymentRow
 
 SERVING_PATIENCE_MS = 3_600_000
@@ -83,16 +81,16 @@ def record_answer_to_retry(
         _set_delivery(unit, row, event, rules, now_ms)
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
-        records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
+        writes.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
         if row.invoice.merchant_submits and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
-            records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+            writes.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if presented.by_auto and answer.said is RetryVerdict.SERVED:
-        trust.learn_accepted(unit, row, presented.depth, now_ms)
+        merchant_trust.learn_accepted(unit, row, presented.depth, now_ms)
     has_served = RetryVerdict.SERVED in before or row.delivery is Delivery.ACCEPTED
     is_early = presented.is_early and not has_served
     is_refused_early = is_early and is_refusal(row.invoice.dialect or "", answer, http_status)
     if is_refused_early:
-        trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
+        merchant_trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
         return None
     return again_after_s(1) if is_refused_early else _again_after_s(row, answer, said)
@@ -142,9 +140,9 @@ def _deliver(
     if not _is_on_record(unit, row, event, name, now_ms):
         return
     _set_delivery(unit, row, event, rules, now_ms)
-    records.note(unit, row.id, name, row.state, now_ms, detail)
+    writes.note(unit, row.id, name, row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
-        records.end_intent(unit, row.intent.id, now_ms)
+        writes.end_intent(unit, row.intent.id, now_ms)
         prepaid.first_used(unit, row, now_ms)
 
 
@@ -155,8 +153,8 @@ def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, 
 
 def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
     now = deliver(row.delivery, event)
-    records.set_delivery(unit, row.id, now, now_ms)
-    trust.note_delivery(unit, rules(row.invoice.origin), row, now, now_ms)
+    writes.set_delivery(unit, row.id, now, now_ms)
+    merchant_trust.note_delivery(unit, rules(row.invoice.origin), row, now, now_ms)
 
 
 def _is_over(row: PaymentRow, clock_ms: int) -> bool:

@@ -21,9 +21,7 @@ from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import payments
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, payments, writes
 from payagent.store.rows.attempts_and_utxos import AttemptRow, UtxoRow
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
@@ -90,7 +88,7 @@ def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
 def is_hopeless(conn: Connection, payment_id: str, tx_id: str | None) -> bool:
     """Whether a provider said that the attempt can never be valid, and no provider accepted it."""
     kinds = SubmitKind.NEVER, SubmitKind.ACCEPTED
-    is_never, is_taken = (queries.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
+    is_never, is_taken = (attempts_and_utxos.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
     return is_never and not is_taken
 
 
@@ -106,7 +104,7 @@ def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
 
 def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
     """The highest TTL of the attempts that pay: none of them can be in a block of this slot or later."""
-    return max(one.ttl_slot for one in queries.attempts(conn, row.id) if one.kind == "pay")
+    return max(one.ttl_slot for one in attempts_and_utxos.attempts(conn, row.id) if one.kind == "pay")
 
 
 def rebuilt(
@@ -132,7 +130,7 @@ def utxos_there(unit: Unit, row: PaymentRow) -> list[UtxoRow]:
     """The payment's UTxOs that exist or may still exist, and its nonce UTxO in any case."""
     return [
         utxo
-        for utxo in queries.utxos_reserved_for(unit.conn, row.id)
+        for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id)
         if utxo.ref == row.nonce_utxo or not (utxo.is_gone or _is_never(unit.conn, utxo))
     ]
 
@@ -141,7 +139,7 @@ def can_land(conn: Connection, attempt: AttemptRow) -> bool:
     """Whether the inputs of an attempt, except its nonce UTxO, can still exist: none is spent, and the transaction
     that makes each can land."""
     for ref in attempt.inputs:
-        utxo = queries.utxo(conn, ref)
+        utxo = attempts_and_utxos.utxo(conn, ref)
         if ref != attempt.nonce_utxo and (utxo is None or utxo.state == "spent" or _is_never(conn, utxo)):
             return False
     return True
@@ -149,13 +147,13 @@ def can_land(conn: Connection, attempt: AttemptRow) -> bool:
 
 def _is_never(conn: Connection, utxo: UtxoRow) -> bool:
     """Whether a UTxO can never exist: the transaction that makes it lost to another one, or was rolled back."""
-    is_orphan = utxo.state == "pending" and queries.rival_of(conn, utxo.ref) is not None
-    return is_orphan or queries.is_rolled_back(conn, utxo.ref)
+    is_orphan = utxo.state == "pending" and attempts_and_utxos.rival_of(conn, utxo.ref) is not None
+    return is_orphan or attempts_and_utxos.is_rolled_back(conn, utxo.ref)
 
 
 def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
     """Refused: `deposit_rolled_back`. An attempt could not land, only delay the end."""
-    if queries.is_rolled_back(conn, row.nonce_utxo):
+    if attempts_and_utxos.is_rolled_back(conn, row.nonce_utxo):
         raise Refused(
             "deposit_rolled_back",
             f"the deposit that {row.id} spends or descends from was rolled back",
@@ -165,13 +163,13 @@ def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
 
 def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
     """Reserve the plan's inputs that the payment lacks. Refused: `funds_pending` if one was taken meanwhile."""
-    had = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, payment_id)}
+    had = {utxo.ref for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, payment_id)}
     for utxo in plan.inputs:
         if utxo.ref not in had:
             if utxo.ref not in utxos:
                 raise Refused("funds_pending", f"UTxO {utxo.ref} was used for another payment meanwhile")
             make_unavailable(unit, utxos, utxo.ref)
-            records.reserve(unit, (utxo.ref,), payment_id)
+            writes.reserve(unit, (utxo.ref,), payment_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +198,7 @@ class Replacement:
                 need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))
                 raise Refused("limit_exceeded", f"{need} are needed, {held} are held")
         reserve_more(unit, self.utxos, row.id, plan)
-        records.move_payment(
+        writes.move_payment(
             unit,
             row.id,
             Event.REPLACE,
@@ -218,7 +216,7 @@ class Replacement:
         """
         network = self.chain.network
         there = utxos_there(unit, row)
-        last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
+        last = [one for one in attempts_and_utxos.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
         nonce_utxo = next(utxo_of(utxo) for utxo in there if utxo.ref == last.nonce_utxo)
         same = [utxo_of(utxo) for utxo in there if utxo.ref in last.inputs]
         try:

@@ -6,7 +6,7 @@ May import: core, store, wallet, agent.base, agent.commits. Never: signs; waits 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.free_utxos import make_unavailable, utxo_of
 from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.commits.rules import PaymentRules
@@ -18,9 +18,7 @@ from payagent.core.payment import Event
 from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import payments, prepaid
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, payments, prepaid, writes
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
 
@@ -75,11 +73,11 @@ class Reservation:
         for utxo in plan.inputs:
             if utxo.ref in self.planner.utxos:
                 make_unavailable(unit, self.planner.utxos, utxo.ref)
-        records.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
+        writes.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
         at_ms = self.rules.clock_ms(unit.conn, now_ms)
-        records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
-        records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
-        records.move_payment(
+        writes.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
+        writes.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
+        writes.move_payment(
             unit,
             payment_id,
             Event.RESERVE,
@@ -105,7 +103,7 @@ def note_price(unit: Unit, intent: PaymentIntent) -> None:
     is_call = intent.topup is None or intent.topup.is_call
     if intent.request is None or not is_call:
         return
-    invoice, call = intent.invoice, trust.priced_call(intent.request)
+    invoice, call = intent.invoice, merchant_trust.priced_call(intent.request)
     known = prepaid.price(unit.conn, invoice.origin, *call)
     is_more = known is None or (known[0] == invoice.asset and known[1] < invoice.total_units)
     if intent.is_heard or is_more:
@@ -116,7 +114,7 @@ def is_priced(conn: Connection, intent: PaymentIntent) -> bool:
     """Whether the request's price is known already, so that `note_price` adds no row."""
     if intent.request is None:
         return True
-    return prepaid.price(conn, intent.invoice.origin, *trust.priced_call(intent.request)) is not None
+    return prepaid.price(conn, intent.invoice.origin, *merchant_trust.priced_call(intent.request)) is not None
 
 
 def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
@@ -128,7 +126,7 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:
         return None
-    first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]
+    first, *others = [attempts_and_utxos.free_descendants(unit.conn, cancel) for cancel in cancels]
     for row in first:
         if all(row in other for other in others):
             return utxo_of(row)

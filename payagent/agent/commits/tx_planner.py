@@ -19,8 +19,7 @@ from payagent.core.payment import State
 from payagent.core.problems import Refused, own_order
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import pauses, payments
+from payagent.store.rows import attempts_and_utxos, pauses, payments
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan, build, select, smallest_of
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
@@ -110,7 +109,7 @@ class Planner:
         """
         pauses.require_running(unit.conn)
         require_nonce_utxo(unit.conn, row)
-        reserved = queries.utxos_reserved_for(unit.conn, row.id)
+        reserved = attempts_and_utxos.utxos_reserved_for(unit.conn, row.id)
         there = [utxo_of(utxo) for utxo in reserved if utxo.state == "available" or utxo.ref == row.nonce_utxo]
         nonce_utxo = next(utxo for utxo in there if utxo.ref == row.nonce_utxo)
         network_id = self.chain.network.network_id
@@ -148,8 +147,8 @@ class Planner:
             return []
         depths = self._known_depths()
         found = (
-            (utxo_of(row), queries.unconfirmed_ancestors(unit.conn, row.tx_id, depths))
-            for row in queries.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
+            (utxo_of(row), attempts_and_utxos.unconfirmed_ancestors(unit.conn, row.tx_id, depths))
+            for row in attempts_and_utxos.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
         )
         return [(utxo, depth) for utxo, depth in found if depth < self.unconfirmed_ancestors]
 
@@ -189,7 +188,7 @@ class Planner:
                 raise
             if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, by_one=by_one)):
                 return chained
-            if missing := queries.missing_utxos(unit.conn):
+            if missing := attempts_and_utxos.missing_utxos(unit.conn):
                 raise Refused(
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's UTxOs: {refusal.detail}",
@@ -226,7 +225,7 @@ class Planner:
         parents = {utxo.tx_id for utxo in made.inputs if utxo.ref not in self.utxos}
         depths = self._known_depths()
         depths[made.tx_id] = 1 + max(
-            (queries.unconfirmed_ancestors(unit.conn, parent, depths) for parent in parents), default=-1
+            (attempts_and_utxos.unconfirmed_ancestors(unit.conn, parent, depths) for parent in parents), default=-1
         )
         return made
 
@@ -236,7 +235,7 @@ class Planner:
         So planning costs the same with one pending UTxO and with very many.
         """
         while self._next:
-            row = queries.chainable_utxo(unit.conn, self._next[-1], slot + self.chain_ttl_s)
+            row = attempts_and_utxos.chainable_utxo(unit.conn, self._next[-1], slot + self.chain_ttl_s)
             if row is not None:
                 try:
                     return plan(UtxoIndex([utxo_of(row)]))
@@ -248,10 +247,10 @@ class Planner:
 
 def _coming(unit: Unit, slot: int) -> list[Utxo]:
     """Pending change: of signed attempts as planned, of reserved payments their UTxOs less the hold."""
-    pending = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
+    pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot)]
     for row in payments.payments_in(unit.conn, (State.RESERVED,)):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
-        for utxo in queries.utxos_reserved_for(unit.conn, row.id):
+        for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))
         lovelace = left.pop(LOVELACE, 0)
         if lovelace > 0 and (row.attempt.ttl_slot or 0) > slot:

@@ -8,7 +8,7 @@ reserves.
 
 import asyncio
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, TopupPart, fitting
 from payagent.agent.base.requests import MerchantRequest, PaymentIntent, PaymentRequest
@@ -19,7 +19,7 @@ from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate, TokenBucket
 from payagent.dialects import Reading, read_offers
 from payagent.store.db.unit import Unit
-from payagent.store.rows import writes as records
+from payagent.store.rows import writes
 
 REFUSALS_AT_ONCE = 1_000
 """Refusals recorded in a row for an app that had none recently."""
@@ -143,9 +143,9 @@ class Intake:
                     "request": None if request is None else f"{request.method} {request.path}"[:500],
                     "received": ask.received[:RECEIVED_MAX_CHARS],
                 }
-                records.note(unit, None, "refused", None, now_ms, told)
+                writes.note(unit, None, "refused", None, now_ms, told)
             if refusal.code == "terms_changed":
-                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
+                merchant_trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
         await self._context.write("refuse", job)
 

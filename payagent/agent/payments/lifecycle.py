@@ -8,7 +8,7 @@ Never: takes another nonce UTxO; ends a payment for which something was signed.
 
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment
-from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import payment_transitions
 from payagent.agent.commits.replacement import (
     NEXT_INVOICE_PATIENCE_S,
     is_lost,
@@ -26,8 +26,7 @@ from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, St
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import pauses
+from payagent.store.rows import attempts_and_utxos, pauses
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
@@ -115,7 +114,7 @@ class PaymentLifecycle:
             )
             await self._context.write(
                 "reject",
-                lambda unit: steps.reject_unsigned(unit, row.id, self._context.utxos, late, now_ms),
+                lambda unit: payment_transitions.reject_unsigned(unit, row.id, self._context.utxos, late, now_ms),
                 row.id,
             )
             return late
@@ -141,7 +140,7 @@ class PaymentLifecycle:
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
             why = self._context.admission.replace(unit, row.id, self._context.config.min_window_s, now_ms)
-            return why, steps.row_of(unit, row.id)
+            return why, payment_transitions.row_of(unit, row.id)
 
         with self._signing.claim(row.id):
             why, decided = await self._context.write("replace", job, row.id)
@@ -183,7 +182,7 @@ class PaymentLifecycle:
         slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
             row = self._context.payment(row.id)
-            why = steps.reason_to_cancel(self._context.conn, row, slot)
+            why = payment_transitions.reason_to_cancel(self._context.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 
@@ -198,7 +197,7 @@ class PaymentLifecycle:
         own = self._context.config.own.raw
 
         def job(unit: Unit) -> None:
-            steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
+            payment_transitions.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
             reserve_more(unit, self._context.utxos, row.id, plan)
 
         await self._context.write("cancel", job, row.id)
@@ -228,7 +227,9 @@ class PaymentLifecycle:
             if row.state is State.RESERVED:
                 await self._context.write(
                     "reject",
-                    lambda unit: steps.reject_unsigned(unit, row.id, self._context.utxos, why, now_ms, app_id),
+                    lambda unit: payment_transitions.reject_unsigned(
+                        unit, row.id, self._context.utxos, why, now_ms, app_id
+                    ),
                     row.id,
                 )
             else:
@@ -237,20 +238,22 @@ class PaymentLifecycle:
 
     def _is_all_there(self, row: PaymentRow) -> bool:
         """Whether all inputs of a payment's last attempt, the nonce UTxO aside, are available now."""
-        attempt = queries.attempts(self._context.conn, row.id)[-1]
-        utxos = [queries.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo]
+        attempt = attempts_and_utxos.attempts(self._context.conn, row.id)[-1]
+        utxos = [
+            attempts_and_utxos.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo
+        ]
         return all(utxo is not None and utxo.state == "available" for utxo in utxos)
 
     def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
         """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""
-        inputs = [utxo_of(utxo) for utxo in queries.utxos_reserved_for(self._context.conn, row.id)]
+        inputs = [utxo_of(utxo) for utxo in attempts_and_utxos.utxos_reserved_for(self._context.conn, row.id)]
         return inputs, next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
 
     def _rebuild(self, row: PaymentRow) -> TxPlan:
         """The plan that a payment was admitted or replaced with: the same UTxOs give the same bytes."""
         inputs, nonce_utxo = self._utxos_of(row)
         if row.state is State.REPLACING:
-            chosen = queries.replacement_inputs(self._context.conn, row.id)
+            chosen = attempts_and_utxos.replacement_inputs(self._context.conn, row.id)
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]
         wanted = same_again(row, self._context.config.network)
         return rebuilt(

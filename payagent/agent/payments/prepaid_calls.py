@@ -22,10 +22,8 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps, prepaid_uses
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, prepaid_uses, writes
 from payagent.store.rows import prepaid as pools
-from payagent.store.rows import writes as records
 from payagent.store.rows.prepaid import Pool
 
 BATCH_LOOK_S = 5.0
@@ -86,7 +84,7 @@ class PrepaidCalls:
             if self._intake.is_on_record(call.app_id):
                 self._intake.note_on_record(call.app_id)
                 await self._context.write(
-                    "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
+                    "refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, told)
                 )
             raise
 
@@ -178,7 +176,7 @@ def require_room(
         asker.require_may_pay(call.origin, asset)
     counted = prepaid_uses.counting(conn, pool.id, call.app_id, cost)
     asked = {
-        policy.ask(limit, spending.counted(conn, limit, clock_ms), counted): limit
+        policy.ask(limit, limit_counters.counted(conn, limit, clock_ms), counted): limit
         for limit in _own_limits(conn, call, from_file)
         if counted.get(limit.asset)
     }

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import payment_transitions
 from payagent.agent.context import AgentContext
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.problems import Refused
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import attempts_and_utxos
 from payagent.store.rows.attempts_and_utxos import AttemptRow
 
 log = structlog.get_logger("payagent.agent")
@@ -56,14 +56,19 @@ class TxSubmitter:
         try:
             row = self._context.payment(payment_id)
             attempt = next(
-                (a for a in queries.attempts(self._context.conn, payment_id) if a.tx_id == row.attempt.tx_id), None
+                (
+                    a
+                    for a in attempts_and_utxos.attempts(self._context.conn, payment_id)
+                    if a.tx_id == row.attempt.tx_id
+                ),
+                None,
             )
             if attempt is None:  # it is being replaced
                 return
             now_ms = self._context.ports.clock.now_ms()
             if self._context.chain.slots and self._context.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
-            if steps.may_broadcast(row):
+            if payment_transitions.may_broadcast(row):
                 parents = self._send_off_parents(attempt.tx_id)
                 await asyncio.gather(
                     *(
@@ -82,11 +87,11 @@ class TxSubmitter:
         The first time, a parent that a provider already accepted is left out. Returns the events of the parents'
         submissions under way, by provider.
         """
-        parents = queries.pending_parents(self._context.conn, tx_id)
-        is_again = bool(parents) and queries.submissions(self._context.conn, tx_id)[0] > 0
+        parents = attempts_and_utxos.pending_parents(self._context.conn, tx_id)
+        is_again = bool(parents) and attempts_and_utxos.submissions(self._context.conn, tx_id)[0] > 0
         found = []
         for parent_tx in parents:
-            parent = queries.payment_of_attempt(self._context.conn, parent_tx)
+            parent = attempts_and_utxos.payment_of_attempt(self._context.conn, parent_tx)
             if parent is not None and parent.attempt.tx_id == parent_tx:
                 if is_again or not parent.attempt.accepted_by_provider:
                     self.send_off(parent.id)
@@ -115,7 +120,9 @@ class TxSubmitter:
                 return
             may_leave = await self._context.write(
                 "submit",
-                lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, provider.name, now_ms),
+                lambda unit: payment_transitions.record_submit(
+                    unit, payment_id, attempt.tx_id, provider.name, now_ms
+                ),
                 payment_id,
             )
             if not may_leave:
@@ -124,7 +131,9 @@ class TxSubmitter:
             told_ms = self._context.ports.clock.now_ms()
             await self._context.write(
                 "answer",
-                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, provider.name, told_ms),
+                lambda unit: payment_transitions.record_answer(
+                    unit, payment_id, attempt.tx_id, answer, provider.name, told_ms
+                ),
                 payment_id,
             )
         except Exception as error:
