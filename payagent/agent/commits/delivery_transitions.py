@@ -1,7 +1,7 @@
 """The commits of a payment's delivery, on the writer's thread.
 
 Money and delivery are two state machines. These commits change the delivery only, and no money.
-May import: core, dialects, store, agent.base, agent.commits (its reading of a row). Never: waits; changes a
+May import: core, dialects, store, agent.base, agent.commits (to read a row). Never: waits; changes a
 payment's state.
 """
 
@@ -21,7 +21,7 @@ from payagent.store.rows.payments import PaymentRow
 SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve a confirmed payment, and how long an invoice without an end stays open."""
 
-SHOWN_AGAIN = (RetryVerdict.PENDING, RetryVerdict.INVOICED, RetryVerdict.UNCLEAR)
+PRESENTED_AGAIN = (RetryVerdict.PENDING, RetryVerdict.INVOICED, RetryVerdict.UNCLEAR)
 USED_UP_PATIENCE = 12
 """How often a proof is presented again that a facilitator calls used up: it may be settling that very proof. The
 retries take about 90 s, enough for a settlement to get into a block."""
@@ -76,13 +76,17 @@ def record_answer_to_retry(
         # a success may just mean "later": the delivery ends once the client has the answer
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     before = events.answers_to_retries(unit.conn, payment_id)
-    said = [*before, answer.said]
+    verdicts = [*before, answer.said]
     if answer.said not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
         _set_delivery(unit, row, event, rules, now_ms)
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
         writes.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-        if row.invoice.merchant_submits and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
+        if (
+            row.invoice.merchant_submits
+            and row.state is State.IN_FLIGHT
+            and set(verdicts) == {RetryVerdict.REFUSED}
+        ):
             writes.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if presented.by_auto and answer.said is RetryVerdict.SERVED:
         merchant_trust.learn_accepted(unit, row, presented.depth, now_ms)
@@ -93,18 +97,20 @@ def record_answer_to_retry(
         merchant_trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
         return None
-    return again_after_s(1) if is_refused_early else _again_after_s(row, answer, said)
+    return again_after_s(1) if is_refused_early else _again_after_s(row, answer, verdicts)
 
 
-def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) -> float | None:
-    """Seconds until the proof is presented again after this answer, the last of `said`; None: never."""
+def _again_after_s(row: PaymentRow, answer: RetryAnswer, verdicts: Sequence[str]) -> float | None:
+    """Seconds until the proof is presented again after this answer, the last of `verdicts`; None: never."""
     may_settle = row.invoice.merchant_submits and row.delivery is not Delivery.ACCEPTED
     is_settling = (
-        answer.said is RetryVerdict.USED_UP and may_settle and said.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
+        answer.said is RetryVerdict.USED_UP
+        and may_settle
+        and verdicts.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
     )
-    if answer.said not in SHOWN_AGAIN and not is_settling:
+    if answer.said not in PRESENTED_AGAIN and not is_settling:
         return None
-    return answer.retry_after_s or again_after_s(len(said))
+    return answer.retry_after_s or again_after_s(len(verdicts))
 
 
 def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
@@ -129,8 +135,8 @@ def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf,
     presented, or if it was served to a client that hung up.
     """
     if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
-        told = {"unserved_ms": SERVING_PATIENCE_MS}
-        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, told, rules, now_ms)
+        detail = {"unserved_ms": SERVING_PATIENCE_MS}
+        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, detail, rules, now_ms)
 
 
 def _deliver(

@@ -64,11 +64,11 @@ def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
         chosen = set(attempts_and_utxos.replacement_inputs(unit.conn, row.id))
     else:
         chosen = {utxo.ref for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id)}
-    asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
+    outputs = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
     return (
         (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.attempt.ttl_slot)
         and {utxo.ref for utxo in plan.inputs} == chosen
-        and (asked == row.outputs or row.kind == "sweep")
+        and (outputs == row.outputs or row.kind == "sweep")
     )
 
 
@@ -138,8 +138,8 @@ def reject_unsigned(
     `by`: the app that ordered it.
     """
     hold = payments.hold(unit.conn, payment_id)
-    told = None if by is None else {"by": by}
-    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, told, **refusal.record)
+    detail = None if by is None else {"by": by}
+    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, detail, **refusal.record)
     writes.release_hold(unit, payment_id, now_ms)
     writes.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, utxos)
@@ -201,16 +201,16 @@ def record_answer(
     detail = {"provider": provider, "kind": answer.kind, "detail": answer.detail[:500], "tx_id": tx_id}
     writes.note(unit, payment_id, event, row.state, now_ms, detail)
     if answer.kind is SubmitKind.NEVER:
-        told = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
-        facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+        alert = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
+        facts = {"detail": alert, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
         raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
     elif answer.kind is SubmitKind.CLIENT:
         if not attempts_and_utxos.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
-            told = (
+            alert = (
                 f"{provider} refused the transaction of {payment_id}: {answer.detail[:300]}. Its money stays held "
                 "and the transaction is sent again. Check the provider's base_url and its own log"
             )
-            facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+            facts = {"detail": alert, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
             raise_alert(unit, "submission_refused", f"refused:{provider}", facts, now_ms)
     elif answer.kind is SubmitKind.ACCEPTED:
         clear_alert(unit, f"refused:{provider}", {"detail": f"{provider} takes submissions"}, now_ms)
@@ -290,9 +290,9 @@ def record_void(
             unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
         )
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
-    names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_tx_id": seen.tx_id}
+    columns = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_tx_id": seen.tx_id}
     from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
-    writes.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **names, **block)
+    writes.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **columns, **block)
     fee_lovelace = own[0].fee_lovelace if own else 0
     prepaid.not_bought(unit, row_of(unit, payment_id))
     writes.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
@@ -346,7 +346,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
 def lose_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms: int) -> None:
     """An external spend lost its block: the UTxOs that it spent are ours again, available once listed.
 
-    Except those that an attempt of ours in another block has spent since.
+    Those that an attempt of ours in another block has spent since stay spent.
     """
     writes.add_external_spend(unit, replace(row, is_on_chain=False), provider, now_ms)
     writes.write_entry(unit, ledger.external_spend_reversed(row.spent), now_ms, ref=row.tx_id)
@@ -395,12 +395,12 @@ def record_block_lost(
     # another payment's transaction may have made it void: then no attempt of this one was in that block
     attempts = {attempt.tx_id: attempt for attempt in attempts_and_utxos.attempts(unit.conn, payment_id)}
     lost = attempts.get(row.attempt.tx_id or "")
-    back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
+    columns: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
     if row.void_tx_id is not None:
-        back["void_tx_id"] = None
-    writes.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block.hash}, **back)
+        columns["void_tx_id"] = None
+    writes.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block.hash}, **columns)
     if denied_by is not None:
-        _tell_reopened(unit, row, denied_by, now_ms)
+        _alert_reopened(unit, row, denied_by, now_ms)
     for ref in () if lost is None else lost.inputs:
         writes.set_utxo_state(unit, ref, "available" if attempts_and_utxos.is_made(unit.conn, ref) else "pending")
     for utxo in attempts_and_utxos.utxos_of_tx(unit.conn, row.attempt.tx_id or ""):
@@ -410,12 +410,12 @@ def record_block_lost(
             writes.set_utxo_state(unit, utxo.ref, "pending")
 
 
-def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
-    told = (
+def _alert_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
+    detail = (
         f"{row.id} was shown in block {row.block.hash}, and {denied_by} denies that it is there. Its money is "
         "held again and the same transaction is sent again"
     )
-    facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
+    facts = {"detail": detail, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
     raise_again(unit, "payment_reopened", f"reopened:{row.id}", facts, now_ms)
 
 

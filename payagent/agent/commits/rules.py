@@ -1,6 +1,6 @@
 """Limits, caps and merchant rules: whether a payment is allowed, decided in the commit that admits it.
 
-They are checked before that too, to decide whether a payment may wait for a UTxO (agent.utxos.queue).
+They are also checked earlier, to decide whether a payment may wait for a UTxO (agent.utxos.queue).
 
 May import: core, store, agent.base. Never: writes; reads UTxOs; signs.
 """
@@ -62,24 +62,24 @@ class PaymentRules:
         """
         self.require_within_caps(spend, fee)
         app, origin = intent.app_id, intent.invoice.origin
-        asker = apps.require(conn, app)
-        asker.require_may_pay(origin, paid_asset)
+        app_row = apps.require(conn, app)
+        app_row.require_may_pay(origin, paid_asset)
         _require_bound_on(intent, paid_asset, spend)
         clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
-        asked = {
+        checks = {
             policy.ask(limit, limit_counters.counted(conn, limit, clock_ms), spend, count): limit
             for limit in binding
         }
         bounds = policy.ask_bounds(
             spend, paid_asset, intent.most_units(paid_asset), self._topup_left(conn, intent, clock_ms), count
         )
-        tight = policy.tightest((*asked, *bounds))
-        if tight is not None:
-            frees_at = when_it_frees(conn, asked.get(tight), tight, clock_ms)
-            raise policy.refusal(tight, frees_at, asker.name, f"payment takes {{}} {fee}")
-        return (*asked, *bounds)
+        tightest = policy.tightest((*checks, *bounds))
+        if tightest is not None:
+            frees_at_ms = when_it_frees(conn, checks.get(tightest), tightest, clock_ms)
+            raise policy.refusal(tightest, frees_at_ms, app_row.name, f"payment takes {{}} {fee}")
+        return (*checks, *bounds)
 
     def require_within_caps(self, spend: Mapping[str, int], fee: str = WITH_FEE) -> None:
         """Refuse a spend above the signer's caps before anything is held. Without caps only the signer checks."""
@@ -110,8 +110,8 @@ class PaymentRules:
         """The findings of the merchant rules against an invoice."""
         rules, claim = self.rules(invoice.origin), merchant_trust.claim_of_invoice(invoice)
         is_measured = intent.topup is None or intent.topup.is_auto
-        known = merchant_trust.known_of(conn, rules, invoice.origin, intent.request, is_measured)
-        return merchant_rules.check(claim, rules, known, moment)
+        facts = merchant_trust.facts_of(conn, rules, invoice.origin, intent.request, is_measured)
+        return merchant_rules.check(claim, rules, facts, moment)
 
     def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
         """Why an admitted payment may no longer be signed; None if it may.
@@ -127,7 +127,7 @@ class PaymentRules:
                     merchant_rules.check(
                         claim,
                         rules,
-                        merchant_trust.known_of(conn, rules, row.invoice.origin, None),
+                        merchant_trust.facts_of(conn, rules, row.invoice.origin, None),
                         Moment.SAME_TERMS,
                     )
                 )
@@ -148,8 +148,8 @@ class PaymentRules:
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
     """Check that the payment's app may still pay. Refused: `forbidden`; for a top-up as `require_may_buy`."""
-    if row.prepaid.topup_id is not None and (order := topups.find(conn, row.prepaid.topup_id)) is not None:
-        require_may_buy(conn, order, now_ms)
+    if row.prepaid.topup_id is not None and (topup := topups.find(conn, row.prepaid.topup_id)) is not None:
+        require_may_buy(conn, topup, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):
         name = apps.require(conn, row.app_id).name
         raise Refused("forbidden", f"the app {name} that made the request is revoked or has expired")
@@ -162,11 +162,11 @@ def _require_bound_on(intent: PaymentIntent, asset: str, spend: Mapping[str, int
         return
     bound, name = format_amount(bound_asset, most_units), "ADA" if asset == LOVELACE else asset
     detail = f"max_total is {bound} and allows nothing else, this payment is in {name}"
-    told = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
-    raise Refused("limit_exceeded", detail, **told)
+    context = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
+    raise Refused("limit_exceeded", detail, **context)
 
 
-def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
+def visible_to_app(conn: Connection, app_id: str, refused: Refused) -> Refused:
     """The refusal as its app may see it: without figures, unless the app sees all or has no scope (our own)."""
     app = apps.require(conn, app_id)
     return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
@@ -177,13 +177,13 @@ def in_force_for(conn: Connection, from_file: Sequence[Limit], app: str, origin:
     return policy.in_force(from_file, limit_counters.limits_binding(conn, app, origin))
 
 
-def when_it_frees(conn: Connection, limit: Limit | None, asked: LimitCheck, clock_ms: int) -> int | None:
+def when_it_frees(conn: Connection, limit: Limit | None, check: LimitCheck, clock_ms: int) -> int | None:
     """When an exceeded limit has room again; None if its window does not roll or it is below the amount."""
-    if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
+    if limit is None or limit.window not in policy.LENGTH_MS or check.asked_units > limit.most_units:
         return None
     spans = limit_counters.spans(conn, limit, clock_ms)
-    return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, asked))
+    return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, check))
 
 
-def _excess(limit: Limit, spans: Sequence[SpendSpan], asked: LimitCheck) -> int:
-    return sum(span.units for span in spans) + asked.asked_units - limit.most_units
+def _excess(limit: Limit, spans: Sequence[SpendSpan], check: LimitCheck) -> int:
+    return sum(span.units for span in spans) + check.asked_units - limit.most_units

@@ -1,7 +1,7 @@
 """Compares the ledger's UTxOs with a provider's complete list, on the writer's thread. Start at `sync`.
 
-A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks is not
-therefore spent: it becomes `missing` and returns when it is listed again (rule 4). A reserved one may have been
+A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks
+may be unspent: it becomes `missing` until it is listed again (rule 4). A reserved one may have been
 spent by its own payment, so its absence counts only when that payment is replaced. A deposit is reversed only when
 providers repeatedly deny its transaction; a reserved UTxO becomes `rolled_back` then.
 May import: core, chain.provider, chain.quorum_rules, wallet.utxo_index, store, agent.base. Never: concludes
@@ -20,7 +20,7 @@ from payagent.store.rows import attempts_and_utxos, writes
 from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import UtxoIndex
 
-_THERE = ("available", "locked")
+_LISTED_STATES = ("available", "locked")
 """States of UTxOs that a complete list has to contain."""
 
 
@@ -29,20 +29,20 @@ def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
 
     A UTxO on which providers disagree stays as it is: neither a deposit nor missing.
     """
-    known = attempts_and_utxos.utxo_states(unit.conn)
+    states = attempts_and_utxos.utxo_states(unit.conn)
     seen = set(listing.doubtful)
     deposits = 0
     for utxo in listing.agreed:
         ref = utxo.ref
         seen.add(ref)
-        if ref not in known:
+        if ref not in states:
             deposits += _deposit(unit, ref, utxo, utxos, now_ms)
-        elif known[ref] == "missing":
+        elif states[ref] == "missing":
             row = attempts_and_utxos.utxo(unit.conn, ref)
             writes.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "available")
             if not _is_locked(utxo) and row is not None and row.reserved_for is None:
                 make_available(unit, utxos, row)
-    for ref in [ref for ref, state in known.items() if state in _THERE and ref not in seen]:
+    for ref in [ref for ref, state in states.items() if state in _LISTED_STATES and ref not in seen]:
         row = attempts_and_utxos.utxo(unit.conn, ref)
         if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in utxos):
             writes.set_utxo_state(unit, ref, "missing")
@@ -77,21 +77,21 @@ def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
     return True
 
 
-def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
-    """Whether the list differs from the ledger's UTxOs (`known`: states by ref), so that `sync` has to write."""
+def is_stale(listing: Listing, states: Mapping[str, str]) -> bool:
+    """Whether the list differs from the ledger's UTxOs (`states`: by ref), so that `sync` has to write."""
     refs = {utxo.ref for utxo in listing.agreed}
-    if any(known.get(ref, "missing") == "missing" for ref in refs):
+    if any(states.get(ref, "missing") == "missing" for ref in refs):
         return True
     refs |= listing.doubtful
-    return any(state in _THERE and ref not in refs for ref, state in known.items())
+    return any(state in _LISTED_STATES and ref not in refs for ref, state in states.items())
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int) -> int:
-    locked = _is_locked(utxo)
+    is_locked = _is_locked(utxo)
     if attempts_and_utxos.utxo(unit.conn, ref) is not None:
         if not is_back(unit, ref, now_ms):
             return 0
-        writes.set_utxo_state(unit, ref, "locked" if locked else "available")
+        writes.set_utxo_state(unit, ref, "locked" if is_locked else "available")
         return 1
     row = UtxoRow(
         ref,
@@ -100,13 +100,13 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: in
         utxo.lovelace,
         dict(utxo.assets),
         "deposit",
-        "locked" if locked else "available",
+        "locked" if is_locked else "available",
         None,
     )
     writes.add_utxo(unit, row)
     # an unreadable output is booked with the part that can be counted
     writes.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
-    if not locked:
+    if not is_locked:
         make_available(unit, utxos, row)
     return 1
 

@@ -32,7 +32,7 @@ class Deliveries:
     def __init__(self, context: AgentContext, lifecycle: PaymentLifecycle) -> None:
         self._context = context
         self._lifecycle = lifecycle
-        self._there_since_ms: int | None = None
+        self._running_since_ms: int | None = None
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Record the status of the retry. An intent with a derived key ends when its request was served."""
@@ -141,9 +141,11 @@ class Deliveries:
         """
         context = self._context
         now_ms, clock_ms = self._times_ms()
-        if self._there_since_ms is None and context.chain.tip is not None:
-            self._there_since_ms = clock_ms
-        if self._there_since_ms is None or self._there_since_ms > delivery_transitions.serving_ended_ms(clock_ms):
+        if self._running_since_ms is None and context.chain.tip is not None:
+            self._running_since_ms = clock_ms
+        if self._running_since_ms is None or self._running_since_ms > delivery_transitions.serving_ended_ms(
+            clock_ms
+        ):
             return
         for payment_id in payments.unserved(context.conn, delivery_transitions.serving_ended_ms(clock_ms)):
             job = partial(

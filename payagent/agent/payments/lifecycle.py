@@ -53,16 +53,16 @@ class PaymentLifecycle:
         """Sign and submit an admitted payment. Returns it, and whether it is new."""
         if admitted.plan is not None:
             await self._signing.sign(admitted.payment_id, admitted.plan)
-            self._submitter.send_off(admitted.payment_id)
+            self._submitter.submit(admitted.payment_id)
         return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
     async def once_signed(self, row: PaymentRow) -> PaymentRow:
-        """Wait until a payment that a request found is signed, or sign it if nobody does.
+        """Wait until a payment that a request found is signed, or sign it if no task does.
 
         Refused: `not_signed_yet` when the wait is over; `invoice_expired`, or why else it was rejected.
         """
         if row.state is State.RESERVED and row.invoice.merchant_submits:
-            await self.resume(row, asked=True)
+            await self.resume(row, is_requested=True)
             row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
                 raise Refused(row.problem.name or "invoice_expired", row.problem.detail or "", payment=row.id)
@@ -76,13 +76,14 @@ class PaymentLifecycle:
             raise Refused("not_signed_yet", f"{row.id} waits for its signature", payment=row.id)
         return row
 
-    async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
+    async def resume(self, row: PaymentRow, *, is_requested: bool = False) -> None:
         """Sign and submit an admitted or replaced attempt, with the UTxOs, nonce UTxO and TTL it was given.
 
         If it is too late, or its merchant is stopped, a payment with nothing signed is rejected and its hold
         released. Any other payment is cancelled.
-        If the merchant submits the transaction, it is signed only when `asked`: a proof that nobody presents would
-        have to be cancelled.
+
+        If the merchant submits the transaction, it is signed only when `is_requested`. A proof that nobody
+        presents would have to be cancelled.
         """
         if row.id in self._signing.claimed:
             return
@@ -93,21 +94,21 @@ class PaymentLifecycle:
             if row.state not in UNSIGNED:
                 return
             try:
-                rejected = await self._sign_or_end(row, slot, now_ms, asked)
+                rejected = await self._sign_or_end(row, slot, now_ms, is_requested)
             except Refused as refused:
-                if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
+                if not is_requested and row.state is State.RESERVED and refused.code in NOT_SIGNED:
                     self._context.refusals[refused.code] += 1
                 raise
-            if not asked and rejected is not None:  # no caller gets the refusal and counts it
+            if not is_requested and rejected is not None:  # no caller gets the refusal and counts it
                 self._context.refusals[rejected.code] += 1
 
-    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
+    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, is_requested: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
         stopped = self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
         if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.config.min_window_s:
-            if asked or not (row.invoice.merchant_submits or self._context.is_paused):
+            if is_requested or not (row.invoice.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
-                self._submitter.send_off(row.id)
+                self._submitter.submit(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "its invoice was about to expire before payagent could sign"
@@ -118,7 +119,7 @@ class PaymentLifecycle:
                 row.id,
             )
             return late
-        elif asked or not self._context.is_paused:
+        elif is_requested or not self._context.is_paused:
             late = Refused(
                 "payment_void/expired",
                 "its invoice was about to expire before payagent could replace the transaction",
@@ -148,7 +149,7 @@ class PaymentLifecycle:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
                 await self._signing.sign(row.id, self._rebuild(decided))
-                self._submitter.send_off(row.id)
+                self._submitter.submit(row.id)
 
     async def cancel_refused(self, row: PaymentRow) -> None:
         """Cancel a payment that its merchant refused. If another task works on it, wait for that task instead."""
@@ -201,7 +202,7 @@ class PaymentLifecycle:
             reserve_more(unit, self._context.utxos, row.id, plan)
 
         await self._context.write("cancel", job, row.id)
-        self._submitter.send_off(row.id)
+        self._submitter.submit(row.id)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """Release a payment's UTxOs now, on request of the operator's app.
@@ -215,7 +216,7 @@ class PaymentLifecycle:
         row = self._context.payment(payment_id)
         if row.state is State.CANCELLING:
             require_nonce_utxo(self._context.conn, row)
-        if row.state is State.CANCELLING and self._is_all_there(row):
+        if row.state is State.CANCELLING and self._are_inputs_available(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
@@ -236,7 +237,7 @@ class PaymentLifecycle:
                 await self._take_back(row, why, self._context.chain.require_ready(now_ms), now_ms, app_id)
         return self._context.payment(row.id)
 
-    def _is_all_there(self, row: PaymentRow) -> bool:
+    def _are_inputs_available(self, row: PaymentRow) -> bool:
         """Whether all inputs of a payment's last attempt, the nonce UTxO aside, are available now."""
         attempt = attempts_and_utxos.attempts(self._context.conn, row.id)[-1]
         utxos = [
@@ -255,11 +256,11 @@ class PaymentLifecycle:
         if row.state is State.REPLACING:
             chosen = attempts_and_utxos.replacement_inputs(self._context.conn, row.id)
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]
-        wanted = same_again(row, self._context.config.network)
+        next_attempt = same_again(row, self._context.config.network)
         return rebuilt(
             inputs,
             nonce_utxo,
-            wanted,
+            next_attempt,
             row.attempt.ttl_slot or 0,
             self._context.config.own,
             self._context.config.network,

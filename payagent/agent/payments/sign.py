@@ -26,7 +26,7 @@ NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"}
 class PaymentSigner:
     """Signs payments. `claimed` holds the payments that some task is bringing to their signature now.
 
-    `stirred` is set when one of them is signed or given up. Whoever waits for it clears it.
+    `stirred` is set when one of them is signed or given up. The task that waits for it clears it.
     """
 
     def __init__(self, context: AgentContext, signer: Signatures) -> None:
