@@ -19,8 +19,7 @@ def is_raised(conn: Connection, subject: str) -> bool:
 def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
     """Raise an alert unless its subject has one already. Returns whether it was new.
 
-    `facts` need a `detail`, which people read. The webhook adds id, kind, subject, at, network and
-    address.
+    `facts` need a `detail` for people. The webhook adds id, kind, subject, at, network and address.
     """
     if is_raised(unit.conn, subject):
         return False

@@ -210,8 +210,8 @@ def is_counted(conn: Connection, call: ServedRequest) -> bool:
 def drawn(conn: Connection, pool: Pool, call: ServedRequest) -> tuple[str, int]:
     """(unit, count) that a request would use: one call of a batch, or else the price last asked for it.
 
-    Taken from the balance left; if that is zero, from purchases under way; if there are none, from everything ever
-    bought. At most the balance left plus purchases under way: the price may be a lie, and no balance serves a
+    Taken from the balance left. If nothing is left, from purchases under way, and without any, from everything
+    ever bought. At most the balance left plus purchases under way: the price may be a lie, and no balance serves a
     request that costs more.
     """
     priced = prepaid.price(conn, call.origin, call.method, call.path)

@@ -131,8 +131,8 @@ def serving_ended_ms(clock_ms: int) -> int:
 def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf, now_ms: int) -> None:
     """Mark an overdue payment as paid-not-served, and count it against its merchant, once.
 
-    A proof that is served later undoes this. A payment does not count if its proof is not known to have been
-    presented, or if it was served to a client that hung up.
+    A proof that is served later undoes this. A payment does not count if no proof of it is known to have
+    been presented. Nor does one that was served to a client that hung up.
     """
     if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
         detail = {"unserved_ms": SERVING_PATIENCE_MS}

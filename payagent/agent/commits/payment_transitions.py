@@ -279,7 +279,7 @@ def record_void(
 ) -> None:
     """C7 of a cancel: it is deep enough in the chain that no paying attempt can land. The hold is released.
 
-    `seen` may also be another payment's transaction that keeps the nonce UTxO from ever existing; then no fee is
+    `seen` may also be another payment's transaction that keeps the nonce UTxO from ever existing. Then no fee is
     due. The UTxOs stay reserved until no rollback reaches that block.
     """
     own = [

@@ -44,8 +44,8 @@ class Planner:
     own: Address
     unconfirmed_ancestors: int = 0
     chain_ttl_s: int = 0
-    _depths: dict[str, int] = field(default_factory=dict)
-    _depths_at: Tip | None = None
+    _ancestor_counts: dict[str, int] = field(default_factory=dict)
+    _counts_tip: Tip | None = None
     _candidates: list[str] = field(default_factory=list)
 
     def plan(
@@ -147,27 +147,27 @@ class Planner:
         """Pending UTxOs that may be spent, each with its number of unconfirmed ancestors."""
         if not self.unconfirmed_ancestors:
             return []
-        depths = self._known_depths()
+        counts = self._current_counts()
         candidates = (
-            (utxo_of(row), attempts_and_utxos.unconfirmed_ancestors(unit.conn, row.tx_id, depths))
+            (utxo_of(row), attempts_and_utxos.unconfirmed_ancestors(unit.conn, row.tx_id, counts))
             for row in attempts_and_utxos.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
         )
-        return [(utxo, depth) for utxo, depth in candidates if depth < self.unconfirmed_ancestors]
+        return [(utxo, count) for utxo, count in candidates if count < self.unconfirmed_ancestors]
 
     def depth_of(self, tx_id: str) -> int:
         """The number of unconfirmed ancestors of a transaction planned since the newest block."""
-        return self._depths.get(tx_id, 0)
+        return self._ancestor_counts.get(tx_id, 0)
 
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
         """Units per asset that are available, or will be once all change confirms."""
         pending = _pending_utxos(unit, self.chain.require_ready(now_ms))
         return ledger.add((self.utxos.totals, UtxoIndex(pending).totals))
 
-    def _known_depths(self) -> dict[str, int]:
+    def _current_counts(self) -> dict[str, int]:
         """Ancestor counts found since the newest block. A count that is briefly wrong breaks no safety rule."""
-        if self._depths_at != self.chain.tip:
-            self._depths_at, self._depths = self.chain.tip, {}
-        return self._depths
+        if self._counts_tip != self.chain.tip:
+            self._counts_tip, self._ancestor_counts = self.chain.tip, {}
+        return self._ancestor_counts
 
     def _plan_with(
         self,
@@ -225,9 +225,9 @@ class Planner:
         if confirmed and chosen.nonce_utxo.ref not in self.utxos:
             chosen = chosen._replace(nonce_utxo=smallest_of(confirmed))
         parents = {utxo.tx_id for utxo in chosen.inputs if utxo.ref not in self.utxos}
-        depths = self._known_depths()
-        depths[chosen.tx_id] = 1 + max(
-            (attempts_and_utxos.unconfirmed_ancestors(unit.conn, parent, depths) for parent in parents), default=-1
+        counts = self._current_counts()
+        counts[chosen.tx_id] = 1 + max(
+            (attempts_and_utxos.unconfirmed_ancestors(unit.conn, parent, counts) for parent in parents), default=-1
         )
         return chosen
 

@@ -128,9 +128,10 @@ class PaymentLifecycle:
         return None
 
     async def renew(self, row: PaymentRow) -> None:
-        """Replace an attempt that can no longer land, on the same nonce UTxO; if too late, cancel the payment.
+        """Replace an attempt that can no longer land, on the same nonce UTxO.
 
-        Does nothing to a payment that is not lost. Raises the refusals of `ChainView.require_ready`.
+        If it is too late for that, cancel the payment. Does nothing to a payment that is not lost. Raises the
+        refusals of `ChainView.require_ready`.
         """
         if row.id in self._signing.claimed or self._context.is_paused:
             return
