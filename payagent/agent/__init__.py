@@ -28,7 +28,7 @@ Calls on a payment, in their legal order. `core.payment.TRANSITIONS` has every r
      reject   `PaymentLifecycle.resume` and `resolve` run `reject_unsigned`; so does `record_not_signed` when the
               signer refuses, and `overtake` after an external spend. Legal only while nothing was ever signed.
   2. sign     `PaymentSigner.sign` runs `record_attempt`. Legal after admit, approve or replace. Next: submit.
-  3. submit   `TxSubmitter.send_off` runs `record_submit` (job `submit`), then sends. Legal after sign, and may be
+  3. submit   `TxSubmitter.submit` runs `record_submit` (job `submit`), then sends. Legal after sign, and may be
               repeated with the same bytes. If the merchant submits, C3 is C4 too, and payagent submits only after
               the transaction was seen in a block.
   4. observe  `chain_sync.confirmations.Confirmations` runs `record_seen`. Legal as soon as an attempt is signed.

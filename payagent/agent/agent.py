@@ -15,7 +15,7 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.ports import Ports, Signatures, Writes
 from payagent.agent.base.requests import PaymentIntent, PaymentQuote, PaymentRequest
 from payagent.agent.commits.admission import require_same
-from payagent.agent.commits.rules import as_told
+from payagent.agent.commits.rules import visible_to_app
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.decisions import Decisions
 from payagent.agent.payments.deliveries import Deliveries
@@ -60,67 +60,70 @@ class Agent:
         self.deliveries = Deliveries(context, self.lifecycle)
         self.prepaid_calls = PrepaidCalls(context, self._intake)
 
-    async def pay(self, ask: PaymentRequest) -> tuple[PaymentRow, bool]:
+    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment of its intent. The bool is True for a new payment.
 
         Returns once the attempt is durable, before it is submitted. If it raises `Refused`, nothing was signed.
         """
         now_ms = self.context.ports.clock.now_ms()
         try:
-            merchant = self.context.config.merchant(ask.origin)
-            offers = self._intake.offers(merchant, ask, now_ms)
+            merchant = self.context.config.merchant(payment_request.origin)
+            offers = self._intake.offers(merchant, payment_request, now_ms)
         except Refused as refusal:
-            if ask.origin in self.context.config.merchants and (row := self._paid_already(ask)) is not None:
+            if (
+                payment_request.origin in self.context.config.merchants
+                and (row := self._paid_already(payment_request)) is not None
+            ):
                 return row, False
-            await self._intake.note_refusal(ask, refusal, None, now_ms)
+            await self._intake.note_refusal(payment_request, refusal, None, now_ms)
             raise
-        intent = self._intake.intent(ask, offers, now_ms)
-        if (known := self._known_already(intent)) is not None:
-            return await self.lifecycle.once_signed(known), False
+        intent = self._intake.intent(payment_request, offers, now_ms)
+        if (existing := self._existing_payment(intent)) is not None:
+            return await self.lifecycle.once_signed(existing), False
         with self.signing.claim(intent.ids.payment):
             try:
                 admitted = await self.utxo_pool.admit(intent)
             except Refused as refusal:
-                await self._intake.note_refusal(ask, refusal, intent, now_ms)
-                raise as_told(self.context.conn, ask.app_id, refusal) from None
+                await self._intake.note_refusal(payment_request, refusal, intent, now_ms)
+                raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
-                self._intake.note_on_record(ask.app_id, ask.topup)
+                self._intake.note_on_record(payment_request.app_id, payment_request.topup)
                 raise admitted.refusal
             carried_out = await self.lifecycle.carry_out(admitted)
             if admitted.plan is not None:
                 self.utxo_pool.look_ahead(admitted.plan)
             return carried_out
 
-    def _known_already(self, intent: PaymentIntent) -> PaymentRow | None:
+    def _existing_payment(self, intent: PaymentIntent) -> PaymentRow | None:
         """The payment that admission would find, if nothing is left to decide or record.
 
-        That is so if the intent is the same and one of its payments is for this very invoice. An attempt that is
-        missing from the signer's record returns None: the writer then records it, or says why not.
+        That is so if the intent is the same and one of its payments is for this invoice. None if the attempt is
+        missing from the signer's record: the writer then records it, or says why not.
         """
         (offer, *others), conn = intent.offers, self.context.conn
         stored = None if others else intents.live_intent(conn, intent.app_id, intent.key)
         row = None if stored is None else payments.live_payment_of(conn, stored.id)
         if stored is None or row is None or stored.fingerprint != intent.fingerprint:
             return None
-        told = (offer.origin, offer.invoice_id, offer.terms_hash)
-        if told != (row.invoice.origin, row.invoice.id, row.invoice.terms_hash):
-            known = intents.invoice(conn, offer.origin, offer.invoice_id)
-            if known is None or known.terms_hash != offer.terms_hash:
+        terms = (offer.origin, offer.invoice_id, offer.terms_hash)
+        if terms != (row.invoice.origin, row.invoice.id, row.invoice.terms_hash):
+            recorded = intents.invoice(conn, offer.origin, offer.invoice_id)
+            if recorded is None or recorded.terms_hash != offer.terms_hash:
                 return None
-            if payments.payment_of_invoice(conn, known.seq) is None:
+            if payments.payment_of_invoice(conn, recorded.seq) is None:
                 return None
         return row if self.context.as_noted(row).is_noted else None
 
-    async def quote(self, ask: PaymentRequest, count: int = 1) -> PaymentQuote:
+    async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
         """The cost of `count` such payments now. Reserves and writes nothing.
 
         Raises what `pay` would raise, and `invoice_already_paid` if a payment exists. A limit or a merchant rule
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
         now_ms = self.context.ports.clock.now_ms()
-        offers = self._intake.offers(self.context.config.merchant(ask.origin), ask, now_ms)
-        intent = self._intake.intent(ask, offers, now_ms)
+        offers = self._intake.offers(self.context.config.merchant(payment_request.origin), payment_request, now_ms)
+        intent = self._intake.intent(payment_request, offers, now_ms)
 
         def job(unit: Unit) -> PaymentQuote:
             chosen = self.context.admission.choose(unit, intent, now_ms)
@@ -133,7 +136,7 @@ class Agent:
                     invoice.expires_at_ms,
                     self.context.config.min_window_s,
                     now_ms,
-                    waits=ask.topup is not None,
+                    with_pending=payment_request.topup is not None,
                 )
             except Refused:
                 self.context.admission.reservation.require_before_fee(unit, chosen, now_ms, count)
@@ -153,24 +156,24 @@ class Agent:
         try:
             quote = await self.context.write("quote", job)
         except Refused as refusal:
-            raise as_told(self.context.conn, ask.app_id, refusal) from None
+            raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
         if quote.refusal is None:
             return quote
-        return replace(quote, refusal=as_told(self.context.conn, ask.app_id, quote.refusal))
+        return replace(quote, refusal=visible_to_app(self.context.conn, payment_request.app_id, quote.refusal))
 
     def _require_funds(self, spend: Mapping[str, int], totals: Mapping[str, int]) -> None:
         for asset, units in spend.items():
-            free = totals.get(asset, 0)
-            if units > free:
-                have, need = format_amount(asset, free), format_amount(asset, units)
+            available = totals.get(asset, 0)
+            if units > available:
+                have, need = format_amount(asset, available), format_amount(asset, units)
                 raise Refused("not_enough_funds", f"{have} are available or pending, {need} are needed")
 
-    def _paid_already(self, ask: PaymentRequest) -> PaymentRow | None:
-        """The live payment of a repeated intent whose 402 has expired or only says "pending"."""
-        key = ask.key(None)
-        stored = None if key is None else intents.live_intent(self.context.conn, ask.app_id, key)
+    def _paid_already(self, payment_request: PaymentRequest) -> PaymentRow | None:
+        """The live payment of a repeated intent, for a 402 that has expired or only says "pending"."""
+        key = payment_request.key(None)
+        stored = None if key is None else intents.live_intent(self.context.conn, payment_request.app_id, key)
         if stored is None:
             return None
-        require_same(stored, ask.fingerprint)
+        require_same(stored, payment_request.fingerprint)
         row = payments.live_payment_of(self.context.conn, stored.id)
         return None if row is None else self.context.require_noted(row)

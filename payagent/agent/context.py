@@ -32,9 +32,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import about, merchants, onchain, pauses, payments
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses, payments
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.utxo_index import UtxoIndex
 
@@ -67,7 +65,7 @@ class AgentContext:
             external_spends=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
-        self.utxos = UtxoIndex(utxo_of(row) for row in queries.free_utxos(readers.conn))
+        self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn))
         self._writer = writer
         self._readers = readers
         self.admission = Admission.by(config, self.utxos, self.chain)
@@ -77,7 +75,7 @@ class AgentContext:
         """By name: why the last pass did not believe a provider; None if it did."""
         self.refusals: Counter[str] = Counter()
         """How often each code was returned since the start, by the API, the proxy or a pass."""
-        self._taking = asyncio.Lock()
+        self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {}
         """Payments whose merchant answered "pending", with the height of the newest block at that time."""
 
@@ -107,7 +105,7 @@ class AgentContext:
         return result
 
     async def take_config(self, from_file: AgentConfig, job: Callable[[Unit], None]) -> None:
-        """Put this config into force, with the changes that `job` makes, as of the job's commit."""
+        """Put this config into force, together with the changes that `job` makes, in one commit."""
 
         def take(unit: Unit) -> AgentConfig:
             job(unit)
@@ -116,7 +114,7 @@ class AgentContext:
             self.admission.take(config)
             return config
 
-        async with self._taking:
+        async with self._config_lock:
             self.config = await self.write("config", take)
             self.from_file = from_file
 
@@ -128,7 +126,7 @@ class AgentContext:
         return self.as_noted(row)
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
-        """The row with `is_noted`. False until the signer's own record has its attempt: show no proof before."""
+        """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""
         return row if self._writer.is_noted(row.attempt.number) else replace(row, is_noted=False)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
@@ -165,18 +163,18 @@ class AgentContext:
         """Depth of the payment's block, which counts as 1; 0 while it is in no block."""
         if row.block.height is None or row.state not in ON_CHAIN:
             return 0
-        seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block.height + 1
-        return max(seen, self.config.confirm_depth if row.state in POSTED else 1)
+        tip_depth = 0 if self.chain.tip is None else self.chain.tip.height - row.block.height + 1
+        return max(tip_depth, self.config.confirm_depth if row.state in POSTED else 1)
 
     def take_tip(self, tip: Tip) -> None:
-        """Take the newest block: a proof answered "pending" before it may be presented again."""
+        """Take the newest block. A proof that was answered "pending" before it may be presented again."""
         self.chain.tip = tip
         self._pending = {name: height for name, height in self._pending.items() if height >= tip.height}
         self.changes.notify_block()
 
-    def note_pending(self, row: PaymentRow, shown_depth: int) -> None:
-        """Note that the merchant answered "pending": the proof is presented again after the next block."""
-        if self.depth(row) <= shown_depth:
+    def note_pending(self, row: PaymentRow, presented_depth: int) -> None:
+        """Note that the merchant answered "pending". The proof is presented again after the next block."""
+        if self.depth(row) <= presented_depth:
             tip_height = 0 if self.chain.tip is None else self.chain.tip.height
             self._pending[row.id] = max(tip_height, row.block.height or 0)
 
@@ -205,7 +203,7 @@ class AgentContext:
 
     def assets_allowed(self) -> frozenset[str]:
         """The assets that the wallet's limits allow it to spend."""
-        at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
+        at_run_time = limit_counters.limits_binding(self.conn, policy.ANY, policy.ANY)
         return policy.allowed_assets(policy.in_force(self.config.limits, at_run_time))
 
     @property
@@ -219,5 +217,5 @@ class AgentContext:
         return self.admission.rules.clock_ms(conn, now_ms)
 
     def new_ids(self) -> Ids:
-        """Fresh ids for a payment or a transfer. They are used up even if an existing one is found."""
+        """Fresh ids for a payment or a transfer. They go unused if the payment exists already."""
         return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))

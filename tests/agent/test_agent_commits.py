@@ -99,7 +99,7 @@ class TestCommitPoints:
         world.clock.ahead_ms += 290_000
         async with world.run() as run:
             await run.settle_down(2)
-            run.agent.submitter.send_off(row.id)
+            run.agent.submitter.submit(row.id)
             await run.agent.submitter.drain(10)
             assert run.state(row.id) is State.SIGNED
             assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == (0, 0)

@@ -182,7 +182,7 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
     async with world.run(terms=chained) as run:
         rows = await family(world, run, "a", "b", "c")
         world.control("faults", clear=True)
-        run.agent.submitter.send_off(rows[2].id)
+        run.agent.submitter.submit(rows[2].id)
         await run.agent.submitter.drain(10)
         assert world.waiting() == [row.attempt.tx_id for row in rows]
         await run.settle_down()

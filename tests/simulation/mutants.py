@@ -440,7 +440,7 @@ def _policy_outside(stack: ExitStack) -> None:
         spent = seen.get(intent.response)
         if spent is None:
             return decide(self, conn, intent, *rest, **named)
-        with patch.object(rules.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
+        with patch.object(rules.limit_counters, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
             return decide(self, conn, intent, *rest, **named)
 
     put(stack, Agent, "pay", pay_by_what_was)

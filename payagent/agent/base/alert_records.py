@@ -7,8 +7,7 @@ import hashlib
 from collections.abc import Mapping
 
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import alerts, events
-from payagent.store.rows import writes as records
+from payagent.store.rows import alerts, events, writes
 
 CLEARED = "cleared"
 
@@ -18,9 +17,9 @@ def is_raised(conn: Connection, subject: str) -> bool:
 
 
 def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
-    """Raise an alert unless its subject is raised already. Returns whether it was new.
+    """Raise an alert unless its subject has one already. Returns whether it was new.
 
-    `facts` need a `detail` for people. They are sent along with id, kind, subject, at, network and address.
+    `facts` need a `detail` for people. The webhook adds id, kind, subject, at, network and address.
     """
     if is_raised(unit.conn, subject):
         return False
@@ -29,12 +28,12 @@ def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], n
 
 
 def raise_again(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """Raise an alert even if its subject is raised already, for news about the same subject."""
+    """Raise an alert even if its subject has one already, for news about the same subject."""
     _write(unit, kind, subject, facts, now_ms)
 
 
 def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
-    """Clear a subject's alert if it is raised. Returns whether it was."""
+    """Clear a subject's alert. Returns whether there was one."""
     if not is_raised(unit.conn, subject):
         return False
     _write(unit, CLEARED, subject, facts, now_ms)
@@ -42,9 +41,9 @@ def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int)
 
 
 def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """The id is a hash over the last event, so no other alert has it."""
+    """Write an alert and its event. The id is a hash over the last event, so no other alert has it."""
     _, last_hash = events.last_event(unit.conn)
     digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"
     alerts.add(unit, alert_id, kind, subject, facts, now_ms)
-    records.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})
+    writes.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})

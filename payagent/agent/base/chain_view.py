@@ -26,8 +26,8 @@ TTL_CAP_S = 1800
 QUIET_MS = (TTL_CAP_S + TIP_AGE_MAX_S + SKEW_MAX_S) * 1000
 """How long a restored ledger signs nothing. By then every attempt it does not know has landed or expired.
 
-The sum allows for both clocks. The one that a TTL was counted from may have been `TIP_AGE_MAX_S` ahead of the
-chain. The one that counts this wait may be `SKEW_MAX_S` behind it.
+The sum allows for both clocks. The clock that a TTL was counted from may have been `TIP_AGE_MAX_S` ahead of the
+chain. The clock that counts this wait may be `SKEW_MAX_S` behind it.
 """
 
 PINNED = {
@@ -39,8 +39,8 @@ PINNED = {
 }
 """Protocol parameters that payagent builds transactions for.
 
-Its transactions stay valid under lower fees, a lower minimum output or greater sizes. Under the opposite they may
-not be.
+Its transactions stay valid under lower fees, a lower minimum output or greater sizes. Under higher fees, a higher
+minimum output or smaller sizes they may be invalid.
 """
 
 SIZES = ("max_tx_size", "max_value_size")
@@ -48,15 +48,15 @@ SIZES = ("max_tx_size", "max_value_size")
 
 def odd_parameters(parameters: ProtocolParameters) -> Odd | None:
     """How parameters differ from `PINNED`, or None. A stricter one is reported before a looser one."""
-    found = []
+    looser = []
     for name, pinned in PINNED.items():
-        told = getattr(parameters, name)
-        detail = f"the provider says {name} = {told}, payagent is built for {pinned}"
-        if told < pinned if name in SIZES else told > pinned:
-            return Odd(f"{detail}: if governance changed it, a payagent of after that is needed", forbids=True)
-        if told != pinned:
-            found.append(Odd(detail, forbids=False))
-    return found[0] if found else None
+        value = getattr(parameters, name)
+        detail = f"the provider says {name} = {value}, payagent is built for {pinned}"
+        if value < pinned if name in SIZES else value > pinned:
+            return Odd(f"{detail}: if governance changed it, payagent needs an update", forbids=True)
+        if value != pinned:
+            looser.append(Odd(detail, forbids=False))
+    return looser[0] if looser else None
 
 
 def require_right_clock(off_s: Sequence[int]) -> None:
@@ -74,11 +74,11 @@ def require_right_clock(off_s: Sequence[int]) -> None:
 class ChainView:
     """The result of the last pass over the chain, and everything that stops the wallet from signing.
 
-    - `booked`: the tip up to which the ledger has all deposits; the providers had to list them alike.
+    - `booked`: the tip up to which the ledger has all deposits. The providers had to agree on them.
     - `restored_at_ms`: when the ledger was restored from a backup, if it was.
     - `behind`: why the ledger lacks signed attempts (agent.chain_sync.recovery).
     - `is_compared`: whether the wallet's newest transactions were compared with the ledger since the start.
-    - `foreign`: external spends that freeze signing until an operator unfreezes it; by tx id.
+    - `external_spends`: tx ids of external spends that freeze signing until an operator unfreezes the wallet.
     - `unread`: why the last read of the chain (`look`) or of the wallet's past (`past`) is incomplete.
     """
 
@@ -105,8 +105,8 @@ class ChainView:
         """Why there is no newest block to use."""
         return self.problem or self._with_reason("the chain and the wallet's UTxOs were not read yet", "look")
 
-    def _with_reason(self, told: str, part: str) -> str:
-        return f"{told}; the last look ended with: {self.unread[part]}" if part in self.unread else told
+    def _with_reason(self, message: str, part: str) -> str:
+        return f"{message}; the last pass ended with: {self.unread[part]}" if part in self.unread else message
 
     def learn_genesis(self, genesis: Genesis) -> None:
         """Check that the provider's network is ours: addresses do not differ between preprod and preview.
@@ -146,8 +146,8 @@ class ChainView:
         if self.tip.slot > slot + SKEW_MAX_S:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
-            old = f"the newest block that is known is {slot - self.tip.slot} s old"
-            raise Refused("chain_not_ready", self._with_reason(old, "look"))
+            detail = f"the newest block that is known is {slot - self.tip.slot} s old"
+            raise Refused("chain_not_ready", self._with_reason(detail, "look"))
         return slot
 
     def _require_known_past(self, now_ms: int) -> None:
@@ -157,25 +157,24 @@ class ChainView:
                 f"nothing is signed until {iso_time(until_ms)}: the ledger was restored from a backup at "
                 f"{iso_time(self.restored_at_ms)}, and transactions signed after that backup may still land",
             )
-
         if self.behind is not None:
             raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", "past"))
         if self.external_spends:
             *others, last = self.external_spends
-            beside = f" (and {len(others)} before it)" if others else ""
+            earlier = f" (and {len(others)} before it)" if others else ""
             raise Refused(
                 "external_spend",
-                f"nothing is signed until the operator unfreezes the wallet: transaction {last}{beside} spent its "
-                "UTxOs, and the ledger does not know it",
+                f"nothing is signed until the operator unfreezes the wallet: transaction {last}{earlier} spent "
+                "its UTxOs, and the ledger does not know it",
             )
         if not self.is_compared:
-            told = "the wallet's newest transactions were not compared with the ledger yet"
-            raise Refused("chain_not_ready", self._with_reason(told, "look"))
+            detail = "the wallet's newest transactions were not compared with the ledger yet"
+            raise Refused("chain_not_ready", self._with_reason(detail, "look"))
 
     def block_ms(self, now_ms: int) -> int | None:
         """The time of the newest block; None if there is none or it is too far ahead of the local clock.
 
-        It advances the clock of the limits. A provider alone cannot advance it, and the local clock alone cannot.
+        It advances the clock of the limits. Neither a provider alone nor the local clock alone can do that.
         """
         if self.slots is None or self.tip is None or self.tip.slot > self.slots.slot_at(now_ms) + SKEW_MAX_S:
             return None

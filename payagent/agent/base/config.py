@@ -35,7 +35,7 @@ class TopupSource:
     path: str
     body: str
 
-    def asking(self, query: str) -> "TopupSource":
+    def with_query(self, query: str) -> "TopupSource":
         """The same request with `query` appended to its query string."""
         return TopupSource(self.method, f"{self.path}{'&' if '?' in self.path else '?'}{query}", self.body)
 
@@ -190,8 +190,8 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
 def _approval_required_above(settings: Settings) -> dict[str, int]:
     """Units per asset above which a payment needs an approval. Assets left out never need one."""
     tokens = {token.asset: token.approval_required_above_units for token in settings.limits.assets}
-    most = {LOVELACE: settings.approvals.required_above_lovelace} | tokens
-    return {asset: units for asset, units in most.items() if units is not None}
+    thresholds = {LOVELACE: settings.approvals.required_above_lovelace} | tokens
+    return {asset: units for asset, units in thresholds.items() if units is not None}
 
 
 def _file_limits(settings: Settings) -> Iterator[Limit]:
@@ -210,13 +210,13 @@ def overlaid(from_file: AgentConfig, conn: Connection) -> AgentConfig:
     """
     rows = merchants.all_merchants(conn)
     names, origins = {row.name for row in rows}, {row.origin for row in rows}
-    known: Mapping[str, MerchantConfig] = {
+    unchanged: Mapping[str, MerchantConfig] = {
         origin: merchant
         for origin, merchant in from_file.merchants.items()
         if merchant.name not in names and origin not in origins
     }
     added = {row.origin: _of_row(row, from_file.network) for row in rows}
-    return replace(from_file, merchants={**known, **added})
+    return replace(from_file, merchants={**unchanged, **added})
 
 
 def _of_row(row: MerchantRow, network: Network) -> MerchantConfig:

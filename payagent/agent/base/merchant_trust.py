@@ -25,8 +25,7 @@ from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, events, intents, merchants, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import approvals, events, intents, merchants, topups, writes
 from payagent.store.rows.merchants import AgreedPriceRow, UnservedStreak
 from payagent.store.rows.payments import PaymentRow
 
@@ -45,7 +44,7 @@ def claim_of_payment(row: PaymentRow) -> InvoiceClaim:
     return claim_of(outputs, calls_of(row.invoice.batch_target))
 
 
-def known_of(
+def facts_of(
     conn: Connection, rules: MerchantRules, origin: str, request: str | None, is_measured: bool = True
 ) -> MerchantFacts:
     """The facts that the merchant rules need. `request`: as in the intent; None skips the price check."""
@@ -91,35 +90,35 @@ def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) 
 def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
     """Learn from an approved payment: pin its addresses and agree on its price.
 
-    The price only counts if none was agreed before or the approval showed that it had risen. Approving an amount
-    alone does not say that the request is worth it.
+    The price only counts if none was agreed before or the approval showed that it had risen. Approving an
+    amount alone does not say that the request is worth it.
     """
     if row.invoice.origin is None:
         return
-    told = {"payment": row.id, **by}
+    source = {"payment": row.id, **by}
     if rules.first_use or rules.from_file:
-        known = rules.from_file | merchants.pins(unit.conn, row.invoice.origin)
-        new = [one for one in claim_of_payment(row).pins if one not in known]
-        _pin(unit, row.invoice.origin, new, {"why": "allowed", **told}, now_ms)
+        pinned = rules.from_file | merchants.pins(unit.conn, row.invoice.origin)
+        new = [one for one in claim_of_payment(row).pins if one not in pinned]
+        _pin(unit, row.invoice.origin, new, {"why": "allowed", **source}, now_ms)
     price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
     if price is None:
         return
     agreed = merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path)
     same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
-    if not agreed or (_was_told_of_drift(unit, row.id) and price.units > max(same, default=0)):
-        _agree(unit, row.invoice.origin, price, told, now_ms)
+    if not agreed or (_showed_price_rise(unit, row.id) and price.units > max(same, default=0)):
+        _agree(unit, row.invoice.origin, price, source, now_ms)
 
 
-def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
-    asked = approvals.of_payment(unit.conn, payment_id)
-    return asked is not None and any(reason.code == "price_changed" for reason in asked.reasons)
+def _showed_price_rise(unit: Unit, payment_id: str) -> bool:
+    approval = approvals.of_payment(unit.conn, payment_id)
+    return approval is not None and any(reason.code == "price_changed" for reason in approval.reasons)
 
 
 def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
     """The price of a payment's request; None without a request, or for a top-up that an operator ordered."""
-    order = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
+    topup = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
     request = intents.request_of(unit.conn, row.intent.id)
-    if request is None or (order is not None and order.trigger != "auto"):
+    if request is None or (topup is not None and topup.trigger != "auto"):
         return None
     claim = claim_of_payment(row)
     return AgreedPriceRow(*priced_call(request), claim.asset, claim.calls, claim.units)
@@ -128,23 +127,24 @@ def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
 def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
     """Update the merchant's unserved streak, with an event for each change.
 
-    At the limit of the rules the merchant is stopped until an operator resumes it. That raises one alert.
+    At `stop_after_unserved` the merchant is stopped until an operator resumes it, and one alert is raised.
     """
     if rules.stop_after_unserved is None or row.invoice.origin is None or now is row.delivery:
         return
-    had = merchants.unserved_streak(unit.conn, row.invoice.origin)
-    count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)
-    if count == had.count:
+    streak = merchants.unserved_streak(unit.conn, row.invoice.origin)
+    count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: streak.count + 1}.get(now, streak.count)
+    if count == streak.count:
         return
-    stops = had.stopped_at_ms is None and must_stop(rules, count)
+    stops = streak.stopped_at_ms is None and must_stop(rules, count)
     merchants.set_unserved_streak(
-        unit, row.invoice.origin, UnservedStreak(count, now_ms if stops else had.stopped_at_ms)
+        unit, row.invoice.origin, UnservedStreak(count, now_ms if stops else streak.stopped_at_ms)
     )
     facts = {"merchant": row.invoice.origin, "payment": row.id, "app": row.app_id, "unserved_streak": str(count)}
-    records.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
+    writes.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
     if stops:
         detail = (
-            f"{row.invoice.origin} took {count} payments in a row and did not serve: nothing more is bought there"
+            f"{row.invoice.origin} took {count} payments in a row and did not serve: "
+            "payagent pays it no more until an operator resumes it"
         )
         raise_alert(unit, "merchant_stopped", _subject(row.invoice.origin), {"detail": detail, **facts}, now_ms)
 
@@ -153,34 +153,34 @@ def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None
     """The merchant accepted a proof at this depth: present the next one first at that depth."""
     if row.invoice.origin is None:
         return
-    known = merchants.readiness(unit.conn, row.invoice.origin)
-    now = known.after_accepted(depth, events.last_pending_depth(unit.conn, row.id))
-    if now != known:
-        merchants.set_readiness(unit, row.invoice.origin, now)
-        told = {"merchant": row.invoice.origin, "payment": row.id, "depth": now.accepted_depth}
-        records.note(unit, None, "accepted_depth_learned", None, now_ms, told)
+    before = merchants.readiness(unit.conn, row.invoice.origin)
+    after = before.after_accepted(depth, events.last_pending_depth(unit.conn, row.id))
+    if after != before:
+        merchants.set_readiness(unit, row.invoice.origin, after)
+        detail = {"merchant": row.invoice.origin, "payment": row.id, "depth": after.accepted_depth}
+        writes.note(unit, None, "accepted_depth_learned", None, now_ms, detail)
 
 
 def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_ms: int) -> None:
     """The merchant refused a proof before `confirm_depth`: present none to it earlier from now on."""
     if row.invoice.origin is None:
         return
-    known = merchants.readiness(unit.conn, row.invoice.origin)
-    if not known.refused_early:
-        merchants.set_readiness(unit, row.invoice.origin, replace(known, refused_early=True))
-        told = {"merchant": row.invoice.origin, "payment": row.id, "depth": depth, "why": why}
-        records.note(unit, None, "proof_refused_early", None, now_ms, told)
+    readiness = merchants.readiness(unit.conn, row.invoice.origin)
+    if not readiness.refused_early:
+        merchants.set_readiness(unit, row.invoice.origin, replace(readiness, refused_early=True))
+        detail = {"merchant": row.invoice.origin, "payment": row.id, "depth": depth, "why": why}
+        writes.note(unit, None, "proof_refused_early", None, now_ms, detail)
 
 
 def resume(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Resume a merchant: it may be paid again, and its streak, readiness and alerts start anew."""
     if merchants.unserved_streak(unit.conn, origin) != UnservedStreak():
         merchants.set_unserved_streak(unit, origin, UnservedStreak())
-        records.note(unit, None, "merchant_resumed", None, now_ms, {"merchant": origin, "by": by_app})
+        writes.note(unit, None, "merchant_resumed", None, now_ms, {"merchant": origin, "by": by_app})
     if merchants.readiness(unit.conn, origin) != MerchantReadiness():
         merchants.set_readiness(unit, origin, MerchantReadiness())
-        records.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
-    facts = {"detail": f"an operator has looked into {origin}", "merchant": origin}
+        writes.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
+    facts = {"detail": f"an operator resumed {origin}", "merchant": origin}
     for subject in (_subject(origin), _terms_subject(origin)):
         clear_alert(unit, subject, facts, now_ms)
 
@@ -191,32 +191,32 @@ def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
     raise_alert(unit, "terms_changed", _terms_subject(origin), facts, now_ms)
 
 
-def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
+def pin(unit: Unit, origin: str, new_pin: Pin, by_app: str, now_ms: int) -> None:
     """Pin an address at which a merchant may be paid."""
-    if wanted not in merchants.pins(unit.conn, origin):
-        _pin(unit, origin, [wanted], {"why": "operator", "by": by_app}, now_ms)
+    if new_pin not in merchants.pins(unit.conn, origin):
+        _pin(unit, origin, [new_pin], {"why": "operator", "by": by_app}, now_ms)
 
 
-def unpin(unit: Unit, rules: MerchantRules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
+def unpin(unit: Unit, rules: MerchantRules, origin: str, old_pin: Pin, by_app: str, now_ms: int) -> None:
     """Unpin an address. Refused: `not_found`; `last_pinned_address`: the next payment would pin any address."""
-    if rules.first_use and not rules.from_file and merchants.pins(unit.conn, origin) == {unwanted}:
-        raise Refused("last_pinned_address", f"{unwanted.address} is the only address pinned for {origin}")
-    if not merchants.drop_pin(unit, origin, unwanted):
-        raise Refused("not_found", f"{unwanted.address} is not a pinned {unwanted.role} address")
-    told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
-    records.note(unit, None, "address_unpinned", None, now_ms, told)
+    if rules.first_use and not rules.from_file and merchants.pins(unit.conn, origin) == {old_pin}:
+        raise Refused("last_pinned_address", f"{old_pin.address} is the only address pinned for {origin}")
+    if not merchants.drop_pin(unit, origin, old_pin):
+        raise Refused("not_found", f"{old_pin.address} is not a pinned {old_pin.role} address")
+    detail = {"merchant": origin, "role": old_pin.role, "address": old_pin.address, "by": by_app}
+    writes.note(unit, None, "address_unpinned", None, now_ms, detail)
 
 
 def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
     for one in pins:
         merchants.add_pins(unit, origin, (one,))
-        told = {"merchant": origin, "role": one.role, "address": one.address, **why}
-        records.note(unit, None, "address_pinned", None, now_ms, told)
+        detail = {"merchant": origin, "role": one.role, "address": one.address, **why}
+        writes.note(unit, None, "address_pinned", None, now_ms, detail)
 
 
 def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, object], now_ms: int) -> None:
     merchants.agree(unit, origin, price)
-    told = {
+    detail = {
         "merchant": origin,
         "call": f"{price.method} {price.path}",
         "asset": price.asset,
@@ -224,7 +224,7 @@ def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, obj
         "units": str(price.units),
         **why,
     }
-    records.note(unit, None, "price_agreed", None, now_ms, told)
+    writes.note(unit, None, "price_agreed", None, now_ms, detail)
 
 
 def _subject(origin: str) -> str:

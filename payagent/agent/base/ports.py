@@ -22,7 +22,7 @@ class Writes(Protocol):
         """Run the job and return its result once its commit is durable. `name`: the job's, as in the log."""
 
     def is_noted(self, attempt: int | None) -> bool:
-        """Whether the signer's own record has the attempt of this number, so that it may be shown."""
+        """Whether the signer's own record has the attempt of this number, so its proof may be presented."""
 
 
 class Signatures(Protocol):

@@ -14,10 +14,7 @@ from payagent.core.money import format_amount
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, average, buy, take_back, use
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps, prepaid, topups
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import prepaid_uses as uses
-from payagent.store.rows import writes as records
+from payagent.store.rows import apps, limit_counters, prepaid, prepaid_uses, topups, writes
 from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Move, Pool
 from payagent.store.rows.topups import TopupRow
@@ -37,8 +34,8 @@ class Buyer:
         """The buyer as a request names it. An address in capitals is the same address (BIP-173)."""
         return cls(partner, wallet.lower() if wallet.isupper() and wallet.startswith("ADDR") else wallet)
 
-    def require_sayable(self) -> None:
-        """Refused: `bad_request` if payagent could not send these values as headers of a balance query."""
+    def require_valid_headers(self) -> None:
+        """Refused: `bad_request` if a balance query could not carry these values as headers."""
         for name, text in (("X-Partner", self.partner), ("X-Wallet-Address", self.wallet)):
             if not _HEADER_TEXT.fullmatch(text):
                 raise Refused(
@@ -64,8 +61,8 @@ class ServedRequest:
 class TopupPart:
     """Which payment of a top-up this is, counted from 1, and the top-up's terms.
 
-    `units` of `unit` (calls, or an asset) are ordered in all. `is_call`: the request is an ordinary one.
-    `is_auto`: an automatic top-up, whose balance is kept in `unit`.
+    `units` of `unit` (calls, or an asset) are to be bought in all. `is_call`: the request is an ordinary one.
+    `is_auto`: an automatic top-up, whose thresholds are in `unit`.
     """
 
     topup: str
@@ -108,31 +105,31 @@ def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoic
     if not affordable:
         raise Refused(
             "topup_stopped/too_small",
-            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, the order is for"
+            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, the top-up is for"
             f" {format_amount(part.unit, part.units)} in total",
         )
     return affordable
 
 
-def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> TopupPart:
+def part_of(topup: TopupRow, number: int, per_day_lovelace: int | None) -> TopupPart:
     """The part that payment `number` of a top-up is. `per_day_lovelace`: the merchant's top-up limit."""
     return TopupPart(
-        topup=order.id,
+        topup=topup.id,
         number=number,
-        unit=order.unit,
-        is_call=order.is_call,
+        unit=topup.unit,
+        is_call=topup.is_call,
         per_day_lovelace=per_day_lovelace,
-        units=order.units,
-        is_auto=order.trigger == "auto",
+        units=topup.units,
+        is_auto=topup.trigger == "auto",
     )
 
 
-def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
+def require_may_buy(conn: Connection, topup: TopupRow, now_ms: int) -> None:
     """Refused: the code that stopped the top-up, or `topup_stopped/app_revoked` if its app has ended."""
-    if order.stop_problem is not None:
-        raise Refused(order.stop_problem, order.stop_detail or "", topup=order.id)
-    if apps.has_ended(conn, order.app_id, now_ms):
-        raise Refused("topup_stopped/app_revoked", "its token was revoked, or has expired", topup=order.id)
+    if topup.stop_problem is not None:
+        raise Refused(topup.stop_problem, topup.stop_detail or "", topup=topup.id)
+    if apps.has_ended(conn, topup.app_id, now_ms):
+        raise Refused("topup_stopped/app_revoked", "its token was revoked, or has expired", topup=topup.id)
 
 
 def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
@@ -140,13 +137,13 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
 
     A report from before the last purchase does not count, and neither does one dated in the future.
     """
-    ours = prepaid.balance(conn, pool.id, name).left
-    told = prepaid.last_observation(conn, pool.id)
-    known_ms = max(prepaid.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
-    is_since = told is not None and known_ms < told.at_ms <= now_ms
-    if told is not None and is_since and told.remaining is not None and (told.unit or CALLS) == name:
-        ours = min(ours, told.remaining)
-    return ours + prepaid.coming(conn).get((pool.id, name), 0)
+    units = prepaid.balance(conn, pool.id, name).left
+    report = prepaid.last_observation(conn, pool.id)
+    last_purchase_ms = max(prepaid.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
+    is_newer = report is not None and last_purchase_ms < report.at_ms <= now_ms
+    if report is not None and is_newer and report.remaining is not None and (report.unit or CALLS) == name:
+        units = min(units, report.remaining)
+    return units + prepaid.coming(conn).get((pool.id, name), 0)
 
 
 def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
@@ -158,7 +155,7 @@ def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
             row.prepaid.pool_id,
             name,
             Move("buy", 0, 0, 0, row.id),
-            lambda had: buy(had, count, paid),
+            lambda balance: buy(balance, count, paid),
             now_ms,
         )
 
@@ -170,7 +167,7 @@ def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int
     if row.prepaid.pool_id is not None and paid:
         name, count = _size(row)
         move = Move("take_back", 0, 0, 0, row.id)
-        _move(unit, row.prepaid.pool_id, name, move, lambda had: take_back(had, count, paid), now_ms)
+        _move(unit, row.prepaid.pool_id, name, move, lambda balance: take_back(balance, count, paid), now_ms)
 
 
 def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
@@ -178,8 +175,8 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
 
     A top-up by a dedicated request has no such use.
     """
-    order = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
-    if order is not None and not order.is_call:
+    topup = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
+    if topup is not None and not topup.is_call:
         return
     if (
         row.prepaid.pool_id is not None
@@ -187,18 +184,20 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
         and not prepaid.has_used(unit.conn, row.id)
     ):
         cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.prepaid.pool_id), (CALLS, 1))
-        uses.add(unit, row.prepaid.pool_id, row.app_id, (CALLS, 1), cost, spending.clock_ms(unit.conn, None))
+        prepaid_uses.add(
+            unit, row.prepaid.pool_id, row.app_id, (CALLS, 1), cost, limit_counters.clock_ms(unit.conn, None)
+        )
         move = Move("use", 0, 0, 0, row.id, row.app_id)
-        _move(unit, row.prepaid.pool_id, CALLS, move, lambda had: use(had, 1), now_ms)
+        _move(unit, row.prepaid.pool_id, CALLS, move, lambda balance: use(balance, 1), now_ms)
 
 
 def not_bought(unit: Unit, row: PaymentRow) -> None:
     """A payment for a pool is void: requests served from it no longer count against an app's limits."""
     if row.prepaid.pool_id is not None:
         name, _ = _size(row)
-        coming = prepaid.coming(unit.conn).get((row.prepaid.pool_id, name), 0)
-        owed = prepaid.balance(unit.conn, row.prepaid.pool_id, name).unexplained - coming
-        uses.take_back_newest(unit, row.prepaid.pool_id, name, owed)
+        pending = prepaid.coming(unit.conn).get((row.prepaid.pool_id, name), 0)
+        owed = prepaid.balance(unit.conn, row.prepaid.pool_id, name).unexplained - pending
+        prepaid_uses.take_back_newest(unit, row.prepaid.pool_id, name, owed)
 
 
 def is_counted(conn: Connection, call: ServedRequest) -> bool:
@@ -211,18 +210,18 @@ def is_counted(conn: Connection, call: ServedRequest) -> bool:
 def drawn(conn: Connection, pool: Pool, call: ServedRequest) -> tuple[str, int]:
     """(unit, count) that a request would use: one call of a batch, or else the price last asked for it.
 
-    Taken from what is left; if nothing is, from what is being bought; if nothing is either, from what was ever
-    bought. Never more than is left and being bought: a price may be a lie, and a request that costs more is served
-    from no balance.
+    Taken from the balance left. If nothing is left, from purchases under way, and without any, from everything
+    ever bought. At most the balance left plus purchases under way: the price may be a lie, and no balance serves a
+    request that costs more.
     """
     priced = prepaid.price(conn, call.origin, call.method, call.path)
     if priced is not None:
         asset, units = priced
         calls, paid = (prepaid.balance(conn, pool.id, name) for name in (CALLS, asset))
-        soon = prepaid.coming(conn)
-        coming = soon.get((pool.id, CALLS), 0), soon.get((pool.id, asset), 0)
-        most = paid.left + coming[1] or paid.bought
-        for of_calls, of_asset in ((calls.left, paid.left), coming, (calls.bought, paid.bought)):
+        purchases = prepaid.coming(conn)
+        pending = purchases.get((pool.id, CALLS), 0), purchases.get((pool.id, asset), 0)
+        most = paid.left + pending[1] or paid.bought
+        for of_calls, of_asset in ((calls.left, paid.left), pending, (calls.bought, paid.bought)):
             if of_calls or of_asset:
                 return (CALLS, 1) if of_calls else (asset, min(units, most))
     return CALLS, 1
@@ -234,17 +233,17 @@ def serving(conn: Connection, pool: Pool, call: ServedRequest, now_ms: int) -> t
     The larger of our count and the merchant's report decides. The count is None for a request that never answered
     402: its price is unknown, and anything left may serve it.
     """
-    has = {one.unit: left(conn, pool, one.unit, now_ms) for one in prepaid.holdings(conn) if one.pool == pool}
-    told = prepaid.last_observation(conn, pool.id)
-    if told is not None:
-        has[told.unit or CALLS] = max(has.get(told.unit or CALLS, 0), told.remaining or 0)
+    balances = {one.unit: left(conn, pool, one.unit, now_ms) for one in prepaid.holdings(conn) if one.pool == pool}
+    report = prepaid.last_observation(conn, pool.id)
+    if report is not None:
+        balances[report.unit or CALLS] = max(balances.get(report.unit or CALLS, 0), report.remaining or 0)
     priced = prepaid.price(conn, call.origin, call.method, call.path)
-    wanted = None if priced is None else {priced[0]: priced[1], CALLS: 1}
-    for name in sorted(has, key=lambda name: name != CALLS):
-        if wanted is None and has[name] > 0:
+    needed = None if priced is None else {priced[0]: priced[1], CALLS: 1}
+    for name in sorted(balances, key=lambda name: name != CALLS):
+        if needed is None and balances[name] > 0:
             return name, None
-        if wanted is not None and has[name] >= wanted.get(name, has[name] + 1):
-            return name, wanted[name]
+        if needed is not None and balances[name] >= needed.get(name, balances[name] + 1):
+            return name, needed[name]
     return None
 
 
@@ -257,24 +256,27 @@ def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, i
     return average(balance, count)
 
 
-def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
+def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, use_number: int | None = None) -> None:
     """Record a request that was served without a payment. Use that no balance covers counts as unexplained.
 
-    It counts against its app's limits from now on, unless it has since it was `let_through`. A repeat by the same
-    key counts there too, since some merchants ignore the key, but uses no more of the balance.
+    `use_number`: the use that counted it against its app's limits before it was sent; None: it counts from now on.
+    A repeat with the same key counts there too, since some merchants ignore the key, but uses no more of the
+    balance.
     """
     priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
     pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if priced is None or pool is None:
         return
     name, count = drawn(unit.conn, pool, call)
-    if let_through is None:
-        uses.add(unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms)
+    if use_number is None:
+        prepaid_uses.add(
+            unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms
+        )
     if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
         return
-    told = f"{call.method} {call.path}"
-    move = Move("use", 0, 0, 0, None, call.app_id, told, call.key)
-    _move(unit, pool.id, name, move, lambda had: use(had, count), now_ms)
+    request_line = f"{call.method} {call.path}"
+    move = Move("use", 0, 0, 0, None, call.app_id, request_line, call.key)
+    _move(unit, pool.id, name, move, lambda balance: use(balance, count), now_ms)
 
 
 def _move(
@@ -285,13 +287,13 @@ def _move(
     change: Callable[[PrepaidBalance], PrepaidBalance],
     now_ms: int,
 ) -> None:
-    """Change a balance, and write a ledger entry for the cost that this uses up."""
+    """Change a balance, and write a ledger entry for the cost of what is used."""
     before = prepaid.balance(unit.conn, pool_id, name)
     after = change(before)
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     entry = ledger.use(prepaid.pool(unit.conn, pool_id).origin, spent)
-    number = None if entry is None else records.write_entry(unit, entry, now_ms, pool_id=pool_id)
-    told = Move(
+    number = None if entry is None else writes.write_entry(unit, entry, now_ms, pool_id=pool_id)
+    recorded = Move(
         move.kind,
         after.bought - before.bought,
         after.used - before.used,
@@ -301,4 +303,4 @@ def _move(
         move.call,
         move.call_key,
     )
-    prepaid.record_move(unit, pool_id, name, told, after, number, now_ms)
+    prepaid.record_move(unit, pool_id, name, recorded, after, number, now_ms)

@@ -19,7 +19,7 @@ from payagent.wallet.transaction import TxPlan
 
 @dataclass(frozen=True, slots=True)
 class MerchantRequest:
-    """The HTTP request to buy. `headers` (names in lower case): those that a merchant may bind it to."""
+    """The HTTP request to pay for. `headers` (names in lower case): those that a merchant may bind it to."""
 
     method: str
     path: str
@@ -37,7 +37,8 @@ class PaymentRequest:
 
     `received`: the 402 as it came, for the record. `max_total_asset`: the asset of `max_total_units`; None: the
     asset that is paid. `buyer`: whose prepaid balance a batch raises, if the request named another than the
-    configured one. `topup`: the top-up that this payment is part of, which then names the intent.
+    configured one. `heard_at_ms`: when payagent itself received the 402 from the merchant; None: an app forwarded
+    it. `topup`: the top-up that this payment is part of, which then names the intent.
     """
 
     app_id: str
@@ -80,8 +81,9 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class PaymentQuote:
-    """The cost of a payment now. `refusal`: the limit or merchant rule that forbids it. `reasons`: why it
-    would need an approval.
+    """The cost of a payment now.
+
+    `refusal`: the limit or merchant rule that forbids it. `reasons`: why it would need an approval.
     """
 
     invoice: Invoice
@@ -92,8 +94,9 @@ class PaymentQuote:
 
 @dataclass(frozen=True, slots=True)
 class PrepaidQuote:
-    """The part of a prepaid balance that a request would use; no `units` if its price is unknown. `refusal`:
-    the limit of its app that forbids it.
+    """The part of a prepaid balance that a request would use; no `units` if its price is unknown.
+
+    `refusal`: the limit of its app that forbids it.
     """
 
     origin: str

@@ -115,7 +115,7 @@ class FollowUp:
                 continue
             self._waits[row.attempt] = self._wait_of(row.id)  # it may have been submitted since
             if self._is_due(row, now_ms) and self._may_broadcast(row):
-                self._submitter.send_off(row.id)
+                self._submitter.submit(row.id)
                 room -= 1
         self._confirmations.urgent &= left
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import require_may_buy
@@ -19,7 +19,7 @@ from payagent.agent.base.requests import AdmittedPayment, PaymentIntent, Transfe
 from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
 from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost, next_invoice, same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
-from payagent.agent.commits.rules import PaymentRules, as_told
+from payagent.agent.commits.rules import PaymentRules, visible_to_app
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.merchant_rules import Moment
@@ -29,23 +29,22 @@ from payagent.core.prepaid_balance import CALLS, Cost
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups, writes
 from payagent.store.rows.intents import IntentRow, InvoiceRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import UtxoIndex
 
 
-class _Chance(IntEnum):
+class _Outcome(IntEnum):
     """The outcome of choosing an offer, best first."""
 
     NOW = 0
     SOON = 1
     """It can be paid once pending change is available."""
 
-    ASKS = 2
-    NONE = 3
+    NEEDS_APPROVAL = 2
+    REFUSED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +79,21 @@ class Admission:
     ) -> AdmittedPayment:
         """Find the intent's payment, or open it. An intent has one payment, whatever invoices come (rule 5).
 
-        A refused decision is recorded as a rejected payment. It is raised instead without `on_record`, for
+        A refusal is recorded as a rejected payment. It is raised instead without `on_record`, for
         `chain_not_ready` and `merchant_in_flight_limit`, and for `funds_pending` if the caller `can_wait`.
         """
         intent = self.choose(unit, intent, now_ms)
         invoice = intent.invoice
         if intent.is_heard:
             note_price(unit, intent)
-        known = _known(unit.conn, invoice)
+        recorded = _recorded_invoice(unit.conn, invoice)
         stored = intents.live_intent(unit.conn, intent.app_id, intent.key)
         if stored is not None:
-            existing = self._existing(unit, stored, intent, known, now_ms)
+            existing = self._existing(unit, stored, intent, recorded, now_ms)
             if existing is not None:
                 return existing
-        if known is not None and (other := payments.payment_of_invoice(unit.conn, known.seq)):
-            _require_for(unit.conn, intent, other)
+        if recorded is not None and (other := payments.payment_of_invoice(unit.conn, recorded.seq)):
+            _require_same_purchase(unit.conn, intent, other)
             return AdmittedPayment(other, False)
         if intent.topup is None:
             apps.require_let_in(unit.conn, intent.app_id, now_ms)
@@ -106,11 +105,11 @@ class Admission:
         intent_id = stored.id if stored else intent.ids.intent
         if stored is None:
             _open_intent(unit, intent, origin=invoice.origin, request=intent.request, now_ms=now_ms)
-        seq = known.seq if known else _add_invoice(unit, intent, intent_id)
-        expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
-        left_out = {"chain_not_ready", "merchant_in_flight_limit"} | ({"funds_pending"} if can_wait else set())
+        seq = recorded.seq if recorded else _add_invoice(unit, intent, intent_id)
+        expires_at_ms = _earlier(invoice.expires_at_ms, recorded.expires_at_ms if recorded else None)
+        raised_codes = {"chain_not_ready", "merchant_in_flight_limit"} | ({"funds_pending"} if can_wait else set())
         return self._open_payment(
-            unit, intent, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
+            unit, intent, intent_id, seq, pool, expires_at_ms, now_ms, raised_codes if on_record else None
         )
 
     def require_open(self, unit: Unit, intent: PaymentIntent, now_ms: int) -> None:
@@ -122,26 +121,28 @@ class Admission:
         if intent.topup is None:
             self.require_unpaid(unit.conn, intent)
         else:
-            _known(unit.conn, intent.invoice)
+            _recorded_invoice(unit.conn, intent.invoice)
         stored = intents.live_intent(unit.conn, intent.app_id, intent.key)
         self.approval_rules.require_not_denied(unit, intent, stored, now_ms)
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
 
     def require_unpaid(self, conn: Connection, intent: PaymentIntent) -> None:
-        """Refused if the chosen invoice has a payment: `invoice_already_paid`. An invoice without an id of its own
-        counts as paid if its intent has a payment."""
+        """Refused if the chosen invoice has a payment: `invoice_already_paid`.
+
+        An invoice without an id of its own counts as paid if its intent has a payment.
+        """
         invoice = intent.invoice
-        known = _known(conn, invoice)
-        paid = None if known is None else payments.payment_of_invoice(conn, known.seq)
+        recorded = _recorded_invoice(conn, invoice)
+        paying_id = None if recorded is None else payments.payment_of_invoice(conn, recorded.seq)
         if not invoice.has_own_id and (stored := intents.live_intent(conn, intent.app_id, intent.key)):
             live = payments.live_payment_of(conn, stored.id)
-            paid = None if live is None else live.id
-        row = None if paid is None else payments.payment(conn, paid)
+            paying_id = None if live is None else live.id
+        row = None if paying_id is None else payments.payment(conn, paying_id)
         if row is not None:
-            _require_for(conn, intent, row.id)
-            told = f"{row.id} pays for it, and is {row.state}"
-            raise Refused("invoice_already_paid/same_intent", told, payment=row.id, state=str(row.state))
+            _require_same_purchase(conn, intent, row.id)
+            detail = f"{row.id} pays for it, and is {row.state}"
+            raise Refused("invoice_already_paid/same_intent", detail, payment=row.id, state=str(row.state))
 
     def _open_payment(
         self,
@@ -152,44 +153,44 @@ class Admission:
         pool: int | None,
         expires_at_ms: int | None,
         now_ms: int,
-        left_out: Set[str] | None,
+        raised_codes: Set[str] | None,
     ) -> AdmittedPayment:
-        """`left_out`: codes of refusals that are raised and not recorded; None: all of them."""
+        """`raised_codes`: codes of refusals that are raised and not recorded; None: all of them."""
         payment_id = intent.ids.payment
         nonce_utxo = nonce_utxo_of(unit, intent_id)
-        records.add_payment(
+        writes.add_payment(
             unit,
             payment_id=payment_id,
             kind="invoice",
             app_id=intent.app_id,
             intent_id=intent_id,
             invoice_seq=invoice_seq,
-            outputs=records.output_rows(intent.invoice),
+            outputs=writes.output_rows(intent.invoice),
             now_ms=now_ms,
             pool_id=pool,
             topup_id=None if intent.topup is None else intent.topup.topup,
         )
         try:
-            plan, asked = self.reservation.decide(unit, intent, nonce_utxo, expires_at_ms, now_ms)
+            plan, checks = self.reservation.decide(unit, intent, nonce_utxo, expires_at_ms, now_ms)
             reasons = self.rules.reasons(unit.conn, intent, intent.invoice, plan.spend)
             if reasons:
-                worst = with_fee_room(plan.spend, asked, self.rules.caps)
+                worst = with_fee_room(plan.spend, checks, self.rules.caps)
                 self.rules.require_within_limits(unit.conn, intent, worst, intent.invoice.asset, now_ms)
-                self.approval_rules.ask(unit, intent, plan, worst, reasons, expires_at_ms, now_ms)
+                self.approval_rules.request_approval(unit, intent, plan, worst, reasons, expires_at_ms, now_ms)
                 return AdmittedPayment(payment_id, True)
         except Refused as refusal:
-            if left_out is None or refusal.code in left_out:
+            if raised_codes is None or refusal.code in raised_codes:
                 raise
             return _rejected(unit, intent, refusal, now_ms)
-        self.reservation.hold(unit, payment_id, plan, now_ms, asked)
+        self.reservation.hold(unit, payment_id, plan, now_ms, checks)
         if not intent.is_heard:
             note_price(unit, intent)
-        origin, claim = intent.invoice.origin, trust.claim_of_invoice(intent.invoice)
-        trust.learn_addresses(unit, self.rules.rules(origin), origin, claim, payment_id, now_ms)
+        origin, claim = intent.invoice.origin, merchant_trust.claim_of_invoice(intent.invoice)
+        merchant_trust.learn_addresses(unit, self.rules.rules(origin), origin, claim, payment_id, now_ms)
         return AdmittedPayment(payment_id, True, plan)
 
     def _existing(
-        self, unit: Unit, stored: IntentRow, intent: PaymentIntent, known: InvoiceRow | None, now_ms: int
+        self, unit: Unit, stored: IntentRow, intent: PaymentIntent, recorded: InvoiceRow | None, now_ms: int
     ) -> AdmittedPayment | None:
         """The payment that the intent already has. A new invoice replaces its lost attempt if that is due.
 
@@ -202,18 +203,24 @@ class Admission:
         invoice = intent.invoice
         if not invoice.has_own_id:
             return AdmittedPayment(row.id, False)
-        if known is None and not events.has_room(unit.conn, row.id, "invoiced_again", now_ms):
+        if recorded is None and not events.has_room(unit.conn, row.id, "invoiced_again", now_ms):
             return AdmittedPayment(row.id, False)
-        seq = known.seq if known else _add_invoice(unit, intent, stored.id)
-        is_available = known is None or payments.payment_of_invoice(unit.conn, seq) is None
-        if is_available and self._replace_for(unit, row, intent, seq, known, now_ms):
+        seq = recorded.seq if recorded else _add_invoice(unit, intent, stored.id)
+        is_available = recorded is None or payments.payment_of_invoice(unit.conn, seq) is None
+        if is_available and self._replace_for(unit, row, intent, seq, recorded, now_ms):
             return AdmittedPayment(row.id, False)
-        if known is None:
-            records.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
+        if recorded is None:
+            writes.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
         return AdmittedPayment(row.id, False)
 
     def _replace_for(
-        self, unit: Unit, row: PaymentRow, intent: PaymentIntent, seq: int, known: InvoiceRow | None, now_ms: int
+        self,
+        unit: Unit,
+        row: PaymentRow,
+        intent: PaymentIntent,
+        seq: int,
+        recorded: InvoiceRow | None,
+        now_ms: int,
     ) -> bool:
         """Move a lost payment whose invoice has expired to a new invoice of its intent. Returns whether it did.
 
@@ -222,13 +229,13 @@ class Admission:
         invoice, tip = intent.invoice, self.planner.chain.tip
         if tip is None or not is_lost(unit.conn, row, tip.slot):
             return False
-        if not _is_alike(invoice, known or invoice, row):
+        if not _is_alike(invoice, recorded or invoice, row):
             return False
         most = intent.most_units(invoice.asset)
         if most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most:
             return False
-        wanted = next_invoice(
-            invoice, seq, _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
+        next_attempt = next_invoice(
+            invoice, seq, _earlier(invoice.expires_at_ms, recorded.expires_at_ms if recorded else None)
         )
         try:
             pauses.require_running(unit.conn)
@@ -242,7 +249,7 @@ class Admission:
                 return False
             if self.rules.check(unit.conn, intent, invoice, Moment.NEXT_INVOICE):
                 return False
-            self._replacing.start(unit, row, wanted, intent.min_window_s, now_ms)
+            self._replacing.start(unit, row, next_attempt, intent.min_window_s, now_ms)
         except Refused:
             return False
         return True
@@ -278,29 +285,29 @@ class Admission:
         If there is none: the first that is payable once change confirms, then the first that needs an approval,
         then the first.
         """
-        chosen, best = intent.offers[0], _Chance.NONE
+        chosen, best = intent.offers[0], _Outcome.REFUSED
         for offer in intent.offers if len(intent.offers) > 1 else ():
-            chance = self._chance_of(unit, offer, intent, now_ms)
-            if chance < best:
-                chosen, best = offer, chance
-            if best is _Chance.NOW:
+            outcome = self._outcome_of(unit, offer, intent, now_ms)
+            if outcome < best:
+                chosen, best = offer, outcome
+            if best is _Outcome.NOW:
                 break
         if not chosen.has_own_id:
             chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{intent.ids.payment}")
         return replace(intent, invoice=chosen)
 
-    def _chance_of(self, unit: Unit, offer: Invoice, intent: PaymentIntent, now_ms: int) -> _Chance:
+    def _outcome_of(self, unit: Unit, offer: Invoice, intent: PaymentIntent, now_ms: int) -> _Outcome:
         """The outcome of an offer by its full cost now, with the fee and the min-ADA beside a token."""
-        wanted = replace(intent, invoice=offer)
+        candidate = replace(intent, invoice=offer)
         try:
-            plan, _ = self.reservation.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
-            reasons = self.rules.reasons(unit.conn, wanted, offer, plan.spend)
+            plan, _ = self.reservation.decide(unit, candidate, None, offer.expires_at_ms, now_ms)
+            reasons = self.rules.reasons(unit.conn, candidate, offer, plan.spend)
         except Refused as refusal:
             if refusal.code != "funds_pending":
-                return _Chance.NONE
+                return _Outcome.REFUSED
             is_let_through = self._is_let_through(unit.conn, offer, intent, now_ms)
-            return _Chance.SOON if is_let_through else _Chance.ASKS
-        return _Chance.ASKS if reasons else _Chance.NOW
+            return _Outcome.SOON if is_let_through else _Outcome.NEEDS_APPROVAL
+        return _Outcome.NEEDS_APPROVAL if reasons else _Outcome.NOW
 
     def wants_utxos(self, conn: Connection, intent: PaymentIntent, now_ms: int) -> bool:
         """Whether admission would reserve UTxOs now, neither refusing nor requesting an approval."""
@@ -318,19 +325,19 @@ class Admission:
     def admit_transfer(
         self,
         unit: Unit,
-        order: TransferRequest,
+        transfer: TransferRequest,
         plan: TransferPlan,
         now_ms: int,
-        told: Mapping[str, object] | None = None,
+        detail: Mapping[str, object] | None = None,
     ) -> AdmittedPayment:
-        """Find the transfer of the order's key, or admit it. Only the hard caps limit it.
+        """Find the transfer of its key, or admit it. Only the hard caps limit it.
 
         It uses the state machine and the ledger of payments. If an earlier transfer of the key was cancelled, the
-        new one spends the output of that cancel. `told` is added to its event.
+        new one spends the output of that cancel. `detail` is added to its event.
         """
-        stored = intents.live_intent(unit.conn, order.app_id, order.key)
+        stored = intents.live_intent(unit.conn, transfer.app_id, transfer.key)
         if stored is not None:
-            require_same(stored, order.fingerprint)
+            require_same(stored, transfer.fingerprint)
             if (row := payments.live_payment_of(unit.conn, stored.id)) is not None:
                 return AdmittedPayment(row.id, False)
         pauses.require_running(unit.conn)
@@ -338,35 +345,35 @@ class Admission:
         planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
         self.rules.require_within_caps(planned.spend)
         if stored is None:
-            _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
-        records.add_payment(
+            _open_intent(unit, transfer, origin="", request=None, now_ms=now_ms)
+        writes.add_payment(
             unit,
-            payment_id=order.ids.payment,
-            kind=order.kind,
-            app_id=order.app_id,
-            intent_id=stored.id if stored else order.ids.intent,
+            payment_id=transfer.ids.payment,
+            kind=transfer.kind,
+            app_id=transfer.app_id,
+            intent_id=stored.id if stored else transfer.ids.intent,
             invoice_seq=None,
-            outputs=_transfer_outputs(order.kind, planned),
+            outputs=_transfer_outputs(transfer.kind, planned),
             now_ms=now_ms,
         )
-        self.reservation.hold(unit, order.ids.payment, planned, now_ms, told=told)
-        return AdmittedPayment(order.ids.payment, True, planned)
+        self.reservation.hold(unit, transfer.ids.payment, planned, now_ms, detail=detail)
+        return AdmittedPayment(transfer.ids.payment, True, planned)
 
 
 def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
     """Record the refusal, as its app may see it, and end the payment as rejected."""
-    payment_id, told = intent.ids.payment, as_told(unit.conn, intent.app_id, refusal)
-    figures = None if told is refusal else {"figures": refusal.detail}
-    records.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **told.record)
-    return AdmittedPayment(payment_id, True, refusal=told)
+    payment_id, visible = intent.ids.payment, visible_to_app(unit.conn, intent.app_id, refusal)
+    figures = None if visible is refusal else {"figures": refusal.detail}
+    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **visible.record)
+    return AdmittedPayment(payment_id, True, refusal=visible)
 
 
-def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) -> bool:
+def _is_alike(invoice: Invoice, first_read: Invoice | InvoiceRow, row: PaymentRow) -> bool:
     """Whether an invoice, as first read, is paid like the payment's own and buys at least as many calls."""
     return (
         invoice.asset == row.outputs[0].asset
-        and shown.proof == row.invoice.proof
-        and shown.merchant_submits == row.invoice.merchant_submits
+        and first_read.proof == row.invoice.proof
+        and first_read.merchant_submits == row.invoice.merchant_submits
         and is_batch(invoice.batch_target) == is_batch(row.invoice.batch_target)
         and invoice.calls >= calls_of(row.invoice.batch_target)
     )
@@ -380,9 +387,9 @@ def _pool_of(unit: Unit, intent: PaymentIntent, now_ms: int) -> int | None:
     invoice, buyer = intent.invoice, intent.buyer
     if not is_batch(invoice.batch_target) and intent.topup is None:
         return None
-    if intent.topup is not None and (order := topups.find(unit.conn, intent.topup.topup)) is not None:
-        require_may_buy(unit.conn, order, now_ms)
-    buyer.require_sayable()
+    if intent.topup is not None and (topup := topups.find(unit.conn, intent.topup.topup)) is not None:
+        require_may_buy(unit.conn, topup, now_ms)
+    buyer.require_valid_headers()
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = payments.payment(unit.conn, other)
@@ -391,9 +398,9 @@ def _pool_of(unit: Unit, intent: PaymentIntent, now_ms: int) -> int | None:
         ours = {"payment": other} if row is not None and row.app_id == intent.app_id else {}
         raise Refused("batch_in_progress", "another request buys a batch for the same partner and wallet", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
-    # a serving time in the future came from a clock that ran ahead and was set right since
-    is_mended = intent.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
-    if intent.heard_at_ms <= served_ms and not is_mended:
+    # a serving time in the future was written while the clock ran ahead
+    is_clock_corrected = intent.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
+    if intent.heard_at_ms <= served_ms and not is_clock_corrected:
         raise Refused("batch_in_progress", "a batch was bought since the merchant asked for this one")
     cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
     paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units
@@ -404,7 +411,7 @@ def _pool_of(unit: Unit, intent: PaymentIntent, now_ms: int) -> int | None:
 def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
     """The outputs of a transfer: those requested, or for `sweep` the whole amount, asset by asset."""
     if kind != "sweep":
-        return [OutputRow(o.role, o.address.text, o.asset, o.units) for o in plan.asked]
+        return [OutputRow(output.role, output.address.text, output.asset, output.units) for output in plan.asked]
     return [
         OutputRow(output.role, plan.frame.rest.text, asset, units)
         for output in plan.outputs
@@ -412,11 +419,11 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
     ]
 
 
-def _require_for(conn: Connection, intent: PaymentIntent, payment_id: str) -> None:
-    """Refused: `invoice_already_paid` if the payment is another purchase's. A late copy of the same request
-    finds its payment. A payment of another app is not named.
+def _require_same_purchase(conn: Connection, intent: PaymentIntent, payment_id: str) -> None:
+    """Refused: `invoice_already_paid` if the payment is another purchase's.
 
-    The payment's intent decides, and not the invoice's, which is the intent that first brought the invoice.
+    A late copy of the same request finds its payment. A payment of another app is not named. The payment's intent
+    decides. The invoice's may be another: the first intent that brought the invoice.
     """
     stored = intents.intent_of(conn, payment_id)
     if (stored.app_id, stored.idempotency_key, stored.fingerprint) != (
@@ -430,12 +437,12 @@ def _require_for(conn: Connection, intent: PaymentIntent, payment_id: str) -> No
         raise Refused("invoice_already_paid/other_intent", detail, **ours)
 
 
-def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
+def _recorded_invoice(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
     """The invoice as recorded before, if it was. Refused: `terms_changed`."""
-    known = intents.invoice(conn, invoice.origin, invoice.invoice_id)
-    if known is not None and known.terms_hash != invoice.terms_hash:
+    recorded = intents.invoice(conn, invoice.origin, invoice.invoice_id)
+    if recorded is not None and recorded.terms_hash != invoice.terms_hash:
         raise Refused("terms_changed", f"invoice {invoice.invoice_id} came earlier with other terms")
-    return known
+    return recorded
 
 
 def require_same(stored: IntentRow, fingerprint: str) -> None:
@@ -445,27 +452,27 @@ def require_same(stored: IntentRow, fingerprint: str) -> None:
 
 
 def _open_intent(
-    unit: Unit, order: PaymentIntent | TransferRequest, *, origin: str, request: str | None, now_ms: int
+    unit: Unit, requested: PaymentIntent | TransferRequest, *, origin: str, request: str | None, now_ms: int
 ) -> None:
-    records.add_intent(
+    writes.add_intent(
         unit,
-        intent_id=order.ids.intent,
-        app_id=order.app_id,
-        idempotency_key=order.key,
-        is_key_derived=order.derived,
-        fingerprint=order.fingerprint,
+        intent_id=requested.ids.intent,
+        app_id=requested.app_id,
+        idempotency_key=requested.key,
+        is_key_derived=requested.derived,
+        fingerprint=requested.fingerprint,
         origin=origin,
         request=request,
-        request_id=order.ids.request,
+        request_id=requested.ids.request,
         now_ms=now_ms,
     )
 
 
 def _add_invoice(unit: Unit, intent: PaymentIntent, intent_id: str) -> int:
-    return records.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
+    return writes.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
 
 
 def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:
     """The earlier of two ends. A relative timeout counts from the first receipt of a 402, not from a copy."""
-    known = [value for value in (first_ms, second_ms) if value is not None]
-    return min(known, default=None)
+    ends_ms = [value for value in (first_ms, second_ms) if value is not None]
+    return min(ends_ms, default=None)

@@ -7,14 +7,14 @@ waits for anything.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
 from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentIntent
 from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
-from payagent.agent.commits.rules import as_told, require_may_have
+from payagent.agent.commits.rules import require_may_have, visible_to_app
 from payagent.core.findings import Reasons
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Invoice
@@ -24,8 +24,7 @@ from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, intents, pauses, payments, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import approvals, intents, pauses, payments, topups, writes
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.intents import IntentRow
 from payagent.store.rows.payments import PaymentRow
@@ -42,7 +41,7 @@ class ApprovalRules:
     reservation: Reservation
     timeout_s: int
 
-    def ask(
+    def request_approval(
         self,
         unit: Unit,
         intent: PaymentIntent,
@@ -67,9 +66,9 @@ class ApprovalRules:
             expires_at_ms=ends_at_ms,
             now_ms=now_ms,
         )
-        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
-        told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
-        records.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, told)
+        writes.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
+        detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
+        writes.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, detail)
         facts = {
             "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {reasons[0].detail}",
             **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
@@ -91,15 +90,15 @@ class ApprovalRules:
         intent = self._intent_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
         worst = payments.hold(unit.conn, payment_id, "approval")
-        records.release_hold(unit, payment_id, now_ms, stage="approval")
+        writes.release_hold(unit, payment_id, now_ms, stage="approval")
         try:
             nonce_utxo = nonce_utxo_of(unit, row.intent.id)
-            plan, asked = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
+            plan, checks = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "invoice_expired":
                 return self._time_out(unit, payment_id, now_ms)
             raise
-        _require_asked(
+        _require_listed(
             self.reservation.rules.reasons(unit.conn, intent, intent.invoice, plan.spend), approval.reasons
         )
         for asset, units in plan.spend.items():
@@ -109,11 +108,11 @@ class ApprovalRules:
                     "approved_amount_exceeded",
                     f"{format_amount(asset, units)} are needed now, only {most} was approved",
                 )
-        told = {"by": by.app_id, "via": by.via}
-        self.reservation.hold(unit, payment_id, plan, now_ms, asked, told)
+        detail = {"by": by.app_id, "via": by.via}
+        self.reservation.hold(unit, payment_id, plan, now_ms, checks, detail)
         note_price(unit, intent)
-        trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, told, now_ms)
-        _clear_question(unit, payment_id, "it was approved", now_ms)
+        merchant_trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, detail, now_ms)
+        _clear_approval_alert(unit, payment_id, "it was approved", now_ms)
         return DecidedPayment(payment_id, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
@@ -165,14 +164,14 @@ class ApprovalRules:
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         if approval is None or row.state is not State.AWAITING_APPROVAL:
-            known = None if approval is None else approvals.decided(unit.conn, payment_id)
-            decided = {} if known is None else {"decision": known.decision}
+            decision = None if approval is None else approvals.decided(unit.conn, payment_id)
+            context = {} if decision is None else {"decision": decision.decision}
             raise Refused(
                 "already_decided",
                 f"{payment_id} is {row.state}",
                 payment=payment_id,
                 state=str(row.state),
-                **decided,
+                **context,
             )
         if by.terms_hash is not None and by.terms_hash != approval.terms_hash:
             raise Refused("terms_changed", f"{payment_id} has other terms than the ones that the decision was for")
@@ -185,14 +184,14 @@ class ApprovalRules:
             raise Refused(
                 "merchant_not_allowed", f"{row.invoice.origin} may no longer be paid", origin=row.invoice.origin
             )
-        wanted = same_again(row, self.reservation.planner.chain.network)
+        next_attempt = same_again(row, self.reservation.planner.chain.network)
         invoice = Invoice(
             *(
                 row.invoice.dialect,
                 merchant.origin,
                 row.invoice.id,
                 self.reservation.planner.chain.network.name,
-                wanted.outputs,
+                next_attempt.outputs,
             ),
             expires_at_ms=row.invoice.expires_at_ms,
             batch_target=row.invoice.batch_target,
@@ -228,57 +227,57 @@ def approval_subject(payment_id: str) -> str:
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
-    records.release_hold(unit, payment_id, now_ms, stage="approval")
-    told = {"by": by.app_id, "via": by.via}
-    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, **why.record)
-    _clear_question(unit, payment_id, why.detail, now_ms)
+    writes.release_hold(unit, payment_id, now_ms, stage="approval")
+    detail = {"by": by.app_id, "via": by.via}
+    writes.move_payment(unit, payment_id, Event.DENY, now_ms, detail, **why.record)
+    _clear_approval_alert(unit, payment_id, why.detail, now_ms)
 
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
     """Note a refused decision in the payment's events, with no more detail than its app may see."""
     row = payments.payment(unit.conn, payment_id)
     if row is not None:
-        told = as_told(unit.conn, row.app_id, refusal)
-        why = told.record
-        if told is not refusal:
-            why["figures"] = refusal.detail
-        records.note(
-            unit, payment_id, "decision_refused", row.state, now_ms, {**why, "by": by.app_id, "via": by.via}
+        visible = visible_to_app(unit.conn, row.app_id, refusal)
+        detail = visible.record
+        if visible is not refusal:
+            detail["figures"] = refusal.detail
+        writes.note(
+            unit, payment_id, "decision_refused", row.state, now_ms, {**detail, "by": by.app_id, "via": by.via}
         )
 
 
-def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
+def _clear_approval_alert(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
     clear_alert(unit, approval_subject(payment_id), {"detail": detail, "payment": payment_id}, now_ms)
 
 
-def _require_asked(now: Reasons, asked: Reasons) -> None:
+def _require_listed(reasons: Reasons, listed: Reasons) -> None:
     """Refused by any reason that the approval request did not list: nobody has decided on it."""
-    known = {reason.code for reason in asked}
-    for reason in now:
-        if reason.code not in known:
+    listed_codes = {reason.code for reason in listed}
+    for reason in reasons:
+        if reason.code not in listed_codes:
             raise Refused(
                 reason.code,
-                f"{reason.detail}. The approval was not for that. When it has expired, "
-                "the same call asks for approval with this reason",
+                f"{reason.detail}. The approval was not for that. Once it has expired, "
+                "the same call requests a new approval for this reason",
             )
 
 
 def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantConfig) -> TopupPart | None:
-    order = None if row.prepaid.topup_id is None else topups.find(conn, row.prepaid.topup_id)
-    if order is None:
+    topup = None if row.prepaid.topup_id is None else topups.find(conn, row.prepaid.topup_id)
+    if topup is None:
         return None
-    return part_of(order, 1, merchant.topup_per_day_lovelace)
+    return part_of(topup, 1, merchant.topup_per_day_lovelace)
 
 
-def with_fee_room(spend: Mapping[str, int], asked: Iterable[LimitCheck], caps: Caps | None) -> dict[str, int]:
+def with_fee_room(spend: Mapping[str, int], checks: Iterable[LimitCheck], caps: Caps | None) -> dict[str, int]:
     """The most that a payment may cost when it is approved: by then it may need other UTxOs.
 
     At most what the limits and the hard caps leave.
     """
-    lefts = [one.left_units for one in asked if one.asset == LOVELACE]
+    left_units = [check.left_units for check in checks if check.asset == LOVELACE]
     if caps is not None:
-        lefts.append(caps.get(LOVELACE, 0))
-    most = min((spend[LOVELACE] + FEE_ROOM_LOVELACE, *lefts))
+        left_units.append(caps.get(LOVELACE, 0))
+    most = min((spend[LOVELACE] + FEE_ROOM_LOVELACE, *left_units))
     return {**spend, LOVELACE: max(spend[LOVELACE], most)}
 
 

@@ -1,29 +1,27 @@
 """The commits of a payment's delivery, on the writer's thread.
 
 Money and delivery are two state machines. These commits change the delivery only, and no money.
-May import: core, dialects, store, agent.base, agent.commits (its reading of a row). Never: waits; changes a
+May import: core, dialects, store, agent.base, agent.commits (to read a row). Never: waits; changes a
 payment's state.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as trust
-from payagent.agent.base import prepaid
+from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit
-from payagent.store.rows import events, payments
-from payagent.store.rows import writes as records
+from payagent.store.rows import events, payments, writes
 from payagent.store.rows.payments import PaymentRow
 
 SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve a confirmed payment, and how long an invoice without an end stays open."""
 
-SHOWN_AGAIN = (RetryVerdict.PENDING, RetryVerdict.INVOICED, RetryVerdict.UNCLEAR)
+PRESENTED_AGAIN = (RetryVerdict.PENDING, RetryVerdict.INVOICED, RetryVerdict.UNCLEAR)
 USED_UP_PATIENCE = 12
 """How often a proof is presented again that a facilitator calls used up: it may be settling that very proof. The
 retries take about 90 s, enough for a settlement to get into a block."""
@@ -78,35 +76,41 @@ def record_answer_to_retry(
         # a success may just mean "later": the delivery ends once the client has the answer
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     before = events.answers_to_retries(unit.conn, payment_id)
-    said = [*before, answer.said]
+    verdicts = [*before, answer.said]
     if answer.said not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
         _set_delivery(unit, row, event, rules, now_ms)
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
-        records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-        if row.invoice.merchant_submits and row.state is State.IN_FLIGHT and set(said) == {RetryVerdict.REFUSED}:
-            records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+        writes.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
+        if (
+            row.invoice.merchant_submits
+            and row.state is State.IN_FLIGHT
+            and set(verdicts) == {RetryVerdict.REFUSED}
+        ):
+            writes.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if presented.by_auto and answer.said is RetryVerdict.SERVED:
-        trust.learn_accepted(unit, row, presented.depth, now_ms)
+        merchant_trust.learn_accepted(unit, row, presented.depth, now_ms)
     has_served = RetryVerdict.SERVED in before or row.delivery is Delivery.ACCEPTED
     is_early = presented.is_early and not has_served
     is_refused_early = is_early and is_refusal(row.invoice.dialect or "", answer, http_status)
     if is_refused_early:
-        trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
+        merchant_trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
         return None
-    return again_after_s(1) if is_refused_early else _again_after_s(row, answer, said)
+    return again_after_s(1) if is_refused_early else _again_after_s(row, answer, verdicts)
 
 
-def _again_after_s(row: PaymentRow, answer: RetryAnswer, said: Sequence[str]) -> float | None:
-    """Seconds until the proof is presented again after this answer, the last of `said`; None: never."""
+def _again_after_s(row: PaymentRow, answer: RetryAnswer, verdicts: Sequence[str]) -> float | None:
+    """Seconds until the proof is presented again after this answer, the last of `verdicts`; None: never."""
     may_settle = row.invoice.merchant_submits and row.delivery is not Delivery.ACCEPTED
     is_settling = (
-        answer.said is RetryVerdict.USED_UP and may_settle and said.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
+        answer.said is RetryVerdict.USED_UP
+        and may_settle
+        and verdicts.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
     )
-    if answer.said not in SHOWN_AGAIN and not is_settling:
+    if answer.said not in PRESENTED_AGAIN and not is_settling:
         return None
-    return answer.retry_after_s or again_after_s(len(said))
+    return answer.retry_after_s or again_after_s(len(verdicts))
 
 
 def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
@@ -127,12 +131,12 @@ def serving_ended_ms(clock_ms: int) -> int:
 def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf, now_ms: int) -> None:
     """Mark an overdue payment as paid-not-served, and count it against its merchant, once.
 
-    A proof that is served later undoes this. A payment does not count if its proof is not known to have been
-    presented, or if it was served to a client that hung up.
+    A proof that is served later undoes this. A payment does not count if no proof of it is known to have
+    been presented. Nor does one that was served to a client that hung up.
     """
     if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
-        told = {"unserved_ms": SERVING_PATIENCE_MS}
-        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, told, rules, now_ms)
+        detail = {"unserved_ms": SERVING_PATIENCE_MS}
+        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, detail, rules, now_ms)
 
 
 def _deliver(
@@ -142,9 +146,9 @@ def _deliver(
     if not _is_on_record(unit, row, event, name, now_ms):
         return
     _set_delivery(unit, row, event, rules, now_ms)
-    records.note(unit, row.id, name, row.state, now_ms, detail)
+    writes.note(unit, row.id, name, row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
-        records.end_intent(unit, row.intent.id, now_ms)
+        writes.end_intent(unit, row.intent.id, now_ms)
         prepaid.first_used(unit, row, now_ms)
 
 
@@ -155,8 +159,8 @@ def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, 
 
 def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
     now = deliver(row.delivery, event)
-    records.set_delivery(unit, row.id, now, now_ms)
-    trust.note_delivery(unit, rules(row.invoice.origin), row, now, now_ms)
+    writes.set_delivery(unit, row.id, now, now_ms)
+    merchant_trust.note_delivery(unit, rules(row.invoice.origin), row, now, now_ms)
 
 
 def _is_over(row: PaymentRow, clock_ms: int) -> bool:

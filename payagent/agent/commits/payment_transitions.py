@@ -10,8 +10,7 @@ due.
 
 from dataclasses import replace
 
-from payagent.agent.base import merchant_trust as trust
-from payagent.agent.base import prepaid
+from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.alert_records import clear_alert, raise_again, raise_alert
 from payagent.agent.base.free_utxos import make_available, make_unavailable
 from payagent.agent.base.merchant_trust import RulesOf
@@ -24,10 +23,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import POSTED, Delivery, Event, State, move
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import journal, onchain, pauses, payments
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, journal, limit_counters, onchain, pauses, payments, writes
 from payagent.store.rows.attempts_and_utxos import AttemptKind, AttemptRow, UtxoRow
 from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
@@ -56,23 +52,23 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     if not _is_planned_for(unit, row, plan):
         raise Refused("wrong_state", "the payment now waits for another transaction")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
-    records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
+    writes.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
     if row.invoice.merchant_submits:
-        records.move_payment(unit, payment_id, Event.SUBMIT, now_ms, {"to": "merchant"})
+        writes.move_payment(unit, payment_id, Event.SUBMIT, now_ms, {"to": "merchant"})
 
 
 def _is_planned_for(unit: Unit, row: PaymentRow, plan: TxPlan) -> bool:
     """Whether the plan has the inputs, TTL and outputs that were decided for the payment."""
     if row.state is State.REPLACING:
-        chosen = set(queries.replacement_inputs(unit.conn, row.id))
+        chosen = set(attempts_and_utxos.replacement_inputs(unit.conn, row.id))
     else:
-        chosen = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, row.id)}
-    asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
+        chosen = {utxo.ref for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id)}
+    outputs = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
     return (
         (plan.nonce_utxo.ref, plan.ttl_slot) == (row.nonce_utxo, row.attempt.ttl_slot)
         and {utxo.ref for utxo in plan.inputs} == chosen
-        and (asked == row.outputs or row.kind == "sweep")
+        and (outputs == row.outputs or row.kind == "sweep")
     )
 
 
@@ -96,9 +92,9 @@ def record_cancel(
     if (row.attempt.tx_id, row.invoice.seq) != (decided.attempt.tx_id, decided.invoice.seq):
         raise Refused("wrong_state", "the payment has a newer attempt than the one to cancel")
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
-    if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
+    if all(one.tx_id != plan.tx_id for one in attempts_and_utxos.attempts(unit.conn, row.id)):
         _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
-    records.move_payment(
+    writes.move_payment(
         unit,
         row.id,
         Event.CANCEL,
@@ -112,7 +108,7 @@ def record_cancel(
 def _add_attempt(
     unit: Unit, row: PaymentRow, kind: AttemptKind, plan: TxPlan, cbor: bytes, own: bytes, now_ms: int
 ) -> None:
-    records.add_attempt(
+    writes.add_attempt(
         unit,
         tx_id=plan.tx_id,
         payment_id=row.id,
@@ -128,7 +124,7 @@ def _add_attempt(
     for index, output in enumerate(plan.outputs):
         if output.address == own:
             ref = f"{plan.tx_id}#{index}"
-            records.add_utxo(
+            writes.add_utxo(
                 unit,
                 UtxoRow(ref, plan.tx_id, index, output.lovelace, dict(output.assets), "change", "pending", None),
             )
@@ -142,10 +138,10 @@ def reject_unsigned(
     `by`: the app that ordered it.
     """
     hold = payments.hold(unit.conn, payment_id)
-    told = None if by is None else {"by": by}
-    records.move_payment(unit, payment_id, Event.REJECT, now_ms, told, **refusal.record)
-    records.release_hold(unit, payment_id, now_ms)
-    records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
+    detail = None if by is None else {"by": by}
+    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, detail, **refusal.record)
+    writes.release_hold(unit, payment_id, now_ms)
+    writes.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, utxos)
 
 
@@ -167,15 +163,15 @@ def _unreserve(unit: Unit, payment_id: str, utxos: UtxoIndex) -> None:
     A rolled back deposit is deleted; if it returns, it counts as a new one. So is the pending change of a payment
     that cannot land any more.
     """
-    reserved = queries.utxos_reserved_for(unit.conn, payment_id)
-    records.unreserve(unit, payment_id)
+    reserved = attempts_and_utxos.utxos_reserved_for(unit.conn, payment_id)
+    writes.unreserve(unit, payment_id)
     for utxo in reserved:
         if utxo.state == "available":
             make_available(unit, utxos, utxo)
         elif utxo.state == "rolled_back" or (
-            utxo.state == "pending" and queries.is_never_made(unit.conn, utxo.tx_id)
+            utxo.state == "pending" and attempts_and_utxos.is_never_made(unit.conn, utxo.tx_id)
         ):
-            records.forget_utxo(unit, utxo.ref)
+            writes.forget_utxo(unit, utxo.ref)
 
 
 def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
@@ -186,9 +182,9 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
     row = row_of(unit, payment_id)
     if row.attempt.tx_id != tx_id:
         return False
-    records.add_submission(unit, tx_id, provider, now_ms)
+    writes.add_submission(unit, tx_id, provider, now_ms)
     if row.state is State.SIGNED:
-        records.move_payment(unit, payment_id, Event.SUBMIT, now_ms)
+        writes.move_payment(unit, payment_id, Event.SUBMIT, now_ms)
     return True
 
 
@@ -203,18 +199,18 @@ def record_answer(
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
     detail = {"provider": provider, "kind": answer.kind, "detail": answer.detail[:500], "tx_id": tx_id}
-    records.note(unit, payment_id, event, row.state, now_ms, detail)
+    writes.note(unit, payment_id, event, row.state, now_ms, detail)
     if answer.kind is SubmitKind.NEVER:
-        told = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
-        facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+        alert = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
+        facts = {"detail": alert, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
         raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
     elif answer.kind is SubmitKind.CLIENT:
-        if not queries.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
-            told = (
+        if not attempts_and_utxos.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
+            alert = (
                 f"{provider} refused the transaction of {payment_id}: {answer.detail[:300]}. Its money stays held "
                 "and the transaction is sent again. Check the provider's base_url and its own log"
             )
-            facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+            facts = {"detail": alert, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
             raise_alert(unit, "submission_refused", f"refused:{provider}", facts, now_ms)
     elif answer.kind is SubmitKind.ACCEPTED:
         clear_alert(unit, f"refused:{provider}", {"detail": f"{provider} takes submissions"}, now_ms)
@@ -234,7 +230,9 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     (`Admission.replace`).
     """
     is_over = slot >= (row.attempt.ttl_slot or 0)
-    if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
+    if row.state is State.CANCELLING and (
+        is_over or not can_land(conn, attempts_and_utxos.attempts(conn, row.id)[-1])
+    ):
         return Refused(row.problem.name or "payment_void/not_broadcast", row.problem.detail or "")
     if row.state is not State.IN_FLIGHT or not row.invoice.merchant_submits:
         return None
@@ -255,12 +253,10 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pro
 
     That attempt, and the invoice it was signed for, become the payment's current ones.
     """
-    records.add_block_observation(
-        unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
-    )
+    writes.add_block_observation(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
     row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
     invoice = {} if attempt.invoice_seq == row.invoice.seq else {"invoice_seq": attempt.invoice_seq}
-    records.move_payment(
+    writes.move_payment(
         unit,
         payment_id,
         Event.SEEN_IN_BLOCK,
@@ -283,23 +279,25 @@ def record_void(
 ) -> None:
     """C7 of a cancel: it is deep enough in the chain that no paying attempt can land. The hold is released.
 
-    `seen` may also be another payment's transaction that keeps the nonce UTxO from ever existing; then no fee is
+    `seen` may also be another payment's transaction that keeps the nonce UTxO from ever existing. Then no fee is
     due. The UTxOs stay reserved until no rollback reaches that block.
     """
-    own = [attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id]
+    own = [
+        attempt for attempt in attempts_and_utxos.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id
+    ]
     if own:
-        records.add_block_observation(
+        writes.add_block_observation(
             unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms
         )
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
-    names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_tx_id": seen.tx_id}
-    from_ms = spending.clock_ms(unit.conn, landed_ms)
-    records.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **names, **block)
+    columns = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_tx_id": seen.tx_id}
+    from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
+    writes.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **columns, **block)
     fee_lovelace = own[0].fee_lovelace if own else 0
     prepaid.not_bought(unit, row_of(unit, payment_id))
-    records.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
+    writes.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
     entry = ledger.release(payments.hold(unit.conn, payment_id), fee_lovelace)
-    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
+    writes.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
         _take_effect(unit, payment_id, seen, utxos, provider, now_ms)
 
@@ -318,10 +316,12 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
     No attempt is on the chain. The hold and the payment's unspent UTxOs are released. Nothing happens if an
     attempt was signed since the decision, or the nonce UTxO is back.
     """
-    row, attempts = row_of(unit, payment_id), queries.attempts(unit.conn, payment_id)
-    if not queries.is_rolled_back(unit.conn, row.nonce_utxo) or any(one.ttl_slot > block.slot for one in attempts):
+    row, attempts = row_of(unit, payment_id), attempts_and_utxos.attempts(unit.conn, payment_id)
+    if not attempts_and_utxos.is_rolled_back(unit.conn, row.nonce_utxo) or any(
+        one.ttl_slot > block.slot for one in attempts
+    ):
         return
-    records.move_payment(
+    writes.move_payment(
         unit,
         payment_id,
         Event.VOID,
@@ -336,8 +336,8 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         detail="a rollback took the deposit that it spends, and its transactions can no longer land",
     )
     prepaid.not_bought(unit, row)
-    records.release_hold(unit, payment_id, now_ms)
-    records.write_entry(unit, ledger.release(payments.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
+    writes.release_hold(unit, payment_id, now_ms)
+    writes.write_entry(unit, ledger.release(payments.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, utxos)
     for attempt in attempts:
         _forget_change(unit, attempt.tx_id)
@@ -346,14 +346,16 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
 def lose_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms: int) -> None:
     """An external spend lost its block: the UTxOs that it spent are ours again, available once listed.
 
-    Except those that an attempt of ours in another block has spent since.
+    Those that an attempt of ours in another block has spent since stay spent.
     """
-    records.add_external_spend(unit, replace(row, is_on_chain=False), provider, now_ms)
-    records.write_entry(unit, ledger.external_spend_reversed(row.spent), now_ms, ref=row.tx_id)
+    writes.add_external_spend(unit, replace(row, is_on_chain=False), provider, now_ms)
+    writes.write_entry(unit, ledger.external_spend_reversed(row.spent), now_ms, ref=row.tx_id)
     for ref in row.inputs:
         if onchain.is_spent_by(unit.conn, ref, row.tx_id):
-            records.set_utxo_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
-    records.note(
+            writes.set_utxo_state(
+                unit, ref, "missing" if attempts_and_utxos.is_made(unit.conn, ref) else "pending"
+            )
+    writes.note(
         unit, None, "external_spend_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash}
     )
 
@@ -365,10 +367,10 @@ def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, pr
         lose_external_spend(unit, external_spend, provider, now_ms)
     for ref in inputs:
         is_back(unit, ref, now_ms)
-        records.spend_utxo(unit, ref, seen.tx_id)
-    for row in queries.utxos_of_tx(unit.conn, seen.tx_id):
+        writes.spend_utxo(unit, ref, seen.tx_id)
+    for row in attempts_and_utxos.utxos_of_tx(unit.conn, seen.tx_id):
         if row.state == "pending":
-            records.set_utxo_state(unit, row.ref, "available")
+            writes.set_utxo_state(unit, row.ref, "available")
             if row.reserved_for is None:
                 make_available(unit, utxos, row)
 
@@ -387,38 +389,40 @@ def record_block_lost(
     row = row_of(unit, payment_id)
     if row.state in POSTED | {State.VOID} and (posted := journal.last_posting(unit.conn, payment_id)):
         lines = tuple(Posting(*line) for line in posted.postings)
-        records.write_entry(unit, ledger.post_reversed(Entry("post", lines)), now_ms, payment_id=payment_id)
+        writes.write_entry(unit, ledger.post_reversed(Entry("post", lines)), now_ms, payment_id=payment_id)
         prepaid.taken_back(unit, row, posted.postings, now_ms)
-        records.renew_hold(unit, payment_id)
+        writes.renew_hold(unit, payment_id)
     # another payment's transaction may have made it void: then no attempt of this one was in that block
-    attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
+    attempts = {attempt.tx_id: attempt for attempt in attempts_and_utxos.attempts(unit.conn, payment_id)}
     lost = attempts.get(row.attempt.tx_id or "")
-    back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
+    columns: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
     if row.void_tx_id is not None:
-        back["void_tx_id"] = None
-    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block.hash}, **back)
+        columns["void_tx_id"] = None
+    writes.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block.hash}, **columns)
     if denied_by is not None:
-        _tell_reopened(unit, row, denied_by, now_ms)
+        _alert_reopened(unit, row, denied_by, now_ms)
     for ref in () if lost is None else lost.inputs:
-        records.set_utxo_state(unit, ref, "available" if queries.is_made(unit.conn, ref) else "pending")
-    for utxo in queries.utxos_of_tx(unit.conn, row.attempt.tx_id or ""):
+        writes.set_utxo_state(unit, ref, "available" if attempts_and_utxos.is_made(unit.conn, ref) else "pending")
+    for utxo in attempts_and_utxos.utxos_of_tx(unit.conn, row.attempt.tx_id or ""):
         if utxo.state != "spent" and utxo.source == "change":
             if utxo.ref in utxos:
                 make_unavailable(unit, utxos, utxo.ref)
-            records.set_utxo_state(unit, utxo.ref, "pending")
+            writes.set_utxo_state(unit, utxo.ref, "pending")
 
 
-def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
-    told = (
+def _alert_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
+    detail = (
         f"{row.id} was shown in block {row.block.hash}, and {denied_by} denies that it is there. Its money is "
         "held again and the same transaction is sent again"
     )
-    facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
+    facts = {"detail": detail, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
     raise_again(unit, "payment_reopened", f"reopened:{row.id}", facts, now_ms)
 
 
 def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:
-    return next(attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == tx_id)
+    return next(
+        attempt for attempt in attempts_and_utxos.attempts(unit.conn, payment_id) if attempt.tx_id == tx_id
+    )
 
 
 def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, landed_ms: int, now_ms: int) -> None:
@@ -431,23 +435,23 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
     fee_lovelace = row.attempt.fee_lovelace or 0
     spent = _spent(unit, _attempt(unit, payment_id, row.attempt.tx_id))
     account = ledger.spending_account(row.invoice.origin, row.prepaid.pool_id is not None)
-    records.write_entry(
+    writes.write_entry(
         unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.attempt.tx_id
     )
-    from_ms = spending.clock_ms(unit.conn, landed_ms)
-    records.post_hold(unit, payment_id, from_ms)
-    records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth, "counts_from_ms": from_ms})
+    from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
+    writes.post_hold(unit, payment_id, from_ms)
+    writes.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth, "counts_from_ms": from_ms})
     prepaid.bought(unit, row, spent, now_ms)
-    trust.learn_price(unit, rules(row.invoice.origin), row, now_ms)
+    merchant_trust.learn_price(unit, rules(row.invoice.origin), row, now_ms)
 
 
 def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
     """The units that an attempt takes from the wallet, without the fee: inputs less change."""
     spent = {LOVELACE: -attempt.fee_lovelace}
     for ref in attempt.inputs:
-        if (utxo := queries.utxo(unit.conn, ref)) is not None:
+        if (utxo := attempts_and_utxos.utxo(unit.conn, ref)) is not None:
             spent = ledger.add((spent, {LOVELACE: utxo.lovelace, **utxo.assets}))
-    for utxo in queries.utxos_of_tx(unit.conn, attempt.tx_id):
+    for utxo in attempts_and_utxos.utxos_of_tx(unit.conn, attempt.tx_id):
         for asset, units in ((LOVELACE, utxo.lovelace), *utxo.assets.items()):
             spent[asset] = spent.get(asset, 0) - units
     return {asset: units for asset, units in spent.items() if units}
@@ -461,22 +465,22 @@ def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, no
     """
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
-        records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
+        writes.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
     orphans = [
         utxo.ref
-        for utxo in queries.utxos_reserved_for(unit.conn, payment_id)
-        if utxo.state == "pending" and queries.rival_of(unit.conn, utxo.ref) is not None
+        for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, payment_id)
+        if utxo.state == "pending" and attempts_and_utxos.rival_of(unit.conn, utxo.ref) is not None
     ]
     _unreserve(unit, payment_id, utxos)
     for ref in orphans:
-        records.forget_utxo(unit, ref)
-    for attempt in queries.attempts(unit.conn, payment_id):
+        writes.forget_utxo(unit, ref)
+    for attempt in attempts_and_utxos.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.attempt.tx_id:
             _forget_change(unit, attempt.tx_id)
 
 
 def _forget_change(unit: Unit, tx_id: str) -> None:
     """Delete the change of an attempt that can never land, except what another payment has reserved."""
-    for utxo in queries.utxos_of_tx(unit.conn, tx_id):
+    for utxo in attempts_and_utxos.utxos_of_tx(unit.conn, tx_id):
         if utxo.reserved_for is None:
-            records.forget_utxo(unit, utxo.ref)
+            writes.forget_utxo(unit, utxo.ref)

@@ -1,7 +1,7 @@
 """Replaces a lost attempt: the outputs and inputs of the next one, and the commit that decides it.
 
-Replacing is safe at any time, because every attempt of a payment spends its nonce UTxO. It is due once no attempt
-can land before its TTL any more (exactly-once.md R7). Runs on the writer's thread; start at
+Replacing is safe at any time, because every attempt of a payment spends its nonce UTxO. It is due once
+every paying attempt is past its TTL and in no block (exactly-once.md R7). Runs on the writer's thread; start at
 `Replacement.start`.
 May import: core, dialects, chain.provider, wallet, store, agent.base. Never: signs; pays more than the hold, or
 with another nonce UTxO.
@@ -21,9 +21,7 @@ from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import payments
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, payments, writes
 from payagent.store.rows.attempts_and_utxos import AttemptRow, UtxoRow
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
@@ -32,13 +30,13 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 HEADER_TRANSACTION_MAX_BYTES = 7_168
 """The most bytes of a transaction that travels in a header, in hex or in base64 twice.
 
-Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
+Node limits all headers together to 16 KiB, and it accepted a proof of 14,336 characters.
 """
 
 NEXT_INVOICE_PATIENCE_S = 300
 """How long after its last TTL a payment whose invoice expired waits for a new invoice before it is cancelled.
 
-A client that still wants it repeats the request at once, and the new invoice is paid with the same nonce UTxO.
+A client that still wants to buy repeats the request at once, and the new invoice is paid with the same nonce UTxO.
 After a cancel it would have to wait until that is deep in the chain.
 """
 
@@ -48,7 +46,7 @@ _PAYLOAD_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NextAttempt:
     """The outputs and bounds of the next attempt: of the payment's invoice, or a new one of the same intent."""
 
     kind: str
@@ -59,21 +57,21 @@ class Wanted:
     parameters: TxParameters
 
 
-def same_again(row: PaymentRow, network: Network) -> Wanted:
+def same_again(row: PaymentRow, network: Network) -> NextAttempt:
     """The same outputs again, for the payment's current invoice."""
     outputs = tuple(
         Output(one.role, parse_address(one.address, network), one.asset, one.units) for one in row.outputs
     )
     parameters = parameters_of(row.invoice.proof, row.invoice.echo)
-    return Wanted(
+    return NextAttempt(
         row.kind, outputs, row.invoice.seq, row.invoice.expires_at_ms, row.invoice.commitment, parameters
     )
 
 
-def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wanted:
+def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> NextAttempt:
     """The outputs of another invoice of the same intent."""
     parameters = parameters_of(invoice.proof, invoice.echo)
-    return Wanted("invoice", invoice.outputs, seq, expires_at_ms, invoice.commitment, parameters)
+    return NextAttempt("invoice", invoice.outputs, seq, expires_at_ms, invoice.commitment, parameters)
 
 
 def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
@@ -90,8 +88,8 @@ def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
 def is_hopeless(conn: Connection, payment_id: str, tx_id: str | None) -> bool:
     """Whether a provider said that the attempt can never be valid, and no provider accepted it."""
     kinds = SubmitKind.NEVER, SubmitKind.ACCEPTED
-    is_never, is_taken = (queries.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
-    return is_never and not is_taken
+    is_never, is_accepted = (attempts_and_utxos.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
+    return is_never and not is_accepted
 
 
 def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
@@ -106,42 +104,49 @@ def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
 
 def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
     """The highest TTL of the attempts that pay: none of them can be in a block of this slot or later."""
-    return max(one.ttl_slot for one in queries.attempts(conn, row.id) if one.kind == "pay")
+    return max(one.ttl_slot for one in attempts_and_utxos.attempts(conn, row.id) if one.kind == "pay")
 
 
 def rebuilt(
-    inputs: Sequence[Utxo], nonce_utxo: Utxo, wanted: Wanted, ttl_slot: int, own: Address, network: Network
+    inputs: Sequence[Utxo],
+    nonce_utxo: Utxo,
+    next_attempt: NextAttempt,
+    ttl_slot: int,
+    own: Address,
+    network: Network,
 ) -> TxPlan:
     """The transaction with exactly these inputs. The same inputs give the same bytes."""
-    outputs = wanted.outputs
-    rest = outputs[0].address if wanted.kind == "sweep" else own
+    outputs = next_attempt.outputs
+    rest = outputs[0].address if next_attempt.kind == "sweep" else own
     return build(
         inputs,
         nonce_utxo,
-        () if wanted.kind == "sweep" else outputs,
+        () if next_attempt.kind == "sweep" else outputs,
         change=rest,
         ttl_slot=ttl_slot,
         network_id=network.network_id,
-        params=wanted.parameters,
+        params=next_attempt.parameters,
         rest_role="change" if rest.raw == own.raw else "pay_to",
-        commitment=None if wanted.commitment is None else bytes.fromhex(wanted.commitment),
+        commitment=None if next_attempt.commitment is None else bytes.fromhex(next_attempt.commitment),
     )
 
 
-def utxos_there(unit: Unit, row: PaymentRow) -> list[UtxoRow]:
+def _usable_utxos(unit: Unit, row: PaymentRow) -> list[UtxoRow]:
     """The payment's UTxOs that exist or may still exist, and its nonce UTxO in any case."""
     return [
         utxo
-        for utxo in queries.utxos_reserved_for(unit.conn, row.id)
+        for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id)
         if utxo.ref == row.nonce_utxo or not (utxo.is_gone or _is_never(unit.conn, utxo))
     ]
 
 
 def can_land(conn: Connection, attempt: AttemptRow) -> bool:
-    """Whether the inputs of an attempt, except its nonce UTxO, can still exist: none is spent, and the transaction
-    that makes each can land."""
+    """Whether the inputs of an attempt, except its nonce UTxO, can still exist.
+
+    None is spent, and the transaction that makes each can land.
+    """
     for ref in attempt.inputs:
-        utxo = queries.utxo(conn, ref)
+        utxo = attempts_and_utxos.utxo(conn, ref)
         if ref != attempt.nonce_utxo and (utxo is None or utxo.state == "spent" or _is_never(conn, utxo)):
             return False
     return True
@@ -149,13 +154,13 @@ def can_land(conn: Connection, attempt: AttemptRow) -> bool:
 
 def _is_never(conn: Connection, utxo: UtxoRow) -> bool:
     """Whether a UTxO can never exist: the transaction that makes it lost to another one, or was rolled back."""
-    is_orphan = utxo.state == "pending" and queries.rival_of(conn, utxo.ref) is not None
-    return is_orphan or queries.is_rolled_back(conn, utxo.ref)
+    is_orphan = utxo.state == "pending" and attempts_and_utxos.rival_of(conn, utxo.ref) is not None
+    return is_orphan or attempts_and_utxos.is_rolled_back(conn, utxo.ref)
 
 
 def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
     """Refused: `deposit_rolled_back`. An attempt could not land, only delay the end."""
-    if queries.is_rolled_back(conn, row.nonce_utxo):
+    if attempts_and_utxos.is_rolled_back(conn, row.nonce_utxo):
         raise Refused(
             "deposit_rolled_back",
             f"the deposit that {row.id} spends or descends from was rolled back",
@@ -165,13 +170,13 @@ def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
 
 def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
     """Reserve the plan's inputs that the payment lacks. Refused: `funds_pending` if one was taken meanwhile."""
-    had = {utxo.ref for utxo in queries.utxos_reserved_for(unit.conn, payment_id)}
+    reserved = {utxo.ref for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, payment_id)}
     for utxo in plan.inputs:
-        if utxo.ref not in had:
+        if utxo.ref not in reserved:
             if utxo.ref not in utxos:
                 raise Refused("funds_pending", f"UTxO {utxo.ref} was used for another payment meanwhile")
             make_unavailable(unit, utxos, utxo.ref)
-            records.reserve(unit, (utxo.ref,), payment_id)
+            writes.reserve(unit, (utxo.ref,), payment_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,9 @@ class Replacement:
     chain: ChainView
     own: Address
 
-    def start(self, unit: Unit, row: PaymentRow, wanted: Wanted, min_window_s: int, now_ms: int) -> TxPlan:
+    def start(
+        self, unit: Unit, row: PaymentRow, next_attempt: NextAttempt, min_window_s: int, now_ms: int
+    ) -> TxPlan:
         """Plan the next attempt, reserve its inputs and move the payment to `replacing`.
 
         Refused, with nothing changed: `deposit_rolled_back`; `invoice_expired`; `limit_exceeded` if it costs more
@@ -190,17 +197,17 @@ class Replacement:
         """
         require_nonce_utxo(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
-        window_s = min_window_s if wanted.kind == "invoice" else 0
+        window_s = min_window_s if next_attempt.kind == "invoice" else 0
         from_block = row.invoice.dialect in TIMED_BY_BLOCK
-        ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s, from_block=from_block)
-        plan = self._plan(unit, row, wanted, ttl_slot)
+        ttl_slot = self.chain.ttl_slot(slot, next_attempt.expires_at_ms, window_s, from_block=from_block)
+        plan = self._plan(unit, row, next_attempt, ttl_slot)
         hold = payments.hold(unit.conn, row.id)
         for asset, units in plan.spend.items():
             if units > hold.get(asset, 0):
                 need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))
                 raise Refused("limit_exceeded", f"{need} are needed, {held} are held")
         reserve_more(unit, self.utxos, row.id, plan)
-        records.move_payment(
+        writes.move_payment(
             unit,
             row.id,
             Event.REPLACE,
@@ -208,34 +215,35 @@ class Replacement:
             {"inputs": " ".join(utxo.ref for utxo in plan.inputs)},
             tx_id=None,
             ttl_slot=ttl_slot,
-            **({} if wanted.invoice == row.invoice.seq else {"invoice_seq": wanted.invoice}),
+            **({} if next_attempt.invoice == row.invoice.seq else {"invoice_seq": next_attempt.invoice}),
         )
         return plan
 
-    def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> TxPlan:
-        """Reuse the last attempt's inputs. If one is gone or they do not suffice, select from the payment's UTxOs
-        and the available ones.
+    def _plan(self, unit: Unit, row: PaymentRow, next_attempt: NextAttempt, ttl_slot: int) -> TxPlan:
+        """Reuse the last attempt's inputs.
+
+        If one is gone or they do not suffice, select from the payment's UTxOs and the available ones.
         """
         network = self.chain.network
-        there = utxos_there(unit, row)
-        last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
-        nonce_utxo = next(utxo_of(utxo) for utxo in there if utxo.ref == last.nonce_utxo)
-        same = [utxo_of(utxo) for utxo in there if utxo.ref in last.inputs]
+        usable = _usable_utxos(unit, row)
+        last = [one for one in attempts_and_utxos.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
+        nonce_utxo = next(utxo_of(utxo) for utxo in usable if utxo.ref == last.nonce_utxo)
+        same = [utxo_of(utxo) for utxo in usable if utxo.ref in last.inputs]
         try:
             if len(same) == len(last.inputs):
-                return rebuilt(same, nonce_utxo, wanted, ttl_slot, self.own, network)
+                return rebuilt(same, nonce_utxo, next_attempt, ttl_slot, self.own, network)
         except Refused:
-            if wanted.invoice == row.invoice.seq:
+            if next_attempt.invoice == row.invoice.seq:
                 raise
-        if wanted.kind == "sweep":
+        if next_attempt.kind == "sweep":
             raise Refused("not_enough_funds", "a UTxO that it was to send is gone")
         return select(
-            UtxoIndex([*self.utxos, *(utxo_of(utxo) for utxo in there)]),
-            wanted.outputs,
+            UtxoIndex([*self.utxos, *(utxo_of(utxo) for utxo in usable)]),
+            next_attempt.outputs,
             change=self.own,
             ttl_slot=ttl_slot,
             network_id=network.network_id,
-            params=wanted.parameters,
+            params=next_attempt.parameters,
             nonce_utxo=nonce_utxo,
-            commitment=None if wanted.commitment is None else bytes.fromhex(wanted.commitment),
+            commitment=None if next_attempt.commitment is None else bytes.fromhex(next_attempt.commitment),
         )

@@ -6,7 +6,7 @@ May import: core, store, wallet, agent.base, agent.commits. Never: signs; waits 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.free_utxos import make_unavailable, utxo_of
 from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.commits.rules import PaymentRules
@@ -18,9 +18,7 @@ from payagent.core.payment import Event
 from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import payments, prepaid
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, payments, prepaid, writes
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
 
@@ -35,27 +33,26 @@ class Reservation:
     def decide(
         self, unit: Unit, intent: PaymentIntent, nonce_utxo: Utxo | None, expires_at_ms: int | None, now_ms: int
     ) -> tuple[TxPlan, tuple[LimitCheck, ...]]:
-        """The plan and the limit checks it passed. A limit that the amount alone exceeds is reported before lack
-        of funds.
+        """The plan and the limit checks it passed.
+
+        A limit that the amount alone exceeds is reported before lack of funds.
         """
         invoice = intent.invoice
-        asked = self.require_before_fee(unit, intent, now_ms)
+        checks = self.require_before_fee(unit, intent, now_ms)
         plan = self.planner.plan(unit, invoice, expires_at_ms, intent.min_window_s, now_ms, nonce_utxo)
         self.rules.require_within_caps(plan.spend)
-        again = policy.ask_again(asked, plan.spend)
-        if policy.tightest(again) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
-            again = self.rules.require_within_limits(unit.conn, intent, plan.spend, invoice.asset, now_ms)
-        return plan, again
+        with_fee = policy.ask_again(checks, plan.spend)
+        if policy.tightest(with_fee) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
+            with_fee = self.rules.require_within_limits(unit.conn, intent, plan.spend, invoice.asset, now_ms)
+        return plan, with_fee
 
     def require_before_fee(
         self, unit: Unit, intent: PaymentIntent, now_ms: int, count: int = 1
     ) -> tuple[LimitCheck, ...]:
         """As `PaymentRules.require_within_limits`, for the invoice's amount without a fee."""
-        asset, known = (
-            intent.invoice.asset,
-            {LOVELACE: 0} | {intent.invoice.asset: intent.invoice.total_units},
-        )
-        return self.rules.require_within_limits(unit.conn, intent, known, asset, now_ms, count, fee=BEFORE_FEE)
+        asset = intent.invoice.asset
+        spend = {LOVELACE: 0} | {asset: intent.invoice.total_units}
+        return self.rules.require_within_limits(unit.conn, intent, spend, asset, now_ms, count, fee=BEFORE_FEE)
 
     def hold(
         self,
@@ -63,36 +60,41 @@ class Reservation:
         payment_id: str,
         plan: TxPlan,
         now_ms: int,
-        asked: Sequence[LimitCheck] | None = None,
-        told: Mapping[str, object] | None = None,
+        checks: Sequence[LimitCheck] | None = None,
+        detail: Mapping[str, object] | None = None,
     ) -> None:
         """Place the hold, reserve the plan's inputs and fix the nonce UTxO; the payment is `reserved`.
 
-        `asked`: the limits it counts against; None: none.
+        `checks`: the limits it counts against; None: none. `detail` is added to its event.
         """
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
         for utxo in plan.inputs:
             if utxo.ref in self.planner.utxos:
                 make_unavailable(unit, self.planner.utxos, utxo.ref)
-        records.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
+        writes.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
         at_ms = self.rules.clock_ms(unit.conn, now_ms)
-        records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
-        records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
-        records.move_payment(
+        writes.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, checks is not None)
+        writes.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
+        writes.move_payment(
             unit,
             payment_id,
             Event.RESERVE,
             now_ms,
-            ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
+            ({"limits": [_limit_view(check) for check in checks]} if checks else {}) | dict(detail or {}),
             nonce_utxo=plan.nonce_utxo.ref,
             ttl_slot=plan.ttl_slot,
         )
 
 
-def _asked_view(one: LimitCheck) -> dict[str, str]:
-    whose = {name: value for name, value in one.scope._asdict().items() if value != policy.ANY}
-    view = {"limit": one.name, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
+def _limit_view(check: LimitCheck) -> dict[str, str]:
+    whose = {name: value for name, value in check.scope._asdict().items() if value != policy.ANY}
+    view = {
+        "limit": check.name,
+        "asset": check.asset,
+        "left": str(check.left_units),
+        "asked": str(check.asked_units),
+    }
     return view | whose
 
 
@@ -105,9 +107,9 @@ def note_price(unit: Unit, intent: PaymentIntent) -> None:
     is_call = intent.topup is None or intent.topup.is_call
     if intent.request is None or not is_call:
         return
-    invoice, call = intent.invoice, trust.priced_call(intent.request)
-    known = prepaid.price(unit.conn, invoice.origin, *call)
-    is_more = known is None or (known[0] == invoice.asset and known[1] < invoice.total_units)
+    invoice, call = intent.invoice, merchant_trust.priced_call(intent.request)
+    recorded = prepaid.price(unit.conn, invoice.origin, *call)
+    is_more = recorded is None or (recorded[0] == invoice.asset and recorded[1] < invoice.total_units)
     if intent.is_heard or is_more:
         prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
@@ -116,7 +118,7 @@ def is_priced(conn: Connection, intent: PaymentIntent) -> bool:
     """Whether the request's price is known already, so that `note_price` adds no row."""
     if intent.request is None:
         return True
-    return prepaid.price(conn, intent.invoice.origin, *trust.priced_call(intent.request)) is not None
+    return prepaid.price(conn, intent.invoice.origin, *merchant_trust.priced_call(intent.request)) is not None
 
 
 def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
@@ -128,7 +130,7 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:
         return None
-    first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]
+    first, *others = [attempts_and_utxos.free_descendants(unit.conn, cancel) for cancel in cancels]
     for row in first:
         if all(row in other for other in others):
             return utxo_of(row)

@@ -1,6 +1,6 @@
 """Limits, caps and merchant rules: whether a payment is allowed, decided in the commit that admits it.
 
-They are checked before that too, to decide whether a payment may wait for a UTxO (agent.utxos.queue).
+They are also checked earlier, to decide whether a payment may wait for a UTxO (agent.utxos.queue).
 
 May import: core, store, agent.base. Never: writes; reads UTxOs; signs.
 """
@@ -8,13 +8,12 @@ May import: core, store, agent.base. Never: writes; reads UTxOs; signs.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.agent.base.requests import PaymentIntent
-from payagent.core import merchant_rules as guards
-from payagent.core import policy
+from payagent.core import merchant_rules, policy
 from payagent.core.findings import Finding, Reasons, above, judge
 from payagent.core.hard_caps import WITH_FEE, Caps, require_within_caps
 from payagent.core.invoice import Invoice
@@ -23,8 +22,7 @@ from payagent.core.money import LOVELACE, format_amount
 from payagent.core.policy import Limit, LimitCheck, SpendSpan, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
-from payagent.store.rows import apps, topups
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, topups
 from payagent.store.rows.payments import PaymentRow
 
 
@@ -45,7 +43,7 @@ class PaymentRules:
 
     def clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.rows.limit_counters): only blocks advance it, nothing sets it back."""
-        return spending.clock_ms(conn, self.chain.block_ms(now_ms))
+        return limit_counters.clock_ms(conn, self.chain.block_ms(now_ms))
 
     def require_within_limits(
         self,
@@ -64,23 +62,24 @@ class PaymentRules:
         """
         self.require_within_caps(spend, fee)
         app, origin = intent.app_id, intent.invoice.origin
-        asker = apps.require(conn, app)
-        asker.require_may_pay(origin, paid_asset)
+        app_row = apps.require(conn, app)
+        app_row.require_may_pay(origin, paid_asset)
         _require_bound_on(intent, paid_asset, spend)
         clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
-        asked = {
-            policy.ask(limit, spending.counted(conn, limit, clock_ms), spend, count): limit for limit in binding
+        checks = {
+            policy.ask(limit, limit_counters.counted(conn, limit, clock_ms), spend, count): limit
+            for limit in binding
         }
         bounds = policy.ask_bounds(
             spend, paid_asset, intent.most_units(paid_asset), self._topup_left(conn, intent, clock_ms), count
         )
-        tight = policy.tightest((*asked, *bounds))
-        if tight is not None:
-            frees_at = when_it_frees(conn, asked.get(tight), tight, clock_ms)
-            raise policy.refusal(tight, frees_at, asker.name, f"payment takes {{}} {fee}")
-        return (*asked, *bounds)
+        tightest = policy.tightest((*checks, *bounds))
+        if tightest is not None:
+            frees_at_ms = when_it_frees(conn, checks.get(tightest), tightest, clock_ms)
+            raise policy.refusal(tightest, frees_at_ms, app_row.name, f"payment takes {{}} {fee}")
+        return (*checks, *bounds)
 
     def require_within_caps(self, spend: Mapping[str, int], fee: str = WITH_FEE) -> None:
         """Refuse a spend above the signer's caps before anything is held. Without caps only the signer checks."""
@@ -109,10 +108,10 @@ class PaymentRules:
         self, conn: Connection, intent: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT
     ) -> tuple[Finding, ...]:
         """The findings of the merchant rules against an invoice."""
-        rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
+        rules, claim = self.rules(invoice.origin), merchant_trust.claim_of_invoice(invoice)
         is_measured = intent.topup is None or intent.topup.is_auto
-        known = trust.known_of(conn, rules, invoice.origin, intent.request, is_measured)
-        return guards.check(claim, rules, known, moment)
+        facts = merchant_trust.facts_of(conn, rules, invoice.origin, intent.request, is_measured)
+        return merchant_rules.check(claim, rules, facts, moment)
 
     def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
         """Why an admitted payment may no longer be signed; None if it may.
@@ -123,10 +122,13 @@ class PaymentRules:
             require_may_have(conn, row, now_ms)
             if row.invoice.origin is not None:
                 self.require_merchant(row.invoice.origin)
-                rules, claim = self.rules(row.invoice.origin), trust.claim_of_payment(row)
+                rules, claim = self.rules(row.invoice.origin), merchant_trust.claim_of_payment(row)
                 judge(
-                    guards.check(
-                        claim, rules, trust.known_of(conn, rules, row.invoice.origin, None), Moment.SAME_TERMS
+                    merchant_rules.check(
+                        claim,
+                        rules,
+                        merchant_trust.facts_of(conn, rules, row.invoice.origin, None),
+                        Moment.SAME_TERMS,
                     )
                 )
         except Refused as refusal:
@@ -146,8 +148,8 @@ class PaymentRules:
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
     """Check that the payment's app may still pay. Refused: `forbidden`; for a top-up as `require_may_buy`."""
-    if row.prepaid.topup_id is not None and (order := topups.find(conn, row.prepaid.topup_id)) is not None:
-        require_may_buy(conn, order, now_ms)
+    if row.prepaid.topup_id is not None and (topup := topups.find(conn, row.prepaid.topup_id)) is not None:
+        require_may_buy(conn, topup, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):
         name = apps.require(conn, row.app_id).name
         raise Refused("forbidden", f"the app {name} that made the request is revoked or has expired")
@@ -160,11 +162,11 @@ def _require_bound_on(intent: PaymentIntent, asset: str, spend: Mapping[str, int
         return
     bound, name = format_amount(bound_asset, most_units), "ADA" if asset == LOVELACE else asset
     detail = f"max_total is {bound} and allows nothing else, this payment is in {name}"
-    told = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
-    raise Refused("limit_exceeded", detail, **told)
+    context = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
+    raise Refused("limit_exceeded", detail, **context)
 
 
-def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
+def visible_to_app(conn: Connection, app_id: str, refused: Refused) -> Refused:
     """The refusal as its app may see it: without figures, unless the app sees all or has no scope (our own)."""
     app = apps.require(conn, app_id)
     return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
@@ -172,16 +174,16 @@ def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
 
 def in_force_for(conn: Connection, from_file: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
     """The limits that may bind a payment: a limit set at run time overrides the config file's."""
-    return policy.in_force(from_file, spending.limits_binding(conn, app, origin))
+    return policy.in_force(from_file, limit_counters.limits_binding(conn, app, origin))
 
 
-def when_it_frees(conn: Connection, limit: Limit | None, asked: LimitCheck, clock_ms: int) -> int | None:
+def when_it_frees(conn: Connection, limit: Limit | None, check: LimitCheck, clock_ms: int) -> int | None:
     """When an exceeded limit has room again; None if its window does not roll or it is below the amount."""
-    if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
+    if limit is None or limit.window not in policy.LENGTH_MS or check.asked_units > limit.most_units:
         return None
-    spans = spending.spans(conn, limit, clock_ms)
-    return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, asked))
+    spans = limit_counters.spans(conn, limit, clock_ms)
+    return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, check))
 
 
-def _excess(limit: Limit, spans: Sequence[SpendSpan], asked: LimitCheck) -> int:
-    return sum(span.units for span in spans) + asked.asked_units - limit.most_units
+def _excess(limit: Limit, spans: Sequence[SpendSpan], check: LimitCheck) -> int:
+    return sum(span.units for span in spans) + check.asked_units - limit.most_units

@@ -19,8 +19,7 @@ from payagent.core.payment import State
 from payagent.core.problems import Refused, own_order
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import pauses, payments
+from payagent.store.rows import attempts_and_utxos, pauses, payments
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan, build, select, smallest_of
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
@@ -45,9 +44,9 @@ class Planner:
     own: Address
     unconfirmed_ancestors: int = 0
     chain_ttl_s: int = 0
-    _depths: dict[str, int] = field(default_factory=dict)
-    _depths_at: Tip | None = None
-    _next: list[str] = field(default_factory=list)
+    _ancestor_counts: dict[str, int] = field(default_factory=dict)
+    _counts_tip: Tip | None = None
+    _candidates: list[str] = field(default_factory=list)
 
     def plan(
         self,
@@ -58,11 +57,11 @@ class Planner:
         now_ms: int,
         nonce_utxo: Utxo | None = None,
         *,
-        waits: bool = False,
+        with_pending: bool = False,
     ) -> TxPlan:
         """The transaction that pays the invoice now. Refused for every reason except limits.
 
-        `waits`: plan as if all pending change were available. Such a plan is never signed.
+        `with_pending`: plan as if all pending change were available. Such a plan is never signed.
         """
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(
@@ -84,8 +83,10 @@ class Planner:
 
         try:
             if invoice.merchant_submits:
-                return self._plan_with(unit, self._cancellable(pay), slot, 0, waits=waits)
-            return self._plan_with(unit, pay, slot, self.unconfirmed_ancestors, by_one=True, waits=waits)
+                return self._plan_with(unit, self._cancellable(pay), slot, 0, with_pending=with_pending)
+            return self._plan_with(
+                unit, pay, slot, self.unconfirmed_ancestors, one_first=True, with_pending=with_pending
+            )
         except Refused as refusal:
             if invoice.proof == "tx_hash" or refusal.code != "utxos_too_small":
                 raise
@@ -103,24 +104,24 @@ class Planner:
             )
 
     def cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> TxPlan:
-        """The cancel: the payment's existing UTxOs, and its nonce UTxO in any case, back to the wallet.
+        """The cancel: it returns the payment's existing UTxOs, and its nonce UTxO in any case, to the wallet.
 
         Pending ones are left out: they may never exist, and the cancel could not land. If the UTxOs do not pay for
         the cancel, an available one is added. Refused: `paused`, `deposit_rolled_back`.
         """
         pauses.require_running(unit.conn)
         require_nonce_utxo(unit.conn, row)
-        reserved = queries.utxos_reserved_for(unit.conn, row.id)
-        there = [utxo_of(utxo) for utxo in reserved if utxo.state == "available" or utxo.ref == row.nonce_utxo]
-        nonce_utxo = next(utxo for utxo in there if utxo.ref == row.nonce_utxo)
+        reserved = attempts_and_utxos.utxos_reserved_for(unit.conn, row.id)
+        existing = [utxo_of(utxo) for utxo in reserved if utxo.state == "available" or utxo.ref == row.nonce_utxo]
+        nonce_utxo = next(utxo for utxo in existing if utxo.ref == row.nonce_utxo)
         network_id = self.chain.network.network_id
         try:
-            return take_back(there, nonce_utxo, self.own, ttl_slot, network_id)
+            return take_back(existing, nonce_utxo, self.own, ttl_slot, network_id)
         except Refused:
-            spent = {utxo.ref for utxo in there}
+            used_refs = {utxo.ref for utxo in existing}
             for more in self.utxos.largest():
-                if more.ref not in spent:
-                    return take_back([*there, more], nonce_utxo, self.own, ttl_slot, network_id)
+                if more.ref not in used_refs:
+                    return take_back([*existing, more], nonce_utxo, self.own, ttl_slot, network_id)
             raise
 
     def _cancellable(self, pay: Callable[[UtxoIndex], TxPlan]) -> Callable[[UtxoIndex], TxPlan]:
@@ -135,8 +136,8 @@ class Planner:
             try:
                 take_back(plan.inputs, plan.nonce_utxo, self.own, plan.ttl_slot, plan.network_id)
             except Refused:
-                spent = {utxo.ref for utxo in plan.inputs}
-                plan = pay(UtxoIndex(utxo for utxo in utxos if utxo.ref not in spent))
+                used_refs = {utxo.ref for utxo in plan.inputs}
+                plan = pay(UtxoIndex(utxo for utxo in utxos if utxo.ref not in used_refs))
                 take_back(plan.inputs, plan.nonce_utxo, self.own, plan.ttl_slot, plan.network_id)
             return plan
 
@@ -146,27 +147,27 @@ class Planner:
         """Pending UTxOs that may be spent, each with its number of unconfirmed ancestors."""
         if not self.unconfirmed_ancestors:
             return []
-        depths = self._known_depths()
-        found = (
-            (utxo_of(row), queries.unconfirmed_ancestors(unit.conn, row.tx_id, depths))
-            for row in queries.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
+        counts = self._current_counts()
+        candidates = (
+            (utxo_of(row), attempts_and_utxos.unconfirmed_ancestors(unit.conn, row.tx_id, counts))
+            for row in attempts_and_utxos.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
         )
-        return [(utxo, depth) for utxo, depth in found if depth < self.unconfirmed_ancestors]
+        return [(utxo, count) for utxo, count in candidates if count < self.unconfirmed_ancestors]
 
     def depth_of(self, tx_id: str) -> int:
         """The number of unconfirmed ancestors of a transaction planned since the newest block."""
-        return self._depths.get(tx_id, 0)
+        return self._ancestor_counts.get(tx_id, 0)
 
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
         """Units per asset that are available, or will be once all change confirms."""
-        pending = _coming(unit, self.chain.require_ready(now_ms))
+        pending = _pending_utxos(unit, self.chain.require_ready(now_ms))
         return ledger.add((self.utxos.totals, UtxoIndex(pending).totals))
 
-    def _known_depths(self) -> dict[str, int]:
+    def _current_counts(self) -> dict[str, int]:
         """Ancestor counts found since the newest block. A count that is briefly wrong breaks no safety rule."""
-        if self._depths_at != self.chain.tip:
-            self._depths_at, self._depths = self.chain.tip, {}
-        return self._depths
+        if self._counts_tip != self.chain.tip:
+            self._counts_tip, self._ancestor_counts = self.chain.tip, {}
+        return self._ancestor_counts
 
     def _plan_with(
         self,
@@ -175,8 +176,8 @@ class Planner:
         slot: int,
         unconfirmed_ancestors: int,
         *,
-        by_one: bool = False,
-        waits: bool = False,
+        one_first: bool = False,
+        with_pending: bool = False,
     ) -> TxPlan:
         """Plan from the available UTxOs, or from those and pending change with few enough ancestors.
 
@@ -187,71 +188,71 @@ class Planner:
         except Refused as refusal:
             if refusal.name not in ("not_enough_funds", "utxos_too_small/inputs"):
                 raise
-            if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, by_one=by_one)):
+            if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, one_first=one_first)):
                 return chained
-            if missing := queries.missing_utxos(unit.conn):
+            if missing := attempts_and_utxos.missing_utxos(unit.conn):
                 raise Refused(
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's UTxOs: {refusal.detail}",
                 ) from None
-            pending = _coming(unit, slot)
-            whole = _planned(plan, UtxoIndex([*self.utxos, *pending]))
-            if whole is None:
+            pending = _pending_utxos(unit, slot)
+            full_plan = _plan_or_none(plan, UtxoIndex([*self.utxos, *pending]))
+            if full_plan is None:
                 raise
-            if waits:
-                return whole
+            if with_pending:
+                return full_plan
             asset = str(refusal.context.get("asset", LOVELACE))
-            raise _in_flight(
+            raise _funds_pending(
                 asset, self.utxos.totals.get(asset, 0), UtxoIndex(pending).totals.get(asset, 0)
             ) from None
 
     def _chained(
-        self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int, *, by_one: bool
+        self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int, *, one_first: bool
     ) -> TxPlan | None:
         """A plan that spends pending change. Its nonce UTxO is a confirmed input, if it has one."""
-        made = self._chained_to_one(unit, plan, slot) if by_one else None
-        if made is None:
+        chosen = self._chained_to_one(unit, plan, slot) if one_first else None
+        if chosen is None:
             pending = [utxo for utxo, _ in self.chainable(unit, slot)]
             if not pending:
                 return None
             try:
-                made = plan(UtxoIndex([*self.utxos, *pending]))
+                chosen = plan(UtxoIndex([*self.utxos, *pending]))
             except Refused:
                 return None
             by_lovelace = sorted(pending, key=lambda utxo: (utxo.lovelace, utxo.ref))
-            self._next = [utxo.ref for utxo in by_lovelace] if len(pending) > MANY else []
-        settled = [utxo for utxo in made.inputs if utxo.ref in self.utxos]
-        if settled and made.nonce_utxo.ref not in self.utxos:
-            made = made._replace(nonce_utxo=smallest_of(settled))
-        parents = {utxo.tx_id for utxo in made.inputs if utxo.ref not in self.utxos}
-        depths = self._known_depths()
-        depths[made.tx_id] = 1 + max(
-            (queries.unconfirmed_ancestors(unit.conn, parent, depths) for parent in parents), default=-1
+            self._candidates = [utxo.ref for utxo in by_lovelace] if len(pending) > MANY else []
+        confirmed = [utxo for utxo in chosen.inputs if utxo.ref in self.utxos]
+        if confirmed and chosen.nonce_utxo.ref not in self.utxos:
+            chosen = chosen._replace(nonce_utxo=smallest_of(confirmed))
+        parents = {utxo.tx_id for utxo in chosen.inputs if utxo.ref not in self.utxos}
+        counts = self._current_counts()
+        counts[chosen.tx_id] = 1 + max(
+            (attempts_and_utxos.unconfirmed_ancestors(unit.conn, parent, counts) for parent in parents), default=-1
         )
-        return made
+        return chosen
 
     def _chained_to_one(self, unit: Unit, plan: Callable[[UtxoIndex], TxPlan], slot: int) -> TxPlan | None:
         """A plan from one pending UTxO: the largest still available of those found when all were last compared.
 
         So planning costs the same with one pending UTxO and with very many.
         """
-        while self._next:
-            row = queries.chainable_utxo(unit.conn, self._next[-1], slot + self.chain_ttl_s)
+        while self._candidates:
+            row = attempts_and_utxos.chainable_utxo(unit.conn, self._candidates[-1], slot + self.chain_ttl_s)
             if row is not None:
                 try:
                     return plan(UtxoIndex([utxo_of(row)]))
                 except Refused:
                     return None
-            self._next.pop()
+            self._candidates.pop()
         return None
 
 
-def _coming(unit: Unit, slot: int) -> list[Utxo]:
+def _pending_utxos(unit: Unit, slot: int) -> list[Utxo]:
     """Pending change: of signed attempts as planned, of reserved payments their UTxOs less the hold."""
-    pending = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
+    pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot)]
     for row in payments.payments_in(unit.conn, (State.RESERVED,)):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
-        for utxo in queries.utxos_reserved_for(unit.conn, row.id):
+        for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))
         lovelace = left.pop(LOVELACE, 0)
         if lovelace > 0 and (row.attempt.ttl_slot or 0) > slot:
@@ -263,7 +264,7 @@ def _coming(unit: Unit, slot: int) -> list[Utxo]:
     return pending
 
 
-def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | None:
+def _plan_or_none(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | None:
     """The plan from these UTxOs; None if they do not suffice."""
     try:
         return plan(utxos)
@@ -271,7 +272,7 @@ def _planned(plan: Callable[[UtxoIndex], TxPlan], utxos: UtxoIndex) -> TxPlan | 
         return None
 
 
-def _in_flight(asset: str, available: int, pending: int) -> Refused:
+def _funds_pending(asset: str, available: int, pending: int) -> Refused:
     return Refused(
         "funds_pending",
         f"{format_amount(asset, available)} are available, and {format_amount(asset, pending)} are pending change "
@@ -283,5 +284,5 @@ def _in_flight(asset: str, available: int, pending: int) -> Refused:
 
 
 def take_back(inputs: Sequence[Utxo], nonce_utxo: Utxo, own: Address, ttl_slot: int, network_id: int) -> TxPlan:
-    """The cancel: these inputs back to the wallet. Refused if they do not pay for it."""
+    """The cancel: it returns these inputs to the wallet. Refused if they do not pay for it."""
     return build(inputs, nonce_utxo, (), change=own, ttl_slot=ttl_slot, network_id=network_id)

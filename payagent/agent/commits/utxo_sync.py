@@ -1,9 +1,9 @@
 """Compares the ledger's UTxOs with a provider's complete list, on the writer's thread. Start at `sync`.
 
-A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks is not
-therefore spent: it becomes `missing` and returns when it is listed again (rule 4). A reserved one may have been
-spent by its own payment, so its absence counts only when that payment is replaced. A deposit is reversed only when
-providers repeatedly deny its transaction; a reserved UTxO becomes `rolled_back` then.
+A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks may be
+unspent: it becomes `missing` until it is listed again (rule 4). A reserved one may have been spent by its own
+payment, so its absence counts only when that payment is replaced. A deposit is reversed only when providers
+repeatedly deny its transaction. A reserved UTxO then becomes `rolled_back`.
 May import: core, chain.provider, chain.quorum_rules, wallet.utxo_index, store, agent.base. Never: concludes
 anything from an absence.
 """
@@ -16,12 +16,11 @@ from payagent.chain.quorum_rules import Listing
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, writes
 from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import UtxoIndex
 
-_THERE = ("available", "locked")
+_LISTED_STATES = ("available", "locked")
 """States of UTxOs that a complete list has to contain."""
 
 
@@ -30,23 +29,23 @@ def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
 
     A UTxO on which providers disagree stays as it is: neither a deposit nor missing.
     """
-    known = queries.utxo_states(unit.conn)
+    states = attempts_and_utxos.utxo_states(unit.conn)
     seen = set(listing.doubtful)
     deposits = 0
     for utxo in listing.agreed:
         ref = utxo.ref
         seen.add(ref)
-        if ref not in known:
+        if ref not in states:
             deposits += _deposit(unit, ref, utxo, utxos, now_ms)
-        elif known[ref] == "missing":
-            row = queries.utxo(unit.conn, ref)
-            records.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "available")
+        elif states[ref] == "missing":
+            row = attempts_and_utxos.utxo(unit.conn, ref)
+            writes.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "available")
             if not _is_locked(utxo) and row is not None and row.reserved_for is None:
                 make_available(unit, utxos, row)
-    for ref in [ref for ref, state in known.items() if state in _THERE and ref not in seen]:
-        row = queries.utxo(unit.conn, ref)
+    for ref in [ref for ref, state in states.items() if state in _LISTED_STATES and ref not in seen]:
+        row = attempts_and_utxos.utxo(unit.conn, ref)
         if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in utxos):
-            records.set_utxo_state(unit, ref, "missing")
+            writes.set_utxo_state(unit, ref, "missing")
             if ref in utxos:
                 make_unavailable(unit, utxos, ref)
     return deposits
@@ -58,41 +57,41 @@ def take_back(unit: Unit, ref: str, now_ms: int) -> None:
     A UTxO that a payment has reserved is kept as `rolled_back`. If the transaction lands later, it is a new
     deposit.
     """
-    row = queries.utxo(unit.conn, ref)
+    row = attempts_and_utxos.utxo(unit.conn, ref)
     if row is None or row.state != "missing":
         return
-    records.write_entry(unit, ledger.deposit_reversed({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+    writes.write_entry(unit, ledger.deposit_reversed({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
     if row.reserved_for is None:
-        records.forget_utxo(unit, ref)
+        writes.forget_utxo(unit, ref)
     else:
-        records.set_utxo_state(unit, ref, "rolled_back")
+        writes.set_utxo_state(unit, ref, "rolled_back")
 
 
 def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
     """Book a reversed deposit again, now that its UTxO is listed. Returns False if it was not reversed."""
-    row = queries.utxo(unit.conn, ref)
+    row = attempts_and_utxos.utxo(unit.conn, ref)
     if row is None or row.state != "rolled_back":
         return False
-    records.write_entry(unit, ledger.deposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
-    records.set_utxo_state(unit, ref, "missing")
+    writes.write_entry(unit, ledger.deposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+    writes.set_utxo_state(unit, ref, "missing")
     return True
 
 
-def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
-    """Whether the list differs from the ledger's UTxOs (`known`: states by ref), so that `sync` has to write."""
+def is_stale(listing: Listing, states: Mapping[str, str]) -> bool:
+    """Whether the list differs from the ledger's UTxOs (`states`: by ref), so that `sync` has to write."""
     refs = {utxo.ref for utxo in listing.agreed}
-    if any(known.get(ref, "missing") == "missing" for ref in refs):
+    if any(states.get(ref, "missing") == "missing" for ref in refs):
         return True
     refs |= listing.doubtful
-    return any(state in _THERE and ref not in refs for ref, state in known.items())
+    return any(state in _LISTED_STATES and ref not in refs for ref, state in states.items())
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int) -> int:
-    locked = _is_locked(utxo)
-    if queries.utxo(unit.conn, ref) is not None:
+    is_locked = _is_locked(utxo)
+    if attempts_and_utxos.utxo(unit.conn, ref) is not None:
         if not is_back(unit, ref, now_ms):
             return 0
-        records.set_utxo_state(unit, ref, "locked" if locked else "available")
+        writes.set_utxo_state(unit, ref, "locked" if is_locked else "available")
         return 1
     row = UtxoRow(
         ref,
@@ -101,13 +100,13 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: in
         utxo.lovelace,
         dict(utxo.assets),
         "deposit",
-        "locked" if locked else "available",
+        "locked" if is_locked else "available",
         None,
     )
-    records.add_utxo(unit, row)
+    writes.add_utxo(unit, row)
     # an unreadable output is booked with the part that can be counted
-    records.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
-    if not locked:
+    writes.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
+    if not is_locked:
         make_available(unit, utxos, row)
     return 1
 

@@ -56,7 +56,7 @@ class Decisions:
             if not self._context.payment(payment_id).invoice.merchant_submits:
                 try:
                     await self._signing.sign(payment_id, decided.plan)
-                    self._submitter.send_off(payment_id)
+                    self._submitter.submit(payment_id)
                 except Refused as refused:  # it is approved and held: the next pass signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:

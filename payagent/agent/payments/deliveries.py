@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 
 from payagent.agent.base.requests import Advice
-from payagent.agent.commits import delivery_transitions as delivery_steps
+from payagent.agent.commits import delivery_transitions
 from payagent.agent.commits.delivery_transitions import Presented
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
@@ -32,14 +32,16 @@ class Deliveries:
     def __init__(self, context: AgentContext, lifecycle: PaymentLifecycle) -> None:
         self._context = context
         self._lifecycle = lifecycle
-        self._there_since_ms: int | None = None
+        self._running_since_ms: int | None = None
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Record the status of the retry. An intent with a derived key ends when its request was served."""
         now_ms, clock_ms, rules = *self._times_ms(), self._context.config.rules
         await self._context.write(
             "delivery",
-            lambda unit: delivery_steps.record_delivery(unit, payment_id, http_status, rules, clock_ms, now_ms),
+            lambda unit: delivery_transitions.record_delivery(
+                unit, payment_id, http_status, rules, clock_ms, now_ms
+            ),
             payment_id,
         )
         return self._context.payment(payment_id)
@@ -51,7 +53,7 @@ class Deliveries:
         now_ms, rules = self._context.ports.clock.now_ms(), self._context.config.rules
         await self._context.write(
             "delivery",
-            lambda unit: delivery_steps.record_unanswered(unit, payment_id, why, rules, now_ms),
+            lambda unit: delivery_transitions.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
         )
 
@@ -67,7 +69,9 @@ class Deliveries:
         now_ms = self._context.ports.clock.now_ms()
         rules = self._context.config.rules
         await self._context.write(
-            "delivery", lambda unit: delivery_steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
+            "delivery",
+            lambda unit: delivery_transitions.record_used_up(unit, payment_id, rules, now_ms),
+            payment_id,
         )
         return self._context.payment(payment_id)
 
@@ -107,12 +111,12 @@ class Deliveries:
         presented = Presented(depth, by_auto, by_auto and depth < self._context.config.confirm_depth)
 
         def job(unit: Unit) -> float | None:
-            steps, status = delivery_steps, response.status
-            after_s = steps.record_answer_to_retry(
+            status = response.status
+            after_s = delivery_transitions.record_answer_to_retry(
                 unit, payment_id, answer, status, presented, rules, clock_ms, now_ms
             )
             if is_delivered and answer.said is RetryVerdict.SERVED:
-                steps.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
+                delivery_transitions.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
             return after_s
 
         after_s = await self._context.write("delivery", job, payment_id)
@@ -137,13 +141,15 @@ class Deliveries:
         """
         context = self._context
         now_ms, clock_ms = self._times_ms()
-        if self._there_since_ms is None and context.chain.tip is not None:
-            self._there_since_ms = clock_ms
-        if self._there_since_ms is None or self._there_since_ms > delivery_steps.serving_ended_ms(clock_ms):
+        if self._running_since_ms is None and context.chain.tip is not None:
+            self._running_since_ms = clock_ms
+        if self._running_since_ms is None or self._running_since_ms > delivery_transitions.serving_ended_ms(
+            clock_ms
+        ):
             return
-        for payment_id in payments.unserved(context.conn, delivery_steps.serving_ended_ms(clock_ms)):
+        for payment_id in payments.unserved(context.conn, delivery_transitions.serving_ended_ms(clock_ms)):
             job = partial(
-                delivery_steps.give_up_unserved,
+                delivery_transitions.give_up_unserved,
                 payment_id=payment_id,
                 clock_ms=clock_ms,
                 rules=context.config.rules,

@@ -8,7 +8,7 @@ reserves.
 
 import asyncio
 
-from payagent.agent.base import merchant_trust as trust
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, TopupPart, fitting
 from payagent.agent.base.requests import MerchantRequest, PaymentIntent, PaymentRequest
@@ -19,7 +19,7 @@ from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate, TokenBucket
 from payagent.dialects import Reading, read_offers
 from payagent.store.db.unit import Unit
-from payagent.store.rows import writes as records
+from payagent.store.rows import writes
 
 REFUSALS_AT_ONCE = 1_000
 """Refusals recorded in a row for an app that had none recently."""
@@ -31,9 +31,9 @@ REFUSAL_EVERY_S = 60
 class RefusalThrottle:
     """Limits how many refusals of one app are recorded, because a record stays for good.
 
-    A program that asks in a loop must not fill the disk. Every refusal is still returned, and counted in the
-    metrics. A recorded refusal takes `REFUSAL_EVERY_S` tokens of a bucket that gains one per second. `now_s` comes
-    from a monotonic clock.
+    A program that sends requests in a loop must not fill the disk. Every refusal is still returned, and counted in
+    the metrics. A recorded refusal takes `REFUSAL_EVERY_S` tokens of a bucket that gains one per second. `now_s`
+    comes from a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class RefusalThrottle:
         return self._buckets[app_id].wait_ms(REFUSAL_EVERY_S, now_ms) == 0
 
     def note(self, app_id: str) -> None:
-        """Count one recorded refusal of the app, for which there was room."""
+        """Count one recorded refusal of the app, after `has_room`."""
         self._buckets[app_id].take(REFUSAL_EVERY_S)
 
 
@@ -62,14 +62,19 @@ class Intake:
         self._context = context
         self._throttle = RefusalThrottle()
 
-    def offers(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> tuple[Invoice, ...]:
+    def offers(
+        self, merchant: MerchantConfig, payment_request: PaymentRequest, now_ms: int
+    ) -> tuple[Invoice, ...]:
         """The 402's offers, for a top-up only those that fit it. Refuses whatever is not understood in full."""
-        return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
+        return fitting(
+            read_offers(payment_request.response, self._reading(merchant, payment_request, now_ms)),
+            payment_request.topup,
+        )
 
-    def _reading(self, merchant: MerchantConfig, ask: PaymentRequest, now_ms: int) -> Reading:
+    def _reading(self, merchant: MerchantConfig, payment_request: PaymentRequest, now_ms: int) -> Reading:
         return Reading(
             origin=merchant.origin,
-            call=None if ask.request is None else ask.request.call(merchant.origin),
+            call=None if payment_request.request is None else payment_request.request.call(merchant.origin),
             salt=bytes.fromhex(self._context.ports.randomness.token_hex(32))
             if merchant.request_commitment
             else None,
@@ -83,41 +88,41 @@ class Intake:
             own=self._context.config.own,
         )
 
-    def intent(self, ask: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
+    def intent(self, payment_request: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
         """The `PaymentIntent` to decide on, with fresh ids in case it is new."""
-        request = ask.request
+        request = payment_request.request
         return PaymentIntent(
             ids=self._context.new_ids(),
-            app_id=ask.app_id,
-            key=ask.key(offers[0].invoice_id) or "",
-            derived=ask.idempotency_key is None and ask.topup is None,
-            fingerprint=ask.fingerprint,
+            app_id=payment_request.app_id,
+            key=payment_request.key(offers[0].invoice_id) or "",
+            derived=payment_request.idempotency_key is None and payment_request.topup is None,
+            fingerprint=payment_request.fingerprint,
             request=None if request is None else f"{request.method} {request.path} {request.body_sha256}",
             invoice=offers[0],
             offers=offers,
-            response=ask.received,
+            response=payment_request.received,
             received_at_ms=now_ms,
-            heard_at_ms=now_ms if ask.heard_at_ms is None else ask.heard_at_ms,
-            max_total_units=ask.max_total_units,
-            max_total_asset=ask.max_total_asset,
-            is_heard=ask.heard_at_ms is not None or ask.topup is not None,
+            heard_at_ms=now_ms if payment_request.heard_at_ms is None else payment_request.heard_at_ms,
+            max_total_units=payment_request.max_total_units,
+            max_total_asset=payment_request.max_total_asset,
+            is_heard=payment_request.heard_at_ms is not None or payment_request.topup is not None,
             min_window_s=self._context.config.min_window_s,
-            buyer=ask.buyer or self.buyer(ask.origin, ask.request),
-            topup=ask.topup,
+            buyer=payment_request.buyer or self.buyer(payment_request.origin, payment_request.request),
+            topup=payment_request.topup,
         )
 
     def buyer(self, origin: str, request: MerchantRequest | None) -> Buyer:
-        """The owner of the prepaid balance: from the request's headers, else from the config."""
-        said = request.headers if request is not None else {}
+        """Whose prepaid balance a request uses: from the request's headers, else from the config."""
+        headers = request.headers if request is not None else {}
         partner = self._context.config.merchant(origin).partner or ""
         return Buyer.named(
-            said.get("x-partner", partner), said.get("x-wallet-address", self._context.config.own.text)
+            headers.get("x-partner", partner), headers.get("x-wallet-address", self._context.config.own.text)
         )
 
     async def note_refusal(
-        self, ask: PaymentRequest, refusal: Refused, intent: PaymentIntent | None, now_ms: int
+        self, payment_request: PaymentRequest, refusal: Refused, intent: PaymentIntent | None, now_ms: int
     ) -> None:
-        """Record a refusal that came before there was a payment, unless the app may simply ask again.
+        """Record a refusal that came before there was a payment, unless the app may simply retry.
 
         Also records the price, if we read the 402 from the merchant ourselves.
         """
@@ -125,27 +130,27 @@ class Intake:
             return
         is_heard = intent is not None and intent.is_heard
         is_new = intent is not None and is_heard and not is_priced(self._context.conn, intent)
-        has_room = self.is_on_record(ask.app_id, ask.topup)
-        is_kept = not refusal.problem.retryable and has_room
-        if is_kept or (is_new and has_room):
-            self.note_on_record(ask.app_id, ask.topup)
+        has_room = self.is_on_record(payment_request.app_id, payment_request.topup)
+        is_recorded = not refusal.problem.retryable and has_room
+        if is_recorded or (is_new and has_room):
+            self.note_on_record(payment_request.app_id, payment_request.topup)
 
         def job(unit: Unit) -> None:
             if intent is not None and is_heard and (has_room or not is_new):
                 note_price(unit, intent)
-            if is_kept:
-                request = ask.request
-                told = {
+            if is_recorded:
+                request = payment_request.request
+                detail = {
                     **refusal.record,
                     "detail": refusal.detail[:500],
-                    "app": ask.app_id,
-                    "origin": ask.origin[:200],
+                    "app": payment_request.app_id,
+                    "origin": payment_request.origin[:200],
                     "request": None if request is None else f"{request.method} {request.path}"[:500],
-                    "received": ask.received[:RECEIVED_MAX_CHARS],
+                    "received": payment_request.received[:RECEIVED_MAX_CHARS],
                 }
-                records.note(unit, None, "refused", None, now_ms, told)
+                writes.note(unit, None, "refused", None, now_ms, detail)
             if refusal.code == "terms_changed":
-                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
+                merchant_trust.warn_of_terms(unit, payment_request.origin, refusal.detail, now_ms)
 
         await self._context.write("refuse", job)
 

@@ -8,7 +8,7 @@ Never: takes another nonce UTxO; ends a payment for which something was signed.
 
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment
-from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import payment_transitions
 from payagent.agent.commits.replacement import (
     NEXT_INVOICE_PATIENCE_S,
     is_lost,
@@ -26,8 +26,7 @@ from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, St
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import pauses
+from payagent.store.rows import attempts_and_utxos, pauses
 from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
@@ -54,16 +53,16 @@ class PaymentLifecycle:
         """Sign and submit an admitted payment. Returns it, and whether it is new."""
         if admitted.plan is not None:
             await self._signing.sign(admitted.payment_id, admitted.plan)
-            self._submitter.send_off(admitted.payment_id)
+            self._submitter.submit(admitted.payment_id)
         return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
     async def once_signed(self, row: PaymentRow) -> PaymentRow:
-        """Wait until a payment that a request found is signed, or sign it if nobody does.
+        """Wait until a payment that a request found is signed, or sign it if no task does.
 
         Refused: `not_signed_yet` when the wait is over; `invoice_expired`, or why else it was rejected.
         """
         if row.state is State.RESERVED and row.invoice.merchant_submits:
-            await self.resume(row, asked=True)
+            await self.resume(row, is_requested=True)
             row = self._context.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
                 raise Refused(row.problem.name or "invoice_expired", row.problem.detail or "", payment=row.id)
@@ -77,13 +76,14 @@ class PaymentLifecycle:
             raise Refused("not_signed_yet", f"{row.id} waits for its signature", payment=row.id)
         return row
 
-    async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
+    async def resume(self, row: PaymentRow, *, is_requested: bool = False) -> None:
         """Sign and submit an admitted or replaced attempt, with the UTxOs, nonce UTxO and TTL it was given.
 
         If it is too late, or its merchant is stopped, a payment with nothing signed is rejected and its hold
         released. Any other payment is cancelled.
-        If the merchant submits the transaction, it is signed only when `asked`: a proof that nobody presents would
-        have to be cancelled.
+
+        If the merchant submits the transaction, it is signed only when `is_requested`. A proof that nobody
+        presents would have to be cancelled.
         """
         if row.id in self._signing.claimed:
             return
@@ -94,32 +94,32 @@ class PaymentLifecycle:
             if row.state not in UNSIGNED:
                 return
             try:
-                rejected = await self._sign_or_end(row, slot, now_ms, asked)
+                rejected = await self._sign_or_end(row, slot, now_ms, is_requested)
             except Refused as refused:
-                if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
+                if not is_requested and row.state is State.RESERVED and refused.code in NOT_SIGNED:
                     self._context.refusals[refused.code] += 1
                 raise
-            if not asked and rejected is not None:  # no caller gets the refusal and counts it
+            if not is_requested and rejected is not None:  # no caller gets the refusal and counts it
                 self._context.refusals[rejected.code] += 1
 
-    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
+    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, is_requested: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
         stopped = self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
         if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.config.min_window_s:
-            if asked or not (row.invoice.merchant_submits or self._context.is_paused):
+            if is_requested or not (row.invoice.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
-                self._submitter.send_off(row.id)
+                self._submitter.submit(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "its invoice was about to expire before payagent could sign"
             )
             await self._context.write(
                 "reject",
-                lambda unit: steps.reject_unsigned(unit, row.id, self._context.utxos, late, now_ms),
+                lambda unit: payment_transitions.reject_unsigned(unit, row.id, self._context.utxos, late, now_ms),
                 row.id,
             )
             return late
-        elif asked or not self._context.is_paused:
+        elif is_requested or not self._context.is_paused:
             late = Refused(
                 "payment_void/expired",
                 "its invoice was about to expire before payagent could replace the transaction",
@@ -128,9 +128,10 @@ class PaymentLifecycle:
         return None
 
     async def renew(self, row: PaymentRow) -> None:
-        """Replace an attempt that can no longer land, on the same nonce UTxO; if too late, cancel the payment.
+        """Replace an attempt that can no longer land, on the same nonce UTxO.
 
-        Does nothing to a payment that is not lost. Raises the refusals of `ChainView.require_ready`.
+        If it is too late for that, cancel the payment. Does nothing to a payment that is not lost. Raises the
+        refusals of `ChainView.require_ready`.
         """
         if row.id in self._signing.claimed or self._context.is_paused:
             return
@@ -141,7 +142,7 @@ class PaymentLifecycle:
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
             why = self._context.admission.replace(unit, row.id, self._context.config.min_window_s, now_ms)
-            return why, steps.row_of(unit, row.id)
+            return why, payment_transitions.row_of(unit, row.id)
 
         with self._signing.claim(row.id):
             why, decided = await self._context.write("replace", job, row.id)
@@ -149,7 +150,7 @@ class PaymentLifecycle:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
                 await self._signing.sign(row.id, self._rebuild(decided))
-                self._submitter.send_off(row.id)
+                self._submitter.submit(row.id)
 
     async def cancel_refused(self, row: PaymentRow) -> None:
         """Cancel a payment that its merchant refused. If another task works on it, wait for that task instead."""
@@ -183,7 +184,7 @@ class PaymentLifecycle:
         slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
             row = self._context.payment(row.id)
-            why = steps.reason_to_cancel(self._context.conn, row, slot)
+            why = payment_transitions.reason_to_cancel(self._context.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 
@@ -198,11 +199,11 @@ class PaymentLifecycle:
         own = self._context.config.own.raw
 
         def job(unit: Unit) -> None:
-            steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
+            payment_transitions.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
             reserve_more(unit, self._context.utxos, row.id, plan)
 
         await self._context.write("cancel", job, row.id)
-        self._submitter.send_off(row.id)
+        self._submitter.submit(row.id)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """Release a payment's UTxOs now, on request of the operator's app.
@@ -216,7 +217,7 @@ class PaymentLifecycle:
         row = self._context.payment(payment_id)
         if row.state is State.CANCELLING:
             require_nonce_utxo(self._context.conn, row)
-        if row.state is State.CANCELLING and self._is_all_there(row):
+        if row.state is State.CANCELLING and self._are_inputs_available(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
@@ -228,35 +229,39 @@ class PaymentLifecycle:
             if row.state is State.RESERVED:
                 await self._context.write(
                     "reject",
-                    lambda unit: steps.reject_unsigned(unit, row.id, self._context.utxos, why, now_ms, app_id),
+                    lambda unit: payment_transitions.reject_unsigned(
+                        unit, row.id, self._context.utxos, why, now_ms, app_id
+                    ),
                     row.id,
                 )
             else:
                 await self._take_back(row, why, self._context.chain.require_ready(now_ms), now_ms, app_id)
         return self._context.payment(row.id)
 
-    def _is_all_there(self, row: PaymentRow) -> bool:
+    def _are_inputs_available(self, row: PaymentRow) -> bool:
         """Whether all inputs of a payment's last attempt, the nonce UTxO aside, are available now."""
-        attempt = queries.attempts(self._context.conn, row.id)[-1]
-        utxos = [queries.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo]
+        attempt = attempts_and_utxos.attempts(self._context.conn, row.id)[-1]
+        utxos = [
+            attempts_and_utxos.utxo(self._context.conn, ref) for ref in attempt.inputs if ref != attempt.nonce_utxo
+        ]
         return all(utxo is not None and utxo.state == "available" for utxo in utxos)
 
     def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
         """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""
-        inputs = [utxo_of(utxo) for utxo in queries.utxos_reserved_for(self._context.conn, row.id)]
+        inputs = [utxo_of(utxo) for utxo in attempts_and_utxos.utxos_reserved_for(self._context.conn, row.id)]
         return inputs, next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
 
     def _rebuild(self, row: PaymentRow) -> TxPlan:
         """The plan that a payment was admitted or replaced with: the same UTxOs give the same bytes."""
         inputs, nonce_utxo = self._utxos_of(row)
         if row.state is State.REPLACING:
-            chosen = queries.replacement_inputs(self._context.conn, row.id)
+            chosen = attempts_and_utxos.replacement_inputs(self._context.conn, row.id)
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]
-        wanted = same_again(row, self._context.config.network)
+        next_attempt = same_again(row, self._context.config.network)
         return rebuilt(
             inputs,
             nonce_utxo,
-            wanted,
+            next_attempt,
             row.attempt.ttl_slot or 0,
             self._context.config.own,
             self._context.config.network,

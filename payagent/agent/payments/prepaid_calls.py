@@ -22,14 +22,12 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps, prepaid_uses
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, prepaid_uses, writes
 from payagent.store.rows import prepaid as pools
-from payagent.store.rows import writes as records
 from payagent.store.rows.prepaid import Pool
 
-BATCH_LOOK_S = 5.0
-"""Longest time in seconds between checks whether a batch is still under way: its invoice may end unnoticed."""
+BATCH_CHECK_S = 5.0
+"""Longest time in seconds between checks whether a batch is still being bought: its invoice may end unnoticed."""
 
 
 class PrepaidCalls:
@@ -48,7 +46,7 @@ class PrepaidCalls:
     def quote(self, call: ServedRequest) -> PrepaidQuote | None:
         """What the request would use of a prepaid balance that would serve it; None if no known balance would.
 
-        A dry run asks this first, because the request itself would be served and use up the balance.
+        A dry run checks this first, because the request itself would be served and use up the balance.
         """
         conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
         pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
@@ -81,12 +79,12 @@ class PrepaidCalls:
         try:
             return await self._context.write("let_through", job)
         except Refused as refused:
-            told = {**refused.record, "app": call.app_id, "origin": call.origin}
-            told["request"] = f"{call.method} {call.path}"[:500]
+            detail = {**refused.record, "app": call.app_id, "origin": call.origin}
+            detail["request"] = f"{call.method} {call.path}"[:500]
             if self._intake.is_on_record(call.app_id):
                 self._intake.note_on_record(call.app_id)
                 await self._context.write(
-                    "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
+                    "refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, detail)
                 )
             raise
 
@@ -94,11 +92,13 @@ class PrepaidCalls:
         """Whether a balance may serve the request, its app has own limits, and its price is unknown."""
         return is_bound(self._context.conn, call) and not prepaid.is_counted(self._context.conn, call)
 
-    async def learn_price(self, call: ServedRequest, ask: PaymentRequest) -> None:
+    async def learn_price(self, call: ServedRequest, payment_request: PaymentRequest) -> None:
         """Record the price from a request's 402, if the 402 is understood."""
         now_ms = self._context.ports.clock.now_ms()
         try:
-            offer = self._intake.offers(self._context.config.merchant(ask.origin), ask, now_ms)[0]
+            offer = self._intake.offers(
+                self._context.config.merchant(payment_request.origin), payment_request, now_ms
+            )[0]
         except Refused:
             return
         price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
@@ -120,7 +120,7 @@ class PrepaidCalls:
             await self._context.write("use", job)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
-        """Wait until no payment for the buyer's prepaid balance is under way, or the time is up."""
+        """Wait until no payment for the buyer's prepaid balance is open, or the time is up."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
             pool = pools.find_pool(self._context.conn, origin, buyer.partner, buyer.wallet)
@@ -128,7 +128,7 @@ class PrepaidCalls:
             other = None if pool is None else pools.batch_under_way(self._context.conn, pool.id, now_ms)
             if other is None:
                 return
-            await self._context.changes.wait(other, min(left_s, BATCH_LOOK_S))
+            await self._context.changes.wait(other, min(left_s, BATCH_CHECK_S))
 
 
 def is_bound(conn: Connection, call: ServedRequest) -> bool:
@@ -139,8 +139,8 @@ def is_bound(conn: Connection, call: ServedRequest) -> bool:
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if pool is None:
         return False
-    told = pools.last_observation(conn, pool.id)
-    if not pools.has_any(conn, pool.id) and not (told is not None and told.remaining):
+    report = pools.last_observation(conn, pool.id)
+    if not pools.has_any(conn, pool.id) and not (report is not None and report.remaining):
         return False
     own = _own_limits(conn, call, ())
     return bool(own) or apps.require(conn, call.app_id).assets is not None
@@ -173,25 +173,25 @@ def require_room(
 ) -> dict[str, int]:
     """The cost of using `drawn` from the pool, within the app's own limits. Refused as in `let_through`."""
     cost = prepaid.cost_of(conn, pool, drawn)
-    asker = apps.require(conn, call.app_id)
+    app_row = apps.require(conn, call.app_id)
     for asset in _paid_in(cost):
-        asker.require_may_pay(call.origin, asset)
+        app_row.require_may_pay(call.origin, asset)
     counted = prepaid_uses.counting(conn, pool.id, call.app_id, cost)
-    asked = {
-        policy.ask(limit, spending.counted(conn, limit, clock_ms), counted): limit
+    checks = {
+        policy.ask(limit, limit_counters.counted(conn, limit, clock_ms), counted): limit
         for limit in _own_limits(conn, call, from_file)
         if counted.get(limit.asset)
     }
-    tight = policy.tightest(asked)
-    if tight is not None:
-        frees_at_ms = when_it_frees(conn, asked[tight], tight, clock_ms)
-        raise policy.refusal(tight, frees_at_ms, asker.name, "call takes {} of what was prepaid")
+    tightest = policy.tightest(checks)
+    if tightest is not None:
+        frees_at_ms = when_it_frees(conn, checks[tightest], tightest, clock_ms)
+        raise policy.refusal(tightest, frees_at_ms, app_row.name, "call takes {} of what was prepaid")
     return cost
 
 
 def _own_limits(conn: Connection, call: ServedRequest, from_file: Sequence[Limit]) -> list[Limit]:
-    found = in_force_for(conn, from_file, call.app_id, call.origin)
-    return [limit for limit in found if limit.scope.app == call.app_id]
+    limits = in_force_for(conn, from_file, call.app_id, call.origin)
+    return [limit for limit in limits if limit.scope.app == call.app_id]
 
 
 def _paid_in(cost: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from payagent.agent.base.ports import Signatures
-from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import payment_transitions
 from payagent.agent.context import AgentContext
 from payagent.core.problems import Refused
 from payagent.store.rows import pauses
@@ -26,7 +26,7 @@ NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"}
 class PaymentSigner:
     """Signs payments. `claimed` holds the payments that some task is bringing to their signature now.
 
-    `stirred` is set when one of them is signed or given up. Whoever waits for it clears it.
+    `stirred` is set when one of them is signed or given up. The task that waits for it clears it.
     """
 
     def __init__(self, context: AgentContext, signer: Signatures) -> None:
@@ -75,7 +75,9 @@ class PaymentSigner:
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write(
             "sign",
-            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self._context.config.own.raw, now_ms),
+            lambda unit: payment_transitions.record_attempt(
+                unit, payment_id, plan, raw, self._context.config.own.raw, now_ms
+            ),
             payment_id,
         )
 
@@ -102,6 +104,8 @@ class PaymentSigner:
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write(
             "reject",
-            lambda unit: steps.record_not_signed(unit, payment_id, self._context.utxos, refusal, now_ms),
+            lambda unit: payment_transitions.record_not_signed(
+                unit, payment_id, self._context.utxos, refusal, now_ms
+            ),
             payment_id,
         )

@@ -1,7 +1,7 @@
 """Submits the bytes of a payment's last attempt to every provider that is believed.
 
-The bytes are durable before (C3), each submission is recorded before the bytes leave (C4), and no answer decides
-anything (R4). Start with `TxSubmitter.send_off`.
+The bytes are already durable (C3), each submission is recorded before the bytes are sent (C4), and no answer
+decides anything (R4). Start with `TxSubmitter.submit`.
 May import: core.problems, chain.throttled_provider, store.rows, agent.context, agent.commits, structlog. Never:
 signs; submits bytes that are not in the ledger.
 """
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import payment_transitions
 from payagent.agent.context import AgentContext
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.problems import Refused
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import attempts_and_utxos
 from payagent.store.rows.attempts_and_utxos import AttemptRow
 
 log = structlog.get_logger("payagent.agent")
@@ -30,13 +30,13 @@ class TxSubmitter:
         """By payment and provider: an event that is set when the submission to that provider is over."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send_off(self, payment_id: str) -> None:
+    def submit(self, payment_id: str) -> None:
         """Submit the payment's last attempt (again) in a background task."""
         if payment_id not in self._under_way:
             self._under_way[payment_id] = {
                 provider.name: asyncio.Event() for provider in self._context.submit_providers
             }
-            task = asyncio.create_task(self._submit(payment_id), name=f"send {payment_id}")
+            task = asyncio.create_task(self._submit_attempt(payment_id), name=f"send {payment_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -50,21 +50,26 @@ class TxSubmitter:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
-    async def _submit(self, payment_id: str) -> None:
-        """Submit to every provider that is believed, so one that falsely says it took the bytes delays nothing."""
-        over = self._under_way[payment_id]
+    async def _submit_attempt(self, payment_id: str) -> None:
+        """Submit to every provider that is believed, so one that falsely claims acceptance delays nothing."""
+        done = self._under_way[payment_id]
         try:
             row = self._context.payment(payment_id)
             attempt = next(
-                (a for a in queries.attempts(self._context.conn, payment_id) if a.tx_id == row.attempt.tx_id), None
+                (
+                    one
+                    for one in attempts_and_utxos.attempts(self._context.conn, payment_id)
+                    if one.tx_id == row.attempt.tx_id
+                ),
+                None,
             )
             if attempt is None:  # it is being replaced
                 return
             now_ms = self._context.ports.clock.now_ms()
             if self._context.chain.slots and self._context.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
-            if steps.may_broadcast(row):
-                parents = self._send_off_parents(attempt.tx_id)
+            if payment_transitions.may_broadcast(row):
+                parents = self._submit_parents(attempt.tx_id)
                 await asyncio.gather(
                     *(
                         self._submit_to(provider, row.id, attempt, parents)
@@ -73,25 +78,25 @@ class TxSubmitter:
                 )
         finally:
             del self._under_way[payment_id]
-            for event in over.values():
+            for event in done.values():
                 event.set()
 
-    def _send_off_parents(self, tx_id: str) -> list[dict[str, asyncio.Event]]:
+    def _submit_parents(self, tx_id: str) -> list[dict[str, asyncio.Event]]:
         """Submit the pending payments whose outputs this attempt spends.
 
         The first time, a parent that a provider already accepted is left out. Returns the events of the parents'
         submissions under way, by provider.
         """
-        parents = queries.pending_parents(self._context.conn, tx_id)
-        is_again = bool(parents) and queries.submissions(self._context.conn, tx_id)[0] > 0
-        found = []
+        parents = attempts_and_utxos.pending_parents(self._context.conn, tx_id)
+        is_again = bool(parents) and attempts_and_utxos.submissions(self._context.conn, tx_id)[0] > 0
+        submissions = []
         for parent_tx in parents:
-            parent = queries.payment_of_attempt(self._context.conn, parent_tx)
+            parent = attempts_and_utxos.payment_of_attempt(self._context.conn, parent_tx)
             if parent is not None and parent.attempt.tx_id == parent_tx:
                 if is_again or not parent.attempt.accepted_by_provider:
-                    self.send_off(parent.id)
-                found.append(self._under_way.get(parent.id, {}))
-        return found
+                    self.submit(parent.id)
+                submissions.append(self._under_way.get(parent.id, {}))
+        return submissions
 
     async def _submit_to(
         self,
@@ -105,31 +110,35 @@ class TxSubmitter:
         No provider waits for another. A provider that by then asks for a pause, or is no longer believed, gets
         nothing. Its answer is recorded and decides nothing (exactly-once.md R4).
         """
-        over = self._under_way[payment_id].get(provider.name)
+        done = self._under_way[payment_id].get(provider.name)
         try:
             for parent in parents:
-                if (before := parent.get(provider.name)) is not None:
-                    await before.wait()
+                if (parent_done := parent.get(provider.name)) is not None:
+                    await parent_done.wait()
             now_ms = self._context.ports.clock.now_ms()
             if provider not in self._context.submit_providers or not provider.takes_submissions(now_ms):
                 return
-            may_leave = await self._context.write(
+            may_send = await self._context.write(
                 "submit",
-                lambda unit: steps.record_submit(unit, payment_id, attempt.tx_id, provider.name, now_ms),
+                lambda unit: payment_transitions.record_submit(
+                    unit, payment_id, attempt.tx_id, provider.name, now_ms
+                ),
                 payment_id,
             )
-            if not may_leave:
+            if not may_send:
                 return
             answer = await provider.submit(attempt.cbor, attempt.tx_id)
-            told_ms = self._context.ports.clock.now_ms()
+            answered_ms = self._context.ports.clock.now_ms()
             await self._context.write(
                 "answer",
-                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, provider.name, told_ms),
+                lambda unit: payment_transitions.record_answer(
+                    unit, payment_id, attempt.tx_id, answer, provider.name, answered_ms
+                ),
                 payment_id,
             )
         except Exception as error:
             is_bug = not isinstance(error, Refused)
             log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=is_bug)
         finally:
-            if over is not None:
-                over.set()
+            if done is not None:
+                done.set()

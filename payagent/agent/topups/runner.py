@@ -362,7 +362,7 @@ class TopupRunner:
         request, poll = load_request(order.request), self._wait_of(order).poll
         proof = retry_headers(row, merchant, context.config.own.text)
         if poll is not None:
-            request, proof = request.asking(poll), {}
+            request, proof = request.with_query(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
         row, advice = await self._agent.deliveries.take_answer(
             row.id,
