@@ -136,9 +136,9 @@ def test_only_whole_plain_numbers_are_numbers(value: object) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ({"remaining": 5, "balance": 6}, "two numbers are remaining: 5 and 6"),
-        ({"credits": 100, "remaining": 80}, "two numbers are remaining: 100 and 80"),
-        ({"remaining": 5, "detail": {"remaining": 6}}, "two numbers are remaining: 5 and 6"),
+        ({"remaining": 5, "balance": 6}, "remaining has two values: 5 and 6"),
+        ({"credits": 100, "remaining": 80}, "remaining has two values: 100 and 80"),
+        ({"remaining": 5, "detail": {"remaining": 6}}, "remaining has two values: 5 and 6"),
         ({"remaining": 5, "total": 4}, "5 left are more than 4 in total"),
         ({"remaining": 5, "total": 6, "used": 2}, "5 left and 2 used are more than 6 in total"),
         ({"remaining": 5, "error": "database is down"}, "the answer says error: \"database is down\""),
@@ -218,8 +218,8 @@ def test_when_it_ends(value: object, at_ms: int, name: str) -> None:
 def test_an_end_that_is_not_understood_is_said_and_what_is_left_stays(value: object) -> None:
     answer = read({"remaining": 5, "expires_at": value})
     assert (answer.remaining, answer.understood, answer.expires_at_ms) == (5, True, None)
-    assert answer.why.startswith("its end is ")
-    assert read({"remaining": 5, "expires_at": 1_795_527_498, "expiry": value}).why == "two times are its end"
+    assert answer.why.startswith("its expiry is ")
+    assert read({"remaining": 5, "expires_at": 1_795_527_498, "expiry": value}).why == "it states two expiry times"
 
 
 @pytest.mark.parametrize("status", [199, 300, 302, 401, 404, 500])
