@@ -95,7 +95,7 @@ def test_a_ledger_of_an_older_payagent_is_said_to_be_one(closed_shop: Shop, data
     of_an_older_payagent(data / "ledger.db")
     found = checks(closed_shop.config_of(data))["ledger"]
     assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the start does what is to be done"
-    assert "of an older payagent" in found["detail"]
+    assert "from an older payagent" in found["detail"]
 
 
 def test_a_disk_without_room_is_told(closed_shop: Shop, small_disk: Path) -> None:
