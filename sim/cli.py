@@ -38,10 +38,10 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) -> None:
     """Run the real agent in a simulated world.
 
-    Each seed is a separate world. Its chain forks, its providers and merchants lose answers and lie, its disk fills
-    up, and the daemon dies. After every event the simulator checks that nothing was paid twice and that the ledger
-    equals the chain. The same seed gives the same run. The exit code is 0 only if no invariant was violated. The
-    trace of the first seed that failed is printed step by step.
+    Each seed is a separate world. Its chain forks, its providers and merchants lose answers and lie, its disk
+    fills up, and the daemon dies. After every event the simulator checks that nothing was paid twice and that the
+    ledger equals the chain. The same seed gives the same run. The exit code is 0 only if no invariant was
+    violated. The trace of the first seed that failed is printed step by step.
     """
     from sim.run import Result, Stopwatch, run_seeds, tell_story
 

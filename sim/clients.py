@@ -252,7 +252,8 @@ class BuyerTask:
         async def work(intake: ClientBody, reply: ClientReply) -> None:
             intake.listen()
             upstream = SimUpstream(goal.shop)
-            await life.payer.run(Exchange(request, intake, reply, upstream, PROXY_PATIENCE_S))  # type: ignore[arg-type]
+            exchange = Exchange(request, intake, reply, upstream, PROXY_PATIENCE_S)  # type: ignore[arg-type]
+            await life.payer.run(exchange)
 
         scope: dict[str, object] = {
             "type": "http",

@@ -163,11 +163,11 @@ class World:
         self._do(self._second_daemon())
         clients = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
-            wants.append(self._do(self._order_topup()))
-        await asyncio.wait(wants, timeout=TROUBLE_S)
+            clients.append(self._do(self._order_topup()))
+        await asyncio.wait(clients, timeout=TROUBLE_S)
         await asyncio.sleep(max(self.plan.lasts_s, self.plan.calm_from_s - self.loop.time()))
         self._calm_down()
-        _, waiting = await asyncio.wait(wants, timeout=QUIET_MAX_S)
+        _, waiting = await asyncio.wait(clients, timeout=QUIET_MAX_S)
         if waiting:
             self.story.violate("I4", f"{len(waiting)} clients are never answered")
         await self._settle()
