@@ -85,7 +85,7 @@ class Redactor:
 class _Lossy:
     """A stream that drops lines it cannot write: the disk is full, or the reader is gone or does not read.
 
-    A line may be logged between two steps of a payment and must not delay the second, so the wait for a stalled
+    A line may be logged between two steps of a payment and must not delay the second. So the wait for a stalled
     reader is short. When it reads again, a line by `missed` says how many lines were dropped.
     """
 

@@ -179,9 +179,9 @@ class PayAndRetry:
             return
 
     def _name_wallet(self, call: ClientRequest, origin: str) -> Steps[None]:
-        """Name the wallet in further requests to this merchant, which sells batches by address."""
+        """Name the wallet in further requests to this merchant, which keeps balances by address."""
         if any(name.lower() == WALLET for name, _ in call.headers):
-            raise own_error("wallet_address_required", "the request has it, and the merchant asks again")
+            raise own_error("wallet_address_required", "the request names the wallet, and the merchant asks again")
         reply: DaemonReply = yield AskDaemon("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}

@@ -154,10 +154,10 @@ def _set_at_run_time(settings: Settings) -> str:
     with opened(settings.data_dir / LEDGER_FILE) as conn:
         limits, added = spending.limits(conn), merchants.all_merchants(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
-    hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
+    hidden = [name for name, merchant in settings.merchants.items() if name in names or merchant.origin in origins]
     parts = [f"{len(limits)} limits and {len(added)} merchants"]
     parts += [f"overrides merchants.{name} of the config file" for name in hidden]
-    payable = origins | {one.origin for name, one in settings.merchants.items() if name not in hidden} | {ANY}
+    payable = origins | {merchant.origin for name, merchant in settings.merchants.items() if name not in hidden} | {ANY}
     gone = sorted({limit.scope.merchant for limit in limits} - payable)
     parts += [f"limits for {origin}, which is no merchant's origin" for origin in gone]
     return ", ".join(parts)
