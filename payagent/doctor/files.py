@@ -157,7 +157,8 @@ def _set_at_run_time(settings: Settings) -> str:
     hidden = [name for name, merchant in settings.merchants.items() if name in names or merchant.origin in origins]
     parts = [f"{len(limits)} limits and {len(added)} merchants"]
     parts += [f"overrides merchants.{name} of the config file" for name in hidden]
-    payable = origins | {merchant.origin for name, merchant in settings.merchants.items() if name not in hidden} | {ANY}
+    in_file = {merchant.origin for name, merchant in settings.merchants.items() if name not in hidden}
+    payable = origins | in_file | {ANY}
     gone = sorted({limit.scope.merchant for limit in limits} - payable)
     parts += [f"limits for {origin}, which is no merchant's origin" for origin in gone]
     return ", ".join(parts)
