@@ -88,7 +88,7 @@ def initialise(
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
         require_config_out_of_reach(settings, [choices.config], [settings.data_dir])
-        make_private_folder(settings.data_dir, undo, ours=choices.config)
+        make_private_folder(settings.data_dir, undo, config=choices.config)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
@@ -98,8 +98,8 @@ def initialise(
         token = new_token(ports.randomness)
         _make_ledger(settings.data_dir / LEDGER_FILE, ports, hash_token(token), undo)
         write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
-    shown = None if choices.words is not None else words
-    return Made(choices.config, settings.data_dir, header.address, token, shown, words_file)
+    new_words = None if choices.words is not None else words
+    return Made(choices.config, settings.data_dir, header.address, token, new_words, words_file)
 
 
 def require_long(passphrase: str) -> None:
@@ -189,7 +189,7 @@ def _quote(text: str) -> str:
 
 
 def _require_same(settings: Settings, choices: Choices) -> None:
-    """Refuse an environment that overrides the choices: it would create another wallet than asked for."""
+    """Refuse an environment that overrides the choices: it would create a different wallet."""
     if settings.network != choices.network:
         raise Refused("config_invalid", "the environment's PAYAGENT_NETWORK names another network; unset it")
     if choices.data_dir is not None and settings.data_dir != choices.data_dir:
@@ -240,16 +240,16 @@ def require_none(data_dir: Path) -> None:
             raise Refused(code, f"{data_dir / name} exists already")
 
 
-def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> None:
+def make_private_folder(folder: Path, undo: Undo, config: Path | None = None) -> None:
     """Create the data folder, private to its owner.
 
-    An existing folder that holds anything but `ours` must already be private.
+    An existing folder that holds anything but `config` must already be private.
     """
     if not folder.exists():
         _make_folders(folder, undo)
     elif not folder.is_dir():
         raise Refused("already_exists/file", f"{folder} exists already, and is not a folder")
-    elif folder.stat().st_mode & 0o077 and any(there != ours for there in folder.iterdir()):
+    elif folder.stat().st_mode & 0o077 and any(entry != config for entry in folder.iterdir()):
         raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
     undo.append(partial(folder.chmod, folder.stat().st_mode))
     folder.chmod(0o700)
@@ -284,16 +284,16 @@ def undone_on_failure() -> Iterator[Undo]:
     try:
         yield undo
     except OSError as error:
-        _take_back(undo)
+        _undo_all(undo)
         raise Refused(
             "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
         ) from None
     except BaseException:
-        _take_back(undo)
+        _undo_all(undo)
         raise
 
 
-def _take_back(undo: Undo) -> None:
+def _undo_all(undo: Undo) -> None:
     for step in reversed(undo):
         with suppress(OSError):  # the original error is the one to report
             step()

@@ -24,12 +24,12 @@ REDACTED = "[redacted]"
 REPEATED_EVERY_S = 30
 REPEATED_MAX = 256
 READER_PATIENCE_S = 1.0
-"""The total time to wait for a log reader that does not read."""
+"""The total wait in seconds for a log reader that does not read."""
 
 PATIENCE_BACK = 0.05
 """The fraction of elapsed time that is added back to that wait: a slow log costs no more than this."""
 
-_TALKATIVE = ("httpx", "httpcore")  # they log every request at info
+_NOISY = ("httpx", "httpcore")  # these loggers report every request at info
 SECRET_LENGTH_MIN = 8  # a shorter value could be part of ordinary words in any line
 
 
@@ -49,7 +49,7 @@ class Redactor:
     def register(self, secret: str | bytes) -> None:
         """Remove this secret from now on. Raises ValueError if it has less than 8 characters or bytes."""
         if len(secret) < SECRET_LENGTH_MIN:
-            raise ValueError(f"a secret of less than {SECRET_LENGTH_MIN} characters cannot be told from words")
+            raise ValueError(f"a secret of less than {SECRET_LENGTH_MIN} characters could occur in ordinary text")
         raw = secret.encode() if isinstance(secret, str) else secret
         forms = {raw.hex(), raw.hex().upper(), base64.b64encode(raw).decode().rstrip("=")}
         forms.add(base64.urlsafe_b64encode(raw).decode().rstrip("="))
@@ -85,8 +85,8 @@ class Redactor:
 class _Lossy:
     """A stream that drops lines it cannot write: the disk is full, or the reader is gone or does not read.
 
-    A line may be logged between two steps of a payment and must not delay the second. A stalled reader is waited
-    for briefly. When it reads again, it is told how many lines it `missed`.
+    A line may be logged between two steps of a payment and must not delay the second. So the wait for a stalled
+    reader is short. When it reads again, a line by `missed` says how many lines were dropped.
     """
 
     def __init__(self, stream: TextIO, missed: Callable[[int], str]) -> None:
@@ -97,10 +97,10 @@ class _Lossy:
         self._waited_at_s = 0.0
         self._lost = 0
         self._is_cut = False
-        self._door = threading.RLock()  # an object collected meanwhile may log on this thread
+        self._lock = threading.RLock()  # an object collected meanwhile may log on this thread
 
     def write(self, text: str) -> int:
-        with self._door, suppress(OSError, ValueError):  # ValueError: the stream is closed
+        with self._lock, suppress(OSError, ValueError):  # ValueError: the stream is closed
             handle = self._handle()
             if handle is None:
                 self._stream.write(text)
@@ -178,17 +178,17 @@ class _Repeats(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[tuple[str, int, str], tuple[float, int]] = {}
+        self._last_logged: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         key = (record.name, record.levelno, str(record.msg).partition("\n")[0])
-        told_s, left_out = self._told.get(key, (float("-inf"), 0))
-        if 0 <= record.created - told_s < REPEATED_EVERY_S:
-            self._told[key] = (told_s, left_out + 1)
+        logged_s, left_out = self._last_logged.get(key, (float("-inf"), 0))
+        if 0 <= record.created - logged_s < REPEATED_EVERY_S:
+            self._last_logged[key] = (logged_s, left_out + 1)
             return False
-        if len(self._told) >= REPEATED_MAX:
-            self._told.clear()
-        self._told[key] = (record.created, 0)
+        if len(self._last_logged) >= REPEATED_MAX:
+            self._last_logged.clear()
+        self._last_logged[key] = (record.created, 0)
         if left_out:
             record.left_out = left_out
         return True
@@ -224,7 +224,7 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
         )
     )
     handler.addFilter(_Repeats())
-    for name in _TALKATIVE:
+    for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -233,7 +233,7 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
 
 def _line(processors: Iterable[Processor], event: EventDict) -> str:
     """Format a warning as structlog would. Its caller is used by structlog and so cannot call it."""
-    told: Any = event
+    result: Any = event
     for process in processors:
-        told = process(None, "warning", told)
-    return f"{told}\n"
+        result = process(None, "warning", result)
+    return f"{result}\n"

@@ -8,7 +8,7 @@ no code in the process can remove it. A sandboxed process also cannot read the m
 no "everything except". So the rules list what may be read: single files in the folders above a hidden file, and
 whole folders elsewhere. A file created later in one of those few folders cannot be read.
 May import: the standard library, seccomp.
-Never: starts while other threads run; calls a file hidden that a second name still shows.
+Never: starts while other threads run; reports a file as hidden that can be read by a second name.
 """
 
 import ctypes
@@ -71,13 +71,12 @@ def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Pa
     `kernel` is the result of `version`.
     """
     if not kernel:
-        return SandboxPlan(
-            (), ("nothing is kept from the daemon: this kernel has no Landlock (Linux 5.13), or leaves it out",)
-        )
-    there = [real for path in always if (real := path.resolve()).exists()]
-    reasons = {real: _second_name(real) for real in there}
+        why = "the daemon can read every secret file: this kernel has no Landlock (Linux 5.13), or it is disabled"
+        return SandboxPlan((), (why,))
+    existing = [real for path in always if (real := path.resolve()).exists()]
+    reasons = {real: _second_name(real) for real in existing}
     if passphrase is not None and (real := passphrase.resolve()).exists():
-        folders = {ROTATING, *(path.resolve().parent for path in read_anew)} - _above(there)
+        folders = {ROTATING, *(path.resolve().parent for path in read_anew)} - _above(existing)
         reasons[real] = _second_name(real) or _shared(real, folders)
     hidden = tuple(path for path, why in reasons.items() if why is None)
     return SandboxPlan(hidden, tuple(why for why in reasons.values() if why is not None))
@@ -86,7 +85,7 @@ def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Pa
 def _second_name(path: Path) -> str | None:
     if path.stat().st_nlink == 1:
         return None
-    return f"{path} can be read by the daemon: it has another name too (a hard link); remove that"
+    return f"the daemon can read {path}: it has another name (a hard link); remove that name"
 
 
 def _shared(path: Path, folders: Iterable[Path]) -> str | None:
@@ -94,8 +93,8 @@ def _shared(path: Path, folders: Iterable[Path]) -> str | None:
     if folder is None:
         return None
     return (
-        f"{path} can be read by the daemon: in {folder} it must read files that are replaced; move it to a folder "
-        "of its own elsewhere"
+        f"the daemon can read {path}: in {folder} it must read files that are replaced; move it to a folder of "
+        "its own elsewhere"
     )
 
 
@@ -136,7 +135,7 @@ def close_ways_out() -> None:
 
 def _require_one_thread() -> None:
     if threading.active_count() != 1:
-        raise RuntimeError("a thread that runs already would stay outside")
+        raise RuntimeError("a thread that is already running would not be sandboxed")
 
 
 def temporary(hidden: Iterable[Path]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""seccomp filters of system calls, for this process and its children, for good (Linux 3.5).
+"""seccomp filters of system calls, permanent for this process and its children (Linux 3.5).
 
 The kernel runs a filter at each call, over `struct seccomp_data`. The filter sees numbers, not the memory behind a
 pointer (docs.kernel.org, seccomp_filter). The signer and the daemon each install one.
@@ -41,7 +41,7 @@ def here(calls: Calls) -> tuple[int, ...]:
     """Return the numbers for this machine. Raises OSError if they are not known."""
     machine = platform.machine()
     if machine not in calls:
-        raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known here")
+        raise OSError(errno.ENOSYS, f"the system call numbers of {machine} are not known")
     return calls[machine]
 
 

@@ -74,7 +74,7 @@ def make_secret_file(path: Path, secret: str) -> None:
             os.fsync(file.fileno())
         sync_folder(path.parent)
     except OSError as error:
-        raise Refused("config_invalid", f"the secret file {path} cannot be made: {error.strerror}") from None
+        raise Refused("config_invalid", f"the secret file {path} cannot be created: {error.strerror}") from None
 
 
 def put_in_place(new: Path, path: Path) -> None:
@@ -95,9 +95,9 @@ def sync_folder(folder: Path) -> None:
 def require_private(path: Path) -> str:
     """Check that only the owner has access; return the path and mode. Refused `config_invalid`."""
     status = path.stat()
-    mode, wanted = stat.S_IMODE(status.st_mode), 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+    mode, expected = stat.S_IMODE(status.st_mode), 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
     if mode & 0o077:
-        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {wanted:o} {path}")
+        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {expected:o} {path}")
     return f"{path} ({mode:04o})"
 
 
@@ -125,16 +125,17 @@ def require_unchanged_by_others(path: Path) -> str:
             status = step.lstat()
         except OSError as error:
             raise Refused("config_invalid", f"{step} cannot be read: {error.strerror}") from None
-        what = f"{path} can be changed by others"
+        problem = f"{path} can be changed by others"
         if status.st_uid not in (0, os.geteuid()):
-            mend = f"chown {'root' if os.geteuid() == 0 else os.geteuid()} {step}"
+            fix = f"chown {'root' if os.geteuid() == 0 else os.geteuid()} {step}"
             raise Refused(
-                "config_invalid", f"{what}: {step} belongs to another user (uid {status.st_uid}); {mend}"
+                "config_invalid", f"{problem}: {step} belongs to another user (uid {status.st_uid}); {fix}"
             )
-        is_kept = stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX)
+        is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        is_protected = stat.S_ISLNK(status.st_mode) or is_sticky
         for_others = stat.S_IWOTH | (0 if _is_private(status.st_gid) else stat.S_IWGRP)
-        if not is_kept and status.st_mode & for_others:
-            raise Refused("config_invalid", f"{what} of this machine; run: chmod go-w {step}")
+        if not is_protected and status.st_mode & for_others:
+            raise Refused("config_invalid", f"{problem} of this machine; run: chmod go-w {step}")
     return f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})"
 
 
@@ -158,8 +159,8 @@ def require_out_of_reach(paths: Iterable[Path], folders: Iterable[Path]) -> None
             if any(step != place and step.is_relative_to(place) for step in steps_to(path)):
                 raise Refused(
                     "config_invalid",
-                    f"the config {path} lies in {place}, where the daemon writes: who takes the daemon over would "
-                    "write the limits of its next start; move the config to a folder of its own",
+                    f"the config {path} lies in {place}, where the daemon writes: a compromised daemon could set "
+                    "the limits of its next start; move the config to a folder of its own",
                 )
 
 

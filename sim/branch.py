@@ -50,8 +50,8 @@ class Branch:
         for tx in (tx for block in self.blocks for tx in block.txs):
             for ref in tx.inputs:
                 rows.pop(ref, None)
-            made = {(tx.tx_id, index): out for index, out in enumerate(tx.outputs) if out.address == address}
-            rows |= made
+            created = {(tx.tx_id, index): out for index, out in enumerate(tx.outputs) if out.address == address}
+            rows |= created
         return list(rows.items())
 
     def txs_at(self, chain: Chain, address: bytes) -> list[str]:

@@ -23,25 +23,25 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     name = "A..B"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> range:
-        found = _RANGE.fullmatch(str(value))
-        if found is None or int(found[1]) >= int(found[2]):
+        match = _RANGE.fullmatch(str(value))
+        if match is None or int(match[1]) >= int(match[2]):
             self.fail("seeds are A..B with A below B: from A up to B, without B", param, ctx)
-        return range(int(found[1]), int(found[2]))
+        return range(int(match[1]), int(match[2]))
 
 
 @click.command(epilog=example("scripts/sim --seeds 0..2000"))
 @click.option("--seeds", type=_Seeds(), default="0..200", show_default=True, help="From A up to B, without B.")
-@click.option("--processes", type=click.IntRange(1, 256), help="How many at once; one for each processor.")
-@click.option("--story", is_flag=True, help="Tell each seed step by step.")
+@click.option("--processes", type=click.IntRange(1, 256), help="Number of processes. Default: one per processor.")
+@click.option("--story", is_flag=True, help="Print the trace of each seed, step by step.")
 @output_options
 @pass_terminal
 def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) -> None:
-    """Run the agent in a made-up world.
+    """Run the real agent in a simulated world.
 
-    Each seed is a world of its own: its chain forks, its providers and merchants lose answers and lie, the disk
-    fills up and the daemon dies. The agent is the real one. After every event it is checked that nothing was paid
-    twice and that the books are the chain. A seed gives the same run again. Exit code 0 only when nothing was
-    violated; the first seed that failed is told step by step.
+    Each seed is a separate world. Its chain forks, its providers and merchants lose answers and lie, its disk
+    fills up, and the daemon dies. After every event the simulator checks that nothing was paid twice and that the
+    ledger equals the chain. The same seed gives the same run. The exit code is 0 only if no invariant was
+    violated. The trace of the first seed that failed is printed step by step.
     """
     from sim.run import Result, Stopwatch, run_seeds, tell_story
 
@@ -52,30 +52,30 @@ def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) ->
                 terminal.say(line)
     for part in run_seeds(seeds, processes):
         total.add(part)
-        for seed, what in part.violations.items():
-            terminal.say(f"seed {seed}: {what}")
+        for seed, violation in part.violations.items():
+            terminal.say(f"seed {seed}: {violation}")
         terminal.say(f"{total.seeds} of {len(seeds)} seeds, {len(total.violations)} violations")
     if total.violations and not story:
         first = min(total.violations)
         terminal.say(f"seed {first}, step by step:")
         for line in tell_story(first):
             terminal.say(line)
-    told = total.as_json(watch.seconds)
-    terminal.give(told, lambda: _show(terminal, told))
+    summary = total.as_json(watch.seconds)
+    terminal.give(summary, lambda: _show(terminal, summary))
     if total.violations:
         sys.exit(VIOLATED)
 
 
-def _show(terminal: Terminal, told: dict[str, Any]) -> None:
+def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
     """Print how often each event was reached, then the violations."""
-    reached = told["reached"]
+    reached = summary["reached"]
     width = max((len(f"{count:,}") for count in reached.values()), default=1)
     for event, count in sorted(reached.items(), key=lambda pair: -pair[1]):
         terminal.line(f"{count:>{width},}  {event}")
-    for seed, what in told["failed"].items():
-        terminal.line(f"seed {seed}: {what}")
-    sums = f"{told['seeds']:,} seeds, {told['violations']} violations"
-    terminal.line(f"{sums}, {told['seeds_per_s']} seeds a second")
+    for seed, violation in summary["failed"].items():
+        terminal.line(f"seed {seed}: {violation}")
+    sums = f"{summary['seeds']:,} seeds, {summary['violations']} violations"
+    terminal.line(f"{sums}, {summary['seeds_per_s']} seeds a second")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class ClientGoal:
         return hashlib.sha256(self.body).hexdigest()
 
 
-class Town(Protocol):
+class ClientWorld(Protocol):
     """The clients' view of the world."""
 
     loop: VirtualLoop
@@ -85,73 +85,73 @@ class Town(Protocol):
 class BuyerTask:
     """One goal, from the first request until it is served or given up."""
 
-    def __init__(self, town: Town, want: ClientGoal) -> None:
-        self._town = town
-        self._want = want
+    def __init__(self, world: ClientWorld, goal: ClientGoal) -> None:
+        self._world = world
+        self._goal = goal
         self.payment: str | None = None
         self.is_served = False
 
     async def run(self) -> None:
-        await asyncio.sleep(self._want.starts_at_s)
-        for number in range(self._want.tries):
+        await asyncio.sleep(self._goal.starts_at_s)
+        for number in range(self._goal.tries):
             if self.is_served:
                 return
             if number:
-                self._town.story.reach("a client asks again")
-                await asyncio.sleep(self._town.draw() * self._want.pause_s)
+                self._world.story.reach("a client asks again")
+                await asyncio.sleep(self._world.draw() * self._goal.pause_s)
             try:
-                life = await self._town.life()
-                self.is_served |= await (self._by_proxy(life) if self._want.by_proxy else self._by_hand(life))
+                life = await self._world.life()
+                self.is_served |= await (self._by_proxy(life) if self._goal.by_proxy else self._by_hand(life))
             except UnreachedError:
                 continue
             except DeadError:
-                self._town.story.reach("a client is left without an answer")
+                self._world.story.reach("a client is left without an answer")
                 continue
             except Refused as refused:
-                self._town.story.reach(f"refused: {refused.name}")
-                self._town.story.tell(f"{self._want.text}: refused {refused.name}: {refused.detail[:120]}")
+                self._world.story.reach(f"refused: {refused.name}")
+                self._world.story.tell(f"{self._goal.text}: refused {refused.name}: {refused.detail[:120]}")
                 continue
             if self.is_served:
-                self._town.story.reach("a want is served")
+                self._world.story.reach("a want is served")
                 return
-        self._town.story.reach("a client gives up")
+        self._world.story.reach("a client gives up")
 
     # --- by hand
 
     async def _by_hand(self, life: SimProcess) -> bool:
-        want, town = self._want, self._town
-        first = await want.shop.call("POST", want.path, self._headers(), want.body)
+        goal, world = self._goal, self._world
+        first = await goal.shop.call("POST", goal.path, self._headers(), goal.body)
         if 200 <= first.status < 300:
             return True
         if first.status != 402:
             return False
         with self._asking():
-            row, _ = await life.call(life.agent.pay(self._ask(first)))
+            row, _ = await life.call(life.agent.pay(self._payment_request(first)))
         if row.kind == "invoice":
             self.payment = row.id
-            town.judge.told(want.sha256, row.id, None if life.is_over else life.conn)
-        town.story.tell(f"{want.text}: {row.id} is {row.state}")
-        return await self._show(life, row)
+            world.judge.answered(goal.sha256, row.id, None if life.is_over else life.conn)
+        world.story.tell(f"{goal.text}: {row.id} is {row.state}")
+        return await self._present(life, row)
 
-    async def _show(self, life: SimProcess, row: PaymentRow) -> bool:
+    async def _present(self, life: SimProcess, row: PaymentRow) -> bool:
         """Wait until the proof is ready, within limits, and present it up to three times."""
-        want, town = self._want, self._town
+        goal, world = self._goal, self._world
         for _ in range(3):
             depth = await life.call(_depth_if_ready(life, row))
             if depth is None:
-                row = await life.call(life.agent.context.wait(row.id, 20 + town.draw() * 60))
+                row = await life.call(life.agent.context.wait(row.id, 20 + world.draw() * 60))
                 depth = await life.call(_depth_if_ready(life, row))
             if depth is None or row.state in WITHOUT_PROOF:
-                if town.draw() < 0.3:
+                if world.draw() < 0.3:
                     return False  # gives up waiting: the next try begins with a new request
                 continue
             merchant = life.agent.context.config.merchants.get(row.invoice.origin or "")
-            proof = retry_headers(row, merchant, town.wallet)
-            lowered = {name.lower(): value for name, value in proof.items()}
-            if not lowered:
+            proof = retry_headers(row, merchant, world.wallet)
+            headers = {name.lower(): value for name, value in proof.items()}
+            if not headers:
                 return False
-            answer = await want.shop.call("POST", want.path, self._headers() | lowered, want.body)
-            if town.draw() < 0.2:
+            answer = await goal.shop.call("POST", goal.path, self._headers() | headers, goal.body)
+            if world.draw() < 0.2:
                 continue  # it never reports the answer to the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
             row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
@@ -167,11 +167,11 @@ class BuyerTask:
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """Count how many clients wait for the daemon at once, and how many of them for the same purchase."""
-        asking, name = self._town.asking, self._want.sha256
+        asking, name = self._world.asking, self._goal.sha256
         if asking[name]:
-            self._town.story.reach("clients of one purchase ask at once")
+            self._world.story.reach("clients of one purchase ask at once")
         elif asking.total():
-            self._town.story.reach("clients of several purchases ask at once")
+            self._world.story.reach("clients of several purchases ask at once")
         asking[name] += 1
         try:
             yield
@@ -184,47 +184,47 @@ class BuyerTask:
         return {
             "content-type": "application/json",
             "x-partner": PARTNER,
-            "x-wallet-address": self._town.wallet,
+            "x-wallet-address": self._world.wallet,
         }
 
-    def _ask(self, answer: SimResponse) -> PaymentRequest:
-        want = self._want
+    def _payment_request(self, answer: SimResponse) -> PaymentRequest:
+        goal = self._goal
         text = answer.body.decode()
         return PaymentRequest(
-            app_id=want.app_id,
-            origin=want.shop.origin,
+            app_id=goal.app_id,
+            origin=goal.shop.origin,
             response=make_response(answer.status, dict(answer.headers), text),
             received=json.dumps({"status": answer.status, "body": text}),
-            request=MerchantRequest("POST", want.path, want.sha256),
-            idempotency_key=want.key,
-            buyer=Buyer(PARTNER, self._town.wallet),
+            request=MerchantRequest("POST", goal.path, goal.sha256),
+            idempotency_key=goal.key,
+            buyer=Buyer(PARTNER, self._world.wallet),
         )
 
     # --- by the proxy
 
     async def _by_proxy(self, life: SimProcess) -> bool:
         """Let the proxy's payer make the request. The client hangs up when it has waited long enough."""
-        gone: asyncio.Future[None] = self._town.loop.create_future()
-        patience_s = 60 + self._town.draw() * 400
-        self._town.loop.call_later(patience_s, _end, gone)
+        gone: asyncio.Future[None] = self._world.loop.create_future()
+        patience_s = 60 + self._world.draw() * 400
+        self._world.loop.call_later(patience_s, _end, gone)
         with self._asking():
             status = await life.call(self._request(life, gone))
-        self._town.story.tell(f"{self._want.text}: the proxy answered {status}")
+        self._world.story.tell(f"{self._goal.text}: the proxy answered {status}")
         if gone.done():
-            self._town.story.reach("a client hangs up on the proxy")
+            self._world.story.reach("a client hangs up on the proxy")
         if status is not None and 200 <= status < 300:
             # without a key, a served request is over, and the next one is a new purchase
-            if self._want.key is not None and self._town.draw() < LOST:
-                self._town.story.reach("a client loses what the proxy served it")
+            if self._goal.key is not None and self._world.draw() < LOST:
+                self._world.story.reach("a client loses what the proxy served it")
                 self.is_served = False
                 return False
-            self._town.story.reach("the proxy serves a client")
+            self._world.story.reach("the proxy serves a client")
             return True
         return False
 
     async def _request(self, life: SimProcess, gone: asyncio.Future[None]) -> int | None:
-        want = self._want
-        bodies = [{"type": "http.request", "body": want.body, "more_body": False}]
+        goal = self._goal
+        bodies = [{"type": "http.request", "body": goal.body, "more_body": False}]
         statuses: list[int] = []
 
         async def receive() -> dict[str, object]:
@@ -240,18 +240,20 @@ class BuyerTask:
                 self.is_served = 200 <= statuses[0] < 300
 
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
-        if want.key is not None:
-            headers.append((b"idempotency-key", want.key.encode()))
-        merchant = life.agent.context.config.merchants[want.shop.origin]
-        keys = (want.key.encode(),) if want.key is not None else ()
-        find_app = partial(apps.by_id, life.agent.context.conn, want.app_id)
+        if goal.key is not None:
+            headers.append((b"idempotency-key", goal.key.encode()))
+        merchant = life.agent.context.config.merchants[goal.shop.origin]
+        keys = (goal.key.encode(),) if goal.key is not None else ()
+        find_app = partial(apps.by_id, life.agent.context.conn, goal.app_id)
         request = ProxyRequest(
-            want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, None, False, find_app
+            goal.app_id, merchant, "POST", goal.path.encode(), headers, True, keys, None, None, False, find_app
         )
 
         async def work(intake: ClientBody, reply: ClientReply) -> None:
             intake.listen()
-            await life.payer.run(Exchange(request, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
+            upstream = SimUpstream(goal.shop)
+            exchange = Exchange(request, intake, reply, upstream, PROXY_PATIENCE_S)  # type: ignore[arg-type]
+            await life.payer.run(exchange)
 
         scope: dict[str, object] = {
             "type": "http",

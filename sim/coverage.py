@@ -135,13 +135,13 @@ class Coverage:
             _EVENTS, (self._last_event,)
         ).fetchall():
             self._last_event = seq
-            told = json.loads(detail)
+            facts = json.loads(detail)
             if event == "alert":
-                self._story.reach(f"an alert: {told['kind']}")
+                self._story.reach(f"an alert: {facts['kind']}")
             elif event == "topup_ended":
-                self._story.reach(f"a top-up ends: {name_of(told['code'], told['reason']) or 'done'}")
+                self._story.reach(f"a top-up ends: {name_of(facts['code'], facts['reason']) or 'done'}")
             elif event == "caught_up":
-                self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
+                self._story.reach(_ASKED if facts["signed"] is None else _CAUGHT_UP)
             elif event == "delivery_give_up":  # rare: clients here retry until they are served
                 self._story.reach("a merchant is given up: paid, and not served in time")
             elif event == "reserve" and app_id == UPKEEP_APP:
@@ -149,8 +149,8 @@ class Coverage:
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:
-                told |= {"first": first, "void_tx_id": void_tx_id, "dialect": dialect}
-                self._of_payment(conn, payment_id, event, told)
+                facts |= {"first": first, "void_tx_id": void_tx_id, "dialect": dialect}
+                self._of_payment(conn, payment_id, event, facts)
                 self._states[payment_id] = state
         for seq, kind, payment_id, unexplained in conn.execute(_MOVES, (self._last_move,)).fetchall():
             self._last_move = seq
@@ -163,28 +163,28 @@ class Coverage:
         elif not self.landed:
             self._story.reach("a run without a payment that landed")
 
-    def _of_payment(self, conn: Connection, payment_id: str, event: str, told: Mapping[str, Any]) -> None:
+    def _of_payment(self, conn: Connection, payment_id: str, event: str, facts: Mapping[str, Any]) -> None:
         before = self._states.get(payment_id)
         match event:
             case "reserve":
                 self.payments[payment_id] = None
                 self._story.reach("a payment is admitted")
             case "replace":
-                again = "for its next invoice" if "invoice_seq" in told else "for the same invoice"
+                again = "for its next invoice" if "invoice_seq" in facts else "for the same invoice"
                 self._story.reach(f"an attempt is replaced {again}")
             case "sign":
                 self._signed(conn, payment_id)
             case "cancel":
-                by = "by an operator" if "by" in told else "by the agent"
+                by = "by an operator" if "by" in facts else "by the agent"
                 self._story.reach(f"coins are taken back {by}")
             case "seen_in_block":
-                self._landed(conn, payment_id, str(told["tx_id"]), told["first"], before)
-                if told["dialect"] is not None:
-                    self._bought(str(told["tx_id"]), told["dialect"])
+                self._landed(conn, payment_id, str(facts["tx_id"]), facts["first"], before)
+                if facts["dialect"] is not None:
+                    self._bought(str(facts["tx_id"]), facts["dialect"])
             case "block_lost":
-                self._lost(str(told["block"]), before)
+                self._lost(str(facts["block"]), before)
             case "void":
-                self._void(conn, payment_id, told)
+                self._void(conn, payment_id, facts)
 
     def _signed(self, conn: Connection, payment_id: str) -> None:
         """A parent that is in no block now is a transaction that payagent sent itself."""
@@ -213,9 +213,9 @@ class Coverage:
 
     def _lost(self, block: str, before: str | None) -> None:
         depth = self._net.orphans.get(block, 0)
-        what = {State.CONFIRMED: "a confirmed payment", State.VOID: "a void"}.get(State(before or "in_block"))
-        if what is not None:
-            self._story.reach(f"{what} is reopened")
+        ended_as = {State.CONFIRMED: "a confirmed payment", State.VOID: "a void"}.get(State(before or "in_block"))
+        if ended_as is not None:
+            self._story.reach(f"{ended_as} is reopened")
         if depth >= DEEP:
             self._story.reach("a payment's block is lost, 16 deep or more")
         elif depth:
@@ -223,12 +223,12 @@ class Coverage:
         else:
             self._story.reach("a payment's block is thought lost, and is there")
 
-    def _void(self, conn: Connection, payment_id: str, told: Mapping[str, Any]) -> None:
-        if told.get("foreign"):
+    def _void(self, conn: Connection, payment_id: str, facts: Mapping[str, Any]) -> None:
+        if facts.get("foreign"):
             self._story.reach("a payment is void: its anchor was spent elsewhere")
-        elif told.get("time_over"):
+        elif facts.get("time_over"):
             self._story.reach("a payment is void: its deposit vanished, and its time is over")
-        elif told["void_tx_id"] is not None:
+        elif facts["void_tx_id"] is not None:
             self._story.reach("a payment is void: its parent went by another transaction")
         else:
             self._story.reach("a payment is void: its cancel won")

@@ -109,13 +109,13 @@ class Judge:
             request = (row[7] or "").rpartition(" ")[2]
             purchase = row[6] if row[10] is not None or not request else request
             signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9], row[10] is not None)
-            known = self.signed.setdefault(signed.tx_id, signed)
-            if known.cbor != signed.cbor:
+            first_signed = self.signed.setdefault(signed.tx_id, signed)
+            if first_signed.cbor != signed.cbor:
                 self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
             self._story.tell(
                 f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.nonce_utxo[:8]}"
             )
-            if known is signed:
+            if first_signed is signed:
                 self._check_bytes(signed)
                 self._check_past(signed)
             if synced:
@@ -126,24 +126,24 @@ class Judge:
 
         Purchases that only the lost rows recorded may be bought again (exactly-once.md).
         """
-        there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
-        lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in there}
+        recorded = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
+        lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in recorded}
         self._forgotten |= {tx_id: signed for tx_id, signed in lost.items() if tx_id in self._released}
         for tx_id in lost:
             del self.signed[tx_id]
             self._spends.pop(tx_id, None)
         for purchase, tx_ids in self._by_purchase.items():
             self._by_purchase[purchase] = [tx_id for tx_id in tx_ids if tx_id not in lost]
-        known = {row[0] for row in conn.execute("SELECT id FROM payments")}
-        self._accepted = {name: None for name in self._accepted if name in known}
-        self._answers = {purchase: name for purchase, name in self._answers.items() if name in known}
+        payment_ids = {row[0] for row in conn.execute("SELECT id FROM payments")}
+        self._accepted = {name: None for name in self._accepted if name in payment_ids}
+        self._answers = {purchase: name for purchase, name in self._answers.items() if name in payment_ids}
         self._is_put_back = bool(self._forgotten)
         self._story.tell(f"the ledger put back lacks {sorted(tx_id[:8] for tx_id in self._forgotten)}")
         if self._forgotten:
             self._story.reach("a ledger is put back that lacks what was sent")
 
     def begun(self, behind: str | None) -> None:
-        """A daemon is ready to sign, or says why it is not."""
+        """A daemon is ready to sign, or is behind (`behind` says why)."""
         if self._is_put_back and behind is None:
             self._story.violate("I1", "the ledger is older than what was signed, and nobody noticed")
         self._is_put_back = False
@@ -158,15 +158,15 @@ class Judge:
         for tx_id, lost in self._forgotten.items():
             ttl_slot = self._net.hoard[tx_id].ttl_slot or 0
             if lost.kind == "pay" and slot < ttl_slot and not self._is_in_block(tx_id):
-                told = f"{tx_id[:8]} is forgotten and could land till {ttl_slot}"
-                self._story.violate("I1", f"{signed.tx_id[:8]} is signed at slot {slot}, {told}")
+                reason = f"{tx_id[:8]} is forgotten and could land till {ttl_slot}"
+                self._story.violate("I1", f"{signed.tx_id[:8]} is signed at slot {slot}, {reason}")
 
     def reborn(self, conn: Connection) -> None:
         """A daemon starts on the ledger that a death left. Check that it is whole and holds everything durable."""
         self._last_row = 0
-        there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
+        recorded = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
         for tx_id in self._released:
-            if tx_id in self.signed and tx_id not in there:
+            if tx_id in self.signed and tx_id not in recorded:
                 self._story.violate("I6", f"{tx_id[:8]} was released, and the ledger does not know it any more")
         self._check_chain_of_events(conn)
         if self._rng.random() < VERIFIED:
@@ -220,48 +220,49 @@ class Judge:
             if paid:
                 self._story.violate("I3", f"{tx.tx_id[:8]} takes coins back and pays somebody")
             return
-        asked = [sorted(outputs) for outputs in self._market.asked(signed.origin, signed.invoice_id)]
-        meant = self._market.purchase(signed.origin, signed.invoice_id)
-        if meant is not None and not signed.is_topup and meant != signed.purchase:
+        requested = [sorted(outputs) for outputs in self._market.asked(signed.origin, signed.invoice_id)]
+        invoice_purchase = self._market.purchase(signed.origin, signed.invoice_id)
+        if invoice_purchase is not None and not signed.is_topup and invoice_purchase != signed.purchase:
             self._story.violate("I1", f"{tx.tx_id[:8]} pays an invoice for another purchase")
-        if paid not in asked:
-            self._story.violate("I3", f"{tx.tx_id[:8]} pays {paid}, asked was {asked}")
+        if paid not in requested:
+            self._story.violate("I3", f"{tx.tx_id[:8]} pays {paid}, asked was {requested}")
 
     def _check_conflicts(self, tx: Tx, signed: Signed) -> None:
         """I1 over all forks: of two transactions for one purchase, no chain can ever hold both."""
         others = self._by_purchase.setdefault(signed.purchase, [])
-        mine = self._line(tx)
+        own_lineage = self._lineage(tx)
         for other in others:
-            line = self._line(self._released[other])
-            if not (_exclude(mine, line) or self._is_overtaken(line) or self._is_too_late(line)):
+            lineage = self._lineage(self._released[other])
+            if not (_exclude(own_lineage, lineage) or self._is_overtaken(lineage) or self._is_too_late(lineage)):
                 self._story.violate(
                     "I1", f"{tx.tx_id[:8]} and {other[:8]} are for {signed.purchase[:16]}, and both could land"
                 )
         others.append(tx.tx_id)
 
-    def _line(self, tx: Tx) -> dict[str, Tx]:
+    def _lineage(self, tx: Tx) -> dict[str, Tx]:
         """A transaction and all its released ancestors, which must be on the chain before it."""
-        line: dict[str, Tx] = {}
+        lineage: dict[str, Tx] = {}
         waiting = [tx]
         while waiting:
-            one = waiting.pop()
-            if one.tx_id not in line:
-                line[one.tx_id] = one
-                waiting += [self._net.hoard[ref[0]] for ref in one.inputs if ref[0] in self._net.hoard]
-        return line
+            ancestor = waiting.pop()
+            if ancestor.tx_id not in lineage:
+                lineage[ancestor.tx_id] = ancestor
+                waiting += [self._net.hoard[ref[0]] for ref in ancestor.inputs if ref[0] in self._net.hoard]
+        return lineage
 
-    def _is_overtaken(self, line: Mapping[str, Tx]) -> bool:
+    def _is_overtaken(self, lineage: Mapping[str, Tx]) -> bool:
         """Whether another transaction spent one of the inputs, in a block too deep for any fork."""
         chain = self._net.chain
         final = chain.tip.height - self._net.fork_max
-        for tx in line.values():
+        for tx in lineage.values():
             spenders = [chain.spender_of(ref) for ref in tx.inputs]
-            found = [chain.tx(spender) for spender in spenders if spender and spender != tx.tx_id]
-            if any(one is not None and one[1] is not None and one[1].height <= final for one in found):
+            spending = [chain.tx(spender) for spender in spenders if spender and spender != tx.tx_id]
+            blocks = [found[1] for found in spending if found is not None]
+            if any(block is not None and block.height <= final for block in blocks):
                 return True
         return False
 
-    def _is_too_late(self, line: Mapping[str, Tx]) -> bool:
+    def _is_too_late(self, lineage: Mapping[str, Tx]) -> bool:
         """Whether one of the transactions is on no chain and has expired by a block that no fork can undo."""
         chain = self._net.chain
         final = chain.block(max(0, chain.tip.height - self._net.fork_max))
@@ -270,15 +271,15 @@ class Judge:
             and tx.ttl_slot is not None
             and tx.ttl_slot <= final.slot
             and not self._is_in_block(tx.tx_id)
-            for tx in line.values()
+            for tx in lineage.values()
         )
 
     # --- the chain
 
     def blocks_made(self, blocks: Iterable[DevnetBlock]) -> None:
         """I1 on the current chain."""
-        ours = [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]
-        for tx in ours:
+        signed_here = [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]
+        for tx in signed_here:
             signed = self.signed[tx.tx_id]
             landed = [other for other in self._by_purchase.get(signed.purchase, []) if self._is_in_block(other)]
             if len(landed) > 1:
@@ -290,12 +291,12 @@ class Judge:
 
     def landed_invoices(self) -> list[tuple[str, str | None]]:
         """(origin, invoice id) of each transaction on the chain that pays a merchant."""
-        paying = [one for one in self.signed.values() if one.kind == "pay" and one.origin]
-        return [(one.origin, one.invoice_id) for one in paying if self._is_in_block(one.tx_id)]
+        paying = [signed for signed in self.signed.values() if signed.kind == "pay" and signed.origin]
+        return [(signed.origin, signed.invoice_id) for signed in paying if self._is_in_block(signed.tx_id)]
 
     # --- answers to clients
 
-    def told(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
+    def answered(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
         """I8: one purchase has one payment until that payment ended without paying.
 
         If a fork brings an earlier payment's transaction back, that payment is reported again. Its successor
@@ -324,9 +325,9 @@ class Judge:
         self._verify(conn)
 
     def _verify(self, conn: Connection) -> None:
-        for told in verify(conn, self._owner):
-            if isinstance(told, AuditFinding):
-                self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
+        for result in verify(conn, self._owner):
+            if isinstance(result, AuditFinding):
+                self._story.violate("I10", f"verify: {result.table} {result.row}: {result.what}")
 
     def search(self, path: Path) -> None:
         """I5 for the ledger's file, with what this and all earlier daemons wrote to it."""
@@ -350,19 +351,19 @@ class Judge:
 
     def _check_books(self, conn: Connection) -> None:
         """I2, to the unit."""
-        told: dict[str, int] = {}
+        booked: dict[str, int] = {}
         held: dict[str, int] = {}
         for account, asset, units in journal.balances(conn):
             if account in (WALLET, HELD):
-                told[asset] = told.get(asset, 0) + units
+                booked[asset] = booked.get(asset, 0) + units
             if account == HELD:
                 held[asset] = units
         true: dict[str, int] = {}
         for _, out in self._net.chain.utxos_at(self._own):
             for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
                 true[asset] = true.get(asset, 0) + units
-        if told != true:
-            self._story.violate("I2", f"the books say {told}, the chain has {true}")
+        if booked != true:
+            self._story.violate("I2", f"the books say {booked}, the chain has {true}")
         if held:
             self._story.violate("I2", f"{held} is held, and nothing is in flight")
 

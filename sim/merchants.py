@@ -69,19 +69,19 @@ class _FacilitatorsNode:
         self._mix = mix
         self._drawn = drawn
         self._rng = rng
-        self._kept: dict[str, None] = {}
+        self._withheld: dict[str, None] = {}
         self.seen = net.node.seen
         self.chain = net.chain
 
     def submit(self, raw: bytes) -> str:
         tx_id = decode_tx(raw).tx_id
-        if tx_id in self._kept:
+        if tx_id in self._withheld:
             return tx_id
         if self._drawn("a facilitator loses what it was handed", self._mix().never_broadcasts):
-            self._kept[tx_id] = None
+            self._withheld[tx_id] = None
             return tx_id
         if self._drawn("a facilitator sends late what it was handed", self._mix().broadcasts_late):
-            self._kept[tx_id] = None
+            self._withheld[tx_id] = None
             later_s = self._rng.random() * BROADCAST_S_MAX
             asyncio.get_running_loop().call_later(later_s, self._net.submit_quietly, raw)
             return tx_id
@@ -139,7 +139,7 @@ class SimShop:
     async def call(self, method: str, target: str, headers: dict[str, str], body: bytes) -> SimResponse:
         """One request as a client makes it. Raises `UnreachedError`."""
         rng, mix = self._rng, self._mix()
-        self._hear(headers)
+        self._note_released(headers)
         await asyncio.sleep(rng.random() * 2)
         if self._drawn("a call that never reached its merchant", mix.merchant_unreached):
             raise UnreachedError
@@ -176,7 +176,7 @@ class SimShop:
         self._story.reach("a merchant refuses an early proof")
         return True
 
-    def _hear(self, headers: dict[str, str]) -> None:
+    def _note_released(self, headers: dict[str, str]) -> None:
         """A proof that is a signed transaction has left the process, even if the request is lost."""
         for raw in transactions_in(headers):
             self._released(raw, self.name)
@@ -214,15 +214,15 @@ def transactions_in(headers: dict[str, str]) -> list[bytes]:
     """The signed transactions in a retry's headers, in any dialect."""
     import base64
 
-    found = []
+    transactions = []
     for name, value in headers.items():
         lowered = name.lower()
         if lowered == "x-payment" and len(value) > 64 and _is_hex(value):
-            found.append(bytes.fromhex(value))
+            transactions.append(bytes.fromhex(value))
         elif lowered in ("payment-signature", "x-payment") and len(value) > 64:
-            said = json.loads(base64.b64decode(value))
-            found.append(base64.b64decode(said["payload"]["transaction"]))
-    return found
+            proof = json.loads(base64.b64decode(value))
+            transactions.append(base64.b64decode(proof["payload"]["transaction"]))
+    return transactions
 
 
 def _is_hex(text: str) -> bool:

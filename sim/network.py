@@ -91,9 +91,9 @@ class Net:
             return
         is_empty = rng.random() < mix.empty_block or self.is_dry()
         back = self._deposit_back()
-        made = self.chain.mint_fork_block(back, None) if is_empty or back else self.chain.make_block()
-        self._tell(made)
-        self.on_blocks([made])
+        minted = self.chain.mint_fork_block(back, None) if is_empty or back else self.chain.make_block()
+        self._tell(minted)
+        self.on_blocks([minted])
 
     def _deposit_back(self) -> list[bytes]:
         """Choose a removed deposit to be sent again, or none."""
@@ -134,8 +134,8 @@ class Net:
                 self._story.reach("a fork takes a deposit away")
             else:
                 self.chain.return_deposit(tx)
-        made = [self._mint(slot) for slot in self._slots(depth + rng.randint(0, _EXTRA_BLOCKS_MAX))]
-        self.on_blocks(made)
+        minted = [self._mint(slot) for slot in self._slots(depth + rng.randint(0, _EXTRA_BLOCKS_MAX))]
+        self.on_blocks(minted)
 
     def _slots(self, count: int) -> list[int]:
         first, last = self.chain.tip.slot + 1, self.chain.slot
@@ -151,12 +151,12 @@ class Net:
             if self._rng.random() < 0.3 and self._fits(tx, slot):
                 chosen.append(tx.raw)
                 break
-        made = self.chain.mint_fork_block(chosen, slot)
-        for tx in made.txs:
+        minted = self.chain.mint_fork_block(chosen, slot)
+        for tx in minted.txs:
             if tx.ttl_slot is not None and tx.ttl_slot <= self.chain.slot:
                 self._story.reach("a transaction lands on a fork after its time limit")
-        self._tell(made)
-        return made
+        self._tell(minted)
+        return minted
 
     def _fits(self, tx: Tx, slot: int) -> bool:
         if self.chain.tx(tx.tx_id) is not None and self.chain.tx(tx.tx_id)[1] is not None:  # type: ignore[index]
@@ -172,5 +172,5 @@ class Net:
                 del self.unanswered[tx.tx_id]
                 self._story.reach("a transaction lands whose reply was lost")
         if block.txs:
-            held = " ".join(tx.tx_id[:8] for tx in block.txs)
-            self._story.tell(f"block {block.height} at slot {block.slot}: {held}")
+            tx_names = " ".join(tx.tx_id[:8] for tx in block.txs)
+            self._story.tell(f"block {block.height} at slot {block.slot}: {tx_names}")

@@ -27,7 +27,7 @@ _SIGNED = "SELECT COUNT(*) FROM attempts"
 _NOT_ASKED = "SELECT DISTINCT a.payment_id FROM attempts a JOIN approvals q ON q.payment_id = a.payment_id"
 
 
-class Office(Protocol):
+class OperatorWorld(Protocol):
     """The operator's view of the world."""
 
     story: Trace
@@ -54,75 +54,75 @@ class SimOperator:
         asks_above = rng.randint(2, 6) * ADA if rng.random() < 0.25 else None
         return cls(rng, asks_above, rng.random() < 0.25)
 
-    async def pause_now_and_then(self, office: Office) -> None:
+    async def pause_now_and_then(self, world: OperatorWorld) -> None:
         """Pause all signing and resume it some minutes later, whatever dies meanwhile."""
-        while not office.is_calm:
-            await self._sleep(office, self.rng.uniform(60, 500))
+        while not world.is_calm:
+            await self._sleep(world, self.rng.uniform(60, 500))
             try:
-                life = await office.life()
+                life = await world.life()
                 await life.call(pause(life.agent.context, APP, "a drill"))
                 self._signed_before = _count(life.conn)
-                office.story.reach("an operator stops all signing")
+                world.story.reach("an operator stops all signing")
             except (DeadError, Refused):
-                office.story.reach("an operator does not hear whether signing stopped")
-            await self._sleep(office, self.rng.uniform(30, 400))
-            await self._resume(office)
-        await self._resume(office)  # an older ledger that was put back may have a pause that is over
+                world.story.reach("an operator does not hear whether signing stopped")
+            await self._sleep(world, self.rng.uniform(30, 400))
+            await self._resume(world)
+        await self._resume(world)  # an older ledger that was put back may have a pause that is over
 
-    async def _resume(self, office: Office) -> None:
+    async def _resume(self, world: OperatorWorld) -> None:
         """Resume until it is confirmed. The pause may be over from the first try on."""
         self._signed_before = None
         while True:
             try:
-                life = await office.life()
+                life = await world.life()
                 await life.call(unpause(life.agent.context, APP))
                 return
             except (DeadError, Refused):
                 await asyncio.sleep(20)
 
-    async def answer(self, office: Office) -> None:
+    async def answer(self, world: OperatorWorld) -> None:
         """Decide on open approvals from time to time: approve most, deny some, and let some time out."""
         while True:
             await asyncio.sleep(self.rng.uniform(20, 200))
-            life = await office.life()
+            life = await world.life()
             for row in payments.payments_in(life.conn, (State.AWAITING_APPROVAL,)):
-                office.story.reach("a person is asked")
+                world.story.reach("a person is asked")
                 way = self.rng.choice(("approve", "approve", "approve", "deny", ""))
                 if way == "approve":
                     self._approved.add(row.id)
                 if way:
-                    await self._decide(office, life, way, row.id)
+                    await self._decide(world, life, way, row.id)
 
-    async def _decide(self, office: Office, life: SimProcess, way: str, payment_id: str) -> None:
+    async def _decide(self, world: OperatorWorld, life: SimProcess, way: str, payment_id: str) -> None:
         by = Approver("token", APP)
         try:
             if way == "approve":
                 await life.call(life.agent.decisions.approve(payment_id, by))
             else:
                 await life.call(life.agent.decisions.deny(payment_id, by))
-            office.story.reach(f"a person says yes or no: {way}")
+            world.story.reach(f"a person says yes or no: {way}")
         except Refused as refused:
-            office.story.reach(f"a decision is refused: {refused.name}")
+            world.story.reach(f"a decision is refused: {refused.name}")
         except DeadError:
-            office.story.reach("a person does not hear what became of the decision")
+            world.story.reach("a person does not hear what became of the decision")
 
     def forgets(self) -> None:
         """An older ledger does not know a later pause."""
         self._signed_before = None
 
-    def committed(self, office: Office, conn: Connection) -> None:
+    def committed(self, world: OperatorWorld, conn: Connection) -> None:
         """I13: nothing is signed after a pause is confirmed. I14: what needs approval has it when signed."""
         if self._signed_before is not None and _count(conn) > self._signed_before:
-            office.story.violate("I13", "an attempt was made durable after a pause was answered")
+            world.story.violate("I13", "an attempt was made durable after a pause was answered")
             self._signed_before = None
         if self.asks_above is not None:
             for (payment_id,) in conn.execute(_NOT_ASKED):
                 if payment_id not in self._approved:
-                    office.story.violate("I14", f"{payment_id} was signed, and nobody approved it")
+                    world.story.violate("I14", f"{payment_id} was signed, and nobody approved it")
 
-    async def _sleep(self, office: Office, seconds: float) -> None:
+    async def _sleep(self, world: OperatorWorld, seconds: float) -> None:
         """Sleep, but not past the end of the faults."""
-        while seconds > 0 and not office.is_calm:
+        while seconds > 0 and not world.is_calm:
             await asyncio.sleep(min(seconds, 30))
             seconds -= 30
 

@@ -53,8 +53,8 @@ class PrepaidJudge:
         for row in conn.execute(_COUNTS, (CALLS,)).fetchall():
             served = self._counters.calls_served(*row[1:4])
             self._check_pool(row[0], served, counts=row[4:7], moved=row[7:10])
-        for (what,) in conn.execute(_TWICE).fetchall():
-            self._story.violate("PREPAID", f"{what} is used twice")
+        for (name,) in conn.execute(_TWICE).fetchall():
+            self._story.violate("PREPAID", f"{name} is used twice")
 
     def _check_pool(
         self, number: int, served: int, *, counts: tuple[int, int, int], moved: tuple[int, int, int]

@@ -136,10 +136,10 @@ class SimProvider:
             block = self._block_of(tx_id, top) or self._misplaces(tx_id, top)
             return NotFound() if block is None else Found(TxSeen(tx_id, block.hash, block.height, block.slot))
 
-        told = await self._read(read)
-        if not isinstance(told, Unknown):
-            self._net.shown(self.name, tx_id, told.value.block_hash if isinstance(told, Found) else None)
-        return told
+        answer = await self._read(read)
+        if not isinstance(answer, Unknown):
+            self._net.shown(self.name, tx_id, answer.value.block_hash if isinstance(answer, Found) else None)
+        return answer
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         def read(top: int) -> Read[BlockSeen]:
@@ -176,10 +176,10 @@ class SimProvider:
 
         def read(top: int) -> Read[tuple[AddressTx, ...]]:
             rows = []
-            known = dict.fromkeys(self._net.chain.txs_at(raw))
+            tx_ids = dict.fromkeys(self._net.chain.txs_at(raw))
             if self._branch is not None:
-                known |= dict.fromkeys(self._branch.txs_at(self._net.chain, raw))
-            for tx_id in known:
+                tx_ids |= dict.fromkeys(self._branch.txs_at(self._net.chain, raw))
+            for tx_id in tx_ids:
                 block = self._block_of(tx_id, top)
                 if block is not None and self._net.node.time_s(block.slot) >= since_s:
                     rows.append(AddressTx(tx_id, block.height, self._net.node.time_s(block.slot)))
@@ -196,8 +196,8 @@ class SimProvider:
             on_branch = self._branch.find(tx_id) if self._branch is not None else None
             tx = (on_branch or self._net.chain.tx(tx_id))[0]  # type: ignore[index]
             spent = {ref: self._output_of(ref) for ref in tx.inputs}
-            made = {(tx_id, index): out for index, out in enumerate(tx.outputs)}
-            return Found(Movement(_values(spent, raw), _values(made, raw)))
+            created = {(tx_id, index): out for index, out in enumerate(tx.outputs)}
+            return Found(Movement(_values(spent, raw), _values(created, raw)))
 
         return await self._read(read)
 

@@ -236,5 +236,5 @@ def draw_misplaced(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
 
 def draw_theme(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:
     """Draw the seed's scenario. Returns the plan fields that it changes."""
-    (theme,) = rng.choices([one for one, _ in _THEMES], [weight for _, weight in _THEMES])
+    (theme,) = rng.choices([theme for theme, _ in _THEMES], [weight for _, weight in _THEMES])
     return {} if theme is None else theme(rng, mix, shops)

@@ -105,7 +105,7 @@ def _draw_base(rng: Random) -> SeedPlan:
         stays_s = rng.choice((0.0, 200.0, 600.0)) if lie is None and not dead_until_s else 0.0
         habits.append(Habits("other", lie, dead_until_s, stays_s))
         rng.shuffle(habits)
-    if any(one.lie for one in habits):
+    if any(habit.lie for habit in habits):
         # one lies at a time: if the honest one is silent or excluded for minutes, only the liar is left
         mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
     dry_from_s = rng.random() * wanted_within_s

@@ -84,9 +84,9 @@ class SpendJudge:
                 self._undone.add(spend.payment)
                 continue
             for asset, units in spend.spent.items():
-                if (told := booked.units.get((spend.payment, asset), 0)) < units:
+                if (booked_units := booked.units.get((spend.payment, asset), 0)) < units:
                     self._story.violate(
-                        "I2", f"{units} {asset} left for {spend.payment}, {told} are held or posted"
+                        "I2", f"{units} {asset} left for {spend.payment}, {booked_units} are held or posted"
                     )
         counted = (spend for spend in landed if spend.origin and spend.payment not in self._undone)
         self._check_cap("spent", (line for spend in counted for line in spend.spent.items()))
@@ -102,17 +102,17 @@ class SpendJudge:
 
     def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
         """I2 at the end: a payment's postings equal the chain, to the unit and by account."""
-        told: Lines = {}
+        booked: Lines = {}
         for account, asset, units in conn.execute(_LINES, (payment, WALLET)):
             if units:
-                _add(told, account, asset, units)
+                _add(booked, account, asset, units)
         true: Lines = {}
         for spend in landed:
             for asset, units in spend.given.items():
                 _add(true, merchant_account(spend.origin) if spend.origin else EXTERNAL, asset, units)
             _add(true, FEES, LOVELACE, spend.fee_lovelace)
         merged: Lines = {}
-        for (account, asset), units in told.items():
+        for (account, asset), units in booked.items():
             # prepaid and used are two accounts, but the chain knows only one
             name = account.replace(prepaid_account(""), merchant_account(""), 1)
             _add(merged, name, asset, units)

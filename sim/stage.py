@@ -56,7 +56,7 @@ class SimStage:
         logging.disable(logging.CRITICAL)
         self._world: World | None = None
         structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), processors=[self._hear]
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), processors=[self._capture]
         )
         gc.collect()
         gc.freeze()
@@ -73,7 +73,7 @@ class SimStage:
             gc.collect()
             shutil.rmtree(folder)
 
-    def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    def _capture(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """Capture a log event of the daemon. A step that failed for an unknown reason is a bug."""
         error = event.get("error")
         if error is None and event.get("exc_info"):

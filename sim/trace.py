@@ -22,7 +22,7 @@ class Trace:
         self.lines: list[str] = []
         self._time_s = time_s
         self._canaries = canaries
-        self._told = bytearray()
+        self._written = bytearray()
         self._keep = keep
         self._hash = hashlib.blake2b(digest_size=16)
 
@@ -30,12 +30,12 @@ class Trace:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def tell(self, what: str) -> None:
+    def tell(self, text: str) -> None:
         """Add a line."""
-        line = f"{self._time_s():10.3f}  {what}"
-        told = line.encode()
-        self._hash.update(told)
-        self._told += told
+        line = f"{self._time_s():10.3f}  {text}"
+        data = line.encode()
+        self._hash.update(data)
+        self._written += data
         if self._keep:
             self.lines.append(line)
 
@@ -45,16 +45,16 @@ class Trace:
 
     def at_rest(self) -> None:
         """Search all lines, with the errors that clients got, for secrets, and drop them."""
-        self.keeps_secrets("what was told", bytes(self._told))
-        self._told.clear()
+        self.keeps_secrets("what was told", bytes(self._written))
+        self._written.clear()
 
     def keeps_secrets(self, where: str, data: bytes) -> None:
         """I5: written, sent or logged data holds no secret."""
         if (name := self._canaries.found_in(data)) is not None:
             self.violations.append(f"I5: {where} holds {name}")
 
-    def violate(self, invariant: str, what: str) -> None:
+    def violate(self, invariant: str, detail: str) -> None:
         """Record a violated invariant. The first one counts; others may follow from it."""
-        text = f"{invariant}: {what}"
+        text = f"{invariant}: {detail}"
         self.tell(f"VIOLATION {text}")
         self.violations.append(text)

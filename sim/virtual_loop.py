@@ -105,9 +105,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         task = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]
         owner = OWNER.get() if context is None else context.get(OWNER)
         if owner is not None:
-            mine = self._owned.setdefault(owner, {})
-            mine[task] = None
-            task.add_done_callback(lambda done: mine.pop(done, None))
+            own_tasks = self._owned.setdefault(owner, {})
+            own_tasks[task] = None
+            task.add_done_callback(lambda done: own_tasks.pop(done, None))
         return task
 
     # --- handles

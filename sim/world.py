@@ -109,9 +109,9 @@ class World:
         }
         owner = Owner(account().address, NETWORK)
         # its own random numbers, so that the judge changes nothing
-        looks = Random(f"{seed} judge")  # noqa: S311
-        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, looks)
-        self.census = Coverage(self.net, self.story)
+        judge_rng = Random(f"{seed} judge")  # noqa: S311
+        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, judge_rng)
+        self.coverage = Coverage(self.net, self.story)
         self.pools = PrepaidJudge(self.story, self)
         self.operator = self._draw_operator(seed)
         self.terms = self._terms()
@@ -161,20 +161,20 @@ class World:
         self._do(self._fund_again())
         self._do(self._put_back())
         self._do(self._second_daemon())
-        wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
+        clients = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
-            wants.append(self._do(self._order_topup()))
-        await asyncio.wait(wants, timeout=TROUBLE_S)
+            clients.append(self._do(self._order_topup()))
+        await asyncio.wait(clients, timeout=TROUBLE_S)
         await asyncio.sleep(max(self.plan.lasts_s, self.plan.calm_from_s - self.loop.time()))
         self._calm_down()
-        _, waiting = await asyncio.wait(wants, timeout=QUIET_MAX_S)
+        _, waiting = await asyncio.wait(clients, timeout=QUIET_MAX_S)
         if waiting:
             self.story.violate("I4", f"{len(waiting)} clients are never answered")
         await self._settle()
         life = await self.life()
         self.judge.at_rest(life.conn)
         self.pools.at_rest(life.conn, self.judge.landed_invoices())
-        self.census.at_rest()
+        self.coverage.at_rest()
         self.story.at_rest()
         _, last_hash = events.last_event(life.conn)
         # makes the digests differ of two runs that no other line tells apart
@@ -301,7 +301,7 @@ class World:
                 elif act == "sweep":
                     await life.call(agent.transfers.send_all("app_test", account().address))
                 elif act == "spend elsewhere":
-                    if any(one.lie for one in self.plan.providers):
+                    if any(habits.lie for habits in self.plan.providers):
                         continue  # what one of two providers denies is not accepted while it denies it
                     self._spend_elsewhere()
                 elif rows:
@@ -404,7 +404,7 @@ class World:
                 times += 1
                 await self._be_away(life)
                 ends_s = self.loop.time() + QUIET_MAX_S
-        is_lied_to = any(one.lie for one in self.plan.providers)
+        is_lied_to = any(habits.lie for habits in self.plan.providers)
         await asyncio.sleep(LAST_LOOKS_BESIDE_A_LIAR_S if is_lied_to else LAST_LOOKS_S)
 
     async def _be_away(self, life: SimProcess) -> None:
@@ -432,7 +432,7 @@ class World:
             self.judge.put_back(life.conn)
             self._is_put_back = False
         self.judge.reborn(life.conn)
-        self.census.reborn(life.conn)
+        self.coverage.reborn(life.conn)
         self.judge.committed(life.conn, synced=True)
         self.story.tell("the daemon starts")
         begun = life.spawn(life.begin())
@@ -497,7 +497,7 @@ class World:
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
         self.operator.committed(self, conn)
-        self.census.committed(conn)
+        self.coverage.committed(conn)
         self.pools.committed(conn)
 
     def failed_inside(self, where: str, error: str) -> None:

@@ -25,7 +25,7 @@ TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the variable's name
 
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)
 _NO_SCHEME = re.compile(r"[^/]*:[0-9]+/?", re.ASCII)
-_WANTED = "the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path"
+_ADDRESS_FORMS = "the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path"
 _TIMEOUT_S, _WAIT_MORE_S = 30.0, 15.0
 _LIMITS = httpx.Limits(max_connections=100)  # all of them are kept open; httpx would keep 20
 
@@ -48,15 +48,15 @@ class DaemonAddress:
         if not token:
             raise ValueError(f"no token: give one, or set {TOKEN_VARIABLE}")
         if not _TOKEN.fullmatch(token):
-            raise ValueError("the token has characters that no token has")
+            raise ValueError("the token has characters that a token cannot have")
         text = str(daemon)
         if _NO_SCHEME.fullmatch(text):
-            raise ValueError(_WANTED)
+            raise ValueError(_ADDRESS_FORMS)
         if "://" not in text:
             return cls("http://localhost", Path(text), token)
         url = httpx.URL(text)
         if url.scheme != "http" or not is_this_machine(url.host) or url.raw_path != b"/":
-            raise ValueError(_WANTED)
+            raise ValueError(_ADDRESS_FORMS)
         return cls(text.rstrip("/"), None, token)
 
     def request(self, ask: AskDaemon) -> dict[str, Any]:
@@ -64,15 +64,15 @@ class DaemonAddress:
         headers = {"authorization": f"Bearer {self.token}"}
         if ask.key is not None:
             headers["idempotency-key"] = ask.key
-        made: dict[str, Any] = {"method": ask.method, "url": ask.path, "headers": headers}
+        arguments: dict[str, Any] = {"method": ask.method, "url": ask.path, "headers": headers}
         if ask.body is not None:
             headers["content-type"] = "application/json"
-            made["content"] = json.dumps(ask.body).encode()
+            arguments["content"] = json.dumps(ask.body).encode()
         if ask.wait_s:
-            made |= {"params": {"wait": ask.wait_s}, "timeout": _timeout(ask.wait_s + _WAIT_MORE_S)}
-        return made
+            arguments |= {"params": {"wait": ask.wait_s}, "timeout": _timeout(ask.wait_s + _WAIT_MORE_S)}
+        return arguments
 
-    def require_ours(self) -> None:
+    def require_own_socket(self) -> None:
         """Refuse a socket that another user listens on."""
         if self.socket is None:
             return
@@ -81,9 +81,7 @@ class DaemonAddress:
         except OSError:
             raise self.not_running() from None
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
-            raise own_error(
-                "config_invalid", f"{self.socket} is not a socket of this user's: no token is sent there"
-            )
+            raise own_error("config_invalid", f"{self.socket} is not this user's socket: no token is sent there")
 
     def options(self) -> dict[str, Any]:
         """The options common to both clients."""
@@ -98,35 +96,35 @@ class DaemonAddress:
     def not_running(self) -> Exception:
         return own_error("daemon_not_running", f"nothing listens on {self.socket or self.url}")
 
-    def silent(self, ask: AskDaemon, error: Exception) -> Exception:
+    def no_answer(self, ask: AskDaemon, error: Exception) -> Exception:
         return own_error("daemon_timeout", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
 
 
 class DaemonClient:
     """Blocking client. It can be used again after `close`, like httpx's own transports."""
 
-    def __init__(self, place: DaemonAddress) -> None:
-        self._place = place
+    def __init__(self, address: DaemonAddress) -> None:
+        self._address = address
         self._open()
 
     def _open(self) -> None:
-        transport = httpx.HTTPTransport(**self._place.transport_options())
-        self._http = httpx.Client(transport=transport, **self._place.options())
+        transport = httpx.HTTPTransport(**self._address.transport_options())
+        self._http = httpx.Client(transport=transport, **self._address.options())
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
-        return f"Daemon({self._place!r})"
+        return f"Daemon({self._address!r})"
 
     def ask(self, ask: AskDaemon) -> DaemonReply:
-        self._place.require_ours()
+        self._address.require_own_socket()
         if self._pid != os.getpid():  # forked: two processes on one connection would mix up answers
             self._open()
         try:
-            return _reply(self._http.request(**self._place.request(ask)))
+            return _reply(self._http.request(**self._address.request(ask)))
         except httpx.ConnectError:
-            raise self._place.not_running() from None
+            raise self._address.not_running() from None
         except (httpx.HTTPError, ValueError) as error:
-            raise self._place.silent(ask, error) from None
+            raise self._address.no_answer(ask, error) from None
 
     def close(self) -> None:
         self._http.close()
@@ -136,28 +134,28 @@ class DaemonClient:
 class AsyncDaemonClient:
     """Async client. It can be used again after `aclose`."""
 
-    def __init__(self, place: DaemonAddress) -> None:
-        self._place = place
+    def __init__(self, address: DaemonAddress) -> None:
+        self._address = address
         self._open()
 
     def _open(self) -> None:
-        transport = httpx.AsyncHTTPTransport(**self._place.transport_options())
-        self._http = httpx.AsyncClient(transport=transport, **self._place.options())
+        transport = httpx.AsyncHTTPTransport(**self._address.transport_options())
+        self._http = httpx.AsyncClient(transport=transport, **self._address.options())
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
-        return f"AsyncDaemon({self._place!r})"
+        return f"AsyncDaemon({self._address!r})"
 
     async def ask(self, ask: AskDaemon) -> DaemonReply:
-        self._place.require_ours()
+        self._address.require_own_socket()
         if self._pid != os.getpid():
             self._open()
         try:
-            return _reply(await self._http.request(**self._place.request(ask)))
+            return _reply(await self._http.request(**self._address.request(ask)))
         except httpx.ConnectError:
-            raise self._place.not_running() from None
+            raise self._address.not_running() from None
         except (httpx.HTTPError, ValueError) as error:
-            raise self._place.silent(ask, error) from None
+            raise self._address.no_answer(ask, error) from None
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -28,8 +28,8 @@ class PayAgentError(httpx.RequestError):
         self.fix = str(problem.get("fix", ""))
         self.retryable = problem.get("retryable") is True
         self.payment = None if problem.get("payment") is None else str(problem["payment"])
-        what = f"{name_of(self.code, self.reason)}: {self.detail.rstrip('.')}."
-        super().__init__(" ".join(part for part in (what, self.money, self.fix) if part))
+        happened = f"{name_of(self.code, self.reason)}: {self.detail.rstrip('.')}."
+        super().__init__(" ".join(part for part in (happened, self.money, self.fix) if part))
 
     def __reduce__(self) -> tuple[type["PayAgentError"], tuple[dict[str, object]]]:
         """Pickle with the problem: an exception is otherwise rebuilt from its message alone in another process."""
@@ -40,5 +40,5 @@ def own_error(name: str, detail: str, **context: object) -> PayAgentError:
     """Build an error found on this side, with the texts of the problem table."""
     refused = Refused(name, detail)
     row = refused.problem
-    told = {**refused.record, "title": row.title, "status": row.status}
-    return PayAgentError({**told, "money": row.money, "fix": row.fix, "retryable": row.retryable} | context)
+    record = {**refused.record, "title": row.title, "status": row.status}
+    return PayAgentError({**record, "money": row.money, "fix": row.fix, "retryable": row.retryable} | context)

@@ -12,7 +12,7 @@ from payagent.client.effects import Json
 from payagent.core.cost_headers import OWN_PREFIX
 
 ANSWER_MAX_BYTES = 128 * 1024
-"""The most bytes read of an answer that may say something about paying."""
+"""The most bytes read of an answer that may concern the payment."""
 
 _UNPACKED_AT_ONCE = 256
 """Compressed bytes per step."""
@@ -29,7 +29,7 @@ def plain(answer: httpx.Response) -> httpx.Response:
     return answer
 
 
-def told(answer: httpx.Response, body: bytes) -> Json:
+def answer_json(answer: httpx.Response, body: bytes) -> Json:
     """Return an answer's headers and body in the form of the daemon's API."""
     headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in answer.headers.raw]
     return {"headers": headers, "body_base64": base64.b64encode(body).decode("ascii")}

@@ -26,7 +26,7 @@ from payagent.client.effects import (
 )
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded, plain, readable
-from payagent.client.present_proof import PAID_MARK, ProofPresenter, asked, delivery_path
+from payagent.client.present_proof import PAID_MARK, ProofPresenter, ask_until_answered, delivery_path
 from payagent.client.request import WALLET, ClientRequest, read_call
 from payagent.core.prepaid_balance import WALLET_WANTED
 from payagent.core.problems import name_of
@@ -46,16 +46,16 @@ CALL_MARK = "payagent_call"
 class PayAndRetry:
     """The payments of one transport.
 
-    `untold` holds, by path, deliveries that the daemon could not be told of. `_taken` are those that a request
-    reports now. `_buyers` holds, by origin, the headers that name the buyer, once known.
+    `unreported` holds, by path, deliveries that could not be reported to the daemon. `_reporting` are the paths
+    that a request reports now. `_buyers` holds, by origin, the headers that name the buyer, once known.
     """
 
     max_cost_units: int | None
     max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
-    untold: dict[str, AskDaemon] = field(default_factory=dict)
-    _taken: set[str] = field(default_factory=set)
+    unreported: dict[str, AskDaemon] = field(default_factory=dict)
+    _reporting: set[str] = field(default_factory=set)
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[FinalAnswer]:
@@ -86,48 +86,48 @@ class PayAndRetry:
         used_up: PayAgentError | None = None
         wait = BatchWait(self.patience_s)
         while True:
-            demand, body = yield from self._ask_merchant(call)
+            answer, body = yield from self._ask_merchant(call)
             if body is None:
-                return FinalAnswer(demand)
+                return FinalAnswer(answer)
             if call.dry_run:
-                return FinalAnswer((yield from self._quote(call, demand, body)))
-            yield from self._tell_late()
-            reply: DaemonReply = yield AskDaemon("POST", "/v1/payments", call.ask(demand, body), call.key)
-            if _is_no_invoice(reply, demand):
-                return FinalAnswer(demand)
+                return FinalAnswer((yield from self._quote(call, answer, body)))
+            yield from self._report_late()
+            reply: DaemonReply = yield AskDaemon("POST", "/v1/payments", call.ask(answer, body), call.key)
+            if _is_no_invoice(reply, answer):
+                return FinalAnswer(answer)
             if (after_s := wait.after_s(reply)) is not None:
                 yield Sleep(after_s)
                 continue
             payment = reply.value()
-            if (late := self.untold.get(delivery_path(payment["id"]))) is not None:
-                yield from self._tell(late)
+            if (late := self.unreported.get(delivery_path(payment["id"]))) is not None:
+                yield from self._report(late)
                 continue
             if used_up is not None and payment["id"] == used_up.payment:
                 raise used_up
-            shown = yield from ProofPresenter(call, payment, time.monotonic() + self.patience_s).run()
-            if isinstance(shown, FinalAnswer):
-                return shown
-            used_up = shown
+            outcome = yield from ProofPresenter(call, payment, time.monotonic() + self.patience_s).run()
+            if isinstance(outcome, FinalAnswer):
+                return outcome
+            used_up = outcome
 
-    def _tell_late(self) -> Steps[None]:
+    def _report_late(self) -> Steps[None]:
         """Report late deliveries before buying again.
 
-        Otherwise the daemon would find the earlier intent still open. One request reports each of them. Another
-        that arrives meanwhile reports it too if it is given the same payment.
+        Otherwise the daemon would find the earlier intent still open. One request reports all of them. A
+        concurrent request also reports the delivery of a payment that the daemon gives it.
         """
-        taken = [ask for ask in tuple(self.untold.values()) if ask.path not in self._taken]
-        self._taken.update(ask.path for ask in taken)
+        late_reports = [ask for ask in tuple(self.unreported.values()) if ask.path not in self._reporting]
+        self._reporting.update(ask.path for ask in late_reports)
         try:
-            for ask in taken:
-                yield from self._tell(ask)
+            for ask in late_reports:
+                yield from self._report(ask)
         finally:
-            self._taken.difference_update(ask.path for ask in taken)
+            self._reporting.difference_update(ask.path for ask in late_reports)
 
-    def _tell(self, ask: AskDaemon) -> Steps[None]:
-        reply = yield from asked(ask, time.monotonic() + self.patience_s)
+    def _report(self, ask: AskDaemon) -> Steps[None]:
+        reply = yield from ask_until_answered(ask, time.monotonic() + self.patience_s)
         if reply.body.get("retryable") is True:
             reply.value()
-        self.untold.pop(ask.path, None)
+        self.unreported.pop(ask.path, None)
 
     def _ask_merchant(self, call: ClientRequest) -> Steps[tuple[httpx.Response, bytes | None]]:
         """Send the request without a proof. Returns (answer, readable body of a 402 or None).
@@ -136,7 +136,7 @@ class PayAndRetry:
         """
         origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
         if self._buyers is None:
-            yield from self._introduce()
+            yield from self._learn_buyers()
         while True:
             buyers = self._buyers or {}
             answer = plain((yield SendRequest(call.first(buyers.get(origin, {})))))
@@ -146,7 +146,7 @@ class PayAndRetry:
             body = None if raw is None else decoded(answer, raw)
             wants_wallet = WALLET_WANTED.encode() in (body or b"")
             if origin not in buyers and (answer.status_code == 402 or wants_wallet):
-                yield from self._introduce()
+                yield from self._learn_buyers()
             wants_wallet = wants_wallet and origin in (self._buyers or {})
             if answer.status_code != 402 and not wants_wallet:
                 return answer, None
@@ -160,44 +160,44 @@ class PayAndRetry:
                     "request_too_big_to_replay",
                     f"the request must be sent again, and only {self.spool_bytes} bytes of a body are kept",
                 )
-            is_news = origin not in buyers and bool((self._buyers or {}).get(origin))
-            if wants_wallet and not is_news:
+            is_newly_known = origin not in buyers and bool((self._buyers or {}).get(origin))
+            if wants_wallet and not is_newly_known:
                 yield from self._name_wallet(call, origin)
-            elif not is_news:
+            elif not is_newly_known:
                 return answer, body
 
-    def _introduce(self) -> Steps[None]:
-        """Learn the buyer headers of each merchant: at first, and again when an unknown merchant wants something.
+    def _learn_buyers(self) -> Steps[None]:
+        """Learn each merchant's buyer headers: at first, and again when an unknown merchant asks for something.
 
-        Without the daemon, free requests still work.
+        Free requests still work without the daemon.
         """
         try:
             reply: DaemonReply = yield AskDaemon("GET", "/v1/merchants")
-            told = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
-            self._buyers = {**told, **(self._buyers or {})}
+            call_headers = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
+            self._buyers = {**call_headers, **(self._buyers or {})}
         except PayAgentError:
             return
 
     def _name_wallet(self, call: ClientRequest, origin: str) -> Steps[None]:
-        """Name the wallet in further requests to this merchant, which sells batches by address."""
+        """Name the wallet in further requests to this merchant, which keeps balances by address."""
         if any(name.lower() == WALLET for name, _ in call.headers):
-            raise own_error("wallet_address_required", "the request has it, and the merchant asks again")
+            raise own_error("wallet_address_required", "the request names the wallet, and the merchant asks again")
         reply: DaemonReply = yield AskDaemon("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
 
     def _quote_prepaid(self, call: ClientRequest) -> Steps[httpx.Response | None]:
         """Quote what the request would use of a prepaid balance that would serve it; None if none would."""
-        reply: DaemonReply = yield AskDaemon("POST", "/v1/prepaid/quotes", call.question())
+        reply: DaemonReply = yield AskDaemon("POST", "/v1/prepaid/quotes", call.quote_request())
         if reply.body.get("code") == "merchant_not_allowed":  # then payagent does not handle its 402
             return None
         quote = reply.value()
         return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote}) if quote["prepaid"] else None
 
-    def _quote(self, call: ClientRequest, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
-        reply: DaemonReply = yield AskDaemon("POST", "/v1/quotes", call.ask(demand, body))
-        if _is_no_invoice(reply, demand):
-            return demand
+    def _quote(self, call: ClientRequest, response_402: httpx.Response, body: bytes) -> Steps[httpx.Response]:
+        reply: DaemonReply = yield AskDaemon("POST", "/v1/quotes", call.ask(response_402, body))
+        if _is_no_invoice(reply, response_402):
+            return response_402
         quote = reply.value()
         return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote})
 
@@ -221,9 +221,9 @@ class BatchWait:
         return after_s if after_s < self.deadline_s - time.monotonic() else None
 
 
-def _is_no_invoice(reply: DaemonReply, demand: httpx.Response) -> bool:
+def _is_no_invoice(reply: DaemonReply, response_402: httpx.Response) -> bool:
     """Whether payagent does not handle this 402. The reason is attached to it."""
     if reply.status < 400 or name_of(reply.body.get("code"), reply.body.get("reason")) not in _NO_INVOICE:
         return False
-    demand.extensions[REFUSAL_MARK] = dict(reply.body)
+    response_402.extensions[REFUSAL_MARK] = dict(reply.body)
     return True

@@ -22,7 +22,7 @@ from payagent.client.effects import (
     Steps,
 )
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.merchant_answers import decoded, plain, readable, told
+from payagent.client.merchant_answers import answer_json, decoded, plain, readable
 from payagent.client.request import ClientRequest
 from payagent.core import strict_json
 from payagent.core.cost_headers import cost_text
@@ -70,34 +70,34 @@ class ProofPresenter:
                 answer = plain((yield SendRequest(paid)))
                 if answer.is_success and not self._may_be_pending(answer):
                     return FinalAnswer(self._marked(answer), self.payment["id"])
-                answer, is_used_up, wanted_s = yield from self._tell(answer)
+                answer, is_used_up, retry_after_s = yield from self._report_answer(answer)
             except httpx.TransportError as error:
-                yield from self._tell_silence(error)
+                yield from self._report_silence(error)
                 self.lost_count += 1
                 after_s = again_after_s(self.lost_count)
             else:
                 if is_used_up:
                     return self._unserved(answer)
-                if wanted_s is None:
+                if retry_after_s is None:
                     return self._ended(answer)
-                after_s = wanted_s
+                after_s = retry_after_s
             if after_s >= self.deadline_s - time.monotonic():
                 if self.last is None:
                     raise _not_served(self.payment)
                 return self._ended(self.last)
             yield Sleep(after_s)
 
-    def _tell_silence(self, error: httpx.TransportError) -> Steps[None]:
-        """Report once that the proof was sent without an answer: an unserved proof counts against the merchant."""
+    def _report_silence(self, error: httpx.TransportError) -> Steps[None]:
+        """Report once that the proof got no answer: an unserved proof counts against the merchant."""
         is_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         if is_sent and self.payment["delivery"] == "not_presented":
             with suppress(PayAgentError):  # the next lost retry reports it again
                 yield from self._report({"status": 504, "unanswered": type(error).__name__})
 
-    def _report(self, got: Json) -> Steps[None]:
-        """Report what the retry got, and take over the daemon's payment."""
+    def _report(self, outcome: Json) -> Steps[None]:
+        """Report the retry's outcome, and take the daemon's new state of the payment."""
         payment_id = self.payment["id"]
-        ask = AskDaemon("POST", delivery_path(payment_id), got)
+        ask = AskDaemon("POST", delivery_path(payment_id), outcome)
         self.payment = yield from _ask_about(payment_id, ask, self.deadline_s)
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
@@ -105,29 +105,30 @@ class ProofPresenter:
 
         x402 version 1 says so in the body in its examples, version 2 in the receipt.
         """
-        is_told = self.payment["dialect"] == "x402-v1" and "json" in answer.headers.get("content-type", "")
-        return answer.status_code == 202 and (is_told or _is_unsettled(answer))
+        body_may_say = self.payment["dialect"] == "x402-v1" and "json" in answer.headers.get("content-type", "")
+        return answer.status_code == 202 and (body_may_say or _is_unsettled(answer))
 
-    def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
-        """Report what the retry got.
+    def _report_answer(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
+        """Report the answer to the retry.
 
         Returns (the answer to use, whether another request used the proof up, seconds until the next retry).
         """
         raw, answer = yield ReadAnswer(answer)
         self.last, self.last_raw = None if raw is None else answer, raw
         body = b"" if raw is None else decoded(answer, raw) or b""
+        status = min(answer.status_code, _STATUS_MAX)
         depth = {"depth": self.payment["depth"] or 0} if "depth" in self.payment else {}
-        yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **depth, **told(answer, body)})
-        said, query = self.payment["answer"], self.query
-        self.reason = said["reason"]
-        self.query = said.get("poll_query")
+        yield from self._report({"status": status, **depth, **answer_json(answer, body)})
+        verdict, query = self.payment["answer"], self.query
+        self.reason = verdict["reason"]
+        self.query = verdict.get("poll_query")
         if 300 <= answer.status_code < 400:
             self.call.request.extensions[PAID_MARK] = (self.payment["id"], str(self.call.request.url))
-        # a payment that served no request is no reason to pay again
+        # only a payment that served a request is a reason to pay again
         was_served = self.payment["delivery"] == "accepted"
-        says_so = said["said"] in ("used_up", "invoiced") and query is None
+        says_so = verdict["said"] in ("used_up", "invoiced") and query is None
         is_used_up = raw is not None and was_served and says_so
-        return answer, is_used_up, said["again_after_s"]
+        return answer, is_used_up, verdict["again_after_s"]
 
     def _marked(self, answer: httpx.Response) -> httpx.Response:
         """Add the X-Payagent headers of the payment to an answer."""
@@ -145,14 +146,14 @@ class ProofPresenter:
 
     def _unserved(self, answer: httpx.Response) -> PayAgentError:
         """Build the error for an unserved payment, with the merchant's 402 as a field that no wallet pays."""
-        told = readable(answer, self.last_raw)
+        merchant_answer = readable(answer, self.last_raw)
         if self.payment["state"] in WITHOUT_PROOF:
-            return _without_proof(self.payment, merchant_answer=told)
+            return _without_proof(self.payment, merchant_answer=merchant_answer)
         return own_error(
             "paid_not_served",
             f"{self.payment['id']} is {self.payment['state']}; the merchant says to its proof: {self.reason}",
             payment=self.payment["id"],
-            merchant_answer=told,
+            merchant_answer=merchant_answer,
         )
 
 
@@ -187,8 +188,8 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
     return payment
 
 
-def asked(ask: AskDaemon, deadline_s: float) -> Steps[DaemonReply]:
-    """Ask the daemon about something paid. A rate limit is no answer: wait and ask again."""
+def ask_until_answered(ask: AskDaemon, deadline_s: float) -> Steps[DaemonReply]:
+    """Ask the daemon about something paid. If it is rate limited, wait and ask again."""
     while True:
         reply: DaemonReply = yield ask
         after_s = max(reply.after_s, 1)
@@ -200,7 +201,7 @@ def asked(ask: AskDaemon, deadline_s: float) -> Steps[DaemonReply]:
 def _ask_about(payment_id: str, ask: AskDaemon, deadline_s: float) -> Steps[Json]:
     """Ask the daemon about a payment. An error names the payment even if the daemon did not answer."""
     try:
-        reply = yield from asked(ask, deadline_s)
+        reply = yield from ask_until_answered(ask, deadline_s)
     except PayAgentError as error:
         raise PayAgentError({**error.problem, "payment": payment_id}) from None
     return reply.value(payment=payment_id)

@@ -14,7 +14,7 @@ import httpx
 
 from payagent.client.effects import Json
 from payagent.client.errors import own_error
-from payagent.client.merchant_answers import is_own, told
+from payagent.client.merchant_answers import answer_json, is_own
 from payagent.client.streams import Replay
 from payagent.core import strict_json
 from payagent.core.cost_headers import read_cost_headers
@@ -75,22 +75,22 @@ class ClientRequest:
             self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
         )
 
-    def ask(self, demand: httpx.Response, body: bytes) -> Json:
+    def ask(self, response_402: httpx.Response, body: bytes) -> Json:
         """Return the 402 for the daemon, with the headers that name the buyer or that the merchant binds."""
-        asked = self._told(_bound(demand).union(_BUYER))
-        asked["request"]["body_sha256"] = self.body.sha256
-        asked["response"] = {"status": demand.status_code, **told(demand, body)}
+        fields = self._request_json(_bound(response_402).union(_BUYER))
+        fields["request"]["body_sha256"] = self.body.sha256
+        fields["response"] = {"status": response_402.status_code, **answer_json(response_402, body)}
         if self.max_cost_units is not None:
-            asked["max_total"] = str(self.max_cost_units)
+            fields["max_total"] = str(self.max_cost_units)
         if self.max_cost_asset is not None:
-            asked["max_total_asset"] = self.max_cost_asset
-        return asked
+            fields["max_total_asset"] = self.max_cost_asset
+        return fields
 
-    def question(self) -> Json:
-        """Return the request for the daemon's prepaid quote, before the request is made."""
-        return self._told(_BUYER)
+    def quote_request(self) -> Json:
+        """Return the request in the form that the daemon quotes a prepaid use for. It was not sent yet."""
+        return self._request_json(_BUYER)
 
-    def _told(self, names: frozenset[bytes]) -> dict[str, Any]:
+    def _request_json(self, names: frozenset[bytes]) -> dict[str, Any]:
         """Return the request without its body, with the headers of these names."""
         url, pairs = self.request.url, [pair for pair in self.headers if pair[0].lower() in names]
         return {
@@ -105,33 +105,34 @@ class ClientRequest:
 
 def _buyer(headers: Headers) -> dict[bytes, bytes]:
     """Return the buyer that headers name. An address in capitals is the same address (BIP-173)."""
-    said = {name.lower(): value for name, value in headers if name.lower() in _BUYER}
-    return {name: value.lower() if name == WALLET else value for name, value in said.items()}
+    named = {name.lower(): value for name, value in headers if name.lower() in _BUYER}
+    return {name: value.lower() if name == WALLET else value for name, value in named.items()}
 
 
-def _bound(demand: httpx.Response) -> frozenset[bytes]:
+def _bound(response_402: httpx.Response) -> frozenset[bytes]:
     """Return the headers to which the merchant binds a payment. Others are not sent: they may be secret."""
-    found: object = None
+    value: object = None
     with suppress(ValueError, Refused):
-        found = strict_json.loads(base64.b64decode(demand.headers.get("payment-required", ""), validate=True))
+        header = response_402.headers.get("payment-required", "")
+        value = strict_json.loads(base64.b64decode(header, validate=True))
     for key in ("extensions", "cardano-request-commitment", "info", "bindingParams", "headers"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return frozenset(str(name).encode() for name in found) if isinstance(found, list) else frozenset()
+        value = value.get(key) if isinstance(value, dict) else None
+    return frozenset(str(name).encode() for name in value) if isinstance(value, list) else frozenset()
 
 
 def read_call(
     request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
 ) -> ClientRequest:
-    """Parse a client's request and remove the X-Payagent headers. Their limit applies besides the transport's."""
+    """Parse a client's request and remove the X-Payagent headers. They may lower the transport's limit."""
     headers = request.headers.raw
     try:
-        asked, asset, dry_run = read_cost_headers((name.lower(), value) for name, value in headers)
+        header_units, asset, dry_run = read_cost_headers((name.lower(), value) for name, value in headers)
     except Refused as refused:
         raise own_error("bad_request", refused.detail) from None
-    if asked is not None:
+    if header_units is not None:
         if None not in (asset, max_cost_asset) and asset != max_cost_asset:
-            raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
-        max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
+            raise own_error("bad_request", "X-Payagent-Max-Cost is in another asset than the transport's limit")
+        max_cost_units = header_units if max_cost_units is None else min(header_units, max_cost_units)
         max_cost_asset = asset or max_cost_asset
     return ClientRequest(
         request=request,

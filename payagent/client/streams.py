@@ -1,4 +1,4 @@
-"""Bodies that are needed twice: a request's for its replay, an answer's for a look before it is forwarded.
+"""Bodies that are read twice: a request's to replay it, an answer's to inspect it before it is forwarded.
 
 May import: httpx, the standard library.
 Never: holds more than `MEMORY_BYTES` of a streamed request in memory, or leaves a body on disk: the rest is in an
@@ -20,7 +20,7 @@ Stream = httpx.SyncByteStream | httpx.AsyncByteStream
 
 
 class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A request's body. It is kept while it is first sent, and then replayed.
+    """A request's body. It is buffered while it is first sent, and then replayed.
 
     `is_whole` is False if the body was longer than `most_bytes` or the disk was full. It was sent then, but cannot
     be replayed.
@@ -31,7 +31,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._most_bytes = most_bytes
         self._hash = hashlib.sha256()
         self._size = 0
-        self._kept = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115  until end()
+        self._buffer = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115  until end()
         self._source: Iterator[bytes] | AsyncIterator[bytes] | None
         if isinstance(source, httpx.SyncByteStream):
             self._source = iter(source)
@@ -44,16 +44,16 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         if self._source is None:
-            yield from self._again()
+            yield from self._replay()
             return
         for chunk in cast("Iterator[bytes]", self._source):
-            self._keep(chunk)
+            self._buffer_chunk(chunk)
             yield chunk
         self._end_source()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._source is None:
-            for chunk in self._again():
+            for chunk in self._replay():
                 yield chunk
             return
         if isinstance(self._source, Iterator):
@@ -61,7 +61,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
                 yield chunk
             return
         async for chunk in self._source:
-            self._keep(chunk)
+            self._buffer_chunk(chunk)
             yield chunk
         self._end_source()
 
@@ -85,37 +85,37 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         return
 
     def end(self) -> None:
-        self._kept.close()
+        self._buffer.close()
 
-    def _keep(self, chunk: bytes) -> None:
+    def _buffer_chunk(self, chunk: bytes) -> None:
         self._size += len(chunk)
         if not self.is_whole:
             return
         if self._size > self._most_bytes:
-            self._let_go()
+            self._drop_buffer()
             return
         self._hash.update(chunk)
         try:
-            self._kept.write(chunk)
+            self._buffer.write(chunk)
         except OSError:  # disk full: the request goes on, but cannot be replayed
-            self._let_go()
+            self._drop_buffer()
 
     def _end_source(self) -> None:
         self._source = None
         if self.is_whole:
             try:
-                self._kept.flush()
+                self._buffer.flush()
             except OSError:
-                self._let_go()
+                self._drop_buffer()
 
-    def _let_go(self) -> None:
+    def _drop_buffer(self) -> None:
         self.is_whole = False
         with suppress(OSError):  # closing writes the rest, which may fail on a full disk
-            self._kept.close()
+            self._buffer.close()
 
-    def _again(self) -> Iterator[bytes]:
-        self._kept.seek(0)
-        while piece := self._kept.read(_PIECE_BYTES):
+    def _replay(self) -> Iterator[bytes]:
+        self._buffer.seek(0)
+        while piece := self._buffer.read(_PIECE_BYTES):
             yield piece
 
 

@@ -88,19 +88,19 @@ class PayAgentTransport(httpx.BaseTransport):
             self._inner, self._pid = httpx.HTTPTransport(), os.getpid()
         steps = self._purchases.run(request)
         opened: httpx.Response | None = None
-        said: Any = None
+        result: Any = None
         try:
             step = next(steps)
             while True:
                 if isinstance(step, SendRequest) and opened is not None:
                     opened.close()
                 try:
-                    said = self._take(step)
+                    result = self._execute(step)
                 except httpx.RequestError as error:
                     step = steps.throw(error)
                     continue
-                opened = _opened(step, said, opened)
-                step = steps.send(said)
+                opened = _opened(step, result, opened)
+                step = steps.send(result)
         except StopIteration as end:
             return self._hand_on(end.value)
         except BaseException:
@@ -113,7 +113,7 @@ class PayAgentTransport(httpx.BaseTransport):
         self._inner.close()
         self._daemon.close()
 
-    def _take(self, step: Step) -> Any:
+    def _execute(self, step: Step) -> Any:
         match step:
             case AskDaemon():
                 return self._daemon.ask(step)
@@ -127,8 +127,8 @@ class PayAgentTransport(httpx.BaseTransport):
             case Sleep(seconds):
                 return time.sleep(seconds)
 
-    def _hand_on(self, bought: FinalAnswer) -> httpx.Response:
-        answer, payment_id = bought.answer, bought.payment_id
+    def _hand_on(self, final: FinalAnswer) -> httpx.Response:
+        answer, payment_id = final.answer, final.payment_id
         if payment_id is not None:
             stream = cast("httpx.SyncByteStream", answer.stream)
             answer.stream = Watched(stream, lambda: self._report(_delivered(payment_id, answer)))
@@ -138,9 +138,9 @@ class PayAgentTransport(httpx.BaseTransport):
         try:
             self._daemon.ask(ask).value()
         except PayAgentError as error:
-            _note_untold(self._purchases, ask, error)
+            _note_unreported(self._purchases, ask, error)
         except BaseException:
-            self._purchases.untold[ask.path] = ask  # the program stops; the daemon may not have the report
+            self._purchases.unreported[ask.path] = ask  # the program stops; the daemon may not have the report
             raise
 
 
@@ -171,19 +171,19 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
             self._inner, self._pid = httpx.AsyncHTTPTransport(), os.getpid()
         steps = self._purchases.run(request)
         opened: httpx.Response | None = None
-        said: Any = None
+        result: Any = None
         try:
             step = next(steps)
             while True:
                 if isinstance(step, SendRequest) and opened is not None:
                     await opened.aclose()
                 try:
-                    said = await self._take(step)
+                    result = await self._execute(step)
                 except httpx.RequestError as error:
                     step = steps.throw(error)
                     continue
-                opened = _opened(step, said, opened)
-                step = steps.send(said)
+                opened = _opened(step, result, opened)
+                step = steps.send(result)
         except StopIteration as end:
             return self._hand_on(end.value)
         except BaseException:
@@ -196,7 +196,7 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
         await self._daemon.aclose()
 
-    async def _take(self, step: Step) -> Any:
+    async def _execute(self, step: Step) -> Any:
         match step:
             case AskDaemon():
                 return await self._daemon.ask(step)
@@ -210,8 +210,8 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
 
-    def _hand_on(self, bought: FinalAnswer) -> httpx.Response:
-        answer, payment_id = bought.answer, bought.payment_id
+    def _hand_on(self, final: FinalAnswer) -> httpx.Response:
+        answer, payment_id = final.answer, final.payment_id
         if payment_id is not None:
             stream = cast("httpx.AsyncByteStream", answer.stream)
             answer.stream = AsyncWatched(stream, lambda: self._report(_delivered(payment_id, answer)))
@@ -221,16 +221,16 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         try:
             (await self._daemon.ask(ask)).value()
         except PayAgentError as error:
-            _note_untold(self._purchases, ask, error)
+            _note_unreported(self._purchases, ask, error)
         except BaseException:
-            self._purchases.untold[ask.path] = ask  # the program stops; the daemon may not have the report
+            self._purchases.unreported[ask.path] = ask  # the program stops; the daemon may not have the report
             raise
 
 
-def _note_untold(purchases: PayAndRetry, ask: AskDaemon, error: PayAgentError) -> None:
+def _note_unreported(purchases: PayAndRetry, ask: AskDaemon, error: PayAgentError) -> None:
     log.warning("a delivery could not be reported: %s", error)
     if error.retryable:
-        purchases.untold[ask.path] = ask
+        purchases.unreported[ask.path] = ask
 
 
 def _delivered(payment_id: str, answer: httpx.Response) -> AskDaemon:
@@ -240,18 +240,18 @@ def _delivered(payment_id: str, answer: httpx.Response) -> AskDaemon:
 def _peeked(
     answer: httpx.Response, raw: bytes | None, stream: httpx.SyncByteStream | httpx.AsyncByteStream
 ) -> tuple[bytes | None, httpx.Response]:
-    anew = httpx.Response(
+    reread = httpx.Response(
         answer.status_code, headers=answer.headers, stream=stream, extensions=dict(answer.extensions)
     )
-    return raw, anew
+    return raw, reread
 
 
-def _opened(step: Step, said: Any, before: httpx.Response | None) -> httpx.Response | None:
+def _opened(step: Step, result: Any, before: httpx.Response | None) -> httpx.Response | None:
     """Return the answer that has to be closed if nobody gets it, to free its connection."""
     match step:
         case SendRequest():
-            return cast("httpx.Response", said)
+            return cast("httpx.Response", result)
         case ReadAnswer():
-            raw, answer = said
+            raw, answer = result
             return None if raw is not None else cast("httpx.Response", answer)
     return before

@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 from payagent.client.daemon_client import DEFAULT, DaemonAddress, DaemonClient
 from payagent.client.effects import AskDaemon, DaemonReply, Json, Sleep, Steps, T
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.present_proof import asked, delivery_path, until_ready
+from payagent.client.present_proof import ask_until_answered, delivery_path, until_ready
 from payagent.core.origin import DEFAULT_PORTS, is_called, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
 
@@ -43,7 +43,7 @@ log = logging.getLogger("payagent.client")
 
 
 @dataclass(slots=True)
-class _Shown:
+class _LastPayload:
     """The last payload given to this task or thread."""
 
     scheme: object
@@ -54,10 +54,10 @@ class _Shown:
 
 
 # State that the SDK's steps for one request share: they run in one task or thread.
-_called: ContextVar[tuple[Any, str]] = ContextVar("payagent_called", default=(None, ""))
-_came: ContextVar[tuple[Any, int]] = ContextVar("payagent_came", default=(None, 0))
-_wanted: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
-_last: ContextVar[_Shown | None] = ContextVar("payagent_last", default=None)
+_request_url: ContextVar[tuple[Any, str]] = ContextVar("payagent_called", default=(None, ""))
+_status: ContextVar[tuple[Any, int]] = ContextVar("payagent_came", default=(None, 0))
+_chosen: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
+_last: ContextVar[_LastPayload | None] = ContextVar("payagent_last", default=None)
 
 
 class ExactCardanoScheme:
@@ -98,8 +98,8 @@ class ExactCardanoScheme:
         for pattern in PATTERNS:
             client.register(pattern, self)
         self.scheme_hooks = by_hand
-        made = x402HTTPClientSync if is_sync else x402HTTPClient
-        http: Any = made(client).on_payment_required(self._on_required)
+        http_type = x402HTTPClientSync if is_sync else x402HTTPClient
+        http: Any = http_type(client).on_payment_required(self._on_required)
         http.process_payment_result = partial(_process, http.process_payment_result)
         return http
 
@@ -113,11 +113,11 @@ class ExactCardanoScheme:
 
     def create_payment_payload(self, requirements: Any) -> dict[str, Any]:
         """Return the inner payload. Blocks while the daemon signs, usually for milliseconds."""
-        url, required = _take_wanted(requirements)
+        url, required = _take_chosen(requirements)
         self._refuse_redirect(url)
         payment = self._pay(url, required)
         proof = json.loads(base64.b64decode(payment["headers"]["PAYMENT-SIGNATURE"]))
-        _last.set(_Shown(self, url, payment["id"], proof["payload"]["transaction"]))
+        _last.set(_LastPayload(self, url, payment["id"], proof["payload"]["transaction"]))
         payload: dict[str, Any] = dict(proof["payload"])
         if proof.get("extensions"):
             payload["__extensions"] = proof["extensions"]
@@ -128,17 +128,17 @@ class ExactCardanoScheme:
         demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
         body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
         payment = self._daemon.ask(AskDaemon("POST", "/v1/payments", body)).value()
-        return self._take(until_ready(payment, time.monotonic() + self._patience_s))
+        return self._execute(until_ready(payment, time.monotonic() + self._patience_s))
 
-    def _take(self, steps: Steps[T]) -> T:
+    def _execute(self, steps: Steps[T]) -> T:
         """Execute steps that involve only the daemon."""
-        said: DaemonReply | None = None
+        reply: DaemonReply | None = None
         try:
             while True:
-                step = steps.send(said)
-                said = None
+                step = steps.send(reply)
+                reply = None
                 if isinstance(step, AskDaemon):
-                    said = self._daemon.ask(step)
+                    reply = self._daemon.ask(step)
                 elif isinstance(step, Sleep):
                     time.sleep(step.seconds)
         except StopIteration as end:
@@ -152,7 +152,7 @@ class ExactCardanoScheme:
         raise own_error(
             "not_served_yet",
             f"{last.payment_id} for {last.url} has no answer, and {url} wants money now: a redirect after paying "
-            "is not paid again. If it is another call, repeat it",
+            "is not paid again. If it is another request, repeat it",
             payment=last.payment_id,
         )
 
@@ -161,13 +161,13 @@ class ExactCardanoScheme:
         return {"on_before_payment_creation": self._before_creation, "on_payment_response": on_response}
 
     def _on_required(self, context: Any) -> None:
-        _called.set((context.payment_required, context.request_url))
+        _request_url.set((context.payment_required, context.request_url))
 
     def _before_creation(self, context: Any) -> None:
         required = context.payment_required.model_dump(by_alias=True, exclude_none=True)
         chosen = context.selected_requirements
         required["accepts"] = [chosen.model_dump(by_alias=True, exclude_none=True)]
-        answered, called = _called.get()
+        answered, called = _request_url.get()
         sold = (required.get("resource") or {}).get("url")
         # the same 402 comes again when the request is repeated with a new payload
         url = called if answered is context.payment_required else sold
@@ -175,7 +175,7 @@ class ExactCardanoScheme:
             raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
         if sold and not self._is_the_calls(urljoin(url, sold), url):
             raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the request was to {url[:300]!a}")
-        _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
+        _chosen.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
 
     def _is_the_calls(self, sold: str, called: str) -> bool:
         """Whether a resource is the requested one, or would be with one of the merchant's `resource_origins`."""
@@ -189,53 +189,54 @@ class ExactCardanoScheme:
 
     def _on_response(self, context: Any, *, patience_s: float) -> Any:
         """Report the answer. A returned value makes the SDK repeat the request, once."""
-        shown = _last.get()
-        if shown is None or context.payment_payload.payload.get("transaction") != shown.transaction:
+        last = _last.get()
+        if last is None or context.payment_payload.payload.get("transaction") != last.transaction:
             return None
         # a redirect serves nothing, even if its receipt says that the payment is settled
-        payload, status = _came.get()
+        payload, status = _status.get()
         is_redirect = payload is context.payment_payload and 300 <= status < 400
-        shown.is_answered = not is_redirect
-        heard = {"status": status} if is_redirect else _heard(context)
+        last.is_answered = not is_redirect
+        report = {"status": status} if is_redirect else _answer_json(context)
         try:
-            ask = AskDaemon("POST", delivery_path(shown.payment_id), heard)
-            payment = self._take(asked(ask, time.monotonic() + patience_s)).value()
+            ask = AskDaemon("POST", delivery_path(last.payment_id), report)
+            payment = self._execute(ask_until_answered(ask, time.monotonic() + patience_s)).value()
             if is_redirect:
                 return None
-            depth = _depth_wanted(context.requirements)
+            depth = _depth_required(context.requirements)
             return _recovered() if self._is_worth_repeating(payment, depth, patience_s) else None
         except PayAgentError as error:
-            log.warning("what came of a payment could not be told: %s", error)
+            log.warning("the answer to a payment could not be reported: %s", error)
             return None
 
     def _is_worth_repeating(self, payment: Json, depth: int, patience_s: float) -> bool:
         """Whether to repeat: with the same proof once it is deep enough, or a new one after it was used up."""
-        said, again_after_s = payment["answer"]["said"], payment["answer"]["again_after_s"]
-        if said == "used_up":
+        verdict, again_after_s = payment["answer"]["said"], payment["answer"]["again_after_s"]
+        if verdict == "used_up":
             return bool(payment["delivery"] == "accepted")
         deadline_s = time.monotonic() + patience_s
         while again_after_s is not None and time.monotonic() + again_after_s <= deadline_s:
             time.sleep(again_after_s)
-            payment = self._take(asked(AskDaemon("GET", f"/v1/payments/{payment['id']}"), deadline_s)).value()
-            if said != "pending" or (payment["depth"] or 0) >= depth:
+            ask = AskDaemon("GET", f"/v1/payments/{payment['id']}")
+            payment = self._execute(ask_until_answered(ask, deadline_s)).value()
+            if verdict != "pending" or (payment["depth"] or 0) >= depth:
                 return True
             again_after_s = None if payment["state"] in WITHOUT_PROOF else min(again_after_s, 1.0)
         return False
 
 
-def _take_wanted(requirements: Any) -> tuple[str, str]:
-    """Return (URL, 402 header) left by the hook before the creation."""
-    wanted = _wanted.get()
-    _wanted.set(None)
-    if wanted is None or wanted[1][0] is not requirements:
+def _take_chosen(requirements: Any) -> tuple[str, str]:
+    """Return (URL, 402 header) that the hook left before the payload was created."""
+    chosen = _chosen.get()
+    _chosen.set(None)
+    if chosen is None or chosen[1][0] is not requirements:
         raise own_error("bad_request", "the SDK did not call the scheme's hook before it creates a payload")
-    url, (_, required) = wanted
+    url, (_, required) = chosen
     return str(url), str(required)
 
 
 def _process(process: Callable[..., Any], payload: Any, get_header: Any, status: int) -> Any:
-    """Record the status, which the SDK does not give its hooks: a redirect's receipt looks like a served one."""
-    _came.set((payload, status))
+    """Record the status, which the SDK does not give its hooks. A redirect's receipt looks like a served one."""
+    _status.set((payload, status))
     return process(payload, get_header, status)
 
 
@@ -255,18 +256,18 @@ def _is_same(sold: str, called: str) -> bool:
     return one.hostname == other.hostname and same_port and is_called(one, other)
 
 
-def _heard(context: Any) -> Json:
+def _answer_json(context: Any) -> Json:
     """Return the merchant's answer, as far as the SDK knows it, in the form of the daemon's API."""
     if context.settle_response is not None and context.settle_response.success:
         return {"status": 200}
-    name, said = "PAYMENT-RESPONSE", context.settle_response
-    if said is None:
-        name, said = "PAYMENT-REQUIRED", context.payment_required
-    raw = said.model_dump_json(by_alias=True, exclude_none=True).encode()
+    name, answer = "PAYMENT-RESPONSE", context.settle_response
+    if answer is None:
+        name, answer = "PAYMENT-REQUIRED", context.payment_required
+    raw = answer.model_dump_json(by_alias=True, exclude_none=True).encode()
     return {"status": 402, "headers": {name: base64.b64encode(raw).decode("ascii")}}
 
 
-def _depth_wanted(requirements: Any) -> int:
+def _depth_required(requirements: Any) -> int:
     """Return the depth the merchant wants. It counts the transaction's own block, `l1Confirmations` does not."""
     policy = (requirements.extra or {}).get("confirmationPolicy") or {}
     return int(policy.get("l1Confirmations", 1)) + 1

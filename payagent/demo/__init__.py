@@ -62,7 +62,7 @@ def _pay_with_shares(on: Stage, say: Say) -> None:
     say(f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.")
     say("   The client passes the 402 to payagent, which answers before it submits anything:")
     payment = call.pay()
-    _tell_payment(payment, say)
+    _say_payment(payment, say)
     served = call.retry()
     say(f"   In a block and confirmed. The client retries with the proof and is served: {served}")
     again = call.pay()
@@ -80,7 +80,7 @@ def _pay_with_tokens(on: Stage, say: Say) -> None:
     on.set_merchant(asset=TOKEN, price="250", splits=shares)
     call = _Call(on, "And what is a native token?")
     payment = call.pay()
-    _tell_payment(payment, say)
+    _say_payment(payment, say)
     call.retry()
     left = _available(on, TOKEN)
     require(left == TOKENS - 270, f"{left} tokens are left, not {TOKENS - 270}")
@@ -96,7 +96,7 @@ def _pay_flux(on: Stage, say: Say) -> None:
     call = _Call(on, "The same in another dialect, please.")
     payment = call.pay()
     require(payment["dialect"] == "flux", f"the 402 was read as {payment['dialect']}")
-    _tell_payment(payment, say)
+    _say_payment(payment, say)
     call.retry()
     say("   Served.")
 
@@ -114,9 +114,9 @@ def _survive_kill(on: Stage, say: Say) -> None:
     say(f"   The network accepted it but does not answer. Now: kill -9 of process {process}.")
     on.control("faults", {"clear": True})
     on.start_daemon()
-    found = on.api("GET", f"/v1/payments/{payment['id']}")
-    require(found["tx_hash"] == payment["tx_hash"], "the restarted daemon has another transaction")
-    say(f"   After a restart it finds payment {found['id']} and reads the chain.")
+    restored = on.api("GET", f"/v1/payments/{payment['id']}")
+    require(restored["tx_hash"] == payment["tx_hash"], "the restarted daemon has another transaction")
+    say(f"   After a restart it finds payment {restored['id']} and reads the chain.")
     again = call.pay()
     require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
     call.retry()
@@ -165,11 +165,11 @@ def _topup(on: Stage, order: Json) -> Json:
 
 def _require_prepaid(on: Stage, *, bought: int, used: int) -> None:
     """Require that our counts and the merchant's agree."""
-    wanted = (str(bought), str(used), str(bought - used), "0")
+    expected = (str(bought), str(used), str(bought - used), "0")
 
     def is_so() -> bool:
-        found = on.api("GET", "/v1/prepaid")["prepaid"]
-        return [(one["bought"], one["used"], one["left"], one["difference"]) for one in found] == [wanted]
+        pools = on.api("GET", "/v1/prepaid")["prepaid"]
+        return [(pool["bought"], pool["used"], pool["left"], pool["difference"]) for pool in pools] == [expected]
 
     on.until(f"bought {bought}, used {used}, and the merchant says the same", is_so)
 
@@ -218,13 +218,13 @@ class _Call:
         return self._payment
 
     def retry(self) -> str:
-        """Wait until the proof is ready, retry with it, report the delivery, check the chain; the reply."""
+        """Wait until the proof is ready, retry with it, report the delivery, check the chain. Return the reply."""
         self._on.until("the payment is confirmed", self._is_ready)
         served = self._on.call(self._body, self._payment["headers"])
         require(served.is_success, f"the retry was answered with {served.status_code}: {served.text[:300]}")
         path = f"/v1/payments/{self._payment['id']}/delivery"
-        told = self._on.api("POST", path, {"status": served.status_code})
-        require(told["delivery"] == "accepted", "the delivery was not recorded")
+        payment = self._on.api("POST", path, {"status": served.status_code})
+        require(payment["delivery"] == "accepted", "the delivery was not recorded")
         verify.paid(self._on, self._payment)
         return str(served.json()["reply"])
 
@@ -233,7 +233,7 @@ class _Call:
         return bool(self._payment["ready"])
 
 
-def _tell_payment(payment: Json, say: Say) -> None:
+def _say_payment(payment: Json, say: Say) -> None:
     say(f"   transaction  {payment['tx_hash']}")
     for output in payment["outputs"]:
         amount = _amount(output["asset"], output["units"])

@@ -1,4 +1,4 @@
-"""What the demo runs on: a devnet, the daemon as a child process, and a client of both, over real HTTP.
+"""The demo's parts: a devnet, the daemon as a child process, and a client of both, over real HTTP.
 
 May import: devnet, init, agent.base, httpx.
 Never: calls a running daemon except over HTTP; leaves a process or a file behind.
@@ -68,8 +68,8 @@ class Daemon:
         self.url = f"http://127.0.0.1:{_free_port()}"
         self._config = config
         self._log = folder / "daemon.log"
-        kept = {name: environ[name] for name in _CHILD_VARIABLES if name in environ}
-        self._environ = kept | {"HOME": str(folder)}
+        variables = {name: environ[name] for name in _CHILD_VARIABLES if name in environ}
+        self._environ = variables | {"HOME": str(folder)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -161,14 +161,14 @@ class Stage:
         sent = {"content-type": "application/json", "x-payagent-token": self.wallet.token}
         return self.http.post(f"{self.daemon.url}/proxy/t/chat", content=body, headers=sent)
 
-    def until(self, what: str, reached: Callable[[], bool]) -> None:
+    def until(self, awaited: str, reached: Callable[[], bool]) -> None:
         """Wait until a condition holds, and show the waiting."""
         started_s = time.monotonic()
         with self.waiting() as progress:
             while not reached():
                 waited_s = time.monotonic() - started_s
-                require(waited_s < PATIENCE_S, f"timed out after {PATIENCE_S:.0f} s: {what}")
-                progress(f"   waiting: {what} ({waited_s:.0f} s)")
+                require(waited_s < PATIENCE_S, f"timed out after {PATIENCE_S:.0f} s: {awaited}")
+                progress(f"   waiting: {awaited} ({waited_s:.0f} s)")
                 time.sleep(POLL_S)
 
     def start_daemon(self) -> None:

@@ -1,4 +1,4 @@
-"""The demo's checks, made against the chain's own API and never against what the daemon says about the chain.
+"""The demo's checks. They read the chain's own API, and never the daemon's view of the chain.
 
 Each check raises `DemoFailed` with the difference.
 
@@ -18,17 +18,17 @@ def paid(on: Stage, payment: Json) -> None:
     """Check that the chain shows the exact fee and each output exactly once."""
     fees = on.chain(f"/txs/{payment['tx_hash']}")["fees"]
     require(fees == payment["fee"], f"the fee is {fees} on the chain, {payment['fee']} in the daemon")
-    shown = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
-    there = [(out["address"], part["unit"], part["quantity"]) for out in shown for part in out["amount"]]
+    outputs = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
+    paid_outputs = [(out["address"], part["unit"], part["quantity"]) for out in outputs for part in out["amount"]]
     for output in payment["outputs"]:
-        wanted = (output["address"], output["asset"], output["units"])
-        require(there.count(wanted) == 1, f"the chain does not show the output {wanted} exactly once")
+        expected = (output["address"], output["asset"], output["units"])
+        require(paid_outputs.count(expected) == 1, f"the chain does not show the output {expected} exactly once")
 
 
 def transactions(on: Stage, *, before: int, count: int) -> None:
     """Check that the wallet has `count` more transactions than `before`."""
-    made = len(transactions_of(on)) - before
-    require(made == count, f"the chain shows {made} transactions for this request, not {count}")
+    on_chain = len(transactions_of(on)) - before
+    require(on_chain == count, f"the chain shows {on_chain} transactions for this request, not {count}")
 
 
 def transactions_of(on: Stage) -> list[Any]:

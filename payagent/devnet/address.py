@@ -47,9 +47,9 @@ def read_address(address: bytes) -> AddressInfo:
         raise LedgerError(UNSUPPORTED, "pointer address")
     if kind > 7:
         raise MalformedError(f"address: type {kind} is no payment address")
-    wanted = _BASE_LENGTH if kind < 4 else _ENTERPRISE_LENGTH
-    if len(address) != wanted:
-        raise MalformedError(f"address: {len(address)} bytes, {wanted} were expected")
+    expected = _BASE_LENGTH if kind < 4 else _ENTERPRISE_LENGTH
+    if len(address) != expected:
+        raise MalformedError(f"address: {len(address)} bytes, {expected} were expected")
     network_id = address[0] & 0x0F
     if network_id > MAINNET:
         raise MalformedError(f"address: network {network_id}")

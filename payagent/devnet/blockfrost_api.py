@@ -137,10 +137,10 @@ class ChainApi:
     def _authorise(self, request: Request) -> None:
         if self.project_id is None:
             return
-        given = request.headers.get("project_id")
-        if given is None:
+        token = request.headers.get("project_id")
+        if token is None:
             raise _Failed(403, "Forbidden", "Missing project token. Please include project_id in your request.")
-        if given != self.project_id:
+        if token != self.project_id:
             raise _Failed(403, "Forbidden", "Invalid project token.")
 
     def utxos(self, request: Request, behind: int) -> Response:
@@ -308,21 +308,21 @@ def _number(body: Mapping[str, object], name: str, default: int, least: int, mos
     return value
 
 
-def _amounts(wanted: object) -> dict[str, int]:
+def _amounts(amounts: object) -> dict[str, int]:
     """Units by asset, from {unit: units} or from Blockfrost's list of {"unit", "quantity"}."""
-    if isinstance(wanted, dict):
-        wanted = [{"unit": unit, "quantity": units} for unit, units in wanted.items()]
-    if not isinstance(wanted, list) or not all(_is_amount(one) for one in wanted):
+    if isinstance(amounts, dict):
+        amounts = [{"unit": unit, "quantity": units} for unit, units in amounts.items()]
+    if not isinstance(amounts, list) or not all(_is_amount(row) for row in amounts):
         raise _bad('assets must be an object of unit and units, or a list of {"unit", "quantity"}.')
-    pairs = [(one["unit"], one["quantity"]) for one in wanted]
+    pairs = [(row["unit"], row["quantity"]) for row in amounts]
     assets = {parse_asset(unit): parse_units(units, "units") for unit, units in pairs}
     if len(assets) != len(pairs):
         raise _bad("an asset is given twice.")
     return assets
 
 
-def _is_amount(one: object) -> bool:
-    return isinstance(one, dict) and set(one) == {"unit", "quantity"}
+def _is_amount(row: object) -> bool:
+    return isinstance(row, dict) and set(row) == {"unit", "quantity"}
 
 
 class Switchboard:
@@ -353,15 +353,15 @@ class Switchboard:
             raise _bad("lovelace is given twice.")
         if not (assets or "lovelace" in body):
             raise _bad("lovelace or assets must be given.")
-        given = assets.pop("lovelace", FAUCET_RIDE_ALONG_LOVELACE)
-        lovelace = parse_units(body.get("lovelace", given), "lovelace")
+        default = assets.pop("lovelace", FAUCET_RIDE_ALONG_LOVELACE)
+        lovelace = parse_units(body.get("lovelace", default), "lovelace")
         check_supply("lovelace", lovelace, f"lovelace (at most {MAX_LOVELACE})")
         return {"tx_hash": self.node.faucet(address.raw, lovelace, assets)}
 
     def blocks(self, body: Mapping[str, object]) -> shapes.Json:
         """{"count"} -> the blocks made, oldest first."""
-        made = self.node.make_blocks(_number(body, "count", 1, 1, _MOST_BLOCKS))
-        return {"blocks": [{"hash": block.hash, "height": block.height, "slot": block.slot} for block in made]}
+        blocks = self.node.make_blocks(_number(body, "count", 1, 1, _MOST_BLOCKS))
+        return {"blocks": [{"hash": block.hash, "height": block.height, "slot": block.slot} for block in blocks]}
 
     def rollback(self, body: Mapping[str, object]) -> shapes.Json:
         """{"depth", "readd"?} -> the ids of the transactions whose blocks were undone."""

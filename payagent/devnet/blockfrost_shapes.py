@@ -181,7 +181,7 @@ def epoch(node: Node) -> Json:
 
 def parameters(params: Params, epoch_number: int) -> Json:
     """GET /epochs/latest/parameters: the ledger's own parameters, and mainnet's values for the rest."""
-    ours: Json = {
+    own_parameters: Json = {
         "epoch": epoch_number,
         "min_fee_a": params.min_fee_a,
         "min_fee_b": params.min_fee_b,
@@ -195,7 +195,7 @@ def parameters(params: Params, epoch_number: int) -> Json:
         "coins_per_utxo_word": str(params.coins_per_utxo_byte),
         "min_fee_ref_script_cost_per_byte": params.ref_script_lovelace_per_byte,
     }
-    return ours | _MAINNET_REST
+    return own_parameters | _MAINNET_REST
 
 
 _MAINNET_REST: Json = {
@@ -287,8 +287,8 @@ def transaction_utxos(chain: Chain, tx: Tx) -> Json:
     inputs = []
     for ref in tx.inputs:
         out = output_of(chain, ref)
-        known = _output(out) if out is not None else {}
-        inputs.append(known | {"tx_hash": ref[0], "output_index": ref[1], "collateral": False, "reference": False})
+        spent = _output(out) if out is not None else {}
+        inputs.append(spent | {"tx_hash": ref[0], "output_index": ref[1], "collateral": False, "reference": False})
     outputs = [
         _output(out)
         | {
@@ -315,9 +315,9 @@ def mempool_transaction(chain: Chain, tx: Tx) -> Json:
 def utxo(chain: Chain, ref: OutRef, out: TxOut) -> Json:
     """One row of GET /addresses/{address}/utxos."""
     found = chain.tx(ref[0])
-    made_in = found[1] if found else None
+    block = found[1] if found else None
     row: Json = {"tx_hash": ref[0], "tx_index": ref[1], "output_index": ref[1]}
-    return _output(out) | row | {"block": made_in.hash if made_in else None}
+    return _output(out) | row | {"block": block.hash if block else None}
 
 
 def address(raw: bytes, outs: Iterable[TxOut]) -> Json:

@@ -56,17 +56,17 @@ class Reader:
         """The next `count` raw bytes."""
         end = self.pos + count
         if end > len(self.buf):
-            raise MalformedError(f"{count} bytes wanted at byte {self.pos}, {len(self.buf) - self.pos} are left")
+            raise MalformedError(f"{count} bytes needed at byte {self.pos}, {len(self.buf) - self.pos} are left")
         taken = self.buf[self.pos : end]
         self.pos = end
         return taken
 
-    def expect(self, wanted: int, what: str) -> int:
-        """Read a head of the wanted major type and return its argument."""
+    def expect(self, expected: int, what: str) -> int:
+        """Read a head of the expected major type and return its argument."""
         start = self.pos
         major, argument = self.head()
-        if major != wanted:
-            raise MalformedError(f"{what}: major type {major} at byte {start}, {wanted} was expected")
+        if major != expected:
+            raise MalformedError(f"{what}: major type {major} at byte {start}, {expected} was expected")
         return argument
 
     def uint(self, what: str, most: int = _WORD64_MAX) -> int:
@@ -101,9 +101,9 @@ class Reader:
 
     def tag(self, number: int, what: str) -> None:
         """Skip one expected tag."""
-        found = self.expect(TAG, what)
-        if found != number:
-            raise MalformedError(f"{what}: tag {found}, {number} was expected")
+        actual = self.expect(TAG, what)
+        if actual != number:
+            raise MalformedError(f"{what}: tag {actual}, {number} was expected")
 
     def items(self, what: str) -> Iterator[int]:
         """Iterate over an array. The caller reads one item per iteration."""

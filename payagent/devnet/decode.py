@@ -1,10 +1,10 @@
 """Decodes bytes into a transaction, as strictly as the Conway ledger does at protocol version 10.
 
-Start at `decode_tx`. It checks form only (rules.py checks the rest), hashes and measures bytes as sent, and
+Start at `decode_tx`. It checks form only (rules.py checks the rest), and hashes and measures bytes as sent. It
 refuses by name the parts of Cardano that a payment never has. Pure.
 
 Sources: the Conway CDDL of cardano-ledger and its decoders. They allow no zero quantity and no empty asset map in
-an output, and from protocol version 9 on no duplicate map key or set element.
+an output. From protocol version 9 on they allow no duplicate map key or set element.
 
 May import: the standard library, the rest of devnet.
 Never: checks a transaction against a state.

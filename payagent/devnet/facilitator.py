@@ -105,8 +105,8 @@ def _check_header(requirements: Json, payment: Json, network: str) -> None:
     if not canonical(accepted.get("network")) == canonical(requirements.get("network")) == network:
         raise Unpayable(NETWORK_MISMATCH)
     asset, amount = requirements.get("asset"), requirements.get("amount")
-    known = isinstance(asset, str) and _ASSET.fullmatch(asset) and isinstance(amount, str)
-    if not known or not _AMOUNT.fullmatch(str(amount)) or _whole(requirements.get("maxTimeoutSeconds")) <= 0:
+    is_valid = isinstance(asset, str) and _ASSET.fullmatch(asset) and isinstance(amount, str)
+    if not is_valid or not _AMOUNT.fullmatch(str(amount)) or _whole(requirements.get("maxTimeoutSeconds")) <= 0:
         raise Unpayable(REQUIREMENTS)
 
 
@@ -121,22 +121,22 @@ def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
     if extra.get("assetTransferMethod", "default") != "default":
         raise Unpayable(UNSUPPORTED_SCHEME)
     policy = extra.get("confirmationPolicy", {"l1Confirmations": DEFAULT_CONFIRMATIONS})
-    wanted = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
+    depth = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
     submission = extra.get("submissionPolicy")
-    if type(wanted) is not int or not IN_MEMPOOL <= wanted <= MOST_CONFIRMATIONS or submission not in _POLICIES:
+    if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in _POLICIES:
         raise Unpayable(f"{REQUIREMENTS}_policy")
     mode = _object(payment.get("payload")).get("submissionMode", "server")
     if mode not in _MODES[submission]:
         raise Unpayable(PAYLOAD)
-    return wanted, mode == "client"
+    return depth, mode == "client"
 
 
 def _read_nonce(payment: Json) -> OutRef:
     nonce = _object(payment.get("payload")).get("nonce")
-    found = _NONCE.fullmatch(nonce) if isinstance(nonce, str) else None
-    if found is None:
+    match = _NONCE.fullmatch(nonce) if isinstance(nonce, str) else None
+    if match is None:
         raise Unpayable(f"{PAYLOAD}_nonce_invalid")
-    return found[1].lower(), int(found[2])
+    return match[1].lower(), int(match[2])
 
 
 def read_transaction(payment: Json) -> Tx:
@@ -225,14 +225,14 @@ def _check_ledger(tx: Tx, node: Node) -> None:
 
 def _check_output(requirements: Json, tx: Tx) -> None:
     """Check that one output holds the whole amount. Several outputs to the same address do not add up."""
-    theirs = [out for out in tx.outputs if encode_address(out.address).text == requirements.get("payTo")]
-    if not theirs:
+    to_recipient = [out for out in tx.outputs if encode_address(out.address).text == requirements.get("payTo")]
+    if not to_recipient:
         raise Unpayable(f"{PAYLOAD}_recipient_mismatch")
     asset = str(requirements["asset"]).replace(".", "")
-    held = [out.lovelace if asset == "lovelace" else out.assets.get(asset, 0) for out in theirs]
-    if not any(held):
+    paid_units = [out.lovelace if asset == "lovelace" else out.assets.get(asset, 0) for out in to_recipient]
+    if not any(paid_units):
         raise Unpayable(f"{PAYLOAD}_asset_mismatch")
-    if max(held) < int(str(requirements["amount"])):
+    if max(paid_units) < int(str(requirements["amount"])):
         raise Unpayable(f"{PAYLOAD}_amount_insufficient")
 
 
@@ -251,15 +251,15 @@ class Settlement:
 
     def as_json(self) -> dict[str, object]:
         """The decoded PAYMENT-RESPONSE."""
-        told: dict[str, object] = {"success": self.reason is None}
+        fields: dict[str, object] = {"success": self.reason is None}
         if self.reason is not None:
-            told["errorReason"] = self.reason
-        told |= {"transaction": self.tx_id, "network": self.network}
+            fields["errorReason"] = self.reason
+        fields |= {"transaction": self.tx_id, "network": self.network}
         if self.payer:
-            told["payer"] = self.payer
+            fields["payer"] = self.payer
         if self.reason in (None, PENDING):
-            told["extra"] = self._evidence()
-        return told
+            fields["extra"] = self._evidence()
+        return fields
 
     def _evidence(self) -> dict[str, object]:
         if self.reason == PENDING:
@@ -313,17 +313,17 @@ class Facilitator:
             claim = self.claims.get(tx_id)
             if claim is not None and (claim.buys != buys or (claim.served and not replays)):
                 return Settlement(DUPLICATE, network, tx_id)
-            found = self._check(requirements, payment)
+            verified = self._check(requirements, payment)
         except Unpayable as refused:
             return Settlement(refused.reason, network)
         if claim is None:
-            claim = self.claims[tx_id] = self._claim(requirements, found, buys)
+            claim = self.claims[tx_id] = self._claim(requirements, verified, buys)
         if claim.rejected:
-            return Settlement(REJECTED, network, tx_id, found.payer)
-        if not found.by_client and self.node.chain.tx(tx_id) is None:
+            return Settlement(REJECTED, network, tx_id, verified.payer)
+        if not verified.by_client and self.node.chain.tx(tx_id) is None:
             with suppress(LedgerError):  # accepted once: a later refusal by the node changes nothing
-                self.node.submit(found.tx.raw)
-        return self._look(found, network)
+                self.node.submit(verified.tx.raw)
+        return self._look(verified, network)
 
     def served(self, tx_id: str) -> int:
         """Count one more answer to the call. Returns how many there were before."""
@@ -334,23 +334,23 @@ class Facilitator:
     def _check(self, requirements: Json, payment: Json) -> VerifiedPayment:
         return _check(requirements, payment, self.node, self.network, self.claims)
 
-    def _claim(self, requirements: Json, found: VerifiedPayment, buys: str) -> SettledClaim:
-        tx = found.tx
+    def _claim(self, requirements: Json, verified: VerifiedPayment, buys: str) -> SettledClaim:
+        tx = verified.tx
         claim = SettledClaim(tx.tx_id, buys, str(requirements["asset"]), int(str(requirements["amount"])))
-        if not found.by_client and self.node.chain.tx(tx.tx_id) is None:
+        if not verified.by_client and self.node.chain.tx(tx.tx_id) is None:
             try:
                 self.node.submit(tx.raw)
             except LedgerError:
                 claim.rejected = True
         return claim
 
-    def _look(self, found: VerifiedPayment, network: object) -> Settlement:
-        tx = found.tx
+    def _look(self, verified: VerifiedPayment, network: object) -> Settlement:
+        tx = verified.tx
         seen = self.node.seen(tx.tx_id)
         confirmations = None if seen is None else seen.depth - 1
         reason: str | None = PENDING
-        if confirmations is not None and confirmations >= found.confirmations:
+        if confirmations is not None and confirmations >= verified.confirmations:
             reason = None
         elif seen is None and tx.ttl_slot is not None and tx.ttl_slot <= self.node.chain.slot:
             reason = FAILED
-        return Settlement(reason, network, tx.tx_id, found.payer, confirmations)
+        return Settlement(reason, network, tx.tx_id, verified.payer, confirmations)

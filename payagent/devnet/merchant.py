@@ -349,14 +349,14 @@ class DevnetMerchant:
 
     def _invoice_for(self, call: ShopRequest, now_ms: int) -> ShopInvoice:
         """The request's open invoice if it has at least a second left, else a new one."""
-        known = self._open.get(call.request_key)
-        if known is not None and known.paid_by is None and known.ends_ms - now_ms >= 1000:
-            return known
+        open_invoice = self._open.get(call.request_key)
+        if open_invoice is not None and open_invoice.paid_by is None and open_invoice.ends_ms - now_ms >= 1000:
+            return open_invoice
         ends_ms = now_ms + self.terms.timeout_s * 1000
         partner = call.partner or ""
-        made = ShopInvoice(self._new_id(), self.terms, call.request_key, partner, now_ms, ends_ms, call.key)
-        self.invoices[made.id] = self._open[call.request_key] = made
-        return made
+        invoice = ShopInvoice(self._new_id(), self.terms, call.request_key, partner, now_ms, ends_ms, call.key)
+        self.invoices[invoice.id] = self._open[call.request_key] = invoice
+        return invoice
 
     def _with_proof(self, call: ShopRequest, now_ms: int) -> Verdict:
         invoice = self.invoices.get(call.invoice_id or "")
@@ -461,7 +461,7 @@ class DevnetMerchant:
 
 def _is_for(invoice: ShopInvoice, call: ShopRequest) -> bool:
     """Whether the invoice is for this call. A call without partner or wallet may name them with the proof."""
-    return all(asked in ("", told) for asked, told in zip(invoice.request_key, call.request_key, strict=True))
+    return all(bound in ("", named) for bound, named in zip(invoice.request_key, call.request_key, strict=True))
 
 
 def _wrong(invoice: ShopInvoice | None, reason: str, detail: str) -> Verdict:
@@ -475,16 +475,16 @@ def output_fault(terms: Terms, outputs: tuple[TxOut, ...]) -> str | None:
     output holds no tokens. A token output may carry any lovelace but no second asset.
     """
     missing = Counter(terms.required)
-    theirs = {address for address, _ in missing}
+    required_addresses = {address for address, _ in missing}
     for index, out in enumerate(outputs):
-        if out.address not in theirs:
+        if out.address not in required_addresses:
             continue
-        wanted = (out.address, _exact_units(out, terms.asset))
-        if missing[wanted] == 0:
+        paid = (out.address, _exact_units(out, terms.asset))
+        if missing[paid] == 0:
             return f"output {index} is not one that the invoice asks for"
-        missing[wanted] -= 1
-    lacking = sum(missing.values())
-    return f"{lacking} of the required outputs are missing" if lacking else None
+        missing[paid] -= 1
+    missing_count = sum(missing.values())
+    return f"{missing_count} of the required outputs are missing" if missing_count else None
 
 
 def _exact_units(out: TxOut, asset: str) -> int:

@@ -135,8 +135,8 @@ def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
 
 def _missing_signatures(case: _Case) -> str | None:
     needed = {owner.key_hash for owner in case.owners if owner.key_hash is not None}
-    given = {blake2b(key, digest_size=28).digest() for key, _ in case.tx.witnesses}
-    missing = sorted(key_hash.hex() for key_hash in needed - given)
+    signing = {blake2b(key, digest_size=28).digest() for key, _ in case.tx.witnesses}
+    missing = sorted(key_hash.hex() for key_hash in needed - signing)
     return f"no signature of key hashes {missing}" if missing else None
 
 

@@ -65,17 +65,17 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._is_told = asyncio.Event()
+        self._stop_requested = asyncio.Event()
 
     def stop(self) -> None:
         self.should_exit = True
-        self._is_told.set()
+        self._stop_requested.set()
 
     async def main_loop(self) -> None:
         """Tick once a second, for the Date header."""
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_told.wait(), 1)
+                await asyncio.wait_for(self._stop_requested.wait(), 1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:

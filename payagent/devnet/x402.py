@@ -92,27 +92,27 @@ class Shop:
         return answer
 
     def _judge(self, call: X402Request, proof: str) -> Answer:
-        wanted = self._asked.get(call.key) or requirements(self.terms, self.x402)
+        required = self._asked.get(call.key) or requirements(self.terms, self.x402)
         try:
-            payment = READERS[self.x402.version](proof, call, wanted)
+            payment = READERS[self.x402.version](proof, call, required)
             identifier = read_identifier(payment, self.x402)
         except BadIdentifier as bad:
             return Answer(Kind.BAD_IDENTIFIER, str(bad))
         except Unpayable as refused:
             return Answer(Kind.REFUSED, refused.reason)
-        if (reason := self.facilitator.verify(wanted, payment)) is not None:
+        if (reason := self.facilitator.verify(required, payment)) is not None:
             return Answer(Kind.REFUSED, reason)
         if identifier is not None and self._identified.setdefault(identifier, proof) != proof:
             return Answer(Kind.CONFLICT, "the identifier named another payment")
-        return self._settle(call, wanted, payment)
+        return self._settle(call, required, payment)
 
-    def _settle(self, call: X402Request, wanted: Mapping[str, object], payment: Mapping[str, object]) -> Answer:
+    def _settle(self, call: X402Request, required: Mapping[str, object], payment: Mapping[str, object]) -> Answer:
         fault = self.x402.fault
         if fault is not None and fault in _BEFORE:
             self._meet(fault)
             return _BEFORE[fault]
         replays = self.terms.replays == "serve"
-        settlement = self.facilitator.settle(wanted, payment, call.key, replays=replays)
+        settlement = self.facilitator.settle(required, payment, call.key, replays=replays)
         if fault is not None and fault in _AFTER and settlement.reason in (None, PENDING):
             self._meet(fault)
             return _AFTER[fault](settlement)

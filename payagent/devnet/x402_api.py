@@ -40,17 +40,17 @@ def _encoded(value: Json) -> str:
 
 
 def _required_v2(shop: Shop, call: X402Request, error: str) -> Response:
-    told: Json = {
+    body: Json = {
         "x402Version": 2,
         "error": error or "PAYMENT-SIGNATURE header is required",
         "resource": resource(call.url),
         "accepts": [requirements(shop.terms, shop.x402)],
     }
     if declared := extensions(shop.x402):
-        told["extensions"] = declared
+        body["extensions"] = declared
     if shop.x402.in_body:
-        return JSONResponse(told, 402)
-    return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(told)})
+        return JSONResponse(body, 402)
+    return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(body)})
 
 
 def _unsettled_v2(_shop: Shop, _call: X402Request, settlement: Settlement) -> Response:
@@ -65,29 +65,29 @@ def _receipt_v2(settlement: Settlement) -> dict[str, str]:
 
 
 def _required_v1(shop: Shop, call: X402Request, error: str) -> Response:
-    told: Json = {
+    body: Json = {
         "x402Version": 1,
         "error": error or "X-PAYMENT header is required",
         "accepts": [requirements_v1(shop.terms, shop.x402, call.url)],
     }
     headers = {"X-PAYMENT-ERROR": error or "missing"}
     if not shop.x402.html:
-        return JSONResponse(told, 402, headers)
-    script = json.dumps(told).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        return JSONResponse(body, 402, headers)
+    script = json.dumps(body).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return HTMLResponse(_PAGE.replace("{requirements}", script), 402, headers)
 
 
 def _unsettled_v1(shop: Shop, call: X402Request, settlement: Settlement) -> Response:
     if settlement.reason == PENDING:
-        told = {"pending": True, "transaction": settlement.tx_id, "retryAfterSeconds": _RETRY_AFTER_S}
-        return JSONResponse(told, 202)
+        body = {"pending": True, "transaction": settlement.tx_id, "retryAfterSeconds": _RETRY_AFTER_S}
+        return JSONResponse(body, 202)
     return _required_v1(shop, call, settlement.reason or "settlement failed")
 
 
 def _receipt_v1(settlement: Settlement) -> dict[str, str]:
     """As in the examples, `success` is a string."""
-    told: Json = {"success": "true", "network": DEVNET.wire, "transaction": settlement.tx_id}
-    return {"X-PAYMENT-RESPONSE": _encoded(told)}
+    body: Json = {"success": "true", "network": DEVNET.wire, "transaction": settlement.tx_id}
+    return {"X-PAYMENT-RESPONSE": _encoded(body)}
 
 
 Required = Callable[[Shop, X402Request, str], Response]

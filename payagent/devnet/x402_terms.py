@@ -192,17 +192,17 @@ def read_proof(proof: str) -> Json:
     return value
 
 
-def _payment_v2(proof: str, call: X402Request, wanted: Json) -> Json:
+def _payment_v2(proof: str, call: X402Request, expected: Json) -> Json:
     """A version 2 payment, which must repeat the requirements."""
     payment = read_proof(proof)
-    if payment.get("accepted") != wanted:
+    if payment.get("accepted") != expected:
         raise Unpayable(NO_MATCH)
     if payment.get("resource") not in (None, resource(call.url)):
         raise Unpayable(PAYLOAD)
     return payment
 
 
-def _payment_v1(proof: str, _call: X402Request, wanted: Json) -> Json:
+def _payment_v1(proof: str, _call: X402Request, expected: Json) -> Json:
     """A version 1 payment in version 2's form. It names no nonce, so its first input is used."""
     payment = read_proof(proof)
     if payment.get("x402Version") != 1:
@@ -213,7 +213,7 @@ def _payment_v1(proof: str, _call: X402Request, wanted: Json) -> Json:
     nonce = f"{inputs[0][0]}#{inputs[0][1]}" if inputs else None
     carried = payment.get("payload")
     payload = {**carried, "nonce": nonce} if isinstance(carried, dict) else carried
-    return {"x402Version": 2, "accepted": {**wanted, "scheme": payment.get("scheme")}, "payload": payload}
+    return {"x402Version": 2, "accepted": {**expected, "scheme": payment.get("scheme")}, "payload": payload}
 
 
 READERS: dict[int, Callable[[str, X402Request, Json], Json]] = {1: _payment_v1, 2: _payment_v2}
@@ -229,10 +229,10 @@ def read_identifier(payment: Json, x402: X402) -> str | None:
     Raises `BadIdentifier`, and `Unpayable` if the declaration was not repeated unchanged.
     """
     carried = payment.get("extensions")
-    said = carried.get(IDENTIFIER) if isinstance(carried, dict) else None
-    if x402.payment_identifier is None or (said is None and x402.payment_identifier == "optional"):
+    identifier = carried.get(IDENTIFIER) if isinstance(carried, dict) else None
+    if x402.payment_identifier is None or (identifier is None and x402.payment_identifier == "optional"):
         return None
-    info = said.get("info") if isinstance(said, dict) else None
+    info = identifier.get("info") if isinstance(identifier, dict) else None
     if not isinstance(info, dict) or "id" not in info:
         raise BadIdentifier(f"{IDENTIFIER} is required")
     if info.get("required") is not (x402.payment_identifier == "required"):

@@ -123,13 +123,13 @@ def _read_x402(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
     page = x402_v1.find_page(body) if isinstance(body, str) else None
     if page is None:
         _require_json_type(response)
-    said = page or body
-    version = said.get("x402Version") if isinstance(said, dict) else None
-    if isinstance(said, dict) and type(version) is int and version == x402_v1.VERSION:
-        return x402_v1.read(said, reading)
-    if isinstance(said, dict) and type(version) is int and version == x402_v2.VERSION and page is None:
-        return x402_v2.read(said, reading)
-    raise Refused("invoice_invalid/body", f"the 402 has an unsupported form of x402: {show(said)}")
+    content = page or body
+    version = content.get("x402Version") if isinstance(content, dict) else None
+    if isinstance(content, dict) and type(version) is int and version == x402_v1.VERSION:
+        return x402_v1.read(content, reading)
+    if isinstance(content, dict) and type(version) is int and version == x402_v2.VERSION and page is None:
+        return x402_v2.read(content, reading)
+    raise Refused("invoice_invalid/body", f"the 402 has an unsupported form of x402: {show(content)}")
 
 
 def _require_json_type(response: HttpResponse) -> None:
@@ -191,7 +191,7 @@ def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:
         "payment-wrapped": is_wrapped and PAYMENT_REQUIRED not in headers,
         "materios": _MATERIOS_HEADER in headers,
     }
-    return [name for name, seen in marks.items() if seen]
+    return [name for name, is_present in marks.items() if is_present]
 
 
 def _invoice_marks(fields: Set[str], inner: Set[str], headers: Mapping[str, str]) -> dict[str, object]:
@@ -202,19 +202,19 @@ def _invoice_marks(fields: Set[str], inner: Set[str], headers: Mapping[str, str]
     says_whom = "payTo" in fields | inner or "invoiceId" in inner or headers.keys() & _FLUX_HEADERS
     if PAYMENT_REQUIRED in headers and not says_whom:
         return {}
-    two = bool(
+    is_both = bool(
         (inner & _TBACKEND_MARKS and (inner | fields) & _FLUX_ONLY)
         or (inner & _TBACKEND_MARKS and headers.keys() & _FLUX_HEADERS)
         or (fields & _FLUX_MARKS and fields & _TBACKEND_ONLY)
     )
-    return {tbackend.NAME: two or inner & _TBACKEND_MARKS, flux.NAME: two or fields & _FLUX_MARKS}
+    return {tbackend.NAME: is_both or inner & _TBACKEND_MARKS, flux.NAME: is_both or fields & _FLUX_MARKS}
 
 
-def _refuse_status(said: Mapping[str, object]) -> None:
+def _refuse_status(fields: Mapping[str, object]) -> None:
     """Refuse a body that states a payment's status or an error: it is not an invoice."""
-    if said.get("error") is not None or isinstance(said.get("status"), str):
-        what = {key: said[key] for key in ("status", "error") if key in said}
-        raise Refused("not_an_invoice", f"the 402 says {show(what)}")
+    if fields.get("error") is not None or isinstance(fields.get("status"), str):
+        status_fields = {key: fields[key] for key in ("status", "error") if key in fields}
+        raise Refused("not_an_invoice", f"the 402 says {show(status_fields)}")
 
 
 def _no_invoice(body: object) -> Refused:

@@ -35,8 +35,8 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
     asset = parse_asset(require(body, "currency"))
     units = check_supply(asset, parse_units(require(body, "amount")))
     decimals = reading.check_decimals(asset, body.get("decimals"))
-    ask = InvoiceAmount(parse_address(require(body, "payTo"), reading.network), asset, units)
-    _check_headers(headers, invoice_id, ask, reading)
+    amount = InvoiceAmount(parse_address(require(body, "payTo"), reading.network), asset, units)
+    _check_headers(headers, invoice_id, amount, reading)
     expires_at_ms = _read_expiry(body.get("expiresAt"), headers.get("x-timeout"), reading)
     splits = body.get("splits")
     forms = [read_form("splits", [] if splits is None else splits, body.get("splitMode"), asset, reading)]
@@ -45,7 +45,7 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
         origin=reading.origin,
         invoice_id=invoice_id,
         network=reading.network.name,
-        outputs=resolve_outputs(ask, forms, reading),
+        outputs=resolve_outputs(amount, forms, reading),
         expires_at_ms=expires_at_ms,
         decimals=decimals,
         proof=reading.proof,
@@ -53,23 +53,23 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
     )
 
 
-def _check_headers(headers: Mapping[str, str], invoice_id: str, ask: InvoiceAmount, reading: Reading) -> None:
-    said: dict[str, object] = {name: value for name, value in headers.items() if name in HEADERS}
-    if "x-amount" in said:
-        said["x-amount"] = parse_units(said["x-amount"], "X-Amount")
-    if "x-asset" in said:
-        said["x-asset"] = parse_asset(said["x-asset"])
-    if "x-chain" in said:
-        said["x-chain"] = parse_chain(said["x-chain"])
+def _check_headers(headers: Mapping[str, str], invoice_id: str, amount: InvoiceAmount, reading: Reading) -> None:
+    stated: dict[str, object] = {name: value for name, value in headers.items() if name in HEADERS}
+    if "x-amount" in stated:
+        stated["x-amount"] = parse_units(stated["x-amount"], "X-Amount")
+    if "x-asset" in stated:
+        stated["x-asset"] = parse_asset(stated["x-asset"])
+    if "x-chain" in stated:
+        stated["x-chain"] = parse_chain(stated["x-chain"])
     body: dict[str, object] = {
         "x-invoice-id": invoice_id,
-        "x-pay-to": ask.pay_to.text,
-        "x-amount": ask.units,
-        "x-asset": ask.asset,
+        "x-pay-to": amount.pay_to.text,
+        "x-amount": amount.units,
+        "x-asset": amount.asset,
         "x-chain": reading.network,
     }
-    for name in said.keys() & body.keys():
-        if said[name] != body[name]:
+    for name in stated.keys() & body.keys():
+        if stated[name] != body[name]:
             raise Refused(
                 "invoice_invalid/contradiction", f"{name} is {show(headers[name])}, the body says otherwise"
             )

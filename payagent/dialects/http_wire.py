@@ -27,7 +27,7 @@ _DECIMALS_MAX = 19
 _TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 # Prefixes of headers that carry payment data in any dialect.
-_TELLING = (
+_PAYMENT_PREFIXES = (
     "payment-", "x-payment-", "x-402-", "x-invoice-", "x-pay-", "x-amount", "x-asset", "x-chain", "x-timeout",
 )  # fmt: skip
 
@@ -105,9 +105,9 @@ class Reading:
         """Return the stated decimals, or refuse them (`decimals_mismatch`) if the asset has others."""
         if stated is None:
             return None
-        known = 6 if asset == LOVELACE else self.decimals.get(asset)
-        if type(stated) is not int or not 0 <= stated <= _DECIMALS_MAX or known not in (None, stated):
-            raise Refused("decimals_mismatch", f"decimals is {show(stated)}, known is {show(known)}")
+        expected = 6 if asset == LOVELACE else self.decimals.get(asset)
+        if type(stated) is not int or not 0 <= stated <= _DECIMALS_MAX or expected not in (None, stated):
+            raise Refused("decimals_mismatch", f"decimals is {show(stated)}, expected {show(expected)}")
         return stated
 
     def check_expiry(self, expires_at_ms: int) -> int:
@@ -127,7 +127,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ProofMaterial:
-    """What a retry can present of a payment: the transaction id alone (`cbor` is None) or the signed transaction.
+    """The data that a proof is made of: the transaction id alone (`cbor` is None) or the signed transaction too.
 
     `nonce` is the nonce UTxO as "txid#index".
     """
@@ -173,11 +173,11 @@ def as_recorded(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes
 
     A body larger than any invoice is stored in base64, because as JSON text it could grow to six times its size.
     """
-    kept = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
+    body_field = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
     if len(raw_body) <= strict_json.MAX_BYTES:
         with suppress(UnicodeDecodeError):
-            kept = {"body": raw_body.decode()}
-    return json.dumps({"status": status, "headers": list(headers), **kept}, separators=(",", ":"))
+            body_field = {"body": raw_body.decode()}
+    return json.dumps({"status": status, "headers": list(headers), **body_field}, separators=(",", ":"))
 
 
 def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -185,7 +185,7 @@ def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> di
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise Refused("bad_request", "a header's name and value must be text")
-        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(_TELLING):
+        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(_PAYMENT_PREFIXES):
             raise Refused(
                 "invoice_invalid/contradiction", f"the header {ascii(name)[:60]} is given twice, with two values"
             )
@@ -225,22 +225,22 @@ def require(terms: Mapping[str, object], key: str) -> object:
     return value
 
 
-def parse_timeout_s(value: object, what: str) -> int:
+def parse_timeout_s(value: object, name: str) -> int:
     """Parse a relative timeout: a JSON int of 1 to 86,400 seconds. Zero or less is `invoice_expired`."""
     if type(value) is not int:
-        raise Refused("invoice_invalid/amount", f"{what} is {show(value)}, not whole seconds")
+        raise Refused("invoice_invalid/amount", f"{name} is {show(value)}, not whole seconds")
     if value <= 0:
-        raise Refused("invoice_expired", f"{what} is {show(value)} s")
+        raise Refused("invoice_expired", f"{name} is {show(value)} s")
     if value > TIMEOUT_MAX_S:
-        raise Refused("invoice_invalid/missing_field", f"{what} is {show(value)} s, the maximum is a day")
+        raise Refused("invoice_invalid/missing_field", f"{name} is {show(value)} s, the maximum is a day")
     return value
 
 
-def parse_timeout_text(value: str, what: str) -> int:
+def parse_timeout_text(value: str, name: str) -> int:
     """Parse a relative timeout in seconds from a header, like `parse_timeout_s`."""
     if not _TIMEOUT_TEXT.fullmatch(value):
-        raise Refused("invoice_invalid/amount", f"{what} is {show(value)}, not whole seconds")
-    return parse_timeout_s(int(value), what)
+        raise Refused("invoice_invalid/amount", f"{name} is {show(value)}, not whole seconds")
+    return parse_timeout_s(int(value), name)
 
 
 def refuse_unknown_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:

@@ -38,7 +38,7 @@ _WHY_MAX = 300
 
 _UNIT_NAMES = frozenset(("asset", "currency", "unit"))
 # A credit may be a call or a part of one, so it is not a unit.
-_SAYS_NOTHING = frozenset(("credit", "credits"))
+_NO_UNIT = frozenset(("credit", "credits"))
 _EXPIRY_NAMES = frozenset(("expires at", "expires", "expiry", "expiration", "valid until"))
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z_ -]+")
 
@@ -97,17 +97,17 @@ def _read(fields: Sequence[_Field]) -> PrepaidAnswer:
     claims = [(role, field) for field in fields if field.value is not None and (role := _role(field.words))]
     if len(claims) > _CLAIMS_MAX:
         raise _unclear(f"the answer names {len(claims)} numbers")
-    said: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     units: set[str | None] = set()
     for role, field in claims:
         unit, number = _read_amount(field, fields)
         units.add(unit)
-        if said.setdefault(role, number) != number:
-            raise _unclear(f"two numbers are {role}: {said[role]} and {number}")
+        if numbers.setdefault(role, number) != number:
+            raise _unclear(f"{role} has two values: {numbers[role]} and {number}")
     if len(units) > 1:
         raise _unclear("the numbers are in " + " and ".join(sorted(str(unit) for unit in units)))
     expires_at_ms, why = _read_expiry(fields)
-    remaining, total, used = said.get("remaining"), said.get("total"), said.get("used")
+    remaining, total, used = numbers.get("remaining"), numbers.get("total"), numbers.get("used")
     _check(remaining, total, used)
     return PrepaidAnswer(remaining, total, used, next(iter(units)), expires_at_ms, understood=True, why=why)
 
@@ -136,7 +136,7 @@ def _role(words: Sequence[str]) -> str | None:
 
 
 def _read_amount(field: _Field, fields: Sequence[_Field]) -> tuple[str | None, int]:
-    """Return unit and number. The unit comes from the field's own name first, then from the fields beside it."""
+    """Return unit and number. The field's own name gives the unit, or else the fields beside it."""
     value = field.value
     if isinstance(value, str) and value.endswith((" ADA", " lovelace")):
         return LOVELACE, parse_ada(value)
@@ -174,7 +174,7 @@ def _read_unit(value: object) -> str | None:
     """Parse a unit: `calls`, an asset, or None for a word that means neither."""
     if isinstance(value, str) and value.lower() in _CALL_WORDS:
         return CALLS
-    if isinstance(value, str) and value.lower() in _SAYS_NOTHING:
+    if isinstance(value, str) and value.lower() in _NO_UNIT:
         return None
     return parse_asset(value)
 
@@ -189,10 +189,10 @@ def _read_expiry(fields: Sequence[_Field]) -> tuple[int | None, str]:
     stated = [field.value for field in fields if field.name in _EXPIRY_NAMES and field.value is not None]
     ends_ms = {_parse_time_ms(value) for value in stated}
     if len(ends_ms) > 1:
-        return None, "two times are its end"
+        return None, "it states two expiry times"
     end_ms = ends_ms.pop() if ends_ms else None
     if stated and end_ms is None:
-        return None, f"its end is {show(stated[0], 60)}, not a time with a zone"
+        return None, f"its expiry is {show(stated[0], 60)}, not a time with a time zone"
     return end_ms, ""
 
 
@@ -215,10 +215,10 @@ def _parse_time_ms(value: object) -> int | None:
 
 def _check(remaining: int | None, total: int | None, used: int | None) -> None:
     if remaining is None:
-        raise _unclear("it does not say what is left")
+        raise _unclear("it does not state the remaining balance")
     if total is not None and remaining + (used or 0) > total:
-        told = f"{remaining} left" if used is None else f"{remaining} left and {used} used"
-        raise _unclear(f"{told} are more than {total} in total")
+        parts = f"{remaining} left" if used is None else f"{remaining} left and {used} used"
+        raise _unclear(f"{parts} are more than {total} in total")
 
 
 def _unclear(why: str) -> Refused:

@@ -92,7 +92,7 @@ _WORDS: dict[RetryVerdict, tuple[str, ...]] = {
         "x-payment header is required", "no x-payment header provided",
     ),
 }  # fmt: skip
-_BY_WORD = {word: said for said, words in _WORDS.items() for word in words}
+_BY_WORD = {word: verdict for verdict, words in _WORDS.items() for word in words}
 _REFUSED_PREFIX = "invalid_exact_cardano_"
 
 # `paid_already` and `transaction_used` come from the devnet merchant. No document defines a reason.
@@ -118,8 +118,8 @@ def classify(word: str) -> RetryVerdict:
         return _BY_WORD[plain]
     explained = plain.partition(":")[0]
     default = RetryVerdict.REFUSED if explained.startswith(_REFUSED_PREFIX) else RetryVerdict.UNCLEAR
-    said = _BY_WORD.get(explained, default)
-    return RetryVerdict.UNCLEAR if said is RetryVerdict.INVOICED else said
+    verdict = _BY_WORD.get(explained, default)
+    return RetryVerdict.UNCLEAR if verdict is RetryVerdict.INVOICED else verdict
 
 
 def may_pass(status: int) -> bool:
@@ -171,38 +171,38 @@ def read_answer(
     if code != 402 and not is_unsettled:
         return RetryAnswer(RetryVerdict.OTHER, f"status {code}")
     if is_x402:
-        said, word = _read_x402(response, shown_tx)
+        verdict, word = _read_x402(response, shown_tx)
         if has_served and word.strip().lower().partition(":")[0] == _NONCE_GONE:
-            said = RetryVerdict.USED_UP
+            verdict = RetryVerdict.USED_UP
     else:
-        said, word = _read_body(_fields(response.body), invoice_id)
-    return RetryAnswer(said, _plain(word) or "no reason given", after_s)
+        verdict, word = _read_body(_fields(response.body), invoice_id)
+    return RetryAnswer(verdict, _plain(word) or "no reason given", after_s)
 
 
 def _read_body(body: Fields, invoice_id: str) -> tuple[RetryVerdict, str]:
     """Classify a 402 of the T Backend or Flux, which states its answer in the body or in its `detail`."""
-    for said in (body, _fields(body.get("detail"))):
-        word, reason = _text(said.get("error")), _text(said.get("reason"))
+    for fields in (body, _fields(body.get("detail"))):
+        word, reason = _text(fields.get("error")), _text(fields.get("reason"))
         if reason in _USED_UP_REASONS:
             return RetryVerdict.USED_UP, reason
         if word and word.lower() != "payment required":
             return RetryVerdict.UNCLEAR, f"{word} {reason}"
-        if stated := _text(said.get("status")):
-            return _read_status(stated), stated
-        if named := _text(said.get("invoiceId")):
+        if status_text := _text(fields.get("status")):
+            return _read_status(status_text), status_text
+        if named_id := _text(fields.get("invoiceId")):
             return (
                 (RetryVerdict.PENDING, "the same invoice")
-                if named == invoice_id
+                if named_id == invoice_id
                 else (RetryVerdict.INVOICED, "another invoice")
             )
     return RetryVerdict.UNCLEAR, _text(body.get("detail"))
 
 
-def _read_status(stated: str) -> RetryVerdict:
-    known = status.WORDS.get(stated.strip().lower())
-    if known == "consumed":
+def _read_status(status_text: str) -> RetryVerdict:
+    status_word = status.WORDS.get(status_text.strip().lower())
+    if status_word == "consumed":
         return RetryVerdict.USED_UP
-    return RetryVerdict.PENDING if known in ("pending", "submitted", "confirmed") else RetryVerdict.UNCLEAR
+    return RetryVerdict.PENDING if status_word in ("pending", "submitted", "confirmed") else RetryVerdict.UNCLEAR
 
 
 def _read_x402(response: HttpResponse, shown_tx: str) -> tuple[RetryVerdict, str]:

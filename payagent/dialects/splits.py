@@ -66,7 +66,8 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
     `mode` is the mode stated beside a bare list (Flux's `splitMode`), or None.
     """
     if isinstance(value, dict):
-        stated = [said for said in (mode, value.get("mode"), value.get("splitMode")) if said is not None]
+        modes = (mode, value.get("mode"), value.get("splitMode"))
+        stated = [stated_mode for stated_mode in modes if stated_mode is not None]
         if value.keys() - {"mode", "splitMode", "outputs"} or "outputs" not in value or len(stated) > 1:
             raise Refused("split_ambiguous", f"{name} is {show(value)}")
         mode = stated[0] if stated else None
@@ -82,7 +83,7 @@ def read_form(name: str, value: object, mode: object, asset: str, reading: Readi
     return SplitForm(name, _read_mode(name, mode), shares)
 
 
-def resolve_outputs(ask: InvoiceAmount, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
+def resolve_outputs(amount: InvoiceAmount, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
     """Return the outputs of the invoice, pay_to first. Refused: `split_ambiguous` if the forms disagree.
 
     Each form is resolved on its own. Its mode is the first of: the mode that it states; `outputs` if it lists
@@ -90,13 +91,13 @@ def resolve_outputs(ask: InvoiceAmount, forms: Sequence[SplitForm], reading: Rea
     """
     stated = {form.mode for form in forms if form.mode}
     fallback = stated.pop() if len(stated) == 1 else reading.split_mode
-    meanings = [_resolve(ask, form, fallback) for form in forms]
-    if not meanings:
-        meanings = [(Output("pay_to", ask.pay_to, ask.asset, ask.units),)]
-    if any(_as_set(meaning) != _as_set(meanings[0]) for meaning in meanings):
+    candidates = [_resolve(amount, form, fallback) for form in forms]
+    if not candidates:
+        candidates = [(Output("pay_to", amount.pay_to, amount.asset, amount.units),)]
+    if any(_as_set(candidate) != _as_set(candidates[0]) for candidate in candidates):
         raise Refused("split_ambiguous", "the split forms disagree: " + "; ".join(map(str, forms)))
-    outputs = check_outputs(meanings[0], reading.own)
-    check_supply(ask.asset, sum(output.units for output in outputs), "the sum of all outputs")
+    outputs = check_outputs(candidates[0], reading.own)
+    check_supply(amount.asset, sum(output.units for output in outputs), "the sum of all outputs")
     return outputs
 
 
@@ -108,7 +109,7 @@ def _read_mode(name: str, mode: object) -> SplitMode | None:
     if mode is None:
         return None
     if not isinstance(mode, str) or mode not in MODES:
-        raise Refused("split_ambiguous", f"{name} states the mode {show(mode)}; known are {', '.join(MODES)}")
+        raise Refused("split_ambiguous", f"{name} states the mode {show(mode)}; the modes are {', '.join(MODES)}")
     return MODES[mode]
 
 
@@ -145,26 +146,26 @@ def _check_asset(name: str, entry: Mapping[str, object], units_field: str, asset
         raise Refused("split_ambiguous", f"{name} is in lovelace, the invoice is not: {show(entry)}")
 
 
-def _resolve(ask: InvoiceAmount, form: SplitForm, fallback: SplitMode | None) -> tuple[Output, ...]:
+def _resolve(amount: InvoiceAmount, form: SplitForm, fallback: SplitMode | None) -> tuple[Output, ...]:
     if not form.shares:
-        return (Output("pay_to", ask.pay_to, ask.asset, ask.units),)
-    splits = [share for share in form.shares if share.address.raw != ask.pay_to.raw]
-    listed = [share.units for share in form.shares if share.address.raw == ask.pay_to.raw]
-    mode = _settle_mode(form, bool(listed), fallback)
+        return (Output("pay_to", amount.pay_to, amount.asset, amount.units),)
+    splits = [share for share in form.shares if share.address.raw != amount.pay_to.raw]
+    pay_to_shares = [share.units for share in form.shares if share.address.raw == amount.pay_to.raw]
+    mode = _settle_mode(form, bool(pay_to_shares), fallback)
     sum_units = sum(share.units for share in form.shares)
     if mode == "outputs":
-        if len(listed) != 1 or sum_units != ask.units:
-            why = f"payTo must be in the list once and the list sum to {ask.units}"
+        if len(pay_to_shares) != 1 or sum_units != amount.units:
+            why = f"payTo must be in the list once and the list sum to {amount.units}"
             raise Refused("split_ambiguous", f"{why}; read {form}")
-        pay_to_units = listed[0]
-    elif listed:
+        pay_to_units = pay_to_shares[0]
+    elif pay_to_shares:
         raise Refused("split_ambiguous", f"payTo is among its own splits, with mode {mode}; read {form}")
     else:
-        pay_to_units = ask.units if mode == "additional" else ask.units - sum_units
+        pay_to_units = amount.units if mode == "additional" else amount.units - sum_units
     if pay_to_units <= 0:
         raise Refused("split_ambiguous", f"the splits leave {pay_to_units} to payTo; read {form}")
-    pay_to = Output("pay_to", ask.pay_to, ask.asset, pay_to_units)
-    return (pay_to, *(Output("split", share.address, ask.asset, share.units) for share in splits))
+    pay_to = Output("pay_to", amount.pay_to, amount.asset, pay_to_units)
+    return (pay_to, *(Output("split", share.address, amount.asset, share.units) for share in splits))
 
 
 def _settle_mode(form: SplitForm, lists_pay_to: bool, fallback: SplitMode | None) -> SplitMode:

@@ -31,7 +31,7 @@ WORDS: dict[str, StatusWord] = {
 def read_status(body: object) -> StatusWord:
     """Return the status, found at the top level or under `detail`, in any letter case."""
     if isinstance(body, dict):
-        for said in (body, body.get("detail")):
-            if isinstance(said, dict) and isinstance(said.get("status"), str):
-                return WORDS.get(said["status"].strip().lower(), "unknown")
+        for fields in (body, body.get("detail")):
+            if isinstance(fields, dict) and isinstance(fields.get("status"), str):
+                return WORDS.get(fields["status"].strip().lower(), "unknown")
     return "unknown"

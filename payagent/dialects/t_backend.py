@@ -33,14 +33,14 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
     refuse_unknown_terms(detail, _DETAIL_KEYS, "detail")
     extra = _read_extra(detail.get("extra"))
     if detail.get("version", VERSION) != VERSION:
-        raise Refused("invoice_invalid/body", f"version is {show(detail['version'])}, {VERSION} is known")
+        raise Refused("invoice_invalid/body", f"version is {show(detail['version'])}, expected {VERSION}")
     require_chain(require(detail, "chain"), reading.network)
     invoice_id = parse_invoice_id(require(detail, "invoiceId"))
     asset = parse_asset(require(detail, "asset"))
     _check_flags(extra, asset)
     units = check_supply(asset, parse_units(require(detail, "amountUnits"), "amountUnits"), "amountUnits")
     decimals = reading.check_decimals(asset, detail.get("decimals"))
-    ask = InvoiceAmount(parse_address(require(detail, "payTo"), reading.network), asset, units)
+    amount = InvoiceAmount(parse_address(require(detail, "payTo"), reading.network), asset, units)
     timeout_s = parse_timeout_s(require(detail, "timeout"), "timeout")
     forms = [
         read_form(f"extra.{key}", extra[key], None, asset, reading)
@@ -53,7 +53,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
         origin=reading.origin,
         invoice_id=invoice_id,
         network=reading.network.name,
-        outputs=resolve_outputs(ask, forms, reading),
+        outputs=resolve_outputs(amount, forms, reading),
         expires_at_ms=reading.received_at_ms + timeout_s * 1000,
         decimals=decimals,
         batch_target=None if batch is None else _read_batch(batch),
@@ -63,7 +63,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
 
 
 def _read_batch(batch: object) -> int:
-    """Parse how many calls the payment buys. More than `BATCH_MAX` is refused as a mistake."""
+    """Parse the number of calls that the payment buys. More than `BATCH_MAX` is refused as a mistake."""
     count = parse_units(batch, "extra.batchTarget")
     if count > BATCH_MAX:
         raise Refused("invoice_invalid/body", f"extra.batchTarget is {show(batch)}, the maximum is {BATCH_MAX}")

@@ -1,4 +1,4 @@
-"""What the x402 dialects share: base64 JSON headers, the entries of `accepts`, the resource, an id of the terms.
+"""Parts that the x402 dialects share: base64 JSON headers, entries of `accepts`, the resource, an id of the terms.
 
 Source: the x402 specification, its HTTP transports of versions 1 and 2, and its scheme `exact` on Cardano.
 
@@ -62,19 +62,19 @@ def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) 
     If none can be paid, the refusal is that of the first entry on our network, or else of the first entry.
     """
     if not isinstance(accepts, list) or not accepts:
-        raise Refused("invoice_invalid/body", f"accepts is {show(accepts, 80)}, not a list of ways to pay")
+        raise Refused("invoice_invalid/body", f"accepts is {show(accepts, 80)}, not a list of offers")
     if len(accepts) > ACCEPTS_MAX:
         raise Refused("invoice_invalid/body", f"accepts has {len(accepts)} entries, the maximum is {ACCEPTS_MAX}")
     offers: list[Invoice] = []
-    ours: list[Refused] = []
-    others: list[Refused] = []
+    own_refusals: list[Refused] = []
+    other_refusals: list[Refused] = []
     for entry in accepts:
         try:
             offers.append(read(_require_entry(entry)))
         except Refused as refused:
-            (ours if _is_ours(entry, reading) else others).append(refused)
+            (own_refusals if _is_own_network(entry, reading) else other_refusals).append(refused)
     if not offers:
-        raise (ours or others)[0]
+        raise (own_refusals or other_refusals)[0]
     return tuple(offers)
 
 
@@ -83,11 +83,11 @@ def _require_entry(entry: object) -> Terms:
         raise Refused("invoice_invalid/body", f"accepts holds {show(entry, 80)}, not an object")
     scheme = require(entry, "scheme")
     if scheme != SCHEME:
-        raise Refused("invoice_unsupported/scheme", f"the scheme is {show(scheme, 80)}; {SCHEME} is paid")
+        raise Refused("invoice_unsupported/scheme", f"the scheme is {show(scheme, 80)}, not {SCHEME}")
     return entry
 
 
-def _is_ours(entry: object, reading: Reading) -> bool:
+def _is_own_network(entry: object, reading: Reading) -> bool:
     try:
         return isinstance(entry, dict) and parse_chain(entry.get("network")) is reading.network
     except Refused:

@@ -115,8 +115,8 @@ def _read_asset(value: object, name: object) -> str:
 
 def proof_headers(*, shown: ProofMaterial, echo: str) -> dict[str, str]:
     """Return X-PAYMENT in base64. The T Backend's header of the same name is raw."""
-    said = strict_json.loads(echo)
-    if not isinstance(said, dict):
+    echoed = strict_json.loads(echo)
+    if not isinstance(echoed, dict):
         raise Refused("bad_request", "the values that the proof must repeat are missing")
     payload = {"transaction": x402.encode_transaction(shown.cbor)}
-    return {"X-PAYMENT": x402.encode_header({**said, "payload": payload})}
+    return {"X-PAYMENT": x402.encode_header({**echoed, "payload": payload})}

@@ -78,7 +78,7 @@ def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
     """Parse the offers of a 402. Each kind of refusal has its own code."""
     version = required.get("x402Version")
     if type(version) is not int or version != VERSION:
-        raise Refused("invoice_invalid/body", f"x402Version is {show(version, 60)}; {VERSION} is known here")
+        raise Refused("invoice_invalid/body", f"x402Version is {show(version, 60)}, expected {VERSION}")
     refuse_unknown_terms(required, _KEYS, "the 402")
     resource = required.get("resource")
     if resource is not None and not isinstance(resource, dict):
@@ -105,8 +105,8 @@ def _check_extensions(extensions: object, reading: Reading) -> None:
     for name in extensions.keys() - known:
         extension = extensions[name]
         info = extension.get("info") if isinstance(extension, dict) else None
-        for said in (extension, info):
-            if isinstance(said, dict) and said.get("required") not in (None, False):
+        for fields in (extension, info):
+            if isinstance(fields, dict) and fields.get("required") not in (None, False):
                 raise Refused("invoice_unsupported/extension", f"the 402 requires the extension {show(name, 80)}")
 
 
@@ -128,15 +128,15 @@ def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
     info = extension.get("info") if isinstance(extension, dict) else None
     bound = check_declared(info, reading.call)
     salted = salted_hash(reading.call, bound, reading.salt)
-    salt = reading.salt.hex()
-    told = {**extension, "info": {**info, "salt": salt}} if isinstance(extension, dict) and info else extension
-    return salted.hex(), {**extensions, REQUEST_COMMITMENT: told}
+    if isinstance(extension, dict) and info:
+        extension = {**extension, "info": {**info, "salt": reading.salt.hex()}}
+    return salted.hex(), {**extensions, REQUEST_COMMITMENT: extension}
 
 
 def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
     network = require(entry, "network")
     if not isinstance(network, str) or not _NETWORK.fullmatch(network):
-        raise Refused("invoice_invalid/chain", f"the network is {show(network, 80)}, not one of Cardano's")
+        raise Refused("invoice_invalid/chain", f"the network is {show(network, 80)}, not a Cardano network")
     require_chain(network, reading.network)
     refuse_unknown_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     x402.check_resource(_read_url(entry.get("resource")), reading)
@@ -171,31 +171,31 @@ def _read_asset(value: object) -> str:
 def _check_extra(entry: Terms) -> object:
     """Refuse any transfer that is not a plain payment. Return the submission policy."""
     extra = entry.get("extra")
-    said = extra if isinstance(extra, dict) else {}
-    keys = sorted(said.keys() & _CONTRACT_KEYS)
-    for method in (said.get("assetTransferMethod"), entry.get("assetTransferMethod")):
+    fields = extra if isinstance(extra, dict) else {}
+    keys = sorted(fields.keys() & _CONTRACT_KEYS)
+    for method in (fields.get("assetTransferMethod"), entry.get("assetTransferMethod")):
         if method not in (None, "default") or keys:
             raise Refused(
                 "invoice_unsupported/transfer_method",
                 f"the transfer method is {show(method, 80)}, with {show(keys)}",
             )
     x402.read_extra(entry, _EXTRA_KEYS)
-    flow, submission = said.get("paymentFlow"), said.get("submissionPolicy")
-    if flow not in _FLOWS or submission not in _POLICIES or not _is_plain_fee(said):
+    flow, submission = fields.get("paymentFlow"), fields.get("submissionPolicy")
+    if flow not in _FLOWS or submission not in _POLICIES or not _is_plain_fee(fields):
         raise Refused("invoice_invalid/body", f"extra is {show(extra)}, which is not understood")
-    _check_confirmations(said.get("confirmationPolicy"))
+    _check_confirmations(fields.get("confirmationPolicy"))
     return submission
 
 
-def _is_plain_fee(said: Terms) -> bool:
+def _is_plain_fee(extra: Terms) -> bool:
     """Whether we may pay the fee ourselves.
 
     A `feeSponsor` offers a UTxO of the merchant for the fee (draft of loveaihq/cardano-x402-sponsor). A client may
     ignore the offer and pay the fee itself.
     """
-    sponsor = said.get("feeSponsor")
+    sponsor = extra.get("feeSponsor")
     is_offered = isinstance(sponsor, dict)
-    return (sponsor is None or is_offered) and said.get("areFeesSponsored") in (None, False, is_offered)
+    return (sponsor is None or is_offered) and extra.get("areFeesSponsored") in (None, False, is_offered)
 
 
 def _check_confirmations(policy: object) -> None:
@@ -224,19 +224,19 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
 
 def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, str]:
     """Return PAYMENT-SIGNATURE. The same payment always gives the same bytes."""
-    said = strict_json.loads(echo)
-    if not isinstance(said, dict) or not isinstance(said.get("accepted"), dict):
+    echoed = strict_json.loads(echo)
+    if not isinstance(echoed, dict) or not isinstance(echoed.get("accepted"), dict):
         raise Refused("bad_request", "the values that the proof must repeat are missing")
-    accepted: Mapping[str, object] = said["accepted"]
+    accepted: Mapping[str, object] = echoed["accepted"]
     payload: dict[str, object] = {"transaction": x402.encode_transaction(shown.cbor), "nonce": shown.nonce}
     extra = accepted.get("extra")
     if extra is None:
         payload["payer"] = wallet
     elif isinstance(extra, dict) and extra.get("submissionPolicy") == "client":
         payload["submissionMode"] = "client"
-    proof: dict[str, object] = {**said, "payload": payload}
-    if "extensions" in said:
-        proof["extensions"] = _fill_extensions(said["extensions"], shown.intent_id)
+    proof: dict[str, object] = {**echoed, "payload": payload}
+    if "extensions" in echoed:
+        proof["extensions"] = _fill_extensions(echoed["extensions"], shown.intent_id)
     return {"PAYMENT-SIGNATURE": x402.encode_header(proof)}
 
 

@@ -85,8 +85,8 @@ def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:
     if passphrase is not None and passphrase.parent.is_dir():
         folder = passphrase.parent.stat()
         if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
-            what = f"others can replace files in {passphrase.parent}; move it to a folder of its own (0700)"
-            yield "keystore.passphrase_file", what
+            advice = f"others can replace files in {passphrase.parent}; move it to a folder of its own (0700)"
+            yield "keystore.passphrase_file", advice
 
 
 def _key(limit: str, asset: str) -> str:
@@ -114,11 +114,11 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
     with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own check
         rows += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
     for asset, window, units in dict.fromkeys(rows):
-        less = None if units is None else from_file.signed_less(Window(window), asset, units)
-        if less is not None:
+        bound = None if units is None else from_file.signed_less(Window(window), asset, units)
+        if bound is not None:
             yield (
                 _key(window, asset),
-                f"{units} has no effect above {less[0]}, which is {less[1]}; raise that and restart the daemon, "
+                f"{units} has no effect above {bound[0]}, which is {bound[1]}; raise that and restart the daemon, "
                 "or lower the limit",
             )
 
@@ -160,7 +160,7 @@ def _few_providers(settings: Settings) -> Iterator[Choice]:
     if len(providers) == 1:
         yield (
             "chain.providers",
-            "payagent believes whatever the only one says; add a second one of another operator",
+            "payagent believes whatever the only provider says; add one of another operator",
         )
     elif len({urlsplit(provider.base_url).hostname for provider in providers}) == 1:
         yield "chain.providers", "all are on one host, which can lie for all of them; add one of another operator"
@@ -170,9 +170,9 @@ def _shallow_depths(settings: Settings) -> Iterator[Choice]:
     """Depths below those that exactly-once.md assumes."""
     for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
         if getattr(settings.payments, key) < depth:
-            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; remove it"
+            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as final; remove the key"
 
 
 def _no_webhook(settings: Settings) -> Iterator[Choice]:
     if settings.alerts.webhook_url is None:
-        yield "alerts.webhook_url", "not set: alerts are only in the log; set the URL of a server of yours"
+        yield "alerts.webhook_url", "not set: alerts are only in the log; set the URL of your server"

@@ -22,10 +22,10 @@ T = TypeVar("T")
 async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[CheckResult]:
     """Check every provider: reachable, on our network, newest block and clock in step with ours."""
     findings = []
-    for index, (called, provider) in enumerate(settings.chain.named.items()):
+    for index, (provider_name, provider) in enumerate(settings.chain.named.items()):
         name = f"provider {index + 1}"
         try:
-            findings.append(CheckResult(name, await _provider(provider, called, settings.network, now_ms)))
+            findings.append(CheckResult(name, await _provider(provider, provider_name, settings.network, now_ms)))
         except Refused as refused:
             findings.append(CheckResult(name, f"{provider.base_url}: {refused.detail}", refused))
     return findings
@@ -58,7 +58,7 @@ async def _provider(provider: ProviderSettings, name: str, network: str, now_ms:
     )
 
 
-def _value(what: str, read: Read[T]) -> T:
+def _value(name: str, read: Read[T]) -> T:
     if isinstance(read, Found):
         return read.value
-    raise Refused("chain_not_ready", f"cannot read its {what}: {getattr(read, 'reason', 'not found')}")
+    raise Refused("chain_not_ready", f"cannot read its {name}: {getattr(read, 'reason', 'not found')}")

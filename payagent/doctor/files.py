@@ -78,11 +78,11 @@ def _files(
 
 def _config(settings: Settings, config: Path, looked_for: Iterable[Path], environ: Mapping[str, str]) -> str:
     """Check that neither another user nor the daemon itself can change the config of the next start."""
-    seen = require_unchanged_by_others(config)
+    checked = require_unchanged_by_others(config)
     with suppress(OSError):  # unreadable files have checks of their own
         plan = sandbox_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
-    return seen
+    return checked
 
 
 def _private(path: Path) -> str:
@@ -92,11 +92,11 @@ def _private(path: Path) -> str:
 
 
 def _data_folder(path: Path) -> str:
-    """Private, and on a disk with room to write."""
-    seen = _private(path)
+    """Check that the folder is private and its disk has room to write."""
+    checked = _private(path)
     if (problem := room_problem(path)) is not None:
         raise Refused("store_failed", f"{path}: {problem}")
-    return seen
+    return checked
 
 
 def _socket_folder(folder: Path) -> str:
@@ -122,8 +122,8 @@ def _ledger(settings: Settings) -> CheckResult:
     path = settings.data_dir / LEDGER_FILE
     with suppress(Refused), opened(path) as conn:
         if lacking_migrations(conn):
-            told = f"{path} is of an older payagent"
-            return CheckResult("ledger", f"{told}: this one brings it up to date when it starts", is_warning=True)
+            detail = f"{path} is from an older payagent: the daemon migrates it when it starts"
+            return CheckResult("ledger", detail, is_warning=True)
     return finding("ledger", lambda: _books(settings))
 
 
@@ -142,10 +142,10 @@ def _books(settings: Settings) -> str:
         raise Refused("ledger_tampered", f"the postings in {path} do not sum to zero")
     if broken is not None:
         raise Refused("ledger_tampered", f"the events in {path} were changed from event {broken} on")
-    ours = {"network": settings.network, "address": _own_address(settings)}
+    expected = {"network": settings.network, "address": _own_address(settings)}
     for key, value in recorded.items():
-        if None not in (value, ours[key]) and value != ours[key]:
-            raise Refused("config_invalid", f"{path} is for {key} {value}, not {ours[key]}")
+        if None not in (value, expected[key]) and value != expected[key]:
+            raise Refused("config_invalid", f"{path} is for {key} {value}, not {expected[key]}")
     return "triggers are complete, postings sum to zero, the event chain is unbroken"
 
 
@@ -154,10 +154,11 @@ def _set_at_run_time(settings: Settings) -> str:
     with opened(settings.data_dir / LEDGER_FILE) as conn:
         limits, added = spending.limits(conn), merchants.all_merchants(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
-    hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
+    hidden = [name for name, merchant in settings.merchants.items() if name in names or merchant.origin in origins]
     parts = [f"{len(limits)} limits and {len(added)} merchants"]
     parts += [f"overrides merchants.{name} of the config file" for name in hidden]
-    payable = origins | {one.origin for name, one in settings.merchants.items() if name not in hidden} | {ANY}
+    in_file = {merchant.origin for name, merchant in settings.merchants.items() if name not in hidden}
+    payable = origins | in_file | {ANY}
     gone = sorted({limit.scope.merchant for limit in limits} - payable)
     parts += [f"limits for {origin}, which is no merchant's origin" for origin in gone]
     return ", ".join(parts)
@@ -178,10 +179,10 @@ def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
 
 def _words_on_disk(settings: Settings) -> CheckResult:
     """Recovery words still on disk. On the devnet they protect no money, so it is only a warning."""
-    what = f"{settings.data_dir / WORDS_FILE} holds them unencrypted: anyone who reads it can take the money"
+    problem = f"{settings.data_dir / WORDS_FILE} holds them unencrypted: anyone who reads it can take the money"
     if settings.is_devnet:
-        return CheckResult("recovery words", what, is_warning=True)
-    return CheckResult("recovery words", what, Refused("recovery_words_on_disk", what))
+        return CheckResult("recovery words", problem, is_warning=True)
+    return CheckResult("recovery words", problem, Refused("recovery_words_on_disk", problem))
 
 
 def _tls(settings: Settings) -> str:
@@ -198,13 +199,13 @@ def _signing_key(path: Path) -> str:
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     """Where the daemon will find the passphrase. The passphrase is not tried."""
-    found = passphrase_file(settings, environ, can_ask=True)
-    if found is None:
+    source = passphrase_file(settings, environ, can_ask=True)
+    if source is None:
         return f"asked for on a terminal at start, unless the service has the credential {CREDENTIAL_NAME}"
-    if found.path != settings.keystore.passphrase_file:
+    if source.path != settings.keystore.passphrase_file:
         return f"systemd credential {CREDENTIAL_NAME}"
-    read_secret_file(found.path, private=found.private)
-    return f"{found.path} exists{' and is private' if found.private else ''}"
+    read_secret_file(source.path, private=source.private)
+    return f"{source.path} exists{' and is private' if source.private else ''}"
 
 
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:

@@ -18,11 +18,11 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpcore
 import httpx
 
-from payagent import h11_patch as heads
+from payagent import h11_patch
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problems import Refused
 
-heads.patch_h11()
+h11_patch.patch_h11()
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Resolves a host to addresses, in the order to try. Raises OSError if there are none."""
@@ -69,23 +69,23 @@ class SystemLookup:
         self._under_way: dict[tuple[str, int], asyncio.Task[Sequence[str]]] = {}
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        place = (host, port)
-        question = self._under_way.get(place)
-        if question is None:
-            question = self._under_way[place] = asyncio.create_task(_looked_up(host, port))
-            question.add_done_callback(partial(self._end, place))
-        await asyncio.wait((question,))
-        return question.result()
+        key = (host, port)
+        lookup_task = self._under_way.get(key)
+        if lookup_task is None:
+            lookup_task = self._under_way[key] = asyncio.create_task(_looked_up(host, port))
+            lookup_task.add_done_callback(partial(self._end, key))
+        await asyncio.wait((lookup_task,))
+        return lookup_task.result()
 
-    def _end(self, place: tuple[str, int], question: asyncio.Task[Sequence[str]]) -> None:
-        del self._under_way[place]
-        if not question.cancelled():
-            question.exception()  # read it, because all callers may have given up
+    def _end(self, key: tuple[str, int], lookup_task: asyncio.Task[Sequence[str]]) -> None:
+        del self._under_way[key]
+        if not lookup_task.cancelled():
+            lookup_task.exception()  # read it, because all callers may have given up
 
 
 async def _looked_up(host: str, port: int) -> Sequence[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
 
 def is_public(address: str) -> bool:
@@ -134,12 +134,12 @@ class Egress:
         """
         if _is_address(host):
             return (host,)
-        found = await self.lookup(host, port)
+        addresses = await self.lookup(host, port)
         is_allowed = is_loopback if host == "localhost" else is_public
-        stray = next((address for address in found if not is_allowed(address)), None)
+        stray = next((address for address in addresses if not is_allowed(address)), None)
         if stray is not None and host not in self.private_hosts:
             raise Refused("merchant_in_private_network", f"{host} resolves to {stray}", sent=False)
-        return found
+        return addresses
 
     def transport(self) -> httpx.AsyncHTTPTransport:
         """An httpx transport that connects only where `addresses` allows."""
@@ -203,7 +203,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._left_bytes <= 0:
-            raise httpcore.ReadError("the answer does not come to an end")
+            raise httpcore.ReadError("the answer does not end")
         data = await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
         self._left_bytes -= len(data)
         return data

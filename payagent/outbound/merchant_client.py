@@ -26,7 +26,7 @@ from payagent.outbound.egress import Egress
 
 BODY_MAX_BYTES = 65_536
 KEPT_MAX_BYTES = 4_096
-"""Kept bytes of a balance answer: each answer may differ, and all of them are recorded forever."""
+"""The most bytes recorded of a balance answer: each answer may differ, and all of them are kept forever."""
 
 Source = Literal["balance", "credits"]
 _SOURCES: tuple[Source, ...] = ("balance", "credits")
@@ -61,7 +61,7 @@ class Observed:
     said: PrepaidAnswer
 
     @property
-    def is_puzzling(self) -> bool:
+    def is_inconclusive(self) -> bool:
         """Whether the other path may say more: this one does not exist, or its answer is not understood."""
         return self.status in _NOT_THERE or (200 <= self.status < 300 and not self.said.understood)
 
@@ -70,7 +70,7 @@ class MerchantClient:
     """One connection pool for all merchants. Every request ends within its timeout, whatever the peer does."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport` makes the connections; None for one by `Egress` without private hosts."""
+        """`transport` makes the connections. By default it is that of an `Egress` without private hosts."""
         self._silent: set[str] = set()
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -86,36 +86,36 @@ class MerchantClient:
     ) -> StatusWord | None:
         """Return the status that the merchant gives its invoice; None if there is no usable answer."""
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
-        said, why = None, None
+        status_word, why = None, None
         try:
             async with asyncio.timeout(timeout_s):
                 status, raw = await self._get(url, headers)
             if status == 200:
-                said = read_status(loads(raw))
+                status_word = read_status(loads(raw))
             else:
                 why = f"http {status}"
         except (TimeoutError, httpx.HTTPError, Refused) as error:
             why = error.detail if isinstance(error, Refused) else type(error).__name__
         self._note_silence(origin, why)
-        return said
+        return status_word
 
     async def prepaid(
         self, origin: str, partner: str, wallet: str, *, headers: dict[str, str], timeout_s: int
     ) -> Observed | None:
         """Return the merchant's answer about a wallet's prepaid balance; None if there is none."""
         query = urlencode({"partner": partner, "wallet": wallet})
-        seen: list[Observed] = []
+        observations: list[Observed] = []
         try:
             async with asyncio.timeout(timeout_s):
                 for source in _SOURCES:
                     status, raw = await self._get(f"{origin}/payments/{source}?{query}", headers)
                     body = raw[:KEPT_MAX_BYTES].decode("utf-8", "backslashreplace")
-                    seen.append(Observed(source, status, body, read_prepaid(status, raw)))
-                    if not seen[-1].is_puzzling:
+                    observations.append(Observed(source, status, body, read_prepaid(status, raw)))
+                    if not observations[-1].is_inconclusive:
                         break
         except (TimeoutError, httpx.HTTPError, UnicodeError, Refused):  # UnicodeError: names no header can hold
             pass
-        return _most_telling(seen)
+        return _best_answer(observations)
 
     async def call(
         self, url: str, method: str, *, body: bytes, headers: dict[str, str], timeout_s: int
@@ -123,7 +123,7 @@ class MerchantClient:
         """Send a request and read the answer.
 
         Raises `merchant_unreachable` or `merchant_timeout`; the merchant may have carried the request out. Raises
-        `merchant_in_private_network` if the host's name leads where no request may go.
+        `merchant_in_private_network` if the host's name resolves to an address that is not allowed.
         """
         try:
             async with (
@@ -137,8 +137,8 @@ class MerchantClient:
                 ) as answer,
             ):
                 raw = await _read(answer, ANSWER_MAX_BYTES)
-                whole = raw if len(raw) <= ANSWER_MAX_BYTES else None
-                return MerchantReply(answer.status_code, tuple(answer.headers.multi_items()), whole)
+                complete = raw if len(raw) <= ANSWER_MAX_BYTES else None
+                return MerchantReply(answer.status_code, tuple(answer.headers.multi_items()), complete)
         except (TimeoutError, httpx.TimeoutException):
             raise Refused("merchant_timeout", f"no answer within {timeout_s} s") from None
         except httpx.HTTPError as error:
@@ -172,7 +172,7 @@ async def _read(response: httpx.Response, most_bytes: int) -> bytes:
     return bytes(raw)
 
 
-def _most_telling(seen: Sequence[Observed]) -> Observed | None:
+def _best_answer(observations: Sequence[Observed]) -> Observed | None:
     """Prefer an understood answer, then one from a path that exists, then the documented path."""
-    ranked = sorted(seen, key=lambda one: (not one.said.understood, one.status in _NOT_THERE))
+    ranked = sorted(observations, key=lambda answer: (not answer.said.understood, answer.status in _NOT_THERE))
     return ranked[0] if ranked else None

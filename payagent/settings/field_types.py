@@ -87,14 +87,14 @@ def _listen(value: str) -> str:
     return value
 
 
-def require_loopback(listen: str, what: str) -> None:
+def require_loopback(listen: str, setting: str) -> None:
     """Require a loopback address. Refused `config_invalid` otherwise; `what` names the setting."""
     try:
         host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
     except ValueError as error:
-        raise Refused("config_invalid", f"{what}: {error}") from None
+        raise Refused("config_invalid", f"{setting}: {error}") from None
     if not is_this_machine(host):
-        raise Refused("config_invalid", f"{what}: other machines can reach {listen}. Write a loopback address")
+        raise Refused("config_invalid", f"{setting}: other machines can reach {listen}. Write a loopback address")
 
 
 def _is_address(host: str) -> bool:

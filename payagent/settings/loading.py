@@ -42,7 +42,7 @@ _MERCHANT_DEFAULTS: dict[bool, Tree] = {
     True: {"pin": "off", "price_rise_percent_max": "off", "payments_in_flight_max": "off"},
     False: {"pin": "first_use", "price_rise_percent_max": 25, "payments_in_flight_max": 100},
 }
-"""Defaults of each merchant, by the same."""
+"""Defaults of each merchant, by whether the network is the devnet."""
 
 
 def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
@@ -65,9 +65,9 @@ def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Pat
     for place in places:
         if place.is_file():
             return place
-    looked = " or ".join(str(place) for place in places)
+    listed = " or ".join(str(place) for place in places)
     raise Refused(
-        "config_invalid", f"no config file at {looked}. Create one with `payagent init`, or pass --config"
+        "config_invalid", f"no config file at {listed}. Create one with `payagent init`, or pass --config"
     )
 
 
@@ -130,7 +130,7 @@ def _read_environ(environ: Mapping[str, str]) -> Tree:
         table = tree
         for step in path:
             below = table.setdefault(step, {})
-            table = below if isinstance(below, dict) else {}  # what is no table is refused later
+            table = below if isinstance(below, dict) else {}  # the validation refuses any other value
         table[key] = _parse(environ[variable], _type_at(steps))
     return tree
 

@@ -31,7 +31,7 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
     no file and no terminal (`can_ask`), or if the credential cannot be checked.
     """
     folder = environ.get("CREDENTIALS_DIRECTORY")
-    if folder and _is_there(Path(folder) / CREDENTIAL_NAME):
+    if folder and _is_file(Path(folder) / CREDENTIAL_NAME):
         # systemd protects the folder; the file's access list shows as group bits
         return SecretFile(Path(folder) / CREDENTIAL_NAME, private=False)
     if settings.keystore.passphrase_file is not None:
@@ -44,7 +44,7 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
     return None
 
 
-def _is_there(credential: Path) -> bool:
+def _is_file(credential: Path) -> bool:
     try:
         return stat.S_ISREG(credential.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -99,13 +99,13 @@ class ProviderSettings(SettingsTable):
     def risk(self) -> str | None:
         """Describe the risk of plain http to another machine, and how to avoid it; None if there is no such risk.
 
-        It is no refusal: operators may trust a server in their own network.
+        The setting is still accepted: operators may trust a server in their own network.
         """
         parts = urlsplit(self.base_url)
         if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
             return None
         read = "" if self.project_id_file is None else " and read the project id"
-        return f"anyone on the way can forge its answers{read}. Use https://, or a tunnel to a loopback port"
+        return f"others on the network can forge its answers{read}. Use https://, or a tunnel to a loopback port"
 
 
 class ChainSettings(SettingsTable):
@@ -116,7 +116,7 @@ class ChainSettings(SettingsTable):
     @property
     def named(self) -> dict[str, ProviderSettings]:
         """Providers by the names used in logs, alerts and metrics."""
-        return {f"{one.kind}-{number}": one for number, one in enumerate(self.providers, 1)}
+        return {f"{provider.kind}-{number}": provider for number, provider in enumerate(self.providers, 1)}
 
 
 class PaymentSettings(SettingsTable):
@@ -387,7 +387,7 @@ def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
 
     None means off, or no value. Example: {"limits.per_day": {"from": "20 ADA", "to": "50 ADA"}}.
     """
-    old, new = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (before, after))
+    old, new = (settings.model_dump(mode="json", by_alias=True, exclude_none=True) for settings in (before, after))
     return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}
 
 

@@ -29,7 +29,7 @@ from payagent.signer.process import MESSAGE_BYTES_MAX, SIGNED
 from payagent.wallet.keys import Account
 
 ANSWER_S = 10
-"""Timeout in seconds. A signature takes less than a millisecond, so a signer silent for so long is lost."""
+"""Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost."""
 _END_S = 2
 _ENDED = "its process has ended"
 
@@ -38,7 +38,7 @@ _PROGRAM = (
     "from payagent.signer.launcher import main; main()"
 )
 _ROOT = str(Path(__file__).parents[2])
-_TALK_MAX = 4_000
+_STDERR_MAX = 4_000
 
 
 class SignerProcess:
@@ -48,53 +48,53 @@ class SignerProcess:
     outstanding at a time, so the socket buffer never fills up.
     """
 
-    def __init__(self, line: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
+    def __init__(self, sock: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
         self.pid, self.public_key, self.payment_key_hash = pid, public_key, payment_key_hash
         self.problem: str | None = None
         """Why the signer is lost, or None while it can sign."""
-        self._line = line
+        self._socket = sock
         self._on_lost: Callable[[], None] = lambda: None
-        self._asked: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
+        self._waiting: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
         """Requests that wait for an answer. Only the first has been sent."""
-        self._patience: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def sign(self, body: bytes, paid: int) -> bytes:
         """Return the signature, if the signer's own policy allows the body. Blocks.
 
         Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`.
         """
-        self._require_there()
+        self._require_alive()
         try:
-            self._line.send(_question(body, paid))
-            answer = self._line.recv(MESSAGE_BYTES_MAX)
+            self._socket.send(_request(body, paid))
+            answer = self._socket.recv(MESSAGE_BYTES_MAX)
         except OSError as error:
-            self._lose(_silent(error))
+            self._lose(_no_answer(error))
             answer = b""
         return self._read(answer)
 
     async def signature(self, body: bytes, paid: int) -> bytes:
         """Like `sign`, but does not block the loop. A cancelled caller does not take the next caller's answer."""
-        self._require_there()
+        self._require_alive()
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked.append((_question(body, paid), answer))
-        if len(self._asked) == 1:
-            self._ask()
+        self._waiting.append((_request(body, paid), answer))
+        if len(self._waiting) == 1:
+            self._send_next()
         return self._read(await answer)
 
-    def _ask(self) -> None:
+    def _send_next(self) -> None:
         """Send the next request. Requests whose caller was cancelled are dropped."""
-        while self._asked and self._asked[0][1].done():
-            self._asked.popleft()
-        if self._asked:
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()
+        if self._waiting:
             try:
-                self._line.send(self._asked[0][0])
+                self._socket.send(self._waiting[0][0])
             except OSError as error:
-                self._lose(_silent(error))
+                self._lose(_no_answer(error))
                 return
             loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(ANSWER_S, self._lose, _silent(TimeoutError()))
+            self._timer = loop.call_later(ANSWER_S, self._lose, _no_answer(TimeoutError()))
 
-    def _require_there(self) -> None:
+    def _require_alive(self) -> None:
         if self.problem is not None:
             raise Refused("signer_lost", f"the signer process has ended: {self.problem}")
 
@@ -102,7 +102,7 @@ class SignerProcess:
         """Parse an answer. An empty one means that the signer is lost."""
         if not answer:
             self._lose(_ENDED)
-            self._require_there()
+            self._require_alive()
         if answer[:1] != SIGNED:
             raise _refusal(json.loads(answer[1:]))
         return answer[1:]
@@ -113,59 +113,59 @@ class SignerProcess:
         if self.problem is not None:
             on_lost()
             return
-        asyncio.get_running_loop().add_reader(self._line, self._hear)
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
 
     def unwatch(self) -> None:
         """Stop watching for the end of the process."""
-        asyncio.get_running_loop().remove_reader(self._line)
+        asyncio.get_running_loop().remove_reader(self._socket)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         """Read an answer for the first request, or notice that the socket was closed."""
         try:
-            heard = self._line.recv(MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
+            message = self._socket.recv(MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
-            heard = b""
-        if not heard:
+            message = b""
+        if not message:
             self.unwatch()
             self._lose(_ENDED)
-        elif self._asked:
-            self._be_patient_no_more()
-            _, answer = self._asked.popleft()
+        elif self._waiting:
+            self._cancel_timer()
+            _, answer = self._waiting.popleft()
             if not answer.done():
-                answer.set_result(heard)
-            self._ask()
+                answer.set_result(message)
+            self._send_next()
 
     def _lose(self, why: str) -> None:
         """Give up the signer. The socket is shut down: a late answer would be taken for the next request's."""
         with suppress(OSError):
-            self._line.shutdown(socket.SHUT_RDWR)
-        self._be_patient_no_more()
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._cancel_timer()
         if self.problem is None:
             self.problem = why
             self._on_lost()
-        while self._asked:
-            _, answer = self._asked.popleft()
+        while self._waiting:
+            _, answer = self._waiting.popleft()
             if not answer.done():
                 answer.set_result(b"")
 
-    def _be_patient_no_more(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
-def _silent(error: OSError) -> str:
+def _no_answer(error: OSError) -> str:
     return f"it does not answer ({type(error).__name__})"
 
 
-def _question(body: bytes, paid: int) -> bytes:
+def _request(body: bytes, paid: int) -> bytes:
     return paid.to_bytes(2, "big") + body
 
 
-def _refusal(told: Mapping[str, Any]) -> Refused:
-    return Refused(told["name"], told["detail"], **told["context"])
+def _refusal(fields: Mapping[str, Any]) -> Refused:
+    return Refused(fields["name"], fields["detail"], **fields["context"])
 
 
 @contextmanager
@@ -179,10 +179,10 @@ def unlocked(
     Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase file, `signer_lost`.
     """
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with its:
-            process = _start(its)
+    own_end, signer_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with own_end:
+        with signer_end:
+            process = _start(signer_end)
         try:
             order = {
                 "keystore": str(keystore),
@@ -193,27 +193,27 @@ def unlocked(
                 "day_caps": dict(day_caps),
             }
             with _sigterm_as_an_exit():
-                told = _unlock(ours, order, process)
-            address = parse_address(told["address"], network)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0))
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
-            public_key = bytes.fromhex(told["public_key"])
-            signer = SignerProcess(ours, told["pid"], public_key, address.payment_key_hash)
-            yield Account(network, number, address, signer), signer, told["missing"]
+                fields = _unlock(own_end, order, process)
+            address = parse_address(fields["address"], network)
+            own_end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0))
+            own_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
+            public_key = bytes.fromhex(fields["public_key"])
+            signer = SignerProcess(own_end, fields["pid"], public_key, address.payment_key_hash)
+            yield Account(network, number, address, signer), signer, fields["missing"]
         finally:
             with suppress(OSError):
-                ours.shutdown(socket.SHUT_RDWR)
+                own_end.shutdown(socket.SHUT_RDWR)
             _end(process)
 
 
-def _start(line: socket.socket) -> subprocess.Popen[bytes]:
+def _start(sock: socket.socket) -> subprocess.Popen[bytes]:
     """Start an isolated interpreter with an empty environment and no open files but the socket.
 
     Its stderr is read until it has read a secret.
     """
     return subprocess.Popen(  # noqa: S603  our own interpreter and our own program
         (sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(os.getpid())),
-        stdin=line.fileno(),
+        stdin=sock.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={},
@@ -250,27 +250,27 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stderr.close()
 
 
-def _unlock(line: socket.socket, order: Mapping[str, object], process: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _unlock(sock: socket.socket, order: Mapping[str, object], process: subprocess.Popen[bytes]) -> dict[str, Any]:
     try:
-        line.send(json.dumps(order).encode())
-        answer = line.recv(MESSAGE_BYTES_MAX)
+        sock.send(json.dumps(order).encode())
+        answer = sock.recv(MESSAGE_BYTES_MAX)
     except OSError:
         answer = b""
     if not answer:
         raise Refused(
-            "signer_lost", "the signer process ended before it opened the keystore" + _last_words(process)
+            "signer_lost", "the signer process ended before it opened the keystore" + _last_error_line(process)
         )
-    told: dict[str, Any] = json.loads(answer)
-    if "name" in told:
-        raise _refusal(told)
-    return told
+    fields: dict[str, Any] = json.loads(answer)
+    if "name" in fields:
+        raise _refusal(fields)
+    return fields
 
 
-def _last_words(process: subprocess.Popen[bytes]) -> str:
+def _last_error_line(process: subprocess.Popen[bytes]) -> str:
     """Return the last line of stderr, which says why the process ended before it read a secret."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_S)
     if process.stderr is None or process.returncode is None:
         return ""
-    lines = process.stderr.read(_TALK_MAX).decode(errors="replace").split("\n")
+    lines = process.stderr.read(_STDERR_MAX).decode(errors="replace").split("\n")
     return next((f": {line}" for line in reversed(lines) if line.strip()), "")

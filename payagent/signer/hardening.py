@@ -46,7 +46,7 @@ def before_the_secret() -> None:
 def require_parent(pid: int) -> None:
     """Raise OSError if the parent is no longer `pid`: it ended before `before_the_secret` tied us to it."""
     if os.getppid() != pid:
-        raise OSError(errno.ESRCH, "the process that it is to end with is gone")
+        raise OSError(errno.ESRCH, "the parent process has ended")
 
 
 def require_untraced() -> None:

@@ -66,38 +66,38 @@ class Policy:
         Refused: `signer_refused` for a body that the wallet never builds; `limit_exceeded`, `asset_not_allowed`.
         """
         try:
-            found = decode_body(body)
+            decoded = decode_body(body)
         except Undecodable as error:
-            raise _forbidden(f"it is no plain payment: {error}") from None
-        self._require_frame(found)
-        for place, output in enumerate(found.outputs):
+            raise _forbidden(f"it is not a plain payment: {error}") from None
+        self._require_frame(decoded)
+        for place, output in enumerate(decoded.outputs):
             self._require_output(place, output, place < paid)
-        leaving = self._leaving(found)
+        leaving = self._leaving(decoded)
         require_within_caps(leaving, self.caps)
-        self._count(frozenset(found.inputs), leaving, found)
+        self._count(frozenset(decoded.inputs), leaving, decoded)
 
-    def _count(self, inputs: frozenset[Input], leaving: Mapping[str, int], found: DecodedBody) -> None:
+    def _count(self, inputs: frozenset[Input], leaving: Mapping[str, int], decoded: DecodedBody) -> None:
         """Count a body in its window.
 
         A body that only pays the wallet itself counts nothing if it conflicts with a counted payment that takes as
         much. Otherwise its fee counts separately.
         """
         now_s = self.clocks.now_s()
-        is_own = all(output.address == self.own for output in found.outputs)
+        is_own = all(output.address == self.own for output in decoded.outputs)
         if is_own and self._paid.covers(inputs, leaving):
             return
         outflow = self._fees if is_own else self._paid
         outflow.require(inputs, leaving, now_s)
         outflow.note(inputs, leaving, now_s)
 
-    def _require_frame(self, found: DecodedBody) -> None:
-        _require(found.network_id == self.network_id, f"it is for network id {found.network_id}")
-        fee, most = found.fee_lovelace, self.fee_cap_lovelace
-        _require(fee <= most, f"its fee is {fee} lovelace, {most} is the cap")
-        _require(len(found.inputs) > 0, "it spends nothing")
+    def _require_frame(self, decoded: DecodedBody) -> None:
+        _require(decoded.network_id == self.network_id, f"it is for network id {decoded.network_id}")
+        fee, most = decoded.fee_lovelace, self.fee_cap_lovelace
+        _require(fee <= most, f"its fee is {fee} lovelace, the cap is {most}")
+        _require(len(decoded.inputs) > 0, "it spends nothing")
         slot = self.clocks.slot()
-        ahead_s = 0 if slot is None else found.ttl_slot - slot
-        _require(ahead_s <= TTL_AHEAD_MAX_S, f"it could land for {ahead_s} s, {TTL_AHEAD_MAX_S} are the most")
+        ahead_s = 0 if slot is None else decoded.ttl_slot - slot
+        _require(ahead_s <= TTL_AHEAD_MAX_S, f"it is valid for {ahead_s} s, the maximum is {TTL_AHEAD_MAX_S} s")
 
     def _require_output(self, place: int, output: DecodedOutput, may_leave: bool) -> None:
         address = output.address
@@ -107,20 +107,20 @@ class Policy:
         _require(length is not None and len(address) == length, f"output {place} pays no key address")
         _require(header & 15 == self.network_id, f"output {place} pays an address of another network")
 
-    def _leaving(self, found: DecodedBody) -> dict[str, int]:
-        leaving = {LOVELACE: found.fee_lovelace}
-        for output in found.outputs:
+    def _leaving(self, decoded: DecodedBody) -> dict[str, int]:
+        leaving = {LOVELACE: decoded.fee_lovelace}
+        for output in decoded.outputs:
             if output.address != self.own:
                 for asset, units in ((LOVELACE, output.lovelace), *output.assets.items()):
                     leaving[asset] = leaving.get(asset, 0) + units
         return leaving
 
 
-def _require(held: bool, what: str) -> None:
-    if not held:
-        raise _forbidden(what)
+def _require(is_met: bool, why: str) -> None:
+    if not is_met:
+        raise _forbidden(why)
 
 
-def _forbidden(what: str) -> Refused:
-    """Build the refusal of a body. The text says why, by output positions and amounts."""
-    return Refused("signer_refused", what)
+def _forbidden(why: str) -> Refused:
+    """Build the refusal of a body. `why` names output positions and amounts."""
+    return Refused("signer_refused", why)

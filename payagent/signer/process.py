@@ -34,20 +34,20 @@ def main() -> None:
     """Serve the socket on standard input, then exit at once without cleanup."""
     status = 1
     try:
-        with socket.socket(fileno=os.dup(0)) as line:
-            with Path(os.devnull).open("r+b", buffering=0) as nothing:
+        with socket.socket(fileno=os.dup(0)) as sock:
+            with Path(os.devnull).open("r+b", buffering=0) as null:
                 # No prompt on standard input, and no traceback on stderr that could reveal a secret.
-                os.dup2(nothing.fileno(), 0)
-                os.dup2(nothing.fileno(), 2)
-            serve(line)
+                os.dup2(null.fileno(), 0)
+                os.dup2(null.fileno(), 2)
+            serve(sock)
         status = 0
     finally:
         os._exit(status)
 
 
-def serve(line: socket.socket) -> None:
+def serve(sock: socket.socket) -> None:
     """Handle one order to unlock, then bodies, until the other end is closed."""
-    order: dict[str, Any] = json.loads(line.recv(MESSAGE_BYTES_MAX))
+    order: dict[str, Any] = json.loads(sock.recv(MESSAGE_BYTES_MAX))
     pid = os.getpid()  # before `_confine`, which forbids getpid too
     try:
         account = _open(order)
@@ -55,19 +55,20 @@ def serve(line: socket.socket) -> None:
         policy = Policy(account.address.raw, order["caps"], order["day_caps"], clocks)
         missing = _confine()
     except Refused as refused:
-        line.send(_refusal(refused))
+        sock.send(_refusal(refused))
         return
     signer = account.signer
-    told = {"address": account.address.text, "public_key": signer.public_key.hex(), "missing": missing, "pid": pid}
-    line.send(json.dumps(told).encode())
-    while message := line.recv(MESSAGE_BYTES_MAX):
+    public_key = signer.public_key.hex()
+    answer = {"address": account.address.text, "public_key": public_key, "missing": missing, "pid": pid}
+    sock.send(json.dumps(answer).encode())
+    while message := sock.recv(MESSAGE_BYTES_MAX):
         paid, body = int.from_bytes(message[:2], "big"), message[2:]
         try:
             policy.admit(body, paid)
         except Refused as refused:
-            line.send(REFUSED + _refusal(refused))
+            sock.send(REFUSED + _refusal(refused))
         else:
-            line.send(SIGNED + signer.sign(body, paid))
+            sock.send(SIGNED + signer.sign(body, paid))
 
 
 def _confine() -> list[str]:
@@ -89,9 +90,9 @@ def _since_boot_s() -> float:
 def _open(order: dict[str, Any]) -> Account:
     account = unlock(Path(order["keystore"]), _passphrase(order["passphrase"]))
     if account.network.name != order["network"]:
-        raise Refused("keystore_invalid", f"the keystore is of {account.network.name}, not of {order['network']}")
+        raise Refused("keystore_invalid", f"the keystore is for {account.network.name}, not {order['network']}")
     if account.number != order["account"]:
-        raise Refused("keystore_invalid", f"the keystore is of account {account.number}, see keystore.account")
+        raise Refused("keystore_invalid", f"the keystore is for account {account.number}: see keystore.account")
     return account
 
 
@@ -101,4 +102,4 @@ def _passphrase(source: dict[str, Any] | None) -> str:
     try:
         return getpass.getpass("Passphrase of the keystore: ")
     except (OSError, EOFError):
-        raise Refused("keystore_locked", "no terminal answers") from None
+        raise Refused("keystore_locked", "there is no terminal to ask on") from None

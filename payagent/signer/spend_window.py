@@ -51,15 +51,15 @@ class SpendWindow:
         """Refuse a transaction that would exceed the caps (`limit_exceeded`)."""
         self._forget(now_s)
         group = self._group_for(inputs)
-        had = {} if group is None else group.most
+        counted = {} if group is None else group.most
         for asset, units in leaving.items():
             sum_units = self._sums.get(asset, 0)
             most = self._caps.get(asset, 0)
-            if sum_units + max(units - had.get(asset, 0), 0) > most:
+            if sum_units + max(units - counted.get(asset, 0), 0) > most:
                 raise Refused(
                     "limit_exceeded",
-                    f"what was signed in 24 hours may take {format_amount(asset, most)} out of the wallet "
-                    f"({self._name}); {format_amount(asset, sum_units)} did, this takes "
+                    f"at most {format_amount(asset, most)} may be signed out of the wallet in 24 hours "
+                    f"({self._name}); {format_amount(asset, sum_units)} already is, this takes "
                     f"{format_amount(asset, units)} with its fee",
                     limit=self._name.removeprefix("limits."),
                     asset=asset,
@@ -79,8 +79,8 @@ class SpendWindow:
         group.at_s = now_s
         self._groups[group] = None
         self._groups.move_to_end(group)
-        for one in group.shared:
-            self._of[one] = group
+        for tx_input in group.shared:
+            self._of[tx_input] = group
         for asset, units in leaving.items():
             more = units - group.most.get(asset, 0)
             if more > 0:
@@ -89,19 +89,19 @@ class SpendWindow:
 
     def _group_for(self, inputs: frozenset[Input]) -> Group | None:
         """Return the group with a common input that counts most lovelace, or None."""
-        groups = {self._of[one] for one in inputs if one in self._of}
+        groups = {self._of[tx_input] for tx_input in inputs if tx_input in self._of}
         return max(groups, key=lambda group: group.most.get(LOVELACE, 0), default=None)
 
     def _narrow(self, group: Group, inputs: frozenset[Input]) -> None:
-        for one in group.shared - inputs:
-            del self._of[one]
+        for tx_input in group.shared - inputs:
+            del self._of[tx_input]
         group.shared &= inputs
 
     def _forget(self, now_s: float) -> None:
         while self._groups and (oldest := next(iter(self._groups))).at_s + DAY_S <= now_s:
             del self._groups[oldest]
-            for one in oldest.shared:
-                if self._of.get(one) is oldest:
-                    del self._of[one]
+            for tx_input in oldest.shared:
+                if self._of.get(tx_input) is oldest:
+                    del self._of[tx_input]
             for asset, units in oldest.most.items():
                 self._sums[asset] -= units

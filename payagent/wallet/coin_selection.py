@@ -107,11 +107,11 @@ def _holds(utxo: Utxo, assets: Set[str]) -> bool:
 
 def _require_totals(utxos: UtxoIndex, order: TxRequest, nonce_utxo: Utxo | None, input_count: int) -> None:
     """Refuse a request that all UTxOs together cannot pay, with the fee of `input_count` inputs."""
-    apart = Draft(order, [nonce_utxo] if nonce_utxo and nonce_utxo.ref not in utxos else [])
+    nonce_draft = Draft(order, [nonce_utxo] if nonce_utxo and nonce_utxo.ref not in utxos else [])
     for asset in order.assets:
-        if (missing := apart.lacking(asset) - utxos.totals.get(asset, 0)) > 0:
+        if (missing := nonce_draft.lacking(asset) - utxos.totals.get(asset, 0)) > 0:
             raise _not_enough(asset, missing, "to pay the outputs")
-    if (missing := apart.gap(more_inputs=input_count) - utxos.totals.get(LOVELACE, 0)) > 0:
+    if (missing := nonce_draft.gap(more_inputs=input_count) - utxos.totals.get(LOVELACE, 0)) > 0:
         raise _not_enough(LOVELACE, missing, "to pay the outputs and the fee")
 
 
@@ -170,9 +170,9 @@ def _without_one(draft: Draft, utxos: UtxoIndex, nonce_utxo: Utxo | None) -> Dra
     if gap is None:
         return None
     saved = draft.order.frame.parameters.min_fee_a * _LEAST_INPUT_SIZE
-    for spared in islice(utxos.pure_from(saved - gap), _LOOK_AHEAD):
-        rest = Draft(draft.order, (utxo for utxo in draft.utxos if utxo.ref != spared.ref))
-        if spared != nonce_utxo and rest.pays():
+    for left_out in islice(utxos.pure_from(saved - gap), _LOOK_AHEAD):
+        rest = Draft(draft.order, (utxo for utxo in draft.utxos if utxo.ref != left_out.ref))
+        if left_out != nonce_utxo and rest.pays():
             return rest
     return None
 
@@ -182,7 +182,7 @@ def _index_fee(draft: Draft, utxo: Utxo) -> int:
     return draft.order.frame.parameters.min_fee_a * (cbor.head_size(utxo.index) - 1)
 
 
-def _lacked(draft: Draft, asset: str, source: Iterator[Utxo]) -> Iterator[Utxo]:
+def _while_lacking(draft: Draft, asset: str, source: Iterator[Utxo]) -> Iterator[Utxo]:
     while draft.lacking(asset) and (utxo := next(source, None)):
         yield utxo
 
@@ -192,14 +192,14 @@ def _frugal(draft: Draft, utxos: UtxoIndex) -> Iterator[Utxo]:
         if missing := draft.lacking(asset):
             near = islice(utxos.asset_from(asset, missing), _LOOK_AHEAD)
             yield from sorted(near, key=lambda utxo: len(utxo.assets))[:1]
-        yield from _lacked(draft, asset, utxos.asset_largest(asset))
+        yield from _while_lacking(draft, asset, utxos.asset_largest(asset))
     yield from utxos.pure_largest()
     yield from utxos.mixed_largest()
 
 
 def _assets_then_largest(draft: Draft, utxos: UtxoIndex) -> Iterator[Utxo]:
     for asset in draft.order.assets:
-        yield from _lacked(draft, asset, utxos.asset_largest(asset))
+        yield from _while_lacking(draft, asset, utxos.asset_largest(asset))
     yield from utxos.largest()
 
 
@@ -212,7 +212,7 @@ def _longest_prefix(order: TxRequest, utxos: Sequence[Utxo]) -> Draft:
     low, high = 1, len(utxos)
     while low < high:
         middle = (low + high + 1) // 2
-        size = Draft(order, utxos[:middle]).kept_size() + FEE_SLACK_BYTES
+        size = Draft(order, utxos[:middle]).size_with_rest() + FEE_SLACK_BYTES
         if size <= order.frame.parameters.max_tx_size:
             low = middle
         else:

@@ -3,8 +3,8 @@
 The address of a new wallet is derived twice, by `keys` and by pycardano. A wrong derivation would otherwise show
 only when the words are restored in another wallet, and the money would be lost. Randomness comes in as a port.
 
-May import: core, secret_file, `keys`, `keystore`, cryptography, the disk, and pycardano inside `_second_look`
-alone (it takes over a second and 79 MB).
+May import: core, secret_file, `keys`, `keystore`, cryptography, the disk, and pycardano inside
+`_check_with_pycardano` alone (it takes over a second and 79 MB).
 Never: overwrites a keystore, except with the same words under another passphrase.
 """
 
@@ -61,7 +61,7 @@ def create(
     """
     seed = seed_from_words(words)
     address = derive(seed, network, account).address
-    _second_look(seed, account, address.raw)
+    _check_with_pycardano(seed, account, address.raw)
     header = Header(network, account, address.text)
     _write_new(path, _encrypted(path, seed, header, passphrase, scrypt_n, randomness))
     return header
@@ -79,7 +79,7 @@ def change_passphrase(path: Path, old: str, new: str) -> Header:
     new_path.unlink(missing_ok=True)  # left over from an interrupted change
     _write_new(new_path, _encrypted(path, seed, header, new, SCRYPT_N, os.urandom))
     if open_keystore(new_path, new).entropy != seed.entropy:
-        raise Refused("keystore_invalid", f"{new_path} does not hold what was written to it")
+        raise Refused("keystore_invalid", f"{new_path} does not hold the bytes that were written to it")
     new_path.rename(path)
     sync_folder(path.parent)
     return header
@@ -112,7 +112,7 @@ def _encrypted(
     return json.dumps(document, indent=2).encode() + b"\n"
 
 
-def _second_look(seed: Seed, account: int, raw_address: bytes) -> None:
+def _check_with_pycardano(seed: Seed, account: int, raw_address: bytes) -> None:
     """Refuse a wallet for which pycardano derives other keys: no other wallet software would find its money."""
     # Imported here because it is slow and large. Its logger gets a handler that prints to stderr, removed below.
     from pycardano.crypto.bip32 import HDWallet
@@ -125,14 +125,14 @@ def _second_look(seed: Seed, account: int, raw_address: bytes) -> None:
     keys = (root.derive_from_path(f"m/1852'/1815'/{account}'/{role}/0").public_key for role in (0, 2))
     hashes = b"".join(hashlib.blake2b(key, digest_size=28).digest() for key in keys)
     if raw_address[1:] != hashes:
-        raise Refused("keystore_invalid", "a second derivation gives another address: nothing was created")
+        raise Refused("keystore_invalid", "pycardano derives another address: nothing was created")
 
 
 def _write_new(path: Path, content: bytes) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
     except FileExistsError:
-        raise Refused("already_exists/keystore", f"{path} exists already; nothing is overwritten") from None
+        raise Refused("already_exists/keystore", f"{path} already exists; nothing is overwritten") from None
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), MODE)

@@ -22,7 +22,7 @@ _SET = b"\xd9\x01\x02"
 _BYTES_28, _BYTES_32, _BYTES_64 = b"\x58\x1c", b"\x58\x20", b"\x58\x40"
 _BODY, _BODY_COMMITTED = b"\xa5\x00", b"\xa6\x00"
 _COMMITMENT = re.compile(rb"\xa1\x19\x01\x92\xa2\x61h\x58\x20(.{32})\x61p\x66http:1", re.DOTALL)
-_OTHER_FIELDS = "the body holds other fields than inputs, outputs, fee, TTL and network, and what it commits to"
+_OTHER_FIELDS = "the body has other fields than inputs, outputs, fee, TTL, network and its commitment's hash"
 
 
 class Undecodable(ValueError):  # noqa: N818  a verdict
@@ -62,11 +62,11 @@ class DecodedTransaction(NamedTuple):
     commitment: bytes | None
 
 
-def _head(buf: bytes, at: int, kind: int, what: str) -> tuple[int, int]:
+def _head(buf: bytes, at: int, kind: int, name: str) -> tuple[int, int]:
     """Read the number in the head of an item of this kind: its value or its length."""
     first = buf[at]
     if first >> 5 != kind:
-        raise Undecodable(f"{what} is not {_KINDS[kind]}")
+        raise Undecodable(f"{name} is not {_KINDS[kind]}")
     info = first & 31
     if info < 24:
         return info, at + 1
@@ -77,32 +77,32 @@ def _head(buf: bytes, at: int, kind: int, what: str) -> tuple[int, int]:
         raise Undecodable("the bytes end inside a head")
     value = int.from_bytes(buf[at + 1 : end], "big")
     if value < _LONGER_FROM[info - 24]:
-        raise Undecodable(f"the head at byte {at} is longer than it need be")
+        raise Undecodable(f"the head at byte {at} is longer than needed")
     return value, end
 
 
-def _bytes(buf: bytes, at: int, what: str) -> tuple[bytes, int]:
-    size, at = _head(buf, at, _BYTES, what)
+def _bytes(buf: bytes, at: int, name: str) -> tuple[bytes, int]:
+    size, at = _head(buf, at, _BYTES, name)
     end = at + size
     if end > len(buf):
         raise Undecodable("the bytes end inside a byte string")
     return buf[at:end], end
 
 
-def _fixed(buf: bytes, at: int, opened: bytes, size: int, what: str) -> tuple[bytes, int]:
+def _fixed(buf: bytes, at: int, prefix: bytes, size: int, problem: str) -> tuple[bytes, int]:
     """Read `size` bytes that follow the required bytes `opened`."""
-    begin = at + len(opened)
+    begin = at + len(prefix)
     end = begin + size
-    if buf[at:begin] != opened or end > len(buf):
-        raise Undecodable(f"{what}, at byte {at}")
+    if buf[at:begin] != prefix or end > len(buf):
+        raise Undecodable(f"{problem}, at byte {at}")
     return buf[begin:end], end
 
 
-def _set(buf: bytes, at: int, what: str) -> tuple[int, int]:
+def _set(buf: bytes, at: int, name: str) -> tuple[int, int]:
     """Read the number of elements of a set."""
     if buf[at : at + 3] != _SET:
-        raise Undecodable(f"{what} are not a set")
-    return _head(buf, at + 3, _ARRAY, what)
+        raise Undecodable(f"{name} are not a set")
+    return _head(buf, at + 3, _ARRAY, name)
 
 
 def _inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
@@ -116,7 +116,7 @@ def _inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
 
 
 def _outputs(buf: bytes, at: int) -> tuple[tuple[DecodedOutput, ...], int]:
-    count, at = _head(buf, at, _ARRAY, "what is paid")
+    count, at = _head(buf, at, _ARRAY, "the list of outputs")
     outputs = []
     for _ in range(count):
         start = at
@@ -135,16 +135,16 @@ def _outputs(buf: bytes, at: int) -> tuple[tuple[DecodedOutput, ...], int]:
 
 def _assets(buf: bytes, at: int) -> tuple[dict[str, int], int]:
     assets: dict[str, int] = {}
-    policies, at = _head(buf, at, _MAP, "what an output holds of assets")
+    policies, at = _head(buf, at, _MAP, "an output's list of assets")
     before = b""
     for _ in range(policies):
         policy, at = _fixed(buf, at, _BYTES_28, 28, "a policy is not of 28 bytes")
         if policy <= before:
-            raise Undecodable("a policy is out of order or double")
+            raise Undecodable("a policy is out of order or duplicate")
         before = policy
         at = _assets_of(buf, at, policy, assets)
     if not assets:
-        raise Undecodable("a value lists assets of which it holds none")
+        raise Undecodable("a value's list of assets is empty")
     return assets, at
 
 
@@ -157,26 +157,26 @@ def _assets_of(buf: bytes, at: int, policy: bytes, assets: dict[str, int]) -> in
         if len(name) > 32:
             raise Undecodable("an asset's name is longer than 32 bytes")
         if before is not None and (len(name), name) <= before:
-            raise Undecodable("an asset's name is out of order or double")
+            raise Undecodable("an asset's name is out of order or duplicate")
         before = len(name), name
         units, at = _head(buf, at, _NUMBER, "units")
         if not units:
-            raise Undecodable("a value lists an asset of which it holds none")
+            raise Undecodable("a value lists an asset with zero units")
         assets[(policy + name).hex()] = units
     if before is None:
         raise Undecodable("a policy without assets")
     return at
 
 
-def _field(buf: bytes, at: int, key: int, what: str) -> tuple[int, int]:
+def _field(buf: bytes, at: int, key: int, name: str) -> tuple[int, int]:
     if buf[at] != key:
         raise Undecodable(_OTHER_FIELDS)
-    return _head(buf, at + 1, _NUMBER, what)
+    return _head(buf, at + 1, _NUMBER, name)
 
 
 def _witnesses(buf: bytes, at: int) -> tuple[tuple[tuple[bytes, bytes], ...], int]:
     if buf[at : at + 2] != b"\xa1\x00":
-        raise Undecodable("there are other witnesses than those by key")
+        raise Undecodable("there are other witnesses than key witnesses")
     count, at = _set(buf, at + 2, "the witnesses")
     witnesses = []
     for _ in range(count):
@@ -186,18 +186,18 @@ def _witnesses(buf: bytes, at: int) -> tuple[tuple[tuple[bytes, bytes], ...], in
     return tuple(witnesses), at
 
 
-def _commitment(auxiliary: bytes, told: bytes | None) -> bytes | None:
-    """Return the commitment in the auxiliary data, or None. `told` is their hash as stated in the body."""
+def _commitment(auxiliary: bytes, stated_hash: bytes | None) -> bytes | None:
+    """Return the commitment in the auxiliary data, or None. `stated_hash` is the data's hash in the body."""
     if auxiliary == b"\xf6":
-        if told is not None:
+        if stated_hash is not None:
             raise Undecodable(_OTHER_FIELDS)
         return None
     match = _COMMITMENT.fullmatch(auxiliary)
     if match is None:
-        raise Undecodable("a payment ends in null or a commitment, and nothing stands behind them")
-    if told is None:
+        raise Undecodable("a payment ends in null or a commitment, without trailing bytes")
+    if stated_hash is None:
         raise Undecodable(_OTHER_FIELDS)
-    if told != hashlib.blake2b(auxiliary, digest_size=32).digest():
+    if stated_hash != hashlib.blake2b(auxiliary, digest_size=32).digest():
         raise Undecodable("the body's auxiliary hash is not that of the auxiliary data")
     return match[1]
 
@@ -219,13 +219,13 @@ def decode_body(raw: bytes) -> DecodedBody:
     except IndexError:
         raise Undecodable("the bytes end where an item should begin") from None
     if end != len(raw):
-        raise Undecodable("something stands behind the body")
+        raise Undecodable("the body has trailing bytes")
     return body
 
 
 def _body(buf: bytes, at: int) -> tuple[DecodedBody, int]:
-    opened = buf[at : at + 2]
-    if opened not in (_BODY, _BODY_COMMITTED):
+    prefix = buf[at : at + 2]
+    if prefix not in (_BODY, _BODY_COMMITTED):
         raise Undecodable(_OTHER_FIELDS)
     inputs, at = _inputs(buf, at + 2)
     if buf[at] != 1:
@@ -233,17 +233,17 @@ def _body(buf: bytes, at: int) -> tuple[DecodedBody, int]:
     outputs, at = _outputs(buf, at + 1)
     fee_lovelace, at = _field(buf, at, 2, "the fee")
     ttl_slot, at = _field(buf, at, 3, "the TTL")
-    told: bytes | None = None
-    if opened == _BODY_COMMITTED:
-        told, at = _fixed(buf, at, b"\x07" + _BYTES_32, 32, _OTHER_FIELDS)
+    stated_hash: bytes | None = None
+    if prefix == _BODY_COMMITTED:
+        stated_hash, at = _fixed(buf, at, b"\x07" + _BYTES_32, 32, _OTHER_FIELDS)
     network_id, at = _field(buf, at, 15, "the network")
-    return DecodedBody(inputs, outputs, fee_lovelace, ttl_slot, network_id, told), at
+    return DecodedBody(inputs, outputs, fee_lovelace, ttl_slot, network_id, stated_hash), at
 
 
 def _transaction(raw: bytes) -> DecodedTransaction:
     body, body_end = _body(raw, 1)
     witnesses, end = _witnesses(raw, body_end)
     if raw[end : end + 1] != b"\xf5":
-        raise Undecodable("a payment is valid: true stands before its auxiliary data")
+        raise Undecodable("a payment is valid: true must precede its auxiliary data")
     commitment = _commitment(raw[end + 1 :], body.auxiliary_hash)
     return DecodedTransaction(raw[1:body_end], *body[:5], witnesses, commitment)

@@ -282,7 +282,7 @@ class Draft:
     Sizes and rest are cached until the next `add`, because coin selection asks for them repeatedly.
     """
 
-    __slots__ = ("_bare", "_input_bytes", "_kept", "_rest", "held", "order", "refs", "utxos")
+    __slots__ = ("_bare", "_input_bytes", "_rest", "_with_rest", "held", "order", "refs", "utxos")
 
     def __init__(self, order: TxRequest, utxos: Iterable[Utxo] = ()) -> None:
         self.order = order
@@ -292,7 +292,7 @@ class Draft:
         self._input_bytes = 0
         self._rest: Rest | None = None
         self._bare: int | None = None
-        self._kept: int | None = None
+        self._with_rest: int | None = None
         for utxo in utxos:
             self.add(utxo)
 
@@ -301,7 +301,7 @@ class Draft:
         self.utxos.append(utxo)
         self.refs.add(utxo.ref)
         self._input_bytes += 35 + cbor.head_size(utxo.index)
-        self._bare = self._kept = None
+        self._bare = self._with_rest = None
         self.held[LOVELACE] += utxo.lovelace
         for asset, units in utxo.assets:
             self.held[asset] = self.held.get(asset, 0) + units
@@ -332,14 +332,14 @@ class Draft:
             self._bare = self._size(0, 0, 0)
         return self._bare
 
-    def kept_size(self, more_inputs: int = 0) -> int:
+    def size_with_rest(self, more_inputs: int = 0) -> int:
         """Bytes of the transaction with the rest, whose last lovelace amount takes five bytes."""
-        if not more_inputs and self._kept is not None:
-            return self._kept
+        if not more_inputs and self._with_rest is not None:
+            return self._with_rest
         rest = self.rest()
         size = self._size(more_inputs, len(rest.bundles), rest.size)
         if not more_inputs:
-            self._kept = size
+            self._with_rest = size
         return size
 
     def _size(self, more_inputs: int, rest_count: int, rest_bytes: int) -> int:
@@ -371,7 +371,7 @@ class Draft:
 
     def shortfall(self, more_inputs: int = 0) -> int:
         """Lovelace missing until the rest, after the fee, reaches its min-ADA. 0 or less if it does."""
-        fee = self.fee(self.kept_size(more_inputs))
+        fee = self.fee(self.size_with_rest(more_inputs))
         return self.order.needs[LOVELACE] + fee + self.rest().least_lovelace - self.held[LOVELACE]
 
     def pays(self) -> bool:
@@ -381,7 +381,7 @@ class Draft:
         size_max = self.order.frame.parameters.max_tx_size
         if gap == 0 and self.is_exact():
             return self.bare_size() <= size_max
-        return self.kept_size() <= size_max and self.shortfall() <= 0
+        return self.size_with_rest() <= size_max and self.shortfall() <= 0
 
     def has_room(self) -> bool:
         """Whether more UTxOs may still fit.
@@ -389,7 +389,7 @@ class Draft:
         While lovelace is short, left-over assets are ignored: computing the rest would cost more than it saves.
         """
         bare = self.gap() > 0 or self.lacks_assets() or not self.leaves_assets()
-        size = self.bare_size() if bare else self.kept_size()
+        size = self.bare_size() if bare else self.size_with_rest()
         return size <= self.order.frame.parameters.max_tx_size
 
 
@@ -436,7 +436,7 @@ def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], bytes, int]:
     if draft.is_exact():
         return (), b"", draft.fee(draft.bare_size())
     frame, spread = draft.order.frame, draft.rest().bundles
-    above, fee_lovelace = -draft.shortfall(), draft.fee(draft.kept_size())
+    above, fee_lovelace = -draft.shortfall(), draft.fee(draft.size_with_rest())
     last, extra = _last_change(spread[-1].least_lovelace + above, frame.parameters.min_fee_a)
     planned, parts = [], []
     for place, bundle in enumerate(spread, 1):

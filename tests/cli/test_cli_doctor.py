@@ -95,7 +95,7 @@ def test_doctor_warns_of_a_ledger_of_an_older_payagent(closed_shop: Shop, data: 
     of_an_older_payagent(data / "ledger.db")
     found = checks(closed_shop.config_of(data))["ledger"]
     assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the next start upgrades it"
-    assert "of an older payagent" in found["detail"]
+    assert "from an older payagent" in found["detail"]
 
 
 def test_doctor_reports_a_full_disk(closed_shop: Shop, small_disk: Path) -> None:

@@ -417,7 +417,7 @@ def test_a_keystore_of_another_network_is_refused(folder: Path, devnet: DevnetTh
     write_config(folder, devnet, network="preview")
     code, talk = refused(folder)
     assert code == 5
-    assert "the keystore is of devnet" in talk
+    assert "the keystore is for devnet" in talk
 
 
 def test_a_ledger_of_another_wallet_is_refused(folder: Path) -> None:

@@ -136,9 +136,9 @@ def test_a_balance_that_is_not_a_plain_whole_number_is_not_understood(value: obj
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ({"remaining": 5, "balance": 6}, "two numbers are remaining: 5 and 6"),
-        ({"credits": 100, "remaining": 80}, "two numbers are remaining: 100 and 80"),
-        ({"remaining": 5, "detail": {"remaining": 6}}, "two numbers are remaining: 5 and 6"),
+        ({"remaining": 5, "balance": 6}, "remaining has two values: 5 and 6"),
+        ({"credits": 100, "remaining": 80}, "remaining has two values: 100 and 80"),
+        ({"remaining": 5, "detail": {"remaining": 6}}, "remaining has two values: 5 and 6"),
         ({"remaining": 5, "total": 4}, "5 left are more than 4 in total"),
         ({"remaining": 5, "total": 6, "used": 2}, "5 left and 2 used are more than 6 in total"),
         ({"remaining": 5, "error": "database is down"}, "the answer says error: \"database is down\""),
@@ -218,8 +218,8 @@ def test_the_expiry_of_a_balance_is_read_in_many_forms(value: object, at_ms: int
 def test_an_unreadable_expiry_is_reported_and_the_balance_is_kept(value: object) -> None:
     answer = read({"remaining": 5, "expires_at": value})
     assert (answer.remaining, answer.understood, answer.expires_at_ms) == (5, True, None)
-    assert answer.why.startswith("its end is ")
-    assert read({"remaining": 5, "expires_at": 1_795_527_498, "expiry": value}).why == "two times are its end"
+    assert answer.why.startswith("its expiry is ")
+    assert read({"remaining": 5, "expires_at": 1_795_527_498, "expiry": value}).why == "it states two expiry times"
 
 
 @pytest.mark.parametrize("status", [199, 300, 302, 401, 404, 500])

@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Body, int, str]] = {
         1,
         "there is no limit for " + FREE,
     ),
-    "a TTL of more than 38 hours": (replace(GOOD, ttl_slot=NOW_SLOT + 136_801), 1, "could land for 136801 s"),
+    "a TTL of more than 38 hours": (replace(GOOD, ttl_slot=NOW_SLOT + 136_801), 1, "valid for 136801 s"),
     "nothing spent": (replace(GOOD, inputs=0), 1, "spends nothing"),
-    "something behind the body": (replace(GOOD, more=b"\x00"), 1, "no plain payment"),
+    "something behind the body": (replace(GOOD, more=b"\x00"), 1, "not a plain payment"),
 }

@@ -612,7 +612,7 @@ from payagent.signer.client import unlocked
 folder = Path({str(folder)!r})
 source = SecretFile(folder / "passphrase", True)
 with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{}}) as found:
-    handle = os.dup(found[1]._line.fileno())
+    handle = os.dup(found[1]._socket.fileno())
     holds = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     holder = subprocess.Popen(holds, pass_fds=[handle])
     print(found[1].pid, holder.pid, flush=True)

@@ -195,26 +195,26 @@ STRAY = [OTHER.public_key, OTHER.sign_hash(bytes(32))]
 ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
     "TTL": (lambda: agreed(lambda body: body.update({3: TTL_SLOT + 1})), "TTL"),
     "network": (of_network_one, "network id 1"),
-    "an input twice": (lambda: agreed(lambda body: body[0].append(body[0][0])), "stands twice"),
-    "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "others than planned"),
+    "an input twice": (lambda: agreed(lambda body: body[0].append(body[0][0])), "occurs twice"),
+    "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "inputs differ"),
     "no anchor": (
         lambda: (sign(PLAN, SIGNER), PLAN._replace(nonce_utxo=Utxo("33" * 32, 0, 5 * ADA))),
         "the nonce UTxO is not spent",
     ),
     "an output more": (lambda: (agreed(second_change)[0], PLAN), "4 outputs"),
-    "planned address": (lambda: planned_otherwise(address=payee(9).raw), "another than planned"),
-    "planned lovelace": (lambda: planned_otherwise(lovelace=10 * ADA + 1), "another than planned"),
-    "planned assets": (lambda: planned_otherwise(assets=((ASSETS[1], 1),)), "another than planned"),
-    "asked address": (lambda: agreed(other_address(0)), "output 0 pays another address than asked"),
-    "asked split": (lambda: agreed(other_address(1)), "output 1 pays another address than asked"),
-    "outputs swapped": (lambda: agreed(swap), "another address than asked"),
-    "asked lovelace": (lambda: agreed(lambda body: shift(body, 1, 1)), "output 1 pays another amount than asked"),
-    "asked units": (lambda: agreed(one_unit_less, TOKEN_PLAN), "output 0 pays another amount than asked"),
-    "a token unasked": (lambda: agreed(token_to_payee), "pays assets unasked"),
-    "riding ADA": (lambda: agreed(lambda body: shift(body, 0, 1), TOKEN_PLAN), "more ADA rides along"),
+    "planned address": (lambda: planned_otherwise(address=payee(9).raw), "differs from the plan"),
+    "planned lovelace": (lambda: planned_otherwise(lovelace=10 * ADA + 1), "differs from the plan"),
+    "planned assets": (lambda: planned_otherwise(assets=((ASSETS[1], 1),)), "differs from the plan"),
+    "asked address": (lambda: agreed(other_address(0)), "output 0 pays another address than requested"),
+    "asked split": (lambda: agreed(other_address(1)), "output 1 pays another address than requested"),
+    "outputs swapped": (lambda: agreed(swap), "another address than requested"),
+    "asked lovelace": (lambda: agreed(lambda body: shift(body, 1, 1)), "output 1 pays another amount"),
+    "asked units": (lambda: agreed(one_unit_less, TOKEN_PLAN), "output 0 pays another amount than requested"),
+    "a token unasked": (lambda: agreed(token_to_payee), "assets that were not requested"),
+    "riding ADA": (lambda: agreed(lambda body: shift(body, 0, 1), TOKEN_PLAN), "more lovelace than its min-ADA"),
     "split missing": (lambda: agreed(drop_split), "output 1 pays another"),
-    "change elsewhere": (lambda: agreed(other_address(-1)), "neither asked nor change"),
-    "an output nobody asked for": (lambda: agreed(extra_output), "neither asked nor change"),
+    "change elsewhere": (lambda: agreed(other_address(-1)), "neither requested nor change"),
+    "an output nobody asked for": (lambda: agreed(extra_output), "neither requested nor change"),
     "no address": (lambda: to(b""), "no key address"),
     "script address": (lambda: to(b"\x10" + bytes(56)), "no key address"),
     "stake by script": (lambda: to(b"\x20" + bytes(56)), "no key address"),
@@ -226,15 +226,15 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
     "enterprise too long": (lambda: to(b"\x60" + bytes(56)), "an address of 57 bytes"),
     "address elsewhere": (lambda: to(payee(0, network_id=1).raw), "another network"),
     "no such network": (lambda: to(b"\x02" + bytes(56)), "another network"),
-    "below the minimum": (lambda: laid_by_other_rules(969_749), "output 0 holds 969749, 969750 is the least"),
+    "below the minimum": (lambda: laid_by_other_rules(969_749), "its min-ADA is 969750"),
     "change below the minimum": (lambda: laid_by_other_rules(49 * ADA), "output 1 holds"),
     "value": (richer, "lovelace is out of balance by 1"),
     "a token from nothing": (lambda: agreed(mint), "out of balance by -1"),
     "another token from nothing": (lambda: agreed(mint_another), "out of balance by -1"),
     "a token lost": (lambda: agreed(steal_token), "out of balance"),
-    "fee too low": (lambda: agreed(fee_off=-1), "are right"),
-    "fee too high": (lambda: agreed(fee_off=177), "are right"),
-    "fee above the cap": (lambda: framed(PLAN.frame._replace(fee_cap_lovelace=170_000)), "are right"),
+    "fee too low": (lambda: agreed(fee_off=-1), "the fee is"),
+    "fee too high": (lambda: agreed(fee_off=177), "the fee is"),
+    "fee above the cap": (lambda: framed(PLAN.frame._replace(fee_cap_lovelace=170_000)), "the fee is"),
     "size": (lambda: framed(PLAN.frame._replace(parameters=TxParameters(max_tx_size=300))), "bytes$"),
     "id": (lambda: (sign(PLAN, SIGNER), PLAN._replace(tx_id="00" * 32)), "the transaction id"),
     "a second witness": (lambda: agreed(witnesses=[STRAY]), "2 witnesses"),
@@ -267,9 +267,9 @@ def test_each_comparison_alone_rejects_its_mistake(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("a fee in a longer form", "longer than it need be"),
-        ("a byte behind", "nothing stands behind"),
-        ("a byte short", "nothing stands behind"),
+        ("a fee in a longer form", "longer than needed"),
+        ("a byte behind", "trailing bytes"),
+        ("a byte short", "trailing bytes"),
         ("not valid", "a payment is valid"),
         ("an indefinite array", "array of four"),
         ("a set without its tag", "not a set"),
@@ -289,7 +289,7 @@ def test_a_commitment_and_its_hash_are_checked() -> None:
     assert decode(raw).commitment == b"c" * 32
     check(raw, COMMITTED, SIGNER.public_key)
     for other in (b"d" * 32, None):
-        with pytest.raises(CheckFailed, match="metadata are others"):
+        with pytest.raises(CheckFailed, match="metadata differ"):
             check(raw, COMMITTED._replace(frame=COMMITTED.frame._replace(commitment=other)), SIGNER.public_key)
     with pytest.raises(Undecodable, match="not that of the auxiliary data"):
         decode(raw.replace(b"c" * 32, b"d" * 32))
@@ -355,14 +355,14 @@ OF_ONE = map_of((b"A", NAME))
 @pytest.mark.parametrize(
     ("assets", "why"),
     [
-        (map_of((P, OF_ONE), (P, OF_ONE)), "a policy is out of order or double"),
-        (map_of((P, map_of((b"A", NAME), (b"A", NAME)))), "name is out of order or double"),
-        (map_of((P, map_of((b"B", NAME), (b"A", NAME)))), "name is out of order or double"),
-        (map_of((P, map_of((b"AA", NAME), (b"B", NAME)))), "name is out of order or double"),
+        (map_of((P, OF_ONE), (P, OF_ONE)), "a policy is out of order or duplicate"),
+        (map_of((P, map_of((b"A", NAME), (b"A", NAME)))), "name is out of order or duplicate"),
+        (map_of((P, map_of((b"B", NAME), (b"A", NAME)))), "name is out of order or duplicate"),
+        (map_of((P, map_of((b"AA", NAME), (b"B", NAME)))), "name is out of order or duplicate"),
         (map_of((P, map_of((b"A" * 33, NAME)))), "longer than 32 bytes"),
-        (map_of((P, map_of((b"A", b"\x00")))), "an asset of which it holds none"),
+        (map_of((P, map_of((b"A", b"\x00")))), "an asset with zero units"),
         (map_of((P, map_of())), "a policy without assets"),
-        (map_of(), "lists assets of which it holds none"),
+        (map_of(), "list of assets is empty"),
         (map_of((P, map_of((b"A", b"\x1c" + bytes(16))))), "without a definite length"),
     ],
 )
