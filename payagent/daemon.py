@@ -1,4 +1,4 @@
-"""The daemon: connects all rooms, and runs until it is told to stop.
+"""The daemon: connects all rooms, and runs until it is stopped.
 
 Start with `serve`. The daemon owns the lease of the data folder and the order of start and stop.
 May import: every room but the CLI and the devnet.
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from payagent import sandbox as fence
+from payagent import sandbox
 from payagent.agent.agent import Agent
 from payagent.agent.base.chain_view import require_right_clock
 from payagent.agent.base.config import AgentConfig, file_config
@@ -47,7 +47,7 @@ from payagent.outbound.merchant_client import MerchantClient
 from payagent.outbound.webhook import Webhook, signing_key
 from payagent.proxy.app import Bounds as ProxyBounds
 from payagent.proxy.app import ProxyApp
-from payagent.scheduler import DEVNET_BEATS, NETWORK_BEATS, Scheduler
+from payagent.scheduler import DEVNET_INTERVALS, NETWORK_INTERVALS, Scheduler
 from payagent.secret_file import (
     SecretFile,
     make_secret_file,
@@ -74,8 +74,7 @@ from payagent.store.db.opening import held_open, opening, require_ledger
 from payagent.store.db.readers import Readers, make_scratch
 from payagent.store.db.signer_record import SIGNER_FILE, SignerFile
 from payagent.store.db.writer import Writer
-from payagent.store.rows import about
-from payagent.store.rows import writes as records
+from payagent.store.rows import about, writes
 from payagent.wallet.keys import Account
 
 log = structlog.get_logger("payagent.daemon")
@@ -83,7 +82,7 @@ log = structlog.get_logger("payagent.daemon")
 Announce = Callable[[Mapping[str, str]], None]
 
 CLOCK_PATIENCE_S = 5.0
-"""How long a start waits for a provider to tell the time."""
+"""How long a start waits for a provider's time."""
 
 
 def serve(
@@ -116,7 +115,7 @@ def serve(
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
-    fence.keep_to_itself()
+    sandbox.keep_to_itself()
     _require_private_place(settings.data_dir, config)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
@@ -131,10 +130,10 @@ def serve(
             listen_unix(settings.api.socket) as unix,
             held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
         ):
-            _put_up_fence(settings, plan, scratch, use_for_temporary)
+            _enter_sandbox(settings, plan, scratch, use_for_temporary)
             _warn_of_risks(settings)
-            tell = log.warning if missing else log.info
-            tell("signer.started", pid=signer.pid, not_possible_here=missing)
+            log_signer = log.warning if missing else log.info
+            log_signer("signer.started", pid=signer.pid, not_possible_here=missing)
             listeners = Listeners(unix, tcp, context)
             asyncio.run(
                 _serve(settings, account, signer, listeners, announce, redactor, checkpoint, config, reread)
@@ -145,7 +144,7 @@ def serve(
 
 def _require_private_place(data_dir: Path, config: Path) -> None:
     if not data_dir.is_dir():
-        raise Refused("config_invalid", f"{data_dir} is not there; make it with `payagent init`")
+        raise Refused("config_invalid", f"{data_dir} does not exist; create it with `payagent init`")
     require_private(data_dir)
     require_unchanged_by_others(config)
 
@@ -181,9 +180,9 @@ def _tls(api: ApiSettings, allow_remote: bool) -> ssl.SSLContext | None:
     return server_context(api.tls_certificate_file, api.tls_key_file)
 
 
-def _put_up_fence(
+def _enter_sandbox(
     settings: Settings,
-    plan: fence.SandboxPlan,
+    plan: sandbox.SandboxPlan,
     scratch: Path,
     use_for_temporary: Callable[[Path], None],
 ) -> None:
@@ -192,16 +191,16 @@ def _put_up_fence(
     In the sandbox, a file created in a folder above the keystore cannot be read. So temporary files are created
     elsewhere.
     """
-    tell = log.warning if plan.open else log.info
-    tell("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
-    fence.close_ways_out()
+    log_sandbox = log.warning if plan.open else log.info
+    log_sandbox("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
+    sandbox.close_ways_out()
     if not plan.hidden:
         return
     folder = Path(tempfile.gettempdir()).resolve()
-    temporary = folder if folder in fence.temporary(plan.hidden) else scratch
+    temporary = folder if folder in sandbox.temporary(plan.hidden) else scratch
     tempfile.tempdir = str(temporary)
     use_for_temporary(temporary)
-    fence.enter_sandbox(plan.hidden, written_by_daemon(settings, plan), (settings.api.socket.parent,))
+    sandbox.enter_sandbox(plan.hidden, written_by_daemon(settings, plan), (settings.api.socket.parent,))
 
 
 async def _serve(
@@ -225,7 +224,7 @@ async def _serve(
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
-        door = ProxyApp(
+        app = ProxyApp(
             agent,
             create_app(
                 agent,
@@ -240,22 +239,22 @@ async def _serve(
             egress,
         )
         plain, secure = listeners.sorted()
-        server = make_server(door, partial(agent.context.ports.new_id, "call"), secure)
+        server = make_server(app, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
-            make = partial(make_config, own=account.address, redactor=redactor)
-            read = partial(_read_anew, config, reread)
-            _read_on_sighup(ConfigReload(agent.context, settings, read, make))
+            make_agent_config = partial(make_config, own=account.address, redactor=redactor)
+            read = partial(_reread, config, reread)
+            _read_on_sighup(ConfigReload(agent.context, settings, read, make_agent_config))
         signer.watch(_stop)
-        _keep_what_is_there()
+        _freeze_startup_objects()
         announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
             await server.serve(sockets=plain)
         finally:
-            door.close()
+            app.close()
 
 
-def _keep_what_is_there() -> None:
+def _freeze_startup_objects() -> None:
     """Exclude objects that live as long as the process (modules, routes) from garbage collection.
 
     A collection would find nothing among them, and no request is answered while it runs.
@@ -279,7 +278,7 @@ async def _running(
     ports = Ports(SystemClock(), SystemRandomness())
     record = SignerFile(settings.data_dir / SIGNER_FILE)
     is_lost = threading.Event()
-    own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
+    own = Ownership(ports.new_id("boot"), record, partial(_stop_without_lease, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
     merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
@@ -292,7 +291,7 @@ async def _running(
             agent = Agent(config, ports, writer, readers, providers, signer)
             recovery = Recovery(agent.context, record)
             await recovery.begin()
-        intervals = DEVNET_BEATS if settings.is_devnet else NETWORK_BEATS
+        intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
         scheduler = Scheduler(
             agent,
@@ -320,7 +319,7 @@ async def _running(
 
 
 async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
-    """Refuse a wrong local clock (`clock_skew`). Providers that tell no time are ignored."""
+    """Refuse a wrong local clock (`clock_skew`). Providers that give no time are ignored."""
 
     async def ask(blockfrost: Blockfrost) -> int | None:
         with suppress(TimeoutError):
@@ -329,14 +328,14 @@ async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable
                 return read.value if isinstance(read, Found) else None
         return None
 
-    told = await asyncio.gather(*map(ask, providers))
-    require_right_clock([off_s for off_s in told if off_s is not None])
+    offsets_s = await asyncio.gather(*map(ask, providers))
+    require_right_clock([off_s for off_s in offsets_s if off_s is not None])
 
 
 def _egress(settings: Settings) -> Egress:
     """Return the rules for where calls to merchants may go."""
-    mine = (merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network)
-    return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
+    origins = (merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network)
+    return Egress(frozenset(urlsplit(origin).hostname or "" for origin in origins))
 
 
 def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
@@ -367,7 +366,7 @@ def _link_host(links: ApprovalLinks | None) -> frozenset[str]:
     return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
 
 
-def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
+def _reread(config: Path, reread: Callable[[], Settings]) -> Settings:
     """Reread the settings. Refused with the fix if the sandbox hides the file."""
     require_unchanged_by_others(config)
     try:
@@ -375,25 +374,25 @@ def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
     except PermissionError:
         raise Refused(
             "config_invalid",
-            f"{config} cannot be read: what was put in its place in a folder above the keystore is kept from the "
-            "daemon while it runs; write into the file itself, or start the daemon again",
+            f"{config} cannot be read: while the daemon runs, its sandbox hides new files in a folder above the "
+            "keystore; edit the file in place, or start the daemon again",
         ) from None
     return reread()
 
 
-def _read_on_sighup(rereading: ConfigReload) -> None:
+def _read_on_sighup(config_reload: ConfigReload) -> None:
     tasks: set[asyncio.Task[None]] = set()
 
-    def read() -> None:
-        task = asyncio.create_task(rereading.run())
+    def start_reload() -> None:
+        task = asyncio.create_task(config_reload.run())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, start_reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
-def _leave_to_another(is_lost: threading.Event) -> None:
+def _stop_without_lease(is_lost: threading.Event) -> None:
     """Stop after the lease is lost: nothing can be written, so nothing is signed or newly submitted."""
     if not is_lost.is_set():
         is_lost.set()
@@ -408,11 +407,13 @@ def _stop() -> None:
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
     """Bind the database to one network and one address for good."""
     for key, value in (("network", settings.network), ("address", own.text)):
-        known = about.meta(readers.conn, key)
-        if known is None:
-            await writer.run("bind", partial(records.put_meta, key=key, value=value))
-        elif known != value:
-            raise Refused("config_invalid", f"ledger.db is of {key} {known}, the configuration says {value}")
+        bound = about.meta(readers.conn, key)
+        if bound is None:
+            await writer.run("bind", partial(writes.put_meta, key=key, value=value))
+        elif bound != value:
+            raise Refused(
+                "config_invalid", f"ledger.db belongs to {key} {bound}, but the configuration says {value}"
+            )
 
 
 def make_config(settings: Settings, own: Address, redactor: Redactor) -> AgentConfig:
@@ -439,14 +440,11 @@ def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
 
 
 def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] = read_secret_file) -> str | None:
+    """Read a secret, and redact it in the log."""
     if path is None:
         return None
     secret = read(path)
-    _hide(secret, redactor)
-    return secret
-
-
-def _hide(secret: str, redactor: Redactor) -> None:
-    """Redact a secret in the log. A very short one may be a common word; it is not redacted, but never logged."""
+    # a very short secret may be a common word: it is not redacted, but it is never logged
     if len(secret) >= SECRET_LENGTH_MIN:
         redactor.register(secret)
+    return secret

@@ -26,8 +26,8 @@ from payagent.agent.topups.runner import TopupRunner
 from payagent.core.problems import Refused
 
 DRAIN_S = 20.0
-MISSED_BEATS_MAX = 10
-CLOCK_LOOK_S = 1.0
+MISSED_RUNS_MAX = 10
+CLOCK_CHECK_S = 1.0
 """How often to check whether the clock was set back."""
 
 log = structlog.get_logger("payagent.scheduler")
@@ -48,8 +48,8 @@ class JobIntervals:
     prepaid_s: float
 
 
-DEVNET_BEATS = JobIntervals(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
-NETWORK_BEATS = JobIntervals(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
+DEVNET_INTERVALS = JobIntervals(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
+NETWORK_INTERVALS = JobIntervals(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
 
 
 class _Every(BaseTrigger):  # type: ignore[misc]
@@ -83,10 +83,10 @@ class Scheduler:
         self._intervals = intervals
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_success_s: float | None = None
-        self._last_error = "the first look at the chain is not done"
+        self._last_error = "the first chain pass is not done"
         self._failures: dict[str, str] = {}
-        self._told: str | None = None
-        self._clock_look: asyncio.TimerHandle | None = None
+        self._logged_problem: str | None = None
+        self._clock_timer: asyncio.TimerHandle | None = None
         self._scheduler = AsyncIOScheduler(
             timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
@@ -95,8 +95,8 @@ class Scheduler:
         """Start all jobs, with a first run at once."""
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # logs every run
         for name, run_once, seconds in (
-            ("watch", self._look, self._intervals.watch_s),
-            ("scan", self._scan, self._intervals.watch_s),
+            ("watch", self._sync_chain, self._intervals.watch_s),
+            ("scan", self._recover, self._intervals.watch_s),
             ("merchants", self._chain_sync.merchant_polling.poll_merchants, self._intervals.merchants_s),
             ("unserved", self._agent.deliveries.give_up_unserved, self._intervals.merchants_s),
             ("prepaid", self._chain_sync.merchant_polling.observe_prepaid, self._intervals.prepaid_s),
@@ -106,10 +106,10 @@ class Scheduler:
             ("approvals", self._agent.decisions.deny_what_is_over, self._intervals.alerts_s),
         ):
             self._scheduler.add_job(
-                self._beat, _Every(seconds), [name, run_once], id=name, next_run_time=datetime.now(UTC)
+                self._start_run, _Every(seconds), [name, run_once], id=name, next_run_time=datetime.now(UTC)
             )
         self._scheduler.start()
-        self._mind_the_clock()
+        self._check_clock()
 
     def stale(self) -> str | None:
         """Say why the last chain pass failed if none succeeded for too long; None otherwise."""
@@ -117,44 +117,44 @@ class Scheduler:
         if self._last_success_s is None:
             return self._last_error
         age_s = now_s - self._last_success_s
-        if age_s > max(self._intervals.watch_s * MISSED_BEATS_MAX, 30) + self._intervals.idle_s:
-            return f"the last look at the chain that succeeded is {age_s:.0f} s ago: {self._last_error}"
+        if age_s > max(self._intervals.watch_s * MISSED_RUNS_MAX, 30) + self._intervals.idle_s:
+            return f"the last successful chain pass was {age_s:.0f} s ago: {self._last_error}"
         return None
 
     async def stop(self) -> None:
-        """Stop. Running jobs and submissions share DRAIN_S to end."""
+        """Stop. Running jobs and submissions have `DRAIN_S` seconds in total to end."""
         clock = asyncio.get_running_loop().time
         until_s = clock() + DRAIN_S
-        if self._clock_look is not None:
-            self._clock_look.cancel()
+        if self._clock_timer is not None:
+            self._clock_timer.cancel()
         self._scheduler.pause()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
         await self._agent.submitter.drain(until_s - clock())
         self._scheduler.shutdown(wait=False)
 
-    def _mind_the_clock(self) -> None:
+    def _check_clock(self) -> None:
         """Reschedule jobs after the clock was set back; otherwise none runs until it catches up.
 
         This check uses the event loop's clock.
         """
-        self._clock_look = asyncio.get_running_loop().call_later(CLOCK_LOOK_S, self._mind_the_clock)
+        self._clock_timer = asyncio.get_running_loop().call_later(CLOCK_CHECK_S, self._check_clock)
         now = datetime.now(UTC)
         for job in self._scheduler.get_jobs():
             if job.next_run_time > now + job.trigger.interval:
                 job.modify(next_run_time=now)
 
-    async def _beat(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
-        """Start a job as a task of ours, one per name at a time. Only `stop` waits for it."""
+    async def _start_run(self, name: str, run_once: Callable[[], Awaitable[None]]) -> None:
+        """Start a run of a job as a task of its own, one per name at a time. Only `stop` waits for it."""
         if any(task.get_name() == name for task in self._tasks):
             return
-        task = asyncio.get_running_loop().create_task(self._guarded(name, act), name=name)
+        task = asyncio.get_running_loop().create_task(self._run(name, run_once), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+    async def _run(self, name: str, run_once: Callable[[], Awaitable[None]]) -> None:
         try:
-            await act()
+            await run_once()
         except Exception as error:
             self._last_error = str(error)
             if self._failures.get(name) != repr(error):
@@ -163,20 +163,20 @@ class Scheduler:
         else:
             self._failures.pop(name, None)
 
-    async def _scan(self) -> None:
+    async def _recover(self) -> None:
         await self._recovery.run_once(self._chain_sync.provider_selection.view)
 
-    async def _look(self) -> None:
-        if self._may_rest():
+    async def _sync_chain(self) -> None:
+        if self._can_wait():
             return
         if await self._chain_sync.run_once():
             self._last_success_s = asyncio.get_running_loop().time()
-            self._tell(self._why_not_ready())
+            self._log_problem(self._why_not_ready())
         else:
             self._last_error = self._chain_sync.trouble or "the chain was not read in full"
-            self._tell(self._last_error)
+            self._log_problem(self._last_error)
 
-    def _may_rest(self) -> bool:
+    def _can_wait(self) -> bool:
         """Whether the next pass can wait. A payment admitted meanwhile is seen by the next run."""
         if self._last_success_s is None or self._context.chain.behind is not None or not self._chain_sync.is_idle:
             return False
@@ -189,11 +189,11 @@ class Scheduler:
             return refused.detail
         return None
 
-    def _tell(self, problem: str | None) -> None:
-        """Log the reason why we cannot pay when it changes. A different number is no change."""
+    def _log_problem(self, problem: str | None) -> None:
+        """Log the reason why payagent cannot pay, when it changes. A different number is no change."""
         kind = None if problem is None else re.sub(r"[0-9]+", "0", problem)
-        if kind != self._told:
-            self._told = kind
+        if kind != self._logged_problem:
+            self._logged_problem = kind
             if problem is None:
                 log.warning("chain.problem_over")
             else:

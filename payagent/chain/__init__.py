@@ -1,4 +1,4 @@
-"""The chain room: the questions payagent asks chain providers, and how it weighs their answers.
+"""The chain room: what payagent reads from chain providers, and how it combines their answers.
 
 Start with `provider`, the port that the rest of payagent uses, then read in this order:
 - `blockfrost` implements the port over HTTP. `blockfrost_http` makes the calls, `blockfrost_parse` reads the

@@ -24,7 +24,7 @@ INDEX_LAG_S = 600
 PAUSES_S = (0.5, 1, 5, 20, 60, 60)
 """Pauses after a read that was Unknown: the provider wants a pause, or is away for a while.
 
-Until `PACED_AFTER` movements were read only the first two count: the caller may ask another provider then.
+Until `PACED_AFTER` movements were read, only the first two count: the caller can still ask another provider.
 """
 
 PACED_AFTER = 200
@@ -34,7 +34,7 @@ PACE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Transactions since the time that was asked for, oldest first, and all unspent outputs."""
+    """Transactions since the requested time, oldest first, and all unspent outputs."""
 
     tip: Tip
     transactions: tuple[AddressTx, ...]
@@ -46,27 +46,27 @@ async def read_history(provider: ChainProvider, address: str, since_s: int) -> H
     """Read the history, or say why it could not be read."""
     movements: dict[str, Movement] = {}
     listed: tuple[AddressTx, ...] = ()
-    below: Tip | None = None
+    earlier_tip: Tip | None = None
     for _ in range(AT_REST_PASSES):
         tip = await _answered(provider.tip, len(movements))
         if not isinstance(tip, Found):
             return _unknown("tip", tip)
-        if below is not None and not isinstance(await provider.block(below.hash), Found):
-            below = None
-        from_s = since_s if below is None else max(since_s, below.time_s - INDEX_LAG_S)
-        fresh = await _answered(partial(provider.transactions, address, from_s), len(movements))
-        if not isinstance(fresh, Found):
-            return _unknown("transactions", fresh)
-        listed = (*(tx for tx in listed if below is not None and tx.time_s < from_s), *fresh.value)
-        doubt = await _read_movements(provider, address, fresh.value, movements)
-        utxos = doubt or await _answered(partial(provider.utxos, address), len(movements))
+        if earlier_tip is not None and not isinstance(await provider.block(earlier_tip.hash), Found):
+            earlier_tip = None
+        from_s = since_s if earlier_tip is None else max(since_s, earlier_tip.time_s - INDEX_LAG_S)
+        newer = await _answered(partial(provider.transactions, address, from_s), len(movements))
+        if not isinstance(newer, Found):
+            return _unknown("transactions", newer)
+        listed = (*(tx for tx in listed if earlier_tip is not None and tx.time_s < from_s), *newer.value)
+        failure = await _read_movements(provider, address, newer.value, movements)
+        utxos = failure or await _answered(partial(provider.utxos, address), len(movements))
         if not isinstance(utxos, Found):
             return _unknown("utxos", utxos)
         if await provider.tip() == tip and all(tx.tx_id in movements for tx in listed):
             moved = {tx.tx_id: movements[tx.tx_id] for tx in listed}
             return History(tip.value, listed, moved, utxos.value)
-        below = tip.value
-    return Unknown("the chain did not stand still while it was read")
+        earlier_tip = tip.value
+    return Unknown("the chain kept changing while it was read")
 
 
 async def _read_movements(
@@ -95,5 +95,5 @@ async def _answered(ask: Callable[[], Awaitable[Read[T]]], count: int) -> Read[T
     return await ask()
 
 
-def _unknown(what: str, read: object) -> Unknown:
-    return read if isinstance(read, Unknown) else Unknown(f"{what}: the provider has none")
+def _unknown(kind: str, read: object) -> Unknown:
+    return read if isinstance(read, Unknown) else Unknown(f"{kind}: the provider has none")

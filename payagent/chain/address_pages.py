@@ -33,11 +33,11 @@ class Pages:
             self._earlier = None
         return True
 
-    def kept(self) -> "Pages":
+    def to_resume(self) -> "Pages":
         """Return the pages to resume from: the earlier ones until the two have met, then these."""
         return self._earlier or self
 
-    def reach(self, since_s: int) -> bool:
+    def reaches(self, since_s: int) -> bool:
         """Whether the oldest row is older than a time."""
         return bool(self.rows) and next(reversed(self.rows.values())).time_s < since_s
 
@@ -45,7 +45,7 @@ class Pages:
         """Return the rows since a time, oldest first."""
         return tuple(row for row in reversed(self.rows.values()) if row.time_s >= since_s)
 
-    def _join(self, earlier: "Pages", met: str) -> None:
+    def _join(self, earlier: "Pages", shared_tx_id: str) -> None:
         """Continue below the rows read earlier. The next page begins with known rows.
 
         If a row above the meeting point is gone, the rows below it may have moved, and nothing is joined.
@@ -53,7 +53,7 @@ class Pages:
         for tx_id in earlier.rows:
             if tx_id not in self.rows:
                 return
-            if tx_id == met:
+            if tx_id == shared_tx_id:
                 break
         self.tip_hash = earlier.tip_hash
         self.rows |= {tx_id: row for tx_id, row in earlier.rows.items() if tx_id not in self.rows}

@@ -124,7 +124,7 @@ class Blockfrost:
         self._secret = project_id
         self._transport = Transport(name, self._timeouts.connect_s)
         self._turn: Turn = at_once
-        self._begun: dict[str, Pages] = {}
+        self._resumable: dict[str, Pages] = {}
         self._api = _Api(base_url, project_id, self._transport)
 
     def __repr__(self) -> str:
@@ -202,14 +202,14 @@ class Blockfrost:
                     before = await self.tip()
                     if not isinstance(before, Found):
                         return Unknown("transactions: the tip could not be read")
-                    pages = Pages(before.value.hash, self._begun.get(address))
-                    if (doubt := await self._read_down(pages, address, since_s)) is not None:
-                        return doubt
-                    still = await self.block(pages.tip_hash)
-                    if isinstance(still, Unknown):
-                        return still
-                    self._begun.pop(address, None)
-                    if isinstance(still, Found):
+                    pages = Pages(before.value.hash, self._resumable.get(address))
+                    if (failure := await self._read_down(pages, address, since_s)) is not None:
+                        return failure
+                    block = await self.block(pages.tip_hash)
+                    if isinstance(block, Unknown):
+                        return block
+                    self._resumable.pop(address, None)
+                    if isinstance(block, Found):
                         return Found(pages.since(since_s))
         except TimeoutError:
             return Unknown("transactions: the pages took too long")
@@ -218,7 +218,7 @@ class Blockfrost:
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         """Return what a transaction moved. Collateral moved only if the transaction's script failed.
 
-        The list does not say whether the script failed, so that is asked separately. If it failed, nothing but
+        The list does not say whether the script failed, so a second call asks for that. If it failed, nothing but
         collateral moved.
         """
         _check(HASH, tx_id)
@@ -240,13 +240,13 @@ class Blockfrost:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(HASH, tx_id)
-        classified = partial(classify_submit, tx_id=tx_id, project_id=self._secret)
-        answer = await self._post(raw, self._timeouts.submit_s, classified)
+        classify = partial(classify_submit, tx_id=tx_id, project_id=self._secret)
+        answer = await self._post(raw, self._timeouts.submit_s, classify)
         # A thread that had started may still be sending bytes: only "never started" is certain.
         return answer or classify_submit(RawAnswer(error=TransportError.TIMEOUT, body_sent=True), tx_id)
 
     async def lacks_submit(self) -> bool:
-        """Whether the server only reads: Blockfrost's own backend leaves /tx/submit to another program.
+        """Whether the server only reads. Blockfrost's own backend leaves /tx/submit to another program.
 
         The test submits one byte that is no transaction.
         """
@@ -261,7 +261,7 @@ class Blockfrost:
 
     async def _read(
         self,
-        what: str,
+        kind: str,
         parse: Callable[[Any], T],
         path: str,
         *,
@@ -277,8 +277,8 @@ class Blockfrost:
             max_bytes=max_bytes,
         )
         if isinstance(read, Unknown):
-            return replace(read, reason=f"{what}: {self._clean(read.reason)}")
-        return Unknown(f"{what}: timeout", Why.OUTAGE) if read is None else read
+            return replace(read, reason=f"{kind}: {self._clean(read.reason)}")
+        return Unknown(f"{kind}: timeout", Why.OUTAGE) if read is None else read
 
     async def _post(self, raw: bytes, timeout_s: float, then: Callable[[RawAnswer], T]) -> T | None:
         """Post a transaction. Returns None if the time ran out after the exchange had begun."""
@@ -301,17 +301,17 @@ class Blockfrost:
         )
 
     async def _stable_pages(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        before_that: tuple[ChainUtxo, ...] | None = None
+        previous: tuple[ChainUtxo, ...] | None = None
         for _ in range(_MAX_PASSES):
             before = await self.tip()
             rows = await self._all_pages(address)
             if isinstance(rows, Unknown):
                 return rows
             after = await self.tip()
-            still = isinstance(before, Found) and isinstance(after, Found) and before.value == after.value
-            if len(refs(rows)) == len(rows) and (still or rows == before_that):
+            is_same_tip = isinstance(before, Found) and isinstance(after, Found) and before.value == after.value
+            if len(refs(rows)) == len(rows) and (is_same_tip or rows == previous):
                 return _whole(rows)
-            before_that = rows
+            previous = rows
         return Unknown("utxos: the rows kept moving while their pages were read")
 
     async def _all_pages(self, address: str) -> tuple[ChainUtxo, ...] | Unknown:
@@ -350,12 +350,12 @@ class Blockfrost:
                 is_first = pages.number == 1
                 return None if is_first else Unknown(f"transactions: page {pages.number} is not found")
             if not pages.take(page.value):
-                self._begun.pop(address, None)
+                self._resumable.pop(address, None)
                 return Unknown("transactions: the chain forked while their pages were read")
-            self._begun[address] = pages.kept()
-            if len(page.value) < PAGE_ROWS or pages.reach(since_s):
+            self._resumable[address] = pages.to_resume()
+            if len(page.value) < PAGE_ROWS or pages.reaches(since_s):
                 return None
-        self._begun.pop(address, None)
+        self._resumable.pop(address, None)
         return Unknown(f"transactions: more than {_MAX_TX_PAGES} pages")
 
     def _clean(self, text: str) -> str:

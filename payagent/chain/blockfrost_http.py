@@ -178,27 +178,27 @@ class Transport:
         self._closed = False
 
     def get(self, url: str, headers: dict[str, str | None], params: Mapping[str, Any] | None = None) -> RawAnswer:
-        asked = {name: value for name, value in (params or {}).items() if value is not None}
-        return self._exchange("GET", url, headers, fields=asked)
+        fields = {name: value for name, value in (params or {}).items() if value is not None}
+        return self._exchange("GET", url, headers, fields=fields)
 
     def post(self, url: str, headers: dict[str, str | None], data: Body) -> RawAnswer:
         # set here, because urllib3 does not know the length of a file-like body
         return self._exchange("POST", url, headers | {"Content-Length": str(len(data))}, body=data)
 
-    def _exchange(self, method: str, url: str, headers: dict[str, str | None], **what: Any) -> RawAnswer:
-        body = what.get("body")
+    def _exchange(self, method: str, url: str, headers: dict[str, str | None], **content: Any) -> RawAnswer:
+        body = content.get("body")
         call: _Call = _running.call
-        told = _HEADERS | {name: value for name, value in headers.items() if value is not None}
+        sent_headers = _HEADERS | {name: value for name, value in headers.items() if value is not None}
         try:
             call.adopt(None)
             response = self._pools.request(
                 method,
                 url,
-                headers=told,
+                headers=sent_headers,
                 timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=call.read_timeout_s),
                 redirect=False,
                 preload_content=False,
-                **what,
+                **content,
             )
             try:
                 return _received(response, call)

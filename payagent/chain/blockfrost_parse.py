@@ -40,7 +40,7 @@ _VALUES_MAX = 600_000
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
 
-_IN_WORDS = {
+_TRANSPORT_REASONS = {
     TransportError.CONNECT: "no connection",
     TransportError.TLS: "no secure connection",
     TransportError.TIMEOUT: "no answer in time",
@@ -49,7 +49,7 @@ _IN_WORDS = {
     TransportError.TOO_BIG: "the answer is too big",
 }
 
-_OF_STATUS = {
+_STATUS_REASONS = {
     401: ": the project id is not accepted",
     402: ": the day's calls are used up",
     403: ": the project id is not accepted, or is of another network",
@@ -64,16 +64,16 @@ def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
 def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     """Interpret an answer. Only a 200 and Blockfrost's own 404 count."""
     if answer.error is not None:
-        return Unknown(_IN_WORDS[answer.error], Why.OUTAGE)
+        return Unknown(_TRANSPORT_REASONS[answer.error], Why.OUTAGE)
     if answer.status not in (200, 404):
-        status = f"http {answer.status}{_OF_STATUS.get(answer.status or 0, '')}"
-        return Unknown(status, _why(answer.status or 0), retry_after_s(answer.retry_after))
+        status = f"http {answer.status}{_STATUS_REASONS.get(answer.status or 0, '')}"
+        return Unknown(status, _why_of(answer.status or 0), retry_after_s(answer.retry_after))
     if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES_MAX:
         return Unknown(f"http {answer.status}, not understood (too many values)")
     try:
         body = strict_json.loads(answer.body, max_bytes=ANSWER_MAX_BYTES)
         if answer.status == 404:
-            return NotFound() if _says_not_found(body) else Unknown("http 404, not in the provider's own form")
+            return NotFound() if _is_own_404(body) else Unknown("http 404, not in the provider's own form")
         return Found(parse(body))
     except Refused as refused:
         why = refused.name  # its detail quotes the provider's text
@@ -84,13 +84,13 @@ def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     return Unknown(f"http {answer.status}, not understood ({why})")
 
 
-def _why(status: int) -> Why:
+def _why_of(status: int) -> Why:
     if status in (402, 418):
         return Why.QUOTA
     return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
 
 
-def _says_not_found(body: Any) -> bool:
+def _is_own_404(body: Any) -> bool:
     """Whether this is Blockfrost's own 404, not one of a proxy or framework in between."""
     return (
         type(body) is dict
@@ -229,13 +229,13 @@ def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
         Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))
         for is_collateral in (False, True)
     )
-    failed = Movement(spent=_known(collateral.spent, plain.spent), made=_known(collateral.made, plain.made))
+    failed = Movement(spent=_in_full(collateral.spent, plain.spent), made=_in_full(collateral.made, plain.made))
     return _Listed(plain, failed, any(_flag(row, "collateral") for row in spent))
 
 
-def _known(utxos: _Values, in_full: _Values) -> _Values:
+def _in_full(utxos: _Values, full_values: _Values) -> _Values:
     """The UTxOs, with their full value where it is listed: Blockfrost leaves out the tokens of collateral."""
-    return {ref: in_full.get(ref, value) for ref, value in utxos.items()}
+    return {ref: full_values.get(ref, value) for ref, value in utxos.items()}
 
 
 def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:

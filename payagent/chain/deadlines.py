@@ -20,17 +20,17 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def in_time(
-    works: Sequence[Coroutine[Any, Any, T]], patience_s: float, late: T, is_told: Callable[[T], bool]
+    works: Sequence[Coroutine[Any, Any, T]], patience_s: float, late: T, is_answer: Callable[[T], bool]
 ) -> list[T]:
     """Return the results in order, with `late` for one that is much slower than the others.
 
-    Each may take `patience_s`, or twice the time the others took if that is more. `is_told` says whether a result
-    is an answer. Of three or more, two have to have answered. Otherwise one fast liar could silence two slow ones.
+    Each may take `patience_s`, or twice the time the others took if that is more. `is_answer` says whether a
+    result is an answer. Of three or more, two must have answered: one fast liar could silence two slow ones.
     """
     if len(works) < 2:
         return await together(works)
     now_s, until_s = asyncio.get_running_loop().time, None
-    lacking = min(2, len(works) - 1)
+    answers_needed = min(2, len(works) - 1)
     begun_s = now_s()
     tasks = [asyncio.create_task(work) for work in works]
     try:
@@ -40,8 +40,8 @@ async def in_time(
             done, missing = await asyncio.wait(missing, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-            lacking -= sum(is_told(task.result()) for task in done)
-            if until_s is None and lacking <= 0:
+            answers_needed -= sum(is_answer(task.result()) for task in done)
+            if until_s is None and answers_needed <= 0:
                 until_s = begun_s + max(patience_s, 2 * (now_s() - begun_s))
         return [late if task in missing else task.result() for task in tasks]
     finally:

@@ -43,7 +43,7 @@ class Disputes:
         self._open[subject] = dispute = missed(self._open.get(subject), now_ms)
         return _lasts(dispute, now_ms)
 
-    async def follow(self, tx_id: str, said: Sequence[ProviderAnswer[TxSeen]]) -> bool:
+    async def follow(self, tx_id: str, answers: Sequence[ProviderAnswer[TxSeen]]) -> bool:
         """Note that providers disagree about a transaction, and look for the liar once that lasts.
 
         Returns whether the disagreement lasts.
@@ -51,13 +51,13 @@ class Disputes:
         if not self.note(tx_id):
             return False
         now_ms = self._clock.now_ms()
-        for one in said:
-            state = next((m for m in self._states if m.provider.name == one.name), None)
+        for answer in answers:
+            state = next((state for state in self._states if state.provider.name == answer.name), None)
             if state is None:
                 continue
-            why = await self._lie(state, tx_id, one.read)
+            why = await self._lie(state, tx_id, answer.read)
             if why == TWO_HEIGHTS or state.is_convicted(tx_id, why, now_ms):
-                state.send_out(now_ms, why or "")
+                state.exclude(now_ms, why or "")
         return True
 
     async def _lie(self, state: ProviderState, tx_id: str, read: Read[TxSeen]) -> str | None:

@@ -31,14 +31,14 @@ A tip that is too high for the slots passed is refused for as long: the earlier 
 START_PATIENCE_MS = 10_000
 """How long a provider that has not answered since the start is waited for.
 
-It has said nothing yet that its absence could hide. Until its silence is lasting (`is_lasting`), nothing is
+It has shown nothing yet that its absence could hide. Until its silence is lasting (`is_lasting`), nothing is
 concluded as final (`QuorumView.is_final`), and anything new to the ledger takes three reads.
 """
 
 CONVICTION_MS = 60_000
 """The time between two contradictions that convict a provider."""
 
-SENTENCE_MS = 600_000
+EXCLUSION_MS = 600_000
 """How long a provider caught in a lie is excluded."""
 
 ABSENT_MS = 600_000
@@ -50,10 +50,10 @@ A lagging replica denies its provider's newest block, so an honest provider may 
 FOR_GOOD = ("tx", "block", "utxos")
 """The kinds of read that lead to conclusions which no later pass can undo."""
 
-_ASKED_EVERY_PASS = {"tip", "time"}
-"""The kinds that each pass asks of every provider."""
+_READ_EVERY_PASS = {"tip", "time"}
+"""The kinds that each pass reads from every provider."""
 
-TWO_HEIGHTS = "it tells two heights of one block"
+TWO_HEIGHTS = "it shows two heights for one block"
 """One case convicts: a block's hash fixes its height and slot, so a lagging index cannot explain it."""
 
 
@@ -81,11 +81,11 @@ class Exclusion:
         Lies close in time make one exclusion, in whatever order they are found.
         """
         from_ms, until_ms = self.span.from_ms, self.span.until_ms
-        if from_ms - SENTENCE_MS < at_ms < until_ms:
-            span = Span(min(from_ms, at_ms), max(until_ms, at_ms + SENTENCE_MS))
+        if from_ms - EXCLUSION_MS < at_ms < until_ms:
+            span = Span(min(from_ms, at_ms), max(until_ms, at_ms + EXCLUSION_MS))
             return Exclusion(span, self.is_relapse)
-        is_relapse = until_ms > 0 and 0 <= at_ms - until_ms <= SENTENCE_MS
-        return Exclusion(Span(at_ms, at_ms + SENTENCE_MS), is_relapse)
+        is_relapse = until_ms > 0 and 0 <= at_ms - until_ms <= EXCLUSION_MS
+        return Exclusion(Span(at_ms, at_ms + EXCLUSION_MS), is_relapse)
 
 
 @dataclass(slots=True)
@@ -105,8 +105,8 @@ class ProviderState:
     fallen: Silence | None = None
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
-    was_heard: bool = False
-    has_told_utxos: bool = False
+    was_believed: bool = False
+    has_listed_utxos: bool = False
     absence: Silence | None = None
     """Since when it has not been believed, for whatever reason."""
 
@@ -128,28 +128,28 @@ class ProviderState:
     shown: dict[str, TxSeen] = field(default_factory=dict)
     """Per transaction: what it showed when other providers did not show the same."""
 
-    def note(self, what: str, read: Read[Any], now_ms: int) -> None:
+    def note(self, kind: str, read: Read[Any], now_ms: int) -> None:
         """Record whether it answered this kind of read, for `is_mute`."""
         if isinstance(read, Unknown):
-            self.silences[what] = missed(self.silences.get(what), now_ms)
+            self.silences[kind] = missed(self.silences.get(kind), now_ms)
         else:
-            self.silences.pop(what, None)
-            self.has_told_utxos |= what == "utxos"
+            self.silences.pop(kind, None)
+            self.has_listed_utxos |= kind == "utxos"
 
-    def is_mute(self, what: str) -> bool:
-        return is_lasting(self.silences.get(what))
+    def is_mute(self, kind: str) -> bool:
+        return is_lasting(self.silences.get(kind))
 
-    def note_look(self, is_heard: bool, now_ms: int) -> None:
+    def note_pass(self, is_believed: bool, now_ms: int) -> None:
         """Record whether it was believed in a pass, and whether it could answer its reads.
 
-        A provider that is not believed is asked nothing, so its silences go on. They do not go on while it is
-        excluded for a lie, because then we do not ask.
+        A provider that is not believed is not read from, so its silences go on. They pause while it is excluded
+        for a lie.
         """
-        self.absence = None if is_heard else missed(self.absence, now_ms)
-        for what in () if is_heard or self.lied else self.silences.keys() - _ASKED_EVERY_PASS:
-            self.silences[what] = missed(self.silences[what], now_ms)
+        self.absence = None if is_believed else missed(self.absence, now_ms)
+        for kind in () if is_believed or self.lied else self.silences.keys() - _READ_EVERY_PASS:
+            self.silences[kind] = missed(self.silences[kind], now_ms)
         self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
-        self.was_heard |= is_heard
+        self.was_believed |= is_believed
 
     def is_missing(self, now_ms: int) -> bool:
         """Whether answers of this provider are missing and still have to be waited for."""
@@ -171,16 +171,16 @@ class ProviderState:
         is_out_again = self.exclusion.is_relapse and self.exclusion.holds(now_ms)
         return is_out_again or (self.absence is not None and _lasts_ms(self.absence, ABSENT_MS))
 
-    def is_sent_out(self, now_ms: int) -> bool:
+    def is_excluded(self, now_ms: int) -> bool:
         """Whether it is excluded for a lie."""
         lied_ms = self.provider.lied_at_ms
-        if lied_ms is not None and Span(lied_ms, lied_ms + SENTENCE_MS).holds(now_ms):
-            self.send_out(lied_ms, "it answered a submission with another transaction's id")
+        if lied_ms is not None and Span(lied_ms, lied_ms + EXCLUSION_MS).holds(now_ms):
+            self.exclude(lied_ms, "it answered a submission with another transaction's id")
         if not self.exclusion.holds(now_ms):
             self.lied = ""
         return bool(self.lied)
 
-    def send_out(self, at_ms: int, why: str) -> None:
+    def exclude(self, at_ms: int, why: str) -> None:
         self.lied = why
         self.trouble = why
         self.exclusion = self.exclusion.after(at_ms)
@@ -194,7 +194,7 @@ class ProviderState:
                 return "it does not know the block that it calls its newest"
             if isinstance(own, Found):
                 if (own.value.height, own.value.slot) != (tip.height, tip.slot):
-                    return "it tells another height of the block that it calls its newest"
+                    return "it shows another height for the block that it calls its newest"
                 self.confirmed_tip = tip
         if before and tip.height < before.height and isinstance(await provider.block(before.hash), Found):
             return "its newest block went back, and the one before is still there"
@@ -230,8 +230,8 @@ class ProviderState:
             if before.block_hash == seen.block_hash and before != seen:
                 return TWO_HEIGHTS
             if isinstance(block, Found):
-                is_it = (block.value.height, block.value.slot) == (seen.block_height, seen.slot)
-                return None if is_it else TWO_HEIGHTS
+                is_same = (block.value.height, block.value.slot) == (seen.block_height, seen.slot)
+                return None if is_same else TWO_HEIGHTS
             return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
         listed = await provider.utxos(own) if isinstance(read, NotFound) else None
         if isinstance(listed, Found) and any(utxo.tx_id == tx_id for utxo in listed.value):
@@ -252,5 +252,5 @@ class ProviderState:
         return False
 
 
-def _lasts_ms(silence: Silence, wanted_ms: int) -> bool:
-    return is_lasting(silence) and silence.last_ms - silence.since_ms >= wanted_ms
+def _lasts_ms(silence: Silence, least_ms: int) -> bool:
+    return is_lasting(silence) and silence.last_ms - silence.since_ms >= least_ms

@@ -2,8 +2,8 @@
 
 A single provider is believed while its tip is recent. Of several, a provider is believed if it is on our network,
 has a recent tip and does not contradict itself (chain.provider_state). It must not give unexpected parameters
-while another gives the expected ones. One that does not answer is waited for, two minutes. One that is caught in a
-lie (chain.disputes) is excluded for a while. `chain.quorum_view` combines the answers of the believed ones.
+while another gives the expected ones. The others wait two minutes for one that does not answer. One that is caught
+in a lie (chain.disputes) is excluded for a while. `chain.quorum_view` combines the answers of the believed ones.
 May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
 chain.circuit_breaker, chain.provider, chain.quorum_view, core.problems.
 Never: concludes anything about a payment; submits.
@@ -91,51 +91,58 @@ class ProviderQuorum:
     def has_several(self) -> bool:
         return len(self._states) > 1
 
-    def outs(self) -> dict[str, str]:
-        """Alerts when there are several providers: excluded ones, blocked signing, a lasting dispute."""
+    def alert_details(self) -> dict[str, str]:
+        """The details of alerts, by subject: excluded providers, blocked signing, a lasting dispute.
+
+        Empty if only one provider is configured.
+        """
         if not self.has_several:
             return {}
-        found = {
-            f"provider:{state.provider.name}": f"{state.provider.name} is not heard: {state.trouble}"
+        details = {
+            f"provider:{state.provider.name}": f"{state.provider.name} is not believed: {state.trouble}"
             for state in self._states
             if state.trouble and (state.is_other_network or state.is_late or state.lied or state.is_mute("tip"))
         }
-        found |= {
+        details |= {
             f"provider:{state.provider.name}": f"{state.provider.name}: its newest block is lower than one before"
             for state in self._states
             if not state.trouble and is_lasting(state.fallen)
         }
-        found |= {
+        details |= {
             f"provider:{state.provider.name}": f"{state.provider.name}: {state.odd.detail}"
             for state in self._states
             if not state.trouble and state.odd and state.odd.forbids
         }
         for subject in self._disputes.lasting[:1]:
-            found["providers"] = f"the providers disagree about {subject}, and it cannot be told who lies"
-        return found
+            details["providers"] = f"the providers disagree about {subject}, and it is unclear which one lies"
+        return details
 
     def submit_providers(self) -> list[ThrottledProvider]:
         """The providers that get submissions, believed ones first; none on another network or caught in a lie."""
         now_ms = self._clock.now_ms()
-        fit = [m for m in self._states if not m.is_other_network and not m.exclusion.holds(now_ms)]
+        fit = [state for state in self._states if not state.is_other_network and not state.exclusion.holds(now_ms)]
         return [state.provider for state in sorted(fit, key=lambda state: state.trouble is not None)]
 
     async def observe(self) -> QuorumView | None:
         """Find which providers are believed now, and return their view; None if there are none."""
-        tips = await self._hear()
-        tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._states, tips, strict=True)]
-        heard = [state for state, tip in zip(self._states, tips, strict=True) if tip and not state.trouble]
+        tips = await self._read_tips()
+        tips = [
+            None if self._is_odd_one_out(state) else tip for state, tip in zip(self._states, tips, strict=True)
+        ]
+        believed = [state for state, tip in zip(self._states, tips, strict=True) if tip and not state.trouble]
         for state in self._states:
-            state.note_look(state in heard, self._clock.now_ms())
+            state.note_pass(state in believed, self._clock.now_ms())
         late = [state for state, tip in zip(self._states, tips, strict=True) if tip and state.is_late]
-        return self._view(heard, heard or late) if heard or late else None
+        return self._view(believed, believed or late) if believed or late else None
 
-    def _view(self, heard: Sequence[ProviderState], speaking: Sequence[ProviderState]) -> QuorumView:
+    def _view(self, believed: Sequence[ProviderState], speaking: Sequence[ProviderState]) -> QuorumView:
         """Build the view of the believed providers, or of the merely late ones if there are no others."""
         now_ms = self._clock.now_ms()
         tips = [state.tip for state in speaking if state.tip]
         self._compare(tips)
-        is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
+        is_current = bool(believed) and all(
+            state.tip and state.peak and state.tip.height >= state.peak.height for state in believed
+        )
         is_final = is_current and not any(
             (state.exclusion.holds(now_ms) and not state.exclusion.is_relapse) or state.is_dead_at_start
             for state in self._states
@@ -145,8 +152,8 @@ class ProviderQuorum:
             is_current=is_current,
             is_final=is_final,
             odd=next((state.odd.detail for state in speaking if state.odd and state.odd.forbids), None),
-            _heard=tuple(speaking),
-            _awaited=tuple(m.provider.name for m in self._states if self._is_awaited(m, speaking)),
+            _believed=tuple(speaking),
+            _awaited=tuple(state.provider.name for state in self._states if self._is_awaited(state, speaking)),
             _states=tuple(self._states),
             _disputes=self._disputes,
             _clock=self._clock,
@@ -179,25 +186,28 @@ class ProviderQuorum:
         is_out = state in speaking or state.is_other_network or state.lied or state.is_dead_at_start
         return not is_out and not state.is_mute("time" if state.is_late else "tip")
 
-    async def _hear(self) -> list[Tip | None]:
+    async def _read_tips(self) -> list[Tip | None]:
         """Return the tip of each provider that is believed or only late. Sets `trouble`."""
         now_ms = self._clock.now_ms()
-        asked = [state for state in self._states if not self._is_kept_out(state, now_ms)]
-        slow: Read[Tip] = Unknown("no answer to all that is asked while others told theirs")
-        examined = [self._examine(state, now_ms) for state in asked]
+        states = [state for state in self._states if not self._is_excluded(state, now_ms)]
+        slow: Read[Tip] = Unknown("no complete answer in time, while others answered")
+        examined = [self._examine(state, now_ms) for state in states]
         late = slow, _unread("tip", slow)
-        told = await in_time(examined, OBSERVE_PATIENCE_S, late, lambda one: one[1] is None)
-        tips = {state.provider.name: self._heard_of(state, *one) for state, one in zip(asked, told, strict=True)}
+        results = await in_time(examined, OBSERVE_PATIENCE_S, late, lambda result: result[1] is None)
+        tips = {
+            state.provider.name: self._believed_tip(state, *result)
+            for state, result in zip(states, results, strict=True)
+        }
         return [tips.get(state.provider.name) for state in self._states]
 
-    def _is_kept_out(self, state: ProviderState, now_ms: int) -> bool:
+    def _is_excluded(self, state: ProviderState, now_ms: int) -> bool:
         state.is_late = False
-        if not self.has_several or not state.is_sent_out(now_ms):  # a single provider is never excluded
+        if not self.has_several or not state.is_excluded(now_ms):  # a single provider is never excluded
             return False
         state.trouble = state.lied
         return True
 
-    def _heard_of(self, state: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
+    def _believed_tip(self, state: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
         """Return its tip if it is believed or only late."""
         now_ms = self._clock.now_ms()
         state.note("tip", Unknown(trouble) if trouble else read, now_ms)
@@ -242,8 +252,8 @@ class ProviderQuorum:
         if state.checked.holds(now_ms) and state.provider.refused_at_ms < state.checked.from_ms:
             return None
         genesis = state.genesis or await state.provider.genesis()
-        found = genesis if isinstance(genesis, Found) else None  # already read when it is asked again
-        if state.is_vetted:  # otherwise a dripping server would pass over several tries
+        found = genesis if isinstance(genesis, Found) else None  # not read again at the next try
+        if state.is_vetted:  # otherwise a very slow server would be accepted over several tries
             state.genesis = found
         parameters = await state.provider.parameters()
         state.genesis = found
@@ -265,8 +275,8 @@ class ProviderQuorum:
                     other.checked = Span()
             state.odd = odd
         state.is_other_network, state.is_vetted = False, True
-        is_as_ever = isinstance(parameters, Found) and state.odd is None
-        state.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
+        is_expected = isinstance(parameters, Found) and state.odd is None
+        state.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_expected else ODD_EVERY_MS))
         return None
 
     def _lateness(self, state: ProviderState, tip: Tip, now_ms: int) -> str | None:
@@ -282,6 +292,6 @@ class ProviderQuorum:
         return None
 
 
-def _unread(what: str, read: object) -> str:
+def _unread(kind: str, read: object) -> str:
     """Say for people why something could not be read."""
-    return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{what}: not there'})"
+    return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{kind}: not there'})"

@@ -82,85 +82,87 @@ def is_lasting(silence: Silence | None) -> bool:
     )
 
 
-def weigh_tx(said: Sequence[ProviderAnswer[TxSeen]]) -> Read[TxSeen]:
+def weigh_tx(answers: Sequence[ProviderAnswer[TxSeen]]) -> Read[TxSeen]:
     """Combine answers to: is this transaction in a block, and in which?"""
-    return _weigh(said, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
+    return _weigh(answers, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
 
 
-def weigh_block(said: Sequence[ProviderAnswer[BlockSeen]]) -> Read[BlockSeen]:
+def weigh_block(answers: Sequence[ProviderAnswer[BlockSeen]]) -> Read[BlockSeen]:
     """Combine answers to: is this block on the chain?"""
-    return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.slot)
+    return _weigh(answers, lambda seen: (seen.height, seen.slot), lambda seen: seen.slot)
 
 
-def _weigh(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable], slot: Callable[[T], int]) -> Read[T]:
-    needed = min(2, len(said))
+def _weigh(
+    answers: Sequence[ProviderAnswer[T]], key_of: Callable[[T], Hashable], slot: Callable[[T], int]
+) -> Read[T]:
+    needed = min(2, len(answers))
     groups: dict[Hashable, list[T]] = {}
-    for one in said:
-        if isinstance(one.read, Found):
-            groups.setdefault(what(one.read.value), []).append(one.read.value)
+    for answer in answers:
+        if isinstance(answer.read, Found):
+            groups.setdefault(key_of(answer.read.value), []).append(answer.read.value)
     agreed = [group for group in groups.values() if len(group) >= needed]
-    denials = [one for one in said if isinstance(one.read, NotFound)]
+    denials = [answer for answer in answers if isinstance(answer.read, NotFound)]
     if len(agreed) == 1:
         return Found(agreed[0][0])
     if not groups:
-        return NotFound() if denials and len(denials) >= needed else Unknown(_reasons(said))
+        return NotFound() if denials and len(denials) >= needed else Unknown(_reasons(answers))
     if len(groups) > 1:
         return Unknown("the providers disagree", Why.DISPUTE)
     seen = next(iter(groups.values()))[0]
-    deniers = [one.name for one in denials if one.slot >= slot(seen)]
+    deniers = [answer.name for answer in denials if answer.slot >= slot(seen)]
     if deniers:
         return Unknown(f"the providers disagree: {', '.join(deniers)} denies what another shows", Why.DISPUTE)
     if denials:
-        return Unknown(f"{denials[0].name} has not come so far", Why.NOT_YET)
-    return Unknown(_reasons(said))
+        return Unknown(f"{denials[0].name} has not reached that block", Why.NOT_YET)
+    return Unknown(_reasons(answers))
 
 
-def weigh_transactions(said: Sequence[ProviderAnswer[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
+def weigh_transactions(answers: Sequence[ProviderAnswer[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
     """Combine lists of an address's transactions. Lists agree only if they are the same set."""
-    return _weigh_alike(said, frozenset)
+    return _weigh_alike(answers, frozenset)
 
 
-def weigh_movement(said: Sequence[ProviderAnswer[Movement]]) -> Read[Movement]:
+def weigh_movement(answers: Sequence[ProviderAnswer[Movement]]) -> Read[Movement]:
     """Combine answers to: what did this transaction move at an address?"""
-    return _weigh_alike(said, lambda moved: (_units(moved.spent), _units(moved.made)))
+    return _weigh_alike(answers, lambda moved: (_units(moved.spent), _units(moved.made)))
 
 
 def _units(utxos: Mapping[str, Mapping[str, int]]) -> Hashable:
     return frozenset((ref, frozenset(value.items())) for ref, value in utxos.items())
 
 
-def _weigh_alike(said: Sequence[ProviderAnswer[T]], what: Callable[[T], Hashable]) -> Read[T]:
+def _weigh_alike(answers: Sequence[ProviderAnswer[T]], key_of: Callable[[T], Hashable]) -> Read[T]:
     """Return what two providers say alike, unless two others agree on something else."""
-    needed = min(2, len(said))
+    needed = min(2, len(answers))
     groups: dict[Hashable, list[Read[T]]] = {}
-    for one in said:
-        if not isinstance(one.read, Unknown):
-            key = what(one.read.value) if isinstance(one.read, Found) else None
-            groups.setdefault(key, []).append(one.read)
+    for answer in answers:
+        if not isinstance(answer.read, Unknown):
+            key = key_of(answer.read.value) if isinstance(answer.read, Found) else None
+            groups.setdefault(key, []).append(answer.read)
     agreed = [group for group in groups.values() if len(group) >= needed]
     if len(agreed) == 1:
         return agreed[0][0]
     if len(groups) > 1:
-        return Unknown("the providers do not say the same", Why.DISPUTE)
-    return Unknown(_reasons(said))
+        return Unknown("the providers disagree", Why.DISPUTE)
+    return Unknown(_reasons(answers))
 
 
-def weigh_utxos(said: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
+def weigh_utxos(answers: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
     """Combine UTxO lists. If one list could not be read, the result is Unknown, whatever the others say.
 
     It is `NOT_YET` when at least one list could be read.
     """
-    if len(said) == 1 and isinstance(only := said[0].read, Found):
+    if len(answers) == 1 and isinstance(only := answers[0].read, Found):
         return Found(Listing(only.value, frozenset()))
-    lists = [{utxo.ref: _unplaced(utxo) for utxo in one.read.value} for one in said if isinstance(one.read, Found)]
-    if not lists or len(lists) < len(said):
-        return Unknown(_reasons(said), Why.NOT_YET if lists else Why.UNCLEAR)
-    first = next(one.read.value for one in said if isinstance(one.read, Found))
+    found = [answer.read.value for answer in answers if isinstance(answer.read, Found)]
+    lists = [{utxo.ref: _unplaced(utxo) for utxo in utxos} for utxos in found]
+    if not lists or len(lists) < len(answers):
+        return Unknown(_reasons(answers), Why.NOT_YET if lists else Why.UNCLEAR)
     is_agreed = {ref: all(listed.get(ref) == utxo for listed in lists) for ref, utxo in lists[0].items()}
     listed_refs = {ref for listed in lists for ref in listed}
     return Found(
         Listing(
-            tuple(utxo for utxo in first if is_agreed[utxo.ref]),
+            tuple(utxo for utxo in found[0] if is_agreed[utxo.ref]),
             frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
         )
     )
@@ -171,6 +173,6 @@ def _unplaced(utxo: ChainUtxo) -> ChainUtxo:
     return utxo if utxo.block_hash is None else replace(utxo, block_hash=None)
 
 
-def _reasons(said: Sequence[ProviderAnswer[T]]) -> str:
-    reasons = [f"{one.name}: {one.read.reason}" for one in said if isinstance(one.read, Unknown)]
-    return "; ".join(reasons) or "nobody could be asked"
+def _reasons(answers: Sequence[ProviderAnswer[T]]) -> str:
+    reasons = [f"{answer.name}: {answer.read.reason}" for answer in answers if isinstance(answer.read, Unknown)]
+    return "; ".join(reasons) or "no provider could be asked"

@@ -1,7 +1,7 @@
 """The chain as the believed providers show it together in one pass.
 
 Two of them have to agree (chain.quorum_rules). A provider that is missing only for a short time counts as one that
-could not tell. So a liar gains nothing from a short absence of an honest provider.
+could not answer. So a liar gains nothing from a short absence of an honest provider.
 May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
 chain.provider.
 Never: decides which providers are believed (`chain.quorum` does); concludes anything about a payment.
@@ -52,7 +52,7 @@ class QuorumView:
     """
     odd: str | None
     """Why the parameters that all providers give forbid signing; None when they do not."""
-    _heard: tuple[ProviderState, ...]
+    _believed: tuple[ProviderState, ...]
     _awaited: tuple[str, ...]
     _states: tuple[ProviderState, ...]
     _disputes: Disputes
@@ -61,7 +61,7 @@ class QuorumView:
     @property
     def name(self) -> str:
         """The names of the believed providers."""
-        return ", ".join(state.provider.name for state in self._heard)
+        return ", ".join(state.provider.name for state in self._believed)
 
     @property
     def is_for_good(self) -> bool:
@@ -73,38 +73,38 @@ class QuorumView:
         return self.is_final and not self._missing()
 
     def may_add(self, *, is_first: bool) -> bool:
-        """Whether a new UTxO may be booked on one provider's word: no recently believed provider is missing.
+        """Whether a new UTxO may be booked on one provider's answer: no recently believed provider is missing.
 
         A provider that was never believed since the start is not waited for. For the first UTxOs, neither is one
-        that never listed UTxOs: a dead or dripping provider does not delay the first funding.
+        that never listed UTxOs: a dead or very slow provider does not delay the first funding.
         """
         missing = self._missing()
-        return not any(one.was_heard and (one.has_told_utxos or not is_first) for one in missing)
+        return not any(state.was_believed and (state.has_listed_utxos or not is_first) for state in missing)
 
     def _missing(self) -> list[ProviderState]:
-        """The providers that cannot say what they may know, and are not given up."""
+        """The providers whose answers are missing, and that are not given up."""
         now_ms = self._clock.now_ms()
         return [state for state in self._states if state.is_missing(now_ms)]
 
     @property
     def stands_alone(self) -> bool:
-        """Whether an answer about a transaction is the word of one provider only."""
+        """Whether an answer about a transaction comes from one provider only."""
         return self._is_alone("tx")
 
-    def is_lonely(self, what: str) -> bool:
+    def is_lonely(self, kind: str) -> bool:
         """Whether this kind of answer comes from one provider although several are configured."""
-        return self._is_alone(what) and len(self._states) > 1
+        return self._is_alone(kind) and len(self._states) > 1
 
-    def _is_alone(self, what: str) -> bool:
-        return len(self._witnesses(what)) + len(self._awaited) < 2
+    def _is_alone(self, kind: str) -> bool:
+        return len(self._able(kind)) + len(self._awaited) < 2
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
-        said = await self._ask("tx", lambda provider: provider.tx(tx_id))
-        read = weigh_tx(said)
+        answers = await self._ask("tx", lambda provider: provider.tx(tx_id))
+        read = weigh_tx(answers)
         if not _is_open(read):
             self._disputes.settle(tx_id)
-        elif await self._disputes.follow(tx_id, said):
-            return replace(read, why=Why.DISPUTE)  # a provider that lags for so long denies it
+        elif await self._disputes.follow(tx_id, answers):
+            return replace(read, why=Why.DISPUTE)  # a provider that lags for so long counts as denying it
         return read
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
@@ -114,17 +114,17 @@ class QuorumView:
         return weigh_utxos(await self._ask("utxos", lambda provider: provider.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        said = await self._ask("transactions", lambda provider: provider.transactions(address, since_s))
-        return self._noted(f"the transactions of {address}", weigh_transactions(said))
+        answers = await self._ask("transactions", lambda provider: provider.transactions(address, since_s))
+        return self._settle_or_note(f"the transactions of {address}", weigh_transactions(answers))
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
-        said = await self._ask("movement", lambda provider: provider.movement(tx_id, address))
-        return self._noted(f"what {tx_id} moved", weigh_movement(said))
+        answers = await self._ask("movement", lambda provider: provider.movement(tx_id, address))
+        return self._settle_or_note(f"what {tx_id} moved", weigh_movement(answers))
 
     async def has_unknown_spend(self, address: str, since_s: int, is_known: Callable[[str], bool]) -> Read[bool]:
         """Whether an unknown transaction spends UTxOs of an address in blocks since a time.
 
-        Any provider's word counts. `Unknown` only if none of them could tell.
+        One provider's answer is enough. `Unknown` only if none of them could answer.
         """
 
         async def read(provider: ThrottledProvider) -> Read[bool]:
@@ -139,40 +139,43 @@ class QuorumView:
                     return Found(True)
             return Found(False)
 
-        said = await self._ask("transactions", read)
-        told = [one.read.value for one in said if isinstance(one.read, Found)]
-        if told:
-            return Found(any(told))
-        return next((one.read for one in said if isinstance(one.read, Unknown)), Unknown("no provider was asked"))
+        answers = await self._ask("transactions", read)
+        values = [answer.read.value for answer in answers if isinstance(answer.read, Found)]
+        if values:
+            return Found(any(values))
+        return next(
+            (answer.read for answer in answers if isinstance(answer.read, Unknown)),
+            Unknown("no provider was asked"),
+        )
 
-    def _noted(self, subject: str, read: Read[T]) -> Read[T]:
+    def _settle_or_note(self, subject: str, read: Read[T]) -> Read[T]:
         if _is_open(read):
             self._disputes.note(subject)
         else:
             self._disputes.settle(subject)
         return read
 
-    def _witnesses(self, what: str) -> list[ProviderState]:
+    def _able(self, kind: str) -> list[ProviderState]:
         """The providers that can answer this kind of read; all of them if none can."""
-        return [state for state in self._heard if not state.is_mute(what)] or list(self._heard)
+        return [state for state in self._believed if not state.is_mute(kind)] or list(self._believed)
 
     async def _ask(
-        self, what: str, ask: Callable[[ThrottledProvider], Coroutine[Any, Any, Read[T]]]
+        self, kind: str, ask: Callable[[ThrottledProvider], Coroutine[Any, Any, Read[T]]]
     ) -> list[ProviderAnswer[T]]:
-        patience_s = LIST_PATIENCE_S if what in _LISTS else ANSWER_PATIENCE_S
-        late = Unknown("no answer while others told their own")
-        asked = [ask(state.provider) for state in self._heard]
-        reads = await in_time(asked, patience_s, late, lambda read: not isinstance(read, Unknown))
+        patience_s = LIST_PATIENCE_S if kind in _LISTS else ANSWER_PATIENCE_S
+        late = Unknown("no answer in time, while others answered")
+        works = [ask(state.provider) for state in self._believed]
+        reads = await in_time(works, patience_s, late, lambda read: not isinstance(read, Unknown))
         now_ms = self._clock.now_ms()
-        for state, read in zip(self._heard, reads, strict=True):
-            state.note(what, read, now_ms)
-        able = self._witnesses(what)
-        said = [
+        for state, read in zip(self._believed, reads, strict=True):
+            state.note(kind, read, now_ms)
+        able = self._able(kind)
+        answers = [
             ProviderAnswer(state.provider.name, state.tip.slot if state.tip else 0, read)
-            for state, read in zip(self._heard, reads, strict=True)
+            for state, read in zip(self._believed, reads, strict=True)
             if state in able
         ]
-        return [*said, *(ProviderAnswer(name, 0, Unknown("waited for")) for name in self._awaited)]
+        return [*answers, *(ProviderAnswer(name, 0, Unknown("waited for")) for name in self._awaited)]
 
 
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:

@@ -37,8 +37,8 @@ WAIT_MAX_S = 10.0
 ROWS_PER_CALL = 100
 """Rows that a list returns per call."""
 
-_TOLD_NOTHING = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
-_GIVEN_UP = Unknown("no answer in time", Why.OUTAGE)
+_NO_ANSWER = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
+_TIMED_OUT = Unknown("no answer in time", Why.OUTAGE)
 _PAUSES = {SubmitKind.RATE: Why.RATE, SubmitKind.QUOTA: Why.QUOTA}
 
 
@@ -54,16 +54,16 @@ class ThrottledProvider:
         self._clock = clock
         self._bucket = TokenBucket(rate, clock.now_ms()) if rate else None
         self._breaker = CLOSED
-        self._is_tried = False
+        self._is_trial_running = False
         self._full = Span()
         self.calls = 0
         self.failures = 0
-        """Calls that brought no answer."""
+        """Calls without an answer."""
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
         self.refused_at_ms = 0
         """When it last said that a transaction can never be valid: the parameters may have changed."""
-        provider.pace(self._further)
+        provider.pace(self._next_call)
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class ThrottledProvider:
 
     def trouble(self, now_ms: int) -> str | None:
         """Why it may not be called now; None when it may."""
-        return f"left alone for a while: {self._breaker.why}" if self._breaker.is_open(now_ms) else None
+        return f"not called for a while: {self._breaker.why}" if self._breaker.is_open(now_ms) else None
 
     def takes_submissions(self, now_ms: int) -> bool:
         return not self._breaker.is_open(now_ms) and not self._full.holds(now_ms)
@@ -105,7 +105,7 @@ class ThrottledProvider:
         self._take(1)
         self.calls += 1
         answer = await self._provider.submit(raw, tx_id)
-        self.failures += answer.kind in _TOLD_NOTHING
+        self.failures += answer.kind in _NO_ANSWER
         now_ms = self._clock.now_ms()
         if (pause := _PAUSES.get(answer.kind)) is not None:
             self._breaker = self._breaker.refused(pause, answer.retry_after_s, answer.detail, now_ms)
@@ -127,22 +127,22 @@ class ThrottledProvider:
         now_ms = self._clock.now_ms()
         if (trouble := self.trouble(now_ms)) is not None:
             return Unknown(trouble)
-        if self._breaker.is_on_trial and self._is_tried:
+        if self._breaker.is_on_trial and self._is_trial_running:
             return Unknown(f"on trial: {self._breaker.why}")
         if not await self._turn(now_ms):
             return Unknown("out of calls")
         self._take(1)
         self.calls += 1
-        self._is_tried = True
-        read: Read[T] = _GIVEN_UP
+        self._is_trial_running = True
+        read: Read[T] = _TIMED_OUT
         try:
             read = await ask()
             return read
         finally:
-            self._is_tried = False
+            self._is_trial_running = False
             self._learn(read)
 
-    async def _further(self) -> bool:
+    async def _next_call(self) -> bool:
         """The turn of each further call of one read. The calls before it were answered, so the breaker closes."""
         now_ms = self._clock.now_ms()
         if self.trouble(now_ms) is not None:

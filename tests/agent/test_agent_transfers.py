@@ -7,7 +7,7 @@ import pytest
 from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 from kit.payments import somebody_else
 
-from payagent.agent.utxos.transfers import told_of
+from payagent.agent.utxos.transfers import left_behind_of
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
@@ -71,7 +71,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
             ("lovelace", 55 * ADA - (row.attempt.fee_lovelace or 0)),
             (KNOWN, 50),
         }
-        behind = told_of(run.context.conn, row.id)
+        behind = left_behind_of(run.context.conn, row.id)
         assert behind is not None
         assert (behind["utxos"], behind["lovelace"], behind["assets"]) == (2, "3500000", [DUST, CLOSED])
 
@@ -83,7 +83,7 @@ async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
         await run.run_pass()
         row = await emptied(run)
         assert world.on_chain() == {}
-        assert told_of(run.context.conn, row.id) is None
+        assert left_behind_of(run.context.conn, row.id) is None
 
 
 async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World) -> None:
@@ -94,7 +94,7 @@ async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World)
         row, is_new = await run.agent.transfers.send_all(APP, somebody_else(world), "all")
         again, is_new_again = await run.agent.transfers.send_all(APP, somebody_else(world), "all")
         assert (again.id, is_new, is_new_again) == (row.id, True, False)
-        behind = told_of(run.context.conn, again.id)
+        behind = left_behind_of(run.context.conn, again.id)
         assert behind is not None
         assert behind["utxos"] == 1
 
@@ -143,7 +143,7 @@ async def test_gathering_takes_all_utxos_as_ever(world: World) -> None:
         await run.settle_down()
         assert len(run.context.utxos) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.attempt.fee_lovelace or 0), DUST: 1}
-        assert told_of(run.context.conn, row.id) is None
+        assert left_behind_of(run.context.conn, row.id) is None
 
 
 async def test_a_payment_may_take_such_a_utxo_and_brings_its_token_back(world: World) -> None:

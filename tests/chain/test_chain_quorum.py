@@ -8,39 +8,39 @@ from typing import Any, TypeVar
 import pytest
 
 from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
-from payagent.chain.provider_state import SENTENCE_MS, Exclusion
+from payagent.chain.provider_state import EXCLUSION_MS, Exclusion
 from payagent.chain.quorum import ProviderQuorum
 from payagent.chain.throttled_provider import ThrottledProvider
 from sim.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
 
-LATER_MS = 10 * SENTENCE_MS
+LATER_MS = 10 * EXCLUSION_MS
 TX, BLOCK = "ab" * 32, "cd" * 32
 SEEN = Found(TxSeen(TX, BLOCK, 10, 100))
 
 
 def test_contradictions_found_together_count_as_one_exclusion() -> None:
     once = Exclusion().after(LATER_MS)
-    again_ms = LATER_MS + SENTENCE_MS + 1000
+    again_ms = LATER_MS + EXCLUSION_MS + 1000
     for found in permutations((again_ms, again_ms + 300, again_ms + 900)):
         exclusion = once
         for at_ms in found:
             exclusion = exclusion.after(at_ms)
         assert exclusion.is_relapse
         assert exclusion.holds(again_ms)
-        assert exclusion.holds(again_ms + 900 + SENTENCE_MS - 1)
-        assert not exclusion.holds(again_ms + 900 + SENTENCE_MS)
+        assert exclusion.holds(again_ms + 900 + EXCLUSION_MS - 1)
+        assert not exclusion.holds(again_ms + 900 + EXCLUSION_MS)
 
 
 def test_a_contradiction_soon_after_an_exclusion_is_a_relapse_and_a_later_one_is_not() -> None:
     once = Exclusion().after(LATER_MS)
     assert not once.is_relapse
-    over_ms = LATER_MS + SENTENCE_MS
+    over_ms = LATER_MS + EXCLUSION_MS
     assert once.after(over_ms).is_relapse
-    assert once.after(over_ms + SENTENCE_MS).is_relapse
-    assert not once.after(over_ms + SENTENCE_MS + 1).is_relapse
-    assert once.after(over_ms).after(over_ms + SENTENCE_MS).is_relapse
+    assert once.after(over_ms + EXCLUSION_MS).is_relapse
+    assert not once.after(over_ms + EXCLUSION_MS + 1).is_relapse
+    assert once.after(over_ms).after(over_ms + EXCLUSION_MS).is_relapse
 
 
 def test_a_clock_set_back_a_day_starts_a_new_exclusion() -> None:
@@ -157,7 +157,7 @@ def test_a_provider_that_failed_on_utxos_stays_silent_until_it_is_heard_again(is
     (state,) = panel_of(Slow("0", 0, SEEN))._states
     state.note("utxos", Unknown("no answer"), 0)
     for minute in range(1, 4):
-        state.note_look(not is_out, minute * 60_000)
+        state.note_pass(not is_out, minute * 60_000)
     assert state.is_mute("utxos") is is_out
 
 
@@ -165,7 +165,7 @@ def test_an_excluded_provider_does_not_count_as_silent() -> None:
     """It may have been excluded wrongly and be the honest one."""
     (state,) = panel_of(Slow("0", 0, SEEN))._states
     state.note("tx", Unknown("no answer"), 0)
-    state.send_out(0, "it contradicts itself")
+    state.exclude(0, "it contradicts itself")
     for minute in range(1, 11):
-        state.note_look(is_heard=False, now_ms=minute * 60_000)
+        state.note_pass(is_believed=False, now_ms=minute * 60_000)
     assert not state.is_mute("tx")

@@ -63,7 +63,7 @@ async def of_the_agent(folder: Path) -> Counts:
     """Statements and commits until a payment has left; calls of the provider for one more, and when idle."""
     from kit.agent import ADA, world_with_clock
 
-    from payagent.scheduler import NETWORK_BEATS
+    from payagent.scheduler import NETWORK_INTERVALS
 
     told: Counts = {}
     with world_with_clock(folder) as world:
@@ -79,7 +79,7 @@ async def of_the_agent(folder: Path) -> Counts:
             await run.settle_down(10)
             assert run.chain_sync.is_idle
             told["provider calls of an idle look at a new block"] = (source.calls - calls) / 10
-            told["provider calls a minute when idle"] = 60 / NETWORK_BEATS.idle_s * (source.calls - calls) / 10
+            told["provider calls a minute when idle"] = 60 / NETWORK_INTERVALS.idle_s * (source.calls - calls) / 10
             told["statements of an idle look at a new block"] = statements.taken()[0] / 10
             calls = source.calls
             for number in range(PAYMENTS):

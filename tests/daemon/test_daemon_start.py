@@ -427,7 +427,7 @@ def test_a_ledger_of_another_wallet_is_refused(folder: Path) -> None:
     create(folder / "data/keystore.json", "zoo " * 23 + "vote", PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
     code, talk = refused(folder)
     assert code == 2
-    assert "ledger.db is of address" in talk
+    assert "ledger.db belongs to address" in talk
 
 
 def test_a_wrong_passphrase_is_refused_and_not_repeated(folder: Path) -> None:

@@ -121,7 +121,7 @@ async def test_the_scheduler_runs_on_after_a_clock_jump(monkeypatch: pytest.Monk
     clock, chain_sync = WallClock(), Watch()
     for module in ("payagent.scheduler", "apscheduler.schedulers.base"):
         monkeypatch.setattr(f"{module}.datetime", clock)
-    monkeypatch.setattr("payagent.scheduler.CLOCK_LOOK_S", 0.01)
+    monkeypatch.setattr("payagent.scheduler.CLOCK_CHECK_S", 0.01)
     chain_sync.go_on.set()
     sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()

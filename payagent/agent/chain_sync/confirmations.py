@@ -1,6 +1,6 @@
 """Records what the chain shows of our payments: in a block, deep enough, block lost, or void by a cancel.
 
-A payment without a verdict is asked for again in the next pass: silence decides nothing.
+A payment without a verdict is looked up again in the next pass: a missing answer decides nothing.
 May import: core.payment, chain.provider, chain.quorum_view, store.rows, agent.context, agent.chain_sync,
 agent.commits. Never: submits, signs or builds; ends a payment without positive evidence (exactly-once.md R8).
 """
@@ -15,7 +15,7 @@ from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import attempts_and_utxos
 from payagent.store.rows.payments import OpenPayment, PaymentRow
 
 RECHECK_DEPTHS = (16, 128, 1024)
@@ -25,10 +25,10 @@ RECHECK_DEPTHS = (16, 128, 1024)
 class Confirmations:
     """The part of each pass that observes payments. It runs before the UTxO list.
 
-    `unread`: payments of which not every attempt could be looked for. `urgent`: payments whose bytes the providers
+    `unread`: payments of which not every attempt could be looked up. `urgent`: payments whose bytes the providers
     may have lost; they are submitted again at once, whenever that was last done.
     `_unverified`: payments on the chain whose block may be gone. They stay in it until a provider gives a verdict,
-    however often it is asked and whatever the tip does meanwhile.
+    whatever the tip does meanwhile.
     """
 
     def __init__(self, context: AgentContext, rows: OpenPayments, workers: WorkerPool) -> None:
@@ -38,20 +38,20 @@ class Confirmations:
         self._open_payments = rows
         self._workers = workers
         self._unverified: set[str] = set()
-        self._unanswered: str | None = "the payments were not looked for yet"
-        self._unweighed = False
+        self._unanswered: str | None = "the payments were not looked up yet"
+        self._has_cancel_in_block = False
         self._deep_seen = RepeatedReads()
         self._denied = RepeatedReads()
 
     @property
     def trouble(self) -> str | None:
         """Why a read had no answer or an observation was not recorded; None if all went well."""
-        return self._unanswered or ("what was seen could not be written down" if self._workers.failed else None)
+        return self._unanswered or ("what was seen could not be recorded" if self._workers.failed else None)
 
     @property
     def is_due(self) -> bool:
         """Whether something must be read again although there is no new block."""
-        return bool(self._unverified or self._unweighed or self.trouble)
+        return bool(self._unverified or self._has_cancel_in_block or self.trouble)
 
     async def check(self, view: QuorumView, tip: Tip, last: Tip | None) -> None:
         """Check payments in doubt, then those that may be in a block, then those that may be deep enough."""
@@ -63,7 +63,7 @@ class Confirmations:
         await self._workers.each(
             [row for row in on_chain if row.id in self._unverified], partial(self._recheck, view, tip)
         )
-        self._unweighed = False
+        self._has_cancel_in_block = False
         self.unread.clear()
         await self._workers.each(self._open_payments.open(LOOKED_FOR), partial(self._look_for, view, tip))
         await self._workers.each(
@@ -80,17 +80,17 @@ class Confirmations:
     async def _in_doubt(self, view: QuorumView, tip: Tip, last: Tip | None) -> set[str]:
         """Payments whose block may be off the chain: all of them after a possible fork, else those due by depth.
 
-        It adds those whose block is above the tip: one report of a height is not believed for ever.
+        It adds those whose block is above the tip: a height that was reported once may have been wrong.
         """
         rows = self._open_payments.on_chain()
         if last is None or await self._may_have_forked(view, tip, last):
             return {row.id for row in rows}
-        grown = tip.height - last.height
+        new_blocks = tip.height - last.height
         return {
             row.id
             for row in rows
             if _depth(row.block_height, tip) < 1
-            or any(0 <= _depth(row.block_height, tip) - depth < grown for depth in RECHECK_DEPTHS)
+            or any(0 <= _depth(row.block_height, tip) - depth < new_blocks for depth in RECHECK_DEPTHS)
         }
 
     async def _may_have_forked(self, view: QuorumView, tip: Tip, last: Tip) -> bool:
@@ -103,13 +103,13 @@ class Confirmations:
         """Find out whether an attempt in flight is in a block. The payment is `unread` while any read is open."""
         self.unread.add(row.id)
         is_open = False
-        for attempt in queries.attempts(self._context.conn, row.id):
+        for attempt in attempts_and_utxos.attempts(self._context.conn, row.id):
             read = await view.tx(attempt.tx_id)
             if isinstance(read, Found):
                 if attempt.kind == "cancel":
                     await self._weigh_cancel(view, tip, row, read.value)
                 else:
-                    await self._see(view, row, read.value)
+                    await self._record_seen(view, row, read.value)
                 return
             if isinstance(read, Unknown):
                 if read.why is not Why.NOT_YET:
@@ -128,7 +128,7 @@ class Confirmations:
 
         Until that payment was seen in that block, the ledger would not show why this one is void.
         """
-        rival = None if row.nonce_utxo is None else queries.rival_of(self._context.conn, row.nonce_utxo)
+        rival = None if row.nonce_utxo is None else attempts_and_utxos.rival_of(self._context.conn, row.nonce_utxo)
         if rival is None:
             return NotFound()
         read = await view.tx(rival.shown_by)
@@ -140,13 +140,13 @@ class Confirmations:
     async def _weigh_cancel(self, view: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void the payment on positive evidence only (R8): its cancel is deep enough in a block.
 
-        Where only one provider can be asked, it must show that in repeated passes. A transaction that keeps the
+        If only one provider can be asked, it must show that in repeated passes. A transaction that keeps the
         nonce UTxO from ever existing counts like a cancel.
         """
         context = self._context
         now_ms = context.ports.clock.now_ms()
         landed_ms = context.chain.landed_ms(seen.slot, now_ms)
-        self._unweighed = True
+        self._has_cancel_in_block = True
         is_deep = tip.height - seen.block_height + 1 >= context.config.void_depth
         if not is_deep or not view.is_final:
             return
@@ -171,15 +171,15 @@ class Confirmations:
         read = await view.tx(row.shown_by)
         if isinstance(read, Found):
             if (read.value.block_hash, read.value.block_height) != (row.block.hash, row.block.height):
-                await self._lose(row)
+                await self._record_block_lost(row)
                 if row.state is not State.VOID:
-                    await self._see(view, row, read.value)
+                    await self._record_seen(view, row, read.value)
             self._unverified.discard(row.id)
         elif isinstance(read, NotFound) and self._is_past(view, tip, row):
             block, now_ms = await view.block(row.block.hash or ""), self._context.ports.clock.now_ms()
             is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block.hash, tip.hash, now_ms)
             if is_lie or isinstance(block, NotFound):
-                await self._lose(row, denied_by=view.name if is_lie else None)
+                await self._record_block_lost(row, denied_by=view.name if is_lie else None)
                 self._unverified.discard(row.id)
 
     def _is_past(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
@@ -196,7 +196,7 @@ class Confirmations:
         ]
 
     async def _confirm(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        if await self._still_there(view, tip, row):
+        if await self._is_still_there(view, tip, row):
             now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             rules = self._context.config.rules
             landed_ms = self._context.chain.landed_ms(row.block.slot or 0, now_ms)
@@ -207,7 +207,7 @@ class Confirmations:
             )
 
     async def _settle(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
-        if await self._still_there(view, tip, row) and view.is_for_good:
+        if await self._is_still_there(view, tip, row) and view.is_for_good:
             now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             await self._context.write(
                 "settle",
@@ -215,8 +215,8 @@ class Confirmations:
                 row.id,
             )
 
-    async def _still_there(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
-        """Whether the payment is, asked now, in the block that we recorded; if not, it is rechecked."""
+    async def _is_still_there(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
+        """Whether the payment is still in the block that we recorded. If not, it is rechecked."""
         read = await view.tx(row.shown_by)
         if isinstance(read, Found) and read.value.block_hash == row.block.hash:
             return True
@@ -224,7 +224,7 @@ class Confirmations:
         await self._recheck(view, tip, row)
         return False
 
-    async def _see(self, view: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
+    async def _record_seen(self, view: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         await context.write(
@@ -233,7 +233,7 @@ class Confirmations:
             row.id,
         )
 
-    async def _lose(self, row: PaymentRow, denied_by: str | None = None) -> None:
+    async def _record_block_lost(self, row: PaymentRow, denied_by: str | None = None) -> None:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         await context.write(

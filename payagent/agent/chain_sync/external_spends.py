@@ -1,7 +1,7 @@
 """Handles external spends: a UTxO of ours was spent by a transaction that the ledger does not know.
 
 Either another program has the wallet's words, or the whole data folder was rolled back. A UTxO missing from the
-provider's list is a reason to search and proves nothing. A transaction in a block that spends it is proof.
+providers' list is a reason to search and proves nothing. A transaction in a block that spends it is proof.
 
 The ledger then follows that transaction. Signing is frozen until an operator unfreezes the wallet, because the
 other program may spend the UTxOs of a payment. After every start the wallet's newest transactions are compared
@@ -39,15 +39,14 @@ from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
-from payagent.store.rows import onchain, payments
-from payagent.store.rows import writes as records
+from payagent.store.rows import onchain, payments, writes
 from payagent.store.rows.onchain import ExternalSpendRow
 
 SEARCH_EVERY_MS = 60_000
 """How soon the same UTxOs are searched for again: the spending transaction may not be indexed yet."""
 
 SEARCH_EVERY_MAX_MS = 3_600_000
-SEARCHES_BEFORE_THAT = 6
+SEARCHES_AT_FIRST = 6
 """Searches at that interval. Then each search that finds nothing doubles it, up to an hour.
 
 A provider's list may lack a UTxO for days, and each search lists all transactions since that UTxO arrived.
@@ -60,7 +59,7 @@ log = structlog.get_logger("payagent.agent")
 
 
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
-    """Let signing go on: an operator says that only payagent uses the wallet. Returns the freezing transactions.
+    """Resume signing: an operator confirms that only payagent uses the wallet. Returns the freezing transactions.
 
     `seen`: the transactions that the operator has reviewed, if given. Refused: `external_spend_new`, if another
     one has frozen the wallet too; it may have arrived meanwhile.
@@ -77,7 +76,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
             )
         if frozen_by:
             last = frozen_by[-1]
-            records.note(unit, None, "unfrozen", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
+            writes.note(unit, None, "unfrozen", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
             clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator unfroze the wallet", "tx": last}, now_ms)
         return frozen_by
 
@@ -96,11 +95,11 @@ class ExternalSpends:
         self._last_slot = onchain.last_slot(context.conn)
         self._suspects: set[str] = set()
         self._searched_ms = 0
-        self._fruitless = 0
-        self._asked_last = (0, "")
-        self._there_for_good: set[tuple[str, str]] = set()
+        self._empty_searches = 0
+        self._last_rechecked = (0, "")
+        self._seen_deep: set[tuple[str, str]] = set()
         self._deep_seen = RepeatedReads()
-        self._unshared = RepeatedReads()
+        self._shown_by_one = RepeatedReads()
 
     async def compare(self, view: QuorumView) -> str | None:
         """Compare the wallet's transactions since the ledger's newest block with the ledger, once after a start.
@@ -116,19 +115,19 @@ class ExternalSpends:
         since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
         if not view.is_current:
             return "the newest block is old, or lower than one before"
-        shown = await view.has_unknown_spend(context.config.own.text, since_s, self._is_known)
-        if not isinstance(shown, Found):
-            return shown.reason if isinstance(shown, Unknown) else "a transaction that is listed is not found"
-        spends = await self._search.find(view, since_s) if shown.value else []
+        read = await view.has_unknown_spend(context.config.own.text, since_s, self._is_known)
+        if not isinstance(read, Found):
+            return read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
+        spends = await self._search.find(view, since_s) if read.value else []
         if spends is None:
             return self._search.why or "the wallet's transactions could not be read"
         now_ms = context.ports.clock.now_ms()
         for spend in spends:
             await self._take_in(spend, now_ms)
-        if shown.value and not spends and not self._unshared.is_enough("", "", view.tip.hash, now_ms):
+        if read.value and not spends and not self._shown_by_one.is_enough("", "", view.tip.hash, now_ms):
             return "only one provider shows a spend that the ledger does not know"
         chain.is_compared = all(self._is_known(spend.seen.tx_id) for spend in spends)
-        return None if chain.is_compared else "a spend that the ledger does not know could not be written down"
+        return None if chain.is_compared else "a spend that the ledger does not know could not be recorded"
 
     def _is_known(self, tx_id: str) -> bool:
         """Whether the ledger has the transaction: as an attempt, or as an external spend that is on the chain."""
@@ -160,11 +159,11 @@ class ExternalSpends:
             return
         for spend in spends:
             await self._take_in(spend, now_ms)
-        self._fruitless = 0 if is_news or spends else self._fruitless + 1
+        self._empty_searches = 0 if is_news or spends else self._empty_searches + 1
         self._suspects, self._searched_ms = suspects, now_ms
 
     def _is_search_due(self, now_ms: int) -> bool:
-        failures = self._fruitless - SEARCHES_BEFORE_THAT + 1
+        failures = self._empty_searches - SEARCHES_AT_FIRST + 1
         return not 0 <= now_ms - self._searched_ms < backoff(SEARCH_EVERY_MS, SEARCH_EVERY_MAX_MS, failures)
 
     async def _since_s(self, view: QuorumView, suspects: set[str]) -> int:
@@ -198,30 +197,30 @@ class ExternalSpends:
     async def _recheck(self, view: QuorumView) -> None:
         """Check whether external spends lost their block; one may be in another block already.
 
-        Each is asked for until it was read in its block at a depth that no rollback reaches, however long that
-        takes. There may be thousands, so each pass asks for some, in turn.
+        Each is looked up until it was read in its block, deeper than any rollback reaches. There may be thousands,
+        so each pass looks up some, in turn.
         """
         context = self._context
         rows = onchain.external_spends_on_chain(context.conn, onchain.external_spends_settled(context.conn) + 1)
         deep = view.tip.height - context.config.settle_depth
         for row in self._due(rows):
-            self._asked_last = _place(row)
+            self._last_rechecked = _place(row)
             read = await view.tx(row.tx_id)
             if isinstance(read, Found) and read.value.block_hash == row.block_hash:
                 if view.is_for_good and row.block_height <= deep:
-                    self._there_for_good.add((row.tx_id, row.block_hash))
+                    self._seen_deep.add((row.tx_id, row.block_hash))
             else:
                 await self._lose_if_gone(view, row, read)
-        unread = [row.block_height for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
+        unread = [row.block_height for row in rows if (row.tx_id, row.block_hash) not in self._seen_deep]
         settled = min([deep, *(height - 1 for height in unread)])
         if view.is_for_good and any(row.block_height <= settled for row in rows):
             await self._settle(settled)
-            self._there_for_good -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
+            self._seen_deep -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
 
     def _due(self, rows: Sequence[ExternalSpendRow]) -> list[ExternalSpendRow]:
-        """The external spends to ask for now, beginning after the one asked for last."""
-        due = [row for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
-        due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
+        """The external spends to look up now, beginning after the one that was looked up last."""
+        due = [row for row in rows if (row.tx_id, row.block_hash) not in self._seen_deep]
+        due.sort(key=lambda row: (_place(row) <= self._last_rechecked, _place(row)))
         return due[:RECHECKS_MAX]
 
     async def _lose_if_gone(self, view: QuorumView, row: ExternalSpendRow, read: Read[TxSeen]) -> None:
@@ -248,11 +247,11 @@ class ExternalSpends:
         context = self._context
         now_ms = context.ports.clock.now_ms()
         overtaken = onchain.overtaken(context.conn)
-        there = {
+        spends = {
             row.tx_id: row for row in onchain.external_spend_named(context.conn, {tx_id for _, tx_id in overtaken})
         }
         for payment_id, tx_id in overtaken:
-            row = there[tx_id]
+            row = spends[tx_id]
             if view.tip.height - row.block_height + 1 < context.config.void_depth:
                 continue
             read = await view.tx(tx_id)
@@ -290,7 +289,7 @@ def overtake(
     if steps.row_of(unit, payment_id).state is State.RESERVED:
         steps.reject_unsigned(unit, payment_id, context.utxos, why, now_ms)
         return why
-    records.move_payment(
+    writes.move_payment(
         unit,
         payment_id,
         Event.VOID,
@@ -303,7 +302,7 @@ def overtake(
         **why.record,
     )
     not_bought(unit, steps.row_of(unit, payment_id))
-    records.release_hold(unit, payment_id, now_ms)
+    writes.release_hold(unit, payment_id, now_ms)
     entry = ledger.release(payments.hold(unit.conn, payment_id))
-    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
+    writes.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
     return None

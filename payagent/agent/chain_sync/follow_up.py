@@ -18,8 +18,7 @@ from payagent.agent.payments.submit import TxSubmitter
 from payagent.chain.provider import Tip
 from payagent.core.payment import UNSIGNED, State
 from payagent.core.retry_schedule import backoff
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import payments
+from payagent.store.rows import attempts_and_utxos, payments
 from payagent.store.rows.payments import OpenPayment, PaymentRow
 
 RESUBMIT_FIRST_MS = 5_000
@@ -78,46 +77,46 @@ class FollowUp:
         if context.chain.slots is None:
             return
         slot = context.chain.slots.slot_at(now_ms)
-        self._send_what_is_due(slot, now_ms)
+        self._submit_due(slot, now_ms)
         if context.chain.is_ready(now_ms) and context.chain.tip is not None:
-            await self._carry_on_what_is_over(context.chain.tip)
+            await self._replace_or_cancel(context.chain.tip)
             unsigned = [row for row in self._open_payments.open(UNSIGNED) if row.id not in self._rolled_back.stuck]
             await self._workers.each(unsigned, self._lifecycle.resume)
 
-    async def _carry_on_what_is_over(self, tip: Tip) -> None:
-        """Replace or cancel attempts whose TTL is over at the tip's slot: before it, one could be in any block.
+    async def _replace_or_cancel(self, tip: Tip) -> None:
+        """Replace or cancel attempts whose TTL has passed at the tip's slot. Until then one may enter any block.
 
-        A payment that was not looked for yet waits.
+        A payment that was not looked up yet waits.
         """
         context = self._context
 
-        async def carry_on(row: PaymentRow) -> None:
+        async def act(row: PaymentRow) -> None:
             if steps.reason_to_cancel(context.conn, row, tip.slot):
                 await self._lifecycle.cancel(row)
             elif row.id not in self._confirmations.unread and is_lost(context.conn, row, tip.slot):
                 await self._lifecycle.renew(row)
 
         over = [row for row in self._open_payments.open(_SENDING) if _may_be_over(row, tip.slot)]
-        await self._workers.each([row for row in over if row.id not in self._rolled_back.stuck], carry_on)
+        await self._workers.each([row for row in over if row.id not in self._rolled_back.stuck], act)
 
-    def _send_what_is_due(self, slot: int, now_ms: int) -> None:
+    def _submit_due(self, slot: int, now_ms: int) -> None:
         """Submit what is due, longest waiting first, at most `SENT_AT_ONCE_MAX` at once; the rest next pass."""
         submittable = [
             row for row in self._open_payments.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt
         ]
-        self._waits = {one.attempt: self._waits[one.attempt] for one in submittable if one.attempt in self._waits}
+        self._waits = {row.attempt: self._waits[row.attempt] for row in submittable if row.attempt in self._waits}
         due = [row for row in submittable if self._is_due(row, now_ms)]
         due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
-        room, left = SENT_AT_ONCE_MAX - self._submitter.count, set()
+        room, unsent = SENT_AT_ONCE_MAX - self._submitter.count, set()
         for row in due:
             if room <= 0:
-                left.add(row.id)
+                unsent.add(row.id)
                 continue
             self._waits[row.attempt] = self._wait_of(row.id)  # it may have been submitted since
             if self._is_due(row, now_ms) and self._may_broadcast(row):
                 self._submitter.submit(row.id)
                 room -= 1
-        self._confirmations.urgent &= left
+        self._confirmations.urgent &= unsent
 
     def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
         """Whether to submit now, also if the last submission lies in the future: the clock was set back since."""
@@ -127,14 +126,14 @@ class FollowUp:
     def _may_broadcast(self, row: OpenPayment) -> bool:
         if not row.merchant_submits:
             return True
-        found = payments.payment(self._context.conn, row.id)
-        return found is not None and steps.may_broadcast(found)
+        payment = payments.payment(self._context.conn, row.id)
+        return payment is not None and steps.may_broadcast(payment)
 
     def _wait_of(self, payment_id: str) -> tuple[int, int]:
         """When a payment's attempt was last submitted, and when it is due again."""
         conn = self._context.conn
         tx_id = payments.tx_of(conn, payment_id)
-        count, last_ms = queries.submissions(conn, tx_id)
+        count, last_ms = attempts_and_utxos.submissions(conn, tx_id)
         return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless(conn, payment_id, tx_id))
 
 

@@ -16,8 +16,7 @@ from payagent.core.payment import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.unit import Unit
-from payagent.store.rows import prepaid, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import prepaid, topups, writes
 from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Observation, Pool
 
@@ -78,17 +77,17 @@ class MerchantPolling:
         if merchant is None or row.invoice.id is None or row.invoice.dialect not in WITH_STATUS:
             return
         headers = merchant.call_headers(row, context.config.own.text)
-        said = await self._merchants.status(
+        status = await self._merchants.status(
             merchant.origin, row.invoice.id, headers=headers, timeout_s=merchant.timeout_s
         )
-        if said is None or said == row.merchant_status:
+        if status is None or status == row.merchant_status:
             return
         now_ms = context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
-            records.set_merchant_status(unit, row.id, said, now_ms)
-            records.note(unit, row.id, "retry_answered", state, now_ms, {"status": said})
+            writes.set_merchant_status(unit, row.id, status, now_ms)
+            writes.note(unit, row.id, "retry_answered", state, now_ms, {"status": status})
 
         await context.write("merchant", job, row.id)
 
@@ -104,7 +103,7 @@ class MerchantPolling:
             )
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
-            # apps name buyers freely: about another wallet there is nothing to ask before something was bought
+            # apps name buyers freely, so for another wallet it asks only after something was bought
             is_asked = moved_ms > 0 or pool.wallet == context.config.own.text
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
@@ -114,22 +113,22 @@ class MerchantPolling:
         """Record the merchant's answer, unless it is the same as last time."""
         context = self._context
         headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}
-        told = await self._merchants.prepaid(
+        answer = await self._merchants.prepaid(
             pool.origin, pool.partner, pool.wallet, headers=headers, timeout_s=merchant.timeout_s
         )
-        if told is None:
+        if answer is None:
             return
-        said, now_ms = told.said, context.ports.clock.now_ms()
+        balance, now_ms = answer.said, context.ports.clock.now_ms()
         seen = Observation(
-            source=told.source,
-            http_status=told.status,
-            body=told.body,
-            remaining=said.remaining,
-            total=said.total,
-            used=said.used,
-            unit=said.unit,
-            expires_at_ms=said.expires_at_ms,
-            why_not_understood=None if said.understood else said.why,
+            source=answer.source,
+            http_status=answer.status,
+            body=answer.body,
+            remaining=balance.remaining,
+            total=balance.total,
+            used=balance.used,
+            unit=balance.unit,
+            expires_at_ms=balance.expires_at_ms,
+            why_not_understood=None if balance.understood else balance.why,
             at_ms=now_ms,
         )
         last = prepaid.last_observation(context.conn, pool.id)

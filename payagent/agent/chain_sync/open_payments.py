@@ -11,8 +11,7 @@ from collections.abc import Collection
 from payagent.agent.context import AgentContext
 from payagent.core.payment import State
 from payagent.store.db.unit import Connection
-from payagent.store.rows import about, events, payments
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import about, attempts_and_utxos, events, payments
 from payagent.store.rows.payments import OpenPayment
 
 LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
@@ -47,7 +46,7 @@ class OpenPayments:
         """The state of every unspent UTxO, by its reference."""
         conn = self._fresh()
         if self._utxos is None:
-            self._utxos = queries.utxo_states(conn)
+            self._utxos = attempts_and_utxos.utxo_states(conn)
         return self._utxos
 
     def _fresh(self) -> Connection:
@@ -59,11 +58,11 @@ class OpenPayments:
             if self._last_event is None:
                 self._payments = {row.id: row for row in payments.open_payments(conn)}
             else:
-                self._read_anew(conn, self._last_event)
+                self._reread(conn, self._last_event)
             self._last_event = last_event
         return conn
 
-    def _read_anew(self, conn: Connection, last_event: int) -> None:
+    def _reread(self, conn: Connection, last_event: int) -> None:
         """Read the payments with new events. Void ones too: no event tells when their UTxOs are given back."""
         voids = {row.id for row in self._payments.values() if row.state is State.VOID}
         is_sorted = True

@@ -44,10 +44,10 @@ class ProviderSelection:
             TIP_AGE_MAX_S,
         )
         # alerts from before the last stop: those of providers that recovered since must be cleared
-        self._told_out = sorted(alerts.raised(context.conn, "provider_excluded"))
-        self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
-        self._back_ms: dict[str, int] = {}
-        self._unsteady = set(self._told_out)
+        self._alerted = sorted(alerts.raised(context.conn, "provider_excluded"))
+        self._in_trouble_ms = dict.fromkeys(self._alerted, clock.now_ms())
+        self._recovered_ms: dict[str, int] = {}
+        self._unsteady = set(self._alerted)
         self._gap: Silence | None = None
         """Since when no pass could be completed."""
 
@@ -57,7 +57,7 @@ class ProviderSelection:
         self.view = view = await quorum.observe()
         context.submit_providers = quorum.submit_providers()
         context.providers = quorum.troubles
-        await self._tell_who_is_out()
+        await self._update_alerts()
         if view is None:
             self.trouble = "; ".join(f"{name}: {why}" for name, why in quorum.troubles.items())
             if context.chain.tip is None or quorum.has_other_network:
@@ -66,41 +66,41 @@ class ProviderSelection:
         context.chain.problem = view.odd
         return view
 
-    async def _tell_who_is_out(self) -> None:
+    async def _update_alerts(self) -> None:
         """Raise one alert for each provider that is not believed and not waited for, and for a lasting dispute.
 
         Also raise one while passes cannot be completed because a provider is waited for.
+        Clear the alerts that are over.
         """
         now_ms, unread = self._context.ports.clock.now_ms(), self._context.chain.unread
-        out = self._quorum.outs()
+        details = self._quorum.alert_details()
         self._gap = missed(self._gap, now_ms) if unread else None
-        if (
-            is_lasting(self._gap) and "providers" not in out
-        ):  # a dispute keeps passes from ending and has its own alert
-            out["chain"] = f"the chain cannot be read in full: {'; '.join(unread.values())}"
-        subjects = sorted({*out, *self._not_back_yet(out, now_ms)})
-        if subjects == self._told_out:
+        # a dispute also keeps passes from completing, and has its own alert
+        if is_lasting(self._gap) and "providers" not in details:
+            details["chain"] = f"the chain cannot be read in full: {'; '.join(unread.values())}"
+        subjects = sorted({*details, *self._not_steady_yet(details, now_ms)})
+        if subjects == self._alerted:
             return
 
         def job(unit: Unit) -> None:
-            for subject, detail in out.items():
+            for subject, detail in details.items():
                 raise_alert(unit, "provider_excluded", subject, {"detail": detail}, now_ms)
-            for subject in self._told_out:
+            for subject in self._alerted:
                 if subject not in subjects:
                     clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
 
         await self._context.write("alert", job)
-        self._back_ms |= {subject: now_ms for subject in self._told_out if subject not in subjects}
-        self._told_out = subjects
+        self._recovered_ms |= {subject: now_ms for subject in self._alerted if subject not in subjects}
+        self._alerted = subjects
 
-    def _not_back_yet(self, out: Mapping[str, str], now_ms: int) -> list[str]:
+    def _not_steady_yet(self, details: Mapping[str, str], now_ms: int) -> list[str]:
         """Providers that work now but failed again and again."""
-        for subject in out:
-            if subject not in self._told_out and _is_soon(self._back_ms.get(subject), now_ms):
+        for subject in details:
+            if subject not in self._alerted and _is_soon(self._recovered_ms.get(subject), now_ms):
                 self._unsteady.add(subject)
-            self._out_ms[subject] = now_ms
-        self._unsteady = {one for one in self._unsteady if _is_soon(self._out_ms[one], now_ms)}
-        return [subject for subject in self._told_out if subject not in out and subject in self._unsteady]
+            self._in_trouble_ms[subject] = now_ms
+        self._unsteady = {subject for subject in self._unsteady if _is_soon(self._in_trouble_ms[subject], now_ms)}
+        return [subject for subject in self._alerted if subject not in details and subject in self._unsteady]
 
     def _slot_at(self, now_ms: int) -> int | None:
         slots = self._context.chain.slots

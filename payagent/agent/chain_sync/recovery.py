@@ -33,9 +33,7 @@ from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.db.signer_record import SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import onchain
-from payagent.store.rows import writes as records
+from payagent.store.rows import attempts_and_utxos, onchain, writes
 from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.wallet.utxo_index import UtxoIndex
@@ -51,8 +49,8 @@ ROWS_AT_ONCE = 500
 tasks.
 """
 
-Tell = Callable[[int, int], None]
-"""Progress callback: how many transactions are read, and of how many."""
+Progress = Callable[[int, int], None]
+"""Progress callback: how many transactions are read, of how many in total."""
 
 _OLDER = "the ledger is older than what was signed with this wallet, or was lost"
 
@@ -76,7 +74,7 @@ class ExternalSpend:
 class ExternalSpendSearch:
     """Searches the transactions of our address for external spends.
 
-    What a transaction moved never changes, so it is read once. A wallet's history can be long. A search therefore
+    A transaction's movement never changes, so it is read once. A wallet's history can be long. A search therefore
     resumes where it stopped, with the blocks that no rollback reaches. After it only the newest movements stay in
     memory. `why`: why the last search could not be completed.
     """
@@ -92,12 +90,12 @@ class ExternalSpendSearch:
         self.why: str | None = None
 
     async def find(
-        self, view: QuorumView, since_s: int, tell: Tell = lambda _count, _of: None
+        self, view: QuorumView, since_s: int, report: Progress = lambda _count, _total: None
     ) -> list[ExternalSpend] | None:
         """The external spends in blocks since `since_s`, oldest first; None if they could not be read in full.
 
         A view shows what its providers agree on; one that is only late does not count. If all but one of several
-        providers cannot answer, that one must say the same three times, a minute apart.
+        providers cannot answer, that one must show the same three times, a minute apart.
         """
         self.why = None
         if not view.is_current:
@@ -109,7 +107,7 @@ class ExternalSpendSearch:
         spends: list[ExternalSpend] = []
         for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
             if number % ROWS_AT_ONCE == 0:
-                tell(number, len(listed))
+                report(number, len(listed))
                 await asyncio.sleep(0)
             if onchain.is_ours(self._context.conn, tx_id):
                 continue
@@ -124,10 +122,10 @@ class ExternalSpendSearch:
         self._placed.clear()
         self._listed = ()
         if self._is_lonely:
-            told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
+            shown = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._context.ports.clock.now_ms()
-            if not self._repeats.is_enough(address, told, view.tip.hash, now_ms):
-                self.why = "only one provider tells it: it has to say the same three times, a minute apart"
+            if not self._repeats.is_enough(address, shown, view.tip.hash, now_ms):
+                self.why = "only one provider shows it, and must show the same three times, a minute apart"
                 return None
             return spends
         self._repeats.forget(address)
@@ -135,12 +133,12 @@ class ExternalSpendSearch:
 
     async def _list(self, view: QuorumView, address: str, since_s: int) -> Sequence[AddressTx] | None:
         """The transactions since `since_s`. What no rollback reaches is listed once in a search."""
-        known = self._listed if since_s == self._listed_from_s else ()
-        read = await view.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
+        earlier = self._listed if since_s == self._listed_from_s else ()
+        read = await view.transactions(address, max(since_s, earlier[-1].time_s - LAG_S) if earlier else since_s)
         if not isinstance(read, Found):
             self._unread(read)
             return None
-        listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
+        listed = tuple({tx.tx_id: tx for tx in (*earlier, *read.value)}.values())
         if not self._note(view, "transactions"):
             deep = view.tip.height - self._context.config.settle_depth
             self._listed_from_s = since_s
@@ -162,16 +160,16 @@ class ExternalSpendSearch:
         """Note why something could not be read."""
         self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
 
-    def _note(self, view: QuorumView, what: str) -> bool:
+    def _note(self, view: QuorumView, kind: str) -> bool:
         """Whether only one of several providers showed what was just read; remembered for the whole search."""
-        is_lonely = view.is_lonely(what)
+        is_lonely = view.is_lonely(kind)
         self._is_lonely |= is_lonely
         return is_lonely
 
     async def _place(self, view: QuorumView, tx_id: str) -> TxSeen | None:
         """The block that a transaction is in; None if it is unreadable or far above the tip."""
-        if (known := self._placed.get(tx_id)) is not None:
-            return known
+        if (placed := self._placed.get(tx_id)) is not None:
+            return placed
         read = await view.tx(tx_id)
         if not isinstance(read, Found):
             self._unread(read)
@@ -186,7 +184,7 @@ class ExternalSpendSearch:
 
 
 def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms: int) -> str | None:
-    """Book an external spend. UTxOs that nobody saw arrive are booked as deposits first.
+    """Book an external spend. UTxOs that no pass saw arrive are booked as deposits first.
 
     Returns the event; None if the spend is already booked. A transaction that lost its block and is in another one
     was reported before: it does not freeze the wallet or raise an alert again.
@@ -194,26 +192,26 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     seen = spend.seen
     if onchain.is_external_spend_on_chain(unit.conn, seen.tx_id):
         return None
-    rows = [(ref, queries.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
+    rows = [(ref, attempts_and_utxos.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
         return None  # the transaction that was seen to spend it must be seen lost first
     event = "external_spend_again" if onchain.was_external_spend(unit.conn, seen.tx_id) else why
-    held: list[dict[str, int]] = []
+    values: list[dict[str, int]] = []
     for ref, row in rows:
         is_back(unit, ref, now_ms)
-        known = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
-        held.append({LOVELACE: known.lovelace, **known.assets})
+        utxo = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
+        values.append({LOVELACE: utxo.lovelace, **utxo.assets})
         if ref in utxos:
             make_unavailable(unit, utxos, ref)
-        records.spend_utxo(unit, ref, seen.tx_id)
+        writes.spend_utxo(unit, ref, seen.tx_id)
     inputs = tuple(ref for ref, _ in rows)
-    spent = ledger.add(held)
+    spent = ledger.add(values)
     block_observation = ExternalSpendRow(
         seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot
     )
-    records.add_external_spend(unit, block_observation, spend.provider, now_ms)
-    records.write_entry(unit, ledger.external_spend(spent), now_ms, ref=seen.tx_id)
-    told = {
+    writes.add_external_spend(unit, block_observation, spend.provider, now_ms)
+    writes.write_entry(unit, ledger.external_spend(spent), now_ms, ref=seen.tx_id)
+    event_detail = {
         "tx_id": seen.tx_id,
         "block_hash": seen.block_hash,
         "block_height": seen.block_height,
@@ -222,7 +220,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
         "spent": {asset: str(units) for asset, units in spent.items()},
         "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
     }
-    records.note(unit, None, event, None, now_ms, told)
+    writes.note(unit, None, event, None, now_ms, event_detail)
     if event == "external_spend":
         detail = (
             f"transaction {seen.tx_id} spent UTxOs of this wallet, and the ledger does not know it: another "
@@ -238,13 +236,13 @@ def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
     `signed`: the last attempt in the signer's record, if it has one.
     """
     known_ms = 0 if last_signed(unit.conn) is None else onchain.last_event_ms(unit.conn)
-    told = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
-    records.note(unit, None, "ledger_behind", None, now_ms, told)
+    detail = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
+    writes.note(unit, None, "ledger_behind", None, now_ms, detail)
 
 
 def settle(unit: Unit, height: int, now_ms: int) -> None:
     """Record that all external spends up to this block height are final."""
-    records.note(unit, None, "external_spend_settled", None, now_ms, {"height": height})
+    writes.note(unit, None, "external_spend_settled", None, now_ms, {"height": height})
 
 
 def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> UtxoRow:
@@ -252,13 +250,13 @@ def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> 
     tx_id, _, index = ref.partition("#")
     tokens = {asset: n for asset, n in value.items() if asset != LOVELACE}
     row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
-    records.add_utxo(unit, row)
-    records.write_entry(unit, ledger.deposit(value), now_ms, ref=ref)
+    writes.add_utxo(unit, row)
+    writes.write_entry(unit, ledger.deposit(value), now_ms, ref=ref)
     return row
 
 
 class Recovery:
-    """Notices that the ledger is behind, and brings it up to the chain. Call one `beat` at a time."""
+    """Notices that the ledger is behind, and brings it up to the chain. One `run_once` at a time."""
 
     def __init__(self, context: AgentContext, record: SignerRecord) -> None:
         self._context = context
@@ -273,14 +271,14 @@ class Recovery:
         conn = self._context.conn
         is_open = _is_open(conn)
         if not is_open and lacks(conn, self._signed) and caught_up_at(conn, self._signed) is None:
-            await self._notice()
+            await self._record_behind()
         elif is_open:
-            self._learn()
+            self._load_status()
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
             self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def run_once(self, view: QuorumView | None) -> None:
-        """Read the wallet's history through the last pass's view, once all that is unknown landed or expired."""
+        """Read the wallet's history through the last pass's view, once all unknown attempts landed or expired."""
         context = self._context
         if view is None:
             return
@@ -289,12 +287,12 @@ class Recovery:
             return
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
-        spends = await self._search.find(view, self._from_s(), self._tell)
+        spends = await self._search.find(view, self._from_s(), self._show_progress)
         chain.note_unread("past", self._search.why)
         if spends is None:
             return
         if spends and not self._is_noticed:
-            await self._notice()
+            await self._record_behind()
             return
         deep = chain.tip.height - context.config.settle_depth
         await context.write("scan", lambda unit: self._catch_up(unit, spends, deep, view.is_for_good, now_ms))
@@ -312,15 +310,15 @@ class Recovery:
             self._context.chain.require_in_step(now_ms)
         except Refused:
             return False
-        await self._context.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
-        self._learn()
+        await self._context.write("scan", lambda unit: writes.note(unit, None, "quiet_begun", None, now_ms))
+        self._load_status()
         return False
 
-    def _tell(self, count: int, of: int) -> None:
+    def _show_progress(self, count: int, total: int) -> None:
         """Show the progress. Each transaction takes one or two requests: with a daily quota this may take days."""
         if self._is_noticed:
             self._context.chain.behind = (
-                f"{_OLDER}. The chain is being read: {count} of the wallet's {of} transactions so far"
+                f"{_OLDER}. The chain is being read: {count} of the wallet's {total} transactions so far"
             )
 
     def _from_s(self) -> int:
@@ -331,17 +329,17 @@ class Recovery:
         return min(self._since_s, slots.time_ms(slot) // 1000 - ROLLBACK_S)
 
     @property
-    def _name(self) -> str | None:
+    def _signed_tx_id(self) -> str | None:
         """The last attempt in the signer's record."""
         return None if self._signed is None else self._signed.tx_id
 
-    async def _notice(self) -> None:
+    async def _record_behind(self) -> None:
         now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("scan", lambda unit: note_behind(unit, self._name, now_ms))
-        log.warning("ledger.behind", signed=self._name)
-        self._learn()
+        await self._context.write("scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms))
+        log.warning("ledger.behind", signed=self._signed_tx_id)
+        self._load_status()
 
-    def _learn(self) -> None:
+    def _load_status(self) -> None:
         conn = self._context.conn
         noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
         begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun")
@@ -353,22 +351,23 @@ class Recovery:
             if self._quiet_from_ms is None
             else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
         )
-        self._context.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
+        self._context.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or expired"
 
     def _catch_up(
         self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
     ) -> None:
         """Book what was found. Spends up to the height `deep` are final, and are not read again."""
         was_empty = not onchain.external_spends_on_chain(unit.conn)
-        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._context.utxos, now_ms)]
+        utxos = self._context.utxos
+        booked = [spend for spend in spends if take_in(unit, spend, "forgotten_spend", utxos, now_ms)]
         last = last_signed(unit.conn)
-        told = {
-            "signed": self._name,
+        detail = {
+            "signed": self._signed_tx_id,
             "attempts": 0 if last is None else last.attempts,
-            "transactions": [spend.seen.tx_id for spend in found],
+            "transactions": [spend.seen.tx_id for spend in booked],
         }
-        records.note(unit, None, "caught_up", None, now_ms, told)
-        if was_empty and is_for_good and any(spend.seen.block_height <= deep for spend in found):
+        writes.note(unit, None, "caught_up", None, now_ms, detail)
+        if was_empty and is_for_good and any(spend.seen.block_height <= deep for spend in booked):
             settle(unit, deep, now_ms)
 
 

@@ -11,8 +11,8 @@ EVERY_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    what: Hashable
+class _LastRead:
+    value: Hashable
     tip_hash: str
     count: int
     at_ms: int
@@ -22,22 +22,22 @@ class RepeatedReads:
     """For each subject: the value read, how often in a row, at which tip last, and when."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _LastRead] = {}
 
-    def is_enough(self, subject: str, what: Hashable, tip_hash: str, now_ms: int) -> bool:
+    def is_enough(self, subject: str, value: Hashable, tip_hash: str, now_ms: int) -> bool:
         """Note a read. Whether the value was the same at three tips, each a minute after the one before."""
-        was = self._seen.get(subject)
-        if was is None or was.what != what or now_ms < was.at_ms:
-            was = _Seen(what, "", 0, now_ms - EVERY_MS)
-        if tip_hash != was.tip_hash and now_ms >= was.at_ms + EVERY_MS:
-            was = _Seen(what, tip_hash, was.count + 1, now_ms)
-        self._seen[subject] = was
-        return was.count >= READS
+        last = self._seen.get(subject)
+        if last is None or last.value != value or now_ms < last.at_ms:
+            last = _LastRead(value, "", 0, now_ms - EVERY_MS)
+        if tip_hash != last.tip_hash and now_ms >= last.at_ms + EVERY_MS:
+            last = _LastRead(value, tip_hash, last.count + 1, now_ms)
+        self._seen[subject] = last
+        return last.count >= READS
 
     def is_due(self, subject: str, tip_hash: str, now_ms: int) -> bool:
         """Whether a read now could count."""
-        was = self._seen.get(subject)
-        return was is None or not (tip_hash == was.tip_hash or 0 <= now_ms - was.at_ms < EVERY_MS)
+        last = self._seen.get(subject)
+        return last is None or not (tip_hash == last.tip_hash or 0 <= now_ms - last.at_ms < EVERY_MS)
 
     def keep(self, subjects: Container[str]) -> None:
         """Forget all other subjects: one that was not read again starts anew."""

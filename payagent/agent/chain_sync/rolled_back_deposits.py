@@ -21,9 +21,7 @@ from payagent.chain.provider import Found, NotFound, Tip, TxSeen
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment import State
 from payagent.store.db.unit import Unit
-from payagent.store.rows import alerts, events, payments
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import writes as records
+from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes
 from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.payments import PaymentRow
 
@@ -43,21 +41,23 @@ class RolledBackDeposits:
         self._context = context
         self._open_payments = rows
         self._denied = RepeatedReads()
-        self._told: list[str] | None = None
+        self._alerted: list[str] | None = None
 
     async def check(self, view: QuorumView, tip: Tip) -> None:
         """Find deposits that are gone, then payments stuck because of them, then stuck payments that are over."""
         conn = self._context.conn
-        for utxo in queries.missing_deposits(conn) if view.is_final else ():
+        for utxo in attempts_and_utxos.missing_deposits(conn) if view.is_final else ():
             await self._doubt(view, utxo)
         self.stuck = {}
-        if queries.any_rolled_back(conn):
-            known: dict[str, bool] = {}  # shared, or each chained payment would walk all its ancestors again
-            found = (payments.payment(conn, one.id) for one in self._open_payments.open(LOOKED_FOR))
+        if attempts_and_utxos.any_rolled_back(conn):
+            rolled_back: dict[str, bool] = {}  # shared, or each chained payment would walk all its ancestors again
+            found = (payments.payment(conn, row.id) for row in self._open_payments.open(LOOKED_FOR))
             self.stuck = {
-                row.id: row for row in found if row and queries.is_rolled_back(conn, row.nonce_utxo, known)
+                row.id: row
+                for row in found
+                if row and attempts_and_utxos.is_rolled_back(conn, row.nonce_utxo, rolled_back)
             }
-        await self._tell()
+        await self._update_alerts()
         for row in self.stuck.values() if view.is_final else ():
             await self._weigh(view, tip, row)
 
@@ -76,25 +76,26 @@ class RolledBackDeposits:
             self._denied.forget(utxo.ref)
             await self._context.write("deposit", lambda unit: deposits.take_back(unit, utxo.ref, now_ms))
 
-    async def _tell(self) -> None:
+    async def _update_alerts(self) -> None:
         """Raise one alert for each payment that is stuck, and clear it when it no longer is."""
-        if self._told is None:
-            self._told = [
-                one.removeprefix(SUBJECT) for one in alerts.raised(self._context.conn, "deposit_rolled_back")
+        if self._alerted is None:
+            self._alerted = [
+                subject.removeprefix(SUBJECT)
+                for subject in alerts.raised(self._context.conn, "deposit_rolled_back")
             ]
-        if self._told == list(self.stuck):
+        if self._alerted == list(self.stuck):
             return
-        told, now_ms = self._told, self._context.ports.clock.now_ms()
+        alerted, now_ms = self._alerted, self._context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for row in self.stuck.values():
                 _raise(unit, row, now_ms)
-            for payment_id in told:
+            for payment_id in alerted:
                 if payment_id not in self.stuck:
                     _clear(unit, payment_id, now_ms)
 
         await self._context.write("alert", job)
-        self._told = list(self.stuck)
+        self._alerted = list(self.stuck)
 
     async def _weigh(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Void the payment if a block past the TTL of everything signed for it is deeper than any rollback.
@@ -103,41 +104,41 @@ class RolledBackDeposits:
         repeatedly, as for everything that cannot be undone.
         """
         context = self._context
-        attempts, block = queries.attempts(context.conn, row.id), _block_of(context, row)
+        attempts, block = attempts_and_utxos.attempts(context.conn, row.id), _block_of(context, row)
         last_slot = max(attempt.ttl_slot for attempt in attempts)
         if block is None or block.slot < last_slot:
             if tip.slot >= last_slot:
-                await self._note(row, tip)
+                await self._note_block(row, tip)
             return
         is_deep = tip.height - block.block_height + 1 >= context.config.settle_depth
         now_ms = context.ports.clock.now_ms()
         if not is_deep or not view.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
             return
-        there = await view.block(block.block_hash)
+        block_read = await view.block(block.block_hash)
         reads = [await view.tx(attempt.tx_id) for attempt in attempts]
-        if isinstance(there, NotFound):
-            await self._note(row, tip)
-        is_denied = isinstance(there, Found) and all(isinstance(read, NotFound) for read in reads)
+        if isinstance(block_read, NotFound):
+            await self._note_block(row, tip)
+        is_denied = isinstance(block_read, Found) and all(isinstance(read, NotFound) for read in reads)
         if self._denied.is_enough(row.id, is_denied, tip.hash, now_ms) and is_denied:
             self._denied.forget(row.id)
             await context.write(
                 "void", lambda unit: steps.record_time_over(unit, row.id, block, context.utxos, now_ms), row.id
             )
 
-    async def _note(self, row: PaymentRow, tip: Tip) -> None:
-        told = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
+    async def _note_block(self, row: PaymentRow, tip: Tip) -> None:
+        detail = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
         now_ms = self._context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
-            records.note(unit, row.id, "time_over", steps.row_of(unit, row.id).state, now_ms, told)
+            writes.note(unit, row.id, "time_over", steps.row_of(unit, row.id).state, now_ms, detail)
 
         await self._context.write("alert", job, row.id)
 
 
 def _block_of(context: AgentContext, row: PaymentRow) -> TxSeen | None:
     """The block recorded as past all TTLs, without a transaction."""
-    told = events.last_note(context.conn, row.id, "time_over")
-    return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])
+    noted = events.last_note(context.conn, row.id, "time_over")
+    return None if noted is None else TxSeen("", noted["block_hash"], noted["block_height"], noted["block_slot"])
 
 
 def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
@@ -148,12 +149,12 @@ def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
     facts = {"detail": detail, "payment": row.id, "utxo": row.nonce_utxo or ""}
     if raise_alert(unit, "deposit_rolled_back", f"{SUBJECT}{row.id}", facts, now_ms):
         state = steps.row_of(unit, row.id).state
-        records.note(unit, row.id, "deposit_rolled_back", state, now_ms, {"utxo": row.nonce_utxo})
+        writes.note(unit, row.id, "deposit_rolled_back", state, now_ms, {"utxo": row.nonce_utxo})
 
 
 def _clear(unit: Unit, payment_id: str, now_ms: int) -> None:
     state = steps.row_of(unit, payment_id).state
-    what = "it is void" if state is State.VOID else "the deposit is back"
-    is_news = clear_alert(unit, f"{SUBJECT}{payment_id}", {"detail": what, "payment": payment_id}, now_ms)
+    why = "it is void" if state is State.VOID else "the deposit is back"
+    is_news = clear_alert(unit, f"{SUBJECT}{payment_id}", {"detail": why, "payment": payment_id}, now_ms)
     if is_news and state is not State.VOID:
-        records.note(unit, payment_id, "deposit_restored", state, now_ms)
+        writes.note(unit, payment_id, "deposit_restored", state, now_ms)

@@ -1,7 +1,7 @@
 """One pass over the chain: its parts, in the order in which they run.
 
-Start with `ChainSync.run_once`. A pass is idempotent: each part reads everything again, and a step that is not due
-is not taken.
+Start with `ChainSync.run_once`. A pass is idempotent: each part reads everything again and takes only the steps
+that are due.
 
 May import: core.payment, chain.provider, chain.quorum_view, outbound.merchant_client, the rest of agent. Never:
 asks a provider itself; decides about a payment or a UTxO.
@@ -44,7 +44,7 @@ class ChainSync:
         )
         self.merchant_polling = MerchantPolling(context, merchants, rows, workers)
         self._lock = asyncio.Lock()
-        self._last: Tip | None = None
+        self._last_tip: Tip | None = None
 
     @property
     def trouble(self) -> str | None:
@@ -53,51 +53,49 @@ class ChainSync:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing that somebody waits for will change soon. A confirmed payment has hours to settle.
+        """Whether the next pass can wait: nothing is due or awaits a block, and the wallet has a UTxO.
 
-        A wallet without a UTxO waits for one.
+        Confirmed payments do not count: they take hours to settle.
         """
         is_due = self._confirmations.is_due or self._utxo_list.is_due or self.trouble
-        waited_for = self._open_payments.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
-        return not is_due and not waited_for and bool(self._open_payments.utxos())
+        waiting = self._open_payments.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
+        return not is_due and not waiting and bool(self._open_payments.utxos())
 
     async def run_once(self) -> bool:
         """Run one pass: tip, payments, UTxOs, then what is to be submitted or signed. Returns False if incomplete.
 
-        An exception does not keep anything from being submitted again: it is raised after that.
+        If reading the chain raises, the due submissions are still made before the exception goes on.
         """
         async with self._lock:
             try:
-                found = await self._look_anew()
+                view = await self._observe()
             except Exception:
                 await self._follow_up.carry_on()
                 raise
             await self._follow_up.carry_on()
-            why = (
-                self._confirmations.trouble or self._utxo_list.trouble
-                if found
-                else self.provider_selection.trouble
+            trouble = (
+                self._confirmations.trouble or self._utxo_list.trouble if view else self.provider_selection.trouble
             )
-            self._context.chain.note_unread("look", why)
-            return why is None
+            self._context.chain.note_unread("look", trouble)
+            return trouble is None
 
-    async def _look_anew(self) -> QuorumView | None:
-        """Read what the providers show now, unless it was already read in full; None if none was believed."""
-        found = await self.provider_selection.observe()
-        if found is None:
+    async def _observe(self) -> QuorumView | None:
+        """Read what the providers show now, unless that is read already. None if no provider is believed."""
+        view = await self.provider_selection.observe()
+        if view is None:
             return None
-        is_new = self._last is None or found.tip.hash != self._last.hash
+        is_new = self._last_tip is None or view.tip.hash != self._last_tip.hash
         if is_new or self._confirmations.is_due or self._utxo_list.is_due:
-            await self._look(found, found.tip, is_new)
-        return found
+            await self._check(view, view.tip, is_new)
+        return view
 
-    async def _look(self, view: QuorumView, tip: Tip, is_new: bool) -> None:
-        await self._confirmations.check(view, tip, self._last)
+    async def _check(self, view: QuorumView, tip: Tip, is_new: bool) -> None:
+        await self._confirmations.check(view, tip, self._last_tip)
         if is_new or self._utxo_list.is_due:
             await self._utxo_list.check(view, tip)
-        if self._last is None:
+        if self._last_tip is None:
             # submissions that the last process had just recorded may never have been sent
             self._confirmations.urgent.update(row.id for row in self._open_payments.open((State.IN_FLIGHT,)))
-        self._last = tip
+        self._last_tip = tip
         if self._utxo_list.is_read:
             self._context.take_tip(tip)

@@ -68,24 +68,24 @@ class UtxoListSync:
     def _believed(self, view: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
         """The part of a list that is believed. A lone answer among several providers is not enough for a new UTxO.
 
-        If only one of several providers answers, a new UTxO takes three reads, spaced (R8), and the others must
-        have been silent for long. They could not undo a false UTxO when they answer again.
+        If only one of several providers answers, a new UTxO takes three reads, a minute apart (R8). The others
+        must have been silent for long: they could not undo a false UTxO when they answer again.
 
         If only one provider is configured, its list is believed: a UTxO that it invents pays nobody.
         """
         if not view.is_lonely("utxos"):
             self._new_utxos = RepeatedReads()
             return listing
-        is_new = {utxo.ref: utxo for utxo in listing.agreed if utxo.ref not in known}
+        new_utxos = {utxo.ref: utxo for utxo in listing.agreed if utxo.ref not in known}
         may_add = view.may_add(is_first=not known)
-        young = {
+        unproven = {
             ref
-            for ref, utxo in is_new.items()
+            for ref, utxo in new_utxos.items()
             if not self._new_utxos.is_enough(ref, _worth(utxo), view.tip.hash, now_ms) or not may_add
         }
-        self._new_utxos.keep(is_new)
-        agreed = tuple(utxo for utxo in listing.agreed if utxo.ref not in young)
-        return Listing(agreed, listing.doubtful | young)
+        self._new_utxos.keep(new_utxos)
+        agreed = tuple(utxo for utxo in listing.agreed if utxo.ref not in unproven)
+        return Listing(agreed, listing.doubtful | unproven)
 
 
 def _worth(utxo: ChainUtxo) -> Hashable:

@@ -36,22 +36,22 @@ class WorkerPool:
         self._context = context
         self._signing = signing
 
-    async def each(self, found: Sequence[OpenPayment], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
+    async def each(self, rows: Sequence[OpenPayment], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
         """Act on every payment, a few at a time, each as it stands at its turn.
 
         An exception is logged and keeps no other payment from its turn. If a step could not be recorded, `failed`
         makes the next pass read it again.
         """
-        left, patience_s = iter(found), PATIENCE_S
+        left, patience_s = iter(rows), PATIENCE_S
 
         async def work() -> None:
             nonlocal patience_s
-            for number, one in enumerate(left, 1):
+            for number, open_row in enumerate(left, 1):
                 if patience_s > 0:
                     waited_s = await self._signing.give_way()
                     patience_s -= waited_s
                 try:
-                    row = payments.payment(self._context.conn, one.id)
+                    row = payments.payment(self._context.conn, open_row.id)
                     if row is not None:
                         await act(row)
                 except Exception as error:
@@ -59,9 +59,9 @@ class WorkerPool:
                     self.failed |= code == "store_failed" or isinstance(error, DatabaseError)
                     if code not in NOT_SIGNED:  # an alert reports these, and they would repeat
                         log.warning(
-                            "payment.step_failed", payment=one.id, error=repr(error), exc_info=code is None
+                            "payment.step_failed", payment=open_row.id, error=repr(error), exc_info=code is None
                         )
                 if number % TURN == 0:
                     await asyncio.sleep(0)
 
-        await together([work() for _ in range(min(len(found), AT_ONCE_MAX))])
+        await together([work() for _ in range(min(len(rows), AT_ONCE_MAX))])

@@ -25,8 +25,7 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.core.timestamps import iso_time
 from payagent.outbound.webhook import Webhook
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import alerts, approvals, journal, prepaid
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import alerts, approvals, attempts_and_utxos, journal, prepaid
 from payagent.store.rows.alerts import AlertRow
 
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
@@ -74,7 +73,7 @@ def is_due(alert: AlertRow, now_ms: int) -> bool:
 
 def payload(alert: AlertRow, config: AgentConfig, links: Mapping[str, str]) -> bytes:
     """The webhook body: the same bytes each time. `links` are stored nowhere."""
-    said = {
+    body = {
         "id": alert.id,
         "kind": alert.kind,
         "subject": alert.subject,
@@ -84,32 +83,32 @@ def payload(alert: AlertRow, config: AgentConfig, links: Mapping[str, str]) -> b
         **alert.facts,
         **links,
     }
-    return json.dumps(said, separators=(",", ":")).encode()
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 class AlertMonitor:
-    """Watches levels and delivers alerts. One `beat` at a time; `_told` is the last alert that was logged."""
+    """Watches levels and delivers alerts. One `run_once` at a time."""
 
     def __init__(self, context: AgentContext, webhook: Webhook | None, links: ApprovalLinks | None = None) -> None:
         self._context = context
         self._webhook = webhook
         self._links = links
-        self._told = alerts.last_seq(context.conn)
+        self._last_logged = alerts.last_seq(context.conn)
 
     async def run_once(self) -> None:
         """Raise and clear alerts, log the new ones from anywhere, and send those that are due."""
         now_ms = self._context.ports.clock.now_ms()
         if any(_crossings(self._context.conn, self._levels(self._context.conn, now_ms))):
             await self._context.write("alert", lambda unit: self._decide(unit, now_ms))
-        for alert in alerts.after(self._context.conn, self._told):
+        for alert in alerts.after(self._context.conn, self._last_logged):
             event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
             log.warning(event, alert=alert.id, kind=alert.kind, subject=alert.subject, **alert.facts)
-            self._told = alert.seq
+            self._last_logged = alert.seq
         if self._webhook is not None:
             await self._send(self._webhook)
 
     def _levels(self, conn: Connection, now_ms: int) -> Iterator[Level]:
-        """All levels. Until the wallet's UTxOs were read once, nobody knows whether the wallet is low."""
+        """All levels. The wallet's are included once its UTxOs were read."""
         is_wallet_known = self._context.chain.tip is not None
         return chain(
             _wallet(conn, self._context.config) if is_wallet_known else (),
@@ -131,13 +130,13 @@ class AlertMonitor:
         clock = self._context.ports.clock
         now_ms = clock.now_ms()
         waiting = alerts.waiting(self._context.conn, now_ms - RETRY_FOR_MS)
-        for alert in [one for one in waiting if is_due(one, now_ms)]:
-            sent = payload(alert, self._context.config, self._links_of(alert))
-            why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
-            if why_not is not None:
-                await self._miss(alert, why_not)
+        for alert in [alert for alert in waiting if is_due(alert, now_ms)]:
+            body = payload(alert, self._context.config, self._links_of(alert))
+            problem = await webhook.deliver(alert.id, clock.now_ms(), body)
+            if problem is not None:
+                await self._note_missed(alert, problem)
                 return
-            await self._take(alert.seq)
+            await self._note_delivered(alert.seq)
 
     def _links_of(self, alert: AlertRow) -> dict[str, str]:
         """The links that decide an approval, while it is open."""
@@ -148,14 +147,14 @@ class AlertMonitor:
             return {}
         return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
 
-    async def _take(self, seq: int) -> None:
+    async def _note_delivered(self, seq: int) -> None:
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
 
-    async def _miss(self, alert: AlertRow, why_not: str) -> None:
+    async def _note_missed(self, alert: AlertRow, problem: str) -> None:
         again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._context.ports.clock.now_ms())
         again_at = None if again_at_ms is None else iso_time(again_at_ms)
-        log.warning("alert.not_delivered", alert=alert.id, why=why_not, again_at=again_at)
+        log.warning("alert.not_delivered", alert=alert.id, why=problem, again_at=again_at)
         await self._context.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
 
 
@@ -179,7 +178,7 @@ def _wallet(conn: Connection, config: AgentConfig) -> Iterator[Level]:
     left = sum(units for account, asset, units in journal.balances(conn) if (account, asset) == (WALLET, LOVELACE))
     left -= sum(
         utxo.lovelace
-        for utxo in queries.utxos(conn)
+        for utxo in attempts_and_utxos.utxos(conn)
         if utxo.state in ("locked", "missing") and utxo.reserved_for is None
     )
     detail = (
@@ -190,9 +189,9 @@ def _wallet(conn: Connection, config: AgentConfig) -> Iterator[Level]:
 
 
 def _prepaid(conn: Connection, config: AgentConfig, now_ms: int) -> Iterator[Level]:
-    """The calls left or on their way, by our count or the merchant's, for each pool at a merchant with a mark."""
-    merchants = [one for one in config.merchants.values() if one.prepaid_alert_below]
-    marks = {one.origin: (one.name, one.prepaid_alert_below) for one in merchants}
+    """The calls left or under way, by our count or the merchant's, for each pool at a merchant with a mark."""
+    merchants = [merchant for merchant in config.merchants.values() if merchant.prepaid_alert_below]
+    marks = {merchant.origin: (merchant.name, merchant.prepaid_alert_below) for merchant in merchants}
     for holding in prepaid.holdings(conn) if marks else ():
         pool = holding.pool
         name, mark = marks.get(pool.origin, ("", None))

@@ -41,13 +41,13 @@ class ApprovalLinks:
         return any(_is_same(self._signature(approval, one), signature) for one in WAYS if one == way)
 
     def _signature(self, approval: ApprovalRow, way: Way) -> str:
-        said = approval.payment_id, approval.terms_hash, way, str(approval.expires_at_ms)
-        return self._sign("payagent-link/1", approval.payment_id, way) + self._sign("payagent-decide/1", *said)
+        terms = approval.payment_id, approval.terms_hash, way, str(approval.expires_at_ms)
+        return self._sign("payagent-link/1", approval.payment_id, way) + self._sign("payagent-decide/1", *terms)
 
-    def _sign(self, *said: str) -> str:
-        digest = hmac.digest(self.key, "\n".join(said).encode(), hashlib.sha256)
+    def _sign(self, *parts: str) -> str:
+        digest = hmac.digest(self.key, "\n".join(parts).encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-def _is_same(ours: str, theirs: str) -> bool:
-    return hmac.compare_digest(ours.encode(), theirs.encode())
+def _is_same(ours: str, given: str) -> bool:
+    return hmac.compare_digest(ours.encode(), given.encode())

@@ -13,8 +13,7 @@ from payagent.agent.topups.orders import stop
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, topups
-from payagent.store.rows import writes as records
+from payagent.store.rows import apps, topups, writes
 from payagent.store.rows.apps import AppRow, TokenRow
 
 
@@ -31,29 +30,31 @@ class NewApp:
     expires_at_ms: int | None
 
 
-async def add_app(context: AgentContext, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
+async def add_app(context: AgentContext, by: AppRow, new: NewApp, token_hash: str) -> AppRow:
     """Add an app with its token and its own limits.
 
     Refused: `already_exists`; `forbidden` for scopes that `by` lacks; `not_found`; `bad_request` if it expired.
     """
-    _require_no_more(wanted.scopes, by)
+    _require_no_more(new.scopes, by)
     origins = None
-    if wanted.merchants is not None:
-        origins = frozenset(origin_of(context, name) for name in wanted.merchants)
-    app = AppRow(context.ports.new_id("app"), wanted.name, wanted.scopes, origins, wanted.assets)
+    if new.merchants is not None:
+        origins = frozenset(origin_of(context, name) for name in new.merchants)
+    app = AppRow(context.ports.new_id("app"), new.name, new.scopes, origins, new.assets)
     now_ms = context.ports.clock.now_ms()
-    _require_ahead(wanted.expires_at_ms, now_ms)
+    _require_ahead(new.expires_at_ms, now_ms)
 
     def job(unit: Unit) -> None:
-        if apps.by_name(unit.conn, wanted.name) is not None:
-            raise Refused("already_exists/app", f"the name {wanted.name!r} is taken; names are never reused")
-        if apps.by_id(unit.conn, wanted.name) is not None:
-            raise Refused("already_exists/app", f"{wanted.name!r} is the id of another app")
+        if apps.by_name(unit.conn, new.name) is not None:
+            raise Refused("already_exists/app", f"the name {new.name!r} is taken; names are never reused")
+        if apps.by_id(unit.conn, new.name) is not None:
+            raise Refused("already_exists/app", f"{new.name!r} is the id of another app")
         apps.add(unit, app, now_ms)
-        told = {"merchants": _listed(origins), "assets": _listed(wanted.assets), "scopes": _listed(app.scopes)}
-        records.note(unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **told, "by": by.id})
-        _give(unit, app.id, token_hash, wanted.expires_at_ms, by.id, now_ms)
-        write_limits(unit, Scope(app.id), wanted.asset, wanted.most_units, by.id, now_ms)
+        grants = {"merchants": _listed(origins), "assets": _listed(new.assets), "scopes": _listed(app.scopes)}
+        writes.note(
+            unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **grants, "by": by.id}
+        )
+        _issue_token(unit, app.id, token_hash, new.expires_at_ms, by.id, now_ms)
+        write_limits(unit, Scope(app.id), new.asset, new.most_units, by.id, now_ms)
 
     await context.write("app", job)
     return app
@@ -68,7 +69,7 @@ async def renew_token(
     if not app.scopes:
         raise Refused("forbidden", f"the app {app.name} is payagent's own and cannot be changed")
     _require_ahead(expires_at_ms, now_ms)
-    await context.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
+    await context.write("app", lambda unit: _issue_token(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
     return app
 
 
@@ -80,20 +81,20 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
     """
     app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
     if app.id == by.id:
-        told = f"the call has its token: give it a new one instead, payagent app rotate-token {app.name}"
-        raise Refused("forbidden", told)
+        detail = f"this request uses the app's own token; replace that with `payagent app rotate-token {app.name}`"
+        raise Refused("forbidden", detail)
     _require_no_more(app.scopes, by)
 
     def job(unit: Unit) -> None:
         if apps.revoke(unit, app.id, now_ms):
-            records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
-        for order in topups.open_of_app(unit.conn, app.id):
-            stop(unit, context, order, Refused("topup_stopped/app_revoked", "its token was revoked"), by.id)
+            writes.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
+        for topup in topups.open_of_app(unit.conn, app.id):
+            stop(unit, context, topup, Refused("topup_stopped/app_revoked", "its token was revoked"), by.id)
 
-    orders = topups.open_of_app(context.conn, app.id)
+    open_topups = topups.open_of_app(context.conn, app.id)
     await context.write("app", job)
-    for order in orders:
-        context.changes.notify(order.id)
+    for topup in open_topups:
+        context.changes.notify(topup.id)
     return app
 
 
@@ -102,10 +103,12 @@ def all_apps(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
     return [(app, apps.last_token(context.conn, app.id)) for app in apps.all_apps(context.conn)]
 
 
-def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int) -> None:
+def _issue_token(
+    unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int
+) -> None:
     apps.give_token(unit, app_id, token_hash, expires_at_ms, now_ms)
-    told = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
-    records.note(unit, None, "token_issued", None, now_ms, told)
+    detail = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
+    writes.note(unit, None, "token_issued", None, now_ms, detail)
 
 
 def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:

@@ -3,8 +3,8 @@
 Merchants, limits, approval thresholds, the wallet's low mark and its upkeep can change. If anything else has
 changed, which takes a restart, nothing is applied.
 
-May import: core, settings, store, agent.context, agent.base, structlog. Never: applies a part; changes what it
-does not record.
+May import: core, settings, store, agent.context, agent.base, structlog. Never: applies a part; applies a change
+that it does not record.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from payagent.agent.context import AgentContext
 from payagent.core.problems import Refused
 from payagent.settings.schema import Settings, changes
 from payagent.store.db.unit import Unit
-from payagent.store.rows import writes as records
+from payagent.store.rows import writes
 
-_TAKEN = re.compile(
+_RELOADABLE = re.compile(
     r"merchants(\..*)?|limits\.(per_(payment|hour|day|week|month)|total|assets)"
     r"|approvals\.(required_above|timeout_s)|alerts\.wallet_below|wallet\.upkeep_fees_per_day"
 )
@@ -53,13 +53,13 @@ class ConfigReload:
         """Apply the file, or log in one line why nothing changed."""
         async with self._lock:
             try:
-                changed = await self._take()
+                changed = await self._apply()
             except Refused as refused:
                 log.warning("config.refused", why=refused.detail, kept="all settings stay as they were")
             else:
                 log.warning("config.read", changed=changed)
 
-    async def _take(self) -> dict[str, dict[str, object]]:
+    async def _apply(self) -> dict[str, dict[str, object]]:
         """Apply the file and return what changed, from what to what.
 
         Refused, with nothing applied: `config_invalid`, `store_failed`.
@@ -72,18 +72,18 @@ class ConfigReload:
         config = replace(self._make(new), caps=self._context.from_file.caps)
         now_ms = self._context.ports.clock.now_ms()
 
-        def note(unit: Unit) -> None:
+        def record_change(unit: Unit) -> None:
             if changed:
-                records.note(unit, None, "config_read", None, now_ms, {"changed": changed})
+                writes.note(unit, None, "config_read", None, now_ms, {"changed": changed})
 
-        await self._context.take_config(config, note)
+        await self._context.take_config(config, record_change)
         self._settings = new
         return changed
 
 
 def needing_a_start(before: Settings, after: Settings) -> list[str]:
     """The changed keys that are read only at the start."""
-    fixed = [key for key in changes(before, after) if not _TAKEN.fullmatch(key)]
+    fixed = [key for key in changes(before, after) if not _RELOADABLE.fullmatch(key)]
     if _signed(before) != _signed(after):
         fixed.append("limits.assets.per_transaction")
     if _private(before) != _private(after):
@@ -93,8 +93,8 @@ def needing_a_start(before: Settings, after: Settings) -> list[str]:
 
 def _signed(settings: Settings) -> dict[str, tuple[int | None, int | None]]:
     """The tokens that the signer knows, with the limits that only the signer uses."""
-    assets = settings.limits.assets
-    return {one.asset: (one.per_transaction_units, one.signed_per_day_units) for one in assets}
+    limits = settings.limits.assets
+    return {limit.asset: (limit.per_transaction_units, limit.signed_per_day_units) for limit in limits}
 
 
 def _private(settings: Settings) -> set[str]:

@@ -13,9 +13,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import writes as records
+from payagent.store.rows import apps, limit_counters, writes
 from payagent.store.rows.apps import AppRow
 
 
@@ -36,36 +34,36 @@ class LimitStatus:
 
 def standing(context: AgentContext, only_app: str | None = None) -> list[LimitStatus]:
     """The status of every limit; for an app that sees only itself, of those that bind it."""
-    at_run_time = tuple(spending.limits(context.conn))
+    at_run_time = tuple(limit_counters.limits(context.conn))
     limits = policy.in_force(context.config.limits, at_run_time)
     if only_app is not None:
         app = apps.require(context.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
     clock_ms = context.limits_clock_ms(context.conn, context.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
-    return [_stands(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
+    return [_status_of(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
 
 
 def _binds(limit: Limit, app: AppRow) -> bool:
     """Whether an app can meet a limit. Other limits would only reveal names of apps, merchants and tokens."""
-    where, assets = limit.scope.merchant, app.assets
+    origin, assets = limit.scope.merchant, app.assets
     return (
         limit.scope.app in (ANY, app.id)
-        and (where == ANY or app.merchants is None or where in app.merchants)
+        and (origin == ANY or app.merchants is None or origin in app.merchants)
         and (limit.asset == LOVELACE or assets is None or limit.asset in assets)
     )
 
 
-def _stands(
+def _status_of(
     context: AgentContext, limit: Limit, is_from_file: bool, only_app: str | None, clock_ms: int
 ) -> LimitStatus:
     is_shared = only_app is not None and limit.scope.app == ANY
-    seen = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
-    units = spending.counted(context.conn, seen, clock_ms)
+    counted = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
+    units = limit_counters.counted(context.conn, counted, clock_ms)
     left_units = None if is_shared else max(limit.most_units - units, 0)
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
-        frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(context.conn, seen, clock_ms), 1)
+        frees_at_ms = policy.frees_at_ms(limit.window, limit_counters.spans(context.conn, counted, clock_ms), 1)
     return LimitStatus(limit, is_from_file, units, left_units, frees_at_ms)
 
 
@@ -79,18 +77,18 @@ async def set_limits(
 ) -> None:
     """Set limits of a scope and asset; None reverts to the config file. Refused: `not_found`."""
     app = ANY if app_name is None else apps.find(context.conn, app_name).id
-    scope = Scope(app, ANY if merchant_name is None else _limited(context, merchant_name))
+    scope = Scope(app, ANY if merchant_name is None else _limited_origin(context, merchant_name))
     now_ms = context.ports.clock.now_ms()
     await context.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
 
 
-def _limited(context: AgentContext, name: str) -> str:
+def _limited_origin(context: AgentContext, name: str) -> str:
     """The merchant's origin, as `origin_of`; an origin that has limits is taken as it is.
 
     After a merchant is removed, its limits are known by its origin alone.
     """
-    have_some = {limit.scope.merchant for limit in spending.limits(context.conn)}
-    return name if name in have_some - {ANY} else origin_of(context, name)
+    limited = {limit.scope.merchant for limit in limit_counters.limits(context.conn)}
+    return name if name in limited - {ANY} else origin_of(context, name)
 
 
 def write_limits(
@@ -99,17 +97,17 @@ def write_limits(
     """Inside a commit: set or drop each limit and record it as an event."""
     for window, units in most_units.items():
         if units is None:
-            spending.drop_limit(unit, scope, asset, window)
+            limit_counters.drop_limit(unit, scope, asset, window)
         else:
-            spending.set_limit(unit, Limit(scope, asset, window, units))
-        told = {
+            limit_counters.set_limit(unit, Limit(scope, asset, window, units))
+        detail = {
             **scope._asdict(),
             "asset": asset,
             "limit": window,
             "most": None if units is None else str(units),
             "by": by_app,
         }
-        records.note(unit, None, "limit_set", None, now_ms, told)
+        writes.note(unit, None, "limit_set", None, now_ms, detail)
 
 
 def origin_of(context: AgentContext, name: str) -> str:

@@ -8,7 +8,7 @@ May import: core, settings, store, the rest of agent. Never: decides about a pay
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from payagent.agent.base import merchant_trust as known
+from payagent.agent.base import merchant_trust
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import origin_of
@@ -19,9 +19,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.settings.loading import read_merchant
 from payagent.store.db.unit import Unit
-from payagent.store.rows import merchants
-from payagent.store.rows import merchants as added
-from payagent.store.rows import writes as records
+from payagent.store.rows import merchants, writes
 from payagent.store.rows.merchants import AgreedPriceRow, MerchantRow, UnservedStreak
 
 
@@ -59,16 +57,14 @@ async def add_merchant(context: AgentContext, by_app: str, name: str, settings: 
     row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        from_file = ((one.name, one.origin) for one in context.from_file.merchants.values())
-        for known_name, known_origin in (
-            *from_file,
-            *((one.name, one.origin) for one in added.all_merchants(unit.conn)),
-        ):
-            if name == known_name or origin == known_origin:
-                raise Refused("already_exists/merchant", f"the merchant {known_name} is {known_origin}")
-        added.add(unit, row)
-        told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
-        records.note(unit, None, "merchant_added", None, now_ms, told)
+        from_file = [(one.name, one.origin) for one in context.from_file.merchants.values()]
+        at_run_time = [(one.name, one.origin) for one in merchants.all_merchants(unit.conn)]
+        for other_name, other_origin in (*from_file, *at_run_time):
+            if name == other_name or origin == other_origin:
+                raise Refused("already_exists/merchant", f"the merchant {other_name} is {other_origin}")
+        merchants.add(unit, row)
+        detail = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
+        writes.note(unit, None, "merchant_added", None, now_ms, detail)
 
     await context.take_config(context.from_file, job)
 
@@ -78,15 +74,15 @@ async def remove_merchant(context: AgentContext, by_app: str, name: str) -> None
     now_ms = context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        row = next((one for one in added.all_merchants(unit.conn) if one.name == name), None)
+        row = next((one for one in merchants.all_merchants(unit.conn) if one.name == name), None)
         if row is None:
             raise Refused(
                 "not_found",
                 f"no merchant {name[:80]!r} was added at run time; edit the config file for its merchants",
             )
-        added.remove(unit, name)
-        told = {"name": name, "origin": row.origin, "by": by_app}
-        records.note(unit, None, "merchant_removed", None, now_ms, told)
+        merchants.remove(unit, name)
+        detail = {"name": name, "origin": row.origin, "by": by_app}
+        writes.note(unit, None, "merchant_removed", None, now_ms, detail)
 
     await context.take_config(context.from_file, job)
 
@@ -95,11 +91,11 @@ async def pin(context: AgentContext, by_app: str, name: str, role: Role, address
     """Allow payments of this merchant to an address. Refused: `not_found`; `bad_request` if it cannot be paid."""
     origin = origin_of(context, name)
     try:
-        wanted = Pin(role, parse_address(address, context.config.network).text)
+        new_pin = Pin(role, parse_address(address, context.config.network).text)
     except Refused as refused:
         raise Refused("bad_request", str(refused), key="address") from None
     now_ms = context.ports.clock.now_ms()
-    await context.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
+    await context.write("trust", lambda unit: merchant_trust.pin(unit, origin, new_pin, by_app, now_ms))
 
 
 async def unpin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
@@ -107,7 +103,7 @@ async def unpin(context: AgentContext, by_app: str, name: str, role: Role, addre
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        known.unpin(unit, context.config.rules(origin), origin, Pin(role, address), by_app, now_ms)
+        merchant_trust.unpin(unit, context.config.rules(origin), origin, Pin(role, address), by_app, now_ms)
 
     await context.write("trust", job)
 
@@ -115,4 +111,4 @@ async def unpin(context: AgentContext, by_app: str, name: str, role: Role, addre
 async def resume(context: AgentContext, by_app: str, name: str) -> None:
     """Resume payments to a merchant and reset its unserved streak. Refused: `not_found`."""
     origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
-    await context.write("trust", lambda unit: known.resume(unit, origin, by_app, now_ms))
+    await context.write("trust", lambda unit: merchant_trust.resume(unit, origin, by_app, now_ms))

@@ -17,7 +17,7 @@ from payagent.agent.base.alert_records import clear_alert, raise_again, raise_al
 from payagent.agent.base.config import AutoTopup, MerchantConfig, TopupSource
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Approver, digest
-from payagent.agent.commits import approvals as questions
+from payagent.agent.commits import approvals
 from payagent.agent.context import AgentContext
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.money import format_amount
@@ -26,9 +26,8 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
-from payagent.store.rows import alerts, payments, topups
+from payagent.store.rows import alerts, payments, topups, writes
 from payagent.store.rows import prepaid as pools
-from payagent.store.rows import writes as records
 from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Pool
 from payagent.store.rows.topups import TopupRow
@@ -55,11 +54,11 @@ def gained_by(unit: str, invoice: Invoice) -> int:
     return gained(unit, invoice.batch_target, [(output.asset, output.units) for output in invoice.outputs])
 
 
-def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
+def bought(topup: TopupRow, rows: Sequence[PaymentRow]) -> int:
     """What the top-up's payments add up to, those still under way included."""
     return sum(
-        gained(order.unit, row.invoice.batch_target, [(output.asset, output.units) for output in row.outputs])
-        for row in made
+        gained(topup.unit, row.invoice.batch_target, [(output.asset, output.units) for output in row.outputs])
+        for row in rows
         if row.state not in ENDED_WITHOUT_PAYING
     )
 
@@ -73,7 +72,7 @@ def buyer_of(context: AgentContext, merchant: MerchantConfig) -> Buyer:
     return Buyer(merchant.partner or "", context.config.own.text)
 
 
-def open_order(
+def open_topup(
     unit: Unit,
     context: AgentContext,
     merchant: MerchantConfig,
@@ -88,13 +87,13 @@ def open_order(
 
     Refused: `topup_in_progress` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
     """
-    if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
-        _require_same(known, pools.pool(unit.conn, known.pool_id), goal)
-        return known
+    if (existing := topups.find_by_key(unit.conn, app_id, key)) is not None:
+        _require_same(existing, pools.pool(unit.conn, existing.pool_id), goal)
+        return existing
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
-    if (other := topups.open_of(unit.conn, pool.id)) is not None:
-        raise Refused("topup_in_progress", f"{other.id} is still open", topup=other.id)
+    if (under_way := topups.open_of(unit.conn, pool.id)) is not None:
+        raise Refused("topup_in_progress", f"{under_way.id} is still open", topup=under_way.id)
     request, is_call = request_of(merchant, goal)
     return topups.add(
         unit,
@@ -112,57 +111,57 @@ def open_order(
     )
 
 
-def stop(unit: Unit, context: AgentContext, order: TopupRow, why: Refused, by_app: str) -> None:
+def stop(unit: Unit, context: AgentContext, topup: TopupRow, why: Refused, by_app: str) -> None:
     """Inside a commit: stop a top-up, which then buys nothing more.
 
     It ends now, unless its last payment is under way or not yet accepted by the merchant.
     """
-    if order.stop_code is not None:
+    if topup.stop_code is not None:
         return
     now_ms = context.ports.clock.now_ms()
-    topups.stop(unit, order.id, why.record)
-    told = {"topup": order.id, **why.record, "by": by_app}
-    records.note(unit, None, "topup_stopped", None, now_ms, told)
-    _end_question(unit, order, Approver("token", by_app), why, now_ms)
-    last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
+    topups.stop(unit, topup.id, why.record)
+    detail = {"topup": topup.id, **why.record, "by": by_app}
+    writes.note(unit, None, "topup_stopped", None, now_ms, detail)
+    _end_approval(unit, topup, Approver("token", by_app), why, now_ms)
+    last = next(reversed(payments.payments_of_topup(unit.conn, topup.id)), None)
     if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
-        end(unit, context, order, why, now_ms)
+        end(unit, context, topup, why, now_ms)
 
 
-def end(unit: Unit, context: AgentContext, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+def end(unit: Unit, context: AgentContext, topup: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: end a top-up, once."""
     clock_ms = context.limits_clock_ms(unit.conn, now_ms)
     record = dict.fromkeys(("code", "reason", "detail")) if why is None else why.record
-    if topups.end(unit, order.id, record, now_ms, clock_ms):
+    if topups.end(unit, topup.id, record, now_ms, clock_ms):
         if why is not None:
-            _end_question(unit, order, Approver("clock"), why, now_ms)
-        told = {"topup": order.id, "clock_ms": clock_ms, **record}
-        records.note(unit, None, "topup_ended", None, now_ms, told)
-        _tell(unit, order, why, now_ms)
+            _end_approval(unit, topup, Approver("clock"), why, now_ms)
+        detail = {"topup": topup.id, "clock_ms": clock_ms, **record}
+        writes.note(unit, None, "topup_ended", None, now_ms, detail)
+        _update_alerts(unit, topup, why, now_ms)
 
 
-def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
-    """End the top-up's approval too: an approved payment would buy what nobody wants or presents."""
-    for row in payments.payments_of_topup(unit.conn, order.id):
+def _end_approval(unit: Unit, topup: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
+    """End the top-up's approval too: an approved payment would pay for something that nobody collects."""
+    for row in payments.payments_of_topup(unit.conn, topup.id):
         if row.state is State.AWAITING_APPROVAL:
-            questions.end(unit, row.id, by, why, now_ms)
+            approvals.end(unit, row.id, by, why, now_ms)
 
 
-def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+def _update_alerts(unit: Unit, topup: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Raise an alert if an automatic top-up failed, and clear it at the next success.
 
     No caller waits for an automatic top-up. The alert that announced it is cleared when it ends.
     """
-    pool = pools.pool(unit.conn, order.pool_id)
-    subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
-    if order.trigger == "auto":
-        over = f"the automatic top-up that was announced at {pool.origin} has ended"
-        clear_alert(unit, announced_as(pool), facts | {"detail": over}, now_ms)
+    pool = pools.pool(unit.conn, topup.pool_id)
+    subject, facts = f"topup:{pool.id}", {"topup": topup.id, "merchant": pool.origin}
+    if topup.trigger == "auto":
+        detail = f"the automatic top-up that was announced at {pool.origin} has ended"
+        clear_alert(unit, announced_as(pool), facts | {"detail": detail}, now_ms)
     if why is None:
         clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
-    elif order.trigger == "auto" and why.name != "topup_stopped/cancelled":
-        told = {name: str(value) for name, value in why.record.items() if value}
-        raise_alert(unit, "topup_failed", subject, facts | told, now_ms)
+    elif topup.trigger == "auto" and why.name != "topup_stopped/cancelled":
+        reasons = {name: str(value) for name, value in why.record.items() if value}
+        raise_alert(unit, "topup_failed", subject, facts | reasons, now_ms)
 
 
 def request_of(merchant: MerchantConfig, goal: TopupGoal) -> tuple[TopupSource, bool]:
@@ -171,16 +170,18 @@ def request_of(merchant: MerchantConfig, goal: TopupGoal) -> tuple[TopupSource, 
         return goal.request, goal.request != merchant.topup_request
     if merchant.topup_request is None:
         raise Refused(
-            "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no call was named"
+            "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no request was given"
         )
     return merchant.topup_request, False
 
 
-def _require_same(known: TopupRow, pool: Pool, goal: TopupGoal) -> None:
+def _require_same(existing: TopupRow, pool: Pool, goal: TopupGoal) -> None:
     """Refuse a reused key. A top-up keeps the `pool` that it was opened for, even if the partner changes."""
-    same_request = not known.is_call if goal.request is None else known.request == dump_request(goal.request)
-    if (pool.origin, known.unit, known.units) != (goal.origin, goal.unit, goal.units) or not same_request:
-        raise Refused("idempotency_key_reused", f"the key was used for the top-up {known.id}", topup=known.id)
+    same_request = not existing.is_call if goal.request is None else existing.request == dump_request(goal.request)
+    if (pool.origin, existing.unit, existing.units) != (goal.origin, goal.unit, goal.units) or not same_request:
+        raise Refused(
+            "idempotency_key_reused", f"the key was used for the top-up {existing.id}", topup=existing.id
+        )
 
 
 def dump_request(request: TopupSource) -> str:
@@ -198,7 +199,7 @@ PAUSE_FIRST_MS = 3_600_000
 log = structlog.get_logger("payagent.agent")
 
 
-async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
+async def open_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
     """Open a top-up to `auto.to` if less than `auto.below` is left and nothing is under way.
 
     If these settings have opened none yet, only announce it: the next run opens it.
@@ -219,7 +220,7 @@ async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto:
     def job(unit: Unit) -> TopupRow:
         topups.ensure_auto_app(unit, now_ms)
         key = f"auto:{topup_id}"
-        return open_order(unit, context, merchant, goal, topup_id, topups.AUTO_APP, key, now_ms, "auto")
+        return open_topup(unit, context, merchant, goal, topup_id, topups.AUTO_APP, key, now_ms, "auto")
 
     row = await context.write("topup", job)
     log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
@@ -228,7 +229,7 @@ async def order_where_low(context: AgentContext, merchant: MerchantConfig, auto:
 async def _announce(
     context: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
 ) -> None:
-    """Raise the alert that the next run opens a top-up, the first under these settings."""
+    """Raise the alert that announces the first top-up under these settings. The next run opens it."""
     now_ms = context.ports.clock.now_ms()
     buyer = buyer_of(context, merchant)
     detail = (
@@ -267,11 +268,11 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     clock_ms = context.limits_clock_ms(conn, now_ms)
     if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
         return True
-    orders = topups.autos_of(conn, pool.id)
-    if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_max:
+    earlier = topups.autos_of(conn, pool.id)
+    if sum(row.clock_ms > clock_ms - DAY_MS for row in earlier) >= auto.per_day_max:
         return True
-    failed = next((place for place, row in enumerate(orders) if row.code is None), len(orders))
+    failed = next((index for index, row in enumerate(earlier) if row.code is None), len(earlier))
     if failed == 0:
         return False
     pause_ms = backoff(PAUSE_FIRST_MS, DAY_MS, failed)
-    return clock_ms < (orders[0].ended_clock_ms or clock_ms) + pause_ms
+    return clock_ms < (earlier[0].ended_clock_ms or clock_ms) + pause_ms

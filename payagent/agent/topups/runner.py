@@ -29,8 +29,8 @@ from payagent.agent.topups.orders import (
     end,
     gained_by,
     load_request,
-    open_order,
-    order_where_low,
+    open_topup,
+    open_where_low,
     request_of,
     stop,
 )
@@ -87,7 +87,7 @@ LATER = frozenset(
 `signer_lost` is one: the daemon stops with its signer, and the next start signs what was admitted.
 """
 
-_ENDS_ORDER = {
+_ENDS_TOPUP = {
     State.VOID: ("payment_ended", "its payment ended without paying"),
     State.DENIED: ("approval_denied/person", "the operator denied its payment"),
 }
@@ -137,9 +137,9 @@ class TopupRunner:
     # --- public calls
 
     async def order(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
-        """Open a top-up, or find the one of this key; True if it is new. `beat` carries it out.
+        """Open a top-up, or find the one of this key; True if it is new. `run_once` carries it out.
 
-        Refused: `asset_not_allowed`, and as `open_order` does.
+        Refused: `asset_not_allowed`, and as `open_topup` does.
         """
         context = self._context
         merchant = context.config.merchant(goal.origin)
@@ -148,7 +148,7 @@ class TopupRunner:
         topup_id, now_ms = context.ports.new_id("top"), context.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"
         job = partial(
-            open_order,
+            open_topup,
             context=context,
             merchant=merchant,
             goal=goal,
@@ -168,26 +168,28 @@ class TopupRunner:
         context = self._context
         merchant = context.config.merchant(goal.origin)
         request, is_call = request_of(merchant, goal)
-        if is_call and (served := self._agent.prepaid_calls.quote(self._served(app_id, merchant, request))):
+        if is_call and (
+            served := self._agent.prepaid_calls.quote(self._served_request(app_id, merchant, request))
+        ):
             return served
-        heard = await self._hear(merchant, request, {}, merchant.timeout_s)
-        _require_offer(heard)
-        if 200 <= heard.status < 300:
+        reply = await self._call(merchant, request, {}, merchant.timeout_s)
+        _require_offer(reply)
+        if 200 <= reply.status < 300:
             if is_call:
-                await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
+                await self._agent.prepaid_calls.record_call(self._served_request(app_id, merchant, request))
             raise _sells_none()
         part = TopupPart(
             context.ports.new_id("top"), 1, goal.unit, is_call, merchant.topup_per_day_lovelace, goal.units
         )
-        ask = self._ask(app_id, merchant, request, heard, part)
-        quote = await self._agent.quote(ask)
+        payment_request = self._payment_request(app_id, merchant, request, reply, part)
+        quote = await self._agent.quote(payment_request)
         count = -(-goal.units // gained_by(goal.unit, quote.invoice))
         if count > 1 and quote.refusal is None:
-            quote = await self._agent.quote(ask, count)
+            quote = await self._agent.quote(payment_request, count)
         buyer = buyer_of(context, merchant)
         pool = pools.find_pool(context.conn, merchant.origin, buyer.partner, buyer.wallet)
-        other = None if pool is None else topups.open_of(context.conn, pool.id)
-        return TopupPlan(goal, quote, count, None if other is None else other.id)
+        under_way = None if pool is None else topups.open_of(context.conn, pool.id)
+        return TopupPlan(goal, quote, count, None if under_way is None else under_way.id)
 
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
         """Buy nothing more for a top-up. It ends at once, or when its last payment is delivered.
@@ -203,9 +205,9 @@ class TopupRunner:
                 raise Refused("wrong_state", "the top-up has already ended")
             stop(unit, context, row, why, by_app)
 
-        order = self.find(topup_id)
+        topup = self.find(topup_id)
         await context.write("topup_stop", job)
-        self._go_on(order)
+        self._go_on(topup)
         return self.find(topup_id)
 
     def find(self, topup_id: str) -> TopupRow:
@@ -228,7 +230,7 @@ class TopupRunner:
         """
         for merchant in self._context.config.merchants.values():
             if merchant.auto_topup is not None:
-                await order_where_low(self._context, merchant, merchant.auto_topup)
+                await open_where_low(self._context, merchant, merchant.auto_topup)
         now_ms = self._context.ports.clock.now_ms()
         for row in topups.all_open(self._context.conn):
             if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
@@ -239,201 +241,199 @@ class TopupRunner:
 
     # --- one step
 
-    async def _take_step(self, order: TopupRow) -> None:
+    async def _take_step(self, topup: TopupRow) -> None:
         """Take a step. If it raises, the top-up stays open and its next step is due later."""
         try:
-            await self._step_or_end(order)
+            await self._step_or_end(topup)
         except Refused as refused:
-            self._put_off(order, refused)
+            self._put_off(topup, refused)
         except Exception as error:
-            log.warning("topup.step_failed", topup=order.id, error=repr(error), exc_info=True)
-            self._put_off(order, Refused("internal_error", repr(error)))
+            log.warning("topup.step_failed", topup=topup.id, error=repr(error), exc_info=True)
+            self._put_off(topup, Refused("internal_error", repr(error)))
 
-    async def _step_or_end(self, order: TopupRow) -> None:
+    async def _step_or_end(self, topup: TopupRow) -> None:
         try:
-            await self._step(order)
+            await self._step(topup)
         except Refused as refused:
-            if refused.code in LATER or self._is_to_be_signed(order):
+            if refused.code in LATER or self._is_to_be_signed(topup):
                 self._context.refusals[refused.code] += 1
                 raise
-            await self._break_off(order, refused)
+            await self._break_off(topup, refused)
 
-    def _is_to_be_signed(self, order: TopupRow) -> bool:
-        """Whether one of its payments is admitted, and will be signed or rejected whatever this refusal is.
+    def _is_to_be_signed(self, topup: TopupRow) -> bool:
+        """Whether its last payment is admitted, and will be signed or rejected whatever this refusal is.
 
-        Until then nobody knows what the top-up adds up to.
+        Until then the top-up's total is not known.
         """
-        last = next(reversed(payments.payments_of_topup(self._context.conn, order.id)), None)
+        last = next(reversed(payments.payments_of_topup(self._context.conn, topup.id)), None)
         return last is not None and last.state is State.RESERVED and not last.invoice.merchant_submits
 
-    async def _step(self, order: TopupRow) -> None:
+    async def _step(self, topup: TopupRow) -> None:
         """Reload, decide, do one thing."""
         context = self._context
-        made = payments.payments_of_topup(context.conn, order.id)
-        last = context.as_noted(made[-1]) if made else None
+        rows = payments.payments_of_topup(context.conn, topup.id)
+        last = context.as_noted(rows[-1]) if rows else None
         now_ms = context.ports.clock.now_ms()
-        is_over = self._is_over(order, now_ms)
-        if last is not None and last.state in _ENDS_ORDER:
-            name, detail = _ENDS_ORDER[last.state]
-            await self._break_off(order, Refused(last.problem.name or name, last.problem.detail or detail))
+        is_over = self._is_over(topup, now_ms)
+        if last is not None and last.state in _ENDS_TOPUP:
+            name, detail = _ENDS_TOPUP[last.state]
+            await self._break_off(topup, Refused(last.problem.name or name, last.problem.detail or detail))
             return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
-            if not (
-                last.state is State.RESERVED and last.invoice.merchant_submits
-            ):  # `_buy` pays again, which signs it
-                await self._see_through(order, last, is_over and self._is_shown_for_long(last, now_ms))
+            # if the merchant submits, `_buy` pays again, which signs it
+            if not (last.state is State.RESERVED and last.invoice.merchant_submits):
+                await self._present_last_proof(topup, last, is_over and self._is_proof_given_up(last, now_ms))
                 return
-            if order.stop_code is not None:  # no request will come, so it is never signed, and then rejected
+            if topup.stop_code is not None:  # no request will come, so it is never signed and will be rejected
                 return
-        elif bought(order, made) >= order.units:
-            await self._end(order, None)
+        elif bought(topup, rows) >= topup.units:
+            await self._end(topup, None)
             return
-        if order.stop_problem is not None:
-            raise Refused(order.stop_problem, order.stop_detail or "")
+        if topup.stop_problem is not None:
+            raise Refused(topup.stop_problem, topup.stop_detail or "")
         if is_over:
-            self._give_up(order, "it was not done in a day")
-        expired = takewhile(lambda row: row.problem.code == "invoice_expired", reversed(made))
+            self._give_up(topup, "it was not done in a day")
+        expired = takewhile(lambda row: row.problem.code == "invoice_expired", reversed(rows))
         if sum(1 for _ in expired) >= EXPIRED_MAX:
             raise Refused(
                 "topup_stopped/request_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time"
             )
-        delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
-        await self._buy(order, delivered + 1, now_ms)
+        delivered = sum(row.delivery is Delivery.ACCEPTED for row in rows)
+        await self._buy(topup, delivered + 1, now_ms)
 
-    def _is_shown_for_long(self, row: PaymentRow, now_ms: int) -> bool:
+    def _is_proof_given_up(self, row: PaymentRow, now_ms: int) -> bool:
         """Whether the payment was signed so long ago that its proof is given up, or was never signed."""
-        told = events.events(self._context.conn, row.id)
-        signed_ms = max((at_ms for _, event, _, _, at_ms in told if event == Event.SIGN), default=None)
+        history = events.events(self._context.conn, row.id)
+        signed_ms = max((at_ms for _, event, _, _, at_ms in history if event == Event.SIGN), default=None)
         return signed_ms is None or now_ms - signed_ms > PATIENCE_MS
 
-    async def _see_through(self, order: TopupRow, last: PaymentRow, is_over: bool) -> None:
+    async def _present_last_proof(self, topup: TopupRow, last: PaymentRow, is_over: bool) -> None:
         """Present the proof of the last payment, as long as the top-up lives."""
         try:
-            await self._follow(order, last)
-        except Refused as refused:  # a paid proof is not given up: the cause may pass, or be fixed
+            await self._present_proof(topup, last)
+        except Refused as refused:  # a paid proof is not given up: the cause may pass or be fixed
             self._context.refusals[refused.code] += 1
-            self._put_off(order, refused)
+            self._put_off(topup, refused)
         if is_over and self._context.payment(last.id).delivery is not Delivery.ACCEPTED:
-            self._give_up(order, "its last payment was not delivered")
+            self._give_up(topup, "its last payment was not delivered")
 
-    def _is_over(self, order: TopupRow, now_ms: int) -> bool:
+    def _is_over(self, topup: TopupRow, now_ms: int) -> bool:
         """Whether a day has passed by our clock, if the chain or the limits' clock confirms it.
 
         If our clock is behind the start, only the limits' clock decides.
         """
-        passed_ms = now_ms - order.created_at_ms
-        counted_ms = self._context.limits_clock_ms(self._context.conn, now_ms) - order.clock_ms
+        passed_ms = now_ms - topup.created_at_ms
+        counted_ms = self._context.limits_clock_ms(self._context.conn, now_ms) - topup.clock_ms
         if passed_ms < 0:
             return counted_ms > PATIENCE_MS
         is_borne_out = counted_ms > PATIENCE_MS or self._context.chain.is_ready(now_ms)
         return passed_ms > PATIENCE_MS and is_borne_out
 
-    async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
+    async def _buy(self, topup: TopupRow, number: int, now_ms: int) -> None:
         """Make the request and pay its 402."""
         context = self._context
-        pool = pools.pool(context.conn, order.pool_id)
+        pool = pools.pool(context.conn, topup.pool_id)
         merchant = self._merchant_for(pool)
         pauses.require_running(context.conn)
-        context.chain.require_ready(
-            now_ms
-        )  # first: a clock that is ahead would end the app's token, and so the top-up
-        require_may_buy(context.conn, order, now_ms)
+        # checked first: a clock that is ahead would end the app's token, and so the top-up
+        context.chain.require_ready(now_ms)
+        require_may_buy(context.conn, topup, now_ms)
         under_way = pools.batch_under_way(context.conn, pool.id, now_ms)
-        if under_way is not None and context.payment(under_way).prepaid.topup_id != order.id:
+        if under_way is not None and context.payment(under_way).prepaid.topup_id != topup.id:
             raise Refused("batch_in_progress", "a call buys a batch for the same balance")
-        request = load_request(order.request)
-        heard = await self._hear(merchant, request, {}, merchant.timeout_s)
-        _require_offer(heard)
-        if 200 <= heard.status < 300:
-            await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
+        request = load_request(topup.request)
+        reply = await self._call(merchant, request, {}, merchant.timeout_s)
+        _require_offer(reply)
+        if 200 <= reply.status < 300:
+            await self._end(topup, _sells_none(), self._served_request(topup.app_id, merchant, request))
             return
-        part = part_of(order, number, merchant.topup_per_day_lovelace)
-        row, _ = await self._agent.pay(self._ask(order.app_id, merchant, request, heard, part))
-        log.info("topup.payment", topup=order.id, payment=row.id)
-        self._go_on(order)
+        part = part_of(topup, number, merchant.topup_per_day_lovelace)
+        row, _ = await self._agent.pay(self._payment_request(topup.app_id, merchant, request, reply, part))
+        log.info("topup.payment", topup=topup.id, payment=row.id)
+        self._go_on(topup)
 
-    async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
+    async def _present_proof(self, topup: TopupRow, row: PaymentRow) -> None:
         """Present the proof of the last payment, once it is ready, until the merchant accepts it."""
         context = self._context
-        merchant = self._merchant_for(pools.pool(context.conn, row.prepaid.pool_id or order.pool_id))
+        merchant = self._merchant_for(pools.pool(context.conn, row.prepaid.pool_id or topup.pool_id))
         if not context.is_ready(row):
             return
         depth = context.depth(row)
-        request, poll = load_request(order.request), self._wait_of(order).poll
+        request, poll = load_request(topup.request), self._wait_of(topup).poll
         proof = retry_headers(row, merchant, context.config.own.text)
         if poll is not None:
             request, proof = request.with_query(poll), {}
-        heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
+        reply = await self._call(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
         row, advice = await self._agent.deliveries.take_answer(
             row.id,
-            parse_answer(heard.status, heard.headers, heard.body or b""),
+            parse_answer(reply.status, reply.headers, reply.body or b""),
             shown_depth=depth,
             is_delivered=True,
         )
-        said = advice.answer.said
-        if said is RetryVerdict.SERVED:
-            self._go_on(order)
+        verdict = advice.answer.said
+        if verdict is RetryVerdict.SERVED:
+            self._go_on(topup)
         elif advice.again_after_s is not None:
             now_ms = context.ports.clock.now_ms()
             due_ms = now_ms + int(advice.again_after_s * 1000)
-            self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
-        elif said is RetryVerdict.USED_UP:
+            self._waits[topup.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
+        elif verdict is RetryVerdict.USED_UP:
             await self._agent.deliveries.record_used_up(row.id)
-            self._go_on(order)
+            self._go_on(topup)
         elif row.state not in WITHOUT_PROOF:  # it is paid: present the proof again, as long as the top-up lives
             why = f"the merchant says of {row.id}: {advice.answer.reason}"
-            self._put_off(order, Refused("not_served_yet", why, payment=row.id))
+            self._put_off(topup, Refused("not_served_yet", why, payment=row.id))
 
-    async def _break_off(self, order: TopupRow, why: Refused) -> None:
+    async def _break_off(self, topup: TopupRow, why: Refused) -> None:
         """End the top-up before its goal is reached, whatever the reason.
 
         A code in `LATER` passes by itself only where it refuses something new, not where it ended a payment.
         """
         self._context.refusals[why.code] += 1
-        await self._end(order, why)
+        await self._end(topup, why)
 
-    async def _end(self, order: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
+    async def _end(self, topup: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
         """End the top-up, and count what its last request used of the balance."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
-            if served is not None and order.is_call:
+            if served is not None and topup.is_call:
                 prepaid.used(unit, served, context.limits_clock_ms(unit.conn, now_ms), now_ms)
-            end(unit, context, order, why, now_ms)
+            end(unit, context, topup, why, now_ms)
 
         await context.write("topup_end", job)
         if why is None:
-            log.info("topup.done", topup=order.id)
+            log.info("topup.done", topup=topup.id)
         else:
             log.warning(
                 "topup.stopped",
-                topup=order.id,
-                trigger=order.trigger,
+                topup=topup.id,
+                trigger=topup.trigger,
                 code=why.code,
                 reason=why.reason,
                 why=why.detail,
             )
-        self._go_on(order)
+        self._go_on(topup)
 
-    def _go_on(self, order: TopupRow) -> None:
+    def _go_on(self, topup: TopupRow) -> None:
         """Mark progress: the next step is due."""
-        self._waits.pop(order.id, None)
-        self._context.changes.notify(order.id)
+        self._waits.pop(topup.id, None)
+        self._context.changes.notify(topup.id)
 
-    def _give_up(self, order: TopupRow, why: str) -> None:
-        raise Refused("topup_stopped/timed_out", self._wait_of(order).trouble or why)
+    def _give_up(self, topup: TopupRow, why: str) -> None:
+        raise Refused("topup_stopped/timed_out", self._wait_of(topup).trouble or why)
 
-    def _put_off(self, order: TopupRow, why: Refused) -> None:
-        wait = self._wait_of(order)
+    def _put_off(self, topup: TopupRow, why: Refused) -> None:
+        wait = self._wait_of(topup)
         failures = wait.failures + 1
         delay_ms = backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, failures)
         now_ms, trouble = self._context.ports.clock.now_ms(), str(why)
-        self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble, wait.poll)
-        log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
+        self._waits[topup.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble, wait.poll)
+        log.info("topup.put_off", topup=topup.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
-    def _wait_of(self, order: TopupRow) -> _Wait:
-        return self._waits.get(order.id, _Wait())
+    def _wait_of(self, topup: TopupRow) -> _Wait:
+        return self._waits.get(topup.id, _Wait())
 
     # --- what the steps share
 
@@ -441,7 +441,7 @@ class TopupRunner:
         """The merchant as configured now, but for the partner that the top-up was opened for."""
         return replace(self._context.config.merchant(pool.origin), partner=pool.partner or None)
 
-    async def _hear(
+    async def _call(
         self, merchant: MerchantConfig, request: TopupSource, proof: dict[str, str], timeout_s: int
     ) -> MerchantReply:
         """Send the request with the headers that name the balance's owner."""
@@ -455,43 +455,43 @@ class TopupRunner:
 
     def _headers(self, merchant: MerchantConfig, request: TopupSource) -> dict[str, str]:
         own = self._context.config.own.text
-        typed = {"Content-Type": "application/json"} if request.body else {}
-        return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | typed
+        content_type = {"Content-Type": "application/json"} if request.body else {}
+        return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | content_type
 
-    def _ask(
-        self, app_id: str, merchant: MerchantConfig, request: TopupSource, heard: MerchantReply, part: TopupPart
+    def _payment_request(
+        self, app_id: str, merchant: MerchantConfig, request: TopupSource, reply: MerchantReply, part: TopupPart
     ) -> PaymentRequest:
-        if heard.body is None:
+        if reply.body is None:
             raise Refused("body_too_big", "the 402's body is too long to read")
         headers = {name.lower(): value for name, value in self._headers(merchant, request).items()}
         body_sha256 = hashlib.sha256(request.body.encode()).hexdigest()
         return PaymentRequest(
             app_id=app_id,
             origin=merchant.origin,
-            response=parse_response(heard.status, heard.headers, heard.body),
-            received=heard.record(),
+            response=parse_response(reply.status, reply.headers, reply.body),
+            received=reply.record(),
             request=MerchantRequest(request.method, request.path, body_sha256, headers),
             buyer=buyer_of(self._context, merchant),
             topup=part,
         )
 
-    def _served(self, app_id: str, merchant: MerchantConfig, request: TopupSource) -> ServedRequest:
+    def _served_request(self, app_id: str, merchant: MerchantConfig, request: TopupSource) -> ServedRequest:
         path = request.path.partition("?")[0]
         return ServedRequest(
             app_id, merchant.origin, buyer_of(self._context, merchant), request.method, path, None
         )
 
 
-def _require_offer(heard: MerchantReply) -> None:
+def _require_offer(reply: MerchantReply) -> None:
     """Refuse an answer that neither serves the request nor is a 402."""
-    if heard.status == 402 or 200 <= heard.status < 300:
+    if reply.status == 402 or 200 <= reply.status < 300:
         return
-    answer = parse_answer(heard.status, heard.headers, heard.body or b"")
+    answer = parse_answer(reply.status, reply.headers, reply.body or b"")
     if wants_wallet_address(answer):
-        raise Refused("wallet_address_required", "the merchant got the wallet's address and asks again")
-    if may_pass(heard.status):
-        raise Refused("merchant_unreachable", f"it answered {heard.status}")
-    raise Refused("topup_stopped/request_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
+        raise Refused("wallet_address_required", "the merchant got the wallet's address and asks for it again")
+    if may_pass(reply.status):
+        raise Refused("merchant_unreachable", f"it answered {reply.status}")
+    raise Refused("topup_stopped/request_refused", f"it answered {reply.status}: {str(answer.body)[:200]!a}")
 
 
 def _sells_none() -> Refused:

@@ -3,7 +3,7 @@
 A payment that finds none waits in the queue for change (agent.utxos.queue). agent.utxos.upkeep splits a UTxO or
 gathers small ones where that is worth its fee.
 May import: core, store, wallet, agent.payments, agent.context, agent.utxos, agent.base, structlog. Never: moves
-UTxOs to anybody but ourselves.
+UTxOs to another wallet.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from payagent.agent.context import AgentContext
 from payagent.agent.payments.intake import Intake
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
-from payagent.agent.utxos.queue import Look, UtxoQueue
+from payagent.agent.utxos.queue import UtxoCheck, UtxoQueue
 from payagent.agent.utxos.upkeep import Means, UtxoUpkeep
 from payagent.core.money import LOVELACE
 from payagent.store.rows import about, intents, payments
 from payagent.wallet.transaction import TxPlan
 
-KEPT_EVERY_MS = 600_000
-"""Longest time between upkeep runs: no commit tells that payments have become rare."""
+UPKEEP_EVERY_MS = 600_000
+"""Longest time between upkeep runs: no commit shows that payments have become rare."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -40,7 +40,7 @@ class UtxoPool:
         self._intake = intake
         self._upkeep = UtxoUpkeep(context.admission)
         self._queue = UtxoQueue(signing.claimed, signing.stirred, self.keep_utxos)
-        self._kept: tuple[object, int] = (None, 0)
+        self._last_idle: tuple[object, int] = (None, 0)
         """The ledger's version at the last run that found nothing to do, and when that was."""
 
     async def admit(self, intent: PaymentIntent) -> AdmittedPayment:
@@ -58,8 +58,8 @@ class UtxoPool:
             return await self._context.write("admit", job)
 
         config = self._context.config
-        is_kept = config.upkeep_fees_per_day_lovelace > 0 and config.unconfirmed_ancestors_max > 0
-        if not is_kept or any(one.asset != LOVELACE or one.merchant_submits for one in intent.offers):
+        has_upkeep = config.upkeep_fees_per_day_lovelace > 0 and config.unconfirmed_ancestors_max > 0
+        if not has_upkeep or any(offer.asset != LOVELACE or offer.merchant_submits for offer in intent.offers):
             return await admit(False)
         return await self._queue.admit(
             intent.ids.payment,
@@ -80,13 +80,13 @@ class UtxoPool:
         return self._context.admission.wants_utxos(self._context.conn, intent, self._context.ports.clock.now_ms())
 
     def look_ahead(self, plan: TxPlan) -> None:
-        """Nudge the queue once half of the allowed unconfirmed ancestors are used up: later none can be split."""
+        """Nudge the queue once half of the allowed unconfirmed ancestors are used: later no UTxO can be split."""
         config, depth = self._context.config, self._context.admission.planner.depth_of(plan.tx_id)
-        most = config.unconfirmed_ancestors_max
-        if config.upkeep_fees_per_day_lovelace and 0 < depth >= most - most // 2:
+        ancestors_max = config.unconfirmed_ancestors_max
+        if config.upkeep_fees_per_day_lovelace and 0 < depth >= ancestors_max - ancestors_max // 2:
             self._queue.nudge()
 
-    async def keep_utxos(self, waiting: Sequence[int] = ()) -> Look:
+    async def keep_utxos(self, waiting: Sequence[int] = ()) -> UtxoCheck:
         """Split or gather UTxOs where that is worth its fee, for payments that wait or later ones.
 
         `waiting`: what each waiting payment pays, in lovelace. Raises the refusals of `UtxoUpkeep.keep`.
@@ -94,16 +94,16 @@ class UtxoPool:
         ids, now_ms = self._context.new_ids(), self._context.ports.clock.now_ms()
         means = Means(self._context.config.upkeep_fees_per_day_lovelace, self._context.assets_allowed())
         with self._signing.claim(ids.payment):
-            kept = await self._context.write(
+            result = await self._context.write(
                 "keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms)
             )
-            if kept.admitted is not None:
-                log.info("utxos.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
-                await self._lifecycle.carry_out(kept.admitted)
-        return Look(kept.admitted is not None, kept.room)
+            if result.admitted is not None:
+                log.info("utxos.kept", payment=result.admitted.payment_id, waiting=len(waiting))
+                await self._lifecycle.carry_out(result.admitted)
+        return UtxoCheck(result.admitted is not None, result.room)
 
     async def keep_ready(self) -> None:
-        """Run `keep_utxos` for later payments, if the ledger has changed or `KEPT_EVERY_MS` has passed."""
+        """Run `keep_utxos` for later payments, if the ledger has changed or `UPKEEP_EVERY_MS` has passed."""
         context = self._context
         now_ms, version = context.ports.clock.now_ms(), about.version(context.conn)
         if (
@@ -113,6 +113,9 @@ class UtxoPool:
             or not context.chain.is_ready(now_ms)
         ):
             return
-        if version != self._kept[0] or not self._kept[1] <= now_ms < self._kept[1] + KEPT_EVERY_MS:
-            look = await self.keep_utxos()
-            self._kept = (None if look.is_split else version, now_ms)
+        if (
+            version != self._last_idle[0]
+            or not self._last_idle[1] <= now_ms < self._last_idle[1] + UPKEEP_EVERY_MS
+        ):
+            check = await self.keep_utxos()
+            self._last_idle = (None if check.is_split else version, now_ms)

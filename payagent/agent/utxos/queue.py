@@ -23,13 +23,13 @@ TURNS_MAX = 3
 """How often a payment gets a turn: the UTxOs that are available may not suit it."""
 
 REST_S = 1.0
-"""Seconds between checks while no payment waits and nothing was to be done."""
+"""Seconds until the next check after one that left no payment waiting."""
 
 log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class UtxoCheck:
     """The result of one check of the UTxOs: whether one was split, and how many payments can each take one."""
 
     is_split: bool
@@ -45,13 +45,13 @@ class _Place:
 class UtxoQueue:
     """Lets payments try for UTxOs in order.
 
-    `signing` holds the payments that some task is bringing to their signature now, those in the queue included.
+    `signing` holds the payments that some task is about to sign, those in the queue included.
     `stirred` is set when one of them is signed or given up; the queue sets it too when a payment joins.
     `keep` checks the UTxOs for the waiting payments. It takes what each of them pays, in lovelace.
     """
 
     def __init__(
-        self, signing: Set[str], stirred: asyncio.Event, keep: Callable[[Sequence[int]], Awaitable[Look]]
+        self, signing: Set[str], stirred: asyncio.Event, keep: Callable[[Sequence[int]], Awaitable[UtxoCheck]]
     ) -> None:
         self._signing = signing
         self._stirred = stirred
@@ -112,29 +112,29 @@ class UtxoQueue:
             self._places.pop(payment_id, None)
 
     def nudge(self) -> None:
-        """Start a check, because change has many unconfirmed ancestors: later no UTxO could be split."""
+        """Start a check early: with more unconfirmed ancestors, no UTxO could be split."""
         if asyncio.get_running_loop().time() >= self._rests_until_s:
             self._drive()
 
     def _drive(self) -> None:
         if self._driver is None or self._driver.done():
-            self._driver = asyncio.get_running_loop().create_task(self._let_go(), name="payment queue")
+            self._driver = asyncio.get_running_loop().create_task(self._give_turns(), name="payment queue")
 
-    async def _let_go(self) -> None:
-        """Let payments try until none waits: after those being signed have change, as many as there are UTxOs.
+    async def _give_turns(self) -> None:
+        """Give payments their turns until none waits, each time once the payments being signed have change.
 
-        If there is no UTxO, every waiting payment gets its refusal.
+        As many get a turn as there are UTxOs. If there is no UTxO, every waiting payment gets its refusal.
         """
-        look = Look(True, 0)
-        while self._places or look.is_split:
+        check = UtxoCheck(True, 0)
+        while self._places or check.is_split:
             await self._until_signed()
-            look = await self._look()
-            if not look.is_split:
-                first = list(self._places.items())[: look.room or None]
+            check = await self._check_utxos()
+            if not check.is_split:
+                first = list(self._places.items())[: check.room or None]
                 for payment_id, place in first:
                     del self._places[payment_id]
                     if not place.turn.done():
-                        place.turn.set_result(look.room > 0)
+                        place.turn.set_result(check.room > 0)
         self._rests_until_s = asyncio.get_running_loop().time() + REST_S
 
     async def _until_signed(self) -> None:
@@ -144,11 +144,11 @@ class UtxoQueue:
             self._stirred.clear()
             await self._stirred.wait()
 
-    async def _look(self) -> Look:
+    async def _check_utxos(self) -> UtxoCheck:
         try:
             return await self._keep([place.lovelace for place in self._places.values()])
         except Refused as refused:
             log.info("line.no_coins", code=refused.code)
         except Exception as error:
             log.warning("line.look_failed", error=repr(error), exc_info=True)
-        return Look(False, 0)
+        return UtxoCheck(False, 0)

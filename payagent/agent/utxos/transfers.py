@@ -39,20 +39,20 @@ class Transfers:
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
-        """Send an amount from the wallet. No limit applies. It is durable before it is submitted.
+        """Send an amount from the wallet. No limit applies. The transfer is recorded before it is submitted.
 
         Returns the payment, and whether it is new.
         """
         role: Role = "change" if to.raw == self._context.config.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
-        order = self._order(app_id, "send", key, to.text, asset, str(units))
-        return await self._transfer(order, partial(self._select, outputs))
+        request = self._request(app_id, "send", key, to.text, asset, str(units))
+        return await self._transfer(request, partial(self._select, outputs))
 
     async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is available and may leave, smallest UTxOs first, up to one full transaction."""
-        order, now_ms = self._order(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
-        return await self._order_transfer(
-            order, lambda unit: admit_send_all(self._context.admission, unit, order, to, now_ms)
+        request, now_ms = self._request(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
+        return await self._admit_and_send(
+            request, lambda unit: admit_send_all(self._context.admission, unit, request, to, now_ms)
         )
 
     async def split(
@@ -60,30 +60,30 @@ class Transfers:
     ) -> tuple[PaymentRow, bool]:
         """Create `count` UTxOs of pure ADA, so that as many payments can be in flight at once."""
         outputs = split_outputs(self._context.config.own, count, lovelace)
-        order = self._order(app_id, "split", key, str(count), str(lovelace))
-        return await self._transfer(order, partial(self._select, outputs))
+        request = self._request(app_id, "split", key, str(count), str(lovelace))
+        return await self._transfer(request, partial(self._select, outputs))
 
-    def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferRequest:
+    def _request(self, app_id: str, kind: str, key: str | None, *parts: str) -> TransferRequest:
         ids = self._context.new_ids()
         return TransferRequest(
             ids=ids,
             app_id=app_id,
             key=f"order:{ids.intent}" if key is None else f"key:{key}",
             derived=key is None,
-            fingerprint=digest([kind, *what]),
+            fingerprint=digest([kind, *parts]),
             kind=kind,
         )
 
-    async def _transfer(self, order: TransferRequest, plan: TransferPlan) -> tuple[PaymentRow, bool]:
+    async def _transfer(self, request: TransferRequest, plan: TransferPlan) -> tuple[PaymentRow, bool]:
         now_ms = self._context.ports.clock.now_ms()
-        return await self._order_transfer(
-            order, lambda unit: self._context.admission.admit_transfer(unit, order, plan, now_ms)
+        return await self._admit_and_send(
+            request, lambda unit: self._context.admission.admit_transfer(unit, request, plan, now_ms)
         )
 
-    async def _order_transfer(
-        self, order: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
+    async def _admit_and_send(
+        self, request: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
     ) -> tuple[PaymentRow, bool]:
-        with self._signing.claim(order.ids.payment):
+        with self._signing.claim(request.ids.payment):
             return await self._lifecycle.carry_out(await self._context.write("admit", admit))
 
     def _select(
@@ -119,15 +119,15 @@ class Leftovers:
         names = ", ".join(self.assets[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
         return (
             f"{utxos} with {format_amount(LOVELACE, self.lovelace)}, since no table [[limits.assets]] of the "
-            f"config lets {names} leave; what ADA there is to spare goes with "
+            f"config lets {names} leave; send its spare ADA with "
             "`payagent wallet send ADDRESS --amount`"
         )
 
     @property
     def view(self) -> dict[str, object]:
         """The form in the record and the API."""
-        told = {"utxos": self.utxos, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
-        return told | {"detail": self.detail}
+        view = {"utxos": self.utxos, "lovelace": str(self.lovelace), "assets": list(self.assets[:NAMED_MAX])}
+        return view | {"detail": self.detail}
 
 
 def left_behind(utxos: UtxoIndex, caps: Caps) -> Leftovers | None:
@@ -137,14 +137,14 @@ def left_behind(utxos: UtxoIndex, caps: Caps) -> Leftovers | None:
     return Leftovers(len(stay), sum(stay.values()), tuple(assets)) if stay else None
 
 
-def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
-    """What a payment that emptied the wallet left behind, from its record; None if nothing."""
-    held = events.last_note(conn, payment_id, Event.RESERVE)
-    return None if held is None else held.get("left_behind")
+def left_behind_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
+    """What a transfer of everything left behind, from its record. None if nothing."""
+    detail = events.last_note(conn, payment_id, Event.RESERVE)
+    return None if detail is None else detail.get("left_behind")
 
 
 def admit_send_all(
-    admission: Admission, unit: Unit, order: TransferRequest, to: Address, now_ms: int
+    admission: Admission, unit: Unit, request: TransferRequest, to: Address, now_ms: int
 ) -> AdmittedPayment:
     """Admit a transfer of everything available, as `Admission.admit_transfer` does.
 
@@ -153,7 +153,7 @@ def admit_send_all(
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
     caps = None if to.raw == own.raw else admission.rules.caps
-    behind = None if caps is None else left_behind(planner.utxos, caps)
+    leftovers = None if caps is None else left_behind(planner.utxos, caps)
 
     def plan(utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None) -> TxPlan:
         stay = frozenset() if caps is None else barred(utxos.totals, caps)
@@ -161,21 +161,23 @@ def admit_send_all(
             utxos, to, own=own, ttl_slot=ttl_slot, network_id=network_id, nonce_utxo=nonce_utxo, barred=stay
         )
 
-    told = None if behind is None else {"left_behind": behind.view}
+    detail = None if leftovers is None else {"left_behind": leftovers.view}
     try:
-        return admission.admit_transfer(unit, order, plan, now_ms, told)
+        return admission.admit_transfer(unit, request, plan, now_ms, detail)
     except Refused as refusal:
-        raise _explained(refusal, behind) from None
+        raise _explained(refusal, leftovers) from None
 
 
-def _explained(refusal: Refused, behind: Leftovers | None) -> Refused:
+def _explained(refusal: Refused, leftovers: Leftovers | None) -> Refused:
     """The refusal, with what the operator can do about it."""
-    if refusal.code == "not_enough_funds" and behind is not None:
-        return Refused("asset_not_allowed", f"nothing is left to send but {behind.detail}", asset=behind.assets[0])
+    if refusal.code == "not_enough_funds" and leftovers is not None:
+        return Refused(
+            "asset_not_allowed", f"nothing is left to send but {leftovers.detail}", asset=leftovers.assets[0]
+        )
     if refusal.code == "limit_exceeded":
-        what_to_do = (
+        advice = (
             "send parts of at most that with --amount, as far as limits.signed_per_day lets them, or raise both "
             "in the config and start the daemon again"
         )
-        return Refused(refusal.code, f"{refusal.detail}; {what_to_do}", **refusal.context)
+        return Refused(refusal.code, f"{refusal.detail}; {advice}", **refusal.context)
     return refusal

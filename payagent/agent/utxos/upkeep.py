@@ -1,6 +1,6 @@
 """Decides and admits, in one commit, the transfers that payagent makes by itself to keep UTxOs ready.
 
-It is a self-transfer like the operator's, with the same admission, state machine, ledger, pause, caps and signer.
+Such a transfer has the same admission, state machine, ledger, pause, caps and signer as the operator's.
 It pays nobody. The operator bounds its fees per 24 hours of the limits' clock.
 May import: core.utxo_upkeep, store, wallet, agent.commits, agent.base. Never: signs; waits; takes a UTxO that a
 payment has reserved.
@@ -18,8 +18,7 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
 from payagent.core.problems import Refused
 from payagent.core.utxo_upkeep import Budget, Demand, Gather, Held, Split, demand_of
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import pauses
+from payagent.store.rows import attempts_and_utxos, pauses
 from payagent.store.rows import upkeep as store_upkeep
 from payagent.store.rows.upkeep import UPKEEP_APP, UpkeepTxRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxPlan, build, smallest_of, split_outputs
@@ -28,7 +27,7 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 HELD_MAX = 300
 """How many available UTxOs are considered: this many of the largest and this many of the smallest."""
 
-ON_ITS_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
+UNDER_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,41 +60,44 @@ class UtxoUpkeep:
         """
         pauses.require_running(unit.conn)
         slot = self.admission.planner.chain.require_ready(now_ms)
-        orders = store_upkeep.orders(unit.conn, upkeep.ORDERS_A_DAY)
+        transfers = store_upkeep.orders(unit.conn, upkeep.ORDERS_A_DAY)
         clock_ms = self.admission.rules.clock_ms(unit.conn, now_ms)
         held, utxos = self._held(unit, slot)
-        demand = self._demand(unit, orders, waiting, clock_ms, now_ms)
-        there = upkeep.room(demand, held)
-        if not _may_order(orders, clock_ms, is_burst=bool(waiting)):
-            return UpkeepResult(None, there)
-        spent = sum(order.fee_lovelace for order in _of_the_day(orders, clock_ms))
+        demand = self._demand(unit, transfers, waiting, clock_ms, now_ms)
+        room = upkeep.room(demand, held)
+        if not _may_start(transfers, clock_ms, is_burst=bool(waiting)):
+            return UpkeepResult(None, room)
+        spent = sum(transfer.fee_lovelace for transfer in _of_the_day(transfers, clock_ms))
         budget = Budget(means.per_day_lovelace - spent, MAINNET_PARAMETERS.min_fee_b, MAINNET_PARAMETERS.min_fee_a)
         move = upkeep.decide(demand, held, self._dust(means.assets) if demand.is_quiet else (), budget)
-        return UpkeepResult(None if move is None else self._admit(unit, ids, move, utxos, now_ms), there)
+        return UpkeepResult(None if move is None else self._admit(unit, ids, move, utxos, now_ms), room)
 
     def _held(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
         """The UTxOs for payments, pending change included, and the same UTxOs by reference."""
         planner = self.admission.planner
-        most = planner.unconfirmed_ancestors
-        free = [(utxo, most + 1) for utxo in islice(planner.utxos.largest(), HELD_MAX)]
-        chainable = {utxo.ref: most - depth for utxo, depth in planner.chainable(unit, slot)}
-        pending = [utxo_of(row) for row in queries.coming_utxos(unit.conn, slot)]
-        found = [*free, *((utxo, chainable.get(utxo.ref, 0)) for utxo in pending)]
+        ancestors_max = planner.unconfirmed_ancestors
+        available = [(utxo, ancestors_max + 1) for utxo in islice(planner.utxos.largest(), HELD_MAX)]
+        chainable = {utxo.ref: ancestors_max - depth for utxo, depth in planner.chainable(unit, slot)}
+        pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot)]
+        utxos = [*available, *((utxo, chainable.get(utxo.ref, 0)) for utxo in pending)]
         held = [
-            Held(utxo.ref, utxo.lovelace, left, _assets(utxo), is_in_block=left > most) for utxo, left in found
+            Held(utxo.ref, utxo.lovelace, left, _assets(utxo), is_in_block=left > ancestors_max)
+            for utxo, left in utxos
         ]
-        return held, {utxo.ref: utxo for utxo, _ in found}
+        return held, {utxo.ref: utxo for utxo, _ in utxos}
 
     def _demand(
-        self, unit: Unit, orders: Sequence[UpkeepTxRow], waiting: Sequence[int], clock_ms: int, now_ms: int
+        self, unit: Unit, transfers: Sequence[UpkeepTxRow], waiting: Sequence[int], clock_ms: int, now_ms: int
     ) -> Demand:
         begun = store_upkeep.begun(unit.conn, now_ms - upkeep.DAY_MS)
-        gathered_ms = max((one.counted_at_ms for one in orders if one.kind == "sweep"), default=None)
+        gathered_ms = max(
+            (transfer.counted_at_ms for transfer in transfers if transfer.kind == "sweep"), default=None
+        )
         is_quiet = (
             not waiting
-            and all(one.at_ms <= now_ms - upkeep.QUIET_MS for one in begun)
+            and all(payment.at_ms <= now_ms - upkeep.QUIET_MS for payment in begun)
             and (gathered_ms is None or gathered_ms <= clock_ms - upkeep.GATHERED_EVERY_MS)
-            and not store_upkeep.is_any_in(unit.conn, ON_ITS_WAY)
+            and not store_upkeep.is_any_in(unit.conn, UNDER_WAY)
         )
         return demand_of(begun, waiting, is_quiet=is_quiet)
 
@@ -103,7 +105,7 @@ class UtxoUpkeep:
         """The smallest UTxOs, except those with a token that payments are made of."""
         smallest = islice(self.admission.planner.utxos.smallest(), HELD_MAX)
         dust = (Held(utxo.ref, utxo.lovelace, 0, _assets(utxo)) for utxo in smallest)
-        return [dust for dust in dust if not dust.assets & assets]
+        return [held for held in dust if not held.assets & assets]
 
     def _admit(
         self, unit: Unit, ids: Ids, move: Split | Gather, utxos: dict[str, Utxo], now_ms: int
@@ -120,7 +122,7 @@ class UtxoUpkeep:
                 spent, smallest_of(spent), outputs, change=planner.own, ttl_slot=ttl_slot, network_id=network_id
             )
 
-        order = TransferRequest(
+        request = TransferRequest(
             ids,
             UPKEEP_APP,
             key=f"order:{ids.intent}",
@@ -130,7 +132,7 @@ class UtxoUpkeep:
         )
         store_upkeep.ensure_app(unit, now_ms)
         try:
-            return self.admission.admit_transfer(unit, order, plan, now_ms)
+            return self.admission.admit_transfer(unit, request, plan, now_ms)
         except Refused:
             return None
 
@@ -139,16 +141,16 @@ def _assets(utxo: Utxo) -> frozenset[str]:
     return frozenset(asset for asset, _ in utxo.assets)
 
 
-def _of_the_day(orders: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRow]:
-    return [order for order in orders if order.counted_at_ms > clock_ms - upkeep.DAY_MS]
+def _of_the_day(transfers: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRow]:
+    return [transfer for transfer in transfers if transfer.counted_at_ms > clock_ms - upkeep.DAY_MS]
 
 
-def _may_order(orders: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
+def _may_start(transfers: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
     """Whether another transfer may start: few in a day, and one at a time.
 
     The next one waits until the last is confirmed, or, if payments wait for it, until the last is signed.
     """
-    if len(_of_the_day(orders, clock_ms)) >= upkeep.ORDERS_A_DAY:
+    if len(_of_the_day(transfers, clock_ms)) >= upkeep.ORDERS_A_DAY:
         return False
-    waits_for = UNSIGNED if is_burst else ON_ITS_WAY
-    return not any(order.state in waits_for for order in orders)
+    waits_for = UNSIGNED if is_burst else UNDER_WAY
+    return not any(transfer.state in waits_for for transfer in transfers)

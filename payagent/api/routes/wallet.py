@@ -85,7 +85,7 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
         row, is_new = await agent.transfers.send_all(caller.app.id, to, key)
     else:
         row, is_new = await agent.transfers.send(caller.app.id, to, order.asset, order.units, key)
-    behind = transfers.told_of(agent.context.conn, row.id)
+    behind = transfers.left_behind_of(agent.context.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
     return JsonResponse(Transfer.of(agent.context, row, **told), 201 if is_new else 200)
 
