@@ -68,7 +68,7 @@ async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world
     """One by the new payagent would be none that the older one takes."""
     await lost_payment(world)
     of_an_older_payagent(world.folder / LEDGER)
-    with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
+    with pytest.raises(Refused, match="of an older payagent: use that version, or start this one") as caught:
         taken(world, "second.tar")
     assert caught.value.name == "file_invalid/backup"
 
