@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Literal
 
-from payagent.audit import plain_text_accounting as plaintext
+from payagent.audit import plain_text_accounting
 from payagent.audit.statement import Balance, Statement
 from payagent.core.money import LOVELACE, format_units
 from payagent.core.timestamps import iso_time
@@ -23,16 +23,16 @@ COLUMNS = (
 )
 
 
-def export(books: Statement, form: Format) -> Iterator[str]:
+def export(statement: Statement, form: Format) -> Iterator[str]:
     """The export, in pieces of text."""
     if form == "csv":
-        return _csv(books)
+        return _csv(statement)
     write: Callable[[Statement], Iterator[str]] = {
         "jsonl": _jsonl,
-        "beancount": plaintext.beancount,
-        "hledger": plaintext.hledger,
+        "beancount": plain_text_accounting.beancount,
+        "hledger": plain_text_accounting.hledger,
     }[form]
-    return _pieces(write(books))
+    return _pieces(write(statement))
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[str]:
@@ -52,13 +52,13 @@ def _ada(asset: str, units: int) -> str | None:
     return format_units(units, 6) if asset == LOVELACE else None
 
 
-def _csv(books: Statement) -> Iterator[str]:
+def _csv(statement: Statement) -> Iterator[str]:
     """One row per posting; rows for the opening balances before them, and for the closing balances after them."""
     piece = StringIO()
     writer = csv.writer(piece, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_balance_rows("opening", books.only.since_ms, books.opening))
-    for entry in books.entries:
+    writer.writerows(_balance_rows("opening", statement.only.since_ms, statement.opening))
+    for entry in statement.entries:
         row = entry.row
         head = (row.id, iso_time(row.at_ms), row.kind, row.payment_id, entry.origin, entry.app_id, row.ref)
         writer.writerows((*head, *line, _ada(*line[1:]), entry.app) for line in row.postings)
@@ -66,7 +66,7 @@ def _csv(books: Statement) -> Iterator[str]:
             yield piece.getvalue()
             piece.seek(0)
             piece.truncate()
-    writer.writerows(_balance_rows("closing", books.only.until_ms, books.closing))
+    writer.writerows(_balance_rows("closing", statement.only.until_ms, statement.closing))
     yield piece.getvalue()
 
 
@@ -76,10 +76,10 @@ def _balance_rows(kind: str, at_ms: int | None, balances: tuple[Balance, ...]) -
         yield (None, at, kind, None, None, None, None, account, asset, units, _ada(asset, units), None)
 
 
-def _jsonl(books: Statement) -> Iterator[str]:
+def _jsonl(statement: Statement) -> Iterator[str]:
     """One object per line: the opening balances, each entry with its postings, the closing balances."""
-    yield _json(type="opening", at=_time(books.only.since_ms), balances=_lines(books.opening))
-    for entry in books.entries:
+    yield _json(type="opening", at=_time(statement.only.since_ms), balances=_lines(statement.opening))
+    for entry in statement.entries:
         row = entry.row
         yield _json(
             type="entry",
@@ -93,7 +93,7 @@ def _jsonl(books: Statement) -> Iterator[str]:
             ref=row.ref,
             postings=_lines(row.postings),
         )
-    yield _json(type="closing", at=_time(books.only.until_ms), balances=_lines(books.closing))
+    yield _json(type="closing", at=_time(statement.only.until_ms), balances=_lines(statement.closing))
 
 
 def _json(**value: object) -> str:
@@ -105,10 +105,10 @@ def _time(ms: int | None) -> str | None:
 
 
 def _lines(balances: tuple[Balance, ...]) -> list[dict[str, str]]:
-    found = []
+    lines = []
     for account, asset, units in balances:
         line = {"account": account, "asset": asset, "units": str(units)}
         if (ada := _ada(asset, units)) is not None:
             line["ada"] = ada
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from payagent.core.problems import Refused
-from payagent.store.db.opening import DatabaseError, is_no_text
+from payagent.store.db.opening import DatabaseError, is_undecodable_text
 
 _HEAD = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})")
 
@@ -47,7 +47,9 @@ def parse_head(text: str) -> Head:
     """Parse `seq:hash`, the form that `verify` prints. Refused: `bad_request`."""
     match = _HEAD.fullmatch(text)
     if match is None:
-        raise Refused("bad_request", "a head is the number and the hash of a seal, as verify told it", key="head")
+        raise Refused(
+            "bad_request", "a head is a seal's number and hash, as `ledger verify` prints it", key="head"
+        )
     return Head(int(match[1]), match[2])
 
 
@@ -72,6 +74,6 @@ def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | A
 
 def unreadable(table: str, row: str, error: Exception) -> AuditFinding:
     """A finding for the error that ended a check. Raises the error again if it is about the file or our SQL."""
-    if isinstance(error, DatabaseError) and not is_no_text(error):
+    if isinstance(error, DatabaseError) and not is_undecodable_text(error):
         raise error
     return AuditFinding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")

@@ -10,48 +10,46 @@ from collections.abc import Iterator
 
 from payagent.audit.finding import UNREADABLE, AuditFinding
 from payagent.core.policy import Limit, Scope, Window
-from payagent.store.audit import recount as counted
+from payagent.store.audit import recount
 from payagent.store.db.unit import Connection
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import limit_counters
 
 
 def check_limits(conn: Connection) -> Iterator[AuditFinding]:
-    for payment_id, asset, counts, expected in counted.miscounted(conn):
-        what = f"{counts} of its hold count against limits, {expected} ought to"
-        yield AuditFinding("holds", f"{payment_id} {asset}", what)
-    for payment_id, asset in counted.counted_otherwise(conn):
+    for payment_id, asset, counted, expected in recount.miscounted_holds(conn):
+        message = f"{counted} of its units count against limits, {expected} should"
+        yield AuditFinding("holds", f"{payment_id} {asset}", message)
+    for payment_id, asset in recount.misdated_holds(conn):
         yield AuditFinding(
-            "holds", f"{payment_id} {asset}", "it counts from another time on than its payment's end"
+            "holds", f"{payment_id} {asset}", "it does not count from the time when its payment ended"
         )
-    for payment_id, asset in counted.put_back_clocks(conn):
-        yield AuditFinding(
-            "holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted"
-        )
-    for app, merchant, asset, span_ms, start_ms in counted.misspent(conn):
+    for payment_id, asset in recount.holds_with_clock_back(conn):
+        yield AuditFinding("holds", f"{payment_id} {asset}", "the limits' clock went back before it was counted")
+    for app, merchant, asset, span_ms, start_ms in recount.wrong_counters(conn):
         row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
-        yield AuditFinding("limit_counters", row, "it is not what the holds count")
-    for payment_id, asset in counted.unlike_asked(conn):
-        yield AuditFinding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
-    for pool, app, asset in counted.misshared(conn):
+        yield AuditFinding("limit_counters", row, "it differs from what the holds and uses count")
+    for payment_id, asset in recount.unreleased_approval_holds(conn):
+        yield AuditFinding("holds", f"{payment_id} {asset}", "it was not released when the approval was decided")
+    for pool, app, asset in recount.wrong_shares(conn):
         yield AuditFinding(
-            "prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say"
+            "prepaid_shares", f"{pool} {app} {asset}", "it differs from the app's payments and uses"
         )
-    yield from _set(conn)
+    yield from _check_runtime_limits(conn)
 
 
-def _set(conn: Connection) -> Iterator[AuditFinding]:
+def _check_runtime_limits(conn: Connection) -> Iterator[AuditFinding]:
     """Check that the run-time limits are those that the events set."""
-    told: dict[tuple[Scope, str, Window], int] = {}
-    for detail in counted.limits_set(conn):
+    from_events: dict[tuple[Scope, str, Window], int] = {}
+    for detail in recount.limit_set_details(conn):
         try:
             event = json.loads(detail)
             key = (Scope(event["app"], event["merchant"]), event["asset"], Window(event["limit"]))
-            told.pop(key, None)
+            from_events.pop(key, None)
             if event["most"] is not None:
-                told[key] = int(event["most"])
+                from_events[key] = int(event["most"])
         except UNREADABLE:
             continue  # the check of the events reports a row that we did not write
-    kept = set(spending.limits(conn))
-    for limit in sorted(kept ^ {Limit(*key, most) for key, most in told.items()}):
+    stored = set(limit_counters.limits(conn))
+    for limit in sorted(stored ^ {Limit(*key, most_units) for key, most_units in from_events.items()}):
         row = " ".join((limit.scope.app or "any", limit.scope.merchant or "any", limit.asset, limit.window))
-        yield AuditFinding("limits", row, "what is set is not what the events tell")
+        yield AuditFinding("limits", row, "the stored limit differs from the events")

@@ -21,7 +21,7 @@ Detail = Mapping[str, Any]
 
 def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each table about merchants follows from its events."""
-    kept: dict[str, Rows] = {
+    stored: dict[str, Rows] = {
         "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.all_merchants(conn)},
         "address_pins": dict.fromkeys(books.pins(conn)),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
@@ -30,22 +30,22 @@ def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
         },
         "readiness": {(origin,): (depth, refused) for origin, depth, refused in books.readiness(conn)},
     }
-    told: dict[str, Rows] = {table: {} for table in kept}
-    for event, detail, at_ms in books.wallet_events(conn, _FOLLOWED):
+    from_events: dict[str, Rows] = {table: {} for table in stored}
+    for event, detail, at_ms in books.wallet_events(conn, _APPLIED):
         try:
-            table, follow = _FOLLOWED[event]
-            follow(told[table], json.loads(detail), at_ms)
+            table, apply = _APPLIED[event]
+            apply(from_events[table], json.loads(detail), at_ms)
         except UNREADABLE:
             continue  # the check of the events reports a row that we did not write
-    for table, rows in kept.items():
-        yield from _compare(table, rows, told[table])
+    for table, rows in stored.items():
+        yield from _compare(table, rows, from_events[table])
 
 
-def _compare(table: str, kept: Rows, told: Rows) -> Iterator[AuditFinding]:
+def _compare(table: str, stored: Rows, from_events: Rows) -> Iterator[AuditFinding]:
     missing = object()
-    for key in sorted(kept.keys() | told.keys(), key=str):
-        if kept.get(key, missing) != told.get(key, missing):
-            yield AuditFinding(table, " ".join(map(str, key)), "what is kept is not what the events tell")
+    for key in sorted(stored.keys() | from_events.keys(), key=str):
+        if stored.get(key, missing) != from_events.get(key, missing):
+            yield AuditFinding(table, " ".join(map(str, key)), "the stored row differs from the events")
 
 
 def _added(rows: Rows, event: Detail, _at_ms: int) -> None:
@@ -79,7 +79,7 @@ def _stopped(rows: Rows, event: Detail, at_ms: int) -> None:
     rows[event["merchant"],] = (int(event["unserved_streak"]), at_ms)
 
 
-def _reopened(rows: Rows, event: Detail, _at_ms: int) -> None:
+def _resumed(rows: Rows, event: Detail, _at_ms: int) -> None:
     rows[event["merchant"],] = (0, None)
 
 
@@ -97,7 +97,7 @@ def _readiness_reset(rows: Rows, event: Detail, _at_ms: int) -> None:
     rows[event["merchant"],] = (None, 0)
 
 
-_FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
+_APPLIED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "merchant_added": ("merchants", _added),
     "merchant_removed": ("merchants", _removed),
     "address_pinned": ("address_pins", _pinned),
@@ -105,7 +105,7 @@ _FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "price_agreed": ("agreed_prices", _agreed),
     "unserved_counted": ("unserved_streaks", _counted),
     "merchant_stopped": ("unserved_streaks", _stopped),
-    "merchant_resumed": ("unserved_streaks", _reopened),
+    "merchant_resumed": ("unserved_streaks", _resumed),
     "accepted_depth_learned": ("readiness", _accepted),
     "proof_refused_early": ("readiness", _refused_early),
     "readiness_reset": ("readiness", _readiness_reset),

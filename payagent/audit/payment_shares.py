@@ -33,7 +33,7 @@ _open = ExitStack()
 """Keeps a helper process's connection open until it ends."""
 
 Span = tuple[int, int]
-Found = tuple[int, list[AuditFinding]]
+ShareResult = tuple[int, list[AuditFinding]]
 """(number of payments, findings)."""
 
 
@@ -41,24 +41,22 @@ Found = tuple[int, list[AuditFinding]]
 def shared_out(
     conn: Connection, owner: Owner, share: int = SHARE
 ) -> Generator[Iterator[AuditFinding | Progress], None, None]:
-    """Findings and progress for all payments. Helper processes start at once; the consumer of the iterator joins
-    in.
-    """
+    """Findings and progress for all payments. Helpers start at once, and the caller's iteration joins in."""
     spans = list(payment_spans(conn, share))
     helpers = min(len(os.sched_getaffinity(0)) - 1, HELPERS_MAX)
     path = books.path_of(conn)
     if len(spans) <= SHARES_ALONE_MAX or helpers < 1 or path is None:
-        yield _told(check_share(conn, owner, span) for span in spans)
+        yield _report(check_share(conn, owner, span) for span in spans)
         return
     with ProcessPoolExecutor(helpers, get_context("spawn"), _begin_to_help) as pool:
         try:
             futures = [pool.submit(_check_elsewhere, path, owner, span) for span in spans]
-            yield _told(_join_in(conn, owner, dict(zip(spans, futures, strict=True))))
+            yield _report(_join_in(conn, owner, dict(zip(spans, futures, strict=True))))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
+def check_share(conn: Connection, owner: Owner, span: Span) -> ShareResult:
     """Check a share of the payments in one read.
 
     If a row is unreadable, split the share in halves until one payment is left that has it.
@@ -67,25 +65,25 @@ def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
     try:
         return _check(conn, owner, span)
     except (*UNREADABLE, DatabaseError) as error:
-        found = unreadable("payments", str(first), error)
+        finding = unreadable("payments", str(first), error)
     if first == last:
-        return 1, [found]
+        return 1, [finding]
     middle = (first + last) // 2
     count, lower = check_share(conn, owner, (first, middle))
     more, upper = check_share(conn, owner, (middle + 1, last))
     return count + more, lower + upper
 
 
-def _check(conn: Connection, owner: Owner, span: Span) -> Found:
-    found: list[AuditFinding] = []
+def _check(conn: Connection, owner: Owner, span: Span) -> ShareResult:
+    findings: list[AuditFinding] = []
     count = 0
     for case in cases(conn, *span):
-        found.extend(to_the_end("payments", check_payment(case, owner), case.id))
+        findings.extend(to_the_end("payments", check_payment(case, owner), case.id))
         count += 1
-    return count, found
+    return count, findings
 
 
-def _check_elsewhere(path: Path, owner: Owner, span: Span) -> Found:
+def _check_elsewhere(path: Path, owner: Owner, span: Span) -> ShareResult:
     return check_share(_read_from(path), owner, span)
 
 
@@ -108,7 +106,7 @@ def _end_with_the_first() -> None:
         os._exit(1)
 
 
-def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]) -> Iterator[Found]:
+def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[ShareResult]"]) -> Iterator[ShareResult]:
     """From the last share back, check those that no helper has begun; then yield the helpers' results."""
     begun: list[Span] = []
     for span in reversed(shares):
@@ -123,9 +121,9 @@ def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]
             yield check_share(conn, owner, span)
 
 
-def _told(shares: Iterator[Found]) -> Iterator[AuditFinding | Progress]:
+def _report(shares: Iterator[ShareResult]) -> Iterator[AuditFinding | Progress]:
     total = 0
-    for count, found in shares:
-        yield from found
+    for count, findings in shares:
+        yield from findings
         total += count
         yield Progress("payments", total)

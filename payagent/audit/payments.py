@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner, Reading, external_value, misread, read
+from payagent.audit.signed_bytes import Owner, Reading, differences, external_value, read
 from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
@@ -31,7 +31,7 @@ from payagent.core.payment import (
 )
 from payagent.store.audit.payment_records import STANDING, Case, EventRow
 
-_read = json.JSONDecoder().raw_decode
+_decode_json = json.JSONDecoder().raw_decode
 _EVENTS = {str(event): event for event in Event}
 _STATES = {str(state): state for state in State}
 _DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
@@ -39,7 +39,7 @@ _DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
 _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "updated_at_ms"}
 """Columns that change with a state transition; its event records them."""
 
-_OF_A_NEW_ONE = dict.fromkeys(STANDING)
+_NEW_PAYMENT = dict.fromkeys(STANDING)
 
 # looking up an enum member costs more than most checks below
 _RESERVE, _REJECT, _CANCEL, _SUBMIT = Event.RESERVE, Event.REJECT, Event.CANCEL, Event.SUBMIT
@@ -48,7 +48,7 @@ _SIGNED = frozenset({Event.SIGN, Event.CANCEL})
 _BOOKED = frozenset({_RESERVE, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
 """Events that may write an entry."""
 
-_SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
+_KIND_IN_BLOCK = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
 """The kind of attempt that came into a block, by the event that records it."""
 
 _DEEPER = frozenset({Event.CONFIRM, Event.SETTLE})
@@ -68,7 +68,7 @@ class Step(NamedTuple):
     event: Event
     row: EventRow
     before: State
-    told: Mapping[str, object]
+    detail: Mapping[str, object]
     tx_id: str | None
     invoice: object
 
@@ -99,23 +99,23 @@ def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tupl
 def _detail(text: str) -> Mapping[str, object]:
     """The detail of an event, parsed; cached, because many are equal."""
     try:
-        told, end = _read(text)
+        detail, end = _decode_json(text)
     except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) and end == len(text) else {}
+    return detail if isinstance(detail, dict) and end == len(text) else {}
 
 
 def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
     """Run the events through the transition tables and compare the result with the payment's row."""
     state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
     standing: dict[str, object] = {
-        **_OF_A_NEW_ONE,
+        **_NEW_PAYMENT,
         "updated_at_ms": case.created_at_ms,
         "invoice_seq": case.first_invoice_seq,
     }
     steps: list[Step] = []
     for row in case.events:
-        told = _detail(row.detail)
+        detail = _detail(row.detail)
         event = _EVENTS.get(row.event)
         after = state if event is None else TRANSITIONS.get((state, event))
         if after is None or row.state != after:
@@ -125,28 +125,28 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
         if event is not None:
             standing["updated_at_ms"] = row.at_ms
             if event not in _DEEPER:
-                standing |= {name: value for name, value in told.items() if name in _MOVED}
-            steps.append(Step(event, row, state, told, _text(standing["tx_id"]), standing["invoice_seq"]))
-        elif (answered := _delivery_event(row.event, told)) is not None:
-            delivery = deliver(delivery, answered)
+                standing |= {name: value for name, value in detail.items() if name in _MOVED}
+            steps.append(Step(event, row, state, detail, _text(standing["tx_id"]), standing["invoice_seq"]))
+        elif (delivery_event := _delivery_event(row.event, detail)) is not None:
+            delivery = deliver(delivery, delivery_event)
             standing["updated_at_ms"] = row.at_ms
         elif row.event == "retry_answered":
-            standing |= {"merchant_status": told.get("status"), "updated_at_ms": row.at_ms}
+            standing |= {"merchant_status": detail.get("status"), "updated_at_ms": row.at_ms}
         state = _STATES.get(row.state or "", after or state)
     standing["state"], standing["delivery"] = state, delivery
     if case.standing != standing:
         for name in STANDING:
             if case.standing[name] != standing[name]:
-                what = f"its {name} is {case.standing[name]!r}, its events lead to {_shown(standing[name])!r}"
-                yield AuditFinding("payments", case.id, what)
+                message = f"its {name} is {case.standing[name]!r}, its events lead to {_plain(standing[name])!r}"
+                yield AuditFinding("payments", case.id, message)
     if not case.events or case.created_at_ms != case.events[0].at_ms:
-        yield AuditFinding("payments", case.id, "it was made at another time than its first event")
+        yield AuditFinding("payments", case.id, "it was not created at the time of its first event")
     return steps
 
 
-def _delivery_event(name: str, told: Mapping[str, object]) -> DeliveryEvent | None:
+def _delivery_event(name: str, detail: Mapping[str, object]) -> DeliveryEvent | None:
     if name == "merchant_answered":
-        return _DELIVERY_EVENTS.get(str(told.get("delivery")))
+        return _DELIVERY_EVENTS.get(str(detail.get("delivery")))
     return _DELIVERIES.get(name)
 
 
@@ -154,7 +154,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _shown(value: object) -> object:
+def _plain(value: object) -> object:
     return str(value) if isinstance(value, str) else value
 
 
@@ -172,7 +172,7 @@ def _read_attempts(
             attempt.signed_at_ms,
             attempt.kind,
         ):
-            yield AuditFinding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
+            yield AuditFinding("attempts", attempt.tx_id, "no event records this signature with its time and kind")
         if attempt.nonce_utxo != case.standing["nonce_utxo"] or (
             step is not None and attempt.invoice_seq != step.invoice
         ):
@@ -180,20 +180,20 @@ def _read_attempts(
         terms = None if attempt.invoice_seq is None else case.invoices.get(attempt.invoice_seq)
         if (terms is not None) != (case.kind == "invoice"):
             yield AuditFinding(
-                "attempts", attempt.tx_id, "the invoice that it is for is not there, or there is none"
+                "attempts", attempt.tx_id, "its invoice is missing, or it is a transfer and has an invoice"
             )
         reading = read(attempt.cbor)
         if isinstance(reading, str):
-            yield AuditFinding("attempts", attempt.tx_id, f"its bytes are no payment of ours: {reading}")
+            yield AuditFinding("attempts", attempt.tx_id, f"its bytes are not a payment of ours: {reading}")
             continue
         readings[attempt.tx_id] = reading
         commitment = terms.commitment if terms and attempt.kind == "pay" else None
         outputs = terms.outputs if terms else case.outputs
-        for what in misread(reading, attempt, outputs, case.kind, commitment, owner):
-            yield AuditFinding("attempts", attempt.tx_id, what)
+        for message in differences(reading, attempt, outputs, case.kind, commitment, owner):
+            yield AuditFinding("attempts", attempt.tx_id, message)
     for step in signed[len(case.attempts) :]:
         yield AuditFinding(
-            "attempts", str(step.tx_id), f"event {step.row.seq} says that it was signed; there is no row"
+            "attempts", str(step.tx_id), f"event {step.row.seq} records its signature; there is no row"
         )
     return readings
 
@@ -202,10 +202,12 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     """Check that the payment belongs to its intent's app, and that its invoices' terms match their hashes."""
     for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [""]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
-            yield AuditFinding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
+            yield AuditFinding(
+                "payments", case.id, f"its intent does not belong to app {case.app_id} at {origin!r}"
+            )
     for invoice in case.invoices.values():
         terms = ((o.role, o.address, o.asset, o.units) for o in invoice.outputs)
-        made = hash_of_terms(
+        terms_hash = hash_of_terms(
             invoice.dialect,
             invoice.origin,
             invoice.invoice_id,
@@ -213,8 +215,8 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
             terms,
             calls_of(invoice.batch_target),
         )
-        if made != invoice.terms_hash:
-            yield AuditFinding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
+        if terms_hash != invoice.terms_hash:
+            yield AuditFinding("invoices", str(invoice.seq), "its terms hash does not match its terms")
     first = None if case.first_invoice_seq is None else case.invoices.get(case.first_invoice_seq)
     if case.kind == "invoice" and (first is None or first.outputs != case.outputs):
         yield AuditFinding("payments", case.id, "its outputs are not those of its invoice")
@@ -224,8 +226,8 @@ def _check_intent(case: Case) -> Iterator[AuditFinding]:
     """A derived intent ends when its request is first served; other intents never end."""
     intent = case.intent
     if intent is not None and intent.ended_at_ms != (intent.served_at_ms if intent.is_key_derived else None):
-        what = f"it ended at {intent.ended_at_ms}, its call was first served at {intent.served_at_ms}"
-        yield AuditFinding("intents", str(intent.number), what)
+        message = f"it ended at {intent.ended_at_ms}, its request was first served at {intent.served_at_ms}"
+        yield AuditFinding("intents", str(intent.number), message)
 
 
 def _check_block_observations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
@@ -233,51 +235,53 @@ def _check_block_observations(case: Case, steps: list[Step]) -> Iterator[AuditFi
 
     Unless it is void, the payment's current transaction must be one of its attempts.
     """
-    shown = [step for step in steps if step.event in _SHOWN and not _is_void_from_outside(step)]
+    in_block_steps = [step for step in steps if step.event in _KIND_IN_BLOCK and not _is_void_from_outside(step)]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
-    state, stands = case.standing["state"], case.standing["tx_id"]
-    if stands is not None and stands not in kinds and state != State.VOID:
-        yield AuditFinding("payments", case.id, f"it goes by {stands}, which is none of its attempts")
-    for step in shown:
-        if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
-            what = f"{step.event} of {step.tx_id}, which is not an attempt to {_SHOWN[step.event]}"
-            yield AuditFinding("events", str(step.row.seq), what)
-    for step, block_observation in zip(shown, case.block_observations, strict=False):
-        told = step.told.get
-        wanted = told("tx_id"), told("block_hash"), told("block_height"), told("block_slot"), step.row.at_ms
-        if block_observation[1:] != wanted:
+    state, current_tx_id = case.standing["state"], case.standing["tx_id"]
+    if current_tx_id is not None and current_tx_id not in kinds and state != State.VOID:
+        yield AuditFinding(
+            "payments", case.id, f"its transaction is {current_tx_id}, which is none of its attempts"
+        )
+    for step in in_block_steps:
+        if kinds.get(step.tx_id or "") != _KIND_IN_BLOCK[step.event]:
+            message = f"{step.event} of {step.tx_id}, which is not an attempt to {_KIND_IN_BLOCK[step.event]}"
+            yield AuditFinding("events", str(step.row.seq), message)
+    for step, block_observation in zip(in_block_steps, case.block_observations, strict=False):
+        fact = step.detail.get
+        expected = fact("tx_id"), fact("block_hash"), fact("block_height"), fact("block_slot"), step.row.at_ms
+        if block_observation[1:] != expected:
             yield AuditFinding(
                 "block_observations",
                 str(block_observation.seq),
-                f"event {step.row.seq} tells of another block or time",
+                f"event {step.row.seq} records another block or time",
             )
-    if len(shown) > len(case.block_observations):
+    if len(in_block_steps) > len(case.block_observations):
         yield AuditFinding(
             "block_observations",
             "-",
-            f"event {shown[len(case.block_observations)].row.seq} has no block observation",
+            f"event {in_block_steps[len(case.block_observations)].row.seq} has no block observation",
         )
-    for block_observation in case.block_observations[len(shown) :]:
-        yield AuditFinding("block_observations", str(block_observation.seq), "no event tells of it")
+    for block_observation in case.block_observations[len(in_block_steps) :]:
+        yield AuditFinding("block_observations", str(block_observation.seq), "no event records it")
 
 
 def _is_void_from_outside(step: Step) -> bool:
     """Whether an external transaction or another payment's (observed separately, see audit.verify) or time limits
     made the payment void.
     """
-    return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_tx_id", "time_over"))
+    return step.event is _VOID and any(step.detail.get(name) for name in ("foreign", "void_tx_id", "time_over"))
 
 
 def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """Check that a payment void by time limits has a block past all its TTLs, and no later step."""
     last_slot = max((attempt.ttl_slot for attempt in case.attempts), default=0)
     for step in steps:
-        slot = step.told.get("block_slot")
-        if step.told.get("time_over") and not (
+        slot = step.detail.get("block_slot")
+        if step.detail.get("time_over") and not (
             step is steps[-1] and step.event is _VOID and isinstance(slot, int) and slot >= last_slot
         ):
             yield AuditFinding(
-                "events", str(step.row.seq), f"its block's slot is {slot}, and {last_slot} the last limit"
+                "events", str(step.row.seq), f"its block's slot is {slot}; the last limit is {last_slot}"
             )
 
 
@@ -285,9 +289,9 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """Check that each submit event has a submission, and that every provider that answered was sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
-        if step.event is _SUBMIT and not step.told.get("to") and step.row.at_ms not in times:
+        if step.event is _SUBMIT and not step.detail.get("to") and step.row.at_ms not in times:
             yield AuditFinding(
-                "submissions", "-", f"event {step.row.seq} says that the bytes left; no row says where to"
+                "submissions", "-", f"event {step.row.seq} records a submit; no row names the provider"
             )
     answered: dict[str, int] = {}
     for row in case.events:
@@ -299,7 +303,7 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
         sent = providers.count(provider)
         if sent < count:
             yield AuditFinding(
-                "submissions", "-", f"{provider} answered {count} times for {case.id}, and was sent {sent}"
+                "submissions", "-", f"{provider} answered {count} times for {case.id} and got {sent} submissions"
             )
 
 
@@ -310,15 +314,15 @@ def _check_holds(
 
     No later attempt may cost more than the hold.
     """
-    held = next((step for step in steps if step.event is _RESERVE), None)
-    if (held is None) != (not case.holds):
+    reserve_step = next((step for step in steps if step.event is _RESERVE), None)
+    if (reserve_step is None) != (not case.holds):
         yield AuditFinding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
-    given_back = [s for s in steps if s.event is _VOID or (s.event is _REJECT and held is not None)]
+    releases = [s for s in steps if s.event is _VOID or (s.event is _REJECT and reserve_step is not None)]
     is_over = case.standing["state"] in ENDED_WITHOUT_PAYING
-    released_at_ms = given_back[-1].row.at_ms if given_back and is_over else None
+    released_at_ms = releases[-1].row.at_ms if releases and is_over else None
     for asset, _, at_ms, until_ms in case.holds:
-        if held is not None and at_ms != held.row.at_ms:
-            yield AuditFinding("holds", f"{case.id} {asset}", "it is of another time than the decision")
+        if reserve_step is not None and at_ms != reserve_step.row.at_ms:
+            yield AuditFinding("holds", f"{case.id} {asset}", "it was not placed at the time of the decision")
         if until_ms != released_at_ms:
             yield AuditFinding(
                 "holds", f"{case.id} {asset}", f"it ended at {until_ms}, by the events at {released_at_ms}"
@@ -332,24 +336,24 @@ def _check_holds(
             spend = ledger.add((paid[attempt.tx_id], {LOVELACE: reading.fee_lovelace}))
             is_within = all(units <= hold.get(asset, 0) for asset, units in spend.items())
             if (hold != spend) if is_first else not is_within:
-                yield AuditFinding("holds", case.id, f"{hold} is held, the bytes of {attempt.tx_id} take {spend}")
+                yield AuditFinding("holds", case.id, f"{hold} is held; the bytes of {attempt.tx_id} take {spend}")
             is_first = False
 
 
 def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[AuditFinding]:
     """Check that the payment's entries are exactly those that its events book, to the unit."""
-    wanted = list(_booked(case, steps, paid)) if case.holds else []
-    for entry, (step, expected, ref) in zip(case.entries, wanted, strict=False):
+    bookings = list(_booked(case, steps, paid)) if case.holds else []
+    for entry, (step, expected, ref) in zip(case.entries, bookings, strict=False):
         lines = sorted(entry.postings)
-        same = lines == sorted(expected.postings)
-        if (entry.kind, entry.ref, entry.at_ms) != (expected.kind, ref, step.row.at_ms) or not same:
+        are_postings_same = lines == sorted(expected.postings)
+        if (entry.kind, entry.ref, entry.at_ms) != (expected.kind, ref, step.row.at_ms) or not are_postings_same:
             yield AuditFinding(
                 "entries", str(entry.id), f"it is not what event {step.row.seq} ({step.event}) books"
             )
-    for step, expected, _ in wanted[len(case.entries) :]:
-        what = f"event {step.row.seq} of {case.id} books a {expected.kind}, and there is no entry"
-        yield AuditFinding("entries", "-", what)
-    for entry in case.entries[len(wanted) :]:
+    for step, expected, _ in bookings[len(case.entries) :]:
+        message = f"event {step.row.seq} of {case.id} books a {expected.kind}, and there is no entry"
+        yield AuditFinding("entries", "-", message)
+    for entry in case.entries[len(bookings) :]:
         yield AuditFinding("entries", str(entry.id), f"no event of {case.id} books it")
 
 
@@ -389,7 +393,7 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             yield step, last, step.tx_id
         elif step.event is _VOID:
             last = ledger.release(hold, fee_lovelace)
-            yield step, last, step.tx_id or _text(step.told.get("void_tx_id"))
+            yield step, last, step.tx_id or _text(step.detail.get("void_tx_id"))
         elif step.event is _BLOCK_LOST and step.before in _SPENT and last is not None:
             yield step, ledger.post_reversed(last), None
             last = None
@@ -399,29 +403,27 @@ def _check_utxos(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
     """Check that the UTxOs that an attempt makes for us match its bytes. An attempt that can never land needs
     none.
     """
-    made: dict[str, Mapping[str, int]] = {}
+    paid_to_us: dict[str, Mapping[str, int]] = {}
     for tx_id, reading in readings.items():
         for index, output in enumerate(reading.outputs):
             if output.address == owner.address.raw:
-                made[f"{tx_id}#{index}"] = {LOVELACE: output.lovelace, **output.assets}
-    state, stands = case.standing["state"], case.standing["tx_id"]
+                paid_to_us[f"{tx_id}#{index}"] = {LOVELACE: output.lovelace, **output.assets}
+    state, current_tx_id = case.standing["state"], case.standing["tx_id"]
     is_there = state in _IN_BLOCK
     for utxo in case.utxos:
         maker = utxo.ref.partition("#")[0]
-        if made.pop(utxo.ref, None) != utxo.value and maker in readings:
-            yield AuditFinding(
-                "utxos", utxo.ref, f"it holds {dict(utxo.value)}, the bytes that made it say otherwise"
-            )
-        if (utxo.state == "pending") is (is_there and maker == stands) and utxo.state != "spent":
+        if paid_to_us.pop(utxo.ref, None) != utxo.value and maker in readings:
+            yield AuditFinding("utxos", utxo.ref, f"it holds {dict(utxo.value)}; the bytes that made it differ")
+        if (utxo.state == "pending") is (is_there and maker == current_tx_id) and utxo.state != "spent":
             yield AuditFinding("utxos", utxo.ref, f"it is {utxo.state}, and its payment is {state}")
-    for ref in made:
-        if ref.partition("#")[0] == stands or state not in _NEED_NO_UTXOS:
-            yield AuditFinding("utxos", ref, "the bytes make it for us, and it is not there")
+    for ref in paid_to_us:
+        if ref.partition("#")[0] == current_tx_id or state not in _NEED_NO_UTXOS:
+            yield AuditFinding("utxos", ref, "the bytes pay it to us, and it is missing")
 
 
 def _chosen(steps: list[Step]) -> frozenset[str]:
     """UTxOs chosen for later attempts, signed or not."""
-    chosen = (str(step.told.get("inputs")) for step in steps if step.event is Event.REPLACE)
+    chosen = (str(step.detail.get("inputs")) for step in steps if step.event is Event.REPLACE)
     return frozenset(ref for refs in chosen for ref in refs.split(" "))
 
 
@@ -436,4 +438,6 @@ def _check_reservations(case: Case, steps: list[Step]) -> Iterator[AuditFinding]
     else:
         is_sound = case.reserved == spent if spent else case.standing["nonce_utxo"] in case.reserved
     if not is_sound:
-        yield AuditFinding("reservations", case.id, f"{sorted(case.reserved)} are reserved, it is {state}")
+        yield AuditFinding(
+            "reservations", case.id, f"{sorted(case.reserved)} are reserved; the payment is {state}"
+        )

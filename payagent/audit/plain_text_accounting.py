@@ -36,7 +36,7 @@ def account_name(account: str) -> str:
         return _ACCOUNTS[account]
     kind, _, origin = account.partition(":")
     if kind not in _ROOTS:
-        raise Refused("store_failed", f"{account!r} is not an account of the books")
+        raise Refused("store_failed", f"{account!r} is not an account of the ledger")
     host = _UNSAFE.sub("-", origin.partition("://")[2]).strip("-") or "host"
     digest = hashlib.sha256(origin.encode()).hexdigest()[:8]
     return f"{_ROOTS[kind]}:{host[:1].upper()}{host[1:]}-{digest}"
@@ -60,10 +60,10 @@ def _accounts(balances: Iterable[Balance]) -> list[str]:
     return sorted({account for account, _, _ in balances})
 
 
-def _title(books: Statement) -> str:
-    since, until = books.only.since_ms, books.only.until_ms
+def _title(statement: Statement) -> str:
+    since, until = statement.only.since_ms, statement.only.until_ms
     period = "" if since is None else f", since {iso_time(since)}"
-    return f"payagent on {books.network}{period}" + ("" if until is None else f", until {iso_time(until)}")
+    return f"payagent on {statement.network}{period}" + ("" if until is None else f", until {iso_time(until)}")
 
 
 def _day(ms: int, later: int = 0) -> str:
@@ -72,33 +72,33 @@ def _day(ms: int, later: int = 0) -> str:
     return (day + timedelta(days=later)).isoformat()
 
 
-def beancount(books: Statement) -> Iterator[str]:
+def beancount(statement: Statement) -> Iterator[str]:
     """Lines that `bean-check` accepts."""
-    yield f'option "title" {_quoted(_title(books))}'
-    if books.first_ms is None or books.last_ms is None:
+    yield f'option "title" {_quoted(_title(statement))}'
+    if statement.first_ms is None or statement.last_ms is None:
         return
-    first = _day(books.first_ms)
-    for asset in _assets(books.closing):
+    first = _day(statement.first_ms)
+    for asset in _assets(statement.closing):
         yield f"{first} commodity {commodity_name(asset)}"
         yield f"  asset: {_quoted(asset)}"
-    for account in _accounts(books.closing):
+    for account in _accounts(statement.closing):
         yield f"{first} open {account_name(account)}"
         yield f"  account: {_quoted(account)}"
-    if books.opening:
+    if statement.opening:
         yield f'{first} * "opening balances"'
-        yield from _bean_lines(books.opening)
-    for entry in books.entries:
+        yield from _bean_lines(statement.opening)
+    for entry in statement.entries:
         yield from _bean_entry(entry)
-    after = _day(books.last_ms, later=1)
-    for account, asset, units in books.closing:
+    after = _day(statement.last_ms, later=1)
+    for account, asset, units in statement.closing:
         yield f"{after} balance {account_name(account)}  {_number(asset, units)} {commodity_name(asset)}"
 
 
 def _bean_entry(entry: StatementEntry) -> Iterator[str]:
     row = entry.row
-    told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
+    narration = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
     payee = f"{_quoted(entry.origin)} " if entry.origin else ""
-    yield f"{_day(row.at_ms)} * {payee}{_quoted(told)}"
+    yield f"{_day(row.at_ms)} * {payee}{_quoted(narration)}"
     for name, value in (("entry", str(row.id)), ("at", iso_time(row.at_ms)), ("ref", row.ref), ("app", entry.app)):
         if value is not None:
             yield f"  {name}: {_quoted(value)}"
@@ -114,34 +114,34 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def hledger(books: Statement) -> Iterator[str]:
+def hledger(statement: Statement) -> Iterator[str]:
     """Lines that `hledger check --strict` accepts."""
-    yield f"; {_title(books)}"
-    if books.first_ms is None or books.last_ms is None:
+    yield f"; {_title(statement)}"
+    if statement.first_ms is None or statement.last_ms is None:
         return
-    for asset in _assets(books.closing):
+    for asset in _assets(statement.closing):
         yield f"; {commodity_name(asset)} is {asset}"
         yield f"commodity {'1.000000' if asset == LOVELACE else '1.'} {_symbol(asset)}"
-    for account in _accounts(books.closing):
+    for account in _accounts(statement.closing):
         yield f"; {account_name(account)} is {account}"
         yield f"account {account_name(account)}"
-    if books.opening:
-        yield f"{_day(books.first_ms)} * opening balances"
-        yield from _hledger_lines(books.opening)
-    for entry in books.entries:
+    if statement.opening:
+        yield f"{_day(statement.first_ms)} * opening balances"
+        yield from _hledger_lines(statement.opening)
+    for entry in statement.entries:
         yield from _hledger_entry(entry)
-    yield f"{_day(books.last_ms, later=1)} * closing balances"
-    for account, asset, units in books.closing:
+    yield f"{_day(statement.last_ms, later=1)} * closing balances"
+    for account, asset, units in statement.closing:
         amount = f"{_number(asset, 0)} {_symbol(asset)} = {_number(asset, units)} {_symbol(asset)}"
         yield f"    {account_name(account)}  {amount}"
 
 
 def _hledger_entry(entry: StatementEntry) -> Iterator[str]:
     row = entry.row
-    told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
-    yield f"{_day(row.at_ms)} * ({row.id}) {told}"
-    told_of = (("at", iso_time(row.at_ms)), ("ref", row.ref), ("merchant", entry.origin), ("app", entry.app))
-    for name, value in told_of:
+    description = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
+    yield f"{_day(row.at_ms)} * ({row.id}) {description}"
+    tags = (("at", iso_time(row.at_ms)), ("ref", row.ref), ("merchant", entry.origin), ("app", entry.app))
+    for name, value in tags:
         if value is not None:
             yield f"    ; {name}:{value}"
     yield from _hledger_lines(row.postings)

@@ -29,7 +29,7 @@ def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
         after = _follow(conn, row, before, origins.get(row.pool_id, ""))
         if after is None:
             yield AuditFinding(
-                "prepaid_moves", str(row.seq), f"a {row.kind} of payment {row.payment_id}, which is none"
+                "prepaid_moves", str(row.seq), f"a {row.kind} by payment {row.payment_id}, which bought nothing"
             )
             continue
         yield from _check_move(conn, row, before, after, origins.get(row.pool_id, ""))
@@ -42,9 +42,9 @@ def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
 
 def _check_topups(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each top-up ended as its event says, or is open."""
-    for number, ended, told in books.topup_ends(conn):
-        if ended != told:
-            yield AuditFinding("topups", str(number), f"it ended as {ended}, by its event as {told}")
+    for number, stored, from_events in books.topup_ends(conn):
+        if stored != from_events:
+            yield AuditFinding("topups", str(number), f"it ended as {stored}; by its event, as {from_events}")
 
 
 def _follow(conn: Connection, row: MoveRow, before: PrepaidBalance, origin: str) -> PrepaidBalance | None:
@@ -66,28 +66,28 @@ def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
 def _check_move(
     conn: Connection, row: MoveRow, before: PrepaidBalance, after: PrepaidBalance, origin: str
 ) -> Iterator[AuditFinding]:
-    told = (row.bought, row.used, row.unexplained)
-    made = (after.bought - before.bought, after.used - before.used, after.unexplained - before.unexplained)
-    if told != made:
+    recorded = (row.bought, row.used, row.unexplained)
+    expected = (after.bought - before.bought, after.used - before.used, after.unexplained - before.unexplained)
+    if recorded != expected:
         yield AuditFinding(
-            "prepaid_moves", str(row.seq), f"it changes the balance by {told}, it ought to by {made}"
+            "prepaid_moves", str(row.seq), f"it changes the balance by {recorded}; it should by {expected}"
         )
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
-    wanted = ledger.use(origin, spent)
-    lines = sorted(wanted.postings) if wanted else []
-    if lines != sorted(journal.postings(conn, row.entry_id)) or (wanted is None) != (row.entry_id is None):
-        yield AuditFinding("prepaid_moves", str(row.seq), f"entry {row.entry_id} is not what it uses up")
+    expected_entry = ledger.use(origin, spent)
+    lines = sorted(expected_entry.postings) if expected_entry else []
+    if lines != sorted(journal.postings(conn, row.entry_id)) or (expected_entry is None) != (row.entry_id is None):
+        yield AuditFinding("prepaid_moves", str(row.seq), f"entry {row.entry_id} does not book what it uses")
 
 
 def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, str]) -> Iterator[AuditFinding]:
     for (pool, name), (bought, used, unexplained) in prepaid.counted(conn).items():
-        made = balances.pop((pool, name), PrepaidBalance())
-        if (bought, used, unexplained) != (made.bought, made.used, made.unexplained):
-            yield AuditFinding("prepaid_totals", f"{pool} {name}", "it is not what the moves come to")
-        if dict(prepaid.balance(conn, pool, name).costs) != dict(made.costs):
-            yield AuditFinding("prepaid_costs", f"{pool} {name}", "they are not what the moves come to")
+        computed = balances.pop((pool, name), PrepaidBalance())
+        if (bought, used, unexplained) != (computed.bought, computed.used, computed.unexplained):
+            yield AuditFinding("prepaid_totals", f"{pool} {name}", "it differs from the sum of the moves")
+        if dict(prepaid.balance(conn, pool, name).costs) != dict(computed.costs):
+            yield AuditFinding("prepaid_costs", f"{pool} {name}", "they differ from the sum of the moves")
     for pool, name in balances:
-        yield AuditFinding("prepaid_totals", f"{pool} {name}", "missing: there are moves of it")
+        yield AuditFinding("prepaid_totals", f"{pool} {name}", "missing, although there are moves of it")
     left = {(prepaid_account(origin), asset): units for (origin, asset), units in prepaid.costs_left(conn).items()}
     booked = {
         (account, asset): units
@@ -96,4 +96,4 @@ def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, st
     }
     for account, asset in sorted(left.keys() | booked.keys()):
         if left.get((account, asset), 0) != booked.get((account, asset), 0):
-            yield AuditFinding("prepaid_costs", f"{account} {asset}", "the books have another balance of it")
+            yield AuditFinding("prepaid_costs", f"{account} {asset}", "its balance in the entries differs")

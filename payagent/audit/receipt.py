@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.payments import check_record
-from payagent.audit.receipt_form import Receipt, case_of, invoices_of, owner_of, read_units, told_invoices
+from payagent.audit.receipt_form import Receipt, all_invoices, case_of, invoices_of, owner_of, read_units
 from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice, SplitMode
@@ -57,10 +57,12 @@ def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
     owner = owner_of(receipt)
     ids = {str(number): invoice["invoice_id"] for number, invoice in invoices_of(receipt).items()}
     yield from _check_events(receipt)
-    for one in check_record(case_of(receipt), owner):
+    for finding in check_record(case_of(receipt), owner):
         # a receipt names an invoice by its id
-        yield AuditFinding(one.table, ids[one.row], one.what) if one.table == "invoices" else one
-    yield from _check_told(receipt)
+        yield (
+            AuditFinding(finding.table, ids[finding.row], finding.what) if finding.table == "invoices" else finding
+        )
+    yield from _check_copies(receipt)
     yield from _check_limits(receipt)
     yield from _check_intent(receipt)
     yield from _check_invoices(receipt)
@@ -73,26 +75,26 @@ def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check each event's hash, and its link to the event before if that is also the payment's."""
     payment_id, events = receipt["payment"]["id"], receipt["events"]
     for event in events:
-        told = event["seq"], payment_id, event["event"], event["state"], event["detail"], event["at_ms"]
-        if event_hash(event["prev_hash"], *told) != event["hash"]:
-            yield AuditFinding("events", str(event["seq"]), "its hash is not that of what it says")
+        content = event["seq"], payment_id, event["event"], event["state"], event["detail"], event["at_ms"]
+        if event_hash(event["prev_hash"], *content) != event["hash"]:
+            yield AuditFinding("events", str(event["seq"]), "its hash does not match its content")
     last = receipt["ledger"]["last_event"]
     for before, after in pairwise((*events, last)):
         is_last = after is last
         if after["seq"] < before["seq"] or (after["seq"] == before["seq"] and not is_last):
-            yield AuditFinding("events", str(after["seq"]), f"it stands behind event {before['seq']}")
+            yield AuditFinding("events", str(after["seq"]), f"it is listed after event {before['seq']}")
         linked = after["hash"] if is_last else after["prev_hash"]
         if after["seq"] - before["seq"] == (0 if is_last else 1) and linked != before["hash"]:
             yield AuditFinding("events", str(after["seq"]), "its hash does not follow from the event before")
     for before, after in pairwise(receipt["entries"]):
         if after["id"] <= before["id"]:
-            yield AuditFinding("entries", str(after["id"]), f"it stands behind entry {before['id']}")
+            yield AuditFinding("entries", str(after["id"]), f"it is listed after entry {before['id']}")
 
 
-def _check_told(receipt: Receipt) -> Iterator[AuditFinding]:
+def _check_copies(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check `decisions` and `answers`, which repeat events for readers."""
     for part, names in (("decisions", DECISIONS), ("answers", ANSWERS)):
-        told = [
+        copies = [
             {
                 "seq": event["seq"],
                 "event": event["event"],
@@ -102,16 +104,16 @@ def _check_told(receipt: Receipt) -> Iterator[AuditFinding]:
             for event in receipt["events"]
             if event["event"] in names
         ]
-        if receipt[part] != told:
-            yield AuditFinding("events", "-", f"{part} are not what the events tell of them")
+        if receipt[part] != copies:
+            yield AuditFinding("events", "-", f"{part} differ from the events")
 
 
 def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check that every limit left enough for the hold."""
     held = {hold["asset"]: hold["units"] for hold in receipt["holds"]}
     for event in receipt["events"]:
-        told = json.loads(event["detail"])
-        limits = told.get("limits") if event["event"] == "reserve" else None
+        detail = json.loads(event["detail"])
+        limits = detail.get("limits") if event["event"] == "reserve" else None
         for limit in limits if isinstance(limits, list) else ():
             try:
                 asked, left = read_units(limit["asked"], ""), read_units(limit["left"], "")
@@ -119,8 +121,8 @@ def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
             except (Refused, TypeError, KeyError):
                 is_sound = False
             if not is_sound:
-                what = f"it was held by a limit that does not allow it: {strict_json.dumps(limit)[:300]}"
-                yield AuditFinding("events", str(event["seq"]), what)
+                message = f"a limit does not allow the hold: {strict_json.dumps(limit)[:300]}"
+                yield AuditFinding("events", str(event["seq"]), message)
 
 
 def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
@@ -132,26 +134,28 @@ def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
     kind, outputs = payment["kind"], payment["outputs"]
     first = outputs[0] if outputs else dict.fromkeys(("address", "asset", "units"))
     request = intent["request"]
-    asked = {
+    requested = {
         "invoice": [intent["origin"], *(request.split(" ") if request is not None else ())],
         "send": ["send", first["address"], first["asset"], str(first["units"])],
         "sweep": ["sweep", first["address"]],
         "split": ["split", str(len(outputs)), str(first["units"])],
     }.get(kind)
-    made = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(requested).encode()).hexdigest()
     if intent["app_id"] == UPKEEP_APP:
-        made = intent["id"]
+        fingerprint = intent["id"]
     roles = [("change" if output["address"] == receipt["wallet"] else "pay_to") for output in outputs]
-    if asked is None or (kind == "invoice") != (invoice is not None):
-        yield AuditFinding("payments", payment["id"], f"a payment of the kind {kind} has no such invoice")
-    elif made != intent["fingerprint"]:
-        yield AuditFinding("intents", intent["id"], "its fingerprint is not of what was asked for")
+    if requested is None or (kind == "invoice") != (invoice is not None):
+        yield AuditFinding(
+            "payments", payment["id"], f"its kind {kind} is unknown, or needs an invoice, or may not have one"
+        )
+    elif fingerprint != intent["fingerprint"]:
+        yield AuditFinding("intents", intent["id"], "its fingerprint does not match its request")
     if invoice is None and (
         request is not None or payment["is_prepaid"] or [output["role"] for output in outputs] != roles
     ):
-        yield AuditFinding("payments", payment["id"], "it is not one that an order of the operator's makes")
+        yield AuditFinding("payments", payment["id"], "it does not have the form of a transfer")
     if not _is_its_key(receipt):
-        yield AuditFinding("intents", intent["id"], "its key is not one that it can have")
+        yield AuditFinding("intents", intent["id"], "its idempotency key does not have the form for it")
 
 
 def _is_its_key(receipt: Receipt) -> bool:
@@ -179,18 +183,18 @@ def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Itera
     The operator's setting for a split without a mode is not recorded, so any mode that yields these outputs
     passes.
     """
-    whys = []
+    reasons = []
     modes: tuple[SplitMode | None, ...] = (None, *get_args(SplitMode))
     for mode in modes:
         try:
             offers = read_offers(_response(invoice["response_402"]), _reading(receipt, invoice, owner, mode))
         except Refused as refused:
-            whys.append(f"the 402 as received cannot be read again: {refused.detail}")
+            reasons.append(f"the 402 as received cannot be read again: {refused.detail}")
             continue
         if any(_is_same(offer, invoice, _own_id(receipt, invoice)) for offer in offers):
             return
-        whys.insert(0, "the 402 as received asks for something else")
-    yield AuditFinding("invoices", invoice["invoice_id"], whys[0])
+        reasons.insert(0, "the 402 as received asks for something else")
+    yield AuditFinding("invoices", invoice["invoice_id"], reasons[0])
 
 
 def _response(text: str) -> HttpResponse:
@@ -198,13 +202,13 @@ def _response(text: str) -> HttpResponse:
 
     Strings beside the terms may be any text. The terms are parsed as strictly as on arrival.
     """
-    told = strict_json.loads(text, max_bytes=_402_MAX_BYTES, max_depth=_402_MAX_DEPTH, any_text=True)
-    if not isinstance(told, dict) or told.keys() - {"headers"} not in (
+    stored = strict_json.loads(text, max_bytes=_402_MAX_BYTES, max_depth=_402_MAX_DEPTH, any_text=True)
+    if not isinstance(stored, dict) or stored.keys() - {"headers"} not in (
         {"status", "body"},
         {"status", "body_base64"},
     ):
         raise Refused("file_invalid/receipt", "it is not an answer with a body")
-    status, headers = told["status"], told.get("headers", {})
+    status, headers = stored["status"], stored.get("headers", {})
     pairs = list(headers.items()) if isinstance(headers, dict) else headers
     if (
         type(status) is not int
@@ -212,18 +216,18 @@ def _response(text: str) -> HttpResponse:
         or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
     ):
         raise Refused("file_invalid/receipt", "its status or headers are missing")
-    if "body" in told:
-        if not isinstance(told["body"], str):
-            strict_json.check_strings(told["body"])
-        return make_response(status, pairs, told["body"])
+    if "body" in stored:
+        if not isinstance(stored["body"], str):
+            strict_json.check_strings(stored["body"])
+        return make_response(status, pairs, stored["body"])
     try:
-        return parse_response(status, pairs, b64decode(told["body_base64"], validate=True))
+        return parse_response(status, pairs, b64decode(stored["body_base64"], validate=True))
     except (ValueError, TypeError):
         raise Refused("file_invalid/receipt", "its body is not base64") from None
 
 
 class _AnyName(frozenset[str]):
-    """Contains every origin: the origins that the operator lets a merchant name itself by are not recorded."""
+    """Contains every origin, because the ledger does not record `resource_origins` of the config."""
 
     def __contains__(self, name: object) -> bool:
         return True
@@ -266,11 +270,11 @@ def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
 
 def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check that every other invoice has its own number, and an attempt that was signed for it."""
-    told = told_invoices(receipt)
-    times = Counter(invoice["number"] for invoice in told)
-    for invoice in told:
+    invoices = all_invoices(receipt)
+    times = Counter(invoice["number"] for invoice in invoices)
+    for invoice in invoices:
         if times[invoice["number"]] > 1:
-            yield AuditFinding("invoices", invoice["invoice_id"], "another one has its number")
+            yield AuditFinding("invoices", invoice["invoice_id"], "another invoice has its number")
     signed_for = {attempt["invoice_seq"] for attempt in receipt["attempts"]}
     for invoice in receipt["other_invoices"]:
         if invoice["number"] not in signed_for:
@@ -284,12 +288,12 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
     wallet = receipt["wallet"]
     for attempt in receipt["attempts"]:
         headers = attempt["headers"]
-        made: list[dict[str, str]] = [{}]
+        expected: list[dict[str, str]] = [{}]
         invoice = invoices.get(attempt["invoice_seq"])
         if invoice is not None and attempt["kind"] == "pay":
             cbor = attempt["cbor"] if invoice["proof"] == "signed_cbor" else None
             try:
-                made = [
+                expected = [
                     proof_headers(
                         invoice["dialect"],
                         invoice_id=invoice["invoice_id"],
@@ -303,38 +307,38 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
                     for name in (intent["id"], payment["id"])
                 ]
             except Refused:
-                made = []
-        if headers not in made:
-            yield AuditFinding("attempts", attempt["tx_hash"], "its headers are not those of its proof")
+                expected = []
+        if headers not in expected:
+            yield AuditFinding("attempts", attempt["tx_hash"], "its headers do not match its proof")
 
 
 def checked(receipt: Receipt) -> list[str]:
     """The checks that were made, in words."""
-    told = ["each event's hash is of what the event says, and the payment is where its events lead"]
+    checks = ["each event's hash matches the event, and the events lead to the payment's state"]
     if receipt["invoice"] is not None:
-        told.append("the 402 as received asks for these outputs, and the terms hash is of them")
+        checks.append("the 402 as received asks for these outputs, and the terms hash matches them")
     if receipt["attempts"]:
-        told += [
+        checks += [
             "each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but the "
             "wallet, and are signed with the wallet's key",
-            "what is held and booked is what the bytes take, and the proof's headers are made of them",
+            "the holds and entries match the bytes, and the proof's headers are made from them",
         ]
-    return told
+    return checks
 
 
 def untold(receipt: Receipt) -> list[str]:
     """The facts that the file alone cannot show, each with the party that can show it."""
-    told, payment = [], receipt["payment"]
+    questions, payment = [], receipt["payment"]
     if (block := payment["block"]) is not None:
         tx_id = payment["tx_hash"] or payment["void_tx_id"]
-        what = "is there" if tx_id is None else f"has the transaction {tx_id}"
-        told.append(f"the chain: whether block {block['height']} ({block['hash']}) {what}")
+        claim = "is there" if tx_id is None else f"has the transaction {tx_id}"
+        questions.append(f"the chain: whether block {block['height']} ({block['hash']}) {claim}")
     if receipt["attempts"]:
-        told.append(f"the payer: whether {receipt['wallet']} is its wallet's address, whose key has signed")
+        questions.append(f"the payer: whether {receipt['wallet']}, whose key has signed, is its wallet's address")
     head = receipt["ledger"]["head"]
-    told.append(
+    questions.append(
         "the ledger: whether these are its rows, and all of them; there, "
-        f"`payagent ledger verify --head {head}` tells whether it still has the past that this receipt is of"
+        f"`payagent ledger verify --head {head}` tells whether it still has the past that this receipt comes from"
     )
-    told.append("the operator: who the app is, and for which X-Partner and X-Wallet-Address it bought")
-    return told
+    questions.append("the operator: who the app is, and for which X-Partner and X-Wallet-Address it bought")
+    return questions

@@ -37,8 +37,8 @@ _INTEGER_MAX = 2**63 - 1
 _DIGITS_MAX = 40
 
 
-def _invalid(where: str, what: str) -> Refused:
-    return Refused("file_invalid/receipt", f"{where} is not {what}")
+def _invalid(where: str, expected: str) -> Refused:
+    return Refused("file_invalid/receipt", f"{where} is not {expected}")
 
 
 def _text(value: object, where: str) -> str:
@@ -100,10 +100,10 @@ def _bytes(value: object, where: str) -> bytes:
 def _detail(value: object, where: str) -> str:
     """An event's detail, as the text that its hash covers."""
     try:
-        told = strict_json.loads(_text(value, where))
+        detail = strict_json.loads(_text(value, where))
     except Refused:
-        told = None
-    if not isinstance(told, dict):
+        detail = None
+    if not isinstance(detail, dict):
         raise _invalid(where, "the text of a JSON object")
     return str(value)
 
@@ -142,7 +142,7 @@ def _record(**fields: Read) -> Read:
 
 _OUTPUTS = _list(_record(role=_text, address=_text, asset=_text, units=_row_units))
 _BLOCK = _record(hash=_text, height=_number, slot=_number)
-_TOLD = _list(_record(seq=_number, event=_text, at=_text, detail=_anything))
+_EVENT_COPIES = _list(_record(seq=_number, event=_text, at=_text, detail=_anything))
 _INVOICE = _record(
     **dict.fromkeys(("dialect", "origin", "invoice_id", "terms_hash", "response_402"), _text),
     number=_number,
@@ -179,7 +179,7 @@ _FORM = _record(
     ),
     invoice=_maybe(_INVOICE),
     other_invoices=_list(_INVOICE),
-    decisions=_TOLD,
+    decisions=_EVENT_COPIES,
     holds=_list(_record(asset=_text, units=_row_units, at_ms=_time, released_at_ms=_maybe(_time))),
     attempts=_list(
         _record(
@@ -194,7 +194,7 @@ _FORM = _record(
         )
     ),
     block_observations=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
-    answers=_TOLD,
+    answers=_EVENT_COPIES,
     entries=_list(
         _record(
             id=_number,
@@ -289,7 +289,8 @@ def case_of(receipt: Receipt) -> Case:
         ),
         entries=tuple(_entry(entry, payment["id"]) for entry in receipt["entries"]),
         block_observations=tuple(
-            _block_observation(place, seen) for place, seen in enumerate(receipt["block_observations"], 1)
+            _block_observation(place, observation)
+            for place, observation in enumerate(receipt["block_observations"], 1)
         ),
         submissions=(),
         utxos=(),
@@ -299,10 +300,10 @@ def case_of(receipt: Receipt) -> Case:
 
 def invoices_of(receipt: Receipt) -> dict[int, dict[str, Any]]:
     """The receipt's invoices by number; the payment's current one first."""
-    return {invoice["number"]: invoice for invoice in told_invoices(receipt)}
+    return {invoice["number"]: invoice for invoice in all_invoices(receipt)}
 
 
-def told_invoices(receipt: Receipt) -> list[dict[str, Any]]:
+def all_invoices(receipt: Receipt) -> list[dict[str, Any]]:
     """All invoices in the receipt, even if numbers repeat."""
     return [*([] if receipt["invoice"] is None else [receipt["invoice"]]), *receipt["other_invoices"]]
 
@@ -320,10 +321,10 @@ def _terms(invoice: dict[str, Any]) -> InvoiceTerms:
     )
 
 
-def _block_observation(place: int, seen: dict[str, Any]) -> BlockObservationRow:
-    block = seen["block"]
+def _block_observation(place: int, observation: dict[str, Any]) -> BlockObservationRow:
+    block = observation["block"]
     return BlockObservationRow(
-        place, seen["tx_hash"], block["hash"], block["height"], block["slot"], seen["at_ms"]
+        place, observation["tx_hash"], block["hash"], block["height"], block["slot"], observation["at_ms"]
     )
 
 

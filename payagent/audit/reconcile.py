@@ -21,7 +21,7 @@ from payagent.store.db.unit import Connection
 from payagent.store.rows import onchain
 from payagent.store.rows.onchain import Claim, OwnTx, clean
 
-TOLD_EVERY = 100
+PROGRESS_EVERY = 100
 _ENDED = POSTED | ENDED_WITHOUT_PAYING
 
 Units = Mapping[str, int]
@@ -77,12 +77,12 @@ Told = Difference | InFlight | Doubt | AssetReconciliation | Progress
 class _Gap:
     """Units that the chain has beyond the ledger, as far as reported results explain them."""
 
-    told: dict[str, int] = field(default_factory=dict)
+    explained: dict[str, int] = field(default_factory=dict)
     in_flight: dict[str, int] = field(default_factory=dict)
 
-    def take(self, what: Difference | InFlight | Doubt, units: Units) -> None:
-        self.told = add((self.told, units))
-        if isinstance(what, InFlight):
+    def take(self, result: Difference | InFlight | Doubt, units: Units) -> None:
+        self.explained = add((self.explained, units))
+        if isinstance(result, InFlight):
             self.in_flight = add((self.in_flight, units))
 
 
@@ -94,7 +94,7 @@ def unlisted(conn: Connection, history: History, since_slot: int, since_ms: int)
 def reconcile(
     conn: Connection,
     history: History,
-    asked: Iterable[tuple[Claim, Read[TxSeen]]],
+    looked_up: Iterable[tuple[Claim, Read[TxSeen]]],
     booked_height: int,
     since_slot: int,
     *,
@@ -102,32 +102,34 @@ def reconcile(
 ) -> Iterator[Told]:
     """All differences, what is in flight, and the result for each asset. `conn` must be in one read transaction.
 
-    `asked`: the unlisted claims, each with the provider's answer. `booked_height`: the height up to which all
+    `looked_up`: the unlisted claims, each with the provider's answer. `booked_height`: the height up to which all
     deposits were booked before the history was read. `is_forked`: the block that payagent last saw is no longer on
     the chain.
     """
     gap = _Gap()
     yield from _listed(conn, history, booked_height, gap)
-    for claim, read in asked:
-        told = _of_claim(claim, read, history.tip, since_slot, is_forked)
-        if told is not None:
-            gap.take(told, _less({}, claim.booked))
-            yield told
+    for claim, read in looked_up:
+        result = _of_claim(claim, read, history.tip, since_slot, is_forked)
+        if result is not None:
+            gap.take(result, _less({}, claim.booked))
+            yield result
     yield from _standing(conn, history, gap)
 
 
 def _listed(conn: Connection, history: History, booked_height: int, gap: _Gap) -> Iterator[Told]:
     count = 0
     for tx in history.transactions:
-        moved = history.movements[tx.tx_id]
+        movement = history.movements[tx.tx_id]
         own = onchain.own_tx(conn, tx.tx_id)
         booked = clean(add((onchain.booked_others(conn, tx.tx_id), own.booked if own else {})))
-        told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, booked_height)
-        if told is not None:
-            gap.take(told, _less(_net(moved), booked))
-            yield told
+        result = (
+            _of_ours(tx, own, _net(movement), booked) if own else _of_others(tx, movement, booked, booked_height)
+        )
+        if result is not None:
+            gap.take(result, _less(_net(movement), booked))
+            yield result
         count += 1
-        if count % TOLD_EVERY == 0:
+        if count % PROGRESS_EVERY == 0:
             yield Progress("transactions", count)
     yield Progress("transactions", count)
 
@@ -135,34 +137,38 @@ def _listed(conn: Connection, history: History, booked_height: int, gap: _Gap) -
 def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference | InFlight | None:
     """One of our attempts: once final it must have moved the booked units, until then the held ones."""
 
-    def differs(what: str) -> Difference:
-        return Difference("differing", "payments", own.payment_id, tx.tx_id, what)
+    def differs(message: str) -> Difference:
+        return Difference("differing", "payments", own.payment_id, tx.tx_id, message)
 
     if own.state in _ENDED:
         if not own.stands:
             return differs(f"it is {own.state} by another transaction, and this attempt of it is on the chain")
-        return None if net == booked else differs(f"the chain moved {_text(net)}, the books say {_text(booked)}")
+        return (
+            None if net == booked else differs(f"the chain moved {_text(net)}, the ledger booked {_text(booked)}")
+        )
     if booked:
         return differs(f"it is only {own.state}, and {_text(booked)} is booked for it")
-    due = {LOVELACE: -own.fee_lovelace} if own.kind == "cancel" else _less({}, own.hold)
-    if net != due:
-        return differs(f"the chain moved {_text(net)}, it was to move {_text(due)}")
+    expected = {LOVELACE: -own.fee_lovelace} if own.kind == "cancel" else _less({}, own.hold)
+    if net != expected:
+        return differs(f"the chain moved {_text(net)}, it should have moved {_text(expected)}")
     return InFlight(tx.tx_id, own.payment_id, f"on the chain, and {own.state}: not booked yet", net)
 
 
-def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int) -> Difference | InFlight | None:
+def _of_others(
+    tx: AddressTx, movement: Movement, booked: Units, booked_height: int
+) -> Difference | InFlight | None:
     """An external transaction: it must have moved the units booked as deposits and external spends."""
-    net = _net(moved)
-    if moved.spent and net != booked:
-        refs = ", ".join(moved.spent)
-        what = f"no attempt, and it spends what is ours: {refs}. It moved {_text(net)}"
-        return Difference("foreign", "utxos", next(iter(moved.spent)), tx.tx_id, what)
+    net = _net(movement)
+    if movement.spent and net != booked:
+        refs = ", ".join(movement.spent)
+        message = f"not one of our attempts, and it spends our UTxOs: {refs}. It moved {_text(net)}"
+        return Difference("foreign", "utxos", next(iter(movement.spent)), tx.tx_id, message)
     if net == booked:
         return None
-    ref = next(iter(moved.made), tx.tx_id)
+    ref = next(iter(movement.made), tx.tx_id)
     if booked:
-        what = f"the chain brought {_text(net)}, the books say {_text(booked)}"
-        return Difference("differing", "utxos", ref, tx.tx_id, what)
+        message = f"the chain brought {_text(net)}, the ledger booked {_text(booked)}"
+        return Difference("differing", "utxos", ref, tx.tx_id, message)
     if tx.block_height >= booked_height:
         return InFlight(tx.tx_id, None, "a deposit that is booked once every provider has listed it", net)
     return Difference("foreign", "utxos", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
@@ -194,29 +200,29 @@ def _not_there(claim: Claim, tip: Tip, is_forked: bool) -> Difference | InFlight
     enough.
     """
     if claim.state is State.IN_BLOCK and not claim.booked:
-        return InFlight(claim.tx_id, claim.row, "its block is on the chain no more, and nothing is booked", {})
+        return InFlight(claim.tx_id, claim.row, "its block is no longer on the chain, and nothing is booked", {})
     if is_forked or claim.height > tip.height or claim.is_missing:
         return Doubt(
-            f"whether transaction {claim.tx_id} is to be on the chain: payagent is not sure of a fork yet"
+            f"whether transaction {claim.tx_id} should be on the chain: payagent is not sure of a fork yet"
         )
-    what = f"by the books on the chain, with {_text(claim.booked)}, and it is not there"
-    return Difference("missing", claim.table, claim.row, claim.tx_id, what)
+    message = f"the ledger has it on the chain with {_text(claim.booked)}, and it is not there"
+    return Difference("missing", claim.table, claim.row, claim.tx_id, message)
 
 
 def _standing(conn: Connection, history: History, gap: _Gap) -> Iterator[Told]:
     yield Progress("utxos", len(history.utxos))
-    books = onchain.owned(conn)
+    booked = onchain.owned(conn)
     chain = clean(add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in history.utxos))
-    for asset in sorted(books.keys() | chain.keys() | clean(gap.told).keys()):
-        more, told = chain.get(asset, 0) - books.get(asset, 0), gap.told.get(asset, 0)
-        if more != told:
-            what = f"the chain has {more} more than the books; {told} of that is told above"
-            yield Difference("differing", "balances", asset, None, what)
-        yield AssetReconciliation(asset, books.get(asset, 0), chain.get(asset, 0), gap.in_flight.get(asset, 0))
+    for asset in sorted(booked.keys() | chain.keys() | clean(gap.explained).keys()):
+        surplus, explained = chain.get(asset, 0) - booked.get(asset, 0), gap.explained.get(asset, 0)
+        if surplus != explained:
+            message = f"the chain has {surplus} more than the ledger; the lines above explain {explained} of that"
+            yield Difference("differing", "balances", asset, None, message)
+        yield AssetReconciliation(asset, booked.get(asset, 0), chain.get(asset, 0), gap.in_flight.get(asset, 0))
 
 
-def _net(moved: Movement) -> Units:
-    return _less(add(moved.made.values()), add(moved.spent.values()))
+def _net(movement: Movement) -> Units:
+    return _less(add(movement.made.values()), add(movement.spent.values()))
 
 
 def _less(one: Units, other: Units) -> dict[str, int]:

@@ -16,7 +16,7 @@ from payagent.store.db.seals import SEALED, marks_of, seal_hash
 from payagent.store.db.tables import GENESIS
 from payagent.store.db.unit import Connection
 
-TOLD_EVERY = 5_000
+PROGRESS_EVERY = 5_000
 _AHEAD = 100
 _MARK = 4
 _LINK = len(',"",""]') + 2 * len(GENESIS)
@@ -71,14 +71,14 @@ def _linked(events: Iterator[Row], broken: list[AuditFinding]) -> Iterator[Row]:
     last_seq, last_hash = 0, GENESIS.encode()
     for row in events:
         seq, text = row
-        told = text[len(str(seq)) + 2 : -_LINK]
-        made = hashlib.sha256(b'["%b",%b]' % (last_hash, told)).hexdigest().encode()
+        content = text[len(str(seq)) + 2 : -_LINK]
+        event_hash = hashlib.sha256(b'["%b",%b]' % (last_hash, content)).hexdigest().encode()
         link = text[-_LINK:]
-        if seq != last_seq + 1 or link != b',"%b","%b"]' % (last_hash, made):
+        if seq != last_seq + 1 or link != b',"%b","%b"]' % (last_hash, event_hash):
             broken.append(
                 AuditFinding("events", str(seq), "its hash does not follow from it and the event before")
             )
-        last_seq, last_hash = seq, link[-2 - len(made) : -2]
+        last_seq, last_hash = seq, link[-2 - len(event_hash) : -2]
         yield row
 
 
@@ -88,7 +88,7 @@ def check_seals(conn: Connection, noted: Head | None) -> Iterator[AuditFinding |
     tables = {table: Rows(books.row_texts(conn, table)) for table in SEALED}
     tables["events"] = Rows(_linked(books.row_texts(conn, "events"), broken))
     last_seq, last_hash = 0, GENESIS
-    missed = None if noted is None or noted == Head(0, GENESIS) else (noted.seq, noted.hash)
+    not_found = None if noted is None or noted == Head(0, GENESIS) else (noted.seq, noted.hash)
     for seal in books.seals(conn):
         if seal.seq != last_seq + 1:
             yield AuditFinding(
@@ -99,16 +99,18 @@ def check_seals(conn: Connection, noted: Head | None) -> Iterator[AuditFinding |
             yield from broken
             broken.clear()
         last_seq, last_hash = seal.seq, seal.hash
-        if (last_seq, last_hash) == missed:
-            missed = None
-        if last_seq % TOLD_EVERY == 0:
+        if (last_seq, last_hash) == not_found:
+            not_found = None
+        if last_seq % PROGRESS_EVERY == 0:
             yield Progress("seals", last_seq)
     for table, rows in tables.items():
         for number, _ in rows.rest():
-            yield AuditFinding(table, str(number), "no seal is of it")
+            yield AuditFinding(table, str(number), "no seal covers it")
     yield from broken
-    if missed is not None:
-        yield AuditFinding("seals", str(missed[0]), f"the chain does not have the head that was noted, {noted}")
+    if not_found is not None:
+        yield AuditFinding(
+            "seals", str(not_found[0]), f"the chain of seals does not contain the given head {noted}"
+        )
     yield Progress("seals", last_seq)
     yield Head(last_seq, last_hash)
 
@@ -116,31 +118,33 @@ def check_seals(conn: Connection, noted: Head | None) -> Iterator[AuditFinding |
 def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterator[AuditFinding]:
     spans = _spans(seal.what, seal.marks)
     if spans is None:
-        yield AuditFinding("seals", str(seal.seq), "it does not say which rows it is of")
+        yield AuditFinding("seals", str(seal.seq), "it does not say which rows it covers")
         return
-    found: list[list[Row]] = []
+    covered: list[list[Row]] = []
     for table, first, last in spans:
         rows = tables[table]
         if first != rows.sealed + 1:
-            yield AuditFinding("seals", str(seal.seq), f"it begins at {table} {first}; {rows.sealed + 1} was next")
+            yield AuditFinding(
+                "seals", str(seal.seq), f"it begins at {table} {first}; {rows.sealed + 1} was expected"
+            )
         unsealed, taken = rows.take(first, last)
         for number, _ in unsealed:
-            yield AuditFinding(table, str(number), "no seal is of it")
-        found.append(taken)
-    texts = [text for rows in found for _, text in rows]
+            yield AuditFinding(table, str(number), "no seal covers it")
+        covered.append(taken)
+    texts = [text for rows in covered for _, text in rows]
     if seal_hash(prev_hash, seal.seq, seal.what, seal.marks, texts) != seal.hash:
-        yield from _explain(seal, prev_hash, spans, found)
+        yield from _explain(seal, prev_hash, spans, covered)
 
 
 def _spans(what: str, marks: bytes) -> list[Span] | None:
     """The rows that a seal covers, as many as it has marks; None if `what` is not in the form that we write."""
     spans = []
     try:
-        told, end = _read(what)
+        by_table, end = _read(what)
         marks_size = len(marks)
         if end != len(what):
             return None
-        for table, (first, last) in told.items():
+        for table, (first, last) in by_table.items():
             if table not in _SEALED or type(first) is not int or type(last) is not int or not 0 < first <= last:
                 return None
             spans.append((table, first, last))
@@ -151,10 +155,10 @@ def _spans(what: str, marks: bytes) -> list[Span] | None:
 
 
 def _explain(
-    seal: books.Seal, prev_hash: str, spans: list[Span], found: list[list[Row]]
+    seal: books.Seal, prev_hash: str, spans: list[Span], covered: list[list[Row]]
 ) -> Iterator[AuditFinding]:
     """Find the rows that differ from the sealed ones, by their marks. If none does, report the seal itself."""
-    texts = [text for rows in found for _, text in rows]
+    texts = [text for rows in covered for _, text in rows]
     if len(texts) * _MARK == len(seal.marks):
         marks = marks_of(texts)
         is_marked = marks == seal.marks
@@ -162,7 +166,7 @@ def _explain(
             yield AuditFinding("seals", str(seal.seq), "it does not follow from its rows and the seal before")
             return
     place = 0
-    for (table, first, last), rows in zip(spans, found, strict=True):
+    for (table, first, last), rows in zip(spans, covered, strict=True):
         expected = first
         for number, text in rows:
             if number > expected:
@@ -170,7 +174,7 @@ def _explain(
             expected = number + 1
             at = (place + number - first) * _MARK
             if marks_of((text,)) != seal.marks[at : at + _MARK]:
-                yield AuditFinding(table, str(number), "it is not what was sealed")
+                yield AuditFinding(table, str(number), "it differs from what was sealed")
         if expected <= last:
             yield AuditFinding(table, numbers(expected, last), "missing: it was sealed")
         place += last - first + 1

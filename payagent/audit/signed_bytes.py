@@ -49,7 +49,7 @@ def external_value(reading: Reading, owner: Owner) -> dict[str, int]:
     return total
 
 
-def misread(
+def differences(
     reading: Reading,
     row: SignedRow,
     outputs: tuple[OutputRow, ...],
@@ -66,19 +66,19 @@ def misread(
         yield "its bytes spend other inputs"
     if row.nonce_utxo not in inputs:
         yield "its bytes do not spend the nonce UTxO"
-    for name, found, told in (
+    for name, found, expected in (
         ("fee", reading.fee_lovelace, row.fee_lovelace),
         ("TTL", reading.ttl_slot, row.ttl_slot),
         ("network id", reading.network_id, owner.network.network_id),
     ):
-        if found != told:
-            yield f"its bytes have the {name} {found}, not {told}"
+        if found != expected:
+            yield f"its bytes have the {name} {found}, not {expected}"
     if (reading.commitment.hex() if reading.commitment else None) != commitment:
-        yield "its bytes commit to something else than the invoice"
+        yield "its bytes commit to something other than the invoice"
     if not _is_signed_by(reading, tx_id, owner):
         yield "it is not signed by the wallet's key"
     if not _pays(reading, row, outputs, kind, owner):
-        yield "its bytes pay something else than they are to"
+        yield "its bytes do not pay the outputs that they should"
 
 
 def _is_signed_by(reading: Reading, tx_id: bytes, owner: Owner) -> bool:
@@ -112,11 +112,11 @@ def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind
         return flat == [(o.address, o.asset, o.units) for o in outputs]
     if len(reading.outputs) < len(outputs):
         return False
-    for found, wanted in zip(reading.outputs, outputs, strict=False):
-        paid = found.assets if wanted.asset != LOVELACE else {LOVELACE: found.lovelace}
-        if paid != {wanted.asset: wanted.units} or (wanted.asset == LOVELACE and found.assets):
+    for found, expected in zip(reading.outputs, outputs, strict=False):
+        paid = found.assets if expected.asset != LOVELACE else {LOVELACE: found.lovelace}
+        if paid != {expected.asset: expected.units} or (expected.asset == LOVELACE and found.assets):
             return False
-        if _text(found.address) != wanted.address:
+        if _text(found.address) != expected.address:
             return False
     return all(output.address == own for output in reading.outputs[len(outputs) :])
 

@@ -18,12 +18,12 @@ def check_tokens(conn: Connection) -> Iterator[AuditFinding]:
     tokens: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
     for number, app, revoked_at_ms in books.tokens(conn):
         tokens[app].append((number, revoked_at_ms))
-    for app, theirs in tokens.items():
-        ends = _ends(len(theirs), events[app])
-        for (number, revoked_at_ms), expected_ms in zip(theirs, ends, strict=True):
+    for app, app_tokens in tokens.items():
+        ends = _ends(len(app_tokens), events[app])
+        for (number, revoked_at_ms), expected_ms in zip(app_tokens, ends, strict=True):
             if revoked_at_ms != expected_ms:
-                what = f"it ended at {revoked_at_ms}, by the events at {expected_ms}"
-                yield AuditFinding("tokens", str(number), what)
+                message = f"it ended at {revoked_at_ms}; by the events, at {expected_ms}"
+                yield AuditFinding("tokens", str(number), message)
 
 
 def _ends(count: int, events: list[tuple[str, int]]) -> list[int | None]:

@@ -11,7 +11,7 @@ from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
-from payagent.audit.seals import TOLD_EVERY, check_seals
+from payagent.audit.seals import PROGRESS_EVERY, check_seals
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
@@ -31,10 +31,10 @@ _OF_NO_PAYMENT = (
     "external_spend_reversed",
 )
 
-Told = AuditFinding | Progress | Head
+VerifyResult = AuditFinding | Progress | Head
 
 
-def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterator[Told]:
+def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterator[VerifyResult]:
     """Findings, progress and the newest seal. `conn` must be in one read transaction.
 
     `noted` is a newest seal from an earlier run: only it can reveal that the end of the chain was cut off.
@@ -59,24 +59,28 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
 
 def _guards(conn: Connection) -> Iterator[AuditFinding]:
     if lacking := lacking_migrations(conn):
-        told = "it is of an older payagent: use that one, or start this one on it, which brings it up to date"
-        yield AuditFinding("_sqlite_migrations", ", ".join(lacking), told)
+        message = (
+            "the ledger is of an older payagent: use that version, or start this one on it, which migrates it"
+        )
+        yield AuditFinding("_sqlite_migrations", ", ".join(lacking), message)
     for name in missing_guards(conn):
-        yield AuditFinding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
+        yield AuditFinding("sqlite_master", name, "this guard trigger is missing or altered")
     for name in books.other_triggers(conn):
-        yield AuditFinding("sqlite_master", name, "a trigger that is none of ours: it may change what is written")
+        yield AuditFinding(
+            "sqlite_master", name, "a trigger that payagent did not create: it may change what is written"
+        )
     for name in changed_views(conn):
-        yield AuditFinding("sqlite_master", name, "the view that people read is not there as it was made")
+        yield AuditFinding("sqlite_master", name, "this view is missing or altered")
 
 
-def _references(conn: Connection) -> Iterator[Told]:
+def _references(conn: Connection) -> Iterator[VerifyResult]:
     for place, table in enumerate(books.REFERRING, 1):
         for number, parent in books.broken_references(conn, table):
             yield AuditFinding(table, str(number), f"it refers to a row that {parent} lacks")
         yield Progress("tables", place)
 
 
-def _entries(conn: Connection) -> Iterator[Told]:
+def _entries(conn: Connection) -> Iterator[VerifyResult]:
     """Check that entries without a payment balance, and that deposits match their UTxOs.
 
     Entries of payments are checked with their payments.
@@ -85,12 +89,12 @@ def _entries(conn: Connection) -> Iterator[Told]:
     for entry in books.entries_of_no_payment(conn):
         yield from _entry(conn, entry)
         count += 1
-        if count % TOLD_EVERY == 0:
+        if count % PROGRESS_EVERY == 0:
             yield Progress("entries", count)
     for number in books.unposted(conn):
         yield AuditFinding("entries", str(number), "it has no postings")
     for number, moves in books.unmoved(conn):
-        yield AuditFinding("entries", str(number), f"{moves} moves of a prepaid balance are booked in it, not one")
+        yield AuditFinding("entries", str(number), f"it books {moves} moves of a prepaid balance, not one")
     for number in books.unpaid_ends(conn):
         yield AuditFinding("intents", str(number), "it ended, and it has no payment")
     yield Progress("entries", count)
@@ -102,7 +106,7 @@ def _entry(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
         if units:
             yield AuditFinding("entries", str(entry.id), f"{asset} is out of balance by {units}")
     if entry.kind not in _OF_NO_PAYMENT:
-        yield AuditFinding("entries", str(entry.id), f"a {entry.kind} of no payment")
+        yield AuditFinding("entries", str(entry.id), f"a {entry.kind} without a payment")
     elif entry.kind in ("deposit", "deposit_reversed"):
         yield from _deposit(conn, entry)
 
@@ -113,25 +117,29 @@ def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     arrived = {asset: units for (account, asset), units in lines.items() if account == WALLET}
     contrary = {(EXTERNAL, asset): -units for asset, units in arrived.items()}
     if lines != {(WALLET, asset): units for asset, units in arrived.items()} | contrary:
-        yield AuditFinding("entries", str(entry.id), f"a {entry.kind} moves units between wallet and external")
+        yield AuditFinding(
+            "entries", str(entry.id), f"a {entry.kind} must move units between wallet and external only"
+        )
     utxo, was_taken_back = books.deposited(conn, entry.ref or "")
     if utxo is not None and utxo != arrived:
         yield AuditFinding("entries", str(entry.id), f"{arrived} arrived in {entry.ref}, the UTxO holds {utxo}")
     if utxo is None and not was_taken_back:
-        yield AuditFinding("utxos", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
+        yield AuditFinding("utxos", str(entry.ref), f"entry {entry.id} books it, and it is missing")
 
 
 def _balances(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each account's balance is the sum of its postings."""
-    kept = {(account, asset): units for account, asset, units in journal.turnover(conn, journal.EVERYTHING)}
-    booked = {(account, asset): units for account, asset, units in journal.added_up(conn)}
-    for account, asset in sorted(kept.keys() | booked.keys()):
-        told, made = kept.get((account, asset)), booked.get((account, asset))
-        if told != made:
-            yield AuditFinding("balances", f"{account} {asset}", f"it says {told}, the postings come to {made}")
+    stored = {(account, asset): units for account, asset, units in journal.turnover(conn, journal.EVERYTHING)}
+    summed = {(account, asset): units for account, asset, units in journal.added_up(conn)}
+    for account, asset in sorted(stored.keys() | summed.keys()):
+        stored_units, summed_units = stored.get((account, asset)), summed.get((account, asset))
+        if stored_units != summed_units:
+            yield AuditFinding(
+                "balances", f"{account} {asset}", f"it is {stored_units}; the postings add up to {summed_units}"
+            )
 
 
-def _utxos(conn: Connection) -> Iterator[Told]:
+def _utxos(conn: Connection) -> Iterator[VerifyResult]:
     """Check that wallet + held is the total of the UTxOs that are booked and not spent by a booked transaction."""
     ours: dict[str, int] = {}
     count = 0
@@ -141,11 +149,11 @@ def _utxos(conn: Connection) -> Iterator[Told]:
         if utxo.is_unbooked:
             yield AuditFinding("utxos", utxo.ref, "a deposit without an entry")
         if utxo.is_spent_by_nothing:
-            yield AuditFinding("utxos", utxo.ref, "it is spent by a transaction that does not spend it")
+            yield AuditFinding("utxos", utxo.ref, "the transaction recorded as its spender does not spend it")
         if utxo.is_made_by_nothing:
-            yield AuditFinding("utxos", utxo.ref, "it is no deposit, and no transaction of ours makes it as this")
+            yield AuditFinding("utxos", utxo.ref, "it is not a deposit, and no transaction of ours makes it")
         count += 1
-        if count % TOLD_EVERY == 0:
+        if count % PROGRESS_EVERY == 0:
             yield Progress("utxos", count)
     booked: dict[str, int] = {}
     for account, asset, units in journal.balances(conn):
@@ -153,8 +161,8 @@ def _utxos(conn: Connection) -> Iterator[Told]:
             booked[asset] = booked.get(asset, 0) + units
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
-            what = f"the books say {booked.get(asset, 0)} are ours, the UTxOs come to {ours.get(asset, 0)}"
-            yield AuditFinding("utxos", asset, what)
+            message = f"the entries say {booked.get(asset, 0)} are ours; the UTxOs add up to {ours.get(asset, 0)}"
+            yield AuditFinding("utxos", asset, message)
     yield Progress("utxos", count)
 
 
@@ -164,13 +172,13 @@ def _external_spends(conn: Connection) -> Iterator[AuditFinding]:
     """
     entries = list(books.external_spend_entries(conn))
     block_observations = list(books.external_spend_sums(conn))
-    for (number, tx_id, there, held), (entry, kind, ref) in zip(block_observations, entries, strict=False):
-        wanted = ledger.external_spend(held) if there else ledger.external_spend_reversed(held)
+    for (number, tx_id, is_on_chain, units), (entry, kind, ref) in zip(block_observations, entries, strict=False):
+        expected = ledger.external_spend(units) if is_on_chain else ledger.external_spend_reversed(units)
         lines = sorted(journal.postings(conn, entry))
-        if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
-            (p.account, p.asset, p.units) for p in wanted.postings
+        if (kind, ref) != (expected.kind, tx_id) or lines != sorted(
+            (p.account, p.asset, p.units) for p in expected.postings
         ):
-            yield AuditFinding("entries", str(entry), f"it is not the entry of external spend {number}")
+            yield AuditFinding("entries", str(entry), f"it does not book external spend {number}")
     for number, tx_id, *_ in block_observations[len(entries) :]:
         yield AuditFinding("external_spends", str(number), f"nothing is booked for {tx_id}")
     for entry, *_ in entries[len(block_observations) :]:

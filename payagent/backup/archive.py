@@ -135,13 +135,13 @@ def _copy(file: BinaryIO, name: str, member: Member, target: Path) -> None:
     if (size := _size_of(file, name)) != member.size:
         raise invalid(f"{name} has {size} bytes, the manifest says {member.size}")
     digest, left = hashlib.sha256(), size
-    with _create(target) as made:
+    with _create(target) as copy:
         while left and (piece := file.read(min(left, _PIECE_BYTES))):
             digest.update(piece)
-            made.write(piece)
+            copy.write(piece)
             left -= len(piece)
-        made.flush()
-        os.fsync(made.fileno())
+        copy.flush()
+        os.fsync(copy.fileno())
     if left or digest.hexdigest() != member.sha256:
         raise invalid(f"{name} does not match its SHA-256 in the manifest")
     _skip_padding(file, size)
@@ -175,11 +175,11 @@ def _typed(values: Mapping[str, object], form: type) -> dict[str, Any]:
     if set(values) != set(fields):
         raise invalid(f"{MANIFEST} has missing or unknown fields")
     typed: dict[str, Any] = {}
-    for name, wanted in fields.items():
+    for name, field_type in fields.items():
         value = values[name]
-        if wanted is Member and isinstance(value, dict):
+        if field_type is Member and isinstance(value, dict):
             value = Member(**_typed(value, Member))
-        if type(value) is not wanted:
+        if type(value) is not field_type:
             raise invalid(f"{MANIFEST}: {name} has the wrong type")
         typed[name] = value
     return typed

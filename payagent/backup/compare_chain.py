@@ -18,7 +18,7 @@ from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
 from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.db.unit import Connection
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import attempts_and_utxos
 
 T = TypeVar("T")
 
@@ -66,14 +66,16 @@ def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
     """
     utxos = {utxo.ref: utxo for utxo in listed}
     ready = [
-        row for row in queries.utxos(conn) if row.state in ("available", "locked") and row.reserved_for is None
+        row
+        for row in attempts_and_utxos.utxos(conn)
+        if row.state in ("available", "locked") and row.reserved_for is None
     ]
     gone = [row for row in ready if row.ref not in utxos]
-    unknown = [utxo for ref, utxo in utxos.items() if queries.utxo(conn, ref) is None]
+    unknown = [utxo for ref, utxo in utxos.items() if attempts_and_utxos.utxo(conn, ref) is None]
     return Differences(_sum(gone), _sum(unknown))
 
 
-def _sum(utxos: Sequence[queries.UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
+def _sum(utxos: Sequence[attempts_and_utxos.UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
     return UtxoTotals(len(utxos), add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in utxos))
 
 
@@ -95,8 +97,8 @@ async def _utxos_by(
         await blockfrost.aclose()
 
 
-def _found(what: str, read: Read[T]) -> T:
+def _found(name: str, read: Read[T]) -> T:
     if isinstance(read, Found):
         return read.value
     reason = read.reason if isinstance(read, Unknown) else "not found"
-    raise Refused("chain_not_ready", f"cannot read its {what}: {reason}")
+    raise Refused("chain_not_ready", f"cannot read its {name}: {reason}")

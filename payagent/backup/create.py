@@ -33,15 +33,15 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
         (folder / KEYSTORE).touch(mode=0o600)
         (folder / KEYSTORE).write_bytes(keystore.read_bytes())
         copy_ledger(ledger, folder / LEDGER)
-        header, held, head = checked(folder, tell)
+        header, contents, head = checked(folder, tell)
         manifest = Manifest(
             version=VERSION,
             network=header.network.name,
             address=header.address,
             made_at_ms=now_ms,
             head=str(head),
-            payments=held.payments,
-            open_payments=held.open_payments,
+            payments=contents.payments,
+            open_payments=contents.open_payments,
             keystore=measure(folder / KEYSTORE),
             ledger=measure(folder / LEDGER),
         )

@@ -41,8 +41,7 @@ from payagent.store.audit.copy import Contents
 from payagent.store.db.opening import DatabaseError, bring_up_to_date, open_read_only
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps
-from payagent.store.rows import writes as records
+from payagent.store.rows import apps, writes
 from payagent.wallet.keystore import Header
 
 
@@ -80,8 +79,8 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
             tell("unpacking the backup")
             manifest = unpack(source, folder)
             _bring_up_to_date(folder)
-            header, held, head = checked(folder, tell)
-            _require_same(manifest, header, held, head, settings)
+            header, contents, head = checked(folder, tell)
+            _require_same(manifest, header, contents, head, settings)
             tell("asking the chain")
             listed = await ask(settings, header.address, ports.clock.now_ms)
             differences = listed if isinstance(listed, str) else _differences(folder, listed)
@@ -105,9 +104,9 @@ def _bring_up_to_date(folder: Path) -> None:
         raise invalid(f"{LEDGER} cannot be read: {error}") from None
 
 
-def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head, settings: Settings) -> None:
+def _require_same(manifest: Manifest, header: Header, contents: Contents, head: Head, settings: Settings) -> None:
     """Check that the manifest describes these members, and that they belong to the configured wallet."""
-    found = (header.network.name, header.address, str(head), held.payments, held.open_payments)
+    found = (header.network.name, header.address, str(head), contents.payments, contents.open_payments)
     stated = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
     if found != stated:
         raise invalid("its manifest belongs to another ledger or keystore")
@@ -140,7 +139,7 @@ def _record(
 ) -> None:
     """Record the restore in the ledger. If the operator has no token left, add an app with a new one."""
     token = new_token(ports.randomness)
-    fact = {
+    facts = {
         "restored_at_ms": restored_at_ms,
         "is_clock_right": is_clock_right,
         "made_at_ms": manifest.made_at_ms,
@@ -148,7 +147,7 @@ def _record(
     }
 
     def job(unit: Unit) -> None:
-        records.put_meta(unit, f"restored:{restored_at_ms}", json.dumps(fact, separators=(",", ":")))
+        writes.put_meta(unit, f"restored:{restored_at_ms}", json.dumps(facts, separators=(",", ":")))
         if not is_clock_right:
             note_behind(unit, None, restored_at_ms)
         if app is not None:

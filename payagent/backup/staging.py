@@ -52,7 +52,7 @@ def workshop(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def put(made: Path, target: Path) -> None:
+def put(source: Path, target: Path) -> None:
     """Move a finished file to its final name, if that name is free. `sync_folder` then makes the move durable.
 
     An empty file claims the name, and the rename replaces it. Not every file system supports hard links.
@@ -62,7 +62,7 @@ def put(made: Path, target: Path) -> None:
     except FileExistsError:
         raise Refused("already_exists/file", f"{target} exists already") from None
     try:
-        made.rename(target)
+        source.rename(target)
     except BaseException:
         target.unlink()
         raise

@@ -34,27 +34,29 @@ def checked(folder: Path, tell: Tell) -> tuple[Header, Contents, Head]:
         raise invalid(f"{KEYSTORE}: {refused.detail.rpartition(': ')[2]}") from None
     try:
         with closing(open_read_only(folder / LEDGER)) as conn:
-            held = contents(conn)
-            if held.network not in (None, header.network.name) or held.address not in (None, header.address):
+            summary = contents(conn)
+            if summary.network not in (None, header.network.name) or summary.address not in (None, header.address):
                 raise invalid("ledger and keystore belong to different wallets")
             owner = Owner(parse_address(header.address, header.network), header.network)
             head = _verified(conn, owner, tell)
     except DatabaseError as error:
         raise invalid(f"{LEDGER} cannot be read: {error}") from None
-    return header, held, head
+    return header, summary, head
 
 
 def _verified(conn: Connection, owner: Owner, tell: Tell) -> Head:
-    found, head = [], Head(0, GENESIS)
-    for part in verify(conn, owner):
-        match part:
+    findings, head = [], Head(0, GENESIS)
+    for result in verify(conn, owner):
+        match result:
             case AuditFinding():
-                found.append(part)
+                findings.append(result)
             case Progress():
-                tell(f"checked {part.rows} {part.table}")
+                tell(f"checked {result.rows} {result.table}")
             case Head():
-                head = part
-    if found:
-        first = found[0]
-        raise invalid(f"{len(found)} findings in its ledger, the first in {first.table} {first.row}: {first.what}")
+                head = result
+    if findings:
+        first = findings[0]
+        raise invalid(
+            f"{len(findings)} findings in its ledger, the first in {first.table} {first.row}: {first.what}"
+        )
     return head

@@ -23,22 +23,22 @@ def read_cost_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | Non
     `headers` have names in lower case. Refused `bad_request` for another header that begins with X-Payagent-, and
     for two different values of one.
     """
-    said: dict[bytes, str] = {}
+    values: dict[bytes, str] = {}
     for name, value in headers:
         if not name.startswith(OWN_PREFIX):
             continue
         if name not in (_MAX_COST, _DRY_RUN):
             raise Refused("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
         text = value.decode("latin-1")
-        if said.setdefault(name, text) != text:
+        if values.setdefault(name, text) != text:
             raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
-    if said.get(_DRY_RUN) not in _SWITCHES:
+    if values.get(_DRY_RUN) not in _SWITCHES:
         raise Refused("bad_request", "X-Payagent-Dry-Run is true or false", key="X-Payagent-Dry-Run")
-    is_dry_run = _SWITCHES[said.get(_DRY_RUN)]
-    if _MAX_COST not in said:
+    is_dry_run = _SWITCHES[values.get(_DRY_RUN)]
+    if _MAX_COST not in values:
         return None, None, is_dry_run
     try:
-        return *parse_bound(said[_MAX_COST], "X-Payagent-Max-Cost"), is_dry_run
+        return *parse_bound(values[_MAX_COST], "X-Payagent-Max-Cost"), is_dry_run
     except Refused as refused:
         raise Refused("bad_request", refused.detail, key="X-Payagent-Max-Cost") from None
 

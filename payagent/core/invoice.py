@@ -19,7 +19,7 @@ OUTPUTS_MAX = 16
 Role = Literal["pay_to", "split", "change"]
 SplitMode = Literal["additional", "inclusive", "outputs"]
 Proof = Literal["tx_hash", "signed_cbor"]
-_written = json.JSONEncoder(separators=(",", ":")).encode
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _INVOICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
@@ -105,7 +105,7 @@ def hash_of_terms(
     """Hash an invoice's terms (see `Invoice.terms_hash`). An output is (role, address, asset, units)."""
     paid = [[role, address, asset, str(units)] for role, address, asset, units in outputs]
     terms = [dialect, origin, invoice_id, network, paid, str(calls)]
-    return hashlib.sha256(_written(terms).encode()).hexdigest()
+    return hashlib.sha256(_to_json(terms).encode()).hexdigest()
 
 
 def parse_invoice_id(value: object) -> str:

@@ -50,7 +50,7 @@ class MerchantRules:
     """The operator's settings for a merchant. None or False turns a rule off.
 
     `first_use`: the first payment pins the merchant's addresses.
-    `filed`: addresses pinned in the config file. If there are any, payments pin no others.
+    `from_file`: addresses pinned in the config file. If there are any, payments pin no others.
     `price_rise_percent_max`: the allowed rise over an agreed price.
     `stop_after_unserved`: stop paying after this many unserved payments in a row.
     `payments_in_flight_max`: the most payments in flight at once.
@@ -104,55 +104,55 @@ def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> Invoi
     return InvoiceClaim(pins, paid[0][2], sum(output[3] for output in paid), calls)
 
 
-def first_pins(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> tuple[Pin, ...]:
+def first_pins(claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> tuple[Pin, ...]:
     """Return the addresses to pin if this is the merchant's first payment; empty otherwise."""
-    is_first = rules.first_use and not rules.from_file and not known.pins
+    is_first = rules.first_use and not rules.from_file and not facts.pins
     return claim.pins if is_first else ()
 
 
-def _stopped(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    if rules.stop_after_unserved is None or not known.is_stopped:
+def _stopped(_claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> str | None:
+    if rules.stop_after_unserved is None or not facts.is_stopped:
         return None
-    return "nothing is bought from this merchant any more: it took money and did not serve"
+    return "payagent buys nothing more from this merchant: it took money and did not serve"
 
 
-def _crowded(_claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    if rules.payments_in_flight_max is None or known.in_flight < rules.payments_in_flight_max:
+def _over_in_flight_limit(_claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> str | None:
+    if rules.payments_in_flight_max is None or facts.in_flight < rules.payments_in_flight_max:
         return None
     return (
-        f"{known.in_flight} payments to this merchant are in flight, {rules.payments_in_flight_max} are the most"
+        f"{facts.in_flight} payments to this merchant are in flight, at most {rules.payments_in_flight_max} may be"
     )
 
 
-def _not_pinned(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
-    pinned = rules.from_file | known.pins
+def _not_pinned(claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> str | None:
+    pinned = rules.from_file | facts.pins
     new = [pin for pin in claim.pins if pin not in pinned]
     if not (rules.from_file or rules.first_use) or not pinned or not new:
         return None
-    return f"it pays {_named(new)}; known of this merchant are {_named(sorted(pinned))}"
+    return f"it pays {_pins_text(new)}; pinned for this merchant are {_pins_text(sorted(pinned))}"
 
 
-def _named(pins: Iterable[Pin]) -> str:
+def _pins_text(pins: Iterable[Pin]) -> str:
     return ", ".join(f"{pin.role} {pin.address}" for pin in pins)
 
 
-def _drifted(claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts) -> str | None:
+def _price_changed(claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> str | None:
     """Compare both the whole price and the price per call, because the merchant states the number of calls.
 
     A price in an asset that has no agreed price is always a finding.
     """
     percent = rules.price_rise_percent_max
-    if percent is None or not known.agreed:
+    if percent is None or not facts.agreed:
         return None
-    prices = [one for one in known.agreed if one.asset == claim.asset]
+    prices = [price for price in facts.agreed if price.asset == claim.asset]
     if not prices:
-        return f"it asks {_cost(claim)}; what was agreed to is of another asset: {_costs(known.agreed)}"
-    most, asked = 100 + percent, 100 * claim.units
-    in_all = any(asked <= most * one.units for one in prices)
-    by_call = any(asked * one.calls <= most * one.units * claim.calls for one in prices)
-    if in_all and by_call:
+        return f"it asks for {_cost(claim)}; the agreed price is in another asset: {_costs(facts.agreed)}"
+    factor, units_x100 = 100 + percent, 100 * claim.units
+    is_total_within = any(units_x100 <= factor * price.units for price in prices)
+    is_call_within = any(units_x100 * price.calls <= factor * price.units * claim.calls for price in prices)
+    if is_total_within and is_call_within:
         return None
-    return f"it asks {_cost(claim)}, over {percent} % more than what was agreed to: {_costs(prices)}"
+    return f"it asks for {_cost(claim)}, over {percent} % more than the agreed price: {_costs(prices)}"
 
 
 def _costs(prices: Iterable[Agreed]) -> str:
@@ -168,21 +168,21 @@ _NEW_TERMS = (Moment.PAYMENT, Moment.NEXT_INVOICE)
 
 GUARDS = (
     MerchantRule("merchant_stopped", False, _ANY, _stopped),
-    MerchantRule("merchant_in_flight_limit", False, (Moment.PAYMENT,), _crowded),
+    MerchantRule("merchant_in_flight_limit", False, (Moment.PAYMENT,), _over_in_flight_limit),
     MerchantRule("address_not_pinned", True, _NEW_TERMS, _not_pinned),
-    MerchantRule("price_changed", True, _NEW_TERMS, _drifted),
+    MerchantRule("price_changed", True, _NEW_TERMS, _price_changed),
 )
 """All rules. Rules that no approval can override come first."""
 
 
 def check(
-    claim: InvoiceClaim, rules: MerchantRules, known: MerchantFacts, moment: Moment = Moment.PAYMENT
+    claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts, moment: Moment = Moment.PAYMENT
 ) -> tuple[Finding, ...]:
     """Return the findings of all rules that apply at `moment`."""
     return tuple(
         Finding(guard.code, detail, guard.asks)
         for guard in GUARDS
-        if moment in guard.moments and (detail := guard.find(claim, rules, known)) is not None
+        if moment in guard.moments and (detail := guard.find(claim, rules, facts)) is not None
     )
 
 

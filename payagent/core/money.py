@@ -19,41 +19,41 @@ _LOVELACE_TEXT = re.compile(r"(0|[1-9][0-9]{0,18}) lovelace", re.ASCII)
 _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 
 
-def parse_count(value: object, what: str = "amount") -> int:
+def parse_count(value: object, name: str = "amount") -> int:
     """Parse a foreign non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without a leading zero.
 
     Refuses bools, floats, signs, spaces, separators and non-ASCII digits with `invoice_invalid/amount`, and
-    larger numbers with `invoice_invalid/amount_range`.
+    larger numbers with `invoice_invalid/amount_range`. The detail calls the value by `name`.
     """
     if isinstance(value, str):
         if len(value) > 19 and value.isascii() and value.isdigit():
-            raise Refused("invoice_invalid/amount_range", f"{what} has {len(value)} digits")
+            raise Refused("invoice_invalid/amount_range", f"{name} has {len(value)} digits")
         if not _DIGITS.fullmatch(value):
-            raise Refused("invoice_invalid/amount", f"{what} is {value[:40]!r}, not plain digits")
+            raise Refused("invoice_invalid/amount", f"{name} is {value[:40]!r}, not plain digits")
         number = int(value)
     elif type(value) is int:
         number = value
     else:
-        raise Refused("invoice_invalid/amount", f"{what} is a {type(value).__name__}, not an integer")
+        raise Refused("invoice_invalid/amount", f"{name} is a {type(value).__name__}, not an integer")
     if number < 0:
-        raise Refused("invoice_invalid/amount", f"{what} is negative")
+        raise Refused("invoice_invalid/amount", f"{name} is negative")
     if number > MAX_UNITS:
-        raise Refused("invoice_invalid/amount_range", f"{what} is above 2^63-1")
+        raise Refused("invoice_invalid/amount_range", f"{name} is above 2^63-1")
     return number
 
 
-def parse_units(value: object, what: str = "amount") -> int:
+def parse_units(value: object, name: str = "amount") -> int:
     """Parse a foreign amount of units, 1 to 2^63-1. Otherwise like `parse_count`."""
-    number = parse_count(value, what)
+    number = parse_count(value, name)
     if number == 0:
-        raise Refused("invoice_invalid/amount_range", f"{what} is zero")
+        raise Refused("invoice_invalid/amount_range", f"{name} is zero")
     return number
 
 
-def check_supply(asset: str, units: int, what: str = "amount") -> int:
+def check_supply(asset: str, units: int, name: str = "amount") -> int:
     """Return units, or refuse more than can exist: 45 billion ADA, or 2^63-1 units of a token."""
     if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
-        raise Refused("invoice_invalid/amount_range", f"{what} is more than the supply")
+        raise Refused("invoice_invalid/amount_range", f"{name} is more than the supply")
     return units
 
 
@@ -73,15 +73,15 @@ def parse_asset(value: object) -> str:
     return match[1] + match[2]
 
 
-def parse_bound(text: str, what: str) -> tuple[int, str | None]:
+def parse_bound(text: str, name: str) -> tuple[int, str | None]:
     """Parse a caller's spending bound into (units, asset). The asset is None if the text is digits alone.
 
     Examples: "5000000 lovelace", "500" (in the asset of the invoice). "5 ADA" is refused: the bound is in units.
     """
     digits, space, asset = text.partition(" ")
     if asset in ("ADA", "ada"):
-        raise Refused("invoice_invalid/asset", f"{what} must be in lovelace, not ADA")
-    return parse_units(digits, what), parse_asset(asset) if space else None
+        raise Refused("invoice_invalid/asset", f"{name} must be in lovelace, not ADA")
+    return parse_units(digits, name), parse_asset(asset) if space else None
 
 
 def parse_ada(text: object) -> int:

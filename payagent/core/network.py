@@ -50,9 +50,11 @@ def parse_chain(value: object) -> Network:
 
 def require_chain(value: object, network: Network) -> None:
     """Refuse (`invoice_invalid/chain`, `network_mismatch`) unless the invoice is for our network."""
-    named = parse_chain(value)
-    if named is not network:
-        raise Refused("network_mismatch", f"the invoice is for {named.name}, payagent pays on {network.name}")
+    invoice_network = parse_chain(value)
+    if invoice_network is not network:
+        raise Refused(
+            "network_mismatch", f"the invoice is for {invoice_network.name}, payagent pays on {network.name}"
+        )
 
 
 ROLLBACK_S = 129_600

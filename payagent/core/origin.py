@@ -59,15 +59,16 @@ _PATH_DELIMITERS = re.compile(r"(/)")
 _QUERY_DELIMITERS = re.compile(r"([&=+;])")
 
 
-def is_called(named: SplitResult, called: SplitResult) -> bool:
+def is_called(resource: SplitResult, request: SplitResult) -> bool:
     """Whether path and query are the same. A resource without a query matches any query.
 
     Servers name a path as their framework decoded it, for example with a space for %20. So percent-encoding makes
     no difference (RFC 3986, 6.2.2), except for encoded delimiters.
     """
     try:
-        return _read(named.path or "/", _PATH_DELIMITERS) == _read(called.path or "/", _PATH_DELIMITERS) and (
-            named.query == "" or _read(named.query, _QUERY_DELIMITERS) == _read(called.query, _QUERY_DELIMITERS)
+        return _read(resource.path or "/", _PATH_DELIMITERS) == _read(request.path or "/", _PATH_DELIMITERS) and (
+            resource.query == ""
+            or _read(resource.query, _QUERY_DELIMITERS) == _read(request.query, _QUERY_DELIMITERS)
         )
     except UnicodeEncodeError:
         return False

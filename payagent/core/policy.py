@@ -125,10 +125,10 @@ def allowed_assets(limits: Iterable[Limit]) -> frozenset[str]:
 
 def concerning(limits: Iterable[Limit], app: str, merchant: str, assets: Iterable[str]) -> tuple[Limit, ...]:
     """Return the limits that apply to a payment. Refused: `asset_not_allowed` if an asset has no wallet limit."""
-    limits, wanted, scopes = tuple(limits), tuple(assets), scopes_of(app, merchant)
-    for asset in sorted(set(wanted) - allowed_assets(limits)):
+    limits, assets, scopes = tuple(limits), tuple(assets), scopes_of(app, merchant)
+    for asset in sorted(set(assets) - allowed_assets(limits)):
         raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
-    return tuple(limit for limit in limits if limit.asset in wanted and limit.scope in scopes)
+    return tuple(limit for limit in limits if limit.asset in assets and limit.scope in scopes)
 
 
 def counts_from_ms(window: Window, clock_ms: int) -> int:
@@ -152,9 +152,9 @@ def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int =
     return LimitCheck(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
 
 
-def ask_again(asked: Iterable[LimitCheck], spend: Mapping[str, int]) -> tuple[LimitCheck, ...]:
+def ask_again(checks: Iterable[LimitCheck], spend: Mapping[str, int]) -> tuple[LimitCheck, ...]:
     """Check another spend against the same limits, with the same units left."""
-    return tuple(one._replace(asked_units=spend.get(one.asset, 0)) for one in asked)
+    return tuple(check._replace(asked_units=spend.get(check.asset, 0)) for check in checks)
 
 
 def ask_bounds(
@@ -168,26 +168,26 @@ def ask_bounds(
 
     `max_total_units` bounds what leaves the wallet in the invoice's asset. If that is ADA, the fee counts.
     """
-    asked = []
+    checks = []
     if max_total_units is not None:
-        asked.append(LimitCheck("max_total", WALLET, paid_asset, max_total_units, spend.get(paid_asset, 0)))
+        checks.append(LimitCheck("max_total", WALLET, paid_asset, max_total_units, spend.get(paid_asset, 0)))
     if topup_left_lovelace is not None:
         left, units = max(topup_left_lovelace, 0), spend.get(LOVELACE, 0) * count
-        asked.append(LimitCheck("topup_per_day", WALLET, LOVELACE, left, units))
-    return tuple(asked)
+        checks.append(LimitCheck("topup_per_day", WALLET, LOVELACE, left, units))
+    return tuple(checks)
 
 
-def tightest(asked: Iterable[LimitCheck]) -> LimitCheck | None:
+def tightest(checks: Iterable[LimitCheck]) -> LimitCheck | None:
     """Return the exceeded limit that leaves least; among equal ones, the one with the longest window."""
-    exceeded = [one for one in asked if one.is_exceeded]
-    return min(exceeded, key=lambda one: (one.left_units, -_rank(one.name)), default=None)
+    exceeded = [check for check in checks if check.is_exceeded]
+    return min(exceeded, key=lambda check: (check.left_units, -_rank(check.name)), default=None)
 
 
 def _rank(name: str) -> int:
     return _ORDER.index(Window(name)) if name in _ORDER else -1
 
 
-_OF_THE_WALLET = {
+_WALLET_REFUSALS = {
     "not_enough_funds": "the wallet does not have enough for this payment now",
     "funds_pending": "the wallet has enough for this payment once pending change confirms",
     "utxos_too_small/inputs": "the wallet has enough for this payment, but in too many UTxOs for one transaction",
@@ -201,45 +201,45 @@ def without_figures(refused: Refused) -> Refused:
 
     Of a limit that apps share, the app learns its name and that it has no room. Per-payment limits are not secret.
     """
-    told = refused.context
-    if refused.name in _OF_THE_WALLET:
-        asset = {"asset": told["asset"]} if "asset" in told else {}
-        return Refused(refused.name, _OF_THE_WALLET[refused.name], **asset)
-    if refused.code != "limit_exceeded" or not is_shared(str(told.get("limit")), told):
+    context = refused.context
+    if refused.name in _WALLET_REFUSALS:
+        asset = {"asset": context["asset"]} if "asset" in context else {}
+        return Refused(refused.name, _WALLET_REFUSALS[refused.name], **asset)
+    if refused.code != "limit_exceeded" or not is_shared(str(context.get("limit")), context):
         return refused
-    at = f" at {told['merchant']}" if "merchant" in told else ""
-    takes = format_amount(str(told["asset"]), int(str(told["asked"])))
+    at = f" at {context['merchant']}" if "merchant" in context else ""
+    takes = format_amount(str(context["asset"]), int(str(context["asked"])))
     detail = (
-        f"{told['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
+        f"{context['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
         f"{takes}; the operator can see what is left"
     )
-    return Refused(refused.code, detail, **{**told, "left": None, "frees_at": None})
+    return Refused(refused.code, detail, **{**context, "left": None, "frees_at": None})
 
 
-def is_shared(name: str, whose: Mapping[str, object]) -> bool:
-    """Whether the room left in a limit reveals what other apps spent. `whose` has the key `app` if one owns it."""
-    return name in _ORDER and name != Window.PAYMENT and "app" not in whose
+def is_shared(name: str, context: Mapping[str, object]) -> bool:
+    """Whether the room left in a limit reveals what other apps spent. An app's own has `app` in `context`."""
+    return name in _ORDER and name != Window.PAYMENT and "app" not in context
 
 
 def refusal(
-    asked: LimitCheck, frees_at: int | None, app_name: str, takes: str = "payment takes {} with its fee"
+    check: LimitCheck, frees_at: int | None, app_name: str, takes: str = "payment takes {} with its fee"
 ) -> Refused:
     """Build `limit_exceeded`: names the limit, its scope, what it leaves, and when room frees up.
 
     `app_name`: the name of the app for people. `takes`: a format for the amount that was requested.
     """
-    left, wanted = (format_amount(asked.asset, units) for units in (asked.left_units, asked.asked_units))
-    app, merchant = asked.scope
-    whose = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
-    of = "".join(f" of {name} {value}" for name, value in whose.items())
+    left, requested = (format_amount(check.asset, units) for units in (check.left_units, check.asked_units))
+    app, merchant = check.scope
+    owners = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
+    of = "".join(f" of {name} {value}" for name, value in owners.items())
     when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
     return Refused(
         "limit_exceeded",
-        f"{asked.name}{of} leaves {left}, this {takes.format(wanted)}{when}",
-        limit=asked.name,
-        asset=asked.asset,
-        left=str(asked.left_units),
-        asked=str(asked.asked_units),
+        f"{check.name}{of} leaves {left}, this {takes.format(requested)}{when}",
+        limit=check.name,
+        asset=check.asset,
+        left=str(check.left_units),
+        asked=str(check.asked_units),
         frees_at=None if frees_at is None else iso_time(frees_at),
-        **whose,
+        **owners,
     )

@@ -43,9 +43,9 @@ class Problem:
         """The row with the texts of its reason. KeyError if it has no such reason, or if one has to be given."""
         if reason is None and not self.reasons:
             return self
-        one = self.reasons[reason or ""]
-        given = {name: text for name in ProblemReason.__slots__ if (text := getattr(one, name)) is not None}
-        return replace(self, **given)
+        texts = self.reasons[reason or ""]
+        overrides = {name: text for name in ProblemReason.__slots__ if (text := getattr(texts, name)) is not None}
+        return replace(self, **overrides)
 
 
 def name_of(code: str | None, reason: str | None) -> str | None:
@@ -53,7 +53,7 @@ def name_of(code: str | None, reason: str | None) -> str | None:
     return f"{code}/{reason}" if reason else code
 
 
-class Refused(Exception):  # noqa: N818  the design's word for what it is
+class Refused(Exception):  # noqa: N818  the design's word for it
     """payagent refuses a request. `name`: see `name_of`. `context` is shown, so it holds no secrets."""
 
     def __init__(self, name: str, detail: str, **context: object) -> None:
@@ -70,20 +70,20 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
 
     def with_money(self, money: str) -> "Refused":
         """Return a copy with another money text. All callers of one commit may share the original object."""
-        told = Refused(self.name, self.detail, **self.context)
-        told.money = money
-        return told
+        copy = Refused(self.name, self.detail, **self.context)
+        copy.money = money
+        return copy
 
     @property
     def record(self) -> dict[str, object]:
-        """What the ledger and the API keep of it."""
+        """The parts that the ledger and the API record."""
         return {"code": self.code, "reason": self.reason, "detail": self.detail}
 
     @property
     def message(self) -> str:
         """One text for people: what happened, what it means for the money, what to do next."""
-        what = f"{self.problem.title}: {self.detail.rstrip('.')}."
-        return " ".join(part for part in (what, self.money, self.problem.fix) if part)
+        summary = f"{self.problem.title}: {self.detail.rstrip('.')}."
+        return " ".join(part for part in (summary, self.money, self.problem.fix) if part)
 
 
 @contextmanager
@@ -101,8 +101,8 @@ EXIT_INVOICE = 3
 """The exit code of all problems with a merchant's 402."""
 STILL_ASKED = "Nothing was signed. It counts against the limits while it waits for approval."
 _HELD_UNTIL_CANCELLED = "Its money stays held until the transaction that cancels it is deep enough in the chain."
-_SENDER = "Tell the merchant that its 402 cannot be paid safely."
-_SHRINK = "Send part of the wallet to its own address with `payagent wallet send`. That merges small UTxOs."
+_TELL_MERCHANT = "Tell the merchant that its 402 cannot be paid safely."
+_MERGE_UTXOS = "Send part of the wallet to its own address with `payagent wallet send`. That merges small UTxOs."
 _PROOF_AGAIN = "Repeat the same call. It presents the same proof and pays nothing again."
 _PAID = "The payment stands. Its money is held until it is in a block, then spent."
 
@@ -111,13 +111,13 @@ PROBLEMS: dict[str, Problem] = {
         422,
         3,
         "The address cannot be paid",
-        "payagent pays key addresses (CIP-19 types 0 and 6) on its own network. " + _SENDER,
+        "payagent pays key addresses (CIP-19 types 0 and 6) on its own network. " + _TELL_MERCHANT,
         reasons={
             "bad_checksum": ProblemReason("The address has a wrong checksum"),
             "byron": ProblemReason("Byron addresses are not paid"),
             "mixed_case": ProblemReason("The address is not in lower case"),
             "not_text": ProblemReason("The address is not a text of visible ASCII"),
-            "own": ProblemReason("The invoice pays this wallet itself", _SENDER),
+            "own": ProblemReason("The invoice pays this wallet itself", _TELL_MERCHANT),
             "pointer": ProblemReason("Pointer addresses are not paid"),
             "script": ProblemReason("Script addresses are not paid"),
             "stake": ProblemReason("A stake address cannot be paid"),
@@ -200,7 +200,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         7,
         "The transaction would cost more than was approved",
-        f"{_SHRINK} Then approve again.",
+        f"{_MERGE_UTXOS} Then approve again.",
         money="Nothing was signed. The payment still waits for approval.",
     ),
     "asset_not_allowed": Problem(
@@ -300,7 +300,7 @@ PROBLEMS: dict[str, Problem] = {
         422,
         3,
         "The invoice and the config disagree on the asset's decimals",
-        "Check the asset's decimals in the config. " + _SENDER,
+        "Check the asset's decimals in the config. " + _TELL_MERCHANT,
     ),
     "deposit_rolled_back": Problem(
         409,
@@ -407,7 +407,7 @@ PROBLEMS: dict[str, Problem] = {
         422,
         3,
         "The 402 is not an invoice that payagent understands",
-        _SENDER,
+        _TELL_MERCHANT,
         reasons={
             "amount": ProblemReason("The amount is not a whole number of units"),
             "amount_range": ProblemReason("The amount is outside the chain's range"),
@@ -420,14 +420,14 @@ PROBLEMS: dict[str, Problem] = {
             "missing_field": ProblemReason("The invoice lacks a required field"),
             "mixed_dialects": ProblemReason("The 402 mixes two dialects"),
             "too_many_outputs": ProblemReason(
-                "The invoice has too many outputs", "At most 16 are paid. " + _SENDER
+                "The invoice has too many outputs", "At most 16 are paid. " + _TELL_MERCHANT
             ),
             "too_big": ProblemReason(
-                "The 402 is too long to repeat in a proof", "At most 8 KiB are accepted. " + _SENDER
+                "The 402 is too long to repeat in a proof", "At most 8 KiB are accepted. " + _TELL_MERCHANT
             ),
             "below_min_ada": ProblemReason(
                 "An output holds less ADA than the chain accepts",
-                "The merchant must ask for more in that output. " + _SENDER,
+                "The merchant must ask for more in that output. " + _TELL_MERCHANT,
             ),
         },
     ),
@@ -726,7 +726,7 @@ PROBLEMS: dict[str, Problem] = {
         422,
         3,
         "The revenue share can be read in more than one way",
-        "Set split_mode for the merchant. " + _SENDER,
+        "Set split_mode for the merchant. " + _TELL_MERCHANT,
     ),
     "store_failed": Problem(
         503,
@@ -747,7 +747,7 @@ PROBLEMS: dict[str, Problem] = {
         422,
         3,
         "The 402 has a money term that payagent does not know",
-        "The detail names the field. " + _SENDER,
+        "The detail names the field. " + _TELL_MERCHANT,
     ),
     "topup_in_progress": Problem(
         409,
@@ -809,7 +809,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         7,
         "Funds are spread over too many small UTxOs",
-        f"{_SHRINK} Or fund the wallet with one larger UTxO.",
+        f"{_MERGE_UTXOS} Or fund the wallet with one larger UTxO.",
         reasons={
             "inputs": ProblemReason("Funds are spread over too many small UTxOs"),
             "transaction_size": ProblemReason("The transaction would be too big"),

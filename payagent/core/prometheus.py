@@ -50,5 +50,5 @@ def _lines(family: Family) -> Iterable[str]:
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    named = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in labels.items())
-    return f"{{{named}}}" if named else ""
+    pairs = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in labels.items())
+    return f"{{{pairs}}}" if pairs else ""

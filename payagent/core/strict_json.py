@@ -48,7 +48,7 @@ def loads(
     """
     text = decode_text(data, max_bytes=max_bytes)
     if text.startswith("\ufeff"):
-        raise _not_understood("it starts with a byte order mark")
+        raise _not_strict("it starts with a byte order mark")
     _check_depth(text, max_depth)
     try:
         value: object = json.loads(
@@ -59,7 +59,7 @@ def loads(
             parse_constant=_constant,
         )
     except (ValueError, RecursionError) as error:
-        raise _not_understood(str(error)[:120]) from None
+        raise _not_strict(str(error)[:120]) from None
     # Without escapes, each string is a part of the text, so checking the text checks every string.
     if not any_text and ("\\" in text or _UNSAFE_CHAR.search(text)):
         check_strings(value)
@@ -72,8 +72,8 @@ def dumps(value: object, *, sort_keys: bool = False) -> str:
         return value.text
     if isinstance(value, dict):
         items = sorted(value.items()) if sort_keys else value.items()
-        written = (f"{json.dumps(key)}:{dumps(item, sort_keys=sort_keys)}" for key, item in items)
-        return "{" + ",".join(written) + "}"
+        pairs = (f"{json.dumps(key)}:{dumps(item, sort_keys=sort_keys)}" for key, item in items)
+        return "{" + ",".join(pairs) + "}"
     if isinstance(value, list):
         return "[" + ",".join(dumps(item, sort_keys=sort_keys) for item in value) + "]"
     return json.dumps(value)
@@ -88,7 +88,7 @@ def decode_text(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> str:
             return data.decode("utf-8")
         encoded = data.encode("utf-8")
     except UnicodeError:
-        raise _not_understood("it is not UTF-8") from None
+        raise _not_strict("it is not UTF-8") from None
     if len(encoded) > max_bytes:
         raise _too_big(max_bytes)
     return data
@@ -98,7 +98,7 @@ def _too_big(max_bytes: int) -> Refused:
     return Refused("body_too_big", f"the body has more than {max_bytes} bytes")
 
 
-def _not_understood(why: str) -> Refused:
+def _not_strict(why: str) -> Refused:
     return Refused("invoice_invalid/json", f"the body is not strict JSON: {why}")
 
 
@@ -109,14 +109,14 @@ def _check_depth(text: str, max_depth: int) -> None:
     for bracket in _NO_BRACKETS.sub("", text):
         depth += 1 if bracket in "[{" else -1
         if depth > max_depth:
-            raise _not_understood(f"it is nested deeper than {max_depth}")
+            raise _not_strict(f"it is nested deeper than {max_depth}")
 
 
 def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise _not_understood(f"the key {ascii(twice)[:60]} is given twice")
+        duplicate = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise _not_strict(f"the key {ascii(duplicate)[:60]} is given twice")
     return result
 
 
@@ -125,14 +125,14 @@ def _int(text: str) -> int | JsonNumber:
 
 
 def _constant(name: str) -> NoReturn:
-    raise _not_understood(f"{name} is not a number")
+    raise _not_strict(f"{name} is not a number")
 
 
 def check_strings(value: object) -> None:
     """Refuse a value with control characters or lone surrogates in a string (`invoice_invalid/json`)."""
     if isinstance(value, str):
         if _UNSAFE_CHAR.search(value):
-            raise _not_understood(f"a string holds a control character or half a character: {ascii(value)[:60]}")
+            raise _not_strict(f"a string holds a control character or a lone surrogate: {ascii(value)[:60]}")
     elif isinstance(value, dict):
         for key, item in value.items():
             check_strings(key)

@@ -141,13 +141,15 @@ class Gather:
 
 def demand_of(begun: Sequence[RecentPayment], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
     """Compute the demand from recent payments, in any order, and the lovelace of each waiting payment."""
-    paid = [one.lovelace for one in begun if one.lovelace is not None]
-    handed_over = [one for one in begun if one.merchant_submits]
-    had_none = any(one.lovelace is None for one in handed_over)
+    paid = [payment.lovelace for payment in begun if payment.lovelace is not None]
+    merchant_submitted = [payment for payment in begun if payment.merchant_submits]
+    lacked_utxo = any(payment.lovelace is None for payment in merchant_submitted)
     amounts = list(waiting) or paid
     return Demand(
-        at_once=_most_at_once(one.at_ms for one in begun),
-        merchant_submits_at_once=_most_at_once(one.at_ms for one in handed_over) if had_none else 0,
+        at_once=_most_at_once(payment.at_ms for payment in begun),
+        merchant_submits_at_once=_most_at_once(payment.at_ms for payment in merchant_submitted)
+        if lacked_utxo
+        else 0,
         waiting=len(waiting),
         typical_lovelace=sorted(amounts)[(len(amounts) - 1) // 2] if amounts else 0,
         largest_lovelace=max((*waiting, *paid), default=0),
@@ -168,7 +170,7 @@ def _most_at_once(times_ms: Iterable[int]) -> int:
 def decide(demand: Demand, utxos: Sequence[Held], dust: Sequence[Held], budget: Budget) -> Split | Gather | None:
     """Return the split or gathering that is worth its fee now, or None.
 
-    `stock`: the UTxOs that payments may spend, or the largest of them.
+    `utxos`: those that payments may spend, or the largest of them.
     `dust`: the smallest UTxOs that no payment needs.
     """
     return _split(demand, utxos, budget) or _gather(demand, dust, budget)
@@ -222,8 +224,8 @@ def _split_of(utxo: Held, demand: Demand, budget: Budget) -> Split | None:
     spare = utxo.spare_lovelace - budget.fee_lovelace(_BARE_BYTES)
     output_lovelace = budget.byte_lovelace * _OUTPUT_BYTES
     least = KEPT_LOVELACE + SEVERAL * demand.cost_lovelace
-    wanted = max(demand.at_once, demand.waiting)
-    count = min(UTXOS_MAX, wanted, budget.outputs_max, spare // (least + output_lovelace))
+    needed = max(demand.at_once, demand.waiting)
+    count = min(UTXOS_MAX, needed, budget.outputs_max, spare // (least + output_lovelace))
     if count < 2:
         return None
     for_all_left = KEPT_LOVELACE + demand.cost_lovelace * max(SEVERAL, utxo.left)
@@ -246,13 +248,13 @@ def _gather(demand: Demand, dust: Iterable[Held], budget: Budget) -> Gather | No
     refs: list[str] = []
     assets: frozenset[str] = frozenset()
     lovelace, size = 0, _BARE_BYTES
-    for one in dust:
-        more = assets | one.assets
+    for utxo in dust:
+        more = assets | utxo.assets
         size = _BARE_BYTES + _INPUT_BYTES * (len(refs) + 1) + _ASSET_BYTES * len(more)
         if size > _TRANSACTION_BYTES or len(refs) == GATHERED_MOST:
             break
-        if one.lovelace < DUST_LOVELACE + ASSET_LOVELACE * len(one.assets):
-            refs, assets, lovelace = [*refs, one.ref], more, lovelace + one.lovelace
+        if utxo.lovelace < DUST_LOVELACE + ASSET_LOVELACE * len(utxo.assets):
+            refs, assets, lovelace = [*refs, utxo.ref], more, lovelace + utxo.lovelace
     if len(refs) < GATHERED_LEAST:
         return None
     outputs = 1 + _ASSET_BYTES * len(assets) // _VALUE_BYTES

@@ -9,7 +9,7 @@ Where to look:
   db/          the file and its schema, and the thread that writes
     tables     the tables and views, as SQL
     triggers   the SQL guards on their rows
-    schema     the migrations, which build a ledger, and what it must then have
+    schema     the migrations, which build a ledger, and the checks of the result
     opening    opens the file, or refuses it
     unit       one job's part of the open transaction
     committer  commits several jobs at once (uses `lease`, `seals`, `signer_record`)
@@ -18,7 +18,7 @@ Where to look:
   rows/        one module for each kind of row
     writes     the write steps that jobs are made of
     intents    intents, and the invoices for them
-    payments   payments as they stand, and their holds
+    payments   payments as they are now, and their holds
     attempts_and_utxos  attempts, and the UTxOs that they spend and make
     onchain    transactions that count as on chain, ours and external
     journal    double entry: entries, balances, spend

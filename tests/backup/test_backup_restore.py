@@ -68,7 +68,7 @@ async def test_a_newer_payagent_refuses_to_back_up_an_older_ledger(world: World)
     """The older payagent could not read a backup made by the newer one."""
     await lost_payment(world)
     of_an_older_payagent(world.folder / LEDGER)
-    with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
+    with pytest.raises(Refused, match="of an older payagent: use that version, or start this one") as caught:
         taken(world, "second.tar")
     assert caught.value.name == "file_invalid/backup"
 

@@ -48,7 +48,7 @@ def test_a_changed_receipt_is_reported_and_exits_1(receipt: str, tmp_path: Path)
     found = invoke("ledger", "verify", "--receipt", file)
     assert found.code == 1
     assert not found.json["clean"]
-    assert "its terms are not those that its hash is of" in [one["what"] for one in found.json["findings"]]
+    assert "its terms hash does not match its terms" in [one["what"] for one in found.json["findings"]]
     human = invoke("ledger", "verify", "--receipt", file, "--human")
     assert (human.code, f"invoices {changed['invoice']['invoice_id']}: " in human.out) == (1, True)
 

@@ -63,7 +63,7 @@ class TestPins:
     def test_an_address_that_is_not_pinned_needs_approval(self, pins: tuple[Pin, ...]) -> None:
         (finding,) = check(asks(*pins), PINNED, MerchantFacts(frozenset({SHOP, PARTNER})))
         assert (finding.code, finding.asks) == ("address_not_pinned", True)
-        assert "pays split addr_thief; known of this merchant are pay_to addr_shop, split addr_partner" in (
+        assert "pays split addr_thief; pinned for this merchant are pay_to addr_shop, split addr_partner" in (
             finding.detail
         )
 
@@ -146,10 +146,13 @@ class TestPriceRise:
     @pytest.mark.parametrize(
         ("asset", "told"),
         [
-            ("lovelace", "it asks 9.77 ADA for 4 calls, over 25 % more than what was agreed to: 2 ADA for 1 call"),
+            (
+                "lovelace",
+                "it asks for 9.77 ADA for 4 calls, over 25 % more than the agreed price: 2 ADA for 1 call",
+            ),
             (
                 TOKEN,
-                f"it asks 9770000 units of {TOKEN} for 4 calls, over 25 % more than what was agreed to: "
+                f"it asks for 9770000 units of {TOKEN} for 4 calls, over 25 % more than the agreed price: "
                 f"2000000 units of {TOKEN} for 1 call",
             ),
         ],
@@ -166,7 +169,7 @@ class TestPriceRise:
         (found,) = check(asks(units=1, asset=TOKEN), rules, MerchantFacts(agreed=prices))
         assert (found.code, found.asks) == ("price_changed", True)
         assert found.detail == (
-            f"it asks 1 units of {TOKEN} for 1 call; what was agreed to is of another asset: "
+            f"it asks for 1 units of {TOKEN} for 1 call; the agreed price is in another asset: "
             f"2 ADA for 1 call, 3 units of {'cd' * 28} for 2 calls"
         )
         assert (

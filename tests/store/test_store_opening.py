@@ -19,7 +19,7 @@ def disk(free_bytes: int, flags: int = 0) -> os.statvfs_result:
     ("found", "told"),
     [
         (disk(ROOM_MIN_BYTES), None),
-        (disk(ROOM_MIN_BYTES - 1), "its disk has 4092 KiB of room"),
+        (disk(ROOM_MIN_BYTES - 1), "its disk has only 4092 KiB of room"),
         (disk(10**12, os.ST_RDONLY), "its disk is mounted read-only"),
         (os.statvfs_result((0,) * 10), None),
     ],
@@ -29,4 +29,4 @@ def test_a_full_or_read_only_disk_is_reported(tmp_path: Path, found: os.statvfs_
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
-    assert room_problem(tmp_path / "gone") == "its disk cannot be looked at: No such file or directory"
+    assert room_problem(tmp_path / "gone") == "its disk cannot be checked: No such file or directory"

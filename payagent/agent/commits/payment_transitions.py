@@ -205,7 +205,7 @@ def record_answer(
         facts = {"detail": alert, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
         raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
     elif answer.kind is SubmitKind.CLIENT:
-        if not attempts_and_utxos.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
+        if not attempts_and_utxos.was_answered(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
             alert = (
                 f"{provider} refused the transaction of {payment_id}: {answer.detail[:300]}. Its money stays held "
                 "and the transaction is sent again. Check the provider's base_url and its own log"

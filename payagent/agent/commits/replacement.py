@@ -88,7 +88,7 @@ def parameters_of(proof: Proof, echo: str | None) -> TxParameters:
 def is_hopeless(conn: Connection, payment_id: str, tx_id: str | None) -> bool:
     """Whether a provider said that the attempt can never be valid, and no provider accepted it."""
     kinds = SubmitKind.NEVER, SubmitKind.ACCEPTED
-    is_never, is_accepted = (attempts_and_utxos.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
+    is_never, is_accepted = (attempts_and_utxos.was_answered(conn, payment_id, tx_id, kind) for kind in kinds)
     return is_never and not is_accepted
 
 

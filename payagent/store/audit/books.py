@@ -108,10 +108,10 @@ def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None
     ).fetchone()
     if row is not None:
         return value_of(*row), False
-    back = conn.execute(
+    reversal = conn.execute(
         "SELECT 1 FROM entries WHERE payment_id IS NULL AND kind = 'deposit_reversed' AND ref = ?", (ref,)
     ).fetchone()
-    return None, back is not None
+    return None, reversal is not None
 
 
 def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
@@ -164,7 +164,7 @@ _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.paymen
 _EXTERNAL_SPENDS = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
                      AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
 
-_COUNTED = f"""
+_UTXO_COUNTS = f"""
 SELECT c.ref, c.lovelace, c.assets,
        ((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")})
          - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_EXTERNAL_SPENDS})),
@@ -194,7 +194,7 @@ class UtxoCount(NamedTuple):
 
 def utxo_counts(conn: sqlite3.Connection) -> Iterator[UtxoCount]:
     """Every UTxO that the ledger ever held."""
-    for ref, lovelace, assets, times, *wrong in conn.execute(_COUNTED):
+    for ref, lovelace, assets, times, *wrong in conn.execute(_UTXO_COUNTS):
         yield UtxoCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
 
 
@@ -235,11 +235,11 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     return None if row is None else int(row[0])
 
 
-_EVENTS_TOLD = (
+_READABLE_EVENTS = (
     "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
 )
 """SQL: events with a detail that JSON functions can read. SQLite aborts the query on a detail that is not JSON."""
-_WHY = "detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail'"
+_REASONS = "detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail'"
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
@@ -249,25 +249,25 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
     nothing is recorded.
     """
     stops = {
-        topup_id: why
-        for topup_id, *why in conn.execute(
-            f"SELECT detail ->> '$.topup', {_WHY} FROM {_EVENTS_TOLD} "  # noqa: S608  our own names
+        topup_id: reasons
+        for topup_id, *reasons in conn.execute(
+            f"SELECT detail ->> '$.topup', {_REASONS} FROM {_READABLE_EVENTS} "  # noqa: S608  our own names
             "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
         topup_id: (at_ms, *ended)
         for at_ms, topup_id, *ended in conn.execute(
-            f"SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', {_WHY} FROM {_EVENTS_TOLD} "  # noqa: S608
+            f"SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', {_REASONS} FROM {_READABLE_EVENTS} "  # noqa: S608
             "WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
-    for number, topup_id, *told in conn.execute(
+    for number, topup_id, *stored in conn.execute(
         "SELECT seq, id, stop_code, stop_reason, stop_detail, ended_at_ms, ended_clock_ms, code, reason, detail "
         "FROM topups ORDER BY seq"
     ):
         by_events = (*stops.get(topup_id, (None,) * 3), *ends.get(topup_id, (None,) * 5))
-        yield number, tuple(told), by_events
+        yield number, tuple(stored), by_events
 
 
 def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
@@ -279,14 +279,14 @@ def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bo
     rows = conn.execute(
         "SELECT seq, tx_id, is_on_chain, inputs, spent FROM external_spends ORDER BY seq"
     ).fetchall()
-    for number, tx_id, there, inputs, spent in rows:
+    for number, tx_id, is_on_chain, inputs, spent in rows:
         refs = inputs.split(" ")
         utxos = conn.execute(
             f"SELECT lovelace, assets FROM utxos WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
             refs,
         ).fetchall()
-        held = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
-        yield number, tx_id, bool(there), held
+        value = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
+        yield number, tx_id, bool(is_on_chain), value
 
 
 def _units(text: str) -> dict[str, int]:
@@ -305,14 +305,13 @@ def external_spend_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str,
 
 
 def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
-    """Numbers of `void` events that name another transaction as the cause, without an observation of it in that
-    block.
+    """Numbers of `void` events whose cause, another transaction, was not observed in the block that they name.
 
     The cause is an external spend or a transaction of another payment.
     """
     yield from _unseen_external_voids(conn)
     rows = conn.execute(
-        f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
+        f"SELECT seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
         "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_tx_id' IS NOT NULL AND NOT "
         "EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = e.detail ->> '$.void_tx_id' AND s.block_hash "
         "= e.detail ->> '$.block_hash') AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 "
@@ -323,7 +322,7 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
 
 def _unseen_external_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
-        f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  our own names
+        f"SELECT e.seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
         "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL "
         "AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 AND f.tx_id = e.detail ->> "
         "'$.tx_id' AND f.block_hash = e.detail ->> '$.block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "

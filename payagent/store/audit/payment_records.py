@@ -214,8 +214,8 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
     """Every payment with a number in this span, oldest first."""
     tables = {table: _Belongings(conn, table, first, last) for table in _OF_PAYMENTS}
     for row in conn.execute(_CASES, (first, last)):
-        theirs = {table: rows.of(row[0]) for table, rows in tables.items()}
-        events = tuple(EventRow._make(event[1:]) for event in theirs["events"])
+        belongings = {table: rows.of(row[0]) for table, rows in tables.items()}
+        events = tuple(EventRow._make(event[1:]) for event in belongings["events"])
         yield Case(
             id=row[1],
             kind=row[2],
@@ -228,22 +228,22 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             intent=_intent(conn, row[_INTENT_AT:_INVOICE_AT], events),
             invoices={
                 terms[0]: _invoice(*terms)
-                for terms in (row[_INVOICE_AT:], *(one[1:] for one in theirs["invoices"]))
+                for terms in (row[_INVOICE_AT:], *(row_terms[1:] for row_terms in belongings["invoices"]))
                 if terms[0] is not None
             },
-            attempts=tuple(_signed(*attempt[1:]) for attempt in theirs["attempts"]),
+            attempts=tuple(_signed(*attempt[1:]) for attempt in belongings["attempts"]),
             events=events,
-            holds=tuple(hold[1:] for hold in theirs["holds"]),
-            entries=_entries(theirs["entries"]),
+            holds=tuple(hold[1:] for hold in belongings["holds"]),
+            entries=_entries(belongings["entries"]),
             block_observations=tuple(
-                BlockObservationRow(*seen[1:]) for seen in sorted(theirs["block_observations"])
+                BlockObservationRow(*observation[1:]) for observation in sorted(belongings["block_observations"])
             ),
-            submissions=tuple(sent[1:] for sent in sorted(theirs["submissions"])),
+            submissions=tuple(submission[1:] for submission in sorted(belongings["submissions"])),
             utxos=tuple(
                 UtxoMade(ref, value_of(lovelace, assets), state)
-                for _, ref, lovelace, assets, state in theirs["utxos"]
+                for _, ref, lovelace, assets, state in belongings["utxos"]
             ),
-            reserved=frozenset(ref for _, ref in theirs["reservations"]),
+            reserved=frozenset(ref for _, ref in belongings["reservations"]),
         )
 
 

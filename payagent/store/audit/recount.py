@@ -14,7 +14,7 @@ _EXPECTED = """CASE WHEN p.kind <> 'invoice' THEN NULL WHEN h.released_at_ms IS 
     THEN COALESCE((SELECT fee_lovelace FROM attempts WHERE tx_id = p.tx_id), 0) ELSE 0 END"""
 
 
-def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None, int | None]]:
+def miscounted_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None, int | None]]:
     """(payment, asset, counted units, expected units) of every hold whose counted units are wrong."""
     return conn.execute(
         f"SELECT h.payment_id, h.asset, h.counted_units, {_EXPECTED} AS expected FROM holds h "  # noqa: S608
@@ -22,7 +22,7 @@ def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None,
     )
 
 
-def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+def unreleased_approval_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of approval holds that were not released at the time of the decision."""
     return conn.execute(
         "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'approval' AND h.released_at_ms IS NOT "
@@ -36,7 +36,7 @@ _EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.
           WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void') ORDER BY e.seq DESC LIMIT 1) END"""
 
 
-def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+def misdated_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of holds whose `counted_from_ms` differs from the event that ended the payment."""
     return conn.execute(
         "SELECT h.payment_id, h.asset FROM holds h JOIN payments p ON p.id = h.payment_id "  # noqa: S608
@@ -44,7 +44,7 @@ def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     )
 
 
-def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+def holds_with_clock_back(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of holds whose time on the limits' clock is earlier than that of the hold before."""
     return conn.execute(
         "SELECT payment_id, asset FROM (SELECT rowid, payment_id, asset, counted_at_ms, "
@@ -53,7 +53,7 @@ def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     )
 
 
-def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
+def limit_set_details(conn: sqlite3.Connection) -> Iterator[str]:
     """The detail of every event that set a limit, in order."""
     rows = conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'limit_set' ORDER BY seq")
     return (detail for (detail,) in rows)
@@ -69,21 +69,21 @@ _COUNTED = (
 _FINE = f"s.span_ms = {_FINEST} AND s.app <> '' AND s.merchant <> ''"
 """SQL: counters of one app at one merchant in the shortest spans. All other counters are sums of these."""
 
-_SPENT = "(app, merchant, asset, span_ms, start_ms, kind, units_high, units_low)"
-_SOME = "WHERE units_high <> 0 OR units_low <> 0"
+_COLUMNS = "(app, merchant, asset, span_ms, start_ms, kind, units_high, units_low)"
+_NONZERO = "WHERE units_high <> 0 OR units_low <> 0"
 
-_Spent = Iterator[tuple[str, str, str, int, int]]
+_Counters = Iterator[tuple[str, str, str, int, int]]
 """(app, merchant, asset, span, start of the span)."""
 
 
-def misspent(conn: sqlite3.Connection) -> _Spent:
+def wrong_counters(conn: sqlite3.Connection) -> _Counters:
     """Counters that differ from what holds and uses add up to. Uses count against the limits of apps only."""
-    yield from _finest_misspent(conn)
-    yield from _longer_misspent(conn)
-    yield from _wider_misspent(conn)
+    yield from _wrong_finest(conn)
+    yield from _wrong_longer(conn)
+    yield from _wrong_wider(conn)
 
 
-def _finest_misspent(conn: sqlite3.Connection) -> _Spent:
+def _wrong_finest(conn: sqlite3.Connection) -> _Counters:
     """Compare the shortest spans of an app at a merchant with the holds and uses themselves."""
     at_ms = f"COALESCE(h.counted_from_ms, {OPEN_MS})"
     of_holds = (
@@ -96,10 +96,10 @@ def _finest_misspent(conn: sqlite3.Connection) -> _Spent:
         f"h.counted_at_ms / {_FINEST} * {_FINEST}, 'used', {_COUNTED} "
         "FROM prepaid_uses h JOIN prepaid_pools o ON o.id = h.pool_id GROUP BY 1, 2, 3, 5"
     )
-    yield from _unlike(conn, f"{of_holds} UNION ALL {of_uses}", _FINE)
+    yield from _differing(conn, f"{of_holds} UNION ALL {of_uses}", _FINE)
 
 
-def _longer_misspent(conn: sqlite3.Connection) -> _Spent:
+def _wrong_longer(conn: sqlite3.Connection) -> _Counters:
     """Compare the longer spans of an app at a merchant with the shortest."""
     for span_ms in (*_COARSER, _EVER):
         start_ms = "0" if span_ms == _EVER else f"s.start_ms / {span_ms} * {span_ms}"
@@ -107,10 +107,10 @@ def _longer_misspent(conn: sqlite3.Connection) -> _Spent:
             f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start_ms}, s.kind, {_HALVES} FROM limit_counters s "  # noqa: S608
             f"WHERE {_FINE} GROUP BY 1, 2, 3, 5, 6"
         )
-        yield from _unlike(conn, sums, f"s.span_ms = {span_ms} AND s.app <> '' AND s.merchant <> ''")
+        yield from _differing(conn, sums, f"s.span_ms = {span_ms} AND s.app <> '' AND s.merchant <> ''")
 
 
-def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
+def _wrong_wider(conn: sqlite3.Connection) -> _Counters:
     """Compare the counters of an app, a merchant and the wallet, in every span, with those of an app at a
     merchant.
     """
@@ -122,35 +122,35 @@ def _wider_misspent(conn: sqlite3.Connection) -> _Spent:
             f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, s.kind, {_HALVES} FROM limit_counters s "  # noqa: S608
             f"WHERE s.app <> '' AND s.merchant <> '' {kind} GROUP BY 1, 2, 3, 4, 5, 6"
         )
-        yield from _unlike(conn, sums, f"{is_app} AND {is_merchant}")
+        yield from _differing(conn, sums, f"{is_app} AND {is_merchant}")
 
 
-def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
+def wrong_shares(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
     """(pool, app, asset) where the stored share of an app in a prepaid pool differs from its payments and uses."""
-    told = (
+    computed = (
         "SELECT pool_id, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
         "SELECT p.pool_id, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
         "JOIN payments p ON p.id = h.payment_id WHERE p.pool_id IS NOT NULL AND h.stage = 'payment' "
         "UNION ALL SELECT pool_id, app_id, asset, 0, units, counted_units FROM prepaid_uses) GROUP BY 1, 2, 3"
     )
-    some = "WHERE paid <> 0 OR used <> 0 OR counted <> 0"
+    nonzero = "WHERE paid <> 0 OR used <> 0 OR counted <> 0"
     rows = conn.execute(
-        f"WITH told AS ({told}), kept AS (SELECT * FROM prepaid_shares {some}) "  # noqa: S608
-        f"SELECT * FROM (SELECT * FROM told {some} EXCEPT SELECT * FROM kept) "
+        f"WITH told AS ({computed}), kept AS (SELECT * FROM prepaid_shares {nonzero}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM told {nonzero} EXCEPT SELECT * FROM kept) "
         "UNION SELECT * FROM (SELECT * FROM kept EXCEPT SELECT * FROM told)"
     )
     return ((pool, app_id, asset) for pool, app_id, asset, *_ in rows)
 
 
-def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> _Spent:
-    """Rows that are only among the expected counters (`wanted`) or only among the stored ones (`where`).
+def _differing(conn: sqlite3.Connection, expected: str, where: str) -> _Counters:
+    """Rows that are only among the `expected` counters or only among the stored ones (`where`).
 
     A zero counter equals a missing one.
     """
-    kept = f"SELECT s.* FROM limit_counters s WHERE {where}"  # noqa: S608
+    stored = f"SELECT s.* FROM limit_counters s WHERE {where}"  # noqa: S608
     rows = conn.execute(
-        f"WITH wanted{_SPENT} AS ({wanted}), kept{_SPENT} AS ({kept}) "  # noqa: S608
-        f"SELECT * FROM (SELECT * FROM wanted {_SOME} EXCEPT SELECT * FROM kept) "
-        f"UNION SELECT * FROM (SELECT * FROM kept {_SOME} EXCEPT SELECT * FROM wanted)"
+        f"WITH wanted{_COLUMNS} AS ({expected}), kept{_COLUMNS} AS ({stored}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM wanted {_NONZERO} EXCEPT SELECT * FROM kept) "
+        f"UNION SELECT * FROM (SELECT * FROM kept {_NONZERO} EXCEPT SELECT * FROM wanted)"
     )
     return ((app, merchant, asset, span_ms, start_ms) for app, merchant, asset, span_ms, start_ms, *_ in rows)

@@ -78,9 +78,9 @@ class Committer:
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
-        with opening(path), ExitStack() as refused:
+        with opening(path), ExitStack() as on_failure:
             self.conn = open_database(path)
-            refused.callback(self.conn.close)
+            on_failure.callback(self.conn.close)
             path.chmod(0o600)
             migrate(self.conn)
             self._sealer = Sealer(self.conn)
@@ -88,10 +88,10 @@ class Committer:
             self._noted = 0
             if own is not None:
                 _take_over(self.conn, own.epoch)
-                self._noted = self._not_to_be_noted(own.record.read())
+                self._noted = self._initially_noted(own.record.read())
                 with suppress(Refused):  # on failure it is retried before the first commit
                     self._note_signed()
-            refused.pop_all()
+            on_failure.pop_all()
         self._checkpoint = checkpoint
         self.commits = 0
 
@@ -137,7 +137,7 @@ class Committer:
     def close(self) -> None:
         self.conn.close()
 
-    def _not_to_be_noted(self, signed: LastSigned | None) -> int:
+    def _initially_noted(self, signed: LastSigned | None) -> int:
         """How many attempts count as noted already: 0, unless the ledger is older than the signer's record.
 
         An older ledger leaves the record unchanged until a new attempt is signed.
@@ -160,8 +160,8 @@ class Committer:
             try:
                 self._own.record.write(last)
             except OSError as error:
-                told = f"{SIGNER_FILE}, the signer's own record, could not be written: {error}"
-                raise Refused("store_failed", told) from error
+                detail = f"{SIGNER_FILE}, the signer's own record, could not be written: {error}"
+                raise Refused("store_failed", detail) from error
             self._noted = last.attempts
 
     def _require_ours(self) -> None:
@@ -188,7 +188,7 @@ class Committer:
         except Exception as error:
             if not self.conn.in_transaction:
                 raise  # a full or failing disk made SQLite roll back the whole batch
-            job.raised = _told_as(error)
+            job.raised = _for_caller(error)
             job.unit.roll_back_memory()
             self.conn.execute("ROLLBACK TO job")
         self.conn.execute("RELEASE job")
@@ -199,17 +199,17 @@ class Committer:
         for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
             try:
                 undo()
-            except BaseException as another:  # noqa: BLE001  the rest must still be undone
-                problems.append(another)
-        told = error
+            except BaseException as undo_error:  # noqa: BLE001  the rest must still be undone
+                problems.append(undo_error)
+        reported = error
         if not isinstance(error, (Refused, SealingError)) or len(problems) > 1:
             reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-            told = Refused("store_failed", f"ledger.db could not be written: {reasons}")
+            reported = Refused("store_failed", f"ledger.db could not be written: {reasons}")
         for job in jobs:
-            job.raised = told
+            job.raised = reported
 
 
-def _told_as(error: Exception) -> Exception:
+def _for_caller(error: Exception) -> Exception:
     """The error that a job's caller gets. A future cannot hold a `StopIteration`."""
     if isinstance(error, StopIteration):
         return RuntimeError(f"a job raised {error!r}")

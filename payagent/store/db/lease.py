@@ -31,7 +31,7 @@ def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
     `store_failed` if a lock file cannot be opened, for example on a read-only disk.
     """
     require_local(data_dir)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for name in ("lock", *files):
             # non-blocking: a pipe in place of a file must not block here; another check refuses it
             flags = os.O_RDWR | os.O_CREAT if name == "lock" else os.O_RDONLY | os.O_NONBLOCK
@@ -41,7 +41,7 @@ def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
                 continue
             except OSError as error:
                 raise Refused("store_failed", f"{data_dir / name} cannot be opened: {error.strerror}") from None
-            held.callback(os.close, handle)
+            locks.callback(os.close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -63,11 +63,11 @@ def require_local(folder: Path, mounts: Path = MOUNTS) -> None:
 def _kind_of(folder: Path, mounts: Path) -> str:
     """The kernel's name for the folder's file system; "" if it is not listed."""
     device = folder.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    device_numbers = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.read_text(errors="replace").splitlines():
-        if f" {wanted} " not in line:
+        if f" {device_numbers} " not in line:
             continue
         mount, _, kind = line.partition(" - ")
-        if mount.split(" ")[2:3] == [wanted]:
+        if mount.split(" ")[2:3] == [device_numbers]:
             return kind.split(" ")[0]
     return ""

@@ -24,13 +24,13 @@ While a snapshot is being read, the log grows further. Afterwards it is cut back
 
 _PAGE_BYTES = 4096
 
-_STATEMENTS_KEPT = 512
+_STATEMENTS_CACHED = 512
 """Prepared statements that a connection caches. The daemon uses more than sqlite3's default of 128. A statement
 that writes a guarded table takes longer to prepare, with its triggers, than to run.
 """
 
 
-def is_no_text(error: DatabaseError) -> bool:
+def is_undecodable_text(error: DatabaseError) -> bool:
     """Whether the error means that a text column is not UTF-8, in a file that is otherwise readable.
 
     Python's sqlite3 has no class for this error.
@@ -80,7 +80,7 @@ def open_read_only(
         uri=True,
         isolation_level=None,
         check_same_thread=check_same_thread,
-        cached_statements=_STATEMENTS_KEPT,
+        cached_statements=_STATEMENTS_CACHED,
         factory=factory,
     )
 
@@ -91,9 +91,11 @@ def open_database(path: Path) -> sqlite3.Connection:
     Savepoint journals stay in memory. A payment's is large enough that SQLite would otherwise create and delete a
     temporary file for each.
     """
-    conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS_KEPT)
-    with ExitStack() as refused:
-        refused.callback(conn.close)
+    conn = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS_CACHED
+    )
+    with ExitStack() as on_failure:
+        on_failure.callback(conn.close)
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute("PRAGMA synchronous = FULL")
         conn.execute("PRAGMA foreign_keys = ON")
@@ -101,7 +103,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         conn.execute("PRAGMA temp_store = MEMORY")
         conn.execute(f"PRAGMA wal_autocheckpoint = {LOG_MAX_PAGES}")
         conn.execute(f"PRAGMA journal_size_limit = {2 * LOG_MAX_PAGES * _PAGE_BYTES}")
-        refused.pop_all()
+        on_failure.pop_all()
     return conn
 
 
@@ -148,15 +150,15 @@ ROOM_MIN_BYTES = 4 * 1024**2
 """The ledger and its log will need at least this much soon."""
 
 
-def room_problem(folder: Path, look: Callable[[Path], os.statvfs_result] = os.statvfs) -> str | None:
+def room_problem(folder: Path, statvfs: Callable[[Path], os.statvfs_result] = os.statvfs) -> str | None:
     """The problem with the folder's disk, as text. None if it has room or does not report its free space."""
     try:
-        disk = look(folder)
+        disk = statvfs(folder)
     except OSError as error:
-        return f"its disk cannot be looked at: {error.strerror}"
+        return f"its disk cannot be checked: {error.strerror}"
     if disk.f_flag & os.ST_RDONLY:
         return "its disk is mounted read-only"
     free_bytes = disk.f_bavail * disk.f_frsize
     if disk.f_blocks and free_bytes < ROOM_MIN_BYTES:
-        return f"its disk has {free_bytes // 1024} KiB of room"
+        return f"its disk has only {free_bytes // 1024} KiB of room"
     return None

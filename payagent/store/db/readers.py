@@ -23,7 +23,7 @@ SCRATCH = ".scratch"
 """A private folder beside the ledger for the daemon's temporary files; emptied at each start."""
 
 
-class _OfAThread(sqlite3.Connection):
+class _ThreadConnection(sqlite3.Connection):
     """Closes itself when no one references it: when its thread ends, or when its `Readers` is gone."""
 
     def __del__(self) -> None:
@@ -43,7 +43,7 @@ class Readers:
         conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
         if conn is None:
             # closed by the garbage collector, which may run on another thread
-            conn = open_read_only(self._path, check_same_thread=False, factory=_OfAThread)
+            conn = open_read_only(self._path, check_same_thread=False, factory=_ThreadConnection)
             conn.execute("PRAGMA query_only = ON")
             conn.execute("PRAGMA busy_timeout = 5000")
             self._local.conn = conn
@@ -82,8 +82,8 @@ class Readers:
 def make_scratch(folder: Path) -> Path:
     """Create or empty the scratch folder. Call it only when nothing can be using it."""
     scratch = _scratch(folder)
-    for left in scratch.iterdir():
-        left.unlink()
+    for leftover in scratch.iterdir():
+        leftover.unlink()
     return scratch
 
 

@@ -1,6 +1,6 @@
 """The schema of ledger.db: creates it, migrates an older one, and compares it with the expected one.
 
-The migrations build every ledger, a new one too. Today's tables, views and guards say what they must arrive at.
+The migrations build every ledger, a new one too. The current tables, views and guards define the result.
 
 May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
 """
@@ -62,11 +62,11 @@ def missing_guards(conn: sqlite3.Connection) -> list[str]:
 
 def changed_views(conn: sqlite3.Connection) -> list[str]:
     """Names of views that are missing or altered, and would show wrong data to people who read the file."""
-    present = dict(conn.execute(_VIEWS_MADE).fetchall())
+    present = dict(conn.execute(_STORED_VIEWS).fetchall())
     return [name for name, sql in _views().items() if present.get(name) != sql]
 
 
-_VIEWS_MADE = "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
+_STORED_VIEWS = "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
 
 
 @cache
@@ -74,4 +74,4 @@ def _views() -> Mapping[str, str]:
     """The views as SQLite stores them."""
     with closing(sqlite3.connect(":memory:")) as empty:
         empty.executescript(VIEWS)
-        return dict(empty.execute(_VIEWS_MADE).fetchall())
+        return dict(empty.execute(_STORED_VIEWS).fetchall())

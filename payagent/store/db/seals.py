@@ -25,13 +25,13 @@ SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
 
 def row_text(conn: sqlite3.Connection, table: str) -> str:
     """SQL for the bytes of a row that go into its seal."""
-    made_by = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
-    return _row_text(conn, table, made_by[0] if made_by else None)
+    create_sql = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    return _row_text(conn, table, create_sql[0] if create_sql else None)
 
 
-def _row_text(conn: sqlite3.Connection, table: str, made_by: str | None) -> str:
-    if (text := _TEXTS.get((table, made_by))) is None:
-        text = _TEXTS[table, made_by] = _read_row_text(conn, table)
+def _row_text(conn: sqlite3.Connection, table: str, create_sql: str | None) -> str:
+    if (text := _TEXTS.get((table, create_sql))) is None:
+        text = _TEXTS[table, create_sql] = _read_row_text(conn, table)
     return text
 
 
@@ -51,8 +51,8 @@ def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
 
 def marks_of(texts: Iterable[bytes]) -> bytes:
     """Four bytes for each row."""
-    found = [crc32(text) for text in texts]
-    return struct.pack(f">{len(found)}I", *found)
+    checksums = [crc32(text) for text in texts]
+    return struct.pack(f">{len(checksums)}I", *checksums)
 
 
 def seal_hash(prev_hash: str, seq: int, what: str, marks: bytes, texts: Iterable[bytes]) -> str:
@@ -77,33 +77,33 @@ class Sealer:
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
         last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
-        self._last = f"SELECT {last}"
-        self._kept: tuple[int, tuple[int, ...]] | None = None
+        self._select_last = f"SELECT {last}"
+        self._confirmed: tuple[int, tuple[int, ...]] | None = None
         self._version = 0
-        made_by = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
-        texts = [_row_text(conn, table, made_by.get(table)) for table in SEALED]
-        self._added = " UNION ALL ".join(
+        create_sqls = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
+        texts = [_row_text(conn, table, create_sqls.get(table)) for table in SEALED]
+        self._select_added = " UNION ALL ".join(
             f"SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
             for place, table in enumerate(SEALED)
         )
 
     def last_rows(self) -> tuple[int, ...]:
         """The number of each table's last row. Numbers confirmed by `keep` are used once."""
-        kept, self._kept = self._kept, None
+        confirmed, self._confirmed = self._confirmed, None
         # PRAGMA data_version changes when another connection has written
         self._version = self._conn.execute("PRAGMA data_version").fetchone()[0]
-        if kept is not None and kept[0] == self._version:
-            return kept[1]
-        rows: tuple[int, ...] = self._conn.execute(self._last).fetchone()
+        if confirmed is not None and confirmed[0] == self._version:
+            return confirmed[1]
+        rows: tuple[int, ...] = self._conn.execute(self._select_last).fetchone()
         return rows
 
     def keep(self, rows: tuple[int, ...]) -> None:
         """Confirm that the commit that began with `last_rows` took place and left these last rows."""
-        self._kept = (self._version, rows)
+        self._confirmed = (self._version, rows)
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
         """Seal the rows above these numbers, if any; return the new last row numbers."""
-        rows = sorted(self._conn.execute(self._added, after))
+        rows = sorted(self._conn.execute(self._select_added, after))
         if not rows:
             return after
         numbers = {

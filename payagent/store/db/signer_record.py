@@ -68,10 +68,10 @@ class SignerFile:
         except OSError:
             raw = b""
         places = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]  # split by position: the end of a line may be lost too
-        told = [signed for place in places if (signed := _read(place, is_alone=not places[1])) is not None]
-        if not told:
+        records = [signed for place in places if (signed := _read(place, is_alone=not places[1])) is not None]
+        if not records:
             raise Refused("store_failed", f"{self._path} cannot be read as the signer's record")
-        return max(told, key=lambda signed: signed.attempts)
+        return max(records, key=lambda signed: signed.attempts)
 
     def write(self, signed: LastSigned) -> None:
         line = json.dumps(asdict(signed) | {"check": _check(signed)}).encode()
@@ -79,7 +79,7 @@ class SignerFile:
         if self._handle is not None and self._is_there(self._handle):
             self._write_in_turn(self._handle, place)
         else:
-            self._lay(place)
+            self._replace_file(place)
         self._written = signed
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class SignerFile:
     def _write_in_turn(self, handle: int, place: bytes) -> None:
         turn = 1 - self._place
         if os.pwrite(handle, place, turn * _PLACE_BYTES) != len(place):
-            raise OSError(f"{self._path} took a part of what was written")
+            raise OSError(f"{self._path} was written only in part")
         os.fdatasync(handle)
         self._place = turn
 
@@ -101,7 +101,7 @@ class SignerFile:
         except FileNotFoundError:
             return False
 
-    def _lay(self, place: bytes) -> None:
+    def _replace_file(self, place: bytes) -> None:
         """Write a new file at its full size and rename it over the old one."""
         self.close()
         new = self._path.with_name(f".{self._path.name}.new")
@@ -109,7 +109,7 @@ class SignerFile:
         try:
             room = place + b" " * (_PLACE_BYTES - 1) + b"\n"
             if os.write(handle, room) != len(room):
-                raise OSError(f"{new} took a part of what was written")
+                raise OSError(f"{new} was written only in part")
             os.fsync(handle)
             new.rename(self._path)
             sync_folder(self._path.parent)
@@ -127,9 +127,9 @@ def _check(signed: LastSigned) -> str:
 def _read(place: bytes, *, is_alone: bool) -> LastSigned | None:
     """The record in a slot; None if torn or empty. A single line without a checksum was written as a whole."""
     try:
-        told = json.loads(place)
-        signed = LastSigned(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
-        is_whole = told["check"] == _check(signed) if "check" in told else is_alone
+        values = json.loads(place)
+        signed = LastSigned(int(values["attempts"]), str(values["tx_id"]), int(values["ttl_slot"]))
+        is_whole = values["check"] == _check(signed) if "check" in values else is_alone
         return signed if is_whole else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -145,9 +145,9 @@ def lacks(conn: sqlite3.Connection, signed: LastSigned | None) -> bool:
     """Whether the signer signed an attempt that the ledger does not have."""
     if signed is None:
         return False
-    known = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
+    row = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
     last = last_signed(conn)
-    return known is None or last is None or last.attempts < signed.attempts
+    return row is None or last is None or last.attempts < signed.attempts
 
 
 def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None) -> int | None:

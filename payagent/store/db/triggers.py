@@ -263,23 +263,23 @@ _OTHER_GUARDS = (
 )
 
 
-def _guards_of(table: str, kept: RecordTable) -> Iterator[Guard]:
-    only_grows = f"{table} is append-only" if kept.fixed is None else None
-    taken = " OR ".join(key.taken(table) for key in kept.keys)
+def _guards_of(table: str, record: RecordTable) -> Iterator[Guard]:
+    only_grows = f"{table} is append-only" if record.fixed is None else None
+    taken = " OR ".join(key.taken(table) for key in record.keys)
     yield Guard(f"{table}_no_delete", f"DELETE ON {table}", "1", only_grows or f"{table} are never deleted")
     yield Guard(f"{table}_no_replace", f"INSERT ON {table}", taken, only_grows or f"{table} has such a row")
-    if kept.fixed is None:
+    if record.fixed is None:
         yield Guard(f"{table}_no_update", f"UPDATE ON {table}", "1", f"{table} is append-only")
         return
     # no column list on the trigger: it would miss an update of the rowid by one of its aliases
-    changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in kept.fixed)
+    changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in record.fixed)
     yield Guard(f"{table}_fixed", f"UPDATE ON {table}", changed, f"what {table} are about never changes")
-    for column in kept.once:
+    for column in record.once:
         again = f"OLD.{column} IS NOT NULL AND NEW.{column} IS NOT OLD.{column}"
         yield Guard(f"{table}_{column}_once", f"UPDATE ON {table}", again, f"{column} of {table} is set once")
-    if open_keys := [key for key in kept.keys if key.can_collide(kept.fixed)]:
+    if open_keys := [key for key in record.keys if key.can_collide(record.fixed)]:
         taken = " OR ".join(key.taken(table, "rowid <> OLD.rowid") for key in open_keys)
         yield Guard(f"{table}_no_overwrite", f"UPDATE ON {table}", taken, f"{table} has such a row")
 
 
-GUARDS = (*_OTHER_GUARDS, *(guard for table, kept in KEPT.items() for guard in _guards_of(table, kept)))
+GUARDS = (*_OTHER_GUARDS, *(guard for table, record in KEPT.items() for guard in _guards_of(table, record)))

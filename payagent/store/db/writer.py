@@ -36,7 +36,7 @@ class Writer:
     ) -> None:
         self._committer = Committer(path, checkpoint=checkpoint, own=own)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._door = threading.Lock()
+        self._lock = threading.Lock()
         self._closed = False
         self._tidied_at = 0
         self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
@@ -63,7 +63,7 @@ class Writer:
         return await waiting
 
     def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
-        with self._door:  # a job queued after the end marker would wait for ever
+        with self._lock:  # a job queued after the end marker would wait for ever
             if self._closed:
                 raise Refused("store_failed", "the ledger is closed")
             self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
@@ -74,7 +74,7 @@ class Writer:
 
     def close(self) -> None:
         """Run the queued jobs, then close. Idempotent."""
-        with self._door:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -87,7 +87,7 @@ class Writer:
             batch, is_last = self._next_batch()
             if batch:
                 self._committer.commit([job for job, _ in batch])
-                _tell(batch)
+                _complete(batch)
             if is_last:
                 return
 
@@ -114,28 +114,26 @@ class Writer:
         return self._queue.get()
 
 
-def _tell(batch: list[_Waiting]) -> None:
-    """Give each caller its job's result. Futures of one event loop are completed together, because waking a loop
-    costs.
-    """
+def _complete(batch: list[_Waiting]) -> None:
+    """Give each caller its job's result. Futures of one loop are completed together: waking a loop costs time."""
     on_loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, _Awaited]]] = {}
     for job, waiting in batch:
         if isinstance(waiting, Future):
-            _end(job, waiting)
+            _complete_one(job, waiting)
         else:
             on_loops.setdefault(waiting.get_loop(), []).append((job, waiting))
-    for loop, told in on_loops.items():
+    for loop, batch_of_loop in on_loops.items():
         with suppress(RuntimeError):  # the loop is closed and has no waiters
-            loop.call_soon_threadsafe(_end_each, told)
+            loop.call_soon_threadsafe(_complete_each, batch_of_loop)
 
 
-def _end_each(told: list[tuple[Job, _Awaited]]) -> None:
-    for job, waiting in told:
+def _complete_each(batch: list[tuple[Job, _Awaited]]) -> None:
+    for job, waiting in batch:
         if not waiting.done():
-            _end(job, waiting)
+            _complete_one(job, waiting)
 
 
-def _end(job: Job, waiting: Future[Any] | _Awaited) -> None:
+def _complete_one(job: Job, waiting: Future[Any] | _Awaited) -> None:
     if job.raised is None:
         waiting.set_result(job.result)
     else:

@@ -62,8 +62,8 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
     if row is None:
         return None
     event, via, by_app, at_ms = row
-    no: Decision = "timed_out" if via == "clock" else "denied"
-    return DecisionRow("approved" if event == "reserve" else no, via, by_app, at_ms)
+    refusal: Decision = "timed_out" if via == "clock" else "denied"
+    return DecisionRow("approved" if event == "reserve" else refusal, via, by_app, at_ms)
 
 
 def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
@@ -129,11 +129,11 @@ def ask(
     expires_at_ms: int,
     now_ms: int,
 ) -> None:
-    told = [[reason.code, reason.detail] for reason in reasons]
+    rows = [[reason.code, reason.detail] for reason in reasons]
     unit.conn.execute(
         "INSERT INTO approvals(payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (payment_id, terms_hash, _dump(told), _dump(plan), max_total_units, now_ms, expires_at_ms),
+        (payment_id, terms_hash, _dump(rows), _dump(plan), max_total_units, now_ms, expires_at_ms),
     )
 
 

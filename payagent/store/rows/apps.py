@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import limit_counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ _APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  our own names
 
 def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
     """Whether a token has expired, by our clock or by the limits' clock at the last hold (never goes back)."""
-    return expires_at_ms is not None and expires_at_ms <= max(now_ms, spending.clock_ms(conn, None))
+    return expires_at_ms is not None and expires_at_ms <= max(now_ms, limit_counters.clock_ms(conn, None))
 
 
 def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow | None:
@@ -157,10 +157,10 @@ def give_token(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | No
 
 def revoke(unit: Unit, app_id: str, now_ms: int) -> bool:
     """Revoke an app's token for good; False if it has no valid one."""
-    ended = unit.conn.execute(
+    cursor = unit.conn.execute(
         "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
     )
-    return ended.rowcount > 0
+    return cursor.rowcount > 0
 
 
 def add_with_token(

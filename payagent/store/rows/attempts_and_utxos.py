@@ -88,7 +88,7 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
     return count, last_ms
 
 
-def was_told(
+def was_answered(
     conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str, provider: str | None = None
 ) -> bool:
     """Whether a provider (or this one) ever gave this answer to an attempt (chain.provider.SubmitKind)."""
@@ -196,25 +196,25 @@ WHERE c.ref = ?
 """
 
 
-def is_rolled_back(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
+def is_rolled_back(conn: sqlite3.Connection, ref: str | None, cache: dict[str, bool] | None = None) -> bool:
     """Whether the deposit that a UTxO is, or descends from, was rolled back.
 
     Nothing that spends the UTxO can land now. The same holds for change of a payment that is void for this reason.
-    `known` caches the results for other UTxOs in the same state of the ledger; new results are added.
+    `cache` holds the results for other UTxOs in the same state of the ledger; new results are added.
     """
-    known, way, found = {} if known is None else known, list[str](), False
+    cache, path, result = {} if cache is None else cache, list[str](), False
     while ref is not None:
-        if ref in known:
-            found = known[ref]
+        if ref in cache:
+            result = cache[ref]
             break
-        way.append(ref)
+        path.append(ref)
         state, nonce_utxo, is_never = conn.execute(_DESCENT, (ref,)).fetchone() or ("unknown", None, None)
         if nonce_utxo is None or is_never:
-            found = state == "rolled_back" or bool(is_never)
+            result = state == "rolled_back" or bool(is_never)
             break
         ref = nonce_utxo
-    known.update(dict.fromkeys(way, found))
-    return found
+    cache.update(dict.fromkeys(path, result))
+    return result
 
 
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
@@ -234,11 +234,11 @@ def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
-_TOLD = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
+_EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
 
 _REFUSED = (
-    f"EXISTS ({_TOLD} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
-    f"'spent_some', 'expired')) AND NOT EXISTS ({_TOLD} 'provider_accepted')"
+    f"EXISTS ({_EVENT} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
+    f"'spent_some', 'expired')) AND NOT EXISTS ({_EVENT} 'provider_accepted')"
 )
 """SQL on an attempt: a provider refused it, and none accepted it. Spending its change would be refused too."""
 
@@ -280,16 +280,16 @@ def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
     """The transactions in no block whose UTxOs an attempt spends."""
     row = conn.execute("SELECT inputs FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
     spent = [] if row is None else [utxo(conn, ref) for ref in row[0].split(" ")]
-    return sorted({one.tx_id for one in spent if one is not None and one.state == "pending"})
+    return sorted({parent.tx_id for parent in spent if parent is not None and parent.state == "pending"})
 
 
-def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | None = None) -> int:
+def unconfirmed_ancestors(conn: sqlite3.Connection, tx_id: str, cache: dict[str, int] | None = None) -> int:
     """How many transactions in no block an attempt depends on, one after another; 0 if all its inputs are in
     blocks.
 
-    `known` caches the results for other attempts; new results are added.
+    `cache` holds the results for other attempts; new results are added.
     """
-    depths: dict[str, int] = {} if known is None else known
+    depths: dict[str, int] = {} if cache is None else cache
 
     def depth_of(one: str) -> int:
         if one not in depths:

@@ -37,7 +37,7 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
 
 
 def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
-    """Whether an event that changes no state is recorded for a payment once more."""
+    """Whether one more event that changes no state may be recorded for a payment."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?)", (payment_id, KEPT_AT_ONCE)
     ).fetchone()
@@ -66,7 +66,7 @@ def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
         "ORDER BY seq",
         (payment_id,),
     )
-    return [said for (said,) in rows]
+    return [verdict for (verdict,) in rows]
 
 
 def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
@@ -107,8 +107,8 @@ def first_broken_link(rows: Iterable[EventLink]) -> int | None:
 def follows(last: tuple[int, str], row: EventLink) -> bool:
     """Whether an event is the next one after `last` (its seq and hash)."""
     seq, payment_id, event, state, detail, at_ms, prev_hash, own_hash = row
-    made = event_hash(last[1], seq, payment_id, event, state, detail, at_ms)
-    return (seq, prev_hash, own_hash) == (last[0] + 1, last[1], made)
+    expected_hash = event_hash(last[1], seq, payment_id, event, state, detail, at_ms)
+    return (seq, prev_hash, own_hash) == (last[0] + 1, last[1], expected_hash)
 
 
 def event_links(conn: sqlite3.Connection) -> Iterator[EventLink]:

@@ -207,8 +207,8 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
         f"SELECT {group}, {parts}, SUM(times) FROM ({entries}) GROUP BY {group} ORDER BY {group}",  # noqa: S608
         values,
     )
-    found = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
-    return [row for row in found if row.paid or row.fees or row.sent or row.payments]
+    spend_rows = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
+    return [row for row in spend_rows if row.paid or row.fees or row.sent or row.payments]
 
 
 def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> SpendRow:

@@ -84,8 +84,8 @@ def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSp
     )
     span_ms = SPAN_MS[limit.window]
     now_ms = clock_ms // span_ms * span_ms
-    found = [SpendSpan(start if start < OPEN_MS else now_ms, whole(high, low)) for start, high, low in rows]
-    return sorted(span for span in found if span.units)
+    window_spans = [SpendSpan(start if start < OPEN_MS else now_ms, whole(high, low)) for start, high, low in rows]
+    return sorted(span for span in window_spans if span.units)
 
 
 def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:

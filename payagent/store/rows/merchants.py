@@ -41,7 +41,7 @@ def remove(unit: Unit, name: str) -> None:
     unit.conn.execute("DELETE FROM merchants WHERE name = ?", (name,))
 
 
-_ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+_IN_FLIGHT = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +141,10 @@ def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
 
 def in_flight(conn: sqlite3.Connection, origin: str) -> int:
     """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
-    marks = ",".join("?" * len(_ON_THE_WAY))
+    marks = ",".join("?" * len(_IN_FLIGHT))
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608  marks
         f"WHERE p.state IN ({marks}) AND v.origin = ?",
-        (*_ON_THE_WAY, origin),
+        (*_IN_FLIGHT, origin),
     ).fetchone()
     return int(count)

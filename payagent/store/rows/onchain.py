@@ -76,7 +76,7 @@ class ExternalSpendRow:
 def external_spends_on_chain(conn: sqlite3.Connection, from_height: int = 0) -> list[ExternalSpendRow]:
     """External spends that were last seen on chain, in blocks from this height on; oldest first."""
     rows = conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND block_height >= ? ORDER BY seq", (from_height,))
-    return [_external_spend_rows(row) for row in rows]
+    return [_external_spend(row) for row in rows]
 
 
 def external_spend_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ExternalSpendRow]:
@@ -85,13 +85,15 @@ def external_spend_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> l
         conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND f.tx_id = ?", (tx_id,)).fetchone()
         for tx_id in sorted(tx_ids)
     ]
-    return [_external_spend_rows(row) for row in rows if row is not None]
+    return [_external_spend(row) for row in rows if row is not None]
 
 
 def external_spends_of(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ExternalSpendRow]:
     """External spends on chain that spent any of these UTxOs."""
-    found = [conn.execute("SELECT spent_by FROM utxos WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
-    return external_spend_named(conn, {row[0] for rows in found for row in rows})
+    cursors = [
+        conn.execute("SELECT spent_by FROM utxos WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs
+    ]
+    return external_spend_named(conn, {row[0] for rows in cursors for row in rows})
 
 
 def external_spends_settled(conn: sqlite3.Connection) -> int:
@@ -200,14 +202,14 @@ def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None
         "j.id WHERE j.payment_id = ? ORDER BY j.id",
         (payment_id,),
     )
-    found: dict[str | None, Units] = {}
+    moved_by_tx: dict[str | None, Units] = {}
     last: str | None = None
     for (_, kind, ref), lines in groupby(rows, key=lambda row: row[:3]):
         moved = _ours(line[3:] for line in lines)
         if moved:
             last = last if kind == "post_reversed" else ref
-            found[last] = clean(add((found.get(last, {}), moved)))
-    return found
+            moved_by_tx[last] = clean(add((moved_by_tx.get(last, {}), moved)))
+    return moved_by_tx
 
 
 def booked_others(conn: sqlite3.Connection, tx_id: str) -> Units:
@@ -277,7 +279,7 @@ def clean(units: Units) -> dict[str, int]:
     return {asset: n for asset, n in units.items() if n}
 
 
-def _external_spend_rows(row: tuple[str, int, str, str, str, int, int]) -> ExternalSpendRow:
+def _external_spend(row: tuple[str, int, str, str, str, int, int]) -> ExternalSpendRow:
     return ExternalSpendRow(
         row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), row[4], row[5], row[6]
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Unit
-from payagent.store.rows import writes as records
+from payagent.store.rows import writes
 from payagent.store.rows.onchain import last_of_wallet
 
 _PAUSED, _RESUMED = "paused", "resumed"
@@ -31,8 +31,8 @@ def standing(conn: sqlite3.Connection) -> Pause | None:
     seq, detail, at_ms = last_of_wallet(conn, _PAUSED)
     if seq == 0 or seq <= last_of_wallet(conn, _RESUMED)[0]:
         return None
-    told = json.loads(detail)
-    return Pause(at_ms, told["by"], told["reason"])
+    facts = json.loads(detail)
+    return Pause(at_ms, facts["by"], facts["reason"])
 
 
 def require_running(conn: sqlite3.Connection) -> None:
@@ -46,7 +46,7 @@ def begin(unit: Unit, by_app: str, reason: str, now_ms: int) -> bool:
     """Pause the wallet. False, and no change, if it is paused already."""
     if standing(unit.conn) is not None:
         return False
-    records.note(unit, None, _PAUSED, None, now_ms, {"by": by_app, "reason": reason})
+    writes.note(unit, None, _PAUSED, None, now_ms, {"by": by_app, "reason": reason})
     return True
 
 
@@ -54,5 +54,5 @@ def end(unit: Unit, by_app: str, now_ms: int) -> bool:
     """Resume the wallet. False, and no change, if it is not paused."""
     if standing(unit.conn) is None:
         return False
-    records.note(unit, None, _RESUMED, None, now_ms, {"by": by_app})
+    writes.note(unit, None, _RESUMED, None, now_ms, {"by": by_app})
     return True

@@ -81,7 +81,7 @@ class BlockPart:
 
 @dataclass(frozen=True, slots=True)
 class ProblemPart:
-    """Why a payment was refused, is cancelled or is void: a code, which of its cases, and the same in words."""
+    """Why a payment was refused, is cancelled or is void: a code, its reason, and a detail for people."""
 
     code: str | None
     reason: str | None
@@ -218,7 +218,7 @@ _FIELDS = [
 ]
 _ENDS = accumulate(map(len, _FIELDS), initial=0)
 (_, _OWN), *_PARTS = zip(_COLUMNS, starmap(slice, pairwise(_ENDS)), strict=True)
-"""Where the columns of each part stand in a row."""
+"""The places of each part's columns in a row."""
 
 _READERS: Mapping[Any, Callable[[Any], object]] = {
     bool: bool,
@@ -227,7 +227,7 @@ _READERS: Mapping[Any, Callable[[Any], object]] = {
     tuple[OutputRow, ...]: load_outputs,
 }
 _READ = [(place, _READERS[one.type]) for place, one in enumerate(chain(*_FIELDS)) if one.type in _READERS]
-"""The columns that are not what SQLite holds: their places in a row, and what makes values of them."""
+"""The columns whose SQLite values need a conversion: their places in a row, and the functions that convert."""
 
 
 def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
@@ -289,7 +289,7 @@ def payments_page(
 
 
 def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) -> bool:
-    """Whether so few payments are left since a time that sorting them costs nothing."""
+    """Whether at most `FEW_MAX` payments are newer than a time, few enough to sort them."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
         "WHERE created_at_ms >= ?1 AND (?2 IS NULL OR seq < ?2) LIMIT ?3)",
@@ -418,4 +418,4 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
         "AND e.detail ->> '$.said' = 'served') ORDER BY p.seq",
         (until_ms, payment_id),
     )
-    return [found for (found,) in rows]
+    return [unserved_id for (unserved_id,) in rows]

@@ -64,8 +64,8 @@ class Move:
     call_key: str | None = None
 
 
-SHOWN_LATE_MS = 600_000
-"""How long after its last change a confirmed payment is waited for while no proof of it was presented."""
+PROOF_WAIT_MS = 600_000
+"""How long to wait for a confirmed payment without a presented proof, after the payment's last change."""
 
 _POOL = "SELECT id, origin, partner, wallet FROM prepaid_pools"
 
@@ -87,8 +87,8 @@ def all_pools(conn: sqlite3.Connection) -> list[Pool]:
 
 def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int) -> Pool:
     """The pool, created on the first purchase for it."""
-    if (known := find_pool(unit.conn, origin, partner, wallet)) is not None:
-        return known
+    if (existing := find_pool(unit.conn, origin, partner, wallet)) is not None:
+        return existing
     cursor = unit.conn.execute(
         "INSERT INTO prepaid_pools(origin, partner, wallet, created_at_ms) VALUES (?, ?, ?, ?)",
         (origin, partner, wallet, now_ms),
@@ -130,13 +130,13 @@ def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalanc
         "JOIN invoices v ON v.seq = p.invoice_seq "
         "WHERE p.pool_id IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
     )
-    found: dict[tuple[int, str], PrepaidBalance] = {}
+    bought: dict[tuple[int, str], PrepaidBalance] = {}
     for pool_id, batch_target, outputs in rows:
         paid = load_outputs(outputs)
-        units, is_one = sum(output.units for output in paid), is_batch(batch_target)
-        name, count = (CALLS, batch_target) if is_one else (paid[0].asset, units)
-        found[pool_id, name] = buy(found.get((pool_id, name), PrepaidBalance()), count, {paid[0].asset: units})
-    return found
+        units, counts_calls = sum(output.units for output in paid), is_batch(batch_target)
+        name, count = (CALLS, batch_target) if counts_calls else (paid[0].asset, units)
+        bought[pool_id, name] = buy(bought.get((pool_id, name), PrepaidBalance()), count, {paid[0].asset: units})
+    return bought
 
 
 def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
@@ -205,7 +205,7 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
         "'denied', 'void', 'cancelling') AND (v.expires_at_ms > :now OR p.state = 'in_block' OR (p.state = "
         "'confirmed' AND p.updated_at_ms > :late)) AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = "
         "p.id AND e.event = 'merchant_answered' AND json_extract(e.detail, '$.said') = 'served') LIMIT 1",
-        {"pool_id": pool_id, "now": now_ms, "late": now_ms - SHOWN_LATE_MS},
+        {"pool_id": pool_id, "now": now_ms, "late": now_ms - PROOF_WAIT_MS},
     ).fetchone()
     return row[0] if row else None
 
@@ -242,22 +242,22 @@ def price(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tupl
     return row or None
 
 
-def add_observation(unit: Unit, pool_id: int, told: Observation) -> None:
+def add_observation(unit: Unit, pool_id: int, report: Observation) -> None:
     unit.conn.execute(
         "INSERT INTO merchant_reports(pool_id, source, http_status, body, remaining, total, used, unit, "
         "expires_at_ms, why_not_understood, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             pool_id,
-            told.source,
-            told.http_status,
-            told.body,
-            told.remaining,
-            told.total,
-            told.used,
-            told.unit,
-            told.expires_at_ms,
-            told.why_not_understood,
-            told.at_ms,
+            report.source,
+            report.http_status,
+            report.body,
+            report.remaining,
+            report.total,
+            report.used,
+            report.unit,
+            report.expires_at_ms,
+            report.why_not_understood,
+            report.at_ms,
         ),
     )
 
@@ -273,9 +273,9 @@ def last_observation(conn: sqlite3.Connection, pool_id: int) -> Observation | No
 
 def last_move_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the pool last moved; 0 if never."""
-    row = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool_id = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
-    found = row.fetchone()
-    return int(found[0]) if found else 0
+    rows = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool_id = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
+    row = rows.fetchone()
+    return int(row[0]) if row else 0
 
 
 def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Unit
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import limit_counters
 
 _SHARE = """
 INSERT INTO prepaid_shares(pool_id, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)
@@ -40,7 +40,7 @@ def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
         (pool, app_id, asset),
     ).fetchone()
     if owed > 0:
-        clock_ms = spending.clock_ms(unit.conn, None)
+        clock_ms = limit_counters.clock_ms(unit.conn, None)
         _write(unit, (_next_call(unit), pool, app_id, CALLS, 0, asset, 0, owed, clock_ms))
 
 
@@ -123,4 +123,4 @@ def _write(unit: Unit, row: tuple[object, ...]) -> None:
     )
     unit.conn.execute(_SHARE, (pool, app_id, asset, 0, units, counted))
     (origin,) = unit.conn.execute("SELECT origin FROM prepaid_pools WHERE id = ?", (pool,)).fetchone()
-    spending.count_use(unit, str(app_id), origin, {str(asset): int(str(counted))}, int(str(clock_ms)))
+    limit_counters.count_use(unit, str(app_id), origin, {str(asset): int(str(counted))}, int(str(clock_ms)))

@@ -100,22 +100,22 @@ def add(
     return TopupRow(int(cursor.lastrowid or 0), *values, *(None,) * 8)
 
 
-def stop(unit: Unit, topup_id: str, why: Mapping[str, object]) -> None:
+def stop(unit: Unit, topup_id: str, record: Mapping[str, object]) -> None:
     """Buy nothing more for a top-up, by a `Refused.record`. The first stop stays."""
     unit.conn.execute(
         "UPDATE topups SET stop_code = ?, stop_reason = ?, stop_detail = ? WHERE id = ? AND stop_code IS NULL",
-        (why["code"], why["reason"], why["detail"], topup_id),
+        (record["code"], record["reason"], record["detail"], topup_id),
     )
 
 
-def end(unit: Unit, topup_id: str, why: Mapping[str, object], now_ms: int, clock_ms: int) -> bool:
+def end(unit: Unit, topup_id: str, record: Mapping[str, object], now_ms: int, clock_ms: int) -> bool:
     """End a top-up, by a `Refused.record`. False if it had ended before."""
-    ended = unit.conn.execute(
+    cursor = unit.conn.execute(
         "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, reason = ?, detail = ? "
         "WHERE id = ? AND ended_at_ms IS NULL",
-        (now_ms, clock_ms, why["code"], why["reason"], why["detail"], topup_id),
+        (now_ms, clock_ms, record["code"], record["reason"], record["detail"], topup_id),
     )
-    return ended.rowcount > 0
+    return cursor.rowcount > 0
 
 
 def ensure_auto_app(unit: Unit, now_ms: int) -> None:

@@ -59,5 +59,5 @@ def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:
 def is_any_in(conn: sqlite3.Connection, states: frozenset[State]) -> bool:
     """Whether any payment is in one of these states."""
     marks = ",".join("?" * len(states))
-    found = conn.execute(f"SELECT 1 FROM payments WHERE state IN ({marks}) LIMIT 1", [*states])  # noqa: S608
-    return found.fetchone() is not None
+    rows = conn.execute(f"SELECT 1 FROM payments WHERE state IN ({marks}) LIMIT 1", [*states])  # noqa: S608
+    return rows.fetchone() is not None

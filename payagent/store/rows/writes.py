@@ -13,8 +13,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import prepaid_uses as uses
+from payagent.store.rows import limit_counters, prepaid_uses
 from payagent.store.rows.attempts_and_utxos import AttemptKind, UtxoRow
 from payagent.store.rows.events import event_hash, last_event
 from payagent.store.rows.onchain import ExternalSpendRow
@@ -207,9 +206,9 @@ def place_hold(
     )
     if is_counted:
         app, origin, pool_id = _whose(unit, payment_id)
-        spending.count(unit, app, origin, units, spending.OPEN_MS)
+        limit_counters.count(unit, app, origin, units, limit_counters.OPEN_MS)
         if pool_id is not None and stage == "payment":
-            uses.pay(unit, pool_id, app, units)
+            prepaid_uses.pay(unit, pool_id, app, units)
 
 
 def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
@@ -234,8 +233,8 @@ def release_hold(
         "RETURNING asset",
         (now_ms, payment_id, stage),
     ).fetchall()
-    kept = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
-    _count_anew(unit, payment_id, kept, stage, from_ms)
+    spent = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
+    _count_anew(unit, payment_id, spent, stage, from_ms)
 
 
 def renew_hold(unit: Unit, payment_id: str) -> None:
@@ -260,10 +259,10 @@ def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: St
     for asset, before, before_ms in rows:
         if asset in units:
             app, origin, pool_id = _whose(unit, payment_id)
-            spending.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
-            spending.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
+            limit_counters.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
+            limit_counters.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
             if pool_id is not None and stage == "payment":
-                uses.pay(unit, pool_id, app, {asset: units[asset] - before})
+                prepaid_uses.pay(unit, pool_id, app, {asset: units[asset] - before})
             unit.conn.execute(
                 "UPDATE holds SET counted_units = ?, counted_from_ms = ? "
                 "WHERE payment_id = ? AND stage = ? AND asset = ?",
@@ -272,7 +271,7 @@ def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: St
 
 
 def _counted_at_ms(from_ms: int | None) -> int:
-    return spending.OPEN_MS if from_ms is None else from_ms
+    return limit_counters.OPEN_MS if from_ms is None else from_ms
 
 
 def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
