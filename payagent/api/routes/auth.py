@@ -71,8 +71,7 @@ class Caller:
             raise BrokenOffError("the token is no longer valid")
 
     def while_token_is_valid(self, pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
-        """Yield the pieces of a long answer. Abort it if the token becomes invalid: a part must not pass
-        for the whole."""
+        """Yield the pieces of a long answer, and abort it if the token becomes invalid."""
         for piece in pieces:
             self.require_token_still_valid()
             yield piece
