@@ -110,7 +110,7 @@ def add(
     merchants: tuple[str, ...],
     assets: tuple[str, ...],
     expires_at: str | None,
-    **given: str | None,
+    **amounts: str | None,
 ) -> None:
     """Add an app and show its token once.
 
@@ -123,7 +123,7 @@ def add(
     """
     with typed():
         names = [parse_asset(asset) for asset in assets]
-    limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
+    limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, amounts)
     body = {
         "scopes": list(scopes),
         "merchants": list(merchants),

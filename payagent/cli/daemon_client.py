@@ -127,8 +127,7 @@ class OperatorClient:
 
     def readiness(self) -> dict[str, Any]:
         """The answer of /readyz, ready or not. Needs no token."""
-        answer = self._send("GET", "/readyz", {})
-        return _object(answer)
+        return _object(self._send("GET", "/readyz", {}))
 
     def unsigned_because(self) -> list[str]:
         """The reasons why the daemon signs nothing, from /readyz. Empty if it signs.

@@ -151,7 +151,7 @@ def _read_header(text: str) -> tuple[str, str]:
     if not colon or not _TOKEN.fullmatch(name.strip()) or not (text.isascii() and text.isprintable()):
         raise click.BadParameter("write 'Name: value' in ASCII", param_hint="-H")
     if name.strip().lower() in _FRAMING:
-        raise click.BadParameter(f"{name.strip()} follows from the URL and the body", param_hint="-H")
+        raise click.BadParameter(f"{name.strip()} is set from the URL and the body", param_hint="-H")
     return name.strip(), value.strip()
 
 
@@ -171,7 +171,7 @@ def _require_merchant(client: "OperatorClient", origin: str) -> None:
 
 @dataclass(slots=True)
 class _Watcher:
-    """Forwards the client's calls to the daemon over its socket, and shows progress."""
+    """Forwards the client's requests to the daemon over its socket, and shows progress."""
 
     client: "OperatorClient"
     is_seen: bool

@@ -70,15 +70,15 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 )
 @click.option("--timeout-s", type=click.IntRange(1, 600), metavar="SECONDS", help="Timeout for its answers.")
 @talks_to_daemon
-def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
+def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None:
     """Allow payments to a merchant.
 
     It applies at once and survives restarts. Missing options have the defaults of the config file; for the T
     Backend --split-mode is "additional". API keys, top-ups and private networks need a table in the config file.
     The name and the origin must be new.
     """
-    body = {key: value for key, value in given.items() if value not in (None, ())} | {"name": name}
-    is_mode_added = "split_mode" not in body and is_t_backend(given["origin"])
+    body = {key: value for key, value in options.items() if value not in (None, ())} | {"name": name}
+    is_mode_added = "split_mode" not in body and is_t_backend(options["origin"])
     if is_mode_added:
         body["split_mode"] = "additional"
     with connect() as client:

@@ -69,9 +69,9 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}. If
-    there is only one merchant, the 402 counts as its own. If the invoice expires after a number of seconds, they
-    count from now, so pay it soon.
+    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}. Without
+    --merchant and --origin it is assumed to be from the only merchant. If the invoice expires after a number of
+    seconds, they count from now, so pay it soon.
 
     The headers are printed as a JSON object, or as lines with --human. The command waits until the merchant should
     accept the retry (its `ready` setting). It exits with 8 if the chain cannot be read. If it is interrupted, the
@@ -120,7 +120,7 @@ def _origin(terminal: Terminal, client: "OperatorClient", merchant: str | None, 
         if len(origins) != 1:
             raise click.UsageError("name the sender of the 402: --merchant NAME or --origin ORIGIN")
         ((merchant, only),) = origins.items()
-        terminal.say(f"The 402 counts as one of the only merchant, {merchant} ({only}).")
+        terminal.say(f"Assuming that the 402 is from the only merchant, {merchant} ({only}).")
     if merchant not in origins:
         names = f"the merchants are {', '.join(origins)}" if origins else "there is none yet"
         raise Refused("merchant_not_allowed", f"there is no merchant {merchant!r}; {names}")

@@ -1,4 +1,4 @@
-"""HTTP/1.1 client for merchants and the daemon: kept connections, bodies streamed both ways at once.
+"""HTTP/1.1 client for merchants and the daemon: keep-alive connections, bodies streamed both ways at once.
 
 It is written on h11, because HTTP clients send the whole request before they read. They would miss the 402 of a
 merchant that answers and hangs up while 25 MB are still being sent.

@@ -69,7 +69,7 @@ class ProxyRequest:
 def read_request(
     scope: Scope, merchants: Mapping[str, MerchantConfig], find_app: FindApp, wallet: str
 ) -> ProxyRequest:
-    """Parse a request. `merchants` go by name; `wallet` is the address that names a partner's buyer."""
+    """Parse a request. `merchants` are by name. `wallet` is the address that identifies a partner's buyer."""
     headers: Headers = scope["headers"]
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
     app, token, headers = _identify(headers, path_token, find_app)

@@ -71,7 +71,6 @@ async def run_request(
         except Exception:
             client_body.close()
             log.exception("proxy.failed", method=scope["method"])
-            bug = Refused("internal_error", "the request failed; see the log")
-            await reply.problem(bug)
+            await reply.problem(Refused("internal_error", "the request failed; see the log"))
         finally:
             await client_body.aclose()

@@ -16,7 +16,7 @@ log = structlog.get_logger("payagent.proxy")
 
 
 class ShieldedTasks:
-    """The running steps. The set holds a reference to each task whose client is gone."""
+    """The running steps. The set holds a reference to each task whose client has disconnected."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()

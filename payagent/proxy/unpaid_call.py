@@ -95,8 +95,8 @@ class UnpaidCalls:
 
     def buyer(self, request: ProxyRequest) -> Buyer:
         """Return the owner of the prepaid balance, from the headers. Two different values are refused."""
-        given = {name: text for name in BUYER if (text := single(request.headers, name)) is not None}
-        return Buyer.named(given.get(PARTNER, ""), given.get(WALLET, self._context.config.own.text))
+        names = {name: text for name in BUYER if (text := single(request.headers, name)) is not None}
+        return Buyer.named(names.get(PARTNER, ""), names.get(WALLET, self._context.config.own.text))
 
     async def _send_without_buyer(self, exchange: Exchange, body: UpstreamBody) -> bool:
         """Send the request without naming a buyer, so no balance can serve it.
@@ -174,7 +174,7 @@ class UnpaidCalls:
             return False
         await exchange.client_body.rest()
         if values(exchange.request.headers, WALLET) or not exchange.client_body.buffer.is_whole:
-            raise Refused("wallet_address_required", "the merchant asks whose prepaid balance to use")
+            raise Refused("wallet_address_required", "the merchant asks for the owner of the prepaid balance")
         wallet = self._context.config.own.text.encode("ascii")
         exchange.request = replace(exchange.request, headers=[*exchange.request.headers, (WALLET, wallet)])
         return True

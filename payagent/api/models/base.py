@@ -1,4 +1,4 @@
-"""The field types that bodies are made of, and how the body of a request is parsed.
+"""The field types of request and response bodies, and the parser of request bodies.
 
 Amounts are integers in Python and strings of digits in JSON: not every client preserves large JSON numbers.
 May import: core, pydantic.

@@ -70,7 +70,7 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
 
 @router.post(
     "/v1/merchants/{name}/unpin",
-    summary="Forget an address of a merchant",
+    summary="Remove an address of a merchant",
     responses=gives(MerchantDetails, 200),
     openapi_extra=takes(CreatePin),
     status_code=200,

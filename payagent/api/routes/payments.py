@@ -114,8 +114,8 @@ async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> 
     asked_or_of = caller.app.id if caller.sees_approvals and not caller.sees_all else None
     rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [Payment.of(caller.context, row) for row in rows]
-    return JsonResponse(Payments(payments=shown, cursor=cursor, awaiting_approval=awaiting))
+    items = [Payment.of(caller.context, row) for row in rows]
+    return JsonResponse(Payments(payments=items, cursor=cursor, awaiting_approval=awaiting))
 
 
 def _page(
@@ -150,7 +150,7 @@ async def payment(
         await first_of(context.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_valid_token()
         row = context.payment(row.id)
-    shown = PaymentWithHistory.of(
+    answer = PaymentWithHistory.of(
         context,
         row,
         **approval_field(caller, row),
@@ -158,7 +158,7 @@ async def payment(
         attempts=[Attempt.model_validate(one) for one in attempts_and_utxos.attempts(context.conn, row.id)],
         history=PaymentEvent.history(events.events(context.conn, row.id), sees_all=caller.sees_all),
     )
-    return JsonResponse(shown)
+    return JsonResponse(answer)
 
 
 @router.get(
