@@ -148,8 +148,7 @@ class OperatorClient:
         if answer.status_code >= 400:
             if body.get("code") == "unauthorized" and self._new_token_file.exists():
                 fix = (
-                    f"a renewal was interrupted ({self._new_token_file}):"
-                    " run payagent app rotate-token NAME again"
+                    f"a renewal was interrupted ({self._new_token_file}): run payagent app rotate-token NAME again"
                 )
                 body["detail"] = f"{body.get('detail')}; {fix}"
             raise ProblemError(body)

@@ -69,9 +69,9 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}. Without
-    --merchant and --origin it is assumed to be from the only merchant. If the invoice expires after a number of
-    seconds, they count from now, so pay it soon.
+    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}.
+    Without --merchant and --origin it is assumed to be from the only merchant. If the invoice expires after a
+    number of seconds, they count from now, so pay it soon.
 
     The headers are printed as a JSON object, or as lines with --human. The command waits until the merchant should
     accept the retry (its `ready` setting). It exits with 8 if the chain cannot be read. If it is interrupted, the

@@ -64,7 +64,9 @@ class ProxyApp:
             with self._rate_limiter.admit(request.app_id):
                 client_body.listen()
                 upstream = self._upstream(request.merchant.origin)
-                await self._payer.run(Exchange(request, client_body, reply, upstream, self._bounds.payment_timeout_s))
+                await self._payer.run(
+                    Exchange(request, client_body, reply, upstream, self._bounds.payment_timeout_s)
+                )
 
         buffer = BodyBuffer(self._bounds.body_buffer_bytes_max)
         await run_request(scope, receive, send, self._context.ports.new_id("call"), buffer, self._rules, work)

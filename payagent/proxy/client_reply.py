@@ -40,7 +40,9 @@ class ClientReply:
         self._send = send
         self.has_started = False
 
-    async def stream(self, answer: UpstreamAnswer, before_end: Callable[[], object], more_headers: Headers = ()) -> None:
+    async def stream(
+        self, answer: UpstreamAnswer, before_end: Callable[[], object], more_headers: Headers = ()
+    ) -> None:
         """Forward a merchant's answer as it arrives. `before_end` is called before its last piece is sent."""
         self.has_started = True
         headers = [*answer.headers, *more_headers]

@@ -161,7 +161,9 @@ class Upstream:
             connection.abort()
         self._idle.clear()
 
-    async def _begin(self, call: UpstreamRequest, begins: Callable[[], object]) -> tuple["_Connection", h11.Response]:
+    async def _begin(
+        self, call: UpstreamRequest, begins: Callable[[], object]
+    ) -> tuple["_Connection", h11.Response]:
         while True:
             connection = self._idle_connection() or await self._connect()
             was_used = connection.was_used

@@ -47,7 +47,7 @@ from payagent.store.rows.payments import PaymentRow
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_in_private_network")
 _WAIT_S = 30.0
 _REQUEST_AGAIN_S = 0.2
-"""The pause before a request is sent again after a batch: if the clock was set back, the next 402 seems old too."""
+"""The pause before a request is sent again after a batch: if the clock was set back, its 402 seems old too."""
 
 _SILENT_S = 15.0
 """After so long without an answer the proof counts as presented: no connection takes longer to make."""
@@ -112,7 +112,9 @@ class ProxyPayer:
             await exchange.reply.json(Quote.of(quote, self._context.config))
             return
         exchange.start_clock()
-        with self._single_flight.join((payment_request.app_id, payment_request.key(None), payment_request.fingerprint)) as flight:
+        with self._single_flight.join(
+            (payment_request.app_id, payment_request.key(None), payment_request.fingerprint)
+        ) as flight:
             await self._buy(exchange, flight, payment_required)
 
     async def _buy(self, exchange: Exchange, flight: Flight, payment_required: PaymentRequired | None) -> None:

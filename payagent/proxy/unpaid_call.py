@@ -66,7 +66,9 @@ class UnpaidCalls:
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
             try:
-                return read_payment_required(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())
+                return read_payment_required(
+                    answer.status, answer.headers, raw, self._context.ports.clock.now_ms()
+                )
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("invoice_invalid/body", f"the 402's body is in the coding {coding}") from None
@@ -185,7 +187,9 @@ class UnpaidCalls:
             await exchange.reply.stream(answer, exchange.client_body.close)
         finally:
             if is_served(answer.status):
-                await self._steps.run_to_end(self._agent.prepaid_calls.record_call(self._keyed_request(exchange), use))
+                await self._steps.run_to_end(
+                    self._agent.prepaid_calls.record_call(self._keyed_request(exchange), use)
+                )
 
     def _keyed_request(self, exchange: Exchange) -> ServedRequest:
         """Describe a served request. An Idempotency-Key identifies it only together with target and body."""
