@@ -27,7 +27,7 @@ from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.exchange import Exchange
 from payagent.proxy.request import ProxyRequest
 from payagent.proxy.request_body import BodyBuffer, ClientBody
-from payagent.proxy.request_scope import Rules, attend
+from payagent.proxy.request_scope import Rules, run_request
 from payagent.store.rows import apps
 from payagent.store.rows.payments import PaymentRow
 from sim.judge import Judge
@@ -264,7 +264,7 @@ class BuyerTask:
         scope["payagent.abort"] = partial(_end, gone)
         scope["payagent.gone"] = gone
         rules = Rules(frozenset(), PROXY_PATIENCE_S)
-        await attend(scope, receive, send, "call", BodyBuffer(1024 * 1024), rules, work)  # type: ignore[arg-type]
+        await run_request(scope, receive, send, "call", BodyBuffer(1024 * 1024), rules, work)  # type: ignore[arg-type]
         return statuses[0] if statuses else None
 
 

@@ -143,10 +143,10 @@ def _methods(routers: Iterable[APIRouter]) -> dict[str, set[str]]:
 
 def _describing(openapi: Callable[[], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
     """The handler of /openapi.json, which needs no token. The document is long, so it is built once."""
-    made = cache(lambda: JsonResponse(add_schemas(openapi())).body)
+    document = cache(lambda: JsonResponse(add_schemas(openapi())).body)
 
     async def describe(_request: Request) -> Response:
-        return Response(made(), media_type=JsonResponse.media_type)
+        return Response(document(), media_type=JsonResponse.media_type)
 
     return describe
 
@@ -157,7 +157,7 @@ async def _not_valid(request: Request, error: Exception) -> Response:
         raise error
     first = error.errors()[0]
     key = str(first["loc"][-1])[:80]
-    return _told(request, Refused("bad_request", f"the parameter {key!a}: {what_is_wrong(first)}", key=key))
+    return _problem(request, Refused("bad_request", f"the parameter {key!a}: {what_is_wrong(first)}", key=key))
 
 
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
@@ -174,10 +174,10 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if code == "method_not_allowed" and isinstance(route, APIRoute):
         # FastAPI lists the methods of the path's first route only
         headers["Allow"] = ", ".join(sorted(request.app.state.methods[route.path]))
-    return _told(request, refused, headers)
+    return _problem(request, refused, headers)
 
 
-def _told(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
+def _problem(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
     """Count the refusal and return it as a problem response."""
     agent: Agent = request.app.state.agent
     agent.context.refusals[refused.code] += 1

@@ -50,8 +50,8 @@ def app() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all apps, revoked ones too, oldest first."""
-    with connect() as link:
-        answer = link.get("/v1/apps")
+    with connect() as client:
+        answer = client.get("/v1/apps")
 
     def human() -> None:
         terminal.table(
@@ -110,7 +110,7 @@ def add(
     merchants: tuple[str, ...],
     assets: tuple[str, ...],
     expires_at: str | None,
-    **given: str | None,
+    **amounts: str | None,
 ) -> None:
     """Add an app and show its token once.
 
@@ -123,7 +123,7 @@ def add(
     """
     with typed():
         names = [parse_asset(asset) for asset in assets]
-    limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
+    limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, amounts)
     body = {
         "scopes": list(scopes),
         "merchants": list(merchants),
@@ -131,8 +131,8 @@ def add(
         "limits": limits,
         "expires_at": expires_at,
     }
-    with connect() as link:
-        answer = link.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
+    with connect() as client:
+        answer = client.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
     _show_token(terminal, answer)
     if names and LOVELACE not in names:
         fix = f'payagent limits set --app {name} --per-day "2 ADA"'
@@ -151,11 +151,11 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
     """
     path = f"/v1/apps/{_quoted(name)}/rotate-token"
     body: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
-    with connect() as link:
-        link.finish_renewal()
-        apps = link.get("/v1/apps")
+    with connect() as client:
+        client.finish_renewal()
+        apps = client.get("/v1/apps")
         (own,) = (row for row in apps["apps"] if row["id"] == apps["caller"])
-        renew = link.renew_own_token if name in (own["name"], own["id"]) else link.post
+        renew = client.renew_own_token if name in (own["name"], own["id"]) else client.post
         answer = renew(path, body)
     _show_token(terminal, answer)
 
@@ -165,8 +165,8 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
 @talks_to_daemon
 def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
     """Revoke an app's token at once. Its open payments continue."""
-    with connect() as link:
-        answer = link.post(f"/v1/apps/{_quoted(name)}/revoke", {})
+    with connect() as client:
+        answer = client.post(f"/v1/apps/{_quoted(name)}/revoke", {})
     terminal.give(answer, lambda: terminal.line(f"{answer['name']} is revoked"))
 
 

@@ -41,10 +41,10 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
     settings = load_settings(config, os.environ)
     path = file.absolute()
     with terminal.waiting() as tell:
-        made = back_up(settings, path, time.time_ns() // 1_000_000, tell)
-    data: Json = {"file": str(path), **_facts(made)}
-    called = {"made_at": "made at", "open_payments": "not settled"}
-    terminal.give(data, lambda: terminal.pairs([(called.get(name, name), str(data[name])) for name in data]))
+        manifest = back_up(settings, path, time.time_ns() // 1_000_000, tell)
+    data: Json = {"file": str(path), **_facts(manifest)}
+    labels = {"made_at": "made at", "open_payments": "not settled"}
+    terminal.give(data, lambda: terminal.pairs([(labels.get(name, name), str(data[name])) for name in data]))
     terminal.say("Not in the backup: the keystore's passphrase, the config file, operator.token.")
 
 
@@ -73,22 +73,22 @@ def restore(terminal: Terminal, file: Path, config: Path | None) -> None:
     terminal.give(_as_json(restored), lambda: _show(terminal, restored))
 
 
-def _facts(made: "Manifest") -> Json:
+def _facts(manifest: "Manifest") -> Json:
     return {
-        "network": made.network,
-        "address": made.address,
-        "made_at": iso_time(made.made_at_ms),
-        "head": made.head,
-        "payments": made.payments,
-        "open_payments": made.open_payments,
+        "network": manifest.network,
+        "address": manifest.address,
+        "made_at": iso_time(manifest.made_at_ms),
+        "head": manifest.head,
+        "payments": manifest.payments,
+        "open_payments": manifest.open_payments,
     }
 
 
 def _as_json(restored: "Restored") -> Json:
-    found = restored.differences
-    chain: Json = {"checked": False, "problem": found}
-    if not isinstance(found, str):
-        chain = {"checked": True, "gone": _utxos(found.gone), "unknown": _utxos(found.unknown)}
+    differences = restored.differences
+    chain: Json = {"checked": False, "problem": differences}
+    if not isinstance(differences, str):
+        chain = {"checked": True, "gone": _utxos(differences.gone), "unknown": _utxos(differences.unknown)}
     return {
         "data_dir": str(restored.data_dir),
         **_facts(restored.manifest),
@@ -104,12 +104,13 @@ def _utxos(utxos: "UtxoTotals") -> Json:
 
 
 def _show(terminal: Terminal, restored: "Restored") -> None:
-    made = restored.manifest
-    terminal.line(f"Restored the wallet {made.address} of {iso_time(made.made_at_ms)} into {restored.data_dir}.")
-    terminal.line(f"{made.payments} payments, {made.open_payments} of them not settled.")
+    manifest = restored.manifest
+    made_at = iso_time(manifest.made_at_ms)
+    terminal.line(f"Restored the wallet {manifest.address} of {made_at} into {restored.data_dir}.")
+    terminal.line(f"{manifest.payments} payments, {manifest.open_payments} of them not settled.")
     if restored.app is not None:
         terminal.line(f"operator.token is new, for the new app {restored.app!r}. Earlier tokens stay valid.")
-    for line in _compared(restored.differences):
+    for line in _comparison(restored.differences):
         terminal.line(line)
     wait = "for 37 minutes after the daemon has checked this machine's clock against the chain"
     if restored.signs_at_ms is not None:
@@ -120,21 +121,22 @@ def _show(terminal: Terminal, restored: "Restored") -> None:
     )
 
 
-def _compared(found: "Differences | str") -> Iterator[str]:
-    if isinstance(found, str):
-        yield f"Not compared with the chain: {found}. The daemon compares when it starts."
+def _comparison(differences: "Differences | str") -> Iterator[str]:
+    if isinstance(differences, str):
+        yield f"Not compared with the chain: {differences}. The daemon compares when it starts."
         return
-    if found.gone.count:
+    gone, unknown = differences.gone, differences.unknown
+    if gone.count:
         yield (
-            f"{found.gone.count} UTxOs of the ledger are not on the chain: {_amounts(found.gone)}. They "
+            f"{gone.count} UTxOs of the ledger are not on the chain: {_amounts(gone)}. They "
             "were spent after the backup, by payments that the ledger does not know. They are not spent again."
         )
-    if found.unknown.count:
+    if unknown.count:
         yield (
-            f"{found.unknown.count} UTxOs on the chain are not in the ledger: {_amounts(found.unknown)}. They are "
+            f"{unknown.count} UTxOs on the chain are not in the ledger: {_amounts(unknown)}. They are "
             "change of such payments, or new deposits. The daemon records them as deposits."
         )
-    if not found.gone.count and not found.unknown.count:
+    if not gone.count and not unknown.count:
         yield "The chain and the ledger have the same UTxOs."
 
 

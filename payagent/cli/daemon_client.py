@@ -27,7 +27,7 @@ from payagent.settings.schema import Settings
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
-_MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
+_FILE_TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=600.0)
 
 
 class OperatorClient:
@@ -53,25 +53,25 @@ class OperatorClient:
 
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
         """GET an object. Query values that are None are left out."""
-        given = {name: value for name, value in query.items() if value is not None}
-        return self._ask("GET", path, params=given)
+        params = {name: value for name, value in query.items() if value is not None}
+        return self._request("GET", path, params=params)
 
     def stream(self, path: str, **query: str | None) -> Iterator[str]:
         """GET text in pieces, as they arrive. A truncated answer raises an error."""
-        given = {name: value for name, value in query.items() if value is not None}
-        with self._streaming(path, given, _TIMEOUT) as answer:
+        params = {name: value for name, value in query.items() if value is not None}
+        with self._streaming(path, params, _TIMEOUT) as answer:
             yield from answer.iter_text()
 
     def stream_bytes(self, path: str) -> Iterator[bytes]:
         """GET a file in pieces. The daemon builds it first, so the first byte may take minutes."""
-        with self._streaming(path, {}, _MAKING) as answer:
+        with self._streaming(path, {}, _FILE_TIMEOUT) as answer:
             yield from answer.iter_bytes()
 
     @contextmanager
     def _streaming(self, path: str, query: dict[str, str], timeout: httpx.Timeout) -> Iterator[httpx.Response]:
         client = self._opened()
         with (
-            self._answering("GET", path),
+            self._errors_as_refusals("GET", path),
             client.stream("GET", path, params=query, headers=self._auth(), timeout=timeout) as answer,
         ):
             if answer.status_code >= 400:
@@ -87,8 +87,9 @@ class OperatorClient:
         """POST JSON text unchanged."""
         if key is not None and not (key.isascii() and key.isprintable()):
             raise Refused("idempotency_key_invalid", "the key has characters that are not printable ASCII")
-        named = {} if key is None else {"idempotency-key": key}
-        return self._ask("POST", path, content=body.encode(), headers={"content-type": "application/json"} | named)
+        key_header = {} if key is None else {"idempotency-key": key}
+        headers = {"content-type": "application/json"} | key_header
+        return self._request("POST", path, content=body.encode(), headers=headers)
 
     def renew_own_token(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         """Replace the token in this client's file.
@@ -97,37 +98,36 @@ class OperatorClient:
         `finish_renewal` finds the new one.
         """
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        self._beside.unlink(missing_ok=True)
-        make_secret_file(self._beside, token)
+        self._new_token_file.unlink(missing_ok=True)
+        make_secret_file(self._new_token_file, token)
         answer = self.post(path, body | {"token": token})
         self._take_new_token()
         return answer
 
     def finish_renewal(self) -> None:
         """Finish an interrupted renewal: if the token in the file is no longer valid, take the new one."""
-        if not self._beside.exists():
+        if not self._new_token_file.exists():
             return
         try:
             self.get("/v1/apps")
         except ProblemError as problem:
             if problem.problem.get("code") != "unauthorized":
                 raise
-            with OperatorClient(self.settings, self._beside) as other:
+            with OperatorClient(self.settings, self._new_token_file) as other:
                 other.get("/v1/apps")
             self._take_new_token()
 
     @property
-    def _beside(self) -> Path:
+    def _new_token_file(self) -> Path:
         return self._token_file.with_name(f"{self._token_file.name}.new")
 
     def _take_new_token(self) -> None:
-        put_in_place(self._beside, self._token_file)
+        put_in_place(self._new_token_file, self._token_file)
         self._token = None
 
     def readiness(self) -> dict[str, Any]:
         """The answer of /readyz, ready or not. Needs no token."""
-        answer = self._send("GET", "/readyz", {})
-        return _object(answer)
+        return _object(self._send("GET", "/readyz", {}))
 
     def unsigned_because(self) -> list[str]:
         """The reasons why the daemon signs nothing, from /readyz. Empty if it signs.
@@ -140,14 +140,16 @@ class OperatorClient:
             return ["unknown: the daemon did not answer"]
         return [reason for reason in checks.values() if reason != "ok"]
 
-    def _ask(
+    def _request(
         self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any
     ) -> dict[str, Any]:
         answer = self._send(method, path, self._auth() | (headers or {}), **content)
         body = _object(answer)
         if answer.status_code >= 400:
-            if body.get("code") == "unauthorized" and self._beside.exists():
-                fix = f"a renewal was interrupted ({self._beside}): run payagent app rotate-token NAME again"
+            if body.get("code") == "unauthorized" and self._new_token_file.exists():
+                fix = (
+                    f"a renewal was interrupted ({self._new_token_file}): run payagent app rotate-token NAME again"
+                )
                 body["detail"] = f"{body.get('detail')}; {fix}"
             raise ProblemError(body)
         return body
@@ -162,14 +164,14 @@ class OperatorClient:
         try:
             self._token_file.stat()
         except FileNotFoundError:
-            lost = "if it is lost, docs/how-to/replace-the-operator-token.md says how to get a new one"
-            raise Refused("config_invalid", f"the token file {self._token_file} is missing; {lost}") from None
+            fix = "if it is lost, docs/how-to/replace-the-operator-token.md says how to get a new one"
+            raise Refused("config_invalid", f"the token file {self._token_file} is missing; {fix}") from None
         except OSError:
             return  # reading it gives the reason
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
         client = self._opened()
-        with self._answering(method, path):
+        with self._errors_as_refusals(method, path):
             return client.request(method, path, headers=headers, **content)
 
     def _opened(self) -> httpx.Client:
@@ -179,7 +181,7 @@ class OperatorClient:
         return self._client
 
     @contextmanager
-    def _answering(self, method: str, path: str) -> Iterator[None]:
+    def _errors_as_refusals(self, method: str, path: str) -> Iterator[None]:
         try:
             yield
         except httpx.ConnectError:

@@ -34,7 +34,7 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     from payagent.settings.loading import config_places, find_config, load_settings
 
     path = find_config(config, os.environ)
-    findings = _look(load_settings(path, os.environ), path, config_places(config, os.environ))
+    findings = _run_checks(load_settings(path, os.environ), path, config_places(config, os.environ))
     data: list[Json] = [_as_json(item) for item in findings]
     terminal.give(
         {"ok": all(item.problem is None for item in findings), "checks": data}, lambda: _show(terminal, data)
@@ -42,7 +42,7 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     return next((item.problem.problem.exit_code for item in findings if item.problem is not None), 0)
 
 
-def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[CheckResult]":
+def _run_checks(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[CheckResult]":
     import asyncio
 
     from payagent.cli.daemon_client import OperatorClient
@@ -52,12 +52,12 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[C
     from payagent.doctor.files import check_files
 
     def daemon() -> str:
-        with OperatorClient(settings, None) as link:
-            answer = link.readiness()
-        wrong = {name: reason for name, reason in answer.get("checks", {}).items() if reason != "ok"}
-        if wrong or not answer.get("ready"):
+        with OperatorClient(settings, None) as client:
+            answer = client.readiness()
+        failed = {name: reason for name, reason in answer.get("checks", {}).items() if reason != "ok"}
+        if failed or not answer.get("ready"):
             code = answer.get("code") or "chain_not_ready"
-            reasons = (f"{name}: {reason}" for name, reason in wrong.items())
+            reasons = (f"{name}: {reason}" for name, reason in failed.items())
             raise Refused(code, "not ready: " + "; ".join(reasons))
         return "running and ready"
 

@@ -21,12 +21,12 @@ import click
 from payagent.cli.options import Connect, example, show_amount, talks_to_daemon
 from payagent.cli.pay import (
     DRY_RUN_OK,
-    FOUND_ALONE,
+    FIND_ONLY,
     PENDING,
     VOID,
+    error_to_show,
     in_words,
     parse_most,
-    rather,
     same_unit,
     show_prepaid,
     show_quote,
@@ -93,18 +93,18 @@ def fetch(
     8, the same command presents the same proof and pays nothing. A 402 after the payment ends as the error
     `paid_not_served`, with exit code 8. Redirects are not followed.
     """
-    call = _read_call(url, method, headers, data, data_file)
+    request = _read_request(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
         raise click.BadParameter(f"{output.parent} is not a writable directory", param_hint="-o")
     bound = None if most is None else parse_most(most)
-    with connect() as link:
-        _require_merchant(link, call.origin)
-        fetcher = _Fetcher(terminal, link, call, output)
+    with connect() as client:
+        _require_merchant(client, request.origin)
+        fetcher = _Fetcher(terminal, client, request, output)
         return fetcher.run(dry_run) if bound is None else fetcher.run_within(bound, dry_run)
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _Request:
     """The request, as the user asked for it."""
 
     method: str
@@ -114,9 +114,9 @@ class _Call:
     content: bytes | None
 
 
-def _read_call(
+def _read_request(
     url: str, method: str | None, headers: Sequence[str], data: str | None, data_file: BinaryIO | None
-) -> _Call:
+) -> _Request:
     import httpx
 
     if data is not None and data_file is not None:
@@ -126,22 +126,22 @@ def _read_call(
     if method is not None and not _TOKEN.fullmatch(method):
         raise click.BadParameter("an HTTP method is one word", param_hint="-X")
     content = data_file.read() if data_file is not None else None if data is None else os.fsencode(data)
-    named = [_read_header(header) for header in headers]
+    pairs = [_read_header(header) for header in headers]
     # the body is written as it arrives, so ask for no compression
     defaults = {"accept-encoding": "identity", "user-agent": USER_AGENT}
     if content is not None:
         defaults["content-type"] = _content_type(content)
-    given = {name.lower() for name, _ in named}
+    names = {name.lower() for name, _ in pairs}
     try:
         parts = httpx.URL(url)
         origin = parse_origin(f"{parts.scheme}://{parts.netloc.decode('ascii')}")
     except (httpx.InvalidURL, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
-    return _Call(
+    return _Request(
         method=method or ("GET" if content is None else "POST"),
         url=url,
         origin=origin,
-        headers=[*named, *((name, value) for name, value in defaults.items() if name not in given)],
+        headers=[*pairs, *((name, value) for name, value in defaults.items() if name not in names)],
         content=content,
     )
 
@@ -151,7 +151,7 @@ def _read_header(text: str) -> tuple[str, str]:
     if not colon or not _TOKEN.fullmatch(name.strip()) or not (text.isascii() and text.isprintable()):
         raise click.BadParameter("write 'Name: value' in ASCII", param_hint="-H")
     if name.strip().lower() in _FRAMING:
-        raise click.BadParameter(f"{name.strip()} follows from the URL and the body", param_hint="-H")
+        raise click.BadParameter(f"{name.strip()} is set from the URL and the body", param_hint="-H")
     return name.strip(), value.strip()
 
 
@@ -163,17 +163,17 @@ def _content_type(content: bytes) -> str:
     return "application/json"
 
 
-def _require_merchant(link: "OperatorClient", origin: str) -> None:
+def _require_merchant(client: "OperatorClient", origin: str) -> None:
     """Refuse an origin that is not configured, before anything is sent to it."""
-    if origin not in {row["origin"] for row in link.get("/v1/merchants")["merchants"]}:
+    if origin not in {row["origin"] for row in client.get("/v1/merchants")["merchants"]}:
         raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
 
 
 @dataclass(slots=True)
 class _Watcher:
-    """Forwards the client's calls to the daemon over its socket, and shows progress."""
+    """Forwards the client's requests to the daemon over its socket, and shows progress."""
 
-    link: "OperatorClient"
+    client: "OperatorClient"
     is_seen: bool
     progress: Callable[[str], None] = lambda _text: None
     started_s: float = field(default_factory=time.monotonic)
@@ -186,9 +186,9 @@ class _Watcher:
         wait_s = min(ask.wait_s, 1) if self.is_seen else ask.wait_s
         try:
             if ask.body is None:
-                body = self.link.get(ask.path, wait=wait_s or None)
+                body = self.client.get(ask.path, wait=wait_s or None)
             else:
-                body = self.link.post(ask.path, ask.body, ask.key)
+                body = self.client.post(ask.path, ask.body, ask.key)
         except ProblemError as error:
             if error.problem["code"] == "batch_in_progress":
                 self._show("another request buys the batch")
@@ -200,8 +200,8 @@ class _Watcher:
             self._show(in_words(body["state"]))
         return DaemonReply(200, body)
 
-    def _show(self, what: str) -> None:
-        self.progress(f"{what}, {time.monotonic() - self.started_s:.0f} s")
+    def _show(self, status: str) -> None:
+        self.progress(f"{status}, {time.monotonic() - self.started_s:.0f} s")
 
     def close(self) -> None:
         """Do nothing: the caller owns the link."""
@@ -212,21 +212,21 @@ class _Fetcher:
     """Sends the request, writes the answer, and returns the exit code."""
 
     terminal: Terminal
-    link: "OperatorClient"
-    call: _Call
+    client: "OperatorClient"
+    request: _Request
     output: Path | None
 
     def run(self, dry_run: bool) -> int:
         """Send the request without --max."""
-        with self._call({"X-Payagent-Dry-Run": "true"} if dry_run else {}) as (answer, quote):
+        with self._send({"X-Payagent-Dry-Run": "true"} if dry_run else {}) as (answer, quote):
             return self._give(answer) if quote is None else self._give_quote(quote)
 
     def run_within(self, bound: tuple[bool, int], dry_run: bool) -> int:
         """Send the request within --max. A dry run first shows whether the merchant asks for ADA or a token."""
-        why: ProblemError | None = None
-        most = FOUND_ALONE
+        dry_run_error: ProblemError | None = None
+        most = FIND_ONLY
         try:
-            with self._call({"X-Payagent-Dry-Run": "true"}, is_made=not dry_run) as (answer, quote):
+            with self._send({"X-Payagent-Dry-Run": "true"}, is_made=not dry_run) as (answer, quote):
                 if quote is None:
                     return self._give(answer)
                 if quote["prepaid"]:
@@ -235,18 +235,18 @@ class _Fetcher:
         except ProblemError as error:
             if dry_run:
                 raise
-            why = error
+            dry_run_error = error
         options = {"X-Payagent-Max-Cost": f"{most[0]} {most[1]}"} | (
             {"X-Payagent-Dry-Run": "true"} if dry_run else {}
         )
         try:
-            with self._call(options) as (answer, quote):
+            with self._send(options) as (answer, quote):
                 return self._give(answer) if quote is None else self._give_quote(quote)
         except ProblemError as error:
-            raise rather(why, error) from None
+            raise error_to_show(dry_run_error, error) from None
 
     @contextmanager
-    def _call(
+    def _send(
         self, options: Mapping[str, str], *, is_made: bool = False
     ) -> Iterator[tuple["httpx.Response", Json | None]]:
         """Yield the answer, whose body is still to be read, and the quote of a dry run.
@@ -258,19 +258,19 @@ class _Fetcher:
         from payagent.client import PayAgentError, PayAgentTransport
         from payagent.client.pay_and_retry import CALL_MARK, QUOTE_MARK
 
-        proxy = self.link.settings.proxy
-        watcher = _Watcher(self.link, self.terminal.stderr.isatty())
+        proxy = self.client.settings.proxy
+        watcher = _Watcher(self.client, self.terminal.stderr.isatty())
         transport = PayAgentTransport(
             daemon=watcher, patience_s=proxy.payment_timeout_s, spool_bytes=proxy.body_buffer_bytes_max
         )
         timeout = httpx.Timeout(proxy.read_timeout_s, connect=10.0)
-        headers = httpx.Headers([*self.call.headers, *options.items()])
+        headers = httpx.Headers([*self.request.headers, *options.items()])
         marks = {CALL_MARK: True} if is_made else {}
         try:
             with httpx.Client(transport=transport, timeout=timeout, trust_env=False) as http:
                 http.headers = headers
                 request = http.build_request(
-                    self.call.method, self.call.url, content=self.call.content, extensions=marks
+                    self.request.method, self.request.url, content=self.request.content, extensions=marks
                 )
                 with self.terminal.waiting() as watcher.progress:
                     answer = http.send(request, stream=True)
@@ -279,7 +279,7 @@ class _Fetcher:
         except PayAgentError as error:
             raise ProblemError(error.problem) from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            raise _not_answered(error, watcher.payment_id) from None
+            raise _merchant_failure(error, watcher.payment_id) from None
         except KeyboardInterrupt:
             if watcher.payment_id is not None:
                 self.terminal.say(f"Payment {watcher.payment_id} continues. Run the same command again.")
@@ -318,8 +318,8 @@ class _Fetcher:
         except BrokenPipeError:
             raise
         except OSError as error:
-            paid = answer.headers.get("X-Payagent-Payment")
-            context = {} if paid is None else {"payment": paid}
+            payment_id = answer.headers.get("X-Payagent-Payment")
+            context = {} if payment_id is None else {"payment": payment_id}
             raise Refused("write_failed/merchant_answer", f"response body: {error.strerror}", **context) from None
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
             self.terminal.say("")  # start the next message on its own line
@@ -330,18 +330,18 @@ class _Fetcher:
         return DRY_RUN_OK if quote["within_limits"] else self._complain(quote["refusal"])
 
     def _complain(self, problem: Any) -> int:
-        shown = as_shown(problem)
-        self.terminal.complain(shown)
-        return int(str(shown["exit_code"]))
+        complete = as_shown(problem)
+        self.terminal.complain(complete)
+        return int(str(complete["exit_code"]))
 
 
-def _not_answered(error: Exception, payment_id: str | None) -> Refused:
+def _merchant_failure(error: Exception, payment_id: str | None) -> Refused:
     """The refusal for a failed request to the merchant. If it was paid, a retry presents the same proof."""
     import httpx
 
-    what = f"{type(error).__name__}: {error}"
+    detail = f"{type(error).__name__}: {error}"
     if payment_id is not None:
-        return Refused("not_served_yet", f"payment {payment_id} continues; {what}", payment=payment_id)
+        return Refused("not_served_yet", f"payment {payment_id} continues; {detail}", payment=payment_id)
     if isinstance(error, httpx.ReadTimeout):
-        return Refused("merchant_timeout", what)
-    return Refused("merchant_unreachable", what)
+        return Refused("merchant_timeout", detail)
+    return Refused("merchant_unreachable", detail)

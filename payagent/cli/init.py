@@ -87,11 +87,11 @@ def init(
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
 
-    named = _pairs(merchants, "--merchant")
+    origins = _pairs(merchants, "--merchant")
     can_ask = terminal.can_ask
     if can_ask:
         network, chain_url = network or _ask_network(), chain_url or _ask("Base URL of the Blockfrost API")
-        named = named or _ask_merchant()
+        origins = origins or _ask_merchant()
     elif missing := _missing(network, chain_url, passphrase_file):
         raise click.UsageError(f"missing {', '.join(missing)}; on a terminal payagent asks for them")
     choices = Choices(
@@ -99,8 +99,8 @@ def init(
         chain_url=chain_url or "",
         config=config or _default_config(),
         data_dir=data_dir,
-        merchants=named,
-        partners=_partners(partners, named),
+        merchants=origins,
+        partners=_partners(partners, origins),
         passphrase=ask_passphrase()
         if passphrase_file is None
         else _read_passphrase(terminal, passphrase_file, private=network != "devnet" or restore is not None),
@@ -109,28 +109,28 @@ def init(
         passphrase_file=passphrase_file,
     )
     ports = Ports(SystemClock(), SystemRandomness())
-    made = initialise(choices, os.environ, ports, write_words=not can_ask, randomness=os.urandom)
-    _tell(terminal, made)
+    created = initialise(choices, os.environ, ports, write_words=not can_ask, randomness=os.urandom)
+    _show_result(terminal, created)
 
 
-def _tell(terminal: Terminal, made: "Made") -> None:
+def _show_result(terminal: Terminal, created: "Made") -> None:
     """Show the result, the recovery words first: they are shown only once."""
-    if made.words_file is not None:
+    if created.words_file is not None:
         terminal.say(
-            f"The 24 recovery words are in {made.words_file}: copy them off this machine, then delete the file."
+            f"The 24 recovery words are in {created.words_file}: copy them off this machine, then delete the file."
         )
-    elif made.new_words is not None:
-        _show_words(terminal, made.new_words)
+    elif created.new_words is not None:
+        _show_words(terminal, created.new_words)
     data = {
-        "config": str(made.config),
-        "data_dir": str(made.data_dir),
-        "address": made.address,
-        "token": made.token,
+        "config": str(created.config),
+        "data_dir": str(created.data_dir),
+        "address": created.address,
+        "token": created.token,
     }
 
     def human() -> None:
         terminal.pairs([(name.replace("_", " "), value) for name, value in data.items()])
-        terminal.say(f"Next: send ADA to the address, then run `payagent serve --config {made.config}`.")
+        terminal.say(f"Next: send ADA to the address, then run `payagent serve --config {created.config}`.")
 
     terminal.give(data, human)
 
@@ -140,9 +140,9 @@ def _show_words(terminal: Terminal, words: str) -> None:
         "\nThe recovery words of this wallet. Anyone who has them can take the money. Write them down now:"
     )
     terminal.say("they are not shown again.\n")
-    listed = words.split()
-    for start in range(0, len(listed), 4):
-        line = "".join(f"{n + 1:>4} {listed[n]:<10}" for n in range(start, start + 4))
+    word_list = words.split()
+    for start in range(0, len(word_list), 4):
+        line = "".join(f"{n + 1:>4} {word_list[n]:<10}" for n in range(start, start + 4))
         terminal.say(line)
     click.prompt("\nPress Enter when you have written them down", default="", show_default=False, err=True)
 
@@ -165,13 +165,13 @@ def _partners(values: tuple[str, ...], merchants: dict[str, str]) -> dict[str, s
 
 
 def _missing(network: str | None, chain_url: str | None, passphrase_file: Path | None) -> list[str]:
-    given = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
-    return [name for name, value in given.items() if value is None]
+    options = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
+    return [name for name, value in options.items() if value is None]
 
 
 def _default_config() -> Path:
-    named = os.environ.get("PAYAGENT_CONFIG")
-    return Path(named) if named else Path.home() / ".config/payagent/config.toml"
+    path = os.environ.get("PAYAGENT_CONFIG")
+    return Path(path) if path else Path.home() / ".config/payagent/config.toml"
 
 
 def _read_passphrase(terminal: Terminal, path: Path, *, private: bool) -> str:

@@ -41,7 +41,7 @@ _ROWS = {
 _BY = ("merchant", "app", "day", "month", "asset")
 _SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
-_CHOSEN = (
+_FILTERS = (
     ("--since", {"metavar": "TIME"}, "Only from this time on, such as 2026-11-01T00:00:00Z."),
     ("--until", {"metavar": "TIME"}, "Only before this time."),
     ("--merchant", {"metavar": "NAME"}, "Only payments to this merchant, by name or origin."),
@@ -63,7 +63,7 @@ _CHOSEN = (
 
 def selection_options(command: F) -> F:
     """The filters of entries, passed on by name."""
-    for name, more, text in reversed(_CHOSEN):
+    for name, more, text in reversed(_FILTERS):
         command = click.option(name, help=text, **more)(command)
     return command
 
@@ -86,12 +86,12 @@ def entries(
     account: str | None,
     limit: int,
     cursor: str | None,
-    **chosen: str | None,
+    **filters: str | None,
 ) -> None:
     """List entries with their postings, newest first. Debits are positive."""
-    with connect() as link:
-        answer = link.get(
-            "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **chosen
+    with connect() as client:
+        answer = client.get(
+            "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **filters
         )
     terminal.give(answer, lambda: _show_entries(terminal, answer))
 
@@ -112,10 +112,10 @@ def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
 @ledger.command(epilog=example("payagent ledger balance --until 2026-11-01T00:00:00Z"))
 @selection_options
 @talks_to_daemon
-def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
+def balance(terminal: Terminal, connect: Connect, **filters: str | None) -> None:
     """Show the balance of every account. For each asset they sum to zero."""
-    with connect() as link:
-        answer = link.get("/v1/ledger/balance", **chosen)
+    with connect() as client:
+        answer = client.get("/v1/ledger/balance", **filters)
 
     def human() -> None:
         rows = [
@@ -137,7 +137,7 @@ def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
 )
 @selection_options
 @talks_to_daemon
-def spend(terminal: Terminal, connect: Connect, by: str, **chosen: str | None) -> None:
+def spend(terminal: Terminal, connect: Connect, by: str, **filters: str | None) -> None:
     """Show what left the wallet, and where it went.
 
     `paid` went to merchants, including for prepaid balances. `sent` is what the operator sent. A payment counts
@@ -145,8 +145,8 @@ def spend(terminal: Terminal, connect: Connect, by: str, **chosen: str | None) -
     """
     if unknown := [name for name in by.split(",") if name not in _BY]:
         raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(_BY)}", param_hint="--by")
-    with connect() as link:
-        answer = link.get("/v1/ledger/spend", by=by, **chosen)
+    with connect() as client:
+        answer = client.get("/v1/ledger/spend", by=by, **filters)
     terminal.give(answer, lambda: _show_spend(terminal, answer, by))
 
 
@@ -176,16 +176,16 @@ def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
     target = file.absolute()
     if target.exists() or target.is_symlink():
         raise Refused("already_exists/file", f"{target} exists already")
-    with connect() as link, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
-        made = folder / target.name
-        made.touch(mode=0o600)
-        with made.open("wb") as copy:
-            for piece in link.stream_bytes("/v1/ledger/snapshot"):
+    with connect() as client, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        copy_path = folder / target.name
+        copy_path.touch(mode=0o600)
+        with copy_path.open("wb") as copy:
+            for piece in client.stream_bytes("/v1/ledger/snapshot"):
                 copy.write(piece)
             copy.flush()
             os.fsync(copy.fileno())
             size_bytes = copy.tell()
-        put(made, target)
+        put(copy_path, target)
     data = {"file": str(target), "bytes": size_bytes}
     terminal.give(data, lambda: terminal.line(f"{target}: {size_bytes} bytes"))
 
@@ -207,8 +207,8 @@ def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: Bina
         if head is not None:
             raise click.UsageError("use --head (whole ledger) or --receipt (one payment), not both")
         return _verify_receipt(terminal, receipt)
-    with connect() as link:
-        answer = link.get("/v1/ledger/verify", head=head)
+    with connect() as client:
+        answer = client.get("/v1/ledger/verify", head=head)
 
     def human() -> None:
         for finding in answer["findings"]:
@@ -263,8 +263,8 @@ def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> i
     on the chain but not from the ledger. `differing`: other amounts. Payments in flight are listed apart. Exit
     code 0 if they agree, 1 if something was found, 4 if the chain was not read in full.
     """
-    with connect() as link:
-        answer = link.get("/v1/ledger/reconcile", since_slot=since_slot)
+    with connect() as client:
+        answer = client.get("/v1/ledger/reconcile", since_slot=since_slot)
     terminal.give(answer, lambda: show_reconciled(terminal, answer))
     return 0 if answer["clean"] else 1 if answer["found"] else CHAIN_UNREAD
 
@@ -276,9 +276,9 @@ def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
         terminal.line(f"{finding['kind']}: {place}, transaction {finding['tx_hash'] or '-'}: {finding['what']}")
     for reason in answer["could_not_tell"]:
         terminal.line(f"could not tell: {reason}")
-    for moved in answer["in_flight"]:
-        amounts = ", ".join(show_amount(asset, n) for asset, n in moved["units"].items())
-        terminal.line(f"in flight: {moved['payment'] or 'deposit'}, transaction {moved['tx_hash']}: {amounts}")
+    for tx in answer["in_flight"]:
+        amounts = ", ".join(show_amount(asset, n) for asset, n in tx["units"].items())
+        terminal.line(f"in flight: {tx['payment'] or 'deposit'}, transaction {tx['tx_hash']}: {amounts}")
     parts = ("books", "chain", "in_flight")
     columns = ("books", "chain", "in flight")
     rows = [
@@ -289,9 +289,9 @@ def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
         terminal.table(("asset", *columns), rows, right=columns)
     for pool in answer["prepaid"]:
         terminal.line(_prepaid_line(pool))
-    checked = ", ".join(f"{count} {what}" for what, count in answer["checked"].items()) or "nothing was compared"
-    found = _findings(answer["found"]) if answer["found"] else "nothing found"
-    terminal.line(f"{'clean' if answer['clean'] else found}: {checked}")
+    checked = ", ".join(f"{count} {name}" for name, count in answer["checked"].items()) or "nothing was compared"
+    summary = _findings(answer["found"]) if answer["found"] else "nothing found"
+    terminal.line(f"{'clean' if answer['clean'] else summary}: {checked}")
 
 
 def _findings(count: int) -> str:
@@ -301,12 +301,12 @@ def _findings(count: int) -> str:
 def _prepaid_line(pool: dict[str, Any]) -> str:
     """A prepaid balance, as counted here and as reported by the merchant."""
     name, report = pool["merchant"] or pool["origin"], pool["merchant_says"]
-    ours = f"prepaid at {name}: {pool['left']} {pool['unit']} left"
+    own_count = f"prepaid at {name}: {pool['left']} {pool['unit']} left"
     if pool["difference"] is None:
         why = "reported nothing" if report is None else "reported a balance that cannot be compared"
-        return f"{ours}; the merchant {why}"
+        return f"{own_count}; the merchant {why}"
     same = "the same" if pool["difference"] == "0" else report["remaining"]
-    return f"{ours}; the merchant reports {same}"
+    return f"{own_count}; the merchant reports {same}"
 
 
 @ledger.command(
@@ -317,12 +317,12 @@ def _prepaid_line(pool: dict[str, Any]) -> str:
 )
 @selection_options
 @talks_to_daemon
-def export(terminal: Terminal, connect: Connect, form: str, **chosen: str | None) -> None:
+def export(terminal: Terminal, connect: Connect, form: str, **filters: str | None) -> None:
     """Export entries with opening and closing balances.
 
     They go to stdout, oldest first. Token amounts are whole units, ADA amounts are decimals. In beancount and
     hledger a token is named by a hash.
     """
-    with connect() as link:
-        for piece in link.stream("/v1/ledger/export", format=form, **chosen):
+    with connect() as client:
+        for piece in client.stream("/v1/ledger/export", format=form, **filters):
             terminal.write(harmless(piece) if terminal.stdout.isatty() else piece)

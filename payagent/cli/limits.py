@@ -36,10 +36,10 @@ def limit_options(command: F) -> F:
     return command
 
 
-def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str]:
+def read_amounts(asset: str, texts: Mapping[str, str | None]) -> dict[str, str]:
     """The given amounts in units, by the names of the windows."""
     with typed():
-        return {name: _units(asset, name, text) for name, text in given.items() if text is not None}
+        return {name: _units(asset, name, text) for name, text in texts.items() if text is not None}
 
 
 def _units(asset: str, name: str, text: str) -> str:
@@ -62,8 +62,8 @@ def show(terminal: Terminal, connect: Connect) -> None:
 
     `frees` is when the oldest payment in the window stops counting.
     """
-    with connect() as link:
-        answer = link.get("/v1/limits")
+    with connect() as client:
+        answer = client.get("/v1/limits")
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
 
 
@@ -108,7 +108,7 @@ def set_(
     app: str | None,
     merchant: str | None,
     asset: str | None,
-    **given: str | None,
+    **texts: str | None,
 ) -> None:
     """Set limits at run time.
 
@@ -119,19 +119,21 @@ def set_(
     """
     with typed():
         name = LOVELACE if asset is None else parse_asset(asset)
-    back = {window: None for window, text in given.items() if text == OF_CONFIG}
-    amounts = {window: text for window, text in given.items() if window not in back}
-    limits: dict[str, str | None] = read_amounts(name, amounts) | back
+    reverted = {window: None for window, text in texts.items() if text == OF_CONFIG}
+    amounts = {window: text for window, text in texts.items() if window not in reverted}
+    limits: dict[str, str | None] = read_amounts(name, amounts) | reverted
     if not limits:
         raise click.UsageError("name a limit, such as --per-day")
     body = {key: value for key, value in (("app", app), ("merchant", merchant)) if value is not None}
-    with connect() as link:
-        answer = link.post("/v1/limits", body | {"asset": name, "limits": limits})
+    with connect() as client:
+        answer = client.post("/v1/limits", body | {"asset": name, "limits": limits})
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
     for window, units in limits.items():
-        less = None if units is None else link.settings.limits.signed_less(Window(window), name, int(units))
-        if less is not None:
-            key, most = less
+        if units is None:
+            continue
+        lower_limit = client.settings.limits.signed_less(Window(window), name, int(units))
+        if lower_limit is not None:
+            key, most = lower_limit
             terminal.say(
                 f"{window} is above the signer's limit: {key} is {show_units(name, most)}. "
                 "Raise that in the config file too, and restart the daemon."

@@ -133,7 +133,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
 def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> None:
     """Run a small Cardano network and a merchant locally.
 
-    A faucet gives out its worthless money. It runs until Ctrl-C, and nothing is kept.
+    A faucet gives out its worthless money. It runs until Ctrl-C and stores nothing.
 
     Control it with POST and JSON: /devnet/faucet {"address", "lovelace", "assets"}, /devnet/blocks {"count"},
     /devnet/rollback {"depth"}, /devnet/faults {"on", "kind", "count"} or {"clear": true}. GET /devnet/state shows

@@ -31,8 +31,8 @@ def merchants() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all merchants that may be paid."""
-    with connect() as link:
-        answer = link.get("/v1/merchants")
+    with connect() as client:
+        answer = client.get("/v1/merchants")
     _give_list(terminal, answer)
 
 
@@ -70,19 +70,19 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 )
 @click.option("--timeout-s", type=click.IntRange(1, 600), metavar="SECONDS", help="Timeout for its answers.")
 @talks_to_daemon
-def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
+def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None:
     """Allow payments to a merchant.
 
     It applies at once and survives restarts. Missing options have the defaults of the config file; for the T
     Backend --split-mode is "additional". API keys, top-ups and private networks need a table in the config file.
     The name and the origin must be new.
     """
-    body = {key: value for key, value in given.items() if value not in (None, ())} | {"name": name}
-    is_mode_added = "split_mode" not in body and is_t_backend(given["origin"])
+    body = {key: value for key, value in options.items() if value not in (None, ())} | {"name": name}
+    is_mode_added = "split_mode" not in body and is_t_backend(options["origin"])
     if is_mode_added:
         body["split_mode"] = "additional"
-    with connect() as link:
-        answer = link.post("/v1/merchants", body)
+    with connect() as client:
+        answer = client.post("/v1/merchants", body)
     _give_list(terminal, answer)
     if is_mode_added:
         terminal.say(
@@ -96,8 +96,8 @@ def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
 @talks_to_daemon
 def remove(terminal: Terminal, connect: Connect, name: str) -> None:
     """Remove a merchant that was added at run time. Open payments continue."""
-    with connect() as link:
-        answer = link.post(f"{_path(name)}/remove", {})
+    with connect() as client:
+        answer = client.post(f"{_path(name)}/remove", {})
     _give_list(terminal, answer)
 
 
@@ -106,8 +106,8 @@ def remove(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, name: str) -> None:
     """Show addresses, prices and unserved payments."""
-    with connect() as link:
-        answer = link.get(_path(name))
+    with connect() as client:
+        answer = client.get(_path(name))
     terminal.give(answer, lambda: _show(terminal, answer))
 
 
@@ -156,8 +156,8 @@ def _order(address: str, split: bool) -> dict[str, str]:
 
 
 def _change(terminal: Terminal, connect: Connect, path: str, body: dict[str, str]) -> None:
-    with connect() as link:
-        answer = link.post(path, body)
+    with connect() as client:
+        answer = client.post(path, body)
     terminal.give(answer, lambda: _show(terminal, answer))
 
 

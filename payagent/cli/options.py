@@ -30,8 +30,8 @@ pass_terminal = click.make_pass_decorator(Terminal)
 
 
 def _force(is_json: bool) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def remember(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
-        if given:
+    def remember(context: click.Context, _parameter: click.Parameter, is_set: bool) -> None:
+        if is_set:
             context.ensure_object(Terminal).forced_json = is_json
 
     return remember
@@ -76,17 +76,17 @@ def _daemon_options(command: F) -> F:
 
 
 def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
-    """Add these options to a command, and call it with the terminal and a way to connect."""
+    """Add the daemon options to a command, and call it with the terminal and a function that connects."""
 
     @wraps(command)
-    def with_link(config: Path | None, token_file: Path | None, **given: Any) -> R:
+    def with_client(config: Path | None, token_file: Path | None, **arguments: Any) -> R:
         terminal = click.get_current_context().ensure_object(Terminal)
-        return command(terminal, lambda: _link(config, token_file), **given)
+        return command(terminal, lambda: _connect(config, token_file), **arguments)
 
-    return _daemon_options(with_link)
+    return _daemon_options(with_client)
 
 
-def _link(config: Path | None, token_file: Path | None) -> "OperatorClient":
+def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
     from payagent.cli.daemon_client import OperatorClient
     from payagent.settings.loading import load_settings
 
@@ -94,20 +94,20 @@ def _link(config: Path | None, token_file: Path | None) -> "OperatorClient":
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:
-    """A group of commands that call the daemon. Without a subcommand it runs `alone`. Its options hold for all."""
+    """A group of commands that call the daemon. Without a subcommand it runs `alone`. Its options apply to all."""
 
-    def make(named: Callable[[], None]) -> click.Group:
-        @wraps(named)
-        def pass_on(**given: Any) -> None:
+    def make(function: Callable[[], None]) -> click.Group:
+        @wraps(function)
+        def pass_on(**options: Any) -> None:
             context = click.get_current_context()
             if context.invoked_subcommand is None:
-                context.invoke(group.commands[alone], **given)
+                context.invoke(group.commands[alone], **options)
             else:
-                defaults = {name: value for name, value in given.items() if value is not None}
+                defaults = {name: value for name, value in options.items() if value is not None}
                 context.default_map = {context.invoked_subcommand: defaults}
 
-        settled = click.group(invoke_without_command=True, epilog=example(*examples))
-        group: click.Group = settled(_daemon_options(pass_on))
+        as_group = click.group(invoke_without_command=True, epilog=example(*examples))
+        group: click.Group = as_group(_daemon_options(pass_on))
         return group
 
     return make

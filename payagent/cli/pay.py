@@ -31,7 +31,7 @@ _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
 UNSEEN_MAX_S = 30
 """How long the command waits for a chain that the daemon cannot read. The daemon keeps trying."""
 
-FOUND_ALONE = 1, LOVELACE
+FIND_ONLY = 1, LOVELACE
 """A --max that pays nothing, in any asset, and still finds an existing payment."""
 
 _BARE_FIX = (
@@ -69,9 +69,9 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}. If
-    there is only one merchant, the 402 is taken for its. If the invoice expires after a number of seconds, they
-    count from now, so pay it soon.
+    FILE is the body of the 402, the answer as `curl -i` prints it, or an object {"status", "headers", "body"}.
+    Without --merchant and --origin it is assumed to be from the only merchant. If the invoice expires after a
+    number of seconds, they count from now, so pay it soon.
 
     The headers are printed as a JSON object, or as lines with --human. The command waits until the merchant should
     accept the retry (its `ready` setting). It exits with 8 if the chain cannot be read. If it is interrupted, the
@@ -79,13 +79,13 @@ def pay(
     """
     response, is_bare = read_saved(_read(file))
     bound = None if most is None else parse_most(most)
-    with connect() as link, _explaining(is_bare):
-        asked = _Request(_origin(terminal, link, merchant, origin), response)
+    with connect() as client, _explaining(is_bare):
+        request = _Request(_origin(terminal, client, merchant, origin), response)
         if dry_run:
-            return _dry_run(terminal, link, asked, bound)
-        payment = _order(link, asked, bound, key)
+            return _dry_run(terminal, client, request, bound)
+        payment = _order(client, request, bound, key)
         if not no_wait:
-            payment = _wait(terminal, link, payment)
+            payment = _wait(terminal, client, payment)
         return _outcome(terminal, payment)
 
 
@@ -109,18 +109,18 @@ class _Request:
         return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
 
 
-def _origin(terminal: Terminal, link: "OperatorClient", merchant: str | None, origin: str | None) -> str:
+def _origin(terminal: Terminal, client: "OperatorClient", merchant: str | None, origin: str | None) -> str:
     """The origin that sent the 402: from a flag, else the only merchant. What the file claims does not count."""
     if merchant is not None and origin is not None:
         raise click.UsageError("use either --merchant or --origin")
     if origin is not None:
         return origin
-    origins = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
+    origins = {row["name"]: str(row["origin"]) for row in client.get("/v1/merchants")["merchants"]}
     if merchant is None:
         if len(origins) != 1:
             raise click.UsageError("name the sender of the 402: --merchant NAME or --origin ORIGIN")
         ((merchant, only),) = origins.items()
-        terminal.say(f"Taking the 402 for one of the only merchant, {merchant} ({only}).")
+        terminal.say(f"Assuming that the 402 is from the only merchant, {merchant} ({only}).")
     if merchant not in origins:
         names = f"the merchants are {', '.join(origins)}" if origins else "there is none yet"
         raise Refused("merchant_not_allowed", f"there is no merchant {merchant!r}; {names}")
@@ -147,28 +147,29 @@ def parse_most(text: str) -> tuple[bool, int]:
 
 
 def _order(
-    link: "OperatorClient", asked: _Request, bound: tuple[bool, int] | None, key: str | None
+    client: "OperatorClient", request: _Request, bound: tuple[bool, int] | None, key: str | None
 ) -> dict[str, Any]:
     """Pay within --max. A quote first tells the invoice's asset, in which --max must be.
 
     An invoice that is already paid cannot be quoted. Its payment is found all the same.
     """
-    why: ProblemError | None = None
-    most = None if bound is None else FOUND_ALONE
+    quote_error: ProblemError | None = None
+    most = None if bound is None else FIND_ONLY
     if bound is not None:
         try:
-            most = same_unit(link.post_text("/v1/quotes", asked.text(None)), bound)
+            most = same_unit(client.post_text("/v1/quotes", request.text(None)), bound)
         except ProblemError as error:
-            why = error
+            quote_error = error
     try:
-        return link.post_text("/v1/payments", asked.text(most), key)
+        return client.post_text("/v1/payments", request.text(most), key)
     except ProblemError as error:
-        raise rather(why, error) from None
+        raise error_to_show(quote_error, error) from None
 
 
-def rather(unpriced: ProblemError | None, refused: ProblemError) -> ProblemError:
+def error_to_show(quote_error: ProblemError | None, payment_error: ProblemError) -> ProblemError:
     """The error to show: why there was no quote, if the payment was then refused only by the zero --max."""
-    return unpriced if unpriced is not None and refused.problem.get("limit") == "max_total" else refused
+    is_zero_max = payment_error.problem.get("limit") == "max_total"
+    return quote_error if quote_error is not None and is_zero_max else payment_error
 
 
 def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, str]:
@@ -184,10 +185,12 @@ def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, s
     return units, asset
 
 
-def _dry_run(terminal: Terminal, link: "OperatorClient", asked: _Request, bound: tuple[bool, int] | None) -> int:
-    quote = link.post_text("/v1/quotes", asked.text(None))
+def _dry_run(
+    terminal: Terminal, client: "OperatorClient", request: _Request, bound: tuple[bool, int] | None
+) -> int:
+    quote = client.post_text("/v1/quotes", request.text(None))
     if bound is not None:
-        quote = link.post_text("/v1/quotes", asked.text(same_unit(quote, bound)))
+        quote = client.post_text("/v1/quotes", request.text(same_unit(quote, bound)))
     terminal.give(quote, lambda: show_quote(terminal, quote))
     if quote.get("within_limits"):
         return DRY_RUN_OK
@@ -203,7 +206,7 @@ def show_quote(terminal: Terminal, quote: Json) -> None:
     spend: Any = quote.get("spend", {})
     for asset, units in spend.items():
         terminal.pairs([("total", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
-    terminal.pairs(asks_first(quote))
+    terminal.pairs(approval_rows(quote))
 
 
 def show_prepaid(terminal: Terminal, quote: Json) -> None:
@@ -216,7 +219,7 @@ def show_prepaid(terminal: Terminal, quote: Json) -> None:
     terminal.pairs([("prepaid", "the balance serves this request; nothing is paid"), ("uses", used)])
 
 
-def asks_first(quote: Mapping[str, Any]) -> list[tuple[str, str]]:
+def approval_rows(quote: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Why it would need an approval; empty if it would not."""
     return [("needs approval", str(reason["detail"])) for reason in quote.get("approval", ())]
 
@@ -235,33 +238,33 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
     terminal.table(("role", "units", "asset", "address"), rows, right=("units",))
 
 
-def _wait(terminal: Terminal, link: "OperatorClient", payment: dict[str, Any]) -> dict[str, Any]:
+def _wait(terminal: Terminal, client: "OperatorClient", payment: dict[str, Any]) -> dict[str, Any]:
     """Wait until it is ready, has ended, needs an approval, or the chain cannot be read."""
     from payagent.cli.daemon_client import WAIT_S
 
-    goes_on = f"The payment continues: `payagent payments show {payment['id']}`."
-    started_s = seen_s = time.monotonic()
-    patience_s = 1 if terminal.stderr.isatty() else WAIT_S
+    continues = f"The payment continues: `payagent payments show {payment['id']}`."
+    started_s = chain_read_s = time.monotonic()
+    poll_s = 1 if terminal.stderr.isatty() else WAIT_S
     with terminal.waiting() as progress:
         while not payment["ready"] and payment["state"] not in _NOT_WORTH_WAITING:
             progress(f"{in_words(payment['state'])}, {time.monotonic() - started_s:.0f} s")
             try:
-                why = _unseen_because(link)
-                if why is None:
-                    seen_s = time.monotonic()
-                elif time.monotonic() - seen_s >= UNSEEN_MAX_S:
-                    terminal.say(f"The chain cannot be read: {why}. {goes_on}")
+                problem = _chain_problem(client)
+                if problem is None:
+                    chain_read_s = time.monotonic()
+                elif time.monotonic() - chain_read_s >= UNSEEN_MAX_S:
+                    terminal.say(f"The chain cannot be read: {problem}. {continues}")
                     break
-                payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
+                payment = client.get(f"/v1/payments/{payment['id']}", wait=poll_s)
             except KeyboardInterrupt:
-                terminal.say(goes_on)
+                terminal.say(continues)
                 raise
     return payment
 
 
-def _unseen_because(link: "OperatorClient") -> str | None:
+def _chain_problem(client: "OperatorClient") -> str | None:
     """Why the daemon cannot read the chain, from /readyz; None if it can."""
-    answer = link.readiness()
+    answer = client.readiness()
     return str(answer["checks"]["chain"]) if answer["code"] == "chain_not_ready" else None
 
 

@@ -75,11 +75,11 @@ def list_payments(
     connect: Connect,
     limit: int,
     cursor: str | None,
-    **chosen: str | None,
+    **filters: str | None,
 ) -> None:
     """List payments, newest first."""
-    with connect() as link:
-        answer = link.get("/v1/payments", **chosen, limit=limit, cursor=cursor)
+    with connect() as client:
+        answer = client.get("/v1/payments", **filters, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_list(terminal, answer))
 
 
@@ -130,11 +130,11 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
     """
     path = f"/v1/payments/{_in_path(payment_id)}"
     if receipt:
-        with connect() as link:
-            terminal.line(json.dumps(link.get(f"{path}/receipt"), indent=2))
+        with connect() as client:
+            terminal.line(json.dumps(client.get(f"{path}/receipt"), indent=2))
         return
-    with connect() as link:
-        payment = link.get(path)
+    with connect() as client:
+        payment = client.get(path)
     terminal.give(payment, lambda: _show_one(terminal, payment))
 
 
@@ -149,9 +149,9 @@ def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     the chain shows which. Refused if the payment is in a block or has ended, or if the deposit that it spends was
     rolled back.
     """
-    with connect() as link:
-        payment = link.post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
-    terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
+    with connect() as client:
+        payment = client.post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
+    terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
 
 
 @payments.command(epilog=example("payagent payments approve pay_0123456789abcdef01234567"))
@@ -163,12 +163,12 @@ def approve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     On a terminal it shows the transaction and asks first. Limits, funds and expiry are checked again. If that
     refuses the payment, it keeps waiting until its time is over.
     """
-    with connect() as link:
+    with connect() as client:
         if terminal.can_ask:
-            _show_one(terminal, link.get(f"/v1/payments/{_in_path(payment_id)}"))
+            _show_one(terminal, client.get(f"/v1/payments/{_in_path(payment_id)}"))
             click.confirm("Approve this payment?", abort=True, err=True)
-        payment = link.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
-    terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
+        payment = client.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
+    terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
 
 
 @payments.command(epilog=example("payagent payments deny pay_0123456789abcdef01234567"))
@@ -179,12 +179,12 @@ def deny(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 
     Until the approval would have timed out, the same request of the same app is refused without asking again.
     """
-    with connect() as link:
-        payment = link.post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
-    terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
+    with connect() as client:
+        payment = client.post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
+    terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
 
 
-def _resolved(payment: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(payment: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("payment", payment["id"]),
         ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),

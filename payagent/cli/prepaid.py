@@ -20,7 +20,7 @@ from payagent.cli.options import (
     talks_to_daemon,
     typed,
 )
-from payagent.cli.pay import DRY_RUN_OK, PENDING, asks_first, show_prepaid
+from payagent.cli.pay import DRY_RUN_OK, PENDING, approval_rows, show_prepaid
 from payagent.cli.terminal import Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.prepaid_balance import CALLS
@@ -47,8 +47,8 @@ def list_(terminal: Terminal, connect: Connect) -> None:
     A payment counts as bought when it is confirmed. Requests through payagent's proxy count as used. The last
     columns compare what is left with the merchant's report.
     """
-    with connect() as link:
-        answer = link.get("/v1/prepaid")
+    with connect() as client:
+        answer = client.get("/v1/prepaid")
     terminal.give(answer, lambda: _show(terminal, answer["prepaid"]))
 
 
@@ -57,15 +57,15 @@ def _show(terminal: Terminal, holdings: list[dict[str, Any]]) -> None:
     rows = []
     for one in holdings:
         report = one["merchant_says"]
-        says = "" if report is None else _says(report)
+        reported = "" if report is None else _reported_balance(report)
         name = one["merchant"] or one["origin"]
         counts = (_number(one, one[part]) for part in numbers)
-        rows.append((name, one["partner"] or "", *counts, says, one["difference"] or ""))
+        rows.append((name, one["partner"] or "", *counts, reported, one["difference"] or ""))
     last = ("merchant says", "difference")
     terminal.table(("merchant", "partner", *numbers, *last), rows, right=(*numbers, *last))
 
 
-def _says(report: dict[str, Any]) -> str:
+def _reported_balance(report: dict[str, Any]) -> str:
     """The reported balance in the merchant's unit, or as it came."""
     if not report["understood"]:
         return "not understood"
@@ -121,28 +121,28 @@ def topup(
         body["request"] = {"method": method, "path": path, "body": _text(data_file)}
     elif data_file is not None:
         raise click.UsageError("--data-file is the body of a request: name its path with --path")
-    with connect() as link:
+    with connect() as client:
         if dry_run:
-            return _plan(terminal, link.post("/v1/prepaid/topups", body | {"dry_run": True}))
-        order = link.post("/v1/prepaid/topups", body, key)
+            return _plan(terminal, client.post("/v1/prepaid/topups", body | {"dry_run": True}))
+        answer = client.post("/v1/prepaid/topups", body, key)
         if wait:
-            order = _until_ended(terminal, link, order)
-    return _outcome(terminal, order)
+            answer = _until_ended(terminal, client, answer)
+    return _outcome(terminal, answer)
 
 
 @prepaid.command(epilog=example("payagent prepaid cancel top_67c671345eba578301e7d279"))
-@click.argument("order", metavar="ORDER")
+@click.argument("topup_id", metavar="ID")
 @talks_to_daemon
-def cancel(terminal: Terminal, connect: Connect, order: str) -> int:
+def cancel(terminal: Terminal, connect: Connect, topup_id: str) -> int:
     """Cancel a top-up. What it bought stays.
 
     The proof of an open payment is still presented. Until the merchant accepts it, the top-up is `stopping` and
-    the exit code is 8. ORDER is the id that `payagent prepaid topups` shows.
+    the exit code is 8. ID is what `payagent prepaid topups` shows.
     """
     from urllib.parse import quote
 
-    with connect() as link:
-        ended = link.post(f"/v1/prepaid/topups/{quote(order, safe='')}/cancel", {})
+    with connect() as client:
+        ended = client.post(f"/v1/prepaid/topups/{quote(topup_id, safe='')}/cancel", {})
     _give(terminal, ended)
     return PENDING if ended["state"] == "stopping" else 0
 
@@ -152,8 +152,8 @@ def cancel(terminal: Terminal, connect: Connect, order: str) -> int:
 @talks_to_daemon
 def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) -> None:
     """List manual and automatic top-ups, newest first."""
-    with connect() as link:
-        answer = link.get("/v1/prepaid/topups", limit=limit, cursor=cursor)
+    with connect() as client:
+        answer = client.get("/v1/prepaid/topups", limit=limit, cursor=cursor)
 
     def human() -> None:
         rows = [
@@ -202,7 +202,7 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
                 ("calls", plan["calls"] or "unknown"),
                 ("fees, about", show_units(LOVELACE, plan["fees"])),
                 ("spend, about", ", ".join(show_amount(name, units) for name, units in spend.items())),
-                *asks_first(plan),
+                *approval_rows(plan),
                 *([("waits for", f"the top-up {plan['under_way']}")] if plan["under_way"] else []),
             ]
         )
@@ -215,56 +215,58 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
     return int(str(problem["exit_code"]))
 
 
-def _until_ended(terminal: Terminal, link: "OperatorClient", order: dict[str, Any]) -> dict[str, Any]:
-    started_s, asked = time.monotonic(), set[str]()
-    patience_s = 1 if terminal.stderr.isatty() else QUIET_S
+def _until_ended(terminal: Terminal, client: "OperatorClient", topup: dict[str, Any]) -> dict[str, Any]:
+    started_s, reported = time.monotonic(), set[str]()
+    poll_s = 1 if terminal.stderr.isatty() else QUIET_S
     with terminal.waiting() as progress:
-        while order["state"] in ("open", "stopping"):
-            progress(f"{_number(order, order['bought'])} bought, {time.monotonic() - started_s:.0f} s")
+        while topup["state"] in ("open", "stopping"):
+            progress(f"{_number(topup, topup['bought'])} bought, {time.monotonic() - started_s:.0f} s")
             try:
-                order = link.get(f"/v1/prepaid/topups/{order['id']}", wait=patience_s)
-                _report_approvals(terminal, link, order, asked)
+                topup = client.get(f"/v1/prepaid/topups/{topup['id']}", wait=poll_s)
+                _report_approvals(terminal, client, topup, reported)
             except KeyboardInterrupt:
                 terminal.say("The top-up continues: `payagent prepaid topups`.")
                 raise
-    return order
+    return topup
 
 
-def _report_approvals(terminal: Terminal, link: "OperatorClient", order: dict[str, Any], asked: set[str]) -> None:
-    """Say once of each payment that waits for approval. The top-up waits too, and its time runs on."""
-    for payment_id in order["payments"][-1:]:
-        if payment_id not in asked and link.get(f"/v1/payments/{payment_id}")["state"] == "awaiting_approval":
-            asked.add(payment_id)
+def _report_approvals(
+    terminal: Terminal, client: "OperatorClient", topup: dict[str, Any], reported: set[str]
+) -> None:
+    """Report each payment that waits for approval, once. The top-up waits too, and its time limit goes on."""
+    for payment_id in topup["payments"][-1:]:
+        if payment_id not in reported and client.get(f"/v1/payments/{payment_id}")["state"] == "awaiting_approval":
+            reported.add(payment_id)
             terminal.say(f"{payment_id} waits for approval: payagent payments approve {payment_id}, or deny it.")
 
 
-def _give(terminal: Terminal, order: dict[str, Any]) -> str:
+def _give(terminal: Terminal, topup: dict[str, Any]) -> str:
     """Show a top-up. Returns what it paid, as text."""
-    paid = ", ".join(show_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
+    paid = ", ".join(show_amount(asset, units) for asset, units in topup["paid"].items()) or "nothing"
 
     def human() -> None:
         terminal.pairs(
             [
-                ("top-up", order["id"]),
-                ("state", order["state"]),
+                ("top-up", topup["id"]),
+                ("state", topup["state"]),
                 ("paid", paid),
-                *([("payments", ", ".join(order["payments"]))] if order["payments"] else []),
+                *([("payments", ", ".join(topup["payments"]))] if topup["payments"] else []),
             ]
         )
 
-    terminal.give(order, human)
+    terminal.give(topup, human)
     return paid
 
 
-def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
+def _outcome(terminal: Terminal, topup: dict[str, Any]) -> int:
     """Show the result, and why it ended early."""
-    paid = _give(terminal, order)
-    if order["state"] in ("open", "stopping"):
+    paid = _give(terminal, topup)
+    if topup["state"] in ("open", "stopping"):
         return PENDING
-    if order["state"] == "done":
-        if reason := order.get("reason"):
+    if topup["state"] == "done":
+        if reason := topup.get("reason"):
             terminal.say(f"It ended early: {reason['detail']} ({name_of(reason['code'], reason['reason'])}).")
         return 0
-    problem = as_shown(order["reason"]) | {"money": f"It paid {paid} and will pay nothing more."}
+    problem = as_shown(topup["reason"]) | {"money": f"It paid {paid} and will pay nothing more."}
     terminal.complain(problem)
     return int(str(problem["exit_code"]))

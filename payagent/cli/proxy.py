@@ -51,8 +51,8 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
     if not names:  # perhaps added at run time
-        with OperatorClient(settings, token_file) as link:
-            names = [row["name"] for row in link.get("/v1/merchants")["merchants"] if row["origin"] == origin]
+        with OperatorClient(settings, token_file) as client:
+            names = [row["name"] for row in client.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
         raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
     token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)

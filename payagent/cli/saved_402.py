@@ -19,9 +19,9 @@ _EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
 
 
 def read_saved(raw: bytes) -> tuple[str, bool]:
-    """The `response` for the daemon as JSON text, and whether the file was taken for a bare body.
+    """The `response` for the daemon as JSON text, and whether the file was treated as a bare body.
 
-    Anything that has no other form is taken for a bare body. The daemon says what is wrong with it.
+    Anything that has no other form is treated as a bare body. The daemon says what is wrong with it.
     """
     if _STATUS_LINE.match(raw):
         return json.dumps(_of_http(raw)), False

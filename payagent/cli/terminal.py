@@ -122,22 +122,22 @@ class Terminal:
     @contextmanager
     def waiting(self) -> Iterator[Callable[[str], None]]:
         """Show progress in one line that is rewritten and finally erased. Silent if stderr is no terminal."""
-        shown = 0
+        width = 0
 
         def show(text: str) -> None:
-            nonlocal shown
+            nonlocal width
             now_s = time.monotonic()
             if self.stderr.isatty() and now_s - self._progress_at_s >= PROGRESS_EVERY_S:
                 self._progress_at_s = now_s
-                self.stderr.write("\r" + text.ljust(shown))
+                self.stderr.write("\r" + text.ljust(width))
                 self.stderr.flush()
-                shown = max(shown, len(text))
+                width = max(width, len(text))
 
         try:
             yield show
         finally:
-            if shown:
-                self.stderr.write("\r" + " " * shown + "\r")
+            if width:
+                self.stderr.write("\r" + " " * width + "\r")
                 self.stderr.flush()
 
     def complain(self, problem: Json) -> None:
@@ -184,13 +184,13 @@ def describe(refused: Refused) -> Json:
 
 
 def as_shown(problem: Mapping[str, object]) -> Json:
-    """A problem (RFC 9457) of the daemon as the same object. An unknown code exits with 1."""
+    """A problem (RFC 9457) of the daemon as the object that `describe` makes. An unknown code exits with 1."""
     code, reason = str(problem.get("code", "internal_error")), problem.get("reason")
     row = PROBLEMS.get(code)
     if row is not None and reason in row.reasons:
         row = row.of(str(reason))
-    known: Json = {"title": "Refused by payagent", "exit_code": 1}
+    texts: Json = {"title": "Refused by payagent", "exit_code": 1}
     if row is not None:
-        known = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
-    given = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
-    return {"code": code, "detail": ""} | known | given
+        texts = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
+    fields = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
+    return {"code": code, "detail": ""} | texts | fields

@@ -40,8 +40,8 @@ def wallet() -> None:
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect) -> None:
     """Show balances: available, held and total."""
-    with connect() as link:
-        answer = link.get("/v1/wallet")
+    with connect() as client:
+        answer = client.get("/v1/wallet")
     terminal.give(answer, lambda: _show_wallet(terminal, answer))
 
 
@@ -66,8 +66,8 @@ def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
 @talks_to_daemon
 def address(terminal: Terminal, connect: Connect) -> None:
     """Show the wallet's address, to send money to."""
-    with connect() as link:
-        answer = link.get("/v1/wallet")
+    with connect() as client:
+        answer = client.get("/v1/wallet")
     terminal.give(
         {"network": answer["network"], "address": answer["address"]}, lambda: terminal.line(answer["address"])
     )
@@ -77,8 +77,8 @@ def address(terminal: Terminal, connect: Connect) -> None:
 @talks_to_daemon
 def utxos(terminal: Terminal, connect: Connect) -> None:
     """List the UTxOs, and what each is reserved for."""
-    with connect() as link:
-        answer = link.get("/v1/wallet/utxos")
+    with connect() as client:
+        answer = client.get("/v1/wallet/utxos")
 
     def human() -> None:
         rows = [
@@ -104,8 +104,8 @@ def utxos(terminal: Terminal, connect: Connect) -> None:
 def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str | None) -> None:
     """Split funds into equal UTxOs, one per open payment."""
     body = {"count": count, "lovelace": str(parse_ada(each))}
-    with connect() as link:
-        _ordered(terminal, link.post("/v1/wallet/split", body, key))
+    with connect() as client:
+        _show_transfer(terminal, client.post("/v1/wallet/split", body, key))
 
 
 @wallet.command(
@@ -146,8 +146,8 @@ def send(
             why = "--all empties the wallet" if everything else "there is no terminal to ask"
             raise click.UsageError(f"{why}: nothing was sent; add --yes to send")
         click.confirm(f"Send {amount}{'' if asset is None else ' of ' + asset} to {to}?", abort=True, err=True)
-    with connect() as link:
-        _ordered(terminal, link.post("/v1/wallet/send", body, key))
+    with connect() as client:
+        _show_transfer(terminal, client.post("/v1/wallet/send", body, key))
 
 
 @wallet.command(epilog=example("payagent wallet unfreeze", "payagent wallet unfreeze --reviewed 0123...cdef"))
@@ -157,18 +157,18 @@ def unfreeze(terminal: Terminal, connect: Connect, reviewed: tuple[str, ...]) ->
     """Allow signing again after an external spend.
 
     First find out who else has the wallet's recovery words, and stop them. The command shows the transactions that
-    froze the wallet. It is refused if there are others, which may have come meanwhile. In scripts, name the ones
-    that you reviewed with --reviewed.
+    froze the wallet. It is refused if others have appeared meanwhile. In scripts, name the ones that you reviewed
+    with --reviewed.
     """
-    with connect() as link:
-        shown = link.get("/v1/wallet")["frozen_by"] or []
-    for tx in shown:
+    with connect() as client:
+        frozen_by = client.get("/v1/wallet")["frozen_by"] or []
+    for tx in frozen_by:
         terminal.say(f"Transaction {tx} spent UTxOs of this wallet.")
     if terminal.can_ask:
         click.confirm("Is payagent the only program that signs with this wallet now?", abort=True, err=True)
-    with connect() as link:
-        answer = link.post("/v1/wallet/unfreeze", {"seen": list(reviewed or shown)})
-        reasons = link.unsigned_because()
+    with connect() as client:
+        answer = client.post("/v1/wallet/unfreeze", {"seen": list(reviewed or frozen_by)})
+        reasons = client.unsigned_because()
     text = f"Unfrozen{'' if reasons else ': payagent signs again'}. It was frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
     for reason in reasons:
@@ -229,7 +229,7 @@ def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) 
     return {"address": to, "asset": name, "units": str(units)}
 
 
-def _ordered(terminal: Terminal, payment: dict[str, Any]) -> None:
+def _show_transfer(terminal: Terminal, payment: dict[str, Any]) -> None:
     """Show a transfer that is stored and will be submitted."""
 
     def human() -> None:
@@ -258,22 +258,22 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
     still submitted and may still get into a block. A restart does not end the pause. If payagent is already
     paused, the earlier pause and its reason stay.
     """
-    with connect() as link:
-        answer = link.post("/v1/pause", {"reason": reason} if reason else {})
+    with connect() as client:
+        answer = client.post("/v1/pause", {"reason": reason} if reason else {})
     why = f": {answer['reason']}" if answer["reason"] else ""
     terminal.give(answer, lambda: terminal.line(f"Paused since {answer['since']} by {answer['by']}{why}"))
     if answer.get("already"):
-        lost = "; the new reason is only in the daemon's log" if reason else ""
-        terminal.say(f"It was already paused by {answer['by']}, and that pause stays{lost}.")
+        note = "; the new reason is only in the daemon's log" if reason else ""
+        terminal.say(f"It was already paused by {answer['by']}, and that pause stays{note}.")
 
 
 @click.command(epilog=example("payagent resume"))
 @talks_to_daemon
 def resume(terminal: Terminal, connect: Connect) -> None:
     """Allow signing again. Payments that are held and have time left are signed now."""
-    with connect() as link:
-        answer = link.post("/v1/resume", {})
-        reasons = link.unsigned_because()
+    with connect() as client:
+        answer = client.post("/v1/resume", {})
+        reasons = client.unsigned_because()
     terminal.give(answer, lambda: terminal.line("The pause is over." if reasons else "payagent signs again."))
     for reason in reasons:
         terminal.say(f"Still not signing: {reason}")

@@ -19,7 +19,7 @@ from payagent.proxy.http1 import Target, Upstream
 from payagent.proxy.payer import ProxyPayer
 from payagent.proxy.request import ROOT, read_request
 from payagent.proxy.request_body import BodyBuffer, ClientBody
-from payagent.proxy.request_scope import Rules, attend
+from payagent.proxy.request_scope import Rules, run_request
 from payagent.store.rows import apps
 from payagent.store.rows.apps import AppRow
 
@@ -58,16 +58,18 @@ class ProxyApp:
             await self._then(scope, receive, send)
             return
 
-        async def work(intake: ClientBody, reply: ClientReply) -> None:
+        async def work(client_body: ClientBody, reply: ClientReply) -> None:
             merchants = {merchant.name: merchant for merchant in self._context.config.merchants.values()}
             request = read_request(scope, merchants, self._find_app, self._context.config.own.text)
             with self._rate_limiter.admit(request.app_id):
-                intake.listen()
+                client_body.listen()
                 upstream = self._upstream(request.merchant.origin)
-                await self._payer.run(Exchange(request, intake, reply, upstream, self._bounds.payment_timeout_s))
+                await self._payer.run(
+                    Exchange(request, client_body, reply, upstream, self._bounds.payment_timeout_s)
+                )
 
-        spool = BodyBuffer(self._bounds.body_buffer_bytes_max)
-        await attend(scope, receive, send, self._context.ports.new_id("call"), spool, self._rules, work)
+        buffer = BodyBuffer(self._bounds.body_buffer_bytes_max)
+        await run_request(scope, receive, send, self._context.ports.new_id("call"), buffer, self._rules, work)
 
     def close(self) -> None:
         for upstream in self._upstreams.values():

@@ -40,8 +40,10 @@ class ClientReply:
         self._send = send
         self.has_started = False
 
-    async def stream(self, answer: UpstreamAnswer, last: Callable[[], object], more_headers: Headers = ()) -> None:
-        """Forward a merchant's answer as it arrives. `last` is called before its end is sent."""
+    async def stream(
+        self, answer: UpstreamAnswer, before_end: Callable[[], object], more_headers: Headers = ()
+    ) -> None:
+        """Forward a merchant's answer as it arrives. `before_end` is called before its last piece is sent."""
         self.has_started = True
         headers = [*answer.headers, *more_headers]
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -49,15 +51,15 @@ class ClientReply:
         while more:
             chunk, more = await answer.read()
             if not more:
-                last()
+                before_end()
             await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def send_kept(self, kept: BufferedAnswer, more_headers: Headers) -> None:
+    async def send_buffered(self, answer: BufferedAnswer, more_headers: Headers) -> None:
         """Forward a complete answer."""
         self.has_started = True
-        headers = [*kept.headers, *more_headers]
-        await self._send({"type": "http.response.start", "status": kept.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": kept.body, "more_body": False})
+        headers = [*answer.headers, *more_headers]
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
     async def json(self, value: object) -> None:
         """Answer with JSON of our own."""

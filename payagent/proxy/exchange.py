@@ -19,7 +19,7 @@ class Exchange:
     """One proxy request in progress. `deadline_s` is in the event loop's time."""
 
     request: ProxyRequest
-    intake: ClientBody
+    client_body: ClientBody
     reply: ClientReply
     upstream: Upstream
     payment_timeout_s: float

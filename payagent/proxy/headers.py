@@ -16,7 +16,7 @@ PARTNER, WALLET = b"x-partner", b"x-wallet-address"
 BUYER = (PARTNER, WALLET)
 """The headers that name the owner of a prepaid balance."""
 
-# RFC 9110 7.6.1. Expect is answered here, because the merchant is called only when the body comes.
+# RFC 9110 7.6.1. Expect is answered here, because the merchant is called only when the body arrives.
 _HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -39,11 +39,11 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
 
 def combined(headers: Headers) -> dict[str, str]:
     """Return the headers as text; several of one name become one list (RFC 9110 5.3)."""
-    told: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key, value in headers:
         name, text = key.decode("latin-1"), value.decode("latin-1")
-        told[name] = f"{told[name]}, {text}" if name in told else text
-    return told
+        texts[name] = f"{texts[name]}, {text}" if name in texts else text
+    return texts
 
 
 def connection_options(headers: Headers) -> set[bytes]:
@@ -64,15 +64,15 @@ def passing(headers: Headers, *, own: bool = False) -> list[tuple[bytes, bytes]]
     They are forwarded only if the next hop is payagent's `own` daemon, whatever Connection says, because they
     limit what may be paid.
     """
-    named = connection_options(headers)
+    hop_names = connection_options(headers)
     chunked = any(key == b"transfer-encoding" for key, _ in headers)
-    kept = [
+    forwarded = [
         (key, value)
         for key, value in headers
-        if key not in _HOP_BY_HOP and (own if key.startswith(OWN_PREFIX) else key not in named)
+        if key not in _HOP_BY_HOP and (own if key.startswith(OWN_PREFIX) else key not in hop_names)
     ]
     # If a merchant's answer has both, Transfer-Encoding counts (RFC 9112 6.1). A request with both is refused.
-    return [pair for pair in kept if pair[0] != b"content-length"] if chunked else kept
+    return [pair for pair in forwarded if pair[0] != b"content-length"] if chunked else forwarded
 
 
 def has_body(headers: Headers) -> bool:
@@ -85,7 +85,7 @@ def has_body(headers: Headers) -> bool:
 
 def replaced(headers: Headers, new: Headers, *, unless: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
     """Replace headers by those of the same names in `new`. Names in `unless` keep their old values."""
-    kept = {key for key, _ in headers} & set(unless)
-    added = [(key, value) for key, value in new if key not in kept]
+    unchanged = {key for key, _ in headers} & set(unless)
+    added = [(key, value) for key, value in new if key not in unchanged]
     names = {key for key, _ in added}
     return [*((key, value) for key, value in headers if key not in names), *added]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 client for merchants and the daemon: kept connections, bodies streamed both ways at once.
+"""HTTP/1.1 client for merchants and the daemon: keep-alive connections, bodies streamed both ways at once.
 
 It is written on h11, because HTTP clients send the whole request before they read. They would miss the 402 of a
 merchant that answers and hangs up while 25 MB are still being sent.
@@ -26,7 +26,7 @@ from payagent.unix_peer import is_strangers
 
 CONNECT_TIMEOUT_S = 10.0
 ADDRESS_TIMEOUT_S = 4.0
-"""How long one of several addresses is tried."""
+"""How long each of several addresses is tried."""
 
 HEAD_MAX_BYTES = 128 * 1024
 """An x402 v2 402 carries its requirements in a header."""
@@ -74,8 +74,8 @@ class Target:
 
     def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
         """The refusal for a missing or unreadable answer. `is_sent`: part of the request may have arrived."""
-        ours = "daemon_timeout" if is_sent else "daemon_not_running"
-        code = "merchant_unreachable" if self.path is None else ours
+        daemon_code = "daemon_timeout" if is_sent else "daemon_not_running"
+        code = "merchant_unreachable" if self.path is None else daemon_code
         return Refused(code, detail, **({} if is_sent else {"sent": False}))
 
     def late(self, detail: str) -> Refused:
@@ -93,8 +93,8 @@ class Target:
 class UpstreamAnswer:
     """A merchant's answer: its head, and its body as it arrives."""
 
-    def __init__(self, line: "_Line", head: h11.Response, upstream: "Upstream") -> None:
-        self._line = line
+    def __init__(self, connection: "_Connection", head: h11.Response, upstream: "Upstream") -> None:
+        self._connection = connection
         self._upstream = upstream
         self._peeked = b""
         self._more = True
@@ -106,7 +106,7 @@ class UpstreamAnswer:
         if self._peeked or not self._more:
             peeked, self._peeked = self._peeked, b""
             return peeked, self._more
-        chunk, self._more = await self._line.read()
+        chunk, self._more = await self._connection.read()
         return chunk, self._more
 
     async def peek(self, most_bytes: int) -> bytes | None:
@@ -119,7 +119,7 @@ class UpstreamAnswer:
         try:
             async with asyncio.timeout(within_s):
                 while self._more and size <= most_bytes:
-                    chunk, self._more = await self._line.read()
+                    chunk, self._more = await self._connection.read()
                     parts.append(chunk)
                     size += len(chunk)
         except TimeoutError:
@@ -135,96 +135,98 @@ class Upstream:
     target: Target
     timeout_s: float
     egress: Egress = field(default_factory=Egress)
-    _idle: list["_Line"] = field(default_factory=list)
+    _idle: list["_Connection"] = field(default_factory=list)
 
     @asynccontextmanager
     async def call(
         self, call: UpstreamRequest, begins: Callable[[], object] = lambda: None
     ) -> AsyncIterator[UpstreamAnswer]:
-        """Send a request. The answer's head is there inside the block, and its body can be read.
+        """Send a request. Inside the block the answer's head has arrived, and its body can be read.
 
         `begins` is called before the first byte may be sent. Leaving the block early closes the connection, which
         stops the server. Raises `merchant_unreachable`, `merchant_timeout` or `merchant_in_private_network`;
         reading the body raises `AnswerBrokenError`.
         """
-        line, head = await self._begin(call, begins)
+        connection, head = await self._begin(call, begins)
         try:
-            yield UpstreamAnswer(line, head, self)
+            yield UpstreamAnswer(connection, head, self)
         finally:
             try:
-                await line.stop_upload()
+                await connection.stop_upload()
             finally:  # the client may hang up during the await
-                self._put_back(line)
+                self._put_back(connection)
 
     def close(self) -> None:
-        for line in self._idle:
-            line.abort()
+        for connection in self._idle:
+            connection.abort()
         self._idle.clear()
 
-    async def _begin(self, call: UpstreamRequest, begins: Callable[[], object]) -> tuple["_Line", h11.Response]:
+    async def _begin(
+        self, call: UpstreamRequest, begins: Callable[[], object]
+    ) -> tuple["_Connection", h11.Response]:
         while True:
-            line = self._rested() or await self._connect()
-            was_used = line.was_used
+            connection = self._idle_connection() or await self._connect()
+            was_used = connection.was_used
             begins()
             try:
-                return line, await line.begin(call)
-            except _NothingHeardError as error:
-                line.abort()
+                return connection, await connection.begin(call)
+            except _NoAnswerError as error:
+                connection.abort()
                 if not was_used or call.body is not None or call.method not in _SAFE_AGAIN:
                     raise self.target.unreachable(f"it closed the connection: {error}") from None
             except BaseException:
-                line.abort()
+                connection.abort()
                 raise
 
-    def _put_back(self, line: "_Line") -> None:
-        if line.ready_for_next():
-            self._idle.append(line)
-            line.rest(_IDLE_S, lambda: self._idle.remove(line))
+    def _put_back(self, connection: "_Connection") -> None:
+        if connection.ready_for_next():
+            self._idle.append(connection)
+            connection.keep_idle(_IDLE_S, lambda: self._idle.remove(connection))
         else:
-            line.abort()
+            connection.abort()
 
-    def _rested(self) -> "_Line | None":
+    def _idle_connection(self) -> "_Connection | None":
         while self._idle:
-            line = self._idle.pop()
-            if line.wake():
-                return line
+            connection = self._idle.pop()
+            if connection.wake():
+                return connection
         return None
 
-    async def _connect(self) -> "_Line":
+    async def _connect(self) -> "_Connection":
         loop, target = asyncio.get_running_loop(), self.target
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 if target.path is not None:
-                    transport, line = await loop.create_unix_connection(
-                        lambda: _Line(target, self.timeout_s), str(target.path)
+                    transport, connection = await loop.create_unix_connection(
+                        lambda: _Connection(target, self.timeout_s), str(target.path)
                     )
                     if is_strangers(transport.get_extra_info("socket")):  # it would get the token
-                        detail = "api.socket is another user's: the token is not sent there"
+                        detail = "api.socket belongs to another user; the token was not sent"
                         raise Refused("config_invalid", detail)
                 else:
-                    line = await self._reach()
+                    connection = await self._connect_tcp()
         except TimeoutError:
             raise target.unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_sent=False) from None
         except OSError as error:
             reason = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
             raise target.unreachable(f"no connection: {reason or type(error).__name__}", is_sent=False) from None
-        return line
+        return connection
 
-    async def _reach(self) -> "_Line":
+    async def _connect_tcp(self) -> "_Connection":
         """Connect to the first address that accepts."""
         loop, target = asyncio.get_running_loop(), self.target
         failed = OSError("its name has no address")
         for address in await self.egress.addresses(target.host, target.port):
             try:
                 async with asyncio.timeout(ADDRESS_TIMEOUT_S):
-                    _, line = await loop.create_connection(
-                        lambda: _Line(target, self.timeout_s),
+                    _, connection = await loop.create_connection(
+                        lambda: _Connection(target, self.timeout_s),
                         address,
                         target.port,
                         ssl=trusted() if target.tls else None,
                         server_hostname=target.host if target.tls else None,
                     )
-                return line
+                return connection
             except OSError as error:
                 failed = error
         raise failed
@@ -234,11 +236,11 @@ class AnswerBrokenError(Exception):
     """The merchant's answer broke off or stalled after its head had arrived."""
 
 
-class _NothingHeardError(Exception):
+class _NoAnswerError(Exception):
     """The connection ended before the first byte of an answer."""
 
 
-class _Line(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One connection: h11's state, events not read yet, and the upload in parallel."""
 
     def __init__(self, target: Target, timeout_s: float) -> None:
@@ -249,12 +251,12 @@ class _Line(asyncio.Protocol):
         self._wire = h11.Connection(h11.CLIENT, HEAD_MAX_BYTES)
         self._arrived: deque[h11.Event] = deque()
         self._ahead_bytes = 0
-        self._heard = self._lost = self._paused = self._has_head = False
+        self._has_data = self._lost = self._paused = self._has_head = False
         self._failed: str | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
-        self._rest: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None
         self._moved_at_s = 0.0
         self._transport: asyncio.Transport
@@ -265,13 +267,13 @@ class _Line(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
+        self._has_data = True
         if self._has_head:  # a dripping head and interim answers do not extend the time limit
             self._moved_at_s = self._loop.time()
         self._feed(data)
 
     def eof_received(self) -> bool:
-        if self._heard:
+        if self._has_data:
             self._feed(b"")
         return False
 
@@ -295,7 +297,7 @@ class _Line(asyncio.Protocol):
     async def begin(self, call: UpstreamRequest) -> h11.Response:
         """Send the request, its body in parallel, and wait for the head of the answer."""
         self.was_used = True
-        self._heard = self._has_head = False
+        self._has_data = self._has_head = False
         self._moved_at_s = self._loop.time()
         headers = [(b"host", self._target.authority), *call.headers]
         chunked = call.body is not None and not has_body(headers)
@@ -311,11 +313,11 @@ class _Line(asyncio.Protocol):
             event = await self._next(before_head=True)
             if isinstance(event, h11.Response):
                 if event.status_code > _STATUS_MAX:
-                    raise self._target.unreachable(f"it answered {event.status_code}, which is no status of HTTP")
+                    raise self._target.unreachable(f"it answered {event.status_code}, which is not an HTTP status")
                 return event
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
-                raise self._target.unreachable("it switched to another protocol, unasked")
-        raise self._target.unreachable(f"it answered {_INTERIM_MAX} times that an answer comes")
+                raise self._target.unreachable("it switched to another protocol without being asked")
+        raise self._target.unreachable(f"it sent {_INTERIM_MAX} interim answers and no final one")
 
     async def read(self) -> tuple[bytes, bool]:
         parts: list[bytes] = []
@@ -342,20 +344,20 @@ class _Line(asyncio.Protocol):
         wire.start_next_cycle()
         return not wire.trailing_data[0]
 
-    def rest(self, at_most_s: float, forget: Callable[[], object]) -> None:
+    def keep_idle(self, at_most_s: float, forget: Callable[[], object]) -> None:
         """Close and forget the connection after this time, unless it is used again."""
 
         def end() -> None:
             forget()
             self.abort()
 
-        self._rest = self._loop.call_later(at_most_s, end)
+        self._idle_timer = self._loop.call_later(at_most_s, end)
 
     def wake(self) -> bool:
-        """Use the connection again; False if it was closed, or the server sent something unasked."""
-        if self._rest is not None:
-            self._rest.cancel()
-        if self._lost or self._heard_unasked() or self._transport.is_closing():
+        """Use the connection again; False if it was closed, or the server sent something without a request."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._lost or self._has_unexpected_data() or self._transport.is_closing():
             self.abort()
             return False
         return True
@@ -370,7 +372,7 @@ class _Line(asyncio.Protocol):
 
     # --- internals
 
-    def _heard_unasked(self) -> bool:
+    def _has_unexpected_data(self) -> bool:
         has_begun = self._wire.their_state is not h11.IDLE or bool(self._wire.trailing_data[0])
         return bool(self._arrived) or self._failed is not None or has_begun
 
@@ -464,8 +466,8 @@ class _Line(asyncio.Protocol):
         reason = self._failed or "the connection ended"
         if not before_head:
             return AnswerBrokenError(reason)
-        if not self._heard:
-            return _NothingHeardError(reason)
+        if not self._has_data:
+            return _NoAnswerError(reason)
         return self._target.unreachable(f"its answer is not HTTP: {reason}")
 
     def _late(self, before_head: bool) -> Exception:

@@ -34,23 +34,23 @@ from payagent.proxy.payment_required import (
     READABLE,
     CodingError,
     PaymentRequired,
-    as_told,
-    read_demand,
+    as_object,
+    read_payment_required,
     read_response,
 )
 from payagent.proxy.request import ProxyRequest
-from payagent.proxy.shielded_tasks import ShieldedTasks, tell_log
+from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Turn
 from payagent.proxy.unpaid_call import UnpaidCalls
 from payagent.store.rows.payments import PaymentRow
 
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_in_private_network")
 _WAIT_S = 30.0
-_ASK_AGAIN_S = 0.2
-"""The pause before a batch is requested again: after a clock was set back the next 402 seems old as well."""
+_REQUEST_AGAIN_S = 0.2
+"""The pause before a request is sent again after a batch: if the clock was set back, its 402 seems old too."""
 
 _SILENT_S = 15.0
-"""After so long without an answer the proof counts as shown: no connection takes longer to make."""
+"""After so long without an answer the proof counts as presented: no connection takes longer to make."""
 
 log = structlog.get_logger("payagent.proxy")
 
@@ -76,7 +76,7 @@ class Proof:
 class UsedUp:
     """The merchant says that the proof is used up by another request.
 
-    `demand` is its new invoice, if there is one. `refused` is for the client if no other payment is opened.
+    `payment_required` is its new 402, if there is one. `refused` is for the client if no other payment is opened.
     """
 
     refused: Refused
@@ -99,20 +99,22 @@ class ProxyPayer:
             exchange.request.dry_run
             and (prepaid := self._unpaid_calls.prepaid_quote(exchange.request)) is not None
         ):
-            exchange.intake.close()
+            exchange.client_body.close()
             await exchange.reply.json(PrepaidQuoteAnswer.of(prepaid, self._context.config))
             return
-        payment_required = await self._unpaid_calls.demand_of(exchange, exchange.intake)
+        payment_required = await self._unpaid_calls.send(exchange, exchange.client_body)
         if payment_required is None:
             return
-        ask = self._unpaid_calls.ask_of(exchange.request, exchange.intake.spool.sha256, payment_required)
+        payment_request = self._unpaid_calls.payment_request(exchange, payment_required)
         if exchange.request.dry_run:
-            quote = await self._agent.quote(ask)
-            exchange.intake.close()
+            quote = await self._agent.quote(payment_request)
+            exchange.client_body.close()
             await exchange.reply.json(Quote.of(quote, self._context.config))
             return
         exchange.start_clock()
-        with self._single_flight.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
+        with self._single_flight.join(
+            (payment_request.app_id, payment_request.key(None), payment_request.fingerprint)
+        ) as flight:
             await self._buy(exchange, flight, payment_required)
 
     async def _buy(self, exchange: Exchange, flight: Flight, payment_required: PaymentRequired | None) -> None:
@@ -124,21 +126,21 @@ class ProxyPayer:
             try:
                 shared = flight.shared
                 if shared is None or shared is past:
-                    payment_required = payment_required or await self._unpaid_calls.demand_of(
-                        exchange, exchange.intake.spool
+                    payment_required = payment_required or await self._unpaid_calls.send(
+                        exchange, exchange.client_body.buffer
                     )
                     if payment_required is None:
                         return
-                    bought = await self._pay_unless_batch(exchange, shared, payment_required)
-                    if bought is None:
+                    paid = await self._pay_unless_batch(exchange, shared, payment_required)
+                    if paid is None:
                         payment_required = None
                         continue
-                    if used_up is not None and past is not None and bought.id == past.id:
+                    if used_up is not None and past is not None and paid.id == past.id:
                         raise used_up.refused
-                    flight.shared = shared = bought
+                    flight.shared = shared = paid
                 if shared.is_served:
                     turn.release()
-                used_up = await self._show(exchange, shared, turn)
+                used_up = await self._retry(exchange, shared, turn)
                 if used_up is None:
                     return
                 past, payment_required = shared, used_up.payment_required
@@ -156,7 +158,7 @@ class ProxyPayer:
                 raise
         origin, buyer = exchange.request.merchant.origin, self._unpaid_calls.buyer(exchange.request)
         await self._agent.prepaid_calls.wait_for_batch(origin, buyer, exchange.left_s)
-        await asyncio.sleep(_ASK_AGAIN_S)
+        await asyncio.sleep(_REQUEST_AGAIN_S)
         return None
 
     async def _pay(
@@ -165,29 +167,29 @@ class ProxyPayer:
         """Open the intent, or find the open one. An intent is over once its answer is delivered."""
         if before is not None:
             await before.decided(exchange.left_s)
-        ask = self._unpaid_calls.ask_of(exchange.request, exchange.intake.spool.sha256, payment_required)
+        payment_request = self._unpaid_calls.payment_request(exchange, payment_required)
 
         async def pay() -> tuple[PaymentRow, bool]:
-            exchange.request.require_let_in()
-            return await self._agent.pay(ask)
+            exchange.request.require_valid_token()
+            return await self._agent.pay(payment_request)
 
-        row, _ = await self._steps.to_its_end(pay())
+        row, _ = await self._steps.run_to_end(pay())
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
-    async def _show(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> UsedUp | None:
+    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> UsedUp | None:
         """Send the proof, and again while the merchant may still accept it. None: the client has its answer."""
         row = await self._until_ready(exchange, self._context.payment(shared.id))
         proof = Proof(row, self._proof_headers(exchange.request, row), self._context.depth(row))
         while True:
-            after_s, used_up = await self._show_once(exchange, shared, turn, proof)
+            after_s, used_up = await self._retry_once(exchange, shared, turn, proof)
             if after_s is None:
                 return used_up
-            if after_s >= exchange.left_s or not await self._may_show_again(exchange, proof, after_s):
+            if after_s >= exchange.left_s or not await self._may_retry(exchange, proof, after_s):
                 await self._give_up(exchange, proof)
                 return None
 
-    async def _may_show_again(self, exchange: Exchange, proof: Proof, after_s: float) -> bool:
+    async def _may_retry(self, exchange: Exchange, proof: Proof, after_s: float) -> bool:
         """Wait until the proof may be sent again; False if the time does not suffice."""
         await asyncio.sleep(after_s)
         try:
@@ -201,7 +203,7 @@ class ProxyPayer:
         proof.row, proof.depth = row, self._context.depth(row)
         return True
 
-    async def _show_once(
+    async def _retry_once(
         self, exchange: Exchange, shared: SharedPayment, turn: Turn, proof: Proof
     ) -> tuple[float | None, UsedUp | None]:
         """Send the proof once. Returns (seconds until the next retry, used-up proof).
@@ -211,11 +213,11 @@ class ProxyPayer:
         silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, shared)
         try:
             async with exchange.upstream.call(
-                exchange.call(exchange.intake.spool, proof.headers, proof.poll)
+                exchange.call(exchange.client_body.buffer, proof.headers, proof.poll)
             ) as answer:
                 silence.cancel()
-                response = await _hear(answer, proof)
-                proof.row, advice = await self._steps.to_its_end(
+                response = await _read_answer(answer, proof)
+                proof.row, advice = await self._steps.run_to_end(
                     self._agent.deliveries.take_answer(
                         shared.id, response, shown_depth=proof.depth, has_served=shared.is_served
                     )
@@ -226,21 +228,21 @@ class ProxyPayer:
                     return None, None
                 is_used_up = proof.poll is None and _is_used_up(advice, shared)
                 if advice.again_after_s is None and answer.status != 402 and not is_used_up:
-                    await exchange.reply.stream(answer, exchange.intake.close, _marks(proof.row))
+                    await exchange.reply.stream(answer, exchange.client_body.close, _payment_headers(proof.row))
                     return None, None
-                proof.last, proof.reason = await _keep(answer), advice.answer.reason
+                proof.last, proof.reason = await _buffered(answer), advice.answer.reason
                 if is_used_up:
                     return None, _used_up(proof, advice.answer.said, self._context.ports.clock.now_ms())
                 if advice.again_after_s is None:
                     raise _paid_not_served(proof)
                 proof.poll = advice.answer.poll_query
                 return advice.again_after_s, None
-        except (Refused, AnswerBrokenError) as lost:
-            if exchange.reply.has_started or (isinstance(lost, Refused) and lost.code not in _LOST):
+        except (Refused, AnswerBrokenError) as error:
+            if exchange.reply.has_started or (isinstance(error, Refused) and error.code not in _LOST):
                 raise
-            log.info("proxy.retry_lost", payment=shared.id, reason=str(lost))
-            if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
-                await self._steps.to_its_end(self._agent.deliveries.record_unanswered(shared.id, str(lost)))
+            log.info("proxy.retry_lost", payment=shared.id, reason=str(error))
+            if not (isinstance(error, Refused) and error.context.get("sent") is False):
+                await self._steps.run_to_end(self._agent.deliveries.record_unanswered(shared.id, str(error)))
             proof.lost_count += 1
             return again_after_s(proof.lost_count), None
         finally:
@@ -250,20 +252,20 @@ class ProxyPayer:
         step = self._steps.start(
             self._agent.deliveries.record_unanswered(shared.id, f"nothing came in {_SILENT_S:g} s")
         )
-        step.add_done_callback(tell_log)
+        step.add_done_callback(log_failure)
 
     async def _deliver(
         self, exchange: Exchange, shared: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
     ) -> None:
         """Forward a paid answer. It counts as delivered once its last byte was sent."""
 
-        def last() -> None:
-            exchange.intake.close()
+        def before_end() -> None:
+            exchange.client_body.close()
             shared.is_over = True
 
         with shared.serving():
-            await exchange.reply.stream(answer, last, _marks(row))
-            await self._steps.to_its_end(self._agent.deliveries.record_delivery(shared.id, answer.status))
+            await exchange.reply.stream(answer, before_end, _payment_headers(row))
+            await self._steps.run_to_end(self._agent.deliveries.record_delivery(shared.id, answer.status))
             shared.delivered()
 
     async def _until_ready(self, exchange: Exchange, row: PaymentRow) -> PaymentRow:
@@ -287,13 +289,13 @@ class ProxyPayer:
         return row
 
     async def _give_up(self, exchange: Exchange, proof: Proof) -> None:
-        """Answer when time is up: the merchant's last answer says most, unless it asks for money again."""
+        """Answer when time is up: with the merchant's last answer, unless that asks for money again."""
         if proof.last is None:
             raise _not_served(proof.row)
         if proof.last.status == 402:
             raise _paid_not_served(proof)
-        exchange.intake.close()
-        await exchange.reply.send_kept(proof.last, _marks(proof.row))
+        exchange.client_body.close()
+        await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
 
     def _proof_headers(self, request: ProxyRequest, row: PaymentRow) -> Headers:
         """Return the headers of the retry.
@@ -301,22 +303,22 @@ class ProxyPayer:
         They name the same buyer as the first request, because an invoice is bound to it. If an earlier request
         bought a batch for another balance, they name that balance's owner.
         """
-        said = retry_headers(row, request.merchant, self._context.config.own.text)
-        proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
+        texts = retry_headers(row, request.merchant, self._context.config.own.text)
+        proof = [(name.lower().encode(), value.encode()) for name, value in texts.items()]
         if row.prepaid.partner is not None and self._unpaid_calls.buyer(request) != Buyer(
             row.prepaid.partner, row.prepaid.wallet or ""
         ):
             return replaced([pair for pair in request.headers if pair[0] not in BUYER], proof)
-        first = {key for key, _ in request.headers}
-        proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in first]
+        first_names = {key for key, _ in request.headers}
+        proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in first_names]
         return replaced(request.headers, proof, unless=BUYER)
 
 
-def _marks(row: PaymentRow) -> Headers:
+def _payment_headers(row: PaymentRow) -> Headers:
     """The X-Payagent headers of a paid answer."""
     cost = cost_text([(output.asset, output.units) for output in row.outputs], row.attempt.fee_lovelace or 0)
-    marks = {"payment": row.id, "cost": cost, "state": str(row.state)}
-    return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
+    texts = {"payment": row.id, "cost": cost, "state": str(row.state)}
+    return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in texts.items()]
 
 
 def _is_used_up(advice: Advice, shared: SharedPayment) -> bool:
@@ -339,15 +341,15 @@ def _paid_not_served(proof: Proof) -> Refused:
     The merchant's answer is attached as a field, so no wallet can take it for a 402.
     """
     row, last = proof.row, proof.last
-    told = None if last is None else as_told(last.status, last.headers, last.body)
+    merchant_answer = None if last is None else as_object(last.status, last.headers, last.body)
     name, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
     if row.state in WITHOUT_PROOF:
         ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
         name, detail = row.problem.name or ended, row.problem.detail or "it ended without paying"
-    return Refused(name, detail, payment=row.id, merchant_answer=told)
+    return Refused(name, detail, payment=row.id, merchant_answer=merchant_answer)
 
 
-async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
+async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
     """Read a retry's answer before it is forwarded. The body of a served answer is not waited for."""
     headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
     without_body = HttpResponse(answer.status, headers, "")
@@ -364,15 +366,15 @@ async def _hear(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
         return without_body
 
 
-async def _keep(answer: UpstreamAnswer) -> BufferedAnswer | None:
+async def _buffered(answer: UpstreamAnswer) -> BufferedAnswer | None:
     """Return the complete answer, or None if it is too long to keep."""
     body = await answer.peek(BODY_MAX_BYTES)
     return None if body is None else BufferedAnswer(answer.status, answer.headers, body)
 
 
-def _used_up(proof: Proof, said: RetryVerdict, now_ms: int) -> UsedUp:
-    kept, payment_required = proof.last, None
-    if kept is not None and said is RetryVerdict.INVOICED:
+def _used_up(proof: Proof, verdict: RetryVerdict, now_ms: int) -> UsedUp:
+    last, payment_required = proof.last, None
+    if last is not None and verdict is RetryVerdict.INVOICED:
         with suppress(CodingError, Refused):  # on failure the request is sent again
-            payment_required = read_demand(kept.status, kept.headers, kept.body, now_ms)
+            payment_required = read_payment_required(last.status, last.headers, last.body, now_ms)
     return UsedUp(_paid_not_served(proof), payment_required)

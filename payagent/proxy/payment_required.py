@@ -30,10 +30,10 @@ class PaymentRequired:
 
     response: HttpResponse
     received: str
-    heard_at_ms: int
+    received_at_ms: int
 
 
-def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> PaymentRequired:
+def read_payment_required(status: int, headers: Headers, raw: bytes, now_ms: int) -> PaymentRequired:
     """Read a 402 with its whole body. Raises `CodingError`, or `Refused` if it is not a 402 that can be paid."""
     body = decode(headers, raw)
     texts = _texts(headers)
@@ -49,7 +49,7 @@ def read_response(status: int, headers: Headers, raw: bytes) -> HttpResponse:
     return parse_answer(status, _texts(headers), body)
 
 
-def as_told(status: int, headers: Headers, raw: bytes) -> dict[str, object]:
+def as_object(status: int, headers: Headers, raw: bytes) -> dict[str, object]:
     """Return an answer as an object for people. An unreadable body is left out."""
     try:
         body = decode(headers, raw)

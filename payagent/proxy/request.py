@@ -53,7 +53,7 @@ class ProxyRequest:
     dry_run: bool
     find_app: Callable[[], AppRow | None] = field(repr=False)
 
-    def require_let_in(self) -> None:
+    def require_valid_token(self) -> None:
         """Refuse `unauthorized` if the token has become invalid during a long request."""
         if self.find_app() is None:
             raise Refused("unauthorized", "the token was revoked or expired meanwhile")
@@ -69,7 +69,7 @@ class ProxyRequest:
 def read_request(
     scope: Scope, merchants: Mapping[str, MerchantConfig], find_app: FindApp, wallet: str
 ) -> ProxyRequest:
-    """Parse a request. `merchants` go by name; `wallet` is the address that names a partner's buyer."""
+    """Parse a request. `merchants` are by name. `wallet` is the address that identifies a partner's buyer."""
     headers: Headers = scope["headers"]
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
     app, token, headers = _identify(headers, path_token, find_app)
@@ -107,8 +107,8 @@ def _split_path(raw_path: bytes, query: bytes) -> tuple[str | None, str, bytes]:
     rest, token = raw_path[len(ROOT) :], None
     for mark in _PATH_TOKEN:
         if rest.startswith(mark):
-            said, _, rest = rest[len(mark) :].partition(b"/")
-            token = said.decode("latin-1")
+            text, _, rest = rest[len(mark) :].partition(b"/")
+            token = text.decode("latin-1")
             break
     name, _, path = rest.partition(b"/")
     return token, name.decode("latin-1"), b"/" + path + (b"?" + query if query else b"")
@@ -120,19 +120,19 @@ def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tu
     The first token counts. An Authorization header is ours if it holds a known token; any other is the merchant's.
     """
     ours = {value for value in values(headers, b"authorization") if _is_ours(value, find_app)}
-    said = [
+    tokens = [
         *(value.decode("latin-1") for value in values(headers, TOKEN_HEADER)),
         *([path_token] if path_token is not None else []),
         *(_bearer(value) or value.decode("latin-1") for value in values(headers, b"proxy-authorization")),
         *(_bearer(value) for value in ours),
     ]
-    app = find_app(said[0]) if said else None
+    app = find_app(tokens[0]) if tokens else None
     if app is None:
         raise Refused("unauthorized", "the request has no valid token")
-    token = said[0].encode("latin-1")  # if it was in the path, a Referer may repeat it
+    token = tokens[0].encode("latin-1")  # if it was in the path, a Referer may repeat it
     return (
         app,
-        said[0],
+        tokens[0],
         [
             pair
             for pair in headers
@@ -147,21 +147,21 @@ def _is_ours(authorization: bytes, find_app: FindApp) -> bool:
 
 
 def _bearer(value: bytes) -> str:
-    found = _BEARER.fullmatch(value)
-    return found[1].decode("ascii") if found else ""
+    match = _BEARER.fullmatch(value)
+    return match[1].decode("ascii") if match else ""
 
 
 def _outgoing(headers: Headers, merchant: MerchantConfig, wallet: str) -> Headers:
     """Return the headers to forward. An invoice is bound to the partner and wallet of the first request."""
-    kept = [pair for pair in passing(headers) if pair[0] != b"host"]
+    forwarded = [pair for pair in passing(headers) if pair[0] != b"host"]
     buyer = merchant.buyer_headers(wallet)
-    who = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in buyer.items()]
-    return replaced(kept, who, unless=[name for name, _ in who])
+    buyer_headers = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in buyer.items()]
+    return replaced(forwarded, buyer_headers, unless=[name for name, _ in buyer_headers])
 
 
 def single(headers: Headers, name: bytes) -> str | None:
     """Return a header with a single value. Refused `bad_request` for two different values."""
-    found = values(headers, name)
-    if len(set(found)) > 1:
+    given = values(headers, name)
+    if len(set(given)) > 1:
         raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
-    return found[0].decode("latin-1") if found else None
+    return given[0].decode("latin-1") if given else None

@@ -43,7 +43,7 @@ class BodyBuffer:
             return
         self._size += len(chunk)
         if self._size > self._most_bytes:
-            self._let_go()
+            self._drop()
             return
         self._hash.update(chunk)
         if self._file is None and self._size <= MEMORY_BYTES:
@@ -56,7 +56,7 @@ class BodyBuffer:
                 self._memory = bytearray()
             _write(self._file, chunk)
         except OSError:  # disk full: the request goes on, but cannot be replayed
-            self._let_go()
+            self._drop()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         position = 0
@@ -73,7 +73,7 @@ class BodyBuffer:
             self._file.close()
             self._file = None
 
-    def _let_go(self) -> None:
+    def _drop(self) -> None:
         self.is_whole = False
         self._memory = bytearray()
         self.close()
@@ -89,19 +89,19 @@ class ClientBody:
     """Reads the client's body after `listen`, and notices when the client hangs up.
 
     `lost` is called if the client hangs up before `close`, or is too slow: it may take `slow_s` in all, plus a
-    second for each `BODY_BYTES_PER_S`. `gone` is done when the connection has ended: while the buffer is full
-    nothing is received, so a disconnect would not show.
+    second for each `BODY_BYTES_PER_S` bytes. `gone` is done when the connection has ended: while the buffer is
+    full nothing is received, so a disconnect would not show.
     """
 
     def __init__(
         self,
         receive: Receive,
-        spool: BodyBuffer,
+        buffer: BodyBuffer,
         lost: Callable[[], object],
         slow_s: float,
         gone: "asyncio.Future[None]",
     ) -> None:
-        self.spool = spool
+        self.buffer = buffer
         self.is_gone = self.is_slow = False
         self._left_s = slow_s
         self._receive = receive
@@ -110,8 +110,8 @@ class ClientBody:
         self._closed = self._complete = False
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._come = asyncio.Event()
-        self._room = asyncio.Event()
+        self._has_chunk = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def listen(self) -> None:
@@ -125,17 +125,17 @@ class ClientBody:
             while self._waiting:
                 chunk = self._waiting.popleft()
                 self._waiting_bytes -= len(chunk)
-                self._room.set()
+                self._has_room.set()
                 yield chunk
             if self._complete:
                 return
-            self._come.clear()
-            await self._come.wait()
+            self._has_chunk.clear()
+            await self._has_chunk.wait()
 
     async def rest(self) -> None:
         """Read the rest of the body into the buffer, unless the buffer dropped it."""
         chunks = self.chunks()
-        while self.spool.is_whole and await anext(chunks, None) is not None:
+        while self.buffer.is_whole and await anext(chunks, None) is not None:
             continue
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class ClientBody:
         self._gone.remove_done_callback(self._wake)
         if self._task is not None:
             self._task.cancel()
-        self.spool.close()
+        self.buffer.close()
         if self._task is not None:
             await asyncio.wait((self._task,))
 
@@ -180,14 +180,14 @@ class ClientBody:
                     self._lost()
                 return
             if chunk := message.get("body", b""):
-                self.spool.add(chunk)
+                self.buffer.add(chunk)
                 self._waiting.append(chunk)
                 self._waiting_bytes += len(chunk)
             self._complete = not message.get("more_body", False)
-            self._come.set()
+            self._has_chunk.set()
             while self._waiting_bytes > _AHEAD_BYTES and not self._gone.done():
-                self._room.clear()
-                await self._room.wait()
+                self._has_room.clear()
+                await self._has_room.wait()
 
     def _wake(self, _gone: "asyncio.Future[None]") -> None:
-        self._room.set()
+        self._has_room.set()

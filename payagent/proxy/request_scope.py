@@ -37,8 +37,8 @@ class Rules:
     refusals: Counter[str] = field(default_factory=Counter)
 
 
-async def attend(
-    scope: Scope, receive: Receive, send: Send, call_id: str, spool: BodyBuffer, rules: Rules, work: Work
+async def run_request(
+    scope: Scope, receive: Receive, send: Send, call_id: str, buffer: BodyBuffer, rules: Rules, work: Work
 ) -> None:
     """Run `work` and report its errors.
 
@@ -47,31 +47,30 @@ async def attend(
     reply = ClientReply(scope, receive, send, call_id, rules.refusals)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
-        intake = ClientBody(receive, spool, task.cancel, rules.slow_s, scope[GONE])
+        client_body = ClientBody(receive, buffer, task.cancel, rules.slow_s, scope[GONE])
         try:
             require_own_target(scope)
             refuse_browsers(scope, rules.allowed_hosts, everywhere=True)
-            await work(intake, reply)
+            await work(client_body, reply)
         except asyncio.CancelledError:
             task.uncancel()
-            if intake.is_slow:
+            if client_body.is_slow:
                 await reply.problem(Refused("body_too_slow", "the request's body did not arrive in time"))
-            elif intake.is_gone:
+            elif client_body.is_gone:
                 log.info("proxy.client_gone")
             else:  # the server stops
-                intake.close()
+                client_body.close()
                 await reply.problem(Refused("daemon_timeout", "payagent shut down while the request was waiting"))
         except Refused as refused:
-            intake.close()
+            client_body.close()
             await reply.problem(refused)
         except AnswerBrokenError as broken:
             log.info("proxy.answer_broken", reason=str(broken))
-            intake.close()
+            client_body.close()
             await reply.problem(Refused("merchant_unreachable", f"its answer broke off: {broken}"))
         except Exception:
-            intake.close()
+            client_body.close()
             log.exception("proxy.failed", method=scope["method"])
-            bug = Refused("internal_error", "the request failed; see the log")
-            await reply.problem(bug)
+            await reply.problem(Refused("internal_error", "the request failed; see the log"))
         finally:
-            await intake.aclose()
+            await client_body.aclose()

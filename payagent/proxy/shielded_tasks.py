@@ -16,33 +16,33 @@ log = structlog.get_logger("payagent.proxy")
 
 
 class ShieldedTasks:
-    """The running steps. The set holds a reference to each task whose client is gone."""
+    """The running steps. The set holds a reference to each task whose client has disconnected."""
 
     def __init__(self) -> None:
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
-    async def to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
+    async def run_to_end(self, step: Coroutine[Any, Any, T]) -> T:
         """Return a step's result. If the caller is cancelled, the step goes on, and a failure is logged."""
         task = self.start(step)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(tell_log)
+            task.add_done_callback(log_failure)
             raise
 
     def start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(step)
-        self._under_way.add(task)
+        self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
+        self._running.discard(task)
         if not task.cancelled():
             task.exception()  # waiting callers get the exception
 
 
-def tell_log(step: asyncio.Task[Any]) -> None:
+def log_failure(step: asyncio.Task[Any]) -> None:
     """Log the failure of a step that nobody waits for."""
     error = None if step.cancelled() else step.exception()
     if error is not None:

@@ -24,20 +24,20 @@ class SharedPayment:
         """Whether a whole answer was sent. A request that begins later is a new purchase."""
         self.is_delivered = False
         """Whether the delivery is recorded, which ends the intent."""
-        self._answers_under_way = 0
+        self._answers_in_progress = 0
         self._quiet = asyncio.Event()
 
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Count an answer as in progress while it is forwarded."""
         self.is_served = True
-        self._answers_under_way += 1
+        self._answers_in_progress += 1
         self._quiet.clear()
         try:
             yield
         finally:
-            self._answers_under_way -= 1
-            if not self._answers_under_way:
+            self._answers_in_progress -= 1
+            if not self._answers_in_progress:
                 self._quiet.set()
 
     def delivered(self) -> None:
@@ -51,7 +51,7 @@ class SharedPayment:
 
 
 class Flight:
-    """The requests of one intent in progress. `purchase` is the current payment."""
+    """The requests of one intent in progress. `shared` is the current payment."""
 
     def __init__(self) -> None:
         self.shared: SharedPayment | None = None
@@ -80,18 +80,18 @@ class SingleFlight:
     """All flights by the key of their intent."""
 
     def __init__(self) -> None:
-        self._single_flight: dict[Hashable, Flight] = {}
+        self._flights: dict[Hashable, Flight] = {}
 
     @contextmanager
     def join(self, key: Hashable) -> Iterator[Flight]:
-        flight = self._single_flight.setdefault(key, Flight())
+        flight = self._flights.setdefault(key, Flight())
         flight.calls += 1
         try:
             yield flight
         finally:
             flight.calls -= 1
             if not flight.calls:
-                del self._single_flight[key]
+                del self._flights[key]
 
 
 async def _within(timeout_s: float, waiting: Awaitable[object], shared: SharedPayment | None) -> None:

@@ -21,14 +21,14 @@ from payagent.proxy.headers import TOKEN_HEADER, Headers, has_body, passing, rep
 from payagent.proxy.http1 import Target, Upstream, UpstreamRequest
 from payagent.proxy.request import ROOT
 from payagent.proxy.request_body import BodyBuffer, ClientBody
-from payagent.proxy.request_scope import Rules, attend
+from payagent.proxy.request_scope import Rules, run_request
 
 
 class SingleMerchantApp:
     """The application. `token` reads the operator's token; `timeout_s` limits the daemon's silence.
 
-    Only loopback names are accepted in Host, whatever `api.allowed_hosts` says. A page under any other name is
-    foreign, and a browser omits Sec-Fetch-Site for addresses that it does not trust.
+    Only loopback names are accepted in Host, whatever `api.allowed_hosts` says. Any other name may be a web
+    page's, and a browser omits Sec-Fetch-Site for addresses that it does not trust.
     """
 
     def __init__(self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float) -> None:
@@ -42,30 +42,30 @@ class SingleMerchantApp:
         return self._ports.new_id("call")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def work(intake: ClientBody, reply: ClientReply) -> None:
-            call = self._call(scope, intake)
-            intake.listen()
+        async def work(client_body: ClientBody, reply: ClientReply) -> None:
+            call = self._call(scope, client_body)
+            client_body.listen()
             async with self._upstream.call(call) as answer:
-                await reply.stream(answer, intake.close)
+                await reply.stream(answer, client_body.close)
 
-        await attend(scope, receive, send, self.new_id(), BodyBuffer(0), self._rules, work)
+        await run_request(scope, receive, send, self.new_id(), BodyBuffer(0), self._rules, work)
 
     def close(self) -> None:
         self._upstream.close()
 
-    def _call(self, scope: Scope, intake: ClientBody) -> UpstreamRequest:
+    def _call(self, scope: Scope, client_body: ClientBody) -> UpstreamRequest:
         headers: Headers = scope["headers"]
         path, query = scope["raw_path"], scope["query_string"]
         if not path.startswith(b"/"):
             raise Refused("bad_request", "the path must begin with /")
         if wants_websocket(headers):
             raise Refused("websocket_not_supported", "the request asks for a WebSocket")
-        kept = [pair for pair in passing(headers, own=True) if pair[0] != b"host"]
+        forwarded = [pair for pair in passing(headers, own=True) if pair[0] != b"host"]
         return UpstreamRequest(
             scope["method"].encode("ascii"),
             self._root + path + (b"?" + query if query else b""),
-            replaced(kept, [(TOKEN_HEADER, self._token().encode("ascii"))]),
-            intake if has_body(headers) else None,
+            replaced(forwarded, [(TOKEN_HEADER, self._token().encode("ascii"))]),
+            client_body if has_body(headers) else None,
         )
 
 

@@ -25,11 +25,11 @@ from payagent.proxy.payment_required import (
     READABLE,
     CodingError,
     PaymentRequired,
-    read_demand,
+    read_payment_required,
     read_response,
 )
 from payagent.proxy.request import ProxyRequest, single
-from payagent.proxy.shielded_tasks import ShieldedTasks, tell_log
+from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 
 
 class UnpaidCalls:
@@ -40,25 +40,25 @@ class UnpaidCalls:
         self._context = agent.context
         self._steps = steps
 
-    async def demand_of(self, exchange: Exchange, body: UpstreamBody) -> PaymentRequired | None:
+    async def send(self, exchange: Exchange, body: UpstreamBody) -> PaymentRequired | None:
         """Send the request without a proof. Returns a 402, or None after any other answer was forwarded."""
         headers, is_costly = exchange.request.headers, False
-        if self._agent.prepaid_calls.is_price_wanted(self._call_of(exchange.request)):
-            if await self._answers_nobody(exchange, body):
+        if self._agent.prepaid_calls.is_price_wanted(self._served_request(exchange.request)):
+            if await self._send_without_buyer(exchange, body):
                 return None
-            body, is_costly = exchange.intake.spool, True
+            body, is_costly = exchange.client_body.buffer, True
         while True:
-            async with self._drawing(exchange, body, headers, is_costly) as (answer, use):
+            async with self._sending(exchange, body, headers, is_costly) as (answer, use):
                 if await self._wants_wallet(exchange, answer):
-                    body, headers = exchange.intake.spool, exchange.request.headers
+                    body, headers = exchange.client_body.buffer, exchange.request.headers
                     continue
                 if answer.status != 402:
-                    await self._hand_on(exchange, answer, use)
+                    await self._forward(exchange, answer, use)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
-            await exchange.intake.rest()
-            exchange.request.require_let_in()
-            if not exchange.intake.spool.is_whole:
+            await exchange.client_body.rest()
+            exchange.request.require_valid_token()
+            if not exchange.client_body.buffer.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",
                     "the merchant asks for a payment, and the body was not kept; see proxy.body_buffer_bytes_max",
@@ -66,13 +66,16 @@ class UnpaidCalls:
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
             try:
-                return read_demand(answer.status, answer.headers, raw, self._context.ports.clock.now_ms())
+                return read_payment_required(
+                    answer.status, answer.headers, raw, self._context.ports.clock.now_ms()
+                )
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("invoice_invalid/body", f"the 402's body is in the coding {coding}") from None
-            body, headers = exchange.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
+            body, headers = exchange.client_body.buffer, replaced(headers, [(b"accept-encoding", READABLE)])
 
-    def ask_of(self, request: ProxyRequest, body_sha256: str, payment_required: PaymentRequired) -> PaymentRequest:
+    def payment_request(self, exchange: Exchange, payment_required: PaymentRequired) -> PaymentRequest:
+        request, body_sha256 = exchange.request, exchange.client_body.buffer.sha256
         return PaymentRequest(
             app_id=request.app_id,
             origin=request.merchant.origin,
@@ -85,46 +88,47 @@ class UnpaidCalls:
             max_total_units=request.max_cost_units,
             max_total_asset=request.max_cost_asset,
             buyer=self.buyer(request),
-            heard_at_ms=payment_required.heard_at_ms,
+            heard_at_ms=payment_required.received_at_ms,
         )
 
     def prepaid_quote(self, request: ProxyRequest) -> PrepaidQuote | None:
         """For a dry run: quote what the request would use of a prepaid balance that would serve it."""
-        return self._agent.prepaid_calls.quote(self._call_of(request))
+        return self._agent.prepaid_calls.quote(self._served_request(request))
 
     def buyer(self, request: ProxyRequest) -> Buyer:
         """Return the owner of the prepaid balance, from the headers. Two different values are refused."""
-        said = {name: text for name in BUYER if (text := single(request.headers, name)) is not None}
-        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._context.config.own.text))
+        names = {name: text for name in BUYER if (text := single(request.headers, name)) is not None}
+        return Buyer.named(names.get(PARTNER, ""), names.get(WALLET, self._context.config.own.text))
 
-    async def _answers_nobody(self, exchange: Exchange, body: UpstreamBody) -> bool:
+    async def _send_without_buyer(self, exchange: Exchange, body: UpstreamBody) -> bool:
         """Send the request without naming a buyer, so no balance can serve it.
 
-        Returns True if the answer was forwarded, which is any but a 4xx. Otherwise the price is learned, if the
-        merchant states one, and the request has to be sent again.
+        Returns True if the answer was forwarded, which is any but a 4xx. Otherwise it stores the
+        merchant's price, if there is one, and the request has to be sent again.
         """
         headers = [pair for pair in exchange.request.headers if pair[0] not in BUYER]
         async with exchange.upstream.call(exchange.call(body, headers)) as answer:
             if not 400 <= answer.status < 500:
-                await exchange.reply.stream(answer, exchange.intake.close)
+                await exchange.reply.stream(answer, exchange.client_body.close)
                 return True
             raw = await answer.peek(BODY_MAX_BYTES)
-        await exchange.intake.rest()
-        if not exchange.intake.spool.is_whole:
+        await exchange.client_body.rest()
+        if not exchange.client_body.buffer.is_whole:
             raise Refused(
                 "request_too_big_to_replay", "the request's body was not kept; see proxy.body_buffer_bytes_max"
             )
         if answer.status == 402 and raw is not None:
             with suppress(CodingError):
-                payment_required = read_demand(
+                payment_required = read_payment_required(
                     answer.status, answer.headers, raw, self._context.ports.clock.now_ms()
                 )
-                ask = self.ask_of(exchange.request, exchange.intake.spool.sha256, payment_required)
-                await self._agent.prepaid_calls.learn_price(self._call_of(exchange.request), ask)
+                await self._agent.prepaid_calls.learn_price(
+                    self._served_request(exchange.request), self.payment_request(exchange, payment_required)
+                )
         return False
 
     @asynccontextmanager
-    async def _drawing(
+    async def _sending(
         self, exchange: Exchange, body: UpstreamBody, headers: Headers, is_costly: bool
     ) -> AsyncIterator[tuple[UpstreamAnswer, int | None]]:
         """Send the request. Yields the answer, and the number of its use of a prepaid balance if there may be one.
@@ -132,32 +136,32 @@ class UnpaidCalls:
         The use is given back if nothing was served or sent, even if the client disconnects. It stays if no answer
         came, because the merchant may have served the request.
         """
-        exchange.request.require_let_in()
+        exchange.request.require_valid_token()
         begun = asyncio.Event()
-        letting = self._steps.start(
-            self._agent.prepaid_calls.let_through(self._call_of(exchange.request), is_costly=is_costly)
+        use_task = self._steps.start(
+            self._agent.prepaid_calls.let_through(self._served_request(exchange.request), is_costly=is_costly)
         )
         try:
-            use = await asyncio.shield(letting)
+            use = await asyncio.shield(use_task)
             async with exchange.upstream.call(exchange.call(body, headers), begun.set) as answer:
                 if not is_served(answer.status):
-                    await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
+                    await self._steps.run_to_end(self._agent.prepaid_calls.give_back(use))
                     use = None
                 yield answer, use
-        except Refused as lost:
-            if lost.context.get("sent") is False:
-                await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
+        except Refused as refused:
+            if refused.context.get("sent") is False:
+                await self._steps.run_to_end(self._agent.prepaid_calls.give_back(use))
             raise
         except asyncio.CancelledError:
             if not begun.is_set():
-                self._steps.start(self._give_back_of(letting)).add_done_callback(tell_log)
+                self._steps.start(self._give_back(use_task)).add_done_callback(log_failure)
             raise
 
-    async def _give_back_of(self, letting: asyncio.Task[int | None]) -> None:
+    async def _give_back(self, use_task: asyncio.Task[int | None]) -> None:
         """Give back the use of a request whose client disconnected before anything was sent."""
         with suppress(Refused):  # then there is no use to give back
-            await asyncio.wait((letting,))
-            await self._agent.prepaid_calls.give_back(letting.result())
+            await asyncio.wait((use_task,))
+            await self._agent.prepaid_calls.give_back(use_task.result())
 
     async def _wants_wallet(self, exchange: Exchange, answer: UpstreamAnswer) -> bool:
         """Whether to repeat the request with the wallet's address: the merchant sells batches by address."""
@@ -170,31 +174,33 @@ class UnpaidCalls:
             return False
         if response is None or not wants_wallet_address(response):
             return False
-        await exchange.intake.rest()
-        if values(exchange.request.headers, WALLET) or not exchange.intake.spool.is_whole:
-            raise Refused("wallet_address_required", "the merchant asks whose prepaid balance to use")
+        await exchange.client_body.rest()
+        if values(exchange.request.headers, WALLET) or not exchange.client_body.buffer.is_whole:
+            raise Refused("wallet_address_required", "the merchant asks for the owner of the prepaid balance")
         wallet = self._context.config.own.text.encode("ascii")
         exchange.request = replace(exchange.request, headers=[*exchange.request.headers, (WALLET, wallet)])
         return True
 
-    async def _hand_on(self, exchange: Exchange, answer: UpstreamAnswer, use: int | None) -> None:
-        """Forward an answer that nobody paid for. A served request counts even if the client disconnects."""
+    async def _forward(self, exchange: Exchange, answer: UpstreamAnswer, use: int | None) -> None:
+        """Forward an unpaid answer. A served request counts even if the client disconnects."""
         try:
-            await exchange.reply.stream(answer, exchange.intake.close)
+            await exchange.reply.stream(answer, exchange.client_body.close)
         finally:
             if is_served(answer.status):
-                await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(exchange), use))
+                await self._steps.run_to_end(
+                    self._agent.prepaid_calls.record_call(self._keyed_request(exchange), use)
+                )
 
-    def _served(self, exchange: Exchange) -> ServedRequest:
-        """Describe a served request. An Idempotency-Key names the same one only with the same target and body."""
-        request = exchange.request
+    def _keyed_request(self, exchange: Exchange) -> ServedRequest:
+        """Describe a served request. An Idempotency-Key identifies it only together with target and body."""
+        request, body_sha256 = exchange.request, exchange.client_body.buffer.sha256
         if len(request.keys) != 1:
-            return self._call_of(request)
-        target, named = request.target.decode("latin-1"), request.keys[0].decode("latin-1")
-        key = f"{request.merchant.origin} {request.method} {target} {exchange.intake.spool.sha256} {named}"
-        return replace(self._call_of(request), key=key)
+            return self._served_request(request)
+        target, client_key = request.target.decode("latin-1"), request.keys[0].decode("latin-1")
+        key = f"{request.merchant.origin} {request.method} {target} {body_sha256} {client_key}"
+        return replace(self._served_request(request), key=key)
 
-    def _call_of(self, request: ProxyRequest) -> ServedRequest:
+    def _served_request(self, request: ProxyRequest) -> ServedRequest:
         """Describe a request that may draw on a prepaid balance, before its body has arrived."""
         path = request.target.decode("latin-1").partition("?")[0]
         return ServedRequest(

@@ -76,7 +76,7 @@ def test_web_pages_foreign_hosts_and_forward_proxy_requests_are_refused(shop: Sh
         with httpx.Client(proxy=url, timeout=30) as mistaken:
             got = mistaken.get("http://merchant.example/health")
         assert got.status_code == 400
-        assert "as to a forward proxy" in got.json()["detail"]
+        assert "as a forward proxy" in got.json()["detail"]
 
 
 def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:

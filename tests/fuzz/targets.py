@@ -373,8 +373,8 @@ def http(data: bytes, passes: Callable[..., list[tuple[bytes, bytes]]] = proxy_h
 
 
 async def _answer(pieces: list[bytes], size: int) -> h11.Response | None:
-    """The response head that `_Line` read, if any, after checking the body."""
-    line, wire = upstream._Line(TARGET, 5.0), _Wire()
+    """The response head that `_Connection` read, if any, after checking the body."""
+    line, wire = upstream._Connection(TARGET, 5.0), _Wire()
     line.connection_made(wire)
 
     async def arrive() -> None:
@@ -395,7 +395,7 @@ async def _answer(pieces: list[bytes], size: int) -> h11.Response | None:
             body += chunk
         holds(len(body) <= size, "more body than came")
         return head
-    except upstream._NothingHeardError:
+    except upstream._NoAnswerError:
         holds(size == 0, "something was heard")
     except (Refused, upstream.AnswerBrokenError) as error:
         is_late = "nothing moved" in str(error) or "did not begin" in str(error)

@@ -15,7 +15,7 @@ from kit.event_loop import turns
 from kit.proxy import OK, Heard, Peer, Place, place, saying
 
 from payagent.proxy.app import Bounds
-from payagent.proxy.http1 import Target, Upstream, UpstreamRequest, _Line
+from payagent.proxy.http1 import Target, Upstream, UpstreamRequest, _Connection
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
@@ -404,7 +404,7 @@ class Tap(asyncio.Transport):
 
 async def test_an_answer_in_tiny_chunks_slows_the_merchant_down_too() -> None:
     """A chunk of one byte takes over a hundred bytes of memory until the client reads it."""
-    line, tap = _Line(Target.of_origin("http://a.example"), 20.0), Tap()
+    line, tap = _Connection(Target.of_origin("http://a.example"), 20.0), Tap()
     line.connection_made(tap)
     begun = asyncio.create_task(line.begin(UpstreamRequest(b"GET", b"/", (), None)))
     await asyncio.sleep(0)

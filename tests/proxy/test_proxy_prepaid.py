@@ -284,7 +284,7 @@ class TestBatchOfAnotherApp:
             await asyncio.Event().wait()
             raise AssertionError
 
-        monkeypatch.setattr(Upstream, "_rested", lambda _upstream: None)
+        monkeypatch.setattr(Upstream, "_idle_connection", lambda _upstream: None)
         monkeypatch.setattr(Upstream, "_connect", connect)
         async with shop.wire() as wire:
             await wire.say(shop.call("/chat", method="POST", body=b"{}", merchant="devnet"))

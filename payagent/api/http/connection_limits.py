@@ -26,12 +26,12 @@ import h11
 from starlette.types import Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from payagent import h11_patch as heads
+from payagent import h11_patch
 from payagent.api.http.problems import MEDIA_TYPE, JsonResponse, problem_of
 from payagent.core.problems import Refused
 from payagent.unix_peer import is_strangers
 
-heads.patch_h11()
+h11_patch.patch_h11()
 
 HEAD_S = 10.0
 """A request's head must arrive within this time, counted from its first byte or the connection's start."""
@@ -48,8 +48,8 @@ The kernel buffers some megabytes more, so short pauses in reading a small answe
 
 DESCRIPTORS_WANTED = 4096
 
-_NOT_HTTP = f"what came is not HTTP/1.1 as RFC 9112 has it, or its head has more than {HEAD_LINES_MAX} lines"
-_TWO_LENGTHS = "the request has Content-Length beside Transfer-Encoding, so that its end can be read in two ways"
+_NOT_HTTP = f"the request is not valid HTTP/1.1 (RFC 9112), or its head has more than {HEAD_LINES_MAX} lines"
+_TWO_LENGTHS = "the request has both Content-Length and Transfer-Encoding, so its end is ambiguous"
 _BOTH_LENGTHS = {b"content-length", b"transfer-encoding"}
 _HEADS_END = re.compile(rb"\n(?=\r?\n)")
 
@@ -91,8 +91,8 @@ def bounded(
     """Return the protocol class for uvicorn's `http` option. `new_id` makes request ids for refused input."""
 
     class Bounded(_Connection):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             self.bounds, self.new_id, self.head_s, self.read_s = bounds, new_id, head_s, read_s
             self.conn = _Wire(h11.SERVER)
 
@@ -102,8 +102,7 @@ def bounded(
 class _Wire(h11.Connection):
     """An h11 connection that also limits the number of lines in a head; h11 itself limits only its bytes.
 
-    Newlines are counted once as data arrives. Only when there may be too many does it search for the end of the
-    head.
+    Newlines are counted once as data arrives. Only when there may be too many does it search for the head's end.
     """
 
     _lines = 0
@@ -119,9 +118,9 @@ class _Wire(h11.Connection):
 
     def next_event(self) -> Any:
         if self._lines > HEAD_LINES_MAX and self.their_state is h11.IDLE:
-            came = self.trailing_data[0]
-            end = _HEADS_END.search(came)
-            if came.count(b"\n", 0, end.end() if end else len(came)) > HEAD_LINES_MAX:
+            data = self.trailing_data[0]
+            end = _HEADS_END.search(data)
+            if data.count(b"\n", 0, end.end() if end else len(data)) > HEAD_LINES_MAX:
                 raise h11.RemoteProtocolError("too many lines")
         return super().next_event()
 
@@ -216,7 +215,7 @@ class _Connection(H11Protocol):
         return False
 
     def _expect_head(self) -> None:
-        """Start the head timeout when a request has begun and no answer is under way. A complete head stops it."""
+        """Start the head timeout if a request has begun and no answer is in progress. A whole head ends it."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget_head()
         elif self._head_due is None and not self.transport.is_closing():

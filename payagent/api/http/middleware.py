@@ -40,8 +40,8 @@ class OuterMiddleware:
     """Gives each request an id, refuses browsers, and answers every error as a problem.
 
     `new_id` makes the request id that the answer and its log lines carry. `allowed_hosts` are names of this
-    machine that are accepted like localhost. `refusals` counts by code what is refused here. Context managers
-    entered on `state.inside` are closed when the answer is complete.
+    machine that are accepted like localhost. `refusals` counts refusals by code. Context managers entered on
+    `state.inside` are closed when the answer is complete.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class OuterMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                kept = [header for header in message["headers"] if header[0].lower() not in _OURS]
-                named = ((b"x-request-id", request_id.encode()), (b"date", formatdate(usegmt=True).encode()))
-                message["headers"] = [*kept, *named, *_EVERYWHERE]
+                others = [header for header in message["headers"] if header[0].lower() not in _OURS]
+                own = ((b"x-request-id", request_id.encode()), (b"date", formatdate(usegmt=True).encode()))
+                message["headers"] = [*others, *own, *_EVERYWHERE]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request=request_id), ExitStack() as inside:
@@ -82,28 +82,28 @@ class OuterMiddleware:
                     await break_off(scope, receive)
                 else:
                     silent = Refused("daemon_timeout", "payagent shut down while the request was waiting")
-                    await self._tell(silent, request_id)(scope, receive, answer)
+                    await self._problem(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
             except BrokenOffError as why:
                 log.info("api.broken_off", why=str(why))
                 await break_off(scope, receive)
             except Exception as error:
-                refused = error if isinstance(error, Refused) else _of_the_ledger(error)
+                refused = error if isinstance(error, Refused) else _ledger_refusal(error)
                 if started or refused is None:
                     log.exception("api.failed", method=scope["method"])
                 if started:
                     raise
                 bug = Refused("internal_error", "the request failed; see the log")
-                await self._tell(refused or bug, request_id)(scope, receive, answer)
+                await self._problem(refused or bug, request_id)(scope, receive, answer)
 
-    def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
+    def _problem(self, refused: Refused, request_id: str) -> JsonResponse:
         """Count the refusal and return it as a problem response."""
         self._refusals[refused.code] += 1
         return problem_response(refused, request_id)
 
 
-def _of_the_ledger(error: Exception) -> Refused | None:
+def _ledger_refusal(error: Exception) -> Refused | None:
     """The refusal for an unreadable ledger file; None when the file is not the cause."""
     refused = failure(error) if isinstance(error, DatabaseError) else None
     if refused is not None:
@@ -116,8 +116,8 @@ def require_own_target(scope: Scope) -> None:
     if not scope["path"].startswith(("/", "*")):
         raise Refused(
             "bad_request",
-            "the call is made as to a forward proxy (HTTP_PROXY, curl -x, CONNECT), and this is none: its address"
-            " (the daemon's with /proxy/NAME) stands in the base URL, in place of the merchant's origin",
+            "the request uses payagent as a forward proxy (HTTP_PROXY, curl -x, CONNECT), which it is not: put its"
+            " address (the daemon's with /proxy/NAME) into the base URL, in place of the merchant's origin",
         )
 
 
@@ -129,8 +129,8 @@ def refuse_browsers(scope: Scope, allowed_hosts: Set[str], *, everywhere: bool =
     """
     headers = Headers(scope=scope)
     if _is_tcp(scope):
-        said = headers.getlist("host")
-        host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
+        hosts = headers.getlist("host")
+        host = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
         if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in allowed_hosts):
             raise Refused(
                 "browser_refused/host",

@@ -100,14 +100,14 @@ def make_server(app: ASGIApp, new_id: Callable[[], str], secure: Secure | None =
     )
 
 
-def listen_tcp(listen: str, what: str) -> socket.socket:
-    """Open a socket that listens on HOST:PORT. `what` names the setting in a refusal."""
+def listen_tcp(listen: str, setting: str) -> socket.socket:
+    """Open a socket that listens on HOST:PORT. `setting` names it in a refusal."""
     host, _, port = listen.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     try:
         tcp = socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
     except OSError as error:
-        raise Refused("config_invalid", f"{what} {listen} cannot be bound: {error.strerror}") from None
+        raise Refused("config_invalid", f"{setting} {listen} cannot be bound: {error.strerror}") from None
     # asyncio sets this only on sockets that it creates; without it an answer waits 40 ms for an ACK
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return tcp

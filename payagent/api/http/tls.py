@@ -70,11 +70,11 @@ class Handshakes:
         if len(self._under_way) >= self.most:
             transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._shake(transport))
+        task = asyncio.get_running_loop().create_task(self._handshake(transport))
         self._under_way[task] = None
         task.add_done_callback(lambda done: self._under_way.pop(done, None))
 
-    async def _shake(self, transport: asyncio.Transport) -> None:
+    async def _handshake(self, transport: asyncio.Transport) -> None:
         early = _Early()
         try:
             secure = await asyncio.get_running_loop().start_tls(
@@ -91,11 +91,11 @@ class Handshakes:
         if secure is None or early.is_over:
             transport.abort()
             return
-        above = self.make()
-        above.connection_made(secure)
-        secure.set_protocol(above)
-        if early.heard:
-            above.data_received(bytes(early.heard))
+        protocol = self.make()
+        protocol.connection_made(secure)
+        secure.set_protocol(protocol)
+        if early.data:
+            protocol.data_received(bytes(early.data))
 
 
 class _Plain(asyncio.Protocol):
@@ -110,11 +110,11 @@ class _Early(asyncio.Protocol):
     """Buffers data that arrives between the end of the handshake and the switch to the real protocol."""
 
     def __init__(self) -> None:
-        self.heard = bytearray()
+        self.data = bytearray()
         self.is_over = False
 
     def data_received(self, data: bytes) -> None:
-        self.heard += data
+        self.data += data
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_over = True

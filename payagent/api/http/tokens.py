@@ -1,4 +1,4 @@
-"""App tokens: how one is made, and which hash of it is stored.
+"""App tokens: makes them, and hashes them for storage.
 
 A token has 256 random bits, so it needs no slow hash.
 

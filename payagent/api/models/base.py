@@ -1,4 +1,4 @@
-"""The field types that bodies are made of, and how the body of a request is parsed.
+"""The field types of request and response bodies, and the parser of request bodies.
 
 Amounts are integers in Python and strings of digits in JSON: not every client preserves large JSON numbers.
 May import: core, pydantic.
@@ -114,7 +114,7 @@ def _line(text: str) -> str:
 
 
 def refusing(refused: Refused) -> PydanticCustomError:
-    """What a field's validator raises to refuse with a code of its own. Any other fault of the body goes first."""
+    """The error by which a field's validator refuses with its own code. Any other fault of the body goes first."""
     return PydanticCustomError("refused", "refused", {"refused": refused})
 
 
@@ -176,7 +176,7 @@ class RequestBody(BaseModel):
 
     @classmethod
     def read(cls, raw: bytes, context: object = None) -> Self:
-        """Parse strict JSON. Refused: `bad_request`, and what the fields' own parsers refuse."""
+        """Parse strict JSON. Refused: `bad_request`, and the refusals of the fields' own parsers."""
         try:
             return cls.check(strict_body(raw), context)
         except Refused as refused:
@@ -210,8 +210,8 @@ def _refusal(error: ValidationError) -> Refused:
     path = [str(part) for part in takewhile(_is_field, fault["loc"])]
     if fault["type"] in ("extra_forbidden", "missing"):
         where, key = ".".join(path[:-1]) or "the body", str(fault["loc"][-1])[:80]
-        what = "lacks" if fault["type"] == "missing" else "has the unknown key"
-        return Refused("bad_request", f"{where} {what} {key!a}", key=key)
+        verb = "lacks" if fault["type"] == "missing" else "has the unknown key"
+        return Refused("bad_request", f"{where} {verb} {key!a}", key=key)
     name = ".".join(path)[:80]
     if fault["type"] == "model_type":
         detail = f"{name or 'the body'} must be a JSON object"

@@ -173,8 +173,8 @@ class ChainTip(Shown):
 class Reconciliation(BaseModel):
     """The ledger compared with the chain. Each list has the first thousand.
 
-    It is clean if nothing was found and every question was answered. `prepaid` shows what merchants report beside
-    our own count. A difference between these two is no finding.
+    It is clean if it is complete and nothing was found. `prepaid` shows what merchants report beside our own
+    count. A difference between these two is not a finding.
     """
 
     findings: list[ReconcileDifference]

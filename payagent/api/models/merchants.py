@@ -1,4 +1,4 @@
-"""Merchants, as they are added and as they are known. May import: core, agent, pydantic. Never: I/O."""
+"""Merchants, their pins, prices and rules. May import: core, agent, pydantic. Never: I/O."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -110,12 +110,12 @@ class MerchantDetails(Merchant):
     payments_in_flight_max: int | None
 
     @classmethod
-    def of_status(cls, known: MerchantStatus, config: AgentConfig) -> Self:
-        rules = known.merchant.rules
-        pins = [*sorted(rules.from_file), *(pin for pin in known.pins if pin not in rules.from_file)]
+    def of_status(cls, status: MerchantStatus, config: AgentConfig) -> Self:
+        rules = status.merchant.rules
+        pins = [*sorted(rules.from_file), *(pin for pin in status.pins if pin not in rules.from_file)]
         return cls.of(
-            known.merchant,
-            known.readiness,
+            status.merchant,
+            status.readiness,
             config,
             pin="config" if rules.from_file else "first_use" if rules.first_use else "off",
             addresses=[
@@ -127,10 +127,10 @@ class MerchantDetails(Merchant):
                 for pin in pins
             ],
             price_rise_percent_max=rules.price_rise_percent_max,
-            prices=known.prices,
+            prices=status.prices,
             stop_after_unserved=rules.stop_after_unserved,
-            unserved_streak=known.unserved_streak.count,
-            stopped_at=known.unserved_streak.stopped_at_ms,
-            in_flight=known.in_flight,
+            unserved_streak=status.unserved_streak.count,
+            stopped_at=status.unserved_streak.stopped_at_ms,
+            in_flight=status.in_flight,
             payments_in_flight_max=rules.payments_in_flight_max,
         )

@@ -49,7 +49,7 @@ def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 def add_schemas(document: dict[str, Any]) -> dict[str, Any]:
-    """Put what `takes` and `gives` refer to into an OpenAPI document."""
+    """Add the models of `takes`, `gives` and `streams` to an OpenAPI document."""
     _, described = models_json_schema(list(_REFERRED.items()), ref_template=_REF)
     document.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
     return document

@@ -119,7 +119,7 @@ def _require_small(body: object) -> None:
         raise Refused("body_too_big", f"the 402's body has more than {strict_json.MAX_BYTES} bytes")
 
 
-def _written(body: object) -> str:
+def _serialised(body: object) -> str:
     """Serialise as `strict_json.dumps` does. `json` is faster when no number has a fraction, as in most 402s."""
     try:
         return json.dumps(body, separators=(",", ":"))
@@ -137,7 +137,7 @@ class CreatePayment(RequestBody):
     max_total_asset: GivenAsset = absent("The asset of `max_total`: no other asset is paid. Default: any asset.")
 
     @classmethod
-    def ask(cls, app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
+    def payment_request(cls, app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
         """Read the body of /v1/payments and /v1/quotes. It contains a 402, so invalid JSON counts as a bad 402."""
         value: Any = strict_body(raw)
         body = cls.check(value)
@@ -145,7 +145,7 @@ class CreatePayment(RequestBody):
             raise Refused(
                 "bad_request", "max_total_asset is the asset of max_total, which is missing", key="max_total"
             )
-        received = _written(value["response"])
+        received = _serialised(value["response"])
         return PaymentRequest(
             app_id=app_id,
             origin=body.origin,
@@ -168,7 +168,7 @@ class ReportDelivery(_ForwardedAnswer):
 
     @property
     def answer(self) -> HttpResponse | str:
-        """The retry's answer, as far as reported. Or the reason why no answer came."""
+        """The retry's answer, as far as reported, or the reason why none came."""
         given = self.model_fields_set
         if self.unanswered is not None:
             if self.status != _UNANSWERED or given & {"headers", "body", "body_base64"}:
@@ -323,13 +323,13 @@ def _block(row: PaymentRow) -> dict[str, object] | None:
 
 def _shown_detail(detail: str, *, sees_all: bool) -> dict[str, object]:
     """The details of an event. An app that sees only its own data gets no figures of the wallet or others."""
-    told: dict[str, object] = json.loads(detail)
-    limits = told.get("limits")
+    details: dict[str, object] = json.loads(detail)
+    limits = details.get("limits")
     if not sees_all:
-        told.pop("figures", None)
+        details.pop("figures", None)
     if not sees_all and isinstance(limits, list):
-        told["limits"] = [{**one, "left": None} if is_shared(one["limit"], one) else one for one in limits]
-    return told
+        details["limits"] = [{**one, "left": None} if is_shared(one["limit"], one) else one for one in limits]
+    return details
 
 
 class PaymentEvent(BaseModel):
@@ -471,7 +471,7 @@ class Quote(BaseModel):
 
 
 def approval_reasons(reasons: Reasons) -> list[Reason]:
-    """Why an approval is needed. No finding's code has several cases."""
+    """Why an approval is needed. The codes of findings have no `reason`."""
     return [Reason(code=one.code, reason=None, detail=one.detail) for one in reasons]
 
 

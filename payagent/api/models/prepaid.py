@@ -99,20 +99,20 @@ class MerchantBalance(BaseModel):
     at: Time
 
     @classmethod
-    def of(cls, told: Observation) -> Self:
+    def of(cls, report: Observation) -> Self:
         return cls.model_validate(
             {
-                "remaining": told.remaining,
-                "total": told.total,
-                "used": told.used,
-                "unit": told.unit,
-                "expires_at": told.expires_at_ms,
-                "understood": told.why_not_understood is None,
-                "why_not": told.why_not_understood,
-                "source": told.source,
-                "status": told.http_status,
-                "body": told.body,
-                "at": told.at_ms,
+                "remaining": report.remaining,
+                "total": report.total,
+                "used": report.used,
+                "unit": report.unit,
+                "expires_at": report.expires_at_ms,
+                "understood": report.why_not_understood is None,
+                "why_not": report.why_not_understood,
+                "source": report.source,
+                "status": report.http_status,
+                "body": report.body,
+                "at": report.at_ms,
             }
         )
 
@@ -138,25 +138,25 @@ class PrepaidPool(BaseModel):
     difference: str | None
 
     @classmethod
-    def of(cls, one: Holding, told: Observation | None, config: AgentConfig) -> Self:
-        balance, merchant = one.balance, config.merchants.get(one.pool.origin)
-        remaining = told.remaining if told is not None and (told.unit or CALLS) == one.unit else None
+    def of(cls, holding: Holding, report: Observation | None, config: AgentConfig) -> Self:
+        balance, merchant = holding.balance, config.merchants.get(holding.pool.origin)
+        remaining = report.remaining if report is not None and (report.unit or CALLS) == holding.unit else None
         return cls(
             merchant=None if merchant is None else merchant.name,
-            origin=one.pool.origin,
-            partner=one.pool.partner or None,
-            wallet=one.pool.wallet,
-            unit=one.unit,
+            origin=holding.pool.origin,
+            partner=holding.pool.partner or None,
+            wallet=holding.pool.wallet,
+            unit=holding.unit,
             bought=balance.bought,
             used=balance.used,
             left=balance.left,
-            coming=one.coming,
-            unexplained=balance.unexplained - min(balance.unexplained, one.coming),
+            coming=holding.coming,
+            unexplained=balance.unexplained - min(balance.unexplained, holding.coming),
             costs=[
                 PrepaidCost(asset=asset, bought=cost.bought, used=cost.used, left=cost.left)
                 for asset, cost in sorted(balance.costs.items())
             ],
-            merchant_says=None if told is None else MerchantBalance.of(told),
+            merchant_says=None if report is None else MerchantBalance.of(report),
             difference=None if remaining is None else str(remaining - balance.left),
         )
 
@@ -229,11 +229,11 @@ class Topup(BaseModel):
     reason: Reason = absent("Present if it ends before its goal.")
 
     @classmethod
-    def of(cls, row: TopupRow, pool: Pool, made: Sequence[PaymentRow], config: AgentConfig) -> Self:
+    def of(cls, row: TopupRow, pool: Pool, payments: Sequence[PaymentRow], config: AgentConfig) -> Self:
         merchant, request = config.merchants.get(pool.origin), json.loads(row.request)
         paid = add(
             {output.asset: output.units}
-            for payment in made
+            for payment in payments
             if payment.state not in ENDED_WITHOUT_PAYING
             for output in payment.outputs
         )
@@ -248,10 +248,10 @@ class Topup(BaseModel):
                 "state": row.state,
                 "unit": row.unit,
                 "units": row.units,
-                "bought": bought(row, made),
+                "bought": bought(row, payments),
                 "paid": paid,
                 "request": {"method": request["method"], "path": request["path"]},
-                "payments": [payment.id for payment in made],
+                "payments": [payment.id for payment in payments],
                 "created_at": row.created_at_ms,
                 "ended_at": row.ended_at_ms,
             }

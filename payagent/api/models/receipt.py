@@ -51,26 +51,26 @@ class Receipt(BaseModel):
     @classmethod
     def of(cls, conn: Connection, row: PaymentRow, config: AgentConfig) -> Self:
         """`conn` must be in one read transaction."""
-        known = recorded(conn, row.id)
+        record = recorded(conn, row.id)
         event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
         return cls(
             format="payagent-receipt/1",
             network=config.network.name,
             wallet=config.own.text,
-            payment=_payment(known),
-            intent=_intent(known.intent),
-            invoice=None if known.invoice is None else _invoice(known.invoice),
-            other_invoices=[_invoice(invoice) for invoice in known.other_invoices],
-            decisions=_told(known.events, DECISIONS),
-            holds=[_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
-            attempts=[_attempt(attempt, row, known, config) for attempt in known.attempts],
-            block_observations=[_block_observation(seen) for seen in known.block_observations],
-            answers=_told(known.events, ANSWERS),
-            entries=[_entry(entry) for entry in known.entries],
-            events=[_only(event, *event_names) for event in known.events],
+            payment=_payment(record),
+            intent=_intent(record.intent),
+            invoice=None if record.invoice is None else _invoice(record.invoice),
+            other_invoices=[_invoice(invoice) for invoice in record.other_invoices],
+            decisions=_selected(record.events, DECISIONS),
+            holds=[_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in record.holds],
+            attempts=[_attempt(attempt, row, record, config) for attempt in record.attempts],
+            block_observations=[_block_observation(observation) for observation in record.block_observations],
+            answers=_selected(record.events, ANSWERS),
+            entries=[_entry(entry) for entry in record.entries],
+            events=[_only(event, *event_names) for event in record.events],
             ledger={
-                "last_event": dict(zip(("seq", "hash"), known.last_event, strict=True)),
-                "head": str(Head(*known.last_seal)),
+                "last_event": dict(zip(("seq", "hash"), record.last_event, strict=True)),
+                "head": str(Head(*record.last_seal)),
             },
         )
 
@@ -83,11 +83,11 @@ def _units(row: Row) -> Json:
     return {"units": str(row["units"])}
 
 
-def _payment(known: Recorded) -> Json:
-    row = known.payment
+def _payment(record: Recorded) -> Json:
+    row = record.payment
     return {
         **_only(row, "id", "kind", "state", "delivery", "nonce_utxo", "ttl_slot", "first_invoice_seq"),
-        "app": dict(known.app),
+        "app": dict(record.app),
         "outputs": json.loads(row["outputs"]),
         "is_prepaid": row["pool_id"] is not None,
         "tx_hash": row["tx_id"],
@@ -103,8 +103,8 @@ def _block(row: Row) -> Json:
 
 
 def _intent(row: Row) -> Json:
-    told = _only(row, "id", "app_id", "idempotency_key", "fingerprint", "origin", "request", "request_id")
-    return told | {"is_key_derived": bool(row["is_key_derived"])}
+    columns = _only(row, "id", "app_id", "idempotency_key", "fingerprint", "origin", "request", "request_id")
+    return columns | {"is_key_derived": bool(row["is_key_derived"])}
 
 
 def _invoice(row: Row) -> Json:
@@ -117,17 +117,17 @@ def _invoice(row: Row) -> Json:
     }
 
 
-def _attempt(row: Row, payment: PaymentRow, known: Recorded, config: AgentConfig) -> Json:
+def _attempt(row: Row, payment: PaymentRow, record: Recorded, config: AgentConfig) -> Json:
     """An attempt with its retry headers. A finished attempt has them too, because they may have been presented."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":
         attempt = replace(payment.attempt, tx_id=row["tx_id"], cbor=row["cbor"])
-        shown = replace(payment, attempt=attempt, state=State.SIGNED)
-        told = next((one for one in known.other_invoices if one["seq"] == row["invoice_seq"]), known.invoice)
-        if told is not None:
-            names = {name: told[name] for name in ("dialect", "proof", "echo")}
-            shown = replace(shown, invoice=replace(payment.invoice, id=told["invoice_id"], **names))
-        headers = retry_headers(shown, config.merchants.get(payment.invoice.origin or ""), config.own.text)
+        signed = replace(payment, attempt=attempt, state=State.SIGNED)
+        invoice = next((one for one in record.other_invoices if one["seq"] == row["invoice_seq"]), record.invoice)
+        if invoice is not None:
+            names = {name: invoice[name] for name in ("dialect", "proof", "echo")}
+            signed = replace(signed, invoice=replace(payment.invoice, id=invoice["invoice_id"], **names))
+        headers = retry_headers(signed, config.merchants.get(payment.invoice.origin or ""), config.own.text)
     return {
         **_only(row, "kind", "nonce_utxo", "invoice_seq", "ttl_slot", "signed_at_ms"),
         "tx_hash": row["tx_id"],
@@ -142,7 +142,7 @@ def _block_observation(row: Row) -> Json:
     return {"tx_hash": row["tx_id"], "block": _block(row), "at_ms": row["at_ms"]}
 
 
-def _told(events: Sequence[Row], names: frozenset[str]) -> list[Json]:
+def _selected(events: Sequence[Row], names: frozenset[str]) -> list[Json]:
     """Selected events, with readable times."""
     return [
         _only(event, "seq", "event") | {"at": iso_time(event["at_ms"]), "detail": json.loads(event["detail"])}

@@ -174,16 +174,19 @@ class Wallet(BaseModel):
         balances: Iterable[Balance] = (),
     ) -> Self:
         """Without `utxos`: only the details that an app needs for its requests."""
-        shown: dict[str, Any] = {"assets": None, "utxos": None, "frozen_by": None}
+        operator_fields: dict[str, Any] = {"assets": None, "utxos": None, "frozen_by": None}
         if utxos is not None:
             states = [utxo_state(utxo) for utxo in utxos]
-            shown = {
+            operator_fields = {
                 "assets": [{"asset": asset, **units} for asset, units in wallet_units(utxos, balances).items()],
                 "utxos": {state: states.count(state) for state in UtxoCounts.model_fields},
                 "frozen_by": list(chain.external_spends),
             }
         return cls(
-            network=config.network.name, address=config.own.text, chain=ChainStatus.of(chain, now_ms), **shown
+            network=config.network.name,
+            address=config.own.text,
+            chain=ChainStatus.of(chain, now_ms),
+            **operator_fields,
         )
 
 
@@ -193,8 +196,8 @@ def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[
     `available` is what UTxO selection may use now. It can be less than total minus held, because unconfirmed
     change and locked or missing UTxOs are ours but cannot be spent.
     """
-    free = [utxo for utxo in utxos if utxo_state(utxo) == "available"]
-    available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in free)
+    spendable = [utxo for utxo in utxos if utxo_state(utxo) == "available"]
+    available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in spendable)
     owned: dict[str, int] = {}
     held: dict[str, int] = {}
     for account, asset, units in balances:
@@ -208,7 +211,7 @@ def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[
 
 
 def utxo_state(utxo: UtxoRow) -> str:
-    """The UTxO state to show: a reserved UTxO is "reserved", whether it is free or pending."""
+    """The UTxO state to show: a reserved UTxO is "reserved", whether it is available or pending."""
     return "reserved" if utxo.reserved_for is not None else utxo.state
 
 
@@ -249,10 +252,10 @@ class PauseStatus(BaseModel):
     already: bool = absent("Present, and true, if signing was paused before. That pause and its reason stay.")
 
     @classmethod
-    def of(cls, pause: Pause | None, by: str | None, *, tells_all: bool) -> Self:
+    def of(cls, pause: Pause | None, by: str | None, *, sees_all: bool) -> Self:
         return cls(
             paused=pause is not None,
             since=None if pause is None else pause.at_ms,
-            by=by if tells_all else None,
-            reason=pause.reason if pause is not None and tells_all else None,
+            by=by if sees_all else None,
+            reason=pause.reason if pause is not None and sees_all else None,
         )

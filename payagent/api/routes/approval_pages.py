@@ -50,7 +50,7 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_WHO = "links"
+_LINKS_APP = "links"
 """The rate limit counts all visitors of links as this one app."""
 
 _HEADINGS = {
@@ -68,13 +68,13 @@ router = APIRouter(include_in_schema=False)
 async def show(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
     """Show the request for approval and the button, or the decision."""
     context: AgentContext = request.app.state.agent.context
-    found = _found(request, payment_id, way, signature)
-    if found is None:
+    linked = _linked(request, payment_id, way, signature)
+    if linked is None:
         return _unknown()
-    row, approval = found
+    row, approval = linked
     if (decided := approvals.decided(context.conn, row.id)) is not None:
         return _page(_HEADINGS[decided.decision], _outcome(context, row, decided))
-    return _page(f"{way.capitalize()} this payment?", _asked(context, row, approval), way)
+    return _page(f"{way.capitalize()} this payment?", _request_rows(context, row, approval), way)
 
 
 @router.post(PREFIX + "{payment_id}/{way}/{signature}")
@@ -82,17 +82,17 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     """Take the form of that page, and redirect back to it, so that a reload does not send the form again."""
     agent: Agent = request.app.state.agent
     context = agent.context
-    found = _found(request, payment_id, way, signature)
-    if found is None:
+    linked = _linked(request, payment_id, way, signature)
+    if linked is None:
         return _unknown()
     links: ApprovalLinks = request.app.state.links
     _require_own_page(request, links.origin)
-    by = Approver("link", terms_hash=found[1].terms_hash)
+    by = Approver("link", terms_hash=linked[1].terms_hash)
     try:
         await (agent.decisions.approve if way == "approve" else agent.decisions.deny)(payment_id, by)
     except Refused as refused:
         context.refusals[refused.code] += 1
-        return _page(refused.problem.title, _refused(context, refused, found[1]), status=refused.problem.status)
+        return _page(refused.problem.title, _refused(context, refused, linked[1]), status=refused.problem.status)
     return RedirectResponse(request.url.path, 303, _HEADERS)
 
 
@@ -117,7 +117,7 @@ def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> It
     yield "payment", row.id
 
 
-def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, ApprovalRow] | None:
+def _linked(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, ApprovalRow] | None:
     """The payment of a valid link. Refused: `rate_limited`, only for links that payagent made.
 
     A made-up link uses up no requests of others, and reads nothing from the ledger.
@@ -126,7 +126,7 @@ def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple
     links: ApprovalLinks | None = request.app.state.links
     if links is None or not links.is_ours(payment_id, way, signature):
         return None
-    request.state.inside.enter_context(request.app.state.rate_limiter.admit(_WHO))
+    request.state.inside.enter_context(request.app.state.rate_limiter.admit(_LINKS_APP))
     approval = approvals.of_payment(context.conn, payment_id)
     if approval is None or not links.is_good(approval, way, signature):
         return None
@@ -143,31 +143,31 @@ def _require_own_page(request: Request, origin: str) -> None:
         raise Refused("browser_refused/web_page", "the decision was not sent by the approval page")
 
 
-def _asked(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
-    shown = approval_of(context, row, approval, sees_asked=True)
-    return [("network", context.config.network.name), *_rows(row, shown)]
+def _request_rows(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
+    detail = approval_of(context, row, approval, sees_approvals=True)
+    return [("network", context.config.network.name), *_rows(row, detail)]
 
 
-def _rows(row: PaymentRow, shown: Approval) -> Iterable[Row]:
+def _rows(row: PaymentRow, detail: Approval) -> Iterable[Row]:
     """The rows of the page, in order."""
-    yield from (("why it is asked", str(reason.detail)) for reason in shown.reasons)
-    yield "app", shown.app
+    yield from (("why it needs approval", str(reason.detail)) for reason in detail.reasons)
+    yield "app", detail.app
     yield "merchant", str(row.invoice.origin)
-    yield "call", shown.request or "not told"
-    yield "calls that it buys", str(shown.calls)
-    for output in shown.transaction.outputs:
+    yield "request", detail.request or "unknown"
+    yield "calls bought", str(detail.calls)
+    for output in detail.transaction.outputs:
         tokens = "".join(f", {format_amount(asset, units)}" for asset, units in output.assets.items())
         yield output.role, f"{format_ada(output.lovelace)}{tokens} to {output.address}"
-    yield "fee", format_ada(shown.transaction.fee)
-    for asset, units in shown.at_most.items():
+    yield "fee", format_ada(detail.transaction.fee)
+    for asset, units in detail.at_most.items():
         yield "at most", format_amount(asset, units)
-    for limit in shown.limits:
+    for limit in detail.limits:
         yield _limit_name(limit), format_amount(limit.asset, limit.left or 0)
-    paid, last_ms = shown.history.paid, shown.history.last_at
+    paid, last_ms = detail.history.paid, detail.history.last_at
     yield "paid there before", "never" if last_ms is None else f"{paid} times, last {iso_time(last_ms)}"
-    yield "open until", iso_time(shown.ends_at)
+    yield "open until", iso_time(detail.ends_at)
     yield "payment", row.id
-    yield "terms", shown.terms_hash
+    yield "terms", detail.terms_hash
 
 
 def _limit_name(limit: LimitStanding) -> str:

@@ -20,8 +20,7 @@ from payagent.core.invoice import calls_of
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of
 from payagent.core.problems import Refused
-from payagent.store.rows import approvals, apps, intents, payments
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import approvals, apps, intents, limit_counters, payments
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.payments import PaymentRow
 
@@ -36,7 +35,7 @@ async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     approval stays open until it times out. 409 `already_decided` says what was decided before. Only an app with
     the operate scope may decide on its own payment."""
     row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(Payment.of(caller.context, row, **asked(caller, row)))
+    return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 
 @router.post("/v1/payments/{payment_id}/deny", summary="Deny a payment", responses=gives(Payment, 200))
@@ -44,7 +43,7 @@ async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what it held is released. Until the approval would have timed out, the same request
     is refused without a new approval."""
     row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(Payment.of(caller.context, row, **asked(caller, row)))
+    return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:
@@ -55,33 +54,33 @@ def _open_to(caller: Caller, payment_id: str) -> str:
     return row.id
 
 
-def asked(caller: Caller, row: PaymentRow) -> dict[str, Approval]:
+def approval_field(caller: Caller, row: PaymentRow) -> dict[str, Approval]:
     """`approval` of the payment, if it needed one."""
-    found = approvals.of_payment(caller.context.conn, row.id)
-    return (
-        {}
-        if found is None
-        else {"approval": approval_of(caller.context, row, found, sees_asked=caller.sees_asked)}
-    )
+    approval_row = approvals.of_payment(caller.context.conn, row.id)
+    if approval_row is None:
+        return {}
+    return {"approval": approval_of(caller.context, row, approval_row, sees_approvals=caller.sees_approvals)}
 
 
-def approval_of(context: AgentContext, row: PaymentRow, found: ApprovalRow, *, sees_asked: bool) -> Approval:
-    """What a payment's own app may see; with `sees_asked`, also what the person who decides needs to know."""
+def approval_of(
+    context: AgentContext, row: PaymentRow, approval_row: ApprovalRow, *, sees_approvals: bool
+) -> Approval:
+    """What a payment's own app may see; with `sees_approvals`, also what the person who decides needs to know."""
     conn, origin = context.conn, row.invoice.origin or ""
     decided, at_most = approvals.decided(conn, row.id), payments.hold(conn, row.id, "approval")
     approval = Approval(
         calls=calls_of(row.invoice.batch_target),
-        reasons=approval_reasons(found.reasons),
-        terms_hash=found.terms_hash,
-        transaction=Transaction.model_validate(found.plan),
+        reasons=approval_reasons(approval_row.reasons),
+        terms_hash=approval_row.terms_hash,
+        transaction=Transaction.model_validate(approval_row.plan),
         at_most=at_most,
-        asked_at=found.asked_at_ms,
-        ends_at=found.expires_at_ms,
+        asked_at=approval_row.asked_at_ms,
+        ends_at=approval_row.expires_at_ms,
         decision=None if decided is None else decided.decision,
         via=None if decided is None else decided.via,
         decided_at=None if decided is None else decided.at_ms,
     )
-    if sees_asked:
+    if sees_approvals:
         names, scopes = dict(names_of(context)), scopes_of(row.app_id, origin)
         by = None if decided is None else decided.by_app
         approval.app = apps.require(conn, row.app_id).name
@@ -97,13 +96,13 @@ def approval_of(context: AgentContext, row: PaymentRow, found: ApprovalRow, *, s
 
 
 def _history(context: AgentContext, payment_id: str, origin: str) -> MerchantHistory:
-    found = approvals.standing_at(context.conn, origin, payment_id)
-    paid = [one for state, one in found.items() if state in POSTED]
-    not_paid = sum(count for state, (count, _) in found.items() if state in ENDED_WITHOUT_PAYING)
+    by_state = approvals.standing_at(context.conn, origin, payment_id)
+    paid = [one for state, one in by_state.items() if state in POSTED]
+    not_paid = sum(count for state, (count, _) in by_state.items() if state in ENDED_WITHOUT_PAYING)
     return MerchantHistory(
         paid=sum(count for count, _ in paid),
         last_at=max((newest_ms for _, newest_ms in paid), default=None),
         not_paid=not_paid,
-        under_way=sum(count for count, _ in found.values()) - sum(count for count, _ in paid) - not_paid,
-        spent=spending.totals(context.conn, Scope(ANY, origin)),
+        under_way=sum(count for count, _ in by_state.values()) - sum(count for count, _ in paid) - not_paid,
+        spent=limit_counters.totals(context.conn, Scope(ANY, origin)),
     )

@@ -26,7 +26,7 @@ router = APIRouter(tags=["apps"])
 @router.get("/v1/apps", summary="List apps", responses=gives(AppsPage, 200))
 async def every_app(caller: Operator) -> JsonResponse:
     """All apps that ever existed, oldest first, each with the dates of its last token."""
-    rows = [_shown(caller.context, app, token) for app, token in all_apps(caller.context)]
+    rows = [_app(caller.context, app, token) for app, token in all_apps(caller.context)]
     return JsonResponse(AppsPage(apps=rows, caller=caller.app.id))
 
 
@@ -40,9 +40,9 @@ async def every_app(caller: Operator) -> JsonResponse:
 async def add(request: Request, caller: Operator) -> JsonResponse:
     """`token` is shown only now; payagent stores its hash. No app gets a scope that the caller lacks."""
     token = new_token(caller.context.ports.randomness)
-    wanted = CreateApp.read(await caller.json_body(request)).new_app
-    app = await add_app(caller.context, caller.app, wanted, hash_token(token))
-    return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id), token=token), 201)
+    new_app = CreateApp.read(await caller.json_body(request)).new_app
+    app = await add_app(caller.context, caller.app, new_app, hash_token(token))
+    return JsonResponse(_app(caller.context, app, last_token(caller.context.conn, app.id), token=token), 201)
 
 
 @router.post(
@@ -58,17 +58,17 @@ async def rotate_token(name: str, request: Request, caller: Operator) -> JsonRes
         raise Refused("bad_request", "that token was issued before; make a new one", key="token")
     token = order.token or new_token(caller.context.ports.randomness)
     app = await renew_token(caller.context, caller.app, name, hash_token(token), order.expires_at)
-    return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id), token=token))
+    return JsonResponse(_app(caller.context, app, last_token(caller.context.conn, app.id), token=token))
 
 
 @router.post("/v1/apps/{name}/revoke", summary="Revoke an app's token", responses=gives(App, 200))
 async def end(name: str, caller: Operator) -> JsonResponse:
     """Applies at once. The app's open payments go on; it can make no new requests."""
     app = await revoke(caller.context, caller.app, name)
-    return JsonResponse(_shown(caller.context, app, last_token(caller.context.conn, app.id)))
+    return JsonResponse(_app(caller.context, app, last_token(caller.context.conn, app.id)))
 
 
-def _shown(context: AgentContext, app: AppRow, last: TokenRow | None, **text: str) -> App:
+def _app(context: AgentContext, app: AppRow, last: TokenRow | None, **text: str) -> App:
     """`text`: the token itself, if this answer shows it."""
     is_active = last is not None and last.is_good(context.conn, context.latest_ms)
     names = {origin: merchant.name for origin, merchant in context.config.merchants.items()}

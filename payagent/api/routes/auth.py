@@ -50,40 +50,40 @@ class Caller:
         return self.app.sees_all
 
     @property
-    def sees_asked(self) -> bool:
+    def sees_approvals(self) -> bool:
         """Whether the app sees other apps' payments that need or needed an approval."""
         return self.sees_all or APPROVE in self.app.scopes
 
     @property
-    def is_let_in(self) -> bool:
+    def has_valid_token(self) -> bool:
         """Whether the token is still valid. Long requests check it again."""
         context = self.context
         return apps.by_token(context.conn, self._token_hash, context.latest_ms) is not None
 
-    def require_let_in(self) -> None:
+    def require_valid_token(self) -> None:
         """Refused: `unauthorized`."""
-        if not self.is_let_in:
+        if not self.has_valid_token:
             raise _unauthorized()
 
-    def require_still_let_in(self) -> None:
-        """Like `require_let_in`, in the middle of an answer, which can then only be aborted."""
-        if not self.is_let_in:
+    def require_token_still_valid(self) -> None:
+        """Like `require_valid_token`, in the middle of an answer, which can then only be aborted."""
+        if not self.has_valid_token:
             raise BrokenOffError("the token is no longer valid")
 
-    def while_let_in(self, pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
-        """Yield the pieces of a long answer. Abort it when the token ends: a part must not pass for the whole."""
+    def while_token_is_valid(self, pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
+        """Yield the pieces of a long answer, and abort it if the token becomes invalid."""
         for piece in pieces:
-            self.require_still_let_in()
+            self.require_token_still_valid()
             yield piece
 
     async def json_body(self, request: Request, *, may_be_absent: bool = False) -> bytes:
         """The request's body. The token must still be valid when all of it has arrived.
 
         The event loop goes on to the writer's queue without a pause. So a request that passed this check is queued
-        before any answer that reports the token's end.
+        before any answer that says the token is no longer valid.
         """
         raw = await json_body(request, may_be_absent=may_be_absent)
-        self.require_let_in()
+        self.require_valid_token()
         request.app.state.rate_limiter.weigh(self.app.id, len(raw))
         return raw
 
@@ -92,12 +92,12 @@ class Caller:
         own = self.app
         if name in (own.id, own.name):
             return own
-        if not self.sees_asked:
+        if not self.sees_approvals:
             raise Refused("forbidden", "seeing another app needs a token for read, operate or approve")
-        found = apps.by_id(self.context.conn, name) or apps.by_name(self.context.conn, name)
-        if found is None:
+        app = apps.by_id(self.context.conn, name) or apps.by_name(self.context.conn, name)
+        if app is None:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
-        return found
+        return app
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see. Any other is `not_found`, whether it exists or not."""
@@ -106,7 +106,7 @@ class Caller:
         if row is None or not (
             self.sees_all
             or row.app_id == self.app.id
-            or (self.sees_asked and approvals.of_payment(conn, row.id) is not None)
+            or (self.sees_approvals and approvals.of_payment(conn, row.id) is not None)
         ):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         return self.context.as_noted(row)

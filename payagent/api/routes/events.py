@@ -1,8 +1,7 @@
 """/v1/events: streams events as server-sent events (WHATWG HTML 9.2), as soon as they are durable.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: buffers
-events for a slow reader (each is read from the ledger when it is sent); reads them in the event loop's thread;
-continues when the server stops.
+May import: core, agent, store, the rest of api, FastAPI. Never: buffers events for a slow reader (each is
+read from the ledger when it is sent); reads them in the event loop's thread; continues when the server stops.
 """
 
 import asyncio
@@ -76,9 +75,8 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
     seq = _start(single_header(request, "Last-Event-ID"), query.after, caller)
     stopping: asyncio.Event = request.scope[STOPPING]
     inside: ExitStack = request.state.inside
-    opened.append(
-        caller.app.id
-    )  # counted here and not in _stream, because other requests are admitted before that starts
+    # counted here and not in _stream, because other requests are admitted before that starts
+    opened.append(caller.app.id)
     inside.callback(opened.remove, caller.app.id)
     return StreamingResponse(_stream(caller, seq, stopping), media_type="text/event-stream")
 
@@ -87,14 +85,14 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     """The event after which the stream starts. A future one is refused, because it would hide those before it."""
     newest, _ = last_event(caller.context.conn)
     if last_id is None:
-        asked, key = newest if after is None else after, "after"
+        start, key = newest if after is None else after, "after"
     elif _SEQ.fullmatch(last_id):
-        asked, key = int(last_id), "Last-Event-ID"
+        start, key = int(last_id), "Last-Event-ID"
     else:
         raise Refused("bad_request", "Last-Event-ID must be the number of an event", key="Last-Event-ID")
-    if asked > newest:
-        raise Refused("bad_request", f"there is no event {asked} yet; the last is {newest}", key=key)
-    return asked
+    if start > newest:
+        raise Refused("bad_request", f"there is no event {start} yet; the last is {newest}", key=key)
+    return start
 
 
 async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIterator[str]:
@@ -102,16 +100,16 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
     clock = asyncio.get_running_loop().time
     with context.changes.following() as changed:
         yield ": from here on\n\n"
-        said_s = clock()
-        while not stopping.is_set() and caller.is_let_in:
+        sent_s = clock()
+        while not stopping.is_set() and caller.has_valid_token:
             changed.clear()
-            found, reached = await run_in_threadpool(_page, context, seq, app_id)
-            if found:
-                yield "".join(_written(row, sees_all=caller.sees_all) for row in found)
-                said_s = clock()
-            elif clock() - said_s >= HEARTBEAT_S:
+            rows, reached = await run_in_threadpool(_page, context, seq, app_id)
+            if rows:
+                yield "".join(_event_text(row, sees_all=caller.sees_all) for row in rows)
+                sent_s = clock()
+            elif clock() - sent_s >= HEARTBEAT_S:
                 yield ": still here\n\n"
-                said_s = clock()
+                sent_s = clock()
             if reached - seq < PAGE_ROWS:
                 await first_of(changed.wait(), stopping.wait(), timeout_s=LOOK_S)
             seq = reached
@@ -121,6 +119,6 @@ def _page(context: AgentContext, seq: int, app_id: str | None) -> tuple[list[Str
     return events_after(context.conn, seq, app_id)
 
 
-def _written(row: StreamedEvent, *, sees_all: bool) -> str:
+def _event_text(row: StreamedEvent, *, sees_all: bool) -> str:
     data = to_json(StreamEvent.of(row, sees_all=sees_all))
     return f"id: {row.seq}\nevent: {row.event}\ndata: {data}\n\n"

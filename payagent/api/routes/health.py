@@ -43,14 +43,14 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
-        found = checks()
-        ready = not any(found.values())
+        problems = checks()
+        ready = not any(problems.values())
         return JsonResponse(
             Readiness(
                 ready=ready,
-                code=_code(context, found),
+                code=_code(context, problems),
                 network=context.config.network.name,
-                checks={name: problem or "ok" for name, problem in found.items()},
+                checks={name: problem or "ok" for name, problem in problems.items()},
                 providers={name: problem or "ok" for name, problem in context.providers.items()},
             ),
             200 if ready else 503,
@@ -60,12 +60,12 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
     return router
 
 
-def _code(context: AgentContext, found: dict[str, str | None]) -> str | None:
+def _code(context: AgentContext, problems: dict[str, str | None]) -> str | None:
     """The code that a payment would be refused with now. Its problem says what to do."""
     refused = chain_refusal(context.chain, context.ports.clock.now_ms())
     if refused is not None:
         return refused.code
-    return next((code for check, code in _REFUSED_AS.items() if found[check]), None)
+    return next((code for check, code in _REFUSED_AS.items() if problems[check]), None)
 
 
 def _pause_problem(context: AgentContext) -> str | None:

@@ -64,7 +64,7 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
-class Chosen(QueryParams):
+class EntryFilter(QueryParams):
     """Filters of ledger entries. Merchant, app and state are those of an entry's payment."""
 
     since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
@@ -90,14 +90,14 @@ class Chosen(QueryParams):
         )
 
 
-class Filter(Page, Chosen):
+class EntryPage(Page, EntryFilter):
     """Filters of a page of entries."""
 
     payment: Annotated[str | None, Field(description="A payment's id.")] = None
     account: Annotated[str | None, Field(description="Entries that post to this account.")] = None
 
 
-class Grouped(Chosen):
+class SpendQuery(EntryFilter):
     """Filters of the spend, and how to group it."""
 
     by: Annotated[
@@ -110,11 +110,11 @@ class Grouped(Chosen):
     @property
     def keys(self) -> tuple[SpendKey, ...]:
         """Without the asset: amounts of two assets are never added."""
-        given = dict.fromkeys(self.by.split(","))
-        return tuple(key for name in given for key in get_args(SpendKey) if key == name)
+        names = dict.fromkeys(self.by.split(","))
+        return tuple(key for name in names for key in get_args(SpendKey) if key == name)
 
 
-class Noted(QueryParams):
+class VerifyQuery(QueryParams):
     """An earlier state to compare with."""
 
     head: Annotated[
@@ -123,7 +123,7 @@ class Noted(QueryParams):
     ] = None
 
 
-class Exported(Chosen):
+class ExportQuery(EntryFilter):
     """Filters and format of an export."""
 
     format: Format = "csv"
@@ -131,9 +131,9 @@ class Exported(Chosen):
 
 def _origin(text: str, config: AgentConfig) -> str:
     """A merchant that is no longer configured is named by its origin."""
-    named = next((merchant.origin for merchant in config.merchants.values() if merchant.name == text), None)
+    origin = next((merchant.origin for merchant in config.merchants.values() if merchant.name == text), None)
     try:
-        return named or parse_origin(text)
+        return origin or parse_origin(text)
     except ValueError:
         raise Refused(
             "bad_request", "merchant is neither a name in [merchants] nor an origin", key="merchant"
@@ -141,7 +141,7 @@ def _origin(text: str, config: AgentConfig) -> str:
 
 
 @router.get("/entries", summary="List ledger entries, newest first", responses=gives(Entries, 200))
-async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
+async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
     page = partial(
         journal.entries_page,
@@ -171,7 +171,7 @@ async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
     summary="Show the balance of every account, and that they sum to zero",
     responses=gives(Balances, 200),
 )
-async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonResponse:
+async def balance(caller: Auditor, query: Annotated[EntryFilter, Query()]) -> JsonResponse:
     """wallet + held is what the chain shows at our address if nothing is in flight.
 
     With filters, it sums the selected postings. With `until` alone, that is the balance at that time.
@@ -183,7 +183,7 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
 
 
 @router.get("/spend", summary="Show what left the wallet", responses=gives(Spending, 200))
-async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResponse:
+async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonResponse:
     """Over the whole history, the totals are the deposits minus what the chain shows at our address.
 
     A payment counts once it is confirmed. A cancelled one counts with its fee alone. What a rollback reversed is
@@ -200,10 +200,10 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     responses=gives(VerifyReport, 200),
     response_class=StreamingResponse,
 )
-async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
+async def verified(caller: Auditor, query: Annotated[VerifyQuery, Query()]) -> StreamingResponse:
     """Checks every row, which can take minutes. Findings are sent as they are found."""
-    noted = None if query.head is None else parse_head(query.head)
-    return await _streamed(caller, _verdict(caller.context, noted), "application/json")
+    earlier_head = None if query.head is None else parse_head(query.head)
+    return await _streamed(caller, _report(caller.context, earlier_head), "application/json")
 
 
 @router.get(
@@ -218,7 +218,7 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
     },
     response_class=StreamingResponse,
 )
-async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
+async def exported(caller: Auditor, query: Annotated[ExportQuery, Query()]) -> StreamingResponse:
     """Oldest first, and all from one consistent state."""
     only = query.selection(caller)
     pages = _pages(_export(caller.context, only, query.format))
@@ -247,7 +247,7 @@ def _copy(context: AgentContext) -> Generator[bytes]:
             yield piece
 
 
-def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
+def _report(context: AgentContext, earlier_head: Head | None) -> Generator[str]:
     """One JSON object in pieces. An empty line at each step of progress keeps the client from timing out."""
     config = context.config
     checked: Counter[str] = Counter()
@@ -255,15 +255,15 @@ def _verdict(context: AgentContext, noted: Head | None) -> Generator[str]:
     head: Head | None = None
     yield '{"findings":['
     with context.snapshot() as conn:
-        for told in verify(conn, Owner(config.own, config.network), noted):
-            if isinstance(told, AuditFinding):
+        for result in verify(conn, Owner(config.own, config.network), earlier_head):
+            if isinstance(result, AuditFinding):
                 found += 1
                 if found <= FINDINGS_MAX:
-                    yield ("," if found > 1 else "") + to_json(LedgerFinding.model_validate(told))
-            elif isinstance(told, Head):
-                head = told
+                    yield ("," if found > 1 else "") + to_json(LedgerFinding.model_validate(result))
+            elif isinstance(result, Head):
+                head = result
             else:
-                checked[told.table] = told.rows
+                checked[result.table] = result.rows
                 yield "\n"
     report = VerifyReport(findings=[], clean=not found, found=found, head=str(head), checked=checked)
     yield to_json(report).removeprefix('{"findings":[')
@@ -286,8 +286,8 @@ class _Streamed(StreamingResponse):
     because closing may wait for helper processes when the client has disconnected.
     """
 
-    def __init__(self, told: Iterator[str | bytes], pieces: Generator[str | bytes], media_type: str) -> None:
-        super().__init__(told, media_type=media_type)
+    def __init__(self, content: Iterator[str | bytes], pieces: Generator[str | bytes], media_type: str) -> None:
+        super().__init__(content, media_type=media_type)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -300,7 +300,7 @@ class _Streamed(StreamingResponse):
 async def _streamed(caller: Caller, pieces: Generator[AnyStr], media_type: str) -> StreamingResponse:
     """Sent while the token is valid. If nothing can be read, the answer is still a problem."""
     first = await run_in_threadpool(lambda: list(islice(pieces, 2)))
-    return _Streamed(caller.while_let_in(chain(first, pieces)), pieces, media_type)
+    return _Streamed(caller.while_token_is_valid(chain(first, pieces)), pieces, media_type)
 
 
 def _close(pieces: Generator[str | bytes]) -> None:

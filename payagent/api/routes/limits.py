@@ -1,4 +1,4 @@
-"""/v1/limits: shows the limits with what each leaves, and sets them while the daemon runs.
+"""/v1/limits: shows each limit and what is left of it, and sets limits while the daemon runs.
 
 May import: core, agent, the rest of api, FastAPI. Never: shows an app what others spent.
 """
@@ -20,7 +20,7 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(tags=["limits"])
 
 
-@router.get("/v1/limits", summary="List the limits and what each leaves", responses=gives(Limits, 200))
+@router.get("/v1/limits", summary="List the limits and what is left of each", responses=gives(Limits, 200))
 async def limits(caller: Viewer) -> JsonResponse:
     """Every limit in force, with what its window counts now.
 

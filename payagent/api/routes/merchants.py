@@ -1,4 +1,4 @@
-"""/v1/merchants: lists, adds and removes merchants, shows what is known of each, and changes pins.
+"""/v1/merchants: lists, shows, adds and removes merchants, and changes their pins.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: shows a merchant's key.
 """
@@ -36,8 +36,8 @@ async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, A
 )
 async def add(request: Request, caller: Operator) -> JsonResponse:
     """Applies at once and survives restarts. A name or origin that is already in use is refused with 409."""
-    wanted = CreateMerchant.read(await caller.json_body(request))
-    await add_merchant(caller.context, caller.app.id, wanted.name, wanted.settings)
+    body = CreateMerchant.read(await caller.json_body(request))
+    await add_merchant(caller.context, caller.app.id, body.name, body.settings)
     return _listed(caller, 201)
 
 
@@ -51,7 +51,7 @@ async def remove(name: str, caller: Operator) -> JsonResponse:
 @router.get("/v1/merchants/{name}", summary="Show a merchant", responses=gives(MerchantDetails, 200))
 async def merchant(name: str, caller: Reader) -> JsonResponse:
     """The addresses that it may be paid at, the agreed prices, and whether it served what was paid."""
-    return _known(caller, name)
+    return _details(caller, name)
 
 
 @router.post(
@@ -63,23 +63,23 @@ async def merchant(name: str, caller: Reader) -> JsonResponse:
 )
 async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
     """Applies at once, survives restarts, and adds to the addresses of the config file."""
-    wanted = CreatePin.read(await caller.json_body(request))
-    await pin(caller.context, caller.app.id, name, wanted.role, wanted.address)
-    return _known(caller, name)
+    body = CreatePin.read(await caller.json_body(request))
+    await pin(caller.context, caller.app.id, name, body.role, body.address)
+    return _details(caller, name)
 
 
 @router.post(
     "/v1/merchants/{name}/unpin",
-    summary="Forget an address of a merchant",
+    summary="Remove an address of a merchant",
     responses=gives(MerchantDetails, 200),
     openapi_extra=takes(CreatePin),
     status_code=200,
 )
 async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
     """Only an address that was learned or pinned at run time. `last_pinned_address` if none would be left."""
-    wanted = CreatePin.read(await caller.json_body(request))
-    await unpin(caller.context, caller.app.id, name, wanted.role, wanted.address)
-    return _known(caller, name)
+    body = CreatePin.read(await caller.json_body(request))
+    await unpin(caller.context, caller.app.id, name, body.role, body.address)
+    return _details(caller, name)
 
 
 @router.post(
@@ -88,16 +88,16 @@ async def drop_pin(name: str, request: Request, caller: Operator) -> JsonRespons
 async def resume_merchant(name: str, caller: Operator) -> JsonResponse:
     """The count of unserved payments starts again at zero."""
     await resume(caller.context, caller.app.id, name)
-    return _known(caller, name)
+    return _details(caller, name)
 
 
 def _listed(caller: Caller, status: int = 200) -> JsonResponse:
     config, allowed = caller.context.config, caller.app.merchants
-    named = sorted(config.merchants.values(), key=lambda merchant: merchant.name)
-    rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    told = [Merchant.of(row, readiness(caller.context.conn, row.origin), config) for row in rows]
-    return JsonResponse(Merchants(merchants=told), status)
+    by_name = sorted(config.merchants.values(), key=lambda merchant: merchant.name)
+    rows = [merchant for merchant in by_name if allowed is None or merchant.origin in allowed]
+    items = [Merchant.of(row, readiness(caller.context.conn, row.origin), config) for row in rows]
+    return JsonResponse(Merchants(merchants=items), status)
 
 
-def _known(caller: Caller, name: str) -> JsonResponse:
+def _details(caller: Caller, name: str) -> JsonResponse:
     return JsonResponse(MerchantDetails.of_status(standing(caller.context, name), caller.context.config))

@@ -21,8 +21,7 @@ from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
-from payagent.store.rows import alerts, events, journal, merchants, payments, topups
-from payagent.store.rows import attempts_and_utxos as queries
+from payagent.store.rows import alerts, attempts_and_utxos, events, journal, merchants, payments, topups
 
 Checks = Callable[[], Mapping[str, str | None]]
 """The problem that each check found; None if it passed."""
@@ -34,9 +33,9 @@ def metrics_router(checks: Checks) -> APIRouter:
     @router.get("/metrics", summary="Export metrics for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
         """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
-        context, found = caller.context, checks()
+        context, problems = caller.context, checks()
         refusals = dict(sorted(context.refusals.items()))
-        text = await run_in_threadpool(lambda: write(families(context, found, refusals)))
+        text = await run_in_threadpool(lambda: write(families(context, problems, refusals)))
         return Response(text, media_type=MEDIA_TYPE)
 
     return router
@@ -67,7 +66,7 @@ def _payments(context: AgentContext) -> Iterator[Family]:
 
 
 def _wallet(context: AgentContext) -> Iterator[Family]:
-    units = wallet_units(queries.utxos(context.conn), journal.balances(context.conn))
+    units = wallet_units(attempts_and_utxos.utxos(context.conn), journal.balances(context.conn))
     yield Family(
         "payagent_wallet_units",
         "gauge",

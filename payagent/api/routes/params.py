@@ -1,4 +1,4 @@
-"""What several routes share: reading the body within its limits, query parameters and waiting.
+"""Helpers of several routes: read the body within its limits, check query parameters, and wait.
 
 May import: core, FastAPI, pydantic. Never: knows a route.
 """
@@ -102,15 +102,15 @@ def require_clear_query(request: Request) -> None:
     """
     if not request.scope["query_string"]:
         return
-    given = Counter(name for name, _ in request.query_params.multi_items())
+    counts = Counter(name for name, _ in request.query_params.multi_items())
     # without a route it is a request of the fast path, which takes none
     route = request.scope.get("route")
-    if given and (route is None or not route.dependant.query_params):
-        name = next(iter(given))[:80]
+    if counts and (route is None or not route.dependant.query_params):
+        name = next(iter(counts))[:80]
         raise Refused("bad_request", f"the path takes no parameters, and the request has {name!a}", key=name)
-    twice = next((name for name, count in given.items() if count > 1), None)
-    if twice is not None:
-        name = twice[:80]
+    repeated = next((name for name, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        name = repeated[:80]
         raise Refused("bad_request", f"the parameter {name!a} is given twice", key=name)
 
 

@@ -24,7 +24,7 @@ router = APIRouter(tags=["pause"])
 @router.get("/v1/pause", summary="Show whether signing is paused", responses=gives(PauseStatus, 200))
 async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
     """`by` and `reason` need a token for read or operate."""
-    return _told(caller, pauses.standing(caller.context.conn))
+    return _status(caller, pauses.standing(caller.context.conn))
 
 
 @router.post(
@@ -38,20 +38,20 @@ async def begin(request: Request, caller: Operator) -> JsonResponse:
     cancellation or transfer. Transactions signed before are still submitted and may be included. If signing was
     paused before, that pause stays with its reason, and `already` says so."""
     order = PauseWallet.read(await caller.json_body(request, may_be_absent=True))
-    found, is_new = await pause(caller.context, caller.app.id, order.reason)
-    return _told(caller, found, already=not is_new)
+    row, is_new = await pause(caller.context, caller.app.id, order.reason)
+    return _status(caller, row, already=not is_new)
 
 
 @router.post("/v1/resume", summary="Resume signing", responses=gives(PauseStatus, 200))
 async def end(caller: Operator) -> JsonResponse:
     """Payments that were reserved before the pause are signed now, if there is time left. Others are released."""
-    return _told(caller, await unpause(caller.context, caller.app.id))
+    return _status(caller, await unpause(caller.context, caller.app.id))
 
 
-def _told(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
+def _status(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
     by = None if pause is None else apps.by_id(caller.context.conn, pause.by)
     name = None if pause is None else pause.by if by is None else by.name
-    status = PauseStatus.of(pause, name, tells_all=caller.sees_all)
+    status = PauseStatus.of(pause, name, sees_all=caller.sees_all)
     if already:
         status.already = True
     return JsonResponse(status)

@@ -28,14 +28,13 @@ from payagent.api.models.payments import (
     ReportDelivery,
 )
 from payagent.api.models.receipt import Receipt
-from payagent.api.routes.approvals import asked
+from payagent.api.routes.approvals import approval_field
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problems import Refused
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import events
+from payagent.store.rows import attempts_and_utxos, events
 from payagent.store.rows import payments as stored
 from payagent.store.rows.approvals import count_awaiting
 from payagent.store.rows.payments import PaymentRow
@@ -77,10 +76,10 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     existing one. 202, with `approval`, if the payment needs an approval: nothing is signed, and it counts against
     the limits. Then get the payment with `wait`, or repeat the request."""
     raw = await caller.json_body(request)
-    ask = CreatePayment.ask(caller.app.id, raw, single_header(request, "Idempotency-Key"))
-    row, is_new = await caller.agent.pay(ask)
+    payment_request = CreatePayment.payment_request(caller.app.id, raw, single_header(request, "Idempotency-Key"))
+    row, is_new = await caller.agent.pay(payment_request)
     if row.state is State.AWAITING_APPROVAL:
-        return JsonResponse(Payment.of(caller.context, row, **asked(caller, row)), 202)
+        return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)), 202)
     return JsonResponse(Payment.of(caller.context, row), 201 if is_new else 200)
 
 
@@ -98,25 +97,25 @@ async def pay_at_once(request: Request) -> JsonResponse:
 async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Nothing is reserved. Refused as the payment would be, except by limits: these are reported in `refusal`. If
     the invoice already has a payment, the refusal is `invoice_already_paid/same_intent`."""
-    ask = CreatePayment.ask(caller.app.id, await caller.json_body(request), None)
-    return JsonResponse(Quote.of(await caller.agent.quote(ask), caller.context.config))
+    payment_request = CreatePayment.payment_request(caller.app.id, await caller.json_body(request), None)
+    return JsonResponse(Quote.of(await caller.agent.quote(payment_request), caller.context.config))
 
 
 @router.get("/v1/payments", summary="List payments, newest first", responses=gives(Payments, 200))
 async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> JsonResponse:
     """An app sees its own payments. A token for approve also sees those that need or needed an approval, and a
     token for read or operate sees all."""
-    app_id = None if caller.sees_asked else caller.app.id
+    app_id = None if caller.sees_approvals else caller.app.id
     if query.app is not None:
         app_id = caller.app_named(query.app).id
     origin = None if query.origin is None else _origin(query.origin)
-    only_app = None if caller.sees_asked else caller.app.id
+    only_app = None if caller.sees_approvals else caller.app.id
     awaiting = await run_in_threadpool(lambda: count_awaiting(caller.context.conn, only_app))
-    asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
+    asked_or_of = caller.app.id if caller.sees_approvals and not caller.sees_all else None
     rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [Payment.of(caller.context, row) for row in rows]
-    return JsonResponse(Payments(payments=shown, cursor=cursor, awaiting_approval=awaiting))
+    items = [Payment.of(caller.context, row) for row in rows]
+    return JsonResponse(Payments(payments=items, cursor=cursor, awaiting_approval=awaiting))
 
 
 def _page(
@@ -149,17 +148,17 @@ async def payment(
     row = caller.payment(payment_id)
     if query.wait:
         await first_of(context.wait(row.id, query.wait), request.scope[STOPPING].wait())
-        caller.require_let_in()
+        caller.require_valid_token()
         row = context.payment(row.id)
-    shown = PaymentWithHistory.of(
+    answer = PaymentWithHistory.of(
         context,
         row,
-        **asked(caller, row),
+        **approval_field(caller, row),
         depth=context.depth(row) or None,
-        attempts=[Attempt.model_validate(attempt) for attempt in queries.attempts(context.conn, row.id)],
+        attempts=[Attempt.model_validate(one) for one in attempts_and_utxos.attempts(context.conn, row.id)],
         history=PaymentEvent.history(events.events(context.conn, row.id), sees_all=caller.sees_all),
     )
-    return JsonResponse(shown)
+    return JsonResponse(answer)
 
 
 @router.get(
@@ -194,8 +193,8 @@ async def delivery(
     """A 2xx or a 304 means that the request was served, unless a 202 says otherwise. For a 202 and for any other
     answer, report its headers and body too: `answer` says what to do next. A 402 soon after paying is normal; then
     present the same proof again."""
-    told = ReportDelivery.read(await caller.json_body(request))
-    answer = told.answer
+    report = ReportDelivery.read(await caller.json_body(request))
+    answer = report.answer
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "reporting another app's delivery needs a token for operate", needs=OPERATE)
@@ -205,7 +204,7 @@ async def delivery(
     if isinstance(answer, str):
         row, advice = await deliveries.take_silence(row.id, answer)
     else:
-        row, advice = await deliveries.take_answer(row.id, answer, shown_depth=told.depth, is_delivered=True)
+        row, advice = await deliveries.take_answer(row.id, answer, shown_depth=report.depth, is_delivered=True)
     return JsonResponse(PaymentWithAnswer.of(caller.context, row, answer=MerchantAnswer.of(advice)))
 
 

@@ -39,8 +39,8 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     Nothing is requested, counted or reserved. The answer uses our count and the merchant's last report."""
     question = PrepaidQuestion.read(await caller.json_body(request))
     calls = caller.agent.prepaid_calls
-    found = calls.quote(calls.call_of(caller.app.id, question.origin, question.request.request()))
-    return JsonResponse(PrepaidQuoteAnswer.of(found, caller.context.config))
+    prepaid_quote = calls.quote(calls.call_of(caller.app.id, question.origin, question.request.request()))
+    return JsonResponse(PrepaidQuoteAnswer.of(prepaid_quote, caller.context.config))
 
 
 def all_pools(conn: Connection, config: AgentConfig) -> list[PrepaidPool]:

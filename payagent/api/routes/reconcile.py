@@ -37,7 +37,7 @@ from payagent.store.rows.onchain import under_way_since_ms
 
 T = TypeVar("T")
 
-BREATH_S = 10.0
+HEARTBEAT_S = 10.0
 """After this long without a result, an empty line keeps the client from timing out."""
 
 _TX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -56,14 +56,14 @@ class Period(QueryParams):
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Where the comparison starts, as a slot and as a time. `looked`: the tip that payagent had read by then.
-    `booked`: the tip up to which it had booked all deposits.
+    """Where the comparison starts, as a slot and as a time. `read_tip`: the tip that payagent had read by then.
+    `booked_tip`: the tip up to which it had booked all deposits.
     """
 
     since_slot: int
     since_s: int
-    looked: Tip
-    booked: Tip | None
+    read_tip: Tip
+    booked_tip: Tip | None
 
 
 @dataclass(slots=True)
@@ -78,21 +78,21 @@ class _Answer:
     standings: list[AssetReconciliation] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
 
-    def take(self, told: Told) -> str:
+    def take(self, result: Told) -> str:
         """Take a result, and return the text to send at once."""
-        if isinstance(told, Difference):
+        if isinstance(result, Difference):
             self.found += 1
             if self.found > FINDINGS_MAX:
                 return ""
-            return ("," if self.found > 1 else "") + to_json(ReconcileDifference.model_validate(told))
-        if isinstance(told, InFlight):
-            self.in_flight.append(told)
-        elif isinstance(told, Doubt):
-            self.doubts.append(told.what)
-        elif isinstance(told, AssetReconciliation):
-            self.standings.append(told)
+            return ("," if self.found > 1 else "") + to_json(ReconcileDifference.model_validate(result))
+        if isinstance(result, InFlight):
+            self.in_flight.append(result)
+        elif isinstance(result, Doubt):
+            self.doubts.append(result.what)
+        elif isinstance(result, AssetReconciliation):
+            self.standings.append(result)
         else:
-            self.checked[told.table] = told.rows
+            self.checked[result.table] = result.rows
         return "\n"
 
     def result(self, since_slot: int, prepaid: list[PrepaidPool]) -> Reconciliation:
@@ -142,33 +142,33 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     """One JSON object in pieces, while the token is valid."""
     context, answer = caller.context, _Answer()
     yield '{"findings":['
-    async for told in _breathing(_compared(context, bounds, answer)):
-        caller.require_still_let_in()
-        yield "\n" if told is None else answer.take(told)
-    result = answer.result(bounds.since_slot, all_pools(context.conn, context.config))
-    yield to_json(result).removeprefix('{"findings":[')
+    async for result in _with_heartbeats(_results(context, bounds, answer)):
+        caller.require_token_still_valid()
+        yield "\n" if result is None else answer.take(result)
+    report = answer.result(bounds.since_slot, all_pools(context.conn, context.config))
+    yield to_json(report).removeprefix('{"findings":[')
 
 
-async def _compared(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
+async def _results(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
     """All results, from the first provider that has the complete history."""
     doubts = []
     for provider in context.submit_providers:
         history = await read_history(provider, context.config.own.text, bounds.since_s)
         if isinstance(history, History):
             answer.provider, answer.tip = provider.name, history.tip
-            async for told in _judged(context, provider, history, bounds):
-                yield told
+            async for result in _compare(context, provider, history, bounds):
+                yield result
             return
         doubts.append(Doubt(f"{provider.name}: {history.reason}"))
     for doubt in doubts:
         yield doubt
 
 
-async def _judged(
+async def _compare(
     context: AgentContext, provider: ChainProvider, history: History, bounds: _Bounds
 ) -> AsyncIterator[Told]:
-    """Compare the ledger with a history. The ledger may be ahead of it: what it knows more is looked up."""
-    is_forked = await _is_gone(provider, bounds.looked)
+    """Compare the ledger with a history. Transactions that only the ledger has are looked up: it may be ahead."""
+    is_forked = await _is_gone(provider, bounds.read_tip)
     if is_forked:
         yield Doubt(
             "the newest block that payagent read is no longer on the chain: repeat this after its next pass"
@@ -177,10 +177,10 @@ async def _judged(
     with context.snapshot() as conn:
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
-        asked = [(claim, await _placed(provider, claim.tx_id)) for claim in claims]
-        steps = reconcile(conn, history, asked, booked_height, bounds.since_slot, is_forked=is_forked)
-        while (told := await _in_thread(partial(next, steps, None))) is not None:
-            yield told
+        looked_up = [(claim, await _look_up(provider, claim.tx_id)) for claim in claims]
+        steps = reconcile(conn, history, looked_up, booked_height, bounds.since_slot, is_forked=is_forked)
+        while (result := await _in_thread(partial(next, steps, None))) is not None:
+            yield result
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -199,10 +199,10 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 async def _booked_height(provider: ChainProvider, bounds: _Bounds) -> int:
     """The height up to which all deposits are booked; 0 if a fork may have brought others."""
-    booked = bounds.booked
-    if booked is None or (booked != bounds.looked and await _is_gone(provider, booked)):
+    booked_tip = bounds.booked_tip
+    if booked_tip is None or (booked_tip != bounds.read_tip and await _is_gone(provider, booked_tip)):
         return 0
-    return booked.height
+    return booked_tip.height
 
 
 async def _is_gone(provider: ChainProvider, tip: Tip) -> bool:
@@ -210,28 +210,28 @@ async def _is_gone(provider: ChainProvider, tip: Tip) -> bool:
     return isinstance(await provider.block(tip.hash), NotFound)
 
 
-async def _placed(provider: ChainProvider, tx_id: str) -> Read[TxSeen]:
+async def _look_up(provider: ChainProvider, tx_id: str) -> Read[TxSeen]:
     """Look up a transaction. A text that cannot be a transaction id is not found."""
     return await provider.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
 
 
-async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
-    """Each step as it comes, and None after each `BREATH_S` without one."""
-    came: asyncio.Queue[T | None] = asyncio.Queue()
+async def _with_heartbeats(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
+    """Each step as it comes, and None after each `HEARTBEAT_S` without one."""
+    results: asyncio.Queue[T | None] = asyncio.Queue()
 
     async def take() -> None:
         try:
             async for step in steps:
-                came.put_nowait(step)
+                results.put_nowait(step)
         finally:
-            came.put_nowait(None)
+            results.put_nowait(None)
 
     task = asyncio.create_task(take(), name="reconcile")
     try:
         while True:
             try:
-                async with asyncio.timeout(BREATH_S):
-                    step = await came.get()
+                async with asyncio.timeout(HEARTBEAT_S):
+                    step = await results.get()
             except TimeoutError:
                 yield None
                 continue

@@ -70,11 +70,11 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     that a prepaid balance would serve.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    wanted = CreateTopup.read(await caller.json_body(request), caller.context.config)
-    if not wanted.dry_run:
-        row, is_new = await orders.order(caller.app.id, key, wanted.goal)
+    body = CreateTopup.read(await caller.json_body(request), caller.context.config)
+    if not body.dry_run:
+        row, is_new = await orders.order(caller.app.id, key, body.goal)
         return JsonResponse(_topup(caller.context, row), 201 if is_new else 200)
-    plan = await orders.plan(caller.app.id, wanted.goal)
+    plan = await orders.plan(caller.app.id, body.goal)
     if isinstance(plan, PrepaidQuote):
         return JsonResponse(PrepaidQuoteAnswer.of(plan, caller.context.config))
     return JsonResponse(TopupQuote.of(plan, caller.context.config))
@@ -96,7 +96,7 @@ async def one(
     row = orders.find(topup_id)
     if query.wait:
         await first_of(orders.wait(row.id, query.wait), request.scope[STOPPING].wait())
-        caller.require_let_in()
+        caller.require_valid_token()
         row = orders.find(row.id)
     return JsonResponse(_topup(caller.context, row))
 
@@ -109,10 +109,10 @@ async def one(
 async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonResponse:
     """It ends at once. If one of its payments is open, it is `stopping` until the merchant has accepted the proof.
     What it bought stays. Refused with 409 if it has ended."""
-    caller.require_let_in()  # `orders` was fetched in another thread
+    caller.require_valid_token()  # `orders` was fetched in another thread
     return JsonResponse(_topup(caller.context, await orders.cancel(topup_id, caller.app.id)))
 
 
 def _topup(context: AgentContext, row: TopupRow) -> Topup:
-    made = payments.payments_of_topup(context.conn, row.id)
-    return Topup.of(row, prepaid.pool(context.conn, row.pool_id), made, context.config)
+    pool = prepaid.pool(context.conn, row.pool_id)
+    return Topup.of(row, pool, payments.payments_of_topup(context.conn, row.id), context.config)

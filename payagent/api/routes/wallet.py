@@ -25,8 +25,7 @@ from payagent.api.models.wallet import (
 )
 from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
 from payagent.api.routes.params import single_header
-from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import journal
+from payagent.store.rows import attempts_and_utxos, journal
 
 # an app needs the address for its requests, but must not see what the wallet does for others
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
@@ -44,14 +43,14 @@ async def wallet(caller: Viewer) -> JsonResponse:
     context, now_ms = caller.context, caller.context.ports.clock.now_ms()
     if not caller.sees_all:
         return JsonResponse(Wallet.of(context.config, context.chain, now_ms))
-    utxos, balances = queries.utxos(context.conn), journal.balances(context.conn)
+    utxos, balances = attempts_and_utxos.utxos(context.conn), journal.balances(context.conn)
     return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances))
 
 
 @router.get("/v1/wallet/utxos", summary="List unspent UTxOs", responses=gives(Utxos, 200))
 async def utxos(caller: Reader) -> JsonResponse:
     """`reserved_for`: the id of the payment that a UTxO is reserved for."""
-    return JsonResponse(Utxos.of(queries.utxos(caller.context.conn)))
+    return JsonResponse(Utxos.of(attempts_and_utxos.utxos(caller.context.conn)))
 
 
 @router.post(
@@ -85,9 +84,9 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
         row, is_new = await agent.transfers.send_all(caller.app.id, to, key)
     else:
         row, is_new = await agent.transfers.send(caller.app.id, to, order.asset, order.units, key)
-    behind = transfers.left_behind_of(agent.context.conn, row.id)
-    told = {} if behind is None else {"left_behind": behind}
-    return JsonResponse(Transfer.of(agent.context, row, **told), 201 if is_new else 200)
+    left_behind = transfers.left_behind_of(agent.context.conn, row.id)
+    more = {} if left_behind is None else {"left_behind": left_behind}
+    return JsonResponse(Transfer.of(agent.context, row, **more), 201 if is_new else 200)
 
 
 @router.post(
