@@ -49,7 +49,7 @@ class RetryAnswer:
     `poll_query`: add this to the URL's query for the next request, and leave out the proof.
     """
 
-    said: RetryVerdict
+    verdict: RetryVerdict
     reason: str
     retry_after_s: int | None = None
     poll_query: str | None = None
@@ -133,12 +133,12 @@ def is_refusal(dialect: str, answer: RetryAnswer, status: int) -> bool:
     In x402 `UNCLEAR` is not a refusal: facilitators use such words if they cannot see the transaction yet.
     """
     if not 400 <= status < 500 or may_pass(status):
-        return answer.said is RetryVerdict.REFUSED
-    if answer.said is RetryVerdict.UNCLEAR:
+        return answer.verdict is RetryVerdict.REFUSED
+    if answer.verdict is RetryVerdict.UNCLEAR:
         return dialect not in (x402_v2.NAME, x402_v1.NAME)
-    if answer.said is RetryVerdict.OTHER:  # other statuses, such as 400 or 422, refuse the request itself
+    if answer.verdict is RetryVerdict.OTHER:  # other statuses, such as 400 or 422, refuse the request itself
         return status in _PROOF_STATUS
-    return answer.said in (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
+    return answer.verdict in (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
 
 
 def read_answer(

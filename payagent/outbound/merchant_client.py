@@ -58,12 +58,12 @@ class Observed:
     source: Source
     status: int
     body: str
-    said: PrepaidAnswer
+    parsed: PrepaidAnswer
 
     @property
     def is_inconclusive(self) -> bool:
         """Whether the other path may say more: this one does not exist, or its answer is not understood."""
-        return self.status in _NOT_THERE or (200 <= self.status < 300 and not self.said.understood)
+        return self.status in _NOT_THERE or (200 <= self.status < 300 and not self.parsed.understood)
 
 
 class MerchantClient:
@@ -174,5 +174,5 @@ async def _read(response: httpx.Response, most_bytes: int) -> bytes:
 
 def _best_answer(observations: Sequence[Observed]) -> Observed | None:
     """Prefer an understood answer, then one from a path that exists, then the documented path."""
-    ranked = sorted(observations, key=lambda answer: (not answer.said.understood, answer.status in _NOT_THERE))
+    ranked = sorted(observations, key=lambda answer: (not answer.parsed.understood, answer.status in _NOT_THERE))
     return ranked[0] if ranked else None

@@ -222,7 +222,7 @@ class ProxyPayer:
                         shared.id, response, shown_depth=proof.depth, has_served=shared.is_served
                     )
                 )
-                if advice.answer.said is RetryVerdict.SERVED:
+                if advice.answer.verdict is RetryVerdict.SERVED:
                     turn.release()
                     await self._deliver(exchange, shared, answer, proof.row)
                     return None, None
@@ -232,7 +232,7 @@ class ProxyPayer:
                     return None, None
                 proof.last, proof.reason = await _buffered(answer), advice.answer.reason
                 if is_used_up:
-                    return None, _used_up(proof, advice.answer.said, self._context.ports.clock.now_ms())
+                    return None, _used_up(proof, advice.answer.verdict, self._context.ports.clock.now_ms())
                 if advice.again_after_s is None:
                     raise _paid_not_served(proof)
                 proof.poll = advice.answer.poll_query
@@ -326,7 +326,7 @@ def _is_used_up(advice: Advice, shared: SharedPayment) -> bool:
 
     Until it has served a request here there is no reason to pay again, whatever the merchant says.
     """
-    return shared.is_served and advice.answer.said in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
+    return shared.is_served and advice.answer.verdict in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
 
 
 def _not_served(row: PaymentRow) -> Refused:

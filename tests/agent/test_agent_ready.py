@@ -55,7 +55,7 @@ async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(w
         row = run.context.payment(row.id)
         assert (row.state, run.context.is_ready(row)) == (State.IN_BLOCK, True)
         row, advice = await show(run, row)
-        assert (advice.answer.said, row.delivery) == (RetryVerdict.SERVED, Delivery.ACCEPTED)
+        assert (advice.answer.verdict, row.delivery) == (RetryVerdict.SERVED, Delivery.ACCEPTED)
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
@@ -75,7 +75,7 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
         row = await run.pay_in_block()
         for depth in (1, 2):
             row, advice = await show(run, run.context.payment(row.id))
-            assert (advice.answer.said, advice.again_after_s, run.context.depth(row)) == (
+            assert (advice.answer.verdict, advice.again_after_s, run.context.depth(row)) == (
                 RetryVerdict.PENDING,
                 0,
                 depth,
@@ -104,7 +104,7 @@ async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_a
         await run.settle_down()
         pending = make_response(answer.status_code, dict(answer.headers), answer.text)
         row, advice = await run.agent.deliveries.take_answer(row.id, pending, shown_depth=1)
-        assert (advice.answer.said, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
+        assert (advice.answer.verdict, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
 
 
 async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(world: World) -> None:
@@ -128,7 +128,7 @@ async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: W
         body = json.dumps({"invoiceId": "another", "amount": "1"})
         anew = make_response(402, {"content-type": "application/json"}, body)
         _, advice = await run.agent.deliveries.take_answer(row.id, anew, shown_depth=1)
-        assert advice.answer.said is not RetryVerdict.SERVED
+        assert advice.answer.verdict is not RetryVerdict.SERVED
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
@@ -138,7 +138,7 @@ async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) 
         row = await run.pay_in_block()
         wrong = make_response(422, {"content-type": "application/json"}, '{"detail": "the message is too long"}')
         _, advice = await run.agent.deliveries.take_answer(row.id, wrong, shown_depth=1)
-        assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.OTHER, None)
+        assert (advice.answer.verdict, advice.again_after_s) == (RetryVerdict.OTHER, None)
         assert known(run) == MerchantReadiness()
 
 

@@ -48,7 +48,7 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
         assert (row.invoice.dialect, row.invoice.merchant_submits, row.state) == ("x402-v2", True, State.IN_FLIGHT)
         assert world.waiting() == []
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
+        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED)
         assert world.waiting() == [row.attempt.tx_id]
         await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
@@ -69,7 +69,7 @@ async def test_the_facilitator_takes_a_payment_made_long_after_the_newest_block(
         world.clock.ahead_ms += 27_000
         row, _ = await run.agent.pay(ask(world))
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED), answer.text
+        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED), answer.text
 
 
 async def test_the_same_call_is_another_purchase_once_it_was_served(world: World) -> None:
@@ -102,11 +102,11 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
         header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
         for _ in range(2):
             answer, row, advice = await show(world, run, row)
-            assert (answer.status_code, advice.answer.said) == (402, RetryVerdict.PENDING)
+            assert (answer.status_code, advice.answer.verdict) == (402, RetryVerdict.PENDING)
             assert advice.again_after_s is not None
             await run.settle_down()
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
+        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED)
         assert retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"] == header
         assert len(world.transactions()) == 1
 
@@ -135,7 +135,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
-        assert (advice.answer.said, advice.again_after_s) == (RetryVerdict.REFUSED, None)
+        assert (advice.answer.verdict, advice.again_after_s) == (RetryVerdict.REFUSED, None)
         assert (row.state, row.problem.name) == (State.CANCELLING, "payment_void/merchant_refused")
         assert retry_headers(row, None, world.address) == {}
         await run.agent.submitter.drain(10)
@@ -181,7 +181,7 @@ async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault
         await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
-        assert advice.answer.said is RetryVerdict.UNCLEAR
+        assert advice.answer.verdict is RetryVerdict.UNCLEAR
         assert row.state is State.IN_FLIGHT
         for _ in range(3):
             answer, row, advice = await show(world, run, row)
@@ -222,7 +222,7 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
         row = run.context.payment(row.id)
         assert run.context.is_ready(row)
         answer, _, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.said) == (200, RetryVerdict.SERVED)
+        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED)
 
 
 def with_tokens(terms: AgentConfig) -> AgentConfig:

@@ -69,7 +69,7 @@ class Reader(Purse):
     def said(self, invoice: Invoice, shown: ProofMaterial, answer: httpx.Response) -> RetryVerdict:
         response: HttpResponse = parse_answer(answer.status_code, answer.headers.multi_items(), answer.content)
         told = {"invoice_id": invoice.invoice_id, "shown_tx": shown.tx_id}
-        return read_answer(invoice.dialect, response, **told, now_ms=0).said
+        return read_answer(invoice.dialect, response, **told, now_ms=0).verdict
 
 
 @pytest.fixture

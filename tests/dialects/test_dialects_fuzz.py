@@ -201,7 +201,7 @@ def test_any_answer_to_a_retry_gets_a_verdict_and_a_printable_reason(
     assert answer.reason.isascii()
     assert answer.reason.isprintable()
     assert 0 < len(answer.reason) <= 200
-    assert (answer.said == "served") == (200 <= status < 300 and answer.said != "pending")
+    assert (answer.verdict == "served") == (200 <= status < 300 and answer.verdict != "pending")
 
 
 def _places(value: Any) -> list[Any]:

@@ -36,7 +36,7 @@ def settled(word: str, **change: Any) -> HttpResponse:
 
 
 def said(response: HttpResponse, dialect: str = "x402-v2") -> RetryVerdict:
-    return ask(response, dialect).said
+    return ask(response, dialect).verdict
 
 
 def ask(
@@ -58,9 +58,9 @@ def test_every_error_word_in_the_catalogue_gets_its_verdict(word: str, expected:
 @pytest.mark.parametrize("more", ["", ": the input is not there"])
 def test_a_spent_nonce_after_the_proof_was_served_means_it_is_used_up(more: str) -> None:
     word = f"{PAYLOAD}_nonce_not_on_chain{more}"
-    assert ask(answer_402(required(error=word)), has_served=True).said is RetryVerdict.USED_UP
-    assert ask(settled(word), has_served=True).said is RetryVerdict.USED_UP
-    assert ask(settled(f"{PAYLOAD}_input_not_available"), has_served=True).said is RetryVerdict.UNCLEAR
+    assert ask(answer_402(required(error=word)), has_served=True).verdict is RetryVerdict.USED_UP
+    assert ask(settled(word), has_served=True).verdict is RetryVerdict.USED_UP
+    assert ask(settled(f"{PAYLOAD}_input_not_available"), has_served=True).verdict is RetryVerdict.UNCLEAR
 
 
 @pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
@@ -292,7 +292,7 @@ def test_retry_after_is_read_as_a_date_up_to_an_hour_ahead(date: str, after_s: i
 
 def test_a_merchants_error_is_shown_as_at_most_200_ascii_characters() -> None:
     answer = ask(settled("\u202epay \u00e9\n" + "x" * 500))
-    assert answer.said is RetryVerdict.UNCLEAR
+    assert answer.verdict is RetryVerdict.UNCLEAR
     assert answer.reason.startswith("?pay ??xxx")
     assert len(answer.reason) == 200
 

@@ -84,7 +84,7 @@ async def test_a_balance_request_names_partner_and_wallet_and_has_the_merchants_
         observed = await ask(shop.origin)
     assert observed is not None
     assert (observed.source, observed.status, observed.body) == ("balance", 200, '{"remaining": 5, "total": 9}')
-    assert (observed.said.remaining, observed.said.total) == (5, 9)
+    assert (observed.parsed.remaining, observed.parsed.total) == (5, 9)
     assert len(shop.asked) == 1
     assert parse_qs(urlsplit(shop.asked[0].split()[1]).query) == {"partner": ["demo"], "wallet": [WALLET]}
     assert "api-key: k1\r\n" in shop.asked[0]
@@ -96,7 +96,7 @@ async def test_credits_are_requested_when_the_balance_says_nothing(balance: byte
     async with open_shop(balance, FOUND) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.source, observed.said.remaining) == ("credits", 4)
+    assert (observed.source, observed.parsed.remaining) == ("credits", 4)
     assert shop.paths() == ["/payments/balance", "/payments/credits"]
 
 
@@ -105,7 +105,7 @@ async def test_a_merchant_that_refuses_is_not_asked_again(status: int) -> None:
     async with open_shop(answer(status, b"no"), FOUND) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.source, observed.status, observed.body, observed.said.understood) == (
+    assert (observed.source, observed.status, observed.body, observed.parsed.understood) == (
         *("balance", status, "no", False),
     )
     assert len(shop.asked) == 1
@@ -119,14 +119,14 @@ async def test_an_answer_that_is_not_understood_is_kept(balance: bytes, credits:
     async with open_shop(balance, credits) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.source, observed.said.understood) == (source, False)
+    assert (observed.source, observed.parsed.understood) == (source, False)
 
 
 async def test_a_redirect_is_not_followed() -> None:
     async with open_shop(FIVE) as other, open_shop(answer(302, b"", f"Location: {other.origin}/")) as shop:
         observed = await ask(shop.origin)
         assert observed is not None
-        assert (observed.status, observed.said.understood, other.asked) == (302, False, [])
+        assert (observed.status, observed.parsed.understood, other.asked) == (302, False, [])
 
 
 async def test_no_cookie_is_kept() -> None:
@@ -142,17 +142,17 @@ async def test_an_answer_is_kept_as_received_up_to_a_limit() -> None:
     async with open_shop(answer(200, long), GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.remaining) == (long[:4096].decode(), 5)
+    assert (observed.body, observed.parsed.remaining) == (long[:4096].decode(), 5)
     long += b" "
     endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long
     async with open_shop(endless, GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.understood) == (long[:4096].decode(), False)
+    assert (observed.body, observed.parsed.understood) == (long[:4096].decode(), False)
     async with open_shop(answer(200, b'{"remaining": 5, "x": "\xff"}'), GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.understood) == ('{"remaining": 5, "x": "\\xff"}', False)
+    assert (observed.body, observed.parsed.understood) == ('{"remaining": 5, "x": "\\xff"}', False)
 
 
 async def test_an_answer_in_many_small_pieces_does_not_block_the_daemon() -> None:
@@ -281,8 +281,8 @@ async def test_every_shape_of_the_devnets_balance_is_read(
 ) -> None:
     observed = await ask(setting(shape))
     assert observed is not None
-    assert (observed.source, observed.said.understood) == (source, True)
-    assert (observed.said.remaining, observed.said.total) == (0, 0)
+    assert (observed.source, observed.parsed.understood) == (source, True)
+    assert (observed.parsed.remaining, observed.parsed.total) == (0, 0)
 
 
 class TestCall:

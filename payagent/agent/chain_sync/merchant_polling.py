@@ -118,7 +118,7 @@ class MerchantPolling:
         )
         if answer is None:
             return
-        balance, now_ms = answer.said, context.ports.clock.now_ms()
+        balance, now_ms = answer.parsed, context.ports.clock.now_ms()
         seen = Observation(
             source=answer.source,
             http_status=answer.status,

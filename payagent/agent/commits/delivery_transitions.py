@@ -76,10 +76,10 @@ def record_answer_to_retry(
         # a success may just mean "later": the delivery ends once the client has the answer
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     before = events.answers_to_retries(unit.conn, payment_id)
-    verdicts = [*before, answer.said]
-    if answer.said not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
+    verdicts = [*before, answer.verdict]
+    if answer.verdict not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
         _set_delivery(unit, row, event, rules, now_ms)
-        detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
+        detail = {"status": http_status, "said": answer.verdict, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
         writes.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
         if (
@@ -88,7 +88,7 @@ def record_answer_to_retry(
             and set(verdicts) == {RetryVerdict.REFUSED}
         ):
             writes.note(unit, payment_id, "merchant_refused", row.state, now_ms)
-    if presented.by_auto and answer.said is RetryVerdict.SERVED:
+    if presented.by_auto and answer.verdict is RetryVerdict.SERVED:
         merchant_trust.learn_accepted(unit, row, presented.depth, now_ms)
     has_served = RetryVerdict.SERVED in before or row.delivery is Delivery.ACCEPTED
     is_early = presented.is_early and not has_served
@@ -104,11 +104,11 @@ def _again_after_s(row: PaymentRow, answer: RetryAnswer, verdicts: Sequence[str]
     """Seconds until the proof is presented again after this answer, the last of `verdicts`; None: never."""
     may_settle = row.invoice.merchant_submits and row.delivery is not Delivery.ACCEPTED
     is_settling = (
-        answer.said is RetryVerdict.USED_UP
+        answer.verdict is RetryVerdict.USED_UP
         and may_settle
         and verdicts.count(RetryVerdict.USED_UP) <= USED_UP_PATIENCE
     )
-    if answer.said not in PRESENTED_AGAIN and not is_settling:
+    if answer.verdict not in PRESENTED_AGAIN and not is_settling:
         return None
     return answer.retry_after_s or again_after_s(len(verdicts))
 

@@ -115,19 +115,19 @@ class Deliveries:
             after_s = delivery_transitions.record_answer_to_retry(
                 unit, payment_id, answer, status, presented, rules, clock_ms, now_ms
             )
-            if is_delivered and answer.said is RetryVerdict.SERVED:
+            if is_delivered and answer.verdict is RetryVerdict.SERVED:
                 delivery_transitions.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
             return after_s
 
         after_s = await self._context.write("delivery", job, payment_id)
         row = self._context.payment(payment_id)
-        if row.invoice.merchant_submits and answer.said is RetryVerdict.REFUSED:
+        if row.invoice.merchant_submits and answer.verdict is RetryVerdict.REFUSED:
             try:
                 await self._lifecycle.cancel_refused(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._context.payment(payment_id)
-        if by_auto and answer.said is RetryVerdict.PENDING:
+        if by_auto and answer.verdict is RetryVerdict.PENDING:
             self._context.note_pending(row, depth)
         if by_auto and after_s is not None and not self._context.is_ready(row):
             after_s = float(answer.retry_after_s or 0)

@@ -370,7 +370,7 @@ class TopupRunner:
             shown_depth=depth,
             is_delivered=True,
         )
-        verdict = advice.answer.said
+        verdict = advice.answer.verdict
         if verdict is RetryVerdict.SERVED:
             self._go_on(topup)
         elif advice.again_after_s is not None:

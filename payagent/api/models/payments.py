@@ -406,7 +406,7 @@ class MerchantAnswer(BaseModel):
     def of(cls, advice: Advice) -> Self:
         answer = advice.answer
         return cls(
-            said=answer.said,
+            said=answer.verdict,
             reason=answer.reason,
             again_after_s=advice.again_after_s,
             poll_query=answer.poll_query,
