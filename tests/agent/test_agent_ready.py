@@ -49,7 +49,7 @@ def told(run: Run, event: str) -> list[dict[str, object]]:
     return [json.loads(detail) for (detail,) in rows]
 
 
-async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(world: World) -> None:
+async def test_a_proof_is_ready_in_the_first_block_and_the_accepted_depth_is_remembered(world: World) -> None:
     async with by_auto(world, confirmations=1) as run:
         row = await run.pay_in_block()
         row = run.context.payment(row.id)
@@ -59,7 +59,7 @@ async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(w
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
-async def test_confirmed_still_waits_for_confirm_depth(world: World) -> None:
+async def test_with_ready_confirmed_a_proof_waits_for_confirm_depth(world: World) -> None:
     async with by_auto(world, ready="confirmed", confirmations=1) as run:
         row = await run.pay_in_block()
         ready = []
@@ -97,7 +97,7 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
         assert ready == [False, False, True], "the next proof is first shown where the last was accepted"
 
 
-async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_again(world: World) -> None:
+async def test_a_block_that_arrives_while_the_merchant_answers_makes_the_proof_ready_again(world: World) -> None:
     async with by_auto(world, confirmations=2) as run:
         row = await run.pay_in_block()
         answer = world.call("hello", retry_headers(run.context.payment(row.id), None, world.address))
@@ -107,7 +107,7 @@ async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_a
         assert (advice.answer.said, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
 
 
-async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(world: World) -> None:
+async def test_a_merchant_status_of_confirmed_makes_the_proof_ready_before_the_first_block(world: World) -> None:
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay()
         assert not run.context.is_ready(row)
@@ -120,7 +120,7 @@ async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(worl
         assert run.context.is_ready(await run.pay("again")), "the next one is shown once it was sent"
 
 
-async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: World) -> None:
+async def test_a_new_invoice_after_the_request_was_served_is_not_an_early_refusal(world: World) -> None:
     """An identical call shows a proof that has served already, and the merchant asks for money anew."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
@@ -132,7 +132,7 @@ async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: W
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
-async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) -> None:
+async def test_an_error_about_the_request_itself_is_not_an_early_refusal(world: World) -> None:
     """A merchant may look at the proof first and then refuse the call: that says nothing of the depth."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
@@ -142,7 +142,7 @@ async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) 
         assert known(run) == MerchantReadiness()
 
 
-async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once_more_there(world: World) -> None:
+async def test_after_an_early_refusal_proofs_for_that_merchant_wait_for_confirm_depth(world: World) -> None:
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
         other = await run.pay("other")
@@ -164,7 +164,7 @@ async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once
         assert known(run) == MerchantReadiness()
 
 
-async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path) -> None:
+async def test_a_refusal_of_an_early_proof_does_not_end_the_delivery(tmp_path: Path) -> None:
     """The answer comes late: the payment is confirmed by then, and the invoice is over."""
     with world_with_clock(tmp_path) as world:
         async with by_auto(world, confirmations=0, timeout=300) as run:
@@ -179,7 +179,7 @@ async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path
             assert (row.delivery, advice.again_after_s) == (Delivery.PAID_NOT_SERVED, None)
 
 
-async def test_a_merchant_that_fails_for_a_moment_has_refused_nothing(world: World) -> None:
+async def test_a_503_for_an_early_proof_is_not_an_early_refusal(world: World) -> None:
     async with by_auto(world) as run:
         row = await run.pay_in_block()
         row, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, ""), shown_depth=1)

@@ -60,9 +60,7 @@ def pass_quiet(world: World) -> None:
     world.block()
 
 
-async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
-    world: World, record: SignerFile
-) -> None:
+async def test_the_signer_record_names_the_last_attempt_and_is_private(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.run_pass()
         assert record.read() is None
@@ -73,7 +71,7 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: SignerFile) -> None:
+async def test_the_history_of_a_lost_ledger_is_read_once(world: World, record: SignerFile) -> None:
     terms = with_terms(settle_depth=8)
     async with world.run(record=record) as run:
         row = await run.pay_in_block("long ago")
@@ -106,7 +104,7 @@ class Faltering(Relay):
                 self.tell(path, 503, {})
 
 
-async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
+async def test_a_long_history_is_read_over_several_passes(
     world: World, record: SignerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed_since: list[int] = []
@@ -147,7 +145,7 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
             await require_whole(run)
 
 
-async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_then(
+async def test_an_old_ledger_signs_nothing_until_it_has_caught_up_with_the_chain(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
@@ -186,7 +184,7 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
 
 
 @pytest.mark.parametrize("off_s", [-86_400, 86_400])
-async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
+async def test_the_quiet_period_starts_once_our_clock_agrees_with_the_chain(
     world: World, record: SignerFile, off_s: int
 ) -> None:
     """The daemon finds the old ledger while its clock is a day off, and the clock is mended a minute later."""
@@ -211,7 +209,9 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
         }
 
 
-async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
+async def test_the_quiet_period_covers_transactions_signed_while_the_clock_was_ahead(
+    world: World, record: SignerFile
+) -> None:
     """A clock may be ahead of the newest block by as much as a tip may be old, and a TTL is by the clock."""
     true = world.clock
     async with world.run(record=record) as run:
@@ -232,7 +232,7 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
         assert run.context.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
 
 
-async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
+async def test_a_ledger_that_caught_up_is_not_behind_again_after_a_restart(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
@@ -253,7 +253,7 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
         assert run.context.chain.behind is not None
 
 
-async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: World, record: SignerFile) -> None:
+async def test_a_recovered_transaction_that_a_fork_moves_freezes_nothing(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.pay_in_block("known")
         old = copied(world)
@@ -277,7 +277,7 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await require_whole(run)
 
 
-async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too(
+async def test_after_a_catch_up_an_attempt_missing_from_the_signer_record_is_still_added(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
@@ -341,7 +341,7 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
+async def test_an_unreadable_history_is_reported_with_its_reason_and_raises_an_alert(
     world: World, record: SignerFile, is_new: bool
 ) -> None:
     """Also by an alert, once it lasts."""
@@ -369,7 +369,7 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
             assert not alerts.raised(run.context.conn, "provider_excluded")
 
 
-async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
+async def test_a_new_wallet_without_a_history_pays_at_once(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.run_pass()
         assert run.context.chain.behind is None
@@ -378,7 +378,7 @@ async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: Wor
         assert count_of(run.context.conn, "ledger_behind") == 0
 
 
-async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
+async def test_the_next_process_adds_an_attempt_that_a_killed_one_did_not_record(
     world: World, record: SignerFile
 ) -> None:
     async with world.run() as run:  # it signs, and no record is kept
@@ -391,7 +391,9 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
         assert (record.read() or LastSigned(0, "", 0)).attempts == 2
 
 
-async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
+async def test_nothing_is_submitted_while_the_signer_record_cannot_be_written(
+    world: World, record: SignerFile
+) -> None:
     async with world.run(record=record) as run:
         await run.run_pass()
         with unwritable(world.folder / SIGNER_FILE):
@@ -405,7 +407,9 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
         assert (record.read() or LastSigned(0, "", 0)).tx_id == row.attempt.tx_id
 
 
-async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
+async def test_no_proof_is_shown_before_the_signer_record_has_its_attempt(
+    world: World, record: SignerFile
+) -> None:
     with ExitStack() as blocked:
         async with world.run(record=record, terms=with_handover) as run:
             await run.run_pass()
@@ -444,7 +448,7 @@ def unwritable(path: Path) -> Iterator[None]:
         kept.rename(path)
 
 
-class TestTheWholeFolderRolledBack:
+class TestDataFolderRestoredFromSnapshot:
     """A snapshot of the machine takes the ledger and the signer's record back together: they agree."""
 
     @pytest.fixture
@@ -472,7 +476,7 @@ class TestTheWholeFolderRolledBack:
         (world.folder / SIGNER_FILE).write_bytes(signed)
         return str(forgotten.attempt.tx_id)
 
-    async def test_a_spend_that_the_ledger_does_not_know_freezes_before_anything_is_signed(
+    async def test_an_unknown_spend_freezes_payments_before_anything_is_signed(
         self, world: World, record: SignerFile
     ) -> None:
         forgotten = await self.roll_back(world)
@@ -488,7 +492,7 @@ class TestTheWholeFolderRolledBack:
             await run.run_pass()
             await run.pay("when somebody has looked at it")
 
-    async def test_one_provider_that_hides_it_lets_nothing_be_signed(
+    async def test_nothing_is_signed_while_one_provider_hides_the_unknown_spend(
         self, world: World, record: SignerFile
     ) -> None:
         listing = f"/addresses/{world.address}/transactions"
@@ -500,7 +504,7 @@ class TestTheWholeFolderRolledBack:
                 with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
                     await run.pay("forgotten")
 
-    async def test_nothing_is_signed_until_the_transactions_could_be_read_and_a_start_lists_them_once(
+    async def test_nothing_is_signed_until_the_wallets_transactions_are_listed_once_per_start(
         self, world: World, record: SignerFile
     ) -> None:
         world.fund(50 * ADA, 50 * ADA)
@@ -520,7 +524,7 @@ class TestTheWholeFolderRolledBack:
                 assert relay.calls.count(("GET", listing)) == 1
 
 
-class TestALiar:
+class TestLyingProvider:
     """Two providers; one of them tells of a transaction that spent all, and the other is away now and then."""
 
     @pytest.fixture
@@ -558,7 +562,7 @@ class TestALiar:
         block = {"block": tip["hash"], "block_height": tip["height"], "slot": tip["slot"]}
         liar.tell(f"/txs/{FAKE}", 200, {"hash": FAKE} | block)
 
-    async def test_it_takes_nothing_from_the_books_by_short_absences_of_the_other(
+    async def test_an_invented_spend_is_not_booked_while_the_honest_provider_is_briefly_away(
         self, world: World, record: SignerFile, pair: tuple[Relay, Relay]
     ) -> None:
         liar, honest = pair

@@ -71,7 +71,7 @@ def last_alert(run: Run, row: PaymentRow) -> str | None:
     return alerts.last_kind(run.context.conn, f"anchor:{row.id}")
 
 
-async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_its_last_slot(world: World) -> None:
+async def test_a_payment_without_its_deposit_is_void_once_no_fork_can_bring_it_back(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         assert row.state is State.IN_FLIGHT
@@ -101,7 +101,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         assert_at_rest(world, run)
 
 
-async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
+async def test_a_rolled_back_deposit_that_is_locked_is_reversed_too(world: World) -> None:
     world.fund(20 * ADA)
     async with living(world) as run:
         before = height(world)
@@ -120,7 +120,7 @@ async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
         assert run.owned() == world.on_chain() == {"lovelace": 27 * ADA}
 
 
-async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on(world: World) -> None:
+async def test_a_deposit_that_returns_is_booked_again_and_the_payment_goes_on(world: World) -> None:
     world.settings(timeout=1200)
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
@@ -135,7 +135,7 @@ async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on
         await require_whole(run)
 
 
-async def test_a_deposit_that_comes_back_with_what_spends_it_is_booked_with_it(world: World) -> None:
+async def test_a_deposit_that_returns_with_the_payment_that_spends_it_is_booked_with_it(world: World) -> None:
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
@@ -148,7 +148,7 @@ async def test_a_deposit_that_comes_back_with_what_spends_it_is_booked_with_it(w
         await require_whole(run)
 
 
-async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be_spent(world: World) -> None:
+async def test_a_deposit_that_returns_after_the_payment_is_void_can_be_spent_again(world: World) -> None:
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
@@ -165,7 +165,7 @@ async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be
         await require_whole(run)
 
 
-async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays_the_end(world: World) -> None:
+async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_cancel_delays_the_void(world: World) -> None:
     async with living(world) as run:
         before = height(world)
         world.fund(50 * ADA)
@@ -186,7 +186,7 @@ async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays
         assert_at_rest(world, run)
 
 
-async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) -> None:
+async def test_a_payment_in_flight_without_its_deposit_cannot_be_cancelled(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -196,7 +196,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         assert len(queries.attempts(run.context.conn, row.id)) == 1
 
 
-async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> None:
+async def test_a_payment_that_spends_the_change_is_void_together_with_its_parent(world: World) -> None:
     async with living(world) as run:
         before = height(world)
         world.fund(50 * ADA)
@@ -216,7 +216,7 @@ async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> No
         await require_whole(run)
 
 
-async def test_a_payment_with_another_nonce_utxo_goes_on_without_the_deposit(world: World) -> None:
+async def test_a_payment_with_another_nonce_utxo_is_cancelled_without_the_deposit(world: World) -> None:
     """Another coin takes its place: in the payment's next attempt, or else in its cancel."""
     async with living(world) as run:
         world.fund(8 * ADA)
@@ -242,7 +242,7 @@ async def test_a_payment_with_another_nonce_utxo_goes_on_without_the_deposit(wor
         await require_whole(run)
 
 
-async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: World) -> None:
+async def test_a_failed_read_does_not_count_as_evidence_against_the_deposit(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with living(world, providers={"relay": relay.url}) as run:
             before = height(world)
@@ -263,7 +263,7 @@ async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: Wor
             assert run.owned() == world.on_chain() == {}
 
 
-async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
+async def test_both_of_two_providers_must_report_the_deposit_gone(world: World) -> None:
     with Relay(world.devnet).serving() as other:
         async with living(world, providers={"devnet": world.devnet.chain_url, "other": other.url}) as run:
             before = height(world)
@@ -284,7 +284,7 @@ async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
             assert run.owned() == world.on_chain() == {}
 
 
-async def test_a_restart_tells_nothing_twice_and_forgets_no_block(world: World) -> None:
+async def test_restarts_repeat_no_event_and_do_not_start_the_wait_again(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -300,7 +300,7 @@ async def test_a_restart_tells_nothing_twice_and_forgets_no_block(world: World) 
         assert last_alert(run, row) == "cleared"
 
 
-async def test_a_fork_that_takes_the_block_past_its_time_limit_begins_the_wait_anew(world: World) -> None:
+async def test_a_fork_that_removes_the_first_block_after_the_ttl_starts_the_wait_again(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -315,7 +315,7 @@ async def test_a_fork_that_takes_the_block_past_its_time_limit_begins_the_wait_a
         assert_at_rest(world, run)
 
 
-async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
+async def test_verify_finds_a_payment_that_became_void_too_early(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -341,5 +341,5 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
         assert [(one.table, "last limit" in one.what) for one in found] == [("events", True)]
 
 
-def test_show_tells_it_in_words() -> None:
+def test_the_cli_has_words_for_rolled_back_deposit_events() -> None:
     assert {"deposit_rolled_back", "deposit_restored", "time_over"} <= EVENTS_IN_WORDS.keys()

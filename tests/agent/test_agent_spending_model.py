@@ -476,7 +476,9 @@ async def live(folder: Path, seed: int, steps: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_what_is_let_through_was_allowed_and_what_is_refused_was_not(tmp_path: Path, seed: int) -> None:
+async def test_random_payments_are_admitted_and_refused_as_the_documented_limits_say(
+    tmp_path: Path, seed: int
+) -> None:
     seen = await live(tmp_path, seed, 100)
     assert min(seen["paid"], seen["limit_exceeded"], seen["asked"]) > 0
 
@@ -487,13 +489,17 @@ async def some_lives(folder: Path) -> None:
         await live(folder / str(seed), seed, 100)
 
 
-async def test_it_finds_that_merchants_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_model_notices_when_merchant_limits_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spending, "scopes_of", lambda app, _merchant: (Scope(app), Scope()))
     with pytest.raises(AssertionError):
         await some_lives(tmp_path)
 
 
-async def test_it_finds_that_what_ended_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_model_notices_when_ended_payments_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(records, "release_hold", lambda *_args, **_more: None)
     with pytest.raises(AssertionError):
         await some_lives(tmp_path)

@@ -173,7 +173,7 @@ BAD_DISKS = {"full": no_more_pages, "io error": files_end_at, "no writes": log_c
 
 @pytest.mark.parametrize("spare", [0, 4, 9, 14, 30])
 @pytest.mark.parametrize("trouble", list(BAD_DISKS))
-async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
+async def test_a_full_or_failing_disk_is_reported_and_payments_recover_afterwards(
     world: CrashWorld, trouble: str, spare: int
 ) -> None:
     """Wherever in a payment's commits it hits, the caller is refused or knows of a payment that ends."""
@@ -196,7 +196,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
 
 
 @pytest.mark.parametrize("trouble", ["io error", "no writes"])
-async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashWorld, trouble: str) -> None:
+async def test_a_signature_lost_to_a_bad_disk_is_made_again_later(world: CrashWorld, trouble: str) -> None:
     """C3 fails: a signature exists that nobody has. It never leaves; the same coins give the same bytes."""
     async with life(world) as (run, signer):
         with ExitStack() as disk:
@@ -216,7 +216,7 @@ async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashW
         await assert_recovered(world, run)
 
 
-async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_again(world: CrashWorld) -> None:
+async def test_a_pass_that_could_not_be_recorded_is_repeated(world: CrashWorld) -> None:
     """Readiness tells of the disk; when it is mended, what the chain shows is recorded without a newer block."""
     async with life(world) as (run, _):
         row = await run.pay("hello", key="key")
@@ -235,7 +235,9 @@ async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_ag
 # --- a file system of its own ------------------------------------------------------------------------------------
 
 
-async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashWorld, small_disk: Path) -> None:
+async def test_a_full_file_system_is_reported_and_payments_recover_afterwards(
+    world: CrashWorld, small_disk: Path
+) -> None:
     world.in_folder(small_disk)
     ballast = small_disk / "ballast"
     async with life(world) as (run, signer):
@@ -255,9 +257,7 @@ async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashW
         await assert_recovered(world, run)
 
 
-async def test_a_file_system_that_may_not_be_written_is_refused_at_the_start(
-    world: CrashWorld, small_disk: Path
-) -> None:
+async def test_the_daemon_refuses_to_start_on_a_read_only_file_system(world: CrashWorld, small_disk: Path) -> None:
     async with life(world) as (run, _):
         await run.pay("hello", key="key")
     copy_files(world.folder, small_disk / "data")
@@ -273,7 +273,7 @@ async def test_a_file_system_that_may_not_be_written_is_refused_at_the_start(
         await assert_recovered(world, run)
 
 
-def test_a_ledger_that_its_owner_may_not_write_is_refused(tmp_path: Path) -> None:
+def test_a_read_only_ledger_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Writer(path).close()
     path.chmod(0o400)
@@ -295,7 +295,7 @@ def every_descriptor() -> Iterator[int]:
         assert error.errno == errno.EMFILE  # noqa: PT017
 
 
-async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
+async def test_running_out_of_file_descriptors_loses_no_payment(world: CrashWorld) -> None:
     """What has to open something is refused or waits; once there are descriptors again, all ends well."""
     async with life(world) as (run, signer):
         asks = [world.ask(f"call {number}", key=f"key{number}") for number in range(3)]
@@ -321,7 +321,7 @@ async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
 
 @pytest.mark.parametrize("jump_ms", [DAY_MS, -DAY_MS], ids=["a day on", "a day back"])
 @pytest.mark.parametrize("when", ["before", "signed", "sent", "in block"])
-async def test_a_clock_that_jumps_and_comes_back_pays_once(world: CrashWorld, when: str, jump_ms: int) -> None:
+async def test_a_clock_that_jumps_a_day_and_returns_pays_once(world: CrashWorld, when: str, jump_ms: int) -> None:
     """Only the agent's clock jumps: the chain's goes on."""
     steady = world.clock
     jumping = Jumping(steady)

@@ -68,7 +68,7 @@ async def crash_and_recover(folder: Path, site: int) -> str:
 
 
 @pytest.mark.timeout(1200)
-async def test_five_payments_end_alike_wherever_it_dies(tmp_path: Path) -> None:
+async def test_five_payments_complete_after_a_crash_before_or_after_a_commit(tmp_path: Path) -> None:
     sites = await sites_of(tmp_path / "whole")
     assert {name.split()[1] for name in sites} >= COMMITS
     failures = {}
@@ -83,7 +83,7 @@ async def test_five_payments_end_alike_wherever_it_dies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["before sign", "after cancel", "after submit"])
-async def test_five_payments_end_alike_after_a_real_kill(tmp_path: Path, name: str) -> None:
+async def test_five_payments_complete_after_the_process_is_killed(tmp_path: Path, name: str) -> None:
     """The same, with a process of its own that kills itself where the last of these commits is made."""
     sites = await sites_of(tmp_path / "whole")
     site = len(sites) - sites[::-1].index(name)

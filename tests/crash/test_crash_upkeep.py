@@ -68,7 +68,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
 
 
 @pytest.mark.parametrize("when", DIES)
-async def test_it_ends_alike_wherever_it_dies(tmp_path: Path, when: str) -> None:
+async def test_a_burst_is_paid_once_with_one_split_wherever_the_process_dies(tmp_path: Path, when: str) -> None:
     keys = [f"call {number}" for number in range(COUNT)]
     with crash_world(tmp_path) as world:
         world.settings(price="2000000", splits=[])

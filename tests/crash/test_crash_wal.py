@@ -120,7 +120,7 @@ def opened(world: World, path: Path, *, verified: bool = True) -> Seal:
     return found
 
 
-def test_a_log_that_is_cut_anywhere_holds_what_was_durable(crashed: Crashed, tmp_path: Path) -> None:
+def test_a_log_cut_anywhere_still_holds_every_commit_before_the_cut(crashed: Crashed, tmp_path: Path) -> None:
     log, frame, start = crashed.log, crashed.frame, crashed.durable[-1 - COMMITS]
     boundaries = list(range(start, len(log) + 1, frame))
     inside = (1, FRAME_HEADER - 1, FRAME_HEADER, FRAME_HEADER + 1, frame - 1)
@@ -150,7 +150,7 @@ def _garbage(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
     yield "a frame of an earlier log", log + bytes(stale)
 
 
-def test_garbage_after_the_log_counts_for_nothing(crashed: Crashed, tmp_path: Path) -> None:
+def test_garbage_after_the_log_is_ignored(crashed: Crashed, tmp_path: Path) -> None:
     for number, (what, log) in enumerate(_garbage(crashed)):
         path = crashed.with_log(tmp_path / str(number), log)
         assert opened(crashed.world, path) == crashed.expected(len(crashed.log)), what
@@ -173,14 +173,16 @@ def _torn(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
             )
 
 
-def test_a_torn_commit_never_was(crashed: Crashed, tmp_path: Path) -> None:
+def test_a_torn_commit_is_dropped_as_a_whole(crashed: Crashed, tmp_path: Path) -> None:
     before = crashed.expected(crashed.durable[-2])
     for number, (what, log) in enumerate(_torn(crashed)):
         path = crashed.with_log(tmp_path / str(number), log)
         assert opened(crashed.world, path) == before, what
 
 
-def test_what_was_durable_and_is_rotten_is_missed_by_who_noted_the_head(crashed: Crashed, tmp_path: Path) -> None:
+def test_verify_with_a_noted_head_finds_a_durable_commit_lost_to_corruption(
+    crashed: Crashed, tmp_path: Path
+) -> None:
     """SQLite ends the log at the first frame that is not whole; the file alone cannot tell that there was more."""
     at = crashed.durable[-4] + FRAME_HEADER + 100
     log = crashed.log
@@ -193,9 +195,7 @@ def test_what_was_durable_and_is_rotten_is_missed_by_who_noted_the_head(crashed:
         assert [one.table for one in told if isinstance(one, AuditFinding)] == ["seals"]
 
 
-def test_a_log_without_its_database_or_a_database_that_is_none_is_refused(
-    crashed: Crashed, tmp_path: Path
-) -> None:
+def test_a_log_without_its_database_or_a_corrupt_database_is_refused(crashed: Crashed, tmp_path: Path) -> None:
     path = crashed.with_log(tmp_path / "lost", crashed.log)
     path.unlink()
     with pytest.raises(Refused, match="ledger_missing"):
@@ -208,7 +208,7 @@ def test_a_log_without_its_database_or_a_database_that_is_none_is_refused(
             opened(crashed.world, path)
 
 
-async def test_it_goes_on_from_a_log_that_was_cut(tmp_path: Path) -> None:
+async def test_the_agent_goes_on_after_a_power_cut_truncates_the_log(tmp_path: Path) -> None:
     """The whole agent, after the power went while a cancel was written."""
     (tmp_path / "marks").mkdir()
     with crash_world(tmp_path) as world:

@@ -3,7 +3,7 @@
 from day import run_day
 
 
-def test_a_day_adds_up_to_the_unit() -> None:
+def test_a_day_of_payments_reconciles_with_the_chain() -> None:
     told: list[str] = []
     run_day(told.append)
     assert "reconcile: clean" in told

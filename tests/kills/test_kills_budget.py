@@ -111,7 +111,7 @@ async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
 
 
 @pytest.mark.timeout(300)
-async def test_a_budget_of_20_ada_holds_whatever_dies(tmp_path: Path) -> None:
+async def test_a_daily_budget_of_20_ada_holds_while_daemons_are_killed(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=20, lanes=1) as made:
         (lane,) = made.lanes
         settings = {"price": str(PRICE_LOVELACE), "asset": "lovelace", "splits": [], "timeout": 7200}

@@ -30,7 +30,7 @@ def kinds(world: World) -> set[str]:
 
 
 @pytest.mark.parametrize("points", [RUNNING[:10], RUNNING[10:]], ids=["admit to observe", "confirm to merchant"])
-async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
+async def test_a_kill_at_each_commit_point_loses_and_repeats_no_payment(
     tmp_path: Path, points: tuple[str, ...]
 ) -> None:
     async with running_world(tmp_path, seed=1, lanes=3) as made:
@@ -39,7 +39,7 @@ async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
         assert made.kills == dict.fromkeys(points, len(LIFE))
 
 
-async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_nothing(tmp_path: Path) -> None:
+async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_repeats_no_payment(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=2, lanes=2) as made:
         for lane in made.lanes:
             await first_starts(lane)
@@ -50,7 +50,7 @@ async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_not
         assert made.rejected >= 2
 
 
-async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None:
+async def test_kills_at_random_moments_lose_and_repeat_no_payment(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=3, lanes=3) as made:
         await run(made, [at_random() for _ in range(RANDOM_KILLS)])
         assert made.violations == []
@@ -60,14 +60,14 @@ async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -
         assert made.trouble["rolled back transactions"] > 0
 
 
-async def test_kills_of_cold_starts_lose_and_double_nothing(tmp_path: Path) -> None:
+async def test_kills_of_cold_starts_lose_and_repeat_no_payment(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=4, lanes=2) as made:
         await run(made, [cold(served=number % 3 != 0) for number in range(COLD_STARTS)])
         assert made.violations == []
         assert made.kills == {"cold start": COLD_STARTS}
 
 
-async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> None:
+async def test_the_checks_catch_books_that_are_one_lovelace_off(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=7, lanes=1) as made:
         await run(made, at_points(["after submit"], [1]))
         assert made.violations == []
@@ -82,7 +82,7 @@ async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> Non
         assert kinds(made) == {"ledger differs"}
 
 
-async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_path: Path) -> None:
+async def test_the_checks_catch_a_daemon_that_submits_before_its_attempt_is_durable(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=5, lanes=1) as made:
         (lane,) = made.lanes
         made.spawn(lane.shop())
@@ -92,7 +92,7 @@ async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_p
         assert kinds(made) == {"left before durable"}
 
 
-async def test_a_daemon_that_gives_up_what_a_crash_interrupted_is_caught(tmp_path: Path) -> None:
+async def test_the_checks_catch_a_daemon_that_gives_up_payments_after_a_crash(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=6, lanes=1) as made:
         made.calm = True
         (lane,) = made.lanes

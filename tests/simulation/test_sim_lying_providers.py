@@ -173,7 +173,7 @@ def test_one_bad_provider_of_two_makes_no_payment_late(kind: str, capsys: pytest
     assert tally.percent >= SHARE_PERCENT, tally
 
 
-def test_a_start_beside_a_dead_provider_makes_no_payment_late(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_restart_with_one_dead_provider_makes_no_payment_late(capsys: pytest.CaptureFixture[str]) -> None:
     """Clients come in the first seconds."""
     tally = measure(range(SEEDS), Habits("honest"), KINDS["dead"], dies_s=RESTART_S)
     with capsys.disabled():
@@ -182,13 +182,13 @@ def test_a_start_beside_a_dead_provider_makes_no_payment_late(capsys: pytest.Cap
     assert tally.percent >= SHARE_PERCENT, tally
 
 
-def test_a_lie_about_a_real_block_is_undone_where_nobody_else_is_heard() -> None:
+def test_a_lie_of_the_only_provider_about_a_block_is_corrected_in_the_end() -> None:
     """Whoever tells it is believed for a while; in the end the books are the chain."""
     tally = measure(range(SEEDS), Habits("one", MISPLACES))
     assert tally.violations == ()
     assert tally.alerts > 0
 
 
-def test_where_both_are_dead_nothing_is_paid() -> None:
+def test_nothing_is_paid_when_both_providers_are_dead() -> None:
     tally = measure(range(1), Habits("one", dead_until_s=10**9), KINDS["dead"])
     assert (tally.wants, tally.in_time) == (WANTS, 0)

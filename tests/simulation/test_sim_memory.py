@@ -67,7 +67,7 @@ def held_after(payments: int, folder: Path) -> Counter[str]:
     return run.held
 
 
-def test_payments_that_have_ended_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_payments_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "SETTLE_DEPTH", 30)
     monkeypatch.setattr(scan, "REMEMBERED_MAX", 1)
     few, many = (held_after(times * PAYMENTS, tmp_path / str(times)) for times in (1, 3))

@@ -35,7 +35,7 @@ print(*run_share(range({first}, {last})).digests.values())
 
 
 @pytest.mark.timeout(1800)
-def test_no_seed_violates_anything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_seed_violates_an_invariant(capsys: pytest.CaptureFixture[str]) -> None:
     base, watch, total = base_seed(), Stopwatch(), Result()
     for share in run_seeds(range(base, base + SEEDS)):
         total.add(share)
@@ -48,7 +48,7 @@ def test_no_seed_violates_anything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_no_seed_that_failed_once_fails_again() -> None:
+def test_no_formerly_failing_seed_fails_again() -> None:
     total = Result()
     for seed in regressions():
         for share in run_seeds(range(seed, seed + 1), processes=1):
@@ -69,7 +69,7 @@ def digests(first: int, last: int, hash_seed: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_seed_gives_the_same_run_again() -> None:
+def test_a_seed_repeats_exactly_the_same_run() -> None:
     base = base_seed()
     once, again = (digests(base, base + 12, hash_seed) for hash_seed in ("1", "2"))
     assert once == again
@@ -82,7 +82,7 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_command_tells_what_came_of_it() -> None:
+def test_the_command_reports_its_result_as_json() -> None:
     done = run_command("--seeds", "0..6", "--processes", "1", "--json")
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["seeds"] == 6
@@ -92,7 +92,7 @@ def test_the_command_tells_what_came_of_it() -> None:
     assert told["seeds_per_s"] > 0
 
 
-def test_the_command_tells_a_seed_step_by_step() -> None:
+def test_the_command_prints_a_seed_step_by_step() -> None:
     done = run_command("--seeds", "3..4", "--processes", "1", "--story", "--json")
     assert "seed 3:" in done.stderr
     assert "the daemon starts" in done.stderr
@@ -100,5 +100,5 @@ def test_the_command_tells_a_seed_step_by_step() -> None:
 
 
 @pytest.mark.parametrize("seeds", ["6..6", "7..6", "6", "-1..6", "a..b"])
-def test_the_command_refuses_what_is_no_range(seeds: str) -> None:
+def test_the_command_refuses_an_invalid_seed_range(seeds: str) -> None:
     assert run_command("--seeds", seeds).returncode == 2

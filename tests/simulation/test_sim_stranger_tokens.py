@@ -44,5 +44,5 @@ def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", FAILED_ONCE)
-def test_no_such_seed_that_failed_once_fails_again(seed: int) -> None:
+def test_no_formerly_failing_seed_with_stranger_tokens_fails_again(seed: int) -> None:
     require_clean(run_share(range(seed, seed + 1)))
