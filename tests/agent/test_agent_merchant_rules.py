@@ -1,6 +1,7 @@
-"""Guards by the real agent: what is known of a merchant decides inside the commit, and outlives a restart.
+"""Merchant rules in the real agent: pinned addresses, price rises, unserved payments and payments in flight.
 
-Threats B4, B5 (addresses), D6 (paid and not served), K1 (drift), K4 (too many on their way).
+The rules are checked inside the commit and survive a restart. Threats B4 and B5 (addresses), D6 (paid and not
+served), K1 (price rises), K4 (too many payments in flight).
 """
 
 import asyncio
@@ -36,7 +37,7 @@ PLATFORM, CREATOR = ({"role": name, "units": "1000000"} for name in ("platform",
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet whose clock the test moves, and a wallet of ten coins."""
+    """A devnet whose clock the test moves, and a wallet of ten UTxOs."""
     with world_with_clock(tmp_path) as world:
         world.fund(*[50 * ADA] * 10)
         yield world
@@ -49,7 +50,7 @@ async def refusal(run: Run, message: str) -> Refused:
 
 
 async def question(run: Run, message: str) -> list[str]:
-    """Why a person is asked about a payment: it waits, with nothing signed and no coin taken."""
+    """The reasons of a payment that awaits approval, with nothing signed and no UTxO reserved."""
     free = run.selectable()
     row = await run.pay(message)
     assert (row.state, row.nonce_utxo, row.attempt.tx_id) == (State.AWAITING_APPROVAL, None, None)
@@ -105,7 +106,7 @@ class TestPinnedAddresses:
                 await self._asks(run)
 
     async def _asks(self, run: Run) -> None:
-        """A person is told which address it is; nothing is held in the books meanwhile."""
+        """The approval names the new address, and the books hold nothing for it meanwhile."""
         held = run.books()["held"]
         assert await question(run, "second") == ["address_not_pinned"]
         [row] = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
@@ -133,7 +134,7 @@ class TestPinnedAddresses:
             assert (await run.pay("second")).state is State.IN_FLIGHT
 
     async def test_of_two_concurrent_first_payments_only_one_pins_its_address(self, world: World) -> None:
-        """Decided one after the other, whatever the event loop does: the second sees what the first pinned."""
+        """The writer decides one after the other, so the second payment sees what the first pinned."""
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
             asks = []
@@ -156,7 +157,7 @@ class TestPinnedAddresses:
     async def test_an_operator_can_pin_and_unpin_an_address_and_each_change_is_recorded(
         self, world: World
     ) -> None:
-        """Each change is in the events, with who made it."""
+        """Each change is an event that names the operator."""
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
             world.settings(splits=[])
@@ -204,7 +205,7 @@ class TestPinnedAddresses:
             assert [reason.code for reason in quote.reasons] == ["address_not_pinned"]
 
     async def test_of_several_offers_the_one_to_a_pinned_address_is_paid(self, world: World) -> None:
-        """A thief's offer before the merchant's own is passed over, and alone it is asked about."""
+        """A thief's offer is skipped if the merchant's own follows; alone it needs an approval."""
         path = "/x402/report?day=1"
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
@@ -234,7 +235,7 @@ class TestPinnedAddresses:
             assert await question(run, "third") == ["address_not_pinned"]
 
     async def test_the_last_pinned_address_cannot_be_unpinned(self, world: World) -> None:
-        """Without one the next payment would be the first again, whoever it pays."""
+        """With no pin left, the next payment would pin whatever address it pays."""
         world.settings(splits=[])
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.pay_in_block("first")
@@ -254,7 +255,7 @@ class TestPinnedAddresses:
             assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
     async def test_an_approval_does_not_cover_a_reason_that_arose_later(self, world: World) -> None:
-        """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
+        """Two first payments await approval; approving one pins its address, so the other has a new reason."""
         terms = guarded(world, PINNED)
         above = {"lovelace": 5 * ADA}
         async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
@@ -271,7 +272,7 @@ class TestPinnedAddresses:
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
     async def test_a_new_reason_needs_a_new_approval_after_the_first_has_timed_out(self, world: World) -> None:
-        """What was refused for it says so: to say yes again and again does not help."""
+        """The refusal says so, and approving again does not help."""
         rules = MerchantRules(price_rise_percent_max=25)
         above = {"lovelace": 5 * ADA}
         terms = guarded(world, rules)
@@ -297,7 +298,7 @@ class TestPinnedAddresses:
 
 
 def _offering(world: World, path: str, payees: list[str], key: str) -> PaymentRequest:
-    """An x402 version 1 answer with an offer for each payee."""
+    """A PaymentRequest for an x402 version 1 answer with one offer per payee."""
     entry = {
         "scheme": "exact",
         "network": DEVNET.wire,
@@ -342,7 +343,7 @@ class TestPriceRise:
             assert (await run.pay("cheaper")).state is State.IN_FLIGHT
 
     async def test_small_price_rises_that_add_up_to_over_25_percent_need_an_approval(self, world: World) -> None:
-        """Each step is small and was paid, and all the same the way ends a quarter above where it began."""
+        """Each step is small and was paid, but the rise is measured from the price first agreed to."""
         world.settings(price=str(4 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             for price in (4_000_000, 4_400_000, 4_840_000):
@@ -367,7 +368,7 @@ class TestPriceRise:
             assert agreed == ["2000000", "20000000"]
 
     async def test_the_same_price_for_fewer_requests_needs_an_approval(self, world: World) -> None:
-        """What a batch costs is of all its calls: one call is not worth as much."""
+        """The price of a batch is divided by its requests: one request may not cost as much as four."""
         world.settings(batch=4, price=str(10 * ADA), splits=[], timeout=7200)
         async with world.run(terms=guarded(world, MerchantRules(price_rise_percent_max=0))) as run:
             await run.run_pass()
@@ -387,7 +388,7 @@ class TestPriceRise:
             assert (await run.agent.pay(fair))[0].state is not State.AWAITING_APPROVAL
 
     async def test_more_requests_in_a_batch_do_not_hide_a_price_rise(self, world: World) -> None:
-        """How many calls it buys is the merchant's word: a path costs no more at once than was agreed to."""
+        """The merchant alone says how many requests a batch has, so the total price counts as well."""
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.pay_in_block("first")
@@ -400,7 +401,7 @@ class TestPriceRise:
             assert (await run.pay("one more call")).state is State.IN_FLIGHT
 
     async def test_an_approval_of_an_amount_does_not_accept_a_price_rise(self, world: World) -> None:
-        """Each step is above the threshold and let through by the price guard: nobody was told of a drift."""
+        """Each step needs an approval for its amount only, so the approvals do not accept the price rise."""
         terms = guarded(world, self.DRIFT)
         async with world.run(
             terms=lambda now: replace(terms(now), approval_required_above={"lovelace": ADA})
@@ -469,10 +470,10 @@ class TestUnservedStreak:
     async def test_a_merchant_that_leaves_two_payments_unserved_is_not_paid_until_resumed(
         self, world: World
     ) -> None:
-        """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
+        """One alert; the stop survives a restart; proofs of paid invoices can still be shown."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             first = await leave_unserved(world, run, "first")
-            await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment is no second strike
+            await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment counts once
             assert merchants.unserved_streak(run.context.conn, world.origin).count == 1
             second = await leave_unserved(world, run, "second")
             assert second.delivery is Delivery.PAID_NOT_SERVED
@@ -485,7 +486,7 @@ class TestUnservedStreak:
             assert retry_headers(run.context.payment(second.id), merchant, world.address)["X-Payment"]
             served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
-            assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
+            assert (await refusal(run, "fourth")).code == "merchant_stopped", "only an operator resumes a merchant"
             await resume(run.context, APP, "t")
             await resume(run.context, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
@@ -494,7 +495,7 @@ class TestUnservedStreak:
             assert alerts.raised(run.context.conn, "merchant_stopped") == []
 
     async def test_a_clock_set_forward_does_not_make_a_payment_unserved(self, tmp_path: Path) -> None:
-        """One that is a block behind says 402 to what is paid, whatever our clock says."""
+        """A merchant that is a block behind answers 402 to a paid request, whatever our clock says."""
         with world_apart(tmp_path) as world:
             world.fund(*[50 * ADA] * 2)
             async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1))) as run:
@@ -521,7 +522,7 @@ class TestUnservedStreak:
     async def test_a_payment_to_a_stopped_merchant_cannot_be_approved_until_it_is_resumed(
         self, world: World
     ) -> None:
-        """What waited when it was stopped waits on; the operator lets it be paid again first."""
+        """The payment keeps waiting for approval until the operator has resumed the merchant."""
         terms = guarded(world, MerchantRules(stop_after_unserved=1))
         above = {"lovelace": 15 * ADA}
         async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
@@ -553,7 +554,7 @@ class TestUnservedStreak:
             await run.settle_down()
             [row] = [one for one in payments.payments_in(run.context.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.problem.name) == (State.REJECTED, "merchant_stopped")
-            assert run.context.refusals["merchant_stopped"] == 1, "nobody is there who is told"
+            assert run.context.refusals["merchant_stopped"] == 1, "counted, since no caller is waiting"
             assert "held" not in run.books()
 
     async def test_a_lost_payment_to_a_stopped_merchant_is_cancelled(self, world: World) -> None:
@@ -574,12 +575,12 @@ class TestUnservedStreak:
 
 
 class TestUnservedWithoutRetries:
-    """D6, where no client shows the old proof once the invoice is over: each new call would be paid for anew."""
+    """D6, where no client retries once the invoice has expired, and each new request would be paid again."""
 
     STOP = MerchantRules(stop_after_unserved=3)
 
     async def test_a_merchant_is_stopped_after_three_payments_unserved_for_an_hour(self, world: World) -> None:
-        """It says no twice before its invoices are over, and the next call is another one; told once for each."""
+        """It refuses twice before each invoice expires, and every request is a new one; one event per payment."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             for message in ("one", "two", "three"):
                 row = await run.pay_in_block(message)
@@ -591,7 +592,7 @@ class TestUnservedWithoutRetries:
                 assert run.events(row.id).count("delivery_give_up") == 1
             assert alerts.raised(run.context.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
             (_, told) = events_of(run, "merchant_stopped")[0]
-            assert (told["app"], told["payment"]) == (APP, row.id), "whose word it was that stopped it"
+            assert (told["app"], told["payment"]) == (APP, row.id), "the app whose report stopped it"
             assert (await refusal(run, "four")).code == "merchant_stopped"
             assert is_sound(run)
 
@@ -609,7 +610,7 @@ class TestUnservedWithoutRetries:
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run, but_s=60)
             assert run.context.payment(row.id).delivery is Delivery.PRESENTED
-            world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
+            world.clock.ahead_ms += 3_600_000  # without a block: the local clock alone does not count
             await run.agent.deliveries.give_up_unserved()
             assert run.context.payment(row.id).delivery is Delivery.PRESENTED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
@@ -626,7 +627,7 @@ class TestUnservedWithoutRetries:
             assert merchants.unserved_streak(run.context.conn, world.origin).count == 0
 
     async def test_time_while_the_daemon_is_down_does_not_count_against_a_merchant(self, world: World) -> None:
-        """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
+        """Clients could not retry meanwhile, so the hour starts again with the daemon."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
@@ -642,7 +643,7 @@ class TestUnservedWithoutRetries:
     async def test_clients_that_report_nothing_or_hang_up_do_not_count_against_a_merchant(
         self, world: World
     ) -> None:
-        """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
+        """Either no proof was shown, as far as we know, or the merchant served and the client hung up."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             silent = await run.pay_in_block("never told")
             cut = await run.pay_in_block("hung up")
@@ -654,7 +655,7 @@ class TestUnservedWithoutRetries:
 
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
-    """An hour and a bit by the chain's time, and looks for what was not served in it."""
+    """Let a little over an hour of chain time pass, then look for unserved payments."""
     await run.agent.deliveries.give_up_unserved()
     run.world.clock.ahead_ms += 3_605_000 - but_s * 1000
     await run.settle_down()
@@ -662,7 +663,7 @@ async def pass_an_hour(run: Run, but_s: int = 0) -> None:
 
 
 async def test_an_invoice_sent_again_with_other_terms_is_refused_and_raises_one_alert(world: World) -> None:
-    """D1: it is never paid, and an operator hears of it, until the merchant is looked into."""
+    """D1: the changed invoice is never paid; the alert stays until the operator resumes the merchant."""
     async with world.run() as run:
         await run.run_pass()
         for message in ("first", "second"):
@@ -691,7 +692,7 @@ async def test_an_invoice_sent_again_for_fewer_requests_is_refused(world: World)
 
 class TestPaymentsInFlight:
     async def test_payments_in_flight_to_one_merchant_are_limited(self, world: World) -> None:
-        """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
+        """K4: a merchant whose payments do not confirm ties up a limited number of UTxOs."""
         async with world.run(terms=guarded(world, MerchantRules(payments_in_flight_max=2))) as run:
             await run.run_pass()
             for message in ("first", "second"):
@@ -699,9 +700,7 @@ class TestPaymentsInFlight:
             before = payments.payment_counts(run.context.conn)
             told = await refusal(run, "third")
             assert (told.code, told.problem.retryable) == ("merchant_in_flight_limit", True)
-            assert payments.payment_counts(run.context.conn) == before, (
-                "what may just be asked again leaves no row"
-            )
+            assert payments.payment_counts(run.context.conn) == before, "a retryable refusal leaves no row"
             await run.settle_down()
             assert (await run.pay("third")).state is State.IN_FLIGHT
 

@@ -1,4 +1,4 @@
-"""Merchants that are added and removed while the daemon runs: durable, told, and over the config file."""
+"""Merchants added and removed at run time: they survive a restart and override the config file."""
 
 from dataclasses import replace
 

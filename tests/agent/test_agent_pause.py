@@ -1,4 +1,4 @@
-"""The switch that stops all signing: within one step, whatever is under way, and through a restart."""
+"""The pause, which stops all signing at once, whatever is in progress, and survives a restart."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 class PausingSigner:
-    """Signs, and meanwhile an operator pauses: what is signed is not durable yet."""
+    """A signer during whose signature an operator pauses, before the attempt is recorded."""
 
     def __init__(self, signer: Signer) -> None:
         self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
@@ -49,7 +49,7 @@ class PausingSigner:
 
 
 async def hold(run: Run, signer: PausingSigner, asked: Callable[[], Awaitable[object]]) -> PaymentRow:
-    """What is asked for is held, and signed by nobody yet: the pause came while it was on the way."""
+    """Run a request that a pause interrupts: its payment is reserved and has no recorded attempt."""
     await run.run_pass()
     signer.writer = run.context._writer  # type: ignore[assignment]
     with pytest.raises(Refused) as refused:
@@ -168,7 +168,7 @@ async def remove_the_merchant(run: Run) -> None:
 async def test_a_hold_is_released_when_its_app_is_revoked_or_its_merchant_removed(
     world: World, end: Callable[[Run], Awaitable[None]], code: str
 ) -> None:
-    """A pause for a token that leaked, its app revoked, and resumed: what it had asked for is not signed then."""
+    """Pause after a token leaked, revoke its app, resume: its unsigned payments are rejected."""
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:

@@ -1,4 +1,4 @@
-"""The main job on the devnet: a 402 comes in, it is paid on the chain, the call is served, the books agree."""
+"""The main path on the devnet: a 402 is paid on the chain, the request is served, the books match."""
 
 import asyncio
 import sqlite3
@@ -20,7 +20,7 @@ TOKEN = "ab" * 28 + "55534454"
 
 
 def served(world: World, run: Run, payment_id: str, message: str) -> int:
-    """Present the proof: the status that the merchant answers."""
+    """Show the proof and return the status that the merchant answers."""
     shown = Payment.of(run.context, run.context.payment(payment_id))
     return world.call(message, shown.headers).status_code
 
@@ -47,7 +47,7 @@ async def test_a_402_is_paid_and_the_request_is_served(world: World, dialect: st
 
 
 class CountingNet(httpx.AsyncHTTPTransport):
-    """The network, and how often it was used."""
+    """A transport that counts its requests."""
 
     calls = 0
 
@@ -62,7 +62,7 @@ async def test_a_merchant_is_polled_less_often_as_its_invoice_ages(world: World)
     async with world.run() as run:
         world.clock.stop()
         await run.pay_in_block()
-        world.clock.ahead_ms += 1000  # so old it is when the merchant is first asked, whatever that took
+        world.clock.ahead_ms += 1000  # the age at the first poll, however long the payment took
         client = MerchantClient(net)
         chain_sync = ChainSync(run.agent, client)
         counts = []
@@ -71,8 +71,8 @@ async def test_a_merchant_is_polled_less_often_as_its_invoice_ages(world: World)
             counts.append(net.calls)
             world.clock.ahead_ms += 2000
         await client.aclose()
-    assert [counts[n] for n in (0, 2, 5, 11)] == [1, 2, 3, 4], "when it is twice as old as at the last time"
-    assert 13 < counts[-1] < 20, "and every ten minutes at last"
+    assert [counts[n] for n in (0, 2, 5, 11)] == [1, 2, 3, 4], "polled again at twice the age of the last poll"
+    assert 13 < counts[-1] < 20, "and finally every ten minutes"
 
 
 async def test_a_merchant_is_polled_before_the_payment_is_in_a_block(world: World) -> None:
@@ -87,7 +87,7 @@ async def test_a_merchant_is_polled_before_the_payment_is_in_a_block(world: Worl
         assert net.calls == 1
         world.clock.ahead_ms -= 3_600_000
         await chain_sync.merchant_polling.poll_merchants()
-        assert net.calls == 2, "a clock that was set back keeps nobody from being asked"
+        assert net.calls == 2, "a clock set back does not stop polling"
         await client.aclose()
 
 
@@ -104,7 +104,9 @@ async def test_open_invoices_are_polled_50_at_a_time_in_turn(world: World) -> No
         assert net.calls == 50
         await chain_sync.merchant_polling.poll_merchants()
         await client.aclose()
-        assert all(run.context.payment(row.id).merchant_status for row in rows), "those left out went first"
+        assert all(run.context.payment(row.id).merchant_status for row in rows), (
+            "the second poll begins with the rest"
+        )
 
 
 async def test_a_native_token_invoice_is_paid_together_with_its_min_ada(world: World) -> None:
@@ -322,7 +324,7 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
 async def test_quote_and_payment_name_the_limit_first_when_funds_are_lacking_too(
     world: World,
 ) -> None:
-    """Else who funds the wallet for it is refused again."""
+    """Otherwise a user who adds funds would be refused again, by the limit."""
     world.fund(5 * ADA)
     async with world.run(terms=with_terms(limits=daily(12 * ADA, 100 * ADA))) as run:
         await run.run_pass()

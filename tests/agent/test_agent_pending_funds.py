@@ -1,4 +1,4 @@
-"""Money that is on its way back as change is told apart from money that is not there."""
+"""`funds_pending` (change is not in a block yet) and `not_enough_funds` are different refusals."""
 
 import asyncio
 

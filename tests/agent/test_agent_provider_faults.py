@@ -1,4 +1,4 @@
-"""Providers that lie, lose, stall and forget; chains that fork. Whatever they do: one transaction, equal books."""
+"""Providers that lie, lose, stall and forget, and chains that fork: one transaction per payment, correct books."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from payagent.store.rows import journal, payments
 
 
 async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
-    """Time and blocks pass until the payment is confirmed; a few rounds must do, beside two pauses."""
+    """Let time and blocks pass until the payment is confirmed, which must take at most 16 rounds."""
     for _ in range(16):
         world.clock.ahead_ms += 12_000
         await run.run_pass()
@@ -88,7 +88,7 @@ async def test_a_failed_read_changes_no_payment(world: World, kind: str) -> None
         assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
         world.control("faults", clear=True)
-        world.clock.ahead_ms += 61_000  # one that said "too many" is left alone for a while
+        world.clock.ahead_ms += 61_000  # a rate-limited provider is not called for a while
         await run.run_pass()
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
@@ -300,7 +300,7 @@ def test_the_delay_between_resubmissions_doubles_up_to_200_seconds() -> None:
 
 
 class TestChainView:
-    """When the chain is seen well enough to sign by."""
+    """When the view of the chain is good enough to sign."""
 
     NOW_MS = 1_700_000_000_000
     SLOT = 1_700_000_000 - 1_655_769_600 + 86_400
@@ -345,7 +345,7 @@ class TestChainView:
         ],
     )
     def test_protocol_parameters_stricter_than_the_pinned_ones_are_refused(self, name: str, step: int) -> None:
-        """Those under which what payagent builds is not valid; others change nothing about it."""
+        """Under stricter parameters our transactions would be invalid; looser ones make no difference."""
         pinned = {"min_fee_a": 44, "min_fee_b": 155381, "coins_per_utxo_byte": 4310, "max_tx_size": 16384}
         pinned |= {"max_value_size": 5000, "epoch": 1}
         view = ChainView(NETWORKS["preprod"])
@@ -386,7 +386,7 @@ class TestChainView:
 async def test_after_a_restart_open_attempts_are_resubmitted_a_few_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each takes memory while it is on its way, and 100,000 may be open."""
+    """Each submission takes memory, and 100,000 may be open."""
     monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
     world.fund(*[20 * ADA] * 5)
     async with world.run() as run:
@@ -400,4 +400,4 @@ async def test_after_a_restart_open_attempts_are_resubmitted_a_few_at_a_time(
             await run.agent.submitter.drain(10)
         assert max(sent) == 2
         counts = [queries.submissions(run.context.conn, row.attempt.tx_id or "")[0] for row in paid]
-        assert min(counts) >= 2, "each once more"
+        assert min(counts) >= 2, "each was resubmitted once"

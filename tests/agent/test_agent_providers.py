@@ -1,4 +1,4 @@
-"""Several providers, or a bad one: who is looked at, who gets the bytes, and what a provider's word is worth."""
+"""Several providers, or a bad one: which are believed, which get transactions, and what counts as evidence."""
 
 from collections.abc import Iterator
 
@@ -38,12 +38,12 @@ def both(first: Relay, second: Relay) -> dict[str, str]:
 
 
 def told(relay: Relay, path: str) -> dict[str, object]:
-    """What is true now, to be told with a change."""
+    """The true answer, for a test to alter."""
     return dict(httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json())
 
 
 def denies_all(relay: Relay, height: int, slot: int) -> None:
-    """A provider that begins anew: a tip of its own, and of everything else it has never heard."""
+    """Make a provider sync from scratch: it has its own tip and knows nothing else."""
     for prefix in ("/txs/", "/blocks/", "/addresses/"):
         relay.tell(prefix, 404, NO_SUCH)
     tip = told(relay, "/blocks/latest")
@@ -54,7 +54,7 @@ OUT_OF_ORDER = {"status_code": 500, "error": "Internal Server Error", "message":
 
 
 class TestReportedReasons:
-    """What keeps a look from being completed is named where an operator looks."""
+    """The reason why a pass could not be completed is shown where an operator looks."""
 
     async def test_an_unreadable_utxo_list_is_reported_with_its_reason(self, world: World, first: Relay) -> None:
         first.tell("/addresses/", 500, OUT_OF_ORDER)
@@ -126,7 +126,7 @@ async def test_an_unclassified_submit_refusal_raises_one_alert_until_that_provid
         first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
         world.clock.ahead_ms += 12_000
         await run.run_pass()
-        assert not alerts.raised(run.context.conn, "submission_refused"), "it has these already"
+        assert not alerts.raised(run.context.conn, "submission_refused"), "it already has these transactions"
 
 
 class TestTwoProviders:
@@ -135,7 +135,7 @@ class TestTwoProviders:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
-            await run.pass_time(15)  # what is new by one word alone is read three times, a minute apart
+            await run.pass_time(15)  # a single provider's news is read three times, a minute apart
             row = await run.pay()
             assert second.submissions() == 1
             await run.settle_down()
@@ -184,12 +184,12 @@ PARAMETERS = "/epochs/latest/parameters"
 
 
 class TestProtocolParameters:
-    """Governance may change them at any epoch."""
+    """Governance may change protocol parameters at any epoch."""
 
     async def test_when_the_chain_raises_its_fees_open_payments_are_followed_and_none_is_signed(
         self, world: World, first: Relay, second: Relay
     ) -> None:
-        """Of two providers both tell it, so it is no lie of one."""
+        """Both providers report it, so it is not the lie of one."""
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.run_pass()
@@ -206,7 +206,7 @@ class TestProtocolParameters:
     async def test_parameters_are_read_again_when_a_provider_calls_a_transaction_invalid(
         self, world: World, first: Relay
     ) -> None:
-        """Else for most of an hour after an epoch's change all that is signed would be refused."""
+        """Otherwise every transaction would be refused for most of an hour after an epoch change."""
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -234,7 +234,7 @@ class TestProtocolParameters:
     async def test_parameters_of_a_long_absent_provider_exclude_no_other_provider(
         self, world: World, first: Relay, second: Relay, fee: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Else after a change, which that one never tells, what was sent would be followed by nobody."""
+        """Otherwise a change that the absent provider never reports would stop all open payments."""
         monkeypatch.setattr("payagent.chain.provider_state.ABSENT_MS", 150_000)
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
@@ -301,7 +301,7 @@ class TestProtocolParameters:
     async def test_when_one_provider_reports_other_parameters_the_rest_are_asked_too(
         self, world: World, first: Relay, second: Relay
     ) -> None:
-        """At an epoch's change: else the one that was asked first is not heard for most of an hour."""
+        """At an epoch change; otherwise the provider asked first would be excluded for most of an hour."""
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.run_pass()
@@ -316,7 +316,7 @@ class TestProtocolParameters:
     async def test_a_provider_that_has_no_parameters_for_a_while_is_still_believed(
         self, world: World, first: Relay
     ) -> None:
-        """As Blockfrost's backend at an epoch's start, until it has read the new epoch's."""
+        """Blockfrost's backend does this at the start of an epoch, until it has read the new ones."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -330,7 +330,7 @@ class TestProtocolParameters:
             row = await run.pay("again")
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
-        async with world.run(providers={"first": first.url}) as run:  # at first it has to tell them
+        async with world.run(providers={"first": first.url}) as run:  # after a start the provider must report them
             assert not await run.chain_sync.run_once()
 
     @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ class TestProtocolParameters:
 
 
 class TestRateLimited:
-    """429: the provider is left alone for as long as it asks."""
+    """429: the provider is not called until its Retry-After has passed."""
 
     async def test_the_only_provider_is_sent_nothing_until_its_retry_after_has_passed(
         self, world: World, first: Relay
@@ -386,7 +386,7 @@ class TestRateLimited:
 
 
 class TestEvidence:
-    """Rule 4: what a provider does not show is not thereby gone."""
+    """Rule 4: what a provider does not show is not proven to be gone."""
 
     @pytest.mark.parametrize("tip_is_fresh", [True, False])
     async def test_a_provider_that_syncs_again_from_scratch_reverses_nothing(
@@ -426,7 +426,7 @@ class TestEvidence:
             assert (await run.pay()).state is State.IN_FLIGHT
 
     async def test_our_own_spend_is_not_taken_for_an_external_spend(self, world: World) -> None:
-        """The list of coins is ahead of the index of transactions, and a deposit makes it worth taking in."""
+        """The UTxO list is ahead of the transaction index, and a deposit makes the agent read the list."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -444,7 +444,7 @@ class TestEvidence:
     async def test_a_pass_with_an_unanswered_read_does_not_count_as_complete(
         self, world: World, path: str
     ) -> None:
-        """Its word is what the heartbeat's `stale` goes by."""
+        """The scheduler reports `stale` by the result of a pass."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             assert await run.chain_sync.run_once()
@@ -461,7 +461,7 @@ class TestEvidence:
     async def test_a_block_above_the_providers_own_tip_is_read_again_until_it_is_plausible(
         self, world: World, second: Relay, lie: dict[str, object]
     ) -> None:
-        """One absurd height kept a payment in its block, and not confirmed, until a restart."""
+        """A single absurd height once kept a payment unconfirmed until a restart."""
         world.fund(50 * ADA)
         async with world.run(providers={"second": second.url}) as run:
             await run.run_pass()
@@ -478,7 +478,7 @@ class TestEvidence:
 
 
 class TestProviderDeadAtStart:
-    """One that never answered since the start is not waited for like one that was just there."""
+    """A provider that has not answered since the start is not waited for as one that just went away."""
 
     async def test_a_payment_is_soon_confirmed_by_the_other_provider_but_not_settled(
         self, world: World, first: Relay, second: Relay

@@ -1,4 +1,4 @@
-"""What happens beside each other: a sweep while a payment is admitted, a caller that goes away."""
+"""Races: a pass while a payment is being signed, a caller that disconnects, commits in an awkward order."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ async def test_a_payment_is_made_once_even_if_its_caller_disconnects(world: Worl
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await run.context.write("flush", lambda _unit: None)  # what the caller left in the queue is done
+        await run.context.write("flush", lambda _unit: None)  # the job that the caller queued has run
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
         await run.agent.submitter.drain(10)
@@ -70,7 +70,7 @@ async def test_a_payment_is_made_once_even_if_its_caller_disconnects(world: Worl
 
 
 async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(movable_world: World) -> None:
-    """Both decide in one commit: the sweep that the old invoice is over, the caller that the new one is paid."""
+    """A pass would cancel it, as its invoice expired, while a caller moves it to a new one; one commit decides."""
     world = movable_world
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:

@@ -1,4 +1,4 @@
-"""`ready = "auto"`: a proof is shown at the first block and at each new one; an early refusal loses nothing."""
+"""`ready = "auto"`: a proof is shown at the first block and after each new one; an early refusal costs nothing."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ NOT_FOUND = make_response(404, {"content-type": "application/json"}, '{"detail":
 
 @asynccontextmanager
 async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> AsyncIterator[Run]:
-    """An agent that confirms at three blocks, and a merchant with these settings."""
+    """An agent with `confirm_depth` 3, and a merchant with these settings."""
     world.settings(**settings)
     world.fund(*[50 * ADA] * 3)
     merchant = replace(world.terms.merchants[world.origin], ready=ready)  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> A
 
 
 async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Advice]:
-    """Show the proof to the devnet's merchant, and tell the agent what it answered."""
+    """Show the proof to the devnet's merchant and report its answer to the agent."""
     depth = run.context.depth(row)
     merchant = run.context.config.merchants[run.world.origin]
     answer = run.world.call(message, retry_headers(row, merchant, run.world.address))
@@ -80,11 +80,11 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
                 0,
                 depth,
             )
-            assert not run.context.is_ready(row), "no block came since"
+            assert not run.context.is_ready(row), "no block has come since"
             waiting = asyncio.create_task(run.context.wait(row.id, 60))
             await run.settle_down()
             row = await waiting
-            assert run.context.is_ready(row), "whoever waits is woken by the block"
+            assert run.context.is_ready(row), "the block wakes the waiter"
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
         assert known(run) == MerchantReadiness(accepted_depth=3)
@@ -117,11 +117,11 @@ async def test_a_merchant_status_of_confirmed_makes_the_proof_ready_before_the_f
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
         assert known(run) == MerchantReadiness(accepted_depth=0)
-        assert run.context.is_ready(await run.pay("again")), "the next one is shown once it was sent"
+        assert run.context.is_ready(await run.pay("again")), "the next one is ready once it is submitted"
 
 
 async def test_a_new_invoice_after_the_request_was_served_is_not_an_early_refusal(world: World) -> None:
-    """An identical call shows a proof that has served already, and the merchant asks for money anew."""
+    """A repeated request shows a used proof, and the merchant answers with a new invoice."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
         row, _ = await show(run, run.context.payment(row.id))
@@ -133,7 +133,7 @@ async def test_a_new_invoice_after_the_request_was_served_is_not_an_early_refusa
 
 
 async def test_an_error_about_the_request_itself_is_not_an_early_refusal(world: World) -> None:
-    """A merchant may look at the proof first and then refuse the call: that says nothing of the depth."""
+    """A merchant may accept the proof and then reject the request, which says nothing about the depth."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
         wrong = make_response(422, {"content-type": "application/json"}, '{"detail": "the message is too long"}')
@@ -165,7 +165,7 @@ async def test_after_an_early_refusal_proofs_for_that_merchant_wait_for_confirm_
 
 
 async def test_a_refusal_of_an_early_proof_does_not_end_the_delivery(tmp_path: Path) -> None:
-    """The answer comes late: the payment is confirmed by then, and the invoice is over."""
+    """The answer arrives when the payment is already confirmed and the invoice has expired."""
     with world_with_clock(tmp_path) as world:
         async with by_auto(world, confirmations=0, timeout=300) as run:
             row = await run.pay_in_block()

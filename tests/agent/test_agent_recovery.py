@@ -1,4 +1,4 @@
-"""A ledger older than its signer, or new where the wallet is not: quiet, read from the chain, then whole."""
+"""A ledger that is older than the signer record, or lost: payagent waits, reads the chain and catches up."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ __all__ = ["world"]
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet that goes by the clock that a test puts off."""
+    """A devnet that shares its clock with the agent; a test can move it."""
     with world_with_clock(tmp_path) as world:
         world.fund(100 * ADA, 100 * ADA, 100 * ADA)
         yield world
@@ -48,7 +48,7 @@ def copied(world: World) -> bytes:
 
 
 def put(world: World, content: bytes | None) -> None:
-    """Another ledger, or none, in place of the one that is there."""
+    """Replace the ledger with another one, or with none."""
     for path in world.folder.glob("ledger.db*"):
         path.unlink()
     if content is not None:
@@ -91,7 +91,7 @@ async def test_the_history_of_a_lost_ledger_is_read_once(world: World, record: S
 
 
 class Faltering(Relay):
-    """Each fourth time that it is asked for a transaction it has no answer."""
+    """A provider that fails every fourth read of a transaction."""
 
     asked, falters = 0, True
 
@@ -139,8 +139,8 @@ async def test_a_long_history_is_read_over_several_passes(
                 row.attempt.tx_id for row in rows
             }
             assert len(listed_since) > 2
-            assert listed_since[:2] == [0, 0], "to notice that there is a past, and once it has come to rest"
-            assert min(listed_since[2:]) > 0, "what no rollback reaches was listed again"
+            assert listed_since[:2] == [0, 0], "once to notice the history, once after the quiet period"
+            assert min(listed_since[2:]) > 0, "a part that no rollback reaches was listed again"
             relay.falters = False
             await require_whole(run)
 
@@ -159,7 +159,7 @@ async def test_an_old_ledger_signs_nothing_until_it_has_caught_up_with_the_chain
             await run.pay("too early")
         world.block()
     world.clock.ahead_ms += QUIET_MS - 30_000
-    async with world.run(record=record) as run:  # a restart begins no quiet time anew, and ends none
+    async with world.run(record=record) as run:  # a restart neither restarts nor ends the quiet period
         world.block()
         await run.run_pass()
         with pytest.raises(Refused, match="ledger_behind"):
@@ -187,7 +187,7 @@ async def test_an_old_ledger_signs_nothing_until_it_has_caught_up_with_the_chain
 async def test_the_quiet_period_starts_once_our_clock_agrees_with_the_chain(
     world: World, record: SignerFile, off_s: int
 ) -> None:
-    """The daemon finds the old ledger while its clock is a day off, and the clock is mended a minute later."""
+    """The daemon finds the old ledger while its clock is a day off; the clock is corrected a minute later."""
     async with world.run(record=record) as run:
         await run.pay_in_block("known")
         old = copied(world)
@@ -248,7 +248,7 @@ async def test_a_ledger_that_caught_up_is_not_behind_again_after_a_restart(
             assert run.context.chain.behind is None
             behind = count_of(run.context.conn, "ledger_behind")
     assert behind == 1
-    put(world, old)  # and the same copy once more is behind once more
+    put(world, old)  # the same old copy is behind again
     async with world.run(record=record) as run:
         assert run.context.chain.behind is not None
 
@@ -293,7 +293,7 @@ async def test_after_a_catch_up_an_attempt_missing_from_the_signer_record_is_sti
         assert run.context.chain.behind is None
         caught_up = copied(world)
         ahead = record.read()
-    async with world.run() as run:  # it signs, and dies before it notes that
+    async with world.run() as run:  # it signs, and dies before it updates the record
         await run.run_pass()
         row = await run.pay("not noted")
     assert record.read() == ahead
@@ -305,7 +305,7 @@ async def test_after_a_catch_up_an_attempt_missing_from_the_signer_record_is_sti
         assert record.read() == last_signed(run.context.conn)
         assert run.context.payment(row.id).is_noted
     put(world, caught_up)
-    async with world.run(record=record) as run:  # it lacks what was signed since
+    async with world.run(record=record) as run:  # it lacks the attempts signed since
         assert run.context.chain.behind is not None
 
 
@@ -344,7 +344,7 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
 async def test_an_unreadable_history_is_reported_with_its_reason_and_raises_an_alert(
     world: World, record: SignerFile, is_new: bool
 ) -> None:
-    """Also by an alert, once it lasts."""
+    """Once it lasts, an alert reports it too."""
     if not is_new:
         async with world.run(record=record) as run:
             await run.pay_in_block("before")
@@ -381,7 +381,7 @@ async def test_a_new_wallet_without_a_history_pays_at_once(world: World, record:
 async def test_the_next_process_adds_an_attempt_that_a_killed_one_did_not_record(
     world: World, record: SignerFile
 ) -> None:
-    async with world.run() as run:  # it signs, and no record is kept
+    async with world.run() as run:  # it signs without a signer record
         await run.pay_in_block("not noted")
     async with world.run(record=record) as run:
         await run.run_pass()
@@ -430,7 +430,7 @@ async def test_no_proof_is_shown_before_the_signer_record_has_its_attempt(
             over = world.ask_of(world.call("not noted"), body="{}")
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(over)
-        async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
+        async with world.run(record=record, terms=with_handover) as run:  # not after a restart either
             assert Payment.of(run.context, run.context.payment(row.id)).headers == {}
     async with world.run(record=record, terms=with_handover) as run:
         assert Payment.of(run.context, run.context.payment(row.id)).headers != {}
@@ -439,7 +439,7 @@ async def test_no_proof_is_shown_before_the_signer_record_has_its_attempt(
 
 @contextmanager
 def unwritable(path: Path) -> Iterator[None]:
-    """Something stands where the file was, and nothing can be put in its place."""
+    """A directory takes the place of the file, so it cannot be written."""
     kept = path.rename(path.with_name("kept")) if path.exists() else None
     path.mkdir()
     yield
@@ -449,18 +449,18 @@ def unwritable(path: Path) -> Iterator[None]:
 
 
 class TestDataFolderRestoredFromSnapshot:
-    """A snapshot of the machine takes the ledger and the signer's record back together: they agree."""
+    """A machine snapshot restores an old ledger together with an old signer record, so the two agree."""
 
     @pytest.fixture
     def world(self, tmp_path: Path) -> Iterator[World]:
-        """The wallet holds nothing that pays for a call until more comes."""
+        """The wallet cannot pay for a request until more funds arrive."""
         with world_with_clock(tmp_path) as world:
             world.fund(5 * ADA)
             yield world
 
     @staticmethod
     async def roll_back(world: World) -> str:
-        """Put all that was in the data folder back to before a payment, whose coin came later; its transaction."""
+        """Restore the data folder from before a payment and its deposit; returns the payment's transaction."""
         record = SignerFile(world.folder / SIGNER_FILE)
         async with world.run(record=record) as run:
             await run.run_pass()
@@ -488,7 +488,7 @@ class TestDataFolderRestoredFromSnapshot:
             assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "external_spend"
             await require_whole(run)
             await unfreeze(run.context, APP)
-        async with world.run(record=record) as run:  # what was thawed is known from then on
+        async with world.run(record=record) as run:  # the spend is known once it was unfrozen
             await run.run_pass()
             await run.pay("when somebody has looked at it")
 
@@ -525,11 +525,11 @@ class TestDataFolderRestoredFromSnapshot:
 
 
 class TestLyingProvider:
-    """Two providers; one of them tells of a transaction that spent all, and the other is away now and then."""
+    """Two providers: one invents a transaction that spent everything, the other is away now and then."""
 
     @pytest.fixture
     def world(self, tmp_path: Path) -> Iterator[World]:
-        """Devnet and agent share a clock: ages of tips are true."""
+        """Devnet and agent share a clock, so tip ages are true."""
         with world_with_clock(tmp_path) as world:
             world.clock.ahead_ms += 1_000_000
             world.fund(50 * ADA)

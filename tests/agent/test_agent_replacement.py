@@ -1,4 +1,4 @@
-"""Attempts that no block takes in their time: replaced on the same anchor, or taken back; the books follow.
+"""Attempts that reach no block before their TTL: replaced on the same nonce UTxO, or cancelled.
 
 The chain and the agent share one clock here, which a test can move.
 """
@@ -84,10 +84,10 @@ class TestSameInvoice:
             await run.settle_down()
             world.clock.ahead_ms += 250_000
             await run.run_pass()
-            assert len(attempts(run, row)) == 1, "by the local clock alone it may still be in the next block"
+            assert len(attempts(run, row)) == 1, "only the local clock has passed the TTL"
             world.fault(f"/txs/{row.attempt.tx_id}", "rate", count=1)
             await run.settle_down()
-            assert len(attempts(run, row)) == 1, "nobody could tell whether it is in a block"
+            assert len(attempts(run, row)) == 1, "no provider could say whether it is in a block"
             world.clock.ahead_ms += 61_000
             await run.settle_down()
             assert len(attempts(run, row)) == 2
@@ -202,7 +202,7 @@ class TestSameInvoice:
             assert_at_rest(world, run)
 
     async def test_a_replacement_swaps_a_missing_utxo_but_keeps_the_nonce_utxo(self, world: World) -> None:
-        """Another wallet of the same keys spent it."""
+        """Another wallet with the same keys spent it."""
         world.settings(timeout=LONG_S, price="4000000", splits=[])
         world.fund(3 * ADA, 3 * ADA)
         async with world.run(terms=with_terms(settle_depth=5)) as run:
@@ -228,7 +228,7 @@ class TestSameInvoice:
             assert_sound(world, run)
 
     async def test_a_payment_whose_replacement_would_exceed_its_hold_is_cancelled(self, world: World) -> None:
-        """Many small coins in place of the one that is gone make a higher fee than was approved."""
+        """Replacing the missing UTxO with many small ones would cost a higher fee than was approved."""
         world.settings(timeout=LONG_S, price="4000000", splits=[])
         world.fund(3 * ADA, 3 * ADA)
         async with world.run() as run:
@@ -250,7 +250,7 @@ class TestSameInvoice:
 
 
 def spend(world: World, utxo: queries.UtxoRow | None, to: str) -> None:
-    """Beside payagent, with its keys: all of it to somebody else."""
+    """Spend a UTxO with our keys but outside payagent, all of it to another address."""
     assert utxo is not None
     plan = send_all(
         UtxoIndex([Utxo(utxo.tx_id, utxo.output_index, utxo.lovelace)]),
@@ -322,7 +322,7 @@ class TestCancel:
             assert_at_rest(world, run)
 
     async def test_a_payment_rolled_back_after_its_ttl_is_cancelled(self, world: World) -> None:
-        """The bytes cannot come into a block again: nothing is left to send, so it is taken back."""
+        """The transaction can no longer enter a block, so the payment is cancelled."""
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
@@ -338,7 +338,7 @@ class TestCancel:
             assert_at_rest(world, run)
 
     async def test_a_cancel_adds_a_utxo_when_the_payments_own_cannot_cover_the_fee(self, world: World) -> None:
-        """Alone it could not pay for its way back: an output of ours would take more than it holds."""
+        """On its own the UTxO could not fund the cancel: our output would need more than it holds."""
         world.settings(price="969750", splits=[])
         world.fund(50 * ADA)
         async with world.run() as run:
@@ -360,7 +360,7 @@ class TestCancel:
 
 
 def exact_utxo(plan: TxPlan, own: Address) -> int:
-    """What a coin holds that pays to the unit for what a plan pays."""
+    """The lovelace of a UTxO that pays for a plan exactly, without change."""
     asked = sum(output.units for output in plan.asked)
 
     def paid_by(lovelace: int) -> bool:
@@ -380,11 +380,11 @@ def exact_utxo(plan: TxPlan, own: Address) -> int:
 
 
 class TestNextInvoice:
-    """The invoice is over, and the same call is answered with another one."""
+    """The invoice has expired, and the merchant answers the same request with another one."""
 
     @staticmethod
     async def next_one(world: World, run: Run, **settings: object) -> tuple[PaymentRow, PaymentRow]:
-        """A lost payment, and what a new invoice for the same call made of it."""
+        """A lost payment, before and after a new invoice for the same request."""
         first = await lose(world, run)
         await pass_time_of(world, run, 310)
         assert run.state(first.id) is State.IN_FLIGHT, "it waits a while for the next invoice"
@@ -437,7 +437,7 @@ class TestNextInvoice:
     async def test_an_old_attempt_lands_on_a_fork_even_if_another_intent_first_had_its_invoice(
         self, world: World
     ) -> None:
-        """That one was refused by its own bound; the payment goes by the invoice again, as by its own."""
+        """The other intent was refused by its own max_total; the payment returns to that invoice."""
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=12)) as run:
             await run.run_pass()
@@ -468,7 +468,7 @@ class TestNextInvoice:
             assert run.state(row.id) is State.SETTLED
 
     async def test_a_payment_can_take_an_invoice_that_another_intent_did_not_pay(self, world: World) -> None:
-        """Both were refused to that one by its own bound: who has an invoice that nobody paid may pay it."""
+        """The other intent was refused by its own max_total; an unpaid invoice may be paid by any intent."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -527,7 +527,7 @@ class TestNextInvoice:
             assert_at_rest(world, run)
 
     async def test_when_the_old_attempt_lands_on_a_fork_its_own_amount_is_posted(self, world: World) -> None:
-        """What was posted for the new invoice is reversed, and what the old one took is posted."""
+        """The posting for the new invoice is reversed, and the amount of the old one is posted."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -548,7 +548,7 @@ class TestNextInvoice:
             assert_at_rest(world, run)
 
     async def test_requests_of_a_batch_cost_what_the_attempt_on_the_chain_took(self, world: World) -> None:
-        """Each buying, taking back and use goes by the posting of its time."""
+        """Credits, reversals and uses follow the posting that is current at the time."""
         world.fund(50 * ADA)
         world.settings(batch=4)
         async with world.run() as run:
@@ -757,7 +757,7 @@ class TestResolve:
 
 
 class TestRepeatedTransfer:
-    """The operator's own, by its key, after its payment was void."""
+    """An operator repeats a transfer, by its key, after its payment was void."""
 
     @pytest.mark.parametrize("kind", ["send", "split", "sweep"])
     async def test_a_transfer_repeated_after_a_void_cannot_land_beside_the_first_on_any_fork(
@@ -779,7 +779,7 @@ class TestRepeatedTransfer:
 
         async with world.run() as run:
             await run.run_pass()
-            world.fund(20 * ADA)  # a coin that the first does not know of
+            world.fund(20 * ADA)  # a UTxO that the first transfer does not know
             low = height(world)
             world.fault("submit", "drop")
             first = await order(run)

@@ -1,4 +1,4 @@
-"""A rollback takes the deposit that a payment spends for good: that is told, booked, and ended in the end."""
+"""A rollback removes for good the deposit that a payment spends: alert, bookings, and the end of the payment."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ PAST_THE_TTL_S = 2400
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet that goes by the clock that a test puts off; one coin lies deep, the next ones come later."""
+    """A devnet that shares its clock with the agent; a test can move it."""
     with world_with_clock(tmp_path) as world:
         yield world
 
@@ -40,13 +40,13 @@ async def living(world: World, **more: object) -> AsyncIterator[Run]:
 
 
 def made_by(world: World, ref: str | None) -> bytes:
-    """The bytes of the transaction that made a coin."""
+    """The bytes of the transaction that made a UTxO."""
     tx_id = (ref or "").partition("#")[0]
     return world.devnet.run(lambda devnet: devnet.chain.tx(tx_id)[0].raw)  # type: ignore[no-any-return]
 
 
 async def pay_and_vanish(world: World, run: Run) -> tuple[PaymentRow, bytes]:
-    """A payment from a coin whose deposit another chain lacks, with all that came after it; and that deposit."""
+    """A payment whose deposit and transaction a fork removes; returns it with the bytes of the deposit."""
     before = height(world)
     world.fund(50 * ADA)
     row = await run.pay_in_block()
@@ -63,7 +63,7 @@ def gone_tx(world: World, at_height: int) -> str:
 
 
 async def denied(run: Run) -> None:
-    """Three looks, each at another tip a minute after the one before, and one to begin with."""
+    """Four passes, each at another tip, a minute apart: three of them show that the deposit is gone."""
     await run.pass_time(4, 61)
 
 
@@ -94,7 +94,7 @@ async def test_a_payment_without_its_deposit_is_void_once_no_fork_can_bring_it_b
         await require_whole(run)
         world.fund(50 * ADA)
         await run.run_pass()
-        again = await run.pay("hello")  # the same purchase: nothing of the first can land any more
+        again = await run.pay("hello")  # the same request: nothing of the first payment can land any more
         await run.settle_down()
         assert again.id != row.id
         assert run.state(again.id) is State.CONFIRMED
@@ -217,7 +217,7 @@ async def test_a_payment_that_spends_the_change_is_void_together_with_its_parent
 
 
 async def test_a_payment_with_another_nonce_utxo_is_cancelled_without_the_deposit(world: World) -> None:
-    """Another coin takes its place: in the payment's next attempt, or else in its cancel."""
+    """Another UTxO takes its place, in the next attempt or in the cancel."""
     async with living(world) as run:
         world.fund(8 * ADA)
         before = height(world)
@@ -257,7 +257,7 @@ async def test_a_failed_read_does_not_count_as_evidence_against_the_deposit(worl
             assert run.owned() == {"lovelace": 50 * ADA}
             relay.unfreeze()
             await run.pass_time(2, 61)
-            assert last_alert(run, row) is None  # what was denied before the silence does not count
+            assert last_alert(run, row) is None  # evidence from before the failed reads does not count
             await run.pass_time(2, 61)
             assert last_alert(run, row) == "deposit_rolled_back"
             assert run.owned() == world.on_chain() == {}
@@ -274,7 +274,7 @@ async def test_both_of_two_providers_must_report_the_deposit_gone(world: World) 
             other.freeze(f"/txs/{made}/utxos")
             fork_with(world, before)
             for _ in range(5):
-                await run.pass_time(1, 23)  # within the time in which they may disagree
+                await run.pass_time(1, 23)  # within the time in which providers may disagree
             assert last_alert(run, row) is None
             assert run.owned() == {"lovelace": 50 * ADA}
             other.unfreeze()
@@ -326,7 +326,7 @@ async def test_verify_finds_a_payment_that_became_void_too_early(world: World) -
             steps.record_time_over(unit, row.id, block, utxos, now_ms)
 
         await run.context.write("void", job)
-        assert run.state(row.id) is State.IN_FLIGHT  # it does not let itself be told so
+        assert run.state(row.id) is State.IN_FLIGHT  # the commit refuses to end it
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(steps, "any", lambda _: False, raising=False)

@@ -1,4 +1,4 @@
-"""What the signer refuses by its own policy: nobody is left to wait for a signature that never comes."""
+"""Signatures that the signer refuses by its own policy: no payment waits for one that never comes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def not_signed(run: Run) -> list[tuple[str, str]]:
-    """What was told of the signer, in order: the kind of alert, and of which payment."""
+    """The alerts about the signer, in order: kind and payment."""
     told = [alert for alert in alerts.after(run.context.conn, 0) if alert.subject == "signer"]
     return [(alert.kind, alert.facts.get("payment", "")) for alert in told]
 

@@ -1,4 +1,4 @@
-"""Top-ups on the devnet: as many batches as were ordered, each once, whatever dies in between."""
+"""Top-ups on the devnet: every ordered batch is bought once, whatever crashes in between."""
 
 import asyncio
 import contextlib
@@ -42,14 +42,14 @@ ROUNDS = 40
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet whose clock the test moves, and a merchant that sells batches by a request of its own."""
+    """A devnet whose clock the test moves, and a merchant that sells batches by a separate request."""
     with world_with_clock(tmp_path) as world:
         yield sells_batches(world)
 
 
 @pytest.fixture
 def apart(tmp_path: Path) -> Iterator[World]:
-    """The same, where the agent's clock alone is wrong when a test sets it."""
+    """The same, but a test moves only the agent's clock."""
     with world_apart(tmp_path) as world:
         yield sells_batches(world)
 
@@ -62,7 +62,7 @@ def sells_batches(world: World) -> World:
 
 
 def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
-    """The world's terms with other ones for its merchant."""
+    """The world's config with changes for its merchant."""
     merchants = {origin: replace(one, **terms) for origin, one in world.terms.merchants.items()}  # type: ignore[arg-type]
     return replace(world.terms, merchants=merchants)
 
@@ -77,7 +77,7 @@ async def order(run: Run, units: int, request: TopupSource | None = None, key: s
 
 
 async def go_round(run: Run) -> None:
-    """A beat, what it set off, and a block."""
+    """One run of the top-ups, its submissions, and a block."""
     await run.topups.run_once()
     await run.agent.submitter.drain(10)
     await run.settle_down()
@@ -133,7 +133,7 @@ class TestTopup:
             second = await carry_out(run, (await order(run, COST, key="another")).id)
             assert second.state == "done"
             assert len(world.transactions()) == 2
-            assert await order(run, COST, REQUEST) == await order(run, COST), "it is the configured one"
+            assert await order(run, COST, REQUEST) == await order(run, COST), "it names the configured request"
             called = await order(run, COST, CHAT, key="a call")
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, key="a call")
@@ -245,7 +245,7 @@ class TestLimits:
             await carry_out(run, (await order(run, COST)).id)
             plan = await run.topups.plan(APP, goal(world, COST, CHAT))
             assert isinstance(plan, PrepaidQuote)
-            assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "nobody knows what it costs"
+            assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "its price is not known yet"
             await know_price(run)
             plan = await run.topups.plan(APP, goal(world, COST, CHAT))
             assert isinstance(plan, PrepaidQuote)
@@ -254,7 +254,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("utxos", [1, 6])
     async def test_a_plan_can_be_made_while_an_automatic_top_up_runs(self, tmp_path: Path, utxos: int) -> None:
-        """The merchant asks with the invoice that is being paid, and its change is all the money there is."""
+        """The merchant repeats the invoice that is being paid, and its change is all the money there is."""
         with world_with_clock(tmp_path) as world:
             world.terms = with_topup(world, topup_request=REQUEST)
             world.fund(*[200 * ADA] * utxos)
@@ -266,7 +266,7 @@ class TestLimits:
                     await run.topups.run_once()
                 await run.agent.submitter.drain(10)
                 (running,) = topups.all_open(run.context.conn)
-                assert len(world.waiting()) == 1, "it is paid, and in no block yet"
+                assert len(world.waiting()) == 1, "it is submitted, and in no block yet"
                 plan = await run.topups.plan(APP, goal(world, 50 * ADA))
                 assert isinstance(plan, TopupPlan)
                 assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
@@ -295,7 +295,7 @@ class TestLimits:
 
 
 async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
-    """Another operator, who may be revoked."""
+    """Add another operator app, which a test can revoke."""
 
     def job(unit: Unit) -> None:
         apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
@@ -314,7 +314,7 @@ async def revoke_ops(run: Run) -> None:
 
 
 class TestStopping:
-    """Nothing is bought for an order that is cancelled, or whose app has no good token; what is paid is shown."""
+    """A top-up that is cancelled, or whose app lost its token, buys nothing more; paid batches are delivered."""
 
     async def test_a_cancelled_top_up_with_nothing_in_flight_stops_at_once(self, world: World) -> None:
         async with world.run() as run:
@@ -365,7 +365,7 @@ class TestStopping:
             assert len(world.transactions()) == 1
 
     async def test_a_paid_batch_is_delivered_for_the_partner_of_its_own_invoice(self, world: World) -> None:
-        """The merchant takes a proof from the partner alone whose invoice it is."""
+        """The merchant accepts a proof only from the partner that its invoice names."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)
@@ -377,14 +377,14 @@ class TestStopping:
             require_whole(run)
 
     async def test_a_top_up_buys_every_batch_for_the_partner_it_was_ordered_for(self, world: World) -> None:
-        """Whichever is configured since: it counts for no other's balance."""
+        """The config may name another partner since; its balance gets nothing."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 2 * COST)
             await go_round(run)
             other = with_topup(world, partner="other").merchants
             await run.context.take_config(replace(run.context.from_file, merchants=other), lambda _unit: None)
-            assert (await order(run, 2 * COST)).id == row.id, "the key names it, for ever"
+            assert (await order(run, 2 * COST)).id == row.id, "the key still names the same top-up"
             assert (await carry_out(run, row.id)).state == "done"
             assert len(world.transactions()) == 2
             assert wallet_balance(world)["partner"] == "demo"
@@ -393,7 +393,7 @@ class TestStopping:
 
     @pytest.mark.parametrize("why", ["topup_stopped/cancelled", "topup_stopped/app_revoked"])
     async def test_stopping_a_top_up_denies_its_pending_approval(self, world: World, why: str) -> None:
-        """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
+        """Nobody can approve it by mistake, it counts against no limit, and nothing is paid."""
         async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
             await run.run_pass()
             await add_orderer(run)
@@ -412,7 +412,7 @@ class TestStopping:
             require_whole(run)
 
     async def test_a_pending_approval_ends_when_its_top_up_times_out(self, world: World) -> None:
-        """Who said yes later would pay for what nobody shows to the merchant any more."""
+        """A later approval would pay for a batch that nobody delivers."""
         world.settings(timeout=86_400)
         asking = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
         async with world.run(terms=asking) as run:
@@ -422,7 +422,7 @@ class TestStopping:
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
             await run.topups.run_once()
-            assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
+            assert run.topups.find(row.id).state == "open", "by chain time it has not timed out"
             await run.settle_down()
             await run.topups.run_once()
             assert run.topups.find(row.id).problem == "topup_stopped/timed_out"
@@ -486,7 +486,7 @@ class TestStopping:
     async def test_a_top_up_stopped_while_the_merchant_sends_its_402_buys_nothing(
         self, world: World, end: str
     ) -> None:
-        """The end comes while the merchant is asked for its 402."""
+        """The top-up is stopped while the merchant answers with its 402."""
         async with Peer().running() as peer:
             wall, ended = Paywall(price=10 * ADA), asyncio.Event()
 
@@ -515,7 +515,7 @@ class TestStopping:
 
 
 class Killed:
-    """A checkpoint that lets no commit of this name through, nor any after it, from its `nth` on."""
+    """A checkpoint that fails from the `nth` commit of this name on."""
 
     def __init__(self, name: str, nth: int) -> None:
         self.name, self.left, self.dead = name, nth, False
@@ -548,7 +548,7 @@ async def test_a_top_up_goes_on_after_a_crash_at_a_commit_and_pays_nothing_twice
         for _ in range(ROUNDS):
             if killed.dead or run.topups.find(topup_id).ended_at_ms is not None:
                 break
-            with contextlib.suppress(Refused):  # a process that is gone writes nothing more
+            with contextlib.suppress(Refused):  # a dead process writes nothing more
                 await go_round(run)
     async with world.run() as run:
         await run.run_pass()
@@ -560,7 +560,7 @@ async def test_a_top_up_goes_on_after_a_crash_at_a_commit_and_pays_nothing_twice
 
 
 class LostSigner:
-    """The process that holds the key is gone when it is asked."""
+    """A signer whose process is gone when it is called."""
 
     def __init__(self, signer: Signer, code: str) -> None:
         self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
@@ -577,7 +577,7 @@ class LostSigner:
 async def test_a_top_up_goes_on_after_a_restart_when_the_signer_was_lost(
     world: World, code: str, proof: Proof
 ) -> None:
-    """What it had admitted is signed then, so its proof must be shown: else the batch is paid and nobody's."""
+    """The admitted payment is signed then and its proof is shown; otherwise the batch would be paid and lost."""
     world.settings(proof=proof)
     world.terms = with_topup(world, proof=proof)
     async with world.run(signer=LostSigner(world.account.signer, code)) as run:
@@ -678,7 +678,9 @@ class TestFaults:
             apart.clock.ahead_ms = 86_400_000
             await run.run_pass()
             await run.topups.run_once()
-            assert not payments.payments_of_topup(run.context.conn, row.id), "the chain seems to stand still"
+            assert not payments.payments_of_topup(run.context.conn, row.id), (
+                "by the wrong clock the tip is too old"
+            )
             apart.clock.ahead_ms = 0
             await run.run_pass()
             assert (await carry_out(run, row.id)).state == "done"
@@ -697,7 +699,7 @@ class TestFaults:
             assert (await carry_out(run, row.id)).state == "done"
 
     async def test_a_batch_is_credited_even_if_the_merchants_answer_was_lost(self, world: World) -> None:
-        """The merchant credited the batch, and answers no proof twice."""
+        """The merchant credited the batch and accepts no proof twice."""
         world.settings(replays="refuse")
         async with world.run() as run:
             await run.run_pass()
@@ -725,7 +727,7 @@ class TestFaults:
             require_whole(run)
 
     async def test_a_batch_bought_just_before_the_top_up_times_out_is_still_delivered(self, world: World) -> None:
-        """Else each order that takes a day pays its last batch for nothing: nobody shows the proof."""
+        """Otherwise a top-up that takes a day would pay its last batch for nothing."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 2 * COST)
@@ -742,7 +744,7 @@ class TestFaults:
             require_whole(run)
 
     async def test_a_top_up_stops_when_an_external_spend_voids_its_payment(self, world: World) -> None:
-        """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
+        """The wallet is frozen until an operator unfreezes it, and the void payment cannot land any more."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)
@@ -768,7 +770,7 @@ class TestFaults:
             await run.run_pass()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "not_enough_funds")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "who ordered it sees that"
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "no alert for a manual one"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -782,20 +784,20 @@ def kinds(run: Run) -> list[str]:
 
 
 def noted(run: Run) -> list[tuple[str, str]]:
-    """What happened to the wallet as a whole, with the alert that it was."""
+    """The events of the wallet itself, each with its alert id."""
     return run.context.conn.execute(
         "SELECT event, json_extract(detail, '$.alert') FROM events WHERE payment_id IS NULL ORDER BY seq"
     ).fetchall()
 
 
 async def announce(run: Run) -> None:
-    """The first beat says that the next one orders."""
+    """The first run only announces the top-up that the next one orders."""
     await run.topups.run_once()
     assert kinds(run)[-1] == "topup_announced"
 
 
 async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
-    """The orders that nobody gave, oldest first, after some rounds."""
+    """The automatic top-ups after some rounds, oldest first."""
     for _ in range(rounds):
         await go_round(run)
     (pool,) = prepaid.all_pools(run.context.conn)
@@ -813,7 +815,7 @@ class TestAutomaticTopups:
     async def test_the_first_automatic_top_up_is_announced_before_it_is_paid(
         self, world: World, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """In the log, as an alert and as an event; once, and again when its settings have changed."""
+        """In the log, as an alert and as an event: once, and again after its settings have changed."""
         auto(world)
         async with world.run() as run:
             await run.run_pass()
@@ -870,7 +872,7 @@ class TestAutomaticTopups:
             await autos(run, 12)
             for n in range(6):
                 assert world.call(f"past payagent {n}").status_code == 200
-            assert len(await autos(run)) == 1, "nobody has asked the merchant"
+            assert len(await autos(run)) == 1, "the merchant has not been polled"
             world.clock.ahead_ms += 700_000
             await run.settle_down()
             await run.chain_sync.merchant_polling.observe_prepaid()
@@ -894,7 +896,7 @@ class TestAutomaticTopups:
 
     @pytest.mark.parametrize("fails", [False, True])
     async def test_a_clock_set_forward_triggers_no_automatic_top_up(self, world: World, fails: bool) -> None:
-        """The day, and the pause after a failure, are over when the chain says so."""
+        """The day, and the wait after a failure, are measured by chain time."""
         auto(world, per_day_max=1, to=4)
         limits = daily(5 * ADA, 5 * ADA) if fails else world.terms.limits
         async with world.run(terms=with_terms(limits=limits)) as run:
@@ -945,7 +947,7 @@ class TestAutomaticTopups:
     async def test_a_merchant_report_from_before_the_proof_was_shown_triggers_no_top_up(
         self, world: World
     ) -> None:
-        """The merchant credits what is paid when it is shown to it, and is asked as soon as it is confirmed."""
+        """The merchant credits a payment when its proof is shown, but is polled as soon as it is confirmed."""
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
             await run.run_pass()
@@ -1028,7 +1030,7 @@ class TestAutomaticTopups:
 
 
 async def know_price(run: Run) -> None:
-    """The merchant has asked for money for such calls before."""
+    """Record a price, as if the merchant had asked for one before."""
     await run.context.write(
         "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
     )
@@ -1036,7 +1038,7 @@ async def know_price(run: Run) -> None:
 
 @contextlib.asynccontextmanager
 async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedRequest]]:
-    """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
+    """A merchant that sold a still unconfirmed balance in ADA, and a request of another app for 2 ADA."""
     async with Peer().running() as peer:
         peer.answers["/topup"] = Paywall(price=units)
         request = TopupSource("POST", "/topup", "")
@@ -1063,7 +1065,7 @@ async def limit_of_two(run: Run, units: int) -> None:
 
 
 async def serve(run: Run, theirs: ServedRequest, count: int) -> None:
-    """So many calls of the app, served from the balance."""
+    """Serve that many requests of the app from the balance."""
     for _ in range(count):
         use = await run.agent.prepaid_calls.let_through(theirs)
         await run.agent.prepaid_calls.record_call(theirs, use)
@@ -1081,7 +1083,7 @@ class TestUnusualMerchants:
             assert len(world.transactions()) == 1
 
     async def test_an_ada_balance_is_not_topped_up_with_batches_of_requests(self, world: World) -> None:
-        """A batch of calls would not raise it, however many are bought."""
+        """A batch of requests would not raise a balance in ADA, however many are bought."""
         auto(world, unit="lovelace", below=20 * ADA, to=26 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -1113,7 +1115,7 @@ class TestUnusualMerchants:
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 for _ in range(4):
                     await go_round(run)
-                assert refusals == 2, "not at each beat"
+                assert refusals == 2, "not at every run"
                 ended = await carry_out(run, row.id, seconds=30)
                 assert (ended.state, ended.problem, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
@@ -1158,7 +1160,7 @@ class TestUnusualMerchants:
     async def test_a_top_up_is_done_after_a_crash_even_if_the_merchant_takes_no_proof_twice(
         self, world: World, nth: int
     ) -> None:
-        """Once it is on record that the merchant took it: also where the daemon dies with that."""
+        """The merchant's acceptance is recorded before the daemon dies, so it need not be shown again."""
         async with Peer().running() as peer:
             wall = Paywall(price=10 * ADA)
             peer.answers["/topup"] = wall
@@ -1182,7 +1184,7 @@ class TestUnusualMerchants:
     async def test_an_apps_limit_covers_an_ada_balance_before_confirmation_and_once_used_up(
         self, world: World
     ) -> None:
-        """It is within an app's own limit then too, as one of calls is."""
+        """As with a balance in requests, the app's own limit applies then too."""
         async with ada_prepaid(world, 10 * ADA) as (run, theirs):
             await limit_of_two(run, 11 * ADA)
             for calls in (2, 3):
@@ -1198,7 +1200,7 @@ class TestUnusualMerchants:
                 await run.agent.prepaid_calls.let_through(theirs)
 
     async def test_a_false_price_uses_no_more_than_the_remaining_balance(self, world: World) -> None:
-        """Else one that nobody pays, and a call that is served for nothing, use up what is bought from then on."""
+        """Otherwise a false price and one free request would use up everything bought from then on."""
         async with ada_prepaid(world, 10 * ADA) as (run, theirs):
             await run.settle_down()
             await limit_of_two(run, 15 * ADA)
@@ -1210,7 +1212,7 @@ class TestUnusualMerchants:
             assert (held.balance.left, held.balance.unexplained) == (0, 0)
 
     async def test_a_request_for_more_than_is_left_also_draws_on_an_unconfirmed_top_up(self, world: World) -> None:
-        """The merchant has credited it already: else each such call leaves more by our count than by its own."""
+        """The merchant has already credited it; otherwise our count would exceed the merchant's."""
         async with ada_prepaid(world, 3 * ADA) as (run, theirs):
             await run.settle_down()
             await serve(run, theirs, 1)

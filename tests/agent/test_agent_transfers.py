@@ -1,4 +1,4 @@
-"""Emptying the wallet: a token that may not leave, sent by whomever, keeps nothing else here."""
+"""Sending everything out of the wallet: a token that may not leave does not keep the rest here."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +19,14 @@ from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Account
 
 DUST, CLOSED, KNOWN = "aa" * 28, "bb" * 28, "cc" * 28
-"""Tokens without a cap, with one of nothing, and with one."""
+"""Tokens without a cap, with a cap of zero, and with a cap."""
 
 CAPS = {"lovelace": 99 * ADA, CLOSED: 0, KNOWN: 50}
 capped = with_terms(caps=CAPS)
 
 
 class Strict:
-    """A signer in process that goes by caps, as the one in a process of its own."""
+    """A signer in this process that applies caps like the real signer process."""
 
     def __init__(self, account: Account) -> None:
         self._signer = account.signer

@@ -1,4 +1,4 @@
-"""Change that is in no block yet, spent when the free coins do not suffice: parents, children and their ends.
+"""Change that is in no block yet, spent when the available UTxOs are not enough: parents, children, their ends.
 
 The chain and the agent share one clock here, which a test can move.
 """
@@ -177,7 +177,7 @@ async def test_a_confirmed_utxo_is_chosen_as_the_nonce_utxo_when_there_is_one(wo
 
 
 async def test_a_lost_parent_is_resubmitted_before_its_child(world: World) -> None:
-    """One transaction after the other was dropped; each look sends what is due, the parents first."""
+    """Every transaction was dropped; each pass resubmits what is due, parents first."""
     world.fund(300 * ADA)
     async with world.run(terms=chained) as run:
         rows = await family(world, run, "a", "b", "c")
@@ -212,7 +212,7 @@ async def two_providers(world: World, terms: Callable[[AgentConfig], AgentConfig
 class TestChildWithoutParent:
     @staticmethod
     async def cancelled(world: World, run: Run) -> list[PaymentRow]:
-        """The parent is cancelled, and that is deep."""
+        """A child whose parent is cancelled; the cancel is deep."""
         parent, child = await family(world, run, "parent", "child")
         world.control("faults", clear=True)
         await run.agent.lifecycle.resolve(parent.id, APP)
@@ -229,7 +229,7 @@ class TestChildWithoutParent:
             await run.settle_down()
             assert run.state(parent.id) is State.CONFIRMED
             for row in (child, grandchild):
-                assert run.state(row.id) is not State.VOID, "not before it is deep"
+                assert run.state(row.id) is not State.VOID, "not before the replacement is deep"
             assert_sound(world, run)
             await wait_for_void(world, run)
             await wait_for_void(world, run)
@@ -243,7 +243,7 @@ class TestChildWithoutParent:
                 assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
             assert_at_rest(world, run)
             spent = spending.totals(run.context.conn, WALLET)
-            assert spent == payments.hold(run.context.conn, parent.id), "what never was counts against no limit"
+            assert spent == payments.hold(run.context.conn, parent.id), "the void children count against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")
             assert again.id != child.id
@@ -297,7 +297,7 @@ class TestChildWithoutParent:
             assert_at_rest(world, run)
 
     async def test_the_books_stay_sound_when_a_fork_moves_the_cancel_of_a_parent(self, world: World) -> None:
-        """The block that makes the child void is in the books: its parent was seen there before."""
+        """The child is void by the block of its parent's cancel, so that block must be in the books first."""
         world.fund(300 * ADA)
         terms = with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)
         async with two_providers(world, terms) as run:
@@ -309,7 +309,7 @@ class TestChildWithoutParent:
             world.fault(f"/txs/{cancel.tx_id}", "server", count=2)
             fork_with(world, low, cancel.cbor)
             await run.run_pass()
-            assert run.state(parent.id) is State.VOID, "nobody answered what became of it"
+            assert run.state(parent.id) is State.VOID, "no provider answered about it"
             fork_with(world, low)
             world.devnet.run(lambda devnet: devnet.chain.submit(cancel.cbor))
             for _ in range(3):
@@ -401,7 +401,7 @@ class TestCancelWithMissingInputs:
 
     @staticmethod
     async def cancelled(world: World, run: Run) -> tuple[PaymentRow, UtxoRow]:
-        """A payment of two coins whose cancel no provider has, and the one that is not its anchor."""
+        """A payment of two UTxOs whose cancel no provider has; also the UTxO that is not its nonce UTxO."""
         await run.run_pass()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")

@@ -1,4 +1,4 @@
-"""Coins in flight: a burst is paid from one coin without a block, and coins are kept ready within bounds."""
+"""Upkeep of UTxOs: a burst is paid from one UTxO before a block, and UTxOs are kept ready within limits."""
 
 import asyncio
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 class SlowSigner:
-    """Signs when it may."""
+    """A signer that waits until the test lets it sign."""
 
     def __init__(self, signer: Signatures) -> None:
         self._signer = signer
@@ -44,7 +44,7 @@ class SlowSigner:
 
 
 async def refused(world: World, run: Run, count: int, name: str = "call") -> list[str]:
-    """The codes of those of so many purchases at once that were refused."""
+    """The codes of the refusals among so many concurrent payments."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
     await run.agent.submitter.drain(30)
@@ -53,7 +53,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
 
 
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
-    """All are on the chain, each once, and the books are what the chain shows."""
+    """All payments are on the chain, each once, and the books match the chain."""
     states = {run.state(row.id) for row in rows}
     assert states == {State.CONFIRMED}
     assert len({row.nonce_utxo for row in rows}) == len(rows)
@@ -72,9 +72,9 @@ async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkey
         assert await run.agent.signing.give_way() == 0
         paying = asyncio.create_task(run.pay("second"))
         await signer.is_asked.wait()
-        assert await run.agent.signing.give_way() > 0, "and no longer than a moment: the signer stands still"
+        assert await run.agent.signing.give_way() > 0, "it waits only a moment, although the signer is stuck"
         await run.settle_down()
-        assert run.state(first.id) is State.CONFIRMED, "it is looked after all the same"
+        assert run.state(first.id) is State.CONFIRMED, "the pass still follows it"
         monkeypatch.setattr("payagent.agent.payments.sign.GIVE_WAY_S", 600)
         waiting = asyncio.create_task(run.agent.signing.give_way())
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ class TestBurst:
             await run.run_pass()
             before = world.transactions()
             rows = await burst(world, run, 100)
-            assert world.transactions() == before, "no block came"
+            assert world.transactions() == before, "no block has come"
             assert len({row.attempt.tx_id for row in rows}) == 100
             (split,) = own_orders(run)
             assert (split.kind, split.state, len(split.outputs)) == ("split", State.IN_FLIGHT, 99)
@@ -173,7 +173,7 @@ class TestBurst:
             rows = await burst(world, run, 40, "a")
             await land(run, *rows)
             rows += await burst(world, run, 40, "b")
-            assert len(own_orders(run)) == 1, "the coins of the first split serve the second burst"
+            assert len(own_orders(run)) == 1, "the second burst uses the UTxOs of the first split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
@@ -251,7 +251,7 @@ class TestNoSplit:
             await run.run_pass()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
-            assert len(rejected) == 30, "each is on record"
+            assert len(rejected) == 30, "each is recorded"
             assert own_orders(run) == []
 
     async def test_no_utxo_is_split_for_payments_that_await_approval(self, world: World) -> None:
@@ -361,7 +361,7 @@ class TestUtxosKeptReady:
             assert run.owned() == world.on_chain()
 
     async def test_payments_refused_by_a_limit_cause_no_split(self, world: World) -> None:
-        """Else who asks for what is refused has the wallet pay fees."""
+        """Otherwise refused requests would make the wallet pay fees."""
         world.fund(60 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)

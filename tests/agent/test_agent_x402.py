@@ -1,4 +1,4 @@
-"""x402 from the 402 to the end of the money: handed over, settled, refused, too late, chosen well."""
+"""x402 from the 402 to settlement: proofs, refusals, expiry and the choice among offers."""
 
 import asyncio
 import base64
@@ -61,7 +61,7 @@ async def test_the_merchant_settles_the_transaction_in_the_proof(world: World) -
 async def test_the_facilitator_accepts_a_payment_made_27_seconds_after_the_newest_block(
     world: World, version: int
 ) -> None:
-    """It counts the time limit from that block's slot, and blocks are 20 s apart on average."""
+    """It measures the time limit from that block's slot, and blocks are 20 s apart on average."""
     world.fund(50 * ADA)
     world.settings(x402={"version": version, "confirmations": -1})
     async with world.run() as run:
@@ -112,7 +112,7 @@ async def test_a_pending_answer_is_retried_with_the_identical_header(world: Worl
 
 
 async def test_a_v1_pending_answer_without_a_transaction_is_checked_against_the_chain(world: World) -> None:
-    """By its examples a transaction that could not be submitted is pending too: as one that is there already."""
+    """In its examples a transaction that could not be submitted is also pending, as one already there."""
     world.fund(50 * ADA)
     world.settings(x402={"version": 1, "confirmations": -1})
     unsent = parse_answer(202, [("content-type", "application/json")], b'{"pending":true,"transaction":""}')
@@ -143,11 +143,11 @@ async def test_a_payment_refused_before_it_was_broadcast_is_cancelled(world: Wor
         await wait_for_void(world, run)
         assert run.state(row.id) is State.VOID
         assert run.owned() == world.on_chain()
-        assert len(world.transactions()) == 1, "the cancel alone"
+        assert len(world.transactions()) == 1, "only the cancel"
 
 
 async def test_two_concurrent_reports_of_one_refusal_both_see_the_payment_being_cancelled(world: World) -> None:
-    """A look may have begun it as well: a moment later the payment would not be in flight any more."""
+    """A pass may also have begun the cancel a moment before the second report."""
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
@@ -270,11 +270,11 @@ async def test_an_offer_in_a_token_that_the_wallet_has_is_paid_if_it_comes_first
 @pytest.mark.parametrize(
     ("most", "assets", "paid"),
     [
-        # the ADA that rides along with the token is above the limit
+        # the min-ADA of the token is above the limit
         (1_250_000, [(DOTTED, "500"), ("lovelace", "1000000")], "lovelace"),
-        # the fee lifts it above the limit
+        # the fee takes it above the limit
         (2_100_000, [("lovelace", "2000000"), (DOTTED, "500")], TOKEN),
-        # a person would be asked about it, for its fee
+        # its fee takes it above the approval threshold
         (20 * ADA, [("lovelace", "5000000"), ("lovelace", "2000000")], "lovelace"),
     ],
 )
@@ -294,7 +294,7 @@ async def test_fee_and_min_ada_count_when_an_offer_is_chosen(
 
 
 async def test_an_offer_that_needs_approval_is_chosen_when_no_other_is_within_limits(world: World) -> None:
-    """Rather than to refuse the first, which is above them."""
+    """The first offer is above the limits; the second needs an approval."""
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
     async with world.run(terms=with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})) as run:
@@ -305,7 +305,7 @@ async def test_an_offer_that_needs_approval_is_chosen_when_no_other_is_within_li
 
 
 async def test_an_offer_that_waits_for_pending_funds_is_preferred_to_a_refused_one(world: World) -> None:
-    """The first is never within limits; what is to be told is that the second can be paid in a moment."""
+    """The first offer is over the limits; the refusal says that the second can be paid in a moment."""
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -320,7 +320,7 @@ async def test_an_offer_that_waits_for_pending_funds_is_preferred_to_a_refused_o
 async def test_offers_after_the_first_payable_one_are_not_planned(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look plans a transaction on the writer's thread, and a merchant may make 64 offers."""
+    """Each plan takes time on the writer's thread, and a merchant may make 64 offers."""
     world.fund(50 * ADA)
     planned: list[int] = []
     plan = Planner.plan
@@ -406,7 +406,7 @@ async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> No
 
 
 async def test_a_payment_reserved_before_a_crash_is_signed_when_it_is_requested_again(world: World) -> None:
-    """What is reserved and not signed is signed when it is asked for again, with what it committed to."""
+    """A reserved payment is signed when the request is sent again, not at the restart."""
     world.fund(50 * ADA)
 
     class KilledError(Exception):
@@ -424,6 +424,6 @@ async def test_a_payment_reserved_before_a_crash_is_signed_when_it_is_requested_
     async with world.run() as run:
         await run.run_pass()
         (row,) = payments.payments_in(run.context.conn, list(State))
-        assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
+        assert row.state is State.RESERVED, "nothing is signed until it is requested again"
         again, is_new = await run.agent.pay(asked)
         assert (again.id, again.state, is_new) == (row.id, State.IN_FLIGHT, False)

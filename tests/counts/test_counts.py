@@ -1,4 +1,4 @@
-"""Nothing that can be counted of a payment may grow by more than a twentieth without somebody saying so."""
+"""The countable costs of a payment may not exceed the baseline by more than 5 percent."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_count_more_than_five_percent_above_the_baseline_is_reported() -> None
 async def test_ten_extra_statements_per_payment_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten more are six percent: the counter is there, and looks at the connection that pays."""
+    """Ten statements are six percent; the counter watches the connection that pays."""
     from payagent.store.rows import writes as records
 
     add = records.add_payment

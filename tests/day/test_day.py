@@ -1,4 +1,4 @@
-"""The day's work, with its audit."""
+"""A day of payments on a devnet, and its audit (see day.py)."""
 
 from day import run_day
 

@@ -1,9 +1,8 @@
-"""kill -9 on a real daemon with a real file: no payment lost, none twice, and the ledger equals the chain.
+"""kill -9 on a real daemon with a real file: no payment is lost or made twice, and the ledger equals the chain.
 
-Kills at each commit point on both sides, at random moments under load, and of cold starts: about 50, or 200 with
-`./scripts/test --long`. Clients go on buying through all of it,
-blocks come and are rolled back, replies are lost. The last tests kill daemons with a
-seeded bug, to show that the checks would see it.
+Daemons are killed before and after each commit point, at random moments under load, and at cold starts: about 50
+kills, or 200 with `./scripts/test --long`. Meanwhile clients keep buying, blocks are made and rolled back, and
+replies are lost. The last tests kill daemons with a seeded bug, to show that the checks would notice it.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from killworld import World, running_world
 from kit.effort import pick
 
 LIFE = (1, 2, 1, 3)[: pick(1, 4)]
-"""At which of a commit point's times in one life the daemon is killed, life by life."""
+"""For each life of a daemon, at which pass of its commit point it is killed."""
 
 RANDOM_KILLS = pick(20, 100)
 
@@ -102,7 +101,7 @@ async def test_the_checks_catch_a_daemon_that_gives_up_payments_after_a_crash(tm
         await made.control("blocks", count=1)
         assert made.violations == []
         await lane.start(variant="give_up_at_restart")
-        # for the first invoice it could not: that belongs to its payment for good
+        # a new invoice: the first one belongs to its payment for good
         await lane.pay(again := await made.price_again(purchase, lane.address))
         await lane.confirmed(again)
         await lane.pay(purchase)

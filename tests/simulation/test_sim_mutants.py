@@ -1,6 +1,6 @@
-"""What the simulator finds: seeded bugs are killed within a few seeds, and the program without them is not.
+"""The simulator finds seeded bugs within a few seeds, and finds nothing in the program without them.
 
-Here those that die soon; `./scripts/evidence mutants` tries all of them, for as long as it takes.
+These are the bugs that are found soon; `./scripts/evidence mutants` tries all of them, for as long as it takes.
 """
 
 from concurrent.futures import ProcessPoolExecutor

@@ -1,4 +1,4 @@
-"""In a simulated life with all its faults, what a look keeps of open payments is what the ledger has."""
+"""Under simulated faults, the open payments that chain_sync keeps in memory equal the ledger."""
 
 import pytest
 

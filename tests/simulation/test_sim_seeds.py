@@ -1,7 +1,7 @@
-"""The simulator over many seeds: the real agent, everything that can go wrong, and nothing that is violated.
+"""The simulator over many seeds: the real agent meets every kind of fault and violates no invariant.
 
-The seeds begin at a number that follows from the package's sources, so that each change meets others and the same
-tree meets the same. `PAYAGENT_SIM_SEEDS` says how many.
+The first seed follows from a hash of the package's sources: each change gets new seeds, and the same tree gets the
+same ones. `PAYAGENT_SIM_SEEDS` says how many.
 """
 
 import json
@@ -26,7 +26,7 @@ REACHED_OFTEN = (
     "a want is served", "the proxy serves a client", "a client hangs up on the proxy",
     "no room or no disk at sign", "the clock jumps",
 )  # fmt: skip
-"""What two thousand seeds meet dozens of times: a simulator that never meets it tests less than it says."""
+"""Events that 2000 seeds reach dozens of times; a simulator that misses one tests less than it claims."""
 
 DIGESTS = """
 from sim.run import run_share
@@ -57,7 +57,7 @@ def test_no_formerly_failing_seed_fails_again() -> None:
 
 
 def digests(first: int, last: int, hash_seed: str) -> list[str]:
-    """Of these seeds, by another process, whose sets and dicts of text have another order."""
+    """The digests of these seeds from another process with another string hash seed."""
     done = subprocess.run(
         [sys.executable, "-c", DIGESTS.format(first=first, last=last)],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},

@@ -28,7 +28,7 @@ def test_a_window_drops_its_oldest_items() -> None:
 
 
 def test_the_judge_archives_a_transaction_that_it_pruned_before_it_was_deep(tmp_path: Path) -> None:
-    """After a fork more is signed in the time that a block takes to be buried than the judge keeps."""
+    """After a fork, more transactions are signed before a block is deep than the judge keeps in memory."""
     soak = Soak(Size(days=2, payments=1, beat_s=120, fork_hours=0), tmp_path)
     soak.loop.close()
     with closing(soak.judge):

@@ -1,4 +1,4 @@
-"""The stage that runs are set on."""
+"""The stage that sets up a simulated run and puts logging back afterwards."""
 
 import pytest
 import structlog

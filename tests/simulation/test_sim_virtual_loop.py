@@ -1,4 +1,4 @@
-"""The virtual loop: time passes only when nothing is ready, and never stands still for who waits for it."""
+"""The virtual event loop: time passes only when no task is ready, and every wait ends."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ def loop() -> VirtualLoop:
 
 
 def test_a_wait_ends_although_its_end_time_is_rounded(loop: VirtualLoop) -> None:
-    """As the proxy's clerk does: what is left of its time is more than nothing until the time has come."""
+    """The proxy's payer waits like this: it waits again while any of its time is left."""
     rounds_max = 100
 
     async def wait() -> int:
