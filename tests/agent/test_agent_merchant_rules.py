@@ -287,7 +287,7 @@ class TestPinnedAddresses:
                 rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             for _ in range(2):
-                with pytest.raises(Refused, match=r"price_changed.*When it has expired, the same call asks"):
+                with pytest.raises(Refused, match=r"price_changed.*Once it has expired, the same call requests"):
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()

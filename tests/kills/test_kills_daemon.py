@@ -19,7 +19,7 @@ from kit.effort import pick
 LIFE = (1, 2, 1, 3)[: pick(1, 4)]
 """For each life of a daemon, at which pass of its commit point it is killed."""
 
-RANDOM_KILLS = pick(20, 100)
+RANDOM_KILLS = pick(40, 100)
 
 COLD_STARTS = pick(6, 10)
 
