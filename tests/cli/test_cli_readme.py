@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from kit.cli import Shop, clean_environ, until
 from kit.pages import ROOT, blocks
+from kit.x402_examples import entry, required
 
 TIMEOUT_S = 90
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")
@@ -54,6 +55,7 @@ CLAIMS = {
     "payagent limits": "per_day",
     "payagent payments list": '"delivery"',
     "payagent doctor": "operator.token",
+    "payagent pay 402.json --dry-run": "invoice_unsupported",
     "payagent merchants list": '"ready"',
     "payagent wallet utxos": "available",
     'payagent wallet split --count 3 --each "20 ADA"': "tx_hash",
@@ -61,7 +63,13 @@ CLAIMS = {
 """What each command of the README's claims shows."""
 
 
-def test_the_commands_beside_the_readmes_claims_show_them(shop: Shop) -> None:
+def test_the_commands_beside_the_readmes_claims_show_them(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resource = {"url": f"{shop.devnet.merchant_url}/x402/premium"}
+    channel = required(entry(scheme="batch-settlement", network="cardano:devnet"), resource=resource)
+    Path("402.json").write_text(json.dumps(channel))
     text = (ROOT / "README.md").read_text()
     claims = text[text.index("## What payagent does not do") : text.index("## Quickstart")]
     assert set(re.findall(r"`(payagent [^`]*)`", claims)) == set(CLAIMS)
