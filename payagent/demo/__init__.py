@@ -64,7 +64,8 @@ def _pay_with_shares(on: Stage, say: Say) -> None:
     payment = call.pay()
     _say_payment(payment, say)
     served = call.retry()
-    say(f"   In a block and confirmed. The client retries with the proof and is served: {served}")
+    say("   In a block and confirmed. The client retries with the proof and is served:")
+    say(f"   {served}")
     again = call.pay()
     require(again["id"] == payment["id"], "the same 402 made a second payment")
     verify.transactions(on, before=call.transactions_before, count=1)
@@ -121,8 +122,8 @@ def _survive_kill(on: Stage, say: Say) -> None:
     require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
     call.retry()
     verify.transactions(on, before=call.transactions_before, count=1)
-    say("   The same 402 again: the same payment, the same proof, and the request is served. The chain")
-    say("   shows one transaction.")
+    say("   The same 402 again: the same payment, the same proof, and the request is served.")
+    say("   The chain shows one transaction.")
 
 
 def _use_up_a_batch(on: Stage, say: Say) -> None:
@@ -184,7 +185,8 @@ def _close(on: Stage, say: Say) -> None:
     chain = verify.books(on, balance["balances"])
     say("   The postings of each asset sum to zero.")
     amounts = ", ".join(_amount(asset, units) for asset, units in sorted(chain.items(), reverse=True))
-    say(f"   The chain shows {amounts} at the wallet's address. The ledger agrees, to the unit.")
+    say(f"   The chain shows {amounts} at the wallet's address.")
+    say("   The ledger agrees, to the unit.")
 
 
 class _Call:

@@ -32,6 +32,32 @@ async def _events(reply: str, receipt: Json) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
+def chat_completion(body: Mapping[str, object], receipt: Json) -> Response:
+    """The same reply in the form of OpenAI's chat completions; with `"stream": true` as server-sent events."""
+    model = body.get("model")
+    if body.get("stream") is True:
+        return StreamingResponse(_completion_chunks(_REPLY, model), media_type="text/event-stream")
+    choice = {"index": 0, "message": {"role": "assistant", "content": _REPLY}, "finish_reason": "stop"}
+    asked, replied = len(str(body.get("messages")).split()), len(_REPLY.split())
+    usage = {"prompt_tokens": asked, "completion_tokens": replied, "total_tokens": asked + replied}
+    return JSONResponse(_completion("chat.completion", model, choice) | {"usage": usage} | receipt)
+
+
+async def _completion_chunks(reply: str, model: object) -> AsyncIterator[str]:
+    """One event per word, the end of the choice, and the end mark."""
+    deltas: list[Json] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": word + " "} for word in reply.split(" ")]
+    for delta in (*deltas, {}):
+        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+        yield f"data: {json.dumps(_completion('chat.completion.chunk', model, choice))}\n\n"
+        await asyncio.sleep(0)
+    yield "data: [DONE]\n\n"
+
+
+def _completion(kind: str, model: object, choice: Json) -> Json:
+    return {"id": "chatcmpl-devnet", "object": kind, "created": 0, "model": model, "choices": [choice]}
+
+
 def _token_analysis(body: Mapping[str, object], receipt: Json) -> Response:
     return JSONResponse({"token": body.get("token"), "analysis": "A devnet token; worth nothing.", **receipt})
 
@@ -42,6 +68,7 @@ def _images(_body: Mapping[str, object], receipt: Json) -> Response:
 
 GOODS: dict[str, Callable[[Mapping[str, object], Json], Response]] = {
     "/chat": chat,
+    "/v1/chat/completions": chat_completion,
     "/token-analysis": _token_analysis,
     "/images/generate": _images,
     "/images/edit": _images,

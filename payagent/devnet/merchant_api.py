@@ -1,8 +1,8 @@
-"""The devnet merchant's HTTP API: the documented T Backend paths, its payment helpers, its settings, and /x402/.
+"""The devnet merchant's HTTP API: what it sells, payments and their status, settings, and /x402/.
 
 A thin layer over `DevnetMerchant`. It reads a request, lets the merchant decide, and writes the paid resource or a
 402 in the configured dialect. The wire forms follow the vendor's documents (T Backend developer guide; Flux
-emitter of its SDK).
+emitter of its SDK); /v1/chat/completions is OpenAI's.
 
 May import: Starlette, core.money, core.problems, the rest of devnet.
 Never: uses payagent's dialects.

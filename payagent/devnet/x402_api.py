@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, chat, json_object, read_body
+from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
 from payagent.devnet.facilitator import PENDING, Settlement
 from payagent.devnet.faulty_responses import Abort
 from payagent.devnet.merchant import DEVNET
@@ -151,7 +151,7 @@ class X402Api:
 
     def _goods(self, call: X402Request, body: Json, receipt: Json) -> Response:
         path = call.path.partition("?")[0]
-        if (sold := chat if path == "/x402/chat" else GOODS.get(path)) is not None:
+        if (sold := GOODS.get(path.removeprefix("/x402"))) is not None:
             return sold(body, receipt)
         return JSONResponse({"path": call.path, "answer": "This answer was paid for.", **receipt})
 

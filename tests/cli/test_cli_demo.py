@@ -1,5 +1,6 @@
 """`payagent demo`: every step is verified, it is quick, and it leaves nothing behind."""
 
+import re
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli import spawn, until
+from kit.pages import ROOT
 
 from payagent.demo import DemoFailed, run_demo, verify
 from payagent.demo.stage import Progress, stage
@@ -37,6 +39,14 @@ def test_the_demo_verifies_every_step_and_leaves_nothing_behind(tmp_path: Path) 
         assert words in out
     assert err == ""
     assert list(tmp_path.iterdir()) == []
+    recorded = (ROOT / "docs/images/demo.txt").read_text()
+    how = "run payagent demo > docs/images/demo.txt, then scripts/docs"
+    assert without_figures(recorded) == without_figures(out), how
+
+
+def without_figures(text: str) -> str:
+    """The text without ids, addresses, amounts and their columns."""
+    return re.sub(r" +", " ", re.sub(r"(?:addr_test1|pay_)\w+|[0-9a-f]{64}|[0-9][0-9.:]*", "#", text))
 
 
 def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:

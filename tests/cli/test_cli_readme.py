@@ -1,7 +1,9 @@
 """The README, the tutorial and the clients' pages: their commands are run, on other ports and folders."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from kit.cli import Shop, clean_environ, until
-from kit.pages import blocks
+from kit.pages import ROOT, blocks
+from kit.x402_examples import entry, required
 
 TIMEOUT_S = 90
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")
@@ -25,17 +28,55 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+ONE_CALL_MORE = """
+import openai
+try: client.chat.completions.create(model="devnet", messages=[{"role": "user", "content": "Once more"}])
+except openai.APIStatusError as refused: print(refused.code)
+"""
+
+
 @needs_curl
-def test_the_readme_walkthrough_ends_with_a_served_request(tmp_path: Path) -> None:
-    parts = [blocks(heading) for heading in ("Quickstart", "Clients", "By hand")]
-    assert [len(part) for part in parts] == [6, 1, 6]
-    walk = [block for part in parts for block in part]
-    out = walked(walk, tmp_path, ":8402")
-    assert "data: [DONE]\n" in out
-    assert "402\n" in out
-    assert "\n200\n" in out
-    assert '"delivery":"accepted"' in out.replace(" ", "")
-    assert '"state": "confirmed"' in out
+def test_the_quickstart_pays_within_the_apps_limits_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    *walk, stop = blocks("Quickstart")
+    (five_lines,) = blocks("Five lines", language="python")
+    assert five_lines.count("\n") == 5
+    python = f"python3 - <<'END'\n{five_lines}{ONE_CALL_MORE}END\n"
+    out = walked([*walk, python, 'echo "$(payagent limits)"\n', stop], tmp_path, ":8402")
+    assert '"object":"chat.completion"' in out
+    assert "\nCardano is a proof-of-stake chain, and this answer was paid for.\n" in out
+    assert "\nlimit_exceeded\n" in out
+    spent = {(row["app"], row["limit"]): row["spent"] for row in json.loads(out.splitlines()[-1])["limits"]}
+    assert 26_000_000 < int(spent["agent", "per_day"]) < 27_000_000
+    assert list(tmp_path.iterdir()) == []
+
+
+CLAIMS = {
+    "payagent fetch https://example.com/": "merchant_not_allowed",
+    "payagent limits": "per_day",
+    "payagent payments list": '"delivery"',
+    "payagent doctor": "operator.token",
+    "payagent pay 402.json --dry-run": "invoice_unsupported",
+    "payagent merchants list": '"ready"',
+    "payagent wallet utxos": "available",
+    'payagent wallet split --count 3 --each "20 ADA"': "tx_hash",
+}
+"""What each command of the README's claims shows."""
+
+
+def test_the_commands_beside_the_readmes_claims_show_them(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resource = {"url": f"{shop.devnet.merchant_url}/x402/premium"}
+    channel = required(entry(scheme="batch-settlement", network="cardano:devnet"), resource=resource)
+    Path("402.json").write_text(json.dumps(channel))
+    text = (ROOT / "README.md").read_text()
+    claims = text[text.index("## What payagent does not do") : text.index("## Quickstart")]
+    assert set(re.findall(r"`(payagent [^`]*)`", claims)) == set(CLAIMS)
+    assert shop.payagent("pay", shop.saved("one to look at"), "--merchant", "t").code == 0
+    for command, shows in CLAIMS.items():
+        result = shop.payagent(*shlex.split(command)[1:])
+        assert shows in result.out + result.err, command
 
 
 @needs_curl
@@ -50,9 +91,9 @@ def test_the_tutorial_ends_with_a_paid_request(tmp_path: Path) -> None:
 
 def walked(walk: list[str], tmp_path: Path, *ports: str) -> str:
     """What the blocks of a page print, in another folder and on other ports."""
-    script = "set -e\ntrap 'kill $(jobs -p); wait' EXIT\n" + "".join(walk)
+    script = f"set -e\nexport TMPDIR={tmp_path}\ntrap 'kill $(jobs -p) || true; wait' EXIT\n" + "".join(walk)
+    script = script.replace("/tmp/payagent-walk", str(tmp_path / "walk"))
     for said, here in {
-        "/tmp/payagent-walk": str(tmp_path / "walk"),
         ". .venv/bin/activate": f"export PATH={Path(sys.executable).parent}:$PATH",
         **{port: f":{free_port()}" for port in ports},
     }.items():
@@ -67,6 +108,7 @@ def walked(walk: list[str], tmp_path: Path, *ports: str) -> str:
     ("title", "language", "said"),
     [
         pytest.param("Pay through the proxy", "sh", "data: [DONE]", marks=needs_curl),
+        ("Pay through the proxy", "python", "and this answer was paid for."),
         ("Pay from Python", "python", " lovelace\n"),
         ("Pay with the official x402 SDK", "python", "This answer was paid for."),
         ("Pay from the shell", "sh", '"within_limits": true'),
@@ -79,26 +121,9 @@ def test_every_documented_way_to_pay_from_a_program_is_served(
     name = title.lower().replace("official ", "").replace(" ", "-")
     (block,) = blocks(title, f"docs/how-to/{name}.md", language)
     assert block.count("\n") <= 22
-    log = (shop.folder / "daemon.log").read_text()
-    (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
-    environ = clean_environ() | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PAYAGENT_CONFIG": str(shop.config),
-        "PAYAGENT_TOKEN": shop.made["token"],
-        "MERCHANT": shop.devnet.merchant_url,
-    }
     before = len(shop.payments())
-    run = subprocess.run(
-        [sys.executable if language == "python" else "bash", "-c", block.replace(":8402", port)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-        env=environ,
-        cwd=tmp_path,
-    )
-    assert run.returncode == 0, run.stderr
-    assert said in run.stdout
+    out = run_in(shop, tmp_path, sys.executable if language == "python" else "bash", block)
+    assert said in out
     deadline_s = time.monotonic() + TIMEOUT_S
     while (news := shop.payments()[: len(shop.payments()) - before]) and time.monotonic() < deadline_s:
         # the client has its last byte a moment before the delivery is recorded
@@ -107,13 +132,46 @@ def test_every_documented_way_to_pay_from_a_program_is_served(
     raise AssertionError(news)
 
 
+def run_in(shop: Shop, folder: Path, program: str, block: str) -> str:
+    """What a block prints, with the shop's daemon, config and token."""
+    log = (shop.folder / "daemon.log").read_text()
+    (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
+    environ = clean_environ() | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PAYAGENT_CONFIG": str(shop.config),
+        "PAYAGENT_TOKEN": shop.made["token"],
+        "MERCHANT": shop.devnet.merchant_url,
+    }
+    run = subprocess.run(
+        [program, "-c", block.replace(":8402", port)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=environ,
+        cwd=folder,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@needs_curl
+def test_a_402_can_be_paid_by_hand_through_the_api(shop: Shop, tmp_path: Path) -> None:
+    steps = blocks("Step by step, with curl", "docs/how-to/pay-through-the-api.md")
+    assert len(steps) == 7
+    out = run_in(shop, tmp_path, "bash", "set -e\n" + "".join(steps))
+    assert "402\n" in out
+    assert "\n200\n" in out
+    assert '"delivery":"accepted"' in out.replace(" ", "")
+
+
 def test_the_documented_copy_of_a_running_ledger_is_complete(shop: Shop, tmp_path: Path) -> None:
     """The newest entries are still in ledger.db-wal; a copy of ledger.db alone would lose them."""
     assert shop.payagent("pay", shop.saved("to be copied"), "--merchant", "t").code == 0
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
     assert (shop.data_dir / "ledger.db-wal").stat().st_size > 0
     newest = shop.payagent("ledger", "entries", "--limit", "1").json["entries"][0]
-    (command,) = blocks("Copies of the ledger")
+    (command,) = blocks("Back up the wallet", "docs/how-to/back-up.md")
     environ = clean_environ() | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PAYAGENT_CONFIG": str(shop.config),

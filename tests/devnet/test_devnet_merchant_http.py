@@ -226,6 +226,24 @@ def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     assert "".join(json.loads(event)["token"] for event in events[:-2]).startswith("Cardano is")
 
 
+def test_chat_completions_have_the_form_of_openais_api(buyer: Buyer) -> None:
+    path, ask = "/v1/chat/completions", {"model": "devnet", "messages": [{"role": "user", "content": "hello"}]}
+    proof = (str(buyer.invoice(ask, path)["invoiceId"]), buyer.pay(HONEST))
+    whole = buyer.call(ask, path, proof).json()
+    assert (whole["object"], whole["model"]) == ("chat.completion", "devnet")
+    (choice,) = whole["choices"]
+    assert (choice["message"]["role"], choice["finish_reason"]) == ("assistant", "stop")
+    ask["stream"] = True
+    proof = (str(buyer.invoice(ask, path)["invoiceId"]), buyer.pay(HONEST))
+    answer = buyer.call(ask, path, proof)
+    *events, end = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    chunks = [json.loads(event) for event in events]
+    assert ({chunk["object"] for chunk in chunks}, end) == ({"chat.completion.chunk"}, "[DONE]")
+    said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert said.rstrip() == choice["message"]["content"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
+
+
 # --- invalid payments ---------------------------------------------------------------------------------------
 
 INEXACT: dict[str, Sequence[Output]] = {

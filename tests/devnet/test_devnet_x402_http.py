@@ -170,6 +170,12 @@ def test_a_get_request_can_be_paid_too(buyer: Buyer) -> None:
     assert receipt(answer)["extra"] == {"status": "mempool", "confirmations": -1}
 
 
+def test_chat_completions_are_sold_by_x402_too(buyer: Buyer) -> None:
+    buyer.x402(confirmations=-1)
+    answer = buyer.pay(buyer.transaction()[1], "/x402/v1/chat/completions", {"model": "devnet", "messages": []})
+    assert answer.json()["object"] == "chat.completion"
+
+
 def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     buyer.x402(confirmations=-1)
     tx_id, payload = buyer.transaction()

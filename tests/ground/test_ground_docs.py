@@ -1,5 +1,6 @@
 """The documents: links work, commands exist, numbers match the code, and no machine path is in a file."""
 
+import math
 import re
 import shlex
 import subprocess
@@ -130,9 +131,21 @@ def test_the_readme_shows_the_default_limits(tmp_path: Path, network: str, colum
     }
 
 
+def test_the_waits_on_the_page_follow_from_random_blocks_every_20_s() -> None:
+    """The n-th block comes within t with the probability of Erlang's distribution."""
+    page = (ROOT / "docs/explanation/how-long-a-paid-call-takes.md").read_text()
+    rows = re.findall(r"the (first|third)\W.*\| (\d+) s, (\d+) s, (\d+) s \|", page)
+    assert len(rows) == 3
+    for block, *waits in rows:
+        for wait, share in zip(waits, (0.5, 0.95, 0.99), strict=True):
+            blocks = int(wait) / 20
+            fewer = sum(blocks**n / math.factorial(n) for n in range({"first": 1, "third": 3}[block]))
+            assert 1 - math.exp(-blocks) * fewer == pytest.approx(share, abs=0.01)
+
+
 def test_the_readmes_commands_are_valid_shell() -> None:
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 10
+    assert len(blocks) >= 8
     script = "\n".join(re.sub(r"(?m)^ {3,4}", "", block) for block in blocks)
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
