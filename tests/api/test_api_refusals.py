@@ -59,7 +59,9 @@ async def test_refusals_are_filtered_and_paged(api: Api) -> None:
     assert (first["refusals"][1:], rest["refusals"], rest["cursor"]) == (rows[:2], rows[2:], None)
 
 
-@pytest.mark.parametrize("query", [{"app": "nobody"}, {"merchant": "nobody"}, {"since": "today"}, {"state": "void"}])
+@pytest.mark.parametrize(
+    "query", [{"app": "nobody"}, {"merchant": "nobody"}, {"since": "today"}, {"state": "void"}]
+)
 async def test_an_invalid_filter_of_refusals_is_refused(api: Api, query: dict[str, str]) -> None:
     require_problem(await api.http.get("/v1/ledger/refusals", params=query), "bad_request")
 

@@ -9,7 +9,7 @@ from payagent.agent.base.config import AgentConfig
 from payagent.api.models.base import Hex, Shown, SignedUnits, Time, Units, absent
 from payagent.api.models.prepaid import PrepaidPool
 from payagent.audit.month import SPEND_BY, MonthRecord
-from payagent.core.ledger import Kind, add
+from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.store.rows.journal import EntryRow, SpendKey, SpendRow
 from payagent.store.rows.refusals import RefusalRow
@@ -159,7 +159,7 @@ class Refusals(BaseModel):
 class BalanceChange(BaseModel):
     """How entries of one kind changed what is ours, wallet and held together."""
 
-    kind: Kind
+    kind: str
     asset: str
     units: SignedUnits
 
