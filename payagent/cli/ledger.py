@@ -211,10 +211,11 @@ def refusals(
 )
 @talks_to_daemon
 def report(terminal: Terminal, connect: Connect, month: str, file: Path, prices: TextIO | None) -> None:
-    """Write a month's balances, spend, sends and refusals as one HTML file.
+    """Write the report of a month as one HTML file.
 
-    The file needs no network and has no script. Only its owner can read it, because it holds every merchant, app
-    and destination. With --prices, ADA also has its value in the file's currency at the price of each day.
+    It shows balances, spend, sends, refusals and top-ups. The file needs no network and has no script. Only its
+    owner can read it, because it holds every merchant, app and destination. With --prices, ADA also has its value
+    in the file's currency at the price of each day.
     """
     from payagent.cli.month_page import month_page
     from payagent.cli.prices import read_prices
