@@ -65,6 +65,14 @@ class Agent:
 
         Returns once the attempt is durable, before it is submitted. If it raises `Refused`, nothing was signed.
         """
+        try:
+            return await self._pay(payment_request)
+        except Refused as refusal:
+            merchant = self.context.merchant_name(payment_request.origin)
+            self.context.purchases_refused[payment_request.app_id, merchant, refusal.code] += 1
+            raise
+
+    async def _pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
         now_ms = self.context.ports.clock.now_ms()
         try:
             merchant = self.context.config.merchant(payment_request.origin)

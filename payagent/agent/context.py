@@ -29,6 +29,7 @@ from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
+from payagent.core.prometheus import Histogram
 from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
@@ -39,6 +40,11 @@ from payagent.wallet.utxo_index import UtxoIndex
 T = TypeVar("T")
 
 log = structlog.get_logger("payagent.agent")
+
+OTHER = "other"
+"""Stands in the metrics for every merchant that is not configured."""
+
+SERVED_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 60_000, 120_000, 300_000, 600_000, 3_600_000)
 
 
 class AgentContext:
@@ -75,9 +81,25 @@ class AgentContext:
         """By name: why the last pass did not believe a provider; None if it did."""
         self.refusals: Counter[str] = Counter()
         """How often each code was returned since the start, by the API, the proxy or a pass."""
+        self.purchases_refused: Counter[tuple[str, str, str]] = Counter()
+        """How often `Agent.pay` refused since the start, by app id, merchant (`merchant_name`) and code."""
+        self.time_to_served: dict[str, Histogram] = {}
+        """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_name`)."""
         self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {}
         """Payments whose merchant answered "pending", with the height of the newest block at that time."""
+
+    def merchant_name(self, origin: str) -> str:
+        """The merchant's name in the config; `other` if it is not configured."""
+        merchant = self.config.merchants.get(origin)
+        return OTHER if merchant is None else merchant.name
+
+    def note_served(self, row: PaymentRow, now_ms: int) -> None:
+        """Measure a payment whose delivery has just been accepted."""
+        histogram = self.time_to_served.setdefault(
+            self.merchant_name(row.invoice.origin or ""), Histogram(SERVED_BOUNDS_MS)
+        )
+        histogram.observe(now_ms - row.created_at_ms)
 
     @property
     def conn(self) -> Connection:

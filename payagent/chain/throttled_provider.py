@@ -1,12 +1,14 @@
 """A chain provider behind a circuit breaker and a rate limit (chain.circuit_breaker).
 
 A read over the limit waits, or returns `Unknown` at once.
+It measures how long each operation of the provider takes (`latency`).
 May import: core, chain.provider, chain.circuit_breaker.
 Never: sends a submission twice; changes a provider's answer.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from payagent.chain.circuit_breaker import CLOSED, RESERVED_CALLS, Span, full_pause
@@ -27,6 +29,7 @@ from payagent.chain.provider import (
     Unknown,
     Why,
 )
+from payagent.core.prometheus import Histogram
 from payagent.core.token_bucket import Rate, TokenBucket
 
 T = TypeVar("T")
@@ -36,6 +39,8 @@ WAIT_MAX_S = 10.0
 
 ROWS_PER_CALL = 100
 """Rows that a list returns per call."""
+
+LATENCY_BOUNDS_MS = (10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000)
 
 _NO_ANSWER = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
 _TIMED_OUT = Unknown("no answer in time", Why.OUTAGE)
@@ -59,6 +64,8 @@ class ThrottledProvider:
         self.calls = 0
         self.failures = 0
         """Calls without an answer."""
+        self.latency: dict[str, Histogram] = {}
+        """How long each operation took, answered or not; a list's includes its waits for further calls."""
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
         self.refused_at_ms = 0
@@ -77,34 +84,35 @@ class ThrottledProvider:
         return not self._breaker.is_open(now_ms) and not self._full.holds(now_ms)
 
     async def tip(self) -> Read[Tip]:
-        return await self._read(self._provider.tip)
+        return await self._read("tip", self._provider.tip)
 
     async def genesis(self) -> Read[Genesis]:
-        return await self._read(self._provider.genesis)
+        return await self._read("genesis", self._provider.genesis)
 
     async def parameters(self) -> Read[ProtocolParameters]:
-        return await self._read(self._provider.parameters)
+        return await self._read("parameters", self._provider.parameters)
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        return self._counted(await self._read(lambda: self._provider.utxos(address)))
+        return self._counted(await self._read("utxos", lambda: self._provider.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        return await self._read(lambda: self._provider.transactions(address, since_s))
+        return await self._read("transactions", lambda: self._provider.transactions(address, since_s))
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
-        return await self._read(lambda: self._provider.movement(tx_id, address))
+        return await self._read("movement", lambda: self._provider.movement(tx_id, address))
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
-        return await self._read(lambda: self._provider.tx(tx_id))
+        return await self._read("tx", lambda: self._provider.tx(tx_id))
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
-        return await self._read(lambda: self._provider.block(block_hash))
+        return await self._read("block", lambda: self._provider.block(block_hash))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         """Submit at once, whatever the bucket holds. Callers ask `takes_submissions` before."""
         self._take(1)
         self.calls += 1
-        answer = await self._provider.submit(raw, tx_id)
+        with self._measured("submit"):
+            answer = await self._provider.submit(raw, tx_id)
         self.failures += answer.kind in _NO_ANSWER
         now_ms = self._clock.now_ms()
         if (pause := _PAUSES.get(answer.kind)) is not None:
@@ -122,7 +130,17 @@ class ThrottledProvider:
     async def aclose(self) -> None:
         await self._provider.aclose()
 
-    async def _read(self, ask: Callable[[], Coroutine[Any, Any, Read[T]]]) -> Read[T]:
+    @contextmanager
+    def _measured(self, operation: str) -> Iterator[None]:
+        clock_s = asyncio.get_running_loop().time
+        started_s = clock_s()
+        try:
+            yield
+        finally:
+            histogram = self.latency.setdefault(operation, Histogram(LATENCY_BOUNDS_MS))
+            histogram.observe(int((clock_s() - started_s) * 1000))
+
+    async def _read(self, operation: str, ask: Callable[[], Coroutine[Any, Any, Read[T]]]) -> Read[T]:
         """Read if the breaker and the rate limit allow it. On trial, only one read runs at a time."""
         now_ms = self._clock.now_ms()
         if (trouble := self.trouble(now_ms)) is not None:
@@ -136,7 +154,8 @@ class ThrottledProvider:
         self._is_trial_running = True
         read: Read[T] = _TIMED_OUT
         try:
-            read = await ask()
+            with self._measured(operation):
+                read = await ask()
             return read
         finally:
             self._is_trial_running = False

@@ -1,13 +1,14 @@
-"""`payagent ledger`: shows, verifies and exports the ledger.
+"""`payagent ledger`: shows, reports, verifies and exports the ledger.
 
 May import: click, core, cli; backup.staging and audit inside a function.
 Never: computes a balance (the daemon does).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_args
+from typing import Any, BinaryIO, TextIO, TypeVar, get_args
 
 import click
 
@@ -38,7 +39,7 @@ _ROWS = {
 }
 """What `verify` checked, where the table's name alone is unclear."""
 
-_BY = ("merchant", "app", "day", "month", "asset")
+_BY = ("merchant", "app", "path", "destination", "hour", "day", "week", "month", "asset")
 _SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
 _FILTERS = (
@@ -61,11 +62,20 @@ _FILTERS = (
 )
 
 
-def selection_options(command: F) -> F:
-    """The filters of entries, passed on by name."""
-    for name, more, text in reversed(_FILTERS):
-        command = click.option(name, help=text, **more)(command)
-    return command
+def _filters(*names: str) -> Callable[[F], F]:
+    """These filters, passed on by name."""
+
+    def add(command: F) -> F:
+        for name, more, text in reversed(_FILTERS):
+            if name in names:
+                command = click.option(name, help=text, **more)(command)
+        return command
+
+    return add
+
+
+selection_options = _filters(*(name for name, *_ in _FILTERS))
+"""All filters of entries."""
 
 
 @group_of("payagent ledger", "payagent ledger entries --limit 5", alone="balance")
@@ -133,7 +143,7 @@ def balance(terminal: Terminal, connect: Connect, **filters: str | None) -> None
     metavar="LIST",
     default="merchant",
     show_default=True,
-    help="Group by merchant, app, day, month, asset: comma-separated. Days are UTC.",
+    help=f"Group by {', '.join(_BY)}: comma-separated. In UTC; a week is its Monday.",
 )
 @selection_options
 @talks_to_daemon
@@ -141,7 +151,8 @@ def spend(terminal: Terminal, connect: Connect, by: str, **filters: str | None) 
     """Show what left the wallet, and where it went.
 
     `paid` went to merchants, including for prepaid balances. `sent` is what the operator sent. A payment counts
-    once it is confirmed, and a cancelled one counts with its fee. What a rollback undid is subtracted.
+    once it is confirmed, and a cancelled one counts with its fee. What a rollback undid is subtracted. A path is
+    without its query, and a destination is the address of a transfer.
     """
     if unknown := [name for name in by.split(",") if name not in _BY]:
         raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(_BY)}", param_hint="--by")
@@ -162,6 +173,93 @@ def _spend_line(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:
     return (*names, show_asset(row["asset"]), *amounts, str(row["payments"]))
 
 
+@ledger.command(epilog=example("payagent ledger refusals --code limit_exceeded --since 2026-11-01T00:00:00Z"))
+@_filters("--since", "--until", "--merchant", "--app")
+@click.option("--code", metavar="CODE", help="Only this code, such as limit_exceeded.")
+@page_options
+@talks_to_daemon
+def refusals(
+    terminal: Terminal,
+    connect: Connect,
+    code: str | None,
+    limit: int,
+    cursor: str | None,
+    **filters: str | None,
+) -> None:
+    """List refused purchases, newest first."""
+    with connect() as client:
+        answer = client.get("/v1/ledger/refusals", code=code, limit=limit, cursor=cursor, **filters)
+
+    def human() -> None:
+        columns = ("at", "app", "merchant", "request", "code", "reason", "payment")
+        rows = [tuple(row[column] or "-" for column in columns) for row in answer["refusals"]]
+        terminal.table(columns, rows)
+        say_more(terminal, answer)
+
+    terminal.give(answer, human)
+
+
+@ledger.command(epilog=example("payagent ledger report --month 2026-11 -o november.html"))
+@click.option("--month", required=True, metavar="MONTH", help="Month to report, such as 2026-11. In UTC.")
+@click.option(
+    "-o", "--output", "file", required=True, type=click.Path(path_type=Path), metavar="FILE", help="New HTML file."
+)
+@click.option(
+    "--prices",
+    type=click.File(encoding="utf-8-sig"),
+    help="CSV file of prices of 1 ADA, with the columns date, price, currency.",
+)
+@talks_to_daemon
+def report(terminal: Terminal, connect: Connect, month: str, file: Path, prices: TextIO | None) -> None:
+    """Write the report of a month as one HTML file.
+
+    It shows balances, spend, sends, refusals and top-ups. The file needs no network and has no script. Only its
+    owner can read it, because it holds every merchant, app and destination. With --prices, ADA also has its value
+    in the file's currency at the price of each day.
+    """
+    from payagent.cli.month_page import month_page
+    from payagent.cli.prices import read_prices
+
+    try:
+        by_day = None if prices is None else read_prices(prices.read())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--prices") from None
+    with connect() as client:
+        answer = client.get("/v1/ledger/report", month=month)
+    try:
+        page = month_page(answer, by_day).encode()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--prices") from None
+    with _new_file(file.absolute()) as opened:
+        opened.write(page)
+    _show_written(terminal, file.absolute(), len(page))
+
+
+@contextmanager
+def _new_file(target: Path) -> Iterator[BinaryIO]:
+    """A new file that only its owner can read, under its name once it is complete.
+
+    Refused: `already_exists/file`, `write_failed/backup`.
+    """
+    from payagent.backup.staging import put, workshop, writing
+
+    if target.exists() or target.is_symlink():
+        raise Refused("already_exists/file", f"{target} exists already")
+    with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        path = folder / target.name
+        path.touch(mode=0o600)
+        with path.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        put(path, target)
+
+
+def _show_written(terminal: Terminal, target: Path, size_bytes: int) -> None:
+    data = {"file": str(target), "bytes": size_bytes}
+    terminal.give(data, lambda: terminal.line(f"{target}: {size_bytes} bytes"))
+
+
 @ledger.command(epilog=example("payagent ledger snapshot books.db"))
 @click.argument("file", type=click.Path(path_type=Path))
 @talks_to_daemon
@@ -171,23 +269,11 @@ def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
     Use the copy with sqlite-utils, Datasette and other tools instead of opening ledger.db. It needs a token with
     the scope operate. FILE holds every purchase but no key and no token. Only its owner can read it.
     """
-    from payagent.backup.staging import put, workshop, writing
-
-    target = file.absolute()
-    if target.exists() or target.is_symlink():
-        raise Refused("already_exists/file", f"{target} exists already")
-    with connect() as client, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
-        copy_path = folder / target.name
-        copy_path.touch(mode=0o600)
-        with copy_path.open("wb") as copy:
-            for piece in client.stream_bytes("/v1/ledger/snapshot"):
-                copy.write(piece)
-            copy.flush()
-            os.fsync(copy.fileno())
-            size_bytes = copy.tell()
-        put(copy_path, target)
-    data = {"file": str(target), "bytes": size_bytes}
-    terminal.give(data, lambda: terminal.line(f"{target}: {size_bytes} bytes"))
+    with connect() as client, _new_file(file.absolute()) as copy:
+        for piece in client.stream_bytes("/v1/ledger/snapshot"):
+            copy.write(piece)
+        size_bytes = copy.tell()
+    _show_written(terminal, file.absolute(), size_bytes)
 
 
 @ledger.command(epilog=example("payagent ledger verify", "payagent ledger verify --receipt receipt.json"))

@@ -16,6 +16,7 @@ MAX_LOVELACE = 45_000_000_000_000_000  # the maximum supply (Shelley genesis max
 _DIGITS = re.compile(r"(?:0|[1-9][0-9]{0,18})", re.ASCII)
 _ADA_TEXT = re.compile(r"(0|[1-9][0-9]{0,10})(?:\.([0-9]{1,6}))? ADA", re.ASCII)
 _LOVELACE_TEXT = re.compile(r"(0|[1-9][0-9]{0,18}) lovelace", re.ASCII)
+_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,14})(?:\.([0-9]+))?", re.ASCII)
 _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 
 
@@ -96,6 +97,17 @@ def parse_ada(text: object) -> int:
         if lovelace is not None and lovelace <= MAX_LOVELACE:
             return lovelace
     raise Refused("amount_invalid", f"{str(text)[:40]!r} is not a valid amount")
+
+
+def parse_decimal(text: str, decimals: int) -> int:
+    """Parse an operator's decimal number into units of 10^-decimals: ("0.45", 6) -> 450000. Nothing is rounded.
+
+    Refused: `amount_invalid`.
+    """
+    match = _DECIMAL.fullmatch(text)
+    if match is None or len(match[2] or "") > decimals:
+        raise Refused("amount_invalid", f"{text[:40]!a} is not a number with at most {decimals} decimals")
+    return int(match[1] + (match[2] or "").ljust(decimals, "0"))
 
 
 def format_units(units: int, decimals: int) -> str:

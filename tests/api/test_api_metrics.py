@@ -8,7 +8,7 @@ from kit.api import Api, require_problem
 
 from payagent.core.payment import State
 
-_SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="[^"]*",?)*)\})? (-?[0-9]+)', re.ASCII)
+_SAMPLE = re.compile(r'([a-z_]+?)(_bucket|_sum|_count)?(?:\{((?:[a-z]+="[^"]*",?)*)\})? (-?[0-9.]+)', re.ASCII)
 
 
 async def numbers(api: Api, app: str = "reader") -> dict[str, int]:
@@ -17,15 +17,16 @@ async def numbers(api: Api, app: str = "reader") -> dict[str, int]:
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     found: dict[str, int] = {}
-    described = ""
+    described = kind = ""
     for line in answer.text.splitlines():
         if line.startswith("# TYPE "):
-            described = line.split()[2]
+            _, _, described, kind = line.split()
         elif not line.startswith("# HELP "):
             sample = _SAMPLE.fullmatch(line)
             assert sample is not None, line
-            assert sample[1] == described, line
-            found[line.rpartition(" ")[0]] = int(sample[3])
+            assert (sample[1], sample[2] is not None) == (described, kind == "histogram"), line
+            name, _, number = line.rpartition(" ")
+            found[name] = round(1000 * float(number)) if sample[2] == "_sum" else int(number)
     return found
 
 
@@ -81,6 +82,57 @@ async def test_every_refusal_is_counted_by_its_code(api: Api) -> None:
     }
 
 
+async def test_spend_and_refused_purchases_are_shown_by_app_and_merchant(api: Api) -> None:
+    for message, app in (("one", "first"), ("two", "payer"), ("three", "payer")):
+        await api.pay(message, app=app)
+    await api.run.agent.submitter.drain(10)
+    await api.run.settle_down()
+    api.world.settings(price="2000000000")
+    await api.as_("payer").post("/v1/payments", json=api.body("too much"))
+    stranger = api.body("from elsewhere") | {"origin": "https://elsewhere.example"}
+    await api.as_("payer").post("/v1/payments", json=stranger)
+    found = await numbers(api)
+    rows = (await api.as_("reader").get("/v1/ledger/spend", params={"by": "app,merchant"})).json()["spend"]
+    assert {name: n for name, n in found.items() if name.startswith("payagent_spend_units")} == {
+        f'payagent_spend_units{{app="{row["app"]}",merchant="t",asset="lovelace"}}': int(row["total"])
+        for row in rows
+    }
+    assert {name: n for name, n in found.items() if name.startswith("payagent_purchases_refused")} == {
+        'payagent_purchases_refused_total{app="payer",merchant="other",code="merchant_not_allowed"}': 1,
+        'payagent_purchases_refused_total{app="payer",merchant="t",code="limit_exceeded"}': 1,
+    }
+    api.run.context.config.merchants.clear()  # type: ignore[attr-defined]
+    removed = await numbers(api)
+    assert removed['payagent_spend_units{app="payer",merchant="other",asset="lovelace"}'] == next(
+        int(row["total"]) for row in rows if row["app"] == "payer"
+    )
+
+
+async def test_the_time_to_served_runs_from_the_request_to_the_first_served_delivery(api: Api) -> None:
+    row = await api.pay("first")
+    path = f"/v1/payments/{row['id']}/delivery"
+    await api.http.post(path, json={"status": 402})
+    assert not any(name.startswith("payagent_time_to_served") for name in await numbers(api))
+    api.world.clock.ahead_ms += 20_001
+    for _ in range(2):
+        await api.http.post(path, json={"status": 200})
+    found = await numbers(api)
+    name = 'payagent_time_to_served_seconds_{}{{merchant="t"{}}}'
+    assert found[name.format("bucket", ',le="20.000"')] == 0
+    assert found[name.format("bucket", ',le="30.000"')] == found[name.format("count", "")] == 1
+    assert 20_000 <= found[name.format("sum", "")] <= 30_000
+
+
+async def test_the_latency_of_each_operation_of_a_provider_is_measured(api: Api) -> None:
+    before = await numbers(api)
+    await api.pay("first")
+    await api.run.agent.submitter.drain(10)
+    found = await numbers(api)
+    name = 'payagent_provider_latency_seconds_count{{provider="devnet",operation="{}"}}'
+    assert found[name.format("submit")] == 1
+    assert found[name.format("tip")] >= before[name.format("tip")] >= 1
+
+
 async def test_a_failed_provider_request_is_counted(api: Api) -> None:
     api.world.fault("/blocks/latest", "rate", count=1)
     await api.run.run_pass()
@@ -100,7 +152,7 @@ async def test_metrics_are_refused_to_paying_apps_and_contain_no_ids_or_secrets(
     require_problem(nobody, "unauthorized")
     row = await api.pay("first", app="payer")
     text = (await api.as_("operator").get("/metrics")).text
-    for secret in (world.address, row["id"], row["tx_hash"], "app_", "payer", *api.tokens.values()):
+    for secret in (world.address, row["id"], row["tx_hash"], "app_", *api.tokens.values()):
         assert str(secret) not in text
 
 

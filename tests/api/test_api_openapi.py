@@ -43,6 +43,8 @@ async def test_the_openapi_document_lists_every_operation_and_links_to_no_other_
         "get /v1/ledger/entries",
         "get /v1/ledger/export",
         "get /v1/ledger/reconcile",
+        "get /v1/ledger/refusals",
+        "get /v1/ledger/report",
         "get /v1/ledger/snapshot",
         "get /v1/ledger/spend",
         "get /v1/ledger/verify",

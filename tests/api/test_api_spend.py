@@ -3,12 +3,16 @@
 import asyncio
 import sqlite3
 from contextlib import closing
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 from kit.agent import World
 from kit.api import Api, served
 
+from payagent.core.address import encode_address
+
+STRANGER = encode_address(bytes([0x60]) + bytes(28)).text
 FUNDED_LOVELACE = 500_000_000
 
 
@@ -25,7 +29,8 @@ async def spend(api: Api, **query: str) -> dict[str, list[dict[str, object]]]:
 
 async def test_spend_is_grouped_as_requested_and_adds_up_to_the_chain(api: Api) -> None:
     await api.pay("one")
-    await api.pay("two", app="payer")
+    request = {"method": "POST", "path": "/chat?model=one", "body_sha256": "0" * 64}
+    await api.pay("two", app="payer", request=request)
     await confirm(api)
     split = await api.http.post("/v1/wallet/split", json={"count": 2, "lovelace": "5000000"})
     assert split.status_code == 201
@@ -45,8 +50,27 @@ async def test_spend_is_grouped_as_requested_and_adds_up_to_the_chain(api: Api) 
     assert [set(row) for row in by_day["spend"]] == [
         {"day", "merchant", "origin", "asset", "paid", "fees", "sent", "total", "payments"}
     ]
+    (week,) = (await spend(api, by="week,hour,path", merchant="t", app="payer"))["spend"]
+    day = date.fromisoformat(str(by_day["spend"][0]["day"]))
+    assert week["path"] == "/chat"
+    assert str(week["hour"]).startswith(f"{day}T")
+    assert week["week"] == str(day - timedelta(days=day.weekday()))
     assert (await spend(api, by="asset"))["spend"] == [total]
     assert (await spend(api, app="other")) == {"spend": [], "totals": []}
+
+
+async def test_sends_are_grouped_by_the_address_that_they_went_to(api: Api) -> None:
+    for address, units in ((STRANGER, "3000000"), (STRANGER, "2000000"), (api.world.address, "4000000")):
+        sent = await api.http.post("/v1/wallet/send", json={"address": address, "units": units})
+        assert sent.status_code == 201, sent.text
+        await confirm(api)
+    await api.pay("one")
+    await confirm(api)
+    rows = (await spend(api, by="destination"))["spend"]
+    assert [(row["destination"], row["sent"], row["payments"]) for row in rows] == [
+        (None, "0", 2),
+        (STRANGER, "5000000", 2),
+    ]
 
 
 async def test_a_removed_merchant_is_reported_by_its_origin(world: World) -> None:

@@ -1,4 +1,4 @@
-"""`ledger spend`, `--text` and `ledger snapshot`, as people and programs see them."""
+"""`ledger spend`, `refusals`, `report`, `snapshot` and `--text`, as people and programs see them."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ import pytest
 from kit.cli import Shop, clean_environ, invoke, until, write_private
 from kit.pages import blocks
 
-from payagent.core.money import format_ada
+from payagent.core.money import format_ada, format_units
 
 BIN = Path(sys.executable).parent
 
@@ -46,17 +46,73 @@ def test_spend_shows_ada_and_a_total_to_people_and_units_to_programs(paid: Shop)
     assert alone[0].split()[0] == "asset"
     assert len(alone) == 3
     assert paid.payagent("ledger", "spend", "--human", "--text", "nothing is so").out == "(none)\n"
-    refused = paid.payagent("ledger", "spend", "--by", "week")
+    (by_path,) = paid.payagent("ledger", "spend", "--by", "path,hour,week").json["spend"]
+    assert (by_path["path"], by_path["total"]) == (None, total["total"])
+    refused = paid.payagent("ledger", "spend", "--by", "year")
     assert (refused.code, refused.problem) == (2, "usage")
-    assert "'week' is not one of merchant, app, day, month, asset" in refused.error["detail"]
+    assert "'year' is not one of merchant, app, path, destination, hour, day" in refused.error["detail"]
 
 
 def test_a_text_filter_finds_the_entries_of_a_payment_by_its_invoice_id(paid: Shop) -> None:
-    invoice_id = paid.payments()[0]["invoice_id"]
+    (invoice_id,) = (row["invoice_id"] for row in paid.payments() if row["state"] == "confirmed")
     entries = paid.payagent("ledger", "entries", "--text", invoice_id).json["entries"]
     assert {entry["kind"] for entry in entries} == {"reserve", "post"}
     exported = paid.payagent("ledger", "export", "--text", invoice_id, "--format", "jsonl").out
     assert exported.count('"type":"entry"') == 2
+
+
+def test_refusals_are_listed_for_people_and_programs_with_a_read_token(paid: Shop, tmp_path: Path) -> None:
+    token = write_private(
+        tmp_path / "token", paid.payagent("app", "add", "auditor", "--scope", "read").json["token"]
+    )
+    paid.settings(price="2000000000")
+    assert paid.payagent("pay", paid.saved("too much", "dear.json"), "--merchant", "t").problem == "limit_exceeded"
+    paid.settings(price="10000000")
+    command = ("ledger", "refusals", "--code", "limit_exceeded", "--token-file", token)
+    (row,) = paid.payagent(*command).json["refusals"]
+    assert (row["app"], row["merchant"]) == ("operator", "t")
+    assert row["payment"] in paid.payagent(*command, "--human").out
+    assert paid.payagent(*command, "--until", row["at"]).json["refusals"] == []
+
+
+def test_a_months_report_is_one_private_file_that_a_read_token_may_make(paid: Shop, tmp_path: Path) -> None:
+    token = write_private(
+        tmp_path / "token", paid.payagent("app", "add", "reporter", "--scope", "read").json["token"]
+    )
+    (total,) = paid.payagent("ledger", "spend").json["totals"]
+    (row,) = paid.payagent("ledger", "spend", "--by", "day").json["spend"]
+    prices = tmp_path / "prices.csv"
+    prices.write_text(f"date,price,currency\n{row['day']},0.5,EUR\n")
+    file = tmp_path / "month.html"
+    command = ("ledger", "report", "--month", row["day"][:7], "--token-file", token)
+    written = paid.payagent(*command, "-o", file, "--prices", prices).json
+    assert written == {"file": str(file), "bytes": file.stat().st_size}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    page = file.read_text()
+    assert f">{format_ada(int(total['total']))}<" in page
+    assert f">{format_units(round(int(total['total']) / 20_000), 2)}<" in page
+    assert paid.payagent("ledger", "verify").json["head"] in page
+    before = page
+    again = paid.payagent(*command, "-o", file)
+    assert (again.code, again.problem, file.read_text()) == (2, "already_exists/file", before)
+    prices.write_text("date,price,currency\n2020-01-01,0.5,EUR\n")
+    lacking = paid.payagent(*command, "-o", tmp_path / "other.html", "--prices", prices)
+    assert (lacking.code, lacking.problem) == (2, "usage")
+    assert f"no price for {row['day']}" in lacking.error["detail"]
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_the_page_about_a_months_report_works(paid: Shop, tmp_path: Path) -> None:
+    days = "".join(f"2026-11-{day:02d},0.45,EUR\n" for day in range(1, 31))
+    (tmp_path / "prices.csv").write_text(f"date,price,currency\n{days}")
+    script = "set -e\n" + "".join(blocks("Report a month", "docs/how-to/report-a-month.md"))
+    environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "payagent: 2026-11 on devnet" in (tmp_path / "november.html").read_text()
+    assert "EUR" in (tmp_path / "november-in-eur.html").read_text()
 
 
 def test_a_snapshot_is_one_private_file_and_overwrites_nothing(paid: Shop, tmp_path: Path) -> None:
@@ -66,7 +122,9 @@ def test_a_snapshot_is_one_private_file_and_overwrites_nothing(paid: Shop, tmp_p
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert sorted(tmp_path.iterdir()) == [file]
     with closing(sqlite3.connect(file)) as conn:
-        assert conn.execute("SELECT state FROM v_payments").fetchall() == [("confirmed",)]
+        assert conn.execute("SELECT state FROM v_spend JOIN v_payments USING (payment)").fetchone() == (
+            "confirmed",
+        )
     before = file.read_bytes()
     again = paid.payagent("ledger", "snapshot", file)
     assert (again.code, again.out, again.problem) == (2, "", "already_exists/file")

@@ -1,9 +1,12 @@
 """`prepaid topup` as an operator uses it: planned, ordered, repeated, refused."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit.cli import Shop, running, until
+
+from payagent.core.money import format_ada
 
 CONFIG = """
 [merchants.t.topup]
@@ -84,6 +87,18 @@ def test_a_topup_without_waiting_is_pending_and_later_shows_what_stopped_it(shop
     )
     refused = shop.payagent("prepaid", "topup", "t", "--amount", "60 ADA")
     assert (refused.code, refused.problem) == (6, "limit_exceeded")
+
+
+def test_the_months_report_counts_the_topups_that_were_ordered(shop: Shop, tmp_path: Path) -> None:
+    shop.payagent("prepaid", "topup", "t", "--amount", "1 ADA")
+    topups = shop.payagent("prepaid", "topups").json["topups"]
+    (month,) = {row["created_at"][:7] for row in topups}
+    ordered = sum(int(row["units"]) for row in topups)
+    early = sum(row["state"] == "stopped" for row in topups)
+    page = tmp_path / "month.html"
+    assert shop.payagent("ledger", "report", "--month", month, "-o", page).code == 0
+    cells = f'<td>manual</td><td class="n">{len(topups)}</td><td class="n">{format_ada(ordered)}</td>'
+    assert f'{cells}<td class="n">{early}</td>' in page.read_text()
 
 
 def test_a_topup_by_a_request_that_the_balance_serves_ends_without_a_payment(shop: Shop) -> None:

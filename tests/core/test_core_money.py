@@ -18,6 +18,7 @@ from payagent.core.money import (
     parse_asset,
     parse_bound,
     parse_count,
+    parse_decimal,
     parse_units,
 )
 from payagent.core.problems import Refused
@@ -203,3 +204,15 @@ def test_formatted_units_lose_nothing(units: int, decimals: int) -> None:
 def test_amounts_are_shown_as_ada_or_as_units_of_a_token() -> None:
     assert format_amount(LOVELACE, 12_500_000) == "12.5 ADA"
     assert format_amount(POLICY, 12_500_000) == f"12500000 units of {POLICY}"
+
+
+@pytest.mark.parametrize(
+    ("text", "units"), [("0", 0), ("0.5", 500_000), ("1.000001", 1_000_001), ("12", 12_000_000), ("0.45", 450_000)]
+)
+def test_a_decimal_number_becomes_an_integer_without_rounding(text: str, units: int) -> None:
+    assert parse_decimal(text, 6) == units
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.", ".5", "01", "1e3", "1,5", " 1", "0.1234567", "\u0661", "1" * 16])
+def test_an_unclear_decimal_number_is_refused(text: str) -> None:
+    assert code_of(parse_decimal, text, 6) == "amount_invalid"

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.core.prometheus import Family, alone, by_label, write
+from payagent.core.prometheus import Family, Histogram, alone, by_label, write
 
 
 def test_metrics_are_written_in_the_prometheus_text_format() -> None:
@@ -23,6 +23,20 @@ def test_metrics_are_written_in_the_prometheus_text_format() -> None:
         "# HELP b Alone.\n# TYPE b gauge\nb -3\n"
         "# HELP c Not known.\n# TYPE c gauge\n"
         '# HELP d Two labels.\n# TYPE d gauge\nd{one="1",two="2"} 0\n'
+    )
+
+
+def test_a_histogram_counts_durations_up_to_each_bound_and_is_written_in_seconds() -> None:
+    histogram = Histogram((10, 2_500))
+    for duration_ms in (-5, 10, 11, 2_500, 90_000):
+        histogram.observe(duration_ms)
+    text = write((Family("d_seconds", "histogram", "How long.", (({"p": "x"}, histogram),)),))
+    assert text == (
+        "# HELP d_seconds How long.\n# TYPE d_seconds histogram\n"
+        'd_seconds_bucket{p="x",le="0.010"} 2\n'
+        'd_seconds_bucket{p="x",le="2.500"} 4\n'
+        'd_seconds_bucket{p="x",le="+Inf"} 5\n'
+        'd_seconds_sum{p="x"} 92.521\nd_seconds_count{p="x"} 5\n'
     )
 
 

@@ -48,6 +48,8 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "get /v1/ledger/entries": (FORBIDDEN, None),
     "get /v1/ledger/balance": (FORBIDDEN, None),
     "get /v1/ledger/spend": (FORBIDDEN, None),
+    "get /v1/ledger/refusals": (FORBIDDEN, None),
+    "get /v1/ledger/report": (FORBIDDEN, None),
     "get /v1/ledger/verify": (FORBIDDEN, None),
     "get /v1/ledger/export": (FORBIDDEN, None),
     "get /v1/ledger/snapshot": (FORBIDDEN, None),

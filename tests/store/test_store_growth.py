@@ -20,7 +20,7 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.store.db import opening
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, apps, payments, prepaid, topups
+from payagent.store.rows import approvals, apps, limit_counters, payments, prepaid, topups
 from payagent.store.rows import prepaid_uses as uses
 from payagent.wallet.transaction import sign
 from payagent.wallet.utxo_index import UtxoIndex
@@ -109,6 +109,9 @@ def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(tmp
             with counted(conn) as steps:
                 approvals.standing_at(conn, "https://nobody.example", "pay_new")
             told.setdefault("of a question about a new merchant", []).append(steps[0])
+            with counted(conn) as steps:
+                assert limit_counters.totals_by_app(conn, ["", ORIGIN], [LOVELACE])
+            told.setdefault("of the spend of each app, for the metrics", []).append(steps[0])
     for name, (few, many) in told.items():
         assert many <= few * GROWTH_MAX, name
 

@@ -41,11 +41,15 @@ class Presented:
 
 def record_delivery(
     unit: Unit, payment_id: str, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
-) -> None:
-    """Record the status of a retry. Once served, a derived intent ends. `clock_ms`: the limits' clock."""
+) -> bool:
+    """Record the status of a retry. Once served, a derived intent ends. `clock_ms`: the limits' clock.
+
+    Returns whether this is the first time that it counts as served.
+    """
     row = row_of(unit, payment_id)
     event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
+    return event is DeliveryEvent.ACCEPT and row.delivery is not Delivery.ACCEPTED
 
 
 def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now_ms: int) -> None:

@@ -37,14 +37,17 @@ class Deliveries:
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Record the status of the retry. An intent with a derived key ends when its request was served."""
         now_ms, clock_ms, rules = *self._times_ms(), self._context.config.rules
-        await self._context.write(
+        is_new = await self._context.write(
             "delivery",
             lambda unit: delivery_transitions.record_delivery(
                 unit, payment_id, http_status, rules, clock_ms, now_ms
             ),
             payment_id,
         )
-        return self._context.payment(payment_id)
+        row = self._context.payment(payment_id)
+        if is_new:
+            self._context.note_served(row, now_ms)
+        return row
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
         """Record that a proof was presented to the merchant and no answer arrived."""
@@ -110,17 +113,20 @@ class Deliveries:
         by_auto = self._context.is_by_auto(row)
         presented = Presented(depth, by_auto, by_auto and depth < self._context.config.confirm_depth)
 
-        def job(unit: Unit) -> float | None:
+        def job(unit: Unit) -> tuple[float | None, bool]:
             status = response.status
             after_s = delivery_transitions.record_answer_to_retry(
                 unit, payment_id, answer, status, presented, rules, clock_ms, now_ms
             )
-            if is_delivered and answer.verdict is RetryVerdict.SERVED:
-                delivery_transitions.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
-            return after_s
+            is_served = is_delivered and answer.verdict is RetryVerdict.SERVED
+            return after_s, is_served and delivery_transitions.record_delivery(
+                unit, payment_id, status, rules, clock_ms, now_ms
+            )
 
-        after_s = await self._context.write("delivery", job, payment_id)
+        after_s, is_new = await self._context.write("delivery", job, payment_id)
         row = self._context.payment(payment_id)
+        if is_new:
+            self._context.note_served(row, now_ms)
         if row.invoice.merchant_submits and answer.verdict is RetryVerdict.REFUSED:
             try:
                 await self._lifecycle.cancel_refused(row)

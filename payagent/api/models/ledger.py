@@ -6,11 +6,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field
 
 from payagent.agent.base.config import AgentConfig
-from payagent.api.models.base import Hex, Shown, SignedUnits, Time, absent
+from payagent.api.models.base import Hex, Shown, SignedUnits, Time, Units, absent
 from payagent.api.models.prepaid import PrepaidPool
+from payagent.audit.month import SPEND_BY, MonthRecord
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.store.rows.journal import EntryRow, SpendKey, SpendRow
+from payagent.store.rows.refusals import RefusalRow
 
 
 class LedgerPosting(BaseModel):
@@ -59,6 +61,12 @@ class Balances(BaseModel):
         return cls(balances=_postings(balances), sums=add({asset: units} for _, asset, units in balances))
 
 
+def _named(origin: str | None, config: AgentConfig) -> dict[str, str | None]:
+    """A merchant's name in the config, else its origin; and its origin."""
+    merchant = config.merchants.get(origin or "")
+    return {"merchant": merchant.name if merchant else origin, "origin": origin}
+
+
 class Spent(BaseModel):
     """`payments`: how many payments spent it, without those that a rollback reversed."""
 
@@ -89,7 +97,11 @@ class SpentBy(Spent):
     merchant: str | None = absent("By merchant: its name in the config.")
     origin: str | None = absent("By merchant.")
     app: str = absent("By app: its name.")
+    path: str | None = absent("By path, without its query. null: the request is not known.")
+    destination: str | None = absent("By destination: the address that a transfer sent to. null: no transfer.")
+    hour: str = absent("By hour, UTC.")
     day: str = absent("By day, UTC.")
+    week: str = absent("By week, UTC: its Monday.")
     month: str = absent("By month, UTC.")
 
 
@@ -105,13 +117,121 @@ class Spending(BaseModel):
         for row in rows:
             group: dict[str, str | None] = dict(zip(keys, row.group, strict=True))
             if "merchant" in group:
-                merchant = config.merchants.get(group["merchant"] or "")
-                group["origin"] = group["merchant"]
-                group["merchant"] = merchant.name if merchant else group["merchant"]
+                group |= _named(group["merchant"], config)
             groups.append(SpentBy.of(row.asset, [row], **group))
         assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
         totals = [Spent.of(asset, [row for row in rows if row.asset == asset]) for asset in assets]
         return cls(spend=groups, totals=totals)
+
+
+class LedgerRefusal(BaseModel):
+    """A refused purchase. `payment`: null if it was refused before there was one. `request`: method and path."""
+
+    at: Time
+    payment: str | None
+    app: str | None
+    merchant: str | None
+    origin: str | None
+    request: str | None
+    code: str
+    reason: str | None
+    detail: str | None
+
+    @classmethod
+    def of(cls, row: RefusalRow, config: AgentConfig) -> Self:
+        return cls(
+            at=row.at_ms,
+            payment=row.payment_id,
+            app=row.app,
+            **_named(row.origin, config),
+            request=row.request,
+            code=row.code,
+            reason=row.reason,
+            detail=row.detail,
+        )
+
+
+class Refusals(BaseModel):
+    refusals: list[LedgerRefusal]
+    cursor: str | None
+
+
+class BalanceChange(BaseModel):
+    """How entries of one kind changed what is ours, wallet and held together."""
+
+    kind: str
+    asset: str
+    units: SignedUnits
+
+
+class RefusalCount(BaseModel):
+    app: str | None
+    merchant: str | None
+    origin: str | None
+    code: str
+    count: int
+
+
+class TopupCount(BaseModel):
+    """Top-ups that were ordered. `unit`: calls, or an asset. `ended_early`: how many ended with a code."""
+
+    merchant: str | None
+    origin: str
+    app: str
+    trigger: str
+    unit: str
+    count: int
+    units: Units
+    ended_early: int
+
+
+class MonthReport(BaseModel):
+    """A month of the ledger, UTC, from one consistent state.
+
+    For each asset, `opening` of wallet and held, plus `changes`, is `closing` of wallet and held. `head` is the
+    newest seal: it covers every row that the report was made from.
+    """
+
+    network: str
+    month: str
+    since: Time
+    until: Time
+    opening: list[LedgerPosting]
+    closing: list[LedgerPosting]
+    changes: list[BalanceChange]
+    spend: list[SpentBy]
+    totals: list[Spent]
+    refusals: list[RefusalCount]
+    topups: list[TopupCount]
+    head: str
+
+    @classmethod
+    def of(cls, month: str, record: MonthRecord, config: AgentConfig) -> Self:
+        spending = Spending.of(SPEND_BY, record.spend, config)
+        return cls(
+            network=config.network.name,
+            month=month,
+            since=record.since_ms,
+            until=record.until_ms,
+            opening=_postings(record.opening),
+            closing=_postings(record.closing),
+            changes=[BalanceChange(kind=kind, asset=asset, units=units) for kind, asset, units in record.changes],
+            spend=spending.spend,
+            totals=spending.totals,
+            refusals=[
+                RefusalCount(app=app, **_named(origin, config), code=code, count=count)
+                for app, origin, code, count in record.refusals
+            ],
+            topups=[
+                TopupCount.model_validate(
+                    _named(origin, config)
+                    | {"app": app, "trigger": trigger, "unit": unit, "count": count, "units": units}
+                    | {"ended_early": ended}
+                )
+                for origin, app, trigger, unit, count, units, ended in record.topups
+            ],
+            head=str(record.head),
+        )
 
 
 class LedgerFinding(Shown):

@@ -1,4 +1,4 @@
-"""/v1/ledger: entries, balances, spend, verification and export of the ledger.
+"""/v1/ledger: entries, balances, spend, refusals, a month's report, verification and export of the ledger.
 
 May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: writes.
 """
@@ -20,12 +20,23 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.context import AgentContext
 from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
 from payagent.api.models.base import GivenAsset, GivenTime
-from payagent.api.models.ledger import Balances, Entries, LedgerEntry, LedgerFinding, Spending, VerifyReport
+from payagent.api.models.ledger import (
+    Balances,
+    Entries,
+    LedgerEntry,
+    LedgerFinding,
+    LedgerRefusal,
+    MonthReport,
+    Refusals,
+    Spending,
+    VerifyReport,
+)
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page, QueryParams
 from payagent.audit.export import Format, export
 from payagent.audit.finding import AuditFinding, Head, parse_head
+from payagent.audit.month import month_record
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
@@ -34,7 +45,7 @@ from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
-from payagent.store.rows import journal
+from payagent.store.rows import journal, refusals
 from payagent.store.rows.journal import Selection, SpendKey
 
 T = TypeVar("T")
@@ -54,7 +65,7 @@ _TEXT = (
     "Text in an entry's kind, ref or accounts, or in its payment's id, merchant, invoice id, request, transaction "
     "id or reason. Case does not matter."
 )
-_BY = "merchant|app|day|month|asset"
+_BY = "merchant|app|path|destination|hour|day|week|month|asset"
 _PIECE_BYTES = 1 << 20
 _PAGE_CHARS = 1 << 16
 
@@ -112,6 +123,22 @@ class SpendQuery(EntryFilter):
         """Without the asset: amounts of two assets are never added."""
         names = dict.fromkeys(self.by.split(","))
         return tuple(key for name in names for key in get_args(SpendKey) if key == name)
+
+
+class RefusalPage(Page):
+    """Filters of a page of refusals."""
+
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
+    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
+    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
+    app: Annotated[str | None, Field(description="An app's id or name.")] = None
+    code: Annotated[str | None, Field(description="The code of the refusal, such as limit_exceeded.")] = None
+
+
+class MonthQuery(QueryParams):
+    """The month of a report."""
+
+    month: Annotated[str, Field(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", description="Such as 2026-11, UTC.")]
 
 
 class VerifyQuery(QueryParams):
@@ -192,6 +219,32 @@ async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonR
     context, keys = caller.context, query.keys
     rows = await _read(context, partial(journal.spend, by=keys, only=query.selection(caller)))
     return JsonResponse(Spending.of(keys, rows, context.config))
+
+
+@router.get("/refusals", summary="List refused purchases, newest first", responses=gives(Refusals, 200))
+async def refused(caller: Auditor, query: Annotated[RefusalPage, Query()]) -> JsonResponse:
+    """A purchase was refused by a limit, a rule, a lack of money or a person, or before there was a payment.
+
+    `at` is when it was refused. Errors that may simply be tried again are not recorded.
+    """
+    config = caller.context.config
+    only = Selection(
+        since_ms=query.since,
+        until_ms=query.until,
+        origin=None if query.merchant is None else _origin(query.merchant, config),
+        app=None if query.app is None else caller.app_named(query.app).id,
+    )
+    page = partial(refusals.refusals_page, only=only, code=query.code, before_seq=query.before, limit=query.limit)
+    rows = await _read(caller.context, page)
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    return JsonResponse(Refusals(refusals=[LedgerRefusal.of(row, config) for row in rows], cursor=cursor))
+
+
+@router.get("/report", summary="Report a month of the ledger", responses=gives(MonthReport, 200))
+async def report(caller: Auditor, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
+    """Balances at both ends of the month, what changed them, spend, refusals and top-ups."""
+    record = await _read(caller.context, partial(month_record, month=query.month))
+    return JsonResponse(MonthReport.of(query.month, record, caller.context.config))
 
 
 @router.get(

@@ -1,11 +1,14 @@
 """/metrics: the daemon's state as numbers for a monitoring system. Needs a token with the scope read or operate.
 
-Refusals and provider requests are counted since the process started. All other numbers are the current state.
+Refusals, provider requests and durations are counted since the process started. All other numbers are the current
+state. Labels are names that the operator gave, so there are few.
 
 May import: core, agent, store, the rest of api, FastAPI.
-Never: names an address, an app or a payment; shows an amount other than the wallet's own.
+Never: names an address or a payment; a label from a text that an app or a merchant sent; a read that grows with
+the ledger.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated
 
@@ -13,15 +16,25 @@ from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from payagent.agent.context import AgentContext
+from payagent.agent.context import OTHER, AgentContext
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
 from payagent.api.models.wallet import wallet_units
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
-from payagent.core.policy import WALLET
+from payagent.core.policy import ANY, WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
-from payagent.store.rows import alerts, attempts_and_utxos, events, journal, merchants, payments, topups
+from payagent.store.rows import (
+    alerts,
+    apps,
+    attempts_and_utxos,
+    events,
+    journal,
+    limit_counters,
+    merchants,
+    payments,
+    topups,
+)
 
 Checks = Callable[[], Mapping[str, str | None]]
 """The problem that each check found; None if it passed."""
@@ -48,10 +61,53 @@ def families(
     passed = {name: int(problem is None) for name, problem in checks.items()}
     yield Family("payagent_up", "gauge", "1 if the check passes.", by_label("check", passed))
     yield Family("payagent_refusals_total", "counter", "Refusals, by code.", by_label("code", refusals))
+    yield from _purchases(context)
     yield from _payments(context)
     yield from _wallet(context)
     yield from _merchants(context)
     yield from _providers(context)
+
+
+def _purchases(context: AgentContext) -> Iterator[Family]:
+    names = {app.id: app.name for app in apps.all_apps(context.conn)}
+    refused = dict(context.purchases_refused)
+    yield Family(
+        "payagent_purchases_refused_total",
+        "counter",
+        "Purchases refused since the start, by app, merchant and code.",
+        tuple(
+            ({"app": names.get(app_id, OTHER), "merchant": merchant, "code": code}, count)
+            for (app_id, merchant, code), count in sorted(refused.items())
+        ),
+    )
+    yield Family(
+        "payagent_spend_units",
+        "gauge",
+        "Units that an app spent at a merchant or that are held for it, fees included.",
+        tuple(
+            ({"app": app, "merchant": merchant, "asset": asset}, units)
+            for (app, merchant, asset), units in sorted(_spend(context).items())
+        ),
+    )
+    yield Family(
+        "payagent_time_to_served_seconds",
+        "histogram",
+        "From the request of a payment to its served delivery, since the start.",
+        by_label("merchant", dict(sorted(dict(context.time_to_served).items()))),
+    )
+
+
+def _spend(context: AgentContext) -> Mapping[tuple[str, str, str], int]:
+    """By app, merchant and asset. `other` is the app's total less its spend at the configured merchants."""
+    spend: Counter[tuple[str, str, str]] = Counter()
+    origins, assets = (ANY, *context.config.merchants), context.assets_allowed()
+    for app, origin, asset, units in limit_counters.totals_by_app(context.conn, origins, assets):
+        if origin == ANY:
+            spend[app, OTHER, asset] += units
+        else:
+            spend[app, context.merchant_name(origin), asset] += units
+            spend[app, OTHER, asset] -= units
+    return {key: units for key, units in spend.items() if units}
 
 
 def _payments(context: AgentContext) -> Iterator[Family]:
@@ -129,6 +185,16 @@ def _providers(context: AgentContext) -> Iterator[Family]:
         "counter",
         "Failed requests to the provider since the start.",
         by_label("provider", {provider.name: provider.failures for provider in context.all_providers}),
+    )
+    yield Family(
+        "payagent_provider_latency_seconds",
+        "histogram",
+        "Duration of the operations of a provider since the start, answered or not.",
+        tuple(
+            ({"provider": provider.name, "operation": operation}, histogram)
+            for provider in context.all_providers
+            for operation, histogram in sorted(dict(provider.latency).items())
+        ),
     )
     healthy = {name: int(why_not is None) for name, why_not in dict(context.providers).items()}
     is_healthy = by_label("provider", healthy)

@@ -119,13 +119,21 @@ def _where(clauses: Mapping[str, object]) -> tuple[str, list[object]]:
     return (" WHERE " + " AND ".join(used) if used else ""), list(used.values())
 
 
-SpendKey = Literal["merchant", "app", "day", "month"]
+SpendKey = Literal["merchant", "app", "path", "destination", "hour", "day", "week", "month"]
+_PATH_ON = "substr(i.request, instr(i.request, ' ') + 1)"
 _SPEND_KEYS: Mapping[SpendKey, str] = {
     "merchant": "v.origin",
     "app": "a.name",
+    "path": f"substr({_PATH_ON}, 1, min(instr({_PATH_ON} || '?', '?'), instr({_PATH_ON}, ' ')) - 1)",
+    "destination": "IIF(p.kind IN ('send', 'sweep') AND p.outputs ->> '$[0].role' = 'pay_to', "
+    "p.outputs ->> '$[0].address', NULL)",
+    "hour": "strftime('%Y-%m-%dT%H:00Z', j.at_ms / 1000, 'unixepoch')",
     "day": "strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch')",
+    "week": "date(j.at_ms / 1000, 'unixepoch', '-6 days', 'weekday 1')",
     "month": "strftime('%Y-%m', j.at_ms / 1000, 'unixepoch')",
 }
+"""SQL of each key. A path is without its query; a week is its Monday; only a transfer out has a destination."""
+
 _SPEND_PARTS = ", ".join(
     f"COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS {part}"
     for part, test in (("paid", "NOT IN ('fees', 'external')"), ("fees", "= 'fees'"), ("sent", "= 'external'"))
@@ -160,6 +168,19 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
         values,
     )
     return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
+
+
+def own_changes(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, int]]:
+    """(kind of entry, asset, units): how the selected entries changed the wallet and what is held, together."""
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    rows = conn.execute(
+        f"SELECT j.kind, q.asset, {_SUMS} FROM {_ENTRIES} "  # noqa: S608  our own names
+        f"CROSS JOIN postings q ON q.entry_id = j.id AND q.account IN ('wallet', 'held'){where} "
+        "GROUP BY j.kind, q.asset ORDER BY j.kind, q.asset",
+        values,
+    )
+    changes = [(kind, asset, whole(high, low)) for kind, asset, high, low in rows]
+    return [change for change in changes if change[2]]
 
 
 def entries_page(

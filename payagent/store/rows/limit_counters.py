@@ -19,6 +19,7 @@ after a rollback or a restart, and no other clock moves it, so a clock jump free
 May import: core, store.db. Never: reads a clock; decides.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 
@@ -97,6 +98,23 @@ def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
     )
     sums = {asset: whole(high, low) for asset, high, low in rows}
     return {asset: units for asset, units in sums.items() if units}
+
+
+def totals_by_app(
+    conn: sqlite3.Connection, merchants: Iterable[str], assets: Iterable[str]
+) -> list[tuple[str, str, str, int]]:
+    """(app name, merchant, asset, units): total spend and open holds of every app at these merchants (or ANY).
+
+    Each is one look-up, so the history's size does not matter.
+    """
+    rows = conn.execute(
+        "SELECT a.name, c.merchant, c.asset, c.units_high, c.units_low "
+        "FROM apps a CROSS JOIN json_each(?) m CROSS JOIN json_each(?) s CROSS JOIN limit_counters c "
+        "WHERE c.app = a.id AND c.merchant = m.value AND c.asset = s.value AND c.span_ms = 0 AND c.start_ms = 0 "
+        "AND c.kind = 'paid' ORDER BY a.name, c.merchant, c.asset",
+        (json.dumps(list(merchants)), json.dumps(sorted(assets))),
+    )
+    return [(app, merchant, asset, whole(high, low)) for app, merchant, asset, high, low in rows]
 
 
 def limits(conn: sqlite3.Connection) -> list[Limit]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from payagent.core.problems import name_of
 from payagent.store.db.unit import Unit
+from payagent.store.db.wide_sums import sums, whole
 from payagent.store.rows import apps
 
 AUTO_APP = "app_auto_topup"
@@ -155,6 +156,19 @@ def page(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[T
     """Top-ups, newest first."""
     below = 2**63 - 1 if before_seq is None else before_seq
     return [_row(row) for row in conn.execute(f"{_TOPUP} WHERE seq < ? ORDER BY seq DESC LIMIT ?", (below, limit))]
+
+
+def counted(
+    conn: sqlite3.Connection, since_ms: int, until_ms: int
+) -> list[tuple[str, str, str, str, int, int, int]]:
+    """(origin, app, trigger, unit, top-ups, units, ended with a code) of those ordered in a period."""
+    rows = conn.execute(
+        f"SELECT o.origin, a.name, t.trigger, t.unit, COUNT(*), {sums('t.units')}, COUNT(t.code) FROM topups t "  # noqa: S608
+        "JOIN prepaid_pools o ON o.id = t.pool_id JOIN apps a ON a.id = t.app_id "
+        "WHERE t.created_at_ms >= ? AND t.created_at_ms < ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        (since_ms, until_ms),
+    )
+    return [(*names, count, whole(high, low), ended) for *names, count, high, low, ended in rows]
 
 
 def autos_of(conn: sqlite3.Connection, pool_id: int) -> list[TopupRow]:
