@@ -13,7 +13,7 @@ import click
 from payagent.cli import init_questions as questions
 from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
-from payagent.core.network import FAUCETS, NETWORKS
+from payagent.core.network import NETWORKS, faucet_of
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def init(
     partner_by_name = _partners(partners, origins)
     can_ask = terminal.can_ask
     if can_ask:
-        terminal.say("This makes a wallet, a config and a first app. Nothing is written before the last answer.\n")
+        terminal.say("This makes a wallet, a config and a first app.")
+        terminal.say("Nothing is written before the last answer. Ctrl-C stops it.\n")
         network = network or questions.ask_network(terminal)
         chain_url = chain_url or questions.ask_chain_url(terminal, network)
         project_id_file = project_id_file or questions.ask_project_id_file(terminal, chain_url, config.parent)
@@ -141,7 +142,8 @@ def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> Non
         data |= {"app": choices.app.name, "app_token": created.app_token}
 
     def human() -> None:
-        terminal.pairs([(name.replace("_", " "), value) for name, value in data.items()])
+        labels = {"token": "operator token"}
+        terminal.pairs([(labels.get(name, name.replace("_", " ")), value) for name, value in data.items()])
         _show_next(terminal, created.config, choices)
 
     terminal.give(data, human)
@@ -152,16 +154,16 @@ def _show_next(terminal: Terminal, config: Path, choices: "Choices") -> None:
 
     if choices.app is not None:
         terminal.say("\nGive the app token to the program. It is not shown again: payagent stores only its hash.")
-    faucet = FAUCETS.get(choices.network)
+    faucet = faucet_of(choices.network, choices.chain_url)
     more = "" if faucet is None else f" Test ADA is free at {faucet}."
     terminal.say(f"Send ADA to the address.{more}\n\nNext:")
-    option = f"--config {quote(str(config))}"
+    option = "" if config == _default_config() else f" --config {quote(str(config))}"
     for command, does in (
         ("serve", "start the daemon, and leave it running"),
         ("doctor", "in another terminal: check everything, and see what is missing"),
         ("wallet", "see the ADA that arrived"),
     ):
-        terminal.say(f"  payagent {command} {option}  # {does}")
+        terminal.say(f"  payagent {command}{option}  # {does}")
 
 
 def _show_words(terminal: Terminal, words: str) -> None:

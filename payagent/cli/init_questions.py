@@ -37,7 +37,7 @@ def ask_chain_url(terminal: Terminal, network: str) -> str:
     from payagent.settings.field_types import parse_base_url
 
     where = "`payagent devnet` prints its URL." if network == "devnet" else "The default is Blockfrost itself."
-    terminal.say(f"\npayagent reads the chain from a server with Blockfrost's API. {where}")
+    terminal.say(f"\npayagent reads the chain from a server with Blockfrost's API.\n{where}")
     return _ask("Base URL of the Blockfrost API", parse_base_url, BLOCKFROST_URLS[network])
 
 

@@ -12,7 +12,7 @@ from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found, Read
 from payagent.core.money import format_ada
-from payagent.core.network import FAUCETS, NETWORKS
+from payagent.core.network import NETWORKS, faucet_of
 from payagent.core.origin import is_blockfrost
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, own_address
@@ -61,9 +61,7 @@ async def _wallet(blockfrost: Blockfrost, provider: ProviderSettings, settings: 
     lovelace = sum(utxo.lovelace for utxo in read.value)
     if lovelace:
         return CheckResult("wallet", format_ada(lovelace))
-    faucet = FAUCETS.get(settings.network)
-    if settings.is_devnet:
-        faucet = provider.base_url.removesuffix("/api/v0") + "/devnet/faucet"
+    faucet = faucet_of(settings.network, provider.base_url)
     more = "" if faucet is None else f"; test ADA is free at {faucet}"
     return CheckResult(
         "wallet", f"it has no ADA, so nothing can be paid; send some to {address}{more}", is_warning=True

@@ -178,7 +178,7 @@ def _token_units(value: object, info: ValidationInfo) -> int:
         units, named = parse_amount(str(value) if type(value) is int else value, tokens)
         if units > 0 and named in (None, asset):
             return units
-    raise ValueError('write a whole number of smallest units in quotes, such as "1000000", or "5 NAME" by its name')
+    raise ValueError('write a whole number of smallest units in quotes, such as "1000000", or "5 NAME"')
 
 
 def not_empty(rows: tuple[T, ...]) -> tuple[T, ...]:
