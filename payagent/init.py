@@ -1,7 +1,7 @@
 """Creates everything for a first start: data folder, config, keystore, ledger with its first app, token.
 
 It also changes a keystore's passphrase. Start with `initialise`.
-May import: core, settings, wallet, store, agent.base, api.http.
+May import: core, settings, wallet, store, agent.base, agent.operator.limits, api.http.
 Never: asks a question or prints (the CLI does); overwrites a file; leaves half of its work behind when it fails.
 """
 
@@ -13,10 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from payagent.agent.base.ports import Ports
+from payagent.agent.operator.limits import write_limits
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.core.bounds import SCOPES
+from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
+from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
 from payagent.settings.loading import load_settings
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE, require_config_out_of_reach
@@ -24,7 +27,7 @@ from payagent.settings.schema import Settings
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps
+from payagent.store.rows import apps, writes
 from payagent.wallet import new_keystore as creation
 from payagent.wallet.keystore import Header
 
@@ -36,10 +39,19 @@ Undo = list[Callable[[], object]]
 
 
 @dataclass(frozen=True, slots=True)
+class FirstApp:
+    """A program that may pay, and the most that it may spend in 24 hours."""
+
+    name: str
+    per_day_lovelace: int
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """The operator's choices. `merchants` are origins by name, `partners` are X-Partner values by name.
 
-    All paths are absolute. `data_dir` None means the default, `words` None means new ones.
+    All paths are absolute. `data_dir` None means the default, `words` None means new ones. Without `app` the
+    operator is the only app.
     """
 
     network: str
@@ -52,11 +64,12 @@ class Choices:
     words: str | None = field(default=None, repr=False)
     project_id_file: Path | None = None
     passphrase_file: Path | None = None
+    app: FirstApp | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The created wallet.
+    """The created wallet. `token` is the operator's, `app_token` that of the first app, if there is one.
 
     `new_words` is None if words were restored. `words_file` is None if words were not written to a file.
     """
@@ -67,6 +80,7 @@ class Made:
     token: str = field(repr=False)
     new_words: str | None = field(repr=False)
     words_file: Path | None
+    app_token: str | None = field(repr=False)
 
 
 def initialise(
@@ -96,10 +110,11 @@ def initialise(
             write_new(words_file, words + "\n", undo)
         header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
         token = new_token(ports.randomness)
-        _make_ledger(settings.data_dir / LEDGER_FILE, ports, hash_token(token), undo)
+        app_token = None if choices.app is None else new_token(ports.randomness)
+        _make_ledger(settings.data_dir / LEDGER_FILE, ports, token, choices.app, app_token, undo)
         write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
     new_words = None if choices.words is not None else words
-    return Made(choices.config, settings.data_dir, header.address, token, new_words, words_file)
+    return Made(choices.config, settings.data_dir, header.address, token, new_words, words_file, app_token)
 
 
 def require_long(passphrase: str) -> None:
@@ -212,15 +227,24 @@ def _make_keystore(
     return header
 
 
-def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
-    """Create an empty ledger with one app that has every scope."""
+def _make_ledger(
+    path: Path, ports: Ports, token: str, first: FirstApp | None, app_token: str | None, undo: Undo
+) -> None:
+    """Create an empty ledger with the operator, who has every scope, and the first app, which may pay."""
     write_new(path, "", undo)  # an empty file is an empty database, and O_EXCL makes it ours
     undo += [path.with_name(path.name + more).unlink for more in ("-wal", "-shm")]
     writer = Writer(path)
-    app_id, now_ms = ports.new_id("app"), ports.clock.now_ms()
+    operator_id, app_id, now_ms = ports.new_id("app"), ports.new_id("app"), ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        apps.add_with_token(unit, app_id, APP_NAME, token_hash, SCOPES, now_ms)
+        apps.add_with_token(unit, operator_id, APP_NAME, hash_token(token), SCOPES, now_ms)
+        if first is None or app_token is None:
+            return
+        apps.add_with_token(unit, app_id, first.name, hash_token(app_token), ("pay",), now_ms)
+        added = {"app": app_id, "name": first.name, "merchants": None, "assets": None, "scopes": ["pay"]}
+        writes.note(unit, None, "app_added", None, now_ms, added | {"by": operator_id})
+        most = {Window.DAY: first.per_day_lovelace}
+        write_limits(unit, Scope(app_id), LOVELACE, most, operator_id, now_ms)
 
     try:
         writer.submit("init", job).result()

@@ -10,11 +10,20 @@ from typing import Any
 
 import click
 
-from payagent.cli.limits import limit_options, read_amounts
-from payagent.cli.options import Connect, example, group_of, show_asset, talks_to_daemon, typed
+from payagent.cli.limits import limit_options
+from payagent.cli.options import (
+    ASSET_HELP,
+    Connect,
+    example,
+    group_of,
+    read_amounts,
+    read_asset,
+    show_asset,
+    talks_to_daemon,
+)
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import SCOPES
-from payagent.core.money import LOVELACE, parse_asset
+from payagent.core.money import LOVELACE
 
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])", re.ASCII)
 _HOURS = {"h": 1, "d": 24}
@@ -98,7 +107,9 @@ def _token_state(row: dict[str, Any]) -> str:
 @click.option(
     "--merchant", "merchants", multiple=True, metavar="NAME", help="Allow only this merchant. Repeatable."
 )
-@click.option("--asset", "assets", multiple=True, metavar="ASSET", help="Allow only this asset. Repeatable.")
+@click.option(
+    "--asset", "assets", multiple=True, metavar="ASSET", help=f"Allow only this asset: {ASSET_HELP} Repeatable."
+)
 @limit_options
 @click.option("--expires", "expires_at", callback=_moment, metavar="TIME", help=_EXPIRES)
 @talks_to_daemon
@@ -114,24 +125,24 @@ def add(
 ) -> None:
     """Add an app and show its token once.
 
-    AMOUNTs are ADA, such as "5 ADA". If the only --asset is a token, they are its units as digits. The app's
-    limits apply in addition to those of the wallet and of the merchants. An ASSET is ADA, or policy id and asset
-    name in hex.
+    AMOUNTs are ADA, such as "5 ADA". If the only --asset is a token, they are amounts of it: "5 USDM" with its
+    name in the config, or a number of its smallest units. The app's limits apply in addition to those of the
+    wallet and of the merchants.
 
     A payment in a token also spends ADA: the min-ADA of each output, and the fee. The wallet's ADA limits cover
     it. `payagent limits set --app NAME` gives the app its own ADA limit.
     """
-    with typed():
-        names = [parse_asset(asset) for asset in assets]
-    limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, amounts)
-    body = {
-        "scopes": list(scopes),
-        "merchants": list(merchants),
-        "assets": names,
-        "limits": limits,
-        "expires_at": expires_at,
-    }
     with connect() as client:
+        tokens = client.settings.limits.tokens
+        names = [read_asset(asset, tokens) for asset in assets]
+        _, limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, amounts, tokens)
+        body = {
+            "scopes": list(scopes),
+            "merchants": list(merchants),
+            "assets": names,
+            "limits": limits,
+            "expires_at": expires_at,
+        }
         answer = client.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
     _show_token(terminal, answer)
     if names and LOVELACE not in names:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def doctor(terminal: Terminal, config: Path | None) -> int:
     """Check everything that a payment needs.
 
-    It checks config, files, keystore, ledger, clock, providers and daemon, and changes nothing. A failed check
-    says what to do. A warning means: it works, but could be safer. Exit code 0 if no check failed, else that of
-    the first failure.
+    It checks config, files, keystore, ledger, clock, providers and daemon, and changes nothing. For failed
+    checks it says what to do. A warning means: it works, but could be safer, or nothing can be paid yet. Exit code
+    0 if no check failed, else that of the first failure.
     """
     from payagent.settings.loading import config_places, find_config, load_settings
 
@@ -79,8 +79,15 @@ def _as_json(item: "CheckResult") -> Json:
 
 
 def _show(terminal: Terminal, data: list[Json]) -> None:
+    """One line for each check, then each remedy once."""
     width = max(len(str(row["name"])) for row in data)
+    failed_by_fix: dict[str, list[str]] = {}
     for row in data:
         mark = ("warn" if row["warning"] else "ok  ") if row["ok"] else "FAIL"
-        line = f"{mark} {str(row['name']).ljust(width)}  {row['detail']}"
-        terminal.line(line if row["ok"] else f"{line}. {row['fix']}")
+        terminal.line(f"{mark} {str(row['name']).ljust(width)}  {row['detail']}")
+        if row["fix"] is not None:
+            failed_by_fix.setdefault(str(row["fix"]), []).append(str(row["name"]))
+    if failed_by_fix:
+        terminal.line("\nWhat to do:")
+    for fix, names in failed_by_fix.items():
+        terminal.line(f"  {', '.join(names)}: {fix}")

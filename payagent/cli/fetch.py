@@ -24,14 +24,16 @@ from payagent.cli.pay import (
     FIND_ONLY,
     PENDING,
     VOID,
+    Bound,
     error_to_show,
     in_words,
-    parse_most,
+    max_option,
     same_unit,
     show_prepaid,
     show_quote,
 )
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
+from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problems import Refused
@@ -71,7 +73,7 @@ _FRAMING = ("content-length", "transfer-encoding", "connection", "host")
     metavar="FILE",
     help="Write the response body to this file.",
 )
-@click.option("--max", "most", metavar="AMOUNT", help='The most to pay: "5 ADA", or "120 units" of a token.')
+@max_option
 @click.option("--dry-run", is_flag=True, help="Show the price without paying. Exit code 10 if it may be paid.")
 @talks_to_daemon
 def fetch(
@@ -96,8 +98,8 @@ def fetch(
     request = _read_request(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
         raise click.BadParameter(f"{output.parent} is not a writable directory", param_hint="-o")
-    bound = None if most is None else parse_most(most)
     with connect() as client:
+        bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
         _require_merchant(client, request.origin)
         fetcher = _Fetcher(terminal, client, request, output)
         return fetcher.run(dry_run) if bound is None else fetcher.run_within(bound, dry_run)
@@ -221,7 +223,7 @@ class _Fetcher:
         with self._send({"X-Payagent-Dry-Run": "true"} if dry_run else {}) as (answer, quote):
             return self._give(answer) if quote is None else self._give_quote(quote)
 
-    def run_within(self, bound: tuple[bool, int], dry_run: bool) -> int:
+    def run_within(self, bound: Bound, dry_run: bool) -> int:
         """Send the request within --max. A dry run first shows whether the merchant asks for ADA or a token."""
         dry_run_error: ProblemError | None = None
         most = FIND_ONLY

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from payagent.cli import init_questions as questions
 from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
-from payagent.core.network import NETWORKS
+from payagent.core.network import NETWORKS, faucet_of
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
-    from payagent.init import Made
+    from payagent.init import Choices, Made
 
 
 def _absolute(path: str) -> Path:
@@ -80,40 +81,50 @@ def init(
 ) -> None:
     """Create a wallet, a config and a first token.
 
-    On a terminal it asks for missing options and shows the 24 recovery words once. Otherwise it writes them to a
+    On a terminal it asks for what is missing, adds a first app with a limit, and shows the 24 recovery words once.
+    Otherwise it writes them to a
     0600 file in the data dir and names it on stderr: move that file off this machine. The token has every scope
     and is saved as operator.token in the data dir, where other commands find it. Nothing is overwritten.
     """
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
 
+    config, app = config or _default_config(), None
     origins = _pairs(merchants, "--merchant")
+    partner_by_name = _partners(partners, origins)
     can_ask = terminal.can_ask
     if can_ask:
-        network, chain_url = network or _ask_network(), chain_url or _ask("Base URL of the Blockfrost API")
-        origins = origins or _ask_merchant()
+        terminal.say("This makes a wallet, a config and a first app.")
+        terminal.say("Nothing is written before the last answer. Ctrl-C stops it.\n")
+        network = network or questions.ask_network(terminal)
+        chain_url = chain_url or questions.ask_chain_url(terminal, network)
+        project_id_file = project_id_file or questions.ask_project_id_file(terminal, chain_url, config.parent)
+        if not origins:
+            origins, partner_by_name = questions.ask_merchant(terminal, network)
+        app = questions.ask_app(terminal)
     elif missing := _missing(network, chain_url, passphrase_file):
         raise click.UsageError(f"missing {', '.join(missing)}; on a terminal payagent asks for them")
     choices = Choices(
         network=network or "",
         chain_url=chain_url or "",
-        config=config or _default_config(),
+        config=config,
         data_dir=data_dir,
         merchants=origins,
-        partners=_partners(partners, origins),
+        partners=partner_by_name,
         passphrase=ask_passphrase()
         if passphrase_file is None
         else _read_passphrase(terminal, passphrase_file, private=network != "devnet" or restore is not None),
         words=None if restore is None else _read_words(terminal, restore),
         project_id_file=project_id_file,
         passphrase_file=passphrase_file,
+        app=app,
     )
     ports = Ports(SystemClock(), SystemRandomness())
     created = initialise(choices, os.environ, ports, write_words=not can_ask, randomness=os.urandom)
-    _show_result(terminal, created)
+    _show_result(terminal, created, choices)
 
 
-def _show_result(terminal: Terminal, created: "Made") -> None:
+def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> None:
     """Show the result, the recovery words first: they are shown only once."""
     if created.words_file is not None:
         terminal.say(
@@ -127,12 +138,32 @@ def _show_result(terminal: Terminal, created: "Made") -> None:
         "address": created.address,
         "token": created.token,
     }
+    if choices.app is not None and created.app_token is not None:
+        data |= {"app": choices.app.name, "app_token": created.app_token}
 
     def human() -> None:
-        terminal.pairs([(name.replace("_", " "), value) for name, value in data.items()])
-        terminal.say(f"Next: send ADA to the address, then run `payagent serve --config {created.config}`.")
+        labels = {"token": "operator token"}
+        terminal.pairs([(labels.get(name, name.replace("_", " ")), value) for name, value in data.items()])
+        _show_next(terminal, created.config, choices)
 
     terminal.give(data, human)
+
+
+def _show_next(terminal: Terminal, config: Path, choices: "Choices") -> None:
+    from shlex import quote
+
+    if choices.app is not None:
+        terminal.say("\nGive the app token to the program. It is not shown again: payagent stores only its hash.")
+    faucet = faucet_of(choices.network, choices.chain_url)
+    more = "" if faucet is None else f" Test ADA is free at {faucet}."
+    terminal.say(f"Send ADA to the address.{more}\n\nNext:")
+    option = "" if config == _default_config() else f" --config {quote(str(config))}"
+    for command, does in (
+        ("serve", "start the daemon, and leave it running"),
+        ("doctor", "in another terminal: check everything, and see what is missing"),
+        ("wallet", "see the ADA that arrived"),
+    ):
+        terminal.say(f"  payagent {command}{option}  # {does}")
 
 
 def _show_words(terminal: Terminal, words: str) -> None:
@@ -193,19 +224,3 @@ def _read_words(terminal: Terminal, path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise Refused("mnemonic_invalid", f"{path} cannot be read: {reason}") from None
-
-
-def _ask(question: str) -> str:
-    return str(click.prompt(question, err=True))
-
-
-def _ask_network() -> str:
-    return str(click.prompt("Network", type=click.Choice(list(NETWORKS)), err=True))
-
-
-def _ask_merchant() -> dict[str, str]:
-    """Ask for one merchant. Others are added in the config."""
-    origin = click.prompt("Origin of a merchant to pay (empty: none yet)", default="", err=True)
-    if not origin:
-        return {}
-    return {str(click.prompt("A short name for it", default="t", err=True)): str(origin)}

@@ -4,14 +4,22 @@ May import: click, core, cli.
 Never: decides (the daemon does).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon, typed
+from payagent.cli.options import (
+    Connect,
+    asset_option,
+    example,
+    group_of,
+    read_amounts,
+    show_asset,
+    show_units,
+    talks_to_daemon,
+)
 from payagent.cli.terminal import Terminal
-from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count
 from payagent.core.policy import Window
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,16 +42,6 @@ def limit_options(command: F) -> F:
     for window in reversed(Window):
         command = click.option(_option(window), window.value, metavar="AMOUNT", help=_HELP[window])(command)
     return command
-
-
-def read_amounts(asset: str, texts: Mapping[str, str | None]) -> dict[str, str]:
-    """The given amounts in units, by the names of the windows."""
-    with typed():
-        return {name: _units(asset, name, text) for name, text in texts.items() if text is not None}
-
-
-def _units(asset: str, name: str, text: str) -> str:
-    return str(parse_ada(text) if asset == LOVELACE else parse_count(text, _option(name)))
 
 
 def _option(window: str) -> str:
@@ -99,7 +97,7 @@ def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
 )
 @click.option("--app", metavar="NAME", help="Limit one app. Default: all apps together.")
 @click.option("--merchant", metavar="NAME", help="Limit one merchant. Default: all merchants together.")
-@click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
+@asset_option
 @limit_options
 @talks_to_daemon
 def set_(
@@ -112,20 +110,20 @@ def set_(
 ) -> None:
     """Set limits at run time.
 
-    They override the config file at once and survive restarts. An AMOUNT is such as "5 ADA", or a number of a
-    token's units; 0 stops spending. Pass `config` instead of an amount to revert to the config file. A token can
-    be spent only if [[limits.assets]] of the config has it, and if it has a limit over time or in total for all
-    apps together. Every limit that applies to a payment holds. A refusal names the tightest.
+    They override the config file at once and survive restarts. An AMOUNT is "5 ADA", "5000000 lovelace", or "5
+    USDM" with a token's name in the config. With --asset it may be a number of smallest units. 0 stops spending.
+    Pass `config` instead of an amount to revert to the config file. A token can be spent only if [[limits.assets]]
+    of the config has it, and if it has a limit over time or in total for all apps together. Every limit that
+    applies to a payment holds. A refusal names the tightest.
     """
-    with typed():
-        name = LOVELACE if asset is None else parse_asset(asset)
     reverted = {window: None for window, text in texts.items() if text == OF_CONFIG}
     amounts = {window: text for window, text in texts.items() if window not in reverted}
-    limits: dict[str, str | None] = read_amounts(name, amounts) | reverted
-    if not limits:
-        raise click.UsageError("name a limit, such as --per-day")
     body = {key: value for key, value in (("app", app), ("merchant", merchant)) if value is not None}
     with connect() as client:
+        name, units_by_window = read_amounts(asset, amounts, client.settings.limits.tokens)
+        limits: dict[str, str | None] = units_by_window | reverted
+        if not any((amounts, reverted)):
+            raise click.UsageError("name a limit, such as --per-day")
         answer = client.post("/v1/limits", body | {"asset": name, "limits": limits})
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
     for window, units in limits.items():

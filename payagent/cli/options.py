@@ -15,7 +15,7 @@ import click
 
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
-from payagent.core.money import LOVELACE, format_ada
+from payagent.core.money import LOVELACE, Tokens, format_ada, parse_amount, parse_amount_of, parse_asset
 from payagent.core.problems import EXIT_INVOICE, Refused
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Connect = Callable[[], "OperatorClient"]
 """Returns a client of the daemon, with the settings of the chosen config."""
+
+AMOUNT_HELP = '"5 ADA", "5000000 lovelace", or of a token "5 USDM" or "120 units".'
+ASSET_HELP = "ADA, a token's name in the config, or policy id and name in hex."
 
 pass_terminal = click.make_pass_decorator(Terminal)
 
@@ -58,6 +61,11 @@ def config_option(command: F) -> F:
         metavar="FILE",
         help="Config file. Default: $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.",
     )(command)
+
+
+def asset_option(command: F) -> F:
+    """--asset, passed on as `asset`."""
+    return click.option("--asset", metavar="ASSET", help=f"{ASSET_HELP} Default: that of the amount.")(command)
 
 
 def token_file_option(command: F) -> F:
@@ -144,6 +152,26 @@ def typed() -> Iterator[None]:
         raise click.UsageError(refused.detail) from None
 
 
+def read_asset(text: str, tokens: Tokens) -> str:
+    """An asset that the user typed: ADA, a token's name in the config, or policy and name in hex."""
+    with typed():
+        return tokens[text][0] if text in tokens else parse_asset(text)
+
+
+def read_amounts(asset: str | None, texts: Mapping[str, str | None], tokens: Tokens) -> tuple[str, dict[str, str]]:
+    """The asset of the given amounts, and the amounts in its units.
+
+    The asset is that of --asset, else the one that an amount names, else ADA.
+    """
+    given = {name: text for name, text in texts.items() if text is not None}
+    if asset is None:
+        named = (parse_amount(text, tokens)[1] for text in given.values())
+        asset = next(filter(None, named), LOVELACE)
+    else:
+        asset = read_asset(asset, tokens)
+    return asset, {name: str(parse_amount_of(asset, text, tokens)) for name, text in given.items()}
+
+
 def show_units(asset: str, units: str | int | None) -> str:
     """An amount for people: lovelace as ADA, a token as units."""
     if units is None:
@@ -163,8 +191,14 @@ def show_asset(asset: str) -> str:
 
 def ask_passphrase() -> str:
     """Ask for a new passphrase, typed twice, until it is long enough."""
-    from payagent.init import require_long
+    from payagent.init import PASSPHRASE_LENGTH_MIN, require_long
 
+    click.echo(
+        f"\nThe passphrase has at least {PASSPHRASE_LENGTH_MIN} characters. It encrypts the wallet's key on this\n"
+        "machine, and the daemon needs it at each start. If you lose it, only the 24\n"
+        "recovery words give access to the money.",
+        err=True,
+    )
     while True:
         passphrase = str(
             click.prompt("Passphrase for the keystore", hide_input=True, confirmation_prompt="Repeat it", err=True)

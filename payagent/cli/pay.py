@@ -5,7 +5,6 @@ Never: reads an invoice (the daemon does); pays twice: the same 402, or the same
 """
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +12,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from payagent.cli.options import Connect, example, show_amount, show_asset, show_units, talks_to_daemon, typed
+from payagent.cli.options import (
+    AMOUNT_HELP,
+    Connect,
+    example,
+    show_amount,
+    show_asset,
+    show_units,
+    talks_to_daemon,
+)
 from payagent.cli.saved_402 import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
-from payagent.core.money import LOVELACE, parse_ada, parse_units
+from payagent.core.money import LOVELACE, parse_bound
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
@@ -27,9 +34,11 @@ if TYPE_CHECKING:
 VOID, PENDING, DRY_RUN_OK = 3, 8, 10
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
-_TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
 UNSEEN_MAX_S = 30
 """How long the command waits for a chain that the daemon cannot read. The daemon keeps trying."""
+
+Bound = tuple[int, str | None]
+"""--max as (units, asset); the asset is None for units of the invoice's token."""
 
 FIND_ONLY = 1, LOVELACE
 """A --max that pays nothing, in any asset, and still finds an existing payment."""
@@ -38,6 +47,8 @@ _BARE_FIX = (
     "FILE was read as a body without headers. If the terms are in the headers (x402), save it with `curl -i`, "
     'pass {"status", "headers", "body"}, or use `payagent fetch`.'
 )
+
+max_option = click.option("--max", "most", metavar="AMOUNT", help=f"The most to pay: {AMOUNT_HELP}")
 
 
 @click.command(
@@ -52,7 +63,7 @@ _BARE_FIX = (
 @click.option("--merchant", metavar="NAME", help="Sender of the 402: a name from [merchants].")
 @click.option("--origin", metavar="ORIGIN", help="Sender of the 402: scheme, host and port.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same payment, for ever.")
-@click.option("--max", "most", metavar="AMOUNT", help='The most to pay: "5 ADA", or "120 units" of a token.')
+@max_option
 @click.option("--dry-run", is_flag=True, help="Show the price without paying. Exit code 10 if it may be paid.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the merchant can accept the proof. Exit code 8.")
 @talks_to_daemon
@@ -78,8 +89,8 @@ def pay(
     payment continues, and the same command finds it.
     """
     response, is_bare = read_saved(_read(file))
-    bound = None if most is None else parse_most(most)
     with connect() as client, _explaining(is_bare):
+        bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
         request = _Request(_origin(terminal, client, merchant, origin), response)
         if dry_run:
             return _dry_run(terminal, client, request, bound)
@@ -138,17 +149,7 @@ def _explaining(is_bare: bool) -> Iterator[None]:
         raise ProblemError(error.problem | {"fix": _BARE_FIX}) from None
 
 
-def parse_most(text: str) -> tuple[bool, int]:
-    """Parse --max to (is it in ADA, its units)."""
-    if match := _TOKEN_TEXT.fullmatch(text):
-        with typed():
-            return False, parse_units(match[1], "--max")
-    return True, parse_ada(text)
-
-
-def _order(
-    client: "OperatorClient", request: _Request, bound: tuple[bool, int] | None, key: str | None
-) -> dict[str, Any]:
+def _order(client: "OperatorClient", request: _Request, bound: Bound | None, key: str | None) -> dict[str, Any]:
     """Pay within --max. A quote first tells the invoice's asset, in which --max must be.
 
     An invoice that is already paid cannot be quoted. Its payment is found all the same.
@@ -172,22 +173,20 @@ def error_to_show(quote_error: ProblemError | None, payment_error: ProblemError)
     return quote_error if quote_error is not None and is_zero_max else payment_error
 
 
-def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, str]:
+def same_unit(quote: Mapping[str, Any], bound: Bound) -> tuple[int, str]:
     """The units and asset of --max, if it is in the quote's asset.
 
     The asset is passed on, because the 402 that is paid may differ from the quoted one.
     """
-    in_ada, units = bound
+    units, named = bound
     asset = str(quote["outputs"][0]["asset"])
-    if in_ada != (asset == LOVELACE):
+    if named not in ((asset,) if asset == LOVELACE else (asset, None)):
         form = '"5 ADA"' if asset == LOVELACE else f'"120 units", in units of {show_asset(asset)}'
         raise Refused("amount_invalid", f"for this invoice, write --max as {form}")
     return units, asset
 
 
-def _dry_run(
-    terminal: Terminal, client: "OperatorClient", request: _Request, bound: tuple[bool, int] | None
-) -> int:
+def _dry_run(terminal: Terminal, client: "OperatorClient", request: _Request, bound: Bound | None) -> int:
     quote = client.post_text("/v1/quotes", request.text(None))
     if bound is not None:
         quote = client.post_text("/v1/quotes", request.text(same_unit(quote, bound)))

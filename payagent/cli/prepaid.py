@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from payagent.cli.options import (
+    AMOUNT_HELP,
     Connect,
+    asset_option,
     example,
     group_of,
     page_options,
+    read_amounts,
     say_more,
     show_amount,
     show_units,
     talks_to_daemon,
-    typed,
 )
 from payagent.cli.pay import DRY_RUN_OK, PENDING, approval_rows, show_prepaid
 from payagent.cli.terminal import Terminal, as_shown
-from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
+from payagent.core.money import LOVELACE
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import name_of
 
@@ -86,8 +88,8 @@ def _number(one: dict[str, Any], units: str | None) -> str:
     )
 )
 @click.argument("merchant", metavar="MERCHANT")
-@click.option("--amount", required=True, metavar="AMOUNT", help='"50 ADA", or a number of a token\'s units.')
-@click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
+@click.option("--amount", required=True, metavar="AMOUNT", help=AMOUNT_HELP)
+@asset_option
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same top-up.")
 @click.option("--path", metavar="PATH", help="Buy with a request to this path, instead of the configured one.")
 @click.option("--method", default="POST", show_default=True, metavar="NAME", help="Method of that request.")
@@ -113,15 +115,14 @@ def topup(
     It pays the merchant's 402s until AMOUNT is reached, not counting fees. The last batch may exceed AMOUNT. The
     top-up continues if this command ends. All limits apply. MERCHANT is a name from [merchants], or an origin.
     """
-    with typed():
-        name = LOVELACE if asset is None else parse_asset(asset)
-        units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
-    body: dict[str, object] = {"merchant": merchant, "units": str(units), "asset": name}
+    body: dict[str, object] = {"merchant": merchant}
     if path is not None:
         body["request"] = {"method": method, "path": path, "body": _text(data_file)}
     elif data_file is not None:
         raise click.UsageError("--data-file is the body of a request: name its path with --path")
     with connect() as client:
+        name, amounts = read_amounts(asset, {"units": amount}, client.settings.limits.tokens)
+        body |= {"asset": name} | amounts
         if dry_run:
             return _plan(terminal, client.post("/v1/prepaid/topups", body | {"dry_run": True}))
         answer = client.post("/v1/prepaid/topups", body, key)

@@ -5,19 +5,23 @@ Never: builds a transaction (the daemon does); shows a passphrase.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from payagent.cli.options import (
+    AMOUNT_HELP,
     Connect,
     ask_passphrase,
+    asset_option,
     config_option,
     example,
     group_of,
     output_options,
     pass_terminal,
+    read_amounts,
     show_asset,
     show_units,
     talks_to_daemon,
@@ -25,8 +29,8 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import SPLIT_COUNT_MAX
-from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
-from payagent.core.problems import Refused, own_order
+from payagent.core.money import LOVELACE, Tokens, parse_ada
+from payagent.core.problems import Refused
 
 key_option = click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same transfer.")
 
@@ -116,8 +120,8 @@ def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str 
     )
 )
 @click.argument("to", metavar="ADDRESS")
-@click.option("--amount", metavar="AMOUNT", help='"25 ADA", or a number of a token\'s units.')
-@click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
+@click.option("--amount", metavar="AMOUNT", help=AMOUNT_HELP)
+@asset_option
 @click.option("--all", "everything", is_flag=True, help="Send everything that is available and may leave.")
 @click.option("--yes", is_flag=True, help="Send without asking. Required with --all, and in scripts.")
 @key_option
@@ -140,7 +144,10 @@ def send(
     Without --key each run is a new transfer. If an error leaves open whether the transfer was made, check
     `payagent payments list` before you run it again.
     """
-    body = _transfer(to, amount, asset, everything)
+    if everything == (amount is not None) or (everything and asset is not None):
+        raise click.UsageError("use --amount AMOUNT (for a token with --asset), or --all")
+    with connect() as client:
+        body = _transfer(to, amount, asset, client.settings.limits.tokens)
     if not yes:
         if everything or not terminal.can_ask:
             why = "--all empties the wallet" if everything else "there is no terminal to ask"
@@ -216,17 +223,14 @@ def change_passphrase(terminal: Terminal, new_passphrase_file: Path | None, conf
         terminal.say(f"The daemon reads {source.path}: write the new passphrase there before you start it.")
 
 
-def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:
-    if everything == (amount is not None) or (everything and asset is not None):
-        raise click.UsageError("use --amount AMOUNT (for a token with --asset), or --all")
-    if everything:
+def _transfer(to: str, amount: str | None, asset: str | None, tokens: Tokens) -> Mapping[str, object]:
+    """The order to send an amount; without one, to send all."""
+    if amount is None:
         return {"address": to, "all": True}
-    with own_order():
-        name = LOVELACE if asset is None else parse_asset(asset)
-        units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
-    if units == 0:
+    name, amounts = read_amounts(asset, {"units": amount}, tokens)
+    if amounts["units"] == "0":
         raise Refused("amount_invalid", "the amount is zero")
-    return {"address": to, "asset": name, "units": str(units)}
+    return {"address": to, "asset": name} | amounts
 
 
 def _show_transfer(terminal: Terminal, payment: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ TokenScope = Literal["pay", "read", "operate", "approve"]
 """A permission of a token. Each API call accepts one or more of them."""
 SCOPES: tuple[TokenScope, ...] = get_args(TokenScope)
 
+APP_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
 LIST_LIMIT_MAX = 200
 
 _TRANSACTION_BYTES = 16_384

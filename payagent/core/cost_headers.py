@@ -8,7 +8,7 @@ Never: reads a token.
 
 from collections.abc import Iterable, Sequence
 
-from payagent.core.money import LOVELACE, parse_bound
+from payagent.core.money import LOVELACE, NO_TOKENS, Tokens, parse_bound
 from payagent.core.problems import Refused
 
 OWN_PREFIX = b"x-payagent-"
@@ -17,11 +17,13 @@ _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
 _SWITCHES = {None: False, "false": False, "true": True}
 
 
-def read_cost_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | None, str | None, bool]:
+def read_cost_headers(
+    headers: Iterable[tuple[bytes, bytes]], tokens: Tokens = NO_TOKENS
+) -> tuple[int | None, str | None, bool]:
     """Return the most units that a request may cost, their asset, and whether only a quote is wanted.
 
-    `headers` have names in lower case. Refused `bad_request` for another header that begins with X-Payagent-, and
-    for two different values of one.
+    `headers` have names in lower case. `tokens` are those that the config names. Refused `bad_request` for another
+    header that begins with X-Payagent-, and for two different values of one.
     """
     values: dict[bytes, str] = {}
     for name, value in headers:
@@ -38,9 +40,10 @@ def read_cost_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | Non
     if _MAX_COST not in values:
         return None, None, is_dry_run
     try:
-        return *parse_bound(values[_MAX_COST], "X-Payagent-Max-Cost"), is_dry_run
+        return *parse_bound(values[_MAX_COST], tokens), is_dry_run
     except Refused as refused:
-        raise Refused("bad_request", refused.detail, key="X-Payagent-Max-Cost") from None
+        detail = f"X-Payagent-Max-Cost: {refused.detail}"
+        raise Refused("bad_request", detail, key="X-Payagent-Max-Cost") from None
 
 
 def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:

@@ -5,6 +5,8 @@ Never: floats, locale, rounding.
 """
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from payagent.core.problems import Refused
 
@@ -13,9 +15,13 @@ LOVELACE_PER_ADA = 1_000_000
 MAX_UNITS = 2**63 - 1
 MAX_LOVELACE = 45_000_000_000_000_000  # the maximum supply (Shelley genesis maxLovelaceSupply)
 
+Tokens = Mapping[str, tuple[str, int]]
+"""The tokens that the config names: (asset, decimals) by name."""
+
+NO_TOKENS: Tokens = MappingProxyType({})
+
 _DIGITS = re.compile(r"(?:0|[1-9][0-9]{0,18})", re.ASCII)
-_ADA_TEXT = re.compile(r"(0|[1-9][0-9]{0,10})(?:\.([0-9]{1,6}))? ADA", re.ASCII)
-_LOVELACE_TEXT = re.compile(r"(0|[1-9][0-9]{0,18}) lovelace", re.ASCII)
+_AMOUNT_TEXT = re.compile(r"(0|[1-9][0-9]{0,18})(?:\.([0-9]{1,19}))?(?: ([!-~]+))?", re.ASCII)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,14})(?:\.([0-9]+))?", re.ASCII)
 _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 
@@ -74,29 +80,67 @@ def parse_asset(value: object) -> str:
     return match[1] + match[2]
 
 
-def parse_bound(text: str, name: str) -> tuple[int, str | None]:
-    """Parse a caller's spending bound into (units, asset). The asset is None if the text is digits alone.
+def parse_amount(text: object, tokens: Tokens = NO_TOKENS) -> tuple[int, str | None]:
+    """Parse an amount that a person or a program of theirs writes, into (units, asset). 0 is allowed.
 
-    Examples: "5000000 lovelace", "500" (in the asset of the invoice). "5 ADA" is refused: the bound is in units.
+    "5 ADA", "0.25 ADA", "5000000 lovelace", "1.5 USDM" for a token that the config names, or "120 POLICY.NAME" in
+    smallest units. The asset is None for "120" and "120 units": the caller knows it. Refused: `amount_invalid`.
     """
-    digits, space, asset = text.partition(" ")
-    if asset in ("ADA", "ada"):
-        raise Refused("invoice_invalid/asset", f"{name} must be in lovelace, not ADA")
-    return parse_units(digits, name), parse_asset(asset) if space else None
+    match = _AMOUNT_TEXT.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise Refused("amount_invalid", f"{str(text)[:40]!r} is not a valid amount")
+    number, fraction, unit = match[1], match[2] or "", match[3]
+    asset, decimals = _read_unit(unit, tokens)
+    if len(fraction) > decimals:
+        raise Refused(
+            "amount_invalid", f"{match[0][:60]!r} has too many decimals: at most {decimals} are possible"
+        )
+    units = int(number + fraction.ljust(decimals, "0"))
+    if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
+        raise Refused("amount_invalid", f"{match[0][:60]!r} is more than the supply")
+    return units, asset
+
+
+def _read_unit(unit: str | None, tokens: Tokens) -> tuple[str | None, int]:
+    """Return the asset that a unit names, and the decimals in which it counts."""
+    if unit is None or unit == "units":
+        return None, 0
+    if unit == "ADA":
+        return LOVELACE, 6
+    if unit == LOVELACE:
+        return LOVELACE, 0
+    if unit in tokens:
+        return tokens[unit]
+    if match := _UNIT_ASSET.fullmatch(unit):
+        return match[1] + match[2], 0
+    raise Refused(
+        "amount_invalid",
+        f"{unit[:40]!r} is not ADA, not lovelace, and no name in [[limits.assets]]; "
+        "a token without a name there is written as policy and name in hex",
+    )
+
+
+def parse_amount_of(asset: str, text: object, tokens: Tokens = NO_TOKENS) -> int:
+    """Parse an amount of this asset into units. Digits alone are a token's smallest units, and never ADA."""
+    units, named = parse_amount(text, tokens)
+    if named is None and asset == LOVELACE:
+        raise Refused("amount_invalid", f"{text!r} has no unit: write it as in '5 ADA'")
+    if named not in (None, asset):
+        raise Refused("amount_invalid", f"{text!r} is not an amount of {'ADA' if asset == LOVELACE else asset}")
+    return units
+
+
+def parse_bound(text: str, tokens: Tokens = NO_TOKENS) -> tuple[int, str | None]:
+    """Parse the most that a request may cost, like `parse_amount`. 0 is refused."""
+    units, asset = parse_amount(text, tokens)
+    if units == 0:
+        raise Refused("amount_invalid", f"{text!r} is zero")
+    return units, asset
 
 
 def parse_ada(text: object) -> int:
-    """Parse an operator's amount ("5 ADA", "0.25 ADA", "250000 lovelace") into lovelace. 0 is allowed."""
-    if isinstance(text, str):
-        if match := _ADA_TEXT.fullmatch(text):
-            lovelace = int(match[1]) * LOVELACE_PER_ADA + int((match[2] or "").ljust(6, "0"))
-        elif match := _LOVELACE_TEXT.fullmatch(text):
-            lovelace = int(match[1])
-        else:
-            lovelace = None
-        if lovelace is not None and lovelace <= MAX_LOVELACE:
-            return lovelace
-    raise Refused("amount_invalid", f"{str(text)[:40]!r} is not a valid amount")
+    """Parse an amount of ADA ("5 ADA", "0.25 ADA", "250000 lovelace") into lovelace. 0 is allowed."""
+    return parse_amount_of(LOVELACE, text)
 
 
 def parse_decimal(text: str, decimals: int) -> int:

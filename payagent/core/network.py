@@ -37,7 +37,22 @@ NETWORKS: dict[str, Network] = {
     "devnet": _network("devnet", 0, None),
 }
 
+BLOCKFROST_URLS = {
+    "mainnet": "https://cardano-mainnet.blockfrost.io/api/v0",
+    "preprod": "https://cardano-preprod.blockfrost.io/api/v0",
+    "preview": "https://cardano-preview.blockfrost.io/api/v0",
+    "devnet": "http://127.0.0.1:8490/api/v0",
+}
+"""Where `payagent init` expects the Blockfrost API of each network."""
+
 _BY_ALIAS = {alias: network for network in NETWORKS.values() for alias in network.aliases}
+
+
+def faucet_of(network: str, chain_url: str) -> str | None:
+    """Return where people get test ADA; None on mainnet. A devnet's provider has its own faucet."""
+    if network == "devnet":
+        return chain_url.removesuffix("/api/v0") + "/devnet/faucet"
+    return None if network == "mainnet" else "https://docs.cardano.org/cardano-testnets/tools/faucet"
 
 
 def parse_chain(value: object) -> Network:

@@ -169,7 +169,11 @@ PROBLEMS: dict[str, Problem] = {
         money="",
     ),
     "amount_invalid": Problem(
-        400, 2, "The amount is not valid", 'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace".', money=""
+        400,
+        2,
+        "The amount is not valid",
+        'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace", or as "5 USDM" with a name from [[limits.assets]].',
+        money="",
     ),
     "approval_denied": Problem(
         403,
@@ -662,6 +666,14 @@ PROBLEMS: dict[str, Problem] = {
         "If the price is right, run `payagent payments approve ID`. Later prices are then compared with this one. "
         "merchants.NAME.price_rise_percent_max sets the rise that needs no approval.",
         money=STILL_ASKED,
+    ),
+    "project_id_missing": Problem(
+        400,
+        2,
+        "The provider needs a project id",
+        "Get one for this network at https://blockfrost.io. Save it in a file that only you can read, and set "
+        "project_id_file to its path.",
+        money="",
     ),
     "provider_untrusted": Problem(
         503,

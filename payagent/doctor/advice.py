@@ -19,7 +19,7 @@ from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, opened
 from payagent.settings.paths import LEDGER_FILE
 from payagent.settings.schema import MerchantSettings, Settings
-from payagent.store.rows import apps
+from payagent.store.rows import apps, merchants
 from payagent.store.rows import limit_counters as spending
 from payagent.unix_peer import peer_pid_and_uid
 
@@ -30,7 +30,7 @@ def check_choices(settings: Settings, config: Path) -> list[CheckResult]:
     On the devnet no real money is at stake, so advice about real money is left out.
     """
     choices = [*_open_listeners(settings), *_open_files(settings, config), *_wide_limits(settings)]
-    choices += [*_signed_less(settings), *_apps(settings)]
+    choices += [*_signed_less(settings), *_apps(settings), *_no_merchants(settings)]
     for name, merchant in settings.merchants.items():
         choices += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
     if not settings.is_devnet:
@@ -136,6 +136,13 @@ def _apps(settings: Settings) -> Iterator[Choice]:
                     f"app {app.name}",
                     f"it has no limits of its own: a stolen token can spend up to the wallet's limits; run: {fix}",
                 )
+
+
+def _no_merchants(settings: Settings) -> Iterator[Choice]:
+    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:
+        if not settings.merchants and not merchants.all_merchants(conn):
+            fix = "payagent merchants add NAME --origin https://HOST"
+            yield "merchants", f"there is none, so nothing can be paid; start the daemon and run: {fix}"
 
 
 def _signer(path: Path) -> Iterator[Choice]:

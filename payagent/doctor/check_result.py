@@ -1,6 +1,6 @@
-"""The result of one check, and the ledger opened for checks.
+"""The result of one check, the ledger opened for checks, and the wallet's address.
 
-May import: core, store.
+May import: core, settings, store, wallet.keystore.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from payagent.core.problems import Refused
+from payagent.settings.paths import KEYSTORE_FILE
+from payagent.settings.schema import Settings
 from payagent.store.db.opening import require_ledger
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection
+from payagent.wallet.keystore import read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,14 @@ def finding(name: str, check: Callable[[], str]) -> CheckResult:
         return CheckResult(name, check())
     except Refused as refused:
         return CheckResult(name, refused.detail, refused)
+
+
+def own_address(settings: Settings) -> str | None:
+    """The keystore's address; None when it cannot be read, which has a check of its own."""
+    try:
+        return read_header(settings.data_dir / KEYSTORE_FILE).address
+    except Refused:
+        return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult, finding, opened
+from payagent.doctor.check_result import CheckResult, finding, opened, own_address
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
     read_header_secret,
@@ -142,7 +142,7 @@ def _books(settings: Settings) -> str:
         raise Refused("ledger_tampered", f"the postings in {path} do not sum to zero")
     if broken is not None:
         raise Refused("ledger_tampered", f"the events in {path} were changed from event {broken} on")
-    expected = {"network": settings.network, "address": _own_address(settings)}
+    expected = {"network": settings.network, "address": own_address(settings)}
     for key, value in recorded.items():
         if None not in (value, expected[key]) and value != expected[key]:
             raise Refused("config_invalid", f"{path} is for {key} {value}, not {expected[key]}")
@@ -162,14 +162,6 @@ def _set_at_run_time(settings: Settings) -> str:
     gone = sorted({limit.scope.merchant for limit in limits} - payable)
     parts += [f"limits for {origin}, which is no merchant's origin" for origin in gone]
     return ", ".join(parts)
-
-
-def _own_address(settings: Settings) -> str | None:
-    """The keystore's address; None when it cannot be read, which has a check of its own."""
-    try:
-        return read_header(settings.data_dir / KEYSTORE_FILE).address
-    except Refused:
-        return None
 
 
 def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:

@@ -59,8 +59,7 @@ class ProxyApp:
             return
 
         async def work(client_body: ClientBody, reply: ClientReply) -> None:
-            merchants = {merchant.name: merchant for merchant in self._context.config.merchants.values()}
-            request = read_request(scope, merchants, self._find_app, self._context.config.own.text)
+            request = read_request(scope, self._context.config, self._find_app)
             with self._rate_limiter.admit(request.app_id):
                 client_body.listen()
                 upstream = self._upstream(request.merchant.origin)

@@ -5,13 +5,13 @@ Never: I/O except the token lookup; repeats a token, or the path that may hold o
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from starlette.types import Scope
 
-from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.api.http.tokens import PREFIX
 from payagent.api.models.base import read_key
 from payagent.api.routes.auth import PAY
@@ -66,10 +66,9 @@ class ProxyRequest:
         return read_key(self.keys[0].decode("latin-1")) if self.keys else None
 
 
-def read_request(
-    scope: Scope, merchants: Mapping[str, MerchantConfig], find_app: FindApp, wallet: str
-) -> ProxyRequest:
-    """Parse a request. `merchants` are by name. `wallet` is the address that identifies a partner's buyer."""
+def read_request(scope: Scope, config: AgentConfig, find_app: FindApp) -> ProxyRequest:
+    """Parse a request. The wallet's address identifies a partner's buyer."""
+    merchants = {merchant.name: merchant for merchant in config.merchants.values()}
     headers: Headers = scope["headers"]
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
     app, token, headers = _identify(headers, path_token, find_app)
@@ -84,7 +83,7 @@ def read_request(
     # checked even without a payment, because the request may draw on a prepaid balance
     app.require_may_call(merchants[name].origin)
     max_cost_units, max_cost_asset, dry_run = read_cost_headers(
-        pair for pair in headers if pair[0] != TOKEN_HEADER
+        (pair for pair in headers if pair[0] != TOKEN_HEADER), config.tokens
     )
     merchant = merchants[name]
     return ProxyRequest(
@@ -92,7 +91,7 @@ def read_request(
         merchant=merchant,
         method=scope["method"],
         target=target,
-        headers=_outgoing(headers, merchant, wallet),
+        headers=_outgoing(headers, merchant, config.own.text),
         has_body=has_body(headers),
         keys=tuple(values(headers, b"idempotency-key")),
         max_cost_units=max_cost_units,

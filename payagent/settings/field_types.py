@@ -7,16 +7,26 @@ Never: opens a file; repeats a value in an error.
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationInfo
 
-from payagent.core.money import LOVELACE, format_ada, parse_ada, parse_asset, parse_count, parse_units
-from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
+from payagent.core.money import (
+    LOVELACE,
+    NO_TOKENS,
+    Tokens,
+    format_ada,
+    parse_ada,
+    parse_amount,
+    parse_asset,
+    parse_count,
+)
+from payagent.core.origin import DEFAULT_PORTS, is_blockfrost, is_this_machine, parse_origin
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 
@@ -25,6 +35,7 @@ OFF = "off"
 T = TypeVar("T")
 _MERCHANT_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*", re.ASCII)
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
+_TOKEN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 
@@ -64,10 +75,10 @@ def _url(value: str) -> str:
     return value
 
 
-def _base_url(value: str) -> str:
+def parse_base_url(value: str) -> str:
+    """Return a provider's base URL without a final slash. Raises ValueError, with what to write."""
     url = _url(value).rstrip("/")
-    parts = urlsplit(url)
-    if (parts.hostname or "").endswith(".blockfrost.io") and parts.path != "/api/v0":
+    if is_blockfrost(url) and urlsplit(url).path != "/api/v0":
         raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
     return url
 
@@ -151,6 +162,25 @@ def _token(asset: str) -> str:
     return asset
 
 
+def _token_name(name: str, info: ValidationInfo) -> str:
+    if not _TOKEN_NAME.fullmatch(name) or name.lower() in ("ada", LOVELACE, "units"):
+        raise ValueError("write a short name in ASCII such as USDM, and not the name of another unit")
+    if info.data.get("decimals") is None:
+        raise ValueError("set decimals too: amounts with the name are in whole tokens")
+    return name
+
+
+def _token_units(value: object, info: ValidationInfo) -> int:
+    """Parse an amount of the table's token: its smallest units, or an amount with its name."""
+    asset, name = info.data.get("asset"), info.data.get("name")
+    tokens: Tokens = NO_TOKENS if asset is None or name is None else {name: (asset, info.data["decimals"])}
+    with suppress(Refused):
+        units, named = parse_amount(str(value) if type(value) is int else value, tokens)
+        if units > 0 and named in (None, asset):
+            return units
+    raise ValueError('write a whole number of smallest units in quotes, such as "1000000", or "5 NAME"')
+
+
 def not_empty(rows: tuple[T, ...]) -> tuple[T, ...]:
     if not rows:
         raise ValueError("the list is empty. Write at least one table, such as [[chain.providers]]")
@@ -170,13 +200,7 @@ Lovelace = Annotated[
     ),
     PlainSerializer(format_ada),
 ]
-Units = Annotated[
-    int,
-    BeforeValidator(
-        _or_advise(parse_units, 'write a whole number of smallest units in quotes, such as "1000000"')
-    ),
-    PlainSerializer(str),
-]
+TokenUnits = Annotated[int, BeforeValidator(_token_units), PlainSerializer(str)]
 Count = Annotated[int, BeforeValidator(_or_advise(parse_count, "write a whole number"))]
 Level = Annotated[tuple[str, int], BeforeValidator(_level)]
 Asset = Annotated[
@@ -186,11 +210,12 @@ Asset = Annotated[
     ),
     AfterValidator(_token),
 ]
+TokenName = Annotated[str, AfterValidator(_token_name)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 Listen = Annotated[str, AfterValidator(_listen)]
 SocketPath = Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_path)]
 HostName = Annotated[str, AfterValidator(_host)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
+BaseUrl = Annotated[str, AfterValidator(parse_base_url)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
 SafeOrigin = Annotated[Origin, AfterValidator(_safe)]
 SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_safe)]

@@ -21,7 +21,7 @@ from pydantic import (
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, Tokens
 from payagent.core.network import NETWORKS
 from payagent.core.origin import is_this_machine
 from payagent.core.policy import Window
@@ -42,7 +42,8 @@ from payagent.settings.field_types import (
     SafeOrigin,
     SafeUrl,
     SocketPath,
-    Units,
+    TokenName,
+    TokenUnits,
     named,
     not_empty,
     or_off,
@@ -214,19 +215,23 @@ class ProxySettings(SettingsTable):
 
 
 class AssetLimitSettings(SettingsTable):
-    """The limits of one native token, in its smallest units. An invoice must state the same `decimals`, if any."""
+    """The limits of one native token, in its smallest units. An invoice must state the same `decimals`, if any.
+
+    `name`: what amounts call the token.
+    """
 
     asset: Asset
-    per_payment_units: Units = Field(alias="per_payment")
-    per_hour_units: Units | None = Field(default=None, alias="per_hour")
-    per_day_units: Units = Field(alias="per_day")
-    per_week_units: Units | None = Field(default=None, alias="per_week")
-    per_month_units: Units | None = Field(default=None, alias="per_month")
-    total_units: Units | None = Field(default=None, alias="total")
-    per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
-    signed_per_day_units: Units | None = Field(default=None, alias="signed_per_day")
-    approval_required_above_units: Units | None = Field(default=None, alias="approval_required_above")
     decimals: Annotated[Count, Field(le=19)] | None = None
+    name: TokenName | None = None
+    per_payment_units: TokenUnits = Field(alias="per_payment")
+    per_hour_units: TokenUnits | None = Field(default=None, alias="per_hour")
+    per_day_units: TokenUnits = Field(alias="per_day")
+    per_week_units: TokenUnits | None = Field(default=None, alias="per_week")
+    per_month_units: TokenUnits | None = Field(default=None, alias="per_month")
+    total_units: TokenUnits | None = Field(default=None, alias="total")
+    per_transaction_units: TokenUnits | None = Field(default=None, alias="per_transaction")
+    signed_per_day_units: TokenUnits | None = Field(default=None, alias="signed_per_day")
+    approval_required_above_units: TokenUnits | None = Field(default=None, alias="approval_required_above")
 
     @property
     def most_units(self) -> dict[str, int | None]:
@@ -255,6 +260,11 @@ class LimitSettings(SettingsTable):
     def most_lovelace(self) -> dict[str, int | None]:
         """The limits, by spending window."""
         return _by_window(self, "_lovelace")
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens that have a name."""
+        return {limit.name: (limit.asset, limit.decimals or 0) for limit in self.assets if limit.name is not None}
 
     @property
     def caps(self) -> dict[str, int]:
@@ -295,6 +305,8 @@ class LimitSettings(SettingsTable):
     def _each_asset_once(self) -> Self:
         if len({limit.asset for limit in self.assets}) != len(self.assets):
             raise ValueError("assets has two tables for the same asset. Keep one")
+        if len(self.tokens) != sum(limit.name is not None for limit in self.assets):
+            raise ValueError("two assets have the same name. Rename one")
         return self
 
 

@@ -145,7 +145,7 @@ def test_a_rotation_of_the_operators_token_killed_at_any_line_is_finished_by_the
 
 
 def test_an_app_bound_to_a_native_token_has_its_limits_in_that_token(shop: Shop) -> None:
-    added(shop, "tokens", "--asset", TOKEN, "--per-payment", "5", "--total", "50", "--expires", "12h")
+    added(shop, "tokens", "--asset", "COIN", "--per-payment", "5", "--total", "50 COIN", "--expires", "12h")
     limits = [one for one in shop.payagent("limits").json["limits"] if one["app"] == "tokens"]
     assert [(one["asset"], one["limit"], one["most"]) for one in limits] == [
         (TOKEN, "per_payment", "5"),
@@ -154,6 +154,15 @@ def test_an_app_bound_to_a_native_token_has_its_limits_in_that_token(shop: Shop)
     told = shop.payagent("app", "add", "more-tokens", "--asset", TOKEN)
     plant("the token of more-tokens", told.json["token"])
     assert 'payagent limits set --app more-tokens --per-day "2 ADA"' in told.err
+
+
+def test_a_limit_is_set_by_the_name_of_a_token(shop: Shop) -> None:
+    for amount in (("--per-hour", "7 COIN"), ("--per-hour", f"7 {TOKEN}"), ("--asset", "COIN", "--per-hour", "7")):
+        told = shop.payagent("limits", "set", *amount)
+        assert ("per_hour", "7") in [
+            (one["limit"], one["most"]) for one in told.json["limits"] if one["asset"] == TOKEN
+        ]
+        assert shop.payagent("limits", "set", "--asset", "COIN", "--per-hour", "config").code == 0
 
 
 def test_setting_a_limit_above_the_signers_limit_warns(shop: Shop) -> None:
@@ -193,6 +202,8 @@ def test_limits_are_set_and_reverted_to_the_config(shop: Shop) -> None:
         ("limits", "set", "--per-day", "5 ADA", "--merchant", "nobody"),
         ("limits", "set", "--per-day", "5", "--asset", "USDM"),
         ("limits", "set", "--per-day", "5 ADA", "--asset", TOKEN),
+        ("limits", "set", "--per-day", "5 ADA", "--per-hour", "5 COIN"),
+        ("limits", "set", "--per-day", "5 DJED"),
         ("app", "add", "x", "--asset", "USDM"),
         ("app", "add", "x", "--asset", TOKEN, "--per-day", "007"),
         ("prepaid", "topup", "t", "--amount", "5", "--asset", "USDM"),

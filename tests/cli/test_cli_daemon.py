@@ -105,7 +105,9 @@ def test_a_max_in_ada_is_not_applied_to_tokens(shop: Shop) -> None:
     refused = pay(shop, file, "--max", "5 ADA")
     assert (refused.code, refused.problem) == (2, "amount_invalid")
     assert pay(shop, file, "--max", "39 units").problem == "limit_exceeded"
-    assert pay(shop, file, "--max", "40 units", "--dry-run").code == 10
+    for most in ("40 units", "40 COIN", f"40 {TOKEN}"):
+        assert pay(shop, file, "--max", most, "--dry-run").code == 10
+    assert pay(shop, file, "--max", "39 COIN").problem == "limit_exceeded"
 
 
 def test_a_max_in_ada_does_not_allow_another_offer_in_tokens(shop: Shop) -> None:

@@ -80,7 +80,8 @@ def test_doctor_reports_recovery_words_in_clear_beside_the_keystore(closed_shop:
     result = invoke("doctor", "--human", "--config", config)
     (line,) = [line for line in result.out.splitlines() if line.startswith("FAIL recovery words")]
     assert str(words) in line
-    assert "delete" in line
+    (remedy,) = [line for line in result.out.splitlines() if line.startswith("  recovery words: ")]
+    assert "delete" in remedy
     assert closed_shop.words not in result.out + result.err
 
 
@@ -89,6 +90,45 @@ def test_doctor_reports_a_missing_ledger_and_does_not_create_it(closed_shop: Sho
     found = checks(closed_shop.config_of(data))
     assert found["ledger file"]["code"] == found["ledger"]["code"] == "ledger_missing"
     assert not (data / "ledger.db").exists()
+
+
+def test_doctor_says_each_remedy_once(closed_shop: Shop, data: Path) -> None:
+    (data / "ledger.db").unlink()
+    config = closed_shop.config_of(data)
+    fix = str(checks(config)["ledger"]["fix"])
+    lines = invoke("doctor", "--human", "--config", config).out.splitlines()
+    assert [line for line in lines if fix in line] == [f"  ledger file, ledger, set at run time: {fix}"]
+
+
+def test_doctor_names_a_missing_project_id(safe: Path) -> None:
+    url = "https://cardano-preprod.blockfrost.io/api/v0"
+    safe.write_text(safe.read_text().replace("http://127.0.0.1:9/api", url, 1))
+    check = checks(safe)["provider 1"]
+    assert (check["ok"], check["code"]) == (False, "project_id_missing")
+    assert "https://blockfrost.io" in check["fix"]
+
+
+def test_doctor_names_an_empty_wallet_with_its_address_and_the_faucet(closed_shop: Shop, data: Path) -> None:
+    config, address = closed_shop.config_of(data), closed_shop.made["address"]
+    check = checks(config)["wallet"]
+    assert (check["ok"], check["warning"]) == (True, True)
+    assert (
+        f"send some to {address}; test ADA is free at {closed_shop.devnet.origin}/devnet/faucet" in check["detail"]
+    )
+    closed_shop.control("faucet", address=address, lovelace="7500000")
+    closed_shop.control("blocks", count=1)
+    check = checks(config)["wallet"]
+    assert (check["ok"], check["warning"], check["detail"]) == (True, False, "7.5 ADA")
+
+
+def test_doctor_says_that_no_merchant_is_configured(safe: Path, data: Path) -> None:
+    safe.write_text(safe.read_text().replace('[merchants.t]\norigin = "https://shop.example"\n', ""))
+    assert "payagent merchants add" in warned(safe)["merchants"]
+    writer = Writer(data / "ledger.db")
+    row = MerchantRow("t", "https://shop.example", {})
+    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(10)
+    writer.close()
+    assert "merchants" not in warned(safe)
 
 
 def test_doctor_warns_of_a_ledger_of_an_older_payagent(closed_shop: Shop, data: Path) -> None:
@@ -239,7 +279,13 @@ def safe(data: Path, tmp_path: Path) -> Path:
             "pay.example",
         ),
         ('listen = "127.0.0.1:0"', REMOTE, "api.listen", "tunnel"),
+<<<<<<< ours
         (SECOND, "", "chain.providers", "add one of another operator"),
+||||||| base
+        (SECOND, "", "chain.providers", "a second one"),
+=======
+        (SECOND, "", "chain.providers", "another operator"),
+>>>>>>> theirs
         ("https://localhost:9", "http://127.0.0.1:10", "chain.providers", "another operator"),
         ("https://localhost:9", "http://node.example", "chain.providers 2", "https://"),
         ("[limits]", "[payments]\nconfirm_depth = 2\n[limits]", "payments.confirm_depth", "remove the key"),

@@ -55,8 +55,9 @@ def test_a_client_without_a_token_is_served_and_the_daemon_pays(shop: Shop) -> N
         assert payment["origin"] == shop.devnet.merchant_url
         quote = http.post("/chat", json={"message": "dear"}, headers={"X-Payagent-Dry-Run": "true"})
         assert quote.json()["within_limits"] is True
-        got = http.post("/chat", json={"message": "dear"}, headers={"X-Payagent-Max-Cost": "1"})
-        assert (got.status_code, got.json()["code"]) == (403, "limit_exceeded")
+        for most in ("1", "1 ADA", "9 COIN"):
+            got = http.post("/chat", json={"message": "dear"}, headers={"X-Payagent-Max-Cost": most})
+            assert (got.status_code, got.json()["code"]) == (403, "limit_exceeded")
         bound = {"Connection": "x-payagent-max-cost", "X-Payagent-Max-Cost": "1"}
         got = http.post("/chat", json={"message": "dear"}, headers=bound)
         assert (got.status_code, got.json()["code"]) == (403, "limit_exceeded")

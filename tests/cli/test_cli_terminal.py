@@ -3,16 +3,23 @@
 import io
 import json
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from kit.canaries import plant
-from kit.cli import Shop
-from kit.terminal import at_terminal
+from kit.cli import Shop, write_private
+from kit.terminal import Session, at_terminal
 
+from payagent.api.http.tokens import hash_token
 from payagent.cli.terminal import Terminal
+from payagent.core.money import LOVELACE
+from payagent.core.policy import Limit, Scope, Window
+from payagent.settings.loading import load_settings
+from payagent.store.db.readers import Readers
+from payagent.store.rows import apps, limit_counters
 
 PASSPHRASE = plant("the typed passphrase", "typed-by-a-canary")
 
@@ -108,30 +115,51 @@ def test_send_with_yes_asks_nothing(shop: Shop) -> None:
     assert "[y/N]" not in session.seen
 
 
+def answer(session: Session, *answers: tuple[str, str]) -> None:
+    for question, text in answers:
+        session.expect(question)
+        session.type(text)
+
+
 def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: Path) -> None:
-    with at_terminal("init", "--config", tmp_path / "config.toml", "--data-dir", tmp_path / "data") as session:
-        for question, answer in (
+    config = tmp_path / "config.toml"
+    with at_terminal("init", "--config", config, "--data-dir", tmp_path / "data") as session:
+        answer(
+            session,
             ("Network", "devnet"),
-            ("Base URL", "http://127.0.0.1:1/api/v0"),
-            ("Origin of a merchant", "http://127.0.0.1:2"),
+            ("Base URL", "127.0.0.1:1"),
+            ("http:// or https://", "http://127.0.0.1:1/api/v0"),
+            ("Merchant", "t-backend"),
+            ("Its origin", "http://elsewhere.example"),
+            ("accepted only for this machine", "http://127.0.0.1:2"),
             ("short name", "shop"),
-            ("Passphrase", "short"),
-            ("Repeat it", "short"),
-        ):
-            session.expect(question)
-            session.type(answer)
+            ("partner name", "me"),
+            ("first program", "operator"),
+            ("not 'operator'", "bot"),
+            ("in 24 hours", "5"),
+            ("has no unit", "3 ADA"),
+        )
+        session.expect("at least 8 characters. It encrypts")
+        answer(session, ("Passphrase", "short"), ("Repeat it", "short"))
         session.expect("at least 8 characters")
-        for question in ("Passphrase", "Repeat it"):
-            session.expect(question)
-            session.type(PASSPHRASE)
+        answer(session, ("Passphrase", PASSPHRASE), ("Repeat it", PASSPHRASE))
         session.expect("Press Enter")
         shown = session.seen.split("they are not shown again.")[1]
         session.type("")
         assert session.end() == 0
+    for command in ("serve", "doctor", "wallet"):
+        assert f"  payagent {command} --config {config}  #" in session.seen
+    merchant = load_settings(config, {"HOME": str(tmp_path)}).merchants["shop"]
+    assert (merchant.origin, merchant.partner) == ("http://127.0.0.1:2", "me")
+    token = plant("the token of bot", session.seen.split("app token")[1].split()[0])
+    with closing(Readers(tmp_path / "data/ledger.db").conn) as conn:
+        app = apps.by_token(conn, hash_token(token), 0)
+        assert app is not None
+        assert (app.name, app.scopes) == ("bot", {"pay"})
+        assert limit_counters.limits(conn) == [Limit(Scope(app.id), LOVELACE, Window.DAY, 3_000_000)]
     words = [part for part in shown.split("Press Enter")[0].split() if not part.isdigit()]
     assert len(words) == 24
     assert PASSPHRASE not in session.seen
-    assert "[merchants.shop]" in (tmp_path / "config.toml").read_text()
     assert not (tmp_path / "data/recovery-words.txt").exists()
     restored = tmp_path / "words"
     restored.write_text(" ".join(words))
@@ -140,6 +168,35 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
     passphrase.write_text(PASSPHRASE)
     address = json.loads((tmp_path / "data/keystore.json").read_text())["address"]
     assert _restore(tmp_path, restored, passphrase) == address
+
+
+def test_init_for_a_public_test_network_asks_for_the_project_id_file(tmp_path: Path) -> None:
+    passphrase = write_private(tmp_path / "passphrase", PASSPHRASE)
+    project_id = write_private(tmp_path / "project-id", "preprodCanary")
+    config = tmp_path / "etc/config.toml"
+    files = ("--config", config, "--data-dir", tmp_path / "data", "--passphrase-file", passphrase)
+    with at_terminal("init", "--network", "preprod", *files) as session:
+        answer(
+            session,
+            ("Base URL", ""),
+            (f"/dev/stdin {tmp_path}/etc/blockfrost-project-id", ""),
+            ("No such file", str(project_id)),
+            ("Merchant", "x402"),
+            ("Its origin", "https://shop.example"),
+            ("short name", ""),
+            ("first program", ""),
+            ("in 24 hours", ""),
+            ("Press Enter", ""),
+        )
+        assert session.end() == 0
+    assert "docs.cardano.org/cardano-testnets/tools/faucet" in session.seen
+    assert "partner name" not in session.seen
+    plant("the token of agent", session.seen.split("app token")[1].split()[0])
+    settings = load_settings(config, {"HOME": str(tmp_path)})
+    (provider,) = settings.chain.providers
+    assert provider.base_url == "https://cardano-preprod.blockfrost.io/api/v0"
+    assert provider.project_id_file == project_id
+    assert settings.merchants["x402"].origin == "https://shop.example"
 
 
 def _restore(tmp_path: Path, words: Path, passphrase: Path) -> str:

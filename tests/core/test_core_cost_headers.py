@@ -15,6 +15,7 @@ MAX_COST, DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
         ([], (None, None, False)),
         ([(b"accept", b"*/*"), (DRY_RUN, b"false")], (None, None, False)),
         ([(MAX_COST, b"120"), (DRY_RUN, b"true")], (120, None, True)),
+        ([(MAX_COST, b"5 ADA")], (5_000_000, "lovelace", False)),
         ([(MAX_COST, b"5000000 lovelace"), (MAX_COST, b"5000000 lovelace")], (5_000_000, "lovelace", False)),
     ],
 )
@@ -24,12 +25,20 @@ def test_the_cost_headers_of_a_request_are_read(
     assert read_cost_headers(headers) == limits
 
 
+def test_a_maximum_may_name_a_token_of_the_config() -> None:
+    headers = [(MAX_COST, b"1.5 USDM")]
+    assert read_cost_headers(headers, {"USDM": (TOKEN, 6)}) == (1_500_000, TOKEN, False)
+    with pytest.raises(Refused, match="'USDM' is not ADA"):
+        read_cost_headers(headers)
+
+
 @pytest.mark.parametrize(
     ("headers", "why"),
     [
         ([(b"x-payagent-max-costs", b"1")], "'x-payagent-max-costs' is not known"),
         ([(MAX_COST, b"1"), (MAX_COST, b"2")], "x-payagent-max-cost is given twice"),
         ([(MAX_COST, b"1.5")], "X-Payagent-Max-Cost"),
+        ([(MAX_COST, b"0 ADA")], "is zero"),
         ([(DRY_RUN, b"yes")], "X-Payagent-Dry-Run is true or false"),
     ],
 )

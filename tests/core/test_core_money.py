@@ -15,6 +15,8 @@ from payagent.core.money import (
     format_amount,
     format_units,
     parse_ada,
+    parse_amount,
+    parse_amount_of,
     parse_asset,
     parse_bound,
     parse_count,
@@ -157,28 +159,73 @@ def test_a_malformed_amount_from_the_operator_is_refused(text: object) -> None:
     assert code_of(parse_ada, text) == "amount_invalid"
 
 
-def test_a_bound_is_read_with_or_without_an_asset() -> None:
-    token = "ab" * 28
-    assert parse_bound("120", "bound") == (120, None)
-    assert parse_bound("5000000 lovelace", "bound") == (5_000_000, "lovelace")
-    assert parse_bound(f"7 {token}.00", "bound") == (7, f"{token}00")
+TOKENS = {"USDM": ("ab" * 28 + "01", 6), "POINT": ("cd" * 28, 0)}
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("text", "units", "asset"),
     [
-        ("5 ADA", "invoice_invalid/asset"),
-        ("5 ada", "invoice_invalid/asset"),
-        ("5 ", "invoice_invalid/asset"),
-        ("5  lovelace", "invoice_invalid/asset"),
-        ("5 USDM", "invoice_invalid/asset"),
-        ("1.5 lovelace", "invoice_invalid/amount"),
-        ("lovelace", "invoice_invalid/amount"),
-        ("0 lovelace", "invoice_invalid/amount_range"),
+        ("5 ADA", 5_000_000, LOVELACE),
+        ("5000000 lovelace", 5_000_000, LOVELACE),
+        ("1.5 USDM", 1_500_000, "ab" * 28 + "01"),
+        ("7 POINT", 7, "cd" * 28),
+        (f"7 {POLICY}.00", 7, f"{POLICY}00"),
+        ("120 units", 120, None),
+        ("120", 120, None),
+        ("0 USDM", 0, "ab" * 28 + "01"),
+        (f"{MAX_UNITS} POINT", MAX_UNITS, "cd" * 28),
     ],
 )
-def test_a_malformed_bound_is_refused_with_its_code(text: str, code: str) -> None:
-    assert code_of(lambda given: parse_bound(given, "bound"), text) == code
+def test_every_form_of_an_amount_is_read(text: str, units: int, asset: str | None) -> None:
+    assert parse_amount(text, TOKENS) == (units, asset)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5 ada",
+        "5 ",
+        "5  lovelace",
+        "5 usdm",
+        "5 DJED",
+        "1.5 lovelace",
+        "1.5 POINT",
+        "1.5 units",
+        "1.5",
+        "0.0000001 USDM",
+        f"1.5 {POLICY}.00",
+        f"5 {POLICY.upper()}",
+        "lovelace",
+        "5 USDM USDM",
+        f"{MAX_UNITS} USDM",
+        f"{MAX_UNITS + 1}",
+        5,
+        None,
+    ],
+)
+def test_a_malformed_amount_or_unknown_token_is_refused(text: object) -> None:
+    assert code_of(lambda given: parse_amount(given, TOKENS), text) == "amount_invalid"
+
+
+def test_an_amount_of_an_asset_is_never_of_another_one() -> None:
+    usdm, point = (asset for asset, _ in TOKENS.values())
+    assert parse_amount_of(usdm, "2 USDM", TOKENS) == 2_000_000
+    assert parse_amount_of(usdm, "2", TOKENS) == parse_amount_of(usdm, f"2 {usdm}", TOKENS) == 2
+    for asset, text in (
+        (usdm, "2 POINT"),
+        (usdm, "2 ADA"),
+        (LOVELACE, "2 USDM"),
+        (LOVELACE, "2"),
+        (point, "2 USDM"),
+    ):
+        with pytest.raises(Refused) as refused:
+            parse_amount_of(asset, text, TOKENS)
+        assert refused.value.name == "amount_invalid"
+
+
+def test_a_bound_of_zero_is_refused() -> None:
+    assert parse_bound("1 USDM", TOKENS) == (1_000_000, "ab" * 28 + "01")
+    assert code_of(parse_bound, "0 ADA") == "amount_invalid"
 
 
 def test_an_amount_from_the_operator_above_the_supply_is_refused() -> None:

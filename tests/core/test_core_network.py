@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.address import encode_address, parse_address
-from payagent.core.network import NETWORKS, SLOT_CLOCKS, Network, parse_chain, require_chain
+from payagent.core.network import NETWORKS, SLOT_CLOCKS, Network, faucet_of, parse_chain, require_chain
 from payagent.core.problems import Refused
 
 
@@ -89,3 +89,10 @@ def test_slots_match_known_block_times(network: str, slot: int, time_s: int) -> 
 def test_the_start_time_of_a_slot_is_in_that_slot(network: str, slot: int) -> None:
     clock = SLOT_CLOCKS[network]
     assert clock.slot_at(clock.time_ms(slot)) == slot
+
+
+def test_every_test_network_has_a_faucet_and_mainnet_has_none() -> None:
+    chain = "http://127.0.0.1:3000/api/v0"
+    assert faucet_of("devnet", chain) == "http://127.0.0.1:3000/devnet/faucet"
+    assert faucet_of("preprod", chain) == faucet_of("preview", chain)
+    assert faucet_of("mainnet", chain) is None

@@ -55,6 +55,14 @@ def test_toml_that_python_cannot_parse_is_refused_as_invalid_toml(tmp_path: Path
     assert "is not valid TOML" in refusal(tmp_path, f"\n[more]\n{text}\n")
 
 
+def test_a_tokens_limits_may_be_in_whole_tokens_by_its_name(tmp_path: Path) -> None:
+    table = f'[[limits.assets]]\nasset = "{POLICY}"\ndecimals = 6\nname = "USDM"\n'
+    limits = load(tmp_path, table + 'per_payment = "2.5 USDM"\nper_day = 7\ntotal = "9 units"\n').limits
+    (token,) = limits.assets
+    assert (token.per_payment_units, token.per_day_units, token.total_units) == (2_500_000, 7, 9)
+    assert limits.tokens == {"USDM": (POLICY, 6)}
+
+
 # The example config
 
 
@@ -330,6 +338,23 @@ BAD_TOML = {
         f'[[limits.assets]]\nasset = "{POLICY}.00"\nper_payment = "1"\nper_day = "1"\n'
         f'[[limits.assets]]\nasset = "{POLICY}00"\nper_payment = "1"\nper_day = "1"\n',
         "limits: assets has two tables for the same asset",
+    ),
+    "a token's name without decimals": (
+        f'[[limits.assets]]\nasset = "{POLICY}"\nname = "USDM"\nper_payment = "1"\nper_day = "1"\n',
+        "limits.assets[0].name: set decimals too",
+    ),
+    "a token that is called ADA": (
+        f'[[limits.assets]]\nasset = "{POLICY}"\ndecimals = 6\nname = "Ada"\nper_payment = "1"\nper_day = "1"\n',
+        "limits.assets[0].name: write a short name in ASCII such as USDM",
+    ),
+    "two tokens of one name": (
+        f'[[limits.assets]]\nasset = "{POLICY}00"\ndecimals = 0\nname = "X"\nper_payment = "1"\nper_day = "1"\n'
+        f'[[limits.assets]]\nasset = "{POLICY}01"\ndecimals = 0\nname = "X"\nper_payment = "1"\nper_day = "1"\n',
+        "limits: two assets have the same name",
+    ),
+    "an amount of another token": (
+        f'[[limits.assets]]\nasset = "{POLICY}"\nper_payment = "1 USDM"\nper_day = "1"\n',
+        'limits.assets[0].per_payment: write a whole number of smallest units in quotes, such',
     ),
     "webhook without a signature": (
         '[alerts]\nwebhook_url = "https://a.example/hook"\n',

@@ -33,6 +33,8 @@ socket = "{socket}"
 
 [[limits.assets]]
 asset = "{token}"
+decimals = 0
+name = "COIN"
 per_payment = "1000"
 per_day = "5000"
 """

@@ -382,6 +382,7 @@ async def test_x_payagent_max_cost_can_lower_the_limits_but_not_raise_them(shop:
     assert (await shop.ask("/chat", "X-Payagent-Max-Cost: 2500000")).body == b"served"
     shop.peer.answers["/dear"] = Paywall(price=2000 * ADA, name="dear")
     assert (await shop.ask("/chat", "X-Payagent-Max-Cost: 2500000 lovelace")).body == b"served"
+    assert (await shop.ask("/chat", "X-Payagent-Max-Cost: 2.5 ADA")).body == b"served"
     got = await shop.ask("/chat", f"X-Payagent-Max-Cost: 9000000 {'ab' * 28}.00")
     assert (got.status, problem(got)["left"], problem(got)["asset"]) == (403, "0", "lovelace")
     got = await shop.ask("/dear", "X-Payagent-Max-Cost: 5000000000")

@@ -13,7 +13,7 @@ from payagent.core.address import Address
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Proof, Role, SplitMode
 from payagent.core.merchant_rules import MerchantRules, Pin
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, Tokens
 from payagent.core.network import NETWORKS, Network
 from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problems import Refused
@@ -107,6 +107,7 @@ class AgentConfig:
     upkeep_fees_per_day_lovelace: int = 0
     """The most lovelace that upkeep transactions may cost in fees in 24 hours; 0 disables them."""
 
+    tokens: Tokens = field(default_factory=dict)
     caps: Caps | None = None
     wallet_below_lovelace: int | None = None
     approval_required_above: Mapping[str, int] = field(default_factory=dict)
@@ -173,6 +174,7 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
         },
         limits=tuple(_file_limits(settings)),
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
+        tokens=settings.limits.tokens,
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
         unconfirmed_ancestors_max=settings.payments.unconfirmed_ancestors_max,

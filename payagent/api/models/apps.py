@@ -19,7 +19,7 @@ from payagent.api.models.base import (
     Units,
     absent,
 )
-from payagent.core.bounds import TokenScope
+from payagent.core.bounds import APP_NAME_PATTERN, TokenScope
 from payagent.core.money import LOVELACE
 from payagent.store.rows.apps import AppRow, TokenRow
 
@@ -85,7 +85,7 @@ Names = Annotated[list[str], Field(min_length=1)]
 class CreateApp(RequestBody):
     """An app. Its limits apply besides those of the wallet."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=f"^{APP_NAME_PATTERN}$")]
     scopes: Annotated[Scopes, Field(min_length=1)] = Field(default=["pay"])
     merchants: Names = absent("Names of the only merchants that it may pay.")
     assets: Annotated[list[GivenAsset], Field(min_length=1)] = absent("The only assets that it may pay in.")
