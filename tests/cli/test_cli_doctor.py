@@ -279,13 +279,7 @@ def safe(data: Path, tmp_path: Path) -> Path:
             "pay.example",
         ),
         ('listen = "127.0.0.1:0"', REMOTE, "api.listen", "tunnel"),
-<<<<<<< ours
         (SECOND, "", "chain.providers", "add one of another operator"),
-||||||| base
-        (SECOND, "", "chain.providers", "a second one"),
-=======
-        (SECOND, "", "chain.providers", "another operator"),
->>>>>>> theirs
         ("https://localhost:9", "http://127.0.0.1:10", "chain.providers", "another operator"),
         ("https://localhost:9", "http://node.example", "chain.providers 2", "https://"),
         ("[limits]", "[payments]\nconfirm_depth = 2\n[limits]", "payments.confirm_depth", "remove the key"),
