@@ -1,4 +1,4 @@
-"""The pages about a move, a lost passphrase and a lost ledger: their commands, and a daemon on what they made."""
+"""The pages about a move, a lost passphrase and a lost ledger: their commands, and what they make."""
 
 import copy
 import json
@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from kit.canaries import plant
-from kit.cli import Result, Shop, checks, clean_environ, running, spawn, until, write_private
+from kit.cli import Result, Shop, clean_environ, running, spawn, until, write_private
 from kit.pages import blocks
 
 from payagent.devnet.server import DevnetThread
+from payagent.wallet.keystore import open_keystore
 
 FUNDS_LOVELACE = 100_000_000
 NEW_PASSPHRASE = plant("the passphrase after a loss", "canary-that-replaces-a-lost-one")
@@ -22,28 +24,18 @@ SERVICE, AGAIN = "/var/lib/payagent", "~/payagent-again"
 
 
 @pytest.fixture(scope="module")
-def devnet() -> Iterator[DevnetThread]:
-    with DevnetThread(block_time_s=1) as devnet:
-        yield devnet
-
-
-@pytest.fixture(scope="module")
-def paid(devnet: DevnetThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def paid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A wallet that has paid, and whose daemon has stopped."""
-    shop = funded(devnet, tmp_path_factory.mktemp("paid"))
-    with shop.http:
-        with running(shop):
-            paid = pay(shop, "before")
-            assert paid.code == 0, paid.err
-            until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
-        yield shop
-
-
-def funded(devnet: DevnetThread, folder: Path) -> Shop:
-    shop = Shop(devnet, folder)
-    for _ in range(2):
-        shop.control("faucet", address=shop.made["address"], lovelace=str(FUNDS_LOVELACE))
-    return shop
+    with DevnetThread(block_time_s=1) as devnet:
+        shop = Shop(devnet, tmp_path_factory.mktemp("paid"))
+        with closing(shop.http):
+            for _ in range(2):
+                shop.control("faucet", address=shop.made["address"], lovelace=str(FUNDS_LOVELACE))
+            with running(shop):
+                paid = pay(shop, "before")
+                assert paid.code == 0, paid.err
+                until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+            yield shop
 
 
 def pay(shop: Shop, message: str) -> Result:
@@ -109,33 +101,25 @@ def test_a_moved_wallet_pays_at_once_and_the_old_folder_starts_no_daemon(paid: S
     assert refusal(old) == "config_invalid"
 
 
-def test_a_keystore_of_the_words_opens_with_a_new_passphrase_and_the_ledger_stays(
-    devnet: DevnetThread, tmp_path: Path
-) -> None:
-    shop = funded(devnet, tmp_path)
+def test_the_words_make_the_same_keystore_under_a_new_passphrase(paid: Shop, tmp_path: Path) -> None:
+    shop = on(paid, tmp_path / "data")
+    shutil.copytree(paid.data_dir, shop.data_dir)
+    before = files(shop.data_dir)
     make, put = blocks("You have the 24 recovery words", "docs/how-to/recover-from-a-lost-passphrase.md")
     write_private(tmp_path / "new-passphrase", NEW_PASSPHRASE)
-    with shop.http:
-        make_of_words(make, shop, tmp_path)
-        run(put, shop, tmp_path, {"~/payagent/": f"{tmp_path}/", AGAIN: str(tmp_path / "again")})
-        assert refusal(shop) == "keystore_invalid"
-        write_private(tmp_path / "passphrase", NEW_PASSPHRASE)
-        with running(shop):  # its commands show the token that the ledger knew before
-            sent = pay(shop, "with the new passphrase")
-            assert sent.code == 0, sent.err
+    make_of_words(make, shop, tmp_path)
+    run(put, shop, tmp_path, {"~/payagent/": f"{tmp_path}/", AGAIN: str(tmp_path / "again")})
+    assert open_keystore(shop.data_dir / "keystore.json", NEW_PASSPHRASE).words == shop.words
+    after = files(shop.data_dir)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {"keystore.json"}
 
 
-def test_a_ledger_begun_anew_from_the_words_signs_nothing_until_the_past_is_read(
-    paid: Shop, tmp_path: Path
-) -> None:
-    left, again = on(paid, tmp_path / "left"), on(paid, tmp_path / "again/data")
-    shutil.copytree(paid.data_dir, left.data_dir, ignore=shutil.ignore_patterns("ledger.db*"))
-    assert refusal(left) == "ledger_missing"
+def test_the_words_make_a_new_ledger_for_the_same_address(paid: Shop, tmp_path: Path) -> None:
     shutil.copy(paid.folder / "passphrase", tmp_path / "passphrase")
     (make,) = blocks("Begin a new ledger", "docs/how-to/recover-a-lost-ledger.md")
     make_of_words(make, paid, tmp_path)
-    with spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL) as daemon:
-        until(lambda: "what was signed" in checks(again.config)["daemon"]["detail"], "the past is not noticed")
-        refused = again.payagent("pay", again.saved("bought before"), "--merchant", "t")
-        daemon.terminate()
-    assert refused.problem == "ledger_behind"
+    assert {"ledger.db", "keystore.json", "operator.token"} <= files(tmp_path / "again/data").keys()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
