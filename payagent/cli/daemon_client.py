@@ -164,7 +164,7 @@ class OperatorClient:
         try:
             self._token_file.stat()
         except FileNotFoundError:
-            fix = "if it is lost, docs/how-to/replace-the-operator-token.md says how to get a new one"
+            fix = "if it is lost, docs/how-to/rotate-tokens.md says how to get a new one"
             raise Refused("config_invalid", f"the token file {self._token_file} is missing; {fix}") from None
         except OSError:
             return  # reading it gives the reason

@@ -152,7 +152,7 @@ def test_the_docs_explain_every_column_of_every_view(empty: sqlite3.Connection) 
     views = [name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
     assert set(views) >= {"v_payments", "v_spend"}
     for view in views:
-        table = re.search(rf"^### `{view}`$(.*?)(?:^##|\Z)", text, re.M | re.S)
+        table = re.search(rf"^## `{view}`$(.*?)(?:^##|\Z)", text, re.M | re.S)
         assert table, view
         explained = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", table[1], re.M)))
         assert explained == [row[1] for row in empty.execute(f"PRAGMA table_info({view})")], view

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from kit.cli import PASSPHRASE, Shop, checks, clean_environ, invoke, spawn, unti
 from kit.pages import blocks
 
 BIN = Path(sys.executable).parent
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 @dataclass
@@ -118,8 +120,30 @@ def test_backup_and_restore_overwrite_nothing(shop: Shop, again: Again) -> None:
     assert (refused.code, refused.problem) == (2, "already_exists/keystore")
 
 
+def test_the_nightly_unit_makes_a_backup_and_removes_one_older_than_30_days(shop: Shop, tmp_path: Path) -> None:
+    old, kept = tmp_path / "wallet-old.tar", tmp_path / "wallet-kept.tar"
+    for path, days in ((old, 31), (kept, 29)):
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - days * 86_400,) * 2)
+    unit = (CONFIG / "payagent-backup.service").read_text()
+    commands = "\n".join(re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE))
+    for there, here in {
+        "/opt/payagent/bin/payagent": str(BIN / "payagent"),
+        "/etc/payagent/config.toml": str(shop.config),
+        "/var/lib/payagent-backups": str(tmp_path),
+        "$$": "$",
+        "%%": "%",
+    }.items():
+        assert there in commands
+        commands = commands.replace(there, here)
+    run = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, timeout=60, env=clean_environ())
+    assert run.returncode == 0, run.stderr
+    (made,) = {*tmp_path.iterdir()} - {kept}
+    assert tarfile.is_tarfile(made)
+
+
 def test_the_commands_of_the_backup_pages_work(shop: Shop, tmp_path: Path) -> None:
-    (take,) = blocks("Back up the wallet", "docs/how-to/back-up.md")
+    take, _units = blocks("Back up the wallet", "docs/how-to/back-up.md")
     (put_back,) = blocks("Restore a backup", "docs/how-to/restore-a-backup.md")
     script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(shop.config)}

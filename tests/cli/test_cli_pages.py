@@ -14,7 +14,7 @@ PAGES = (
     ("check-merchants", "Check a merchant's addresses, prices and service", 1),
     ("change-settings", "Change settings while the daemon runs", 1),
     ("let-a-program-pay", "Let a program pay", 2),
-    ("replace-the-operator-token", "Replace the operator token", 1),
+    ("rotate-tokens", "Rotate tokens", 2),
     ("scrape-metrics", "Scrape metrics", 1),
     ("stop-signing", "Stop all signing", 1),
 )
