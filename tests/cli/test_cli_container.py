@@ -167,9 +167,12 @@ def test_the_image_is_built_from_what_the_dockerfile_copies_and_nothing_else(tmp
     assert sorted(line.removeprefix("!") for line in let_in if line.startswith("!")) == copied
     assert "*" in let_in, "nothing else of a checkout, such as a wallet, may get into an image"
     for name in copied:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / name, tmp_path / name)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
+    assert [path for path in tmp_path.rglob("*") if not path.exists()] == [], "the target of a link is not copied"
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
     built = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr

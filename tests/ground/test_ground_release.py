@@ -41,11 +41,11 @@ def test_the_checksums_are_those_of_the_files(dist: Path) -> None:
     assert len((dist / "SHA256SUMS").read_text().splitlines()) == 3
 
 
-def test_the_wheel_has_every_module_and_the_sdist_every_file_of_the_commit(dist: Path) -> None:
-    listed = subprocess.check_output(["git", "ls-tree", "-r", "--name-only", "HEAD"], cwd=ROOT, text=True)
-    committed = set(listed.splitlines())
+def test_the_packages_have_every_module_of_the_commit(dist: Path) -> None:
+    listed = ["git", "ls-tree", "-r", "--name-only", "HEAD", "payagent"]
+    committed = set(subprocess.check_output(listed, cwd=ROOT, text=True).splitlines())
     with zipfile.ZipFile(*dist.glob("*.whl")) as wheel:
-        assert {name for name in committed if name.startswith("payagent/")} <= set(wheel.namelist())
+        assert committed <= set(wheel.namelist())
     with tarfile.open(*dist.glob("*.tar.gz")) as sdist:
         assert committed <= {name.partition("/")[2] for name in sdist.getnames()}
 
