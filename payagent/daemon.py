@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -115,6 +116,13 @@ def serve(
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
+    if any(distributions(name="cardano-payagent-client")):
+        # it has the same files, perhaps of another version (docs/decisions/0026)
+        raise Refused(
+            "config_invalid",
+            "cardano-payagent-client is installed beside the daemon and may have replaced files of it. "
+            "Install payagent into a new environment, without that package",
+        )
     sandbox.keep_to_itself()
     _require_private_place(settings.data_dir, config)
     context = _tls(settings.api, allow_remote)

@@ -138,7 +138,7 @@ def _require_own(path: Path) -> None:
 def config_text(choices: Choices) -> str:
     """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
     lines = [
-        "# Created by `payagent init`. config/payagent.example.toml explains every key.",
+        "# Created by `payagent init`. `payagent init --example` explains every key.",
         "",
         f"network = {_quote(choices.network)}",
     ]

@@ -32,12 +32,12 @@ find_python() {
   die "Python 3.11 or newer is needed; python3, python3.13, python3.12 and python3.11 are missing or older"
 }
 
-# install_system PACKAGE...: as root on Debian or its kin; fails where that is not so.
+# install_system WHY PACKAGE...: as root on Debian or its kin; fails where that is not so.
 install_system() {
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
-  say "installing $* (apt-get)"
+  say "$1: installing the system package ${*:2} with apt-get"
   DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${@:2}" >&2
 }
 
 # A .venv that was copied from another folder, or whose Python is gone, is not usable.
@@ -50,7 +50,8 @@ make_venv() {
   python=$(find_python) || exit 1
   if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-    install_system "$package" || die "$python cannot make a virtual environment; install the package $package, then run this again"
+    install_system "$python cannot make a virtual environment" "$package" ||
+      die "$python cannot make a virtual environment; install the package $package, then run this again"
   fi
   say "making ${VENV##*/} with $("$python" --version) ($python)"
   "$python" -m venv --clear "$VENV" || die "$python could not make $VENV"
@@ -120,7 +121,7 @@ ensure_environment() {
 ensure_node_packages() {
   local folder=$1 wanted stamp=$1/node_modules/.installed
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
-    install_system nodejs npm || { say "node and npm are missing (packages nodejs, npm)"; return 1; }
+    install_system "${folder#"$ROOT"/} runs on node" nodejs npm || { say "node and npm are missing (packages nodejs, npm)"; return 1; }
   fi
   wanted=$(sha256sum <"$folder/package-lock.json")
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then

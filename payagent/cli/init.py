@@ -19,9 +19,18 @@ if TYPE_CHECKING:
     from payagent.init import Made
 
 
+EXAMPLE = Path(__file__).with_name("payagent.example.toml")  # a link to config/payagent.example.toml
+
+
 def _absolute(path: str) -> Path:
     """An absolute path, so that the config works from every folder."""
     return Path(path).expanduser().absolute()
+
+
+def _print_example(context: click.Context, _parameter: click.Parameter, is_set: bool) -> None:
+    if is_set:
+        context.ensure_object(Terminal).write(EXAMPLE.read_text())
+        context.exit()
 
 
 @click.command(
@@ -63,6 +72,14 @@ def _absolute(path: str) -> Path:
 )
 @click.option(
     "--restore", type=_absolute, metavar="FILE", help="File with the 24 recovery words of an existing wallet."
+)
+@click.option(
+    "--example",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_example,
+    help="Print an example config that explains every key, and exit.",
 )
 @output_options
 @pass_terminal

@@ -1,6 +1,6 @@
 """The command tree: the root group, and the commands `serve`, `devnet` and `demo`.
 
-May import: click, cli; daemon, devnet, demo, log and settings inside functions.
+May import: click, cli, core; daemon, devnet, demo, log and settings inside functions.
 Never: imports anything slow at import time.
 """
 
@@ -29,6 +29,7 @@ from payagent.cli.prepaid import prepaid
 from payagent.cli.proxy import proxy
 from payagent.cli.terminal import Terminal
 from payagent.cli.wallet import pause, resume, wallet
+from payagent.core.version import VERSION
 
 EXIT_CODES = """\b
 Exit codes:
@@ -44,7 +45,7 @@ Exit codes:
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="cardano-payagent", prog_name="payagent")
+@click.version_option(VERSION, prog_name="payagent")
 def payagent() -> None:
     """Pay HTTP 402 on Cardano.
 

@@ -212,11 +212,11 @@ def _fix(error: Mapping[str, Any], steps: list[str]) -> str:
     if error["type"] == "missing" and steps == ["network"]:
         return f"missing. Write one of {', '.join(NETWORKS)}. There is no default"
     if error["type"] == "missing":
-        return "missing. config/payagent.example.toml explains it"
+        return "missing. `payagent init --example` explains it"
     if error["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in _type_at(steps[:-1]).model_fields.items()]
         hint = _did_you_mean(steps[-1], known)
-        return f"unknown key. {hint}config/payagent.example.toml explains every key"
+        return f"unknown key. {hint}`payagent init --example` explains every key"
     return _SHAPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ").replace(
         "Input should", "must"
     )

@@ -7,6 +7,7 @@ from kit.agent import World
 from kit.api import Api, require_problem
 
 from payagent.core.payment import State
+from payagent.core.version import VERSION
 
 _SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="[^"]*",?)*)\})? (-?[0-9]+)', re.ASCII)
 
@@ -31,6 +32,7 @@ async def numbers(api: Api, app: str = "reader") -> dict[str, int]:
 
 async def test_metrics_follow_a_payment_from_hold_to_confirmation(api: Api) -> None:
     before = await numbers(api)
+    assert before[f'payagent_build_info{{version="{VERSION}"}}'] == 1
     assert before['payagent_payments{state="in_flight"}'] == 0
     assert {f'payagent_payments{{state="{state}"}}' for state in State} <= before.keys()
     row = await api.pay("first")

@@ -11,6 +11,7 @@ from kit.http import NO_TLS
 
 from payagent.api.app import create_app
 from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.version import VERSION
 from payagent.proxy.app import Bounds
 
 CALL = {"method": "POST", "path": "/chat", "body_sha256": "ab" * 32}
@@ -230,7 +231,7 @@ async def test_requests_under_v1_without_a_valid_token_are_refused(api: Api) -> 
                 ("GET", "/v1/limits"),
             ):
                 require_problem(await http.request(method, path, headers=headers), "unauthorized")
-        assert (await http.get("/healthz")).json() == {"status": "ok"}
+        assert (await http.get("/healthz")).json() == {"status": "ok", "version": VERSION}
         assert (await http.get("/openapi.json")).status_code == 200
         assert (await http.get(f"/v1/wallet?token={token}")).status_code == 401
 

@@ -312,7 +312,7 @@ BAD_TOML = {
         '[merchants.t]\norigin = "https://a.example"\nsplit_to = ["addr1"]\n',
         "merchants.t.split_to: an address cannot be paid on preprod (address_invalid/bad_checksum).",
     ),
-    "merchant without origin": ("[merchants.t]\n", "merchants.t.origin: missing. config/payagent.example.toml"),
+    "merchant without origin": ("[merchants.t]\n", "merchants.t.origin: missing. `payagent init --example`"),
     "merchant's name": ('[merchants."A b"]\norigin = "https://a.example"\n', "merchants: name a merchant with"),
     "one origin twice": (
         '[merchants.a]\norigin = "https://a.example"\n[merchants.b]\norigin = "HTTPS://A.example:443/"\n',
@@ -385,7 +385,7 @@ def test_a_config_error_names_the_file_the_key_and_the_fix(tmp_path: Path, case:
         ("[]", "chain.providers: the list is empty. Write at least one table, such as [[chain.providers]]"),
         ("3", "chain.providers: write a list"),
         ("[3]", "chain.providers[0]: write a table of keys"),
-        ('[{kind = "blockfrost"}]', "chain.providers[0].base_url: missing. config/payagent.example.toml"),
+        ('[{kind = "blockfrost"}]', "chain.providers[0].base_url: missing. `payagent init --example` explains it"),
     ],
 )
 def test_an_invalid_list_of_providers_is_one_line_of_error(tmp_path: Path, providers: str, told: str) -> None:

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 class Health(BaseModel):
     status: Literal["ok"]
+    version: str
 
 
 class Readiness(BaseModel):

@@ -13,6 +13,7 @@ from payagent.api.models.health import Health, Readiness
 from payagent.api.models.openapi import gives
 from payagent.api.models.wallet import ChainStatus, chain_refusal
 from payagent.core.timestamps import iso_time
+from payagent.core.version import VERSION
 from payagent.store.rows import about, pauses
 
 _REFUSED_AS = {"ledger": "store_failed", "signer": "signer_lost", "pause": "paused"}
@@ -38,7 +39,7 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Check that the process answers", responses=gives(Health, 200))
     async def healthz() -> JsonResponse:
-        return JsonResponse(Health(status="ok"))
+        return JsonResponse(Health(status="ok", version=VERSION))
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))

@@ -21,6 +21,7 @@ from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
+from payagent.core.version import VERSION
 from payagent.store.rows import alerts, attempts_and_utxos, events, journal, merchants, payments, topups
 
 Checks = Callable[[], Mapping[str, str | None]]
@@ -46,6 +47,9 @@ def families(
 ) -> Iterator[Family]:
     """Every metric, in the order of the answer."""
     passed = {name: int(problem is None) for name, problem in checks.items()}
+    yield Family(
+        "payagent_build_info", "gauge", "Always 1. The label names what runs.", (({"version": VERSION}, 1),)
+    )
     yield Family("payagent_up", "gauge", "1 if the check passes.", by_label("check", passed))
     yield Family("payagent_refusals_total", "counter", "Refusals, by code.", by_label("code", refusals))
     yield from _payments(context)
