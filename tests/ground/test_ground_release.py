@@ -29,22 +29,23 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_release_has_wheel_and_sdist_of_one_version_a_bill_of_materials_and_checksums(dist: Path) -> None:
+def test_a_release_has_packages_of_one_version_a_bill_of_materials_and_checksums(dist: Path) -> None:
     names = " ".join(sorted(path.name for path in dist.iterdir()))
-    packages = rf"cardano_payagent-({VERSION})-py3-none-any\.whl cardano_payagent-\1\.tar\.gz"
-    assert re.fullmatch(rf"SHA256SUMS {packages} sbom\.cdx\.json", names), names
+    payagent = rf"cardano_payagent-({VERSION})-py3-none-any\.whl cardano_payagent-\1\.tar\.gz"
+    client = r"cardano_payagent_client-\1-py3-none-any\.whl"
+    assert re.fullmatch(rf"SHA256SUMS {payagent} {client} sbom\.cdx\.json", names), names
 
 
 def test_the_checksums_are_those_of_the_files(dist: Path) -> None:
     checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=dist, capture_output=True)
     assert checked.returncode == 0
-    assert len((dist / "SHA256SUMS").read_text().splitlines()) == 3
+    assert len((dist / "SHA256SUMS").read_text().splitlines()) == 4
 
 
 def test_the_packages_have_every_module_of_the_commit(dist: Path) -> None:
     listed = ["git", "ls-tree", "-r", "--name-only", "HEAD", "payagent"]
     committed = set(subprocess.check_output(listed, cwd=ROOT, text=True).splitlines())
-    with zipfile.ZipFile(*dist.glob("*.whl")) as wheel:
+    with zipfile.ZipFile(*dist.glob(RELEASE["WHEEL"])) as wheel:
         assert committed <= set(wheel.namelist())
     with tarfile.open(*dist.glob("*.tar.gz")) as sdist:
         assert committed <= {name.partition("/")[2] for name in sdist.getnames()}
@@ -57,7 +58,7 @@ def test_the_bill_of_materials_is_valid_and_lists_every_locked_package_with_its_
     locked = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert {(part["name"], part["version"]) for part in told["components"]} == {*locked}
     assert all(part["externalReferences"][0]["hashes"] for part in told["components"])
-    (wheel,) = dist.glob("*.whl")
+    (wheel,) = dist.glob(RELEASE["WHEEL"])
     own = told["metadata"]["component"]
     assert (own["name"], own["version"]) == ("cardano-payagent", wheel.name.split("-")[1])
 
