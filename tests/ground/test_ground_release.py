@@ -53,13 +53,13 @@ def test_the_packages_have_every_module_of_the_commit(dist: Path) -> None:
 
 def test_the_bill_of_materials_is_valid_and_lists_every_locked_package_with_its_hashes(dist: Path) -> None:
     text = (dist / "sbom.cdx.json").read_text()
-    told = json.loads(text)
-    assert JsonStrictValidator(SchemaVersion.from_version(told["specVersion"])).validate_str(text) is None
+    sbom = json.loads(text)
+    assert JsonStrictValidator(SchemaVersion.from_version(sbom["specVersion"])).validate_str(text) is None
     locked = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert {(part["name"], part["version"]) for part in told["components"]} == {*locked}
-    assert all(part["externalReferences"][0]["hashes"] for part in told["components"])
+    assert {(part["name"], part["version"]) for part in sbom["components"]} == {*locked}
+    assert all(part["externalReferences"][0]["hashes"] for part in sbom["components"])
     (wheel,) = dist.glob(RELEASE["WHEEL"])
-    own = told["metadata"]["component"]
+    own = sbom["metadata"]["component"]
     assert (own["name"], own["version"]) == ("cardano-payagent", wheel.name.split("-")[1])
 
 
