@@ -1,4 +1,4 @@
-"""payagent as a service: the notification, the hardened systemd unit, and the container image."""
+"""payagent as a service: the notification and the hardened systemd unit."""
 
 import json
 import re
@@ -12,10 +12,7 @@ import pytest
 from cli import under_unit
 from kit.cli import Shop, invoke, running, spawn, until
 
-from payagent.secret_file import require_out_of_reach
-
-CONFIG = Path(__file__).parents[2] / "config"
-UNIT, IMAGE = CONFIG / "payagent.service", CONFIG / "Dockerfile"
+UNIT = Path(__file__).parents[2] / "config/payagent.service"
 EXPOSURE_MAX_TENTHS = 15
 
 
@@ -108,22 +105,3 @@ def test_the_daemon_pays_under_the_units_system_call_and_memory_restrictions(clo
     (fenced,) = (json.loads(line) for line in log.splitlines() if '"daemon.fenced"' in line)
     assert str(closed_shop.data_dir / "keystore.json") in fenced["hidden"]
     assert "Traceback" not in log
-
-
-def test_the_image_installs_locked_requirements_and_does_not_run_as_root() -> None:
-    text = IMAGE.read_text()
-    assert "--require-hashes -r requirements.txt" in text
-    user = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)[-1]
-    assert int(user[0]) > 0
-    assert int(user[1]) > 0
-    copied = [name for line in re.findall(r"^COPY ([^-].*) \S+$", text, re.MULTILINE) for name in line.split()]
-    assert copied
-    assert all((CONFIG.parent / name).exists() for name in copied)
-    let_in = (CONFIG.parent / ".dockerignore").read_text().splitlines()
-    assert sorted(line.removeprefix("!") for line in let_in if line.startswith("!")) == sorted(copied)
-    assert "*" in let_in, "nothing else of a checkout, such as a wallet, may get into an image"
-
-
-def test_the_images_config_is_outside_the_data_dir() -> None:
-    told = dict(re.findall(r"PAYAGENT_(CONFIG|DATA_DIR)=(\S+)", IMAGE.read_text()))
-    require_out_of_reach([Path(told["CONFIG"])], [Path(told["DATA_DIR"])])
