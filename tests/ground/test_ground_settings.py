@@ -14,7 +14,8 @@ from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile, read_secret_file
-from payagent.settings.loading import find_config, load_settings, read_merchant
+from payagent.settings.config_file import find_config
+from payagent.settings.loading import load_settings, read_merchant
 from payagent.settings.paths import passphrase_file
 from payagent.settings.schema import AssetLimitSettings, MerchantSettings, ProviderSettings, Settings
 
