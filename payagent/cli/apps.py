@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from payagent.cli.limits import limit_options, read_amounts
-from payagent.cli.options import Connect, example, group_of, show_asset, talks_to_daemon, typed
+from payagent.cli.options import Connect, example, group_of, show_asset, show_time, talks_to_daemon, typed
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE, parse_asset
@@ -55,7 +55,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
 
     def human() -> None:
         terminal.table(
-            ("name", "scopes", "merchants", "assets", "token", "expires"),
+            ("name", "scopes", "merchants", "assets", "token", "expires (UTC)"),
             [
                 (
                     row["name"],
@@ -63,10 +63,12 @@ def list_(terminal: Terminal, connect: Connect) -> None:
                     "any" if row["merchants"] is None else " ".join(row["merchants"]),
                     "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
                     _token_state(row),
-                    row["expires_at"] or "",
+                    show_time(row["expires_at"] or ""),
                 )
                 for row in answer["apps"]
             ],
+            whole=("name", "token", "expires (UTC)"),
+            drop=("assets", "merchants"),
         )
 
     terminal.give(answer, human)

@@ -60,7 +60,7 @@ EVENTS_IN_WORDS = {
     "delivery_give_up": "paid, but not served",
 }
 
-SHORT_ADDRESS = 21
+SHORT_ADDRESS = 13
 _TONES: Mapping[str, Tone] = {
     "confirmed": "ok",
     "settled": "ok",
@@ -135,12 +135,12 @@ def show_payments(terminal: Terminal, payments: list[dict[str, Any]]) -> None:
 
 
 def _called(row: dict[str, Any]) -> str:
-    """The call that a payment bought. A transfer is in parentheses."""
+    """The call that a payment bought; of a transfer its kind, in parentheses."""
     outputs = row["outputs"]
     if row["kind"] == "split":
-        return f"(split into {len(outputs)})"
+        return f"(split in {len(outputs)})"
     if row["kind"] != "invoice":
-        return f"({row['kind']} to {shorten(outputs[0]['address'], SHORT_ADDRESS)})"
+        return f"({row['kind']}) {shorten(outputs[0]['address'], SHORT_ADDRESS)}"
     return f"{row['merchant'] or row['origin']} {row['request'] or '(saved 402)'}"
 
 
@@ -289,7 +289,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         (output["role"], show_units(LOVELACE, output["lovelace"]), str(len(output["assets"])), output["address"])
         for output in plan["outputs"]
     ]
-    terminal.table(("role", "ADA", "tokens", "address"), outputs, right=("ADA", "tokens"))
+    terminal.table(("role", "ADA", "tokens", "address"), outputs, right=("ADA", "tokens"), whole=("role",))
     terminal.pairs([("fee", show_units(LOVELACE, plan["fee"])), ("bytes", str(plan["size"]))])
 
 
