@@ -50,7 +50,7 @@ def log(terminal: Terminal, connect: Connect, since: str | None, follow: bool, l
         answer = client.get("/v1/log", since=since, limit=limit)
         if follow:
             _follow(terminal, client, answer["log"])
-        terminal.give(answer, lambda: _show(terminal, answer["log"]))
+        terminal.give(answer, lambda: _show(terminal, answer["log"]) if answer["log"] else terminal.line("(none)"))
 
 
 def _follow(terminal: Terminal, client: "OperatorClient", entries: list[Entry]) -> NoReturn:

@@ -246,7 +246,8 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     rows = [
         ("payment", payment["id"]),
         ("to", payment["origin"] or f"({payment['kind']})"),
-        ("app", payment["app"]),
+        ("app", f"{payment['app_name']} ({payment['app']})"),
+        ("request", payment["request"]),
         ("invoice", payment["invoice_id"]),
         ("transaction", payment["tx_hash"]),
         ("fee", show_units(LOVELACE, payment["fee"])),

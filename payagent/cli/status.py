@@ -53,7 +53,7 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
         [
             ("address", answer["address"]),
             *(("balance", _balance(row)) for row in answer["assets"]),
-            ("newest block", str(answer["chain"]["tip_height"])),
+            ("newest block", str(answer["chain"]["tip_height"] or "not read yet")),
         ]
     )
     terminal.line("\nSpent in the last 24 hours:")

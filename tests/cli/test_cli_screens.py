@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from subprocess import PIPE
 
@@ -17,6 +18,7 @@ from kit.cli import Shop, running, spawn, until, write_private
 from kit.terminal import at_terminal
 
 from payagent.devnet.merchant import role_address
+from payagent.store.rows import operator_log
 
 SCREENS = Path(__file__).parent / "screens"
 OTHER = role_address("creator").text
@@ -55,8 +57,19 @@ def busy(closed_shop: Shop) -> Iterator[Shop]:
             assert fetching.returncode == code, err
         assert shop.payagent("wallet", "split", "--count", "3", "--each", "20 ADA").code == 0
         assert shop.payagent("wallet", "send", OTHER, "--amount", "3 ADA", "--yes").code == 0
-        assert shop.payagent("pause", "--reason", "a drill").code == 0
-        assert shop.payagent("resume").code == 0
+        for change in (
+            ("pause", "--reason", "a drill"),
+            ("resume",),
+            ("limits", "set", "--merchant", "t", "--total", "90 ADA"),
+            ("limits", "set", "--merchant", "t", "--total", "config"),
+            ("merchants", "add", "shop", "--origin", "https://shop.example"),
+            ("merchants", "pin", "shop", OTHER, "--split"),
+            ("merchants", "unpin", "shop", OTHER, "--split"),
+            ("merchants", "remove", "shop"),
+            ("app", "add", "brief"),
+            ("app", "revoke", "brief"),
+        ):
+            assert shop.payagent(*change).code == 0
         ended = {"confirmed", "rejected", "awaiting_approval"}
         until(lambda: {row["state"] for row in shop.payments()} == ended, "not confirmed")
         yield shop
@@ -121,16 +134,30 @@ def test_a_read_token_sees_who_changed_what_and_which_calls_were_refused(busy: S
         refusal,
         "operator signing paused: a drill",
         "operator signing resumed",
+        "operator limit total of merchant t: 90 ADA",
+        "operator limit total of merchant t: as in the config file",
+        "operator merchant shop added",
+        f"operator address of https://shop.example pinned: {OTHER}",
+        f"operator address of https://shop.example unpinned: {OTHER}",
+        "operator merchant shop removed",
+        "operator app brief added (pay)",
+        "operator token issued for the app brief",
+        "operator app brief revoked",
     ]
     newest = busy.payagent("log", "--limit", "1").json["log"][0]
-    assert (newest["event"], newest["by"]) == ("resumed", "operator")
+    assert (newest["event"], newest["by"], newest["app"]) == ("app_revoked", "operator", "brief")
     assert busy.payagent("log", "--since", newest["at"]).json["log"] == [newest]
+
+
+def test_the_log_has_words_for_every_event_that_the_daemon_lists() -> None:
+    words = import_module("payagent.cli.log")._WORDS
+    assert words.keys() == {*operator_log.OF_THE_WALLET, *operator_log.OF_PAYMENTS}
 
 
 def test_the_log_is_followed_until_its_reader_stops(busy: Shop) -> None:
     command = ("log", "--follow", "--limit", "1", "--json", "--config", busy.config)
     following = spawn(*command, stdout=PIPE, stderr=PIPE)
-    assert json.loads(following.stdout.readline())["event"] == "resumed"
+    assert json.loads(following.stdout.readline())["event"] == "app_revoked"
     assert busy.payagent("limits", "set", "--per-week", "70 ADA").code == 0
     told = json.loads(following.stdout.readline())
     assert busy.payagent("limits", "set", "--per-week", "config").code == 0
