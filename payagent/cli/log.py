@@ -49,11 +49,11 @@ def log(terminal: Terminal, connect: Connect, since: str | None, follow: bool, l
     with connect() as client:
         answer = client.get("/v1/log", since=since, limit=limit)
         if follow:
-            _follow(terminal, client, answer["log"])
+            _follow(terminal, client, since, answer["log"])
         terminal.give(answer, lambda: _show(terminal, answer["log"]) if answer["log"] else terminal.line("(none)"))
 
 
-def _follow(terminal: Terminal, client: "OperatorClient", entries: list[Entry]) -> NoReturn:
+def _follow(terminal: Terminal, client: "OperatorClient", since: str | None, entries: list[Entry]) -> NoReturn:
     """Show these entries, and every new one within a second."""
     newest = 0
     while True:
@@ -64,15 +64,15 @@ def _follow(terminal: Terminal, client: "OperatorClient", entries: list[Entry]) 
             _show(terminal, entries)
         newest = entries[0]["seq"] if entries else newest
         time.sleep(LOOK_S)
-        entries = _after(client, newest)
+        entries = _after(client, since, newest)
 
 
-def _after(client: "OperatorClient", seq: int) -> list[Entry]:
+def _after(client: "OperatorClient", since: str | None, seq: int) -> list[Entry]:
     """The entries after this one, newest first."""
     entries: list[Entry] = []
     cursor = None
     while True:
-        page = client.get("/v1/log", limit=20, cursor=cursor)
+        page = client.get("/v1/log", since=since, limit=20, cursor=cursor)
         new = [entry for entry in page["log"] if entry["seq"] > seq]
         entries += new
         cursor = page["cursor"]

@@ -155,7 +155,8 @@ def test_the_log_has_words_for_every_event_that_the_daemon_lists() -> None:
 
 
 def test_the_log_is_followed_until_its_reader_stops(busy: Shop) -> None:
-    command = ("log", "--follow", "--limit", "1", "--json", "--config", busy.config)
+    newest = busy.payagent("log", "--limit", "1").json["log"][0]
+    command = ("log", "--follow", "--since", newest["at"], "--json", "--config", busy.config)
     following = spawn(*command, stdout=PIPE, stderr=PIPE)
     assert json.loads(following.stdout.readline())["event"] == "app_revoked"
     assert busy.payagent("limits", "set", "--per-week", "70 ADA").code == 0
