@@ -21,8 +21,9 @@ from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
+from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.loading import load_settings
-from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE, require_config_out_of_reach
+from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, WORDS_FILE, require_config_out_of_reach
 from payagent.settings.schema import Settings
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Unit

@@ -32,6 +32,7 @@ from payagent.api.routes import (
     events,
     ledger,
     limits,
+    log,
     merchants,
     pause,
     payments,
@@ -46,7 +47,7 @@ from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
 
 ROOMS = (
-    payments, approvals, decide, events, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
+    payments, approvals, decide, events, log, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
     reconcile,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""

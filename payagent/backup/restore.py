@@ -35,7 +35,7 @@ from payagent.init import (
     write_new,
 )
 from payagent.secret_file import read_secret_file, sync_folder
-from payagent.settings.paths import TOKEN_FILE
+from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.schema import Settings
 from payagent.store.audit.copy import Contents
 from payagent.store.db.opening import DatabaseError, bring_up_to_date, open_read_only

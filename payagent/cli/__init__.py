@@ -13,7 +13,6 @@ Never: reaches into the wallet, the chain or the store; decides about a payment.
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -29,7 +28,8 @@ from payagent.cli.terminal import (
 from payagent.core.problems import PROBLEMS, Refused
 
 USAGE, INTERRUPTED, READER_GONE = 2, 130, 141
-COMPLETE = "_PAYAGENT_COMPLETE"  # click's variable: a shell asks for completions
+COMPLETE = "_PAYAGENT_COMPLETE"  # the variable of click's completion scripts: a shell asks for completions
+_FORCES = {"--human": False, "--json": True}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +59,8 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         terminal.complain(problem)
         return _exit_code(problem["exit_code"])
     except click.ClickException as error:
+        if terminal.forced_json is None:  # click stopped before it read the option
+            terminal.forced_json = next((_FORCES[one] for one in arguments if one in _FORCES), None)
         _complain_of_usage(terminal, error)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
@@ -115,11 +117,14 @@ def _complain_of_usage(terminal: Terminal, error: click.ClickException) -> None:
         }
         terminal.complain(problem)
     else:
-        terminal.say(f"error: {error.format_message()}\n  next: see `{path} --help`")
+        terminal.say_error(error.format_message())
+        terminal.say(f"  next: see `{path} --help`")
 
 
 def _bug(error: Exception) -> Json:
     """Where it happened, never the exception's text: that may hold a secret."""
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""  # noqa: PTH119
     return describe(Refused("internal_error", f"{type(error).__name__}{where}")) | {

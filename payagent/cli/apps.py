@@ -19,6 +19,7 @@ from payagent.cli.options import (
     read_amounts,
     read_asset,
     show_asset,
+    show_time,
     talks_to_daemon,
 )
 from payagent.cli.terminal import Terminal
@@ -64,7 +65,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
 
     def human() -> None:
         terminal.table(
-            ("name", "scopes", "merchants", "assets", "token", "expires"),
+            ("name", "scopes", "merchants", "assets", "token", "expires (UTC)"),
             [
                 (
                     row["name"],
@@ -72,10 +73,12 @@ def list_(terminal: Terminal, connect: Connect) -> None:
                     "any" if row["merchants"] is None else " ".join(row["merchants"]),
                     "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
                     _token_state(row),
-                    row["expires_at"] or "",
+                    show_time(row["expires_at"] or ""),
                 )
                 for row in answer["apps"]
             ],
+            whole=("name", "token", "expires (UTC)"),
+            drop=("assets", "merchants"),
         )
 
     terminal.give(answer, human)

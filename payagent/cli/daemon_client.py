@@ -1,83 +1,97 @@
 """Calls the daemon over HTTP through its Unix socket, with the operator's token.
 
-May import: httpx, core, secret_file, settings.
+`http.client` suffices for a socket of this machine, and is imported in a tenth of the time that httpx takes.
+May import: core, secret_file, settings.config_file; settings.loading inside a function.
 Never: follows a redirect or a proxy from the environment; shows the token; uses TCP, because while the daemon is
 down any local process may bind the port and would receive the token.
 """
 
+import codecs
+import http.client
 import json
 import os
-import secrets
-import ssl
+import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-import httpx
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from payagent.cli.terminal import ProblemError
 from payagent.core.problems import Refused
 from payagent.secret_file import make_secret_file, put_in_place, read_header_secret
-from payagent.settings.paths import TOKEN_FILE
-from payagent.settings.schema import Settings
+from payagent.settings.config_file import TOKEN_FILE, DaemonPlace
+
+if TYPE_CHECKING:
+    from payagent.settings.schema import Settings
 
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
 WAIT_S = 25
-_TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
-_FILE_TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=600.0)
+_CONNECT_S = 2.0
+_ANSWER_S = WAIT_S + 15.0
+_FILE_S = 600.0
+_PIECE_BYTES = 65_536
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP to a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_CONNECT_S)
+        try:
+            self.sock.connect(str(self._path))
+        except TimeoutError:
+            raise
+        except OSError:
+            raise _not_running(self._path) from None
+        self.sock.settimeout(self.timeout)
 
 
 class OperatorClient:
     """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs."""
 
-    def __init__(self, settings: Settings, token_file: Path | None) -> None:
-        self.settings = settings
-        self._token_file = (token_file or settings.data_dir / TOKEN_FILE).resolve()
+    def __init__(self, place: DaemonPlace, token_file: Path | None, config: Path | None = None) -> None:
+        self._place = place
+        self._token_file = (token_file or place.data_dir / TOKEN_FILE).resolve()
+        self._config = config
         self._token: str | None = None
-        self._client: httpx.Client | None = None
 
     def __repr__(self) -> str:
         return "OperatorClient()"
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def settings(self) -> "Settings":
+        """The whole config, for the commands that need more of it than the daemon's place."""
+        from payagent.settings.loading import load_settings
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._client is not None:
-            self._client.close()
+        return load_settings(self._config, os.environ)
 
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
         """GET an object. Query values that are None are left out."""
-        params = {name: value for name, value in query.items() if value is not None}
-        return self._request("GET", path, params=params)
+        return self._request("GET", _with_query(path, query))
 
     def stream(self, path: str, **query: str | None) -> Iterator[str]:
         """GET text in pieces, as they arrive. A truncated answer raises an error."""
-        params = {name: value for name, value in query.items() if value is not None}
-        with self._streaming(path, params, _TIMEOUT) as answer:
-            yield from answer.iter_text()
+        return codecs.iterdecode(self._pieces(_with_query(path, query), _ANSWER_S), "utf-8")
 
     def stream_bytes(self, path: str) -> Iterator[bytes]:
         """GET a file in pieces. The daemon builds it first, so the first byte may take minutes."""
-        with self._streaming(path, {}, _FILE_TIMEOUT) as answer:
-            yield from answer.iter_bytes()
+        return self._pieces(path, _FILE_S)
 
-    @contextmanager
-    def _streaming(self, path: str, query: dict[str, str], timeout: httpx.Timeout) -> Iterator[httpx.Response]:
-        client = self._opened()
-        with (
-            self._errors_as_refusals("GET", path),
-            client.stream("GET", path, params=query, headers=self._auth(), timeout=timeout) as answer,
-        ):
-            if answer.status_code >= 400:
-                answer.read()
+    def _pieces(self, target: str, timeout_s: float) -> Iterator[bytes]:
+        with self._answer("GET", target, self._auth(), timeout_s=timeout_s) as answer:
+            if answer.status >= 400:
                 raise ProblemError(_object(answer))
-            yield answer
+            while piece := answer.read(_PIECE_BYTES):
+                yield piece
+            if answer.length:
+                raise http.client.IncompleteRead(b"", answer.length)
 
     def post(self, path: str, body: object, key: str | None = None) -> dict[str, Any]:
         """POST an object as JSON, with an optional idempotency key."""
@@ -89,7 +103,7 @@ class OperatorClient:
             raise Refused("idempotency_key_invalid", "the key has characters that are not printable ASCII")
         key_header = {} if key is None else {"idempotency-key": key}
         headers = {"content-type": "application/json"} | key_header
-        return self._request("POST", path, content=body.encode(), headers=headers)
+        return self._request("POST", path, headers, body.encode())
 
     def renew_own_token(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         """Replace the token in this client's file.
@@ -97,6 +111,8 @@ class OperatorClient:
         The new token is on disk before the daemon gets it. After a crash either the old one is still valid, or
         `finish_renewal` finds the new one.
         """
+        import secrets
+
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         self._new_token_file.unlink(missing_ok=True)
         make_secret_file(self._new_token_file, token)
@@ -113,8 +129,7 @@ class OperatorClient:
         except ProblemError as problem:
             if problem.problem.get("code") != "unauthorized":
                 raise
-            with OperatorClient(self.settings, self._new_token_file) as other:
-                other.get("/v1/apps")
+            OperatorClient(self._place, self._new_token_file).get("/v1/apps")
             self._take_new_token()
 
     @property
@@ -127,7 +142,8 @@ class OperatorClient:
 
     def readiness(self) -> dict[str, Any]:
         """The answer of /readyz, ready or not. Needs no token."""
-        return _object(self._send("GET", "/readyz", {}))
+        with self._answer("GET", "/readyz", {}) as answer:
+            return _object(answer)
 
     def unsigned_because(self) -> list[str]:
         """The reasons why the daemon signs nothing, from /readyz. Empty if it signs.
@@ -141,11 +157,11 @@ class OperatorClient:
         return [reason for reason in checks.values() if reason != "ok"]
 
     def _request(
-        self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, content: bytes | None = None
     ) -> dict[str, Any]:
-        answer = self._send(method, path, self._auth() | (headers or {}), **content)
-        body = _object(answer)
-        if answer.status_code >= 400:
+        with self._answer(method, target, self._auth() | dict(headers or {}), content) as answer:
+            body = _object(answer)
+        if answer.status >= 400:
             if body.get("code") == "unauthorized" and self._new_token_file.exists():
                 fix = (
                     f"a renewal was interrupted ({self._new_token_file}): run payagent app rotate-token NAME again"
@@ -169,63 +185,54 @@ class OperatorClient:
         except OSError:
             return  # reading it gives the reason
 
-    def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
-        client = self._opened()
-        with self._errors_as_refusals(method, path):
-            return client.request(method, path, headers=headers, **content)
-
-    def _opened(self) -> httpx.Client:
-        _require_ours(self.settings)
-        if self._client is None:
-            self._client = _client(self.settings.api.socket)
-        return self._client
-
     @contextmanager
-    def _errors_as_refusals(self, method: str, path: str) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError:
-            raise _not_running(self.settings) from None
-        except (httpx.HTTPError, OSError) as error:
-            raise Refused(
-                "daemon_timeout",
-                f"no answer to {method} {path.partition('?')[0]}: {type(error).__name__}",
-            ) from None
+    def _answer(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
+        timeout_s: float = _ANSWER_S,
+    ) -> Iterator[http.client.HTTPResponse]:
+        """One request on a connection of its own: a kept one may have ended while a person was asked."""
+        path = self._place.socket
+        _require_ours(path)
+        with closing(_SocketConnection(path, timeout_s)) as connection:
+            try:
+                connection.request(method, target, content, dict(headers))
+                yield connection.getresponse()
+            except (http.client.HTTPException, OSError) as error:
+                asked = f"{method} {target.partition('?')[0]}"
+                raise Refused("daemon_timeout", f"no answer to {asked}: {type(error).__name__}") from None
 
 
-def _client(socket: Path) -> httpx.Client:
-    # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
-    transport = httpx.HTTPTransport(uds=str(socket), verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    return httpx.Client(
-        transport=transport, base_url="http://localhost", trust_env=False, follow_redirects=False, timeout=_TIMEOUT
-    )
+def _with_query(path: str, query: Mapping[str, str | int | None]) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
-def _require_ours(settings: Settings) -> None:
+def _require_ours(path: Path) -> None:
     """Refuse a socket of another user, who would receive the token."""
-    path = settings.api.socket
     try:
         status = path.stat()
     except OSError:
-        raise _not_running(settings) from None
+        raise _not_running(path) from None
     if not stat.S_ISSOCK(status.st_mode):
-        raise _not_running(settings)
+        raise _not_running(path)
     if status.st_uid not in (0, os.geteuid()):
         raise Refused("config_invalid", f"api.socket {path} belongs to another user; the token was not sent")
 
 
-def _not_running(settings: Settings) -> Refused:
-    return Refused("daemon_not_running", f"nothing listens on {settings.api.socket}")
+def _not_running(path: Path) -> Refused:
+    return Refused("daemon_not_running", f"nothing listens on {path}")
 
 
-def _object(answer: httpx.Response) -> dict[str, Any]:
+def _object(answer: http.client.HTTPResponse) -> dict[str, Any]:
     """The answer's JSON object. Any other answer is not from payagent."""
     try:
-        body = answer.json()
+        body = json.loads(answer.read())
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused(
-            "daemon_timeout", f"the server at {answer.url.host} is not payagent (status {answer.status_code})"
-        )
+        raise Refused("daemon_timeout", f"what answers on the socket is not payagent (status {answer.status})")
     return body

@@ -6,18 +6,26 @@ Never: changes anything.
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from payagent.cli.options import config_option, example, output_options, pass_terminal
-from payagent.cli.terminal import Json, Terminal
+from payagent.cli.terminal import Json, Terminal, Tone
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
     from payagent.doctor.check_result import CheckResult
     from payagent.settings.schema import Settings
+
+_MARKS: Mapping[tuple[bool, bool], tuple[str, Tone]] = {
+    (True, False): ("ok  ", "ok"),
+    (True, True): ("warn", "warning"),
+    (False, False): ("FAIL", "error"),
+}
+"""How a check is marked, by whether it is ok, and whether it is a warning."""
 
 
 @click.command(epilog=example("payagent doctor --json"))
@@ -31,7 +39,8 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     checks it says what to do. A warning means: it works, but could be safer, or nothing can be paid yet. Exit code
     0 if no check failed, else that of the first failure.
     """
-    from payagent.settings.loading import config_places, find_config, load_settings
+    from payagent.settings.config_file import config_places, find_config
+    from payagent.settings.loading import load_settings
 
     path = find_config(config, os.environ)
     findings = _run_checks(load_settings(path, os.environ), path, config_places(config, os.environ))
@@ -50,10 +59,11 @@ def _run_checks(settings: "Settings", config: Path, looked_for: list[Path]) -> "
     from payagent.doctor.chain import check_chain
     from payagent.doctor.check_result import finding
     from payagent.doctor.files import check_files
+    from payagent.settings.config_file import DaemonPlace
 
     def daemon() -> str:
-        with OperatorClient(settings, None) as client:
-            answer = client.readiness()
+        client = OperatorClient(DaemonPlace(settings.api.socket, settings.data_dir), None)
+        answer = client.readiness()
         failed = {name: reason for name, reason in answer.get("checks", {}).items() if reason != "ok"}
         if failed or not answer.get("ready"):
             code = answer.get("code") or "chain_not_ready"
@@ -83,8 +93,8 @@ def _show(terminal: Terminal, data: list[Json]) -> None:
     width = max(len(str(row["name"])) for row in data)
     failed_by_fix: dict[str, list[str]] = {}
     for row in data:
-        mark = ("warn" if row["warning"] else "ok  ") if row["ok"] else "FAIL"
-        terminal.line(f"{mark} {str(row['name']).ljust(width)}  {row['detail']}")
+        mark, tone = _MARKS[bool(row["ok"]), bool(row["warning"])]
+        terminal.marked(mark, tone, f" {str(row['name']).ljust(width)}  {row['detail']}")
         if row["fix"] is not None:
             failed_by_fix.setdefault(str(row["fix"]), []).append(str(row["name"]))
     if failed_by_fix:

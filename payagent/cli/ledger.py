@@ -20,6 +20,7 @@ from payagent.cli.options import (
     say_more,
     show_amount,
     show_asset,
+    show_time,
     show_units,
     talks_to_daemon,
 )
@@ -109,13 +110,14 @@ def entries(
 def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
     rows = []
     for entry in answer["entries"]:
-        head = (str(entry["id"]), entry["at"], entry["kind"], entry["payment"] or "")
+        head = (str(entry["id"]), show_time(entry["at"]), entry["kind"], entry["payment"] or "")
         for posting in entry["postings"]:
             amount = show_units(posting["asset"], posting["units"])
             rows.append((*head, posting["account"], show_asset(posting["asset"]), amount))
             head = ("", "", "", "")
-    columns = ("entry", "at", "kind", "payment", "account", "asset", "units")
-    terminal.table(columns, rows, right=("entry", "units"))
+    columns = ("entry", "at (UTC)", "kind", "payment", "account", "asset", "units")
+    whole = ("at (UTC)", "kind", "payment")
+    terminal.table(columns, rows, right=("entry", "units"), whole=whole, drop=("payment", "at (UTC)"))
     say_more(terminal, answer)
 
 
@@ -165,7 +167,8 @@ def _show_spend(terminal: Terminal, answer: dict[str, Any], by: str) -> None:
     keys = [key for key in dict.fromkeys(by.split(",")) if key != "asset"]
     rows = [_spend_line(row, [row[key] or "-" for key in keys]) for row in answer["spend"] if keys]
     rows += [_spend_line(row, ["total", *[""] * len(keys)][: len(keys)]) for row in answer["totals"]]
-    terminal.table((*keys, "asset", *_SPENT, "payments"), rows, right=(*_SPENT, "payments"))
+    columns = (*keys, "asset", *_SPENT, "payments")
+    terminal.table(columns, rows, right=(*_SPENT, "payments"), drop=("payments", "sent", "fees"))
 
 
 def _spend_line(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from payagent.cli.options import (
     group_of,
     read_amounts,
     show_asset,
+    show_time,
     show_units,
     talks_to_daemon,
 )
@@ -68,21 +69,29 @@ def show(terminal: Terminal, connect: Connect) -> None:
 def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
     numbers = ("most", "spent", "left")
     terminal.table(
-        ("app", "merchant", "asset", "limit", *numbers, "frees", "set by"),
+        ("whose", "asset", "limit", *numbers, "frees (UTC)", "set by"),
         [
             (
-                row["app"] or "any",
-                row["merchant"] or "any",
+                whose(row["app"], row["merchant"]),
                 show_asset(row["asset"]),
                 row["limit"].replace("_", " "),
                 *(show_units(row["asset"], row[number]) for number in numbers),
-                row["frees_at"] or "",
+                show_time(row["frees_at"] or ""),
                 row["set_by"],
             )
             for row in rows
         ],
         right=numbers,
+        whole=("limit", "frees (UTC)", "set by"),
+        drop=("set by", "frees (UTC)"),
     )
+
+
+def whose(app: str | None, merchant: str | None) -> str:
+    """Whose spending a limit bounds, for people."""
+    if app is not None and merchant is not None:
+        return f"{app} at {merchant}"
+    return f"app {app}" if app else f"merchant {merchant}" if merchant else "the wallet"
 
 
 @limits.command(

@@ -1,7 +1,7 @@
 """The command tree: the root group, and the commands `serve`, `devnet` and `demo`.
 
 May import: click, cli, core; daemon, devnet, demo, log and settings inside functions.
-Never: imports anything slow at import time.
+Never: imports a command's module before the command runs.
 """
 
 import json
@@ -9,27 +9,55 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from payagent.cli.apps import app
-from payagent.cli.backup import backup, restore
-from payagent.cli.doctor import doctor
-from payagent.cli.fetch import fetch
-from payagent.cli.init import init
-from payagent.cli.ledger import ledger
-from payagent.cli.limits import limits
-from payagent.cli.merchants import merchants
 from payagent.cli.options import config_option, example, output_options, pass_terminal
-from payagent.cli.pay import pay
-from payagent.cli.payments import payments
-from payagent.cli.prepaid import prepaid
-from payagent.cli.proxy import proxy
 from payagent.cli.terminal import Terminal
-from payagent.cli.wallet import pause, resume, wallet
 from payagent.core.version import VERSION
+
+COMMANDS = {
+    "app": ("apps", "Manage the apps that may pay."),
+    "backup": ("backup", "Write ledger and keystore to one new FILE."),
+    "completion": ("completion", "Print the completion script for your shell."),
+    "doctor": ("doctor", "Check everything that a payment needs."),
+    "fetch": ("fetch", "Send an HTTP request, and pay if it costs money."),
+    "init": ("init", "Create a wallet, a config and a first token."),
+    "ledger": ("ledger", "Show the double-entry ledger."),
+    "limits": ("limits", "Show and set spending limits."),
+    "log": ("log", "Show who changed what, and which calls were refused."),
+    "merchants": ("merchants", "Manage the merchants that may be paid."),
+    "pause": ("wallet", "Stop all signing until `payagent resume`."),
+    "pay": ("pay", "Pay a saved 402 and print the headers for the retry."),
+    "payments": ("payments", "List, show, approve and cancel payments."),
+    "prepaid": ("prepaid", "Show and top up prepaid balances."),
+    "proxy": ("proxy", "Serve one merchant on a local port, and pay for it."),
+    "restore": ("backup", "Restore a wallet from a backup."),
+    "resume": ("wallet", "Allow signing again."),
+    "status": ("status", "Show whether payagent pays, and what needs you."),
+    "wallet": ("wallet", "Show and manage the wallet."),
+}
+"""The module of each command in `payagent.cli`, and its summary. The module is imported when the command runs."""
+
+
+class _Root(click.Group):
+    """The root group. Its help needs no command's module."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module = import_module(f"payagent.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, self.commands[name].get_short_help_str(100)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
 
 EXIT_CODES = """\b
 Exit codes:
@@ -42,6 +70,8 @@ Exit codes:
 
 
 @click.group(
+    cls=_Root,
+    commands={name: click.Command(name, short_help=summary) for name, (_, summary) in COMMANDS.items()},
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -77,7 +107,8 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     from payagent.cli.sd_notify import service_manager
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
-    from payagent.settings.loading import config_places, find_config, load_settings
+    from payagent.settings.config_file import config_places, find_config
+    from payagent.settings.loading import load_settings
 
     overrides = {} if listen is None else {"api": {"listen": listen}}
     path = find_config(config, os.environ)
@@ -204,12 +235,3 @@ def demo(terminal: Terminal) -> int:
         terminal.say(f"The demo failed: {failed}")
         return 1
     return 0
-
-
-COMMANDS = (
-    init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, pause, resume, merchants, ledger, doctor,
-    backup, restore,
-)  # fmt: skip
-
-for command in COMMANDS:
-    payagent.add_command(command)

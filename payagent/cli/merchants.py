@@ -39,7 +39,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
 def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     def human() -> None:
         rows = [(row["name"], row["origin"], _ready(row), row["set_by"]) for row in answer["merchants"]]
-        terminal.table(("name", "origin", "ready", "set by"), rows)
+        terminal.table(("name", "origin", "ready", "set by"), rows, whole=("name", "set by"))
 
     terminal.give(answer, human)
 
@@ -184,7 +184,7 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
         terminal.line()
         set_by = {"config": "config", "daemon": "first use or pin"}
         rows = [(one["role"], one["address"], set_by[one["set_by"]]) for one in row["addresses"]]
-        terminal.table(("role", "address", "set by"), rows)
+        terminal.table(("role", "address", "set by"), rows, whole=("role", "set by"))
     if row["prices"]:
         terminal.line()
         terminal.table(

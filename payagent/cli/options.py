@@ -6,7 +6,7 @@ Never: knows a command.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
-Connect = Callable[[], "OperatorClient"]
-"""Returns a client of the daemon, with the settings of the chosen config."""
+Connect = Callable[[], AbstractContextManager["OperatorClient"]]
+"""Returns a client of the daemon that the chosen config names."""
 
 AMOUNT_HELP = '"5 ADA", "5000000 lovelace", or of a token "5 USDM" or "120 units".'
 ASSET_HELP = "ADA, a token's name in the config, or policy id and name in hex."
@@ -94,11 +94,17 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
     return _daemon_options(with_client)
 
 
-def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
+def _connect(config: Path | None, token_file: Path | None) -> AbstractContextManager["OperatorClient"]:
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.settings.loading import load_settings
+    from payagent.settings.config_file import DaemonPlace, find_daemon
 
-    return OperatorClient(load_settings(config, os.environ), token_file)
+    place = find_daemon(config, os.environ)
+    if place is None:
+        from payagent.settings.loading import load_settings
+
+        settings = load_settings(config, os.environ)
+        place = DaemonPlace(settings.api.socket, settings.data_dir)
+    return nullcontext(OperatorClient(place, token_file, config))
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:
@@ -187,6 +193,11 @@ def show_amount(asset: str, units: str | int) -> str:
 def show_asset(asset: str) -> str:
     """An asset for people: ADA, or POLICY.NAME in hex."""
     return "ADA" if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}"
+
+
+def show_time(text: str) -> str:
+    """A time of the API for people, to the second and in UTC."""
+    return text[:19].replace("T", " ")
 
 
 def ask_passphrase() -> str:

@@ -234,7 +234,7 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
         )
         for output in source["outputs"]
     ]
-    terminal.table(("role", "units", "asset", "address"), rows, right=("units",))
+    terminal.table(("role", "units", "asset", "address"), rows, right=("units",), whole=("role",))
 
 
 def _wait(terminal: Terminal, client: "OperatorClient", payment: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Never: decides what may be done to a payment (the daemon does).
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -15,11 +16,13 @@ from payagent.cli.options import (
     group_of,
     page_options,
     say_more,
+    show_time,
     show_units,
     talks_to_daemon,
 )
 from payagent.cli.pay import in_words, show_outputs
-from payagent.cli.terminal import Terminal
+from payagent.cli.table_fit import shorten
+from payagent.cli.terminal import Terminal, Tone
 from payagent.core.money import LOVELACE
 from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.timestamps import iso_time
@@ -57,6 +60,17 @@ EVENTS_IN_WORDS = {
     "delivery_give_up": "paid, but not served",
 }
 
+SHORT_ADDRESS = 13
+_TONES: Mapping[str, Tone] = {
+    "confirmed": "ok",
+    "settled": "ok",
+    "awaiting approval": "warning",
+    "not served": "error",
+    "rejected": "error",
+    "denied": "error",
+    "void": "error",
+}
+
 
 @group_of("payagent payments", "payagent payments list --state void", alone="list")
 def payments() -> None:
@@ -84,18 +98,7 @@ def list_payments(
 
 
 def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
-    rows = [
-        (
-            row["id"],
-            row["created_at"][:19].replace("T", " "),
-            row["state"],
-            row["delivery"] if row["kind"] == "invoice" else row["kind"],
-            _sum_of(row),
-            row["origin"] or "",
-        )
-        for row in answer["payments"]
-    ]
-    terminal.table(("payment", "created (UTC)", "state", "delivery", "pays", "to"), rows, right=("pays",))
+    show_payments(terminal, answer["payments"])
     say_more(terminal, answer)
     if answer["awaiting_approval"]:
         count = answer["awaiting_approval"]
@@ -104,6 +107,45 @@ def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
             f"{waiting} for approval: run `payagent payments list --state awaiting_approval`, then show ID, "
             "approve ID or deny ID."
         )
+
+
+def show_payments(terminal: Terminal, payments: list[dict[str, Any]]) -> None:
+    """A table of payments, as listed by the daemon."""
+    rows = [
+        (
+            row["id"],
+            row["app_name"],
+            _called(row),
+            "" if row["kind"] == "split" else _sum_of(row),
+            "" if row["fee"] is None else show_units(LOVELACE, row["fee"]),
+            _state(row),
+            (row.get("reason") or {}).get("code", ""),
+            show_time(row["created_at"]),
+        )
+        for row in payments
+    ]
+    terminal.table(
+        ("payment", "app", "called", "amount", "fee", "state", "reason", "created (UTC)"),
+        rows,
+        right=("amount", "fee"),
+        whole=("payment", "state", "reason", "created (UTC)"),
+        drop=("created (UTC)", "fee", "reason", "app"),
+        tones=_TONES,
+    )
+
+
+def _called(row: dict[str, Any]) -> str:
+    """The call that a payment bought; of a transfer its kind, in parentheses."""
+    outputs = row["outputs"]
+    if row["kind"] == "split":
+        return f"(split in {len(outputs)})"
+    if row["kind"] != "invoice":
+        return f"({row['kind']}) {shorten(outputs[0]['address'], SHORT_ADDRESS)}"
+    return f"{row['merchant'] or row['origin']} {row['request'] or '(saved 402)'}"
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "not served" if row["delivery"] == "paid_not_served" else in_words(row["state"])
 
 
 def _sum_of(row: dict[str, Any]) -> str:
@@ -204,7 +246,8 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     rows = [
         ("payment", payment["id"]),
         ("to", payment["origin"] or f"({payment['kind']})"),
-        ("app", payment["app"]),
+        ("app", f"{payment['app_name']} ({payment['app']})"),
+        ("request", payment["request"]),
         ("invoice", payment["invoice_id"]),
         ("transaction", payment["tx_hash"]),
         ("fee", show_units(LOVELACE, payment["fee"])),
@@ -221,7 +264,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
         _show_approval(terminal, approval)
     terminal.line("History (UTC):")
     for event in payment["history"]:
-        terminal.line(f"  {event['at'][:19].replace('T', ' ')}  {_event(event)}")
+        terminal.line(f"  {show_time(event['at'])}  {_event(event)}")
 
 
 def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
@@ -247,7 +290,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         (output["role"], show_units(LOVELACE, output["lovelace"]), str(len(output["assets"])), output["address"])
         for output in plan["outputs"]
     ]
-    terminal.table(("role", "ADA", "tokens", "address"), outputs, right=("ADA", "tokens"))
+    terminal.table(("role", "ADA", "tokens", "address"), outputs, right=("ADA", "tokens"), whole=("role",))
     terminal.pairs([("fee", show_units(LOVELACE, plan["fee"])), ("bytes", str(plan["size"]))])
 
 

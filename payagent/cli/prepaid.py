@@ -64,7 +64,8 @@ def _show(terminal: Terminal, holdings: list[dict[str, Any]]) -> None:
         counts = (_number(one, one[part]) for part in numbers)
         rows.append((name, one["partner"] or "", *counts, reported, one["difference"] or ""))
     last = ("merchant says", "difference")
-    terminal.table(("merchant", "partner", *numbers, *last), rows, right=(*numbers, *last))
+    drop = ("unexplained", "coming", "partner", "difference", "used")
+    terminal.table(("merchant", "partner", *numbers, *last), rows, right=(*numbers, *last), drop=drop)
 
 
 def _reported_balance(report: dict[str, Any]) -> str:
@@ -170,7 +171,8 @@ def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None)
             for one in answer["topups"]
         ]
         columns = ("top-up", "merchant", "trigger", "state", "ordered", "bought", "reason")
-        terminal.table(columns, rows, right=("ordered", "bought"))
+        drop = ("trigger", "reason", "merchant")
+        terminal.table(columns, rows, right=("ordered", "bought"), whole=("top-up", "state", "reason"), drop=drop)
         say_more(terminal, answer)
 
     terminal.give(answer, human)

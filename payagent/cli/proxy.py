@@ -42,17 +42,17 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.single_merchant import SingleMerchantApp, serve_bare
     from payagent.secret_file import read_header_secret
+    from payagent.settings.config_file import TOKEN_FILE, DaemonPlace
     from payagent.settings.field_types import require_loopback
     from payagent.settings.loading import load_settings
-    from payagent.settings.paths import TOKEN_FILE
 
     require_loopback(listen, "--listen")
     settings = load_settings(config, os.environ)
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
     if not names:  # perhaps added at run time
-        with OperatorClient(settings, token_file) as client:
-            names = [row["name"] for row in client.get("/v1/merchants")["merchants"] if row["origin"] == origin]
+        client = OperatorClient(DaemonPlace(settings.api.socket, settings.data_dir), token_file)
+        names = [row["name"] for row in client.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
         raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
     token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)

@@ -2,27 +2,32 @@
 
 A `Terminal` has the three streams and knows whether a program reads stdout (no terminal, or --json).
 
-May import: core, click, and rich inside `table` alone, since most runs show no table.
+May import: core, click, cli.table_fit.
 Never: prints a secret that it was not asked to show.
 """
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO, cast
+from typing import Literal, TextIO, cast
 
+import click
+
+from payagent.cli.table_fit import GAP, Column, fit
 from payagent.core.problems import PROBLEMS, Refused, name_of
 
 Json = dict[str, object]
 Columns = Sequence[str]
 Rows = Sequence[Sequence[str]]
+Tone = Literal["ok", "warning", "error"]
 
 PROGRESS_EVERY_S = 0.5
-TABLE_WIDTH_MAX = 1_000
+COLOURS: Mapping[Tone, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 class ProblemError(Exception):
@@ -91,27 +96,59 @@ class Terminal:
         """Write one message to stderr."""
         print(harmless(text), file=self.stderr, flush=True)
 
-    def table(self, columns: Columns, rows: Rows, *, right: Columns = ()) -> None:
-        """Write a table to stdout. Columns named in `right` are right-aligned."""
+    def say_error(self, text: str) -> None:
+        """Write the first line of an error to stderr."""
+        print(f"{self._painted('error:', 'error', self.stderr)} {harmless(text)}", file=self.stderr, flush=True)
+
+    def table(
+        self,
+        columns: Columns,
+        rows: Rows,
+        *,
+        right: Columns = (),
+        whole: Columns = (),
+        drop: Columns = (),
+        tones: Mapping[str, Tone] | None = None,
+    ) -> None:
+        """Write a table to stdout. On a terminal it is fitted to its width.
+
+        `right`: right-aligned, never shortened. `whole`: never shortened. `drop`: left out if empty, or if the
+        width does not suffice, the first one first. `tones`: by the text of a cell.
+        """
         if not rows:
             self.line("(none)")
             return
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
+        texts = zip(*([harmless(cell) for cell in row] for row in rows), strict=True)
+        table = [
+            Column(name, cells, name in right or name in whole, drop.index(name) if name in drop else None)
+            for name, cells in zip(columns, texts, strict=True)
+            if name not in drop or any(cells)
+        ]
+        if self.stdout.isatty():
+            table = fit(table, shutil.get_terminal_size().columns)
+        widths = [one.width for one in table]
+        sides = [str.rjust if one.name in right else str.ljust for one in table]
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(harmless(cell)) for cell in row))
-        # foreign text is shown as it is: no markup, no highlighting
-        console = Console(file=self.stdout, highlight=False, markup=False, width=TABLE_WIDTH_MAX)
-        # wider than the terminal if needed, so that ids and addresses can be copied
-        console.width = console.measure(table).maximum
-        with self._writing():
-            console.print(table)
+        def row(cells: Columns) -> str:
+            texts = [
+                self._painted(side(cell, width), (tones or {}).get(cell), self.stdout)
+                for cell, width, side in zip(cells, widths, sides, strict=True)
+            ]
+            return (" " * GAP).join(texts).rstrip()
+
+        lines = [row(cells) for cells in zip(*(one.cells for one in table), strict=True)]
+        rule = "─" * (sum(widths) + GAP * (len(widths) - 1))
+        self.write("\n".join([row([one.name for one in table]), rule, *lines]) + "\n")
+
+    def marked(self, mark: str, tone: Tone, text: str) -> None:
+        """Write a line of data that begins with a word in the colour of its tone."""
+        self.write(f"{self._painted(mark, tone, self.stdout)}{harmless(text)}\n")
+
+    def _painted(self, text: str, tone: Tone | None, stream: TextIO) -> str:
+        """The text in its colour if the stream is a terminal, unless $NO_COLOR is set (no-color.org)."""
+        if tone is None or os.environ.get("NO_COLOR") or not stream.isatty():
+            return text
+        return click.style(text, fg=COLOURS[tone])
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Write names and values, one per line."""
@@ -146,7 +183,7 @@ class Terminal:
             self.say(json.dumps(problem))
             return
         name = name_of(str(problem["code"]), cast(str | None, problem.get("reason")))
-        self.say(f"error: {problem['title']} ({name})")
+        self.say_error(f"{problem['title']} ({name})")
         for line in str(problem["detail"]).splitlines():
             self.say(f"  {line}")
         for name, key in (("money", "money"), ("next", "fix")):

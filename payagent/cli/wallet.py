@@ -95,7 +95,8 @@ def utxos(terminal: Terminal, connect: Connect) -> None:
             )
             for row in answer["utxos"]
         ]
-        terminal.table(("utxo", "ADA", "tokens", "state", "reserved for"), rows, right=("ADA", "tokens"))
+        columns = ("utxo", "ADA", "tokens", "state", "reserved for")
+        terminal.table(columns, rows, right=("ADA", "tokens"), whole=("state", "reserved for"))
 
     terminal.give(answer, human)
 

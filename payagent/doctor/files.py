@@ -22,12 +22,12 @@ from payagent.secret_file import (
     require_private,
     require_unchanged_by_others,
 )
+from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.paths import (
     CREDENTIAL_NAME,
     KEYSTORE_FILE,
     LEDGER_FILE,
     LINKS_KEY_FILE,
-    TOKEN_FILE,
     WORDS_FILE,
     passphrase_file,
     require_config_out_of_reach,

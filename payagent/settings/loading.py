@@ -1,14 +1,12 @@
-"""Finds the config file, merges it with the environment and flags, and validates the result (decision 0002).
+"""Merges the config file with the environment and flags, and validates the result (decision 0002).
 
 Start with `load_settings`.
-May import: pydantic, core, settings.field_types, settings.schema.
+May import: pydantic, core, settings.config_file, settings.field_types, settings.schema.
 Never: repeats a value in an error.
 """
 
 import difflib
 import json
-import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,14 +15,9 @@ from pydantic import ValidationError
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
+from payagent.settings.config_file import ENV_PREFIX, NOT_SETTINGS, Tree, default_places, find_config, read_toml
 from payagent.settings.field_types import named
 from payagent.settings.schema import MerchantSettings, Settings, SettingsTable
-
-ENV_PREFIX = "PAYAGENT_"
-CONFIG_VARIABLE = "PAYAGENT_CONFIG"
-TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  where clients find their app token; not a setting
-
-Tree = dict[str, Any]
 
 _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
@@ -45,32 +38,6 @@ _MERCHANT_DEFAULTS: dict[bool, Tree] = {
 """Defaults of each merchant, by whether the network is the devnet."""
 
 
-def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
-    """Return the paths to look at for the config file: the one that is named, or the usual ones in order."""
-    if named := config or environ.get(CONFIG_VARIABLE):
-        return [Path(named)]
-    return [_home(environ) / ".config/payagent/config.toml", etc / "payagent/config.toml"]
-
-
-def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> Path:
-    """Find the config file.
-
-    The order is `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml. If one of
-    the first two names a file, no other is used. Refused `config_invalid` if there is no file.
-    """
-    places = config_places(config, environ, etc)
-    if len(places) == 1 and not places[0].is_file():
-        source = "--config" if config else CONFIG_VARIABLE
-        raise Refused("config_invalid", f"{source} names {places[0]}, which is not a file")
-    for place in places:
-        if place.is_file():
-            return place
-    listed = " or ".join(str(place) for place in places)
-    raise Refused(
-        "config_invalid", f"no config file at {listed}. Create one with `payagent init`, or pass --config"
-    )
-
-
 def load_settings(
     config: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
 ) -> Settings:
@@ -79,7 +46,7 @@ def load_settings(
     Refused `config_invalid` with one line for each wrong key: where it was set, its name, and what to write.
     """
     path = find_config(config, environ)
-    tree = _merged(_merged(_read_toml(path), _read_environ(environ)), overrides or {})
+    tree = _merged(_merged(read_toml(path), _read_environ(environ)), overrides or {})
     try:
         return Settings(**_with_defaults(tree, environ))
     except ValidationError as error:
@@ -100,26 +67,10 @@ def read_merchant(name: str, table: Mapping[str, object], network: str) -> Merch
         raise Refused("bad_request", str(error), key="name") from None
 
 
-def _home(environ: Mapping[str, str]) -> Path:
-    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
-
-
-def _read_toml(path: Path) -> Tree:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refused("config_invalid", f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Refused("config_invalid", f"{path} is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:  # also for numbers too long and tables too deep for Python
-        where = re.search(r"\(at [^()]*\)$", str(error))
-        raise Refused("config_invalid", f"{path} is not valid TOML {where[0] if where else ''}") from None
-
-
 def _read_environ(environ: Mapping[str, str]) -> Tree:
     tree: Tree = {}
     for variable in sorted(environ):  # a table as a whole before its single keys
-        if not variable.upper().startswith(ENV_PREFIX) or variable in (CONFIG_VARIABLE, TOKEN_VARIABLE):
+        if not variable.upper().startswith(ENV_PREFIX) or variable in NOT_SETTINGS:
             continue
         *path, key = steps = variable[len(ENV_PREFIX) :].lower().split("__")
         if steps[0] not in Settings.model_fields:
@@ -172,14 +123,8 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
 
 
 def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
-    """Add the defaults that depend on the network and the user. The model has the others.
-
-    A relative $XDG_RUNTIME_DIR is ignored (XDG Base Directory Specification).
-    """
-    data_dir = tree.get("data_dir", str(_home(environ) / ".local/share/payagent"))
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    socket = f"{runtime}/payagent/payagent.sock" if runtime.startswith("/") else f"{data_dir}/payagent.sock"
-    places, is_devnet = {"data_dir": data_dir, "api": {"socket": socket}}, tree.get("network") == "devnet"
+    """Add the defaults that depend on the network and the user. The model has the others."""
+    places, is_devnet = default_places(tree, environ), tree.get("network") == "devnet"
     merchants = tree.get("merchants")
     named = merchants if isinstance(merchants, Mapping) else {}
     defaults = {"merchants": dict.fromkeys(named, _MERCHANT_DEFAULTS[is_devnet])}

@@ -16,7 +16,6 @@ from payagent.settings.schema import Settings
 CREDENTIAL_NAME = "keystore-passphrase"
 KEYSTORE_FILE = "keystore.json"
 LEDGER_FILE = "ledger.db"
-TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 LINKS_KEY_FILE = "approval-links.key"
 """The key that signs approval links. It is in the data dir."""
 

@@ -14,13 +14,14 @@ from kit.http import NO_TLS
 from kit.pages import docs_script
 
 from payagent.cli import run
+from payagent.cli.main import COMMANDS as ROOT_COMMANDS
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX, SPLIT_COUNT_MAX
 
 DOCS = docs_script()
 COMMANDS = dict(DOCS.walk())
-HELP_MAX_S = 0.3
-HEAVY = ("pycardano", "fastapi", "httpx", "pydantic", "uvicorn", "sqlite3", "rich", "structlog")
+HELP_MAX_S = 0.2
+HEAVY = ("pycardano", "fastapi", "httpx", "pydantic", "uvicorn", "sqlite3", "structlog", "payagent.cli.pay")
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -53,18 +54,51 @@ def test_help_is_quick() -> None:
     assert any(seconds() < HELP_MAX_S for _ in range(30))
 
 
-def test_shell_completion_is_generated() -> None:
-    process = spawn(environ={"_PAYAGENT_COMPLETE": "bash_source"}, stdout=subprocess.PIPE)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "complete" in out
-    assert "Usage" not in out
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_of_the_shell(shell: str) -> None:
+    told = invoke("completion", shell)
+    assert (told.code, told.err) == (0, "")
+    assert f"_PAYAGENT_COMPLETE={shell}_complete" in told.out
+
+
+def test_a_shell_gets_completions_of_commands_subcommands_and_options() -> None:
+    for typed, completed in (
+        ("payagent st", "status"),
+        ("payagent wallet sp", "split"),
+        ("payagent log --fo", "--follow"),
+    ):
+        words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+        process = spawn(environ=words | {"_PAYAGENT_COMPLETE": "bash_complete"}, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, f"plain,{completed}\n")
 
 
 def test_help_loads_no_heavy_modules() -> None:
-    code = f"import sys, payagent.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
+    code = (
+        "import io, sys; from payagent.cli import run; from payagent.cli.terminal import Terminal; "
+        "run(['--help'], Terminal(io.StringIO(), io.StringIO(), io.StringIO())); "
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert loaded.stdout.strip() == "[]"
+    assert loaded.stdout.startswith("Usage: payagent ")
+    assert loaded.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", ROOT_COMMANDS)
+def test_the_root_help_shows_each_commands_own_summary(name: str) -> None:
+    assert ROOT_COMMANDS[name][1] == COMMANDS[f"payagent {name}"].get_short_help_str(100)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_a_summary_is_a_whole_sentence_that_fits_80_columns(path: str) -> None:
+    summary = COMMANDS[path].get_short_help_str(100)
+    assert summary[0].isupper()
+    assert summary.endswith(".")
+    if path.count(" ") > 0:
+        parent, _, name = path.rpartition(" ")
+        siblings = [one.rpartition(" ")[2] for one in COMMANDS if one.rpartition(" ")[0] == parent]
+        assert name in siblings
+        assert 2 + max(map(len, siblings)) + 2 + len(summary) <= 78
 
 
 @pytest.mark.parametrize(
@@ -82,6 +116,29 @@ def test_usage_errors_exit_with_2_and_name_the_help(arguments: tuple[str, ...]) 
     assert (result.code, result.out) == (2, "")
     assert result.problem == "usage"
     assert "--help" in result.error["fix"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (("paymnts",), "payments"),
+        (("wallet", "sned"), "send"),
+        (("payments", "list", "--stat", "void"), "--state"),
+        (("payments", "list", "--state", "viod"), "void"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_one_that_was_meant(typed: tuple[str, ...], meant: str) -> None:
+    result = invoke(*typed)
+    assert result.code == 2
+    assert meant in result.error["detail"]
+
+
+@pytest.mark.parametrize("typed", [("nonsense",), ("pay",), ("wallet", "sned"), ("limits", "--nonsense")])
+def test_a_usage_error_is_for_people_with_human_even_in_a_pipe(typed: tuple[str, ...]) -> None:
+    result = invoke(*typed, "--human")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert "\n  next: see `payagent " in result.err
 
 
 def test_the_command_without_arguments_shows_its_help_and_exits_with_2() -> None:

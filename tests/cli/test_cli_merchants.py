@@ -77,7 +77,7 @@ def test_a_price_above_the_allowed_rise_needs_approval(guarded: Shop) -> None:
     guarded.settings(price="10000000")
     shown = guarded.payagent("merchants", "show", "t", "--human").out
     assert "ready       auto: 1 block deep, as accepted before" in shown
-    assert "POST /chat   ADA         1         13 ADA" in shown
+    assert "POST /chat  ADA        1        13 ADA" in shown
     assert "price rise  25 % at most" in shown
 
 

@@ -17,6 +17,8 @@ PAGES = (
     ("rotate-tokens", "Rotate tokens", 2),
     ("scrape-metrics", "Scrape metrics", 1),
     ("stop-signing", "Stop all signing", 1),
+    ("see-what-happens", "See what payagent does", 2),
+    ("complete-commands", "Complete commands with the Tab key", 3),
 )
 """Name and title of a page, and how many of its blocks ask for nothing but this wallet."""
 
@@ -25,9 +27,10 @@ def test_the_commands_of_the_operators_pages_work(shop: Shop) -> None:
     environ = clean_environ() | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PAYAGENT_CONFIG": str(shop.config),
+        "HOME": str(shop.folder),
     }
     for name, title, count in PAGES:
         command = ["bash", "-ec", "".join(blocks(title, f"docs/how-to/{name}.md")[:count])]
         run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
         assert run.returncode == 0, f"{name}: {run.stderr}"
-        assert run.stdout, name
+        assert run.stdout or name == "complete-commands", name

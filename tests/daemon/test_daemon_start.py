@@ -41,7 +41,8 @@ from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.doctor.chain import check_chain
 from payagent.secret_file import require_out_of_reach, require_unchanged_by_others
-from payagent.settings.loading import config_places, load_settings
+from payagent.settings.config_file import config_places
+from payagent.settings.loading import load_settings
 from payagent.store.db.lease import require_local
 from payagent.store.db.writer import Writer
 from payagent.wallet.keystore import read_header

@@ -86,7 +86,7 @@ def test_every_payagent_command_on_a_page_exists(path: Path) -> None:
                 assert word.partition("=")[0] in options, line
             elif isinstance(command, click.Group):
                 assert word in command.commands, line
-                command = command.commands[word]
+                command = command.get_command(click.Context(command), word)
 
 
 def test_no_file_names_a_package_registry_or_a_personal_path() -> None:

@@ -14,7 +14,8 @@ from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile, read_secret_file
-from payagent.settings.loading import find_config, load_settings, read_merchant
+from payagent.settings.config_file import DaemonPlace, find_config, find_daemon
+from payagent.settings.loading import load_settings, read_merchant
 from payagent.settings.paths import passphrase_file
 from payagent.settings.schema import AssetLimitSettings, MerchantSettings, ProviderSettings, Settings
 
@@ -212,6 +213,41 @@ def test_data_dir_and_socket_default_to_the_users_own_directories(tmp_path: Path
     assert runtime.api.socket == Path("/run/user/7/payagent/payagent.sock")
     relative = load(tmp_path, XDG_RUNTIME_DIR="run")
     assert relative.api.socket == settings.api.socket, "the XDG specification says to ignore it"
+
+
+@pytest.mark.parametrize(
+    ("extra", "environ"),
+    [
+        ("", {}),
+        ("", {"XDG_RUNTIME_DIR": "/run/user/7"}),
+        ("", {"XDG_RUNTIME_DIR": "run", "PAYAGENT_TOKEN": "pa_x"}),
+        ('[api]\nsocket = "/srv/s"', {"XDG_RUNTIME_DIR": "/run/user/7"}),
+        ('[api]\nsocket = "~/s"', {}),
+    ],
+)
+def test_a_command_finds_the_daemon_where_the_validated_settings_have_it(
+    tmp_path: Path, extra: str, environ: dict[str, str]
+) -> None:
+    settings = load(tmp_path, extra, **environ)
+    place = find_daemon(tmp_path / "config.toml", {"HOME": str(tmp_path), **environ})
+    assert place == DaemonPlace(settings.api.socket, settings.data_dir)
+
+
+@pytest.mark.parametrize(
+    ("top", "extra", "environ"),
+    [
+        ("", "", {"PAYAGENT_DATA_DIR": "/srv"}),
+        ("", "", {"PAYAGENT_DATADIR": "/srv"}),
+        ('data_dir = "srv"\n', "", {}),
+        ("api = 5\n", "", {}),
+        ("", "[api]\nsocket = 5", {}),
+    ],
+)
+def test_what_only_the_validated_settings_can_tell_is_left_to_them(
+    tmp_path: Path, top: str, extra: str, environ: dict[str, str]
+) -> None:
+    path = write(tmp_path, top + MINIMAL.format(network="preprod") + extra)
+    assert find_daemon(path, {"HOME": str(tmp_path), **environ}) is None
 
 
 def test_the_first_config_file_in_the_search_order_is_used(tmp_path: Path) -> None:

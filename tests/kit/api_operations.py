@@ -21,6 +21,8 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/pause": (FORBIDDEN, {}),
     "post /v1/resume": (FORBIDDEN, None),
     "get /v1/events": (BLIND, "stream"),
+    "get /v1/log": (FORBIDDEN, None),
+    "get /v1/alerts": (FORBIDDEN, None),
     "get /v1/merchants": (BLIND, None),
     "get /v1/merchants/{name}": (FORBIDDEN, None),
     "post /v1/merchants/{name}/pins": (FORBIDDEN, {"role": "split", "address": "a"}),

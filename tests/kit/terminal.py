@@ -69,15 +69,17 @@ class Session:
 
 
 @contextmanager
-def at_terminal(*arguments: object, stdout: int | None = None) -> Iterator[Session]:
-    """Run a command at a terminal; `stdout` may be a pipe instead."""
+def at_terminal(
+    *arguments: object, stdout: int | None = None, columns: int = 100, **environ: str
+) -> Iterator[Session]:
+    """Run a command at a terminal of this width; `stdout` may be a pipe instead."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", _IN_A_TERMINAL, *map(str, arguments)],
         stdin=slave,
         stdout=slave if stdout is None else stdout,
         stderr=slave,
-        env=clean_environ() | {"TERM": "xterm", "COLUMNS": "100"},
+        env=clean_environ() | {"TERM": "xterm", "COLUMNS": str(columns)} | environ,
     )
     os.close(slave)
     try:

@@ -42,6 +42,7 @@ from payagent.core.payment import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
+from payagent.store.rows import apps, intents
 from payagent.store.rows.events import StreamedEvent
 from payagent.store.rows.payments import PaymentRow
 
@@ -315,6 +316,11 @@ class Payment(BaseModel):
         )
 
 
+def call_of(request: str | None) -> str | None:
+    """Method and path of a stored request, without the hash of its body."""
+    return None if request is None else " ".join(request.split(" ")[:2])
+
+
 def _block(row: PaymentRow) -> dict[str, object] | None:
     if row.block.hash is None or row.state not in ON_CHAIN:
         return None
@@ -379,7 +385,27 @@ class Attempt(Shown):
     ttl_slot: int
 
 
-class PaymentWithHistory(Payment):
+class NamedPayment(Payment):
+    """With the names that people know. `request`: method and path of the bought call, if the client named it."""
+
+    app_name: str
+    merchant: str | None
+    request: str | None
+
+    @classmethod
+    def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
+        merchant = context.config.merchants.get(row.invoice.origin or "")
+        return super().of(
+            context,
+            row,
+            app_name=apps.require(context.conn, row.app_id).name,
+            merchant=None if merchant is None else merchant.name,
+            request=call_of(intents.request_of(context.conn, row.intent.id)),
+            **more,
+        )
+
+
+class PaymentWithHistory(NamedPayment):
     """`depth`: blocks from the payment's own to the newest, counting both; null while it is in no block.
 
     `attempts`: oldest first. At most one of them is ever on the chain.
@@ -420,7 +446,7 @@ class PaymentWithAnswer(Payment):
 class Payments(BaseModel):
     """`awaiting_approval`: how many of all payments that the app sees wait for approval, on any page."""
 
-    payments: list[Payment]
+    payments: list[NamedPayment]
     cursor: str | None
     awaiting_approval: int
 

@@ -19,6 +19,7 @@ from payagent.api.models.payments import (
     Attempt,
     CreatePayment,
     MerchantAnswer,
+    NamedPayment,
     Payment,
     PaymentEvent,
     Payments,
@@ -114,7 +115,7 @@ async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> 
     asked_or_of = caller.app.id if caller.sees_approvals and not caller.sees_all else None
     rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    items = [Payment.of(caller.context, row) for row in rows]
+    items = [NamedPayment.of(caller.context, row) for row in rows]
     return JsonResponse(Payments(payments=items, cursor=cursor, awaiting_approval=awaiting))
 
 

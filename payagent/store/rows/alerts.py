@@ -59,6 +59,15 @@ def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
     return [subject for (subject,) in rows]
 
 
+def all_raised(conn: sqlite3.Connection) -> list[AlertRow]:
+    """The newest alert of each subject that is not cleared, oldest first."""
+    rows = conn.execute(
+        f"{_ALERT} a WHERE kind <> 'cleared' "  # noqa: S608  our own names
+        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) ORDER BY seq"
+    )
+    return [_alert(row) for row in rows]
+
+
 def counts_raised(conn: sqlite3.Connection) -> dict[str, int]:
     """Number of subjects with an alert that is not cleared, by kind."""
     rows = conn.execute(

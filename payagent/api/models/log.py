@@ -1,0 +1,79 @@
+"""The log of changes and refusals, and the alerts. May import: core, agent, store.rows, pydantic. Never: I/O."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from payagent.api.models.base import Time
+from payagent.api.models.payments import call_of
+from payagent.core.policy import ANY
+from payagent.store.rows.alerts import AlertRow
+from payagent.store.rows.operator_log import LoggedEvent
+
+
+class LogEntry(BaseModel):
+    """A change by an operator, a refusal, or a decision on an approval.
+
+    `by`: the app that made the change; null if none did. `app` and `merchant`: which ones it is about. `request`:
+    method and path of the refused call. Apps and merchants are named as in the config, or by id and origin.
+    """
+
+    seq: int
+    at: Time
+    event: str
+    by: str | None
+    app: str | None
+    merchant: str | None
+    request: str | None
+    payment: str | None
+    detail: dict[str, object]
+
+    @classmethod
+    def of(cls, row: LoggedEvent, names: Mapping[str, str]) -> Self:
+        detail: dict[str, Any] = json.loads(row.detail)
+        detail.pop("received", None)  # the 402 itself, up to some hundred KiB
+        app = detail.pop("app", None) or row.app_id
+        by = detail.pop("by", None)
+        if row.event == "unfrozen":
+            app, by = None, app
+        merchant = detail.pop("merchant", None) or detail.pop("origin", None) or row.origin
+        return cls(
+            seq=row.seq,
+            at=row.at_ms,
+            event=row.event,
+            by=_named(by, names),
+            app=_named(app, names),
+            merchant=_named(merchant, names),
+            request=call_of(detail.pop("request", None) or row.request),
+            payment=row.payment_id,
+            detail=detail,
+        )
+
+
+class LogPage(BaseModel):
+    log: list[LogEntry]
+    cursor: str | None
+
+
+class Alert(BaseModel):
+    """An alert that is not cleared. `facts`: what it is about, as in the webhook's body."""
+
+    id: str
+    kind: str
+    subject: str
+    at: Time
+    facts: dict[str, str]
+
+    @classmethod
+    def of(cls, row: AlertRow) -> Self:
+        return cls(id=row.id, kind=row.kind, subject=row.subject, at=row.at_ms, facts=dict(row.facts))
+
+
+class Alerts(BaseModel):
+    alerts: list[Alert]
+
+
+def _named(name: str | None, names: Mapping[str, str]) -> str | None:
+    return None if name in (None, ANY) else names.get(name, name)

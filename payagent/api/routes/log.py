@@ -1,0 +1,49 @@
+"""/v1/log and /v1/alerts: what operators changed, which calls were refused, and what needs attention now.
+
+May import: core, agent, store, the rest of api, FastAPI. Never: changes anything.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+
+from payagent.agent.operator.limits import names_of
+from payagent.api.http.problems import JsonResponse
+from payagent.api.models.base import GivenTime
+from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
+from payagent.api.models.openapi import gives
+from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.params import Page
+from payagent.store.rows import alerts, operator_log
+
+Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
+
+router = APIRouter(tags=["log"])
+
+
+class LogFilter(Page):
+    """Where the log starts."""
+
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
+
+
+@router.get("/v1/log", summary="List changes and refusals, newest first", responses=gives(LogPage, 200))
+async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonResponse:
+    """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused calls."""
+    context = caller.context
+    rows = await run_in_threadpool(
+        lambda: operator_log.page(
+            context.conn, since_ms=query.since or 0, before_seq=query.before, limit=query.limit
+        )
+    )
+    names = dict(names_of(context))
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    return JsonResponse(LogPage(log=[LogEntry.of(row, names) for row in rows], cursor=cursor))
+
+
+@router.get("/v1/alerts", summary="List the alerts that are not cleared", responses=gives(Alerts, 200))
+async def raised(caller: Reader) -> JsonResponse:
+    """Oldest first. docs/reference/alerts.md explains each kind."""
+    return JsonResponse(Alerts(alerts=[Alert.of(row) for row in alerts.all_raised(caller.context.conn)]))

@@ -1,0 +1,86 @@
+"""`payagent status`: one screen that tells whether payagent pays, and what needs a person.
+
+May import: click, core, cli.
+Never: changes anything.
+"""
+
+from typing import Any
+
+import click
+
+from payagent.cli.limits import whose
+from payagent.cli.options import Connect, example, show_amount, show_asset, show_time, show_units, talks_to_daemon
+from payagent.cli.payments import show_payments
+from payagent.cli.terminal import Terminal
+from payagent.core.bounds import LIST_LIMIT_MAX
+from payagent.core.money import LOVELACE
+from payagent.core.payment import State
+from payagent.core.policy import Window
+
+
+@click.command(epilog=example("payagent status --json"))
+@talks_to_daemon
+def status(terminal: Terminal, connect: Connect) -> None:
+    """Show whether payagent pays, and what needs you.
+
+    It shows the daemon, the balance, the last 24 hours' spending, payments that wait for approval, and alerts. A
+    token with the scope read is enough. The exit code is 0 whenever the daemon answers, ready or not.
+    """
+    with connect() as client:
+        readiness = client.readiness()
+        wallet = client.get("/v1/wallet")
+        waiting = client.get("/v1/payments", state=str(State.AWAITING_APPROVAL), limit=LIST_LIMIT_MAX)
+        answer = {
+            **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
+            **{key: wallet[key] for key in ("address", "assets", "chain")},
+            **client.get("/v1/limits"),
+            "awaiting_approval": waiting["payments"],
+            **client.get("/v1/alerts"),
+        }
+    terminal.give(answer, lambda: _show(terminal, answer))
+
+
+def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
+    if answer["ready"]:
+        terminal.marked("ready", "ok", f": payagent pays on {answer['network']}")
+    else:
+        terminal.marked("not ready", "error", f": payagent does not pay on {answer['network']} now")
+    for checks in ("checks", "providers"):
+        for name, problem in answer[checks].items():
+            if problem != "ok":
+                terminal.marked(f"  {name}", "error", f": {problem}")
+    terminal.pairs(
+        [
+            ("address", answer["address"]),
+            *(("balance", _balance(row)) for row in answer["assets"]),
+            ("newest block", str(answer["chain"]["tip_height"] or "not read yet")),
+        ]
+    )
+    terminal.line("\nSpent in the last 24 hours:")
+    numbers = ("spent", "left", "limit")
+    days = [row for row in answer["limits"] if row["limit"] == Window.DAY]
+    rows = [
+        (
+            whose(row["app"], row["merchant"]),
+            show_asset(row["asset"]),
+            *(show_units(row["asset"], row[number]) for number in ("spent", "left", "most")),
+        )
+        for row in sorted(days, key=lambda row: row["asset"] != LOVELACE)
+    ]
+    terminal.table(("whose", "asset", *numbers), rows, right=numbers)
+    if answer["awaiting_approval"]:
+        terminal.line("\nWaiting for `payagent payments approve ID`, or deny ID:")
+        show_payments(terminal, answer["awaiting_approval"])
+    terminal.line("\nAlerts:" if answer["alerts"] else "\nNo alerts.")
+    for row in answer["alerts"]:
+        terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {_about(row)}")
+
+
+def _balance(row: dict[str, str]) -> str:
+    asset = row["asset"]
+    available, held = (show_units(asset, row[part]) for part in ("available", "held"))
+    return f"{show_amount(asset, row['total'])} ({available} available, {held} held)"
+
+
+def _about(alert: dict[str, Any]) -> str:
+    return str(alert["facts"].get("detail", alert["subject"]))

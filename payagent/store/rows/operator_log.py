@@ -1,0 +1,53 @@
+"""What operators changed and which calls were refused, read from the events.
+
+May import: store.rows, store.db, sqlite3. Never: writes.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+OF_THE_WALLET = (
+    "limit_set", "app_added", "token_issued", "app_revoked", "merchant_added", "merchant_removed",
+    "merchant_stopped", "merchant_resumed", "address_pinned", "address_unpinned", "paused", "resumed", "unfrozen",
+    "config_read", "topup_stopped", "refused",
+)  # fmt: skip
+OF_PAYMENTS = ("reject", "deny", "reserve")
+"""Of these, `reserve` is listed if it was a decision on an approval."""
+
+_LOG = f"""
+SELECT e.seq, e.payment_id, e.event, e.detail, e.at_ms, p.app_id, p.origin, i.request
+FROM (SELECT * FROM events INDEXED BY events_of_the_wallet
+      WHERE payment_id IS NULL AND event IN ({",".join("?" * len(OF_THE_WALLET))})
+      UNION ALL
+      SELECT d.* FROM (SELECT id FROM payments WHERE state IN ('rejected', 'denied')
+                       UNION SELECT payment_id FROM approvals) q
+      JOIN events d INDEXED BY events_by_payment ON d.payment_id = q.id
+      WHERE d.event IN (?, ?, ?) AND (d.event <> 'reserve' OR d.detail ->> '$.via' IS NOT NULL)) e
+LEFT JOIN payments p ON p.id = e.payment_id
+LEFT JOIN intents i ON i.id = p.intent_id
+WHERE e.at_ms >= ? AND (? IS NULL OR e.seq < ?)
+ORDER BY e.seq DESC LIMIT ?
+"""  # noqa: S608  our own names
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An event; `detail` is JSON. The last three belong to the payment, and are None without one.
+
+    `request`: method, path and body hash, separated by spaces.
+    """
+
+    seq: int
+    payment_id: str | None
+    event: str
+    detail: str
+    at_ms: int
+    app_id: str | None
+    origin: str | None
+    request: str | None
+
+
+def page(conn: sqlite3.Connection, *, since_ms: int, before_seq: int | None, limit: int) -> list[LoggedEvent]:
+    """Changes, refusals, and decisions on approvals, newest first."""
+    rows = conn.execute(_LOG, (*OF_THE_WALLET, *OF_PAYMENTS, since_ms, before_seq, before_seq, limit))
+    return [LoggedEvent(*row) for row in rows]

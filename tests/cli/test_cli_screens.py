@@ -1,0 +1,202 @@
+"""What `status`, `limits` and `payments list` look like at 80 and 120 columns, and what `log` tells.
+
+`screens/` has each screen, with ids, times and addresses masked. To renew one, delete it and run its test twice.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+from kit.canaries import plant
+from kit.cli import Shop, running, spawn, until, write_private
+from kit.terminal import at_terminal
+
+from payagent.devnet.merchant import role_address
+from payagent.store.rows import operator_log
+
+SCREENS = Path(__file__).parent / "screens"
+OTHER = role_address("creator").text
+COMMANDS = {"status": ("status",), "limits": ("limits",), "payments": ("payments", "list")}
+MASKS = (
+    (r"pay_[0-9a-f]{24}", "pay_" + 24 * "0"),
+    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", "2026-01-01 00:00:00"),
+    (r"addr_test1[0-9a-z]{90,}", "addr_test1" + 98 * "0"),
+    (r"127\.0\.0\.1:\d+", "127.0.0.1:0"),
+    (r"(newest block) +\d+", r"\1  0"),
+)
+
+
+@pytest.fixture(scope="module")
+def busy(closed_shop: Shop) -> Iterator[Shop]:
+    """A wallet with a paid call, a refused one, one that waits for approval, a split and a transfer."""
+    shop = closed_shop
+    with shop.config.open("a") as config:
+        config.write('\n[approvals]\nrequired_above = "10 ADA"\n')
+    for _ in range(5):
+        shop.control("faucet", address=shop.made["address"], lovelace="100000000")
+    with running(shop):
+        until(lambda: len(shop.payagent("wallet", "utxos").json["utxos"]) == 5, "no deposit")
+        url = f"{shop.devnet.merchant_url}/chat"
+        bot = token_of(shop, "bot", "--scope", "pay", "--per-day", "5 ADA")
+        token_of(shop, "auditor", "--scope", "read")
+        for price, message, by, code in (
+            ("2000000", "cheap", ("--token-file", bot), 0),
+            ("4000000", "above the limit", ("--token-file", bot), 6),
+            ("12000000", "dear", (), 8),
+        ):
+            shop.settings(price=price, splits=[])
+            data = json.dumps({"message": message})
+            fetching = spawn("fetch", url, "-d", data, *by, "--config", shop.config, stdout=PIPE, stderr=PIPE)
+            _, err = fetching.communicate(timeout=60)
+            assert fetching.returncode == code, err
+        assert shop.payagent("wallet", "split", "--count", "3", "--each", "20 ADA").code == 0
+        assert shop.payagent("wallet", "send", OTHER, "--amount", "3 ADA", "--yes").code == 0
+        for change in (
+            ("pause", "--reason", "a drill"),
+            ("resume",),
+            ("limits", "set", "--merchant", "t", "--total", "90 ADA"),
+            ("limits", "set", "--merchant", "t", "--total", "config"),
+            ("merchants", "add", "shop", "--origin", "https://shop.example"),
+            ("merchants", "pin", "shop", OTHER, "--split"),
+            ("merchants", "unpin", "shop", OTHER, "--split"),
+            ("merchants", "remove", "shop"),
+            ("app", "add", "brief"),
+            ("app", "revoke", "brief"),
+        ):
+            assert shop.payagent(*change).code == 0
+        ended = {"confirmed", "rejected", "awaiting_approval"}
+        until(lambda: {row["state"] for row in shop.payments()} == ended, "not confirmed")
+        yield shop
+
+
+def token_of(shop: Shop, name: str, *options: str) -> Path:
+    added = shop.payagent("app", "add", name, *options)
+    assert added.code == 0, added.err
+    return write_private(shop.folder / name, plant(f"the token of {name}", added.json["token"]))
+
+
+def masked(text: str) -> str:
+    for pattern, mask in MASKS:
+        text = re.sub(pattern, mask, text)
+    return text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_screen_looks_as_committed(busy: Shop, name: str, columns: int) -> None:
+    command = (*COMMANDS[name], "--config", busy.config, "--token-file", busy.folder / "auditor")
+    with at_terminal(*command, columns=columns, NO_COLOR="1") as session:
+        assert session.end() == 0
+    screen, file = masked(session.seen), SCREENS / f"{name}-{columns}.txt"
+    if not file.exists():
+        file.write_text(screen)
+        pytest.fail(f"{file} was missing and is written now: look at it")
+    assert screen == file.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_table_is_wider_than_the_terminal(name: str) -> None:
+    for columns in (80, 120):
+        lines = (SCREENS / f"{name}-{columns}.txt").read_text().splitlines()
+        rules = [line for line in lines if line.startswith("──")]
+        assert rules
+        assert max(map(len, rules)) <= columns
+
+
+def test_a_terminal_shows_states_in_colour_unless_told_not_to(busy: Shop) -> None:
+    command = ("payments", "list", "--config", busy.config)
+    with at_terminal(*command) as coloured:
+        assert coloured.end() == 0
+    for code, state in ((32, "confirmed"), (33, "awaiting approval"), (31, "rejected")):
+        assert f"\x1b[{code}m{state}" in coloured.seen
+    with at_terminal(*command, NO_COLOR="1") as plain:
+        assert plain.end() == 0
+    assert "\x1b[" not in plain.seen
+
+
+def test_a_read_token_sees_who_changed_what_and_which_calls_were_refused(busy: Shop) -> None:
+    told = busy.payagent("log", "--human", "--token-file", busy.folder / "auditor")
+    assert told.code == 0, told.err
+    lines = [re.sub(" +", " ", masked(line)) for line in told.out.splitlines()]
+    refusal = f"bot refused with limit_exceeded: t POST /chat pay_{24 * '0'}"
+    assert [line.removeprefix("2026-01-01 00:00:00 ") for line in lines] == [
+        "operator app bot added (pay)",
+        "operator token issued for the app bot",
+        "operator limit per day of app bot: 5 ADA",
+        "operator app auditor added (read)",
+        "operator token issued for the app auditor",
+        refusal,
+        "operator signing paused: a drill",
+        "operator signing resumed",
+        "operator limit total of merchant t: 90 ADA",
+        "operator limit total of merchant t: as in the config file",
+        "operator merchant shop added",
+        f"operator address of https://shop.example pinned: {OTHER}",
+        f"operator address of https://shop.example unpinned: {OTHER}",
+        "operator merchant shop removed",
+        "operator app brief added (pay)",
+        "operator token issued for the app brief",
+        "operator app brief revoked",
+    ]
+    newest = busy.payagent("log", "--limit", "1").json["log"][0]
+    assert (newest["event"], newest["by"], newest["app"]) == ("app_revoked", "operator", "brief")
+    assert busy.payagent("log", "--since", newest["at"]).json["log"] == [newest]
+
+
+def test_the_log_has_words_for_every_event_that_the_daemon_lists() -> None:
+    words = import_module("payagent.cli.log")._WORDS
+    assert words.keys() == {*operator_log.OF_THE_WALLET, *operator_log.OF_PAYMENTS}
+
+
+def test_the_log_is_followed_until_its_reader_stops(busy: Shop) -> None:
+    newest = busy.payagent("log", "--limit", "1").json["log"][0]
+    command = ("log", "--follow", "--since", newest["at"], "--json", "--config", busy.config)
+    following = spawn(*command, stdout=PIPE, stderr=PIPE)
+    assert json.loads(following.stdout.readline())["event"] == "app_revoked"
+    assert busy.payagent("limits", "set", "--per-week", "70 ADA").code == 0
+    told = json.loads(following.stdout.readline())
+    assert busy.payagent("limits", "set", "--per-week", "config").code == 0
+    again = json.loads(following.stdout.readline())
+    following.terminate()
+    following.communicate(timeout=60)
+    assert [one["detail"]["most"] for one in (told, again)] == ["70000000", None]
+    assert (told["by"], told["app"], told["detail"]["limit"]) == ("operator", None, "per_week")
+
+
+def test_status_is_one_json_object_for_programs(busy: Shop) -> None:
+    told = busy.payagent("status").json
+    assert (told["ready"], told["network"], told["address"]) == (True, "devnet", busy.made["address"])
+    (waits,) = told["awaiting_approval"]
+    assert (waits["app_name"], waits["merchant"], waits["request"]) == ("operator", "t", "POST /chat")
+    assert [alert["kind"] for alert in told["alerts"]] == ["approval_needed"]
+    assert {"limits", "assets", "chain", "checks", "providers"} <= told.keys()
+
+
+def test_status_says_that_a_pause_stops_payments(busy: Shop) -> None:
+    assert busy.payagent("pause", "--reason", "a drill").code == 0
+    shown = busy.payagent("status", "--human")
+    assert busy.payagent("resume").code == 0
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("not ready: payagent does not pay on devnet now\n  pause: an operator has paused")
+    assert "paused since " in shown.out
+
+
+def test_a_read_command_imports_neither_pydantic_nor_httpx(busy: Shop) -> None:
+    code = (
+        "import sys; from payagent.cli import run; from payagent.cli.terminal import standard_terminal; "
+        "run(sys.argv[1:], standard_terminal()); "
+        "print([m for m in ('pydantic', 'httpx', 'fastapi', 'pycardano') if m in sys.modules], file=sys.stderr)"
+    )
+    for command in ("payments", "limits", "wallet", "status", "log"):
+        process = subprocess.run(
+            [sys.executable, "-c", code, command, "--config", busy.config],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert process.stderr.splitlines()[-1] == "[]", command
+        assert process.stdout.startswith("{")
