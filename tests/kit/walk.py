@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kit.cli import clean_environ
 
-TIMEOUT_S = 90
+TIMEOUT_S = 180
 ACTIVATE = ". .venv/bin/activate"
 
 
