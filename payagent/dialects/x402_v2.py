@@ -13,6 +13,7 @@ Never: reads another dialect's fields.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice
@@ -128,9 +129,9 @@ def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
     info = extension.get("info") if isinstance(extension, dict) else None
     bound = check_declared(info, reading.call)
     salted = salted_hash(reading.call, bound, reading.salt)
-    if isinstance(extension, dict) and info:
-        extension = {**extension, "info": {**info, "salt": reading.salt.hex()}}
-    return salted.hex(), {**extensions, REQUEST_COMMITMENT: extension}
+    declared = cast("dict[str, Any]", extension)  # anything else was refused
+    salted_info = {**declared["info"], "salt": reading.salt.hex()}
+    return salted.hex(), {**extensions, REQUEST_COMMITMENT: {**declared, "info": salted_info}}
 
 
 def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:

@@ -77,21 +77,21 @@ class Turn:
 
 
 class SingleFlight:
-    """All flights by the key of their intent."""
+    """Joins equal requests, by the key of their intent."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, Flight] = {}
+        self._by_key: dict[Hashable, Flight] = {}
 
     @contextmanager
     def join(self, key: Hashable) -> Iterator[Flight]:
-        flight = self._flights.setdefault(key, Flight())
+        flight = self._by_key.setdefault(key, Flight())
         flight.calls += 1
         try:
             yield flight
         finally:
             flight.calls -= 1
             if not flight.calls:
-                del self._flights[key]
+                del self._by_key[key]
 
 
 async def _within(timeout_s: float, waiting: Awaitable[object], shared: SharedPayment | None) -> None:

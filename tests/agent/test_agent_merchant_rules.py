@@ -1,6 +1,7 @@
-"""Guards by the real agent: what is known of a merchant decides inside the commit, and outlives a restart.
+"""Merchant rules in the real agent: pinned addresses, price rises, unserved payments and payments in flight.
 
-Threats B4, B5 (addresses), D6 (paid and not served), K1 (drift), K4 (too many on their way).
+The rules are checked inside the commit and survive a restart. Threats B4 and B5 (addresses), D6 (paid and not
+served), K1 (price rises), K4 (too many payments in flight).
 """
 
 import asyncio
@@ -36,7 +37,7 @@ PLATFORM, CREATOR = ({"role": name, "units": "1000000"} for name in ("platform",
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet whose clock the test moves, and a wallet of ten coins."""
+    """A devnet whose clock the test moves, and a wallet of ten UTxOs."""
     with world_with_clock(tmp_path) as world:
         world.fund(*[50 * ADA] * 10)
         yield world
@@ -49,7 +50,7 @@ async def refusal(run: Run, message: str) -> Refused:
 
 
 async def question(run: Run, message: str) -> list[str]:
-    """Why a person is asked about a payment: it waits, with nothing signed and no coin taken."""
+    """The reasons of a payment that awaits approval, with nothing signed and no UTxO reserved."""
     free = run.selectable()
     row = await run.pay(message)
     assert (row.state, row.nonce_utxo, row.attempt.tx_id) == (State.AWAITING_APPROVAL, None, None)
@@ -65,8 +66,8 @@ def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
     return [(event, json.loads(detail)) for _, payment, event, _, detail, *_ in rows if event in names]
 
 
-class TestAddresses:
-    async def test_the_first_payment_says_who_may_be_paid(self, world: World) -> None:
+class TestPinnedAddresses:
+    async def test_the_first_payment_pins_the_merchants_addresses(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
             first = await run.pay("first")
@@ -90,7 +91,7 @@ class TestAddresses:
             {"splits": [{"role": "thief", "units": "1000000"}]},
         ],
     )
-    async def test_another_address_is_not_paid_unasked(
+    async def test_a_payment_to_an_unpinned_address_needs_an_approval(
         self, world: World, changed: dict[str, object], restarted: bool
     ) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
@@ -105,7 +106,7 @@ class TestAddresses:
                 await self._asks(run)
 
     async def _asks(self, run: Run) -> None:
-        """A person is told which address it is; nothing is held in the books meanwhile."""
+        """The approval names the new address, and the books hold nothing for it meanwhile."""
         held = run.books()["held"]
         assert await question(run, "second") == ["address_not_pinned"]
         [row] = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
@@ -114,7 +115,7 @@ class TestAddresses:
         assert pay_to("thief") in asked.reasons[0].detail
         assert run.books()["held"] == held
 
-    async def test_one_with_the_merchants_key_and_a_thiefs_stake_is_another(self, world: World) -> None:
+    async def test_the_pinned_key_with_another_stake_part_is_an_unpinned_address(self, world: World) -> None:
         """B4: the same payment key with another stake part is not the address that was pinned."""
         shop = role_address("pay_to")
         franken = encode_address(shop.raw[:29] + b"\x66" * 28)
@@ -132,8 +133,8 @@ class TestAddresses:
             world.settings(splits=[CREATOR])
             assert (await run.pay("second")).state is State.IN_FLIGHT
 
-    async def test_of_two_first_payments_at_once_one_is_the_first(self, world: World) -> None:
-        """Decided one after the other, whatever the event loop does: the second sees what the first pinned."""
+    async def test_of_two_concurrent_first_payments_only_one_pins_its_address(self, world: World) -> None:
+        """The writer decides one after the other, so the second payment sees what the first pinned."""
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
             asks = []
@@ -146,15 +147,17 @@ class TestAddresses:
             assert len(ended) == 2
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
-    async def test_what_was_refused_pins_nothing(self, world: World) -> None:
+    async def test_a_refused_payment_pins_no_address(self, world: World) -> None:
         async with world.run(terms=guarded(world, replace(PINNED, payments_in_flight_max=1))) as run:
             await run.run_pass()
             world.settings(price=str(2000 * ADA))
             assert (await refusal(run, "too much")).code == "limit_exceeded"
             assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
-    async def test_an_operator_changes_what_is_known(self, world: World) -> None:
-        """Each change is in the events, with who made it."""
+    async def test_an_operator_can_pin_and_unpin_an_address_and_each_change_is_recorded(
+        self, world: World
+    ) -> None:
+        """Each change is an event that names the operator."""
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
             world.settings(splits=[])
@@ -177,13 +180,13 @@ class TestAddresses:
                 ("address_unpinned", pay_to("new"), None, APP),
             ]
 
-    async def test_an_address_of_another_network_is_not_pinned(self, world: World) -> None:
+    async def test_pinning_an_address_of_another_network_is_refused(self, world: World) -> None:
         async with world.run() as run:
             mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
             with pytest.raises(Refused, match="bad_request: address_invalid/wrong_network"):
                 await pin(run.context, APP, "t", "pay_to", mainnet)
 
-    async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
+    async def test_with_addresses_in_the_config_a_payment_pins_no_others(self, world: World) -> None:
         from_file = frozenset({Pin("pay_to", pay_to("pay_to"))})
         async with world.run(terms=guarded(world, MerchantRules(from_file=from_file))) as run:
             await run.run_pass()
@@ -192,7 +195,7 @@ class TestAddresses:
             await run.pay("without")
             assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
-    async def test_a_quote_tells_of_it(self, world: World) -> None:
+    async def test_a_quote_says_that_the_address_is_not_pinned(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
             await run.pay("first")
@@ -201,8 +204,8 @@ class TestAddresses:
             quote = await run.agent.quote(world.ask("asked only"))
             assert [reason.code for reason in quote.reasons] == ["address_not_pinned"]
 
-    async def test_of_several_offers_the_one_that_is_known_is_taken(self, world: World) -> None:
-        """A thief's offer before the merchant's own is passed over, and alone it is asked about."""
+    async def test_of_several_offers_the_one_to_a_pinned_address_is_paid(self, world: World) -> None:
+        """A thief's offer is skipped if the merchant's own follows; alone it needs an approval."""
         path = "/x402/report?day=1"
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.run_pass()
@@ -231,8 +234,8 @@ class TestAddresses:
             await run.agent.decisions.deny(row.id, SOMEBODY)
             assert await question(run, "third") == ["address_not_pinned"]
 
-    async def test_the_last_address_is_not_forgotten(self, world: World) -> None:
-        """Without one the next payment would be the first again, whoever it pays."""
+    async def test_the_last_pinned_address_cannot_be_unpinned(self, world: World) -> None:
+        """With no pin left, the next payment would pin whatever address it pays."""
         world.settings(splits=[])
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.pay_in_block("first")
@@ -244,15 +247,15 @@ class TestAddresses:
             await unpin(run.context, APP, "t", "pay_to", pay_to("pay_to"))
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
 
-    async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
+    async def test_with_addresses_in_the_config_any_other_address_can_be_unpinned(self, world: World) -> None:
         from_file = frozenset({Pin("pay_to", pay_to("pay_to"))})
         async with world.run(terms=guarded(world, MerchantRules(from_file=from_file))) as run:
             await pin(run.context, APP, "t", "pay_to", pay_to("new"))
             await unpin(run.context, APP, "t", "pay_to", pay_to("new"))
             assert merchants.pins(run.context.conn, world.origin) == frozenset()
 
-    async def test_an_approval_covers_no_reason_that_arose_later(self, world: World) -> None:
-        """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
+    async def test_an_approval_does_not_cover_a_reason_that_arose_later(self, world: World) -> None:
+        """Two first payments await approval; approving one pins its address, so the other has a new reason."""
         terms = guarded(world, PINNED)
         above = {"lovelace": 5 * ADA}
         async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
@@ -268,8 +271,8 @@ class TestAddresses:
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
-    async def test_a_new_reason_needs_an_approval_of_its_own(self, world: World) -> None:
-        """What was refused for it says so: to say yes again and again does not help."""
+    async def test_a_new_reason_needs_a_new_approval_after_the_first_has_timed_out(self, world: World) -> None:
+        """The refusal says so, and approving again does not help."""
         rules = MerchantRules(price_rise_percent_max=25)
         above = {"lovelace": 5 * ADA}
         terms = guarded(world, rules)
@@ -284,7 +287,7 @@ class TestAddresses:
                 rows.append(payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             for _ in range(2):
-                with pytest.raises(Refused, match=r"price_changed.*When it has expired, the same call asks"):
+                with pytest.raises(Refused, match=r"price_changed.*Once it has expired, the same call requests"):
                     await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             await pass_time_of(world, run, 601)
             await run.agent.decisions.deny_what_is_over()
@@ -295,7 +298,7 @@ class TestAddresses:
 
 
 def _offering(world: World, path: str, payees: list[str], key: str) -> PaymentRequest:
-    """An x402 version 1 answer with an offer for each payee."""
+    """A PaymentRequest for an x402 version 1 answer with one offer per payee."""
     entry = {
         "scheme": "exact",
         "network": DEVNET.wire,
@@ -317,10 +320,10 @@ def _offering(world: World, path: str, payees: list[str], key: str) -> PaymentRe
     )
 
 
-class TestPrices:
+class TestPriceRise:
     DRIFT = MerchantRules(price_rise_percent_max=25)
 
-    async def test_a_price_far_above_the_agreed_one_asks(self, world: World) -> None:
+    async def test_a_price_over_25_percent_above_the_agreed_one_needs_an_approval(self, world: World) -> None:
         world.settings(price=str(4 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             paid = await run.pay_in_block("first")
@@ -339,8 +342,8 @@ class TestPrices:
             world.settings(price="1000000")
             assert (await run.pay("cheaper")).state is State.IN_FLIGHT
 
-    async def test_prices_do_not_creep(self, world: World) -> None:
-        """Each step is small and was paid, and all the same the way ends a quarter above where it began."""
+    async def test_small_price_rises_that_add_up_to_over_25_percent_need_an_approval(self, world: World) -> None:
+        """Each step is small and was paid, but the rise is measured from the price first agreed to."""
         world.settings(price=str(4 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             for price in (4_000_000, 4_400_000, 4_840_000):
@@ -364,8 +367,8 @@ class TestPrices:
             agreed = [told["units"] for _, told in events_of(run, "price_agreed")]
             assert agreed == ["2000000", "20000000"]
 
-    async def test_fewer_calls_for_the_same_money_ask(self, world: World) -> None:
-        """What a batch costs is of all its calls: one call is not worth as much."""
+    async def test_the_same_price_for_fewer_requests_needs_an_approval(self, world: World) -> None:
+        """The price of a batch is divided by its requests: one request may not cost as much as four."""
         world.settings(batch=4, price=str(10 * ADA), splits=[], timeout=7200)
         async with world.run(terms=guarded(world, MerchantRules(price_rise_percent_max=0))) as run:
             await run.run_pass()
@@ -385,7 +388,7 @@ class TestPrices:
             assert (await run.agent.pay(fair))[0].state is not State.AWAITING_APPROVAL
 
     async def test_more_requests_in_a_batch_do_not_hide_a_price_rise(self, world: World) -> None:
-        """How many calls it buys is the merchant's word: a path costs no more at once than was agreed to."""
+        """The merchant alone says how many requests a batch has, so the total price counts as well."""
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.pay_in_block("first")
@@ -398,7 +401,7 @@ class TestPrices:
             assert (await run.pay("one more call")).state is State.IN_FLIGHT
 
     async def test_an_approval_of_an_amount_does_not_accept_a_price_rise(self, world: World) -> None:
-        """Each step is above the threshold and let through by the price guard: nobody was told of a drift."""
+        """Each step needs an approval for its amount only, so the approvals do not accept the price rise."""
         terms = guarded(world, self.DRIFT)
         async with world.run(
             terms=lambda now: replace(terms(now), approval_required_above={"lovelace": ADA})
@@ -412,7 +415,7 @@ class TestPrices:
             assert await question(run, "one step more") == ["price_changed", "approval_required"]
             assert [told["units"] for _, told in events_of(run, "price_agreed")] == ["4000000"]
 
-    async def test_a_price_in_an_asset_that_nobody_agreed_to_asks(self, world: World) -> None:
+    async def test_the_first_price_in_another_asset_needs_an_approval(self, world: World) -> None:
         token = "a" * 56 + "746f6b"
         world.settings(price=str(2 * ADA), splits=[])
         terms = guarded(world, self.DRIFT)
@@ -430,7 +433,7 @@ class TestPrices:
             agreed = [(told["asset"], told["units"]) for _, told in events_of(run, "price_agreed")]
             assert agreed == [("lovelace", "2000000"), (token, "900")]
 
-    async def test_only_what_was_confirmed_says_what_a_call_costs(self, world: World) -> None:
+    async def test_an_unconfirmed_payment_sets_no_agreed_price(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.run_pass()
@@ -438,7 +441,7 @@ class TestPrices:
             world.settings(price=str(20 * ADA))
             assert (await run.pay("before it is in a block")).state is State.IN_FLIGHT
 
-    async def test_a_price_is_of_its_path(self, world: World) -> None:
+    async def test_agreed_prices_are_kept_per_path_without_the_query(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.pay_in_block("first")
@@ -451,7 +454,7 @@ class TestPrices:
             row, _ = await run.agent.pay(queried)
             assert row.state is State.AWAITING_APPROVAL
 
-    async def test_it_outlives_a_restart(self, world: World) -> None:
+    async def test_agreed_prices_survive_a_restart(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.pay_in_block("first")
@@ -464,11 +467,13 @@ class TestPrices:
 class TestUnservedStreak:
     STOP = MerchantRules(stop_after_unserved=2)
 
-    async def test_a_merchant_that_does_not_serve_is_paid_no_more(self, world: World) -> None:
-        """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
+    async def test_a_merchant_that_leaves_two_payments_unserved_is_not_paid_until_resumed(
+        self, world: World
+    ) -> None:
+        """One alert; the stop survives a restart; proofs of paid invoices can still be shown."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             first = await leave_unserved(world, run, "first")
-            await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment is no second strike
+            await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment counts once
             assert merchants.unserved_streak(run.context.conn, world.origin).count == 1
             second = await leave_unserved(world, run, "second")
             assert second.delivery is Delivery.PAID_NOT_SERVED
@@ -481,7 +486,7 @@ class TestUnservedStreak:
             assert retry_headers(run.context.payment(second.id), merchant, world.address)["X-Payment"]
             served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
-            assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
+            assert (await refusal(run, "fourth")).code == "merchant_stopped", "only an operator resumes a merchant"
             await resume(run.context, APP, "t")
             await resume(run.context, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
@@ -489,8 +494,8 @@ class TestUnservedStreak:
             assert told_of == ["merchant_stopped", "merchant_resumed"]
             assert alerts.raised(run.context.conn, "merchant_stopped") == []
 
-    async def test_a_clock_that_is_put_forward_blames_no_merchant(self, tmp_path: Path) -> None:
-        """One that is a block behind says 402 to what is paid, whatever our clock says."""
+    async def test_a_clock_set_forward_does_not_make_a_payment_unserved(self, tmp_path: Path) -> None:
+        """A merchant that is a block behind answers 402 to a paid request, whatever our clock says."""
         with world_apart(tmp_path) as world:
             world.fund(*[50 * ADA] * 2)
             async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1))) as run:
@@ -514,8 +519,10 @@ class TestUnservedStreak:
             assert merchants.unserved_streak(run.context.conn, world.origin).stopped_at_ms is None
             assert (await run.pay("fourth")).state is State.IN_FLIGHT
 
-    async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
-        """What waited when it was stopped waits on; the operator lets it be paid again first."""
+    async def test_a_payment_to_a_stopped_merchant_cannot_be_approved_until_it_is_resumed(
+        self, world: World
+    ) -> None:
+        """The payment keeps waiting for approval until the operator has resumed the merchant."""
         terms = guarded(world, MerchantRules(stop_after_unserved=1))
         above = {"lovelace": 15 * ADA}
         async with world.run(terms=lambda now: replace(terms(now), approval_required_above=above)) as run:
@@ -533,7 +540,7 @@ class TestUnservedStreak:
             await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
-    async def test_what_was_admitted_and_not_signed_is_given_back_when_it_is_stopped(self, world: World) -> None:
+    async def test_an_unsigned_payment_is_rejected_when_its_merchant_is_stopped(self, world: World) -> None:
         signer = BadSigner(world.account.signer, trouble="mended")
         async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1)), signer=signer) as run:
             unserved = await run.pay_in_block("not served")
@@ -547,10 +554,10 @@ class TestUnservedStreak:
             await run.settle_down()
             [row] = [one for one in payments.payments_in(run.context.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.problem.name) == (State.REJECTED, "merchant_stopped")
-            assert run.context.refusals["merchant_stopped"] == 1, "nobody is there who is told"
+            assert run.context.refusals["merchant_stopped"] == 1, "counted, since no caller is waiting"
             assert "held" not in run.books()
 
-    async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
+    async def test_a_lost_payment_to_a_stopped_merchant_is_cancelled(self, world: World) -> None:
         async with world.run(terms=guarded(world, MerchantRules(stop_after_unserved=1))) as run:
             unserved = await run.pay_in_block("not served")
             world.settings(timeout=LONG_S)
@@ -567,13 +574,13 @@ class TestUnservedStreak:
             assert run.owned() == world.on_chain()
 
 
-class TestNobodyAsksAgain:
-    """D6, where no client shows the old proof once the invoice is over: each new call would be paid for anew."""
+class TestUnservedWithoutRetries:
+    """D6, where no client retries once the invoice has expired, and each new request would be paid again."""
 
     STOP = MerchantRules(stop_after_unserved=3)
 
-    async def test_a_merchant_that_takes_the_money_is_stopped_by_itself(self, world: World) -> None:
-        """It says no twice before its invoices are over, and the next call is another one; told once for each."""
+    async def test_a_merchant_is_stopped_after_three_payments_unserved_for_an_hour(self, world: World) -> None:
+        """It refuses twice before each invoice expires, and every request is a new one; one event per payment."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             for message in ("one", "two", "three"):
                 row = await run.pay_in_block(message)
@@ -585,13 +592,11 @@ class TestNobodyAsksAgain:
                 assert run.events(row.id).count("delivery_give_up") == 1
             assert alerts.raised(run.context.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
             (_, told) = events_of(run, "merchant_stopped")[0]
-            assert (told["app"], told["payment"]) == (APP, row.id), "whose word it was that stopped it"
+            assert (told["app"], told["payment"]) == (APP, row.id), "the app whose report stopped it"
             assert (await refusal(run, "four")).code == "merchant_stopped"
             assert is_sound(run)
 
-    async def test_an_invoice_that_ends_in_a_day_still_counts_as_unserved_after_an_hour(
-        self, world: World
-    ) -> None:
+    async def test_an_invoice_valid_for_a_day_still_counts_as_unserved_after_an_hour(self, world: World) -> None:
         world.settings(timeout=86_400)
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
@@ -605,7 +610,7 @@ class TestNobodyAsksAgain:
             await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run, but_s=60)
             assert run.context.payment(row.id).delivery is Delivery.PRESENTED
-            world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
+            world.clock.ahead_ms += 3_600_000  # without a block: the local clock alone does not count
             await run.agent.deliveries.give_up_unserved()
             assert run.context.payment(row.id).delivery is Delivery.PRESENTED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
@@ -621,8 +626,8 @@ class TestNobodyAsksAgain:
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             assert merchants.unserved_streak(run.context.conn, world.origin).count == 0
 
-    async def test_time_without_the_daemon_blames_no_merchant(self, world: World) -> None:
-        """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
+    async def test_time_while_the_daemon_is_down_does_not_count_against_a_merchant(self, world: World) -> None:
+        """Clients could not retry meanwhile, so the hour starts again with the daemon."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
             await run.agent.deliveries.record_delivery(row.id, 402)
@@ -635,8 +640,10 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run)
             assert run.context.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
 
-    async def test_clients_that_report_nothing_or_hang_up_blame_no_merchant(self, world: World) -> None:
-        """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
+    async def test_clients_that_report_nothing_or_hang_up_do_not_count_against_a_merchant(
+        self, world: World
+    ) -> None:
+        """Either no proof was shown, as far as we know, or the merchant served and the client hung up."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             silent = await run.pay_in_block("never told")
             cut = await run.pay_in_block("hung up")
@@ -648,15 +655,15 @@ class TestNobodyAsksAgain:
 
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
-    """An hour and a bit by the chain's time, and looks for what was not served in it."""
+    """Let a little over an hour of chain time pass, then look for unserved payments."""
     await run.agent.deliveries.give_up_unserved()
     run.world.clock.ahead_ms += 3_605_000 - but_s * 1000
     await run.settle_down()
     await run.agent.deliveries.give_up_unserved()
 
 
-async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:
-    """D1: it is never paid, and an operator hears of it, until the merchant is looked into."""
+async def test_an_invoice_sent_again_with_other_terms_is_refused_and_raises_one_alert(world: World) -> None:
+    """D1: the changed invoice is never paid; the alert stays until the operator resumes the merchant."""
     async with world.run() as run:
         await run.run_pass()
         for message in ("first", "second"):
@@ -671,7 +678,7 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
         assert alerts.raised(run.context.conn, "terms_changed") == []
 
 
-async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -> None:
+async def test_an_invoice_sent_again_for_fewer_requests_is_refused(world: World) -> None:
     world.settings(batch=4)
     async with world.run() as run:
         await run.run_pass()
@@ -683,9 +690,9 @@ async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -
             await run.agent.pay(world.ask_of(answer, body=fewer))
 
 
-class TestCrowds:
-    async def test_only_so_many_payments_to_a_merchant_are_on_their_way(self, world: World) -> None:
-        """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
+class TestPaymentsInFlight:
+    async def test_payments_in_flight_to_one_merchant_are_limited(self, world: World) -> None:
+        """K4: a merchant whose payments do not confirm ties up a limited number of UTxOs."""
         async with world.run(terms=guarded(world, MerchantRules(payments_in_flight_max=2))) as run:
             await run.run_pass()
             for message in ("first", "second"):
@@ -693,16 +700,14 @@ class TestCrowds:
             before = payments.payment_counts(run.context.conn)
             told = await refusal(run, "third")
             assert (told.code, told.problem.retryable) == ("merchant_in_flight_limit", True)
-            assert payments.payment_counts(run.context.conn) == before, (
-                "what may just be asked again leaves no row"
-            )
+            assert payments.payment_counts(run.context.conn) == before, "a retryable refusal leaves no row"
             await run.settle_down()
             assert (await run.pay("third")).state is State.IN_FLIGHT
 
 
-class TestTheNextInvoice:
+class TestNextInvoice:
     @pytest.mark.parametrize("changed", [{"pay_to": pay_to("thief")}, {}])
-    async def test_a_lost_payment_does_not_move_to_an_invoice_of_another_payee(
+    async def test_a_lost_payment_does_not_move_to_an_invoice_with_another_payee(
         self, world: World, changed: dict[str, object]
     ) -> None:
         world.settings(timeout=600, splits=[])
@@ -715,7 +720,7 @@ class TestTheNextInvoice:
             assert (len(attempts(run, ended)) == 1) == bool(changed)
 
 
-def test_the_config_says_what_merchants_are_held_to(tmp_path: Path) -> None:
+def test_the_config_sets_the_rules_of_each_merchant(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
         'network = "preprod"\n[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1:1/api/v0"\n'

@@ -1,4 +1,4 @@
-"""Merchants that are added and removed while the daemon runs: durable, told, and over the config file."""
+"""Merchants added and removed at run time: they survive a restart and override the config file."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def findings(run: Run) -> list[AuditFinding]:
     return [one for one in told if isinstance(one, AuditFinding)]
 
 
-async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_after_it_is_removed(
+async def test_an_added_merchant_can_be_paid_until_it_is_removed_also_after_a_restart(
     world: World,
 ) -> None:
     world.fund(50 * ADA, 50 * ADA)
@@ -55,7 +55,7 @@ async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_aft
         assert run.context.config.merchants == {}
 
 
-async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: World) -> None:
+async def test_a_name_or_origin_already_in_use_is_refused_also_if_the_file_has_it(world: World) -> None:
     async with world.run() as run:
         for name, origin in (("t", "https://other.example"), ("other", world.origin)):
             with pytest.raises(Refused) as refused:
@@ -83,7 +83,7 @@ async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: Wor
         ("shop", {}),
     ],
 )
-async def test_what_the_file_would_not_take_is_not_taken_at_run_time(
+async def test_a_merchant_that_the_config_file_would_reject_cannot_be_added(
     world: World, name: str, table: dict[str, object]
 ) -> None:
     async with world.run() as run:
@@ -93,7 +93,7 @@ async def test_what_the_file_would_not_take_is_not_taken_at_run_time(
         assert merchants.all_merchants(run.context.conn) == []
 
 
-async def test_one_that_was_added_stands_over_the_files_of_the_same_origin_until_it_is_removed(
+async def test_an_added_merchant_overrides_the_files_merchant_of_the_same_origin(
     world: World,
 ) -> None:
     async with world.run(terms=without_merchants) as run:

@@ -1,4 +1,4 @@
-"""What a look keeps of open payments: the same as the ledger has, read anew only where something happened."""
+"""The open payments that chain_sync keeps in memory: equal to the ledger, read again only where it changed."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,7 +28,7 @@ def open_some(payer: Payer, numbers: range) -> None:
 
 
 def steps_after_one_commit(payer: Payer, rows: OpenPayments) -> int:
-    """How many steps SQLite takes to read what is open, after one payment of it went on."""
+    """How many SQLite steps it takes to read the open payments after one of them changed."""
     rows.open(tuple(State))
     payer.do(lambda unit: records.note(unit, payment_id(0), "looked_at", State.SIGNED, 1))
     steps = [0]

@@ -1,4 +1,4 @@
-"""The switch that stops all signing: within one step, whatever is under way, and through a restart."""
+"""The pause, which stops all signing at once, whatever is in progress, and survives a restart."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 class PausingSigner:
-    """Signs, and meanwhile an operator pauses: what is signed is not durable yet."""
+    """A signer during whose signature an operator pauses, before the attempt is recorded."""
 
     def __init__(self, signer: Signer) -> None:
         self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
@@ -49,7 +49,7 @@ class PausingSigner:
 
 
 async def hold(run: Run, signer: PausingSigner, asked: Callable[[], Awaitable[object]]) -> PaymentRow:
-    """What is asked for is held, and signed by nobody yet: the pause came while it was on the way."""
+    """Run a request that a pause interrupts: its payment is reserved and has no recorded attempt."""
     await run.run_pass()
     signer.writer = run.context._writer  # type: ignore[assignment]
     with pytest.raises(Refused) as refused:
@@ -64,7 +64,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
     return refused.value.name
 
 
-async def test_a_pause_refuses_new_payments_and_holds_nothing(world: World) -> None:
+async def test_a_pause_refuses_new_payments_and_transfers_and_holds_nothing(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -103,7 +103,7 @@ async def test_a_pause_lets_signed_payments_finish(world: World) -> None:
         assert world.transactions() == [row.attempt.tx_id]
 
 
-async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: World) -> None:
+async def test_a_pause_survives_a_restart_and_ends_when_an_operator_resumes(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -128,7 +128,7 @@ async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: Wo
         assert [one for one in told if isinstance(one, AuditFinding)] == []
 
 
-async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_leaving(world: World) -> None:
+async def test_a_transaction_signed_as_a_pause_begins_is_not_submitted_until_resumed(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
@@ -143,7 +143,7 @@ async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_l
         assert run.owned() == world.on_chain()
 
 
-async def test_a_pause_does_not_keep_an_expired_hold(world: World) -> None:
+async def test_an_expired_hold_is_released_during_a_pause(world: World) -> None:
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
@@ -165,10 +165,10 @@ async def remove_the_merchant(run: Run) -> None:
 @pytest.mark.parametrize(
     ("end", "code"), [(revoke_the_payer, "forbidden"), (remove_the_merchant, "merchant_not_allowed")]
 )
-async def test_what_is_held_is_given_back_when_its_app_is_revoked_or_its_merchant_removed(
+async def test_a_hold_is_released_when_its_app_is_revoked_or_its_merchant_removed(
     world: World, end: Callable[[Run], Awaitable[None]], code: str
 ) -> None:
-    """A pause for a token that leaked, its app revoked, and resumed: what it had asked for is not signed then."""
+    """Pause after a token leaked, revoke its app, resume: its unsigned payments are rejected."""
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
@@ -182,7 +182,7 @@ async def test_what_is_held_is_given_back_when_its_app_is_revoked_or_its_merchan
         assert world.transactions() == []
 
 
-async def test_a_transfer_that_is_held_is_given_back_when_its_operator_is_revoked(world: World) -> None:
+async def test_an_unsigned_transfer_is_rejected_when_its_operator_is_revoked(world: World) -> None:
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     other = parse_address(role_address("creator").text, DEVNET)
@@ -196,7 +196,7 @@ async def test_a_transfer_that_is_held_is_given_back_when_its_operator_is_revoke
         assert world.transactions() == []
 
 
-async def test_a_lost_payment_of_an_app_that_is_revoked_is_taken_back_and_not_replaced(world: World) -> None:
+async def test_a_lost_payment_of_a_revoked_app_is_cancelled_and_not_replaced(world: World) -> None:
     world.settings(timeout=86_400)
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
@@ -207,7 +207,7 @@ async def test_a_lost_payment_of_an_app_that_is_revoked_is_taken_back_and_not_re
         assert run.context.payment(row.id).problem.name == "forbidden"
 
 
-async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World) -> None:
+async def test_during_a_pause_no_payment_is_replaced_or_cancelled(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         row = await lose(world, run)
@@ -224,9 +224,7 @@ async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World
 
 
 @pytest.mark.parametrize("yields", range(0, 16, 3))
-async def test_once_a_pause_is_answered_no_attempt_is_added_whatever_was_under_way(
-    world: World, yields: int
-) -> None:
+async def test_no_attempt_is_recorded_after_the_call_to_pause_has_returned(world: World, yields: int) -> None:
     world.fund(*[20 * ADA] * 8)
     async with world.run() as run:
         await run.run_pass()

@@ -1,4 +1,4 @@
-"""The main job on the devnet: a 402 comes in, it is paid on the chain, the call is served, the books agree."""
+"""The main path on the devnet: a 402 is paid on the chain, the request is served, the books match."""
 
 import asyncio
 import sqlite3
@@ -20,13 +20,13 @@ TOKEN = "ab" * 28 + "55534454"
 
 
 def served(world: World, run: Run, payment_id: str, message: str) -> int:
-    """Present the proof: the status that the merchant answers."""
+    """Show the proof and return the status that the merchant answers."""
     shown = Payment.of(run.context, run.context.payment(payment_id))
     return world.call(message, shown.headers).status_code
 
 
 @pytest.mark.parametrize("dialect", ["t-backend", "flux"])
-async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) -> None:
+async def test_a_402_is_paid_and_the_request_is_served(world: World, dialect: str) -> None:
     world.settings(dialect=dialect)
     world.fund(100 * ADA)
     async with world.run() as run:
@@ -47,7 +47,7 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
 
 
 class CountingNet(httpx.AsyncHTTPTransport):
-    """The network, and how often it was used."""
+    """A transport that counts its requests."""
 
     calls = 0
 
@@ -56,13 +56,13 @@ class CountingNet(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) -> None:
+async def test_a_merchant_is_polled_less_often_as_its_invoice_ages(world: World) -> None:
     world.fund(100 * ADA)
     net = CountingNet()
     async with world.run() as run:
         world.clock.stop()
         await run.pay_in_block()
-        world.clock.ahead_ms += 1000  # so old it is when the merchant is first asked, whatever that took
+        world.clock.ahead_ms += 1000  # the age at the first poll, however long the payment took
         client = MerchantClient(net)
         chain_sync = ChainSync(run.agent, client)
         counts = []
@@ -71,11 +71,11 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
             counts.append(net.calls)
             world.clock.ahead_ms += 2000
         await client.aclose()
-    assert [counts[n] for n in (0, 2, 5, 11)] == [1, 2, 3, 4], "when it is twice as old as at the last time"
-    assert 13 < counts[-1] < 20, "and every ten minutes at last"
+    assert [counts[n] for n in (0, 2, 5, 11)] == [1, 2, 3, 4], "polled again at twice the age of the last poll"
+    assert 13 < counts[-1] < 20, "and finally every ten minutes"
 
 
-async def test_a_merchant_is_asked_of_an_invoice_that_is_in_no_block_yet(world: World) -> None:
+async def test_a_merchant_is_polled_before_the_payment_is_in_a_block(world: World) -> None:
     world.fund(100 * ADA)
     net = CountingNet()
     async with world.run() as run:
@@ -87,11 +87,11 @@ async def test_a_merchant_is_asked_of_an_invoice_that_is_in_no_block_yet(world: 
         assert net.calls == 1
         world.clock.ahead_ms -= 3_600_000
         await chain_sync.merchant_polling.poll_merchants()
-        assert net.calls == 2, "a clock that was set back keeps nobody from being asked"
+        assert net.calls == 2, "a clock set back does not stop polling"
         await client.aclose()
 
 
-async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
+async def test_open_invoices_are_polled_50_at_a_time_in_turn(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     net = CountingNet()
     async with world.run() as run:
@@ -104,10 +104,12 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
         assert net.calls == 50
         await chain_sync.merchant_polling.poll_merchants()
         await client.aclose()
-        assert all(run.context.payment(row.id).merchant_status for row in rows), "those left out went first"
+        assert all(run.context.payment(row.id).merchant_status for row in rows), (
+            "the second poll begins with the rest"
+        )
 
 
-async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
+async def test_a_native_token_invoice_is_paid_together_with_its_min_ada(world: World) -> None:
     world.settings(asset=TOKEN, price="250", splits=[])
     world.fund(20 * ADA, assets={TOKEN: 1000})
     limits = daily(1000 * ADA, 1000 * ADA) + daily(300, 1000, TOKEN)
@@ -120,7 +122,7 @@ async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(worl
         assert run.owned() == world.on_chain()
 
 
-async def test_a_request_that_comes_again_is_answered_without_a_commit(world: World) -> None:
+async def test_a_repeated_payment_request_is_answered_without_a_commit(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -133,7 +135,7 @@ async def test_a_request_that_comes_again_is_answered_without_a_commit(world: Wo
         assert run.commits == commits
 
 
-async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> None:
+async def test_fifty_concurrent_requests_of_one_intent_make_one_payment(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     async with world.run() as run:
         await run.run_pass()
@@ -147,7 +149,7 @@ async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> 
         assert len(world.transactions()) == 1
 
 
-async def test_fifty_purchases_at_once_from_sixty_utxos(world: World) -> None:
+async def test_fifty_concurrent_intents_are_paid_from_sixty_utxos(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     async with world.run() as run:
         await run.run_pass()
@@ -163,7 +165,7 @@ async def test_fifty_purchases_at_once_from_sixty_utxos(world: World) -> None:
         assert "held" not in run.books()
 
 
-async def test_limits_hold_whatever_races(world: World) -> None:
+async def test_concurrent_payments_stay_within_the_limits(world: World) -> None:
     world.fund(*[20 * ADA] * 30)
     limit = daily(1000 * ADA, 40 * ADA)
     async with world.run(terms=with_terms(limits=limit)) as run:
@@ -183,7 +185,7 @@ async def test_limits_hold_whatever_races(world: World) -> None:
     ("fund", "code"),
     [((), "not_enough_funds"), ((5 * ADA,), "not_enough_funds"), ((13 * ADA,), "not_enough_funds")],
 )
-async def test_too_little_money_is_refused_and_nothing_is_held(
+async def test_a_payment_without_enough_funds_is_refused_and_holds_nothing(
     world: World, fund: tuple[int, ...], code: str
 ) -> None:
     if fund:
@@ -203,7 +205,7 @@ async def test_too_little_money_is_refused_and_nothing_is_held(
         assert row.state is State.SIGNED
 
 
-async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> None:
+async def test_a_payment_over_a_limit_is_refused_by_that_limit_even_if_the_wallet_is_empty(world: World) -> None:
     world.block()
     async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
         await run.run_pass()
@@ -211,7 +213,7 @@ async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> N
             await run.agent.pay(world.ask())
 
 
-async def test_one_key_names_one_request(world: World) -> None:
+async def test_an_idempotency_key_reused_for_another_request_is_refused(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -220,7 +222,7 @@ async def test_one_key_names_one_request(world: World) -> None:
             await run.agent.pay(world.ask("second", key="k"))
 
 
-async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: World) -> None:
+async def test_a_new_invoice_for_the_same_intent_is_not_paid_again(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -232,7 +234,7 @@ async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: Worl
         assert world.transactions() == [row.attempt.tx_id]
 
 
-async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world: World) -> None:
+async def test_a_served_request_can_be_bought_again_except_under_the_same_explicit_key(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         first = await run.pay_in_block()
@@ -246,7 +248,7 @@ async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world
         assert (again.id, is_new) == (named.id, False)
 
 
-async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(world: World) -> None:
+async def test_a_pending_402_after_paying_returns_the_payment_and_pays_nothing(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -259,7 +261,7 @@ async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(w
             await run.agent.pay(world.ask_of(pending, key="never seen"))
 
 
-async def test_changed_terms_and_somebody_elses_invoice_are_refused(world: World) -> None:
+async def test_changed_terms_and_an_invoice_paid_by_another_intent_are_refused(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -283,7 +285,7 @@ async def test_an_unknown_origin_is_refused(world: World) -> None:
             await run.agent.pay(world.ask())
 
 
-async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
+async def test_an_invoice_that_is_about_to_expire_is_not_paid(world: World) -> None:
     world.settings(timeout=130)
     world.fund(50 * ADA)
     async with world.run() as run:
@@ -293,7 +295,7 @@ async def test_an_invoice_too_near_its_end_is_not_signed(world: World) -> None:
         assert payments.payments_in(run.context.conn, list(State))[0].problem.name == "invoice_expired"
 
 
-async def test_the_caller_can_tighten(world: World) -> None:
+async def test_max_total_caps_the_payment_with_its_fee(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -319,10 +321,10 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
         assert len(run.context.utxos) == 1
 
 
-async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_the_payment_does(
+async def test_quote_and_payment_name_the_limit_first_when_funds_are_lacking_too(
     world: World,
 ) -> None:
-    """Else who funds the wallet for it is refused again."""
+    """Otherwise a user who adds funds would be refused again, by the limit."""
     world.fund(5 * ADA)
     async with world.run(terms=with_terms(limits=daily(12 * ADA, 100 * ADA))) as run:
         await run.run_pass()
@@ -335,7 +337,7 @@ async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_t
                 await pays(world.ask("within the limit"))
 
 
-async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> None:
+async def test_transfers_to_ourselves_are_confirmed_and_cost_only_their_fees(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -356,7 +358,7 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
         assert run.owned() == {"lovelace": 100 * ADA - fees}
 
 
-async def test_the_largest_split_that_may_be_ordered_is_made_by_one_transaction(world: World) -> None:
+async def test_the_largest_allowed_split_fits_in_one_transaction(world: World) -> None:
     world.fund(500 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -367,7 +369,7 @@ async def test_the_largest_split_that_may_be_ordered_is_made_by_one_transaction(
         assert run.owned() == world.on_chain()
 
 
-async def test_a_batch_is_prepaid_until_it_is_used(world: World) -> None:
+async def test_a_bought_batch_is_booked_as_prepaid(world: World) -> None:
     world.settings(batch=100)
     world.fund(50 * ADA)
     async with world.run() as run:
@@ -386,7 +388,7 @@ async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
         assert (await waiting).state in (State.IN_BLOCK, State.CONFIRMED)
 
 
-async def test_the_database_balances_by_plain_sql(world: World) -> None:
+async def test_plain_sql_shows_balanced_postings_that_cannot_be_changed(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.pay_in_block()

@@ -1,4 +1,4 @@
-"""Money that is on its way back as change is told apart from money that is not there."""
+"""`funds_pending` (change is not in a block yet) and `not_enough_funds` are different refusals."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ def paid(units: int, fee_lovelace: int | None) -> int:
     return units + fee_lovelace
 
 
-async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_change(world: World) -> None:
+async def test_a_second_payment_from_a_single_utxo_is_refused_until_the_change_arrives(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -36,7 +36,7 @@ async def test_a_second_payment_of_a_one_utxo_wallet_is_told_to_wait_for_the_cha
         assert (again.state, is_new) == (State.SIGNED, True)
 
 
-async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world: World) -> None:
+async def test_concurrent_payments_from_a_single_utxo_are_refused_until_the_change_arrives(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -52,7 +52,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
         assert len(world.transactions()) == 3
 
 
-async def test_a_payment_does_not_wait_for_too_little_change(world: World) -> None:
+async def test_a_payment_that_pending_change_cannot_cover_is_refused_for_lack_of_funds(world: World) -> None:
     world.fund(20 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -61,7 +61,7 @@ async def test_a_payment_does_not_wait_for_too_little_change(world: World) -> No
             await run.pay("second")
 
 
-async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None:
+async def test_change_of_an_expired_attempt_does_not_count_as_pending(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(timeout=200)
     async with world.run() as run:
@@ -77,7 +77,7 @@ async def test_change_of_an_expired_attempt_is_not_pending(world: World) -> None
         assert run.state(first.id) is State.IN_FLIGHT
 
 
-async def test_a_quote_and_the_operators_transfers_are_told_the_same(world: World) -> None:
+async def test_quotes_and_transfers_are_also_refused_until_the_change_arrives(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()

@@ -1,4 +1,4 @@
-"""Prepaid balance through real payments: bought when confirmed, used when served, taken back with a lost block."""
+"""Prepaid balances through real payments: credited at confirmation, used per request, reversed by a rollback."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ async def run(world: World):  # type: ignore[no-untyped-def]
         yield run
 
 
-async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:
+async def test_a_batch_is_credited_at_confirmation_and_used_request_by_request(run: Run) -> None:
     row = await run.pay("first")
     (coming,) = prepaid.holdings(run.context.conn)
     assert (coming.coming, coming.balance) == (4, PrepaidBalance())
@@ -55,7 +55,7 @@ async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run)
     assert run.books()[prepaid_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
     await run.agent.deliveries.record_delivery(row.id, 200)
     await run.agent.deliveries.record_delivery(row.id, 200)
-    assert balance(run).used == 1, "a proof that is shown again is the same call"
+    assert balance(run).used == 1, "a proof shown again is the same request"
     for _ in range(3):
         await run.agent.prepaid_calls.record_call(call(run))
     assert (balance(run).left, balance(run).unexplained) == (0, 0)
@@ -66,7 +66,7 @@ async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run)
     require_whole(run)
 
 
-async def test_only_calls_that_cost_money_count_and_each_key_once(run: Run) -> None:
+async def test_only_requests_with_a_known_price_use_the_balance_and_each_key_counts_once(run: Run) -> None:
     await run.pay_in_block("first")
     await run.agent.prepaid_calls.record_call(call(run, path="/health"))
     await run.agent.prepaid_calls.record_call(call(run, partner="another"))
@@ -77,7 +77,7 @@ async def test_only_calls_that_cost_money_count_and_each_key_once(run: Run) -> N
     require_whole(run)
 
 
-async def test_a_rollback_takes_it_back_and_the_next_block_gives_it_again(run: Run) -> None:
+async def test_a_rollback_removes_a_batch_from_the_balance_until_it_is_confirmed_again(run: Run) -> None:
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
     await run.agent.prepaid_calls.record_call(call(run))
@@ -99,7 +99,7 @@ async def test_a_rollback_takes_it_back_and_the_next_block_gives_it_again(run: R
     require_whole(run)
 
 
-async def test_one_batch_at_a_time(run: Run) -> None:
+async def test_only_one_batch_is_bought_at_a_time(run: Run) -> None:
     asks = [run.world.ask(f"call {n}") for n in range(5)]
     results = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
     refused = [one for one in results if isinstance(one, Refused)]
@@ -113,11 +113,11 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     served = run.world.call("call 0", headers=headers(run, row.id))
     assert served.status_code == 200, served.text
     await run.agent.deliveries.record_delivery(row.id, 200)
-    assert run.world.call("call 1").status_code == 200, "the batch serves it"
+    assert run.world.call("call 1").status_code == 200, "it is served from the batch"
     assert len(run.world.transactions()) == 1
 
 
-async def test_a_batch_served_by_a_wrong_clock_does_not_block_the_next(tmp_path: Path) -> None:
+async def test_a_batch_served_while_the_clock_was_ahead_does_not_block_the_next(tmp_path: Path) -> None:
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         world.settings(batch=4)
@@ -131,7 +131,7 @@ async def test_a_batch_served_by_a_wrong_clock_does_not_block_the_next(tmp_path:
             assert (await run.pay("second")).id != row.id
 
 
-async def test_a_batch_that_nobody_fetches_does_not_block_for_ever(run: Run) -> None:
+async def test_a_batch_whose_proof_is_never_shown_blocks_the_next_only_for_a_while(run: Run) -> None:
     await run.pay_in_block("never shown")
     with pytest.raises(Refused, match="batch_in_progress"):
         await run.pay("second")
@@ -143,8 +143,8 @@ async def test_a_batch_that_nobody_fetches_does_not_block_for_ever(run: Run) -> 
     assert second.state is State.IN_FLIGHT
 
 
-async def test_a_batch_in_a_block_is_waited_for_beyond_its_invoices_end(world: World) -> None:
-    """It is paid, and the merchant may credit it all the same: a second one would be bought for nothing."""
+async def test_a_batch_in_a_block_blocks_the_next_even_after_its_invoice_has_expired(world: World) -> None:
+    """It is paid and the merchant may still credit it, so a second batch would be wasted."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=4, timeout=150)
     async with world.run(terms=with_terms(confirm_depth=3)) as run:
@@ -157,7 +157,7 @@ async def test_a_batch_in_a_block_is_waited_for_beyond_its_invoices_end(world: W
         assert run.state(row.id) is State.IN_BLOCK
 
 
-async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None:
+async def test_a_refusal_that_made_no_payment_is_recorded(run: Run) -> None:
     ask = run.world.ask("hello")
     elsewhere = type(ask)(**{**vars_of(ask), "origin": "https://elsewhere.example"})
     with pytest.raises(Refused, match="merchant_not_allowed"):
@@ -179,8 +179,8 @@ def cheaper(text: str) -> str:
     return text.replace('"amountUnits":"10000000"', '"amountUnits":"9000000"')
 
 
-async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
-    """A call that waits for another's batch has answered 402 as well."""
+async def test_a_402_refused_while_a_batch_is_in_progress_still_sets_the_price(run: Run) -> None:
+    """The price of a request is known from its 402, even if the request then waits for another batch."""
     row = await run.pay("first")
     answer = run.world.http.post(
         f"{run.world.origin}/token-analysis",
@@ -200,8 +200,8 @@ async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
     assert balance(run).used == 2
 
 
-async def test_a_402_that_an_app_may_have_made_up_prices_a_call_once_it_is_paid(run: Run) -> None:
-    """Else whoever forwards one for a free call has it count against the limits of others."""
+async def test_an_unpaid_402_sets_a_price_only_if_the_daemon_received_it_itself(run: Run) -> None:
+    """Otherwise an app could make a free request count against the limits of others."""
     await run.pay_in_block("first")
     ask = run.world.ask("second")
     assert ask.request is not None
@@ -216,8 +216,8 @@ async def test_a_402_that_an_app_may_have_made_up_prices_a_call_once_it_is_paid(
     assert prepaid.price(run.context.conn, run.world.origin, "GET", "/health") == ("lovelace", PRICE + SHARES)
 
 
-async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> None:
-    """Else it is within its own limit for as many calls as it likes, of a balance in ADA."""
+async def test_a_402_forwarded_by_an_app_never_lowers_a_price(run: Run) -> None:
+    """Otherwise an app could evade its own limit when it uses a balance in ADA."""
     told = []
     for name, ada in (("first", 2), ("second", 1), ("third", 3)):
         run.world.settings(price=str(ada * ADA), splits=[], batch=1)
@@ -233,7 +233,7 @@ async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> Non
     assert prepaid.price(run.context.conn, run.world.origin, "POST", "/chat") == ("lovelace", 5 * ADA)
 
 
-async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
+async def test_each_partner_has_its_own_prepaid_pool(run: Run) -> None:
     await run.pay("first")
     said = {"X-Partner": "other", "X-Wallet-Address": run.world.address}
     answer = run.world.call("second", headers=said)
@@ -248,8 +248,8 @@ async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
     assert [pool.partner for pool in prepaid.all_pools(run.context.conn)] == ["demo", "other"]
 
 
-async def test_an_address_in_capitals_is_the_same_buyer(run: Run) -> None:
-    """Else an app that spells it so would use what others bought, and its own limit would not be asked."""
+async def test_an_address_in_capitals_names_the_same_buyer(run: Run) -> None:
+    """Otherwise an app that spells it so would use what others bought, outside its own limit."""
     await run.pay("first")
     said = {"x-partner": "demo", "x-wallet-address": run.world.address.upper()}
     ask = run.world.ask_of(run.world.call("second", headers={"X-Wallet-Address": said["x-wallet-address"]}))
@@ -261,7 +261,7 @@ async def test_an_address_in_capitals_is_the_same_buyer(run: Run) -> None:
 
 
 @pytest.mark.parametrize("wallet", ["w\u00fcst", "two\nlines", "a" * 256, " own", "own ", " "])
-async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: str) -> None:
+async def test_a_buyer_that_does_not_fit_in_a_header_is_refused(run: Run, wallet: str) -> None:
     ask = run.world.ask("first")
     assert ask.request is not None
     named = replace(ask.request, headers={"x-partner": "demo", "x-wallet-address": wallet})
@@ -270,8 +270,8 @@ async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: st
     assert not prepaid.all_pools(run.context.conn)
 
 
-async def test_the_merchant_is_not_asked_about_a_buyer_that_an_app_only_names(run: Run) -> None:
-    """Else each purchase that is refused makes one more call of all that are to come."""
+async def test_the_merchant_is_not_polled_for_a_buyer_until_something_is_paid(run: Run) -> None:
+    """Otherwise each refused payment would add one more balance to poll for ever."""
     said = {"x-partner": "demo", "x-wallet-address": "of nobody"}
     answer = run.world.call("first", headers=said)
     ask = run.world.ask_of(answer, max_total_units=1)
@@ -289,8 +289,8 @@ async def test_the_merchant_is_not_asked_about_a_buyer_that_an_app_only_names(ru
     assert prepaid.last_observation(run.context.conn, pool.id) is not None
 
 
-async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_for(run: Run) -> None:
-    """As one that an app could name, and buy something for, before that was refused."""
+async def test_a_pool_that_cannot_be_polled_does_not_stop_polling_of_the_others(run: Run) -> None:
+    """Such a pool may come from an older version, which did not refuse the name."""
 
     def job(unit: Unit) -> None:
         pool = prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1)
@@ -317,7 +317,7 @@ def headers(run: Run, payment_id: str) -> dict[str, str]:
     return retry_headers(row, run.context.config.merchants[run.world.origin], run.world.address)
 
 
-async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> None:
+async def test_the_merchants_report_is_stored_and_does_not_change_our_balance(run: Run) -> None:
     row = await run.pay_in_block("first")
     assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
     await run.agent.deliveries.record_delivery(row.id, 200)
@@ -334,18 +334,20 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     await run.chain_sync.merchant_polling.observe_prepaid()
     told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
-    assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, the other told"
+    assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, not the other"
     assert run.world.call("beside payagent again").status_code == 200
     run.world.clock.ahead_ms += 600_000
     run.world.block()
     await run.chain_sync.merchant_polling.observe_prepaid()
     told = prepaid.last_observation(run.context.conn, one.pool.id)
     assert told is not None
-    assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
+    assert (told.remaining, balance(run).left) == (1, 2), "the merchant's number is stored beside our count"
     require_whole(run)
 
 
-async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it_is_mended(tmp_path: Path) -> None:
+async def test_a_merchant_polled_while_the_clock_was_ahead_is_polled_again_once_it_is_right(
+    tmp_path: Path,
+) -> None:
     with world_apart(tmp_path) as world:
         world.fund(*[100 * ADA] * 2)
         world.settings(batch=4)
@@ -364,8 +366,8 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
             assert (before.remaining, told.remaining) == (0, 3)
 
 
-async def test_uses_of_a_batch_that_was_never_paid_count_for_no_app(run: Run) -> None:
-    """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
+async def test_uses_of_a_batch_stop_counting_against_the_app_when_its_payment_is_void(run: Run) -> None:
+    """A rollback alone releases nothing, since the block may return; a void payment does."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
@@ -390,8 +392,8 @@ async def test_uses_of_a_batch_that_was_never_paid_count_for_no_app(run: Run) ->
     require_whole(run)
 
 
-async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_nothing(run: Run) -> None:
-    """What was served beyond all that is bought counts for nobody; that is given back once."""
+async def test_uses_of_a_paid_batch_keep_counting_however_many_later_payments_are_void(run: Run) -> None:
+    """Uses beyond what was bought count for no app, and are released only once."""
     first = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(first.id, 200)
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
@@ -413,7 +415,7 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
     require_whole(run)
 
 
-async def test_uses_of_a_pending_batch_count_though_the_batch_before_failed(
+async def test_uses_of_a_pending_batch_count_even_if_the_batch_before_it_failed(
     run: Run,
 ) -> None:
     run.world.fault("submit", "drop")
@@ -436,7 +438,7 @@ async def test_uses_of_a_pending_batch_count_though_the_batch_before_failed(
     assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
 
 
-async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_since(run: Run) -> None:
+async def test_a_402_older_than_the_last_batch_buys_no_batch_whatever_was_refused_since(run: Run) -> None:
     old = replace(run.world.ask("old"), heard_at_ms=run.world.clock.now_ms())
     run.world.clock.ahead_ms += 1000
     row = await run.pay("first")
@@ -450,8 +452,8 @@ async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_s
     assert len(run.world.transactions()) == 1
 
 
-async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_answer(run: Run) -> None:
-    """A client may hang up before it has all of it: others go on with the batch, and buy the next."""
+async def test_the_next_batch_can_be_bought_once_the_merchant_served_even_if_a_client_hung_up(run: Run) -> None:
+    """A client may hang up before it has the whole answer; others use the batch and buy the next one."""
     old = replace(run.world.ask("old"), heard_at_ms=run.world.clock.now_ms())
     run.world.clock.ahead_ms += 1000
     row = await run.pay("first")
@@ -464,7 +466,7 @@ async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_an
     assert (await run.pay("next")).state is State.IN_FLIGHT
 
 
-async def test_uses_of_an_unconfirmed_batch_count_for_the_app_that_uses_it(run: Run) -> None:
+async def test_uses_of_an_unconfirmed_batch_count_against_the_app_that_uses_it(run: Run) -> None:
     row = await run.pay("first")
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
@@ -481,7 +483,7 @@ async def test_uses_of_an_unconfirmed_batch_count_for_the_app_that_uses_it(run: 
 
 
 async def another_app(run: Run, most: int) -> ServedRequest:
-    """A call of an app that has a limit of its own, of a balance that others paid for."""
+    """A request of an app with its own limit, served from a balance that others paid for."""
     row = await run.pay_in_block("first")
     await run.agent.deliveries.record_delivery(row.id, 200)
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
@@ -491,7 +493,7 @@ async def another_app(run: Run, most: int) -> ServedRequest:
 
 
 async def use_up(run: Run, theirs: ServedRequest, most: int) -> int:
-    """How often the app is served from the balance, until its own limit stands against it."""
+    """How often the app is served from the balance before its own limit refuses."""
     for served in range(most):
         try:
             use = await run.agent.prepaid_calls.let_through(theirs)
@@ -502,8 +504,10 @@ async def use_up(run: Run, theirs: ServedRequest, most: int) -> int:
 
 
 @pytest.mark.parametrize("is_denied_first", [True, False])
-async def test_a_pending_approval_covers_no_uses_of_its_app(world: World, is_denied_first: bool) -> None:
-    """Its app's own limit holds the question and the uses both; a denial gives back the question alone."""
+async def test_a_pending_approval_counts_against_the_apps_limit_and_covers_no_uses(
+    world: World, is_denied_first: bool
+) -> None:
+    """The app's limit counts the pending approval and the uses; a denial releases only the approval."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=8, price=str(4 * ADA), splits=[], timeout=7200)
     small = replace(world.ask("small"), app_id="app_two")
@@ -521,8 +525,8 @@ async def test_a_pending_approval_covers_no_uses_of_its_app(world: World, is_den
         require_whole(run)
 
 
-async def test_uses_count_when_the_purchase_that_covered_them_is_rejected(world: World) -> None:
-    """The app's own purchase covers what it uses meanwhile. Rejected unsigned, it covers nothing any more."""
+async def test_uses_count_again_when_the_payment_that_covered_them_is_rejected(world: World) -> None:
+    """An app's own payment covers its uses meanwhile; once rejected, it covers nothing."""
     world.fund(*[100 * ADA] * 4)
     world.settings(batch=4, timeout=7200)
     second = replace(world.ask("second"), app_id="app_two")
@@ -533,7 +537,7 @@ async def test_uses_count_when_the_purchase_that_covered_them_is_rejected(world:
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(second)
         (held,) = payments.payments_in(run.context.conn, [State.RESERVED])
-        assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
+        assert await use_up(run, theirs, 2) == 2, "covered by the hold for its own batch"
         assert spending.totals(run.context.conn, Scope("app_two")) == payments.hold(run.context.conn, held.id)
         await run.agent.lifecycle.resolve(held.id, "app_test")
         assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
@@ -558,8 +562,8 @@ async def test_a_use_without_an_answer_stays_counted_after_a_restart(world: Worl
         require_whole(run)
 
 
-async def test_an_apps_limit_holds_for_a_balance_that_only_the_merchant_reports(run: Run) -> None:
-    """By our count all is used: it costs what calls have cost on average."""
+async def test_an_apps_limit_also_applies_to_a_balance_that_only_the_merchant_reports(run: Run) -> None:
+    """By our count the balance is used up, so a request costs the average of earlier ones."""
     await run.pay_in_block("first")
     for _ in range(4):
         await run.agent.prepaid_calls.record_call(call(run))
@@ -568,7 +572,7 @@ async def test_an_apps_limit_holds_for_a_balance_that_only_the_merchant_reports(
     await set_limits(run.context, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
     theirs = replace(call(run), app_id="app_two")
     use = await run.agent.prepaid_calls.let_through(theirs)
-    assert use is None, "nobody says that anything is left: its 402 decides"
+    assert use is None, "no balance is known, so the 402 decides"
     (pool,) = prepaid.all_pools(run.context.conn)
     told = prepaid.Observation("balance", 200, "{}", 5, 9, 4, None, None, None, run.world.clock.now_ms())
     await run.context.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))

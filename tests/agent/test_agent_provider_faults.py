@@ -1,4 +1,4 @@
-"""Providers that lie, lose, stall and forget; chains that fork. Whatever they do: one transaction, equal books."""
+"""Providers that lie, lose, stall and forget, and chains that fork: one transaction per payment, correct books."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from payagent.store.rows import journal, payments
 
 
 async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
-    """Time and blocks pass until the payment is confirmed; a few rounds must do, beside two pauses."""
+    """Let time and blocks pass until the payment is confirmed, which must take at most 16 rounds."""
     for _ in range(16):
         world.clock.ahead_ms += 12_000
         await run.run_pass()
@@ -46,7 +46,9 @@ async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
         "drop",
     ],
 )
-async def test_whatever_a_submission_answers_it_is_one_transaction(world: World, kind: str, accept: str) -> None:
+async def test_a_failed_or_false_submit_answer_never_leads_to_a_second_transaction(
+    world: World, kind: str, accept: str
+) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -61,7 +63,7 @@ async def test_whatever_a_submission_answers_it_is_one_transaction(world: World,
         assert reached[f"submit:{kind}"] >= 1
 
 
-async def test_a_provider_that_hangs_keeps_nobody_waiting_for_ever(world: World) -> None:
+async def test_a_payment_is_confirmed_although_the_provider_hangs_on_submit(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -75,7 +77,7 @@ async def test_a_provider_that_hangs_keeps_nobody_waiting_for_ever(world: World)
 @pytest.mark.parametrize(
     "kind", ["server", "html", "rate", "quota", "truncated", "oversized", "lost_reply", "not_found"]
 )
-async def test_a_read_that_fails_moves_nothing(world: World, kind: str) -> None:
+async def test_a_failed_read_changes_no_payment(world: World, kind: str) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -86,13 +88,13 @@ async def test_a_read_that_fails_moves_nothing(world: World, kind: str) -> None:
         assert run.context.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
         world.control("faults", clear=True)
-        world.clock.ahead_ms += 61_000  # one that said "too many" is left alone for a while
+        world.clock.ahead_ms += 61_000  # a rate-limited provider is not called for a while
         await run.run_pass()
         await run.settle_down()
         assert run.context.payment(row.id).state is State.CONFIRMED
 
 
-async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signature(world: World) -> None:
+async def test_nothing_is_signed_while_the_provider_is_down_at_the_start(world: World) -> None:
     world.fund(50 * ADA)
     world.fault("reads", "server")
     async with world.run() as run:
@@ -105,7 +107,7 @@ async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signa
         assert (await run.pay()).state is State.IN_FLIGHT
 
 
-async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World) -> None:
+async def test_a_rollback_reopens_the_payment_and_the_same_bytes_are_resubmitted(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         row = await run.pay_in_block()
@@ -130,7 +132,7 @@ async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World
         ]
 
 
-async def test_a_transaction_that_moves_to_another_block_is_followed(world: World) -> None:
+async def test_a_transaction_that_a_fork_moves_to_another_block_is_followed(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         row = await run.pay_in_block()
@@ -143,7 +145,7 @@ async def test_a_transaction_that_moves_to_another_block_is_followed(world: Worl
         assert run.owned() == world.on_chain()
 
 
-async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World) -> None:
+async def test_change_from_a_rolled_back_block_is_not_spent_until_it_returns(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.pay_in_block()
@@ -161,7 +163,7 @@ async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World
         assert len(run.context.utxos) == 1
 
 
-async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -> None:
+async def test_a_payment_is_confirmed_and_settled_at_the_configured_depths(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=with_terms(confirm_depth=3, settle_depth=6)) as run:
         await run.run_pass()
@@ -175,7 +177,7 @@ async def test_confirmed_waits_for_its_depth_and_settled_lets_go(world: World) -
         assert len(run.context.utxos) == 1
 
 
-async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(world: World) -> None:
+async def test_an_attempt_past_its_ttl_keeps_its_hold_and_is_not_resubmitted(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -189,7 +191,7 @@ async def test_when_its_ttl_has_passed_an_attempt_is_held_and_not_sent_again(wor
         assert run.books()["held"]
 
 
-async def test_a_utxo_that_a_stale_list_lacks_is_set_aside_and_comes_back(world: World) -> None:
+async def test_a_utxo_missing_from_a_stale_list_is_unavailable_until_it_is_listed_again(world: World) -> None:
     world.fund(50 * ADA)
     world.fund(60 * ADA)
     async with world.run() as run:
@@ -204,7 +206,7 @@ async def test_a_utxo_that_a_stale_list_lacks_is_set_aside_and_comes_back(world:
         assert len(run.context.utxos) == 2
 
 
-async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(world: World) -> None:
+async def test_a_rolled_back_deposit_is_reversed_only_after_repeated_evidence(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -220,7 +222,7 @@ async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(worl
         assert len(run.context.utxos) == 1
 
 
-async def test_a_utxo_that_was_spent_does_not_come_back_by_a_stale_list(world: World) -> None:
+async def test_a_stale_list_does_not_restore_a_spent_utxo(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -234,7 +236,7 @@ async def test_a_utxo_that_was_spent_does_not_come_back_by_a_stale_list(world: W
         assert run.books()["external"] == {"lovelace": -50 * ADA}
 
 
-async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World) -> None:
+async def test_a_payment_admitted_but_not_signed_is_signed_after_a_restart(world: World) -> None:
     world.fund(50 * ADA)
 
     @dataclass
@@ -265,7 +267,7 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
         assert run.owned() == world.on_chain()
 
 
-async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> None:
+async def test_a_restart_too_late_to_sign_releases_the_hold(world: World) -> None:
     world.fund(50 * ADA)
 
     async def stop_before_signing(*_: object) -> None:
@@ -292,13 +294,13 @@ def entries(run: Run, payment_id: str) -> list[journal.EntryRow]:
     return journal.entries_page(run.context.conn, payment_id=payment_id, account=None, before_id=None, limit=50)
 
 
-def test_the_same_bytes_are_sent_again_more_and_more_rarely() -> None:
+def test_the_delay_between_resubmissions_doubles_up_to_200_seconds() -> None:
     waits = [resubmit_due_ms(count, 0) // 1000 for count in range(1, 10)]
     assert waits == [5, 10, 20, 40, 80, 160, 200, 200, 200]
 
 
 class TestChainView:
-    """When the chain is seen well enough to sign by."""
+    """When the view of the chain is good enough to sign."""
 
     NOW_MS = 1_700_000_000_000
     SLOT = 1_700_000_000 - 1_655_769_600 + 86_400
@@ -319,14 +321,16 @@ class TestChainView:
             (SLOT + 121, "clock_skew"),
         ],
     )
-    def test_a_tip_too_old_or_from_the_future(self, tip_slot: int, code: str | None) -> None:
+    def test_signing_requires_a_tip_that_is_neither_too_old_nor_in_the_future(
+        self, tip_slot: int, code: str | None
+    ) -> None:
         if code is None:
             assert self.view(tip_slot).require_ready(self.NOW_MS) == self.SLOT
         else:
             with pytest.raises(Refused, match=code):
                 self.view(tip_slot).require_ready(self.NOW_MS)
 
-    def test_a_provider_of_another_network_is_not_believed(self) -> None:
+    def test_a_provider_with_the_genesis_of_another_network_is_refused(self) -> None:
         with pytest.raises(Refused, match="provider_untrusted"):
             ChainView(NETWORKS["preprod"]).learn_genesis(Genesis(2, 1_654_041_600, 1))
 
@@ -340,8 +344,8 @@ class TestChainView:
             ("max_value_size", -1),
         ],
     )
-    def test_parameters_outside_the_pinned_table_are_not_believed(self, name: str, step: int) -> None:
-        """Those under which what payagent builds is not valid; others change nothing about it."""
+    def test_protocol_parameters_stricter_than_the_pinned_ones_are_refused(self, name: str, step: int) -> None:
+        """Under stricter parameters our transactions would be invalid; looser ones make no difference."""
         pinned = {"min_fee_a": 44, "min_fee_b": 155381, "coins_per_utxo_byte": 4310, "max_tx_size": 16384}
         pinned |= {"max_value_size": 5000, "epoch": 1}
         view = ChainView(NETWORKS["preprod"])
@@ -353,7 +357,7 @@ class TestChainView:
     @pytest.mark.parametrize(
         ("left_s", "ttl_in_s"), [(300, 280), (140, 120), (139, None), (0, None), (86_400, 1800), (None, 1800)]
     )
-    def test_the_ttl_ends_before_the_invoice(self, left_s: int | None, ttl_in_s: int | None) -> None:
+    def test_the_ttl_ends_before_the_invoice_expires(self, left_s: int | None, ttl_in_s: int | None) -> None:
         ends = None if left_s is None else self.NOW_MS + left_s * 1000
         view = self.view(self.SLOT)
         if ttl_in_s is None:
@@ -379,10 +383,10 @@ class TestChainView:
             assert view.ttl_slot(self.SLOT, ends, 120) >= self.SLOT + ttl_in_s
 
 
-async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
+async def test_after_a_restart_open_attempts_are_resubmitted_a_few_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each takes memory while it is on its way, and 100,000 may be open."""
+    """Each submission takes memory, and 100,000 may be open."""
     monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
     world.fund(*[20 * ADA] * 5)
     async with world.run() as run:
@@ -396,4 +400,4 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
             await run.agent.submitter.drain(10)
         assert max(sent) == 2
         counts = [queries.submissions(run.context.conn, row.attempt.tx_id or "")[0] for row in paid]
-        assert min(counts) >= 2, "each once more"
+        assert min(counts) >= 2, "each was resubmitted once"

@@ -1,4 +1,4 @@
-"""Several providers, or a bad one: who is looked at, who gets the bytes, and what a provider's word is worth."""
+"""Several providers, or a bad one: which are believed, which get transactions, and what counts as evidence."""
 
 from collections.abc import Iterator
 
@@ -38,12 +38,12 @@ def both(first: Relay, second: Relay) -> dict[str, str]:
 
 
 def told(relay: Relay, path: str) -> dict[str, object]:
-    """What is true now, to be told with a change."""
+    """The true answer, for a test to alter."""
     return dict(httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json())
 
 
 def denies_all(relay: Relay, height: int, slot: int) -> None:
-    """A provider that begins anew: a tip of its own, and of everything else it has never heard."""
+    """Make a provider sync from scratch: it has its own tip and knows nothing else."""
     for prefix in ("/txs/", "/blocks/", "/addresses/"):
         relay.tell(prefix, 404, NO_SUCH)
     tip = told(relay, "/blocks/latest")
@@ -53,10 +53,10 @@ def denies_all(relay: Relay, height: int, slot: int) -> None:
 OUT_OF_ORDER = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
 
 
-class TestTheRealReason:
-    """What keeps a look from being completed is named where an operator looks."""
+class TestReportedReasons:
+    """The reason why a pass could not be completed is shown where an operator looks."""
 
-    async def test_utxos_that_cannot_be_read_are_named_with_the_reason(self, world: World, first: Relay) -> None:
+    async def test_an_unreadable_utxo_list_is_reported_with_its_reason(self, world: World, first: Relay) -> None:
         first.tell("/addresses/", 500, OUT_OF_ORDER)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -64,7 +64,7 @@ class TestTheRealReason:
                 run.context.chain.require_ready(world.clock.now_ms())
             assert run.chain_sync.trouble == "first: utxos: http 500"
 
-    async def test_a_payment_that_cannot_be_looked_for_is_named_with_the_reason(
+    async def test_a_payment_that_cannot_be_looked_up_is_reported_with_its_reason(
         self, world: World, first: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -78,7 +78,7 @@ class TestTheRealReason:
             await run.settle_down()
             assert run.chain_sync.trouble is None
 
-    async def test_an_old_block_is_named_with_the_reason(self, world: World, first: Relay) -> None:
+    async def test_an_old_tip_is_reported_with_its_reason(self, world: World, first: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -88,7 +88,7 @@ class TestTheRealReason:
             with pytest.raises(Refused, match=r"30\d s old; .*first: could not be read .tip: http 500"):
                 run.context.chain.require_ready(world.clock.now_ms())
 
-    async def test_an_alert_names_it_once_it_lasts_and_tells_when_it_is_over(
+    async def test_a_lasting_read_failure_raises_an_alert_that_clears_when_it_is_over(
         self, world: World, first: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -106,7 +106,7 @@ class TestTheRealReason:
             assert not alerts.raised(run.context.conn, "provider_excluded")
 
 
-async def test_a_submission_refused_without_a_class_is_told_once_until_that_provider_takes_one(
+async def test_an_unclassified_submit_refusal_raises_one_alert_until_that_provider_accepts_it(
     world: World, first: Relay
 ) -> None:
     world.fund(50 * ADA, 50 * ADA)
@@ -126,23 +126,25 @@ async def test_a_submission_refused_without_a_class_is_told_once_until_that_prov
         first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
         world.clock.ahead_ms += 12_000
         await run.run_pass()
-        assert not alerts.raised(run.context.conn, "submission_refused"), "it has these already"
+        assert not alerts.raised(run.context.conn, "submission_refused"), "it already has these transactions"
 
 
 class TestTwoProviders:
-    async def test_a_dead_first_provider_keeps_no_payment_from_being_paid(
+    async def test_a_payment_is_confirmed_although_the_first_provider_is_dead(
         self, world: World, second: Relay
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
-            await run.pass_time(15)  # what is new by one word alone is read three times, a minute apart
+            await run.pass_time(15)  # a single provider's news is read three times, a minute apart
             row = await run.pay()
             assert second.submissions() == 1
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert run.owned() == world.on_chain()
 
-    async def test_a_submission_goes_to_every_provider(self, world: World, first: Relay, second: Relay) -> None:
+    async def test_a_transaction_is_submitted_to_every_provider(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.run_pass()
@@ -153,7 +155,7 @@ class TestTwoProviders:
         ("path", "change"),
         [("/genesis", {"slot_length": 2}), ("/epochs/latest/parameters", {"min_fee_a": 45})],
     )
-    async def test_another_chain_or_other_parameters_are_not_believed_and_get_no_bytes(
+    async def test_a_provider_with_another_genesis_or_parameters_is_sent_no_transactions(
         self, world: World, first: Relay, second: Relay, path: str, change: dict[str, object]
     ) -> None:
         world.fund(50 * ADA)
@@ -181,13 +183,13 @@ class TestTwoProviders:
 PARAMETERS = "/epochs/latest/parameters"
 
 
-class TestParameters:
-    """Governance may change them at any epoch."""
+class TestProtocolParameters:
+    """Governance may change protocol parameters at any epoch."""
 
-    async def test_where_the_chain_asks_for_more_what_was_sent_is_followed_and_nothing_is_signed(
+    async def test_when_the_chain_raises_its_fees_open_payments_are_followed_and_none_is_signed(
         self, world: World, first: Relay, second: Relay
     ) -> None:
-        """Of two providers both tell it, so it is no lie of one."""
+        """Both providers report it, so it is not the lie of one."""
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.run_pass()
@@ -201,10 +203,10 @@ class TestParameters:
                 await run.agent.pay(world.ask("again"))
             assert run.owned() == world.on_chain()
 
-    async def test_a_transaction_that_can_never_be_valid_has_them_asked_for_again(
+    async def test_parameters_are_read_again_when_a_provider_calls_a_transaction_invalid(
         self, world: World, first: Relay
     ) -> None:
-        """Else for most of an hour after an epoch's change all that is signed would be refused."""
+        """Otherwise every transaction would be refused for most of an hour after an epoch change."""
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -229,10 +231,10 @@ class TestParameters:
             assert run.context.providers["first"] is not None
 
     @pytest.mark.parametrize("fee", [43, 45])
-    async def test_parameters_of_a_long_absent_provider_exclude_nobody(
+    async def test_parameters_of_a_long_absent_provider_exclude_no_other_provider(
         self, world: World, first: Relay, second: Relay, fee: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Else after a change, which that one never tells, what was sent would be followed by nobody."""
+        """Otherwise a change that the absent provider never reports would stop all open payments."""
         monkeypatch.setattr("payagent.chain.provider_state.ABSENT_MS", 150_000)
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
@@ -249,7 +251,7 @@ class TestParameters:
             assert run.context.providers["first"] is None
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_where_all_ask_for_more_a_person_is_told_and_again_when_it_is_over(
+    async def test_when_all_providers_report_higher_fees_an_alert_is_raised_until_it_is_over(
         self, world: World, first: Relay, second: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -269,7 +271,7 @@ class TestParameters:
             assert not alerts.raised(run.context.conn, "provider_excluded")
 
     @pytest.mark.parametrize("fee", [43, 45])
-    async def test_a_provider_with_odd_parameters_still_has_its_network_checked(
+    async def test_a_provider_with_other_parameters_still_has_its_network_checked(
         self, world: World, first: Relay, fee: int
     ) -> None:
         world.fund(50 * ADA, 50 * ADA)
@@ -283,7 +285,7 @@ class TestParameters:
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
-    async def test_a_network_is_looked_at_though_there_are_no_parameters_to_tell(
+    async def test_the_network_is_checked_even_if_the_provider_has_no_parameters(
         self, world: World, first: Relay
     ) -> None:
         world.fund(50 * ADA, 50 * ADA)
@@ -296,10 +298,10 @@ class TestParameters:
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
-    async def test_where_one_tells_other_parameters_the_rest_are_asked_too(
+    async def test_when_one_provider_reports_other_parameters_the_rest_are_asked_too(
         self, world: World, first: Relay, second: Relay
     ) -> None:
-        """At an epoch's change: else the one that was asked first is not heard for most of an hour."""
+        """At an epoch change; otherwise the provider asked first would be excluded for most of an hour."""
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.run_pass()
@@ -311,10 +313,10 @@ class TestParameters:
             await run.settle_down(2)
             assert dict(run.context.providers) == {"first": None, "second": None}
 
-    async def test_a_provider_that_has_none_to_tell_for_a_while_is_heard_still(
+    async def test_a_provider_that_has_no_parameters_for_a_while_is_still_believed(
         self, world: World, first: Relay
     ) -> None:
-        """As Blockfrost's backend at an epoch's start, until it has read the new epoch's."""
+        """Blockfrost's backend does this at the start of an epoch, until it has read the new ones."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -328,13 +330,13 @@ class TestParameters:
             row = await run.pay("again")
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
-        async with world.run(providers={"first": first.url}) as run:  # at first it has to tell them
+        async with world.run(providers={"first": first.url}) as run:  # after a start the provider must report them
             assert not await run.chain_sync.run_once()
 
     @pytest.mark.parametrize(
         "change", [{"min_fee_a": 43}, {"max_tx_size": 32_768}, {"coins_per_utxo_size": "4000"}]
     )
-    async def test_where_the_chain_asks_for_less_payments_go_on(
+    async def test_payments_go_on_when_the_chain_lowers_its_requirements(
         self, world: World, first: Relay, change: dict[str, object]
     ) -> None:
         world.fund(50 * ADA)
@@ -346,10 +348,12 @@ class TestParameters:
             assert run.state(row.id) is State.CONFIRMED
 
 
-class TestTooMany:
-    """429: the provider is left alone for as long as it asks."""
+class TestRateLimited:
+    """429: the provider is not called until its Retry-After has passed."""
 
-    async def test_the_only_provider_gets_nothing_while_it_wants_a_pause(self, world: World, first: Relay) -> None:
+    async def test_the_only_provider_is_sent_nothing_until_its_retry_after_has_passed(
+        self, world: World, first: Relay
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": first.url}) as run:
             await run.run_pass()
@@ -365,7 +369,9 @@ class TestTooMany:
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_the_other_provider_gets_it_meanwhile(self, world: World, first: Relay, second: Relay) -> None:
+    async def test_while_one_provider_is_rate_limited_the_other_gets_the_resubmissions(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.run_pass()
@@ -380,10 +386,10 @@ class TestTooMany:
 
 
 class TestEvidence:
-    """Rule 4: what a provider does not show is not thereby gone."""
+    """Rule 4: what a provider does not show is not proven to be gone."""
 
     @pytest.mark.parametrize("tip_is_fresh", [True, False])
-    async def test_a_provider_that_begins_anew_undoes_nothing(
+    async def test_a_provider_that_syncs_again_from_scratch_reverses_nothing(
         self, world: World, first: Relay, tip_is_fresh: bool
     ) -> None:
         world.fund(50 * ADA)
@@ -419,8 +425,8 @@ class TestEvidence:
             await run.settle_down()
             assert (await run.pay()).state is State.IN_FLIGHT
 
-    async def test_our_own_spend_is_not_taken_for_somebody_elses(self, world: World) -> None:
-        """The list of coins is ahead of the index of transactions, and a deposit makes it worth taking in."""
+    async def test_our_own_spend_is_not_taken_for_an_external_spend(self, world: World) -> None:
+        """The UTxO list is ahead of the transaction index, and a deposit makes the agent read the list."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -435,10 +441,10 @@ class TestEvidence:
             assert run.state(row.id) is State.CONFIRMED
 
     @pytest.mark.parametrize("path", ["reads", "/blocks/latest", "/addresses/", "/txs/"])
-    async def test_a_look_that_was_not_answered_in_full_does_not_count_as_one(
+    async def test_a_pass_with_an_unanswered_read_does_not_count_as_complete(
         self, world: World, path: str
     ) -> None:
-        """Its word is what the heartbeat's `stale` goes by."""
+        """The scheduler reports `stale` by the result of a pass."""
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             assert await run.chain_sync.run_once()
@@ -452,10 +458,10 @@ class TestEvidence:
             assert await run.chain_sync.run_once()
 
     @pytest.mark.parametrize("lie", [{"block_height": 2**63 - 1}, {"block_height": 2**63 - 1, "block": "fa" * 32}])
-    async def test_a_block_above_its_own_newest_is_asked_after_until_it_is_not(
+    async def test_a_block_above_the_providers_own_tip_is_read_again_until_it_is_plausible(
         self, world: World, second: Relay, lie: dict[str, object]
     ) -> None:
-        """One absurd height kept a payment in its block, and not confirmed, until a restart."""
+        """A single absurd height once kept a payment unconfirmed until a restart."""
         world.fund(50 * ADA)
         async with world.run(providers={"second": second.url}) as run:
             await run.run_pass()
@@ -471,10 +477,10 @@ class TestEvidence:
             assert run.owned() == world.on_chain()
 
 
-class TestDeadAtTheStart:
-    """One that never answered since the start is not waited for like one that was just there."""
+class TestProviderDeadAtStart:
+    """A provider that has not answered since the start is not waited for as one that just went away."""
 
-    async def test_a_payment_is_confirmed_soon_and_not_for_good(
+    async def test_a_payment_is_soon_confirmed_by_the_other_provider_but_not_settled(
         self, world: World, first: Relay, second: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -491,7 +497,7 @@ class TestDeadAtTheStart:
             await run.pass_time(4)
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_a_missing_second_provider_delays_confirmation(
+    async def test_a_provider_that_fails_after_the_start_delays_confirmation(
         self, world: World, first: Relay, second: Relay
     ) -> None:
         world.fund(50 * ADA)
@@ -504,7 +510,9 @@ class TestDeadAtTheStart:
             await run.pass_time(7)
             assert run.state(row.id) is State.CONFIRMED
 
-    async def test_one_alone_makes_no_new_utxo_before_three_reads(self, world: World, second: Relay) -> None:
+    async def test_a_provider_left_alone_adds_a_new_utxo_only_after_three_reads(
+        self, world: World, second: Relay
+    ) -> None:
         async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
             for _ in range(4):
                 world.clock.ahead_ms += 5_000
@@ -516,7 +524,7 @@ class TestDeadAtTheStart:
             await run.pass_time(4)
             assert run.owned() == world.on_chain()
 
-    async def test_a_single_configured_provider_is_believed(self, world: World, second: Relay) -> None:
+    async def test_a_single_configured_provider_is_believed_at_once(self, world: World, second: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"second": second.url}) as run:
             await run.run_pass()

@@ -1,4 +1,4 @@
-"""What happens beside each other: a sweep while a payment is admitted, a caller that goes away."""
+"""Races: a pass while a payment is being signed, a caller that disconnects, commits in an awkward order."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ def movable_world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
-async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its_task(world: World) -> None:
+async def test_resuming_payments_while_requests_sign_them_pays_each_once(world: World) -> None:
     world.fund(*[20 * ADA] * 40)
     async with world.run() as run:
         await run.run_pass()
@@ -49,7 +49,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
 
 
 @pytest.mark.parametrize("yields", range(0, 12, 2))
-async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: World, yields: int) -> None:
+async def test_a_payment_is_made_once_even_if_its_caller_disconnects(world: World, yields: int) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -60,7 +60,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await run.context.write("flush", lambda _unit: None)  # what the caller left in the queue is done
+        await run.context.write("flush", lambda _unit: None)  # the job that the caller queued has run
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
         await run.agent.submitter.drain(10)
@@ -70,7 +70,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
 
 
 async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(movable_world: World) -> None:
-    """Both decide in one commit: the sweep that the old invoice is over, the caller that the new one is paid."""
+    """A pass would cancel it, as its invoice expired, while a caller moves it to a new one; one commit decides."""
     world = movable_world
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
@@ -101,9 +101,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
 
 
 @pytest.mark.parametrize("stale", ["ttl", "coins", "anchor", "price"])
-async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kept(
-    movable_world: World, stale: str
-) -> None:
+async def test_a_transaction_signed_from_a_stale_plan_is_not_recorded(movable_world: World, stale: str) -> None:
     world = movable_world
     world.fund(2 * ADA, 3 * ADA)
     world.settings(timeout=7_200, price="3000000", splits=[])
@@ -141,7 +139,7 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         assert [one.tx_id for one in attempts(run, row)][1:] == [plan.tx_id]
 
 
-async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(movable_world: World) -> None:
+async def test_a_pass_that_fails_halfway_still_resubmits_open_attempts(movable_world: World) -> None:
     world, failing = movable_world, [""]
 
     def fail(name: str) -> None:
@@ -165,7 +163,7 @@ async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(mov
         assert run.owned() == world.on_chain()
 
 
-async def test_an_attempt_seen_but_not_recorded_is_not_replaced(movable_world: World) -> None:
+async def test_an_attempt_seen_in_a_block_is_not_replaced_when_recording_it_fails(movable_world: World) -> None:
     world, failing = movable_world, [""]
 
     def fail(name: str) -> None:

@@ -1,4 +1,4 @@
-"""`ready = "auto"`: a proof is shown at the first block and at each new one; an early refusal loses nothing."""
+"""`ready = "auto"`: a proof is shown at the first block and after each new one; an early refusal costs nothing."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ NOT_FOUND = make_response(404, {"content-type": "application/json"}, '{"detail":
 
 @asynccontextmanager
 async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> AsyncIterator[Run]:
-    """An agent that confirms at three blocks, and a merchant with these settings."""
+    """An agent with `confirm_depth` 3, and a merchant with these settings."""
     world.settings(**settings)
     world.fund(*[50 * ADA] * 3)
     merchant = replace(world.terms.merchants[world.origin], ready=ready)  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> A
 
 
 async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Advice]:
-    """Show the proof to the devnet's merchant, and tell the agent what it answered."""
+    """Show the proof to the devnet's merchant and report its answer to the agent."""
     depth = run.context.depth(row)
     merchant = run.context.config.merchants[run.world.origin]
     answer = run.world.call(message, retry_headers(row, merchant, run.world.address))
@@ -49,7 +49,7 @@ def told(run: Run, event: str) -> list[dict[str, object]]:
     return [json.loads(detail) for (detail,) in rows]
 
 
-async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(world: World) -> None:
+async def test_a_proof_is_ready_in_the_first_block_and_the_accepted_depth_is_remembered(world: World) -> None:
     async with by_auto(world, confirmations=1) as run:
         row = await run.pay_in_block()
         row = run.context.payment(row.id)
@@ -59,7 +59,7 @@ async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(w
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
-async def test_confirmed_still_waits_for_confirm_depth(world: World) -> None:
+async def test_with_ready_confirmed_a_proof_waits_for_confirm_depth(world: World) -> None:
     async with by_auto(world, ready="confirmed", confirmations=1) as run:
         row = await run.pay_in_block()
         ready = []
@@ -80,11 +80,11 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
                 0,
                 depth,
             )
-            assert not run.context.is_ready(row), "no block came since"
+            assert not run.context.is_ready(row), "no block has come since"
             waiting = asyncio.create_task(run.context.wait(row.id, 60))
             await run.settle_down()
             row = await waiting
-            assert run.context.is_ready(row), "whoever waits is woken by the block"
+            assert run.context.is_ready(row), "the block wakes the waiter"
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
         assert known(run) == MerchantReadiness(accepted_depth=3)
@@ -97,7 +97,7 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
         assert ready == [False, False, True], "the next proof is first shown where the last was accepted"
 
 
-async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_again(world: World) -> None:
+async def test_a_block_that_arrives_while_the_merchant_answers_makes_the_proof_ready_again(world: World) -> None:
     async with by_auto(world, confirmations=2) as run:
         row = await run.pay_in_block()
         answer = world.call("hello", retry_headers(run.context.payment(row.id), None, world.address))
@@ -107,7 +107,7 @@ async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_a
         assert (advice.answer.verdict, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
 
 
-async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(world: World) -> None:
+async def test_a_merchant_status_of_confirmed_makes_the_proof_ready_before_the_first_block(world: World) -> None:
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay()
         assert not run.context.is_ready(row)
@@ -117,11 +117,11 @@ async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(worl
         row, _ = await show(run, row)
         assert row.delivery is Delivery.ACCEPTED
         assert known(run) == MerchantReadiness(accepted_depth=0)
-        assert run.context.is_ready(await run.pay("again")), "the next one is shown once it was sent"
+        assert run.context.is_ready(await run.pay("again")), "the next one is ready once it is submitted"
 
 
-async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: World) -> None:
-    """An identical call shows a proof that has served already, and the merchant asks for money anew."""
+async def test_a_new_invoice_after_the_request_was_served_is_not_an_early_refusal(world: World) -> None:
+    """A repeated request shows a used proof, and the merchant answers with a new invoice."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
         row, _ = await show(run, run.context.payment(row.id))
@@ -132,8 +132,8 @@ async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: W
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
-async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) -> None:
-    """A merchant may look at the proof first and then refuse the call: that says nothing of the depth."""
+async def test_an_error_about_the_request_itself_is_not_an_early_refusal(world: World) -> None:
+    """A merchant may accept the proof and then reject the request, which says nothing about the depth."""
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
         wrong = make_response(422, {"content-type": "application/json"}, '{"detail": "the message is too long"}')
@@ -142,7 +142,7 @@ async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) 
         assert known(run) == MerchantReadiness()
 
 
-async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once_more_there(world: World) -> None:
+async def test_after_an_early_refusal_proofs_for_that_merchant_wait_for_confirm_depth(world: World) -> None:
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
         other = await run.pay("other")
@@ -164,8 +164,8 @@ async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once
         assert known(run) == MerchantReadiness()
 
 
-async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path) -> None:
-    """The answer comes late: the payment is confirmed by then, and the invoice is over."""
+async def test_a_refusal_of_an_early_proof_does_not_end_the_delivery(tmp_path: Path) -> None:
+    """The answer arrives when the payment is already confirmed and the invoice has expired."""
     with world_with_clock(tmp_path) as world:
         async with by_auto(world, confirmations=0, timeout=300) as run:
             row = await run.pay_in_block()
@@ -179,7 +179,7 @@ async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path
             assert (row.delivery, advice.again_after_s) == (Delivery.PAID_NOT_SERVED, None)
 
 
-async def test_a_merchant_that_fails_for_a_moment_has_refused_nothing(world: World) -> None:
+async def test_a_503_for_an_early_proof_is_not_an_early_refusal(world: World) -> None:
     async with by_auto(world) as run:
         row = await run.pay_in_block()
         row, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, ""), shown_depth=1)

@@ -1,4 +1,4 @@
-"""A ledger older than its signer, or new where the wallet is not: quiet, read from the chain, then whole."""
+"""A ledger that is older than the signer record, or lost: payagent waits, reads the chain and catches up."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ __all__ = ["world"]
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet that goes by the clock that a test puts off."""
+    """A devnet that shares its clock with the agent; a test can move it."""
     with world_with_clock(tmp_path) as world:
         world.fund(100 * ADA, 100 * ADA, 100 * ADA)
         yield world
@@ -48,7 +48,7 @@ def copied(world: World) -> bytes:
 
 
 def put(world: World, content: bytes | None) -> None:
-    """Another ledger, or none, in place of the one that is there."""
+    """Replace the ledger with another one, or with none."""
     for path in world.folder.glob("ledger.db*"):
         path.unlink()
     if content is not None:
@@ -60,9 +60,7 @@ def pass_quiet(world: World) -> None:
     world.block()
 
 
-async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
-    world: World, record: SignerFile
-) -> None:
+async def test_the_signer_record_names_the_last_attempt_and_is_private(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.run_pass()
         assert record.read() is None
@@ -73,7 +71,7 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: SignerFile) -> None:
+async def test_the_history_of_a_lost_ledger_is_read_once(world: World, record: SignerFile) -> None:
     terms = with_terms(settle_depth=8)
     async with world.run(record=record) as run:
         row = await run.pay_in_block("long ago")
@@ -93,7 +91,7 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
 
 
 class Faltering(Relay):
-    """Each fourth time that it is asked for a transaction it has no answer."""
+    """A provider that fails every fourth read of a transaction."""
 
     asked, falters = 0, True
 
@@ -106,7 +104,7 @@ class Faltering(Relay):
                 self.tell(path, 503, {})
 
 
-async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
+async def test_a_long_history_is_read_over_several_passes(
     world: World, record: SignerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed_since: list[int] = []
@@ -141,13 +139,13 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
                 row.attempt.tx_id for row in rows
             }
             assert len(listed_since) > 2
-            assert listed_since[:2] == [0, 0], "to notice that there is a past, and once it has come to rest"
-            assert min(listed_since[2:]) > 0, "what no rollback reaches was listed again"
+            assert listed_since[:2] == [0, 0], "once to notice the history, once after the quiet period"
+            assert min(listed_since[2:]) > 0, "a part that no rollback reaches was listed again"
             relay.falters = False
             await require_whole(run)
 
 
-async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_then(
+async def test_an_old_ledger_signs_nothing_until_it_has_caught_up_with_the_chain(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
@@ -161,7 +159,7 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
             await run.pay("too early")
         world.block()
     world.clock.ahead_ms += QUIET_MS - 30_000
-    async with world.run(record=record) as run:  # a restart begins no quiet time anew, and ends none
+    async with world.run(record=record) as run:  # a restart neither restarts nor ends the quiet period
         world.block()
         await run.run_pass()
         with pytest.raises(Refused, match="ledger_behind"):
@@ -186,10 +184,10 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
 
 
 @pytest.mark.parametrize("off_s", [-86_400, 86_400])
-async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
+async def test_the_quiet_period_starts_once_our_clock_agrees_with_the_chain(
     world: World, record: SignerFile, off_s: int
 ) -> None:
-    """The daemon finds the old ledger while its clock is a day off, and the clock is mended a minute later."""
+    """The daemon finds the old ledger while its clock is a day off; the clock is corrected a minute later."""
     async with world.run(record=record) as run:
         await run.pay_in_block("known")
         old = copied(world)
@@ -211,7 +209,9 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
         }
 
 
-async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
+async def test_the_quiet_period_covers_transactions_signed_while_the_clock_was_ahead(
+    world: World, record: SignerFile
+) -> None:
     """A clock may be ahead of the newest block by as much as a tip may be old, and a TTL is by the clock."""
     true = world.clock
     async with world.run(record=record) as run:
@@ -232,7 +232,7 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
         assert run.context.chain.tip.slot >= (record.read() or LastSigned(0, "", 0)).ttl_slot
 
 
-async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
+async def test_a_ledger_that_caught_up_is_not_behind_again_after_a_restart(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
@@ -248,12 +248,12 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
             assert run.context.chain.behind is None
             behind = count_of(run.context.conn, "ledger_behind")
     assert behind == 1
-    put(world, old)  # and the same copy once more is behind once more
+    put(world, old)  # the same old copy is behind again
     async with world.run(record=record) as run:
         assert run.context.chain.behind is not None
 
 
-async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: World, record: SignerFile) -> None:
+async def test_a_recovered_transaction_that_a_fork_moves_freezes_nothing(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.pay_in_block("known")
         old = copied(world)
@@ -277,7 +277,7 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await require_whole(run)
 
 
-async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too(
+async def test_after_a_catch_up_an_attempt_missing_from_the_signer_record_is_still_added(
     world: World, record: SignerFile
 ) -> None:
     async with world.run(record=record) as run:
@@ -293,7 +293,7 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
         assert run.context.chain.behind is None
         caught_up = copied(world)
         ahead = record.read()
-    async with world.run() as run:  # it signs, and dies before it notes that
+    async with world.run() as run:  # it signs, and dies before it updates the record
         await run.run_pass()
         row = await run.pay("not noted")
     assert record.read() == ahead
@@ -305,7 +305,7 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
         assert record.read() == last_signed(run.context.conn)
         assert run.context.payment(row.id).is_noted
     put(world, caught_up)
-    async with world.run(record=record) as run:  # it lacks what was signed since
+    async with world.run(record=record) as run:  # it lacks the attempts signed since
         assert run.context.chain.behind is not None
 
 
@@ -341,10 +341,10 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
+async def test_an_unreadable_history_is_reported_with_its_reason_and_raises_an_alert(
     world: World, record: SignerFile, is_new: bool
 ) -> None:
-    """Also by an alert, once it lasts."""
+    """Once it lasts, an alert reports it too."""
     if not is_new:
         async with world.run(record=record) as run:
             await run.pay_in_block("before")
@@ -369,7 +369,7 @@ async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
             assert not alerts.raised(run.context.conn, "provider_excluded")
 
 
-async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
+async def test_a_new_wallet_without_a_history_pays_at_once(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.run_pass()
         assert run.context.chain.behind is None
@@ -378,10 +378,10 @@ async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: Wor
         assert count_of(run.context.conn, "ledger_behind") == 0
 
 
-async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
+async def test_the_next_process_adds_an_attempt_that_a_killed_one_did_not_record(
     world: World, record: SignerFile
 ) -> None:
-    async with world.run() as run:  # it signs, and no record is kept
+    async with world.run() as run:  # it signs without a signer record
         await run.pay_in_block("not noted")
     async with world.run(record=record) as run:
         await run.run_pass()
@@ -391,7 +391,9 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
         assert (record.read() or LastSigned(0, "", 0)).attempts == 2
 
 
-async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
+async def test_nothing_is_submitted_while_the_signer_record_cannot_be_written(
+    world: World, record: SignerFile
+) -> None:
     async with world.run(record=record) as run:
         await run.run_pass()
         with unwritable(world.folder / SIGNER_FILE):
@@ -405,7 +407,9 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
         assert (record.read() or LastSigned(0, "", 0)).tx_id == row.attempt.tx_id
 
 
-async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
+async def test_no_proof_is_shown_before_the_signer_record_has_its_attempt(
+    world: World, record: SignerFile
+) -> None:
     with ExitStack() as blocked:
         async with world.run(record=record, terms=with_handover) as run:
             await run.run_pass()
@@ -426,7 +430,7 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             over = world.ask_of(world.call("not noted"), body="{}")
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(over)
-        async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
+        async with world.run(record=record, terms=with_handover) as run:  # not after a restart either
             assert Payment.of(run.context, run.context.payment(row.id)).headers == {}
     async with world.run(record=record, terms=with_handover) as run:
         assert Payment.of(run.context, run.context.payment(row.id)).headers != {}
@@ -435,7 +439,7 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
 
 @contextmanager
 def unwritable(path: Path) -> Iterator[None]:
-    """Something stands where the file was, and nothing can be put in its place."""
+    """A directory takes the place of the file, so it cannot be written."""
     kept = path.rename(path.with_name("kept")) if path.exists() else None
     path.mkdir()
     yield
@@ -444,19 +448,19 @@ def unwritable(path: Path) -> Iterator[None]:
         kept.rename(path)
 
 
-class TestTheWholeFolderRolledBack:
-    """A snapshot of the machine takes the ledger and the signer's record back together: they agree."""
+class TestDataFolderRestoredFromSnapshot:
+    """A machine snapshot restores an old ledger together with an old signer record, so the two agree."""
 
     @pytest.fixture
     def world(self, tmp_path: Path) -> Iterator[World]:
-        """The wallet holds nothing that pays for a call until more comes."""
+        """The wallet cannot pay for a request until more funds arrive."""
         with world_with_clock(tmp_path) as world:
             world.fund(5 * ADA)
             yield world
 
     @staticmethod
     async def roll_back(world: World) -> str:
-        """Put all that was in the data folder back to before a payment, whose coin came later; its transaction."""
+        """Restore the data folder from before a payment and its deposit; returns the payment's transaction."""
         record = SignerFile(world.folder / SIGNER_FILE)
         async with world.run(record=record) as run:
             await run.run_pass()
@@ -472,7 +476,7 @@ class TestTheWholeFolderRolledBack:
         (world.folder / SIGNER_FILE).write_bytes(signed)
         return str(forgotten.attempt.tx_id)
 
-    async def test_a_spend_that_the_ledger_does_not_know_freezes_before_anything_is_signed(
+    async def test_an_unknown_spend_freezes_payments_before_anything_is_signed(
         self, world: World, record: SignerFile
     ) -> None:
         forgotten = await self.roll_back(world)
@@ -484,11 +488,11 @@ class TestTheWholeFolderRolledBack:
             assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "external_spend"
             await require_whole(run)
             await unfreeze(run.context, APP)
-        async with world.run(record=record) as run:  # what was thawed is known from then on
+        async with world.run(record=record) as run:  # the spend is known once it was unfrozen
             await run.run_pass()
             await run.pay("when somebody has looked at it")
 
-    async def test_one_provider_that_hides_it_lets_nothing_be_signed(
+    async def test_nothing_is_signed_while_one_provider_hides_the_unknown_spend(
         self, world: World, record: SignerFile
     ) -> None:
         listing = f"/addresses/{world.address}/transactions"
@@ -500,7 +504,7 @@ class TestTheWholeFolderRolledBack:
                 with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
                     await run.pay("forgotten")
 
-    async def test_nothing_is_signed_until_the_transactions_could_be_read_and_a_start_lists_them_once(
+    async def test_nothing_is_signed_until_the_wallets_transactions_are_listed_once_per_start(
         self, world: World, record: SignerFile
     ) -> None:
         world.fund(50 * ADA, 50 * ADA)
@@ -520,12 +524,12 @@ class TestTheWholeFolderRolledBack:
                 assert relay.calls.count(("GET", listing)) == 1
 
 
-class TestALiar:
-    """Two providers; one of them tells of a transaction that spent all, and the other is away now and then."""
+class TestLyingProvider:
+    """Two providers: one invents a transaction that spent everything, the other is away now and then."""
 
     @pytest.fixture
     def world(self, tmp_path: Path) -> Iterator[World]:
-        """Devnet and agent share a clock: ages of tips are true."""
+        """Devnet and agent share a clock, so tip ages are true."""
         with world_with_clock(tmp_path) as world:
             world.clock.ahead_ms += 1_000_000
             world.fund(50 * ADA)
@@ -558,7 +562,7 @@ class TestALiar:
         block = {"block": tip["hash"], "block_height": tip["height"], "slot": tip["slot"]}
         liar.tell(f"/txs/{FAKE}", 200, {"hash": FAKE} | block)
 
-    async def test_it_takes_nothing_from_the_books_by_short_absences_of_the_other(
+    async def test_an_invented_spend_is_not_booked_while_the_honest_provider_is_briefly_away(
         self, world: World, record: SignerFile, pair: tuple[Relay, Relay]
     ) -> None:
         liar, honest = pair

@@ -1,4 +1,4 @@
-"""Attempts that no block takes in their time: replaced on the same anchor, or taken back; the books follow.
+"""Attempts that reach no block before their TTL: replaced on the same nonce UTxO, or cancelled.
 
 The chain and the agent share one clock here, which a test can move.
 """
@@ -46,7 +46,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
-class TestTheSameInvoice:
+class TestSameInvoice:
     async def test_a_lost_attempt_is_replaced_and_lands_once(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
@@ -73,7 +73,9 @@ class TestTheSameInvoice:
             assert run.selectable() == world.unspent()
             assert_at_rest(world, run)
 
-    async def test_it_waits_for_the_tip_to_pass_the_ttl_and_for_an_answer(self, world: World) -> None:
+    async def test_an_attempt_is_replaced_only_once_the_tip_passes_its_ttl_and_it_is_not_found(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
         async with world.run() as run:
@@ -82,15 +84,15 @@ class TestTheSameInvoice:
             await run.settle_down()
             world.clock.ahead_ms += 250_000
             await run.run_pass()
-            assert len(attempts(run, row)) == 1, "by the local clock alone it may still be in the next block"
+            assert len(attempts(run, row)) == 1, "only the local clock has passed the TTL"
             world.fault(f"/txs/{row.attempt.tx_id}", "rate", count=1)
             await run.settle_down()
-            assert len(attempts(run, row)) == 1, "nobody could tell whether it is in a block"
+            assert len(attempts(run, row)) == 1, "no provider could say whether it is in a block"
             world.clock.ahead_ms += 61_000
             await run.settle_down()
             assert len(attempts(run, row)) == 2
 
-    async def test_an_old_attempt_that_lands_on_a_fork_is_the_payment(self, world: World) -> None:
+    async def test_an_old_attempt_that_lands_on_a_fork_confirms_the_payment(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
         async with world.run(terms=with_terms(settle_depth=12)) as run:
@@ -110,7 +112,7 @@ class TestTheSameInvoice:
             assert run.state(row.id) is State.SETTLED
             assert_at_rest(world, run)
 
-    async def test_replaced_again_and_again(self, world: World) -> None:
+    async def test_a_payment_is_replaced_each_time_its_attempt_expires(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
         async with world.run() as run:
@@ -125,7 +127,7 @@ class TestTheSameInvoice:
             assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
 
-    async def test_a_self_transfer_is_replaced_though_it_has_no_invoice(self, world: World) -> None:
+    async def test_a_lost_transfer_is_replaced_although_it_has_no_invoice(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -139,7 +141,9 @@ class TestTheSameInvoice:
             assert_at_rest(world, run)
 
     @pytest.mark.parametrize("late", [False, True])
-    async def test_killed_between_the_decision_and_the_signature(self, world: World, late: bool) -> None:
+    async def test_a_restart_recovers_a_payment_killed_before_its_replacement_was_signed(
+        self, world: World, late: bool
+    ) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
         killed: list[str] = []
@@ -171,7 +175,9 @@ class TestTheSameInvoice:
                 assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
 
-    async def test_an_attempt_that_lands_while_it_is_replaced(self, world: World) -> None:
+    async def test_an_attempt_that_lands_while_it_is_being_replaced_confirms_the_payment(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
         killed: list[str] = []
@@ -195,10 +201,8 @@ class TestTheSameInvoice:
             )
             assert_at_rest(world, run)
 
-    async def test_a_utxo_that_is_gone_is_replaced_by_another_one_but_never_the_nonce_utxo(
-        self, world: World
-    ) -> None:
-        """Another wallet of the same keys spent it."""
+    async def test_a_replacement_swaps_a_missing_utxo_but_keeps_the_nonce_utxo(self, world: World) -> None:
+        """Another wallet with the same keys spent it."""
         world.settings(timeout=LONG_S, price="4000000", splits=[])
         world.fund(3 * ADA, 3 * ADA)
         async with world.run(terms=with_terms(settle_depth=5)) as run:
@@ -223,8 +227,8 @@ class TestTheSameInvoice:
             assert run.state(row.id) is State.SETTLED
             assert_sound(world, run)
 
-    async def test_what_takes_more_than_was_held_is_taken_back_instead(self, world: World) -> None:
-        """Many small coins in place of the one that is gone make a higher fee than was approved."""
+    async def test_a_payment_whose_replacement_would_exceed_its_hold_is_cancelled(self, world: World) -> None:
+        """Replacing the missing UTxO with many small ones would cost a higher fee than was approved."""
         world.settings(timeout=LONG_S, price="4000000", splits=[])
         world.fund(3 * ADA, 3 * ADA)
         async with world.run() as run:
@@ -246,7 +250,7 @@ class TestTheSameInvoice:
 
 
 def spend(world: World, utxo: queries.UtxoRow | None, to: str) -> None:
-    """Beside payagent, with its keys: all of it to somebody else."""
+    """Spend a UTxO with our keys but outside payagent, all of it to another address."""
     assert utxo is not None
     plan = send_all(
         UtxoIndex([Utxo(utxo.tx_id, utxo.output_index, utxo.lovelace)]),
@@ -263,8 +267,8 @@ def spend(world: World, utxo: queries.UtxoRow | None, to: str) -> None:
     world.block()
 
 
-class TestTakenBack:
-    async def test_the_invoice_is_over_and_nobody_asks_again(self, world: World) -> None:
+class TestCancel:
+    async def test_a_lost_payment_is_cancelled_once_its_invoice_has_expired(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
@@ -287,7 +291,9 @@ class TestTakenBack:
             assert_at_rest(world, run)
 
     @pytest.mark.parametrize("which", ["cancel", "old attempt"])
-    async def test_a_rollback_after_void(self, world: World, which: str) -> None:
+    async def test_a_void_payment_reopens_when_a_rollback_removes_its_cancel(
+        self, world: World, which: str
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
@@ -315,8 +321,8 @@ class TestTakenBack:
                 assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_a_block_that_is_lost_after_the_ttl(self, world: World) -> None:
-        """The bytes cannot come into a block again: nothing is left to send, so it is taken back."""
+    async def test_a_payment_rolled_back_after_its_ttl_is_cancelled(self, world: World) -> None:
+        """The transaction can no longer enter a block, so the payment is cancelled."""
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
@@ -331,8 +337,8 @@ class TestTakenBack:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_a_cancel_adds_a_utxo_when_the_exact_one_cannot_pay_its_fee(self, world: World) -> None:
-        """Alone it could not pay for its way back: an output of ours would take more than it holds."""
+    async def test_a_cancel_adds_a_utxo_when_the_payments_own_cannot_cover_the_fee(self, world: World) -> None:
+        """On its own the UTxO could not fund the cancel: our output would need more than it holds."""
         world.settings(price="969750", splits=[])
         world.fund(50 * ADA)
         async with world.run() as run:
@@ -354,7 +360,7 @@ class TestTakenBack:
 
 
 def exact_utxo(plan: TxPlan, own: Address) -> int:
-    """What a coin holds that pays to the unit for what a plan pays."""
+    """The lovelace of a UTxO that pays for a plan exactly, without change."""
     asked = sum(output.units for output in plan.asked)
 
     def paid_by(lovelace: int) -> bool:
@@ -373,12 +379,12 @@ def exact_utxo(plan: TxPlan, own: Address) -> int:
     return next(lovelace for lovelace in range(asked + 155_381, asked + 180_000) if paid_by(lovelace))
 
 
-class TestTheNextInvoice:
-    """The invoice is over, and the same call is answered with another one."""
+class TestNextInvoice:
+    """The invoice has expired, and the merchant answers the same request with another one."""
 
     @staticmethod
     async def next_one(world: World, run: Run, **settings: object) -> tuple[PaymentRow, PaymentRow]:
-        """A lost payment, and what a new invoice for the same call made of it."""
+        """A lost payment, before and after a new invoice for the same request."""
         first = await lose(world, run)
         await pass_time_of(world, run, 310)
         assert run.state(first.id) is State.IN_FLIGHT, "it waits a while for the next invoice"
@@ -389,7 +395,7 @@ class TestTheNextInvoice:
         assert (row.id, is_new) == (first.id, False)
         return first, run.context.payment(row.id)
 
-    async def test_it_is_paid_on_the_same_nonce_utxo(self, world: World) -> None:
+    async def test_the_next_invoice_is_paid_on_the_same_nonce_utxo(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
         async with world.run() as run:
             first, row = await self.next_one(world, run)
@@ -428,10 +434,10 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(answer, key="another"))
             world.clock.ahead_ms += 310_000
 
-    async def test_the_old_invoice_lands_on_a_fork_though_it_first_came_for_another_intent(
+    async def test_an_old_attempt_lands_on_a_fork_even_if_another_intent_first_had_its_invoice(
         self, world: World
     ) -> None:
-        """That one was refused by its own bound; the payment goes by the invoice again, as by its own."""
+        """The other intent was refused by its own max_total; the payment returns to that invoice."""
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=12)) as run:
             await run.run_pass()
@@ -461,8 +467,8 @@ class TestTheNextInvoice:
             await run.settle_down(14)
             assert run.state(row.id) is State.SETTLED
 
-    async def test_a_payment_takes_an_invoice_that_another_intent_did_not_pay(self, world: World) -> None:
-        """Both were refused to that one by its own bound: who has an invoice that nobody paid may pay it."""
+    async def test_a_payment_can_take_an_invoice_that_another_intent_did_not_pay(self, world: World) -> None:
+        """The other intent was refused by its own max_total; an unpaid invoice may be paid by any intent."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -487,7 +493,7 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(second, key="one"))
             assert_at_rest(world, run)
 
-    async def test_a_submitted_payment_does_not_move_to_an_invoice_for_a_handed_over_proof(
+    async def test_a_submitted_payment_does_not_move_to_an_invoice_that_the_merchant_submits(
         self, world: World
     ) -> None:
         world.fund(50 * ADA)
@@ -506,7 +512,9 @@ class TestTheNextInvoice:
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
             assert (row.id, row.invoice.id, row.invoice.merchant_submits) == (paid.id, paid.invoice.id, False)
 
-    async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
+    async def test_a_lower_price_of_the_next_invoice_is_posted_and_the_rest_is_released(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             _, row = await self.next_one(world, run, price="1500000", splits=[])
@@ -518,8 +526,8 @@ class TestTheNextInvoice:
             assert run.books()["fees"] == {"lovelace": row.attempt.fee_lovelace}
             assert_at_rest(world, run)
 
-    async def test_the_old_attempt_lands_on_a_fork_after_all(self, world: World) -> None:
-        """What was posted for the new invoice is reversed, and what the old one took is posted."""
+    async def test_when_the_old_attempt_lands_on_a_fork_its_own_amount_is_posted(self, world: World) -> None:
+        """The posting for the new invoice is reversed, and the amount of the old one is posted."""
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -539,8 +547,8 @@ class TestTheNextInvoice:
             assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice.id
             assert_at_rest(world, run)
 
-    async def test_the_calls_of_a_batch_cost_what_the_attempt_took_that_is_there(self, world: World) -> None:
-        """Each buying, taking back and use goes by the posting of its time."""
+    async def test_requests_of_a_batch_cost_what_the_attempt_on_the_chain_took(self, world: World) -> None:
+        """Credits, reversals and uses follow the posting that is current at the time."""
         world.fund(50 * ADA)
         world.settings(batch=4)
         async with world.run() as run:
@@ -557,7 +565,7 @@ class TestTheNextInvoice:
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
             assert_at_rest(world, run)
 
-    async def test_the_same_price_for_fewer_calls_is_not_paid(self, world: World) -> None:
+    async def test_a_next_invoice_with_fewer_requests_for_the_same_price_is_not_paid(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(batch=4)
         async with world.run() as run:
@@ -569,7 +577,7 @@ class TestTheNextInvoice:
             )
             assert "invoiced_again" in run.events(row.id)
 
-    async def test_a_higher_price_is_not_paid(self, world: World) -> None:
+    async def test_a_next_invoice_with_a_higher_price_is_not_paid(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             first, row = await self.next_one(world, run, price="40000000")
@@ -585,7 +593,7 @@ class TestTheNextInvoice:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_not_while_the_old_attempt_may_still_land(self, world: World) -> None:
+    async def test_the_next_invoice_is_not_paid_while_the_old_attempt_may_still_land(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             first = await lose(world, run)
@@ -596,7 +604,7 @@ class TestTheNextInvoice:
             )
             assert "invoiced_again" in run.events(row.id)
 
-    async def test_an_invoice_that_came_too_early_is_paid_when_it_comes_again(self, world: World) -> None:
+    async def test_a_next_invoice_that_came_too_early_is_paid_when_it_is_sent_again(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             first = await lose(world, run)
@@ -613,7 +621,7 @@ class TestTheNextInvoice:
             assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
 
-    async def test_the_callers_own_bound_holds_for_it(self, world: World) -> None:
+    async def test_max_total_applies_to_the_next_invoice_too(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             first = await lose(world, run)
@@ -626,7 +634,9 @@ class TestTheNextInvoice:
 
 
 class TestNeverValid:
-    async def test_an_attempt_that_is_never_valid_raises_an_alert_and_keeps_its_pace(self, world: World) -> None:
+    async def test_an_attempt_that_is_never_valid_raises_one_alert_and_is_resubmitted_rarely(
+        self, world: World
+    ) -> None:
         world.fund(50 * ADA)
         never = {"status_code": 400, "error": "Bad Request", "message": "ShelleyTxValidationError FeeTooSmallUTxO"}
         with Relay(world.devnet).serving() as relay:
@@ -655,7 +665,7 @@ class TestNeverValid:
 
 
 class TestResolve:
-    async def test_what_is_in_flight_is_cancelled_at_once(self, world: World) -> None:
+    async def test_a_payment_in_flight_is_cancelled_at_once(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await lose(world, run)
@@ -677,7 +687,7 @@ class TestResolve:
             with pytest.raises(Refused, match="wrong_state"):
                 await run.agent.lifecycle.resolve(row.id, APP)
 
-    async def test_what_was_sent_may_win(self, world: World) -> None:
+    async def test_a_submitted_payment_may_land_before_its_cancel(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -693,7 +703,7 @@ class TestResolve:
             with pytest.raises(Refused, match="wrong_state"):
                 await run.agent.lifecycle.resolve(row.id, APP)
 
-    async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:
+    async def test_an_unsigned_payment_is_rejected(self, world: World) -> None:
         world.fund(50 * ADA)
 
         def kill(name: str) -> None:
@@ -713,7 +723,7 @@ class TestResolve:
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
 
-    async def test_what_is_handed_over_is_cancelled_too(self, world: World) -> None:
+    async def test_a_payment_that_the_merchant_submits_is_cancelled_too(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_handover) as run:
             await run.run_pass()
@@ -724,7 +734,7 @@ class TestResolve:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_what_is_being_replaced_is_cancelled(self, world: World) -> None:
+    async def test_a_payment_that_is_being_replaced_is_cancelled(self, world: World) -> None:
         world.fund(50 * ADA)
         world.settings(timeout=LONG_S)
         killed: list[str] = []
@@ -746,11 +756,13 @@ class TestResolve:
             assert_at_rest(world, run)
 
 
-class TestAnOrderThatComesAgain:
-    """The operator's own, by its key, after its payment was void."""
+class TestRepeatedTransfer:
+    """An operator repeats a transfer, by its key, after its payment was void."""
 
     @pytest.mark.parametrize("kind", ["send", "split", "sweep"])
-    async def test_it_cannot_land_beside_the_first_on_any_fork(self, world: World, kind: str) -> None:
+    async def test_a_transfer_repeated_after_a_void_cannot_land_beside_the_first_on_any_fork(
+        self, world: World, kind: str
+    ) -> None:
         world.fund(50 * ADA, 40 * ADA)
         to = encode_address(bytes([0x60]) + bytes(28))
 
@@ -767,7 +779,7 @@ class TestAnOrderThatComesAgain:
 
         async with world.run() as run:
             await run.run_pass()
-            world.fund(20 * ADA)  # a coin that the first does not know of
+            world.fund(20 * ADA)  # a UTxO that the first transfer does not know
             low = height(world)
             world.fault("submit", "drop")
             first = await order(run)

@@ -1,4 +1,4 @@
-"""A rollback takes the deposit that a payment spends for good: that is told, booked, and ended in the end."""
+"""A rollback removes for good the deposit that a payment spends: alert, bookings, and the end of the payment."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ PAST_THE_TTL_S = 2400
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet that goes by the clock that a test puts off; one coin lies deep, the next ones come later."""
+    """A devnet that shares its clock with the agent; a test can move it."""
     with world_with_clock(tmp_path) as world:
         yield world
 
@@ -40,13 +40,13 @@ async def living(world: World, **more: object) -> AsyncIterator[Run]:
 
 
 def made_by(world: World, ref: str | None) -> bytes:
-    """The bytes of the transaction that made a coin."""
+    """The bytes of the transaction that made a UTxO."""
     tx_id = (ref or "").partition("#")[0]
     return world.devnet.run(lambda devnet: devnet.chain.tx(tx_id)[0].raw)  # type: ignore[no-any-return]
 
 
 async def pay_and_vanish(world: World, run: Run) -> tuple[PaymentRow, bytes]:
-    """A payment from a coin whose deposit another chain lacks, with all that came after it; and that deposit."""
+    """A payment whose deposit and transaction a fork removes; returns it with the bytes of the deposit."""
     before = height(world)
     world.fund(50 * ADA)
     row = await run.pay_in_block()
@@ -63,7 +63,7 @@ def gone_tx(world: World, at_height: int) -> str:
 
 
 async def denied(run: Run) -> None:
-    """Three looks, each at another tip a minute after the one before, and one to begin with."""
+    """Four passes, each at another tip, a minute apart: three of them show that the deposit is gone."""
     await run.pass_time(4, 61)
 
 
@@ -71,7 +71,7 @@ def last_alert(run: Run, row: PaymentRow) -> str | None:
     return alerts.last_kind(run.context.conn, f"anchor:{row.id}")
 
 
-async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_its_last_slot(world: World) -> None:
+async def test_a_payment_without_its_deposit_is_void_once_no_fork_can_bring_it_back(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         assert row.state is State.IN_FLIGHT
@@ -94,14 +94,14 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         await require_whole(run)
         world.fund(50 * ADA)
         await run.run_pass()
-        again = await run.pay("hello")  # the same purchase: nothing of the first can land any more
+        again = await run.pay("hello")  # the same request: nothing of the first payment can land any more
         await run.settle_down()
         assert again.id != row.id
         assert run.state(again.id) is State.CONFIRMED
         assert_at_rest(world, run)
 
 
-async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
+async def test_a_rolled_back_deposit_that_is_locked_is_reversed_too(world: World) -> None:
     world.fund(20 * ADA)
     async with living(world) as run:
         before = height(world)
@@ -120,7 +120,7 @@ async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
         assert run.owned() == world.on_chain() == {"lovelace": 27 * ADA}
 
 
-async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on(world: World) -> None:
+async def test_a_deposit_that_returns_is_booked_again_and_the_payment_goes_on(world: World) -> None:
     world.settings(timeout=1200)
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
@@ -135,7 +135,7 @@ async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on
         await require_whole(run)
 
 
-async def test_a_deposit_that_comes_back_with_what_spends_it_is_booked_with_it(world: World) -> None:
+async def test_a_deposit_that_returns_with_the_payment_that_spends_it_is_booked_with_it(world: World) -> None:
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
@@ -148,7 +148,7 @@ async def test_a_deposit_that_comes_back_with_what_spends_it_is_booked_with_it(w
         await require_whole(run)
 
 
-async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be_spent(world: World) -> None:
+async def test_a_deposit_that_returns_after_the_payment_is_void_can_be_spent_again(world: World) -> None:
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
@@ -165,7 +165,7 @@ async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be
         await require_whole(run)
 
 
-async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays_the_end(world: World) -> None:
+async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_cancel_delays_the_void(world: World) -> None:
     async with living(world) as run:
         before = height(world)
         world.fund(50 * ADA)
@@ -186,7 +186,7 @@ async def test_no_cancel_is_signed_without_the_deposit_and_an_earlier_one_delays
         assert_at_rest(world, run)
 
 
-async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) -> None:
+async def test_a_payment_in_flight_without_its_deposit_cannot_be_cancelled(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -196,7 +196,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         assert len(queries.attempts(run.context.conn, row.id)) == 1
 
 
-async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> None:
+async def test_a_payment_that_spends_the_change_is_void_together_with_its_parent(world: World) -> None:
     async with living(world) as run:
         before = height(world)
         world.fund(50 * ADA)
@@ -216,8 +216,8 @@ async def test_a_payment_that_spends_its_change_ends_with_it(world: World) -> No
         await require_whole(run)
 
 
-async def test_a_payment_with_another_nonce_utxo_goes_on_without_the_deposit(world: World) -> None:
-    """Another coin takes its place: in the payment's next attempt, or else in its cancel."""
+async def test_a_payment_with_another_nonce_utxo_is_cancelled_without_the_deposit(world: World) -> None:
+    """Another UTxO takes its place, in the next attempt or in the cancel."""
     async with living(world) as run:
         world.fund(8 * ADA)
         before = height(world)
@@ -242,7 +242,7 @@ async def test_a_payment_with_another_nonce_utxo_goes_on_without_the_deposit(wor
         await require_whole(run)
 
 
-async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: World) -> None:
+async def test_a_failed_read_does_not_count_as_evidence_against_the_deposit(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with living(world, providers={"relay": relay.url}) as run:
             before = height(world)
@@ -257,13 +257,13 @@ async def test_a_provider_without_an_answer_does_not_deny_the_deposit(world: Wor
             assert run.owned() == {"lovelace": 50 * ADA}
             relay.unfreeze()
             await run.pass_time(2, 61)
-            assert last_alert(run, row) is None  # what was denied before the silence does not count
+            assert last_alert(run, row) is None  # evidence from before the failed reads does not count
             await run.pass_time(2, 61)
             assert last_alert(run, row) == "deposit_rolled_back"
             assert run.owned() == world.on_chain() == {}
 
 
-async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
+async def test_both_of_two_providers_must_report_the_deposit_gone(world: World) -> None:
     with Relay(world.devnet).serving() as other:
         async with living(world, providers={"devnet": world.devnet.chain_url, "other": other.url}) as run:
             before = height(world)
@@ -274,7 +274,7 @@ async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
             other.freeze(f"/txs/{made}/utxos")
             fork_with(world, before)
             for _ in range(5):
-                await run.pass_time(1, 23)  # within the time in which they may disagree
+                await run.pass_time(1, 23)  # within the time in which providers may disagree
             assert last_alert(run, row) is None
             assert run.owned() == {"lovelace": 50 * ADA}
             other.unfreeze()
@@ -284,7 +284,7 @@ async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
             assert run.owned() == world.on_chain() == {}
 
 
-async def test_a_restart_tells_nothing_twice_and_forgets_no_block(world: World) -> None:
+async def test_restarts_repeat_no_event_and_do_not_start_the_wait_again(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -300,7 +300,7 @@ async def test_a_restart_tells_nothing_twice_and_forgets_no_block(world: World) 
         assert last_alert(run, row) == "cleared"
 
 
-async def test_a_fork_that_takes_the_block_past_its_time_limit_begins_the_wait_anew(world: World) -> None:
+async def test_a_fork_that_removes_the_first_block_after_the_ttl_starts_the_wait_again(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -315,7 +315,7 @@ async def test_a_fork_that_takes_the_block_past_its_time_limit_begins_the_wait_a
         assert_at_rest(world, run)
 
 
-async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
+async def test_verify_finds_a_payment_that_became_void_too_early(world: World) -> None:
     async with living(world) as run:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
@@ -326,7 +326,7 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
             steps.record_time_over(unit, row.id, block, utxos, now_ms)
 
         await run.context.write("void", job)
-        assert run.state(row.id) is State.IN_FLIGHT  # it does not let itself be told so
+        assert run.state(row.id) is State.IN_FLIGHT  # the commit refuses to end it
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(steps, "any", lambda _: False, raising=False)
@@ -341,5 +341,5 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
         assert [(one.table, "last limit" in one.what) for one in found] == [("events", True)]
 
 
-def test_show_tells_it_in_words() -> None:
+def test_the_cli_has_words_for_rolled_back_deposit_events() -> None:
     assert {"deposit_rolled_back", "deposit_restored", "time_over"} <= EVENTS_IN_WORDS.keys()

@@ -1,4 +1,4 @@
-"""What the signer refuses by its own policy: nobody is left to wait for a signature that never comes."""
+"""Signatures that the signer refuses by its own policy: no payment waits for one that never comes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def not_signed(run: Run) -> list[tuple[str, str]]:
-    """What was told of the signer, in order: the kind of alert, and of which payment."""
+    """The alerts about the signer, in order: kind and payment."""
     told = [alert for alert in alerts.after(run.context.conn, 0) if alert.subject == "signer"]
     return [(alert.kind, alert.facts.get("payment", "")) for alert in told]
 
 
-async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_told_once(world: World) -> None:
+async def test_a_payment_that_the_signer_refuses_is_rejected_and_raises_one_alert(world: World) -> None:
     world.fund(50 * ADA)
     signer = BadSigner(world.account.signer, "refuses")
     async with world.run(signer=signer) as run:
@@ -45,7 +45,7 @@ async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_to
         assert [kind for kind, _ in not_signed(run)] == ["signer_refused", "cleared"]
 
 
-async def test_what_was_admitted_before_a_cap_was_lowered_does_not_wait_for_its_signature(
+async def test_a_payment_admitted_before_a_cap_was_lowered_is_rejected_after_a_restart(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.fund(50 * ADA)
@@ -62,7 +62,7 @@ async def test_what_was_admitted_before_a_cap_was_lowered_does_not_wait_for_its_
     assert "step_failed" not in capsys.readouterr().out
 
 
-async def test_what_was_signed_before_stays_held_and_is_told_once(
+async def test_a_replacement_that_the_signer_refuses_keeps_its_hold_and_raises_one_alert(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.fund(50 * ADA)
@@ -84,7 +84,7 @@ async def test_what_was_signed_before_stays_held_and_is_told_once(
     assert "step_failed" not in capsys.readouterr().out
 
 
-async def test_a_cancel_that_the_signer_refuses_leaves_all_as_it_is(world: World) -> None:
+async def test_a_cancel_that_the_signer_refuses_leaves_the_payment_in_flight(world: World) -> None:
     world.fund(50 * ADA)
     signer = BadSigner(world.account.signer, "mended")
     async with world.run(signer=signer) as run:

@@ -1,9 +1,8 @@
-"""What was allowed: payments, questions, cancels, forks and jumps of time at random, beside the rules as told.
+"""Random payments, approvals, cancels, forks and time jumps, checked against a model of the documented limits.
 
-The model is the text of docs/how-to/limit-spending.md over what the transactions' bytes take, and
-when blocks had them. It knows nothing of spans, holds or the ledger: of a window it tells the least that must
-count and the most that may, and each answer of the agent has to lie between the two. A quote says what the payment
-does.
+The model follows docs/how-to/limit-spending.md. It reads amounts from transaction bytes and times from blocks, and
+knows nothing of spans, holds or the ledger. For each window it gives the least that must count and the most that
+may; every answer of the agent has to lie between the two. A quote has to match the payment that follows.
 """
 
 import asyncio
@@ -43,14 +42,14 @@ NAMES = {APP: "test", "app_two": "two", "app_three": "three"}
 HOUR_S, DAY_S = 3_600, 86_400
 LENGTH_S = {"per_hour": HOUR_S, "per_day": DAY_S, "per_week": 7 * DAY_S, "per_month": 30 * DAY_S}
 LONGER_S = {"per_hour": 300, "per_day": 300, "per_week": 6 * HOUR_S, "per_month": 6 * HOUR_S}
-"""How much longer than that what is spent may count."""
+"""How much longer than its window a payment may count."""
 
 OPEN = 10**12
-"""When what is open counts as spent, in seconds: never before any window."""
+"""The time at which an open payment counts as spent, in seconds: later than any window."""
 
 
 class Key(NamedTuple):
-    """A limit, as an operator names it; '' is any."""
+    """A limit, as an operator names it; '' means any."""
 
     app: str
     merchant: str
@@ -60,7 +59,7 @@ class Key(NamedTuple):
 
 @dataclass
 class Bought:
-    """A payment as its bytes are. It took `least` when the chain shows it, and is no more counted than `most`."""
+    """A payment, by its bytes. At least `least` must count against limits, and at most `most` may."""
 
     id: str
     app: str
@@ -77,7 +76,7 @@ class Bought:
 
 @dataclass
 class Allowed:
-    """The rules, by what an operator said and what was bought. `now_s` is the time of the newest block seen."""
+    """The model: limits set by the operator, and payments made. `now_s` is the time of the newest block seen."""
 
     limits: dict[Key, int]
     now_s: int = 0
@@ -96,12 +95,12 @@ class Allowed:
         return {key.asset for key in over_time if not key.app and not key.merchant}
 
     def least(self, key: Key) -> int:
-        """What no reading of the rule could leave out: what is open, or landed within the window."""
+        """What must count: open payments, and those that landed within the window."""
         since_s = self.now_s - LENGTH_S.get(key.window, self.now_s + 1)
         return sum(one.least.get(key.asset, 0) for one in self._of(key) if one.landed_s > since_s)
 
     def most(self, key: Key) -> int:
-        """And what may count still: until it was posted that long ago, and a span more."""
+        """What may still count: payments posted within the window and one span more."""
         since_s = self.now_s - LENGTH_S.get(key.window, self.now_s + 1) - LONGER_S.get(key.window, 0)
         return sum(one.most.get(key.asset, 0) for one in self._of(key) if one.posted_s > since_s)
 
@@ -114,7 +113,7 @@ class Allowed:
 
 @dataclass
 class Day:
-    """One random run of it."""
+    """One random run."""
 
     world: World
     run: Run
@@ -124,7 +123,7 @@ class Day:
     calls: int = 0
     asked: dict[str, PaymentRequest] = field(default_factory=dict)
 
-    # --- what is asked
+    # --- requests
 
     def ask(self, app: str, merchant: str, asset: str, units: int, most: int | None) -> PaymentRequest:
         self.calls += 1
@@ -149,7 +148,7 @@ class Day:
         )
 
     def some_ask(self) -> PaymentRequest:
-        """Often one that just fits, or just does not."""
+        """A random request; often one that just fits a limit, or just does not."""
         random = self.random
         app, merchant = random.choice(APPS), random.choice(list(self.world.terms.merchants))
         asset = random.choice(["lovelace", "lovelace", GOLD, LEAD])
@@ -164,7 +163,7 @@ class Day:
         most = random.randint(1, 5 * ADA) if random.random() < 0.1 else None
         return self.ask(app, merchant, asset, min(units, 60 * ADA), most)
 
-    # --- what is done
+    # --- actions
 
     async def pay(self) -> None:
         wanted = [self.some_ask() for _ in range(self.random.choice([1, 1, 1, 2, 4]))]
@@ -188,7 +187,7 @@ class Day:
             return refused
 
     async def pass_time(self) -> None:
-        """Often to where what was spent leaves a window, just before it or just after."""
+        """Let time pass; often to just before or just after a payment leaves a window."""
         random = self.random
         about_s = random.choice([10, 250, 620, 620, 1_800, HOUR_S, DAY_S, 30 * DAY_S])
         spent = [one for one in self.allowed.bought.values() if one.posted_s != OPEN]
@@ -200,7 +199,7 @@ class Day:
         await self.run_pass()
 
     async def run_pass(self) -> None:
-        """A block, and what it made of everything."""
+        """A block, a pass over it, and the model brought up to date."""
         await self.run.settle_down()
         await self.run.agent.decisions.deny_what_is_over()
         await self.run.agent.submitter.drain(10)
@@ -245,14 +244,14 @@ class Day:
         await self.run_pass()
 
     async def lose(self) -> None:
-        """What is sent from now on gets lost, until it does not."""
+        """From now on submissions are lost, or no longer lost."""
         if self.random.random() < 0.5:
             self.world.fault("submit", "drop")
         else:
             self.world.control("faults", clear=True)
 
     async def come_again(self) -> None:
-        """The same call with another invoice: cheaper, or dearer."""
+        """The same request with another invoice, cheaper or more expensive."""
         rows = payments.payments_in(self.run.context.conn, [State.IN_FLIGHT])
         rows = [row for row in rows if row.id in self.asked]
         if not rows:
@@ -305,7 +304,7 @@ class Day:
         self.seen["approved"] += 1
 
     def _kept_open(self, refused: Refused, asked: Bought, before: Mapping[Key, int]) -> None:
-        """A yes that is not carried out."""
+        """Check the refusal of an approval."""
         if refused.code == "limit_exceeded":
             self._justified(refused, asked.app, asked.merchant, before)
         assert refused.code in NOT_CARRIED_OUT, refused
@@ -313,18 +312,18 @@ class Day:
     async def resolve(self) -> None:
         rows = payments.payments_in(self.run.context.conn, [State.IN_FLIGHT])
         if rows:
-            self.world.clock.ahead_ms += 1_000  # two cancels of one second would be one transaction
+            self.world.clock.ahead_ms += 1_000  # two cancels within one second would be the same transaction
             await self.run.agent.lifecycle.resolve(self.random.choice(rows).id, APP)
 
     async def send(self) -> None:
-        """The operator's own order, which no limit binds and none counts."""
-        with suppress(Refused):  # the wallet may have nothing left
+        """A transfer of the operator, which no limit restricts or counts."""
+        with suppress(Refused):  # the wallet may be empty
             await self.run.agent.transfers.send(APP, role_address("thief"), "lovelace", 2 * ADA)
 
-    # --- what has to hold
+    # --- checks
 
     def _takes(self, row: PaymentRow) -> dict[str, int]:
-        """What the bytes take out of the wallet."""
+        """What the transaction takes out of the wallet."""
         tx = decode_tx(row.attempt.cbor or b"")
         takes = {"lovelace": tx.fee_lovelace}
         for output in tx.outputs:
@@ -349,7 +348,7 @@ class Day:
         self._counts(row.id, ask.app_id, ask.origin, takes)
 
     def _counts(self, payment_id: str, app: str, merchant: str, takes: dict[str, int]) -> None:
-        """It was let through: no limit that concerns it may be without room for it."""
+        """The payment was admitted, so every limit that applies must have had room for it."""
         assert set(takes) <= self.allowed.spendable()
         for key, most in self.allowed.binding(app, merchant, takes).items():
             assert self.allowed.least(key) + takes[key.asset] <= most, (key, takes)
@@ -369,7 +368,7 @@ class Day:
             assert answer.name in OF_THE_WALLET, answer
 
     def _justified(self, refused: Refused, app: str, merchant: str, before: Mapping[Key, int]) -> None:
-        """The limit that is named is one, leaves what is told, which is not enough, and none leaves less."""
+        """The named limit exists and leaves what the refusal says, too little; no other limit leaves less."""
         told = refused.context
         at = Key(
             app if "app" in told else "",
@@ -386,7 +385,7 @@ class Day:
             assert left <= max(units - before[key], 0), (at, key, told)
 
     def _as_quoted(self, told: PaymentQuote | Refused, answer: object) -> None:
-        """Paying does what was told just before."""
+        """The payment does what the quote just before it said."""
         if isinstance(told, Refused):
             assert isinstance(answer, Refused), (told, answer)
             assert answer.name == told.code, (told, answer)
@@ -425,7 +424,7 @@ def from_file(merchants: list[str]) -> dict[Key, int]:
 
 @contextmanager
 def mall(folder: Path) -> Iterator[World]:
-    """Two merchants, by a clock that is moved, and a wallet with coins of all sorts."""
+    """Two merchants, a clock that moves, and a wallet with UTxOs of all sorts."""
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms, merchants=2) as devnet:
         world = World(devnet, folder)
@@ -456,7 +455,7 @@ def add_apps(unit: Unit) -> None:
 
 
 async def live(folder: Path, seed: int, steps: int) -> Counter[str]:
-    """Two lives of a daemon, one after the other; what was seen how often."""
+    """Run a daemon twice, one after the other; returns how often each outcome was seen."""
     random, seen, asked = Random(seed), Counter[str](), dict[str, PaymentRequest]()
     with mall(folder) as world:
         allowed = Allowed(from_file(list(world.terms.merchants)))
@@ -476,7 +475,9 @@ async def live(folder: Path, seed: int, steps: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_what_is_let_through_was_allowed_and_what_is_refused_was_not(tmp_path: Path, seed: int) -> None:
+async def test_random_payments_are_admitted_and_refused_as_the_documented_limits_say(
+    tmp_path: Path, seed: int
+) -> None:
     seen = await live(tmp_path, seed, 100)
     assert min(seen["paid"], seen["limit_exceeded"], seen["asked"]) > 0
 
@@ -487,13 +488,17 @@ async def some_lives(folder: Path) -> None:
         await live(folder / str(seed), seed, 100)
 
 
-async def test_it_finds_that_merchants_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_model_notices_when_merchant_limits_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spending, "scopes_of", lambda app, _merchant: (Scope(app), Scope()))
     with pytest.raises(AssertionError):
         await some_lives(tmp_path)
 
 
-async def test_it_finds_that_what_ended_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_model_notices_when_ended_payments_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(records, "release_hold", lambda *_args, **_more: None)
     with pytest.raises(AssertionError):
         await some_lives(tmp_path)

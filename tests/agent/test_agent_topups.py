@@ -1,4 +1,4 @@
-"""Top-ups on the devnet: as many batches as were ordered, each once, whatever dies in between."""
+"""Top-ups on the devnet: every ordered batch is bought once, whatever crashes in between."""
 
 import asyncio
 import contextlib
@@ -42,14 +42,14 @@ ROUNDS = 40
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A devnet whose clock the test moves, and a merchant that sells batches by a request of its own."""
+    """A devnet whose clock the test moves, and a merchant that sells batches by a separate request."""
     with world_with_clock(tmp_path) as world:
         yield sells_batches(world)
 
 
 @pytest.fixture
 def apart(tmp_path: Path) -> Iterator[World]:
-    """The same, where the agent's clock alone is wrong when a test sets it."""
+    """The same, but a test moves only the agent's clock."""
     with world_apart(tmp_path) as world:
         yield sells_batches(world)
 
@@ -62,7 +62,7 @@ def sells_batches(world: World) -> World:
 
 
 def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
-    """The world's terms with other ones for its merchant."""
+    """The world's config with changes for its merchant."""
     merchants = {origin: replace(one, **terms) for origin, one in world.terms.merchants.items()}  # type: ignore[arg-type]
     return replace(world.terms, merchants=merchants)
 
@@ -77,7 +77,7 @@ async def order(run: Run, units: int, request: TopupSource | None = None, key: s
 
 
 async def go_round(run: Run) -> None:
-    """A beat, what it set off, and a block."""
+    """One run of the top-ups, its submissions, and a block."""
     await run.topups.run_once()
     await run.agent.submitter.drain(10)
     await run.settle_down()
@@ -101,7 +101,7 @@ def wallet_balance(world: World) -> dict[str, object]:
     return dict(told)
 
 
-class TestAnOrder:
+class TestTopup:
     async def test_batches_are_bought_until_the_amount_is_reached(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
@@ -116,7 +116,7 @@ class TestAnOrder:
             }
             require_whole(run)
 
-    async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
+    async def test_a_repeated_key_returns_the_same_top_up_and_a_changed_one_is_refused(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             first = await order(run, COST)
@@ -133,19 +133,19 @@ class TestAnOrder:
             second = await carry_out(run, (await order(run, COST, key="another")).id)
             assert second.state == "done"
             assert len(world.transactions()) == 2
-            assert await order(run, COST, REQUEST) == await order(run, COST), "it is the configured one"
+            assert await order(run, COST, REQUEST) == await order(run, COST), "it names the configured request"
             called = await order(run, COST, CHAT, key="a call")
             with pytest.raises(Refused, match="idempotency_key_reused"):
                 await order(run, COST, key="a call")
             assert (await carry_out(run, called.id)).problem == "topup_stopped/nothing_sold"
 
-    async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
+    async def test_naming_the_configured_request_uses_nothing_of_the_batch(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             assert (await carry_out(run, (await order(run, COST, REQUEST)).id)).state == "done"
             assert (balance(run).bought, balance(run).used) == (BATCH, 0)
 
-    async def test_an_ordinary_call_uses_one_of_the_batch_that_it_buys(self, world: World) -> None:
+    async def test_an_ordinary_request_uses_one_of_the_batch_that_it_buys(self, world: World) -> None:
         world.terms = with_topup(world, topup_request=None)
         async with world.run() as run:
             await run.run_pass()
@@ -156,7 +156,7 @@ class TestAnOrder:
             assert wallet_balance(world)["remaining"] == balance(run).left
             require_whole(run)
 
-    async def test_one_call_is_no_top_up(self, world: World) -> None:
+    async def test_a_merchant_that_sells_single_requests_gets_no_top_up(self, world: World) -> None:
         world.settings(batch=1)
         async with world.run() as run:
             await run.run_pass()
@@ -167,7 +167,7 @@ class TestAnOrder:
             assert (refused.state, refused.problem) == ("stopped", "topup_stopped/request_refused")
             assert "409" in (refused.detail or "")
 
-    async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
+    async def test_a_top_up_without_a_configured_request_is_refused(self, world: World) -> None:
         world.terms = with_topup(world, topup_request=None)
         async with world.run() as run:
             with pytest.raises(Refused, match="topup_not_configured"):
@@ -175,7 +175,7 @@ class TestAnOrder:
             with pytest.raises(Refused, match="topup_not_configured"):
                 await run.topups.plan(APP, goal(world, COST))
 
-    async def test_another_asset_than_ordered_is_not_paid(self, world: World) -> None:
+    async def test_a_price_in_another_asset_than_ordered_is_not_paid(self, world: World) -> None:
         token = "5c" * 28 + "636c69"
         world.settings(asset=token, price="100", splits=[])
         async with world.run() as run:
@@ -184,7 +184,7 @@ class TestAnOrder:
             assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert world.transactions() == []
 
-    async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
+    async def test_apps_are_refused_with_batch_in_progress_while_a_top_up_buys(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)
@@ -196,7 +196,7 @@ class TestAnOrder:
 
 
 class TestLimits:
-    async def test_the_limits_of_all_payments_hold(self, world: World) -> None:
+    async def test_payment_limits_apply_to_top_ups(self, world: World) -> None:
         limits = daily(20 * ADA, 30 * ADA)
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.run_pass()
@@ -205,7 +205,7 @@ class TestLimits:
             assert "per_day" in (row.detail or "")
             assert len(world.transactions()) == 2
 
-    async def test_top_ups_have_a_limit_of_their_own(self, world: World) -> None:
+    async def test_top_ups_also_have_their_own_daily_limit(self, world: World) -> None:
         world.terms = with_topup(world, topup_per_day_lovelace=2 * COST)
         async with world.run() as run:
             await run.run_pass()
@@ -223,7 +223,7 @@ class TestLimits:
             again = await carry_out(run, (await order(run, COST, key="tomorrow")).id)
             assert again.state == "done"
 
-    async def test_what_is_on_its_way_counts_against_their_own_limit(self, world: World) -> None:
+    async def test_an_unconfirmed_top_up_counts_against_the_daily_top_up_limit(self, world: World) -> None:
         async with ada_prepaid(world, 10 * ADA, topup_per_day_lovelace=15 * ADA) as (run, theirs):
             row, _ = await run.topups.order(APP, "next", TopupGoal(theirs.origin, "lovelace", 10 * ADA))
             await run.topups.run_once()
@@ -231,7 +231,7 @@ class TestLimits:
             assert row.problem == "limit_exceeded"
             assert "topup_per_day" in (row.detail or "")
 
-    async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
+    async def test_a_plan_shows_the_cost_and_reserves_nothing(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             plan = await run.topups.plan(APP, goal(world, 50 * ADA))
@@ -239,13 +239,13 @@ class TestLimits:
             assert not topups.all_open(run.context.conn)
             assert not payments.payments_in(run.context.conn, list(State))
 
-    async def test_a_plan_by_a_call_that_the_balance_serves_makes_no_call(self, world: World) -> None:
+    async def test_a_plan_by_a_request_that_the_balance_serves_uses_nothing_of_it(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             await carry_out(run, (await order(run, COST)).id)
             plan = await run.topups.plan(APP, goal(world, COST, CHAT))
             assert isinstance(plan, PrepaidQuote)
-            assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "nobody knows what it costs"
+            assert (plan.unit, plan.units, plan.refusal) == ("calls", None, None), "its price is not known yet"
             await know_price(run)
             plan = await run.topups.plan(APP, goal(world, COST, CHAT))
             assert isinstance(plan, PrepaidQuote)
@@ -253,8 +253,8 @@ class TestLimits:
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
 
     @pytest.mark.parametrize("utxos", [1, 6])
-    async def test_a_plan_is_made_while_an_automatic_top_up_runs(self, tmp_path: Path, utxos: int) -> None:
-        """The merchant asks with the invoice that is being paid, and its change is all the money there is."""
+    async def test_a_plan_can_be_made_while_an_automatic_top_up_runs(self, tmp_path: Path, utxos: int) -> None:
+        """The merchant repeats the invoice that is being paid, and its change is all the money there is."""
         with world_with_clock(tmp_path) as world:
             world.terms = with_topup(world, topup_request=REQUEST)
             world.fund(*[200 * ADA] * utxos)
@@ -266,7 +266,7 @@ class TestLimits:
                     await run.topups.run_once()
                 await run.agent.submitter.drain(10)
                 (running,) = topups.all_open(run.context.conn)
-                assert len(world.waiting()) == 1, "it is paid, and in no block yet"
+                assert len(world.waiting()) == 1, "it is submitted, and in no block yet"
                 plan = await run.topups.plan(APP, goal(world, 50 * ADA))
                 assert isinstance(plan, TopupPlan)
                 assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
@@ -283,7 +283,7 @@ class TestLimits:
             (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are available"),
         ],
     )
-    async def test_a_plan_names_what_stands_against_it(
+    async def test_a_plan_names_the_limit_or_shortage_that_would_stop_it(
         self, world: World, limits: tuple[Limit, ...], terms: dict[str, object], units: int, told: str
     ) -> None:
         world.terms = with_topup(world, **terms)
@@ -295,7 +295,7 @@ class TestLimits:
 
 
 async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
-    """Another operator, who may be revoked."""
+    """Add another operator app, which a test can revoke."""
 
     def job(unit: Unit) -> None:
         apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
@@ -313,10 +313,10 @@ async def revoke_ops(run: Run) -> None:
     await revoke(run.context, apps.require(run.context.conn, APP), "ops")
 
 
-class TestTheEndOfAnOrder:
-    """Nothing is bought for an order that is cancelled, or whose app has no good token; what is paid is shown."""
+class TestStopping:
+    """A top-up that is cancelled, or whose app lost its token, buys nothing more; paid batches are delivered."""
 
-    async def test_an_order_of_which_nothing_is_under_way_ends_at_once(self, world: World) -> None:
+    async def test_a_cancelled_top_up_with_nothing_in_flight_stops_at_once(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
@@ -329,7 +329,7 @@ class TestTheEndOfAnOrder:
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
 
-    async def test_what_is_paid_is_shown_before_it_ends(self, world: World) -> None:
+    async def test_a_cancelled_top_up_delivers_its_paid_batch_before_it_stops(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 50 * ADA)
@@ -346,7 +346,7 @@ class TestTheEndOfAnOrder:
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
 
-    async def test_what_is_paid_waits_for_a_merchant_that_is_taken_out_and_put_back(self, world: World) -> None:
+    async def test_a_paid_batch_is_delivered_once_its_removed_merchant_is_added_again(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)
@@ -364,10 +364,8 @@ class TestTheEndOfAnOrder:
             assert run.context.payment(paid.id).delivery is Delivery.ACCEPTED
             assert len(world.transactions()) == 1
 
-    async def test_what_is_paid_is_shown_for_its_own_partner_whichever_is_configured_since(
-        self, world: World
-    ) -> None:
-        """The merchant takes a proof from the partner alone whose invoice it is."""
+    async def test_a_paid_batch_is_delivered_for_the_partner_of_its_own_invoice(self, world: World) -> None:
+        """The merchant accepts a proof only from the partner that its invoice names."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)
@@ -378,15 +376,15 @@ class TestTheEndOfAnOrder:
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
 
-    async def test_all_of_an_order_is_bought_for_the_partner_that_it_was_given_for(self, world: World) -> None:
-        """Whichever is configured since: it counts for no other's balance."""
+    async def test_a_top_up_buys_every_batch_for_the_partner_it_was_ordered_for(self, world: World) -> None:
+        """The config may name another partner since; its balance gets nothing."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 2 * COST)
             await go_round(run)
             other = with_topup(world, partner="other").merchants
             await run.context.take_config(replace(run.context.from_file, merchants=other), lambda _unit: None)
-            assert (await order(run, 2 * COST)).id == row.id, "the key names it, for ever"
+            assert (await order(run, 2 * COST)).id == row.id, "the key still names the same top-up"
             assert (await carry_out(run, row.id)).state == "done"
             assert len(world.transactions()) == 2
             assert wallet_balance(world)["partner"] == "demo"
@@ -394,8 +392,8 @@ class TestTheEndOfAnOrder:
             require_whole(run)
 
     @pytest.mark.parametrize("why", ["topup_stopped/cancelled", "topup_stopped/app_revoked"])
-    async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
-        """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
+    async def test_stopping_a_top_up_denies_its_pending_approval(self, world: World, why: str) -> None:
+        """Nobody can approve it by mistake, it counts against no limit, and nothing is paid."""
         async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
             await run.run_pass()
             await add_orderer(run)
@@ -413,8 +411,8 @@ class TestTheEndOfAnOrder:
             assert world.transactions() == []
             require_whole(run)
 
-    async def test_a_question_ends_with_an_order_that_nobody_stopped(self, world: World) -> None:
-        """Who said yes later would pay for what nobody shows to the merchant any more."""
+    async def test_a_pending_approval_ends_when_its_top_up_times_out(self, world: World) -> None:
+        """A later approval would pay for a batch that nobody delivers."""
         world.settings(timeout=86_400)
         asking = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
         async with world.run(terms=asking) as run:
@@ -424,14 +422,14 @@ class TestTheEndOfAnOrder:
             (asked,) = payments.payments_in(run.context.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
             await run.topups.run_once()
-            assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
+            assert run.topups.find(row.id).state == "open", "by chain time it has not timed out"
             await run.settle_down()
             await run.topups.run_once()
             assert run.topups.find(row.id).problem == "topup_stopped/timed_out"
             assert run.context.payment(asked.id).problem.name == "topup_stopped/timed_out"
             require_whole(run)
 
-    async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
+    async def test_an_approval_after_the_apps_token_expired_buys_nothing(self, world: World) -> None:
         async with world.run(terms=with_terms(approval_required_above={"lovelace": 5 * ADA})) as run:
             await run.run_pass()
             await add_orderer(run, world.clock.now_ms() + 60_000)
@@ -445,7 +443,7 @@ class TestTheEndOfAnOrder:
             assert run.state(asked.id) is State.AWAITING_APPROVAL
             assert world.transactions() == []
 
-    async def test_revoking_the_app_ends_its_orders(self, world: World) -> None:
+    async def test_revoking_an_app_stops_its_top_ups(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             await add_orderer(run)
@@ -462,7 +460,7 @@ class TestTheEndOfAnOrder:
             await go_round(run)
             assert len(world.transactions()) == 1
 
-    async def test_a_token_that_expires_ends_them_too(self, world: World) -> None:
+    async def test_an_expired_token_stops_the_apps_top_ups(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             await add_orderer(run, world.clock.now_ms() + 60_000)
@@ -476,7 +474,7 @@ class TestTheEndOfAnOrder:
                 1,
             )
 
-    async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
+    async def test_top_ups_go_on_after_their_app_gets_a_new_token(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             await add_orderer(run)
@@ -485,8 +483,10 @@ class TestTheEndOfAnOrder:
             assert (await carry_out(run, row.id)).state == "done"
 
     @pytest.mark.parametrize("end", ["cancel", "revoke"])
-    async def test_it_is_asked_again_in_the_commit_that_buys(self, world: World, end: str) -> None:
-        """The end comes while the merchant is asked for its 402."""
+    async def test_a_top_up_stopped_while_the_merchant_sends_its_402_buys_nothing(
+        self, world: World, end: str
+    ) -> None:
+        """The top-up is stopped while the merchant answers with its 402."""
         async with Peer().running() as peer:
             wall, ended = Paywall(price=10 * ADA), asyncio.Event()
 
@@ -515,7 +515,7 @@ class TestTheEndOfAnOrder:
 
 
 class Killed:
-    """A checkpoint that lets no commit of this name through, nor any after it, from its `nth` on."""
+    """A checkpoint that fails from the `nth` commit of this name on."""
 
     def __init__(self, name: str, nth: int) -> None:
         self.name, self.left, self.dead = name, nth, False
@@ -536,7 +536,7 @@ COMMITS = ("topup_end", "admit", "sign", "submit", "answer", "observe", "confirm
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", COMMITS)
-async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
+async def test_a_top_up_goes_on_after_a_crash_at_a_commit_and_pays_nothing_twice(
     world: World, name: str, when: str, nth: int
 ) -> None:
     async with world.run() as run:
@@ -548,7 +548,7 @@ async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
         for _ in range(ROUNDS):
             if killed.dead or run.topups.find(topup_id).ended_at_ms is not None:
                 break
-            with contextlib.suppress(Refused):  # a process that is gone writes nothing more
+            with contextlib.suppress(Refused):  # a dead process writes nothing more
                 await go_round(run)
     async with world.run() as run:
         await run.run_pass()
@@ -560,7 +560,7 @@ async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
 
 
 class LostSigner:
-    """The process that holds the key is gone when it is asked."""
+    """A signer whose process is gone when it is called."""
 
     def __init__(self, signer: Signer, code: str) -> None:
         self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
@@ -574,10 +574,10 @@ class LostSigner:
     ("code", "proof"),
     [("signer_lost", "tx_hash"), ("wrong_state", "tx_hash"), ("signer_lost", "signed_cbor")],
 )
-async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
+async def test_a_top_up_goes_on_after_a_restart_when_the_signer_was_lost(
     world: World, code: str, proof: Proof
 ) -> None:
-    """What it had admitted is signed then, so its proof must be shown: else the batch is paid and nobody's."""
+    """The admitted payment is signed then and its proof is shown; otherwise the batch would be paid and lost."""
     world.settings(proof=proof)
     world.terms = with_topup(world, proof=proof)
     async with world.run(signer=LostSigner(world.account.signer, code)) as run:
@@ -595,8 +595,8 @@ async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
         require_whole(run)
 
 
-class TestTrouble:
-    async def test_a_merchant_that_is_away_is_asked_again(self, world: World) -> None:
+class TestFaults:
+    async def test_an_unreachable_merchant_is_retried_until_the_top_up_times_out(self, world: World) -> None:
         gone = replace(world.terms, merchants={})
         terms = world.terms
         dead = "http://127.0.0.1:9"
@@ -615,7 +615,7 @@ class TestTrouble:
             assert (ended.state, ended.problem) == ("stopped", "topup_stopped/timed_out")
             assert "merchant_unreachable" in (ended.detail or "")
 
-    async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
+    async def test_an_unavailable_merchant_is_retried_less_and_less_often(self, world: World) -> None:
         async with Peer().running() as peer:
             wall, away = Paywall(price=10 * ADA), saying(b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\n\r\n")
             asked = 0
@@ -641,7 +641,7 @@ class TestTrouble:
                 assert counts == [1, 2, 3, 4, 5, 5, 6, 6, 6, 6, 7, 7]
                 assert (await carry_out(run, row.id, seconds=10)).state == "done"
 
-    async def test_invoices_that_are_over_when_they_come_end_it(self, world: World) -> None:
+    async def test_repeated_expired_invoices_stop_a_top_up(self, world: World) -> None:
         world.settings(timeout=60)
         async with world.run() as run:
             await run.run_pass()
@@ -652,7 +652,7 @@ class TestTrouble:
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
-    async def test_invoices_that_were_over_before_something_was_served_do_not_end_it(self, world: World) -> None:
+    async def test_the_count_of_expired_invoices_starts_again_after_each_served_batch(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 2 * COST)
@@ -671,19 +671,21 @@ class TestTrouble:
             assert (await carry_out(run, row.id)).state == "done"
             assert sum(one.problem.name == "invoice_expired" for one in made) >= EXPIRED_MAX
 
-    async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
+    async def test_a_top_up_delayed_by_a_wrong_clock_goes_on_once_the_clock_is_right(self, apart: World) -> None:
         async with apart.run() as run:
             await run.run_pass()
             row = await order(run, COST)
             apart.clock.ahead_ms = 86_400_000
             await run.run_pass()
             await run.topups.run_once()
-            assert not payments.payments_of_topup(run.context.conn, row.id), "the chain seems to stand still"
+            assert not payments.payments_of_topup(run.context.conn, row.id), (
+                "by the wrong clock the tip is too old"
+            )
             apart.clock.ahead_ms = 0
             await run.run_pass()
             assert (await carry_out(run, row.id)).state == "done"
 
-    async def test_a_clock_that_is_put_forward_ends_no_order_by_its_apps_token(self, apart: World) -> None:
+    async def test_a_clock_set_forward_does_not_expire_the_token_of_a_top_up(self, apart: World) -> None:
         async with apart.run() as run:
             await run.run_pass()
             await add_orderer(run, apart.clock.now_ms() + 3_600_000)
@@ -696,8 +698,8 @@ class TestTrouble:
             await run.run_pass()
             assert (await carry_out(run, row.id)).state == "done"
 
-    async def test_an_answer_that_was_lost_is_not_lost_money(self, world: World) -> None:
-        """The merchant credited the batch, and answers no proof twice."""
+    async def test_a_batch_is_credited_even_if_the_merchants_answer_was_lost(self, world: World) -> None:
+        """The merchant credited the batch and accepts no proof twice."""
         world.settings(replays="refuse")
         async with world.run() as run:
             await run.run_pass()
@@ -714,7 +716,7 @@ class TestTrouble:
             assert len(world.transactions()) == 1
             require_whole(run)
 
-    async def test_what_is_handed_over_is_bought_too(self, world: World) -> None:
+    async def test_a_batch_whose_payment_the_merchant_submits_is_bought_too(self, world: World) -> None:
         world.settings(proof="signed_cbor")
         world.terms = with_topup(world, proof="signed_cbor")
         async with world.run() as run:
@@ -724,8 +726,8 @@ class TestTrouble:
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
-    async def test_what_is_bought_at_the_end_of_its_day_is_shown_too(self, world: World) -> None:
-        """Else each order that takes a day pays its last batch for nothing: nobody shows the proof."""
+    async def test_a_batch_bought_just_before_the_top_up_times_out_is_still_delivered(self, world: World) -> None:
+        """Otherwise a top-up that takes a day would pay its last batch for nothing."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 2 * COST)
@@ -741,8 +743,8 @@ class TestTrouble:
             assert len(world.transactions()) == 1
             require_whole(run)
 
-    async def test_it_ends_where_the_utxos_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
-        """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
+    async def test_a_top_up_stops_when_an_external_spend_voids_its_payment(self, world: World) -> None:
+        """The wallet is frozen until an operator unfreezes it, and the void payment cannot land any more."""
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)
@@ -762,13 +764,13 @@ class TestTrouble:
             assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
 
-    async def test_too_little_money_stops_it(self, world: World) -> None:
+    async def test_a_top_up_stops_when_funds_are_not_enough(self, world: World) -> None:
         world.settings(price=str(900 * ADA))
         async with world.run() as run:
             await run.run_pass()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "not_enough_funds")
-            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "who ordered it sees that"
+            assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None, "no alert for a manual one"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -782,38 +784,38 @@ def kinds(run: Run) -> list[str]:
 
 
 def noted(run: Run) -> list[tuple[str, str]]:
-    """What happened to the wallet as a whole, with the alert that it was."""
+    """The events of the wallet itself, each with its alert id."""
     return run.context.conn.execute(
         "SELECT event, json_extract(detail, '$.alert') FROM events WHERE payment_id IS NULL ORDER BY seq"
     ).fetchall()
 
 
 async def announce(run: Run) -> None:
-    """The first beat says that the next one orders."""
+    """The first run only announces the top-up that the next one orders."""
     await run.topups.run_once()
     assert kinds(run)[-1] == "topup_announced"
 
 
 async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
-    """The orders that nobody gave, oldest first, after some rounds."""
+    """The automatic top-ups after some rounds, oldest first."""
     for _ in range(rounds):
         await go_round(run)
     (pool,) = prepaid.all_pools(run.context.conn)
     return topups.autos_of(run.context.conn, pool.id)[::-1]
 
 
-class TestByItself:
-    async def test_it_is_off_unless_configured(self, world: World) -> None:
+class TestAutomaticTopups:
+    async def test_automatic_top_ups_are_off_unless_configured(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             for _ in range(3):
                 await go_round(run)
             assert not topups.page(run.context.conn, None, 10)
 
-    async def test_the_first_one_is_announced_before_it_is_paid(
+    async def test_the_first_automatic_top_up_is_announced_before_it_is_paid(
         self, world: World, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """In the log, as an alert and as an event; once, and again when its settings have changed."""
+        """In the log, as an alert and as an event: once, and again after its settings have changed."""
         auto(world)
         async with world.run() as run:
             await run.run_pass()
@@ -863,14 +865,14 @@ class TestByItself:
             assert balance(run).left == 10
             require_whole(run)
 
-    async def test_the_merchants_word_counts_where_it_is_less(self, world: World) -> None:
+    async def test_a_lower_balance_reported_by_the_merchant_triggers_a_top_up(self, world: World) -> None:
         auto(world)
         async with world.run() as run:
             await run.run_pass()
             await autos(run, 12)
             for n in range(6):
                 assert world.call(f"past payagent {n}").status_code == 200
-            assert len(await autos(run)) == 1, "nobody has asked the merchant"
+            assert len(await autos(run)) == 1, "the merchant has not been polled"
             world.clock.ahead_ms += 700_000
             await run.settle_down()
             await run.chain_sync.merchant_polling.observe_prepaid()
@@ -878,7 +880,7 @@ class TestByItself:
             assert (second.units, second.state) == (6, "done")
             assert wallet_balance(world)["remaining"] == 10
 
-    async def test_at_most_so_many_a_day(self, world: World) -> None:
+    async def test_automatic_top_ups_per_day_are_limited(self, world: World) -> None:
         auto(world, per_day_max=2, to=4)
         async with world.run() as run:
             await run.run_pass()
@@ -893,8 +895,8 @@ class TestByItself:
             assert len(await autos(run)) == 3
 
     @pytest.mark.parametrize("fails", [False, True])
-    async def test_a_clock_that_is_put_forward_orders_nothing(self, world: World, fails: bool) -> None:
-        """The day, and the pause after a failure, are over when the chain says so."""
+    async def test_a_clock_set_forward_triggers_no_automatic_top_up(self, world: World, fails: bool) -> None:
+        """The day, and the wait after a failure, are measured by chain time."""
         auto(world, per_day_max=1, to=4)
         limits = daily(5 * ADA, 5 * ADA) if fails else world.terms.limits
         async with world.run(terms=with_terms(limits=limits)) as run:
@@ -912,7 +914,7 @@ class TestByItself:
             await run.topups.run_once()
             assert len(topups.page(run.context.conn, None, 10)) == 2
 
-    async def test_a_word_by_a_clock_that_was_ahead_orders_nothing_once_it_is_mended(self, apart: World) -> None:
+    async def test_a_merchant_report_made_while_the_clock_was_ahead_triggers_no_top_up(self, apart: World) -> None:
         apart.terms = with_topup(apart, auto_topup=AutoTopup("calls", 2, BATCH, 5))
         async with apart.run() as run:
             await run.run_pass()
@@ -930,7 +932,7 @@ class TestByItself:
                 await go_round(run)
             assert len(topups.autos_of(run.context.conn, pool.id)) == 1
 
-    async def test_a_word_on_another_unit_orders_nothing(self, world: World) -> None:
+    async def test_a_merchant_report_in_another_unit_triggers_no_top_up(self, world: World) -> None:
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
             await run.run_pass()
@@ -942,8 +944,10 @@ class TestByItself:
             await run.context.write("observe", lambda unit: prepaid.add_observation(unit, row.pool_id, said))
             assert await autos(run) == [row]
 
-    async def test_a_word_from_before_the_proof_was_shown_orders_nothing(self, world: World) -> None:
-        """The merchant credits what is paid when it is shown to it, and is asked as soon as it is confirmed."""
+    async def test_a_merchant_report_from_before_the_proof_was_shown_triggers_no_top_up(
+        self, world: World
+    ) -> None:
+        """The merchant credits a payment when its proof is shown, but is polled as soon as it is confirmed."""
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
             await run.run_pass()
@@ -959,7 +963,9 @@ class TestByItself:
             (row,) = await autos(run, 8)
             assert row.state == "done"
 
-    async def test_a_word_from_before_an_apps_own_purchase_orders_nothing(self, world: World) -> None:
+    async def test_a_merchant_report_from_before_an_apps_own_purchase_triggers_no_top_up(
+        self, world: World
+    ) -> None:
         auto(world, below=2, to=BATCH)
         async with world.run() as run:
             await run.run_pass()
@@ -974,7 +980,7 @@ class TestByItself:
             await run.agent.deliveries.record_delivery(paid.id, 200)
             assert await autos(run) == []
 
-    async def test_one_that_an_operator_cancels_is_no_alert(self, world: World) -> None:
+    async def test_cancelling_an_automatic_top_up_raises_no_alert(self, world: World) -> None:
         auto(world)
         async with world.run() as run:
             await run.run_pass()
@@ -986,7 +992,7 @@ class TestByItself:
             assert (row.state, row.problem) == ("stopped", "topup_stopped/cancelled")
             assert alerts.last_kind(run.context.conn, f"topup:{row.pool_id}") is None
 
-    async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
+    async def test_the_wait_after_failed_automatic_top_ups_is_a_day_at_most(self, world: World) -> None:
         auto(world, per_day_max=99)
         async with world.run(terms=with_terms(limits=daily(5 * ADA, 5 * ADA))) as run:
             await run.run_pass()
@@ -997,7 +1003,9 @@ class TestByItself:
                 await run.settle_down()
                 assert len(await autos(run, 2)) == count
 
-    async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
+    async def test_a_failed_automatic_top_up_raises_an_alert_and_each_next_wait_is_longer(
+        self, world: World
+    ) -> None:
         auto(world, per_day_max=9)
         limits = daily(5 * ADA, 5 * ADA)
         hour_ms = 3_600_000
@@ -1022,7 +1030,7 @@ class TestByItself:
 
 
 async def know_price(run: Run) -> None:
-    """The merchant has asked for money for such calls before."""
+    """Record a price, as if the merchant had asked for one before."""
     await run.context.write(
         "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
     )
@@ -1030,7 +1038,7 @@ async def know_price(run: Run) -> None:
 
 @contextlib.asynccontextmanager
 async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedRequest]]:
-    """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
+    """A merchant that sold a still unconfirmed balance in ADA, and a request of another app for 2 ADA."""
     async with Peer().running() as peer:
         peer.answers["/topup"] = Paywall(price=units)
         request = TopupSource("POST", "/topup", "")
@@ -1057,14 +1065,14 @@ async def limit_of_two(run: Run, units: int) -> None:
 
 
 async def serve(run: Run, theirs: ServedRequest, count: int) -> None:
-    """So many calls of the app, served from the balance."""
+    """Serve that many requests of the app from the balance."""
     for _ in range(count):
         use = await run.agent.prepaid_calls.let_through(theirs)
         await run.agent.prepaid_calls.record_call(theirs, use)
 
 
-class TestOddMerchants:
-    async def test_a_price_above_the_whole_order_is_not_paid(self, world: World) -> None:
+class TestUnusualMerchants:
+    async def test_a_price_above_what_is_left_of_the_top_up_is_not_paid(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, 20 * ADA)
@@ -1074,8 +1082,8 @@ class TestOddMerchants:
             assert (ended.state, ended.problem) == ("stopped", "topup_stopped/too_small")
             assert len(world.transactions()) == 1
 
-    async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
-        """A batch of calls would not raise it, however many are bought."""
+    async def test_an_ada_balance_is_not_topped_up_with_batches_of_requests(self, world: World) -> None:
+        """A batch of requests would not raise a balance in ADA, however many are bought."""
         auto(world, unit="lovelace", below=20 * ADA, to=26 * ADA)
         async with world.run() as run:
             await run.run_pass()
@@ -1083,7 +1091,7 @@ class TestOddMerchants:
             assert (row.state, row.problem) == ("stopped", "topup_stopped/wrong_asset")
             assert not world.transactions()
 
-    async def test_a_merchant_that_will_not_take_the_proof_now_is_shown_it_again(self, world: World) -> None:
+    async def test_a_proof_that_the_merchant_refuses_is_shown_again_later(self, world: World) -> None:
         async with Peer().running() as peer:
             wall = Paywall(price=10 * ADA)
             refusals = 3
@@ -1107,12 +1115,12 @@ class TestOddMerchants:
                 row, _ = await run.topups.order(APP, "k", TopupGoal(peer.url, "lovelace", 10 * ADA))
                 for _ in range(4):
                     await go_round(run)
-                assert refusals == 2, "not at each beat"
+                assert refusals == 2, "not at every run"
                 ended = await carry_out(run, row.id, seconds=30)
                 assert (ended.state, ended.problem, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
 
-    async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
+    async def test_a_merchant_can_bind_a_top_up_payment_to_the_request_headers(self, world: World) -> None:
         async with Peer().running() as peer:
             peer.answers["/topup"] = Binding(("content-type", "x-account", "x-wallet-address"))
             request = TopupSource("POST", "/topup", '{"calls": 1}')
@@ -1126,7 +1134,7 @@ class TestOddMerchants:
                 (payment,) = payments.payments_of_topup(run.context.conn, row.id)
                 assert (ended.problem, payment.invoice.commitment is not None) == (None, True)
 
-    async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
+    async def test_a_proof_that_the_merchant_keeps_refusing_is_shown_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:
             peer.answers["/topup"] = Paywall(
                 price=10 * ADA, serve=saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
@@ -1149,10 +1157,10 @@ class TestOddMerchants:
                 assert len(world.transactions()) == 1
 
     @pytest.mark.parametrize("nth", [1, 2])
-    async def test_what_a_merchant_took_is_delivered_though_it_takes_no_proof_twice(
+    async def test_a_top_up_is_done_after_a_crash_even_if_the_merchant_takes_no_proof_twice(
         self, world: World, nth: int
     ) -> None:
-        """Once it is on record that the merchant took it: also where the daemon dies with that."""
+        """The merchant's acceptance is recorded before the daemon dies, so it need not be shown again."""
         async with Peer().running() as peer:
             wall = Paywall(price=10 * ADA)
             peer.answers["/topup"] = wall
@@ -1173,10 +1181,10 @@ class TestOddMerchants:
                 assert (await carry_out(run, row.id)).state == "done"
                 assert len(world.transactions()) == 1
 
-    async def test_a_balance_in_ada_is_used_in_ada_before_it_is_confirmed_and_after_all_is_used(
+    async def test_an_apps_limit_covers_an_ada_balance_before_confirmation_and_once_used_up(
         self, world: World
     ) -> None:
-        """It is within an app's own limit then too, as one of calls is."""
+        """As with a balance in requests, the app's own limit applies then too."""
         async with ada_prepaid(world, 10 * ADA) as (run, theirs):
             await limit_of_two(run, 11 * ADA)
             for calls in (2, 3):
@@ -1191,8 +1199,8 @@ class TestOddMerchants:
             with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
                 await run.agent.prepaid_calls.let_through(theirs)
 
-    async def test_a_price_that_is_a_lie_takes_no_more_than_there_is(self, world: World) -> None:
-        """Else one that nobody pays, and a call that is served for nothing, use up what is bought from then on."""
+    async def test_a_false_price_uses_no_more_than_the_remaining_balance(self, world: World) -> None:
+        """Otherwise a false price and one free request would use up everything bought from then on."""
         async with ada_prepaid(world, 10 * ADA) as (run, theirs):
             await run.settle_down()
             await limit_of_two(run, 15 * ADA)
@@ -1203,8 +1211,8 @@ class TestOddMerchants:
             (held,) = prepaid.holdings(run.context.conn)
             assert (held.balance.left, held.balance.unexplained) == (0, 0)
 
-    async def test_a_call_for_more_than_is_left_draws_on_what_is_on_its_way_too(self, world: World) -> None:
-        """The merchant has credited it already: else each such call leaves more by our count than by its own."""
+    async def test_a_request_for_more_than_is_left_also_draws_on_an_unconfirmed_top_up(self, world: World) -> None:
+        """The merchant has already credited it; otherwise our count would exceed the merchant's."""
         async with ada_prepaid(world, 3 * ADA) as (run, theirs):
             await run.settle_down()
             await serve(run, theirs, 1)
@@ -1218,7 +1226,7 @@ class TestOddMerchants:
             (held,) = prepaid.holdings(run.context.conn)
             assert (held.balance.left, held.balance.unexplained) == (2 * ADA, 0)
 
-    async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
+    async def test_the_proof_of_a_paid_batch_is_shown_however_late_the_daemon_restarts(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()
             row = await order(run, COST)

@@ -1,4 +1,4 @@
-"""Emptying the wallet: a token that may not leave, sent by whomever, keeps nothing else here."""
+"""Sending everything out of the wallet: a token that may not leave does not keep the rest here."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +19,14 @@ from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Account
 
 DUST, CLOSED, KNOWN = "aa" * 28, "bb" * 28, "cc" * 28
-"""Tokens without a cap, with one of nothing, and with one."""
+"""Tokens without a cap, with a cap of zero, and with a cap."""
 
 CAPS = {"lovelace": 99 * ADA, CLOSED: 0, KNOWN: 50}
 capped = with_terms(caps=CAPS)
 
 
 class Strict:
-    """A signer in process that goes by caps, as the one in a process of its own."""
+    """A signer in this process that applies caps like the real signer process."""
 
     def __init__(self, account: Account) -> None:
         self._signer = account.signer
@@ -58,7 +58,7 @@ async def emptied(run: Run) -> PaymentRow:
     return row
 
 
-async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World) -> None:
+async def test_send_all_sends_everything_except_utxos_with_tokens_that_may_not_leave(world: World) -> None:
     world.fund(20 * ADA, 30 * ADA)
     world.fund(5 * ADA, assets={KNOWN: 50})
     world.fund(1_500_000, assets={DUST: 1})
@@ -76,7 +76,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
         assert (behind["utxos"], behind["lovelace"], behind["assets"]) == (2, "3500000", [DUST, CLOSED])
 
 
-async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
+async def test_send_all_leaves_nothing_behind_when_everything_may_leave(world: World) -> None:
     world.fund(20 * ADA)
     world.fund(5 * ADA, assets={KNOWN: 50})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
@@ -86,7 +86,7 @@ async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
         assert left_behind_of(run.context.conn, row.id) is None
 
 
-async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World) -> None:
+async def test_a_repeated_send_all_reports_what_it_left_behind(world: World) -> None:
     world.fund(20 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped) as run:
@@ -100,7 +100,9 @@ async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World)
 
 
 @pytest.mark.parametrize("pure", [(), (1_000_000,)], ids=["nothing else", "crumbs"])
-async def test_where_nothing_else_can_be_sent_the_refusal_says_so(world: World, pure: tuple[int, ...]) -> None:
+async def test_send_all_is_refused_when_only_unsendable_tokens_and_dust_are_there(
+    world: World, pure: tuple[int, ...]
+) -> None:
     world.fund(9 * ADA, assets={DUST: 1})
     world.fund(*pure)
     async with world.run(terms=capped) as run:
@@ -111,7 +113,7 @@ async def test_where_nothing_else_can_be_sent_the_refusal_says_so(world: World, 
         assert "--amount" in refused.value.detail
 
 
-async def test_money_on_its_way_is_waited_for(world: World) -> None:
+async def test_send_all_is_refused_while_change_is_pending(world: World) -> None:
     world.fund(50 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped) as run:
@@ -122,7 +124,7 @@ async def test_money_on_its_way_is_waited_for(world: World) -> None:
         assert refused.value.name == "funds_pending"
 
 
-async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> None:
+async def test_ada_held_with_an_unsendable_token_can_be_sent_by_amount(world: World) -> None:
     world.fund(9 * ADA, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.run_pass()
@@ -133,7 +135,7 @@ async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> No
         assert world.on_chain()["lovelace"] < 2 * ADA
 
 
-async def test_gathering_takes_all_utxos_as_ever(world: World) -> None:
+async def test_send_all_to_our_own_address_gathers_every_utxo(world: World) -> None:
     world.fund(20 * ADA, 3 * ADA)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
@@ -146,7 +148,7 @@ async def test_gathering_takes_all_utxos_as_ever(world: World) -> None:
         assert left_behind_of(run.context.conn, row.id) is None
 
 
-async def test_a_payment_may_take_such_a_utxo_and_brings_its_token_back(world: World) -> None:
+async def test_a_payment_may_spend_a_utxo_with_an_unsendable_token_and_returns_the_token(world: World) -> None:
     world.settings(price=str(4 * ADA), splits=[])
     world.fund(3 * ADA)
     world.fund(3 * ADA, assets={DUST: 1})
@@ -160,7 +162,7 @@ async def test_a_payment_may_take_such_a_utxo_and_brings_its_token_back(world: W
         assert world.on_chain()[DUST] == 1
 
 
-async def test_more_than_may_leave_at_once_says_what_to_do(world: World) -> None:
+async def test_send_all_above_the_transaction_cap_is_refused_and_says_what_to_do(world: World) -> None:
     world.fund(60 * ADA, 60 * ADA)
     async with world.run(terms=capped) as run:
         await run.run_pass()

@@ -1,4 +1,4 @@
-"""Change that is in no block yet, spent when the free coins do not suffice: parents, children and their ends.
+"""Change that is in no block yet, spent when the available UTxOs are not enough: parents, children, their ends.
 
 The chain and the agent share one clock here, which a test can move.
 """
@@ -48,7 +48,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
-async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
+async def test_a_chain_of_eight_unconfirmed_ancestors_lands_in_one_block(world: World) -> None:
     world.fund(300 * ADA)
     async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=4)) as run:
         await run.run_pass()
@@ -86,7 +86,7 @@ async def test_twenty_payments_from_one_utxo_land_within_a_few_blocks(world: Wor
         assert_at_rest(world, run)
 
 
-async def test_it_is_off_at_zero_and_never_for_what_is_handed_over(world: World) -> None:
+async def test_unconfirmed_change_is_not_spent_when_off_or_when_the_merchant_submits(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -99,7 +99,7 @@ async def test_it_is_off_at_zero_and_never_for_what_is_handed_over(world: World)
             await run.pay("third")
 
 
-async def test_change_of_what_is_handed_over_is_not_spent(world: World) -> None:
+async def test_change_of_a_payment_that_the_merchant_submits_is_not_spent(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=lambda terms: with_handover(chained(terms))) as run:
         await run.run_pass()
@@ -110,7 +110,7 @@ async def test_change_of_what_is_handed_over_is_not_spent(world: World) -> None:
             await run.pay("another")
 
 
-async def test_change_of_what_has_little_time_left_is_not_spent(world: World) -> None:
+async def test_change_of_a_payment_close_to_its_ttl_is_not_spent(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=chained) as run:
         await run.run_pass()
@@ -127,7 +127,7 @@ MISSING = {"status_code": 400, "error": "Bad Request", "message": "(UtxoFailure 
 
 
 @pytest.mark.parametrize("body", [NO_CBOR, MISSING], ids=["without a class", "by the ledger"])
-async def test_change_of_what_was_refused_is_not_spent_until_a_provider_takes_it(
+async def test_change_of_a_refused_transaction_is_not_spent_until_a_provider_accepts_it(
     world: World, body: dict[str, object]
 ) -> None:
     world.fund(100 * ADA)
@@ -147,7 +147,7 @@ async def test_change_of_what_was_refused_is_not_spent_until_a_provider_takes_it
             assert_at_rest(world, run)
 
 
-async def test_change_of_what_one_of_two_providers_took_is_spent(world: World) -> None:
+async def test_change_is_spent_when_one_of_two_providers_accepted_its_transaction(world: World) -> None:
     world.fund(100 * ADA)
     with Relay(world.devnet).serving() as relay:
         relay.tell("/tx/submit", 400, NO_CBOR)
@@ -159,7 +159,7 @@ async def test_change_of_what_one_of_two_providers_took_is_spent(world: World) -
             assert [run.state(row.id) for row in rows] == [State.CONFIRMED] * 2
 
 
-async def test_a_confirmed_utxo_is_the_nonce_utxo_when_there_is_one(world: World) -> None:
+async def test_a_confirmed_utxo_is_chosen_as_the_nonce_utxo_when_there_is_one(world: World) -> None:
     world.settings(price="6000000", splits=[])
     world.fund(4 * ADA, 20 * ADA)
     async with world.run(terms=chained) as run:
@@ -176,8 +176,8 @@ async def test_a_confirmed_utxo_is_the_nonce_utxo_when_there_is_one(world: World
         assert_at_rest(world, run)
 
 
-async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> None:
-    """One transaction after the other was dropped; each look sends what is due, the parents first."""
+async def test_a_lost_parent_is_resubmitted_before_its_child(world: World) -> None:
+    """Every transaction was dropped; each pass resubmits what is due, parents first."""
     world.fund(300 * ADA)
     async with world.run(terms=chained) as run:
         rows = await family(world, run, "a", "b", "c")
@@ -190,7 +190,7 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
         assert_at_rest(world, run)
 
 
-async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) -> None:
+async def test_a_split_spends_pending_change(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run(terms=chained) as run:
         await run.run_pass()
@@ -209,10 +209,10 @@ async def two_providers(world: World, terms: Callable[[AgentConfig], AgentConfig
             yield run
 
 
-class TestAChildWithoutItsParent:
+class TestChildWithoutParent:
     @staticmethod
     async def cancelled(world: World, run: Run) -> list[PaymentRow]:
-        """The parent is cancelled, and that is deep."""
+        """A child whose parent is cancelled; the cancel is deep."""
         parent, child = await family(world, run, "parent", "child")
         world.control("faults", clear=True)
         await run.agent.lifecycle.resolve(parent.id, APP)
@@ -221,7 +221,7 @@ class TestAChildWithoutItsParent:
         await wait_for_void(world, run)
         return [parent, child]
 
-    async def test_it_is_void_once_the_replacement_is_deep(self, world: World) -> None:
+    async def test_a_child_is_void_once_its_parents_replacement_is_deep(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=25)) as run:
             parent, child, grandchild = await replace_parent(world, run)
@@ -229,7 +229,7 @@ class TestAChildWithoutItsParent:
             await run.settle_down()
             assert run.state(parent.id) is State.CONFIRMED
             for row in (child, grandchild):
-                assert run.state(row.id) is not State.VOID, "not before it is deep"
+                assert run.state(row.id) is not State.VOID, "not before the replacement is deep"
             assert_sound(world, run)
             await wait_for_void(world, run)
             await wait_for_void(world, run)
@@ -243,7 +243,7 @@ class TestAChildWithoutItsParent:
                 assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
             assert_at_rest(world, run)
             spent = spending.totals(run.context.conn, WALLET)
-            assert spent == payments.hold(run.context.conn, parent.id), "what never was counts against no limit"
+            assert spent == payments.hold(run.context.conn, parent.id), "the void children count against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")
             assert again.id != child.id
@@ -256,7 +256,7 @@ class TestAChildWithoutItsParent:
             assert run.selectable() == world.unspent()
             assert_at_rest(world, run)
 
-    async def test_the_parent_comes_back_on_a_fork(self, world: World) -> None:
+    async def test_a_void_child_is_confirmed_when_its_parent_returns_on_a_fork(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)) as run:
             await run.run_pass()
@@ -274,7 +274,7 @@ class TestAChildWithoutItsParent:
                 assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id
             assert_at_rest(world, run)
 
-    async def test_its_block_is_lost_with_the_parents(self, world: World) -> None:
+    async def test_parent_and_children_are_confirmed_again_after_a_rollback(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=chained) as run:
             await run.run_pass()
@@ -287,7 +287,7 @@ class TestAChildWithoutItsParent:
             assert all(run.events(row.id).count("block_lost") == 1 for row in rows)
             assert_at_rest(world, run)
 
-    async def test_the_parent_is_cancelled(self, world: World) -> None:
+    async def test_a_child_is_void_when_its_parent_is_cancelled(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=chained) as run:
             parent, child = await self.cancelled(world, run)
@@ -296,8 +296,8 @@ class TestAChildWithoutItsParent:
             assert (void.state, void.problem.name) == (State.VOID, "payment_void/parent_replaced")
             assert_at_rest(world, run)
 
-    async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:
-        """The block that makes the child void is in the books: its parent was seen there before."""
+    async def test_the_books_stay_sound_when_a_fork_moves_the_cancel_of_a_parent(self, world: World) -> None:
+        """The child is void by the block of its parent's cancel, so that block must be in the books first."""
         world.fund(300 * ADA)
         terms = with_terms(unconfirmed_ancestors_max=DEPTH, settle_depth=60)
         async with two_providers(world, terms) as run:
@@ -309,14 +309,14 @@ class TestAChildWithoutItsParent:
             world.fault(f"/txs/{cancel.tx_id}", "server", count=2)
             fork_with(world, low, cancel.cbor)
             await run.run_pass()
-            assert run.state(parent.id) is State.VOID, "nobody answered what became of it"
+            assert run.state(parent.id) is State.VOID, "no provider answered about it"
             fork_with(world, low)
             world.devnet.run(lambda devnet: devnet.chain.submit(cancel.cbor))
             for _ in range(3):
                 await run.settle_down()
             assert_sound(world, run)
 
-    async def test_one_with_an_nonce_utxo_of_its_own_is_replaced(self, world: World) -> None:
+    async def test_a_child_with_its_own_nonce_utxo_is_replaced(self, world: World) -> None:
         world.settings(price="6000000", splits=[], timeout=LONG_S)
         world.fund(4 * ADA, 20 * ADA)
         async with world.run(terms=chained) as run:
@@ -338,8 +338,8 @@ class TestAChildWithoutItsParent:
             assert_at_rest(world, run)
 
 
-class TestACancelOfWhatIsNotThere:
-    async def test_it_does_not_wait_for_change_that_may_never_be(self, world: World) -> None:
+class TestCancelWithMissingInputs:
+    async def test_a_cancel_does_not_wait_for_change_that_may_never_exist(self, world: World) -> None:
         world.settings(price="6000000", splits=[], timeout=900)
         world.fund(4 * ADA, 20 * ADA)
         async with world.run(terms=chained) as run:
@@ -358,7 +358,7 @@ class TestACancelOfWhatIsNotThere:
             assert (run.state(parent.id), run.state(child.id)) == (State.VOID, State.VOID)
             assert_at_rest(world, run)
 
-    async def test_one_of_whose_utxos_was_spent_elsewhere_is_signed_anew(self, world: World) -> None:
+    async def test_a_cancel_is_signed_again_when_one_of_its_utxos_was_spent_externally(self, world: World) -> None:
         world.settings(price="150000000", splits=[], timeout=900)
         world.fund(100 * ADA, 100 * ADA, 100 * ADA)
         async with world.run() as run:
@@ -376,7 +376,9 @@ class TestACancelOfWhatIsNotThere:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
 
-    async def test_an_operator_has_it_signed_anew_without_a_utxo_that_is_gone(self, world: World) -> None:
+    async def test_an_operator_can_have_a_cancel_signed_again_without_a_rolled_back_utxo(
+        self, world: World
+    ) -> None:
         world.settings(price="150000000", splits=[], timeout=900)
         world.fund(100 * ADA)
         low = height(world)
@@ -399,7 +401,7 @@ class TestACancelOfWhatIsNotThere:
 
     @staticmethod
     async def cancelled(world: World, run: Run) -> tuple[PaymentRow, UtxoRow]:
-        """A payment of two coins whose cancel no provider has, and the one that is not its anchor."""
+        """A payment of two UTxOs whose cancel no provider has; also the UTxO that is not its nonce UTxO."""
         await run.run_pass()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")

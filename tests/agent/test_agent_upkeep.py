@@ -1,4 +1,4 @@
-"""Coins in flight: a burst is paid from one coin without a block, and coins are kept ready within bounds."""
+"""Upkeep of UTxOs: a burst is paid from one UTxO before a block, and UTxOs are kept ready within limits."""
 
 import asyncio
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 class SlowSigner:
-    """Signs when it may."""
+    """A signer that waits until the test lets it sign."""
 
     def __init__(self, signer: Signatures) -> None:
         self._signer = signer
@@ -44,7 +44,7 @@ class SlowSigner:
 
 
 async def refused(world: World, run: Run, count: int, name: str = "call") -> list[str]:
-    """The codes of those of so many purchases at once that were refused."""
+    """The codes of the refusals among so many concurrent payments."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
     await run.agent.submitter.drain(30)
@@ -53,7 +53,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
 
 
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
-    """All are on the chain, each once, and the books are what the chain shows."""
+    """All payments are on the chain, each once, and the books match the chain."""
     states = {run.state(row.id) for row in rows}
     assert states == {State.CONFIRMED}
     assert len({row.nonce_utxo for row in rows}) == len(rows)
@@ -72,9 +72,9 @@ async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkey
         assert await run.agent.signing.give_way() == 0
         paying = asyncio.create_task(run.pay("second"))
         await signer.is_asked.wait()
-        assert await run.agent.signing.give_way() > 0, "and no longer than a moment: the signer stands still"
+        assert await run.agent.signing.give_way() > 0, "it waits only a moment, although the signer is stuck"
         await run.settle_down()
-        assert run.state(first.id) is State.CONFIRMED, "it is looked after all the same"
+        assert run.state(first.id) is State.CONFIRMED, "the pass still follows it"
         monkeypatch.setattr("payagent.agent.payments.sign.GIVE_WAY_S", 600)
         waiting = asyncio.create_task(run.agent.signing.give_way())
         await asyncio.sleep(0)
@@ -83,14 +83,14 @@ async def test_a_pass_waits_a_moment_for_pending_signatures(world: World, monkey
         await asyncio.wait_for(asyncio.gather(paying, waiting), 60)
 
 
-class TestABurst:
-    async def test_it_is_paid_from_one_utxo_before_a_block_comes(self, world: World) -> None:
+class TestBurst:
+    async def test_a_burst_of_100_payments_is_paid_from_one_utxo_before_the_next_block(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
             before = world.transactions()
             rows = await burst(world, run, 100)
-            assert world.transactions() == before, "no block came"
+            assert world.transactions() == before, "no block has come"
             assert len({row.attempt.tx_id for row in rows}) == 100
             (split,) = own_orders(run)
             assert (split.kind, split.state, len(split.outputs)) == ("split", State.IN_FLIGHT, 99)
@@ -98,7 +98,7 @@ class TestABurst:
             assert run.state(split.id) is State.CONFIRMED
             assert_all_is_well(world, run, rows)
 
-    async def test_no_chain_is_deeper_than_it_may_be(self, world: World) -> None:
+    async def test_no_payment_has_more_unconfirmed_ancestors_than_allowed(self, world: World) -> None:
         world.fund(400 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=3, upkeep_fees_per_day_lovelace=PER_DAY)
@@ -110,7 +110,7 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_two_at_once_make_one_split(self, world: World) -> None:
+    async def test_two_concurrent_bursts_make_one_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -119,7 +119,7 @@ class TestABurst:
             await land(run, *first, *second)
             assert_all_is_well(world, run, [*first, *second])
 
-    async def test_few_wait_for_each_others_change_and_cost_no_fee(self, world: World) -> None:
+    async def test_a_small_burst_spends_its_own_change_and_needs_no_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -128,7 +128,9 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_a_utxo_is_split_before_one_after_the_other_has_used_up_the_depth(self, world: World) -> None:
+    async def test_a_utxo_is_split_before_payments_in_a_row_use_up_the_unconfirmed_ancestors(
+        self, world: World
+    ) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -153,7 +155,7 @@ class TestABurst:
             assert (again.id, is_new) == (row.id, False)
             await many
 
-    async def test_it_is_sent_when_the_provider_hears_again(self, world: World) -> None:
+    async def test_a_burst_is_submitted_once_the_provider_accepts_transactions_again(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -164,18 +166,18 @@ class TestABurst:
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_a_block_between_makes_no_difference(self, world: World) -> None:
+    async def test_a_second_burst_uses_the_utxos_of_the_first_split(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
             rows = await burst(world, run, 40, "a")
             await land(run, *rows)
             rows += await burst(world, run, 40, "b")
-            assert len(own_orders(run)) == 1, "the coins of the first split serve the second burst"
+            assert len(own_orders(run)) == 1, "the second burst uses the UTxOs of the first split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
 
-    async def test_a_deposit_with_tokens_serves_too(self, world: World) -> None:
+    async def test_a_burst_is_paid_from_a_utxo_that_also_holds_tokens(self, world: World) -> None:
         world.fund(5_000 * ADA, assets={f"{JUNK}01": 7})
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -185,8 +187,8 @@ class TestABurst:
             assert run.owned()[f"{JUNK}01"] == 7
 
 
-class TestWhatIsRefusedAsBefore:
-    async def test_a_wallet_that_its_payments_use_up(self, world: World) -> None:
+class TestNoSplit:
+    async def test_a_wallet_that_the_payments_use_up_is_not_split(self, world: World) -> None:
         world.fund(12 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -195,14 +197,14 @@ class TestWhatIsRefusedAsBefore:
             assert set(codes) <= {"funds_pending", "not_enough_funds"}
             assert own_orders(run) == []
 
-    async def test_a_wallet_of_tokens(self, world: World) -> None:
+    async def test_a_wallet_with_little_ada_beside_tokens_is_not_split(self, world: World) -> None:
         world.fund(4 * ADA, assets={f"{JUNK}01": 7})
         async with world.run(terms=kept) as run:
             await run.run_pass()
             assert set(await refused(world, run, 6)) <= {"funds_pending", "not_enough_funds"}
             assert own_orders(run) == []
 
-    async def test_when_it_is_switched_off(self, world: World) -> None:
+    async def test_no_utxo_is_split_when_upkeep_is_switched_off(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=with_terms(unconfirmed_ancestors_max=DEPTH)) as run:
             await run.run_pass()
@@ -210,7 +212,7 @@ class TestWhatIsRefusedAsBefore:
             await keep(run)
             assert own_orders(run) == []
 
-    async def test_when_the_days_fees_are_used_up(self, world: World) -> None:
+    async def test_no_utxo_is_split_when_the_daily_upkeep_fees_do_not_cover_it(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=DEPTH, upkeep_fees_per_day_lovelace=150_000)
@@ -221,7 +223,7 @@ class TestWhatIsRefusedAsBefore:
             assert len(codes) == 30 - 1 - DEPTH
             assert own_orders(run) == []
 
-    async def test_what_is_refused_is_on_record_once(self, world: World) -> None:
+    async def test_each_refused_payment_is_recorded_once(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=1, upkeep_fees_per_day_lovelace=150_000)
@@ -231,7 +233,7 @@ class TestWhatIsRefusedAsBefore:
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
             assert [row.problem.name for row in rejected] == codes == ["funds_pending"] * 2
 
-    async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
+    async def test_a_payment_over_a_limit_is_refused_by_that_limit_during_a_burst(self, world: World) -> None:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 12 * ADA)
         async with world.run(
@@ -240,7 +242,7 @@ class TestWhatIsRefusedAsBefore:
             await run.run_pass()
             assert await refused(world, run, 20) == ["limit_exceeded"] * 15
 
-    async def test_what_a_limit_forbids_has_no_utxo_split(self, world: World) -> None:
+    async def test_no_utxo_is_split_for_payments_over_a_limit(self, world: World) -> None:
         world.fund(10_000 * ADA)
         limits = daily(1000 * ADA, 1 * ADA)
         async with world.run(
@@ -249,10 +251,10 @@ class TestWhatIsRefusedAsBefore:
             await run.run_pass()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
             rejected = payments.payments_in(run.context.conn, (State.REJECTED,))
-            assert len(rejected) == 30, "each is on record"
+            assert len(rejected) == 30, "each is recorded"
             assert own_orders(run) == []
 
-    async def test_what_waits_for_a_person_has_no_utxo_split(self, world: World) -> None:
+    async def test_no_utxo_is_split_for_payments_that_await_approval(self, world: World) -> None:
         world.fund(10_000 * ADA)
         above = {"lovelace": 1 * ADA}
         terms = with_terms(
@@ -288,7 +290,7 @@ class TestWhatIsRefusedAsBefore:
             assert await others == ["funds_pending"] * 5
             assert own_orders(run) == []
 
-    async def test_what_a_guard_forbids_has_no_utxo_split(self, world: World) -> None:
+    async def test_no_utxo_is_split_for_payments_that_a_merchant_rule_refuses(self, world: World) -> None:
         world.fund(10_000 * ADA)
         merchant = world.terms.merchants[world.origin]
         busy = {world.origin: replace(merchant, rules=replace(merchant.rules, payments_in_flight_max=1))}
@@ -300,7 +302,7 @@ class TestWhatIsRefusedAsBefore:
             assert await refused(world, run, 30) == ["merchant_in_flight_limit"] * 30
             assert own_orders(run) == []
 
-    async def test_while_it_is_paused(self, world: World) -> None:
+    async def test_no_utxo_is_split_during_a_pause(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -315,7 +317,7 @@ class TestWhatIsRefusedAsBefore:
             assert len(own_orders(run)) == orders
             await unpause(run.context, APP)
 
-    async def test_when_the_chain_is_not_seen(self, world: World) -> None:
+    async def test_no_utxo_is_split_before_the_chain_has_been_read(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             with pytest.raises(Refused, match="chain_not_ready"):
@@ -325,7 +327,7 @@ class TestWhatIsRefusedAsBefore:
 
 
 class TestUtxosKeptReady:
-    async def test_a_wallet_without_a_past_keeps_its_one_utxo(self, world: World) -> None:
+    async def test_a_wallet_without_bursts_keeps_its_single_utxo(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -358,8 +360,8 @@ class TestUtxosKeptReady:
             assert len(own_orders(run)) == 1
             assert run.owned() == world.on_chain()
 
-    async def test_what_a_limit_refused_wants_no_utxos(self, world: World) -> None:
-        """Else who asks for what is refused has the wallet pay fees."""
+    async def test_payments_refused_by_a_limit_cause_no_split(self, world: World) -> None:
+        """Otherwise refused requests would make the wallet pay fees."""
         world.fund(60 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
@@ -375,7 +377,7 @@ class TestUtxosKeptReady:
             await keep(run)
             assert own_orders(run) == []
 
-    async def test_its_fee_is_in_the_books_as_any(self, world: World) -> None:
+    async def test_the_fee_of_a_split_is_booked_like_any_other_fee(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -388,7 +390,7 @@ class TestUtxosKeptReady:
             (told,) = upkeep.orders(run.context.conn, 24)
             assert told.fee_lovelace == split.attempt.fee_lovelace
 
-    async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:
+    async def test_upkeep_fees_are_limited_per_day(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=250_000)
@@ -411,7 +413,7 @@ class TestUtxosKeptReady:
             await keep(run)
             assert len(own_orders(run)) == 2
 
-    async def test_one_that_is_lost_is_made_again_by_the_same_machine(self, world: World) -> None:
+    async def test_a_lost_split_is_replaced_like_a_payment(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=PER_DAY)
@@ -432,7 +434,7 @@ class TestUtxosKeptReady:
 
 
 class TestGathering:
-    async def test_dust_become_one_utxo_when_it_is_quiet(self, world: World) -> None:
+    async def test_dust_is_gathered_into_one_utxo_an_hour_after_the_last_payment(self, world: World) -> None:
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -451,7 +453,7 @@ class TestGathering:
             assert len(run.selectable()) < 8
             assert run.owned() == world.on_chain()
 
-    async def test_not_while_anything_is_on_its_way(self, world: World) -> None:
+    async def test_dust_is_not_gathered_while_a_payment_is_in_flight(self, world: World) -> None:
         world.settings(price="2000000", splits=[], timeout=7200)
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
@@ -463,7 +465,7 @@ class TestGathering:
             assert run.state(row.id) not in ON_CHAIN
             assert own_orders(run) == []
 
-    async def test_once_in_a_day(self, world: World) -> None:
+    async def test_dust_is_gathered_at_most_once_a_day(self, world: World) -> None:
         world.fund(100 * ADA, *[1_200_000] * 55)
         async with world.run(terms=kept) as run:
             await run.run_pass()
@@ -477,7 +479,7 @@ class TestGathering:
             await keep(run)
             assert len(own_orders(run)) == 2
 
-    async def test_tokens_that_nobody_pays_with_are_put_together(self, world: World) -> None:
+    async def test_tokens_not_used_for_payments_are_gathered(self, world: World) -> None:
         for number in range(51):
             world.control(
                 "faucet",
@@ -498,7 +500,7 @@ class TestGathering:
             assert before | {"lovelace": 0} == after | {"lovelace": 0}
             assert before["lovelace"] - after["lovelace"] == gathered.attempt.fee_lovelace
 
-    async def test_tokens_that_payments_are_made_of_stay_apart(self, world: World) -> None:
+    async def test_tokens_used_for_payments_are_not_gathered(self, world: World) -> None:
         token = f"{JUNK}01"
         for _ in range(51):
             world.control("faucet", address=world.address, lovelace="1400000", assets={token: "5"})

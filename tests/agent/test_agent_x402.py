@@ -1,4 +1,4 @@
-"""x402 from the 402 to the end of the money: handed over, settled, refused, too late, chosen well."""
+"""x402 from the 402 to settlement: proofs, refusals, expiry and the choice among offers."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield world
 
 
-async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
+async def test_the_merchant_settles_the_transaction_in_the_proof(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"confirmations": -1})
     async with world.run() as run:
@@ -58,10 +58,10 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-async def test_the_facilitator_takes_a_payment_made_long_after_the_newest_block(
+async def test_the_facilitator_accepts_a_payment_made_27_seconds_after_the_newest_block(
     world: World, version: int
 ) -> None:
-    """It counts the time limit from that block's slot, and blocks are 20 s apart on average."""
+    """It measures the time limit from that block's slot, and blocks are 20 s apart on average."""
     world.fund(50 * ADA)
     world.settings(x402={"version": version, "confirmations": -1})
     async with world.run() as run:
@@ -72,7 +72,7 @@ async def test_the_facilitator_takes_a_payment_made_long_after_the_newest_block(
         assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED), answer.text
 
 
-async def test_the_same_call_is_another_purchase_once_it_was_served(world: World) -> None:
+async def test_the_same_request_is_a_new_payment_once_it_was_served(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     world.settings(x402={"confirmations": -1})
     async with world.run() as run:
@@ -92,7 +92,7 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
         assert second.invoice.id != first.invoice.id
 
 
-async def test_pending_means_the_identical_header_again(world: World) -> None:
+async def test_a_pending_answer_is_retried_with_the_identical_header(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"confirmations": 1})
     async with world.run() as run:
@@ -111,8 +111,8 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
         assert len(world.transactions()) == 1
 
 
-async def test_where_version_1_names_no_transaction_the_chain_tells_whether_there_is_one(world: World) -> None:
-    """By its examples a transaction that could not be submitted is pending too: as one that is there already."""
+async def test_a_v1_pending_answer_without_a_transaction_is_checked_against_the_chain(world: World) -> None:
+    """In its examples a transaction that could not be submitted is also pending, as one already there."""
     world.fund(50 * ADA)
     world.settings(x402={"version": 1, "confirmations": -1})
     unsent = parse_answer(202, [("content-type", "application/json")], b'{"pending":true,"transaction":""}')
@@ -128,7 +128,7 @@ async def test_where_version_1_names_no_transaction_the_chain_tells_whether_ther
         assert (advice.answer.poll_query, advice.again_after_s is None) == (f"tx={row.attempt.tx_id}", False)
 
 
-async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) -> None:
+async def test_a_payment_refused_before_it_was_broadcast_is_cancelled(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
@@ -143,11 +143,11 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         await wait_for_void(world, run)
         assert run.state(row.id) is State.VOID
         assert run.owned() == world.on_chain()
-        assert len(world.transactions()) == 1, "the cancel alone"
+        assert len(world.transactions()) == 1, "only the cancel"
 
 
-async def test_who_comes_second_with_the_same_refusal_is_told_that_it_is_taken_back_too(world: World) -> None:
-    """A look may have begun it as well: a moment later the payment would not be in flight any more."""
+async def test_two_concurrent_reports_of_one_refusal_both_see_the_payment_being_cancelled(world: World) -> None:
+    """A pass may also have begun the cancel a moment before the second report."""
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
@@ -158,7 +158,7 @@ async def test_who_comes_second_with_the_same_refusal_is_told_that_it_is_taken_b
         await run.agent.submitter.drain(10)
 
 
-async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: World) -> None:
+async def test_a_refusal_received_while_the_chain_is_away_cancels_after_a_restart(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})
     async with world.run() as run:
@@ -174,7 +174,7 @@ async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: Wor
 
 
 @pytest.mark.parametrize("fault", ["settle_500_after_broadcast", "settle_500_before_broadcast", "empty_reason"])
-async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault: str) -> None:
+async def test_an_unclear_answer_does_not_cancel_the_payment(world: World, fault: str) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"fault": fault, "fault_count": 1, "confirmations": -1})
     async with world.run() as run:
@@ -194,7 +194,7 @@ async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault
         assert world.transactions() == [row.attempt.tx_id]
 
 
-async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: World) -> None:
+async def test_a_merchant_that_does_not_broadcast_in_time_is_not_paid(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -208,7 +208,7 @@ async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: 
         assert run.owned() == world.on_chain()
 
 
-async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: World) -> None:
+async def test_when_the_payer_must_broadcast_the_transaction_is_submitted_before_the_proof(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"submission_policy": "client", "confirmations": 0})
     async with world.run() as run:
@@ -249,7 +249,7 @@ DOTTED = TOKEN[:56] + "." + TOKEN[56:]
         ([("lovelace", "9000000000"), ("lovelace", "2000000")], "lovelace"),  # the first is above the limit
     ],
 )
-async def test_of_several_offers_the_first_that_can_be_paid_is(
+async def test_the_first_offer_that_can_be_paid_is_chosen(
     world: World, assets: list[tuple[str, str]], paid: str
 ) -> None:
     world.fund(50 * ADA)
@@ -259,7 +259,7 @@ async def test_of_several_offers_the_first_that_can_be_paid_is(
         assert [(o.asset, o.units) for o in row.outputs] == [(paid, 2_000_000)]
 
 
-async def test_a_token_that_the_wallet_has_is_paid_in_the_merchants_order(world: World) -> None:
+async def test_an_offer_in_a_token_that_the_wallet_has_is_paid_if_it_comes_first(world: World) -> None:
     world.fund(50 * ADA, assets={TOKEN: 5000})
     async with world.run(terms=with_tokens) as run:
         await run.run_pass()
@@ -270,15 +270,15 @@ async def test_a_token_that_the_wallet_has_is_paid_in_the_merchants_order(world:
 @pytest.mark.parametrize(
     ("most", "assets", "paid"),
     [
-        # the ADA that rides along with the token is above the limit
+        # the min-ADA of the token is above the limit
         (1_250_000, [(DOTTED, "500"), ("lovelace", "1000000")], "lovelace"),
-        # the fee lifts it above the limit
+        # the fee takes it above the limit
         (2_100_000, [("lovelace", "2000000"), (DOTTED, "500")], TOKEN),
-        # a person would be asked about it, for its fee
+        # its fee takes it above the approval threshold
         (20 * ADA, [("lovelace", "5000000"), ("lovelace", "2000000")], "lovelace"),
     ],
 )
-async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
+async def test_fee_and_min_ada_count_when_an_offer_is_chosen(
     world: World, most: int, assets: list[tuple[str, str]], paid: str
 ) -> None:
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
@@ -293,8 +293,8 @@ async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
         assert (told.refusal, told.reasons, told.invoice.asset) == (None, (), paid)
 
 
-async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: World) -> None:
-    """Rather than to refuse the first, which is above them."""
+async def test_an_offer_that_needs_approval_is_chosen_when_no_other_is_within_limits(world: World) -> None:
+    """The first offer is above the limits; the second needs an approval."""
     world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
     limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
     async with world.run(terms=with_terms(limits=limits, approval_required_above={"lovelace": 5 * ADA})) as run:
@@ -304,8 +304,8 @@ async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: 
         assert (row.state, row.outputs[0].units) == (State.AWAITING_APPROVAL, 9 * ADA)
 
 
-async def test_an_offer_whose_utxos_are_in_flight_is_not_given_up_for_one_that_is_refused(world: World) -> None:
-    """The first is never within limits; what is to be told is that the second can be paid in a moment."""
+async def test_an_offer_that_waits_for_pending_funds_is_preferred_to_a_refused_one(world: World) -> None:
+    """The first offer is over the limits; the refusal says that the second can be paid in a moment."""
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -317,10 +317,10 @@ async def test_an_offer_whose_utxos_are_in_flight_is_not_given_up_for_one_that_i
             await run.agent.pay(ask(world, answer, idempotency_key="two"))
 
 
-async def test_no_offer_is_looked_at_beyond_the_one_that_can_be_paid(
+async def test_offers_after_the_first_payable_one_are_not_planned(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look plans a transaction on the writer's thread, and a merchant may make 64 offers."""
+    """Each plan takes time on the writer's thread, and a merchant may make 64 offers."""
     world.fund(50 * ADA)
     planned: list[int] = []
     plan = Planner.plan
@@ -336,7 +336,7 @@ async def test_no_offer_is_looked_at_beyond_the_one_that_can_be_paid(
     assert planned == [2_000_000, 2_000_000]
 
 
-async def test_a_402_for_another_call_is_not_paid(world: World) -> None:
+async def test_a_402_for_another_resource_is_not_paid(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.run_pass()
@@ -345,7 +345,7 @@ async def test_a_402_for_another_call_is_not_paid(world: World) -> None:
             await run.agent.pay(ask(world, other))
 
 
-async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_says_so(world: World) -> None:
+async def test_a_resource_url_of_another_origin_is_paid_only_if_the_operator_configured_it(world: World) -> None:
     world.fund(50 * ADA)
     required = json.loads(base64.b64decode(get(world).headers["PAYMENT-REQUIRED"]))
     required["resource"]["url"] = "http://localhost:3000" + PATH
@@ -405,8 +405,8 @@ async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> No
         assert run.state(row.id) is State.CONFIRMED
 
 
-async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: World) -> None:
-    """What is reserved and not signed is signed when it is asked for again, with what it committed to."""
+async def test_a_payment_reserved_before_a_crash_is_signed_when_it_is_requested_again(world: World) -> None:
+    """A reserved payment is signed when the request is sent again, not at the restart."""
     world.fund(50 * ADA)
 
     class KilledError(Exception):
@@ -424,6 +424,6 @@ async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: 
     async with world.run() as run:
         await run.run_pass()
         (row,) = payments.payments_in(run.context.conn, list(State))
-        assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
+        assert row.state is State.RESERVED, "nothing is signed until it is requested again"
         again, is_new = await run.agent.pay(asked)
         assert (again.id, again.state, is_new) == (row.id, State.IN_FLIGHT, False)

@@ -90,7 +90,7 @@ def test_an_approval_link_shows_the_payment_and_its_form_decides_once(context: D
         payment_id,
         "change",
         "left per day",
-        "buys</th><td>1<",
+        "calls bought</th><td>1<",
     ):
         assert shown in page.text, shown
     assert context.state(payment_id) == "awaiting_approval", "opening a link must not decide"

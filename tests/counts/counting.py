@@ -1,8 +1,8 @@
-"""What a payment costs in things that can be counted: the same each time, however busy the machine is.
+"""The countable costs of a payment, which are the same each time however busy the machine is.
 
-Statements, commits and calls of the provider are counted in the real agent over a real file and a devnet over
-HTTP, memory by `tracemalloc`, instructions under `valgrind --tool=callgrind`. Instructions and memory are those of
-one version of Python, which stands in the baseline; by another one they are not compared.
+Statements, commits and requests to the provider are counted in the real agent over a real file and a devnet over
+HTTP, memory by `tracemalloc`, instructions under `valgrind --tool=callgrind`. Instructions and memory depend
+on the version of Python, which the baseline names; under another version they are not compared.
 
     python tests/counts/counting.py           show the counts beside the baseline
     python tests/counts/counting.py --write   make them the baseline
@@ -27,11 +27,11 @@ BASELINE = HERE / "baseline.json"
 TOLERANCE_PERCENT = 5
 
 PAYMENTS = 20
-"""So many are paid after a first one, which prepares statements and warms caches."""
+"""How many payments are counted after a first one, which prepares statements and warms caches."""
 
 UTXOS = (1, 1_000, 10_000)
 FEW, MANY = 5, 45
-"""So many payments two runs under callgrind build: the start of Python is in both."""
+"""How many payments each of two callgrind runs builds; both include the start of Python."""
 
 Counts = dict[str, float]
 
@@ -40,7 +40,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 @dataclass(slots=True)
 class Statements:
-    """Counts what a connection runs: each statement, and again with each trigger that it sets off."""
+    """Counts the statements of a connection, including those run by triggers."""
 
     count: int = 0
     commits: int = 0
@@ -60,7 +60,7 @@ class Statements:
 
 
 async def of_the_agent(folder: Path) -> Counts:
-    """Statements and commits until a payment has left; calls of the provider for one more, and when idle."""
+    """Statements and commits of a payment until it is submitted; provider requests for one more, and when idle."""
     from kit.agent import ADA, world_with_clock
 
     from payagent.scheduler import NETWORK_INTERVALS
@@ -95,7 +95,7 @@ async def of_the_agent(folder: Path) -> Counts:
 
 
 def builder(utxos: int) -> Callable[[], object]:
-    """Select, build, sign and check one payment from a wallet of so many coins."""
+    """Select, build, sign and check one payment from a wallet of that many UTxOs."""
     from benchmarks.wallets import outputs, pay, wallet
     from payagent.wallet.utxo_index import UtxoIndex
 
@@ -104,7 +104,7 @@ def builder(utxos: int) -> Callable[[], object]:
 
 
 def memory_of_building() -> Counts:
-    """The most that one payment takes at once, in KiB: of several the least, as other threads may go on beside."""
+    """Peak memory of one payment in KiB: the least of several, since other threads may run meanwhile."""
     told: Counts = {}
     for utxos in UTXOS:
         work = builder(utxos)
@@ -124,7 +124,7 @@ def _peak_kib(work: Callable[[], object]) -> float:
 
 
 def instructions_of_building() -> Counts:
-    """Instructions of one payment: what a run of more of them takes more, divided by how many more.
+    """Instructions of one payment: the difference of two runs divided by the difference in payments.
 
     Raises `FileNotFoundError` where valgrind is not installed.
     """
@@ -170,7 +170,7 @@ def baseline_python() -> str:
 
 
 def grown(counts: Counts, before: Counts) -> dict[str, str]:
-    """What is more than the tolerance above the baseline, or not in it, in words."""
+    """The counts that exceed the baseline by more than the tolerance, or are not in it, in words."""
     return {
         name: f"{count:g}, the baseline is {before.get(name, 0):g}"
         for name, count in counts.items()

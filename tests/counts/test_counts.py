@@ -1,4 +1,4 @@
-"""Nothing that can be counted of a payment may grow by more than a twentieth without somebody saying so."""
+"""The countable costs of a payment may not exceed the baseline by more than 5 percent."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ def told(counts: counting.Counts) -> str:
     return words and f"{words} (tests/counts/counting.py --write, if that is meant)"
 
 
-async def test_a_payment_takes_no_more_statements_commits_and_calls(tmp_path: Path) -> None:
+async def test_a_payment_needs_no_more_statements_commits_or_calls_than_the_baseline(tmp_path: Path) -> None:
     counts = await counting.of_the_agent(tmp_path)
     assert told(counts) == ""
     assert counts["provider calls of one payment more"] <= 12
@@ -24,7 +24,7 @@ async def test_a_payment_takes_no_more_statements_commits_and_calls(tmp_path: Pa
 
 
 @same_python
-def test_building_a_payment_takes_no_more_memory_however_many_utxos_there_are() -> None:
+def test_memory_to_build_a_payment_does_not_grow_with_the_number_of_utxos() -> None:
     counts = counting.memory_of_building()
     assert told(counts) == ""
     assert max(counts.values()) < 1.1 * min(counts.values())
@@ -32,21 +32,21 @@ def test_building_a_payment_takes_no_more_memory_however_many_utxos_there_are() 
 
 @same_python
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
-def test_building_a_payment_takes_no_more_instructions() -> None:
+def test_building_a_payment_needs_no_more_instructions_than_the_baseline() -> None:
     assert told(counting.instructions_of_building()) == ""
 
 
-def test_a_count_that_grew_is_told() -> None:
+def test_a_count_more_than_five_percent_above_the_baseline_is_reported() -> None:
     before = {"statements": 100.0, "calls": 3.0}
     assert counting.grown({"statements": 105.0, "calls": 3.0}, before) == {}
     assert counting.grown({"statements": 106.0, "calls": 3.0}, before).keys() == {"statements"}
     assert counting.grown({"new": 1.0}, before).keys() == {"new"}
 
 
-async def test_one_more_statement_of_a_payment_would_be_seen(
+async def test_ten_extra_statements_per_payment_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten more are six percent: the counter is there, and looks at the connection that pays."""
+    """Ten statements are six percent; the counter watches the connection that pays."""
     from payagent.store.rows import writes as records
 
     add = records.add_payment

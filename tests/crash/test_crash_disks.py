@@ -1,6 +1,6 @@
-"""Disks that are full, fail or may not be written, no more descriptors, clocks that jump: refused, or recovered.
+"""Full, failing and read-only disks, no file descriptors, and clock jumps: payagent refuses or recovers.
 
-Whatever happens, no byte of a signature leaves that is not in the ledger: the provider looks it up at once.
+No transaction is ever submitted that is not in the ledger; the provider here looks each one up at once.
 """
 
 import errno
@@ -54,7 +54,7 @@ def all_payments(run: Run) -> list[PaymentRow]:
 
 
 async def pay_until_refused(run: Run, most: int = 200) -> Refused:
-    """Pay one call after another until the ledger takes no more."""
+    """Pay one request after another until the ledger cannot be written."""
     for number in range(most):
         try:
             await run.pay(f"call {number}", key=f"key{number}")
@@ -66,7 +66,7 @@ async def pay_until_refused(run: Run, most: int = 200) -> Refused:
             run.world.block()
             with allowed("store_failed"):
                 await run.run_pass()
-    raise AssertionError("it took everything")
+    raise AssertionError("the ledger could always be written")
 
 
 def assert_nothing_left_unrecorded(world: CrashWorld) -> None:
@@ -74,7 +74,7 @@ def assert_nothing_left_unrecorded(world: CrashWorld) -> None:
 
 
 async def assert_recovered(world: CrashWorld, run: Run) -> None:
-    """What was begun ends, each payment once; then another is paid; the books equal the chain."""
+    """Every payment ends and was made once, another one can be paid, and the books match the chain."""
     await run.settle_down(2)
     await run.pass_time(3)
     after = await run.pay("afterwards", key="afterwards")
@@ -92,7 +92,7 @@ async def assert_recovered(world: CrashWorld, run: Run) -> None:
 
 @contextmanager
 def allowed(*codes: str) -> Iterator[None]:
-    """It goes well or is refused as that."""
+    """Allow refusals with these codes."""
     try:
         yield
     except Refused as refused:
@@ -100,12 +100,12 @@ def allowed(*codes: str) -> Iterator[None]:
             raise
 
 
-# --- ways to make a disk bad -------------------------------------------------------------------------------------
+# --- ways to break a disk ----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def no_more_pages(run: Run, spare: int) -> Iterator[None]:
-    """SQLite's own "database or disk is full", after so many more pages."""
+    """SQLite's own "database or disk is full", after `spare` more pages."""
 
     def bound(pages: int | None) -> None:
         def job(unit: object) -> None:
@@ -124,7 +124,7 @@ def no_more_pages(run: Run, spare: int) -> Iterator[None]:
 
 @contextmanager
 def files_end_at(run: Run, spare: int) -> Iterator[None]:
-    """Writes of the log beyond its size, and a little, fail: EFBIG for SQLite, which makes an I/O error of it."""
+    """Writes over `spare` pages beyond the log's end fail with EFBIG, which SQLite reports as an I/O error."""
     log = run.world.folder / "ledger.db-wal"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -138,7 +138,7 @@ def files_end_at(run: Run, spare: int) -> Iterator[None]:
 
 @contextmanager
 def log_cannot_be_written(run: Run, _spare: int) -> Iterator[None]:
-    """The descriptors of the log become read-only ones: each write fails, each read goes well."""
+    """The log's descriptors become read-only: every write fails, every read works."""
     log = run.world.folder / "ledger.db-wal"
     mine = [fd for fd in descriptors() if _leads_to(fd, log)]
     assert mine
@@ -156,7 +156,7 @@ def log_cannot_be_written(run: Run, _spare: int) -> Iterator[None]:
 
 
 def descriptors() -> list[int]:
-    """What this process has open."""
+    """The open file descriptors of this process."""
     return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
 
 
@@ -173,10 +173,10 @@ BAD_DISKS = {"full": no_more_pages, "io error": files_end_at, "no writes": log_c
 
 @pytest.mark.parametrize("spare", [0, 4, 9, 14, 30])
 @pytest.mark.parametrize("trouble", list(BAD_DISKS))
-async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
+async def test_a_full_or_failing_disk_is_reported_and_payments_recover_afterwards(
     world: CrashWorld, trouble: str, spare: int
 ) -> None:
-    """Wherever in a payment's commits it hits, the caller is refused or knows of a payment that ends."""
+    """Whichever commit fails, the caller is refused or has a payment that ends."""
     async with life(world) as (run, signer):
         with BAD_DISKS[trouble](run, spare):
             refused = await pay_until_refused(run)
@@ -196,8 +196,8 @@ async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
 
 
 @pytest.mark.parametrize("trouble", ["io error", "no writes"])
-async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashWorld, trouble: str) -> None:
-    """C3 fails: a signature exists that nobody has. It never leaves; the same coins give the same bytes."""
+async def test_a_signature_lost_to_a_bad_disk_is_made_again_later(world: CrashWorld, trouble: str) -> None:
+    """C3 fails, so the signature is lost and never submitted; the same UTxOs give the same bytes later."""
     async with life(world) as (run, signer):
         with ExitStack() as disk:
             signer.then = lambda: disk.enter_context(BAD_DISKS[trouble](run, 0))
@@ -216,8 +216,8 @@ async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashW
         await assert_recovered(world, run)
 
 
-async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_again(world: CrashWorld) -> None:
-    """Readiness tells of the disk; when it is mended, what the chain shows is recorded without a newer block."""
+async def test_a_pass_that_could_not_be_recorded_is_repeated(world: CrashWorld) -> None:
+    """Once the disk works again, the next pass records the block without waiting for a newer one."""
     async with life(world) as (run, _):
         row = await run.pay("hello", key="key")
         world.block()
@@ -235,7 +235,9 @@ async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_ag
 # --- a file system of its own ------------------------------------------------------------------------------------
 
 
-async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashWorld, small_disk: Path) -> None:
+async def test_a_full_file_system_is_reported_and_payments_recover_afterwards(
+    world: CrashWorld, small_disk: Path
+) -> None:
     world.in_folder(small_disk)
     ballast = small_disk / "ballast"
     async with life(world) as (run, signer):
@@ -248,16 +250,14 @@ async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashW
         assert_nothing_left_unrecorded(world)
         assert signatures_kept(world) <= signer.signed
     with allowed("store_failed"):
-        async with life(world) as (run, _):  # a start on a full disk: it works or says why not
+        async with life(world) as (run, _):  # a start on a full disk works or says why not
             await run.run_pass()
     ballast.unlink()
     async with life(world) as (run, _):
         await assert_recovered(world, run)
 
 
-async def test_a_file_system_that_may_not_be_written_is_refused_at_the_start(
-    world: CrashWorld, small_disk: Path
-) -> None:
+async def test_the_daemon_refuses_to_start_on_a_read_only_file_system(world: CrashWorld, small_disk: Path) -> None:
     async with life(world) as (run, _):
         await run.pay("hello", key="key")
     copy_files(world.folder, small_disk / "data")
@@ -273,12 +273,12 @@ async def test_a_file_system_that_may_not_be_written_is_refused_at_the_start(
         await assert_recovered(world, run)
 
 
-def test_a_ledger_that_its_owner_may_not_write_is_refused(tmp_path: Path) -> None:
+def test_a_read_only_ledger_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Writer(path).close()
     path.chmod(0o400)
     if os.access(path, os.W_OK):
-        pytest.skip("for root nothing is read-only")
+        pytest.skip("root can write read-only files")
     with pytest.raises(Refused, match="store_failed"):
         Writer(path)
 
@@ -287,7 +287,7 @@ def test_a_ledger_that_its_owner_may_not_write_is_refused(tmp_path: Path) -> Non
 
 
 def every_descriptor() -> Iterator[int]:
-    """Open until there is none left."""
+    """Open files until no descriptor is left."""
     try:
         while True:
             yield os.open("/dev/null", os.O_RDONLY)
@@ -295,8 +295,8 @@ def every_descriptor() -> Iterator[int]:
         assert error.errno == errno.EMFILE  # noqa: PT017
 
 
-async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
-    """What has to open something is refused or waits; once there are descriptors again, all ends well."""
+async def test_running_out_of_file_descriptors_loses_no_payment(world: CrashWorld) -> None:
+    """Work that needs a descriptor is refused or waits; afterwards everything completes."""
     async with life(world) as (run, signer):
         asks = [world.ask(f"call {number}", key=f"key{number}") for number in range(3)]
         await run.agent.pay(asks[0])
@@ -321,8 +321,8 @@ async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
 
 @pytest.mark.parametrize("jump_ms", [DAY_MS, -DAY_MS], ids=["a day on", "a day back"])
 @pytest.mark.parametrize("when", ["before", "signed", "sent", "in block"])
-async def test_a_clock_that_jumps_and_comes_back_pays_once(world: CrashWorld, when: str, jump_ms: int) -> None:
-    """Only the agent's clock jumps: the chain's goes on."""
+async def test_a_clock_that_jumps_a_day_and_returns_pays_once(world: CrashWorld, when: str, jump_ms: int) -> None:
+    """Only the agent's clock jumps, not the chain's."""
     steady = world.clock
     jumping = Jumping(steady)
     world.clock = jumping  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""Killed at any commit of five payments, and started again on what the disk held: all end as without it.
+"""The agent dies at a commit of five payments and restarts on what the disk held: all five still complete.
 
-The script has some hundred sites ("before" and "after" each commit). One run takes every 6th, from a base that
-goes on from day to day and is printed; `CRASH_SITES=all` takes all of them, `CRASH_SITES=3,17` those.
+The script has over a hundred sites ("before" and "after" each commit). A run takes every 18th, or every 6th in the
+long set, from an offset that changes daily and is printed. `CRASH_SITES=all` takes all, `CRASH_SITES=3,17` those.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ SELECTED = os.environ.get("CRASH_SITES", "")
 
 
 async def live(world: CrashWorld, script: Script, disk: Disk) -> None:
-    """One life of the process, to its death or the script's end."""
+    """Run the process until it dies or the script ends."""
     world.guard.gone = False
     async with world.run(checkpoint=disk, providers={"devnet": world.guard.url}) as run:
         await script.drive(run, lambda: not disk.dead)
@@ -30,7 +30,7 @@ async def live(world: CrashWorld, script: Script, disk: Disk) -> None:
 
 
 async def sites_of(folder: Path) -> list[str]:
-    """The names of all sites, of a life without a crash."""
+    """The names of all sites, from a run without a crash."""
     (folder / "marks").mkdir(parents=True)
     with crash_world(folder) as world:
         world.fund(*[50 * ADA] * UTXOS)
@@ -50,7 +50,7 @@ def chosen(count: int) -> list[int]:
 
 
 async def crash_and_recover(folder: Path, site: int) -> str:
-    """The name of the site at which it died; raises when what follows is not as it would have been."""
+    """Crash at a site and recover; returns the site's name, raises if the script does not complete."""
     (folder / "marks").mkdir(parents=True)
     with crash_world(folder) as world:
         world.fund(*[50 * ADA] * UTXOS)
@@ -68,7 +68,7 @@ async def crash_and_recover(folder: Path, site: int) -> str:
 
 
 @pytest.mark.timeout(1200)
-async def test_five_payments_end_alike_wherever_it_dies(tmp_path: Path) -> None:
+async def test_five_payments_complete_after_a_crash_before_or_after_a_commit(tmp_path: Path) -> None:
     sites = await sites_of(tmp_path / "whole")
     assert {name.split()[1] for name in sites} >= COMMITS
     failures = {}
@@ -76,15 +76,15 @@ async def test_five_payments_end_alike_wherever_it_dies(tmp_path: Path) -> None:
     for number in numbers:
         try:
             await crash_and_recover(tmp_path / f"site{number}", number)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  all of them are told
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  every failure is reported
             failures[number, sites[number - 1]] = repr(error)[:800]
     print(f"{len(numbers)} of {len(sites)} sites")
     assert not failures
 
 
 @pytest.mark.parametrize("name", ["before sign", "after cancel", "after submit"])
-async def test_five_payments_end_alike_after_a_real_kill(tmp_path: Path, name: str) -> None:
-    """The same, with a process of its own that kills itself where the last of these commits is made."""
+async def test_five_payments_complete_after_the_process_is_killed(tmp_path: Path, name: str) -> None:
+    """The same with a real process, which kills itself at the last commit of this name."""
     sites = await sites_of(tmp_path / "whole")
     site = len(sites) - sites[::-1].index(name)
     folder = tmp_path / "killed"

@@ -1,4 +1,4 @@
-"""Killed while a coin is split for payments that wait: started again, all are paid, each once, with one split."""
+"""The agent dies while it splits a UTxO for waiting payments; then each is paid once, with one split."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,7 +22,7 @@ DIES: dict[str, Callable[[list[str], str], bool]] = {
 
 
 class DiesWhen(Disk):
-    """A disk that fails for good at the first site of which `is_due` says so, by those before it and its name."""
+    """A disk that fails for good at the first site for which `is_due` (earlier sites, name) is true."""
 
     def __init__(self, folder: Path, is_due: Callable[[list[str], str], bool], die: Callable[[], object]) -> None:
         super().__init__(folder, kept=folder / "kept", die=die)
@@ -35,9 +35,9 @@ class DiesWhen(Disk):
 
 
 async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without: bool) -> None:
-    """All purchases at once, in one life; then blocks until everything has landed, unless it died.
+    """Request all payments at once, then make blocks until all are confirmed, unless the process died.
 
-    `may_do_without`: who asks again after a death that no split was admitted before comes one after the other.
+    `may_do_without`: no split is needed if the process died before it was admitted, since retries come one by one.
     """
     world.guard.gone = False
     terms = with_terms(unconfirmed_ancestors_max=2, upkeep_fees_per_day_lovelace=2 * ADA)
@@ -50,7 +50,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
             return
         for _ in range(30):
             await run.pass_time(1)
-            for ask in asks:  # who was refused, or heard nothing, asks again
+            for ask in asks:  # callers that were refused or got no answer retry
                 try:
                     await run.agent.pay(ask)
                 except Refused as refused:
@@ -68,7 +68,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
 
 
 @pytest.mark.parametrize("when", DIES)
-async def test_it_ends_alike_wherever_it_dies(tmp_path: Path, when: str) -> None:
+async def test_a_burst_is_paid_once_with_one_split_wherever_the_process_dies(tmp_path: Path, when: str) -> None:
     keys = [f"call {number}" for number in range(COUNT)]
     with crash_world(tmp_path) as world:
         world.settings(price="2000000", splits=[])

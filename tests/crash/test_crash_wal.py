@@ -1,6 +1,6 @@
-"""The end of the log as a crash may leave it: cut anywhere, followed by garbage, its last pages torn.
+"""The end of SQLite's log as a crash may leave it: cut anywhere, followed by garbage, its last pages torn.
 
-What must be there is exactly the commits whose sync had returned, and of the one that had not all or nothing.
+Every commit whose sync had returned must be there; the last one, whose sync had not, is there as a whole or not.
 """
 
 import asyncio
@@ -38,14 +38,14 @@ from payagent.store.db.writer import Writer
 
 HEADER, FRAME_HEADER = 32, 24
 COMMITS = 5
-"""How many of the last commits are cut into."""
+"""How many of the last commits the tests cut into."""
 
 Seal = tuple[int, str]
 
 
 @dataclass
 class Crashed:
-    """The files right after a commit, and the newest seal at each length of the log at which one was durable."""
+    """The files right after a commit, and the newest seal for each durable length of the log."""
 
     world: CrashWorld
     files: Path
@@ -64,11 +64,11 @@ class Crashed:
         return sorted(self.seals)
 
     def expected(self, length: int) -> Seal:
-        """The newest seal in a log that is whole up to there."""
+        """The newest seal in a log of this length."""
         return self.seals[max(end for end in self.seals if end <= length)]
 
     def with_log(self, folder: Path, log: bytes) -> Path:
-        """A disk with that log."""
+        """A folder with the database and this log."""
         folder.mkdir()
         shutil.copy(self.files / "ledger.db", folder / "ledger.db")
         (folder / "ledger.db-wal").write_bytes(log)
@@ -77,7 +77,7 @@ class Crashed:
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashed]:
-    """The script up to a cancel's commit, in a database whose log was not yet written back."""
+    """The script up to a cancel's commit; its log has not been written back to the database."""
     folder = tmp_path_factory.mktemp("crashed")
     (folder / "marks").mkdir()
     with crash_world(folder) as world:
@@ -85,7 +85,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashed]:
         seals: dict[int, Seal] = {}
 
         def note(name: str) -> None:
-            # on the writer's thread, so that nothing is written meanwhile
+            # runs on the writer's thread, so nothing is written meanwhile
             seals[(folder / "ledger.db-wal").stat().st_size] = head_of(folder / "ledger.db")
             if name == "after cancel" and not (folder / "kept").exists():
                 copy_files(folder, folder / "kept")
@@ -106,7 +106,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashed]:
 
 
 def opened(world: World, path: Path, *, verified: bool = True) -> Seal:
-    """Open the ledger as the daemon does, write to it, look at every row; the newest seal as it was found."""
+    """Open the ledger as the daemon does, write to it and verify it; returns the newest seal found."""
     require_ledger(path)
     writer = Writer(path)
     try:
@@ -120,7 +120,7 @@ def opened(world: World, path: Path, *, verified: bool = True) -> Seal:
     return found
 
 
-def test_a_log_that_is_cut_anywhere_holds_what_was_durable(crashed: Crashed, tmp_path: Path) -> None:
+def test_a_log_cut_anywhere_still_holds_every_commit_before_the_cut(crashed: Crashed, tmp_path: Path) -> None:
     log, frame, start = crashed.log, crashed.frame, crashed.durable[-1 - COMMITS]
     boundaries = list(range(start, len(log) + 1, frame))
     inside = (1, FRAME_HEADER - 1, FRAME_HEADER, FRAME_HEADER + 1, frame - 1)
@@ -129,7 +129,7 @@ def test_a_log_that_is_cut_anywhere_holds_what_was_durable(crashed: Crashed, tmp
     seen = set()
     for length in [*boundaries, *odd]:
         path = crashed.with_log(tmp_path / str(length), log[:length])
-        # with the same seal at its end it is the same ledger: one that was cut at a commit stands for them
+        # logs with the same last seal are the same ledger, so only those cut at a commit are verified
         found = opened(crashed.world, path, verified=length in crashed.seals)
         assert found == crashed.expected(length), (length, crashed.durable)
         seen.add(found)
@@ -138,7 +138,7 @@ def test_a_log_that_is_cut_anywhere_holds_what_was_durable(crashed: Crashed, tmp
 
 
 def _garbage(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
-    """What may lie after the last durable commit, which must not count."""
+    """Bytes after the last durable commit, which must be ignored."""
     log, frame, rng = crashed.log, crashed.frame, random.Random(7)
     for size in (1, FRAME_HEADER, frame - 1, frame, 3 * frame + 5):
         yield f"random {size}", log + rng.randbytes(size)
@@ -150,20 +150,20 @@ def _garbage(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
     yield "a frame of an earlier log", log + bytes(stale)
 
 
-def test_garbage_after_the_log_counts_for_nothing(crashed: Crashed, tmp_path: Path) -> None:
+def test_garbage_after_the_log_is_ignored(crashed: Crashed, tmp_path: Path) -> None:
     for number, (what, log) in enumerate(_garbage(crashed)):
         path = crashed.with_log(tmp_path / str(number), log)
         assert opened(crashed.world, path) == crashed.expected(len(crashed.log)), what
 
 
 def _torn(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
-    """The last commit's frames are not as they were written: its sync had not returned."""
+    """Damaged frames of the last commit, whose sync had not returned."""
     log, before, rng = crashed.log, crashed.durable[-2], random.Random(8)
     frame = crashed.frame
     for at in range(before, len(log), frame):
         yield f"{at}: zeros", log[:at] + bytes(frame) + log[at + frame :]
         half = log[: at + frame // 2] + bytes(frame - frame // 2) + log[at + frame :]
-        if half != log:  # a page that SQLite has filled less than that far is whole
+        if half != log:  # a page that SQLite filled less than half is unchanged
             yield f"{at}: half", half
         for _ in range(3):
             position, bit = rng.randrange(at, at + frame), 1 << rng.randrange(8)
@@ -173,15 +173,17 @@ def _torn(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
             )
 
 
-def test_a_torn_commit_never_was(crashed: Crashed, tmp_path: Path) -> None:
+def test_a_torn_commit_is_dropped_as_a_whole(crashed: Crashed, tmp_path: Path) -> None:
     before = crashed.expected(crashed.durable[-2])
     for number, (what, log) in enumerate(_torn(crashed)):
         path = crashed.with_log(tmp_path / str(number), log)
         assert opened(crashed.world, path) == before, what
 
 
-def test_what_was_durable_and_is_rotten_is_missed_by_who_noted_the_head(crashed: Crashed, tmp_path: Path) -> None:
-    """SQLite ends the log at the first frame that is not whole; the file alone cannot tell that there was more."""
+def test_verify_with_a_noted_head_finds_a_durable_commit_lost_to_corruption(
+    crashed: Crashed, tmp_path: Path
+) -> None:
+    """SQLite ends the log at the first damaged frame, so the file alone cannot show that there was more."""
     at = crashed.durable[-4] + FRAME_HEADER + 100
     log = crashed.log
     path = crashed.with_log(tmp_path / "rotten", log[:at] + bytes([log[at] ^ 1]) + log[at + 1 :])
@@ -193,9 +195,7 @@ def test_what_was_durable_and_is_rotten_is_missed_by_who_noted_the_head(crashed:
         assert [one.table for one in told if isinstance(one, AuditFinding)] == ["seals"]
 
 
-def test_a_log_without_its_database_or_a_database_that_is_none_is_refused(
-    crashed: Crashed, tmp_path: Path
-) -> None:
+def test_a_log_without_its_database_or_a_corrupt_database_is_refused(crashed: Crashed, tmp_path: Path) -> None:
     path = crashed.with_log(tmp_path / "lost", crashed.log)
     path.unlink()
     with pytest.raises(Refused, match="ledger_missing"):
@@ -208,8 +208,8 @@ def test_a_log_without_its_database_or_a_database_that_is_none_is_refused(
             opened(crashed.world, path)
 
 
-async def test_it_goes_on_from_a_log_that_was_cut(tmp_path: Path) -> None:
-    """The whole agent, after the power went while a cancel was written."""
+async def test_the_agent_goes_on_after_a_power_cut_truncates_the_log(tmp_path: Path) -> None:
+    """The power fails while the agent writes a cancel."""
     (tmp_path / "marks").mkdir()
     with crash_world(tmp_path) as world:
         world.fund(*[50 * ADA] * UTXOS)

@@ -1,8 +1,8 @@
-"""A day's work on a devnet, as its users do it, and then the audit of that day.
+"""A day of payments on a devnet, as users make them, and then the audit of that day.
 
-Three merchants (one that sells calls, one that wants a token, one that sells batches), two apps behind the proxy,
-a top-up, a refusal, a rollback and a kill -9. Then every book-keeping command, and what it says against the chain.
-Run by `scripts/day`; nothing is called but commands, the HTTP API, the devnet's switches, bean-check and hledger.
+Three merchants (one sells requests, one asks for a token, one sells batches), two apps behind the proxy, a top-up,
+a refusal, a rollback and a kill -9. Then every bookkeeping command, compared with the chain. Run by `scripts/day`;
+it uses only commands, the HTTP API, the devnet's switches, bean-check and hledger.
 """
 
 import asyncio
@@ -49,8 +49,8 @@ body = "{}"
 MERCHANTS = ("calls", "tokens", "batches")
 
 
-class DayFailed(Exception):  # noqa: N818  what it tells is the outcome
-    """Something was not as it must be."""
+class DayFailed(Exception):  # noqa: N818  it names the outcome
+    """A check of the day failed."""
 
 
 def require(condition: object, otherwise: str) -> None:
@@ -60,7 +60,7 @@ def require(condition: object, otherwise: str) -> None:
 
 @dataclass
 class Day:
-    """What is up, and how to talk to it."""
+    """The running processes, and how to call them."""
 
     folder: Path
     devnet: DevnetThread
@@ -75,7 +75,7 @@ class Day:
     api: str = ""
 
     def command(self, *words: str, exit_code: int = 0, stdin: str | None = None) -> str:
-        """A command of payagent; its stdout."""
+        """Run a payagent command and return its stdout."""
         done = subprocess.run(
             [sys.executable, "-m", "payagent", *words],
             capture_output=True, text=True, env=self.environ, input=stdin, timeout=PATIENCE_S * 2, check=False,
@@ -134,7 +134,7 @@ class Day:
             time.sleep(0.05)
 
     def is_quiet(self) -> bool:
-        """Nothing is on its way, and the daemon has seen the newest block."""
+        """No payment is in flight, and the daemon has seen the newest block."""
         return all(row["held"] == "0" for row in self.get("/v1/wallet")["assets"])
 
     def on_chain(self) -> dict[str, int]:
@@ -148,7 +148,7 @@ class Day:
 
 
 async def proxied(day: Day, app: str, merchant: str, messages: list[str]) -> list[int]:
-    """Calls at once, by an app, through the proxy; their statuses."""
+    """Send concurrent requests of an app through the proxy; returns their statuses."""
     url = f"{day.api}/proxy/{merchant}/chat"
     headers = {"x-payagent-token": day.tokens[app]}
     async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=PATIENCE_S) as client:
@@ -301,7 +301,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _deposits(day: Day, asset: str) -> int:
-    """What arrived, by the journal's deposits alone."""
+    """What was received, by the deposit entries alone."""
     rows = [json.loads(line) for line in day.command("ledger", "export", "--format", "jsonl").splitlines()]
     return sum(
         int(line["units"])
@@ -378,7 +378,7 @@ def stage(say: Callable[[str], None]) -> Iterator[Day]:
 
 
 def run_day(say: Callable[[str], None]) -> None:
-    """Raises `DayFailed` at the first thing that is not as it must be."""
+    """Run the day; raises `DayFailed` at the first check that fails."""
     with stage(say) as day:
         for part in (morning, forenoon, noon, afternoon, evening, audit):
             part(day)

@@ -1,9 +1,9 @@
-"""The day's work, with its audit."""
+"""A day of payments on a devnet, and its audit (see day.py)."""
 
 from day import run_day
 
 
-def test_a_day_adds_up_to_the_unit() -> None:
+def test_a_day_of_payments_reconciles_with_the_chain() -> None:
     told: list[str] = []
     run_day(told.append)
     assert "reconcile: clean" in told

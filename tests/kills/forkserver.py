@@ -1,7 +1,7 @@
 """The fork server: a process that has imported the daemon once and forks a real one for every start.
 
-A fork costs milliseconds where a cold start costs a second, so that hundreds of kills fit into a test run; what
-is killed is a process all the same. Orders come as JSON lines on stdin, news goes as JSON lines to stdout:
+A fork takes milliseconds where a cold start takes a second, so hundreds of kills fit into a test run. Each daemon
+is still a real process. Orders come as JSON lines on stdin, news goes as JSON lines to stdout:
 
   in    {"order", "config", "log", "kill_at": [point, count] | null, "variant": name | null}
   out   {"pid", "order"}  {"pid", "ready": {...}}  {"pid", "killing_at": point}  {"pid", "failed": why}
@@ -87,14 +87,14 @@ def reap(children: set[int]) -> None:
 
 
 def end_all(children: set[int]) -> None:
-    """Whoever gave the orders is gone: leave nothing behind."""
+    """The client is gone: end all children."""
     for pid in children:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
 def become_daemon(order: Order) -> None:
-    """In the child: run the daemon to its end; nothing of the fork server runs on."""
+    """In the child: run the daemon to its end, and nothing else of the fork server."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -105,7 +105,7 @@ def become_daemon(order: Order) -> None:
             os.dup2(log.fileno(), sys.stderr.fileno())
             run(order)
         status = 0
-    except BaseException as error:  # noqa: BLE001  told to whoever gave the order
+    except BaseException as error:  # noqa: BLE001  reported to the client
         tell(pid=os.getpid(), failed=repr(error)[:500])
     finally:
         os._exit(status)

@@ -1,7 +1,7 @@
-"""The clients of the budget test, who want more than the day's limit allows; some in a process of their own.
+"""The clients of the budget test, which ask for more than the daily limit; some run in a separate process.
 
-As a program it reads one JSON object from stdin, `Orders`, asks over the daemon's Unix socket, and writes what its
-clients were told to stdout, as JSON.
+As a program it reads one JSON object from stdin, `Orders`, asks over the daemon's Unix socket, and writes the
+results of its clients to stdout, as JSON.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ Call = Callable[..., Awaitable[httpx.Response]]
 
 @dataclass
 class Shop:
-    """The merchant, and whose wallet pays."""
+    """The merchant, and the address of the wallet that pays."""
 
     http: httpx.AsyncClient
     merchant_url: str
@@ -35,7 +35,7 @@ class Shop:
             try:
                 answer = await self.http.post(f"{self.merchant_url}/chat", content=body, headers=headers)
                 break
-            except httpx.TransportError:  # a connection that was kept too long
+            except httpx.TransportError:  # the kept-alive connection was closed
                 await asyncio.sleep(0.02)
         assert answer.status_code == 402, answer.text
         received = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
@@ -45,7 +45,7 @@ class Shop:
 
 @dataclass
 class Client:
-    """One app: what it was told of each thing that it wants."""
+    """One app, and the answers it got for each of its requests."""
 
     shop: Shop
     call: Call

@@ -1,4 +1,4 @@
-"""Campaigns of kills: which daemon dies when, and what came of it.
+"""Campaigns of kills: when each daemon is killed, and what was found.
 
 As a program: `killcampaign.py --kills N --seed S` runs one of N kills in the mix of the suite and prints a
 summary; its exit status is 0 only without violations and with every commit point reached.
@@ -20,10 +20,10 @@ from killchecks import at_death, at_peace
 from killworld import SHOPPERS, Lane, World, running_world
 
 POINTS = ("admit", "sign", "submit", "answer", "observe", "confirm", "settle", "deposit", "delivery", "merchant")
-"""The commit points that a running daemon passes again and again (agent/__init__, contract of daemon.serve)."""
+"""The commit points that a running daemon passes repeatedly (agent/__init__, contract of daemon.serve)."""
 
 RARE_POINTS = ("bind", "reject")
-"""Passed at a daemon's very first start; and when what was admitted cannot be signed any more."""
+"""Passed at a daemon's very first start, and when an admitted payment can no longer be signed."""
 
 SIDES = ("before", "after")
 RUNNING = tuple(f"{side} {point}" for point in POINTS for side in SIDES)
@@ -48,7 +48,7 @@ def at_point(point: str, count: int = 1, *, strict: bool = False) -> Cycle:
 
 
 def rejecting(point: str) -> Cycle:
-    """A daemon that dies around the rejection of a payment which another one had admitted and not signed."""
+    """A daemon that dies as it rejects a payment that an earlier one had admitted but not signed."""
 
     async def cycle(lane: Lane) -> None:
         await at_point("before sign")(lane)
@@ -58,8 +58,9 @@ def rejecting(point: str) -> Cycle:
 
 
 def at_random() -> Cycle:
-    """A daemon that is killed from outside, at any moment from its start on, or from when it serves: on a slow
-    machine few would get so far.
+    """A daemon killed from outside at a random moment, counted from its start or from when it serves.
+
+    On a slow machine few would otherwise live long enough to serve.
     """
 
     async def cycle(lane: Lane) -> None:
@@ -72,7 +73,7 @@ def at_random() -> Cycle:
 
 
 def cold(*, served: bool) -> Cycle:
-    """The command in a fresh interpreter, killed at any moment after it began to serve, or before."""
+    """The command in a fresh interpreter, killed at a random moment after it began to serve, or before."""
 
     async def cycle(lane: Lane) -> None:
         life = await lane.start(cold=True)
@@ -94,7 +95,7 @@ async def buried(lane: Lane, name: str, kill: Awaitable[int] | None = None) -> N
 
 
 def at_points(names: Iterable[str], counts: Iterable[int]) -> list[Cycle]:
-    """Each point at its first, second, ... time. Deposits that wait are taken in at once: one time in a life."""
+    """Each point at its first, second, ... pass. Waiting deposits are recorded together, once in a life."""
     return [at_point(name, 1 if name.endswith(" deposit") else count) for count in counts for name in names]
 
 
@@ -117,7 +118,7 @@ async def first_starts(lane: Lane) -> None:
 
 
 async def run(world: World, cycles: Iterable[Cycle], *, shoppers: int = SHOPPERS) -> None:
-    """Let the lanes take the cycles in turn while their shoppers buy; then let all come to rest, and look."""
+    """Run the cycles on the lanes in turn while their shoppers buy; then let everything finish, and check."""
     todo = iter(cycles)
     for lane in world.lanes:
         for _ in range(shoppers):

@@ -1,7 +1,7 @@
-"""What must hold, looked at from outside: the ledger's file, the devnet's chain, the merchant's books.
+"""Invariants checked from outside: the ledger file, the devnet's chain, the merchant's books.
 
-`at_death` looks at the moment when a daemon is dead, on a copy of its files; `at_peace` when all has come to rest.
-Both note what they find in the world's `violations`.
+`at_death` checks a copy of a dead daemon's files; `at_peace` checks when nothing is in flight any more. Both add
+what they find to the world's `violations`.
 """
 
 import shutil
@@ -26,7 +26,7 @@ Attempt = tuple[str, str, str, bytes, int]
 
 @dataclass(frozen=True)
 class Books:
-    """A ledger file as it lies there. `attempts` by tx id: payment, anchor, inputs, bytes, fee."""
+    """The contents of a ledger file. `attempts` by tx id: payment, nonce UTxO, inputs, bytes, fee."""
 
     attempts: dict[str, Attempt]
     payments: dict[str, tuple[str, str | None, str]]
@@ -60,7 +60,7 @@ def read_books(path: Path) -> Books:
 
 
 def copy_of_dead(lane: Lane) -> Path:
-    """The files as the kill left them: the daemon itself shall be the one who recovers them."""
+    """A copy of the files as the kill left them, so that only the daemon recovers the originals."""
     folder = lane.world.dir / f"{lane.dir.name}-dead"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -72,7 +72,7 @@ def copy_of_dead(lane: Lane) -> Path:
 
 @dataclass(frozen=True)
 class Sight:
-    """The chain at one moment: what is in blocks, what else was sent to it, and what lies at our address."""
+    """The chain at one moment: transactions in blocks, other submissions, and the UTxOs at our address."""
 
     blocks: tuple[Tx, ...]
     sent: tuple[Tx, ...]
@@ -100,7 +100,7 @@ def own_raw(lane: Lane) -> bytes:
 
 
 def ours(lane: Lane, txs: Iterable[Tx]) -> tuple[Tx, ...]:
-    """Those that carry a signature of the lane's key."""
+    """The transactions signed with the lane's key."""
     key_hash = own_raw(lane)[1:29]
     return tuple(
         tx for tx in txs if any(blake2b(key, digest_size=28).digest() == key_hash for key, _ in tx.witnesses)
@@ -115,13 +115,13 @@ def sum_up(outputs: Iterable[TxOut]) -> Amounts:
 
 
 def at_death(lane: Lane) -> None:
-    """What a killed daemon left must already hold everything that anybody was told or sent."""
+    """The ledger of a killed daemon must already hold everything that was answered or submitted."""
     books = read_books(copy_of_dead(lane))
     check_books(lane, books)
     sight = look(lane)
     check_sent(lane, books, sight)
     for asset, units in sight.holds.items():
-        # what is free in the ledger is on the chain, whatever landed of what is held
+        # every available UTxO of the ledger is on the chain, whatever held payments did
         if books.accounts.get(("wallet", asset), 0) > units:
             lane.world.violate("ledger above chain", f"{lane.dir.name} {asset} {units}")
 
@@ -151,7 +151,7 @@ def check_sent(lane: Lane, books: Books, sight: Sight) -> None:
 
 
 async def at_peace(world: World) -> None:
-    """Everything is confirmed, nothing is in flight: books, chain and merchant must say the same."""
+    """Everything is confirmed and nothing is in flight: books, chain and merchant must agree."""
     for lane in world.lanes:
         books = read_books(lane.dir / "ledger.db")
         check_books(lane, books)
@@ -166,7 +166,7 @@ async def at_peace(world: World) -> None:
 
 
 def check_attempts(lane: Lane, books: Books) -> None:
-    """Each attempt's own bytes spend the payment's anchor: no two of a payment can both be on a chain."""
+    """Every attempt spends the payment's nonce UTxO, so no two of a payment can both land."""
     nonce_utxos: dict[str, set[str]] = {}
     for tx_id, (payment_id, nonce_utxo, inputs, cbor, fee) in books.attempts.items():
         tx = decode_tx(cbor)
@@ -204,7 +204,7 @@ def check_ledger(lane: Lane, books: Books, sight: Sight) -> None:
 
 
 def check_payments(lane: Lane, books: Books) -> None:
-    """As many payments as purchases, all at their end; beside them only such as were never signed."""
+    """One ended payment per purchase; all other payments were never signed."""
     states = Counter(state for state, _, _ in books.payments.values())
     rejected = states.pop("rejected", 0)
     lane.world.rejected += rejected
@@ -223,7 +223,7 @@ def check_log(lane: Lane) -> None:
 
 
 def check_paid_once(world: World) -> None:
-    """The chain by itself: each purchase's own units went to payTo once, and nothing else did."""
+    """By the chain alone: the units of each purchase went to payTo once, and nothing else did."""
     pay_to = role_address("pay_to").raw
     txs = world.devnet.run(lambda devnet: [tx for block in devnet.chain.blocks for tx in block.txs])
     paid: dict[tuple[str, int], list[str]] = {}

@@ -1,4 +1,4 @@
-"""Daemons as processes that are born and killed: through the fork server, or cold, by the command itself."""
+"""Daemon processes to start and kill: through the fork server, or cold, by the command itself."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ class Life:
         return self.ready.done()
 
     async def end(self, number: signal.Signals) -> int:
-        """Send a signal, if there is still somebody to get it; how the process ended."""
+        """Send a signal if the process still runs; returns its exit status."""
         if not self.exit.done():
             os.kill(await self.pid, number)
         return await asyncio.wait_for(asyncio.shield(self.exit), BORN_S)
@@ -42,7 +42,7 @@ class Life:
 
 @dataclass
 class ForkServer:
-    """The fork server's process, and who lives in it."""
+    """The fork server's process and its children."""
 
     process: asyncio.subprocess.Process
     lives: dict[int, Life] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class ForkServer:
 
 @asynccontextmanager
 async def fork_server() -> AsyncIterator[ForkServer]:
-    """A running fork server; with its end all that live in it end."""
+    """A running fork server; its children end with it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("forkserver.py")),

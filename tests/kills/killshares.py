@@ -1,7 +1,7 @@
 """Twenty thousand kills: campaigns of some hundreds, each with its own devnet, wallets and processes.
 
-Run by `scripts/evidence kills`. Each finished campaign is a line of a file, so that a run that was stopped goes on
-where it was; lines of another program are refused. A campaign that found something ends the run.
+Run by `scripts/evidence kills`. Each finished campaign is a line of a file, so a stopped run can be
+resumed; lines of another program version are refused. A campaign that found something ends the run.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""The world around the daemons that are killed: a devnet with its merchant, wallets, apps that buy, and trouble.
+"""The world around the killed daemons: a devnet with its merchant, wallets, apps that buy, and faults.
 
-A lane is one wallet: its data folder, the daemon of the moment, and shoppers, who buy one thing after another as
-real clients do: a request that dies with the daemon is sent again, with the same key, to the next one. Every
-purchase asks for units that no other asks for, so that the chain by itself tells what was paid and how often.
-What nobody should ever see is noted in `violations` as "kind: what happened"; killchecks looks for the rest.
+A lane is one wallet: its data folder, its current daemon, and shoppers, which buy one thing after another as real
+clients do. A request that dies with the daemon is sent again, with the same key, to the next one. Each purchase
+has an amount of its own, so the chain alone shows what was paid and how often. Violations seen by clients go into
+`violations` as "kind: what happened"; killchecks looks for the rest.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class Goods:
 
     @classmethod
     def numbered(cls, number: int) -> "Goods":
-        """Varied by its number: asset, shares, how they count, dialect; some are handed over to the merchant."""
+        """Varied by its number: asset, shares, how they count, dialect; some the merchant submits."""
         merchant_submits = number % 7 == 4
         asset = TOKEN if number % 6 == 5 else "lovelace"
         least = 1_000_000 if asset == "lovelace" else 100
@@ -110,7 +110,7 @@ class Goods:
 
 @dataclass
 class Purchase:
-    """One thing that a shopper wants, and what it was told about it so far."""
+    """One purchase of a shopper, and the answers about it so far."""
 
     goods: Goods
     ask: Json
@@ -130,7 +130,7 @@ Step = Callable[[Purchase], Awaitable[bool]]
 
 
 class Lane:
-    """One wallet and all that lives by it."""
+    """One wallet with its daemon and its shoppers."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.world = world
@@ -178,7 +178,7 @@ class Lane:
         writer.close()
         return header.address
 
-    # --- the daemon of the moment ---
+    # --- the current daemon ---
 
     async def start(
         self,
@@ -227,7 +227,7 @@ class Lane:
         return life.exit.done()
 
     async def call(self, method: str, path: str, timeout_s: float = 10.0, **options: Any) -> httpx.Response:
-        """Ask the daemon of the moment; raises httpx.TransportError when it dies meanwhile."""
+        """Send a request to the current daemon; raises httpx.TransportError if it dies meanwhile."""
         await self._opened.wait()
         assert self._door is not None
         client, base = self._door
@@ -237,7 +237,7 @@ class Lane:
     # --- shopping ---
 
     async def shop(self) -> None:
-        """Buy one thing after another until told to stop, and finish what was begun."""
+        """Buy one thing after another until stopped, and finish the purchases begun."""
         while self.shopping:
             await self.buy()
 
@@ -256,7 +256,7 @@ class Lane:
         await self._carry(purchase, (self._pay,))
 
     async def confirmed(self, purchase: Purchase) -> None:
-        """Until the payment that was acknowledged is confirmed."""
+        """Wait until the acknowledged payment is confirmed."""
         wait_s, state = 0, None
         async with asyncio.timeout(STUCK_S):
             while state not in ("confirmed", "settled"):
@@ -336,7 +336,7 @@ class Lane:
 
 WAITING = {f"invalid_exact_cardano_payload_{why}" for why in ("nonce_not_on_chain", "input_not_available")}
 WAITING.add("settlement_pending")
-"""What a facilitator says while a rollback has taken the coins away that a transaction spends, too."""
+"""A facilitator also answers this while a rollback has removed the UTxOs that a transaction spends."""
 
 
 def is_pending(answer: httpx.Response) -> bool:
@@ -354,7 +354,7 @@ def tx_hash_of(header: str) -> str:
 
 
 class World:
-    """The devnet, its merchant, and everybody around."""
+    """The devnet, its merchant, and all lanes."""
 
     def __init__(self, folder: Path, seed: int, devnet: DevnetThread, forks: ForkServer) -> None:
         self.dir = folder

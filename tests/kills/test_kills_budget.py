@@ -1,9 +1,9 @@
-"""The crash test of a budget: ten clients want 100 payments of 1 ADA each on a day of 20 ADA, and daemons die.
+"""A daily budget under kills: ten clients ask for payments of 1 ADA with a limit of 20 ADA, and daemons die.
 
-Half of the clients are a process of their own. Every second daemon has a clock that jumps days to and fro, and one
-more is started on the wallet of one that runs. The limit was set at run time, so it has to outlive every kill too.
-With fees 17 payments fit, the 18th is refused. Nothing is ever above 20 ADA: not by the books of any dead daemon,
-and not on the chain.
+Half of the clients run in a separate process. Every second daemon has a clock that jumps by days, and one more
+daemon is started on a wallet already in use. The limit was set at run time, so it has to survive every kill too.
+With fees 17 payments fit, and the 18th is refused. Neither the ledger of any dead daemon nor the chain ever shows
+more than 20 ADA.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ RANDOM_KILLS = 6
 
 
 async def _clients(lane: Lane) -> list[Client]:
-    """Each with an app of its own; and the day's limit, for all of them together."""
+    """Create the clients, each with its own app, and set the daily limit for all of them together."""
     operator = await lane.call("POST", "/v1/limits", json={"limits": {"per_day": str(DAY_LOVELACE)}})
     assert operator.status_code == 200, operator.text
     clients = []
@@ -45,7 +45,7 @@ async def _clients(lane: Lane) -> list[Client]:
 
 
 async def _want_everything(lane: Lane, clients: list[Client]) -> None:
-    """Half of them beside this process; what they were told is as if they had been told here."""
+    """Run half of the clients in another process, and merge its results into them here."""
     here, there = clients[::2], clients[1::2]
     orders: Json = {
         "socket": str(lane.dir / "s"),
@@ -61,7 +61,7 @@ async def _want_everything(lane: Lane, clients: list[Client]) -> None:
 
 
 def _require_within(lane: Lane) -> None:
-    """By the books that a dead daemon left: what is counted is what is held, and no more than the day's limit."""
+    """In the ledger of a dead daemon, the counted and the held amounts are within the daily limit."""
     with closing(sqlite3.connect(copy_of_dead(lane))) as conn:
         assert spending.totals(conn, WALLET).get("lovelace", 0) <= DAY_LOVELACE
         (held,) = conn.execute(
@@ -72,7 +72,7 @@ def _require_within(lane: Lane) -> None:
 
 
 def _spent(world: World) -> Iterator[tuple[str, int]]:
-    """What the chain says: each transaction to payTo, and what it took with its fee."""
+    """By the chain: each transaction to payTo, and what it took with its fee."""
     pay_to = role_address("pay_to").raw
     txs = world.devnet.run(lambda devnet: [tx for block in devnet.chain.blocks for tx in block.txs])
     for tx in txs:
@@ -82,7 +82,7 @@ def _spent(world: World) -> Iterator[tuple[str, int]]:
 
 
 async def _start_a_second(lane: Lane) -> None:
-    """On the same wallet: it is refused, and the first one goes on."""
+    """Start a second daemon on the same wallet: it is refused, and the first one goes on."""
     second = lane.world.forks.start(lane.config, lane.log, None, None)
     await asyncio.wait_for(asyncio.shield(second.exit), 30)
     assert "already_running" in str(second.failed)
@@ -111,7 +111,7 @@ async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
 
 
 @pytest.mark.timeout(300)
-async def test_a_budget_of_20_ada_holds_whatever_dies(tmp_path: Path) -> None:
+async def test_a_daily_budget_of_20_ada_holds_while_daemons_are_killed(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=20, lanes=1) as made:
         (lane,) = made.lanes
         settings = {"price": str(PRICE_LOVELACE), "asset": "lovelace", "splits": [], "timeout": 7200}
@@ -156,7 +156,7 @@ async def _confirmed(lane: Lane, payment_id: str) -> None:
 
 
 async def _another_asset_is_no_way_around(world: World, client: Client) -> None:
-    """The ADA that rides along with a token counts as ADA does."""
+    """The min-ADA of a token payment counts against the ADA limit."""
     settings = {"price": "100", "asset": TOKEN, "splits": []}
     (await world.http.post(f"{world.devnet.merchant_url}/merchant/settings", json=settings)).raise_for_status()
     before = client.refused

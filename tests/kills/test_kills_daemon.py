@@ -1,9 +1,8 @@
-"""kill -9 on a real daemon with a real file: no payment lost, none twice, and the ledger equals the chain.
+"""kill -9 on a real daemon with a real file: no payment is lost or made twice, and the ledger equals the chain.
 
-Kills at each commit point on both sides, at random moments under load, and of cold starts: about 50, or 200 with
-`./scripts/test --long`. Clients go on buying through all of it,
-blocks come and are rolled back, replies are lost. The last tests kill daemons with a
-seeded bug, to show that the checks would see it.
+Daemons are killed before and after each commit point, at random moments under load, and at cold starts: about 50
+kills, or 200 with `./scripts/test --long`. Meanwhile clients keep buying, blocks are made and rolled back, and
+replies are lost. The last tests kill daemons with a seeded bug, to show that the checks would notice it.
 """
 
 import asyncio
@@ -18,9 +17,9 @@ from killworld import World, running_world
 from kit.effort import pick
 
 LIFE = (1, 2, 1, 3)[: pick(1, 4)]
-"""At which of a commit point's times in one life the daemon is killed, life by life."""
+"""For each life of a daemon, at which pass of its commit point it is killed."""
 
-RANDOM_KILLS = pick(20, 100)
+RANDOM_KILLS = pick(40, 100)
 
 COLD_STARTS = pick(6, 10)
 
@@ -30,7 +29,7 @@ def kinds(world: World) -> set[str]:
 
 
 @pytest.mark.parametrize("points", [RUNNING[:10], RUNNING[10:]], ids=["admit to observe", "confirm to merchant"])
-async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
+async def test_a_kill_at_each_commit_point_loses_and_repeats_no_payment(
     tmp_path: Path, points: tuple[str, ...]
 ) -> None:
     async with running_world(tmp_path, seed=1, lanes=3) as made:
@@ -39,7 +38,7 @@ async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
         assert made.kills == dict.fromkeys(points, len(LIFE))
 
 
-async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_nothing(tmp_path: Path) -> None:
+async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_repeats_no_payment(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=2, lanes=2) as made:
         for lane in made.lanes:
             await first_starts(lane)
@@ -50,7 +49,7 @@ async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_not
         assert made.rejected >= 2
 
 
-async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None:
+async def test_kills_at_random_moments_lose_and_repeat_no_payment(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=3, lanes=3) as made:
         await run(made, [at_random() for _ in range(RANDOM_KILLS)])
         assert made.violations == []
@@ -60,14 +59,14 @@ async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -
         assert made.trouble["rolled back transactions"] > 0
 
 
-async def test_kills_of_cold_starts_lose_and_double_nothing(tmp_path: Path) -> None:
+async def test_kills_of_cold_starts_lose_and_repeat_no_payment(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=4, lanes=2) as made:
         await run(made, [cold(served=number % 3 != 0) for number in range(COLD_STARTS)])
         assert made.violations == []
         assert made.kills == {"cold start": COLD_STARTS}
 
 
-async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> None:
+async def test_the_checks_catch_books_that_are_one_lovelace_off(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=7, lanes=1) as made:
         await run(made, at_points(["after submit"], [1]))
         assert made.violations == []
@@ -82,7 +81,7 @@ async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> Non
         assert kinds(made) == {"ledger differs"}
 
 
-async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_path: Path) -> None:
+async def test_the_checks_catch_a_daemon_that_submits_before_its_attempt_is_durable(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=5, lanes=1) as made:
         (lane,) = made.lanes
         made.spawn(lane.shop())
@@ -92,7 +91,7 @@ async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_p
         assert kinds(made) == {"left before durable"}
 
 
-async def test_a_daemon_that_gives_up_what_a_crash_interrupted_is_caught(tmp_path: Path) -> None:
+async def test_the_checks_catch_a_daemon_that_gives_up_payments_after_a_crash(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=6, lanes=1) as made:
         made.calm = True
         (lane,) = made.lanes
@@ -102,7 +101,7 @@ async def test_a_daemon_that_gives_up_what_a_crash_interrupted_is_caught(tmp_pat
         await made.control("blocks", count=1)
         assert made.violations == []
         await lane.start(variant="give_up_at_restart")
-        # for the first invoice it could not: that belongs to its payment for good
+        # a new invoice: the first one belongs to its payment for good
         await lane.pay(again := await made.price_again(purchase, lane.address))
         await lane.confirmed(again)
         await lane.pay(purchase)

@@ -1,4 +1,4 @@
-"""Daemons with a seeded bug: the controls, which the checks must catch; and one whose machine has a bad clock.
+"""Daemons with a seeded bug, which the checks must catch, and one whose machine has a bad clock.
 
 Each is applied in the daemon's own process, before it serves.
 """
@@ -32,7 +32,7 @@ def leave_then_persist(_settings: Settings) -> None:
 
 
 def give_up_at_restart(settings: Settings) -> None:
-    """Takes what a crash interrupted for failed and frees its coins (against rule 4)."""
+    """Treats payments interrupted by a crash as failed and releases their UTxOs (against rule 4)."""
     with closing(sqlite3.connect(settings.data_dir / "ledger.db")) as conn, conn:
         open_states = "('reserved', 'signed', 'in_flight')"
         conn.execute(

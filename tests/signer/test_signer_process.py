@@ -140,8 +140,8 @@ def test_the_signer_refuses_what_its_policy_forbids_and_keeps_running(signer: Un
     ("change", "code", "why"),
     [
         ({"passphrase": "not the passphrase"}, "keystore_invalid", "the passphrase is wrong"),
-        ({"network": "devnet"}, "keystore_invalid", "of preprod, not of devnet"),
-        ({"number": 3}, "keystore_invalid", "of account 0"),
+        ({"network": "devnet"}, "keystore_invalid", "for preprod, not devnet"),
+        ({"number": 3}, "keystore_invalid", "for account 0"),
         ({"mode": 0o640}, "config_invalid", "open to others"),
         ({"keystore": 0o644}, "keystore_invalid", "0644"),
     ],

@@ -1,7 +1,7 @@
 """The simulator's long run: many seeds, some of them again, every seeded bug, and the report of it.
 
-Run by `scripts/evidence`. Each finished share is one line of a file, so that a run that was stopped goes on where
-it was; lines of another program (another hash over the package's sources) are refused, never mixed in.
+Run by `scripts/evidence`. Each finished share is one line of a file, so a stopped run can be resumed; lines of
+another program (another hash over the package's sources) are refused, never mixed in.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PROCESSORS = len(os.sched_getaffinity(0))
 
 
 class Log:
-    """The file of what is done."""
+    """The file of finished shares."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,7 +46,7 @@ class Log:
         self.lines: list[Line] = self._read()
 
     def _read(self) -> list[Line]:
-        """What is whole of it: a line that a death cut off is run again."""
+        """The complete lines; a share whose line was cut off by a crash is run again."""
         if not self._path.exists():
             return []
         text = self._path.read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def say(text: str) -> None:
 def spread(
     processes: int, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
 ) -> Iterable[tuple[Any, Any]]:
-    """Each call with what came of it, as they end."""
+    """Each call with its result, as they end."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         asked = {pool.submit(work, *call): call for call in calls}
         for done in as_completed(asked):

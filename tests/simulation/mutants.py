@@ -1,7 +1,7 @@
-"""Seeded bugs: what the simulator must find. Each is a mistake that a payer of this kind has made, or could.
+"""Seeded bugs that the simulator must find. Each is a mistake that such a payer has made, or could make.
 
-They are switched on here alone, by putting another function in the place of one; nothing in the package knows of
-them. `python tests/simulation/mutants.py NAME 0..2000` prints the first seed that finds one, and what it violates.
+They are switched on only here, by replacing a function; nothing in the package knows of them.
+`python tests/simulation/mutants.py NAME 0..2000` prints the first seed that finds one, and what it violates.
 Where SQL itself would refuse the mistake, its guards are taken off, so that it is the simulator that finds it.
 """
 
@@ -58,7 +58,7 @@ from sim.virtual_loop import StuckError, VirtualLoop
 Mutant = Callable[[ExitStack], None]
 MUTANTS: dict[str, Mutant] = {}
 ROUNDS_MAX = 200_000
-"""A run of a program without a bug takes some ten thousand."""
+"""A run of the program without a bug takes about ten thousand."""
 NOT_COUNTED = ("I10: verify", "BUG")
 
 
@@ -186,7 +186,7 @@ def _no_fsync(stack: ExitStack) -> None:
 
 
 def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
-    """What a payer does that thinks a payment has failed: it forgets it, so that the next request pays anew."""
+    """Forget a payment as failed, so that the next request pays again."""
     hold = payments.hold(unit.conn, payment_id)
     unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
     records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
@@ -338,7 +338,7 @@ def _given_up_pending(stack: ExitStack) -> None:
 
 @mutant("the anchor is dropped at a replacement")
 def _nonce_utxo_dropped(stack: ExitStack) -> None:
-    """The coins are chosen anew, as if the first attempt were dead."""
+    """UTxOs are selected again, as if the first attempt were dead."""
     without_guards(stack)
 
     def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
@@ -372,13 +372,13 @@ def _nonce_utxo_dropped_later(stack: ExitStack) -> None:
 
 @mutant("a child is kept after its parent was replaced")
 def _child_kept(stack: ExitStack) -> None:
-    """Nobody sees that what the child descends from can never be there: it is sent for ever."""
+    """The child is resubmitted for ever, although its parent can never land."""
     put(stack, queries, "rival_of", lambda *_: None)
 
 
 @mutant("a lost answer is used twice")
 def _used_twice(stack: ExitStack) -> None:
-    """A call that is made again since its answer was lost draws on the prepaid balance again."""
+    """A request repeated because its answer was lost uses the prepaid balance again."""
     rule = "CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;"
     leave_out(stack, rule)
     without_guards_of(stack, "prepaid_moves_")
@@ -561,7 +561,7 @@ async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
 
 @mutant("a pause stops what is new alone")
 def _pause_of_purchases(stack: ExitStack) -> None:
-    """What was admitted before, replacements and cancels are signed while signing is paused."""
+    """Admitted payments, replacements and cancels are still signed during a pause."""
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
     for module in (steps, context, signing, lifecycle):
         put(stack, module, "pauses", blind)

@@ -24,7 +24,7 @@ OTHER = "other"
 
 
 def shares(profile: cProfile.Profile) -> list[tuple[str, float]]:
-    """Percent of the time by kind, greatest first. What a built-in took goes to the kind of who called it."""
+    """Percent of the time by kind, greatest first. The time of a built-in counts for its caller's kind."""
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     times: Counter[str] = Counter()
     for function, (_, _, own_s, _, callers) in stats.items():

@@ -1,4 +1,4 @@
-"""The page of a long run, from the lines that it left. Nothing in it is remembered from another run."""
+"""The report of a long run, made only from the lines that the run left."""
 
 import json
 import os

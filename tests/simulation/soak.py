@@ -1,12 +1,12 @@
 """Ninety virtual days of one wallet: fifty thousand payments, a chain that splits for fourteen hours, one daemon.
 
 Run by `scripts/evidence soak`. The daemon is the shipped one on the simulator's loop, net, provider and merchants.
-On one day the chain splits: two branches grow with half the density each, provider and merchants follow the one
-that loses, and after fourteen hours the other one wins, on which some of what was released has landed at old
-slots, and some has not. The judge looks on, and what the daemon uses is measured day by day.
+On one day the chain splits into two branches of half the density. Provider and merchants follow the branch that
+loses. After fourteen hours the other one wins, on which some of the transactions landed at old slots and some did
+not. The judge checks the invariants, and the daemon's use of resources is measured each day.
 
-So that its own memory does not hide the daemon's, the world forgets: blocks below three times the settle depth,
-calls, invoices and transactions but for the newest; what the judge must still know then lies in a file of its own.
+The world drops old data, so its own memory does not hide the daemon's: blocks below three times the settle depth,
+and all but the newest calls, invoices and transactions. What the judge still needs goes into a file.
 """
 
 import argparse
@@ -65,11 +65,11 @@ KEPT_ROWS = 1500
 
 ARCHIVE_CACHE_KIB = 256
 PRUNE_EVERY_BLOCKS = 25
-"""So often that after a fork, when much is signed anew, the world hardly grows."""
+"""Often enough that the world hardly grows after a fork, when much is signed again."""
 
 FORK_HOURS = 14
 CROSSES = 0.8
-"""How much of what is released while the chain is split is heard of on the other side too."""
+"""The share of transactions submitted during the split that also reach the other branch."""
 
 UTXOS = 120
 X402_EVERY = 10
@@ -111,7 +111,7 @@ class Size:
 
 
 class Window:
-    """A list of blocks that forgets its beginning; what it is asked for of that is not there."""
+    """A list of blocks that drops its oldest items; reading a dropped one raises KeyError."""
 
     def __init__(self, items: list[Any]) -> None:
         self._items = items
@@ -186,7 +186,7 @@ class Forgetful(Net):
             trim(rows)
 
     def _has_utxos(self, tx: Tx) -> bool:
-        """Whether an output of it is a coin of the wallet, or one again when a fork gives it back."""
+        """Whether an output of it is a UTxO of the wallet, or becomes one again after a fork."""
         chain = self.chain
         return any(
             out.address == self._own and ((tx.tx_id, index) in chain._utxos or (tx.tx_id, index) in chain._spender)
@@ -239,7 +239,7 @@ def trim(rows: MutableMapping[Any, Any], kept: int = KEPT_ROWS) -> list[tuple[An
 
 
 class LongJudge(Judge):
-    """The judge with a memory on disk, who looks at new blocks only, and at the whole once a day."""
+    """The judge with a memory on disk; it checks new blocks only, and everything once a day."""
 
     def __init__(self, archive: Path, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -1,4 +1,4 @@
-"""Which program is run: one hash over the sources of package and simulator, and the seed that follows from it."""
+"""The program under test: a hash over the sources of package and simulator, and the first seed from it."""
 
 import hashlib
 import subprocess

@@ -1,6 +1,7 @@
-"""I11: with one of two providers dead or lying, and nothing else amiss, payments are in blocks in time.
+"""I11: with one of two providers dead or lying and no other fault, payments land in time.
 
-In time is: the transaction is in a block of the true chain before its invoice's end, and the merchant took it.
+In time means: the transaction is in a block of the true chain before its invoice expires, and the
+merchant accepted it.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
+from kit.effort import pick
 
 from payagent.chain.provider import PacedProvider
 from payagent.core.payment import State
@@ -23,13 +25,13 @@ from sim.seed_plan import SeedPlan
 from sim.stage import SimStage
 from sim.world import World
 
-SEEDS, WANTS, WITHIN_S = 8, 6, 900.0
+SEEDS, WANTS, WITHIN_S = pick(4, 8), 6, 900.0
 SHARE_PERCENT = 99
 TRIES = 12
-"""How often a client asks: a merchant that waits for blocks is to be asked for as long as an invoice lasts."""
+"""How often a client retries: enough for a merchant that waits for blocks until the invoice expires."""
 
 UP_FOR_S = 300
-"""A new ledger beside one that lies or is dead: it is waited for, and the other's word is read three times."""
+"""A new ledger waits for a dead or lying provider, and reads the other one three times."""
 
 RESTART_S, SOON_S = 300, 20
 KINDS: dict[str, Habits] = {
@@ -43,14 +45,14 @@ KINDS: dict[str, Habits] = {
 
 @dataclass(slots=True)
 class Tally:
-    """How many wants there were, and how many of them were in a block in time and taken by their merchant."""
+    """How many requests there were, how many landed in time, and how many their merchant accepted."""
 
     wants: int = 0
     in_time: int = 0
     taken: int = 0
     violations: tuple[str, ...] = ()
     alerts: int = 0
-    """How many there were of a payment that was reopened."""
+    """How many `payment_reopened` alerts there were."""
 
     @property
     def percent(self) -> float:
@@ -63,7 +65,7 @@ class Watched(World):
     tally: Tally
     habits: tuple[Habits, ...]
     dies_s: int | None = None
-    """When the daemon is started anew, on the ledger that it has, and finds the other provider dead."""
+    """When the daemon restarts on its ledger and finds the other provider dead."""
 
     lives = 0
 
@@ -96,7 +98,7 @@ class Watched(World):
         self.loop.call_later(0, self._start)
 
     def _wants(self) -> list[ClientGoal]:
-        """Clients that ask again soon, and come when the daemon has been up for as long as it waits for others."""
+        """Clients that retry soon and start once the daemon no longer waits for absent providers."""
         if self.dies_s is None:
             return [
                 replace(want, pause_s=40.0, tries=TRIES, starts_at_s=want.starts_at_s + UP_FOR_S)
@@ -130,7 +132,7 @@ class Watched(World):
         return self.net.node.time_s(found[1].slot) * 1000 < (row.invoice.expires_at_ms or 0)
 
     def _is_taken(self, tx_id: str) -> bool:
-        """By the merchants' own books: whether the client told the daemon of it is another question."""
+        """By the merchants' own books; whether the client reported it to the daemon does not matter."""
         return any(
             tx_id in shop.merchant._paid_with or (tx_id in claims and claims[tx_id].served > 0)
             for shop in self.shops.values()
@@ -139,7 +141,7 @@ class Watched(World):
 
 
 def quiet_plan(plan: SeedPlan, rng: Random, *habits: Habits) -> SeedPlan:
-    """Nothing goes wrong but for what the providers are; there is money for everything."""
+    """The providers are the only fault, and there is money for everything."""
     shops = tuple(replace(shop, batch=1, timeout_s=max(300, shop.timeout_s)) for shop in plan.shops)
     providers = list(habits)
     rng.shuffle(providers)
@@ -173,8 +175,8 @@ def test_one_bad_provider_of_two_makes_no_payment_late(kind: str, capsys: pytest
     assert tally.percent >= SHARE_PERCENT, tally
 
 
-def test_a_start_beside_a_dead_provider_makes_no_payment_late(capsys: pytest.CaptureFixture[str]) -> None:
-    """Clients come in the first seconds."""
+def test_a_restart_with_one_dead_provider_makes_no_payment_late(capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients send requests within the first seconds."""
     tally = measure(range(SEEDS), Habits("honest"), KINDS["dead"], dies_s=RESTART_S)
     with capsys.disabled():
         print(f"\ndead at the start: of {tally.wants} {tally.in_time} in time, {tally.taken} taken")
@@ -182,13 +184,13 @@ def test_a_start_beside_a_dead_provider_makes_no_payment_late(capsys: pytest.Cap
     assert tally.percent >= SHARE_PERCENT, tally
 
 
-def test_a_lie_about_a_real_block_is_undone_where_nobody_else_is_heard() -> None:
-    """Whoever tells it is believed for a while; in the end the books are the chain."""
+def test_a_lie_of_the_only_provider_about_a_block_is_corrected_in_the_end() -> None:
+    """The only provider is believed for a while; in the end the books match the chain."""
     tally = measure(range(SEEDS), Habits("one", MISPLACES))
     assert tally.violations == ()
     assert tally.alerts > 0
 
 
-def test_where_both_are_dead_nothing_is_paid() -> None:
+def test_nothing_is_paid_when_both_providers_are_dead() -> None:
     tally = measure(range(1), Habits("one", dead_until_s=10**9), KINDS["dead"])
     assert (tally.wants, tally.in_time) == (WANTS, 0)

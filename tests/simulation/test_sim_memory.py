@@ -1,4 +1,4 @@
-"""What has ended leaves nothing in the daemon's memory: it lies in the ledger, and is read from there."""
+"""The daemon keeps nothing about ended payments in memory; they are in the ledger."""
 
 import gc
 from collections import Counter
@@ -15,11 +15,11 @@ from payagent.agent.chain_sync import recovery as scan
 
 PAYMENTS = 60
 _NO_STATE = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, Connection)
-"""A connection keeps weak references to its cursors, also to those that are gone, until there are 200 of them."""
+"""A connection keeps weak references to its cursors, even dead ones, until there are 200 of them."""
 
 
 class Held(Soak):
-    """A short soak that counts what the daemon holds once nothing is open."""
+    """A short soak that counts the daemon's objects once no payment is open."""
 
     held: Counter[str]
 
@@ -40,7 +40,7 @@ class Held(Soak):
 
 
 def reached(root: object, others: Iterable[object]) -> Iterator[object]:
-    """Everything that an object holds, and what that holds, but for what others hold."""
+    """Every object reachable from `root`, except through `others`."""
     known = {id(other) for other in others}
     waiting = [root]
     while waiting:
@@ -51,7 +51,7 @@ def reached(root: object, others: Iterable[object]) -> Iterator[object]:
         yield one
         waiting += gc.get_referents(one)
         if isinstance(one, dict):
-            waiting += one  # keys that are text are not told of
+            waiting += one  # get_referents leaves out keys that are strings
 
 
 def _name(one: object) -> str:
@@ -67,10 +67,10 @@ def held_after(payments: int, folder: Path) -> Counter[str]:
     return run.held
 
 
-def test_payments_that_have_ended_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_payments_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "SETTLE_DEPTH", 30)
     monkeypatch.setattr(scan, "REMEMBERED_MAX", 1)
     few, many = (held_after(times * PAYMENTS, tmp_path / str(times)) for times in (1, 3))
     more = {name: count - few[name] for name, count in many.items() if count - few[name] >= PAYMENTS}
-    assert more == {}, "something is kept of every payment"
+    assert more == {}, "the daemon keeps something for every payment"
     assert many.total() < few.total() + PAYMENTS

@@ -1,6 +1,6 @@
-"""What the simulator finds: seeded bugs are killed within a few seeds, and the program without them is not.
+"""The simulator finds seeded bugs within a few seeds, and finds nothing in the program without them.
 
-Here those that die soon; `./scripts/evidence mutants` tries all of them, for as long as it takes.
+These are the bugs that are found soon; `./scripts/evidence mutants` tries all of them, for as long as it takes.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -33,7 +33,7 @@ CHOSEN = SOON[:: pick(2, 1)]
 
 
 @pytest.mark.timeout(600)
-def test_bugs_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_simulator_finds_seeded_bugs(capsys: pytest.CaptureFixture[str]) -> None:
     with ProcessPoolExecutor(len(sched_getaffinity(0)), get_context("spawn")) as pool:
         kills = dict(zip(CHOSEN, pool.map(kill, CHOSEN, [range(SEEDS_MAX)] * len(CHOSEN)), strict=True))
     with capsys.disabled():

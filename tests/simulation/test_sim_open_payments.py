@@ -1,4 +1,4 @@
-"""In a simulated life with all its faults, what a look keeps of open payments is what the ledger has."""
+"""Under simulated faults, the open payments that chain_sync keeps in memory equal the ledger."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from sim.run import run_share
 SEEDS = range(41_000, 41_006)
 
 
-def test_what_is_kept_of_open_payments_is_what_the_ledger_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_payments_in_memory_equal_the_ledger_in_simulated_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = OpenPayments._fresh
     seen: set[State] = set()
 

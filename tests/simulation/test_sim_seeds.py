@@ -1,7 +1,7 @@
-"""The simulator over many seeds: the real agent, everything that can go wrong, and nothing that is violated.
+"""The simulator over many seeds: the real agent meets every kind of fault and violates no invariant.
 
-The seeds begin at a number that follows from the package's sources, so that each change meets others and the same
-tree meets the same. `PAYAGENT_SIM_SEEDS` says how many.
+The first seed follows from a hash of the package's sources: each change gets new seeds, and the same tree gets the
+same ones. `PAYAGENT_SIM_SEEDS` says how many.
 """
 
 import json
@@ -26,7 +26,7 @@ REACHED_OFTEN = (
     "a want is served", "the proxy serves a client", "a client hangs up on the proxy",
     "no room or no disk at sign", "the clock jumps",
 )  # fmt: skip
-"""What two thousand seeds meet dozens of times: a simulator that never meets it tests less than it says."""
+"""Events that 2000 seeds reach dozens of times; a simulator that misses one tests less than it claims."""
 
 DIGESTS = """
 from sim.run import run_share
@@ -35,7 +35,7 @@ print(*run_share(range({first}, {last})).digests.values())
 
 
 @pytest.mark.timeout(1800)
-def test_no_seed_violates_anything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_seed_violates_an_invariant(capsys: pytest.CaptureFixture[str]) -> None:
     base, watch, total = base_seed(), Stopwatch(), Result()
     for share in run_seeds(range(base, base + SEEDS)):
         total.add(share)
@@ -48,7 +48,7 @@ def test_no_seed_violates_anything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_no_seed_that_failed_once_fails_again() -> None:
+def test_no_formerly_failing_seed_fails_again() -> None:
     total = Result()
     for seed in regressions():
         for share in run_seeds(range(seed, seed + 1), processes=1):
@@ -57,7 +57,7 @@ def test_no_seed_that_failed_once_fails_again() -> None:
 
 
 def digests(first: int, last: int, hash_seed: str) -> list[str]:
-    """Of these seeds, by another process, whose sets and dicts of text have another order."""
+    """The digests of these seeds from another process with another string hash seed."""
     done = subprocess.run(
         [sys.executable, "-c", DIGESTS.format(first=first, last=last)],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -69,7 +69,7 @@ def digests(first: int, last: int, hash_seed: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_seed_gives_the_same_run_again() -> None:
+def test_a_seed_repeats_exactly_the_same_run() -> None:
     base = base_seed()
     once, again = (digests(base, base + 12, hash_seed) for hash_seed in ("1", "2"))
     assert once == again
@@ -82,7 +82,7 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_command_tells_what_came_of_it() -> None:
+def test_the_command_reports_its_result_as_json() -> None:
     done = run_command("--seeds", "0..6", "--processes", "1", "--json")
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["seeds"] == 6
@@ -92,7 +92,7 @@ def test_the_command_tells_what_came_of_it() -> None:
     assert told["seeds_per_s"] > 0
 
 
-def test_the_command_tells_a_seed_step_by_step() -> None:
+def test_the_command_prints_a_seed_step_by_step() -> None:
     done = run_command("--seeds", "3..4", "--processes", "1", "--story", "--json")
     assert "seed 3:" in done.stderr
     assert "the daemon starts" in done.stderr
@@ -100,5 +100,5 @@ def test_the_command_tells_a_seed_step_by_step() -> None:
 
 
 @pytest.mark.parametrize("seeds", ["6..6", "7..6", "6", "-1..6", "a..b"])
-def test_the_command_refuses_what_is_no_range(seeds: str) -> None:
+def test_the_command_refuses_an_invalid_seed_range(seeds: str) -> None:
     assert run_command("--seeds", seeds).returncode == 2

@@ -9,7 +9,7 @@ from simulation.soak import KEPT_ROWS, Size, Soak, Window, run_soak
 from sim.judge import Signed
 
 
-def test_a_fork_of_hours_takes_nothing_from_the_books() -> None:
+def test_a_fork_of_three_hours_violates_no_invariant() -> None:
     told = run_soak(Size(days=2, payments=150, beat_s=120, fork_hours=3))
     assert told["violations"] == []
     undone, lost, landed = told["fork"]
@@ -19,7 +19,7 @@ def test_a_fork_of_hours_takes_nothing_from_the_books() -> None:
     assert told["calls_per_payment"] > 0
 
 
-def test_a_window_forgets_its_beginning() -> None:
+def test_a_window_drops_its_oldest_items() -> None:
     window = Window([0, 1, 2, 3])
     assert window.drop_below(2) == [(0, 0), (1, 1)]
     assert (len(window), window[2], window[-1], window[3:]) == (4, 2, 3, [3])
@@ -27,8 +27,8 @@ def test_a_window_forgets_its_beginning() -> None:
         window[1]
 
 
-def test_what_the_judge_forgot_before_it_was_buried_has_landed_all_the_same(tmp_path: Path) -> None:
-    """After a fork more is signed in the time that a block takes to be buried than the judge keeps."""
+def test_the_judge_archives_a_transaction_that_it_pruned_before_it_was_deep(tmp_path: Path) -> None:
+    """After a fork, more transactions are signed before a block is deep than the judge keeps in memory."""
     soak = Soak(Size(days=2, payments=1, beat_s=120, fork_hours=0), tmp_path)
     soak.loop.close()
     with closing(soak.judge):

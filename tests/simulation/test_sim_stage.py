@@ -1,4 +1,4 @@
-"""The stage that runs are set on."""
+"""The stage that sets up a simulated run and puts logging back afterwards."""
 
 import pytest
 import structlog
@@ -6,7 +6,8 @@ import structlog
 from sim.run import run_share
 
 
-def test_what_else_the_process_says_is_heard_again_after_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logging_works_again_after_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.reset_defaults()
     run_share(range(1))
     structlog.get_logger().warning("said.after")
     assert "said.after" in capsys.readouterr().out

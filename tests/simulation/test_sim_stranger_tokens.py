@@ -1,6 +1,6 @@
-"""Seeds that failed once where strangers send tokens that nobody wants, as many as an output can hold, and datums.
+"""Formerly failing seeds in which strangers send datums and as many unwanted tokens as an output can hold.
 
-They were found before seeds had strangers of their own, and are kept as they were: all coins are from them.
+They were found before seeds had strangers of their own, and are kept as they were: every UTxO is from a stranger.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ TOKENS = [(bytes([policy]) * 28 + b"A" * name).hex() for policy in range(1, 9) f
 def stranger(
     address: bytes, lovelace: int, _assets: Mapping[str, int], _datum_hash: bytes | None, number: int
 ) -> bytes:
-    """A faucet's transaction as the devnet makes it, with what else a stranger may put into its output."""
+    """A faucet transaction as the devnet makes it, plus what a stranger may put into its output."""
     rnd = Random(number * 7919 + lovelace)
     count = min(rnd.choice([0, 0, 0, 1, 1, 5, 12]), max(0, lovelace // LOVELACE_PER_ADA * 2 - 4))
     names = sorted(rnd.sample(TOKENS, count))
@@ -44,5 +44,5 @@ def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", FAILED_ONCE)
-def test_no_such_seed_that_failed_once_fails_again(seed: int) -> None:
+def test_no_formerly_failing_seed_with_stranger_tokens_fails_again(seed: int) -> None:
     require_clean(run_share(range(seed, seed + 1)))

@@ -1,4 +1,4 @@
-"""The virtual loop: time passes only when nothing is ready, and never stands still for who waits for it."""
+"""The virtual event loop: time passes only when no task is ready, and every wait ends."""
 
 import asyncio
 
@@ -12,8 +12,8 @@ def loop() -> VirtualLoop:
     return VirtualLoop()
 
 
-def test_a_wait_until_a_rounded_time_ends(loop: VirtualLoop) -> None:
-    """As the proxy's clerk does: what is left of its time is more than nothing until the time has come."""
+def test_a_wait_ends_although_its_end_time_is_rounded(loop: VirtualLoop) -> None:
+    """The proxy's payer waits like this: it waits again while any of its time is left."""
     rounds_max = 100
 
     async def wait() -> int:
@@ -32,7 +32,7 @@ def test_a_wait_until_a_rounded_time_ends(loop: VirtualLoop) -> None:
     loop.close()
 
 
-def test_what_is_due_at_the_same_time_runs_in_the_order_in_which_it_was_scheduled(loop: VirtualLoop) -> None:
+def test_callbacks_due_at_the_same_time_run_in_the_order_they_were_scheduled(loop: VirtualLoop) -> None:
     ran: list[int] = []
 
     async def schedule() -> None:
@@ -45,7 +45,7 @@ def test_what_is_due_at_the_same_time_runs_in_the_order_in_which_it_was_schedule
     loop.close()
 
 
-def test_a_task_dies_with_its_owner_and_so_do_those_that_it_made(loop: VirtualLoop) -> None:
+def test_a_task_and_its_children_end_with_their_owner(loop: VirtualLoop) -> None:
     owner, ended = object(), []
 
     async def last(name: str) -> None:
@@ -73,7 +73,7 @@ def test_a_task_dies_with_its_owner_and_so_do_those_that_it_made(loop: VirtualLo
     loop.close()
 
 
-def test_a_loop_in_which_every_task_waits_for_another_is_stuck(loop: VirtualLoop) -> None:
+def test_a_loop_whose_tasks_all_wait_forever_raises_an_error(loop: VirtualLoop) -> None:
     async def wait() -> None:
         await asyncio.Event().wait()
 
