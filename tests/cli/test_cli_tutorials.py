@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -76,7 +75,6 @@ def test_an_operator_can_follow_the_page_on_a_running_daemon(shop: Shop, tmp_pat
     assert (len(parts), len(walk)) == (13, 7)
     here = {
         "/etc/payagent": str(tmp_path),
-        "/var/backups/payagent": str(tmp_path),
         "chown payagent": f"chown {os.getuid()}",
         '--per-payment "5 ADA" --per-day "20 ADA"': '--per-payment "500 ADA" --per-day "900 ADA"',
     }
@@ -84,35 +82,12 @@ def test_an_operator_can_follow_the_page_on_a_running_daemon(shop: Shop, tmp_pat
     assert "FAIL" not in out
     assert out.count("\nclean: ") == 3
     assert '"reason": "a drill"' in out
-    (backup,) = tmp_path.glob("before-upgrade-*.tar")
-    assert backup.stat().st_mode & 0o777 == 0o600
 
     (added,) = blocks(*OPERATE, language="toml")
     config = tmp_path / "config.toml"
     text = shop.config.read_text().partition("[api]")[0] + added
     write_private(config, text.replace("/etc/payagent", str(tmp_path)))
     assert checks(config)["webhook secret"]["ok"]
-
-
-def test_the_units_of_the_nightly_backup_work(shop: Shop, tmp_path: Path) -> None:
-    service, timer = blocks(*OPERATE, language="ini")
-    (tmp_path / "payagent-backup.service").write_text(service.replace("/opt/payagent/bin/payagent", "/bin/true"))
-    (tmp_path / "payagent-backup.timer").write_text(timer)
-    if shutil.which("systemd-analyze"):
-        verify = ["systemd-analyze", "verify", "--man=no", *tmp_path.iterdir()]
-        verified = subprocess.run(verify, capture_output=True, text=True, check=False)
-        assert (verified.returncode, verified.stderr) == (0, "")
-    commands = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)
-    assert len(commands) == 2
-    here = {
-        "/opt/payagent/bin/payagent": "payagent",
-        "/var/backups/payagent": str(tmp_path),
-        "/etc/payagent/config.toml": str(shop.config),
-        "%%": "%",
-    }
-    walked([f"{command}\n" for command in commands], here)
-    (backup,) = tmp_path.glob("2*.tar")
-    assert backup.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_read_token_is_enough_for_a_months_statement(shop: Shop, tmp_path: Path) -> None:
