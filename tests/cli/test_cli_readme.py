@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,15 +16,11 @@ from pathlib import Path
 import pytest
 from kit.cli import Shop, clean_environ, until
 from kit.pages import ROOT, blocks
+from kit.walk import ACTIVATE, walked
 from kit.x402_examples import entry, required
 
 TIMEOUT_S = 90
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 ONE_CALL_MORE = """
@@ -41,7 +36,7 @@ def test_the_quickstart_pays_within_the_apps_limits_and_leaves_nothing_behind(tm
     (five_lines,) = blocks("Five lines", language="python")
     assert five_lines.count("\n") == 5
     python = f"python3 - <<'END'\n{five_lines}{ONE_CALL_MORE}END\n"
-    out = walked([*walk, python, 'echo "$(payagent limits)"\n', stop], tmp_path, ":8402")
+    out = walked_in(tmp_path, [*walk, python, 'echo "$(payagent limits)"\n', stop], ":8402")
     assert '"object":"chat.completion"' in out
     assert "\nCardano is a proof-of-stake chain, and this answer was paid for.\n" in out
     assert "\nlimit_exceeded\n" in out
@@ -82,26 +77,17 @@ def test_the_commands_beside_the_readmes_claims_show_them(
 @needs_curl
 def test_the_tutorial_ends_with_a_paid_request(tmp_path: Path) -> None:
     (*walk, _stop) = blocks("Your first paid call", "docs/tutorial/first-paid-call.md")
-    out = walked(walk, tmp_path, ":8402", ":8490")
+    out = walked_in(tmp_path, walk, ":8402", ":8490")
     assert "\n402\n" in out
     assert "HTTP/1.1 200 OK" in out
     assert "x-payagent-cost: " in out
     assert "\nclean: " in out
 
 
-def walked(walk: list[str], tmp_path: Path, *ports: str) -> str:
+def walked_in(tmp_path: Path, walk: list[str], *ports: str) -> str:
     """What the blocks of a page print, in another folder and on other ports."""
-    script = f"set -e\nexport TMPDIR={tmp_path}\ntrap 'kill $(jobs -p) || true; wait' EXIT\n" + "".join(walk)
-    script = script.replace("/tmp/payagent-walk", str(tmp_path / "walk"))
-    for said, here in {
-        ". .venv/bin/activate": f"export PATH={Path(sys.executable).parent}:$PATH",
-        **{port: f":{free_port()}" for port in ports},
-    }.items():
-        assert said in script
-        script = script.replace(said, here)
-    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    texts = [text.replace("/tmp/payagent-walk", str(tmp_path / "walk")) for text in walk]
+    return walked(texts, {ACTIVATE: ":", **dict.fromkeys(ports, "")}, {"TMPDIR": str(tmp_path)})
 
 
 @pytest.mark.parametrize(
