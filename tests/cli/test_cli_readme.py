@@ -157,7 +157,7 @@ def test_the_documented_copy_of_a_running_ledger_is_complete(shop: Shop, tmp_pat
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
     assert (shop.data_dir / "ledger.db-wal").stat().st_size > 0
     newest = shop.payagent("ledger", "entries", "--limit", "1").json["entries"][0]
-    (command,) = blocks("Back up the wallet", "docs/how-to/back-up.md")
+    command, *_ = blocks("Back up the wallet", "docs/how-to/back-up.md")
     environ = clean_environ() | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PAYAGENT_CONFIG": str(shop.config),
