@@ -68,7 +68,7 @@ class Agent:
         try:
             return await self._pay(payment_request)
         except Refused as refusal:
-            merchant = self.context.merchant_name(payment_request.origin)
+            merchant = self.context.merchant_label(payment_request.origin)
             self.context.purchases_refused[payment_request.app_id, merchant, refusal.code] += 1
             raise
 
