@@ -82,7 +82,7 @@ class AgentContext:
         self.refusals: Counter[str] = Counter()
         """How often each code was returned since the start, by the API, the proxy or a pass."""
         self.purchases_refused: Counter[tuple[str, str, str]] = Counter()
-        """How often `Agent.pay` refused since the start, by app id, merchant (`merchant_label`) and code."""
+        """How often a purchase was refused since the start, by app id, merchant (`merchant_label`) and code."""
         self.time_to_served: dict[str, Histogram] = {}
         """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
         self._config_lock = asyncio.Lock()
@@ -93,6 +93,10 @@ class AgentContext:
         """The merchant's label in the metrics: its name in the config, or `OTHER`."""
         merchant = self.config.merchants.get(origin or "")
         return OTHER if merchant is None else merchant.name
+
+    def count_refusal(self, app_id: str, origin: str | None, refusal: Refused) -> None:
+        """Count a refused purchase for the metrics."""
+        self.purchases_refused[app_id, self.merchant_label(origin), refusal.code] += 1
 
     def note_served(self, row: PaymentRow, now_ms: int) -> None:
         """Measure a payment whose delivery has just been accepted."""
