@@ -53,50 +53,43 @@ class Agent:
         self.submitter = TxSubmitter(context)
         self.signing = PaymentSigner(context, signer)
         self.lifecycle = PaymentLifecycle(context, self.signing, self.submitter)
-        self._intake = Intake(context)
-        self.utxo_pool = UtxoPool(context, self.signing, self.lifecycle, self._intake)
+        self.intake = Intake(context)
+        self.utxo_pool = UtxoPool(context, self.signing, self.lifecycle, self.intake)
         self.transfers = Transfers(context, self.signing, self.lifecycle)
         self.decisions = Decisions(context, self.signing, self.submitter)
         self.deliveries = Deliveries(context, self.lifecycle)
-        self.prepaid_calls = PrepaidCalls(context, self._intake)
+        self.prepaid_calls = PrepaidCalls(context, self.intake)
 
     async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment of its intent. The bool is True for a new payment.
 
         Returns once the attempt is durable, before it is submitted. If it raises `Refused`, nothing was signed.
         """
-        try:
-            return await self._pay(payment_request)
-        except Refused as refusal:
-            merchant = self.context.merchant_name(payment_request.origin)
-            self.context.purchases_refused[payment_request.app_id, merchant, refusal.code] += 1
-            raise
-
-    async def _pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
         now_ms = self.context.ports.clock.now_ms()
         try:
             merchant = self.context.config.merchant(payment_request.origin)
-            offers = self._intake.offers(merchant, payment_request, now_ms)
+            offers = self.intake.offers(merchant, payment_request, now_ms)
         except Refused as refusal:
             if (
                 payment_request.origin in self.context.config.merchants
                 and (row := self._paid_already(payment_request)) is not None
             ):
                 return row, False
-            await self._intake.note_refusal(payment_request, refusal, None, now_ms)
+            await self.intake.note_refusal(payment_request, refusal, None, now_ms)
             raise
-        intent = self._intake.intent(payment_request, offers, now_ms)
+        intent = self.intake.intent(payment_request, offers, now_ms)
         if (existing := self._existing_payment(intent)) is not None:
             return await self.lifecycle.once_signed(existing), False
         with self.signing.claim(intent.ids.payment):
             try:
                 admitted = await self.utxo_pool.admit(intent)
             except Refused as refusal:
-                await self._intake.note_refusal(payment_request, refusal, intent, now_ms)
+                await self.intake.note_refusal(payment_request, refusal, intent, now_ms)
                 raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
-                self._intake.note_on_record(payment_request.app_id, payment_request.topup)
+                self.intake.note_on_record(payment_request.app_id, payment_request.topup)
+                self.context.count_refusal(payment_request.app_id, payment_request.origin, admitted.refusal)
                 raise admitted.refusal
             carried_out = await self.lifecycle.carry_out(admitted)
             if admitted.plan is not None:
@@ -130,8 +123,8 @@ class Agent:
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
         now_ms = self.context.ports.clock.now_ms()
-        offers = self._intake.offers(self.context.config.merchant(payment_request.origin), payment_request, now_ms)
-        intent = self._intake.intent(payment_request, offers, now_ms)
+        offers = self.intake.offers(self.context.config.merchant(payment_request.origin), payment_request, now_ms)
+        intent = self.intake.intent(payment_request, offers, now_ms)
 
         def job(unit: Unit) -> PaymentQuote:
             chosen = self.context.admission.choose(unit, intent, now_ms)

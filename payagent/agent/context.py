@@ -41,8 +41,8 @@ T = TypeVar("T")
 
 log = structlog.get_logger("payagent.agent")
 
-OTHER = "other"
-"""Stands in the metrics for every merchant that is not configured."""
+OTHER = "(other)"
+"""Stands in the metrics for every merchant that is not configured. No merchant can have this name."""
 
 SERVED_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 60_000, 120_000, 300_000, 600_000, 3_600_000)
 
@@ -82,22 +82,26 @@ class AgentContext:
         self.refusals: Counter[str] = Counter()
         """How often each code was returned since the start, by the API, the proxy or a pass."""
         self.purchases_refused: Counter[tuple[str, str, str]] = Counter()
-        """How often `Agent.pay` refused since the start, by app id, merchant (`merchant_name`) and code."""
+        """How often a purchase was refused since the start, by app id, merchant (`merchant_label`) and code."""
         self.time_to_served: dict[str, Histogram] = {}
-        """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_name`)."""
+        """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
         self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {}
         """Payments whose merchant answered "pending", with the height of the newest block at that time."""
 
-    def merchant_name(self, origin: str) -> str:
-        """The merchant's name in the config; `other` if it is not configured."""
-        merchant = self.config.merchants.get(origin)
+    def merchant_label(self, origin: str | None) -> str:
+        """The merchant's label in the metrics: its name in the config, or `OTHER`."""
+        merchant = self.config.merchants.get(origin or "")
         return OTHER if merchant is None else merchant.name
+
+    def count_refusal(self, app_id: str, origin: str | None, refusal: Refused) -> None:
+        """Count a refused purchase for the metrics."""
+        self.purchases_refused[app_id, self.merchant_label(origin), refusal.code] += 1
 
     def note_served(self, row: PaymentRow, now_ms: int) -> None:
         """Measure a payment whose delivery has just been accepted."""
         histogram = self.time_to_served.setdefault(
-            self.merchant_name(row.invoice.origin or ""), Histogram(SERVED_BOUNDS_MS)
+            self.merchant_label(row.invoice.origin), Histogram(SERVED_BOUNDS_MS)
         )
         histogram.observe(now_ms - row.created_at_ms)
 

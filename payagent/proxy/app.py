@@ -17,7 +17,7 @@ from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.exchange import Exchange
 from payagent.proxy.http1 import Target, Upstream
 from payagent.proxy.payer import ProxyPayer
-from payagent.proxy.request import ROOT, read_request
+from payagent.proxy.request import ROOT, MerchantRefused, read_request
 from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, run_request
 from payagent.store.rows import apps
@@ -44,6 +44,7 @@ class ProxyApp:
     """The proxy; `then` is the API. There is one for the daemon's lifetime, and `close` closes its connections."""
 
     def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
+        self._agent = agent
         self._context = agent.context
         self._then = then
         self._bounds = bounds
@@ -59,7 +60,13 @@ class ProxyApp:
             return
 
         async def work(client_body: ClientBody, reply: ClientReply) -> None:
-            request = read_request(scope, self._context.config, self._find_app)
+            try:
+                request = read_request(scope, self._context.config, self._find_app)
+            except MerchantRefused as refused:
+                await self._agent.intake.note_refused_call(
+                    refused.app_id, refused.origin, refused.request, refused
+                )
+                raise
             with self._rate_limiter.admit(request.app_id):
                 client_body.listen()
                 upstream = self._upstream(request.merchant.origin)

@@ -37,6 +37,19 @@ _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
 FindApp = Callable[[str], AppRow | None]
 
 
+class MerchantRefused(Refused):
+    """The app may not call the merchant. `origin` is None for a name that is not configured.
+
+    `request` is method and path, or None if the path holds a token.
+    """
+
+    def __init__(self, refused: Refused, app_id: str, origin: str | None, request: str | None) -> None:
+        super().__init__(refused.name, refused.detail, **refused.context)
+        self.app_id = app_id
+        self.origin = origin
+        self.request = request
+
+
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
     """One request of an app to a merchant. `headers` are forwarded; `target` is path and query, unchanged."""
@@ -78,14 +91,21 @@ def read_request(scope: Scope, config: AgentConfig, find_app: FindApp) -> ProxyR
         raise Refused("websocket_not_supported", "the request asks for a WebSocket")
     if not _METHOD.fullmatch(scope["method"]) or scope["method"] == "CONNECT":
         raise Refused("method_not_allowed", "the proxy accepts any method in capitals except CONNECT")
-    if name not in merchants:
-        raise Refused("merchant_not_allowed", "the path after /proxy/ does not name a merchant of [merchants]")
-    # checked even without a payment, because the request may draw on a prepaid balance
-    app.require_may_call(merchants[name].origin)
+    merchant = merchants.get(name)
+    try:
+        if merchant is None:
+            detail = "the path after /proxy/ does not name a merchant of [merchants]"
+            raise Refused("merchant_not_allowed", detail)
+        # checked even without a payment, because the request may draw on a prepaid balance
+        app.require_may_call(merchant.origin)
+    except Refused as refused:
+        path = target.partition(b"?")[0].decode("latin-1")
+        request = None if PREFIX in path else f"{scope['method']} {path}"
+        origin = None if merchant is None else merchant.origin
+        raise MerchantRefused(refused, app.id, origin, request) from None
     max_cost_units, max_cost_asset, dry_run = read_cost_headers(
         (pair for pair in headers if pair[0] != TOKEN_HEADER), config.tokens
     )
-    merchant = merchants[name]
     return ProxyRequest(
         app_id=app.id,
         merchant=merchant,

@@ -48,7 +48,7 @@ async def test_a_read_token_sees_by_name_who_changed_what(api: Api) -> None:
 
 async def test_refusals_are_listed_with_the_app_and_its_call(api: Api) -> None:
     await api.http.post("/v1/limits", json={"app": "payer", "limits": {"per_day": "1000000"}})
-    request = {"method": "POST", "path": "/chat", "body_sha256": "ab" * 32}
+    request = {"method": "POST", "path": "/chat?api_key=secret", "body_sha256": "ab" * 32}
     above = await api.as_("payer").post("/v1/payments", json=api.body("above", request=request))
     body = api.body("unread")
     body["response"] = {"status": 402, "body": {"no": "invoice"}}
@@ -114,7 +114,10 @@ async def test_a_listed_payment_names_its_app_its_merchant_and_its_call(api: Api
     assert [(one["app_name"], one["merchant"], one["request"]) for one in listed] == [
         ("first", None, None),
         ("payer", "t", None),
-        ("payer", "t", "POST /chat?model=a"),
+        ("payer", "t", "POST /chat"),
     ]
     shown = (await api.as_("payer").get(f"/v1/payments/{listed[2]['id']}")).json()
     assert shown["app_name"] == "payer"
+    api.run.context.config.merchants.clear()  # type: ignore[attr-defined]
+    removed = (await api.as_("reader").get("/v1/payments")).json()["payments"]
+    assert [one["merchant"] for one in removed] == [None, api.world.origin, api.world.origin]

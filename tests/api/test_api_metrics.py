@@ -100,12 +100,12 @@ async def test_spend_and_refused_purchases_are_shown_by_app_and_merchant(api: Ap
         for row in rows
     }
     assert {name: n for name, n in found.items() if name.startswith("payagent_purchases_refused")} == {
-        'payagent_purchases_refused_total{app="payer",merchant="other",code="merchant_not_allowed"}': 1,
+        'payagent_purchases_refused_total{app="payer",merchant="(other)",code="merchant_not_allowed"}': 1,
         'payagent_purchases_refused_total{app="payer",merchant="t",code="limit_exceeded"}': 1,
     }
     api.run.context.config.merchants.clear()  # type: ignore[attr-defined]
     removed = await numbers(api)
-    assert removed['payagent_spend_units{app="payer",merchant="other",asset="lovelace"}'] == next(
+    assert removed['payagent_spend_units{app="payer",merchant="(other)",asset="lovelace"}'] == next(
         int(row["total"]) for row in rows if row["app"] == "payer"
     )
 

@@ -791,6 +791,25 @@ async def test_an_app_reaches_only_the_merchants_it_is_bound_to(at: Place) -> No
     assert len(at.peer.calls) == 1
 
 
+async def test_a_refused_merchant_is_listed_and_counted_by_app(at: Place) -> None:
+    """A path that holds a token is not recorded."""
+    answer = await at.api.http.post("/v1/apps", json={"name": "bound", "merchants": ["devnet"]})
+    token = plant("the token of bound", answer.json()["token"])
+    for path, merchant in (("/chat?api_key=secret", "t"), (f"/~{token}/chat", "nobody")):
+        await at.ask(path, f"X-Payagent-Token: {token}", merchant=merchant, token=False)
+    rows = (await at.api.as_("reader").get("/v1/ledger/refusals")).json()["refusals"]
+    assert [(row["app"], row["merchant"], row["request"], row["code"]) for row in rows] == [
+        ("bound", None, None, "merchant_not_allowed"),
+        ("bound", "t", "GET /chat", "merchant_not_allowed"),
+    ]
+    (bound,) = {app for app, _, _ in at.run.context.purchases_refused}
+    assert at.run.context.purchases_refused == {
+        (bound, merchant, "merchant_not_allowed"): 1 for merchant in ("t", "(other)")
+    }
+    logged = (await at.api.as_("reader").get("/v1/log")).json()["log"]
+    assert [one["event"] for one in logged[:2]] == ["refused", "refused"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,19 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.store.db import opening
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import approvals, apps, limit_counters, payments, prepaid, topups
+from payagent.store.rows import (
+    approvals,
+    apps,
+    limit_counters,
+    operator_log,
+    payments,
+    prepaid,
+    topups,
+    writes,
+)
 from payagent.store.rows import prepaid_uses as uses
+from payagent.store.rows.journal import EVERYTHING
+from payagent.store.rows.refusals import refusals_page
 from payagent.wallet.transaction import sign
 from payagent.wallet.utxo_index import UtxoIndex
 
@@ -112,6 +124,29 @@ def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(tmp
             with counted(conn) as steps:
                 assert limit_counters.totals_by_app(conn, ["", ORIGIN], [LOVELACE])
             told.setdefault("of the spend of each app, for the metrics", []).append(steps[0])
+    for name, (few, many) in told.items():
+        assert many <= few * GROWTH_MAX, name
+
+
+def test_a_page_of_the_log_or_of_refusals_costs_no_more_after_many_refusals_than_after_few(tmp_path: Path) -> None:
+    detail = {"code": "limit_exceeded", "reason": None, "app": APP, "origin": ORIGIN, "received": "x" * 4_000}
+    told: dict[str, list[int]] = {}
+    for count in (FEW, MANY):
+        with closing(Payer(tmp_path / f"{count}.db", 1)) as payer:
+
+            def refuse(unit: Unit, count: int = count) -> None:
+                for number in range(count):
+                    writes.note(unit, None, "refused", None, number, detail)
+
+            payer.do(refuse)
+            for before_seq in (None, 20):
+                with counted(connection(payer)) as steps:
+                    assert operator_log.page(connection(payer), since_ms=0, before_seq=before_seq, limit=50)
+                told.setdefault(f"log, {before_seq}", []).append(steps[0])
+                page = partial(refusals_page, code=None, before_seq=before_seq, limit=50)
+                with counted(connection(payer)) as steps:
+                    assert page(connection(payer), EVERYTHING)
+                told.setdefault(f"refusals, {before_seq}", []).append(steps[0])
     for name, (few, many) in told.items():
         assert many <= few * GROWTH_MAX, name
 

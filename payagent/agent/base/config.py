@@ -122,6 +122,11 @@ class AgentConfig:
         merchant = self.merchants.get(origin or "")
         return MerchantRules() if merchant is None else merchant.rules
 
+    def merchant_name(self, origin: str | None) -> str | None:
+        """A merchant as people are shown it: its name in the config, else its origin."""
+        merchant = self.merchants.get(origin or "")
+        return origin if merchant is None else merchant.name
+
     def merchant(self, origin: str) -> MerchantConfig:
         """The configured merchant of an origin. Refused: `merchant_not_allowed`."""
         if origin not in self.merchants:

@@ -122,12 +122,14 @@ class Intake:
     async def note_refusal(
         self, payment_request: PaymentRequest, refusal: Refused, intent: PaymentIntent | None, now_ms: int
     ) -> None:
-        """Record a refusal that came before there was a payment, unless the app may simply retry.
+        """Count and record a refusal that came before there was a payment, unless the app may simply retry.
 
         Also records the price, if we read the 402 from the merchant ourselves.
         """
         if refusal.problem.retryable and intent is None:
             return
+        if not refusal.problem.retryable:
+            self._context.count_refusal(payment_request.app_id, payment_request.origin, refusal)
         is_heard = intent is not None and intent.is_heard
         is_new = intent is not None and is_heard and not is_priced(self._context.conn, intent)
         has_room = self.is_on_record(payment_request.app_id, payment_request.topup)
@@ -153,6 +155,23 @@ class Intake:
                 merchant_trust.warn_of_terms(unit, payment_request.origin, refusal.detail, now_ms)
 
         await self._context.write("refuse", job)
+
+    async def note_refused_call(
+        self, app_id: str, origin: str | None, request: str | None, refusal: Refused
+    ) -> None:
+        """Count and record the refusal of a request that was not sent, unless the app may simply retry.
+
+        `request`: method and path.
+        """
+        if refusal.problem.retryable:
+            return
+        self._context.count_refusal(app_id, origin, refusal)
+        if not self.is_on_record(app_id):
+            return
+        self.note_on_record(app_id)
+        now_ms = self._context.ports.clock.now_ms()
+        detail = {**refusal.record, "app": app_id, "origin": origin, "request": request and request[:500]}
+        await self._context.write("refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, detail))
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
         """Whether a refusal of the app is to be recorded. Refusals of a top-up always are, because they end it."""

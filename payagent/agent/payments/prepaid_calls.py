@@ -22,7 +22,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps, limit_counters, prepaid_uses, writes
+from payagent.store.rows import apps, limit_counters, prepaid_uses
 from payagent.store.rows import prepaid as pools
 from payagent.store.rows.prepaid import Pool
 
@@ -79,13 +79,8 @@ class PrepaidCalls:
         try:
             return await self._context.write("let_through", job)
         except Refused as refused:
-            detail = {**refused.record, "app": call.app_id, "origin": call.origin}
-            detail["request"] = f"{call.method} {call.path}"[:500]
-            if self._intake.is_on_record(call.app_id):
-                self._intake.note_on_record(call.app_id)
-                await self._context.write(
-                    "refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, detail)
-                )
+            request = f"{call.method} {call.path}"
+            await self._intake.note_refused_call(call.app_id, call.origin, request, refused)
             raise
 
     def is_price_wanted(self, call: ServedRequest) -> bool:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from payagent.agent.base.config import AgentConfig
 from payagent.api.models.base import Hex, Shown, SignedUnits, Time, Units, absent
+from payagent.api.models.payments import shown_request
 from payagent.api.models.prepaid import PrepaidPool
 from payagent.audit.month import SPEND_BY, MonthRecord
 from payagent.core.ledger import add
@@ -61,12 +62,6 @@ class Balances(BaseModel):
         return cls(balances=_postings(balances), sums=add({asset: units} for _, asset, units in balances))
 
 
-def _named(origin: str | None, config: AgentConfig) -> dict[str, str | None]:
-    """A merchant's name in the config, else its origin; and its origin."""
-    merchant = config.merchants.get(origin or "")
-    return {"merchant": merchant.name if merchant else origin, "origin": origin}
-
-
 class Spent(BaseModel):
     """`payments`: how many payments spent it, without those that a rollback reversed."""
 
@@ -117,7 +112,8 @@ class Spending(BaseModel):
         for row in rows:
             group: dict[str, str | None] = dict(zip(keys, row.group, strict=True))
             if "merchant" in group:
-                group |= _named(group["merchant"], config)
+                group["origin"] = group["merchant"]
+                group["merchant"] = config.merchant_name(group["origin"])
             groups.append(SpentBy.of(row.asset, [row], **group))
         assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
         totals = [Spent.of(asset, [row for row in rows if row.asset == asset]) for asset in assets]
@@ -125,7 +121,10 @@ class Spending(BaseModel):
 
 
 class LedgerRefusal(BaseModel):
-    """A refused purchase. `payment`: null if it was refused before there was one. `request`: method and path."""
+    """A refused purchase. `payment`: null if it was refused before there was one.
+
+    `request`: method and path, without its query.
+    """
 
     at: Time
     payment: str | None
@@ -143,8 +142,9 @@ class LedgerRefusal(BaseModel):
             at=row.at_ms,
             payment=row.payment_id,
             app=row.app,
-            **_named(row.origin, config),
-            request=row.request,
+            merchant=config.merchant_name(row.origin),
+            origin=row.origin,
+            request=shown_request(row.request),
             code=row.code,
             reason=row.reason,
             detail=row.detail,
@@ -219,12 +219,12 @@ class MonthReport(BaseModel):
             spend=spending.spend,
             totals=spending.totals,
             refusals=[
-                RefusalCount(app=app, **_named(origin, config), code=code, count=count)
+                RefusalCount(app=app, merchant=config.merchant_name(origin), origin=origin, code=code, count=count)
                 for app, origin, code, count in record.refusals
             ],
             topups=[
                 TopupCount.model_validate(
-                    _named(origin, config)
+                    {"merchant": config.merchant_name(origin), "origin": origin}
                     | {"app": app, "trigger": trigger, "unit": unit, "count": count, "units": units}
                     | {"ended_early": ended}
                 )

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from payagent.agent.base.config import AgentConfig
 from payagent.api.models.base import Time
-from payagent.api.models.payments import call_of
-from payagent.core.policy import ANY
+from payagent.api.models.payments import shown_request
 from payagent.store.rows.alerts import AlertRow
 from payagent.store.rows.operator_log import LoggedEvent
 
@@ -17,7 +17,8 @@ class LogEntry(BaseModel):
     """A change by an operator, a refusal, or a decision on an approval.
 
     `by`: the app that made the change; null if none did. `app` and `merchant`: which ones it is about. `request`:
-    method and path of the refused call. Apps and merchants are named as in the config, or by id and origin.
+    method and path of the refused request, without its query. Apps and merchants are named as in the config, or by
+    id and origin.
     """
 
     seq: int
@@ -31,9 +32,9 @@ class LogEntry(BaseModel):
     detail: dict[str, object]
 
     @classmethod
-    def of(cls, row: LoggedEvent, names: Mapping[str, str]) -> Self:
+    def of(cls, row: LoggedEvent, app_names: Mapping[str | None, str], config: AgentConfig) -> Self:
         detail: dict[str, Any] = json.loads(row.detail)
-        detail.pop("received", None)  # the 402 itself, up to some hundred KiB
+        detail.pop("received", None)  # the 402 itself: too long for a list
         app = detail.pop("app", None) or row.app_id
         by = detail.pop("by", None)
         if row.event == "unfrozen":
@@ -43,10 +44,10 @@ class LogEntry(BaseModel):
             seq=row.seq,
             at=row.at_ms,
             event=row.event,
-            by=_named(by, names),
-            app=_named(app, names),
-            merchant=_named(merchant, names),
-            request=call_of(detail.pop("request", None) or row.request),
+            by=app_names.get(by, by),
+            app=app_names.get(app, app),
+            merchant=config.merchant_name(merchant),
+            request=shown_request(detail.pop("request", None) or row.request),
             payment=row.payment_id,
             detail=detail,
         )
@@ -73,7 +74,3 @@ class Alert(BaseModel):
 
 class Alerts(BaseModel):
     alerts: list[Alert]
-
-
-def _named(name: str | None, names: Mapping[str, str]) -> str | None:
-    return None if name in (None, ANY) else names.get(name, name)

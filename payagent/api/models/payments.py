@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, PlainValidator
 
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Advice, MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.context import AgentContext
@@ -316,9 +317,9 @@ class Payment(BaseModel):
         )
 
 
-def call_of(request: str | None) -> str | None:
-    """Method and path of a stored request, without the hash of its body."""
-    return None if request is None else " ".join(request.split(" ")[:2])
+def shown_request(request: str | None) -> str | None:
+    """Method and path of a stored request, without the query (it may hold a key) and the hash of its body."""
+    return None if request is None else " ".join(priced_call(request))
 
 
 def _block(row: PaymentRow) -> dict[str, object] | None:
@@ -386,7 +387,7 @@ class Attempt(Shown):
 
 
 class NamedPayment(Payment):
-    """With the names that people know. `request`: method and path of the bought call, if the client named it."""
+    """With the names that people know. `request`: method and path of the bought request, without its query."""
 
     app_name: str
     merchant: str | None
@@ -394,13 +395,12 @@ class NamedPayment(Payment):
 
     @classmethod
     def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
-        merchant = context.config.merchants.get(row.invoice.origin or "")
         return super().of(
             context,
             row,
             app_name=apps.require(context.conn, row.app_id).name,
-            merchant=None if merchant is None else merchant.name,
-            request=call_of(intents.request_of(context.conn, row.intent.id)),
+            merchant=context.config.merchant_name(row.invoice.origin),
+            request=shown_request(intents.request_of(context.conn, row.intent.id)),
             **more,
         )
 

@@ -9,14 +9,13 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from payagent.agent.operator.limits import names_of
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.base import GivenTime
 from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page
-from payagent.store.rows import alerts, operator_log
+from payagent.store.rows import alerts, apps, operator_log
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
 
@@ -38,9 +37,9 @@ async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonRespo
             context.conn, since_ms=query.since or 0, before_seq=query.before, limit=query.limit
         )
     )
-    names = dict(names_of(context))
+    names: dict[str | None, str] = {app.id: app.name for app in apps.all_apps(context.conn)}
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(LogPage(log=[LogEntry.of(row, names) for row in rows], cursor=cursor))
+    return JsonResponse(LogPage(log=[LogEntry.of(row, names, context.config) for row in rows], cursor=cursor))
 
 
 @router.get("/v1/alerts", summary="List the alerts that are not cleared", responses=gives(Alerts, 200))

@@ -73,14 +73,14 @@ def families(
 
 
 def _purchases(context: AgentContext) -> Iterator[Family]:
-    names = {app.id: app.name for app in apps.all_apps(context.conn)}
     refused = dict(context.purchases_refused)
+    names = {app.id: app.name for app in apps.all_apps(context.conn)}  # read later, so it has all of them
     yield Family(
         "payagent_purchases_refused_total",
         "counter",
         "Purchases refused since the start, by app, merchant and code.",
         tuple(
-            ({"app": names.get(app_id, OTHER), "merchant": merchant, "code": code}, count)
+            ({"app": names[app_id], "merchant": merchant, "code": code}, count)
             for (app_id, merchant, code), count in sorted(refused.items())
         ),
     )
@@ -102,14 +102,14 @@ def _purchases(context: AgentContext) -> Iterator[Family]:
 
 
 def _spend(context: AgentContext) -> Mapping[tuple[str, str, str], int]:
-    """By app, merchant and asset. `other` is the app's total less its spend at the configured merchants."""
+    """By app, merchant and asset. `OTHER` is the app's total less its spend at the configured merchants."""
     spend: Counter[tuple[str, str, str]] = Counter()
     origins, assets = (ANY, *context.config.merchants), context.assets_allowed()
     for app, origin, asset, units in limit_counters.totals_by_app(context.conn, origins, assets):
         if origin == ANY:
             spend[app, OTHER, asset] += units
         else:
-            spend[app, context.merchant_name(origin), asset] += units
+            spend[app, context.merchant_label(origin), asset] += units
             spend[app, OTHER, asset] -= units
     return {key: units for key, units in spend.items() if units}
 

@@ -3,6 +3,7 @@
 May import: store.rows, store.db, sqlite3. Never: writes.
 """
 
+import json
 import sqlite3
 from dataclasses import dataclass
 
@@ -14,20 +15,24 @@ OF_THE_WALLET = (
 OF_PAYMENTS = ("reject", "deny", "reserve")
 """Of these, `reserve` is listed if it was a decision on an approval."""
 
-_LOG = f"""
+_LOG = """
 SELECT e.seq, e.payment_id, e.event, e.detail, e.at_ms, p.app_id, p.origin, i.request
-FROM (SELECT * FROM events INDEXED BY events_of_the_wallet
-      WHERE payment_id IS NULL AND event IN ({",".join("?" * len(OF_THE_WALLET))})
+FROM (SELECT w.* FROM json_each(:of_the_wallet) k JOIN events w ON w.seq IN (
+        SELECT seq FROM events INDEXED BY events_of_the_wallet
+        WHERE payment_id IS NULL AND event = k.value AND seq < IFNULL(:before_seq, 1 << 62) AND at_ms >= :since_ms
+        ORDER BY seq DESC LIMIT :limit)
       UNION ALL
       SELECT d.* FROM (SELECT id FROM payments WHERE state IN ('rejected', 'denied')
                        UNION SELECT payment_id FROM approvals) q
       JOIN events d INDEXED BY events_by_payment ON d.payment_id = q.id
-      WHERE d.event IN (?, ?, ?) AND (d.event <> 'reserve' OR d.detail ->> '$.via' IS NOT NULL)) e
+      WHERE d.event IN (SELECT value FROM json_each(:of_payments))
+        AND (d.event <> 'reserve' OR d.detail ->> '$.via' IS NOT NULL)
+        AND d.seq < IFNULL(:before_seq, 1 << 62) AND d.at_ms >= :since_ms) e
 LEFT JOIN payments p ON p.id = e.payment_id
 LEFT JOIN intents i ON i.id = p.intent_id
-WHERE e.at_ms >= ? AND (? IS NULL OR e.seq < ?)
-ORDER BY e.seq DESC LIMIT ?
-"""  # noqa: S608  our own names
+ORDER BY e.seq DESC LIMIT :limit
+"""
+"""Each branch has the bounds, so a page does not read all refused 402s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,5 +54,12 @@ class LoggedEvent:
 
 def page(conn: sqlite3.Connection, *, since_ms: int, before_seq: int | None, limit: int) -> list[LoggedEvent]:
     """Changes, refusals, and decisions on approvals, newest first."""
-    rows = conn.execute(_LOG, (*OF_THE_WALLET, *OF_PAYMENTS, since_ms, before_seq, before_seq, limit))
+    values = {
+        "of_the_wallet": json.dumps(OF_THE_WALLET),
+        "of_payments": json.dumps(OF_PAYMENTS),
+        "since_ms": since_ms,
+        "before_seq": before_seq,
+        "limit": limit,
+    }
+    rows = conn.execute(_LOG, values)
     return [LoggedEvent(*row) for row in rows]
