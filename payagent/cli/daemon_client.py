@@ -14,6 +14,7 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -65,7 +66,7 @@ class OperatorClient:
     def __repr__(self) -> str:
         return "OperatorClient()"
 
-    @property
+    @cached_property
     def settings(self) -> "Settings":
         """The whole config, for the commands that need more of it than the daemon's place."""
         from payagent.settings.loading import load_settings
@@ -77,7 +78,7 @@ class OperatorClient:
         return self._request("GET", _with_query(path, query))
 
     def stream(self, path: str, **query: str | None) -> Iterator[str]:
-        """GET text in pieces, as they arrive. A truncated answer raises an error."""
+        """GET text in pieces of 64 KiB. A truncated answer raises an error."""
         return codecs.iterdecode(self._pieces(_with_query(path, query), _ANSWER_S), "utf-8")
 
     def stream_bytes(self, path: str) -> Iterator[bytes]:
