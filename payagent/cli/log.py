@@ -46,11 +46,11 @@ def log(terminal: Terminal, connect: Connect, since: str | None, follow: bool, l
     It lists changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refusals. A
     token with the scope read is enough. Without --json, the newest entry is the last line.
     """
-    with connect() as client:
-        answer = client.get("/v1/log", since=since, limit=limit)
-        if follow:
-            _follow(terminal, client, since, answer["log"])
-        terminal.give(answer, lambda: _show(terminal, answer["log"]) if answer["log"] else terminal.line("(none)"))
+    client = connect()
+    answer = client.get("/v1/log", since=since, limit=limit)
+    if follow:
+        _follow(terminal, client, since, answer["log"])
+    terminal.give(answer, lambda: _show(terminal, answer["log"]) if answer["log"] else terminal.line("(none)"))
 
 
 def _follow(terminal: Terminal, client: "OperatorClient", since: str | None, entries: list[Entry]) -> NoReturn:

@@ -26,17 +26,17 @@ def status(terminal: Terminal, connect: Connect) -> None:
     It shows the daemon, the balance, the last 24 hours' spending, payments that wait for approval, and alerts. A
     token with the scope read is enough. The exit code is 0 whenever the daemon answers, ready or not.
     """
-    with connect() as client:
-        readiness = client.readiness()
-        wallet = client.get("/v1/wallet")
-        waiting = client.get("/v1/payments", state=str(State.AWAITING_APPROVAL), limit=LIST_LIMIT_MAX)
-        answer = {
-            **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
-            **{key: wallet[key] for key in ("address", "assets", "chain")},
-            **client.get("/v1/limits"),
-            "awaiting_approval": waiting["payments"],
-            **client.get("/v1/alerts"),
-        }
+    client = connect()
+    readiness = client.readiness()
+    wallet = client.get("/v1/wallet")
+    waiting = client.get("/v1/payments", state=str(State.AWAITING_APPROVAL), limit=LIST_LIMIT_MAX)
+    answer = {
+        **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
+        **{key: wallet[key] for key in ("address", "assets", "chain")},
+        **client.get("/v1/limits"),
+        "awaiting_approval": waiting["payments"],
+        **client.get("/v1/alerts"),
+    }
     terminal.give(answer, lambda: _show(terminal, answer))
 
 
