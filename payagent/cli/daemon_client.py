@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 from payagent.cli.terminal import ProblemError
 from payagent.core.problems import Refused
 from payagent.secret_file import make_secret_file, put_in_place, read_header_secret
-from payagent.settings.config_file import TOKEN_FILE, DaemonPlace
+from payagent.settings.config_file import TOKEN_FILE, DaemonPaths
 
 if TYPE_CHECKING:
     from payagent.settings.schema import Settings
@@ -57,9 +57,9 @@ class _SocketConnection(http.client.HTTPConnection):
 class OperatorClient:
     """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs."""
 
-    def __init__(self, place: DaemonPlace, token_file: Path | None, config: Path | None = None) -> None:
-        self._place = place
-        self._token_file = (token_file or place.data_dir / TOKEN_FILE).resolve()
+    def __init__(self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None) -> None:
+        self._paths = paths
+        self._token_file = (token_file or paths.data_dir / TOKEN_FILE).resolve()
         self._config = config
         self._token: str | None = None
 
@@ -68,7 +68,7 @@ class OperatorClient:
 
     @cached_property
     def settings(self) -> "Settings":
-        """The whole config, for the commands that need more of it than the daemon's place."""
+        """The whole config, for the commands that need more of it than the daemon's paths."""
         from payagent.settings.loading import load_settings
 
         return load_settings(self._config, os.environ)
@@ -130,7 +130,7 @@ class OperatorClient:
         except ProblemError as problem:
             if problem.problem.get("code") != "unauthorized":
                 raise
-            OperatorClient(self._place, self._new_token_file).get("/v1/apps")
+            OperatorClient(self._paths, self._new_token_file).get("/v1/apps")
             self._take_new_token()
 
     @property
@@ -196,7 +196,7 @@ class OperatorClient:
         timeout_s: float = _ANSWER_S,
     ) -> Iterator[http.client.HTTPResponse]:
         """One request on a connection of its own: a kept one may have ended while a person was asked."""
-        path = self._place.socket
+        path = self._paths.socket
         _require_ours(path)
         with closing(_SocketConnection(path, timeout_s)) as connection:
             try:

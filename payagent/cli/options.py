@@ -96,15 +96,15 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
 
 def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.settings.config_file import DaemonPlace, find_daemon
+    from payagent.settings.config_file import DaemonPaths, find_daemon
 
-    place = find_daemon(config, os.environ)
-    if place is None:
+    paths = find_daemon(config, os.environ)
+    if paths is None:
         from payagent.settings.loading import load_settings
 
         settings = load_settings(config, os.environ)
-        place = DaemonPlace(settings.api.socket, settings.data_dir)
-    return OperatorClient(place, token_file, config)
+        paths = DaemonPaths(settings.api.socket, settings.data_dir)
+    return OperatorClient(paths, token_file, config)
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:
