@@ -190,9 +190,10 @@ def refusals(
     answer = connect().get("/v1/ledger/refusals", code=code, limit=limit, cursor=cursor, **filters)
 
     def human() -> None:
-        columns = ("at", "app", "merchant", "request", "code", "reason", "payment")
-        rows = [tuple(row[column] or "-" for column in columns) for row in answer["refusals"]]
-        terminal.table(columns, rows)
+        columns = ("app", "merchant", "request", "code", "reason", "payment")
+        rows = [(show_time(row["at"]), *(row[column] or "" for column in columns)) for row in answer["refusals"]]
+        whole, drop = ("at (UTC)", "code", "payment"), ("payment", "reason")
+        terminal.table(("at (UTC)", *columns), rows, whole=whole, drop=drop)
         say_more(terminal, answer)
 
     terminal.give(answer, human)
@@ -217,16 +218,12 @@ def report(terminal: Terminal, connect: Connect, month: str, file: Path, prices:
     in the file's currency at the price of each day.
     """
     from payagent.cli.month_page import month_page
-    from payagent.cli.prices import read_prices
+    from payagent.cli.prices import PriceError, read_prices
 
     try:
         by_day = None if prices is None else read_prices(prices.read())
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--prices") from None
-    answer = connect().get("/v1/ledger/report", month=month)
-    try:
-        page = month_page(answer, by_day).encode()
-    except ValueError as error:
+        page = month_page(connect().get("/v1/ledger/report", month=month), by_day).encode()
+    except PriceError as error:
         raise click.BadParameter(str(error), param_hint="--prices") from None
     with _new_file(file.absolute()) as opened:
         opened.write(page)

@@ -114,27 +114,26 @@ def show_payments(terminal: Terminal, payments: list[dict[str, Any]]) -> None:
         (
             row["id"],
             row["app_name"],
-            _called(row),
+            _request(row),
             "" if row["kind"] == "split" else _sum_of(row),
             "" if row["fee"] is None else show_units(LOVELACE, row["fee"]),
             _state(row),
-            (row.get("reason") or {}).get("code", ""),
             show_time(row["created_at"]),
         )
         for row in payments
     ]
     terminal.table(
-        ("payment", "app", "called", "amount", "fee", "state", "reason", "created (UTC)"),
+        ("payment", "app", "request", "amount", "fee", "state", "created (UTC)"),
         rows,
         right=("amount", "fee"),
-        whole=("payment", "state", "reason", "created (UTC)"),
-        drop=("created (UTC)", "fee", "reason", "app"),
-        tones=_TONES,
+        whole=("payment", "state", "created (UTC)"),
+        drop=("created (UTC)", "fee", "app"),
+        tones={state: tone for state in map(_state, payments) if (tone := _TONES.get(state.partition(":")[0]))},
     )
 
 
-def _called(row: dict[str, Any]) -> str:
-    """The call that a payment bought; of a transfer its kind, in parentheses."""
+def _request(row: dict[str, Any]) -> str:
+    """The request that a payment bought; of a transfer its kind, in parentheses."""
     outputs = row["outputs"]
     if row["kind"] == "split":
         return f"(split in {len(outputs)})"
@@ -144,7 +143,9 @@ def _called(row: dict[str, Any]) -> str:
 
 
 def _state(row: dict[str, Any]) -> str:
-    return "not served" if row["delivery"] == "paid_not_served" else in_words(row["state"])
+    """The state, and the code of the reason if there is one."""
+    state = "not served" if row["delivery"] == "paid_not_served" else in_words(row["state"])
+    return f"{state}: {row['reason']['code']}" if row.get("reason") else state
 
 
 def _sum_of(row: dict[str, Any]) -> str:
