@@ -84,10 +84,6 @@ def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:
             return payagent.invoke(context)
     except click.exceptions.Exit as ended:
         return ended.exit_code
-    except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):
-            raise ended.__context__ from None  # rich turns one into the other
-        raise
 
 
 def _silence() -> None:

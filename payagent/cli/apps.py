@@ -60,8 +60,7 @@ def app() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all apps, revoked ones too, oldest first."""
-    with connect() as client:
-        answer = client.get("/v1/apps")
+    answer = connect().get("/v1/apps")
 
     def human() -> None:
         terminal.table(
@@ -135,18 +134,18 @@ def add(
     A payment in a token also spends ADA: the min-ADA of each output, and the fee. The wallet's ADA limits cover
     it. `payagent limits set --app NAME` gives the app its own ADA limit.
     """
-    with connect() as client:
-        tokens = client.settings.limits.tokens
-        names = [read_asset(asset, tokens) for asset in assets]
-        _, limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, amounts, tokens)
-        body = {
-            "scopes": list(scopes),
-            "merchants": list(merchants),
-            "assets": names,
-            "limits": limits,
-            "expires_at": expires_at,
-        }
-        answer = client.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
+    client = connect()
+    tokens = client.settings.limits.tokens
+    names = [read_asset(asset, tokens) for asset in assets]
+    _, limits = read_amounts(names[0] if len(names) == 1 else LOVELACE, amounts, tokens)
+    body = {
+        "scopes": list(scopes),
+        "merchants": list(merchants),
+        "assets": names,
+        "limits": limits,
+        "expires_at": expires_at,
+    }
+    answer = client.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
     _show_token(terminal, answer)
     if names and LOVELACE not in names:
         fix = f'payagent limits set --app {name} --per-day "2 ADA"'
@@ -165,12 +164,12 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
     """
     path = f"/v1/apps/{_quoted(name)}/rotate-token"
     body: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
-    with connect() as client:
-        client.finish_renewal()
-        apps = client.get("/v1/apps")
-        (own,) = (row for row in apps["apps"] if row["id"] == apps["caller"])
-        renew = client.renew_own_token if name in (own["name"], own["id"]) else client.post
-        answer = renew(path, body)
+    client = connect()
+    client.finish_renewal()
+    apps = client.get("/v1/apps")
+    (own,) = (row for row in apps["apps"] if row["id"] == apps["caller"])
+    renew = client.renew_own_token if name in (own["name"], own["id"]) else client.post
+    answer = renew(path, body)
     _show_token(terminal, answer)
 
 
@@ -179,8 +178,7 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
 @talks_to_daemon
 def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
     """Revoke an app's token at once. Its open payments continue."""
-    with connect() as client:
-        answer = client.post(f"/v1/apps/{_quoted(name)}/revoke", {})
+    answer = connect().post(f"/v1/apps/{_quoted(name)}/revoke", {})
     terminal.give(answer, lambda: terminal.line(f"{answer['name']} is revoked"))
 
 

@@ -14,6 +14,7 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -21,7 +22,7 @@ from urllib.parse import urlencode
 from payagent.cli.terminal import ProblemError
 from payagent.core.problems import Refused
 from payagent.secret_file import make_secret_file, put_in_place, read_header_secret
-from payagent.settings.config_file import TOKEN_FILE, DaemonPlace
+from payagent.settings.config_file import TOKEN_FILE, DaemonPaths
 
 if TYPE_CHECKING:
     from payagent.settings.schema import Settings
@@ -56,18 +57,18 @@ class _SocketConnection(http.client.HTTPConnection):
 class OperatorClient:
     """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs."""
 
-    def __init__(self, place: DaemonPlace, token_file: Path | None, config: Path | None = None) -> None:
-        self._place = place
-        self._token_file = (token_file or place.data_dir / TOKEN_FILE).resolve()
+    def __init__(self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None) -> None:
+        self._paths = paths
+        self._token_file = (token_file or paths.data_dir / TOKEN_FILE).resolve()
         self._config = config
         self._token: str | None = None
 
     def __repr__(self) -> str:
         return "OperatorClient()"
 
-    @property
+    @cached_property
     def settings(self) -> "Settings":
-        """The whole config, for the commands that need more of it than the daemon's place."""
+        """The whole config, for the commands that need more of it than the daemon's paths."""
         from payagent.settings.loading import load_settings
 
         return load_settings(self._config, os.environ)
@@ -77,7 +78,7 @@ class OperatorClient:
         return self._request("GET", _with_query(path, query))
 
     def stream(self, path: str, **query: str | None) -> Iterator[str]:
-        """GET text in pieces, as they arrive. A truncated answer raises an error."""
+        """GET text in pieces of 64 KiB. A truncated answer raises an error."""
         return codecs.iterdecode(self._pieces(_with_query(path, query), _ANSWER_S), "utf-8")
 
     def stream_bytes(self, path: str) -> Iterator[bytes]:
@@ -129,7 +130,7 @@ class OperatorClient:
         except ProblemError as problem:
             if problem.problem.get("code") != "unauthorized":
                 raise
-            OperatorClient(self._place, self._new_token_file).get("/v1/apps")
+            OperatorClient(self._paths, self._new_token_file).get("/v1/apps")
             self._take_new_token()
 
     @property
@@ -195,7 +196,7 @@ class OperatorClient:
         timeout_s: float = _ANSWER_S,
     ) -> Iterator[http.client.HTTPResponse]:
         """One request on a connection of its own: a kept one may have ended while a person was asked."""
-        path = self._place.socket
+        path = self._paths.socket
         _require_ours(path)
         with closing(_SocketConnection(path, timeout_s)) as connection:
             try:

@@ -39,11 +39,11 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     checks it says what to do. A warning means: it works, but could be safer, or nothing can be paid yet. Exit code
     0 if no check failed, else that of the first failure.
     """
-    from payagent.settings.config_file import config_places, find_config
+    from payagent.settings.config_file import config_paths, find_config
     from payagent.settings.loading import load_settings
 
     path = find_config(config, os.environ)
-    findings = _run_checks(load_settings(path, os.environ), path, config_places(config, os.environ))
+    findings = _run_checks(load_settings(path, os.environ), path, config_paths(config, os.environ))
     data: list[Json] = [_as_json(item) for item in findings]
     terminal.give(
         {"ok": all(item.problem is None for item in findings), "checks": data}, lambda: _show(terminal, data)
@@ -59,10 +59,10 @@ def _run_checks(settings: "Settings", config: Path, looked_for: list[Path]) -> "
     from payagent.doctor.chain import check_chain
     from payagent.doctor.check_result import finding
     from payagent.doctor.files import check_files
-    from payagent.settings.config_file import DaemonPlace
+    from payagent.settings.config_file import DaemonPaths
 
     def daemon() -> str:
-        client = OperatorClient(DaemonPlace(settings.api.socket, settings.data_dir), None)
+        client = OperatorClient(DaemonPaths(settings.api.socket, settings.data_dir), None)
         answer = client.readiness()
         failed = {name: reason for name, reason in answer.get("checks", {}).items() if reason != "ok"}
         if failed or not answer.get("ready"):

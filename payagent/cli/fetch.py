@@ -98,11 +98,11 @@ def fetch(
     request = _read_request(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
         raise click.BadParameter(f"{output.parent} is not a writable directory", param_hint="-o")
-    with connect() as client:
-        bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
-        _require_merchant(client, request.origin)
-        fetcher = _Fetcher(terminal, client, request, output)
-        return fetcher.run(dry_run) if bound is None else fetcher.run_within(bound, dry_run)
+    client = connect()
+    bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
+    _require_merchant(client, request.origin)
+    fetcher = _Fetcher(terminal, client, request, output)
+    return fetcher.run(dry_run) if bound is None else fetcher.run_within(bound, dry_run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,10 +98,10 @@ def init(
 ) -> None:
     """Create a wallet, a config and a first token.
 
-    On a terminal it asks for what is missing, adds a first app with a limit, and shows the 24 recovery words once.
-    Otherwise it writes them to a
-    0600 file in the data dir and names it on stderr: move that file off this machine. The token has every scope
-    and is saved as operator.token in the data dir, where other commands find it. Nothing is overwritten.
+    On a terminal it asks for what is missing, and shows the 24 recovery words once. If it had to ask, it also adds
+    a first app with a limit. Without a terminal it writes the words to a 0600 file in the data dir and names it on
+    stderr: move that file off this machine. The operator token has every scope and is saved as operator.token in
+    the data dir, where other commands find it. Nothing is overwritten.
     """
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
@@ -109,8 +109,8 @@ def init(
     config, app = config or _default_config(), None
     origins = _pairs(merchants, "--merchant")
     partner_by_name = _partners(partners, origins)
-    can_ask = terminal.can_ask
-    if can_ask:
+    missing, can_ask = _missing(network, chain_url, passphrase_file), terminal.can_ask
+    if missing and can_ask:
         terminal.say("This makes a wallet, a config and a first app.")
         terminal.say("Nothing is written before the last answer. Ctrl-C stops it.\n")
         network = network or questions.ask_network(terminal)
@@ -119,7 +119,7 @@ def init(
         if not origins:
             origins, partner_by_name = questions.ask_merchant(terminal, network)
         app = questions.ask_app(terminal)
-    elif missing := _missing(network, chain_url, passphrase_file):
+    elif missing:
         raise click.UsageError(f"missing {', '.join(missing)}; on a terminal payagent asks for them")
     choices = Choices(
         network=network or "",
@@ -161,20 +161,20 @@ def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> Non
     def human() -> None:
         labels = {"token": "operator token"}
         terminal.pairs([(labels.get(name, name.replace("_", " ")), value) for name, value in data.items()])
-        _show_next(terminal, created.config, choices)
+        _show_next(terminal, created, choices)
 
     terminal.give(data, human)
 
 
-def _show_next(terminal: Terminal, config: Path, choices: "Choices") -> None:
+def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
     from shlex import quote
 
     if choices.app is not None:
         terminal.say("\nGive the app token to the program. It is not shown again: payagent stores only its hash.")
-    faucet = faucet_of(choices.network, choices.chain_url)
-    more = "" if faucet is None else f" Test ADA is free at {faucet}."
+    faucet = faucet_of(choices.network, choices.chain_url, created.address)
+    more = "" if faucet is None else f" Test ADA is free:\n  {faucet}"
     terminal.say(f"Send ADA to the address.{more}\n\nNext:")
-    option = "" if config == _default_config() else f" --config {quote(str(config))}"
+    option = "" if created.config == _default_config() else f" --config {quote(str(created.config))}"
     for command, does in (
         ("serve", "start the daemon, and leave it running"),
         ("doctor", "in another terminal: check everything, and see what is missing"),

@@ -100,10 +100,9 @@ def entries(
     **filters: str | None,
 ) -> None:
     """List entries with their postings, newest first. Debits are positive."""
-    with connect() as client:
-        answer = client.get(
-            "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **filters
-        )
+    answer = connect().get(
+        "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **filters
+    )
     terminal.give(answer, lambda: _show_entries(terminal, answer))
 
 
@@ -126,8 +125,7 @@ def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
 @talks_to_daemon
 def balance(terminal: Terminal, connect: Connect, **filters: str | None) -> None:
     """Show the balance of every account. For each asset they sum to zero."""
-    with connect() as client:
-        answer = client.get("/v1/ledger/balance", **filters)
+    answer = connect().get("/v1/ledger/balance", **filters)
 
     def human() -> None:
         rows = [
@@ -158,8 +156,7 @@ def spend(terminal: Terminal, connect: Connect, by: str, **filters: str | None) 
     """
     if unknown := [name for name in by.split(",") if name not in _BY]:
         raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(_BY)}", param_hint="--by")
-    with connect() as client:
-        answer = client.get("/v1/ledger/spend", by=by, **filters)
+    answer = connect().get("/v1/ledger/spend", by=by, **filters)
     terminal.give(answer, lambda: _show_spend(terminal, answer, by))
 
 
@@ -190,13 +187,13 @@ def refusals(
     **filters: str | None,
 ) -> None:
     """List refused purchases, newest first."""
-    with connect() as client:
-        answer = client.get("/v1/ledger/refusals", code=code, limit=limit, cursor=cursor, **filters)
+    answer = connect().get("/v1/ledger/refusals", code=code, limit=limit, cursor=cursor, **filters)
 
     def human() -> None:
-        columns = ("at", "app", "merchant", "request", "code", "reason", "payment")
-        rows = [tuple(row[column] or "-" for column in columns) for row in answer["refusals"]]
-        terminal.table(columns, rows)
+        columns = ("app", "merchant", "request", "code", "reason", "payment")
+        rows = [(show_time(row["at"]), *(row[column] or "" for column in columns)) for row in answer["refusals"]]
+        whole, drop = ("at (UTC)", "code", "payment"), ("payment", "reason")
+        terminal.table(("at (UTC)", *columns), rows, whole=whole, drop=drop)
         say_more(terminal, answer)
 
     terminal.give(answer, human)
@@ -221,17 +218,12 @@ def report(terminal: Terminal, connect: Connect, month: str, file: Path, prices:
     in the file's currency at the price of each day.
     """
     from payagent.cli.month_page import month_page
-    from payagent.cli.prices import read_prices
+    from payagent.cli.prices import PriceError, read_prices
 
     try:
         by_day = None if prices is None else read_prices(prices.read())
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--prices") from None
-    with connect() as client:
-        answer = client.get("/v1/ledger/report", month=month)
-    try:
-        page = month_page(answer, by_day).encode()
-    except ValueError as error:
+        page = month_page(connect().get("/v1/ledger/report", month=month), by_day).encode()
+    except PriceError as error:
         raise click.BadParameter(str(error), param_hint="--prices") from None
     with _new_file(file.absolute()) as opened:
         opened.write(page)
@@ -272,7 +264,8 @@ def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
     Use the copy with sqlite-utils, Datasette and other tools instead of opening ledger.db. It needs a token with
     the scope operate. FILE holds every purchase but no key and no token. Only its owner can read it.
     """
-    with connect() as client, _new_file(file.absolute()) as copy:
+    client = connect()
+    with _new_file(file.absolute()) as copy:
         for piece in client.stream_bytes("/v1/ledger/snapshot"):
             copy.write(piece)
         size_bytes = copy.tell()
@@ -296,8 +289,7 @@ def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: Bina
         if head is not None:
             raise click.UsageError("use --head (whole ledger) or --receipt (one payment), not both")
         return _verify_receipt(terminal, receipt)
-    with connect() as client:
-        answer = client.get("/v1/ledger/verify", head=head)
+    answer = connect().get("/v1/ledger/verify", head=head)
 
     def human() -> None:
         for finding in answer["findings"]:
@@ -352,8 +344,7 @@ def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> i
     on the chain but not from the ledger. `differing`: other amounts. Payments in flight are listed apart. Exit
     code 0 if they agree, 1 if something was found, 4 if the chain was not read in full.
     """
-    with connect() as client:
-        answer = client.get("/v1/ledger/reconcile", since_slot=since_slot)
+    answer = connect().get("/v1/ledger/reconcile", since_slot=since_slot)
     terminal.give(answer, lambda: show_reconciled(terminal, answer))
     return 0 if answer["clean"] else 1 if answer["found"] else CHAIN_UNREAD
 
@@ -412,6 +403,5 @@ def export(terminal: Terminal, connect: Connect, form: str, **filters: str | Non
     They go to stdout, oldest first. Token amounts are whole units, ADA amounts are decimals. In beancount and
     hledger a token is named by a hash.
     """
-    with connect() as client:
-        for piece in client.stream("/v1/ledger/export", format=form, **filters):
-            terminal.write(harmless(piece) if terminal.stdout.isatty() else piece)
+    for piece in connect().stream("/v1/ledger/export", format=form, **filters):
+        terminal.write(harmless(piece) if terminal.stdout.isatty() else piece)

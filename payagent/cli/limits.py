@@ -61,8 +61,7 @@ def show(terminal: Terminal, connect: Connect) -> None:
 
     `frees` is when the oldest payment in the window stops counting.
     """
-    with connect() as client:
-        answer = client.get("/v1/limits")
+    answer = connect().get("/v1/limits")
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
 
 
@@ -125,15 +124,15 @@ def set_(
     of the config has it, and if it has a limit over time or in total for all apps together. Every limit that
     applies to a payment holds. A refusal names the tightest.
     """
+    if all(text is None for text in texts.values()):
+        raise click.UsageError("name a limit, such as --per-day")
     reverted = {window: None for window, text in texts.items() if text == OF_CONFIG}
     amounts = {window: text for window, text in texts.items() if window not in reverted}
     body = {key: value for key, value in (("app", app), ("merchant", merchant)) if value is not None}
-    with connect() as client:
-        name, units_by_window = read_amounts(asset, amounts, client.settings.limits.tokens)
-        limits: dict[str, str | None] = units_by_window | reverted
-        if not any((amounts, reverted)):
-            raise click.UsageError("name a limit, such as --per-day")
-        answer = client.post("/v1/limits", body | {"asset": name, "limits": limits})
+    client = connect()
+    name, units_by_window = read_amounts(asset, amounts, client.settings.limits.tokens)
+    limits: dict[str, str | None] = units_by_window | reverted
+    answer = client.post("/v1/limits", body | {"asset": name, "limits": limits})
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
     for window, units in limits.items():
         if units is None:

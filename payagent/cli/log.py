@@ -1,4 +1,4 @@
-"""`payagent log`: who changed what, and which calls were refused.
+"""`payagent log`: who changed what, and which requests were refused.
 
 May import: click, core, cli.
 Never: changes anything.
@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from payagent.cli.limits import whose
-from payagent.cli.options import Connect, example, show_asset, show_time, show_units, talks_to_daemon
+from payagent.cli.options import (
+    Connect,
+    example,
+    page_options,
+    say_more,
+    show_asset,
+    show_time,
+    show_units,
+    talks_to_daemon,
+)
 from payagent.cli.pay import in_words
 from payagent.cli.terminal import Terminal
-from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
 from payagent.core.problems import name_of
 
 if TYPE_CHECKING:
     from payagent.cli.daemon_client import OperatorClient
 
-LOOK_S = 1
+POLL_S = 1
 WHO_WIDTH = 12
 Entry = Mapping[str, Any]
 
@@ -31,26 +39,35 @@ Entry = Mapping[str, Any]
     epilog=example("payagent log", "payagent log --since 2026-11-01T00:00:00Z", "payagent log --follow")
 )
 @click.option("--since", metavar="TIME", help="Only from this time on, such as 2026-11-01T00:00:00Z.")
-@click.option("--follow", is_flag=True, help="Go on with new entries until Ctrl-C, as JSON one per line.")
 @click.option(
-    "--limit",
-    type=click.IntRange(1, LIST_LIMIT_MAX),
-    default=50,
-    show_default=True,
-    help="Show this many of the newest entries.",
+    "--follow", is_flag=True, help="Go on with new entries until Ctrl-C. With --json, one object per line."
 )
+@page_options
 @talks_to_daemon
-def log(terminal: Terminal, connect: Connect, since: str | None, follow: bool, limit: int) -> None:
-    """Show who changed what, and which calls were refused.
+def log(
+    terminal: Terminal, connect: Connect, since: str | None, follow: bool, limit: int, cursor: str | None
+) -> None:
+    """Show who changed what, and which requests were refused.
 
     It lists changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refusals. A
-    token with the scope read is enough. Without --json, the newest entry is the last line.
+    token with the scope read is enough. Without --json, the newest entry is the last line. With --since, --follow
+    starts with every entry since then.
     """
-    with connect() as client:
-        answer = client.get("/v1/log", since=since, limit=limit)
-        if follow:
-            _follow(terminal, client, since, answer["log"])
-        terminal.give(answer, lambda: _show(terminal, answer["log"]) if answer["log"] else terminal.line("(none)"))
+    client = connect()
+    if follow and since is not None:
+        _follow(terminal, client, since, _after(client, since, 0))
+    answer = client.get("/v1/log", since=since, limit=limit, cursor=cursor)
+    if follow:
+        _follow(terminal, client, since, answer["log"])
+
+    def human() -> None:
+        if answer["log"]:
+            _show(terminal, answer["log"])
+        else:
+            terminal.line("(none)")
+        say_more(terminal, answer)
+
+    terminal.give(answer, human)
 
 
 def _follow(terminal: Terminal, client: "OperatorClient", since: str | None, entries: list[Entry]) -> NoReturn:
@@ -63,7 +80,7 @@ def _follow(terminal: Terminal, client: "OperatorClient", since: str | None, ent
         else:
             _show(terminal, entries)
         newest = entries[0]["seq"] if entries else newest
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
         entries = _after(client, since, newest)
 
 
@@ -88,7 +105,7 @@ def _show(terminal: Terminal, entries: list[Entry]) -> None:
 
 
 def _who(entry: Entry) -> str:
-    """The app that made the change or whose call was refused."""
+    """The app that made the change or whose request was refused."""
     if entry["detail"].get("via") == "link":
         return "by link"
     return entry["by"] or (entry["app"] if entry["event"] in _OF_APPS else None) or "payagent"
@@ -101,8 +118,8 @@ def _limit(entry: Entry, detail: Entry) -> str:
 
 
 def _refusal(entry: Entry, detail: Entry) -> str:
-    call = " ".join(entry[part] for part in ("merchant", "request", "payment") if entry[part])
-    return f"refused with {name_of(detail['code'], detail['reason'])}: {call}"
+    request = " ".join(entry[part] for part in ("merchant", "request", "payment") if entry[part])
+    return f"refused with {name_of(detail['code'], detail['reason'])}: {request}"
 
 
 def _changes(_entry: Entry, detail: Entry) -> str:
@@ -130,7 +147,9 @@ _WORDS: Mapping[str, Callable[[Entry, Entry], str]] = {
     "topup_stopped": lambda _, detail: f"top-up {detail['topup']} stopped: {detail['code']}",
     "refused": _refusal,
     "reject": _refusal,
-    "deny": lambda entry, detail: f"denied: {entry['payment']} of {entry['app']}",
+    "deny": lambda entry, detail: (
+        f"{'timed out' if detail.get('via') == 'clock' else 'denied'}: {entry['payment']} of {entry['app']}"
+    ),
     "reserve": lambda entry, _: f"approved: {entry['payment']} of {entry['app']}",
 }
 _OF_APPS = ("refused", "reject")

@@ -28,7 +28,7 @@ COMMANDS = {
     "init": ("init", "Create a wallet, a config and a first token."),
     "ledger": ("ledger", "Show the double-entry ledger."),
     "limits": ("limits", "Show and set spending limits."),
-    "log": ("log", "Show who changed what, and which calls were refused."),
+    "log": ("log", "Show who changed what, and which requests were refused."),
     "merchants": ("merchants", "Manage the merchants that may be paid."),
     "pause": ("wallet", "Stop all signing until `payagent resume`."),
     "pay": ("pay", "Pay a saved 402 and print the headers for the retry."),
@@ -107,7 +107,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     from payagent.cli.sd_notify import service_manager
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
-    from payagent.settings.config_file import config_places, find_config
+    from payagent.settings.config_file import config_paths, find_config
     from payagent.settings.loading import load_settings
 
     overrides = {} if listen is None else {"api": {"listen": listen}}
@@ -126,7 +126,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
         run_daemon(
             settings,
             config=path,
-            looked_for=config_places(config, os.environ),
+            looked_for=config_paths(config, os.environ),
             environ=os.environ,
             can_ask=terminal.can_ask,
             announce=announce,

@@ -31,8 +31,7 @@ def merchants() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all merchants that may be paid."""
-    with connect() as client:
-        answer = client.get("/v1/merchants")
+    answer = connect().get("/v1/merchants")
     _give_list(terminal, answer)
 
 
@@ -81,8 +80,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None
     is_mode_added = "split_mode" not in body and is_t_backend(options["origin"])
     if is_mode_added:
         body["split_mode"] = "additional"
-    with connect() as client:
-        answer = client.post("/v1/merchants", body)
+    answer = connect().post("/v1/merchants", body)
     _give_list(terminal, answer)
     if is_mode_added:
         terminal.say(
@@ -96,8 +94,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None
 @talks_to_daemon
 def remove(terminal: Terminal, connect: Connect, name: str) -> None:
     """Remove a merchant that was added at run time. Open payments continue."""
-    with connect() as client:
-        answer = client.post(f"{_path(name)}/remove", {})
+    answer = connect().post(f"{_path(name)}/remove", {})
     _give_list(terminal, answer)
 
 
@@ -106,8 +103,7 @@ def remove(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, name: str) -> None:
     """Show addresses, prices and unserved payments."""
-    with connect() as client:
-        answer = client.get(_path(name))
+    answer = connect().get(_path(name))
     terminal.give(answer, lambda: _show(terminal, answer))
 
 
@@ -156,8 +152,7 @@ def _order(address: str, split: bool) -> dict[str, str]:
 
 
 def _change(terminal: Terminal, connect: Connect, path: str, body: dict[str, str]) -> None:
-    with connect() as client:
-        answer = client.post(path, body)
+    answer = connect().post(path, body)
     terminal.give(answer, lambda: _show(terminal, answer))
 
 

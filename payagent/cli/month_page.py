@@ -50,7 +50,7 @@ class Markup(str):
 
 
 def month_page(report: Mapping[str, Any], prices: Prices | None) -> str:
-    """The page. Raises ValueError if `prices` lack a day on which ADA was spent."""
+    """The page. Raises PriceError if `prices` lack a day on which ADA was spent."""
     spend = report["spend"]
     sections = [
         ("Balance", _balance(report)),

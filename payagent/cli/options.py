@@ -6,7 +6,7 @@ Never: knows a command.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
-Connect = Callable[[], AbstractContextManager["OperatorClient"]]
+Connect = Callable[[], "OperatorClient"]
 """Returns a client of the daemon that the chosen config names."""
 
 AMOUNT_HELP = '"5 ADA", "5000000 lovelace", or of a token "5 USDM" or "120 units".'
@@ -94,17 +94,17 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
     return _daemon_options(with_client)
 
 
-def _connect(config: Path | None, token_file: Path | None) -> AbstractContextManager["OperatorClient"]:
+def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.settings.config_file import DaemonPlace, find_daemon
+    from payagent.settings.config_file import DaemonPaths, find_daemon
 
-    place = find_daemon(config, os.environ)
-    if place is None:
+    paths = find_daemon(config, os.environ)
+    if paths is None:
         from payagent.settings.loading import load_settings
 
         settings = load_settings(config, os.environ)
-        place = DaemonPlace(settings.api.socket, settings.data_dir)
-    return nullcontext(OperatorClient(place, token_file, config))
+        paths = DaemonPaths(settings.api.socket, settings.data_dir)
+    return OperatorClient(paths, token_file, config)
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:

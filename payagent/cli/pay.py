@@ -89,7 +89,8 @@ def pay(
     payment continues, and the same command finds it.
     """
     response, is_bare = read_saved(_read(file))
-    with connect() as client, _explaining(is_bare):
+    client = connect()
+    with _explaining(is_bare):
         bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
         request = _Request(_origin(terminal, client, merchant, origin), response)
         if dry_run:

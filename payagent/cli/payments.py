@@ -92,8 +92,7 @@ def list_payments(
     **filters: str | None,
 ) -> None:
     """List payments, newest first."""
-    with connect() as client:
-        answer = client.get("/v1/payments", **filters, limit=limit, cursor=cursor)
+    answer = connect().get("/v1/payments", **filters, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_list(terminal, answer))
 
 
@@ -115,27 +114,26 @@ def show_payments(terminal: Terminal, payments: list[dict[str, Any]]) -> None:
         (
             row["id"],
             row["app_name"],
-            _called(row),
+            _request(row),
             "" if row["kind"] == "split" else _sum_of(row),
             "" if row["fee"] is None else show_units(LOVELACE, row["fee"]),
             _state(row),
-            (row.get("reason") or {}).get("code", ""),
             show_time(row["created_at"]),
         )
         for row in payments
     ]
     terminal.table(
-        ("payment", "app", "called", "amount", "fee", "state", "reason", "created (UTC)"),
+        ("payment", "app", "request", "amount", "fee", "state", "created (UTC)"),
         rows,
         right=("amount", "fee"),
-        whole=("payment", "state", "reason", "created (UTC)"),
-        drop=("created (UTC)", "fee", "reason", "app"),
-        tones=_TONES,
+        whole=("payment", "state", "created (UTC)"),
+        drop=("created (UTC)", "fee", "app"),
+        tones={state: tone for state in map(_state, payments) if (tone := _TONES.get(state.partition(":")[0]))},
     )
 
 
-def _called(row: dict[str, Any]) -> str:
-    """The call that a payment bought; of a transfer its kind, in parentheses."""
+def _request(row: dict[str, Any]) -> str:
+    """The request that a payment bought; of a transfer its kind, in parentheses."""
     outputs = row["outputs"]
     if row["kind"] == "split":
         return f"(split in {len(outputs)})"
@@ -145,7 +143,9 @@ def _called(row: dict[str, Any]) -> str:
 
 
 def _state(row: dict[str, Any]) -> str:
-    return "not served" if row["delivery"] == "paid_not_served" else in_words(row["state"])
+    """The state, and the code of the reason if there is one."""
+    state = "not served" if row["delivery"] == "paid_not_served" else in_words(row["state"])
+    return f"{state}: {row['reason']['code']}" if row.get("reason") else state
 
 
 def _sum_of(row: dict[str, Any]) -> str:
@@ -172,11 +172,9 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
     """
     path = f"/v1/payments/{_in_path(payment_id)}"
     if receipt:
-        with connect() as client:
-            terminal.line(json.dumps(client.get(f"{path}/receipt"), indent=2))
+        terminal.line(json.dumps(connect().get(f"{path}/receipt"), indent=2))
         return
-    with connect() as client:
-        payment = client.get(path)
+    payment = connect().get(path)
     terminal.give(payment, lambda: _show_one(terminal, payment))
 
 
@@ -191,8 +189,7 @@ def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     the chain shows which. Refused if the payment is in a block or has ended, or if the deposit that it spends was
     rolled back.
     """
-    with connect() as client:
-        payment = client.post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
+    payment = connect().post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
     terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
 
 
@@ -205,11 +202,11 @@ def approve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     On a terminal it shows the transaction and asks first. Limits, funds and expiry are checked again. If that
     refuses the payment, it keeps waiting until its time is over.
     """
-    with connect() as client:
-        if terminal.can_ask:
-            _show_one(terminal, client.get(f"/v1/payments/{_in_path(payment_id)}"))
-            click.confirm("Approve this payment?", abort=True, err=True)
-        payment = client.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
+    client = connect()
+    if terminal.can_ask:
+        _show_one(terminal, client.get(f"/v1/payments/{_in_path(payment_id)}"))
+        click.confirm("Approve this payment?", abort=True, err=True)
+    payment = client.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
     terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
 
 
@@ -221,8 +218,7 @@ def deny(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 
     Until the approval would have timed out, the same request of the same app is refused without asking again.
     """
-    with connect() as client:
-        payment = client.post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
+    payment = connect().post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
     terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
 
 

@@ -49,8 +49,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
     A payment counts as bought when it is confirmed. Requests through payagent's proxy count as used. The last
     columns compare what is left with the merchant's report.
     """
-    with connect() as client:
-        answer = client.get("/v1/prepaid")
+    answer = connect().get("/v1/prepaid")
     terminal.give(answer, lambda: _show(terminal, answer["prepaid"]))
 
 
@@ -121,14 +120,14 @@ def topup(
         body["request"] = {"method": method, "path": path, "body": _text(data_file)}
     elif data_file is not None:
         raise click.UsageError("--data-file is the body of a request: name its path with --path")
-    with connect() as client:
-        name, amounts = read_amounts(asset, {"units": amount}, client.settings.limits.tokens)
-        body |= {"asset": name} | amounts
-        if dry_run:
-            return _plan(terminal, client.post("/v1/prepaid/topups", body | {"dry_run": True}))
-        answer = client.post("/v1/prepaid/topups", body, key)
-        if wait:
-            answer = _until_ended(terminal, client, answer)
+    client = connect()
+    name, amounts = read_amounts(asset, {"units": amount}, client.settings.limits.tokens)
+    body |= {"asset": name} | amounts
+    if dry_run:
+        return _plan(terminal, client.post("/v1/prepaid/topups", body | {"dry_run": True}))
+    answer = client.post("/v1/prepaid/topups", body, key)
+    if wait:
+        answer = _until_ended(terminal, client, answer)
     return _outcome(terminal, answer)
 
 
@@ -143,8 +142,7 @@ def cancel(terminal: Terminal, connect: Connect, topup_id: str) -> int:
     """
     from urllib.parse import quote
 
-    with connect() as client:
-        ended = client.post(f"/v1/prepaid/topups/{quote(topup_id, safe='')}/cancel", {})
+    ended = connect().post(f"/v1/prepaid/topups/{quote(topup_id, safe='')}/cancel", {})
     _give(terminal, ended)
     return PENDING if ended["state"] == "stopping" else 0
 
@@ -154,8 +152,7 @@ def cancel(terminal: Terminal, connect: Connect, topup_id: str) -> int:
 @talks_to_daemon
 def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) -> None:
     """List manual and automatic top-ups, newest first."""
-    with connect() as client:
-        answer = client.get("/v1/prepaid/topups", limit=limit, cursor=cursor)
+    answer = connect().get("/v1/prepaid/topups", limit=limit, cursor=cursor)
 
     def human() -> None:
         rows = [

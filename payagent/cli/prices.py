@@ -20,6 +20,10 @@ _CENT = 10 ** (_DECIMALS + 6 - 2)
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 
 
+class PriceError(ValueError):
+    """The user's file is not as it must be, or lacks a day."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """The price of 1 ADA on each day, in units of 10^-12 of the currency."""
@@ -28,9 +32,9 @@ class Prices:
     by_day: Mapping[str, int]
 
     def value(self, lovelace: int, day: str) -> int:
-        """The exact value, which can be added up. Raises ValueError if the day has no price."""
+        """The exact value, which can be added up. Raises PriceError if the day has no price."""
         if day not in self.by_day:
-            raise ValueError(f"it has no price for {day}")
+            raise PriceError(f"it has no price for {day}")
         return lovelace * self.by_day[day]
 
     def show(self, value: int) -> str:
@@ -39,19 +43,22 @@ class Prices:
 
 
 def read_prices(text: str) -> Prices:
-    """Read `date,price,currency`, all in one currency. Raises ValueError."""
-    header, *rows = list(csv.reader(text.splitlines())) or [[]]
+    """Read `date,price,currency`, all in one currency. Raises PriceError."""
+    try:
+        header, *rows = list(csv.reader(text.splitlines())) or [[]]
+    except csv.Error as error:
+        raise PriceError(f"the file is not CSV: {error}") from None
     if header != COLUMNS:
-        raise ValueError(f"its first line must be {','.join(COLUMNS)}")
+        raise PriceError(f"its first line must be {','.join(COLUMNS)}")
     by_day: dict[str, int] = {}
     for row in rows:
         if len(row) != len(COLUMNS) or not _DAY.fullmatch(row[0]) or row[0] in by_day:
-            raise ValueError(f"the line {','.join(row)[:60]!a} is not one day's date, price and currency")
+            raise PriceError(f"the line {','.join(row)[:60]!a} is not one day's date, price and currency")
         try:
             by_day[row[0]] = parse_decimal(row[1], _DECIMALS)
         except Refused as refused:
-            raise ValueError(refused.detail) from None
+            raise PriceError(refused.detail) from None
     currencies = {row[2] for row in rows}
     if len(currencies) != 1:
-        raise ValueError("all its prices must be in one currency")
+        raise PriceError("all its prices must be in one currency")
     return Prices(currencies.pop(), by_day)

@@ -42,7 +42,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.single_merchant import SingleMerchantApp, serve_bare
     from payagent.secret_file import read_header_secret
-    from payagent.settings.config_file import TOKEN_FILE, DaemonPlace
+    from payagent.settings.config_file import TOKEN_FILE, DaemonPaths
     from payagent.settings.field_types import require_loopback
     from payagent.settings.loading import load_settings
 
@@ -51,7 +51,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
     if not names:  # perhaps added at run time
-        client = OperatorClient(DaemonPlace(settings.api.socket, settings.data_dir), token_file)
+        client = OperatorClient(DaemonPaths(settings.api.socket, settings.data_dir), token_file)
         names = [row["name"] for row in client.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
         raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)

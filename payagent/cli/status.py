@@ -4,6 +4,7 @@ May import: click, core, cli.
 Never: changes anything.
 """
 
+import time
 from typing import Any
 
 import click
@@ -16,6 +17,9 @@ from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Window
+from payagent.core.timestamps import iso_time
+
+DAY_MS = 86_400_000
 
 
 @click.command(epilog=example("payagent status --json"))
@@ -23,20 +27,23 @@ from payagent.core.policy import Window
 def status(terminal: Terminal, connect: Connect) -> None:
     """Show whether payagent pays, and what needs you.
 
-    It shows the daemon, the balance, the last 24 hours' spending, payments that wait for approval, and alerts. A
-    token with the scope read is enough. The exit code is 0 whenever the daemon answers, ready or not.
+    It shows the daemon, the balance, the last 24 hours' spending, payments that wait for approval, and alerts. An
+    app without a limit per day is listed once its payments are confirmed. A token with the scope read is enough.
+    The exit code is 0 whenever the daemon answers, ready or not.
     """
-    with connect() as client:
-        readiness = client.readiness()
-        wallet = client.get("/v1/wallet")
-        waiting = client.get("/v1/payments", state=str(State.AWAITING_APPROVAL), limit=LIST_LIMIT_MAX)
-        answer = {
-            **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
-            **{key: wallet[key] for key in ("address", "assets", "chain")},
-            **client.get("/v1/limits"),
-            "awaiting_approval": waiting["payments"],
-            **client.get("/v1/alerts"),
-        }
+    client = connect()
+    readiness = client.readiness()
+    wallet = client.get("/v1/wallet")
+    waiting = client.get("/v1/payments", state=str(State.AWAITING_APPROVAL), limit=LIST_LIMIT_MAX)
+    since = iso_time(time.time_ns() // 1_000_000 - DAY_MS)
+    answer = {
+        **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
+        **{key: wallet[key] for key in ("address", "assets", "chain")},
+        **client.get("/v1/limits"),
+        "spend_by_app": client.get("/v1/ledger/spend", by="app", since=since)["spend"],
+        "awaiting_approval": waiting["payments"],
+        **client.get("/v1/alerts"),
+    }
     terminal.give(answer, lambda: _show(terminal, answer))
 
 
@@ -58,22 +65,32 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
     )
     terminal.line("\nSpent in the last 24 hours:")
     numbers = ("spent", "left", "limit")
-    days = [row for row in answer["limits"] if row["limit"] == Window.DAY]
-    rows = [
-        (
-            whose(row["app"], row["merchant"]),
-            show_asset(row["asset"]),
-            *(show_units(row["asset"], row[number]) for number in ("spent", "left", "most")),
-        )
-        for row in sorted(days, key=lambda row: row["asset"] != LOVELACE)
-    ]
-    terminal.table(("whose", "asset", *numbers), rows, right=numbers)
+    terminal.table(("whose", "asset", *numbers), _spent(answer), right=numbers)
     if answer["awaiting_approval"]:
         terminal.line("\nWaiting for `payagent payments approve ID`, or deny ID:")
         show_payments(terminal, answer["awaiting_approval"])
     terminal.line("\nAlerts:" if answer["alerts"] else "\nNo alerts.")
     for row in answer["alerts"]:
         terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {_about(row)}")
+
+
+def _spent(answer: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What each limit per day counted, and what each app without one paid, fees included. ADA comes first."""
+    days = [row for row in answer["limits"] if row["limit"] == Window.DAY]
+    limited = {(row["app"], row["asset"]) for row in days if row["merchant"] is None}
+    others = [
+        {"app": row["app"], "merchant": None, "asset": row["asset"], "spent": units, "left": None, "most": None}
+        for row in answer["spend_by_app"]
+        if (row["app"], row["asset"]) not in limited and (units := int(row["total"]) - int(row["sent"]))
+    ]
+    return [
+        (
+            whose(row["app"], row["merchant"]),
+            show_asset(row["asset"]),
+            *(show_units(row["asset"], row[number]) for number in ("spent", "left", "most")),
+        )
+        for row in sorted(days + others, key=lambda row: row["asset"] != LOVELACE)
+    ]
 
 
 def _balance(row: dict[str, str]) -> str:

@@ -44,8 +44,7 @@ def wallet() -> None:
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect) -> None:
     """Show balances: available, held and total."""
-    with connect() as client:
-        answer = client.get("/v1/wallet")
+    answer = connect().get("/v1/wallet")
     terminal.give(answer, lambda: _show_wallet(terminal, answer))
 
 
@@ -70,8 +69,7 @@ def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
 @talks_to_daemon
 def address(terminal: Terminal, connect: Connect) -> None:
     """Show the wallet's address, to send money to."""
-    with connect() as client:
-        answer = client.get("/v1/wallet")
+    answer = connect().get("/v1/wallet")
     terminal.give(
         {"network": answer["network"], "address": answer["address"]}, lambda: terminal.line(answer["address"])
     )
@@ -81,8 +79,7 @@ def address(terminal: Terminal, connect: Connect) -> None:
 @talks_to_daemon
 def utxos(terminal: Terminal, connect: Connect) -> None:
     """List the UTxOs, and what each is reserved for."""
-    with connect() as client:
-        answer = client.get("/v1/wallet/utxos")
+    answer = connect().get("/v1/wallet/utxos")
 
     def human() -> None:
         rows = [
@@ -109,8 +106,7 @@ def utxos(terminal: Terminal, connect: Connect) -> None:
 def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str | None) -> None:
     """Split funds into equal UTxOs, one per open payment."""
     body = {"count": count, "lovelace": str(parse_ada(each))}
-    with connect() as client:
-        _show_transfer(terminal, client.post("/v1/wallet/split", body, key))
+    _show_transfer(terminal, connect().post("/v1/wallet/split", body, key))
 
 
 @wallet.command(
@@ -147,15 +143,14 @@ def send(
     """
     if everything == (amount is not None) or (everything and asset is not None):
         raise click.UsageError("use --amount AMOUNT (for a token with --asset), or --all")
-    with connect() as client:
-        body = _transfer(to, amount, asset, client.settings.limits.tokens)
+    client = connect()
+    body = _transfer(to, amount, asset, client.settings.limits.tokens)
     if not yes:
         if everything or not terminal.can_ask:
             why = "--all empties the wallet" if everything else "there is no terminal to ask"
             raise click.UsageError(f"{why}: nothing was sent; add --yes to send")
         click.confirm(f"Send {amount}{'' if asset is None else ' of ' + asset} to {to}?", abort=True, err=True)
-    with connect() as client:
-        _show_transfer(terminal, client.post("/v1/wallet/send", body, key))
+    _show_transfer(terminal, client.post("/v1/wallet/send", body, key))
 
 
 @wallet.command(epilog=example("payagent wallet unfreeze", "payagent wallet unfreeze --reviewed 0123...cdef"))
@@ -168,15 +163,14 @@ def unfreeze(terminal: Terminal, connect: Connect, reviewed: tuple[str, ...]) ->
     froze the wallet. It is refused if others have appeared meanwhile. In scripts, name the ones that you reviewed
     with --reviewed.
     """
-    with connect() as client:
-        frozen_by = client.get("/v1/wallet")["frozen_by"] or []
+    client = connect()
+    frozen_by = client.get("/v1/wallet")["frozen_by"] or []
     for tx in frozen_by:
         terminal.say(f"Transaction {tx} spent UTxOs of this wallet.")
     if terminal.can_ask:
         click.confirm("Is payagent the only program that signs with this wallet now?", abort=True, err=True)
-    with connect() as client:
-        answer = client.post("/v1/wallet/unfreeze", {"seen": list(reviewed or frozen_by)})
-        reasons = client.unsigned_because()
+    answer = client.post("/v1/wallet/unfreeze", {"seen": list(reviewed or frozen_by)})
+    reasons = client.unsigned_because()
     text = f"Unfrozen{'' if reasons else ': payagent signs again'}. It was frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
     for reason in reasons:
@@ -263,8 +257,7 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
     still submitted and may still get into a block. A restart does not end the pause. If payagent is already
     paused, the earlier pause and its reason stay.
     """
-    with connect() as client:
-        answer = client.post("/v1/pause", {"reason": reason} if reason else {})
+    answer = connect().post("/v1/pause", {"reason": reason} if reason else {})
     why = f": {answer['reason']}" if answer["reason"] else ""
     terminal.give(answer, lambda: terminal.line(f"Paused since {answer['since']} by {answer['by']}{why}"))
     if answer.get("already"):
@@ -276,9 +269,9 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
 @talks_to_daemon
 def resume(terminal: Terminal, connect: Connect) -> None:
     """Allow signing again. Payments that are held and have time left are signed now."""
-    with connect() as client:
-        answer = client.post("/v1/resume", {})
-        reasons = client.unsigned_because()
+    client = connect()
+    answer = client.post("/v1/resume", {})
+    reasons = client.unsigned_because()
     terminal.give(answer, lambda: terminal.line("The pause is over." if reasons else "payagent signs again."))
     for reason in reasons:
         terminal.say(f"Still not signing: {reason}")

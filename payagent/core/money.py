@@ -113,6 +113,10 @@ def _read_unit(unit: str | None, tokens: Tokens) -> tuple[str | None, int]:
         return tokens[unit]
     if match := _UNIT_ASSET.fullmatch(unit):
         return match[1] + match[2], 0
+    if tokens is NO_TOKENS:  # as in the client's transport, which has no config
+        raise Refused(
+            "amount_invalid", f"{unit[:40]!r} is not ADA and not lovelace; write a token as policy and name in hex"
+        )
     raise Refused(
         "amount_invalid",
         f"{unit[:40]!r} is not ADA, not lovelace, and no name in [[limits.assets]]; "

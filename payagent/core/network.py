@@ -48,10 +48,11 @@ BLOCKFROST_URLS = {
 _BY_ALIAS = {alias: network for network in NETWORKS.values() for alias in network.aliases}
 
 
-def faucet_of(network: str, chain_url: str) -> str | None:
-    """Return where people get test ADA; None on mainnet. A devnet's provider has its own faucet."""
+def faucet_of(network: str, chain_url: str, address: str) -> str | None:
+    """Return where people get test ADA for an address, on a devnet as a command; None on mainnet."""
     if network == "devnet":
-        return chain_url.removesuffix("/api/v0") + "/devnet/faucet"
+        url, body = chain_url.removesuffix("/api/v0"), f'{{"address": "{address}", "lovelace": "500000000"}}'
+        return f"curl -s {url}/devnet/faucet -H 'content-type: application/json' -d '{body}'"
     return None if network == "mainnet" else "https://docs.cardano.org/cardano-testnets/tools/faucet"
 
 

@@ -55,14 +55,13 @@ async def _connected(name: str, provider: ProviderSettings) -> AsyncIterator[Blo
 async def _wallet(blockfrost: Blockfrost, provider: ProviderSettings, settings: Settings) -> CheckResult | None:
     """The wallet's ADA on the chain; None if it cannot be read. An empty wallet is a warning."""
     address = own_address(settings)
-    read = None if address is None else await blockfrost.utxos(address)
-    if not isinstance(read, Found):
+    if address is None or not isinstance(read := await blockfrost.utxos(address), Found):
         return None
     lovelace = sum(utxo.lovelace for utxo in read.value)
     if lovelace:
         return CheckResult("wallet", format_ada(lovelace))
-    faucet = faucet_of(settings.network, provider.base_url)
-    more = "" if faucet is None else f"; test ADA is free at {faucet}"
+    faucet = faucet_of(settings.network, provider.base_url, address)
+    more = "" if faucet is None else f"; test ADA is free: {faucet}"
     return CheckResult(
         "wallet", f"it has no ADA, so nothing can be paid; send some to {address}{more}", is_warning=True
     )

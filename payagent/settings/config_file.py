@@ -24,14 +24,14 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class DaemonPlace:
+class DaemonPaths:
     """The daemon's socket, and the folder with its operator's token."""
 
     socket: Path
     data_dir: Path
 
 
-def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
+def config_paths(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
     """Return the paths to look at for the config file: the one that is named, or the usual ones in order."""
     if named := config or environ.get(CONFIG_VARIABLE):
         return [Path(named)]
@@ -44,14 +44,14 @@ def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Pat
     The order is `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml. If one of
     the first two names a file, no other is used. Refused `config_invalid` if there is no file.
     """
-    places = config_places(config, environ, etc)
-    if len(places) == 1 and not places[0].is_file():
+    paths = config_paths(config, environ, etc)
+    if len(paths) == 1 and not paths[0].is_file():
         source = "--config" if config else CONFIG_VARIABLE
-        raise Refused("config_invalid", f"{source} names {places[0]}, which is not a file")
-    for place in places:
-        if place.is_file():
-            return place
-    listed = " or ".join(str(place) for place in places)
+        raise Refused("config_invalid", f"{source} names {paths[0]}, which is not a file")
+    for path in paths:
+        if path.is_file():
+            return path
+    listed = " or ".join(str(path) for path in paths)
     raise Refused(
         "config_invalid", f"no config file at {listed}. Create one with `payagent init`, or pass --config"
     )
@@ -70,7 +70,7 @@ def read_toml(path: Path) -> Tree:
         raise Refused("config_invalid", f"{path} is not valid TOML {where[0] if where else ''}") from None
 
 
-def default_places(tree: Tree, environ: Mapping[str, str]) -> Tree:
+def default_paths(tree: Tree, environ: Mapping[str, str]) -> Tree:
     """The defaults of `data_dir` and `api.socket`.
 
     A relative $XDG_RUNTIME_DIR is ignored (XDG Base Directory Specification).
@@ -81,7 +81,7 @@ def default_places(tree: Tree, environ: Mapping[str, str]) -> Tree:
     return {"data_dir": data_dir, "api": {"socket": socket}}
 
 
-def find_daemon(config: Path | None, environ: Mapping[str, str]) -> DaemonPlace | None:
+def find_daemon(config: Path | None, environ: Mapping[str, str]) -> DaemonPaths | None:
     """Where the config file says that the daemon is; None if only the validated settings tell.
 
     They do if a variable overrides the file, or the file has no text where a path belongs.
@@ -89,12 +89,12 @@ def find_daemon(config: Path | None, environ: Mapping[str, str]) -> DaemonPlace 
     tree = read_toml(find_config(config, environ))
     if any(name.upper().startswith(ENV_PREFIX) and name not in NOT_SETTINGS for name in environ):
         return None
-    places, api = default_places(tree, environ), tree.get("api", {})
-    texts = (api.get("socket", places["api"]["socket"]) if isinstance(api, dict) else None, places["data_dir"])
+    defaults, api = default_paths(tree, environ), tree.get("api", {})
+    texts = (api.get("socket", defaults["api"]["socket"]) if isinstance(api, dict) else None, defaults["data_dir"])
     paths = [Path(text).expanduser() for text in texts if isinstance(text, str)]
     if len(paths) < len(texts) or not all(path.is_absolute() for path in paths):
         return None
-    return DaemonPlace(*paths)
+    return DaemonPaths(*paths)
 
 
 def home(environ: Mapping[str, str]) -> Path:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
-from payagent.settings.config_file import ENV_PREFIX, NOT_SETTINGS, Tree, default_places, find_config, read_toml
+from payagent.settings.config_file import ENV_PREFIX, NOT_SETTINGS, Tree, default_paths, find_config, read_toml
 from payagent.settings.field_types import named
 from payagent.settings.schema import MerchantSettings, Settings, SettingsTable
 
@@ -124,11 +124,11 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
 
 def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
     """Add the defaults that depend on the network and the user. The model has the others."""
-    places, is_devnet = default_places(tree, environ), tree.get("network") == "devnet"
+    paths, is_devnet = default_paths(tree, environ), tree.get("network") == "devnet"
     merchants = tree.get("merchants")
     named = merchants if isinstance(merchants, Mapping) else {}
     defaults = {"merchants": dict.fromkeys(named, _MERCHANT_DEFAULTS[is_devnet])}
-    return _merged(_merged(_merged(places, _DEFAULTS[is_devnet]), defaults), tree)
+    return _merged(_merged(_merged(paths, _DEFAULTS[is_devnet]), defaults), tree)
 
 
 def _explain(

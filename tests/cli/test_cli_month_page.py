@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from payagent.cli.month_page import month_page
-from payagent.cli.prices import read_prices
+from payagent.cli.prices import PriceError, read_prices
 
 HOSTILE = "<script>alert(1)</script>\"'&\u202e\x1b[31m"
 TOKEN = "5c" * 28 + "636c69"
@@ -163,8 +163,9 @@ def test_an_empty_month_has_no_tables() -> None:
         'date,price,currency\n2026-11-02,"0,5",EUR\n',
         "date,price,currency\n2026-11-02,1e3,EUR\n",
         "date,price,currency\n2026-11-02,-1,EUR\n",
+        pytest.param("x" * 131_073, id="a field that csv refuses"),
     ],
 )
 def test_an_unclear_file_of_prices_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^(its|the|all|') ?"):
+    with pytest.raises(PriceError, match=r"^(its|the|all|') ?"):
         read_prices(text)

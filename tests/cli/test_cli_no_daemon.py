@@ -50,6 +50,11 @@ def test_a_402_that_cannot_be_read_is_a_usage_error(
     assert said in error["detail"].lower()
 
 
+def test_setting_no_limit_is_a_usage_error_before_the_daemon_is_asked(closed_shop: Shop) -> None:
+    told = closed_shop.payagent("limits", "set", "--merchant", "t")
+    assert (told.problem, told.error["detail"]) == ("usage", "name a limit, such as --per-day")
+
+
 def test_doctor_works_without_a_daemon(closed_shop: Shop) -> None:
     result = closed_shop.payagent("doctor")
     assert result.code == 4

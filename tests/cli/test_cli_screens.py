@@ -22,7 +22,12 @@ from payagent.store.rows import operator_log
 
 SCREENS = Path(__file__).parent / "screens"
 OTHER = role_address("creator").text
-COMMANDS = {"status": ("status",), "limits": ("limits",), "payments": ("payments", "list")}
+COMMANDS = {
+    "status": ("status",),
+    "limits": ("limits",),
+    "payments": ("payments", "list"),
+    "refusals": ("ledger", "refusals"),
+}
 MASKS = (
     (r"pay_[0-9a-f]{24}", "pay_" + 24 * "0"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", "2026-01-01 00:00:00"),
@@ -154,6 +159,29 @@ def test_the_log_has_words_for_every_event_that_the_daemon_lists() -> None:
     assert words.keys() == {*operator_log.OF_THE_WALLET, *operator_log.OF_PAYMENTS}
 
 
+def test_an_approval_that_nobody_decided_on_is_shown_as_timed_out() -> None:
+    deny = import_module("payagent.cli.log")._WORDS["deny"]
+    entry = {"payment": "pay_1", "app": "bot"}
+    assert deny(entry, {"via": "clock"}) == "timed out: pay_1 of bot"
+    assert deny(entry, {"via": "token"}) == "denied: pay_1 of bot"
+
+
+def test_the_log_says_how_to_see_older_entries(busy: Shop) -> None:
+    newest = busy.payagent("log", "--limit", "1", "--human")
+    assert newest.err.startswith("More: --cursor ")
+    older = busy.payagent("log", "--limit", "1", "--cursor", newest.err.split()[-1]).json["log"]
+    assert older == busy.payagent("log", "--limit", "2").json["log"][1:]
+
+
+def test_following_since_a_time_begins_with_the_oldest_entry_since_then(busy: Shop) -> None:
+    command = ("log", "--follow", "--since", "2020-01-01T00:00:00Z", "--limit", "1", "--config", busy.config)
+    following = spawn(*command, stdout=PIPE, stderr=PIPE)
+    oldest = json.loads(following.stdout.readline())
+    following.terminate()
+    following.communicate(timeout=60)
+    assert (oldest["event"], oldest["detail"]["name"]) == ("app_added", "bot")
+
+
 def test_the_log_is_followed_until_its_reader_stops(busy: Shop) -> None:
     newest = busy.payagent("log", "--limit", "1").json["log"][0]
     command = ("log", "--follow", "--since", newest["at"], "--json", "--config", busy.config)
@@ -175,6 +203,7 @@ def test_status_is_one_json_object_for_programs(busy: Shop) -> None:
     (waits,) = told["awaiting_approval"]
     assert (waits["app_name"], waits["merchant"], waits["request"]) == ("operator", "t", "POST /chat")
     assert [alert["kind"] for alert in told["alerts"]] == ["approval_needed"]
+    assert [row["app"] for row in told["spend_by_app"]] == ["bot", "operator"]
     assert {"limits", "assets", "chain", "checks", "providers"} <= told.keys()
 
 

@@ -147,6 +147,7 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
         shown = session.seen.split("they are not shown again.")[1]
         session.type("")
         assert session.end() == 0
+    assert "Test ADA is free:\n  curl -s http://127.0.0.1:1/devnet/faucet " in session.seen
     for command in ("serve", "doctor", "wallet"):
         assert f"  payagent {command} --config {config}  #" in session.seen
     merchant = load_settings(config, {"HOME": str(tmp_path)}).merchants["shop"]
@@ -168,6 +169,23 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
     passphrase.write_text(PASSPHRASE)
     address = json.loads((tmp_path / "data/keystore.json").read_text())["address"]
     assert _restore(tmp_path, restored, passphrase) == address
+
+
+def test_init_with_all_that_it_needs_asks_nothing_even_at_a_terminal(tmp_path: Path) -> None:
+    passphrase = write_private(tmp_path / "passphrase", PASSPHRASE)
+    files = (
+        "--config",
+        tmp_path / "config.toml",
+        "--data-dir",
+        tmp_path / "data",
+        "--passphrase-file",
+        passphrase,
+    )
+    network = ("--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0")
+    with at_terminal("init", *network, *files) as session:
+        answer(session, ("Press Enter", ""))
+        assert session.end() == 0
+    assert "first program" not in session.seen
 
 
 def test_init_for_a_public_test_network_asks_for_the_project_id_file(tmp_path: Path) -> None:

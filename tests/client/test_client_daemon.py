@@ -23,8 +23,7 @@ from kit.proxy import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
-from payagent.client.daemon_client import AsyncDaemonClient, DaemonClient
-from payagent.client.daemon_client import DaemonAddress as DaemonPlace
+from payagent.client.daemon_client import AsyncDaemonClient, DaemonAddress, DaemonClient
 from payagent.client.effects import AskDaemon, DaemonReply
 from payagent.client.streams import MEMORY_BYTES, Replay, aread_up_to, read_up_to
 from payagent.core.payment import Delivery
@@ -222,7 +221,7 @@ async def test_the_client_waits_for_a_daemon_that_is_slow_to_accept(way: str) ->
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         address = listening.getsockname()
-        where = DaemonPlace.read(f"http://127.0.0.1:{address[1]}", TOKEN)
+        where = DaemonAddress.read(f"http://127.0.0.1:{address[1]}", TOKEN)
         ask = AskDaemon("GET", "/v1/merchants")
         blocking, waiting = DaemonClient(where), AsyncDaemonClient(where)
         with socket.create_connection(address):  # as many as may wait to be accepted

@@ -39,6 +39,7 @@ def test_a_maximum_may_name_a_token_of_the_config() -> None:
         ([(MAX_COST, b"1"), (MAX_COST, b"2")], "x-payagent-max-cost is given twice"),
         ([(MAX_COST, b"1.5")], "X-Payagent-Max-Cost"),
         ([(MAX_COST, b"0 ADA")], "is zero"),
+        ([(MAX_COST, b"5 USDM")], "'USDM' is not ADA and not lovelace; write a token as policy and name in hex"),
         ([(DRY_RUN, b"yes")], "X-Payagent-Dry-Run is true or false"),
     ],
 )

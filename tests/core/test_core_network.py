@@ -93,6 +93,8 @@ def test_the_start_time_of_a_slot_is_in_that_slot(network: str, slot: int) -> No
 
 def test_every_test_network_has_a_faucet_and_mainnet_has_none() -> None:
     chain = "http://127.0.0.1:3000/api/v0"
-    assert faucet_of("devnet", chain) == "http://127.0.0.1:3000/devnet/faucet"
-    assert faucet_of("preprod", chain) == faucet_of("preview", chain)
-    assert faucet_of("mainnet", chain) is None
+    devnet = faucet_of("devnet", chain, "addr_test1x")
+    assert devnet is not None
+    assert devnet.startswith("curl -s http://127.0.0.1:3000/devnet/faucet ")
+    assert faucet_of("preprod", chain, "addr_test1x") == faucet_of("preview", chain, "addr_test1x")
+    assert faucet_of("mainnet", chain, "addr1x") is None

@@ -41,7 +41,7 @@ from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.doctor.chain import check_chain
 from payagent.secret_file import require_out_of_reach, require_unchanged_by_others
-from payagent.settings.config_file import config_places
+from payagent.settings.config_file import config_paths
 from payagent.settings.loading import load_settings
 from payagent.store.db.lease import require_local
 from payagent.store.db.writer import Writer
@@ -392,12 +392,12 @@ def test_a_config_in_a_sticky_shared_folder_is_accepted(folder: Path) -> None:
 
 def test_the_daemon_must_not_be_able_to_create_a_config_that_the_next_start_prefers(tmp_path: Path) -> None:
     """Its user's home is its data folder, and the config is under /etc: neither exists yet."""
-    places = config_places(None, {"HOME": str(tmp_path / "data")}, tmp_path / "etc")
-    require_out_of_reach(places, [tmp_path / "elsewhere"])
+    paths = config_paths(None, {"HOME": str(tmp_path / "data")}, tmp_path / "etc")
+    require_out_of_reach(paths, [tmp_path / "elsewhere"])
     with pytest.raises(Refused, match=r"data/\.config/payagent/config\.toml lies in"):
-        require_out_of_reach(places, [tmp_path / "data"])
+        require_out_of_reach(paths, [tmp_path / "data"])
     require_out_of_reach(
-        config_places(tmp_path / "etc/mine.toml", {"HOME": str(tmp_path / "data")}), [tmp_path / "data"]
+        config_paths(tmp_path / "etc/mine.toml", {"HOME": str(tmp_path / "data")}), [tmp_path / "data"]
     )
 
 

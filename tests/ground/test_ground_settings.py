@@ -14,7 +14,7 @@ from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile, read_secret_file
-from payagent.settings.config_file import DaemonPlace, find_config, find_daemon
+from payagent.settings.config_file import DaemonPaths, find_config, find_daemon
 from payagent.settings.loading import load_settings, read_merchant
 from payagent.settings.paths import passphrase_file
 from payagent.settings.schema import AssetLimitSettings, MerchantSettings, ProviderSettings, Settings
@@ -229,8 +229,8 @@ def test_a_command_finds_the_daemon_where_the_validated_settings_have_it(
     tmp_path: Path, extra: str, environ: dict[str, str]
 ) -> None:
     settings = load(tmp_path, extra, **environ)
-    place = find_daemon(tmp_path / "config.toml", {"HOME": str(tmp_path), **environ})
-    assert place == DaemonPlace(settings.api.socket, settings.data_dir)
+    paths = find_daemon(tmp_path / "config.toml", {"HOME": str(tmp_path), **environ})
+    assert paths == DaemonPaths(settings.api.socket, settings.data_dir)
 
 
 @pytest.mark.parametrize(

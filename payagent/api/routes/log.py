@@ -1,4 +1,4 @@
-"""/v1/log and /v1/alerts: what operators changed, which calls were refused, and what needs attention now.
+"""/v1/log and /v1/alerts: what operators changed, which requests were refused, and what needs attention now.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: changes anything.
 """
@@ -30,7 +30,7 @@ class LogFilter(Page):
 
 @router.get("/v1/log", summary="List changes and refusals, newest first", responses=gives(LogPage, 200))
 async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonResponse:
-    """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused calls."""
+    """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused requests."""
     context = caller.context
     rows = await run_in_threadpool(
         lambda: operator_log.page(

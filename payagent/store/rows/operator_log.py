@@ -1,4 +1,4 @@
-"""What operators changed and which calls were refused, read from the events.
+"""What operators changed and which requests were refused, read from the events.
 
 May import: store.rows, store.db, sqlite3. Never: writes.
 """
