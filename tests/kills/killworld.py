@@ -459,11 +459,15 @@ class World:
             if not self.calm and number % 4 == 0:
                 await self._roll_back(1 + number // 4 % 2)
             if not self.calm and number % 3 == 0:
-                kind = ("lost_reply", "late_accept")[number // 3 % 2]
+                kind = min(("lost_reply", "late_accept"), key=self._triggered)
                 await self.control("faults", on="submit", kind=kind, count=1)
                 self.trouble[kind] += 1
             async with self._chain:
                 await self.control("blocks", count=1)
+
+    def _triggered(self, kind: str) -> int:
+        """How often this fault has met a submission."""
+        return self.devnet.run(lambda devnet: devnet.node.switches.triggered.get(f"submit:{kind}", 0))
 
     async def _roll_back(self, depth: int) -> None:
         async with self._chain:
