@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 
 from kit.agent import take_only_hashes
 from kit.canaries import plant
@@ -66,7 +68,14 @@ class Result:
 def invoke(*arguments: str | Path) -> Result:
     """Run a command in this process, with pipes for streams."""
     out, err = io.StringIO(), io.StringIO()
-    code = run([str(argument) for argument in arguments], Terminal(io.StringIO(), out, err))
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    try:
+        code = run([str(argument) for argument in arguments], Terminal(io.StringIO(), out, err))
+    finally:  # `serve` and `proxy` configure the log of the whole process
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        structlog.reset_defaults()
     return Result(code, out.getvalue(), err.getvalue())
 
 

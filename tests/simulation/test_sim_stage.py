@@ -7,7 +7,6 @@ from sim.run import run_share
 
 
 def test_logging_works_again_after_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    structlog.reset_defaults()
     run_share(range(1))
     structlog.get_logger().warning("said.after")
     assert "said.after" in capsys.readouterr().out
