@@ -2,7 +2,7 @@
 
 import os
 
-IS_LONG = os.environ.get("PAYAGENT_TEST_LONG") == "1"
+IS_LONG = os.environ.get("LONG_TESTS") == "1"
 
 
 def pick(sample: int, whole: int) -> int:
