@@ -8,11 +8,15 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from payagent.cli.options import example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from payagent.mcp.daemon import Daemon
 
 
 class _Group(click.Group):
@@ -38,16 +42,30 @@ def require_extra() -> None:
         raise click.UsageError("this command needs an extra: pip install 'cardano-payagent[mcp]'")
 
 
-@mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))
-@click.option(
-    "--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address instead of stdio."
-)
-@click.option(
+def _daemon(token_file: Path | None) -> "Daemon":
+    from payagent.mcp.daemon import Daemon
+    from payagent.secret_file import read_header_secret
+
+    token = None if token_file is None else read_header_secret(token_file)
+    try:
+        return Daemon(token, os.environ)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+token_option = click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="File with the app's token (mode 0600). Default: $PAYAGENT_TOKEN.",
 )
+
+
+@mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address instead of stdio."
+)
+@token_option
 @output_options
 @pass_terminal
 def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> None:
@@ -58,15 +76,9 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
     within these limits while it runs.
     """
     require_extra()
-    from payagent.mcp.daemon import Daemon
     from payagent.mcp.server import serve_http, serve_stdio
-    from payagent.secret_file import read_header_secret
 
-    token = None if token_file is None else read_header_secret(token_file)
-    try:
-        daemon = Daemon(token, os.environ)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    daemon = _daemon(token_file)
     if listen is None:
         serve_stdio(daemon)
         return
@@ -82,3 +94,20 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
         else:
             terminal.say(f"{url} serves agents")
         serve_http(daemon, listener)
+
+
+@mcp.command(epilog=example("payagent mcp proxy https://tools.example.com/mcp --token-file agent.token"))
+@click.argument("url")
+@token_option
+def proxy(url: str, token_file: Path | None) -> None:
+    """Serve the paid MCP server URL on stdio, and pay for its calls.
+
+    Tools, resources and prompts that ask for x402 payment are paid by the daemon, within the limits of the app
+    whose token it gets. The server's origin must be in [merchants].
+    """
+    require_extra()
+    import asyncio
+
+    from payagent.mcp.paid_proxy import serve_proxy
+
+    asyncio.run(serve_proxy(url, _daemon(token_file)))

@@ -79,8 +79,18 @@ class RequestWithHeaders(RequestLine):
 
 
 class BoughtRequest(RequestWithHeaders):
-    """The request to buy. With the origin it identifies the purchase."""
+    """The request to buy. With the origin it identifies the purchase.
 
+    The method of a call to an MCP server is `MCP`, and `body_sha256` is of its arguments in RFC 8785's form.
+    """
+
+    path: Annotated[
+        str,
+        Field(
+            pattern=r"^(/|tools/|resources/|prompts/)[!-~]{0,8191}$",
+            description="With its query. Of an MCP call: tools/NAME, resources/URI or prompts/NAME.",
+        ),
+    ]
     body_sha256: Hex
 
     @property

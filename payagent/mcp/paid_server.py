@@ -1,0 +1,100 @@
+"""The connection to a remote MCP server by streamable HTTP: opened when it is needed, and again after it broke.
+
+May import: anyio, httpx's values, mcp.
+Never: pays; repeats a request that the server may have executed.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import httpx
+from anyio.abc import TaskGroup, TaskStatus
+from mcp.client import Client, advertise
+from mcp.shared.dispatcher import ProgressFnT
+from mcp.shared.exceptions import MCPError
+from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, REQUEST_TIMEOUT, Request
+from pydantic import TypeAdapter, ValidationError
+
+EXTENSION = "org.x402/payment"
+"""The extension of x402's MCP transport: a server may answer `payment_required` instead of a tool error."""
+
+Json = dict[str, Any]
+_RESULT: TypeAdapter[Any] = TypeAdapter(Json)
+_LOST = frozenset((CONNECTION_CLOSED, REQUEST_TIMEOUT, INTERNAL_ERROR))
+"""Codes that the SDK also uses if no answer came, or a gateway's 5xx."""
+
+log = logging.getLogger("payagent.mcp")
+
+
+class RemoteServer:
+    """One server. Its requests share a connection, which a task of `tasks` holds open."""
+
+    def __init__(self, url: str, tasks: TaskGroup) -> None:
+        self.url = url
+        self._tasks = tasks
+        self._opening = anyio.Lock()
+        self._client: Client | None = None
+        self._dropped = anyio.Event()
+
+    async def connected(self) -> Client:
+        """The client of an open connection. Raises `httpx.ConnectError`."""
+        async with self._opening:
+            if self._client is None:
+                self._dropped = anyio.Event()
+                try:
+                    self._client = await self._tasks.start(self._hold, self._dropped)
+                except Exception as error:  # noqa: BLE001  whatever it is, nothing was asked of the server
+                    raise httpx.ConnectError(f"{self.url} is no MCP server: {_why(error)}") from None
+            return self._client
+
+    async def request(
+        self, method: str, params: Mapping[str, Any], on_progress: ProgressFnT | None = None
+    ) -> Json:
+        """Send a request, and return its result as the server wrote it.
+
+        Raises `MCPError` if the server refuses it, `httpx.ConnectError` if the server did not get it, and another
+        `httpx.TransportError` if it may have been executed and no answer came.
+        """
+        while True:
+            client = await self.connected()
+            try:
+                request = Request[Any, Any](method=method, params=params)
+                result: Json = await client.session.send_request(request, _RESULT, progress_callback=on_progress)
+                return result
+            except ValidationError as error:
+                raise httpx.RemoteProtocolError(f"{self.url} answered {method} with what is no result") from error
+            except MCPError as error:
+                if error.code == INVALID_REQUEST and error.message == "Session terminated":
+                    self._drop(client)  # it restarted, and executed nothing
+                    continue
+                if error.code not in _LOST:
+                    raise
+                self._drop(client)
+                raise httpx.ReadError(f"{self.url} did not answer {method}: {error.message}") from None
+
+    def _drop(self, client: Client) -> None:
+        if self._client is client:
+            self._client = None
+            self._dropped.set()
+
+    async def _hold(self, dropped: anyio.Event, *, task_status: TaskStatus[Client]) -> None:
+        """Hold a connection open until it is dropped. The SDK wants it opened and closed by one task."""
+        client: Client | None = None
+        try:
+            async with Client(self.url, extensions=[advertise(EXTENSION)], cache=None) as client:
+                task_status.started(client)
+                await dropped.wait()
+        except Exception as error:
+            if client is None:
+                raise
+            log.info("the connection to %s ended: %s", self.url, _why(error))
+            self._drop(client)
+
+
+def _why(error: BaseException) -> str:
+    """The reason in a group of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
