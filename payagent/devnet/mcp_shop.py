@@ -31,6 +31,7 @@ from payagent.devnet.x402_terms import X402Request, extensions, requirements, re
 
 Json = dict[str, Any]
 Context = ServerRequestContext[Any, Any]
+Handler = Callable[[Context, Any], Awaitable[Json]]
 
 EXTENSION, PAYMENT, RECEIPT = "org.x402/payment", "x402/payment", "x402/payment-response"
 _CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
@@ -50,7 +51,7 @@ class McpShop:
     def server(self) -> Server[Any]:
         server: Server[Any] = Server("payagent-devnet", instructions="A devnet merchant; its money is worthless.")
         server.extensions = {EXTENSION: {}}
-        handlers: dict[str, tuple[type[RequestParams], Callable[[Context, Any], Awaitable[Json]]]] = {
+        handlers: dict[str, tuple[type[RequestParams], Handler]] = {
             "tools/list": (RequestParams, self._tools),
             "tools/call": (CallToolRequestParams, self._call_tool),
             "resources/list": (RequestParams, self._resources),
@@ -59,7 +60,7 @@ class McpShop:
             "prompts/get": (GetPromptRequestParams, self._get_prompt),
         }
         for method, (params, handler) in handlers.items():
-            server.add_request_handler(method, params, handler)
+            server.add_request_handler(method, params, _complete(handler))
         return server
 
     async def _tools(self, _context: Context, _params: RequestParams) -> Json:
@@ -124,6 +125,15 @@ class McpShop:
         if EXTENSION in (meta.get(_CAPABILITIES) or {}).get("extensions", {}):
             return {"resultType": "payment_required", "paymentRequired": required}
         return {**_text(json.dumps(required)), "structuredContent": required, "isError": True}
+
+
+def _complete(handler: Handler) -> Handler:
+    """Add what MCP 2026-07-28 wants of a result; the SDK leaves it out for older clients."""
+
+    async def complete(context: Context, params: Any) -> Json:
+        return {"resultType": "complete", "ttlMs": 0, "cacheScope": "private", **await handler(context, params)}
+
+    return complete
 
 
 def _text(text: str) -> Json:

@@ -39,6 +39,9 @@ _PAID = {
 }
 """By capability, the request that may cost money, and the parameter that names what is called."""
 
+_COMPLETE = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+"""What results have since MCP 2026-07-28. The SDK leaves out what an older agent does not know."""
+
 _PRICE = "agents-x402/priceUSD"
 """The key of a tool's `_meta` in which servers tell a price; x402 itself has none."""
 
@@ -77,7 +80,9 @@ class Proxy:
             result = await self.remote.request(context.method, _params_with(context, {}))
         except httpx.TransportError as error:
             raise MCPError(CONNECTION_CLOSED, str(error)) from None
-        return {**result, "tools": [_priced(tool) for tool in result["tools"]]} if "tools" in result else result
+        if "tools" in result:
+            result["tools"] = [_priced(tool) for tool in result["tools"]]
+        return {**_COMPLETE, **result}
 
     def _buying(self, kind: str) -> Callable[[Context, AnyParams], Awaitable[Json]]:
         name_key = _PAID[kind][1]
@@ -95,9 +100,10 @@ class Proxy:
                 return refusal(error, is_tool=kind == "tools")
             except httpx.TransportError as error:
                 raise MCPError(CONNECTION_CLOSED, f"{error}. Nothing was paid. Try again.") from None
-            if not bought.paid:
-                return bought.result
-            return {**bought.result, "_meta": {**(bought.result.get("_meta") or {}), _OWN_META: dict(bought.paid)}}
+            result = {**_COMPLETE, **bought.result}
+            if bought.paid:
+                result["_meta"] = {**(result.get("_meta") or {}), _OWN_META: dict(bought.paid)}
+            return result
 
         return buy
 
@@ -107,6 +113,7 @@ def refusal(error: PayAgentError, *, is_tool: bool) -> Json:
     if not is_tool:
         raise MCPError(INTERNAL_ERROR, str(error), error.problem)
     return {
+        **_COMPLETE,
         "content": [{"type": "text", "text": str(error)}],
         "structuredContent": error.problem,
         "isError": True,
