@@ -3,7 +3,7 @@
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -11,8 +11,10 @@ from mcp import StdioServerParameters
 from mcp.client import Client
 
 from kit.agent import World
-from kit.api import Api
-from kit.client import open_shop
+from kit.api import Api, served
+from kit.client import UTXOS
+from kit.proxy import blocks
+from payagent.agent.base.config import MerchantConfig
 from payagent.mcp.daemon import Daemon
 from payagent.mcp.paid_calls import PaidCalls
 from payagent.mcp.paid_proxy import Proxy
@@ -68,7 +70,7 @@ class Market:
         """The same in this process, which starts faster."""
         async with anyio.create_task_group() as tasks:
             remote = RemoteServer(url or self.url, tasks)
-            calls = PaidCalls(remote.url, Daemon(None, self.environ))
+            calls = PaidCalls(remote.url, Daemon(self.api.tokens["payer"], self.environ))
             server = Proxy(remote, calls).server(await remote.connected())
             async with Client(server, cache=None, **options) as client:
                 yield client
@@ -77,6 +79,12 @@ class Market:
 
 
 @asynccontextmanager
-async def market(world: World) -> AsyncIterator[Market]:
-    async with open_shop(world) as shop:
-        yield Market(shop.api)
+async def market(world: World, **merchants: str) -> AsyncIterator[Market]:
+    """`merchants`: origins that may be paid too, by name."""
+    world.fund(*UTXOS)
+    known = {url: MerchantConfig(name, url, None, None, "confirmed", 5) for name, url in merchants.items()}
+    known |= world.terms.merchants
+    async with world.run(terms=lambda given: replace(given, merchants=known)) as run:
+        await run.run_pass()
+        async with served(run) as api, blocks(run):
+            yield Market(api)

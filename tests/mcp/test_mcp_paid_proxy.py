@@ -1,12 +1,20 @@
 """An agent calls tools, resources and prompts of a paid MCP server through `payagent mcp proxy`."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from hashlib import sha256
+from typing import Any
 
 import pytest
-from kit.agent import World
+from kit.agent import ADA, World
+from kit.effort import pick
 from kit.mcp_proxy import TOPIC, Market, market
+from kit.sdk_mcp_merchant import SdkMcpMerchant
+from mcp.shared.exceptions import MCPError
 
 from payagent.core.payment import Delivery
+
+SERVED = "About Hydra: this report was paid for."
 
 
 @pytest.fixture
@@ -15,13 +23,132 @@ async def at(world: World) -> AsyncIterator[Market]:
         yield there
 
 
+def text_of(result: Any) -> str:
+    return str(result.content[0].text)
+
+
 async def test_a_paid_tool_is_paid_once_and_served(at: Market) -> None:
     async with at.agent() as agent:
         assert [tool.name for tool in (await agent.list_tools()).tools] == ["topics", "report"]
         result = await agent.call_tool("report", TOPIC)
     assert not result.is_error, result
-    assert result.content[0].text == "About Hydra: this report was paid for."
+    assert text_of(result) == SERVED
     (payment,) = at.payments
     assert payment.delivery is Delivery.ACCEPTED
     assert [row["txHash"] for row in at.sold] == [payment.attempt.tx_id]
+    assert result.meta is not None
     assert result.meta["payagent/payment"]["payment"] == payment.id
+
+
+async def test_a_paid_resource_and_a_paid_prompt_are_paid_and_served(at: Market) -> None:
+    async with at.near() as agent:
+        read = await agent.read_resource("devnet://almanac")
+        prompt = await agent.get_prompt("briefing", {})
+    assert read.contents[0].model_dump()["text"] == "This almanac was paid for."
+    assert prompt.messages[0].content.model_dump()["text"] == "This briefing was paid for."
+    assert {row["path"] for row in at.sold} == {"resources/devnet://almanac", "prompts/briefing"}
+    assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED] * 2
+
+
+async def test_a_free_tool_needs_no_payment(at: Market) -> None:
+    async with at.near() as agent:
+        assert text_of(await agent.call_tool("topics", {})) == "Ouroboros, Mithril, Hydra"
+    assert at.payments == []
+
+
+async def test_an_agent_of_the_protocol_before_is_served_too(at: Market) -> None:
+    async with at.near(mode="legacy") as agent:
+        assert text_of(await agent.call_tool("report", TOPIC)) == SERVED
+    assert len(at.sold) == 1
+
+
+async def test_the_call_is_recorded_with_the_hash_of_its_arguments(at: Market) -> None:
+    async with at.near() as agent:
+        await agent.call_tool("report", {"topic": "\u00e9", "b": 1, "a": [1.50, True]})
+    shown = (await at.api.http.get(f"/v1/payments/{at.payments[0].id}")).json()
+    assert shown["request"] == "MCP tools/report"
+    canonical = '{"a":[1.5,true],"b":1,"topic":"\u00e9"}'.encode()
+    assert at.payments[0].intent.request.split(" ")[2] == sha256(canonical).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    pick(["drop_after_broadcast", "pending"], ["settle_500_after_broadcast", "settle_500_before_broadcast"]),
+)
+async def test_a_reply_that_was_lost_is_asked_for_with_the_same_proof(at: Market, fault: str) -> None:
+    at.x402(fault=fault, fault_count=1)
+    async with at.near() as agent:
+        assert text_of(await agent.call_tool("report", TOPIC)) == SERVED
+    assert len(at.payments) == len(at.sold) == 1
+
+
+async def test_two_identical_calls_at_once_are_both_served(at: Market) -> None:
+    async with at.near() as agent:
+        results = await asyncio.gather(*(agent.call_tool("report", TOPIC) for _ in range(2)))
+    assert [text_of(result) for result in results] == [SERVED] * 2
+    assert len(at.payments) == len(at.sold) <= 2
+
+
+async def test_a_call_over_the_limit_is_refused_and_nothing_is_paid(at: Market) -> None:
+    at.world.settings(price=str(2_000 * ADA))
+    async with at.near() as agent:
+        result = await agent.call_tool("report", TOPIC)
+    assert result.is_error
+    assert result.structured_content is not None
+    assert result.structured_content["code"] == "limit_exceeded"
+    assert result.structured_content["money"]
+    assert result.structured_content["code"] in text_of(result)
+    assert at.sold == []
+
+
+async def test_a_server_that_is_no_merchant_is_not_paid(world: World) -> None:
+    with SdkMcpMerchant(world.devnet) as stranger:
+        async with market(world) as at, at.near(f"{stranger.url}/mcp") as agent:
+            result = await agent.call_tool("report", TOPIC)
+            assert result.structured_content is not None
+            assert result.structured_content["code"] == "merchant_not_allowed"
+            assert at.payments == []
+
+
+async def test_a_cancelled_call_is_answered_by_the_next_identical_one(at: Market) -> None:
+    at.x402(fault="settle_500_after_broadcast")
+    async with at.near() as agent:
+        call = asyncio.create_task(agent.call_tool("report", TOPIC))
+        while not at.sold:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        at.x402(fault=None)
+        assert text_of(await agent.call_tool("report", TOPIC)) == SERVED
+    assert len(at.payments) == len(at.sold) == 1
+
+
+async def test_the_sdks_paid_server_is_paid_and_found_again_after_it_restarted(world: World) -> None:
+    with SdkMcpMerchant(world.devnet, replays=False) as merchant:
+        async with market(world, sdk=merchant.url) as at, at.near(f"{merchant.url}/mcp") as agent:
+            assert text_of(await agent.call_tool("report", TOPIC)) == "About Hydra"
+            await asyncio.to_thread(merchant.restart)
+            assert text_of(await agent.call_tool("report", TOPIC)) == "About Hydra"
+            assert sorted(merchant.payments.values()) == [1, 1]
+            assert len(at.payments) == 2
+
+
+async def test_a_tool_that_fails_after_it_got_the_proof_is_not_paid_again(world: World) -> None:
+    with SdkMcpMerchant(world.devnet) as merchant:
+        async with market(world, sdk=merchant.url) as at, at.near(f"{merchant.url}/mcp") as agent:
+            merchant.failing = True
+            for _ in range(2):
+                assert (await agent.call_tool("report", TOPIC)).is_error
+            merchant.failing = False
+            assert text_of(await agent.call_tool("report", TOPIC)) == "About Hydra"
+            assert len(at.payments) == 1
+            assert list(merchant.payments.values()) == [1]
+
+
+async def test_arguments_without_a_canonical_form_are_refused(at: Market) -> None:
+    async with at.near() as agent:
+        result = await agent.call_tool("report", {"topic": 2**60})
+        assert result.structured_content is not None
+        assert result.structured_content["code"] == "bad_request"
+        with pytest.raises(MCPError):
+            await agent.call_tool("no such tool", {})
+    assert at.payments == []
