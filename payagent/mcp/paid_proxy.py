@@ -4,7 +4,8 @@ May import: client, core, anyio, httpx, mcp, pydantic, mcp.paid_server, mcp.paid
 Never: pays by itself, which `paid_calls` has the daemon do; changes a result that is not about money.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,16 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, RequestParams
 
-from payagent.client.errors import PayAgentError
+from payagent.client.errors import PayAgentError, own_error
+from payagent.core.payment import State
+from payagent.core.problems import Refused
 from payagent.core.version import VERSION
-from payagent.mcp.daemon import Daemon
-from payagent.mcp.paid_calls import PAYMENT, Json, PaidCalls
+from payagent.mcp.daemon import Daemon, Payer, paying
+from payagent.mcp.paid_calls import PAYMENT, Json, PaidCalls, PaidResult
 from payagent.mcp.paid_server import RemoteServer
+
+TELL_EVERY_S, PERSON_S = 5.0, 45.0
+"""How often progress is reported, and how long a call waits for a person. MCP clients give up after 60 seconds."""
 
 _OWN_META = "payagent/payment"
 _FREE = {
@@ -94,8 +100,9 @@ class Proxy:
                 on_progress = context.session.report_progress
                 return await self.remote.request(context.method, _params_with(context, meta), on_progress)
 
+            call = self.calls.run(f"{kind}/{params[name_key]}", params.get("arguments") or {}, send)
             try:
-                bought = await self.calls.run(f"{kind}/{params[name_key]}", params.get("arguments") or {}, send)
+                bought = await _told(call, context)
             except PayAgentError as error:
                 return refusal(error, is_tool=kind == "tools")
             except httpx.TransportError as error:
@@ -106,6 +113,30 @@ class Proxy:
             return result
 
         return buy
+
+
+async def _told(call: Coroutine[Any, Any, PaidResult], context: Context) -> PaidResult:
+    """Wait for a call, and report progress while it is paid.
+
+    A call that a person has to approve ends after `PERSON_S`. The payment stays: the same call again finds it.
+    """
+    payer = Payer()
+    paying.set(payer)
+    task = asyncio.create_task(call)
+    waited_s = 0.0
+    try:
+        while not (await asyncio.wait({task}, timeout=TELL_EVERY_S))[0]:
+            waited_s += TELL_EVERY_S
+            if payer.payment is None:
+                continue
+            payment_id, state = payer.payment["id"], payer.payment["state"]
+            await context.session.report_progress(waited_s, None, f"payment {payment_id}: {state}")
+            if state == State.AWAITING_APPROVAL and waited_s >= PERSON_S:
+                how = f"{payment_id} waits for approval: payagent payments approve {payment_id}"
+                raise own_error("awaiting_approval", how, payment=payment_id)
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def refusal(error: PayAgentError, *, is_tool: bool) -> Json:
@@ -137,12 +168,17 @@ def _priced(tool: Json) -> Json:
 
 async def serve_proxy(url: str, daemon: Daemon) -> None:
     """Serve the MCP server `url` on stdio until stdin ends. Refused: `merchant_unreachable`."""
+    unreachable = ""
+    calls = PaidCalls(url, daemon)
     async with anyio.create_task_group() as tasks:
-        remote, calls = RemoteServer(url, tasks), PaidCalls(url, daemon)
+        remote = RemoteServer(url, tasks)
         try:
             local = Proxy(remote, calls).server(await remote.connected())
             async with stdio_server() as (read, write):
                 await local.run(read, write, local.create_initialization_options())
-        finally:
-            await calls.aclose()
-            tasks.cancel_scope.cancel()
+        except httpx.ConnectError as error:
+            unreachable = str(error)
+        tasks.cancel_scope.cancel()
+    await calls.aclose()
+    if unreachable:  # not raised inside, where the task group would wrap it
+        raise Refused("merchant_unreachable", unreachable)

@@ -10,7 +10,7 @@ import anyio
 from mcp import StdioServerParameters
 from mcp.client import Client
 
-from kit.agent import World
+from kit.agent import ADA, World
 from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
@@ -53,6 +53,10 @@ class Market:
 
     def x402(self, **settings: object) -> None:
         self.world.settings(x402=settings)
+
+    def ask_a_person(self) -> None:
+        """Let every payment over 1 ADA need an approval."""
+        self.api.run.context.admission.rules.approval_required_above = {"lovelace": ADA}
 
     @property
     def sold(self) -> list[dict[str, Any]]:

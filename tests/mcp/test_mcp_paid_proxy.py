@@ -13,6 +13,7 @@ from kit.sdk_mcp_merchant import SdkMcpMerchant
 from mcp.shared.exceptions import MCPError
 
 from payagent.core.payment import Delivery
+from payagent.mcp import paid_proxy
 
 SERVED = "About Hydra: this report was paid for."
 
@@ -68,7 +69,8 @@ async def test_the_call_is_recorded_with_the_hash_of_its_arguments(at: Market) -
     shown = (await at.api.http.get(f"/v1/payments/{at.payments[0].id}")).json()
     assert shown["request"] == "MCP tools/report"
     canonical = '{"a":[1.5,true],"b":1,"topic":"\u00e9"}'.encode()
-    assert at.payments[0].intent.request.split(" ")[2] == sha256(canonical).hexdigest()
+    (request,) = at.api.run.context.conn.execute("SELECT request FROM intents").fetchone()
+    assert request.split(" ")[2] == sha256(canonical).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,40 @@ async def test_a_tool_that_fails_after_it_got_the_proof_is_not_paid_again(world:
             assert text_of(await agent.call_tool("report", TOPIC)) == "About Hydra"
             assert len(at.payments) == 1
             assert list(merchant.payments.values()) == [1]
+
+
+async def test_a_server_that_refuses_the_proof_and_asks_again_gets_no_second_payment(at: Market) -> None:
+    at.x402(fault="refuse_verify")
+    async with at.near() as agent:
+        for _ in range(2):
+            result = await agent.call_tool("report", TOPIC)
+            assert result.is_error
+            assert "pay_" in text_of(result)
+    assert len(at.payments) == 1
+    assert at.sold == []
+
+
+async def test_a_call_that_a_person_must_approve_tells_so_and_is_served_when_it_is_repeated(
+    at: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paid_proxy, "PERSON_S", 0.2)
+    monkeypatch.setattr(paid_proxy, "TELL_EVERY_S", 0.05)
+    told: list[str] = []
+
+    async def progress(_done: float, _total: float | None, message: str | None) -> None:
+        told.append(message or "")
+
+    at.ask_a_person()
+    async with at.near() as agent:
+        result = await agent.call_tool("report", TOPIC, progress_callback=progress)
+        (payment,) = at.payments
+        assert result.structured_content is not None
+        assert result.structured_content["code"] == "awaiting_approval"
+        assert f"payagent payments approve {payment.id}" in text_of(result)
+        assert any(payment.id in line for line in told)
+        (await at.api.http.post(f"/v1/payments/{payment.id}/approve", json={})).raise_for_status()
+        assert text_of(await agent.call_tool("report", TOPIC)) == SERVED
+    assert len(at.payments) == len(at.sold) == 1
 
 
 async def test_arguments_without_a_canonical_form_are_refused(at: Market) -> None:
