@@ -49,30 +49,27 @@ class Call:
 
     url: httpx.URL
     method: str
-    headers: Mapping[str, str]
-    body: bytes | None
-    max_cost: str | None = None
-    reason: str | None = None
+    headers: httpx.Headers
+    body: bytes
+    max_cost: str = ""
+    reason: str = ""
     is_quote: bool = False
 
     @classmethod
-    def read(
-        cls, url: str, method: str | None, headers: Mapping[str, str] | None, body: str | None, **more: Any
-    ) -> "Call":
+    def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
         """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
-        for name in headers or {}:
+        for name in headers:
             if name.lower() in _OWN or name.lower().startswith("x-payagent"):
                 raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
         try:
-            if more.get("max_cost") is not None:
+            if more["max_cost"]:
                 parse_bound(more["max_cost"])
+            defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
             return cls(
                 httpx.URL(url).copy_with(fragment=None),
-                (method or ("GET" if body is None else "POST")).upper(),
-                {"user-agent": USER_AGENT}
-                | ({} if body is None else {"content-type": "application/json"})
-                | {name.lower(): value for name, value in (headers or {}).items()},
-                None if body is None else body.encode(),
+                (method or ("POST" if body else "GET")).upper(),
+                httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
+                body.encode(),
                 **more,
             )
         except Refused as refused:
@@ -121,7 +118,7 @@ class Calls:
         key = (call.method, str(call.url), call.body, call.is_quote)
         flight = self._flights.get(key)
         if flight is None:
-            payer = Payer(" ".join((call.reason or "").split()) or None)
+            payer = Payer(" ".join(call.reason.split()) or None)
             flight = self._flights[key] = Flight(asyncio.create_task(self._send(call, payer)), payer)
             flight.task.add_done_callback(lambda _task: self._drop_unless_owed(key, flight))
         since_s = time.monotonic()
@@ -152,10 +149,10 @@ class Calls:
 
     async def _send(self, call: Call, payer: Payer) -> Answer:
         paying.set(payer)
-        options = {} if call.max_cost is None else {"X-Payagent-Max-Cost": call.max_cost}
+        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
         options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
         request = self._http.build_request(
-            call.method, call.url, headers={**call.headers, **options}, content=call.body
+            call.method, call.url, headers={**call.headers, **options}, content=call.body or None
         )
         answer = await self._http.send(request, stream=True)
         try:

@@ -12,7 +12,7 @@ from mcp_types import CallToolResult
 from kit.canaries import plant
 from kit.cli import Shop, clean_environ, spawn, write_private
 from payagent.mcp.daemon import Daemon
-from payagent.mcp.server import build_server
+from payagent.mcp.server import open_server
 
 
 class AgentShop:
@@ -57,12 +57,11 @@ class AgentShop:
     @asynccontextmanager
     async def here(self, answer_after_s: float = 45.0) -> AsyncIterator[Client]:
         """The server in this process, with another patience."""
-        daemon = Daemon(self.token, self.environ)
-        try:
-            async with Client(build_server(daemon, answer_after_s)) as client:
-                yield client
-        finally:
-            await daemon.aclose()
+        async with (
+            open_server(Daemon(self.token, self.environ), answer_after_s) as server,
+            Client(server) as client,
+        ):
+            yield client
 
     def ask(self, message: str, **more: object) -> dict[str, Any]:
         """The arguments of a `fetch` that the merchant sells."""
