@@ -62,9 +62,7 @@ token_option = click.option(
 
 
 @mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))
-@click.option(
-    "--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address instead of stdio."
-)
+@click.option("--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address. Default: stdio.")
 @token_option
 @output_options
 @pass_terminal
