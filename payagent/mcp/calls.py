@@ -22,6 +22,7 @@ from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import Daemon, Payer, paying
+from payagent.mcp.paid_calls import PaidWire
 
 BODY_KEPT_BYTES = 16 * 1024 * 1024
 _TELL_EVERY_S = 1.0
@@ -54,6 +55,7 @@ class Call:
     max_cost: str = ""
     reason: str = ""
     is_quote: bool = False
+    extensions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
@@ -105,7 +107,7 @@ class Calls:
         self._daemon = daemon
         self._answer_after_s = answer_after_s
         timeout = httpx.Timeout(_READ_S, connect=10.0)
-        transport = AsyncPayAgentTransport(daemon=daemon)
+        transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
         self._http = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
         self._flights: dict[tuple[object, ...], Flight] = {}
 
@@ -152,7 +154,11 @@ class Calls:
         options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
         options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
         request = self._http.build_request(
-            call.method, call.url, headers={**call.headers, **options}, content=call.body or None
+            call.method,
+            call.url,
+            headers={**call.headers, **options},
+            content=call.body or None,
+            extensions=dict(call.extensions),
         )
         answer = await self._http.send(request, stream=True)
         try:

@@ -21,15 +21,15 @@ from mcp.shared.exceptions import MCPError
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.pay_and_retry import REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport
-from payagent.core.origin import MCP, parse_origin
+from payagent.core.origin import MCP
 from payagent.mcp.daemon import Daemon
 
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
 """The keys of `_meta` in a request and in a result."""
 
 _PAID_HEADERS = {"payment": "X-Payagent-Payment", "cost": "X-Payagent-Cost", "state": "X-Payagent-State"}
-_SEND, _OUTCOME = "payagent_mcp_send", "payagent_mcp_outcome"
-"""Keys of `extensions`: how the call is sent, and what came of it."""
+SEND, _OUTCOME = "payagent_mcp_send", "payagent_mcp_outcome"
+"""Keys of `extensions`: how a call is sent (a `Send`), and what came of it."""
 
 Json = dict[str, Any]
 Send = Callable[[Json], Awaitable[Json]]
@@ -48,27 +48,17 @@ class PaidCalls:
     """Makes the calls of one server, and has the daemon pay for them."""
 
     def __init__(self, url: str, daemon: Daemon) -> None:
-        at = httpx.URL(url)
-        self.origin = parse_origin(f"{at.scheme}://{at.netloc.decode('ascii')}")
-        self._transport = AsyncPayAgentTransport(_Wire(), daemon=daemon)
+        self._url = url
+        self._transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
 
-    async def run(
-        self, path: str, arguments: Mapping[str, Any], send: Send, max_cost: str | None = None
-    ) -> PaidResult:
-        """Make the call `path`, such as `tools/NAME`. `max_cost` is an amount such as "5 ADA".
+    async def run(self, path: str, arguments: Mapping[str, Any], send: Send) -> PaidResult:
+        """Make the call `path`, such as `tools/NAME`.
 
         Raises `PayAgentError` if it was not paid or not served, `MCPError` if the server refuses it, and
         `httpx.TransportError` if the server does not answer.
         """
-        try:
-            body = rfc8785.dumps(dict(arguments))
-        except rfc8785.CanonicalizationError as error:
-            raise own_error(
-                "bad_request", f"the arguments of {path[:100]} have no canonical form: {error}"
-            ) from None
-        headers = {} if max_cost is None else {"X-Payagent-Max-Cost": max_cost}
-        url = f"{self.origin}/{quote(path, safe='/:?&=@+,;~')}"
-        request = httpx.Request(MCP, url, headers=headers, content=body, extensions={_SEND: send})
+        url, body = call_request(self._url, path, arguments)
+        request = httpx.Request(MCP, url, content=body, extensions={SEND: send})
         answer = await self._transport.handle_async_request(request)
         await answer.aread()  # now the payment counts as delivered
         if answer.status_code == httpx.codes.PAYMENT_REQUIRED:
@@ -83,26 +73,36 @@ class PaidCalls:
         await self._transport.aclose()
 
 
-class _Wire(httpx.AsyncBaseTransport):
-    """Sends a request of `PaidCalls` as the MCP request that it stands for."""
+def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tuple[httpx.URL, bytes]:
+    """The URL and the body that stand for a call: its path at the server's origin, and its arguments (RFC 8785)."""
+    try:
+        body = rfc8785.dumps(dict(arguments))
+    except rfc8785.CanonicalizationError as error:
+        raise own_error("bad_request", f"the arguments of {path[:100]} are no RFC 8785 JSON: {error}") from None
+    return httpx.URL(server_url).join("/" + quote(path, safe="/:?&=@+,;~")), body
+
+
+class PaidWire(httpx.AsyncHTTPTransport):
+    """Sends a request that has `SEND` as the MCP call that it stands for, and any other as HTTP."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if SEND not in request.extensions:
+            return await super().handle_async_request(request)
         proof = request.headers.get("PAYMENT-SIGNATURE")
         meta = {} if proof is None else {PAYMENT: json.loads(base64.b64decode(proof))}
-        send = cast("Send", request.extensions[_SEND])
-        outcome: Json | MCPError
+        send = cast("Send", request.extensions[SEND])
         try:
-            outcome = await send(meta)
+            result = await send(meta)
         except MCPError as refused:
-            return _answer(422, {}, refused)
-        required, receipt = payment_required(outcome), _receipt(outcome)
+            return _answer(422, {}, refused, {"error": refused.message})
+        required, receipt = payment_required(result), _receipt(result)
         headers = {} if receipt is None else {"PAYMENT-RESPONSE": _encoded(receipt)}
         is_settled = receipt is not None and receipt.get("success") is True
         if required is not None:
-            return _answer(402, headers | {"PAYMENT-REQUIRED": _encoded(required)}, outcome)
-        if proof is not None and outcome.get("isError") is True and not is_settled:
-            return _answer(422, headers, outcome)  # the tool failed, and nothing was settled
-        return _answer(200, headers, outcome)
+            return _answer(402, headers | {"PAYMENT-REQUIRED": _encoded(required)}, result, {})
+        if proof is not None and result.get("isError") is True and not is_settled:
+            return _answer(422, headers, result, result)  # the tool failed, and nothing was settled
+        return _answer(200, headers, result, result)
 
 
 def payment_required(result: Json) -> Json | None:
@@ -133,10 +133,13 @@ def _receipt(result: Json) -> Json | None:
     return None
 
 
-def _answer(status: int, headers: Mapping[str, str], outcome: object) -> httpx.Response:
-    # a stream, and not content, which would count as read before anyone read it
+def _answer(status: int, headers: Mapping[str, str], outcome: object, body: Json) -> httpx.Response:
     return httpx.Response(
-        status, headers=dict(headers), stream=httpx.ByteStream(b""), extensions={_OUTCOME: outcome}
+        status,
+        headers={**headers, "content-type": "application/json"},
+        # a stream, and not content, which would count as read before anyone read it
+        stream=httpx.ByteStream(json.dumps(body).encode()),
+        extensions={_OUTCOME: outcome},
     )
 
 

@@ -1,6 +1,6 @@
 """`payagent mcp proxy`: a remote MCP server as a local one by stdio, whose calls are paid.
 
-May import: client, core, anyio, httpx, mcp, pydantic, mcp.paid_server, mcp.paid_calls.
+May import: client, core, httpx, mcp, pydantic, mcp.paid_server, mcp.paid_calls.
 Never: pays by itself, which `paid_calls` has the daemon do; changes a result that is not about money.
 """
 
@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
 import httpx
 from mcp.client import Client
 from mcp.server import Server
@@ -168,17 +167,13 @@ def _priced(tool: Json) -> Json:
 
 async def serve_proxy(url: str, daemon: Daemon) -> None:
     """Serve the MCP server `url` on stdio until stdin ends. Refused: `merchant_unreachable`."""
-    unreachable = ""
-    calls = PaidCalls(url, daemon)
-    async with anyio.create_task_group() as tasks:
-        remote = RemoteServer(url, tasks)
-        try:
-            local = Proxy(remote, calls).server(await remote.connected())
-            async with stdio_server() as (read, write):
-                await local.run(read, write, local.create_initialization_options())
-        except httpx.ConnectError as error:
-            unreachable = str(error)
-        tasks.cancel_scope.cancel()
-    await calls.aclose()
-    if unreachable:  # not raised inside, where the task group would wrap it
-        raise Refused("merchant_unreachable", unreachable)
+    remote, calls = RemoteServer(url), PaidCalls(url, daemon)
+    try:
+        local = Proxy(remote, calls).server(await remote.connected())
+        async with stdio_server() as (read, write):
+            await local.run(read, write, local.create_initialization_options())
+    except httpx.ConnectError as error:
+        raise Refused("merchant_unreachable", str(error)) from None
+    finally:
+        await calls.aclose()
+        await remote.aclose()

@@ -1,16 +1,15 @@
 """The connection to a remote MCP server by streamable HTTP: opened when it is needed, and again after it broke.
 
-May import: anyio, httpx's values, mcp.
+May import: httpx's values, mcp, pydantic.
 Never: pays; repeats a request that the server may have executed.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-import anyio
 import httpx
-from anyio.abc import TaskGroup, TaskStatus
 from mcp.client import Client, advertise
 from mcp.shared.dispatcher import ProgressFnT
 from mcp.shared.exceptions import MCPError
@@ -29,25 +28,25 @@ log = logging.getLogger("payagent.mcp")
 
 
 class RemoteServer:
-    """One server. Its requests share a connection, which a task of `tasks` holds open."""
+    """One server. Its requests share a connection."""
 
-    def __init__(self, url: str, tasks: TaskGroup) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self._tasks = tasks
-        self._opening = anyio.Lock()
-        self._client: Client | None = None
-        self._dropped = anyio.Event()
+        self._connection: tuple[asyncio.Future[Client], asyncio.Event, asyncio.Task[None]] | None = None
 
     async def connected(self) -> Client:
         """The client of an open connection. Raises `httpx.ConnectError`."""
-        async with self._opening:
-            if self._client is None:
-                self._dropped = anyio.Event()
-                try:
-                    self._client = await self._tasks.start(self._hold, self._dropped)
-                except Exception as error:  # noqa: BLE001  whatever it is, nothing was asked of the server
-                    raise httpx.ConnectError(f"{self.url} is no MCP server: {_why(error)}") from None
-            return self._client
+        if self._connection is None:
+            ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+            dropped = asyncio.Event()
+            self._connection = (ready, dropped, asyncio.create_task(self._hold(ready, dropped)))
+        return await asyncio.shield(self._connection[0])
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            _, dropped, holding = self._connection
+            dropped.set()
+            await holding
 
     async def request(
         self, method: str, params: Mapping[str, Any], on_progress: ProgressFnT | None = None
@@ -75,22 +74,24 @@ class RemoteServer:
                 raise httpx.ReadError(f"{self.url} did not answer {method}: {error.message}") from None
 
     def _drop(self, client: Client) -> None:
-        if self._client is client:
-            self._client = None
-            self._dropped.set()
+        """Let the next request open a new connection."""
+        if self._connection is not None and self._connection[0].result() is client:
+            self._connection[1].set()
+            self._connection = None
 
-    async def _hold(self, dropped: anyio.Event, *, task_status: TaskStatus[Client]) -> None:
+    async def _hold(self, ready: asyncio.Future[Client], dropped: asyncio.Event) -> None:
         """Hold a connection open until it is dropped. The SDK wants it opened and closed by one task."""
-        client: Client | None = None
         try:
             async with Client(self.url, extensions=[advertise(EXTENSION)], cache=None) as client:
-                task_status.started(client)
+                ready.set_result(client)
                 await dropped.wait()
-        except Exception as error:
-            if client is None:
-                raise
-            log.info("the connection to %s ended: %s", self.url, _why(error))
-            self._drop(client)
+        except Exception as error:  # noqa: BLE001  the SDK's transport raises whatever its client raises
+            if ready.done():
+                log.info("the connection to %s ended: %s", self.url, _why(error))
+                self._drop(ready.result())
+            else:
+                self._connection = None
+                ready.set_exception(httpx.ConnectError(f"{self.url} is no MCP server: {_why(error)}"))
 
 
 def _why(error: BaseException) -> str:

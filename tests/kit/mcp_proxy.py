@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import anyio
 from mcp import StdioServerParameters
 from mcp.client import Client
 
@@ -72,14 +71,15 @@ class Market:
     @asynccontextmanager
     async def near(self, url: str | None = None, **options: Any) -> AsyncIterator[Client]:
         """The same in this process, which starts faster."""
-        async with anyio.create_task_group() as tasks:
-            remote = RemoteServer(url or self.url, tasks)
-            calls = PaidCalls(remote.url, Daemon(self.api.tokens["payer"], self.environ))
-            server = Proxy(remote, calls).server(await remote.connected())
+        remote = RemoteServer(url or self.url)
+        calls = PaidCalls(remote.url, Daemon(self.api.tokens["payer"], self.environ))
+        server = Proxy(remote, calls).server(await remote.connected())
+        try:
             async with Client(server, cache=None, **options) as client:
                 yield client
+        finally:
             await calls.aclose()
-            tasks.cancel_scope.cancel()
+            await remote.aclose()
 
 
 @asynccontextmanager
