@@ -39,7 +39,7 @@ def mcp() -> None:
 def require_extra() -> None:
     """Refuse to go on without the optional extra."""
     if find_spec("mcp") is None:
-        raise click.UsageError("this command needs an extra: pip install 'cardano-payagent[mcp]'")
+        raise click.UsageError("this command needs an extra: pip install 'CHECKOUT[mcp]', with payagent's folder")
 
 
 def _daemon(token_file: Path | None) -> "Daemon":
