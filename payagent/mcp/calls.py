@@ -9,7 +9,7 @@ Never: sends anything to an origin that the app may not pay; follows a redirect;
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx

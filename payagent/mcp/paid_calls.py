@@ -74,7 +74,7 @@ class PaidCalls:
 
 
 def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tuple[httpx.URL, bytes]:
-    """The URL and the body that stand for a call: its path at the server's origin, and its arguments (RFC 8785)."""
+    """The URL and the body that stand for a call: its path at the server's origin, its arguments (RFC 8785)."""
     try:
         body = rfc8785.dumps(dict(arguments))
     except rfc8785.CanonicalizationError as error:
