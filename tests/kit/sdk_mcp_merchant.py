@@ -1,7 +1,8 @@
 """A paid MCP server made of the official SDKs: x402's payment wrapper around a tool of an `mcp` server.
 
 `with SdkMcpMerchant(devnet) as merchant:` sells the tool `report` at `merchant.url + "/mcp"`. It speaks the
-tool-result binding. `failing` makes the tool fail. `restart` forgets every session.
+tool-result binding. `failing` makes the tool fail, `demand` replaces what it asks for, and `restart` forgets every
+session.
 """
 
 import asyncio
@@ -16,11 +17,17 @@ from x402.schemas import PaymentRequirements
 
 from kit.sdk_merchant import NETWORK, CardanoServerScheme, SdkMerchant
 
-REPORT = Tool(name="report", description="A report.", input_schema={"type": "object"})
+REPORT = Tool(
+    name="report",
+    description="A report.",
+    input_schema={"type": "object"},
+    _meta={"agents-x402/priceUSD": 0.01},  # where servers tell prices before they are asked
+)
 
 
 class SdkMcpMerchant(SdkMerchant):
     failing = False
+    demand: dict[str, Any] | None = None
 
     def _app(self, option: PaymentOption) -> Any:
         payments = x402ResourceServer(self._client)
@@ -48,6 +55,8 @@ class SdkMcpMerchant(SdkMerchant):
             return ListToolsResult(tools=[REPORT])
 
         async def call(context: Any, params: CallToolRequestParams) -> CallToolResult:
+            if self.demand is not None:
+                return CallToolResult(content=[], structured_content=self.demand, is_error=True)
             extra = {"_meta": (context.params or {}).get("_meta") or {}, "toolName": params.name}
             result: Any = await report(params.arguments or {}, extra)  # type: ignore[operator]
             return CallToolResult.model_validate(
