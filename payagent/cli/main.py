@@ -209,6 +209,7 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
             ("network", places["network"]),
             ("chain", places["chain"]),
             *(("merchant", url) for url in places["merchants"]),
+            *([("mcp", places["mcp"])] if "mcp" in places else []),
             ("control", places["control"]),
         ]
     )

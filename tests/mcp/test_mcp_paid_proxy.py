@@ -1,14 +1,20 @@
 """An agent calls tools, resources and prompts of a paid MCP server through `payagent mcp proxy`."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.agent import ADA, World
-from kit.cli import spawn
+from kit.cli import clean_environ, spawn
+from kit.mcp import AgentShop
 from kit.mcp_proxy import TOPIC, Market, market
+from kit.pages import blocks
 from kit.sdk_mcp_merchant import SdkMcpMerchant
 from mcp.shared.exceptions import MCPError
 
@@ -219,3 +225,25 @@ async def test_a_server_that_does_not_answer_ends_the_command(at: Market) -> Non
     assert (process.returncode, out) == (4, "")
     assert "merchant_unreachable" in err
     assert "Traceback" not in err
+
+
+def test_the_commands_of_the_page_work(shop: AgentShop) -> None:
+    shop.at.settings(price="3000000", splits=[], batch=1)
+    title, page = "Pay for the tools of an MCP server", "docs/how-to/pay-for-mcp-tools.md"
+    (commands,), (program,) = blocks(title, page), blocks(title, page, "python")
+    commands = commands.replace("--merchant tools", "--merchant t")  # the devnet's merchant has this name
+    environ = (
+        clean_environ()
+        | shop.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PAYAGENT_CONFIG": str(shop.at.config),
+            "MERCHANT": shop.at.devnet.merchant_url,
+        }
+    )
+    script = f"cd {shop.at.folder}\n{commands}\n{sys.executable} - <<'END'\n{program}\nEND\n"
+    done = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, timeout=60, env=environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "About Hydra: this report was paid for. {'payment': 'pay_" in done.stdout
