@@ -21,7 +21,7 @@ from mcp.shared.exceptions import MCPError
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.pay_and_retry import REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport
-from payagent.core.origin import MCP
+from payagent.core.origin import MCP, parse_origin
 from payagent.mcp.daemon import Daemon
 
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
@@ -71,6 +71,15 @@ class PaidCalls:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+def server_origin(url: str) -> str:
+    """The origin of a server. Raises `PayAgentError`: `bad_request`."""
+    try:
+        at = httpx.URL(url)
+        return parse_origin(f"{at.scheme}://{at.netloc.decode('ascii')}")
+    except (httpx.InvalidURL, ValueError) as error:
+        raise own_error("bad_request", f"{url[:200]!a}: {error}") from None
 
 
 def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tuple[httpx.URL, bytes]:

@@ -19,10 +19,10 @@ from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, RequestParams
 
 from payagent.client.errors import PayAgentError, own_error
 from payagent.core.payment import State
-from payagent.core.problems import Refused
+from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
 from payagent.mcp.daemon import Daemon, Payer, paying
-from payagent.mcp.paid_calls import PAYMENT, Json, PaidCalls, PaidResult
+from payagent.mcp.paid_calls import PAYMENT, Json, PaidCalls, PaidResult, server_origin
 from payagent.mcp.paid_server import RemoteServer
 
 TELL_EVERY_S, PERSON_S = 5.0, 45.0
@@ -166,7 +166,11 @@ def _priced(tool: Json) -> Json:
 
 
 async def serve_proxy(url: str, daemon: Daemon) -> None:
-    """Serve the MCP server `url` on stdio until stdin ends. Refused: `merchant_unreachable`."""
+    """Serve the MCP server `url` on stdio until stdin ends.
+
+    Refused: `bad_request`, `merchant_not_allowed`, `merchant_unreachable`, and what the daemon refuses.
+    """
+    await _require_merchant(url, daemon)
     remote, calls = RemoteServer(url), PaidCalls(url, daemon)
     try:
         local = Proxy(remote, calls).server(await remote.connected())
@@ -177,3 +181,13 @@ async def serve_proxy(url: str, daemon: Daemon) -> None:
     finally:
         await calls.aclose()
         await remote.aclose()
+
+
+async def _require_merchant(url: str, daemon: Daemon) -> None:
+    try:
+        origin = server_origin(url)
+        known = {row["origin"] for row in (await daemon.get("/v1/merchants"))["merchants"]}
+    except PayAgentError as error:
+        raise Refused(name_of(error.code, error.reason) or error.code, error.detail) from None
+    if origin not in known:
+        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants], or not for this app")

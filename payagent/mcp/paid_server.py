@@ -56,6 +56,7 @@ class RemoteServer:
         Raises `MCPError` if the server refuses it, `httpx.ConnectError` if the server did not get it, and another
         `httpx.TransportError` if it may have been executed and no answer came.
         """
+        is_repeated = False
         while True:
             client = await self.connected()
             try:
@@ -65,8 +66,10 @@ class RemoteServer:
             except ValidationError as error:
                 raise httpx.RemoteProtocolError(f"{self.url} answered {method} with what is no result") from error
             except MCPError as error:
-                if error.code == INVALID_REQUEST and error.message == "Session terminated":
-                    self._drop(client)  # it restarted, and executed nothing
+                is_restarted = error.code == INVALID_REQUEST and error.message == "Session terminated"
+                if is_restarted and not is_repeated:
+                    self._drop(client)  # it executed nothing
+                    is_repeated = True
                     continue
                 if error.code not in _LOST:
                     raise
@@ -75,9 +78,11 @@ class RemoteServer:
 
     def _drop(self, client: Client) -> None:
         """Let the next request open a new connection."""
-        if self._connection is not None and self._connection[0].result() is client:
-            self._connection[1].set()
-            self._connection = None
+        if self._connection is not None:
+            ready, dropped, _ = self._connection
+            if ready.done() and ready.result() is client:
+                dropped.set()
+                self._connection = None
 
     async def _hold(self, ready: asyncio.Future[Client], dropped: asyncio.Event) -> None:
         """Hold a connection open until it is dropped. The SDK wants it opened and closed by one task."""

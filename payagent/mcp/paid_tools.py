@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 from mcp.types import Tool
 
-from payagent.client.errors import own_error
-from payagent.core.origin import MCP, parse_origin
+from payagent.core.origin import MCP
 from payagent.mcp.calls import Call, Calls
-from payagent.mcp.paid_calls import SEND, Json, call_request
+from payagent.mcp.paid_calls import SEND, Json, call_request, server_origin
 from payagent.mcp.paid_server import RemoteServer
 from payagent.mcp.results import ToolOffer, plain
 
@@ -51,12 +50,7 @@ class PaidServers:
         return Call(at, MCP, httpx.Headers(), body, max_cost, reason, extensions={SEND: send})
 
     async def _server(self, url: str) -> RemoteServer:
-        try:
-            at = httpx.URL(url)
-            origin = parse_origin(f"{at.scheme}://{at.netloc.decode('ascii')}")
-        except (httpx.InvalidURL, ValueError) as error:
-            raise own_error("bad_request", str(error)) from None
-        await self._calls.require_merchant(origin)
+        await self._calls.require_merchant(server_origin(url))
         return self._servers.setdefault(url, RemoteServer(url))
 
     async def aclose(self) -> None:

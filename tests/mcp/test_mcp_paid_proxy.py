@@ -1,6 +1,7 @@
 """An agent calls tools, resources and prompts of a paid MCP server through `payagent mcp proxy`."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -219,12 +220,20 @@ async def test_arguments_without_a_canonical_form_are_refused(at: Market) -> Non
     assert at.payments == []
 
 
-async def test_a_server_that_does_not_answer_ends_the_command(at: Market) -> None:
-    process = spawn("mcp", "proxy", "http://127.0.0.1:1/mcp", environ=at.environ, stdout=-1, stderr=-1)
-    out, err = await asyncio.to_thread(process.communicate, timeout=60)
-    assert (process.returncode, out) == (4, "")
-    assert "merchant_unreachable" in err
-    assert "Traceback" not in err
+@pytest.mark.parametrize(
+    ("url", "code", "exit_code"),
+    [
+        ("http://127.0.0.1:1/mcp", "merchant_unreachable", 4),
+        ("http://127.0.0.1:2/mcp", "merchant_not_allowed", 6),
+        ("tools.example.com", "bad_request", 2),
+    ],
+)
+async def test_the_command_ends_if_it_cannot_serve(world: World, url: str, code: str, exit_code: int) -> None:
+    async with market(world, absent="http://127.0.0.1:1") as at:
+        process = spawn("mcp", "proxy", url, environ=at.environ, stdout=-1, stderr=-1)
+        out, err = await asyncio.to_thread(process.communicate, timeout=60)
+    assert (process.returncode, out) == (exit_code, "")
+    assert json.loads(err.splitlines()[-1])["code"] == code
 
 
 def test_the_commands_of_the_page_work(shop: AgentShop) -> None:
