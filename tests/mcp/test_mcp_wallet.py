@@ -3,12 +3,16 @@
 import asyncio
 import base64
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from kit.cli import clean_environ, until
+from kit.cli import clean_environ, spawn, until
 from kit.mcp import BINARY, LONG, AgentShop, data, text
+from kit.pages import blocks
+from mcp import Client, StdioServerParameters
 
 pytestmark = pytest.mark.usefixtures("usual_terms")
 
@@ -118,8 +122,19 @@ async def test_a_cancelled_call_loses_nothing(shop: AgentShop) -> None:
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         again = await client.call_tool("fetch", shop.ask("cancelled", reason="the same purchase"))
-    shop.at.settings(confirmations=0)
     assert data(again)["outcome"] == "paid_and_served", text(again)
+    assert len(shop.payments()) == before + 1
+
+
+async def test_an_agent_that_starts_anew_gets_the_answer_it_paid_for(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    shop.at.settings(confirmations=3)
+    async with shop.here(answer_after_s=1) as client:
+        waits = await client.call_tool("fetch", shop.ask("ended"))
+        assert data(waits)["outcome"] == "pending", text(waits)
+    async with shop.here() as client:
+        again = data(await client.call_tool("fetch", shop.ask("ended")))
+    assert again["outcome"] == "paid_and_served"
     assert len(shop.payments()) == before + 1
 
 
@@ -189,21 +204,36 @@ def test_without_the_extra_one_sentence_says_how_to_install_it() -> None:
     assert "pip install 'CHECKOUT[mcp]'" in done.stderr
 
 
-async def test_a_paid_tool_of_a_merchants_mcp_server_is_called_through_the_wallet(shop: AgentShop) -> None:
-    server = f"{shop.at.devnet.merchant_url}/mcp"
-    async with shop.here() as client:
-        tools = data(await client.call_tool("mcp_tools", {"server": server}))["tools"]
-        assert [tool["name"] for tool in tools] == ["topics", "report"]
-        free = data(await client.call_tool("mcp_call", {"server": server, "tool": "topics"}))
-        assert (free["outcome"], free["payment_id"]) == ("served", None)
-        asked = {"server": server, "tool": "report", "arguments": {"topic": "Hydra"}, "reason": "to learn"}
-        refused = data(await client.call_tool("mcp_call", {**asked, "max_cost": "1 ADA"}))
-        assert (refused["outcome"], refused["code"]) == ("refused", "limit_exceeded")
-        bought = data(await client.call_tool("mcp_call", asked))
-        elsewhere = await client.call_tool("mcp_tools", {"server": "https://elsewhere.example/mcp"})
-    assert bought["outcome"] == "paid_and_served"
-    assert json.loads(bought["body"])["content"][0]["text"] == "About Hydra: this report was paid for."
-    assert bought["cost"]["asset"] == "lovelace"
-    assert data(elsewhere)["code"] == "merchant_not_allowed"
-    (payment,) = [row for row in shop.payments() if row["id"] == bought["payment_id"]]
-    assert (payment["request"], payment["delivery"]) == ("MCP tools/report", "accepted")
+async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> None:
+    page = ("Connect an agent by MCP", "docs/how-to/connect-an-agent.md")
+    environ = (
+        clean_environ()
+        | shop.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PAYAGENT_CONFIG": str(shop.at.config),
+        }
+    )
+    made = subprocess.run(
+        ["bash", "-ec", blocks(*page)[0]], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "agent.token").stat().st_mode & 0o777 == 0o600
+    server = json.loads(blocks(*page, language="json")[0])["mcpServers"]["payagent"]
+    arguments = [one.replace("/home/you", str(tmp_path)) for one in server["args"]]
+    started = StdioServerParameters(command=server["command"], args=arguments, env=environ)
+    async with Client(started) as client:
+        answer = data(await client.call_tool("fetch", shop.ask("by the page", max_cost="3 ADA")))
+        assert (answer["code"], answer["outcome"]) == ("limit_exceeded", "refused")
+        left = data(await client.call_tool("budget"))["limits"]
+    assert {one["limit"] for one in left if one["app"] == "my-agent"} == {"per_payment", "per_day"}
+    listening = blocks(*page)[1].split()[1:]
+    process = spawn(
+        *(one.replace(":8403", ":0").replace("agent.token", str(tmp_path / "agent.token")) for one in listening),
+        environ=shop.environ,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["mcp"].endswith("/mcp")
+    process.terminate()
+    process.communicate(timeout=20)
