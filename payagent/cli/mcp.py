@@ -56,13 +56,13 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
     within these limits while it runs.
     """
     require_extra()
-    from payagent.mcp.daemon import Daemon
+    from payagent.mcp.daemon import AppClient
     from payagent.mcp.server import serve_http, serve_stdio
     from payagent.secret_file import read_header_secret
 
     token = None if token_file is None else read_header_secret(token_file)
     try:
-        daemon = Daemon(token, os.environ)
+        daemon = AppClient(token, os.environ)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if listen is None:
