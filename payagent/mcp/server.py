@@ -25,7 +25,7 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.core.origin import parse_origin
 from payagent.core.version import VERSION
 from payagent.mcp import results
-from payagent.mcp.calls import CallAnswer, Call, Calls, Tell
+from payagent.mcp.calls import Call, CallAnswer, Calls, Tell
 from payagent.mcp.daemon import AppClient, Payer
 
 ANSWER_AFTER_S = 45.0
