@@ -16,7 +16,7 @@ from payagent.cli.options import example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from payagent.mcp.daemon import Daemon
+    from payagent.mcp.daemon import AppClient
 
 
 class _Group(click.Group):
@@ -42,13 +42,13 @@ def require_extra() -> None:
         raise click.UsageError("this command needs an extra: pip install 'CHECKOUT[mcp]', with payagent's folder")
 
 
-def _daemon(token_file: Path | None) -> "Daemon":
-    from payagent.mcp.daemon import Daemon
+def _daemon(token_file: Path | None) -> "AppClient":
+    from payagent.mcp.daemon import AppClient
     from payagent.secret_file import read_header_secret
 
     token = None if token_file is None else read_header_secret(token_file)
     try:
-        return Daemon(token, os.environ)
+        return AppClient(token, os.environ)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

@@ -21,7 +21,7 @@ from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
-from payagent.mcp.daemon import Daemon, Payer, paying
+from payagent.mcp.daemon import AppClient, Payer, paying
 from payagent.mcp.paid_calls import PaidWire
 
 BODY_KEPT_BYTES = 16 * 1024 * 1024
@@ -34,7 +34,7 @@ Tell = Callable[[float, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallAnswer:
     """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result."""
 
     status: int
@@ -88,10 +88,10 @@ class Call:
 
 
 @dataclass(slots=True)
-class Flight:
+class RunningCall:
     """A request under way. `payer` shows its payment."""
 
-    task: asyncio.Task[Answer]
+    task: asyncio.Task[CallAnswer]
     payer: Payer
 
     @property
@@ -103,34 +103,34 @@ class Flight:
 class Calls:
     """All requests of this process. A call waits `answer_after_s` for its answer."""
 
-    def __init__(self, daemon: Daemon, answer_after_s: float) -> None:
+    def __init__(self, daemon: AppClient, answer_after_s: float) -> None:
         self._daemon = daemon
         self._answer_after_s = answer_after_s
         timeout = httpx.Timeout(_READ_S, connect=10.0)
         transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
         self._http = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
-        self._flights: dict[tuple[object, ...], Flight] = {}
+        self._running: dict[tuple[object, ...], RunningCall] = {}
 
-    async def run(self, call: Call, tell: Tell) -> tuple[Answer | None, Payer]:
+    async def run(self, call: Call, tell: Tell) -> tuple[CallAnswer | None, Payer]:
         """Make the request, or join the same one. Returns (its answer, or None if that takes longer; its payer).
 
         Raises `PayAgentError` if it was not paid or not served, `httpx.HTTPError` if the merchant does not answer.
         """
         await self.require_merchant(call.origin)
         key = (call.method, str(call.url), call.body, call.is_quote)
-        flight = self._flights.get(key)
-        if flight is None:
+        running = self._running.get(key)
+        if running is None:
             payer = Payer(" ".join(call.reason.split()) or None)
-            flight = self._flights[key] = Flight(asyncio.create_task(self._send(call, payer)), payer)
-            flight.task.add_done_callback(lambda _task: self._drop_unless_owed(key, flight))
+            running = self._running[key] = RunningCall(asyncio.create_task(self._send(call, payer)), payer)
+            running.task.add_done_callback(lambda _task: self._drop_unless_owed(key, running))
         since_s = time.monotonic()
-        while not (await asyncio.wait({flight.task}, timeout=_TELL_EVERY_S))[0]:
+        while not (await asyncio.wait({running.task}, timeout=_TELL_EVERY_S))[0]:
             passed_s = time.monotonic() - since_s
             if passed_s >= self._answer_after_s:
-                return None, flight.payer
-            await tell(passed_s, flight.state)
-        self._flights.pop(key, None)
-        return flight.task.result(), flight.payer
+                return None, running.payer
+            await tell(passed_s, running.state)
+        self._running.pop(key, None)
+        return running.task.result(), running.payer
 
     async def require_merchant(self, origin: str) -> None:
         """Refuse an origin that the app may not pay, before anything is sent to it."""
@@ -139,17 +139,17 @@ class Calls:
 
     async def aclose(self) -> None:
         """End all requests. Payments go on in the daemon, and the next identical call finds them."""
-        for flight in self._flights.values():
-            flight.task.cancel()
+        for running in self._running.values():
+            running.task.cancel()
         await self._http.aclose()
 
-    def _drop_unless_owed(self, key: tuple[object, ...], flight: Flight) -> None:
+    def _drop_unless_owed(self, key: tuple[object, ...], running: RunningCall) -> None:
         """Keep what was paid for if nobody waits for it; an error or a free answer is not kept."""
-        failed = flight.task.cancelled() or flight.task.exception() is not None
-        if failed or flight.payer.payment is None:
-            self._flights.pop(key, None)
+        failed = running.task.cancelled() or running.task.exception() is not None
+        if failed or running.payer.payment is None:
+            self._running.pop(key, None)
 
-    async def _send(self, call: Call, payer: Payer) -> Answer:
+    async def _send(self, call: Call, payer: Payer) -> CallAnswer:
         paying.set(payer)
         options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
         options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
@@ -168,6 +168,6 @@ class Calls:
         finally:
             await answer.aclose()
         marks = answer.extensions
-        return Answer(
+        return CallAnswer(
             answer.status_code, answer.headers, bytes(body), marks.get(REFUSAL_MARK), marks.get(QUOTE_MARK)
         )

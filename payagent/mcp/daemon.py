@@ -30,7 +30,7 @@ paying: ContextVar[Payer] = ContextVar("paying")
 """The call that the current task makes."""
 
 
-class Daemon:
+class AppClient:
     """Asks the daemon. It waits while a person decides on a payment, so that a transport does not give up."""
 
     def __init__(self, token: str | None, environ: Mapping[str, str] = os.environ) -> None:

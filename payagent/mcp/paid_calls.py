@@ -22,7 +22,7 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.client.pay_and_retry import REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport
 from payagent.core.origin import MCP, parse_origin
-from payagent.mcp.daemon import Daemon
+from payagent.mcp.daemon import AppClient
 
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
 """The keys of `_meta` in a request and in a result."""
@@ -47,7 +47,7 @@ class PaidResult:
 class PaidCalls:
     """Makes the calls of one server, and has the daemon pay for them."""
 
-    def __init__(self, url: str, daemon: Daemon) -> None:
+    def __init__(self, url: str, daemon: AppClient) -> None:
         self._url = url
         self._transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
 

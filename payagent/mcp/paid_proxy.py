@@ -21,7 +21,7 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.core.payment import State
 from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
-from payagent.mcp.daemon import Daemon, Payer, paying
+from payagent.mcp.daemon import AppClient, Payer, paying
 from payagent.mcp.paid_calls import PAYMENT, Json, PaidCalls, PaidResult, server_origin
 from payagent.mcp.paid_server import RemoteServer
 
@@ -165,7 +165,7 @@ def _priced(tool: Json) -> Json:
     return {**tool, "description": f"{tool.get('description') or ''}\nPrice, as the server says: {price} USD."}
 
 
-async def serve_proxy(url: str, daemon: Daemon) -> None:
+async def serve_proxy(url: str, daemon: AppClient) -> None:
     """Serve the MCP server `url` on stdio until stdin ends.
 
     Refused: `bad_request`, `merchant_not_allowed`, `merchant_unreachable`, and what the daemon refuses.
@@ -183,7 +183,7 @@ async def serve_proxy(url: str, daemon: Daemon) -> None:
         await remote.aclose()
 
 
-async def _require_merchant(url: str, daemon: Daemon) -> None:
+async def _require_merchant(url: str, daemon: AppClient) -> None:
     try:
         origin = server_origin(url)
         known = {row["origin"] for row in (await daemon.get("/v1/merchants"))["merchants"]}

@@ -19,7 +19,7 @@ from payagent.core.problems import name_of
 Outcome = Literal["served", "paid_and_served", "pending", "awaiting_approval", "paid_not_served", "refused"]
 
 
-class Cost(BaseModel):
+class ShownCost(BaseModel):
     """An amount: `units` in the asset's smallest unit, and `text` for people."""
 
     units: str
@@ -43,9 +43,9 @@ class Left(BaseModel):
     limit: str
     app: str | None
     merchant: str | None
-    most: Cost
-    spent: Cost
-    left: Cost | None
+    most: ShownCost
+    spent: ShownCost
+    left: ShownCost | None
     frees_at: str | None = Field(description="When the oldest spending leaves the limit's window.")
 
 
@@ -61,7 +61,7 @@ class Fetched(Refusal):
         default=None, description="Length of the whole body: characters, or bytes of base64."
     )
     rest: str | None = Field(default=None, description="Resource with the next part of a body that was cut.")
-    cost: Cost | None = None
+    cost: ShownCost | None = None
     budget_left: list[Left] = []
 
 
@@ -73,12 +73,12 @@ class Quoted(Refusal):
     allowed: bool | None = None
     needs_approval: bool = False
     is_prepaid: bool = Field(default=False, description="A prepaid balance would serve it.")
-    cost: Cost | None = None
-    fee: Cost | None = None
+    cost: ShownCost | None = None
+    fee: ShownCost | None = None
     budget_left: list[Left] = []
 
 
-class Budget(Refusal):
+class BudgetLeft(Refusal):
     """The limits that apply to this app, and what each of them leaves."""
 
     limits: list[Left] = []
@@ -93,8 +93,8 @@ class Paid(Refusal):
     origin: str | None = None
     request: str | None = None
     reason: str | None = None
-    cost: Cost | None = None
-    fee: Cost | None = None
+    cost: ShownCost | None = None
+    fee: ShownCost | None = None
     tx_hash: str | None = None
     created_at: str | None = None
     awaiting: str | None = Field(default=None, description="What a person runs to decide on it.")
@@ -106,19 +106,19 @@ class PaidList(Refusal):
     payments: list[Paid] = []
 
 
-class Price(BaseModel):
+class KnownPrice(BaseModel):
     """What a request cost when it was last agreed. `calls`: how many requests that bought."""
 
     method: str
     path: str
-    cost: Cost
+    cost: ShownCost
     calls: int
 
 
 class Payee(BaseModel):
     name: str
     origin: str
-    prices: list[Price]
+    prices: list[KnownPrice]
 
 
 class Payees(Refusal):
@@ -156,8 +156,8 @@ class ToolOffers(Refusal):
     tools: list[ToolOffer] = []
 
 
-def cost(asset: str, units: str | int) -> Cost:
-    return Cost(units=str(units), asset=asset, text=format_amount(asset, int(units)))
+def cost(asset: str, units: str | int) -> ShownCost:
+    return ShownCost(units=str(units), asset=asset, text=format_amount(asset, int(units)))
 
 
 def result(value: BaseModel, text: str, *, is_error: bool = False) -> CallToolResult:

@@ -13,7 +13,7 @@ from mcp_types import CallToolResult
 
 from kit.canaries import plant
 from kit.cli import Shop, clean_environ, spawn, write_private
-from payagent.mcp.daemon import Daemon
+from payagent.mcp.daemon import AppClient
 from payagent.mcp.server import open_server
 
 LONG = "".join(f"{number}, é; " for number in range(12_000))
@@ -90,7 +90,7 @@ class AgentShop:
     async def here(self, answer_after_s: float = 45.0) -> AsyncIterator[Client]:
         """The server in this process, with another patience."""
         async with (
-            open_server(Daemon(self.token, self.environ), answer_after_s) as server,
+            open_server(AppClient(self.token, self.environ), answer_after_s) as server,
             Client(server) as client,
         ):
             yield client

@@ -14,7 +14,7 @@ from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
 from payagent.agent.base.config import MerchantConfig
-from payagent.mcp.daemon import Daemon
+from payagent.mcp.daemon import AppClient
 from payagent.mcp.paid_calls import PaidCalls
 from payagent.mcp.paid_proxy import Proxy
 from payagent.mcp.paid_server import RemoteServer
@@ -72,7 +72,7 @@ class Market:
     async def near(self, url: str | None = None, **options: Any) -> AsyncIterator[Client]:
         """The same in this process, which starts faster."""
         remote = RemoteServer(url or self.url)
-        calls = PaidCalls(remote.url, Daemon(self.api.tokens["payer"], self.environ))
+        calls = PaidCalls(remote.url, AppClient(self.api.tokens["payer"], self.environ))
         server = Proxy(remote, calls).server(await remote.connected())
         try:
             async with Client(server, cache=None, **options) as client:

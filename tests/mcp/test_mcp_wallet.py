@@ -86,7 +86,11 @@ async def test_refusals_say_what_happened_to_the_money_and_what_to_do(shop: Agen
         assert data(dear)["fix"]
         elsewhere = await client.call_tool("fetch", {"url": "http://127.0.0.1:9/secret"})
         assert (elsewhere.is_error, data(elsewhere)["code"]) == (True, "merchant_not_allowed")
-        for wrong in ({"headers": {"X-Payagent-Max-Cost": "1 ADA"}}, {"max_cost": "lots"}, {"url": "file:///etc"}):
+        for wrong in (
+            {"headers": {"X-Payagent-Max-Cost": "1 ADA"}},
+            {"max_cost": "lots"},
+            {"url": "file:///etc"},
+        ):
             refused = await client.call_tool("fetch", shop.ask("wrong") | wrong)
             assert refused.is_error, wrong
         unknown = await client.call_tool("payment", {"id": "pay_../../x"})
@@ -220,7 +224,7 @@ async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> No
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "agent.token").stat().st_mode & 0o777 == 0o600
     server = json.loads(blocks(*page, language="json")[0])["mcpServers"]["payagent"]
-    arguments = [one.replace("/home/you", str(tmp_path)) for one in server["args"]]
+    arguments = [one.replace("FOLDER", str(tmp_path)) for one in server["args"]]
     started = StdioServerParameters(command=server["command"], args=arguments, env=environ)
     async with Client(started) as client:
         answer = data(await client.call_tool("fetch", shop.ask("by the page", max_cost="3 ADA")))
