@@ -105,7 +105,7 @@ class Proxy:
             except PayAgentError as error:
                 return refusal(error, is_tool=kind == "tools")
             except httpx.TransportError as error:
-                raise MCPError(CONNECTION_CLOSED, f"{error}. Nothing was paid. Try again.") from None
+                raise MCPError(CONNECTION_CLOSED, f"{error}. This call paid nothing. Call it again.") from None
             result = {**_COMPLETE, **bought.result}
             if bought.paid:
                 result["_meta"] = {**(result.get("_meta") or {}), _OWN_META: dict(bought.paid)}

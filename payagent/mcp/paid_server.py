@@ -73,7 +73,8 @@ class RemoteServer:
                     continue
                 if error.code not in _LOST:
                     raise
-                self._drop(client)
+                if error.code == CONNECTION_CLOSED:
+                    self._drop(client)
                 raise httpx.ReadError(f"{self.url} did not answer {method}: {error.message}") from None
 
     def _drop(self, client: Client) -> None:
