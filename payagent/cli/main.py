@@ -29,6 +29,7 @@ COMMANDS = {
     "ledger": ("ledger", "Show the double-entry ledger."),
     "limits": ("limits", "Show and set spending limits."),
     "log": ("log", "Show who changed what, and which requests were refused."),
+    "mcp": ("mcp", "Let AI agents pay, by the Model Context Protocol."),
     "merchants": ("merchants", "Manage the merchants that may be paid."),
     "pause": ("wallet", "Stop all signing until `payagent resume`."),
     "pay": ("pay", "Pay a saved 402 and print the headers for the retry."),
@@ -208,6 +209,7 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
             ("network", places["network"]),
             ("chain", places["chain"]),
             *(("merchant", url) for url in places["merchants"]),
+            *([("mcp", places["mcp"])] if "mcp" in places else []),
             ("control", places["control"]),
         ]
     )

@@ -18,6 +18,7 @@ from payagent.client.merchant_answers import answer_json, is_own
 from payagent.client.streams import Replay
 from payagent.core import strict_json
 from payagent.core.cost_headers import read_cost_headers
+from payagent.core.origin import MCP
 from payagent.core.problems import Refused
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -93,11 +94,12 @@ class ClientRequest:
     def _request_json(self, names: frozenset[bytes]) -> dict[str, Any]:
         """Return the request without its body, with the headers of these names."""
         url, pairs = self.request.url, [pair for pair in self.headers if pair[0].lower() in names]
+        path = url.raw_path.decode("ascii")
         return {
             "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
             "request": {
                 "method": self.request.method,
-                "path": url.raw_path.decode("ascii"),
+                "path": path[1:] if self.request.method == MCP else path,
                 "headers": [[name.decode(), value.decode("latin-1")] for name, value in pairs],
             },
         }

@@ -9,6 +9,7 @@ Never: says that something happened which was not verified.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 import httpx
 
@@ -36,6 +37,7 @@ def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
             _survive_kill,
             _use_up_a_batch,
             _top_up,
+            _call_a_tool,
             _close,
         ):
             scene(on, say)
@@ -175,9 +177,31 @@ def _require_prepaid(on: Stage, *, bought: int, used: int) -> None:
     on.until(f"bought {bought}, used {used}, and the merchant says the same", is_so)
 
 
+def _call_a_tool(on: Stage, say: Say) -> None:
+    say("")
+    say("8. An agent pays for a tool")
+    if find_spec("mcp") is None:
+        say("   Skipped: it needs the extra mcp, as in pip install 'cardano-payagent[mcp]'.")
+        return
+    from payagent.demo.agent_tool import call_tool
+
+    on.set_merchant(price="2000000")
+    before = len(verify.transactions_of(on))
+    say("   An AI agent calls the tool `report` of the merchant's MCP server, through payagent mcp proxy.")
+    with on.waiting() as progress:
+        progress("   waiting: the tool's answer")
+        text, payment_id = call_tool(on, "report", {"topic": "Hydra"})
+    payment = on.api("GET", f"/v1/payments/{payment_id}")
+    _say_payment(payment, say)
+    verify.paid(on, payment)
+    verify.transactions(on, before=before, count=1)
+    say("   The agent holds no key, and reads only the answer:")
+    say(f"   {text}")
+
+
 def _close(on: Stage, say: Say) -> None:
     say("")
-    say("8. The ledger")
+    say("9. The ledger")
     on.until("nothing is in flight", lambda: _held(on) == 0)
     balance = on.api("GET", "/v1/ledger/balance")
     for row in balance["balances"]:

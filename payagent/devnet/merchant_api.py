@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
@@ -36,6 +37,7 @@ from payagent.devnet.x402_api import X402Api, x402_routes
 from payagent.devnet.x402_terms import X402, read_x402
 
 Json = dict[str, object]
+MCP_PATH = "/mcp"
 TOP_UP = "/payments/topup"
 """Buys a batch for the balance without a call. The T Backend has no such path; other merchants may."""
 
@@ -337,9 +339,13 @@ async def _health(_request: Request) -> Response:
 
 
 def merchant_app(
-    merchant: DevnetMerchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
+    merchant: DevnetMerchant,
+    shop: Shop,
+    now_ms: Callable[[], int],
+    tick: Callable[[], None],
+    mcp: ASGIApp | None = None,
 ) -> Starlette:
-    """The ASGI application of the merchant's port."""
+    """The ASGI application of the merchant's port. `mcp`: its MCP server."""
     api = MerchantApi(merchant, shop, now_ms, tick)
     return Starlette(
         routes=[
@@ -351,5 +357,6 @@ def merchant_app(
             Route("/merchant/settings", api.settings, methods=["POST"]),
             Route("/merchant/state", api.state, methods=["GET"]),
             Route("/health", _health, methods=["GET"]),
+            *([] if mcp is None else [Route(MCP_PATH, mcp)]),
         ]
     )

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+from importlib.util import find_spec
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,10 +29,11 @@ from payagent.devnet.faults import Switches
 from payagent.devnet.faulty_responses import ABORT
 from payagent.devnet.ledger import Chain
 from payagent.devnet.merchant import DEVNET, DevnetMerchant, role_address
-from payagent.devnet.merchant_api import merchant_app
+from payagent.devnet.merchant_api import MCP_PATH, merchant_app
 from payagent.devnet.node import Node
 from payagent.devnet.x402 import Shop
 
+HAS_MCP = find_spec("mcp") is not None
 _GRACE_S = 1
 _READY_S = 10.0
 _T = TypeVar("_T")
@@ -125,6 +127,7 @@ class Devnet:
             "network": self.network,
             "control": f"{self.origin}/devnet",
             "pay_to": role_address("pay_to").text,
+            **({"mcp": self.merchant_url + MCP_PATH} if HAS_MCP else {}),
         }
 
     @classmethod
@@ -154,7 +157,7 @@ class Devnet:
             shops = {}
             for _ in range(merchants):
                 listening = running.enter_context(_listen(host, 0))
-                shops[_origin(listening)], app = _open_shop(node, now_ms)
+                shops[_origin(listening)], app = _open_shop(node, now_ms, running)
                 apps.append((app, listening))
             devnet = cls(node, shops, _origin(chain_socket))
             await running.enter_async_context(_serving(apps))
@@ -164,10 +167,41 @@ class Devnet:
             yield devnet
 
 
-def _open_shop(node: Node, now_ms: Callable[[], int]) -> tuple[DevnetMerchant, ASGIApp]:
-    """A merchant with its own records."""
+def _open_shop(
+    node: Node, now_ms: Callable[[], int], running: contextlib.AsyncExitStack
+) -> tuple[DevnetMerchant, ASGIApp]:
+    """A merchant with its own records. It has an MCP server if the extra `mcp` is installed."""
     merchant = DevnetMerchant(node, lambda: str(uuid.uuid4()))
-    return merchant, merchant_app(merchant, Shop(node, lambda: merchant.terms), now_ms, node.tick)
+    shop = Shop(node, lambda: merchant.terms)
+    mcp = LazyMcp(shop, node.tick, running) if HAS_MCP else None
+    return merchant, merchant_app(merchant, shop, now_ms, node.tick, mcp)
+
+
+class LazyMcp:
+    """The MCP server of a merchant. Its first call imports the SDK, which takes a second."""
+
+    def __init__(self, shop: Shop, tick: Callable[[], None], running: contextlib.AsyncExitStack) -> None:
+        self._make = (shop, tick)
+        self._running = running
+        self._lock = asyncio.Lock()
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._lock:
+            if self._app is None:
+                from payagent.devnet.mcp_shop import McpApp
+
+                app, started = McpApp(*self._make), asyncio.Event()
+
+                async def hold() -> None:
+                    async with app.run():
+                        started.set()
+                        await asyncio.Event().wait()
+
+                await self._running.enter_async_context(_background(hold()))
+                await started.wait()
+                self._app = app
+        await self._app(scope, receive, send)
 
 
 def _listen(host: str, port: int) -> socket.socket:

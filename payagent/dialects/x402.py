@@ -9,14 +9,14 @@ Never: depends on the x402 version.
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from payagent.core import strict_json
 from payagent.core.address import parse_address
 from payagent.core.invoice import Invoice, Output, check_outputs
 from payagent.core.money import check_supply, parse_units
 from payagent.core.network import parse_chain
-from payagent.core.origin import is_called, parse_origin
+from payagent.core.origin import MCP, is_called, parse_origin
 from payagent.core.problems import Refused
 from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_unknown_terms, require, show
 
@@ -134,7 +134,8 @@ def check_resource(resource: object, reading: Reading) -> str | None:
     if not isinstance(resource, str):
         raise Refused("resource_mismatch", f"the resource is {show(resource, 80)}, not a URL")
     call = reading.call
-    if call is not None and not _is_same(resource, call.url, reading):
+    is_same = _is_same_mcp if call is not None and call.method == MCP else _is_same
+    if call is not None and not is_same(resource, call.url, reading):
         raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the request was to {show(call.url)}")
     return resource
 
@@ -148,3 +149,22 @@ def _is_same(resource: str, url: str, reading: Reading) -> bool:
     if used not in (named, named.replace("http://", "https://", 1)) and named not in reading.resource_origins:
         return False
     return is_called(sold, called)
+
+
+def _is_same_mcp(resource: str, url: str, reading: Reading) -> bool:
+    """Whether a resource is the MCP call. Servers write `mcp://tool/NAME` or `mcp://HOST/tools/NAME`.
+
+    They may also name a resource by its own URI, or the call by a URL at their own origin.
+    """
+    kind, _, name = unquote(url.removeprefix(reading.origin + "/")).partition("/")
+    server = urlsplit(reading.origin)
+    names = {
+        f"mcp://{place}/{name}" for place in (kind[:-1], f"{server.netloc}/{kind}", f"{server.hostname}/{kind}")
+    }
+    if unquote(resource) in names or (kind == "resources" and unquote(resource) == name):
+        return True
+    try:
+        sold = urlsplit(resource)
+        return parse_origin(f"{sold.scheme}://{sold.netloc}") in {reading.origin, *reading.resource_origins}
+    except ValueError:
+        return False

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pytest
 from kit.cli import spawn, until
 from kit.pages import ROOT
 
+from payagent import demo
 from payagent.demo import DemoFailed, run_demo, verify
 from payagent.demo.stage import Progress, stage
 
@@ -33,6 +35,7 @@ def test_the_demo_verifies_every_step_and_leaves_nothing_behind(tmp_path: Path) 
         "native token",
         "kill -9",
         "sum to zero",
+        "An agent pays for a tool",
         "to the unit",
         "Every step was verified",
     ):
@@ -47,6 +50,14 @@ def test_the_demo_verifies_every_step_and_leaves_nothing_behind(tmp_path: Path) 
 def without_figures(text: str) -> str:
     """The text without ids, addresses, amounts and their columns."""
     return re.sub(r" +", " ", re.sub(r"(?:addr_test1|pay_)\w+|[0-9a-f]{64}|[0-9][0-9.:]*", "#", text))
+
+
+def test_without_the_extra_the_demo_names_it_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    told: list[str] = []
+    with stage(in_silence, {}) as on:
+        demo._call_a_tool(on, told.append)
+    assert "pip install 'cardano-payagent[mcp]'" in told[-1]
 
 
 def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:

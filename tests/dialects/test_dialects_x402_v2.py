@@ -12,7 +12,7 @@ from kit.hostile_402s import OTHER_POLICY, TOKEN, address
 from kit.x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
 
 from payagent.core.problems import Refused
-from payagent.dialects import ProofMaterial, make_response, parse_response, proof_headers
+from payagent.dialects import HttpRequest, ProofMaterial, make_response, parse_response, proof_headers
 
 CBOR = bytes.fromhex("84a300") + b"\x01" * 300
 SHOWN = ProofMaterial("ab" * 32, CBOR, "cd" * 32 + "#1", "int_" + "0123456789abcdef01234567")
@@ -605,3 +605,35 @@ def test_a_script_address_is_refused_with_its_code() -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(entry(payTo=address(PREPROD, 7, 0x55)))))
     assert refused.value.name == "address_invalid/script"
+
+
+MCP_CALL = "https://api.example.com:8443"
+
+
+@pytest.mark.parametrize(
+    ("resource", "path", "is_the_call"),
+    [
+        ("mcp://tool/report", "tools/report", True),
+        ("mcp://api.example.com/tools/report", "tools/report", True),
+        ("mcp://api.example.com:8443/tools/report", "tools/report", True),
+        ("mcp://prompt/a b", "prompts/a%20b", True),
+        ("https://api.example.com:8443/mcp", "tools/report", True),
+        ("file:///notes/1", "resources/file:///notes/1", True),
+        ("mcp://resource/file:///notes/1", "resources/file:///notes/1", True),
+        ("mcp://tool/other", "tools/report", False),
+        ("mcp://prompt/report", "tools/report", False),
+        ("mcp://elsewhere.example/tools/report", "tools/report", False),
+        ("https://elsewhere.example/mcp", "tools/report", False),
+        ("file:///notes/2", "resources/file:///notes/1", False),
+        ("https://[::1/mcp", "tools/report", False),
+    ],
+)
+def test_the_resource_of_an_mcp_call_is_the_call(resource: str, path: str, is_the_call: bool) -> None:
+    call = HttpRequest("MCP", f"{MCP_CALL}/{path}", "", {})
+    sold = answer_402(required(resource={"url": resource}))
+    if is_the_call:
+        assert offer(sold, call=call, origin=MCP_CALL)
+        return
+    with pytest.raises(Refused) as refused:
+        offers(sold, call=call, origin=MCP_CALL)
+    assert refused.value.name == "resource_mismatch"

@@ -40,7 +40,7 @@ def direct(kind: str) -> list[Requirement]:
 
 
 LOCKS = {"runtime": "requirements.txt", "dev": "requirements-dev.txt", "bench": "requirements-bench.txt"}
-EXTRAS: dict[str, list[str]] = {"runtime": [], "dev": ["dev"], "bench": ["dev", "bench"]}
+EXTRAS: dict[str, list[str]] = {"runtime": ["mcp", "x402"], "dev": ["dev"], "bench": ["dev", "bench"]}
 
 
 @pytest.mark.parametrize("kind", LOCKS)

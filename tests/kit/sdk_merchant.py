@@ -140,7 +140,7 @@ class SdkMerchant:
         self.pay_to = role_address("pay_to").text
         self.handled: Counter[str] = Counter()
         self._client = DevnetFacilitator(devnet, wait_s, replays)
-        option = PaymentOption(
+        self._option = PaymentOption(
             scheme="exact",
             pay_to=self.pay_to,
             price=AssetAmount(amount=price, asset=asset),
@@ -148,10 +148,15 @@ class SdkMerchant:
             max_timeout_seconds=max_timeout_s,
             extra={"confirmationPolicy": {"l1Confirmations": confirmations}},
         )
-        config = uvicorn.Config(self._app(option), http="h11", lifespan="off", log_config=None, access_log=False)
+        self._open(0)
+
+    def _open(self, port: int) -> None:
+        app = self._app(self._option)
+        config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None, access_log=False)
         self._server = _Server(config)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._serve, name="x402 SDK merchant")
 
     @property

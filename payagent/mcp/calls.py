@@ -1,0 +1,173 @@
+"""Requests to merchants for an agent: each is paid if it must be, and goes on when the agent stops waiting.
+
+Two calls with the same method, URL and body at the same time are one request. If every agent that waited for a
+paid request has gone, its answer is kept for the next identical call.
+May import: core, client, httpx, mcp.daemon.
+Never: sends anything to an origin that the app may not pay; follows a redirect; decides whether to pay.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from payagent.client.errors import own_error
+from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
+from payagent.client.transport import AsyncPayAgentTransport
+from payagent.core.money import parse_bound
+from payagent.core.origin import parse_origin
+from payagent.core.problems import Refused
+from payagent.core.version import USER_AGENT
+from payagent.mcp.daemon import AppClient, Payer, paying
+from payagent.mcp.paid_calls import PaidWire
+
+BODY_KEPT_BYTES = 16 * 1024 * 1024
+_TELL_EVERY_S = 1.0
+_READ_S = 120.0
+_OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
+
+Tell = Callable[[float, str], Awaitable[None]]
+"""Tells the agent the seconds that passed, and what is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer:
+    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    refusal: Mapping[str, Any] | None = None
+    quote: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as the agent asked for it. `max_cost` is an amount such as "5 ADA"; `reason` is for people."""
+
+    url: httpx.URL
+    method: str
+    headers: httpx.Headers
+    body: bytes
+    max_cost: str = ""
+    reason: str = ""
+    is_quote: bool = False
+    extensions: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
+        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
+        for name in headers:
+            if name.lower() in _OWN or name.lower().startswith("x-payagent"):
+                raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
+        try:
+            if more["max_cost"]:
+                parse_bound(more["max_cost"])
+            defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
+            return cls(
+                httpx.URL(url).copy_with(fragment=None),
+                (method or ("POST" if body else "GET")).upper(),
+                httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
+                body.encode(),
+                **more,
+            )
+        except Refused as refused:
+            raise own_error(refused.name, refused.detail) from None
+        except (httpx.InvalidURL, ValueError) as error:
+            raise own_error("bad_request", str(error)) from None
+
+    @property
+    def origin(self) -> str:
+        try:
+            return parse_origin(f"{self.url.scheme}://{self.url.netloc.decode('ascii')}")
+        except ValueError as error:
+            raise own_error("bad_request", str(error)) from None
+
+
+@dataclass(slots=True)
+class RunningCall:
+    """A request under way. `payer` shows its payment."""
+
+    task: asyncio.Task[CallAnswer]
+    payer: Payer
+
+    @property
+    def state(self) -> str:
+        payment = self.payer.payment
+        return "asking the merchant" if payment is None else f"payment {payment['id']}: {payment['state']}"
+
+
+class Calls:
+    """All requests of this process. A call waits `answer_after_s` for its answer."""
+
+    def __init__(self, daemon: AppClient, answer_after_s: float) -> None:
+        self._daemon = daemon
+        self._answer_after_s = answer_after_s
+        timeout = httpx.Timeout(_READ_S, connect=10.0)
+        transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
+        self._http = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+        self._running: dict[tuple[object, ...], RunningCall] = {}
+
+    async def run(self, call: Call, tell: Tell) -> tuple[CallAnswer | None, Payer]:
+        """Make the request, or join the same one. Returns (its answer, or None if that takes longer; its payer).
+
+        Raises `PayAgentError` if it was not paid or not served, `httpx.HTTPError` if the merchant does not answer.
+        """
+        await self.require_merchant(call.origin)
+        key = (call.method, str(call.url), call.body, call.is_quote)
+        running = self._running.get(key)
+        if running is None:
+            payer = Payer(" ".join(call.reason.split()) or None)
+            running = self._running[key] = RunningCall(asyncio.create_task(self._send(call, payer)), payer)
+            running.task.add_done_callback(lambda _task: self._drop_unless_owed(key, running))
+        since_s = time.monotonic()
+        while not (await asyncio.wait({running.task}, timeout=_TELL_EVERY_S))[0]:
+            passed_s = time.monotonic() - since_s
+            if passed_s >= self._answer_after_s:
+                return None, running.payer
+            await tell(passed_s, running.state)
+        self._running.pop(key, None)
+        return running.task.result(), running.payer
+
+    async def require_merchant(self, origin: str) -> None:
+        """Refuse an origin that the app may not pay, before anything is sent to it."""
+        if origin not in {row["origin"] for row in (await self._daemon.get("/v1/merchants"))["merchants"]}:
+            raise own_error("merchant_not_allowed", f"{origin} is not in [merchants], or not for this app")
+
+    async def aclose(self) -> None:
+        """End all requests. Payments go on in the daemon, and the next identical call finds them."""
+        for running in self._running.values():
+            running.task.cancel()
+        await self._http.aclose()
+
+    def _drop_unless_owed(self, key: tuple[object, ...], running: RunningCall) -> None:
+        """Keep what was paid for if nobody waits for it; an error or a free answer is not kept."""
+        failed = running.task.cancelled() or running.task.exception() is not None
+        if failed or running.payer.payment is None:
+            self._running.pop(key, None)
+
+    async def _send(self, call: Call, payer: Payer) -> CallAnswer:
+        paying.set(payer)
+        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
+        options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
+        request = self._http.build_request(
+            call.method,
+            call.url,
+            headers={**call.headers, **options},
+            content=call.body or None,
+            extensions=dict(call.extensions),
+        )
+        answer = await self._http.send(request, stream=True)
+        try:
+            body = bytearray()
+            async for chunk in answer.aiter_bytes():
+                body += chunk[: BODY_KEPT_BYTES - len(body)]
+        finally:
+            await answer.aclose()
+        marks = answer.extensions
+        return CallAnswer(
+            answer.status_code, answer.headers, bytes(body), marks.get(REFUSAL_MARK), marks.get(QUOTE_MARK)
+        )

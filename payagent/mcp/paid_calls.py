@@ -1,0 +1,156 @@
+"""Calls of a paid MCP server as requests that the client's transport pays: x402 over MCP in the form of HTTP.
+
+A result that asks for payment becomes a 402, the proof of the retry goes into `_meta`, and the server's receipt
+becomes a header. The intent, the proof, its retry and the delivery are then those of every other purchase.
+Source: the x402 specification, transport MCP.
+May import: core, client, httpx, rfc8785, mcp.shared, payagent.mcp.daemon.
+Never: decides whether to pay; pays by a second proof; shows the proof to the agent.
+"""
+
+import base64
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx
+import rfc8785
+from mcp.shared.exceptions import MCPError
+
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.pay_and_retry import REFUSAL_MARK
+from payagent.client.transport import AsyncPayAgentTransport
+from payagent.core.origin import MCP, parse_origin
+from payagent.mcp.daemon import AppClient
+
+PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
+"""The keys of `_meta` in a request and in a result."""
+
+_PAID_HEADERS = {"payment": "X-Payagent-Payment", "cost": "X-Payagent-Cost", "state": "X-Payagent-State"}
+SEND, _OUTCOME = "payagent_mcp_send", "payagent_mcp_outcome"
+"""Keys of `extensions`: how a call is sent (a `Send`), and what came of it."""
+
+Json = dict[str, Any]
+Send = Callable[[Json], Awaitable[Json]]
+"""Sends the call with these members of `_meta`. Raises `httpx.TransportError`, and `MCPError` for a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaidResult:
+    """A result as the server wrote it. `paid`: the payment's id, cost and state, or nothing if it was free."""
+
+    result: Json
+    paid: Mapping[str, str]
+
+
+class PaidCalls:
+    """Makes the calls of one server, and has the daemon pay for them."""
+
+    def __init__(self, url: str, daemon: AppClient) -> None:
+        self._url = url
+        self._transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
+
+    async def run(self, path: str, arguments: Mapping[str, Any], send: Send) -> PaidResult:
+        """Make the call `path`, such as `tools/NAME`.
+
+        Raises `PayAgentError` if it was not paid or not served, `MCPError` if the server refuses it, and
+        `httpx.TransportError` if the server does not answer.
+        """
+        url, body = call_request(self._url, path, arguments)
+        request = httpx.Request(MCP, url, content=body, extensions={SEND: send})
+        answer = await self._transport.handle_async_request(request)
+        await answer.aread()  # now the payment counts as delivered
+        if answer.status_code == httpx.codes.PAYMENT_REQUIRED:
+            raise PayAgentError(answer.extensions[REFUSAL_MARK])
+        outcome = answer.extensions[_OUTCOME]
+        if isinstance(outcome, MCPError):
+            raise outcome
+        paid = {key: answer.headers[name] for key, name in _PAID_HEADERS.items() if name in answer.headers}
+        return PaidResult(outcome, paid)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+def server_origin(url: str) -> str:
+    """The origin of a server. Raises `PayAgentError`: `bad_request`."""
+    try:
+        at = httpx.URL(url)
+        return parse_origin(f"{at.scheme}://{at.netloc.decode('ascii')}")
+    except (httpx.InvalidURL, ValueError) as error:
+        raise own_error("bad_request", f"{url[:200]!a}: {error}") from None
+
+
+def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tuple[httpx.URL, bytes]:
+    """The URL and the body that stand for a call: its path at the server's origin, its arguments (RFC 8785)."""
+    try:
+        body = rfc8785.dumps(dict(arguments))
+    except rfc8785.CanonicalizationError as error:
+        raise own_error("bad_request", f"the arguments of {path[:100]} are no RFC 8785 JSON: {error}") from None
+    return httpx.URL(server_url).join("/" + quote(path, safe="/:?&=@+,;~")), body
+
+
+class PaidWire(httpx.AsyncHTTPTransport):
+    """Sends a request that has `SEND` as the MCP call that it stands for, and any other as HTTP."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if SEND not in request.extensions:
+            return await super().handle_async_request(request)
+        proof = request.headers.get("PAYMENT-SIGNATURE")
+        meta = {} if proof is None else {PAYMENT: json.loads(base64.b64decode(proof))}
+        send = cast("Send", request.extensions[SEND])
+        try:
+            result = await send(meta)
+        except MCPError as refused:
+            return _answer(422, {}, refused, {"error": refused.message})
+        required, receipt = payment_required(result), _receipt(result)
+        headers = {} if receipt is None else {"PAYMENT-RESPONSE": _encoded(receipt)}
+        is_settled = receipt is not None and receipt.get("success") is True
+        if required is not None:
+            return _answer(402, headers | {"PAYMENT-REQUIRED": _encoded(required)}, result, {})
+        if proof is not None and result.get("isError") is True and not is_settled:
+            return _answer(422, headers, result, result)  # the tool failed, and nothing was settled
+        return _answer(200, headers, result, result)
+
+
+def payment_required(result: Json) -> Json | None:
+    """The x402 object of a result that asks for payment, in either binding; else None."""
+    if result.get("resultType") == "payment_required":
+        required = result.get("paymentRequired")
+        return required if isinstance(required, dict) else {}
+    if result.get("isError") is not True:
+        return None
+    return next((value for value in _values(result) if "x402Version" in value and "accepts" in value), None)
+
+
+def _values(result: Json) -> list[Json]:
+    """The objects that a tool error may carry x402's in: its structured content, or its first text as JSON."""
+    try:
+        text = json.loads(result["content"][0]["text"])
+    except (LookupError, TypeError, ValueError, RecursionError):
+        text = None
+    return [value for value in (result.get("structuredContent"), text) if isinstance(value, dict)]
+
+
+def _receipt(result: Json) -> Json | None:
+    """The settlement's result. The official Python SDK writes a failed one into the structured content."""
+    for holder in (result.get("_meta"), result.get("structuredContent")):
+        receipt = holder.get(RECEIPT) if isinstance(holder, dict) else None
+        if isinstance(receipt, dict):
+            return receipt
+    return None
+
+
+def _answer(status: int, headers: Mapping[str, str], outcome: object, body: Json) -> httpx.Response:
+    return httpx.Response(
+        status,
+        headers={**headers, "content-type": "application/json"},
+        # a stream, and not content, which would count as read before anyone read it
+        stream=httpx.ByteStream(json.dumps(body).encode()),
+        extensions={_OUTCOME: outcome},
+    )
+
+
+def _encoded(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode("ascii")

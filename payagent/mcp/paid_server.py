@@ -1,0 +1,107 @@
+"""The connection to a remote MCP server by streamable HTTP: opened when it is needed, and again after it broke.
+
+May import: httpx's values, mcp, pydantic.
+Never: pays; repeats a request that the server may have executed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from mcp.client import Client, advertise
+from mcp.shared.dispatcher import ProgressFnT
+from mcp.shared.exceptions import MCPError
+from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, REQUEST_TIMEOUT, Request
+from pydantic import TypeAdapter, ValidationError
+
+EXTENSION = "org.x402/payment"
+"""The extension of x402's MCP transport: a server may answer `payment_required` instead of a tool error."""
+
+Json = dict[str, Any]
+_RESULT: TypeAdapter[Any] = TypeAdapter(Json)
+_LOST = frozenset((CONNECTION_CLOSED, REQUEST_TIMEOUT, INTERNAL_ERROR))
+"""Codes that the SDK also uses if no answer came, or a gateway's 5xx."""
+
+log = logging.getLogger("payagent.mcp")
+
+
+class RemoteServer:
+    """One server. Its requests share a connection."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connection: tuple[asyncio.Future[Client], asyncio.Event, asyncio.Task[None]] | None = None
+
+    async def connected(self) -> Client:
+        """The client of an open connection. Raises `httpx.ConnectError`."""
+        if self._connection is None:
+            ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+            dropped = asyncio.Event()
+            self._connection = (ready, dropped, asyncio.create_task(self._hold(ready, dropped)))
+        return await asyncio.shield(self._connection[0])
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            _, dropped, holding = self._connection
+            dropped.set()
+            await holding
+
+    async def request(
+        self, method: str, params: Mapping[str, Any], on_progress: ProgressFnT | None = None
+    ) -> Json:
+        """Send a request, and return its result as the server wrote it.
+
+        Raises `MCPError` if the server refuses it, `httpx.ConnectError` if the server did not get it, and another
+        `httpx.TransportError` if it may have been executed and no answer came.
+        """
+        is_repeated = False
+        while True:
+            client = await self.connected()
+            try:
+                request = Request[Any, Any](method=method, params=params)
+                result: Json = await client.session.send_request(request, _RESULT, progress_callback=on_progress)
+                return result
+            except ValidationError as error:
+                raise httpx.RemoteProtocolError(f"{self.url} answered {method} with what is no result") from error
+            except MCPError as error:
+                is_restarted = error.code == INVALID_REQUEST and error.message == "Session terminated"
+                if is_restarted and not is_repeated:
+                    self._drop(client)  # it executed nothing
+                    is_repeated = True
+                    continue
+                if error.code not in _LOST:
+                    raise
+                if error.code == CONNECTION_CLOSED:
+                    self._drop(client)
+                raise httpx.ReadError(f"{self.url} did not answer {method}: {error.message}") from None
+
+    def _drop(self, client: Client) -> None:
+        """Let the next request open a new connection."""
+        if self._connection is not None:
+            ready, dropped, _ = self._connection
+            if ready.done() and ready.result() is client:
+                dropped.set()
+                self._connection = None
+
+    async def _hold(self, ready: asyncio.Future[Client], dropped: asyncio.Event) -> None:
+        """Hold a connection open until it is dropped. The SDK wants it opened and closed by one task."""
+        try:
+            async with Client(self.url, extensions=[advertise(EXTENSION)], cache=None) as client:
+                ready.set_result(client)
+                await dropped.wait()
+        except Exception as error:  # noqa: BLE001  the SDK's transport raises whatever its client raises
+            if ready.done():
+                log.info("the connection to %s ended: %s", self.url, _why(error))
+                self._drop(ready.result())
+            else:
+                self._connection = None
+                ready.set_exception(httpx.ConnectError(f"{self.url} is no MCP server: {_why(error)}"))
+
+
+def _why(error: BaseException) -> str:
+    """The reason in a group of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,94 @@
+"""`payagent mcp proxy` between an official MCP client and a paid MCP server, with a running daemon."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mcp import StdioServerParameters
+from mcp.client import Client
+
+from kit.agent import ADA, World
+from kit.api import Api, served
+from kit.client import UTXOS
+from kit.proxy import blocks
+from payagent.agent.base.config import MerchantConfig
+from payagent.mcp.daemon import AppClient
+from payagent.mcp.paid_calls import PaidCalls
+from payagent.mcp.paid_proxy import Proxy
+from payagent.mcp.paid_server import RemoteServer
+from payagent.store.rows import payments
+from payagent.store.rows.payments import PaymentRow
+
+TOPIC = {"topic": "Hydra"}
+
+
+@dataclass
+class Market:
+    """A daemon with a funded wallet, and the devnet's merchant with its MCP server."""
+
+    api: Api
+
+    @property
+    def world(self) -> World:
+        return self.api.world
+
+    @property
+    def url(self) -> str:
+        return f"{self.world.origin}/mcp"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"PAYAGENT_URL": self.api.url, "PAYAGENT_TOKEN": self.api.tokens["payer"]}
+
+    @property
+    def payments(self) -> list[PaymentRow]:
+        """The payments of the ledger."""
+        conn = self.api.run.context.conn
+        return payments.payments_page(
+            conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
+        )
+
+    def x402(self, **settings: object) -> None:
+        self.world.settings(x402=settings)
+
+    def ask_a_person(self) -> None:
+        """Let every payment over 1 ADA need an approval."""
+        self.api.run.context.admission.rules.approval_required_above = {"lovelace": ADA}
+
+    @property
+    def sold(self) -> list[dict[str, Any]]:
+        """What the merchant was paid for: one row for each transaction."""
+        state = self.world.http.get(f"{self.world.origin}/merchant/state").json()
+        return list(state["x402"]["payments"])
+
+    def agent(self, url: str | None = None) -> Client:
+        """An agent's client with the command as its server."""
+        command = ["-m", "payagent", "mcp", "proxy", url or self.url]
+        return Client(StdioServerParameters(command=sys.executable, args=command, env=self.environ))
+
+    @asynccontextmanager
+    async def near(self, url: str | None = None, **options: Any) -> AsyncIterator[Client]:
+        """The same in this process, which starts faster."""
+        remote = RemoteServer(url or self.url)
+        calls = PaidCalls(remote.url, AppClient(self.api.tokens["payer"], self.environ))
+        server = Proxy(remote, calls).server(await remote.connected())
+        try:
+            async with Client(server, cache=None, **options) as client:
+                yield client
+        finally:
+            await calls.aclose()
+            await remote.aclose()
+
+
+@asynccontextmanager
+async def market(world: World, **merchants: str) -> AsyncIterator[Market]:
+    """`merchants`: origins that may be paid too, by name."""
+    world.fund(*UTXOS)
+    known = {url: MerchantConfig(name, url, None, None, "confirmed", 5) for name, url in merchants.items()}
+    known |= world.terms.merchants
+    async with world.run(terms=lambda given: replace(given, merchants=known)) as run:
+        await run.run_pass()
+        async with served(run) as api, blocks(run):
+            yield Market(api)

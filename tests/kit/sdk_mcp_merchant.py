@@ -1,0 +1,84 @@
+"""A paid MCP server made of the official SDKs: x402's payment wrapper around a tool of an `mcp` server.
+
+`with SdkMcpMerchant(devnet) as merchant:` sells the tool `report` at `merchant.url + "/mcp"`. It speaks the
+tool-result binding. `failing` makes the tool fail, `demand` replaces what it asks for, and `restart` forgets every
+session.
+"""
+
+import asyncio
+from typing import Any
+
+from mcp.server import Server
+from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, Tool
+from x402 import x402ResourceServer
+from x402.http import PaymentOption
+from x402.mcp.server_async import PaymentWrapperConfig, create_payment_wrapper
+from x402.schemas import PaymentRequirements
+
+from kit.sdk_merchant import NETWORK, CardanoServerScheme, SdkMerchant
+
+REPORT = Tool(
+    name="report",
+    description="A report.",
+    input_schema={"type": "object"},
+    _meta={"agents-x402/priceUSD": 0.01},  # where servers tell prices before they are asked
+)
+
+
+class SdkMcpMerchant(SdkMerchant):
+    failing = False
+    demand: dict[str, Any] | None = None
+
+    def _app(self, option: PaymentOption) -> Any:
+        payments = x402ResourceServer(self._client)
+        payments.register(NETWORK, CardanoServerScheme())
+        payments.initialize()
+        price: Any = option.price
+        accepts = PaymentRequirements(
+            scheme=option.scheme,
+            network=option.network,
+            asset=price.asset,
+            amount=price.amount,
+            pay_to=str(option.pay_to),
+            max_timeout_seconds=option.max_timeout_seconds or 300,
+            extra={"areFeesSponsored": False, **(option.extra or {})},
+        )
+        paid = create_payment_wrapper(payments, PaymentWrapperConfig(accepts=[accepts]))
+
+        @paid
+        async def report(arguments: dict[str, Any], _context: Any) -> dict[str, Any]:
+            self.handled["report"] += 1
+            text = f"About {arguments['topic']}"
+            return {"content": [{"type": "text", "text": text}], "isError": self.failing}
+
+        async def tools(_context: Any, _params: Any) -> ListToolsResult:
+            return ListToolsResult(tools=[REPORT])
+
+        async def call(context: Any, params: CallToolRequestParams) -> CallToolResult:
+            if self.demand is not None:
+                return CallToolResult(content=[], structured_content=self.demand, is_error=True)
+            extra = {"_meta": (context.params or {}).get("_meta") or {}, "toolName": params.name}
+            result: Any = await report(params.arguments or {}, extra)  # type: ignore[operator]
+            return CallToolResult.model_validate(
+                {
+                    "content": result.content,
+                    "isError": result.is_error,
+                    "structuredContent": result.structured_content,
+                    "_meta": result.meta,
+                }
+            )
+
+        self.mcp: Server[Any] = Server("sdk", on_list_tools=tools, on_call_tool=call)
+        return self.mcp.streamable_http_app()
+
+    def _serve(self) -> None:
+        async def serve() -> None:
+            async with self.mcp.session_manager.run():
+                await self._server.serve(sockets=[self._socket])
+
+        asyncio.run(serve())
+
+    def restart(self) -> None:
+        self.__exit__(None, None, None)
+        self._open(self.port)
+        self.__enter__()
