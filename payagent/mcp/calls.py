@@ -149,7 +149,7 @@ class Calls:
 
     async def _send(self, call: Call, payer: Payer) -> CallAnswer:
         paying.set(payer)
-        options = {"X-Payagent-Max-ShownCost": call.max_cost} if call.max_cost else {}
+        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
         options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
         request = self._http.build_request(
             call.method, call.url, headers={**call.headers, **options}, content=call.body or None

@@ -114,7 +114,7 @@ class AgentTools:
         )
         text = f"HTTP {answer.status}, and nothing was paid."
         if payment_id is not None:
-            units, asset = answer.headers["X-Payagent-ShownCost"].split()
+            units, asset = answer.headers["X-Payagent-Cost"].split()
             value.cost = results.cost(asset, units)
             text = f"HTTP {answer.status}. It cost {value.cost.text} (payment {payment_id})."
         if is_unserved:

@@ -85,7 +85,7 @@ async def test_refusals_say_what_happened_to_the_money_and_what_to_do(shop: Agen
         elsewhere = await client.call_tool("fetch", {"url": "http://127.0.0.1:9/secret"})
         assert (elsewhere.is_error, data(elsewhere)["code"]) == (True, "merchant_not_allowed")
         for wrong in (
-            {"headers": {"X-Payagent-Max-ShownCost": "1 ADA"}},
+            {"headers": {"X-Payagent-Max-Cost": "1 ADA"}},
             {"max_cost": "lots"},
             {"url": "file:///etc"},
         ):
