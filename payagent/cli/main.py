@@ -29,7 +29,7 @@ COMMANDS = {
     "ledger": ("ledger", "Show the double-entry ledger."),
     "limits": ("limits", "Show and set spending limits."),
     "log": ("log", "Show who changed what, and which requests were refused."),
-    "mcp": ("mcp", "Let AI agents pay, by the Model Context Protocol."),
+    "mcp": ("mcp", "Let AI agents pay by MCP."),
     "merchants": ("merchants", "Manage the merchants that may be paid."),
     "pause": ("wallet", "Stop all signing until `payagent resume`."),
     "pay": ("pay", "Pay a saved 402 and print the headers for the retry."),

@@ -35,7 +35,7 @@ async def test_a_program_learns_which_headers_its_requests_to_a_merchant_carry(w
                     "ready": ready,
                     "call_headers": headers,
                 }
-                | {"set_by": "config", "accepted_depth": None, "refused_early": False}
+                | {"set_by": "config", "accepted_depth": None, "refused_early": False, "prices": []}
                 for name, origin, names, ready, headers in (
                     ("a", plain.origin, [*inside], "submitted", {}),
                     ("t", world.origin, [], "confirmed", buyer),
