@@ -6,6 +6,7 @@ Never: pays (the daemon does); writes anything but the protocol to stdout while 
 
 import click
 
+from payagent.cli.mcp_install import install, uninstall
 from payagent.cli.options import example
 
 
@@ -29,3 +30,7 @@ def mcp() -> None:
 @mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))
 def serve() -> None:
     """Serve the wallet to an agent."""
+
+
+mcp.add_command(install)
+mcp.add_command(uninstall)
