@@ -1,13 +1,19 @@
 """`payagent mcp`: lets AI agents pay, by the Model Context Protocol.
 
-May import: click, core, cli; payagent.mcp inside a function.
+May import: click, core, cli; payagent.mcp, api.http, client, secret_file and settings inside a function.
 Never: pays (the daemon does); writes anything but the protocol to stdout while it serves stdio.
 """
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
 from payagent.cli.mcp_install import install, uninstall
-from payagent.cli.options import example
+from payagent.cli.options import example, output_options, pass_terminal
+from payagent.cli.terminal import Terminal
 
 
 class _Group(click.Group):
@@ -27,9 +33,56 @@ def mcp() -> None:
     """Let AI agents pay by MCP. Without a subcommand: serve."""
 
 
+def require_extra() -> None:
+    """Refuse to go on without the optional extra."""
+    if find_spec("mcp") is None:
+        raise click.UsageError("this command needs an extra: pip install 'cardano-payagent[mcp]'")
+
+
 @mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))
-def serve() -> None:
-    """Serve the wallet to an agent."""
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address instead of stdio."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File with the app's token (mode 0600). Default: $PAYAGENT_TOKEN.",
+)
+@output_options
+@pass_terminal
+def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> None:
+    """Serve the wallet to an agent, on stdio or on HTTP.
+
+    The agent spends within the limits of the app whose token it gets. The daemon is at $PAYAGENT_URL, a URL or the
+    path of its socket (default: http://127.0.0.1:8402). With --listen, any program on this machine can spend
+    within these limits while it runs.
+    """
+    require_extra()
+    from payagent.mcp.daemon import Daemon
+    from payagent.mcp.server import serve_http, serve_stdio
+    from payagent.secret_file import read_header_secret
+
+    token = None if token_file is None else read_header_secret(token_file)
+    try:
+        daemon = Daemon(token, os.environ)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if listen is None:
+        serve_stdio(daemon)
+        return
+    from payagent.api.http.server import listen_tcp
+    from payagent.settings.field_types import require_loopback
+
+    require_loopback(listen, "--listen")
+    with listen_tcp(listen, "--listen") as listener:
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}/mcp" if ":" in host else f"http://{host}:{port}/mcp"
+        if terminal.is_json:
+            terminal.line(json.dumps({"mcp": url}))
+        else:
+            terminal.say(f"{url} serves agents")
+        serve_http(daemon, listener)
 
 
 mcp.add_command(install)

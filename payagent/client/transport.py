@@ -46,6 +46,14 @@ class Asks(Protocol):
     def close(self) -> None: ...
 
 
+class AsksAsync(Protocol):
+    """The part of a daemon client that an async transport uses."""
+
+    async def ask(self, ask: AskDaemon) -> DaemonReply: ...
+
+    async def aclose(self) -> None: ...
+
+
 class PayAgentTransport(httpx.BaseTransport):
     """Sends requests through `inner`. The daemon pays a merchant's 402, and the request is retried.
 
@@ -151,14 +159,16 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         self,
         inner: httpx.AsyncBaseTransport | None = None,
         *,
-        daemon: str | Path = DEFAULT,
+        daemon: str | Path | AsksAsync = DEFAULT,
         token: str | None = None,
         max_cost_units: int | None = None,
         max_cost_asset: str | None = None,
         patience_s: float = PATIENCE_S,
         spool_bytes: int = SPOOL_BYTES,
     ) -> None:
-        self._daemon = AsyncDaemonClient(DaemonAddress.read(daemon, token))
+        self._daemon = (
+            AsyncDaemonClient(DaemonAddress.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
+        )
         self._inner = inner or httpx.AsyncHTTPTransport()
         self._has_own, self._pid = inner is None, os.getpid()
         self._purchases = PayAndRetry(max_cost_units, max_cost_asset, patience_s, spool_bytes)

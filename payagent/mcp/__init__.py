@@ -1,0 +1,7 @@
+"""The mcp room: the wallet as an MCP server, in a process of its own. Agents pay through it, with an app's token.
+
+Start with `server`, the tools, resources and prompts. `calls` makes the requests that are paid, and keeps them
+going when an agent stops waiting. `results` is what the tools return. `daemon` asks the daemon.
+May import: core, client, httpx; mcp, pydantic and uvicorn in `server` and `results` alone.
+Never: holds a key; decides whether to pay, which is the daemon's task; returns a secret or an approval link.
+"""

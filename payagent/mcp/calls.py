@@ -1,0 +1,174 @@
+"""Requests to merchants for an agent: each is paid if it must be, and goes on when the agent stops waiting.
+
+Two calls with the same method, URL and body at the same time are one request. If every agent that waited for a
+paid request has gone, its answer is kept for the next identical call.
+May import: core, client, httpx, mcp.daemon.
+Never: sends anything to an origin that the app may not pay; follows a redirect; decides whether to pay.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from payagent.client.errors import own_error
+from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
+from payagent.client.transport import AsyncPayAgentTransport
+from payagent.core.money import parse_bound
+from payagent.core.origin import parse_origin
+from payagent.core.problems import Refused
+from payagent.core.version import USER_AGENT
+from payagent.mcp.daemon import Daemon, Payer, paying
+
+ANSWER_AFTER_S = 45.0
+"""How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
+
+BODY_KEPT_BYTES = 16 * 1024 * 1024
+_TELL_EVERY_S = 1.0
+_OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
+
+Tell = Callable[[float, str], Awaitable[None]]
+"""Tells the agent the seconds that passed, and what is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    refusal: Mapping[str, Any] | None = None
+    quote: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as the agent asked for it. `max_cost` is an amount such as "5 ADA"; `reason` is for people."""
+
+    url: httpx.URL
+    method: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    max_cost: str | None = None
+    reason: str | None = None
+    is_quote: bool = False
+
+    @classmethod
+    def read(
+        cls, url: str, method: str | None, headers: Mapping[str, str] | None, body: str | None, **more: Any
+    ) -> "Call":
+        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
+        if own := [
+            name for name in headers or {} if name.lower() in _OWN or name.lower().startswith("x-payagent")
+        ]:
+            raise own_error("bad_request", f"the header {own[0][:60]!a} is payagent's own")
+        try:
+            if more.get("max_cost") is not None:
+                parse_bound(more["max_cost"])
+            return cls(
+                httpx.URL(url).copy_with(fragment=None),
+                (method or ("GET" if body is None else "POST")).upper(),
+                {"user-agent": USER_AGENT}
+                | ({} if body is None else {"content-type": "application/json"})
+                | {name.lower(): value for name, value in (headers or {}).items()},
+                None if body is None else body.encode(),
+                **more,
+            )
+        except Refused as refused:
+            raise own_error(refused.name, refused.detail) from None
+        except (httpx.InvalidURL, ValueError) as error:
+            raise own_error("bad_request", str(error)) from None
+
+    @property
+    def origin(self) -> str:
+        try:
+            return parse_origin(f"{self.url.scheme}://{self.url.netloc.decode('ascii')}")
+        except ValueError as error:
+            raise own_error("bad_request", str(error)) from None
+
+
+@dataclass(slots=True)
+class Flight:
+    """A request under way. `payer` shows its payment."""
+
+    task: asyncio.Task[Answer]
+    payer: Payer
+
+    @property
+    def state(self) -> str:
+        payment = self.payer.payment
+        return "asking the merchant" if payment is None else f"payment {payment['id']}: {payment['state']}"
+
+
+class Calls:
+    """All requests of this process."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._http = httpx.AsyncClient(
+            transport=AsyncPayAgentTransport(daemon=daemon),
+            timeout=httpx.Timeout(120.0, connect=10.0),
+            trust_env=False,
+        )
+        self._flights: dict[tuple[object, ...], Flight] = {}
+
+    async def run(self, call: Call, tell: Tell) -> tuple[Answer | None, Payer]:
+        """Make the request, or join the same one. Returns (its answer, or None if that takes longer; its payer).
+
+        Raises `PayAgentError` if it was not paid or not served, `httpx.HTTPError` if the merchant does not answer.
+        """
+        await self.require_merchant(call.origin)
+        key = (call.method, str(call.url), call.body, call.is_quote)
+        flight = self._flights.get(key)
+        if flight is None:
+            payer = Payer(call.reason)
+            flight = self._flights[key] = Flight(asyncio.create_task(self._send(call, payer)), payer)
+            flight.task.add_done_callback(lambda _task: self._drop_unless_owed(key, flight))
+        since_s = time.monotonic()
+        while not (await asyncio.wait({flight.task}, timeout=_TELL_EVERY_S))[0]:
+            passed_s = time.monotonic() - since_s
+            if passed_s >= ANSWER_AFTER_S:
+                return None, flight.payer
+            await tell(passed_s, flight.state)
+        self._flights.pop(key, None)
+        return flight.task.result(), flight.payer
+
+    async def require_merchant(self, origin: str) -> None:
+        """Refuse an origin that the app may not pay, before anything is sent to it."""
+        if origin not in {row["origin"] for row in (await self._daemon.get("/v1/merchants"))["merchants"]}:
+            raise own_error("merchant_not_allowed", f"{origin} is not in [merchants], or not for this app")
+
+    async def aclose(self) -> None:
+        """End all requests. Payments go on in the daemon, and the next identical call finds them."""
+        for flight in self._flights.values():
+            flight.task.cancel()
+        await self._http.aclose()
+
+    def _drop_unless_owed(self, key: tuple[object, ...], flight: Flight) -> None:
+        """Keep what was paid for if nobody waits for it; an error or a free answer is not kept."""
+        failed = flight.task.cancelled() or flight.task.exception() is not None
+        if failed or flight.payer.payment is None:
+            self._flights.pop(key, None)
+
+    async def _send(self, call: Call, payer: Payer) -> Answer:
+        paying.set(payer)
+        options = {} if call.max_cost is None else {"X-Payagent-Max-Cost": call.max_cost}
+        options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
+        request = self._http.build_request(
+            call.method, call.url, headers={**call.headers, **options}, content=call.body
+        )
+        answer = await self._http.send(request, stream=True)
+        try:
+            body = bytearray()
+            async for chunk in answer.aiter_bytes():
+                body += chunk[: BODY_KEPT_BYTES - len(body)]
+        finally:
+            await answer.aclose()
+        marks = answer.extensions
+        return Answer(
+            answer.status_code, answer.headers, bytes(body), marks.get(REFUSAL_MARK), marks.get(QUOTE_MARK)
+        )
