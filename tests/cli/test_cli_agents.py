@@ -1,16 +1,24 @@
-"""`payagent mcp install` and `uninstall`, in a home folder of their own, against the running daemon."""
+"""Agents get payagent: `payagent mcp install` in a home folder of its own, and the page with the recipes."""
 
 import json
 import os
+import re
 import stat
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from kit.canaries import plant
-from kit.cli import Result, Shop
+from kit.cli import Result, Shop, clean_environ
+from kit.http import NO_TLS
+from kit.pages import blocks
+from kit.scripted_model import scripted_model
 from kit.terminal import at_terminal
+from mcp import Client, StdioServerParameters
 
 OTHER = {"command": "other", "args": ["--flag"]}
 JSON = json.dumps({"theme": "dunkel-ü", "mcpServers": {"other": OTHER}, "ratio": 0.25})
@@ -182,3 +190,90 @@ def test_nothing_is_changed_before_a_person_agrees(shop: Shop, home: Path) -> No
 def test_an_install_without_a_limit_is_refused(shop: Shop) -> None:
     refused = shop.payagent("mcp", "install", "cursor", "--app", "unlimited", "--yes")
     assert (refused.code, "name a limit" in refused.err) == (2, True)
+
+
+def by_socket(shop: Shop, token: str) -> httpx.Client:
+    """The API, with an app's token."""
+    socket = httpx.HTTPTransport(uds=str(shop.folder / "s"), verify=NO_TLS)
+    return httpx.Client(
+        base_url="http://localhost", transport=socket, headers={"authorization": f"Bearer {token}"}
+    )
+
+
+OF_THE_OPERATOR = (
+    ("/v1/limits", {"app": "hijacked", "limits": {"per_day": "100000000000"}}),
+    ("/v1/apps", {"name": "another"}),
+    ("/v1/apps/hijacked/rotate-token", {}),
+    ("/v1/merchants", {"name": "mine", "origin": "http://127.0.0.1:9"}),
+    ("/v1/wallet/send", {"to": "addr_test1", "units": "1"}),
+    ("/v1/payments/pay_1/approve", {}),
+)
+
+
+async def test_a_hijacked_agent_spends_its_budget_at_allowed_merchants_and_nothing_else(
+    shop: Shop, home: Path
+) -> None:
+    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
+    assert install(shop, "claude-code", "hijacked").code == 0
+    entry = members(home / FILES["claude-code"][0])["mcpServers"]["payagent"]
+    paid = {"url": f"{shop.devnet.merchant_url}/chat", "method": "POST", "body": '{"message": "one"}'}
+    more = {**paid, "body": '{"message": "two"}', "max_cost": "1000 ADA"}
+    server = StdioServerParameters(command=entry["command"], args=entry["args"], env=entry["env"])
+    async with Client(server) as client:
+        served = await client.call_tool("fetch", paid)
+        assert not served.is_error, served.content
+        shop.settings(price="4000000")
+        over = await client.call_tool("fetch", more)
+        elsewhere = await client.call_tool("fetch", {"url": "http://127.0.0.1:9/"})
+    assert (over.is_error, (over.structured_content or {})["code"]) == (True, "limit_exceeded")
+    assert (elsewhere.is_error, (elsewhere.structured_content or {})["code"]) == (True, "merchant_not_allowed")
+    assert shop.held() == ["0"] * len(shop.held())
+
+    token = plant("the token of hijacked", Path(entry["args"][3]).read_text().strip())
+    with by_socket(shop, token) as api:
+        refusals = {path: api.post(path, json=body).json()["code"] for path, body in OF_THE_OPERATOR}
+    assert refusals == dict.fromkeys(refusals, "forbidden")
+
+
+PAGE = "docs/how-to/use-an-agent-framework.md"
+RECIPES = ("OpenAI's tool calling", "pydantic-ai")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_agent_buys_within_its_budget_and_is_told_of_a_refusal(shop: Shop, tmp_path: Path, recipe: str) -> None:
+    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
+    name = f"agent-{RECIPES.index(recipe)}"
+    token = plant(f"the token of {name}", shop.payagent("app", "add", name, "--per-day", "3 ADA").json["token"])
+    (port,) = re.findall(
+        r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", (shop.folder / "daemon.log").read_text()
+    )
+    (tool,) = blocks("The tool", PAGE, "python")
+    (program,) = blocks(recipe, PAGE, "python")
+    assert max(tool.count("\n"), program.count("\n")) <= 15
+    (tmp_path / "buy.py").write_text(tool.replace(":8402", port))
+
+    def run(base_url: str) -> str:
+        environ = {
+            "MERCHANT": shop.devnet.merchant_url,
+            "OPENAI_API_KEY": "none",
+            "OPENAI_BASE_URL": base_url,
+            "PATH": os.environ["PATH"],
+            "PAYAGENT_TOKEN": token,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+            env=clean_environ() | environ,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with scripted_model() as base_url:
+        assert run(base_url).startswith("I bought this: Cardano is a proof-of-stake chain")
+        assert run(base_url).startswith("I bought this: Not bought: limit_exceeded. ")
+    spent = [row for row in shop.payagent("limits").json["limits"] if row["app"] == name]
+    assert 2_000_000 < int(spent[0]["spent"]) < 3_000_000
