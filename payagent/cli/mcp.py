@@ -40,9 +40,7 @@ def require_extra() -> None:
 
 
 @mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))
-@click.option(
-    "--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address instead of stdio."
-)
+@click.option("--listen", metavar="HOST:PORT", help="Serve HTTP at /mcp on this loopback address. Default: stdio.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),

@@ -248,6 +248,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
         ("to", payment["origin"] or f"({payment['kind']})"),
         ("app", f"{payment['app_name']} ({payment['app']})"),
         ("request", payment["request"]),
+        ("purpose", payment["purpose"]),
         ("invoice", payment["invoice_id"]),
         ("transaction", payment["tx_hash"]),
         ("fee", show_units(LOVELACE, payment["fee"])),

@@ -23,11 +23,9 @@ from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import Daemon, Payer, paying
 
-ANSWER_AFTER_S = 45.0
-"""How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
-
 BODY_KEPT_BYTES = 16 * 1024 * 1024
 _TELL_EVERY_S = 1.0
+_READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
 
 Tell = Callable[[float, str], Awaitable[None]]
@@ -51,31 +49,27 @@ class Call:
 
     url: httpx.URL
     method: str
-    headers: Mapping[str, str]
-    body: bytes | None
-    max_cost: str | None = None
-    reason: str | None = None
+    headers: httpx.Headers
+    body: bytes
+    max_cost: str = ""
+    reason: str = ""
     is_quote: bool = False
 
     @classmethod
-    def read(
-        cls, url: str, method: str | None, headers: Mapping[str, str] | None, body: str | None, **more: Any
-    ) -> "Call":
+    def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
         """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
-        if own := [
-            name for name in headers or {} if name.lower() in _OWN or name.lower().startswith("x-payagent")
-        ]:
-            raise own_error("bad_request", f"the header {own[0][:60]!a} is payagent's own")
+        for name in headers:
+            if name.lower() in _OWN or name.lower().startswith("x-payagent"):
+                raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
         try:
-            if more.get("max_cost") is not None:
+            if more["max_cost"]:
                 parse_bound(more["max_cost"])
+            defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
             return cls(
                 httpx.URL(url).copy_with(fragment=None),
-                (method or ("GET" if body is None else "POST")).upper(),
-                {"user-agent": USER_AGENT}
-                | ({} if body is None else {"content-type": "application/json"})
-                | {name.lower(): value for name, value in (headers or {}).items()},
-                None if body is None else body.encode(),
+                (method or ("POST" if body else "GET")).upper(),
+                httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
+                body.encode(),
                 **more,
             )
         except Refused as refused:
@@ -105,15 +99,14 @@ class Flight:
 
 
 class Calls:
-    """All requests of this process."""
+    """All requests of this process. A call waits `answer_after_s` for its answer."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, answer_after_s: float) -> None:
         self._daemon = daemon
-        self._http = httpx.AsyncClient(
-            transport=AsyncPayAgentTransport(daemon=daemon),
-            timeout=httpx.Timeout(120.0, connect=10.0),
-            trust_env=False,
-        )
+        self._answer_after_s = answer_after_s
+        timeout = httpx.Timeout(_READ_S, connect=10.0)
+        transport = AsyncPayAgentTransport(daemon=daemon)
+        self._http = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
         self._flights: dict[tuple[object, ...], Flight] = {}
 
     async def run(self, call: Call, tell: Tell) -> tuple[Answer | None, Payer]:
@@ -125,13 +118,13 @@ class Calls:
         key = (call.method, str(call.url), call.body, call.is_quote)
         flight = self._flights.get(key)
         if flight is None:
-            payer = Payer(call.reason)
+            payer = Payer(" ".join(call.reason.split()) or None)
             flight = self._flights[key] = Flight(asyncio.create_task(self._send(call, payer)), payer)
             flight.task.add_done_callback(lambda _task: self._drop_unless_owed(key, flight))
         since_s = time.monotonic()
         while not (await asyncio.wait({flight.task}, timeout=_TELL_EVERY_S))[0]:
             passed_s = time.monotonic() - since_s
-            if passed_s >= ANSWER_AFTER_S:
+            if passed_s >= self._answer_after_s:
                 return None, flight.payer
             await tell(passed_s, flight.state)
         self._flights.pop(key, None)
@@ -156,10 +149,10 @@ class Calls:
 
     async def _send(self, call: Call, payer: Payer) -> Answer:
         paying.set(payer)
-        options = {} if call.max_cost is None else {"X-Payagent-Max-Cost": call.max_cost}
+        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
         options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
         request = self._http.build_request(
-            call.method, call.url, headers={**call.headers, **options}, content=call.body
+            call.method, call.url, headers={**call.headers, **options}, content=call.body or None
         )
         answer = await self._http.send(request, stream=True)
         try:

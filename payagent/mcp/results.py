@@ -148,13 +148,12 @@ def cost(asset: str, units: str | int) -> Cost:
 
 def result(value: BaseModel, text: str, *, is_error: bool = False) -> CallToolResult:
     """A tool's result: the object for programs, and the same with a sentence before it for models."""
-    data = value.model_dump(mode="json", exclude_none=True)
     return CallToolResult(
         content=[
             TextContent(type="text", text=text),
             TextContent(type="text", text=value.model_dump_json(exclude_none=True)),
         ],
-        structured_content=data,
+        structured_content=value.model_dump(mode="json"),
         is_error=is_error,
     )
 

@@ -17,7 +17,8 @@ from payagent.core.problems import Refused
 ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  where clients find their app token; not a setting
-NOT_SETTINGS = (CONFIG_VARIABLE, TOKEN_VARIABLE)
+URL_VARIABLE = "PAYAGENT_URL"
+NOT_SETTINGS = (CONFIG_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE)
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 
 Tree = dict[str, Any]

@@ -38,7 +38,8 @@ class PaymentRequest:
     `received`: the 402 as it came, for the record. `max_total_asset`: the asset of `max_total_units`; None: the
     asset that is paid. `buyer`: whose prepaid balance a batch raises, if the request named another than the
     configured one. `heard_at_ms`: when payagent itself received the 402 from the merchant; None: an app forwarded
-    it. `topup`: the top-up that this payment is part of, which then names the intent.
+    it. `topup`: the top-up that this payment is part of, which then names the intent. `purpose`: why the app buys
+    this, in its words for people; no part of the intent.
     """
 
     app_id: str
@@ -52,6 +53,7 @@ class PaymentRequest:
     buyer: Buyer | None = None
     heard_at_ms: int | None = None
     topup: TopupPart | None = None
+    purpose: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -141,6 +143,7 @@ class PaymentIntent:
     max_total_asset: str | None = None
     is_heard: bool = False
     """Whether payagent received the 402 from the merchant itself. Otherwise it is the app's claim."""
+    purpose: str | None = None
 
     def most_units(self, asset: str) -> int | None:
         """The caller's own limit on the asset, None without one; 0 if its limit is in another asset."""

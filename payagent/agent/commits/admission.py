@@ -30,6 +30,7 @@ from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups, writes
+from payagent.store.rows.events import PURPOSE
 from payagent.store.rows.intents import IntentRow, InvoiceRow
 from payagent.store.rows.payments import OutputRow, PaymentRow
 from payagent.wallet.transaction import TxPlan
@@ -170,6 +171,8 @@ class Admission:
             pool_id=pool,
             topup_id=None if intent.topup is None else intent.topup.topup,
         )
+        if intent.purpose is not None:
+            writes.note(unit, payment_id, PURPOSE, State.RECEIVED, now_ms, {"purpose": intent.purpose})
         try:
             plan, checks = self.reservation.decide(unit, intent, nonce_utxo, expires_at_ms, now_ms)
             reasons = self.rules.reasons(unit.conn, intent, intent.invoice, plan.spend)

@@ -109,6 +109,7 @@ class Intake:
             min_window_s=self._context.config.min_window_s,
             buyer=payment_request.buyer or self.buyer(payment_request.origin, payment_request.request),
             topup=payment_request.topup,
+            purpose=payment_request.purpose,
         )
 
     def buyer(self, origin: str, request: MerchantRequest | None) -> Buyer:

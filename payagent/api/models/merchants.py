@@ -1,5 +1,6 @@
-"""Merchants, their pins, prices and rules. May import: core, agent, pydantic. Never: I/O."""
+"""Merchants, their pins, prices and rules. May import: core, agent, store.rows, pydantic. Never: I/O."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
@@ -9,6 +10,7 @@ from payagent.agent.operator.merchants import MerchantStatus
 from payagent.api.models.base import RequestBody, Shown, Time, Units, absent
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.retry_schedule import MerchantReadiness, Ready
+from payagent.store.rows.merchants import AgreedPriceRow
 
 
 class CreateMerchant(RequestBody):
@@ -32,13 +34,23 @@ class CreateMerchant(RequestBody):
         return self.model_dump(exclude={"name"}, exclude_unset=True)
 
 
+class AgreedPrice(Shown):
+    """The agreed price of `calls` requests. `path` has no query."""
+
+    method: str
+    path: str
+    asset: str
+    calls: int
+    units: Units
+
+
 class Merchant(BaseModel):
     """A merchant that may be paid. `call_headers` belong in every request to it, the first one too.
 
     `accepted_depth`: how deep a payment's transaction was when the merchant accepted its proof (1: in the newest
     block, 0: in no block); null: unknown. With `ready` = auto the next proof is first presented at that depth.
     `refused_early`: it refused a proof before `confirm_depth`, so no proof is presented before that.
-    `resource_origins`: other origins that its x402 may name as the resource.
+    `resource_origins`: other origins that its x402 may name as the resource. `prices`: what was last agreed.
     """
 
     name: str
@@ -49,9 +61,17 @@ class Merchant(BaseModel):
     refused_early: bool
     call_headers: dict[str, str]
     set_by: Literal["config", "operator"]
+    prices: list[AgreedPrice]
 
     @classmethod
-    def of(cls, merchant: MerchantConfig, readiness: MerchantReadiness, config: AgentConfig, **more: Any) -> Self:
+    def of(
+        cls,
+        merchant: MerchantConfig,
+        readiness: MerchantReadiness,
+        prices: Iterable[AgreedPriceRow],
+        config: AgentConfig,
+        **more: Any,
+    ) -> Self:
         return cls(
             name=merchant.name,
             origin=merchant.origin,
@@ -61,6 +81,7 @@ class Merchant(BaseModel):
             refused_early=readiness.refused_early,
             call_headers=merchant.buyer_headers(config.own.text),
             set_by="config" if merchant.is_from_file else "operator",
+            prices=[AgreedPrice.model_validate(price) for price in prices],
             **more,
         )
 
@@ -82,16 +103,6 @@ class PinnedAddress(BaseModel):
     set_by: Literal["config", "daemon"]
 
 
-class AgreedPrice(Shown):
-    """The agreed price of `calls` requests. `path` has no query."""
-
-    method: str
-    path: str
-    asset: str
-    calls: int
-    units: Units
-
-
 class MerchantDetails(Merchant):
     """A merchant, the rules for its invoices, and what was recorded about it. A rule that is null is off.
 
@@ -102,7 +113,6 @@ class MerchantDetails(Merchant):
     pin: Literal["first_use", "config", "off"]
     addresses: list[PinnedAddress]
     price_rise_percent_max: int | None
-    prices: list[AgreedPrice]
     stop_after_unserved: int | None
     unserved_streak: int
     stopped_at: Time | None
@@ -116,6 +126,7 @@ class MerchantDetails(Merchant):
         return cls.of(
             status.merchant,
             status.readiness,
+            status.prices,
             config,
             pin="config" if rules.from_file else "first_use" if rules.first_use else "off",
             addresses=[
@@ -127,7 +138,6 @@ class MerchantDetails(Merchant):
                 for pin in pins
             ],
             price_rise_percent_max=rules.price_rise_percent_max,
-            prices=status.prices,
             stop_after_unserved=rules.stop_after_unserved,
             unserved_streak=status.unserved_streak.count,
             stopped_at=status.unserved_streak.stopped_at_ms,

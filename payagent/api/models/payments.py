@@ -42,7 +42,7 @@ from payagent.core.payment import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
-from payagent.store.rows import apps, intents
+from payagent.store.rows import apps, events, intents
 from payagent.store.rows.events import StreamedEvent
 from payagent.store.rows.payments import PaymentRow
 
@@ -136,6 +136,7 @@ class CreatePayment(RequestBody):
     response: PaymentRequiredResponse
     max_total: GivenUnits = absent("The most that may leave the wallet in the invoice's asset, including the fee.")
     max_total_asset: GivenAsset = absent("The asset of `max_total`: no other asset is paid. Default: any asset.")
+    purpose: Line = absent("Why the app buys this, in one line for people. It does not tell purchases apart.")
 
     @classmethod
     def payment_request(cls, app_id: str, raw: bytes, idempotency_key: str | None) -> PaymentRequest:
@@ -156,6 +157,7 @@ class CreatePayment(RequestBody):
             idempotency_key=read_key(idempotency_key),
             max_total_units=body.max_total,
             max_total_asset=body.max_total_asset,
+            purpose=body.purpose,
         )
 
 
@@ -386,11 +388,15 @@ class Attempt(Shown):
 
 
 class NamedPayment(Payment):
-    """With the names that people know. `request`: method and path of the bought call, if the client named it."""
+    """With the names that people know. `request`: method and path of the bought call, if the client named it.
+
+    `purpose`: why the app buys it, in the app's words.
+    """
 
     app_name: str
     merchant: str | None
     request: str | None
+    purpose: str | None
 
     @classmethod
     def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
@@ -401,6 +407,7 @@ class NamedPayment(Payment):
             app_name=apps.require(context.conn, row.app_id).name,
             merchant=None if merchant is None else merchant.name,
             request=call_of(intents.request_of(context.conn, row.intent.id)),
+            purpose=events.purpose_of(context.conn, row.id),
             **more,
         )
 

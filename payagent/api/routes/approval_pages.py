@@ -29,7 +29,7 @@ from payagent.core.payment import STATES_IN_WORDS
 from payagent.core.policy import Window
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
-from payagent.store.rows import approvals
+from payagent.store.rows import approvals, events
 from payagent.store.rows.approvals import ApprovalRow, DecisionRow
 from payagent.store.rows.payments import PaymentRow
 
@@ -145,7 +145,9 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 def _request_rows(context: AgentContext, row: PaymentRow, approval: ApprovalRow) -> list[Row]:
     detail = approval_of(context, row, approval, sees_approvals=True)
-    return [("network", context.config.network.name), *_rows(row, detail)]
+    purpose = events.purpose_of(context.conn, row.id)
+    stated = [] if purpose is None else [("the app's reason", purpose)]
+    return [("network", context.config.network.name), *stated, *_rows(row, detail)]
 
 
 def _rows(row: PaymentRow, detail: Approval) -> Iterable[Row]:

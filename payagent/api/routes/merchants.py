@@ -13,7 +13,7 @@ from payagent.api.http.problems import JsonResponse
 from payagent.api.models.merchants import CreateMerchant, CreatePin, Merchant, MerchantDetails, Merchants
 from payagent.api.models.openapi import gives, takes
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.store.rows.merchants import readiness
+from payagent.store.rows.merchants import prices, readiness
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
@@ -95,7 +95,8 @@ def _listed(caller: Caller, status: int = 200) -> JsonResponse:
     config, allowed = caller.context.config, caller.app.merchants
     by_name = sorted(config.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in by_name if allowed is None or merchant.origin in allowed]
-    items = [Merchant.of(row, readiness(caller.context.conn, row.origin), config) for row in rows]
+    conn = caller.context.conn
+    items = [Merchant.of(row, readiness(conn, row.origin), prices(conn, row.origin), config) for row in rows]
     return JsonResponse(Merchants(merchants=items), status)
 
 

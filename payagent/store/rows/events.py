@@ -13,6 +13,9 @@ from typing import Any
 
 from payagent.store.db.tables import GENESIS
 
+PURPOSE = "purpose"
+"""The event with an app's reason to pay, for people."""
+
 KEPT_AT_ONCE = 1_000
 KEPT_EVERY_MS = 60_000
 """Rate limit for events that an app or a merchant can cause at will.
@@ -57,6 +60,12 @@ def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str
         (payment_id, event),
     ).fetchone()
     return None if row is None else json.loads(row[0])
+
+
+def purpose_of(conn: sqlite3.Connection, payment_id: str) -> str | None:
+    """Why the app makes a payment, if it said so."""
+    stated = last_note(conn, payment_id, PURPOSE)
+    return None if stated is None else str(stated["purpose"])
 
 
 def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:

@@ -1,0 +1,84 @@
+"""Agents: a shop with an app of its own, and the official client over stdio, over HTTP and in this process."""
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from mcp import Client, StdioServerParameters
+from mcp_types import CallToolResult
+
+from kit.canaries import plant
+from kit.cli import Shop, clean_environ, spawn, write_private
+from payagent.mcp.daemon import Daemon
+from payagent.mcp.server import open_server
+
+
+class AgentShop:
+    """A shop, and the app of its agent: 20 ADA a day."""
+
+    def __init__(self, at: Shop) -> None:
+        self.at = at
+        added = at.payagent("app", "add", "agent", "--merchant", "t", "--per-day", "20 ADA")
+        assert added.code == 0, added.err
+        self.token = plant("the agent's token", added.json["token"])
+        self.token_file = write_private(at.folder / "agent.token", self.token + "\n")
+        self.environ = {"PAYAGENT_URL": str(at.folder / "s")}
+        self.url = f"{at.devnet.merchant_url}/chat"
+
+    @asynccontextmanager
+    async def stdio(self, **options: Any) -> AsyncIterator[Client]:
+        """The official client of `payagent mcp` on stdio."""
+        server = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "payagent", "mcp", "--token-file", str(self.token_file)],
+            env=clean_environ() | self.environ,
+        )
+        async with Client(server, **options) as client:
+            yield client
+
+    @asynccontextmanager
+    async def http(self, **options: Any) -> AsyncIterator[Client]:
+        """The official client of `payagent mcp --listen`."""
+        process = spawn(
+            *("mcp", "--listen", "127.0.0.1:0", "--token-file", self.token_file, "--json"),
+            environ=self.environ,
+            stdout=-1,
+        )
+        try:
+            assert process.stdout is not None
+            async with Client(json.loads(process.stdout.readline())["mcp"], **options) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.communicate(timeout=20)
+
+    @asynccontextmanager
+    async def here(self, answer_after_s: float = 45.0) -> AsyncIterator[Client]:
+        """The server in this process, with another patience."""
+        async with (
+            open_server(Daemon(self.token, self.environ), answer_after_s) as server,
+            Client(server) as client,
+        ):
+            yield client
+
+    def ask(self, message: str, **more: object) -> dict[str, Any]:
+        """The arguments of a `fetch` that the merchant sells."""
+        return {"url": self.url, "body": json.dumps({"message": message}), **more}
+
+    def payments(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = self.at.payments()
+        return listed
+
+
+def data(result: Any) -> dict[str, Any]:
+    """The structured content of a tool's result."""
+    assert isinstance(result, CallToolResult)
+    assert result.structured_content is not None, result
+    return result.structured_content
+
+
+def text(result: Any) -> str:
+    """The sentence before the object."""
+    return str(result.content[0].text)

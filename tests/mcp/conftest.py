@@ -1,0 +1,28 @@
+"""One devnet, one wallet that asks a person above 5 ADA, and its daemon, for the tests of a file."""
+
+from collections.abc import Iterator
+
+import pytest
+from kit.cli import Shop, running, until
+from kit.mcp import AgentShop
+
+from payagent.devnet.server import DevnetThread
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShop]:
+    with DevnetThread(block_time_s=1) as devnet:
+        at = Shop(devnet, tmp_path_factory.mktemp("shop"))
+        with at.http:
+            with at.config.open("a") as config:
+                config.write('\n[approvals]\nrequired_above = "5 ADA"\n')
+            for _ in range(6):
+                at.control("faucet", address=at.made["address"], lovelace="100000000")
+            with running(at):
+                until(lambda: len(at.payagent("wallet", "utxos").json["utxos"]) == 6, "no deposit")
+                yield AgentShop(at)
+
+
+@pytest.fixture(autouse=True)
+def usual_terms(shop: AgentShop) -> None:
+    shop.at.settings(price="2000000", splits=[], batch=1)

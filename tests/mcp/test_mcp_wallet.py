@@ -1,0 +1,158 @@
+"""`payagent mcp` with the official client: agents pay within their app's limits, each purchase once."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+from kit.cli import clean_environ, until
+from kit.mcp import AgentShop, data, text
+
+TOOLS = {"fetch", "quote", "budget", "payments", "payment", "merchants", "discover"}
+
+
+async def test_the_tools_have_schemas_and_annotations(shop: AgentShop) -> None:
+    async with shop.stdio() as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert tools.keys() >= TOOLS
+    assert all(tools[name].output_schema and tools[name].annotations for name in TOOLS)
+    reading = {name for name in TOOLS if tools[name].annotations.read_only_hint}
+    assert reading == TOOLS - {"fetch", "quote"}
+    assert "executed: true" in str(tools["quote"].description)
+    assert tools["fetch"].annotations.open_world_hint
+    assert tools["fetch"].annotations.idempotent_hint
+    words = " ".join(name + str(tools[name].description) for name in tools).lower()
+    assert not {"approve_", "set_limit", "add_merchant", "send_"} & set(words.split())
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+@pytest.mark.parametrize("way", ["stdio", "http"])
+async def test_an_agent_pays_and_sees_what_it_cost(shop: AgentShop, way: str, mode: str) -> None:
+    before = len(shop.payments())
+    async with getattr(shop, way)(mode=mode) as client:
+        answer = await client.call_tool("fetch", shop.ask(f"by {way} {mode}", reason="to test it"))
+        got = data(answer)
+        assert (got["outcome"], got["status"]) == ("paid_and_served", 200), text(answer)
+        assert got["cost"]["asset"] == "lovelace"
+        assert got["cost"]["text"].endswith(" ADA")
+        assert "reply" in got["body"] or json.loads(got["body"])
+        (day,) = [one for one in got["budget_left"] if one["limit"] == "per_day" and one["app"] == "agent"]
+        assert int(day["left"]["units"]) < 20_000_000
+        one = data(await client.call_tool("payment", {"id": got["payment_id"]}))
+        assert (one["reason"], one["delivery"]) == ("to test it", "accepted")
+        listed = data(await client.call_tool("payments", {"limit": 1, "merchant": "t"}))
+        assert [row["payment_id"] for row in listed["payments"]] == [got["payment_id"]]
+    assert len(shop.payments()) == before + 1
+    shown = shop.at.payagent("payments", "show", got["payment_id"], "--human").out
+    assert "to test it" in shown
+
+
+async def test_a_quote_pays_nothing_and_says_when_the_call_was_made(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    async with shop.here() as client:
+        price = data(await client.call_tool("quote", shop.ask("how much")))
+        assert price["allowed"] is True
+        assert 2_000_000 <= int(price["cost"]["units"]) < 2_500_000
+        assert price["executed"] is False
+        free = await client.call_tool("quote", {"url": f"{shop.at.devnet.merchant_url}/merchant/state"})
+        assert (data(free)["executed"], data(free)["status"]) == (True, 200)
+        merchants = data(await client.call_tool("merchants"))["merchants"]
+        assert [one["name"] for one in merchants] == ["t"]
+        assert merchants[0]["prices"][0]["cost"]["text"]
+    assert len(shop.payments()) == before
+
+
+async def test_refusals_say_what_happened_to_the_money_and_what_to_do(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    async with shop.here() as client:
+        dear = await client.call_tool("fetch", shop.ask("too dear", max_cost="1 ADA"))
+        assert (dear.is_error, data(dear)["outcome"], data(dear)["code"]) == (True, "refused", "limit_exceeded")
+        assert data(dear)["money"] in text(dear)
+        assert data(dear)["fix"]
+        elsewhere = await client.call_tool("fetch", {"url": "http://127.0.0.1:9/secret"})
+        assert (elsewhere.is_error, data(elsewhere)["code"]) == (True, "merchant_not_allowed")
+        for wrong in ({"headers": {"X-Payagent-Max-Cost": "1 ADA"}}, {"max_cost": "lots"}, {"url": "file:///etc"}):
+            refused = await client.call_tool("fetch", shop.ask("wrong") | wrong)
+            assert refused.is_error, wrong
+        unknown = await client.call_tool("payment", {"id": "pay_../../x"})
+        assert (unknown.is_error, data(unknown)["code"]) == (True, "not_found")
+    assert {row["state"] for row in shop.payments()[: len(shop.payments()) - before]} <= {"rejected"}
+
+
+async def test_two_identical_calls_at_once_are_one_purchase(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    async with shop.here() as client:
+        both = await asyncio.gather(
+            *(client.call_tool("fetch", shop.ask("twins", reason=reason)) for reason in ("one", "two"))
+        )
+    assert {data(one)["outcome"] for one in both} == {"paid_and_served"}
+    assert data(both[0])["payment_id"] == data(both[1])["payment_id"]
+    assert len(shop.payments()) == before + 1
+
+
+async def test_a_cancelled_call_loses_nothing(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    progress: list[str] = []
+    waits = asyncio.Event()
+
+    async def note(_passed: float, _total: float | None, message: str | None) -> None:
+        progress.append(message or "")
+        if "pay_" in progress[-1]:
+            waits.set()
+
+    async with shop.stdio() as client:
+        shop.at.control("faults", on="submit", kind="delay", count=1) if False else None
+        shop.at.settings(confirmations=3)
+        call = asyncio.create_task(client.call_tool("fetch", shop.ask("cancelled"), progress_callback=note))
+        await asyncio.wait_for(waits.wait(), 60)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        again = await client.call_tool("fetch", shop.ask("cancelled", reason="the same purchase"))
+    shop.at.settings(confirmations=0)
+    assert data(again)["outcome"] == "paid_and_served", text(again)
+    assert len(shop.payments()) == before + 1
+
+
+async def test_a_person_decides_and_the_same_call_then_gets_its_answer(shop: AgentShop) -> None:
+    shop.at.settings(price="6000000")
+    before = len(shop.payments())
+    async with shop.here(answer_after_s=2) as client:
+        waits = await client.call_tool("fetch", shop.ask("dear", reason="it is worth it"))
+        got = data(waits)
+        assert (got["outcome"], waits.is_error) == ("awaiting_approval", False)
+        assert f"payagent payments approve {got['payment_id']}" in text(waits)
+        assert "http" not in text(waits)
+        listed = await client.call_tool("payments", {"limit": 1})
+        assert "/approvals/" not in str(listed)
+        assert data(listed)["payments"][0]["reason"] == "it is worth it"
+        approved = shop.at.payagent("payments", "approve", got["payment_id"])
+        assert approved.code == 0, approved.err
+        until(lambda: shop.payments()[0]["state"] not in ("awaiting_approval", "reserved", "signed"), "not paid")
+        for _ in range(10):
+            served = data(await client.call_tool("fetch", shop.ask("dear")))
+            if served["outcome"] != "pending":
+                break
+    assert (served["outcome"], served["payment_id"]) == ("paid_and_served", got["payment_id"])
+    assert len(shop.payments()) == before + 1
+
+
+async def test_a_long_body_is_cut_and_its_rest_is_a_resource(shop: AgentShop) -> None:
+    async with shop.here() as client:
+        answer = data(await client.call_tool("fetch", {"url": f"{shop.at.devnet.merchant_url}/openapi.json"}))
+        assert answer["outcome"] == "served"
+        ledger = await client.read_resource("payagent://ledger")
+        assert {row["merchant"] for row in json.loads(ledger.contents[0].text)} == {"t"}
+        prompt = await client.get_prompt("spend_report")
+        assert "budget" in str(prompt.messages[0].content)
+        offers = data(await client.call_tool("discover", {"origin": shop.at.devnet.merchant_url}))
+        assert offers["is_untrusted"] is True
+        assert len(offers["documents"]) == 3
+
+
+def test_without_the_extra_one_sentence_says_how_to_install_it() -> None:
+    code = "import sys; sys.modules['mcp'] = None; from payagent.cli import main; main()"
+    command = [sys.executable, "-c", code, "mcp", "--human"]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environ(), timeout=60, check=False)
+    assert done.returncode == 2
+    assert "pip install 'cardano-payagent[mcp]'" in done.stderr
