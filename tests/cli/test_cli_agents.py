@@ -3,17 +3,19 @@
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import httpx
 import pytest
 from kit.canaries import plant
-from kit.cli import Result, Shop, clean_environ
+from kit.cli import Result, Shop, clean_environ, spawn, write_private
 from kit.http import NO_TLS
 from kit.pages import blocks
 from kit.scripted_model import scripted_model
@@ -200,7 +202,7 @@ def by_socket(shop: Shop, token: str) -> httpx.Client:
     )
 
 
-OF_THE_OPERATOR = (
+OF_THE_OPERATOR: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/v1/limits", {"app": "hijacked", "limits": {"per_day": "100000000000"}}),
     ("/v1/apps", {"name": "another"}),
     ("/v1/apps/hijacked/rotate-token", {}),
@@ -233,6 +235,18 @@ async def test_a_hijacked_agent_spends_its_budget_at_allowed_merchants_and_nothi
     with by_socket(shop, token) as api:
         refusals = {path: api.post(path, json=body).json()["code"] for path, body in OF_THE_OPERATOR}
     assert refusals == dict.fromkeys(refusals, "forbidden")
+
+
+def test_the_skills_commands_quote_and_buy_and_say_what_is_left(shop: Shop, tmp_path: Path) -> None:
+    shop.settings(asset="lovelace", price="1500000", splits=[])
+    token_file = write_private(tmp_path / "agent.token", shop.payagent("app", "add", "skilled").json["token"])
+    plant("the token of skilled", token_file.read_text())
+    (commands,) = blocks("Without MCP", "docs/agents/payagent/SKILL.md")
+    said = commands.replace("https://api.example.com/answer", f"{shop.devnet.merchant_url}/x402/premium")
+    lines = [shlex.split(line.replace("agent.token", str(token_file))) for line in said.splitlines()]
+    codes = [spawn(*line[1:], "--config", shop.config, stdout=DEVNULL, stderr=DEVNULL).wait(60) for line in lines]
+    assert codes == [10, 0, 0, 0]
+    assert shop.payments()[0]["delivery"] == "accepted"
 
 
 PAGE = "docs/how-to/use-an-agent-framework.md"
