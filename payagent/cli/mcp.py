@@ -36,7 +36,7 @@ def mcp() -> None:
 def require_extra() -> None:
     """Refuse to go on without the optional extra."""
     if find_spec("mcp") is None:
-        raise click.UsageError("this command needs an extra: pip install 'cardano-payagent[mcp]'")
+        raise click.UsageError("this command needs an extra: pip install 'CHECKOUT[mcp]', with payagent's folder")
 
 
 @mcp.command(epilog=example("payagent mcp serve --token-file agent.token"))

@@ -4,23 +4,23 @@ from collections.abc import Iterator
 
 import pytest
 from kit.cli import Shop, running, until
-from kit.mcp import AgentShop
+from kit.mcp import AgentShop, raw_merchant
 
 from payagent.devnet.server import DevnetThread
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShop]:
-    with DevnetThread(block_time_s=1) as devnet:
+    with DevnetThread(block_time_s=1) as devnet, raw_merchant() as raw_url:
         at = Shop(devnet, tmp_path_factory.mktemp("shop"))
         with at.http:
-            with at.config.open("a") as config:
-                config.write('\n[approvals]\nrequired_above = "5 ADA"\n')
+            text = at.config.read_text().replace("[merchants.t]", "[merchants.t]\nprice_rise_percent_max = 300")
+            at.config.write_text(text + '\n[approvals]\nrequired_above = "5 ADA"\n')
             for _ in range(6):
                 at.control("faucet", address=at.made["address"], lovelace="100000000")
             with running(at):
                 until(lambda: len(at.payagent("wallet", "utxos").json["utxos"]) == 6, "no deposit")
-                yield AgentShop(at)
+                yield AgentShop(at, raw_url)
 
 
 @pytest.fixture(autouse=True)
