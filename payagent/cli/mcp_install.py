@@ -72,7 +72,8 @@ class ServerList:
             members = None
         if not isinstance(members, dict) or not isinstance(members.get(self.key, {}), dict):
             form = "TOML" if self.is_toml else "JSON without comments"
-            raise _left(file, f"it is not {form} with a list of servers under {self.key}")
+            fix = "change it yourself, as docs/how-to/set-up-an-mcp-client.md says"
+            raise _left(file, f"it is not {form} with servers under {self.key}; {fix}")
         return text, members
 
     def added(self, file: Path, entry: Entry) -> str:
