@@ -3,12 +3,16 @@
 import asyncio
 import base64
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from kit.cli import clean_environ, until
+from kit.cli import clean_environ, spawn, until
 from kit.mcp import BINARY, LONG, AgentShop, data, text
+from kit.pages import blocks
+from mcp import Client, StdioServerParameters
 
 TOOLS = {"fetch", "quote", "budget", "payments", "payment", "merchants", "discover"}
 
@@ -116,8 +120,19 @@ async def test_a_cancelled_call_loses_nothing(shop: AgentShop) -> None:
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         again = await client.call_tool("fetch", shop.ask("cancelled", reason="the same purchase"))
-    shop.at.settings(confirmations=0)
     assert data(again)["outcome"] == "paid_and_served", text(again)
+    assert len(shop.payments()) == before + 1
+
+
+async def test_an_agent_that_starts_anew_gets_the_answer_it_paid_for(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    shop.at.settings(confirmations=3)
+    async with shop.here(answer_after_s=1) as client:
+        waits = await client.call_tool("fetch", shop.ask("ended"))
+        assert data(waits)["outcome"] == "pending", text(waits)
+    async with shop.here() as client:
+        again = data(await client.call_tool("fetch", shop.ask("ended")))
+    assert again["outcome"] == "paid_and_served"
     assert len(shop.payments()) == before + 1
 
 
@@ -185,3 +200,38 @@ def test_without_the_extra_one_sentence_says_how_to_install_it() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environ(), timeout=60, check=False)
     assert done.returncode == 2
     assert "pip install 'CHECKOUT[mcp]'" in done.stderr
+
+
+async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> None:
+    page = ("Connect an agent by MCP", "docs/how-to/connect-an-agent.md")
+    environ = (
+        clean_environ()
+        | shop.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PAYAGENT_CONFIG": str(shop.at.config),
+        }
+    )
+    made = subprocess.run(
+        ["bash", "-ec", blocks(*page)[0]], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "agent.token").stat().st_mode & 0o777 == 0o600
+    server = json.loads(blocks(*page, language="json")[0])["mcpServers"]["payagent"]
+    arguments = [one.replace("/home/you", str(tmp_path)) for one in server["args"]]
+    started = StdioServerParameters(command=server["command"], args=arguments, env=environ)
+    async with Client(started) as client:
+        answer = data(await client.call_tool("fetch", shop.ask("by the page", max_cost="3 ADA")))
+        assert (answer["code"], answer["outcome"]) == ("limit_exceeded", "refused")
+        left = data(await client.call_tool("budget"))["limits"]
+    assert {one["limit"] for one in left if one["app"] == "my-agent"} == {"per_payment", "per_day"}
+    listening = blocks(*page)[1].split()[1:]
+    process = spawn(
+        *(one.replace(":8403", ":0").replace("agent.token", str(tmp_path / "agent.token")) for one in listening),
+        environ=shop.environ,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["mcp"].endswith("/mcp")
+    process.terminate()
+    process.communicate(timeout=20)
