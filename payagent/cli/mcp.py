@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from payagent.cli.mcp_install import install, uninstall
 from payagent.cli.options import example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
 
@@ -109,3 +110,7 @@ def proxy(url: str, token_file: Path | None) -> None:
     from payagent.mcp.paid_proxy import serve_proxy
 
     asyncio.run(serve_proxy(url, _daemon(token_file)))
+
+
+mcp.add_command(install)
+mcp.add_command(uninstall)

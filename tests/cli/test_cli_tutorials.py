@@ -26,6 +26,7 @@ def test_the_agent_is_refused_when_its_budget_is_used_up(tmp_path: Path) -> None
     (*walk, stop) = blocks(*BUDGET)
     assert stop == "kill %2 %1\n"
     here = {ACTIVATE: ":", "/tmp/payagent-budget": str(tmp_path / "walk"), ":8402": "", ":8490": ""}
+    here |= {'pip install "mcp>=2.3,<3"': ":"}
     out = walked(walk, here)
     first, second = out.split("\n403\n")
     assert first.count(" Cost: ") == 2
@@ -33,6 +34,8 @@ def test_the_agent_is_refused_when_its_budget_is_used_up(tmp_path: Path) -> None
     assert '"code":"forbidden"' in first
     assert second.count(" Cost: ") == 2
     assert "refused: limit_exceeded - per_day of app agent leaves " in second
+    assert second.count("\npaid_and_served 2.1") == 2
+    assert "\nrefused limit_exceeded\n" in second
 
 
 def test_init_for_preprod_writes_what_the_page_says(tmp_path: Path) -> None:

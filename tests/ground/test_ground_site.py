@@ -49,6 +49,12 @@ def test_the_diagrams_are_drawn(site: Path) -> None:
         assert "stateDiagram" not in page
 
 
+def test_every_link_of_llms_txt_leads_to_a_page_of_the_site(site: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not (site / link).exists()] == []
+
+
 def test_the_search_index_knows_the_words_of_the_pages(site: Path) -> None:
     index = (site / "searchindex.js").read_text()
     assert '"docs/how-to/rotate-tokens"' in index
