@@ -157,17 +157,17 @@ def install(
     if not any(amounts.values()):
         raise click.UsageError("name a limit, such as --per-day")
     client, file = CLIENTS[name], CLIENTS[name].config_file(os.environ)
-    with connect() as daemon:
-        settings = daemon.settings
-        _, limits = read_amounts(LOVELACE, amounts, settings.limits.tokens)
-        token_file = settings.data_dir / TOKEN_FOLDER / f"{app}.token"
-        entry = _entry(client, token_file, settings.api.socket)
-        if not is_printed:
-            client.added(file, entry)
-            _ask(terminal, yes, f"Add the server {SERVER} to {file}?")
-        answer = daemon.post("/v1/apps", {"name": app, "limits": limits})
-        token_file.parent.mkdir(mode=0o700, exist_ok=True)
-        make_secret_file(token_file, answer["token"])
+    daemon = connect()
+    settings = daemon.settings
+    _, limits = read_amounts(LOVELACE, amounts, settings.limits.tokens)
+    token_file = settings.data_dir / TOKEN_FOLDER / f"{app}.token"
+    entry = _entry(client, token_file, settings.api.socket)
+    if not is_printed:
+        client.added(file, entry)
+        _ask(terminal, yes, f"Add the server {SERVER} to {file}?")
+    answer = daemon.post("/v1/apps", {"name": app, "limits": limits})
+    token_file.parent.mkdir(mode=0o700, exist_ok=True)
+    make_secret_file(token_file, answer["token"])
     if is_printed:
         terminal.write(client.show(entry))
         terminal.say(f"{app} has its limits, and its token is in {token_file}. Add this to {file}.")
@@ -191,12 +191,12 @@ def uninstall(terminal: Terminal, connect: Connect, name: str, yes: bool) -> Non
     client, file = CLIENTS[name], CLIENTS[name].config_file(os.environ)
     text, entry = client.removed(file)
     token_file = Path(next(reversed(entry.get("args", [])), ""))
-    with connect() as daemon:
-        if token_file.parent != daemon.settings.data_dir / TOKEN_FOLDER:
-            raise _left(file, f"its server {SERVER} is not from `payagent mcp install`; remove it yourself")
-        app = token_file.stem
-        _ask(terminal, yes, f"Revoke the app {app}, and remove the server {SERVER} from {file}?")
-        daemon.post(f"/v1/apps/{app}/revoke", {})
+    daemon = connect()
+    if token_file.parent != daemon.settings.data_dir / TOKEN_FOLDER:
+        raise _left(file, f"its server {SERVER} is not from `payagent mcp install`; remove it yourself")
+    app = token_file.stem
+    _ask(terminal, yes, f"Revoke the app {app}, and remove the server {SERVER} from {file}?")
+    daemon.post(f"/v1/apps/{app}/revoke", {})
     token_file.unlink(missing_ok=True)
     done = {"client": name, "app": app, "config": str(file), "copy": _replace(file, text)}
     terminal.give(done, lambda: terminal.line(f"{app} is revoked, and {file} names payagent no more"))
