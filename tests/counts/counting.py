@@ -60,20 +60,44 @@ class Statements:
 
 
 async def of_the_agent(folder: Path) -> Counts:
+    """What one payment needs, as the daemon runs it: with the lease and the signer's record.
+
+    A trace shows the statements and the guards' programs alike. So the same payments are counted once with the
+    guards and once without them, which run nothing else.
+    """
+    (folder / "guarded").mkdir()
+    (folder / "bare").mkdir()
+    both = await _counted(folder / "guarded", is_guarded=True)
+    statements = await _counted(folder / "bare", is_guarded=False)
+    counts = {name: count for name, count in statements.items() if name.startswith("statements")}
+    guards = {
+        name.replace("statements", "guard runs"): both[name] - count
+        for name, count in counts.items()
+        if "payment" in name
+    }
+    return both | counts | guards
+
+
+async def _counted(folder: Path, *, is_guarded: bool) -> Counts:
     """Statements and commits of a payment until it is submitted; provider requests for one more, and when idle."""
     from kit.agent import ADA, world_with_clock
 
     from payagent.scheduler import NETWORK_INTERVALS
+    from payagent.store.db.signer_record import SIGNER_FILE, SignerFile
+    from payagent.store.db.triggers import GUARDS
 
     told: Counts = {}
     with world_with_clock(folder) as world:
         world.fund(*[20 * ADA] * (PAYMENTS + 1))
-        async with world.run() as run:
+        async with world.run(record=SignerFile(folder / SIGNER_FILE)) as run:
             await run.run_pass()
             await run.pay("first")
             await run.settle_down(3)
             statements, source = Statements(), run.context.all_providers[0]
-            statements.watch(run.context._writer._committer.conn)  # type: ignore[attr-defined]
+            conn = run.context._writer._committer.conn  # type: ignore[attr-defined]
+            for guard in () if is_guarded else GUARDS:
+                conn.execute(f"DROP TRIGGER {guard.name}")
+            statements.watch(conn)
             statements.watch(run.context.conn)
             calls = source.calls
             await run.settle_down(10)
