@@ -30,15 +30,15 @@ async def test_verify_is_clean_until_somebody_changes_the_ledger(api: Api) -> No
     assert (clean["clean"], clean["found"], clean["findings"]) == (True, 0, [])
     assert clean["checked"]["payments"] == 1
     with closing(sqlite3.connect(api.world.folder / "ledger.db", isolation_level=None)) as conn:
-        for name in ("invoices_no_update", "invoices_no_replace"):
+        for name in ("invoices_update", "invoices_insert"):
             conn.execute(f"DROP TRIGGER {name}")
         conn.execute("UPDATE invoices SET terms_hash = 'x'")
     told = (await api.as_("reader").get("/v1/ledger/verify")).json()
     named = {(finding["table"], finding["row"]) for finding in told["findings"]}
     assert named == {
         ("invoices", "1"),
-        ("sqlite_master", "invoices_no_update"),
-        ("sqlite_master", "invoices_no_replace"),
+        ("sqlite_master", "invoices_update"),
+        ("sqlite_master", "invoices_insert"),
     }
     assert (told["clean"], told["found"]) == (False, 4)
 

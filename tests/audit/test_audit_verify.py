@@ -30,7 +30,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.core.address import encode_address
 from payagent.store.db.opening import migrate
 from payagent.store.db.seals import SEALED
-from payagent.store.db.triggers import GUARDS, KEPT
+from payagent.store.db.triggers import KEPT, TRIGGERS
 
 A_POST = "(SELECT MIN(id) FROM entries WHERE kind = 'post')"
 OTHER = "b" * 64
@@ -325,10 +325,10 @@ def test_an_earlier_copy_of_the_ledger_is_detected_with_a_noted_head(lived: Past
 def test_verify_names_a_trigger_that_is_missing_or_weakened(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     with closing(sqlite3.connect(path)) as conn:
-        conn.execute(f"DROP TRIGGER {GUARDS[0].name}")
-        conn.execute(f"DROP TRIGGER {GUARDS[1].name}")
-        conn.execute(GUARDS[1].sql.replace("WHEN ", "WHEN 0 AND "))
-    assert [finding.row for finding in findings(path, lived.owner)] == [GUARDS[0].name, GUARDS[1].name]
+        conn.execute(f"DROP TRIGGER {TRIGGERS[0].name}")
+        conn.execute(f"DROP TRIGGER {TRIGGERS[1].name}")
+        conn.execute(TRIGGERS[1].sql.replace("WHEN ", "WHEN 0 AND ", 1))
+    assert [finding.row for finding in findings(path, lived.owner)] == [TRIGGERS[0].name, TRIGGERS[1].name]
 
 
 def test_verify_names_a_trigger_that_payagent_did_not_create(lived: Past, tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_verify_says_when_the_ledger_is_from_an_older_payagent(lived: Past, tmp_
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
     (only,) = findings(path, lived.owner)
-    assert (only.row, "of an older payagent" in only.what) == ("m001_release_0_1_0", True)
+    assert (only.row, "of an older payagent" in only.what) == ("m002_one_trigger_for_each_change", True)
 
 
 OF_NOTHING = [

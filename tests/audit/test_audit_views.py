@@ -96,7 +96,7 @@ def test_the_ada_column_is_exact_for_negative_amounts_too(empty: sqlite3.Connect
         "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, created_at_ms, "
         "updated_at_ms) VALUES ('pay', 'send', 'app', 'int', '[]', 'received', 'not_presented', 0, 0)"
     )
-    empty.execute("DROP TRIGGER entries_balance")
+    empty.execute("DROP TRIGGER entries_insert")
     empty.executemany(
         "INSERT INTO postings(entry_id, account, asset, units) VALUES (1, 'fees', 'lovelace', ?)",
         [(units,) for units in many],

@@ -97,8 +97,8 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
 
 def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(paid: Shop) -> None:
     with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
-        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_no_update'").fetchone()
-        conn.execute("DROP TRIGGER entries_no_update")
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_update'").fetchone()
+        conn.execute("DROP TRIGGER entries_update")
         (ref,) = conn.execute("SELECT ref FROM entries WHERE kind = 'deposit' ORDER BY id").fetchone()
         conn.execute("UPDATE entries SET ref = ? WHERE ref = ?", (OTHER, ref))
         told = paid.payagent("ledger", "reconcile", "--human")
@@ -113,10 +113,10 @@ def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(
 
 def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
     with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
-        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_no_delete'").fetchone()
-        conn.execute("DROP TRIGGER invoices_no_delete")
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_delete'").fetchone()
+        conn.execute("DROP TRIGGER invoices_delete")
         told = paid.payagent("ledger", "verify", "--human")
         conn.execute(guard)
     assert told.code == 1
-    assert "invoices_no_delete" in told.out
+    assert "invoices_delete" in told.out
     assert "1 finding:" in told.out

@@ -466,10 +466,10 @@ def test_doctor_finds_a_broken_ledger(shop: Shop, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.db"
     copy = sqlite3.connect(ledger)
     source.backup(copy)
-    copy.execute("DROP TRIGGER postings_no_delete")
+    copy.execute("DROP TRIGGER postings_delete")
     copy.commit()
     ledger.chmod(0o600)
-    assert "postings_no_delete" in _ledger_detail(other)
+    assert "postings_delete" in _ledger_detail(other)
     copy.execute("DELETE FROM postings WHERE seq = 1")
     copy.commit()
     copy.close()

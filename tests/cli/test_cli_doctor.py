@@ -195,8 +195,8 @@ def test_doctor_does_not_hang_on_a_named_pipe_in_place_of_a_file(closed_shop: Sh
 @pytest.mark.parametrize(
     ("tampering", "trigger", "first_bad"),
     [
-        ("UPDATE events SET detail = '{\"n\":9}' WHERE seq = 2", "events_no_update", "event 2"),
-        ("DELETE FROM events WHERE seq = 1", "events_no_delete", "event 2"),
+        ("UPDATE events SET detail = '{\"n\":9}' WHERE seq = 2", "events_update", "event 2"),
+        ("DELETE FROM events WHERE seq = 1", "events_delete", "event 2"),
     ],
 )
 def test_doctor_finds_changed_events_even_when_the_triggers_are_restored(

@@ -84,7 +84,7 @@ async def _counted(folder: Path, *, is_guarded: bool) -> Counts:
 
     from payagent.scheduler import NETWORK_INTERVALS
     from payagent.store.db.signer_record import SIGNER_FILE, SignerFile
-    from payagent.store.db.triggers import GUARDS
+    from payagent.store.db.triggers import TRIGGERS
 
     told: Counts = {}
     with world_with_clock(folder) as world:
@@ -95,8 +95,8 @@ async def _counted(folder: Path, *, is_guarded: bool) -> Counts:
             await run.settle_down(3)
             statements, source = Statements(), run.context.all_providers[0]
             conn = run.context._writer._committer.conn  # type: ignore[attr-defined]
-            for guard in () if is_guarded else GUARDS:
-                conn.execute(f"DROP TRIGGER {guard.name}")
+            for trigger in () if is_guarded else TRIGGERS:
+                conn.execute(f"DROP TRIGGER {trigger.name}")
             statements.watch(conn)
             statements.watch(run.context.conn)
             calls = source.calls

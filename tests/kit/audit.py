@@ -26,7 +26,7 @@ from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.readers import Readers
 from payagent.store.db.seals import SEALED, Sealer
-from payagent.store.db.triggers import GUARDS
+from payagent.store.db.triggers import TRIGGERS
 from payagent.store.rows import apps
 
 TOKEN = "5c" * 28 + "636c69"
@@ -147,8 +147,8 @@ def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
     """The file without its triggers, as anyone can open it. Each table of record has three rows or more."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA ignore_check_constraints = ON")
-        for guard in GUARDS:
-            conn.execute(f"DROP TRIGGER {guard.name}")
+        for trigger in TRIGGERS:
+            conn.execute(f"DROP TRIGGER {trigger.name}")
         sealer = Sealer(conn)
         before = sealer.last_rows()
         for table in SEALED:
@@ -180,11 +180,11 @@ def tamper(path: Path, *statements: str) -> None:
     """Change the file as anyone who can write it: drop the triggers, run the statements, restore the triggers."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA ignore_check_constraints = ON")
-        for guard in GUARDS:
-            conn.execute(f"DROP TRIGGER {guard.name}")
+        for trigger in TRIGGERS:
+            conn.execute(f"DROP TRIGGER {trigger.name}")
         changed = [conn.execute(statement).rowcount for statement in statements]
-        for guard in GUARDS:
-            conn.execute(guard.sql)
+        for trigger in TRIGGERS:
+            conn.execute(trigger.sql)
     assert all(count > 0 for count in changed), changed
 
 
@@ -204,9 +204,9 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
 
 
 def of_an_older_payagent(path: Path) -> None:
-    """Remove the record of a migration from the ledger."""
+    """Remove the record of the last migration from the ledger."""
     with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DELETE FROM _sqlite_migrations")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm002%'")
 
 
 def head_of(path: Path, owner: Owner) -> Head:

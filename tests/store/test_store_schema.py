@@ -14,7 +14,7 @@ from payagent.store.db import schema
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.schema import bring_up_to_date, lacking_migrations, missing_guards
 from payagent.store.db.tables import GENESIS, TABLES, VIEWS
-from payagent.store.db.triggers import GUARDS, KEPT, Guard
+from payagent.store.db.triggers import GUARDS, KEPT, TRIGGERS, Trigger
 
 HASH = "a" * 64
 INVOICE = "'[]', NULL, 'tx_hash', 0, NULL, NULL, 1, NULL, '{}'"
@@ -248,21 +248,37 @@ TURNED_BREACHES = [
 """(trigger, statement that it alone refuses in the ledger of `turned`)"""
 
 
+ALONE = "alone"
+
+
+def only(conn: sqlite3.Connection, name: str) -> str:
+    """Leave one guard, as the only trigger. Returns its message."""
+    for trigger in TRIGGERS:
+        conn.execute(f"DROP TRIGGER {trigger.name}")
+    (guard,) = (one for one in GUARDS if one.name == name)
+    alone = Trigger(guard.on, (guard,))
+    conn.execute(alone.sql.replace(f"CREATE TRIGGER {alone.name} ", f"CREATE TRIGGER {ALONE} "))
+    return guard.message
+
+
+@pytest.mark.parametrize(("guard", "statement"), [*BREACHES])
+def test_the_triggers_together_refuse_each_breach(plain: sqlite3.Connection, guard: str, statement: str) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        plain.execute(statement)
+
+
 @pytest.mark.parametrize(("guard", "statement"), BREACHES)
 def test_each_trigger_alone_refuses_its_breach_on_a_plain_connection(
     plain: sqlite3.Connection, guard: str, statement: str
 ) -> None:
     """As in the sqlite3 shell, without the other triggers; without this one the row would change."""
     table = next(found.on for found in GUARDS if found.name == guard).split(" ")[-1]
-    for other in GUARDS:
-        if other.name != guard:
-            plain.execute(f"DROP TRIGGER {other.name}")
-    message = next(found.message for found in GUARDS if found.name == guard)
+    message = only(plain, guard)
     before = plain.execute(f"SELECT rowid, * FROM {table}").fetchall()
     with pytest.raises(sqlite3.IntegrityError, match=f"^{message}$"):
         plain.execute(statement)
     assert plain.execute(f"SELECT rowid, * FROM {table}").fetchall() == before
-    plain.execute(f"DROP TRIGGER {guard}")
+    plain.execute(f"DROP TRIGGER {ALONE}")
     assert plain.execute(statement).rowcount > 0
 
 
@@ -301,13 +317,13 @@ def test_only_the_listed_columns_may_change(conn: sqlite3.Connection) -> None:
         assert all_columns - set(KEPT[table].fixed or ()) == columns, table
 
 
-@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
-def test_a_missing_or_weakened_trigger_is_noticed(plain: sqlite3.Connection, guard: Guard) -> None:
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: trigger.name)
+def test_a_missing_or_weakened_trigger_is_noticed(plain: sqlite3.Connection, trigger: Trigger) -> None:
     assert missing_guards(plain) == []
-    plain.execute(f"DROP TRIGGER {guard.name}")
-    assert missing_guards(plain) == [guard.name]
-    plain.execute(guard.sql.replace(" WHEN ", " WHEN 0 AND "))
-    assert missing_guards(plain) == [guard.name]
+    plain.execute(f"DROP TRIGGER {trigger.name}")
+    assert missing_guards(plain) == [trigger.name]
+    plain.execute(trigger.sql.replace(" WHEN ", " WHEN 0 AND ", 1))
+    assert missing_guards(plain) == [trigger.name]
 
 
 @pytest.fixture
@@ -325,13 +341,10 @@ def test_an_invoice_with_a_signed_attempt_cannot_move_to_another_payment(
 ) -> None:
     if "pay2" in statement:
         turned.execute(PAY2 + "'reserved', 'n', 'bb#1', 1, 1)")
-    for other in GUARDS:
-        if other.name != guard:
-            turned.execute(f"DROP TRIGGER {other.name}")
-    message = next(found.message for found in GUARDS if found.name == guard)
+    message = only(turned, guard)
     with pytest.raises(sqlite3.IntegrityError, match=f"^{message}$"):
         turned.execute(statement)
-    turned.execute(f"DROP TRIGGER {guard}")
+    turned.execute(f"DROP TRIGGER {ALONE}")
     assert turned.execute(statement).rowcount > 0
 
 
@@ -403,8 +416,8 @@ def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement
     ],
 )
 def test_the_unique_indexes_hold_without_the_triggers(plain: sqlite3.Connection, values: str, index: str) -> None:
-    for guard in GUARDS:
-        plain.execute(f"DROP TRIGGER {guard.name}")
+    for trigger in TRIGGERS:
+        plain.execute(f"DROP TRIGGER {trigger.name}")
     with pytest.raises(sqlite3.IntegrityError, match=f"UNIQUE.*{index}"):
         plain.execute(PAYMENT + values)
 
@@ -503,16 +516,17 @@ def test_the_migrations_build_the_current_schema() -> None:
     """Changed tables, views or triggers reach an existing ledger only by a migration."""
     with closing(memory()) as migrated, closing(memory()) as today:
         bring_up_to_date(migrated)
-        today.executescript("\n".join((TABLES, VIEWS, *(guard.sql for guard in GUARDS))))
+        today.executescript("\n".join((TABLES, VIEWS, *(trigger.sql for trigger in TRIGGERS))))
         assert built(migrated) == built(today)
 
 
 def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     later, is_broken = Migrations("payagent"), True
     later()(schema.m001_release_0_1_0)
+    later()(schema.m002_one_trigger_for_each_change)
 
     @later()
-    def m002_later(db: Database) -> None:
+    def m003_later(db: Database) -> None:
         db.execute("CREATE TABLE later (id INTEGER) STRICT")
         if is_broken:
             raise RuntimeError("half done")
@@ -523,7 +537,7 @@ def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pyt
         monkeypatch.setattr(schema, "migrations", later)
         with pytest.raises(RuntimeError):
             bring_up_to_date(conn)
-        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m002_later"], False)
+        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m003_later"], False)
         is_broken = False
         for _ in range(2):
             bring_up_to_date(conn)

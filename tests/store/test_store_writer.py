@@ -417,7 +417,7 @@ def test_a_job_submitted_during_close_is_run_or_refused(path: Path) -> None:
 def test_a_ledger_with_a_missing_trigger_is_not_opened(path: Path) -> None:
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DROP TRIGGER postings_no_delete")
+        conn.execute("DROP TRIGGER postings_delete")
     with pytest.raises(Refused, match="postings_no_delete") as caught:
         Writer(path)
     assert (caught.value.name, caught.value.problem.retryable) == ("ledger_tampered", False)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import alerts, events, writes
+from payagent.store.rows import alerts, writes
 
 CLEARED = "cleared"
 
@@ -42,8 +42,7 @@ def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int)
 
 def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
     """Write an alert and its event. The id is a hash over the last event, so no other alert has it."""
-    _, last_hash = events.last_event(unit.conn)
-    digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{unit.heads.event_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"
     alerts.add(unit, alert_id, kind, subject, facts, now_ms)
     writes.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})

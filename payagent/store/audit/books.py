@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from payagent.core.ledger import add
 from payagent.store.audit.payment_records import value_of
 from payagent.store.db.seals import row_text
-from payagent.store.db.triggers import GUARDS, KEPT
+from payagent.store.db.triggers import KEPT, TRIGGERS
 from payagent.store.rows.journal import EntryRow
 
 REFERRING = (*sorted(KEPT), "reservations")
@@ -83,7 +83,7 @@ def unposted(conn: sqlite3.Connection) -> Iterator[int]:
 
 def other_triggers(conn: sqlite3.Connection) -> Iterator[str]:
     """Names of triggers that are not among our guards."""
-    ours = {guard.name for guard in GUARDS}
+    ours = {trigger.name for trigger in TRIGGERS}
     rows = conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
     return (name for (name,) in rows if name not in ours)
 

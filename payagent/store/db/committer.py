@@ -1,7 +1,7 @@
 """Commits several jobs (functions of a `Unit`) at once, and seals the rows that they added.
 
-Each job runs in its own savepoint: a job that raises changes nothing and does not affect the others. When the
-commit itself fails, none of the jobs took place. Every job learns its result or its error.
+Jobs that share a commit run in savepoints: a job that raises changes nothing and does not affect the others. When
+the commit itself fails, none of the jobs took place. Every job learns its result or its error.
 The rows that the jobs add to the tables of record are sealed in the same commit (store.db.seals).
 With an `Ownership`, a batch is committed only if no other daemon has opened the ledger since. A batch that added
 an attempt is answered only after the signer's own record has that attempt (store.db.signer_record).
@@ -20,8 +20,9 @@ from typing import Any
 import structlog
 
 from payagent.core.problems import Refused
+from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
-from payagent.store.db.seals import Sealer
+from payagent.store.db.seals import SEALED, Sealer
 from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.db.unit import Unit
 
@@ -29,6 +30,13 @@ log = structlog.get_logger("payagent.store")
 
 Checkpoint = Callable[[str], None]
 """Called with "before NAME" and "after NAME" for each job around the commit. Tests kill the process here."""
+
+
+_SELECT_BEGIN = (
+    "SELECT (SELECT epoch FROM boot), "  # noqa: S608  our own names
+    f"(SELECT data_version FROM pragma_data_version), {SELECT_HEADS}"
+)
+_ATTEMPTS = SEALED.index("attempts")
 
 
 @dataclass(slots=True)
@@ -86,6 +94,7 @@ class Committer:
             self._sealer = Sealer(self.conn)
             self._own = own
             self._noted = 0
+            self._may_lack = own is not None
             if own is not None:
                 _take_over(self.conn, own.epoch)
                 self._noted = self._initially_noted(own.record.read())
@@ -99,11 +108,12 @@ class Committer:
         """Run the jobs and leave the result or the error in each. Never raises."""
         try:
             self._note_signed()
-            self.conn.execute("BEGIN IMMEDIATE")
-            self._require_ours()
-            before = self._sealer.last_rows()
-            for job in jobs:
-                self._run_one(job)
+            heads, before = self._begin()
+            if len(jobs) == 1:
+                before = self._run_alone(jobs[0], heads) or before
+            else:
+                for job in jobs:
+                    self._run_one(job, heads)
             last = self._seal(before)
             for job in jobs:
                 self._checkpoint(f"before {job.name}")
@@ -113,6 +123,7 @@ class Committer:
             return
         self._sealer.keep(last)
         self.commits += 1
+        self._may_lack |= self._own is not None and last[_ATTEMPTS] != before[_ATTEMPTS]
         # the commit is durable: an error from a checkpoint must not reach the jobs' callers
         with suppress(BaseException):
             for job in jobs:
@@ -153,7 +164,7 @@ class Committer:
 
         Runs at the start too, for an attempt that a killed process had no time to note.
         """
-        if self._own is None:
+        if self._own is None or not self._may_lack:
             return
         last = last_signed(self.conn)
         if last is not None and last.attempts > self._noted:
@@ -163,15 +174,19 @@ class Committer:
                 detail = f"{SIGNER_FILE}, the signer's own record, could not be written: {error}"
                 raise Refused("store_failed", detail) from error
             self._noted = last.attempts
+        self._may_lack = False
 
-    def _require_ours(self) -> None:
-        """Refuse to write (`lease_lost`) if another daemon has written its epoch: it owns the ledger now."""
-        if self._own is None:
-            return
-        row = self.conn.execute("SELECT epoch FROM boot").fetchone()
-        if row != (self._own.epoch,):
+    def _begin(self) -> tuple[Heads, tuple[int, ...]]:
+        """Begin a commit: its heads, and each table's last row.
+
+        Refused: `lease_lost`, if another daemon has written its epoch. It owns the ledger now.
+        """
+        self.conn.execute("BEGIN IMMEDIATE")
+        epoch, version, *heads = self.conn.execute(_SELECT_BEGIN).fetchone()
+        if self._own is not None and epoch != self._own.epoch:
             self._own.on_lost()
             raise Refused("lease_lost", "another daemon has opened this ledger, so this one stopped writing")
+        return Heads(*heads), self._sealer.last_rows(version)
 
     def _seal(self, before: tuple[int, ...]) -> tuple[int, ...]:
         try:
@@ -181,7 +196,25 @@ class Committer:
         except Exception as error:
             raise SealingError(repr(error)) from error
 
-    def _run_one(self, job: Job) -> None:
+    def _run_alone(self, job: Job, heads: Heads) -> tuple[int, ...] | None:
+        """Run the only job of a commit, without a savepoint.
+
+        If it raises, the commit begins anew and stays empty. Returns each table's last row then.
+        """
+        job.unit.begin(heads)
+        try:
+            job.result = job.run(job.unit)
+        except Exception as error:
+            if not self.conn.in_transaction:
+                raise  # a full or failing disk made SQLite roll back
+            job.raised = _for_caller(error)
+            job.unit.roll_back_memory()
+            self.conn.execute("ROLLBACK")
+            return self._begin()[1]
+        return None
+
+    def _run_one(self, job: Job, heads: Heads) -> None:
+        job.unit.begin(heads)
         self.conn.execute("SAVEPOINT job")
         try:
             job.result = job.run(job.unit)

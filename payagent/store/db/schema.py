@@ -15,9 +15,11 @@ from sqlite_utils import Database, Migrations
 
 from payagent.core.problems import Refused
 from payagent.store.db.tables import VIEWS
-from payagent.store.db.triggers import GUARDS
+from payagent.store.db.triggers import TRIGGERS
 
 RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
+
+_TRIGGERS_M002 = Path(__file__).with_name("triggers_m002.sql").read_text()
 
 migrations = Migrations("payagent")
 """One function for each change, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
@@ -27,6 +29,14 @@ migrations = Migrations("payagent")
 def m001_release_0_1_0(db: Database) -> None:
     for statement in RELEASE_0_1_0.split(";\n"):  # sqlite-utils' executescript is eight times slower
         db.execute(statement)
+
+
+@migrations()
+def m002_one_trigger_for_each_change(db: Database) -> None:
+    for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        db.execute(f"DROP TRIGGER {name}")
+    for line in _TRIGGERS_M002.splitlines():
+        db.execute(line)
 
 
 def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
@@ -55,9 +65,9 @@ def _database(conn: sqlite3.Connection) -> Database:
 
 
 def missing_guards(conn: sqlite3.Connection) -> list[str]:
-    """Names of guards that are missing or altered (`table.transform()` drops them)."""
+    """Names of triggers that are missing or altered (`table.transform()` drops them)."""
     present = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
-    return [guard.name for guard in GUARDS if present.get(guard.name) != guard.sql.rstrip(";")]
+    return [one.name for one in TRIGGERS if present.get(one.name) != one.sql.rstrip(";")]
 
 
 def changed_views(conn: sqlite3.Connection) -> list[str]:

@@ -61,6 +61,13 @@ def seal_hash(prev_hash: str, seq: int, what: str, marks: bytes, texts: Iterable
     return hashlib.sha256(head + b"\n".join(texts)).hexdigest()
 
 
+_SELECT_HEAD = (
+    "SELECT -1, COALESCE(MAX(seq), 0), "  # noqa: S608  our own names
+    f"COALESCE((SELECT hash FROM seals ORDER BY seq DESC LIMIT 1), '{GENESIS}') FROM seals"
+)
+"""The newest seal, read with the rows to seal: a head from memory would follow a changed seal unnoticed."""
+
+
 def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
     """(seq, hash) of the newest seal; (0, GENESIS) before the first."""
     row = conn.execute("SELECT seq, hash FROM seals ORDER BY seq DESC LIMIT 1").fetchone()
@@ -82,16 +89,18 @@ class Sealer:
         self._version = 0
         create_sqls = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
         texts = [_row_text(conn, table, create_sqls.get(table)) for table in SEALED]
-        self._select_added = " UNION ALL ".join(
-            f"SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
+        self._select_added = _SELECT_HEAD + "".join(
+            f" UNION ALL SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
             for place, table in enumerate(SEALED)
         )
 
-    def last_rows(self) -> tuple[int, ...]:
-        """The number of each table's last row. Numbers confirmed by `keep` are used once."""
+    def last_rows(self, version: int | None = None) -> tuple[int, ...]:
+        """The number of each table's last row. Numbers confirmed by `keep` are used once.
+
+        `version`: PRAGMA data_version, if the caller has read it. It changes when another connection has written.
+        """
         confirmed, self._confirmed = self._confirmed, None
-        # PRAGMA data_version changes when another connection has written
-        self._version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+        self._version = self._conn.execute("PRAGMA data_version").fetchone()[0] if version is None else version
         if confirmed is not None and confirmed[0] == self._version:
             return confirmed[1]
         rows: tuple[int, ...] = self._conn.execute(self._select_last).fetchone()
@@ -103,7 +112,7 @@ class Sealer:
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
         """Seal the rows above these numbers, if any; return the new last row numbers."""
-        rows = sorted(self._conn.execute(self._select_added, after))
+        (_, seq, prev_hash), *rows = sorted(self._conn.execute(self._select_added, after))
         if not rows:
             return after
         numbers = {
@@ -113,7 +122,6 @@ class Sealer:
         what = json.dumps(spans, separators=(",", ":"))
         texts = [text for _, _, text in rows]
         marks = marks_of(texts)
-        seq, prev_hash = last_seal(self._conn)
         self._conn.execute(
             "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",
             (seq + 1, what, marks, seal_hash(prev_hash, seq + 1, what, marks, texts)),

@@ -18,19 +18,31 @@ from payagent.store.db.tables import GENESIS
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A trigger that refuses with `message` if the condition `when` holds."""
+    """A rule: a change `on` a table, such as "INSERT ON events", is refused with `message` if `when` holds."""
 
     name: str
     on: str
     when: str
     message: str
 
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """The trigger of one kind of change to one table. It asks the guards in order, and the first one refuses."""
+
+    on: str
+    guards: tuple[Guard, ...]
+
+    @property
+    def name(self) -> str:
+        change, _, table = self.on.partition(" ON ")
+        return f"{table}_{change.lower()}"
+
     @property
     def sql(self) -> str:
-        return (
-            f"CREATE TRIGGER {self.name} BEFORE {self.on} WHEN {self.when} "
-            f"BEGIN SELECT RAISE(ABORT, '{self.message}'); END;"
-        )
+        when = " OR ".join(f"({guard.when})" for guard in self.guards)
+        cases = " ".join(f"WHEN {guard.when} THEN RAISE(ABORT, '{guard.message}')" for guard in self.guards)
+        return f"CREATE TRIGGER {self.name} BEFORE {self.on} WHEN {when} BEGIN SELECT CASE {cases} END; END;"
 
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
@@ -283,3 +295,9 @@ def _guards_of(table: str, record: RecordTable) -> Iterator[Guard]:
 
 
 GUARDS = (*_OTHER_GUARDS, *(guard for table, record in KEPT.items() for guard in _guards_of(table, record)))
+
+TRIGGERS = tuple(
+    Trigger(on, tuple(guard for guard in reversed(GUARDS) if guard.on == on))
+    for on in sorted({guard.on for guard in GUARDS}, key=lambda on: on.split(" ")[::-1])
+)
+"""One trigger for each kind of change to each table: SQLite starts a program for each trigger and row."""

@@ -1,11 +1,15 @@
 """One job's part of the open transaction: the first argument of every function that writes.
 
 A job registers the reversal of its in-memory changes with `undo`.
-May import: sqlite3. Never: commits; opens a transaction.
+May import: sqlite3, store.db.heads. Never: commits; opens a transaction.
 """
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+
+from payagent.store.db.heads import Heads, read_heads
 
 Connection = sqlite3.Connection
 
@@ -16,6 +20,17 @@ class Unit:
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
         self._undo: list[Callable[[], None]] = []
+
+    @cached_property
+    def heads(self) -> Heads:
+        """The ends of the event chain and of the journal. The committer sets it for all jobs of a commit."""
+        return read_heads(self.conn)
+
+    def begin(self, heads: Heads) -> None:
+        """Count on from the commit's heads, and back if this job is undone."""
+        before = replace(heads)
+        self.heads = heads
+        self.undo(lambda: _set(heads, before))
 
     def undo(self, step: Callable[[], None]) -> None:
         """Run `step` if this job, or the commit that it shares, fails. Steps run in reverse order."""
@@ -29,3 +44,7 @@ class Unit:
         finally:
             if self._undo:
                 self.roll_back_memory()
+
+
+def _set(heads: Heads, to: Heads) -> None:
+    heads.event_seq, heads.event_hash, heads.entry_id = to.event_seq, to.event_hash, to.entry_id

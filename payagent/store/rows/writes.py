@@ -15,7 +15,7 @@ from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves
 from payagent.store.rows import limit_counters, prepaid_uses
 from payagent.store.rows.attempts_and_utxos import AttemptKind, UtxoRow
-from payagent.store.rows.events import event_hash, last_event
+from payagent.store.rows.events import event_hash
 from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.store.rows.payments import OutputRow, Stage, dump_outputs
 
@@ -162,13 +162,15 @@ def note(
     detail: Mapping[str, object] | None = None,
 ) -> None:
     """Append an event of a payment or (None) of the wallet, chained to the event before."""
-    last_seq, last_hash = last_event(unit.conn)
-    row = (last_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
+    heads = unit.heads
+    row = (heads.event_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
+    row_hash = event_hash(heads.event_hash, *row)
     unit.conn.execute(
         "INSERT INTO events(seq, payment_id, event, state, detail, at_ms, prev_hash, hash) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (*row, last_hash, event_hash(last_hash, *row)),
+        (*row, heads.event_hash, row_hash),
     )
+    heads.event_seq, heads.event_hash = row[0], row_hash
 
 
 def set_delivery(unit: Unit, payment_id: str, delivery: Delivery, now_ms: int) -> None:
@@ -293,10 +295,11 @@ def write_entry(
     pool_id: int | None = None,
 ) -> int:
     """Append an entry: its postings, which update the balances, then the row that seals them. Returns its id."""
-    (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM entries").fetchone()
-    unit.conn.executemany(
-        "INSERT INTO postings(entry_id, account, asset, units) VALUES (?, ?, ?, ?)",
-        [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
+    entry_id = unit.heads.entry_id + 1
+    rows = ", ".join(["(?, ?, ?, ?)"] * len(entry.postings))
+    unit.conn.execute(
+        f"INSERT INTO postings(entry_id, account, asset, units) VALUES {rows}",  # noqa: S608  placeholders
+        [value for p in entry.postings for value in (entry_id, p.account, p.asset, p.units)],
     )
     changed = [(p.account, p.asset, *halves(p.units)) for p in entry.postings]
     add_halves(unit.conn, "balances(account, asset, units_high, units_low)", changed)
@@ -304,7 +307,8 @@ def write_entry(
         "INSERT INTO entries(id, kind, payment_id, pool_id, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
         (entry_id, entry.kind, payment_id, pool_id, ref, now_ms),
     )
-    return int(entry_id)
+    unit.heads.entry_id = entry_id
+    return entry_id
 
 
 def reserve(unit: Unit, refs: Iterable[str], payment_id: str) -> None:
