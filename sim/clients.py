@@ -20,6 +20,7 @@ from typing import Protocol
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problems import Refused
 from payagent.dialects import RetryVerdict, make_response
@@ -29,7 +30,6 @@ from payagent.proxy.request import ProxyRequest
 from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, run_request
 from payagent.store.rows import apps
-from payagent.store.rows.payments import PaymentRow
 from sim.judge import Judge
 from sim.merchants import SimResponse, SimShop, SimUpstream, UnreachedError
 from sim.process import DeadError, SimProcess

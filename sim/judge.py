@@ -26,6 +26,7 @@ from typing import Protocol
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
+from payagent.core.aggregate import PaymentRow
 from payagent.core.ledger import HELD, WALLET
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
@@ -336,7 +337,7 @@ class Judge:
             for file in (path, path.with_name(f"{path.name}-wal")):
                 self._story.keeps_secrets("the ledger", file.read_bytes())
 
-    def _check_end(self, conn: Connection, row: payments.PaymentRow) -> None:
+    def _check_end(self, conn: Connection, row: PaymentRow) -> None:
         landed = [a for a in queries.attempts(conn, row.id) if self._is_in_block(a.tx_id)]
         pays = [a.tx_id for a in landed if a.kind == "pay"]
         is_paid = row.state in ON_CHAIN

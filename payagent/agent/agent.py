@@ -27,12 +27,12 @@ from payagent.agent.payments.submit import TxSubmitter
 from payagent.agent.utxos.pool import UtxoPool
 from payagent.agent.utxos.transfers import Transfers
 from payagent.chain.provider import PacedProvider
+from payagent.core.aggregate import PaymentRow
 from payagent.core.money import format_amount
 from payagent.core.problems import Refused
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 from payagent.store.rows import intents, payments
-from payagent.store.rows.payments import PaymentRow
 
 log = structlog.get_logger("payagent.agent")
 

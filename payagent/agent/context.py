@@ -27,6 +27,7 @@ from payagent.agent.commits.admission import Admission
 from payagent.chain.provider import PacedProvider, Tip
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
 from payagent.core.prometheus import Histogram
@@ -34,7 +35,6 @@ from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses, payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from payagent.audit.finding import parse_head
 from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
 from payagent.core.address import parse_address
+from payagent.core.aggregate import OutputRow
 from payagent.core.invoice import Proof
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
@@ -25,7 +26,6 @@ from payagent.store.audit.payment_records import (
     SignedRow,
 )
 from payagent.store.rows.journal import EntryRow
-from payagent.store.rows.payments import OutputRow
 
 FORMAT = "payagent-receipt/1"
 RECEIPT_MAX_BYTES = 16 * 1024 * 1024

@@ -12,10 +12,10 @@ from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from payagent.core.address import Address, encode_address
+from payagent.core.aggregate import OutputRow
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
 from payagent.store.audit.payment_records import SignedRow
-from payagent.store.rows.payments import OutputRow
 from payagent.wallet.tx_decode import DecodedTransaction, Undecodable, decode
 
 Reading = DecodedTransaction

@@ -11,6 +11,7 @@ from typing import TypeVar
 from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import ChainUtxo, Found, Read, Unknown
+from payagent.core.aggregate import UtxoRow
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
@@ -75,7 +76,7 @@ def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
     return Differences(_sum(gone), _sum(unknown))
 
 
-def _sum(utxos: Sequence[attempts_and_utxos.UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
+def _sum(utxos: Sequence[UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
     return UtxoTotals(len(utxos), add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in utxos))
 
 

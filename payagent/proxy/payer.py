@@ -20,6 +20,7 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Advice
 from payagent.api.models.payments import Quote
 from payagent.api.models.prepaid import PrepaidQuoteAnswer
+from payagent.core.aggregate import PaymentRow
 from payagent.core.cost_headers import cost_text
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
@@ -42,7 +43,6 @@ from payagent.proxy.request import ProxyRequest
 from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Turn
 from payagent.proxy.unpaid_call import UnpaidCalls
-from payagent.store.rows.payments import PaymentRow
 
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_in_private_network")
 _WAIT_S = 30.0

@@ -19,13 +19,13 @@ from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
 from payagent.store.rows import alerts, approvals, apps, events, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import TxPlan
 

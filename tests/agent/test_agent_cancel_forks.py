@@ -17,6 +17,7 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.commits.reservation import nonce_utxo_of
 from payagent.api.models.payments import Payment
 from payagent.core.address import parse_address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
@@ -24,7 +25,6 @@ from payagent.dialects import RetryVerdict, make_response
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 

@@ -16,10 +16,10 @@ from kit.providers import FAKE, providers, raised, tip_of, told
 
 from payagent.agent.base.chain_view import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.store.rows import alerts
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows.payments import PaymentRow
 
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 DOWN = {"status_code": 500, "error": "Internal Server Error", "message": "down"}

@@ -15,12 +15,12 @@ from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.devnet.merchant import role_address
 from payagent.store.db.writer import Writer
 from payagent.store.rows import alerts, apps, pauses, payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
 
 

@@ -12,10 +12,10 @@ from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Advice
 from payagent.agent.operator import merchants
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import Delivery, State
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.dialects import RetryVerdict, make_response
-from payagent.store.rows.payments import PaymentRow
 
 NOT_FOUND = make_response(404, {"content-type": "application/json"}, '{"detail": "Transaction not found"}')
 

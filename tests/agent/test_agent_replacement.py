@@ -28,13 +28,13 @@ from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
 from payagent.api.models.payments import Payment
 from payagent.core.address import Address, encode_address, parse_address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import alerts, events, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan, select, send_all, sign
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 

@@ -15,12 +15,12 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.chain.provider import TxSeen
 from payagent.cli.payments import EVENTS_IN_WORDS
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows.payments import PaymentRow
 
 SETTLE_DEPTH = 12
 PAST_THE_TTL_S = 2400

@@ -22,6 +22,7 @@ from kit.payments import is_sound
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.requests import Approver, MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.operator.limits import set_limits
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window, limits_of
 from payagent.core.problems import Refused
@@ -33,7 +34,6 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import apps, payments
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import writes as records
-from payagent.store.rows.payments import PaymentRow
 
 GOLD, LEAD = "aa" * 28 + b"GOLD".hex(), "bb" * 28 + b"LEAD".hex()
 ASSETS = ("lovelace", GOLD, LEAD)

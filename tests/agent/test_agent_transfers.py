@@ -11,11 +11,11 @@ from payagent.agent.utxos.transfers import left_behind_of
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.signer.policy import Policy, clocks_of
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Account
 
 DUST, CLOSED, KNOWN = "aa" * 28, "bb" * 28, "cc" * 28

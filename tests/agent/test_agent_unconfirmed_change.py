@@ -27,14 +27,13 @@ from kit.payments import (
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.external_spends import unfreeze
+from payagent.core.aggregate import PaymentRow, UtxoRow
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import limit_counters as spending
 from payagent.store.rows import payments
-from payagent.store.rows.attempts_and_utxos import UtxoRow
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.utxo_index import Utxo
 
 DEPTH = 8

@@ -23,10 +23,10 @@ from x402.http.clients.requests import x402_http_adapter
 from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import Delivery
 from payagent.proxy.app import Bounds
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 
 BODY = {"message": "hello"}
 MakeClient = Callable[[], x402Client]

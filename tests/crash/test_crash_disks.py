@@ -18,11 +18,11 @@ from kit.agent import ADA, Run
 from kit.crash import CountingSigner, CrashWorld, copy_files, crash_world, findings
 
 from payagent.api.routes.health import find
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.store.db.writer import Writer
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 
 DAY_MS = 86_400_000
 ENDED = (State.CONFIRMED, State.REJECTED)

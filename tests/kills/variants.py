@@ -14,8 +14,8 @@ from payagent.agent.agent import Agent
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.payments.sign import PaymentSigner
+from payagent.core.aggregate import PaymentRow
 from payagent.settings.schema import Settings
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import sign
 from payagent.wallet.tx_plan import TxPlan
 

@@ -26,6 +26,7 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
 from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.core.aggregate import PaymentRow
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
 from payagent.core.policy import Limit, limits_of
@@ -39,7 +40,6 @@ from payagent.store.db.readers import Readers
 from payagent.store.db.signer_record import SignerRecord
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps, events, journal
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Account, Signer, derive, seed_from_words
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")

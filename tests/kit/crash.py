@@ -22,13 +22,13 @@ from payagent.agent.base.ports import SystemClock
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import Delivery, State
 from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.seals import last_seal
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer
 
 PAID = (State.CONFIRMED,)

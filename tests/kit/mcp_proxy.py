@@ -14,12 +14,12 @@ from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
 from payagent.agent.base.config import MerchantConfig
+from payagent.core.aggregate import PaymentRow
 from payagent.mcp.daemon import AppClient
 from payagent.mcp.paid_calls import PaidCalls
 from payagent.mcp.paid_proxy import Proxy
 from payagent.mcp.paid_server import RemoteServer
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 
 TOPIC = {"topic": "Hydra"}
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from kit.agent import Run, World, with_terms
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.requests import Approver
+from payagent.core.aggregate import PaymentRow
 from payagent.core.merchant_rules import MerchantRules
 from payagent.devnet.merchant import role_address
-from payagent.store.rows.payments import PaymentRow
 
 SOMEBODY = Approver("token", "app_somebody")
 

@@ -11,12 +11,12 @@ from payagent.audit.receipt_form import read_receipt
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import Address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.core.strict_json import dumps
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.keys import Signer, derive, seed_from_words
 
 TTL_S = 1_800

@@ -18,12 +18,12 @@ from kit.agent import Run, World
 from kit.api import Api, served
 from kit.commitments import commitment_to
 from payagent.agent.base.config import MerchantConfig
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.proxy.app import Bounds
 from payagent.proxy.exchange import Exchange
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 
 PATIENCE_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -3,9 +3,9 @@
 import asyncio
 
 from kit.agent import ADA, Run, World, with_terms
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.upkeep import UPKEEP_APP
 
 DEPTH = 8

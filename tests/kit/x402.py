@@ -9,8 +9,8 @@ import httpx
 from kit.agent import APP, Run, World
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Advice, MerchantRequest, PaymentRequest
+from payagent.core.aggregate import PaymentRow
 from payagent.dialects import parse_answer, parse_response
-from payagent.store.rows.payments import PaymentRow
 
 PATH = "/x402/report?day=1"
 

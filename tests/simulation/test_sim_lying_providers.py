@@ -12,10 +12,10 @@ import pytest
 from kit.effort import pick
 
 from payagent.chain.provider import PacedProvider
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 from sim.clients import ClientGoal
 from sim.fault_rates import QUIET
 from sim.fixtures import ADA

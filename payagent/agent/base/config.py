@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from payagent.chain.circuit_breaker import BLOCKFROST_RATE
 from payagent.core.address import Address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Proof, Role, SplitMode
 from payagent.core.merchant_rules import MerchantRules, Pin
@@ -24,7 +25,6 @@ from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.db.unit import Connection
 from payagent.store.rows import merchants
 from payagent.store.rows.merchants import MerchantRow
-from payagent.store.rows.payments import PaymentRow
 
 
 @dataclass(frozen=True, slots=True)

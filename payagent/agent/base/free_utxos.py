@@ -3,8 +3,12 @@
 May import: wallet.utxo_index, store. Never: changes the index outside a job of the writer's thread.
 """
 
+from dataclasses import dataclass
+
+from payagent.core.aggregate import UtxoRow
+from payagent.core.changes import Free
+from payagent.core.utxo import FreeSet
 from payagent.store.db.unit import Unit
-from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
@@ -27,3 +31,21 @@ def make_unavailable(unit: Unit, utxos: UtxoIndex, ref: str) -> None:
     """Remove a UTxO from the available ones, so that coin selection skips it."""
     utxo = utxos.remove(ref)
     unit.undo(lambda: utxos.add(utxo))
+
+
+@dataclass(frozen=True, slots=True)
+class FreeUtxoIndex:
+    """The free set, as `store.executor` changes it."""
+
+    utxos: UtxoIndex
+
+    def change(self, unit: Unit, change: Free) -> None:
+        """Put a UTxO in, or take it out if it is there."""
+        if change.what is FreeSet.PUT:
+            make_available(unit, self.utxos, change.utxo)
+        elif change.utxo.ref in self.utxos:
+            make_unavailable(unit, self.utxos, change.utxo.ref)
+
+
+NO_FREE_UTXOS = FreeUtxoIndex(UtxoIndex(()))
+"""For steps whose effects do not touch the free set."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
+from payagent.core.aggregate import AgreedPriceRow, PaymentRow
 from payagent.core.invoice import Invoice, calls_of
 from payagent.core.merchant_rules import (
     Agreed,
@@ -26,8 +27,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, events, intents, merchants, topups, writes
-from payagent.store.rows.merchants import AgreedPriceRow, UnservedStreak
-from payagent.store.rows.payments import PaymentRow
+from payagent.store.rows.merchants import UnservedStreak
 
 RulesOf = Callable[[str | None], MerchantRules]
 """The merchant rules of an origin."""
@@ -75,16 +75,15 @@ def learn_addresses(
         _pin(unit, origin, new, {"why": "first_use", "payment": payment_id}, now_ms)
 
 
-def learn_price(unit: Unit, rules: MerchantRules, row: PaymentRow, now_ms: int) -> None:
-    """Agree on the price of a confirmed payment's request, if the request has no agreed price in any asset.
+def price_to_agree(conn: Connection, rules: MerchantRules, row: PaymentRow) -> AgreedPriceRow | None:
+    """The price to agree on as a payment is confirmed; None if the request has an agreed price in any asset.
 
     A higher price that the rules accept does not replace the agreed one; otherwise prices could creep up.
     """
-    price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
+    price = None if rules.price_rise_percent_max is None else _price_of(conn, row)
     if price is None or row.invoice.origin is None:
-        return
-    if not merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path):
-        _agree(unit, row.invoice.origin, price, {"payment": row.id}, now_ms)
+        return None
+    return None if merchants.agreed(conn, row.invoice.origin, price.method, price.path) else price
 
 
 def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
@@ -100,7 +99,7 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
         pinned = rules.from_file | merchants.pins(unit.conn, row.invoice.origin)
         new = [one for one in claim_of_payment(row).pins if one not in pinned]
         _pin(unit, row.invoice.origin, new, {"why": "allowed", **source}, now_ms)
-    price = None if rules.price_rise_percent_max is None else _price_of(unit, row)
+    price = None if rules.price_rise_percent_max is None else _price_of(unit.conn, row)
     if price is None:
         return
     agreed = merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path)
@@ -114,10 +113,10 @@ def _showed_price_rise(unit: Unit, payment_id: str) -> bool:
     return approval is not None and any(reason.code == "price_changed" for reason in approval.reasons)
 
 
-def _price_of(unit: Unit, row: PaymentRow) -> AgreedPriceRow | None:
+def _price_of(conn: Connection, row: PaymentRow) -> AgreedPriceRow | None:
     """The price of a payment's request; None without a request, or for a top-up that an operator ordered."""
-    topup = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
-    request = intents.request_of(unit.conn, row.intent.id)
+    topup = None if row.prepaid.topup_id is None else topups.find(conn, row.prepaid.topup_id)
+    request = intents.request_of(conn, row.intent.id)
     if request is None or (topup is not None and topup.trigger != "auto"):
         return None
     claim = claim_of_payment(row)

@@ -4,9 +4,9 @@ May import: core, dialects, store.rows, agent.base. Never: I/O.
 """
 
 from payagent.agent.base.config import MerchantConfig
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.dialects import ProofMaterial, proof_headers
-from payagent.store.rows.payments import PaymentRow
 
 
 def has_proof(row: PaymentRow) -> bool:

@@ -4,18 +4,18 @@ May import: core, store. Never: decides whether to buy; counts the same request 
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from payagent.core import ledger
+from payagent.core.aggregate import Payment, PaymentRow
+from payagent.core.effects import prepaid_size
 from payagent.core.invoice import Invoice, is_batch
-from payagent.core.ledger import Units, prepaid_account
 from payagent.core.money import format_amount
-from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, average, buy, take_back, use
+from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, average, use
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import apps, limit_counters, prepaid, prepaid_uses, topups, writes
-from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Move, Pool
 from payagent.store.rows.topups import TopupRow
 
@@ -72,14 +72,6 @@ class TopupPart:
     per_day_lovelace: int | None
     units: int
     is_auto: bool = False
-
-
-def _size(row: PaymentRow) -> tuple[str, int]:
-    """(unit, count) that a payment buys: the calls of its batch, or else what it pays in its asset."""
-    if is_batch(row.invoice.batch_target):
-        return CALLS, row.invoice.batch_target or 0
-    asset = row.outputs[0].asset
-    return asset, sum(output.units for output in row.outputs)
 
 
 def fitting(offers: tuple[Invoice, ...], part: TopupPart | None) -> tuple[Invoice, ...]:
@@ -146,28 +138,21 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
     return units + prepaid.coming(conn).get((pool.id, name), 0)
 
 
-def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
-    """Add the purchase of a confirmed payment to its pool."""
-    if row.prepaid.pool_id is not None:
-        name, count = _size(row)
-        _move(
-            unit,
-            row.prepaid.pool_id,
-            name,
-            Move("buy", 0, 0, 0, row.id),
-            lambda balance: buy(balance, count, paid),
-            now_ms,
-        )
+def balance_of(conn: Connection, payment: Payment) -> PrepaidBalance | None:
+    """The balance that a payment raises; None if it raises none."""
+    pool_id = payment.row.prepaid.pool_id
+    return None if pool_id is None else prepaid.balance(conn, pool_id, prepaid_size(payment)[0])
 
 
-def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int]], now_ms: int) -> None:
-    """Take back a purchase whose block is lost. `posted`: the postings of its entry."""
-    account = prepaid_account(row.invoice.origin or "")
-    paid = {asset: units for name, asset, units in posted if name == account}
-    if row.prepaid.pool_id is not None and paid:
-        name, count = _size(row)
-        move = Move("take_back", 0, 0, 0, row.id)
-        _move(unit, row.prepaid.pool_id, name, move, lambda balance: take_back(balance, count, paid), now_ms)
+def owed(conn: Connection, payment: Payment) -> int:
+    """How many uses of the balance nothing covers any more, once a payment that was to raise it is void."""
+    pool_id = payment.row.prepaid.pool_id
+    if pool_id is None:
+        return 0
+    name, count = prepaid_size(payment)
+    pending = prepaid.coming(conn).get((pool_id, name), 0)
+    own = count if payment.row.state in prepaid.COMING else 0
+    return prepaid.balance(conn, pool_id, name).unexplained - (pending - own)
 
 
 def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
@@ -189,15 +174,6 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
         )
         move = Move("use", 0, 0, 0, row.id, row.app_id)
         _move(unit, row.prepaid.pool_id, CALLS, move, lambda balance: use(balance, 1), now_ms)
-
-
-def not_bought(unit: Unit, row: PaymentRow) -> None:
-    """A payment for a pool is void: requests served from it no longer count against an app's limits."""
-    if row.prepaid.pool_id is not None:
-        name, _ = _size(row)
-        pending = prepaid.coming(unit.conn).get((row.prepaid.pool_id, name), 0)
-        owed = prepaid.balance(unit.conn, row.prepaid.pool_id, name).unexplained - pending
-        prepaid_uses.take_back_newest(unit, row.prepaid.pool_id, name, owed)
 
 
 def is_counted(conn: Connection, call: ServedRequest) -> bool:

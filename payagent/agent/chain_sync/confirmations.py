@@ -14,9 +14,10 @@ from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
 from payagent.chain.quorum_view import QuorumView
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.store.rows import attempts_and_utxos
-from payagent.store.rows.payments import OpenPayment, PaymentRow
+from payagent.store.rows.payments import OpenPayment
 
 RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again although no fork was noticed: an index may have lagged."""

@@ -11,13 +11,14 @@ May import: core, chain, store, agent. Never: concludes anything from an absence
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 import structlog
 
 from payagent.agent.base.alert_records import clear_alert
 from payagent.agent.base.chain_view import QUIET_MS
-from payagent.agent.base.prepaid import not_bought
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.agent.chain_sync.recovery import (
     ALERT_SUBJECT,
@@ -34,13 +35,16 @@ from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, TxSeen, Unknown
 from payagent.chain.quorum_rules import Listing
 from payagent.chain.quorum_view import QuorumView
-from payagent.core import ledger
-from payagent.core.payment import Event, State
+from payagent.core import effects
+from payagent.core.aggregate import ExternalSpendRow
+from payagent.core.changes import AddExternalSpend
+from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
-from payagent.store.rows import onchain, payments, writes
-from payagent.store.rows.onchain import ExternalSpendRow
+from payagent.store.executor import write
+from payagent.store.load import load_utxos
+from payagent.store.rows import onchain, writes
 
 SEARCH_EVERY_MS = 60_000
 """How soon the same UTxOs are searched for again: the spending transaction may not be indexed yet."""
@@ -234,7 +238,7 @@ class ExternalSpends:
         if is_gone or isinstance(read, Found):
             now_ms = context.ports.clock.now_ms()
             await context.write(
-                "foreign", partial(steps.lose_external_spend, row=row, provider=view.name, now_ms=now_ms)
+                "foreign", partial(lose_external_spend, row=row, provider=view.name, now_ms=now_ms)
             )
             self._suspects = set()
 
@@ -277,6 +281,14 @@ def _place(row: ExternalSpendRow) -> tuple[int, str]:
     return row.block_height, row.tx_id
 
 
+def lose_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms: int) -> None:
+    """An external spend lost its block. What an attempt of ours in another block has spent since stays spent."""
+    utxos = load_utxos(unit.conn, row.inputs)
+    spent = {ref: own.row.state for ref, own in utxos.items() if own.spent_by == row.tx_id}
+    lost = AddExternalSpend(replace(row, is_on_chain=False), provider)
+    write(unit, effects.lose_external_spend(utxos, lost, spent), now_ms, NO_FREE_UTXOS)
+
+
 def overtake(
     unit: Unit, context: AgentContext, payment_id: str, row: ExternalSpendRow, now_ms: int
 ) -> Refused | None:
@@ -289,20 +301,5 @@ def overtake(
     if steps.row_of(unit, payment_id).state is State.RESERVED:
         steps.reject_unsigned(unit, payment_id, context.utxos, why, now_ms)
         return why
-    writes.move_payment(
-        unit,
-        payment_id,
-        Event.VOID,
-        now_ms,
-        {"foreign": True},
-        tx_id=row.tx_id,
-        block_hash=row.block_hash,
-        block_height=row.block_height,
-        block_slot=row.block_slot,
-        **why.record,
-    )
-    not_bought(unit, steps.row_of(unit, payment_id))
-    writes.release_hold(unit, payment_id, now_ms)
-    entry = ledger.release(payments.hold(unit.conn, payment_id))
-    writes.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
+    steps.record_overtaken(unit, payment_id, row, why, context.utxos, now_ms)
     return None

@@ -12,12 +12,12 @@ from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments
 from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.unit import Unit
 from payagent.store.rows import prepaid, topups, writes
-from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Observation, Pool
 
 MERCHANT_PATIENCE_MS = 3_600_000

@@ -27,6 +27,7 @@ from payagent.chain.provider import AddressTx, Found, Movement, Tip, TxSeen, Unk
 from payagent.chain.provider_state import AHEAD_MAX_S
 from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
+from payagent.core.aggregate import ExternalSpendRow, UtxoRow
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
 from payagent.core.problems import Refused
@@ -34,8 +35,6 @@ from payagent.core.timestamps import iso_time
 from payagent.store.db.signer_record import SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import attempts_and_utxos, onchain, writes
-from payagent.store.rows.attempts_and_utxos import UtxoRow
-from payagent.store.rows.onchain import ExternalSpendRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 LAG_S = 3600

@@ -19,11 +19,10 @@ from payagent.agent.commits import utxo_sync as deposits
 from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Tip, TxSeen
 from payagent.chain.quorum_view import QuorumView
+from payagent.core.aggregate import PaymentRow, UtxoRow
 from payagent.core.payment import State
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes
-from payagent.store.rows.attempts_and_utxos import UtxoRow
-from payagent.store.rows.payments import PaymentRow
 
 SUBJECT = "anchor:"
 

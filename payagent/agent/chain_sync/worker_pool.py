@@ -12,10 +12,11 @@ import structlog
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.chain.deadlines import together
+from payagent.core.aggregate import PaymentRow
 from payagent.core.problems import Refused
 from payagent.store.db.opening import DatabaseError
 from payagent.store.rows import payments
-from payagent.store.rows.payments import OpenPayment, PaymentRow
+from payagent.store.rows.payments import OpenPayment
 
 AT_ONCE_MAX = 8
 

@@ -21,6 +21,7 @@ from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import PaymentRules, visible_to_app
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
+from payagent.core.aggregate import OutputRow, PaymentRow
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.merchant_rules import Moment
 from payagent.core.money import LOVELACE, check_supply
@@ -32,7 +33,6 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups, writes
 from payagent.store.rows.events import PURPOSE
 from payagent.store.rows.intents import IntentRow, InvoiceRow
-from payagent.store.rows.payments import OutputRow, PaymentRow
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import UtxoIndex
 

@@ -15,6 +15,7 @@ from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentI
 from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import require_may_have, visible_to_app
+from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Reasons
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Invoice
@@ -27,7 +28,6 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, intents, pauses, payments, topups, writes
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.intents import IntentRow
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan
 
 FEE_ROOM_LOVELACE = 50_000

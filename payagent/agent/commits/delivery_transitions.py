@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit
 from payagent.store.rows import events, payments, writes
-from payagent.store.rows.payments import PaymentRow
 
 SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve a confirmed payment, and how long an invoice without an end stays open."""

@@ -14,6 +14,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.free_utxos import make_unavailable, utxo_of
 from payagent.chain.provider import SubmitKind
 from payagent.core.address import Address, parse_address
+from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
 from payagent.core.invoice import Invoice, Output, Proof
 from payagent.core.money import format_amount
 from payagent.core.network import Network
@@ -22,8 +23,6 @@ from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import attempts_and_utxos, payments, writes
-from payagent.store.rows.attempts_and_utxos import AttemptRow, UtxoRow
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 

@@ -14,6 +14,7 @@ from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.agent.base.requests import PaymentIntent
 from payagent.core import merchant_rules, policy
+from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Finding, Reasons, above, judge
 from payagent.core.hard_caps import WITH_FEE, Caps, require_within_caps
 from payagent.core.invoice import Invoice
@@ -23,7 +24,6 @@ from payagent.core.policy import Limit, LimitCheck, SpendSpan, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import apps, limit_counters, topups
-from payagent.store.rows.payments import PaymentRow
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from payagent.agent.commits.replacement import parameters_of, require_nonce_utxo
 from payagent.chain.provider import Tip
 from payagent.core import ledger
 from payagent.core.address import Address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import State
@@ -20,7 +21,6 @@ from payagent.core.problems import Refused, own_order
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, pauses, payments
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan, build, select, smallest_of
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 

@@ -14,10 +14,10 @@ from payagent.agent.base.free_utxos import make_available, make_unavailable
 from payagent.chain.provider import ChainUtxo
 from payagent.chain.quorum_rules import Listing
 from payagent.core import ledger
+from payagent.core.aggregate import UtxoRow
 from payagent.core.money import LOVELACE
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, writes
-from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 _LISTED_STATES = ("available", "locked")

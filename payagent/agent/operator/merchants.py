@@ -13,6 +13,7 @@ from payagent.agent.base.config import MerchantConfig
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import origin_of
 from payagent.core.address import parse_address
+from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.invoice import Role
 from payagent.core.merchant_rules import Pin
 from payagent.core.problems import Refused
@@ -20,7 +21,7 @@ from payagent.core.retry_schedule import MerchantReadiness
 from payagent.settings.loading import read_merchant
 from payagent.store.db.unit import Unit
 from payagent.store.rows import merchants, writes
-from payagent.store.rows.merchants import AgreedPriceRow, MerchantRow, UnservedStreak
+from payagent.store.rows.merchants import MerchantRow, UnservedStreak
 
 
 @dataclass(frozen=True, slots=True)

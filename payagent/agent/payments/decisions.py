@@ -16,11 +16,11 @@ from payagent.agent.commits.approvals import note_refused
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.agent.payments.submit import TxSubmitter
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.problems import STILL_ASKED, Refused
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 
 T = TypeVar("T")
 

@@ -15,13 +15,13 @@ from payagent.agent.commits import delivery_transitions
 from payagent.agent.commits.delivery_transitions import Presented
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF, Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import HttpResponse, RetryAnswer, RetryVerdict, read_answer
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
-from payagent.store.rows.payments import PaymentRow
 
 log = structlog.get_logger("payagent.agent")
 

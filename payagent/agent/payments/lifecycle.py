@@ -21,13 +21,13 @@ from payagent.agent.commits.replacement import (
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.agent.payments.submit import TxSubmitter
+from payagent.core.aggregate import PaymentRow
 from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, pauses
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
 

@@ -14,9 +14,9 @@ import structlog
 from payagent.agent.commits import payment_transitions
 from payagent.agent.context import AgentContext
 from payagent.chain.throttled_provider import ThrottledProvider
+from payagent.core.aggregate import AttemptRow
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos
-from payagent.store.rows.attempts_and_utxos import AttemptRow
 
 log = structlog.get_logger("payagent.agent")
 

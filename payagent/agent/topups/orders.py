@@ -19,6 +19,7 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Approver, digest
 from payagent.agent.commits import approvals
 from payagent.agent.context import AgentContext
+from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.money import format_amount
 from payagent.core.payment import ENDED_WITHOUT_PAYING, Delivery, State
@@ -28,7 +29,6 @@ from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, payments, topups, writes
 from payagent.store.rows import prepaid as pools
-from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Pool
 from payagent.store.rows.topups import TopupRow
 

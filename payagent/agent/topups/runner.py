@@ -34,6 +34,7 @@ from payagent.agent.topups.orders import (
     request_of,
     stop,
 )
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
@@ -42,7 +43,6 @@ from payagent.outbound.merchant_client import MerchantClient, MerchantReply
 from payagent.store.db.unit import Unit
 from payagent.store.rows import events, pauses, payments, topups
 from payagent.store.rows import prepaid as pools
-from payagent.store.rows.payments import PaymentRow
 from payagent.store.rows.prepaid import Pool
 from payagent.store.rows.topups import TopupRow
 

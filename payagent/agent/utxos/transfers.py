@@ -16,6 +16,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.address import Address
+from payagent.core.aggregate import PaymentRow
 from payagent.core.hard_caps import Caps, barred
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE, format_amount
@@ -23,7 +24,6 @@ from payagent.core.payment import Event
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import events
-from payagent.store.rows.payments import PaymentRow
 from payagent.wallet.transaction import TxPlan, select, send_all, split_outputs
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 

@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.operator.merchants import MerchantStatus
 from payagent.api.models.base import RequestBody, Shown, Time, Units, absent
+from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.retry_schedule import MerchantReadiness, Ready
-from payagent.store.rows.merchants import AgreedPriceRow
 
 
 class CreateMerchant(RequestBody):

@@ -37,6 +37,7 @@ from payagent.api.models.base import (
     strict_body,
 )
 from payagent.core import strict_json
+from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment import ON_CHAIN, Delivery, State
@@ -45,7 +46,6 @@ from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
 from payagent.store.rows import apps, events, intents
 from payagent.store.rows.events import StreamedEvent
-from payagent.store.rows.payments import PaymentRow
 
 _UNANSWERED = 504
 """The status reported when no answer came: a gateway's own status for a timeout (RFC 9110 15.6.5)."""

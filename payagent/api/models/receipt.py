@@ -15,12 +15,12 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.payment_view import retry_headers
 from payagent.audit.finding import Head
 from payagent.audit.receipt import ANSWERS, DECISIONS
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.timestamps import iso_time
 from payagent.store.audit.receipts import Recorded, Row, recorded
 from payagent.store.db.unit import Connection
 from payagent.store.rows.journal import EntryRow
-from payagent.store.rows.payments import PaymentRow
 
 Json = dict[str, object]
 

@@ -27,12 +27,12 @@ from payagent.api.models.base import (
 )
 from payagent.api.models.payments import Payment
 from payagent.core.address import Address, parse_address
+from payagent.core.aggregate import UtxoRow
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE, parse_asset
 from payagent.core.network import Network
 from payagent.core.problems import Refused, own_order
-from payagent.store.rows.attempts_and_utxos import UtxoRow
 from payagent.store.rows.pauses import Pause
 
 Balance = tuple[str, str, int]

@@ -24,6 +24,7 @@ from payagent.agent.operator.limits import names_of
 from payagent.api.models.apps import LimitStanding
 from payagent.api.models.payments import Approval
 from payagent.api.routes.approvals import approval_of
+from payagent.core.aggregate import PaymentRow
 from payagent.core.money import format_ada, format_amount
 from payagent.core.payment import STATES_IN_WORDS
 from payagent.core.policy import Window
@@ -31,7 +32,6 @@ from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.rows import approvals, events
 from payagent.store.rows.approvals import ApprovalRow, DecisionRow
-from payagent.store.rows.payments import PaymentRow
 
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:46rem;margin:1rem auto;padding:0 1rem}"

@@ -16,13 +16,13 @@ from payagent.api.models.openapi import gives
 from payagent.api.models.payments import Approval, MerchantHistory, Payment, Transaction, approval_reasons
 from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
 from payagent.api.routes.params import PaymentId
+from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import calls_of
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of
 from payagent.core.problems import Refused
 from payagent.store.rows import approvals, apps, intents, limit_counters, payments
 from payagent.store.rows.approvals import ApprovalRow
-from payagent.store.rows.payments import PaymentRow
 
 Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
 

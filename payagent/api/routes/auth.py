@@ -17,11 +17,11 @@ from payagent.agent.context import AgentContext
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.tokens import hash_token
 from payagent.api.routes.params import json_body, require_clear_query
+from payagent.core.aggregate import PaymentRow
 from payagent.core.bounds import SCOPES
 from payagent.core.problems import Refused
 from payagent.store.rows import approvals, apps, payments
 from payagent.store.rows.apps import AppRow
-from payagent.store.rows.payments import PaymentRow
 
 PAY, READ, OPERATE, APPROVE = SCOPES
 

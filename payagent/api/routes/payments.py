@@ -32,13 +32,13 @@ from payagent.api.models.receipt import Receipt
 from payagent.api.routes.approvals import approval_field
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
+from payagent.core.aggregate import PaymentRow
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos, events
 from payagent.store.rows import payments as stored
 from payagent.store.rows.approvals import count_awaiting
-from payagent.store.rows.payments import PaymentRow
 
 _KEY_PARAMETER = {
     "name": "Idempotency-Key",

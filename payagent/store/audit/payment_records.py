@@ -12,10 +12,10 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from payagent.core.aggregate import AttemptKind, OutputRow
 from payagent.core.money import LOVELACE
-from payagent.store.rows.attempts_and_utxos import AttemptKind
 from payagent.store.rows.journal import EntryRow
-from payagent.store.rows.payments import OutputRow, load_outputs
+from payagent.store.rows.payments import load_outputs
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 """The smallest and the largest row number that SQLite allows."""

@@ -6,44 +6,10 @@ May import: core.payment, store.rows, sqlite3. Never: writes.
 import json
 import sqlite3
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
+from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
 from payagent.core.payment import State
-from payagent.store.rows.payments import PaymentRow, payment
-
-AttemptKind = Literal["pay", "cancel"]
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
-    tx_id: str
-    payment_id: str
-    kind: AttemptKind
-    nonce_utxo: str
-    invoice_seq: int | None
-    inputs: tuple[str, ...]
-    cbor: bytes
-    fee_lovelace: int
-    ttl_slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class UtxoRow:
-    ref: str
-    tx_id: str
-    output_index: int
-    lovelace: int
-    assets: Mapping[str, int]
-    source: str
-    state: str
-    reserved_for: str | None
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether nothing can spend it now: it is missing from the provider's list, rolled back, or spent."""
-        return self.state in ("missing", "rolled_back", "spent")
+from payagent.store.rows.payments import payment
 
 
 def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:

@@ -52,6 +52,17 @@ def count(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_ms: 
     _count(unit, scopes_of(app, merchant), "paid", units, at_ms)
 
 
+def recount(
+    unit: Unit, app: str, merchant: str, asset: str, before: int, before_ms: int, units: int, at_ms: int
+) -> None:
+    """Move a spend to another time and amount, in one statement."""
+    rows = [
+        *_rows(scopes_of(app, merchant), "paid", {asset: -before}, before_ms),
+        *_rows(scopes_of(app, merchant), "paid", {asset: units}, at_ms),
+    ]
+    add_halves(unit.conn, _COUNTERS, rows)
+
+
 def count_use(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_ms: int) -> None:
     """Like `count`, for a use of units that were bought before: counts for the app only."""
     scopes = (scope for scope in scopes_of(app, merchant) if scope.app != ANY)
@@ -59,14 +70,17 @@ def count_use(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_
 
 
 def _count(unit: Unit, scopes: Iterable[Scope], kind: str, units: Mapping[str, int], at_ms: int) -> None:
-    rows = [
+    add_halves(unit.conn, _COUNTERS, _rows(scopes, kind, units, at_ms))
+
+
+def _rows(scopes: Iterable[Scope], kind: str, units: Mapping[str, int], at_ms: int) -> list[tuple[object, ...]]:
+    return [
         (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, kind, *halves(n))
         for scope in scopes
         for asset, n in units.items()
         if n
         for span_ms in SPANS_MS
     ]
-    add_halves(unit.conn, _COUNTERS, rows)
 
 
 def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:

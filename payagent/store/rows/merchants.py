@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.merchant_rules import Agreed, Pin, Pins
 from payagent.core.payment import State
 from payagent.core.retry_schedule import MerchantReadiness
@@ -42,17 +43,6 @@ def remove(unit: Unit, name: str) -> None:
 
 
 _IN_FLIGHT = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
-
-
-@dataclass(frozen=True, slots=True)
-class AgreedPriceRow:
-    """The agreed price of a request: its method, its path without query, and the calls bought at once."""
-
-    method: str
-    path: str
-    asset: str
-    calls: int
-    units: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from payagent.core.aggregate import AttemptKind, ExternalSpendRow
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
 from payagent.store.rows import journal, payments
-from payagent.store.rows.attempts_and_utxos import AttemptKind
 
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
@@ -55,22 +55,6 @@ class Claim:
     booked: Units
     height: int
     is_missing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ExternalSpendRow:
-    """An external spend: a transaction in a block that spent our UTxOs (`inputs`) and is not an attempt.
-
-    `is_on_chain`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset.
-    """
-
-    tx_id: str
-    is_on_chain: bool
-    inputs: tuple[str, ...]
-    spent: Mapping[str, int]
-    block_hash: str
-    block_height: int
-    block_slot: int
 
 
 def external_spends_on_chain(conn: sqlite3.Connection, from_height: int = 0) -> list[ExternalSpendRow]:

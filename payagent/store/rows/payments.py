@@ -6,137 +6,23 @@ May import: core.invoice, core.payment, core.problems, sqlite3. Never: writes.
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise, starmap
-from typing import Any, Literal
+from typing import Any
 
-from payagent.core.invoice import Proof, Role
+from payagent.core.aggregate import (
+    AttemptPart,
+    BlockPart,
+    IntentPart,
+    InvoicePart,
+    OutputRow,
+    PaymentRow,
+    PrepaidPart,
+    ProblemPart,
+    Stage,
+)
 from payagent.core.payment import Delivery, State
-from payagent.core.problems import name_of
-
-Stage = Literal["approval", "payment"]
-"""The stage of a hold: `approval` while a decision is pending, `payment` from the decision on."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputRow:
-    role: Role
-    address: str
-    asset: str
-    units: int
-
-
-@dataclass(frozen=True, slots=True)
-class IntentPart:
-    """A payment's intent. `is_first`: nothing was signed for it before this payment."""
-
-    id: str
-    request_id: str
-    is_first: bool
-
-
-@dataclass(frozen=True, slots=True)
-class InvoicePart:
-    """The invoice that a payment's current attempt pays. A transfer has none: None in all columns that can be."""
-
-    seq: int | None
-    origin: str | None
-    dialect: str | None
-    id: str | None
-    terms_hash: str | None
-    batch_target: int | None
-    expires_at_ms: int | None
-    proof: Proof
-    merchant_submits: bool
-    echo: str | None
-    commitment: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptPart:
-    """A payment's current attempt: the last one, or the one in a block. All None while it is being replaced.
-
-    `number`: its place among the attempts of all payments. `ttl_slot`: the planned one before there is an
-    attempt. `accepted_by_provider` and `seen_in_block`: ever.
-    """
-
-    number: int | None
-    tx_id: str | None
-    ttl_slot: int | None
-    fee_lovelace: int | None
-    cbor: bytes | None = field(repr=False)
-    accepted_by_provider: bool
-    seen_in_block: bool
-
-
-@dataclass(frozen=True, slots=True)
-class BlockPart:
-    """The block that a payment's transaction is in; None before that."""
-
-    hash: str | None
-    height: int | None
-    slot: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemPart:
-    """Why a payment was refused, is cancelled or is void: a code, its reason, and a detail for people."""
-
-    code: str | None
-    reason: str | None
-    detail: str | None
-
-    @property
-    def name(self) -> str | None:
-        """The name that `Refused` takes."""
-        return name_of(self.code, self.reason)
-
-
-@dataclass(frozen=True, slots=True)
-class PrepaidPart:
-    """The prepaid balance that a payment raises (`partner` is '' if none was named), and its top-up; or None."""
-
-    pool_id: int | None
-    partner: str | None
-    wallet: str | None
-    topup_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentRow:
-    """A payment with its intent, its invoice and its current attempt. `outputs` are those of the invoice.
-
-    `void_tx_id`: the transaction of another payment that rules out this one's nonce UTxO.
-    `refused`: the merchant refused it before broadcasting anything.
-    `is_noted`: False while the signer's own record lacks the attempt; its proof must not leave yet.
-    """
-
-    seq: int
-    id: str
-    kind: str
-    app_id: str
-    outputs: tuple[OutputRow, ...]
-    state: State
-    delivery: Delivery
-    nonce_utxo: str | None
-    void_tx_id: str | None
-    merchant_status: str | None
-    refused: bool
-    created_at_ms: int
-    updated_at_ms: int
-    intent: IntentPart
-    invoice: InvoicePart
-    attempt: AttemptPart
-    block: BlockPart
-    problem: ProblemPart
-    prepaid: PrepaidPart
-    is_noted: bool = True
-
-    @property
-    def shown_by(self) -> str:
-        """The transaction whose block the payment's state rests on: its own, or the one that rules it out."""
-        return self.void_tx_id or self.attempt.tx_id or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.core.invoice import is_batch
+from payagent.core.payment import State
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, buy
 from payagent.store.db.unit import Unit
 from payagent.store.rows.payments import load_outputs
@@ -116,6 +117,10 @@ def holdings(conn: sqlite3.Connection) -> list[Holding]:
         Holding(pools[number], name, balance(conn, number, name), under_way.get((number, name), 0))
         for number, name in sorted(moved | under_way.keys())
     ]
+
+
+COMING = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.IN_BLOCK)
+"""States of a payment whose purchase is under way."""
 
 
 def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:

@@ -7,6 +7,7 @@ May import: core, store. Never: commits.
 import json
 from collections.abc import Iterable, Mapping
 
+from payagent.core.aggregate import AttemptKind, ExternalSpendRow, OutputRow, Stage, UtxoRow
 from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
@@ -14,10 +15,8 @@ from payagent.core.payment import Delivery, Event, State, move
 from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves
 from payagent.store.rows import limit_counters, prepaid_uses
-from payagent.store.rows.attempts_and_utxos import AttemptKind, UtxoRow
 from payagent.store.rows.events import event_hash
-from payagent.store.rows.onchain import ExternalSpendRow
-from payagent.store.rows.payments import OutputRow, Stage, dump_outputs
+from payagent.store.rows.payments import dump_outputs
 
 
 def put_meta(unit: Unit, key: str, value: str) -> None:

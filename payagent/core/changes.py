@@ -1,0 +1,221 @@
+"""What a step changes in the ledger, as plain values in the order in which they are written.
+
+`core.effects` makes them, `store.executor` writes them, and nothing else writes these tables.
+
+May import: the standard library, core.
+Never: SQL; depends on when it is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Stage, UtxoRow
+from payagent.core.ledger import Entry
+from payagent.core.payment import State
+from payagent.core.prepaid_balance import PrepaidBalance
+from payagent.core.utxo import FreeSet
+
+Detail = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class MovePayment:
+    """A payment's state, the columns that change with it, and its event. It must still be in state `before`."""
+
+    payment_id: str
+    before: State
+    after: State
+    event: str
+    columns: Mapping[str, object] = field(default_factory=dict)
+    detail: Detail = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An event of a payment (with its state) or of the wallet."""
+
+    payment_id: str | None
+    event: str
+    state: State | None
+    detail: Detail = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """An entry of the journal."""
+
+    entry: Entry
+    payment_id: str | None = None
+    ref: str | None = None
+    pool_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose limits a hold counts against, and the prepaid balance that it raises."""
+
+    app_id: str
+    origin: str
+    pool_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Units held for a payment from this time of the limits' clock on. Counted: in every window, until it ends."""
+
+    payment_id: str
+    stage: Stage
+    units: Mapping[str, int]
+    clock_ms: int
+    is_counted: bool
+    whose: Whose
+
+
+@dataclass(frozen=True, slots=True)
+class EndHold:
+    """A hold of one asset ends, or opens again.
+
+    It counted `before_units` from `before_ms` on, and counts `units` from `from_ms` on; None: in every window.
+    Uncounted holds have `before_units` None. `is_released`: whether it is released; None: as before.
+    """
+
+    payment_id: str
+    stage: Stage
+    asset: str
+    whose: Whose
+    before_units: int | None
+    before_ms: int | None
+    units: int
+    from_ms: int | None
+    is_released: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddAttempt:
+    """A signed attempt."""
+
+    attempt: AttemptRow
+
+
+@dataclass(frozen=True, slots=True)
+class AddSubmission:
+    tx_id: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddObservation:
+    """A provider showed a transaction in a block."""
+
+    tx_id: str
+    block_hash: str
+    block_height: int
+    block_slot: int
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddUtxo:
+    utxo: UtxoRow
+
+
+@dataclass(frozen=True, slots=True)
+class SetUtxo:
+    """A UTxO's state. `spent_by`: the transaction, if it is spent now."""
+
+    ref: str
+    state: str
+    spent_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetUtxo:
+    ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """A change of the free set, in memory. It is undone if the commit fails."""
+
+    what: FreeSet
+    utxo: UtxoRow
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    payment_id: str
+    refs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreserve:
+    """All reservations of a payment end."""
+
+    payment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MovePrepaid:
+    """A prepaid balance moves: bought, used or taken back. `kind` and what follows go into the move's row."""
+
+    pool_id: int
+    origin: str
+    unit: str
+    kind: str
+    before: PrepaidBalance
+    after: PrepaidBalance
+    payment_id: str | None = None
+    app_id: str | None = None
+    call: str | None = None
+    call_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBackUses:
+    """The newest uses of a balance, `count` in all, that no payment covers any more: they count no longer."""
+
+    pool_id: int
+    unit: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgreePrice:
+    """The price of a request, with which later ones are compared."""
+
+    origin: str
+    price: AgreedPriceRow
+    why: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class AddExternalSpend:
+    spend: ExternalSpendRow
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """An alert. Unless `again`, only if its subject has none."""
+
+    kind: str
+    subject: str
+    facts: Mapping[str, str]
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """A subject's alert ends, if it has one."""
+
+    subject: str
+    facts: Mapping[str, str]
+
+
+Change = (
+    MovePayment | Note | Book | PlaceHold | EndHold | AddAttempt | AddSubmission | AddObservation | AddUtxo
+    | SetUtxo | ForgetUtxo | Free | Reserve | Unreserve | MovePrepaid | TakeBackUses | AgreePrice
+    | AddExternalSpend | Raise | Clear
+)  # fmt: skip
+Changes = tuple[Change, ...]
+"""In the order in which they are written."""
