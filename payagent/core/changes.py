@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Stage, UtxoRow
+from payagent.core.findings import Reasons
 from payagent.core.ledger import Entry
-from payagent.core.payment import State
+from payagent.core.merchant_rules import Pin
+from payagent.core.payment import Delivery, State
 from payagent.core.prepaid_balance import PrepaidBalance
 from payagent.core.utxo import FreeSet
 
@@ -91,6 +93,37 @@ class EndHold:
 
 
 @dataclass(frozen=True, slots=True)
+class AddApproval:
+    """A request for approval. `plan`: the transaction as planned. `expires_at_ms`: on the limits' clock."""
+
+    payment_id: str
+    terms_hash: str
+    reasons: Reasons
+    plan: Mapping[str, object]
+    max_total_units: int | None
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetDelivery:
+    payment_id: str
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class SetMerchantStatus:
+    payment_id: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndIntent:
+    """An intent with a derived key ends, so that the same request may be bought again."""
+
+    intent_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class AddAttempt:
     """A signed attempt."""
 
@@ -117,6 +150,7 @@ class AddObservation:
 @dataclass(frozen=True, slots=True)
 class AddUtxo:
     utxo: UtxoRow
+    spent_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +205,17 @@ class MovePrepaid:
 
 
 @dataclass(frozen=True, slots=True)
+class AddUse:
+    """A request of an app uses (unit, count) of a balance, at this cost; it counts from `clock_ms`."""
+
+    pool_id: int
+    app_id: str
+    drawn: tuple[str, int]
+    cost: Mapping[str, int]
+    clock_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class TakeBackUses:
     """The newest uses of a balance, `count` in all, that no payment covers any more: they count no longer."""
 
@@ -186,6 +231,24 @@ class AgreePrice:
     origin: str
     price: AgreedPriceRow
     why: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class PinAddress:
+    """A merchant may be paid at an address."""
+
+    origin: str
+    pin: Pin
+    why: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class SetStreak:
+    """How many payments in a row a merchant did not serve, and since when it is stopped."""
+
+    origin: str
+    count: int
+    stopped_at_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +276,9 @@ class Clear:
 
 
 Change = (
-    MovePayment | Note | Book | PlaceHold | EndHold | AddAttempt | AddSubmission | AddObservation | AddUtxo
-    | SetUtxo | ForgetUtxo | Free | Reserve | Unreserve | MovePrepaid | TakeBackUses | AgreePrice
-    | AddExternalSpend | Raise | Clear
+    MovePayment | SetDelivery | SetMerchantStatus | EndIntent | Note | Book | PlaceHold | EndHold | AddApproval
+    | AddAttempt | AddSubmission | AddObservation | AddUtxo | SetUtxo | ForgetUtxo | Free | Reserve | Unreserve
+    | MovePrepaid | AddUse | TakeBackUses | AgreePrice | PinAddress | SetStreak | AddExternalSpend | Raise | Clear
 )  # fmt: skip
 Changes = tuple[Change, ...]
 """In the order in which they are written."""

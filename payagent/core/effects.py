@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from payagent.core import ledger
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, OwnUtxo, Payment, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, OwnUtxo, Payment, Stage, UtxoRow
 from payagent.core.changes import (
     AddAttempt,
     AddExternalSpend,
@@ -31,6 +31,7 @@ from payagent.core.changes import (
     MovePayment,
     MovePrepaid,
     Note,
+    PlaceHold,
     Raise,
     Reserve,
     SetUtxo,
@@ -59,6 +60,7 @@ class Journal(StrEnum):
     """The entry for the hold."""
 
     NONE = "none"
+    RESERVE = "reserve"  # what the transaction takes
     POST = "post"  # spent and fee to their accounts, the rest back to the wallet
     RELEASE = "release"  # all of it back to the wallet
     RELEASE_LESS_FEE = "release less fee"  # all but the cancel's fee
@@ -69,6 +71,8 @@ class HoldMove(StrEnum):
     """The hold, and what it counts against limits."""
 
     KEEP = "keep"
+    PLACE = "place"  # counts in every window
+    PLACE_APPROVAL = "place the approval's"  # counts in every window
     COUNT_FROM_BLOCK = "count from the block's time"
     RELEASE = "release"
     RELEASE_LESS_FEE = "release less fee"
@@ -80,7 +84,7 @@ class Inputs(StrEnum):
     """The UTxOs that the payment's transaction spends, and its reservations."""
 
     KEEP = "keep"
-    RESERVE_MORE = "reserve more"
+    RESERVE = "reserved"
     SPEND = "spent"
     UNSPEND = "unspent"
     RELEASE = "released"
@@ -125,7 +129,7 @@ class Effect:
 
 
 _SIGN = Effect(outputs=Outputs.MAKE, attempt=True)
-_CANCEL = Effect(outputs=Outputs.MAKE, attempt=True)
+_CANCEL = Effect(inputs=Inputs.RESERVE, outputs=Outputs.MAKE, attempt=True)
 _SEEN = Effect(inputs=Inputs.SPEND, outputs=Outputs.LAND, observed=True)
 _BLOCK_LOST = Effect(inputs=Inputs.UNSPEND, outputs=Outputs.UNMAKE)
 _BLOCK_LOST_AFTER_BOOKS = Effect(
@@ -137,7 +141,15 @@ _BLOCK_LOST_AFTER_BOOKS = Effect(
 )
 _SETTLE = Effect(inputs=Inputs.RELEASE_FINAL, outputs=Outputs.FORGET_OTHERS)
 
+_RESERVE = Effect(journal=Journal.RESERVE, hold=HoldMove.PLACE, inputs=Inputs.RESERVE)
+_REPLACE = Effect(inputs=Inputs.RESERVE)
+
 EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
+    (State.RECEIVED, Event.RESERVE): _RESERVE,
+    (State.RECEIVED, Event.REQUEST_APPROVAL): Effect(hold=HoldMove.PLACE_APPROVAL),
+    (State.RECEIVED, Event.REJECT): Effect(),
+    (State.AWAITING_APPROVAL, Event.RESERVE): _RESERVE,
+    (State.AWAITING_APPROVAL, Event.REJECT): Effect(hold=HoldMove.RELEASE_APPROVAL),
     (State.AWAITING_APPROVAL, Event.DENY): Effect(hold=HoldMove.RELEASE_APPROVAL),
     (State.RESERVED, Event.SIGN): _SIGN,
     (State.REPLACING, Event.SIGN): _SIGN,
@@ -155,8 +167,8 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
     (State.IN_BLOCK, Event.BLOCK_LOST): _BLOCK_LOST,
     (State.CONFIRMED, Event.BLOCK_LOST): _BLOCK_LOST_AFTER_BOOKS,
     (State.VOID, Event.BLOCK_LOST): _BLOCK_LOST_AFTER_BOOKS,
-    (State.SIGNED, Event.REPLACE): Effect(inputs=Inputs.RESERVE_MORE),
-    (State.IN_FLIGHT, Event.REPLACE): Effect(inputs=Inputs.RESERVE_MORE),
+    (State.SIGNED, Event.REPLACE): _REPLACE,
+    (State.IN_FLIGHT, Event.REPLACE): _REPLACE,
     **{
         (state, Event.CANCEL): _CANCEL
         for state in (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
@@ -197,8 +209,10 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
         )
     },
 }
-"""What each transition does, by the state before it and the event. Transitions that only admit a payment (out of
-`received`, and the reservation of an approved one) are written by the admission, which decides in between."""
+"""What each transition does, by the state before it and the event.
+
+An approved payment releases the approval's hold before the limits are asked again (`release_approval_hold`). So its
+RESERVE is the same as that of a payment that needed no approval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +222,8 @@ class Facts:
     `columns` and `detail`: the columns that change with the state, and what its event says besides.
     `from_ms`: since when the hold counts, by the limits' clock. `tx_id`: the transaction in the block, if it is
     not the payment's current one. `attempt`: the one that was signed; `own`: the UTxOs that it makes for us.
-    `inputs`: the UTxOs that the next attempt spends. `balance`: the prepaid balance that the payment raises.
+    `inputs`: the UTxOs to reserve. `spend`: the units to hold, from `clock_ms` of the limits' clock on; the
+    operator's own transfers count nowhere. `balance`: the prepaid balance that the payment raises.
     `owed`: uses of it that nothing covers any more. `agree`: the price that becomes the agreed one. `provider`:
     who showed the block. `alerts`: raised and cleared last.
     """
@@ -220,6 +235,9 @@ class Facts:
     attempt: AttemptRow | None = None
     own: tuple[UtxoRow, ...] = ()
     inputs: tuple[UtxoRow, ...] = ()
+    spend: Mapping[str, int] = field(default_factory=dict)
+    clock_ms: int = 0
+    is_counted: bool = True
     balance: PrepaidBalance | None = None
     owed: int = 0
     agree: AgreedPriceRow | None = None
@@ -297,6 +315,16 @@ def move_utxo(
         yield SetUtxo(row.ref, cell.to, spent_by)
     if cell.free is FreeSet.TAKE or (cell.free is FreeSet.PUT and not is_reserved):
         yield Free(cell.free, row)
+
+
+def new_utxo(ref: str, value: Mapping[str, int], event: UtxoEvent, spent_by: str | None = None) -> Changes:
+    """A UTxO that the ledger did not know, by the table's cell for it: a deposit."""
+    cell = after(None, event)
+    tx_id, _, index = ref.partition("#")
+    tokens = {asset: units for asset, units in value.items() if asset != LOVELACE}
+    row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", str(cell.to), None)
+    put = () if cell.free is FreeSet.KEEP else (Free(cell.free, row),)
+    return (AddUtxo(row, spent_by), Book(ledger.deposit(value), ref=ref), *put)
 
 
 def prepaid_size(payment: Payment) -> tuple[str, int]:
@@ -397,11 +425,22 @@ def _reverse(step: _Step) -> Iterator[Change]:
 
 _JOURNAL: dict[Journal, Callable[[_Step], Iterator[Change]]] = {
     Journal.NONE: _nothing,
+    Journal.RESERVE: lambda step: iter((Book(ledger.reserve(step.facts.spend), step.payment.row.id),)),
     Journal.POST: _post,
     Journal.RELEASE: _release,
     Journal.RELEASE_LESS_FEE: _release_less_fee,
     Journal.REVERSE: _reverse,
 }
+
+
+def release_approval_hold(payment: Payment) -> Changes:
+    """The approval's hold ends before everything is decided anew."""
+    return tuple(_end(_Step(payment, Facts(), Effect()), "approval", 0, None))
+
+
+def _place(step: _Step, stage: Stage) -> Iterator[Change]:
+    facts = step.facts
+    yield PlaceHold(step.payment.row.id, stage, facts.spend, facts.clock_ms, facts.is_counted, step.whose)
 
 
 def _count_from_block(step: _Step) -> Iterator[Change]:
@@ -413,7 +452,7 @@ def _count_from_block(step: _Step) -> Iterator[Change]:
             )
 
 
-def _end(step: _Step, stage: str, kept_lovelace: int, from_ms: int | None) -> Iterator[Change]:
+def _end(step: _Step, stage: Stage, kept_lovelace: int, from_ms: int | None) -> Iterator[Change]:
     for hold in step.payment.holds:
         if hold.stage == stage and not hold.is_released:
             kept = kept_lovelace if hold.asset == LOVELACE else 0
@@ -438,6 +477,8 @@ def _renew(step: _Step) -> Iterator[Change]:
 
 _HOLD: dict[HoldMove, Callable[[_Step], Iterator[Change]]] = {
     HoldMove.KEEP: _nothing,
+    HoldMove.PLACE: lambda step: _place(step, "payment"),
+    HoldMove.PLACE_APPROVAL: lambda step: _place(step, "approval"),
     HoldMove.COUNT_FROM_BLOCK: _count_from_block,
     HoldMove.RELEASE: lambda step: _end(step, "payment", 0, step.facts.from_ms),
     HoldMove.RELEASE_LESS_FEE: lambda step: _end(step, "payment", _cancel_fee(step), step.facts.from_ms),
@@ -446,12 +487,11 @@ _HOLD: dict[HoldMove, Callable[[_Step], Iterator[Change]]] = {
 }
 
 
-def _reserve_more(step: _Step) -> Iterator[Change]:
-    more = [utxo for utxo in step.facts.inputs if utxo.reserved_for is None]
-    for utxo in more:
+def _reserve_inputs(step: _Step) -> Iterator[Change]:
+    for utxo in step.facts.inputs:
         yield Free(FreeSet.TAKE, utxo)
-    if more:
-        yield Reserve(step.payment.row.id, tuple(utxo.ref for utxo in more))
+    if step.facts.inputs:
+        yield Reserve(step.payment.row.id, tuple(utxo.ref for utxo in step.facts.inputs))
 
 
 def _spend(step: _Step) -> Iterator[Change]:
@@ -494,7 +534,7 @@ def _released(step: _Step, *, is_final: bool = False) -> Iterator[Change]:
 
 _INPUTS: dict[Inputs, Callable[[_Step], Iterator[Change]]] = {
     Inputs.KEEP: _nothing,
-    Inputs.RESERVE_MORE: _reserve_more,
+    Inputs.RESERVE: _reserve_inputs,
     Inputs.SPEND: _spend,
     Inputs.UNSPEND: _unspend,
     Inputs.RELEASE: _released,

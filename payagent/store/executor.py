@@ -9,33 +9,45 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from payagent.core import ledger
+from payagent.core.aggregate import OutputRow
 from payagent.core.changes import (
+    AddApproval,
     AddAttempt,
     AddExternalSpend,
     AddObservation,
     AddSubmission,
+    AddUse,
     AddUtxo,
     AgreePrice,
     Book,
     Change,
     Clear,
     EndHold,
+    EndIntent,
     ForgetUtxo,
     Free,
     MovePayment,
     MovePrepaid,
     Note,
+    PinAddress,
     PlaceHold,
     Raise,
     Reserve,
+    SetDelivery,
+    SetMerchantStatus,
+    SetStreak,
     SetUtxo,
     TakeBackUses,
     Unreserve,
 )
+from payagent.core.invoice import Invoice
+from payagent.core.payment import Delivery, State
 from payagent.core.prepaid_balance import Cost
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import limit_counters, merchants, prepaid, prepaid_uses, writes
+from payagent.store.rows import alerts, limit_counters, merchants, prepaid, prepaid_uses, writes
+from payagent.store.rows.merchants import UnservedStreak
+from payagent.store.rows.payments import dump_outputs
 from payagent.store.rows.prepaid import Move
 
 
@@ -55,6 +67,100 @@ def write(unit: Unit, changes: Iterable[Change], now_ms: int, free: FreeUtxos) -
             free.change(unit, change)
         else:
             _WRITERS[type(change)](unit, change, now_ms)
+
+
+def open_intent(
+    unit: Unit,
+    *,
+    intent_id: str,
+    app_id: str,
+    idempotency_key: str,
+    is_key_derived: bool,
+    fingerprint: str,
+    origin: str,
+    request: str | None,
+    request_id: str,
+    now_ms: int,
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO intents(id, app_id, idempotency_key, is_key_derived, fingerprint, origin, request, "
+        "request_id, created_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            intent_id,
+            app_id,
+            idempotency_key,
+            int(is_key_derived),
+            fingerprint,
+            origin,
+            request,
+            request_id,
+            now_ms,
+        ),
+    )
+
+
+def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
+    return tuple(OutputRow(o.role, o.address.text, o.asset, o.units) for o in invoice.outputs)
+
+
+def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
+    """Add an invoice; returns its row number. `response` is the 402 as received."""
+    cursor = unit.conn.execute(
+        "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
+        "merchant_submits, echo, commitment, received_at_ms, expires_at_ms, response_402) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            invoice.origin,
+            invoice.invoice_id,
+            intent_id,
+            invoice.dialect,
+            invoice.terms_hash,
+            dump_outputs(output_rows(invoice)),
+            invoice.batch_target,
+            invoice.proof,
+            int(invoice.merchant_submits),
+            invoice.echo,
+            invoice.commitment,
+            received_at_ms,
+            invoice.expires_at_ms,
+            response,
+        ),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def open_payment(
+    unit: Unit,
+    *,
+    payment_id: str,
+    kind: str,
+    app_id: str,
+    intent_id: str,
+    invoice_seq: int | None,
+    outputs: Iterable[OutputRow],
+    now_ms: int,
+    pool_id: int | None = None,
+    topup_id: str | None = None,
+) -> None:
+    """Add a payment in the state `received`."""
+    unit.conn.execute(
+        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq, origin, outputs, "
+        "state, delivery, pool_id, topup_id, created_at_ms, updated_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?5, "
+        "(SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, ?11)",
+        (
+            payment_id,
+            kind,
+            app_id,
+            intent_id,
+            invoice_seq,
+            dump_outputs(outputs),
+            State.RECEIVED,
+            Delivery.NOT_PRESENTED,
+            pool_id,
+            topup_id,
+            now_ms,
+        ),
+    )
 
 
 def _move_payment(unit: Unit, change: MovePayment, now_ms: int) -> None:
@@ -127,6 +233,39 @@ def _counted_at_ms(from_ms: int | None) -> int:
     return limit_counters.OPEN_MS if from_ms is None else from_ms
 
 
+def _add_approval(unit: Unit, change: AddApproval, now_ms: int) -> None:
+    reasons = [[reason.code, reason.detail] for reason in change.reasons]
+    unit.conn.execute(
+        "INSERT INTO approvals(payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(change.payment_id, change.terms_hash, _json(reasons), _json(change.plan)),
+            *(change.max_total_units, now_ms, change.expires_at_ms),
+        ),
+    )
+
+
+def _set_delivery(unit: Unit, change: SetDelivery, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE payments SET delivery = ?, updated_at_ms = ? WHERE id = ?",
+        (change.delivery, now_ms, change.payment_id),
+    )
+
+
+def _set_merchant_status(unit: Unit, change: SetMerchantStatus, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE payments SET merchant_status = ?, updated_at_ms = ? WHERE id = ?",
+        (change.status, now_ms, change.payment_id),
+    )
+
+
+def _end_intent(unit: Unit, change: EndIntent, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE intents SET ended_at_ms = ? WHERE id = ? AND is_key_derived = 1 AND ended_at_ms IS NULL",
+        (now_ms, change.intent_id),
+    )
+
+
 def _add_attempt(unit: Unit, change: AddAttempt, now_ms: int) -> None:
     one = change.attempt
     unit.conn.execute(
@@ -168,9 +307,12 @@ def _add_external_spend(unit: Unit, change: AddExternalSpend, now_ms: int) -> No
 def _add_utxo(unit: Unit, change: AddUtxo, _now_ms: int) -> None:
     one = change.utxo
     unit.conn.execute(
-        "INSERT INTO utxos(ref, tx_id, output_index, lovelace, assets, source, state) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (one.ref, one.tx_id, one.output_index, one.lovelace, _json(dict(one.assets)), one.source, one.state),
+        "INSERT INTO utxos(ref, tx_id, output_index, lovelace, assets, source, state, spent_by) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(one.ref, one.tx_id, one.output_index, one.lovelace, _json(dict(one.assets))),
+            *(one.source, one.state, change.spent_by),
+        ),
     )
 
 
@@ -211,6 +353,10 @@ def _move_prepaid(unit: Unit, change: MovePrepaid, now_ms: int) -> None:
     prepaid.record_move(unit, change.pool_id, change.unit, move, after, number, now_ms)
 
 
+def _add_use(unit: Unit, change: AddUse, _now_ms: int) -> None:
+    prepaid_uses.add(unit, change.pool_id, change.app_id, change.drawn, change.cost, change.clock_ms)
+
+
 def _take_back_uses(unit: Unit, change: TakeBackUses, _now_ms: int) -> None:
     prepaid_uses.take_back_newest(unit, change.pool_id, change.unit, change.count)
 
@@ -229,24 +375,30 @@ def _agree_price(unit: Unit, change: AgreePrice, now_ms: int) -> None:
     writes.note(unit, None, "price_agreed", None, now_ms, detail)
 
 
-def _raise(unit: Unit, change: Raise, now_ms: int) -> None:
-    if change.again or _last_kind(unit, change.subject) in (None, CLEARED):
-        _alert(unit, change.kind, change.subject, change.facts, now_ms)
+def _pin_address(unit: Unit, change: PinAddress, now_ms: int) -> None:
+    merchants.add_pins(unit, change.origin, (change.pin,))
+    detail = {"merchant": change.origin, "role": change.pin.role, "address": change.pin.address, **change.why}
+    writes.note(unit, None, "address_pinned", None, now_ms, detail)
 
 
-def _clear(unit: Unit, change: Clear, now_ms: int) -> None:
-    if _last_kind(unit, change.subject) not in (None, CLEARED):
-        _alert(unit, CLEARED, change.subject, change.facts, now_ms)
+def _set_streak(unit: Unit, change: SetStreak, _now_ms: int) -> None:
+    merchants.set_unserved_streak(unit, change.origin, UnservedStreak(change.count, change.stopped_at_ms))
 
 
-CLEARED = "cleared"
+def raise_alert(unit: Unit, change: Raise, now_ms: int) -> bool:
+    """Raise an alert. Returns whether it was new."""
+    if not change.again and alerts.is_raised(unit.conn, change.subject):
+        return False
+    _alert(unit, change.kind, change.subject, change.facts, now_ms)
+    return True
 
 
-def _last_kind(unit: Unit, subject: str) -> str | None:
-    row = unit.conn.execute(
-        "SELECT kind FROM alerts WHERE subject = ? ORDER BY seq DESC LIMIT 1", (subject,)
-    ).fetchone()
-    return row[0] if row else None
+def clear_alert(unit: Unit, change: Clear, now_ms: int) -> bool:
+    """Clear a subject's alert. Returns whether there was one."""
+    if not alerts.is_raised(unit.conn, change.subject):
+        return False
+    _alert(unit, alerts.CLEARED, change.subject, change.facts, now_ms)
+    return True
 
 
 def _alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
@@ -264,7 +416,7 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-_WRITERS: dict[type[Change], Callable[[Unit, Any, int], None]] = {
+_WRITERS: dict[type[Change], Callable[[Unit, Any, int], object]] = {
     MovePayment: _move_payment,
     Note: _note,
     Book: _book,
@@ -282,6 +434,13 @@ _WRITERS: dict[type[Change], Callable[[Unit, Any, int], None]] = {
     MovePrepaid: _move_prepaid,
     TakeBackUses: _take_back_uses,
     AgreePrice: _agree_price,
-    Raise: _raise,
-    Clear: _clear,
+    Raise: raise_alert,
+    Clear: clear_alert,
+    AddApproval: _add_approval,
+    SetDelivery: _set_delivery,
+    SetMerchantStatus: _set_merchant_status,
+    EndIntent: _end_intent,
+    AddUse: _add_use,
+    PinAddress: _pin_address,
+    SetStreak: _set_streak,
 }

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 from payagent.core.aggregate import UtxoRow
 from payagent.core.changes import Free
-from payagent.core.utxo import FreeSet
+from payagent.core.utxo import FreeSet, UtxoState
 from payagent.store.db.unit import Unit
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 
 def utxo_of(row: UtxoRow) -> Utxo:
     return Utxo(row.tx_id, row.output_index, row.lovelace, tuple(row.assets.items()))
+
+
+def row_of_utxo(utxo: Utxo) -> UtxoRow:
+    """The UTxO as the ledger has it while it is free."""
+    return UtxoRow(
+        *(utxo.ref, utxo.tx_id, utxo.index, utxo.lovelace, dict(utxo.assets)), *("", UtxoState.AVAILABLE, None)
+    )
 
 
 def make_available(unit: Unit, utxos: UtxoIndex, row: UtxoRow) -> None:

@@ -6,11 +6,13 @@ payment sets the price of a request. Each delivery updates the unserved streak a
 May import: core, store, agent.base. Never: decides (core.merchant_rules does); learns from a refused payment.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from payagent.agent.base.alert_records import clear_alert, raise_alert
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.core.aggregate import AgreedPriceRow, PaymentRow
+from payagent.core.changes import AgreePrice, Change, Note, PinAddress, Raise, SetStreak
 from payagent.core.invoice import Invoice, calls_of
 from payagent.core.merchant_rules import (
     Agreed,
@@ -26,6 +28,7 @@ from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
+from payagent.store.executor import write
 from payagent.store.rows import approvals, events, intents, merchants, topups, writes
 from payagent.store.rows.merchants import UnservedStreak
 
@@ -105,7 +108,7 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
     agreed = merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path)
     same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
     if not agreed or (_showed_price_rise(unit, row.id) and price.units > max(same, default=0)):
-        _agree(unit, row.invoice.origin, price, source, now_ms)
+        write(unit, (AgreePrice(row.invoice.origin, price, source),), now_ms, NO_FREE_UTXOS)
 
 
 def _showed_price_rise(unit: Unit, payment_id: str) -> bool:
@@ -123,29 +126,30 @@ def _price_of(conn: Connection, row: PaymentRow) -> AgreedPriceRow | None:
     return AgreedPriceRow(*priced_call(request), claim.asset, claim.calls, claim.units)
 
 
-def note_delivery(unit: Unit, rules: MerchantRules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
-    """Update the merchant's unserved streak, with an event for each change.
+def streak_changes(
+    conn: Connection, rules: MerchantRules, row: PaymentRow, now: Delivery, now_ms: int
+) -> Iterator[Change]:
+    """What a delivery does to the merchant's unserved streak, with an event for each change.
 
     At `stop_after_unserved` the merchant is stopped until an operator resumes it, and one alert is raised.
     """
-    if rules.stop_after_unserved is None or row.invoice.origin is None or now is row.delivery:
+    origin = row.invoice.origin
+    if rules.stop_after_unserved is None or origin is None or now is row.delivery:
         return
-    streak = merchants.unserved_streak(unit.conn, row.invoice.origin)
+    streak = merchants.unserved_streak(conn, origin)
     count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: streak.count + 1}.get(now, streak.count)
     if count == streak.count:
         return
     stops = streak.stopped_at_ms is None and must_stop(rules, count)
-    merchants.set_unserved_streak(
-        unit, row.invoice.origin, UnservedStreak(count, now_ms if stops else streak.stopped_at_ms)
-    )
-    facts = {"merchant": row.invoice.origin, "payment": row.id, "app": row.app_id, "unserved_streak": str(count)}
-    writes.note(unit, None, "merchant_stopped" if stops else "unserved_counted", None, now_ms, facts)
+    yield SetStreak(origin, count, now_ms if stops else streak.stopped_at_ms)
+    facts = {"merchant": origin, "payment": row.id, "app": row.app_id, "unserved_streak": str(count)}
+    yield Note(None, "merchant_stopped" if stops else "unserved_counted", None, facts)
     if stops:
         detail = (
-            f"{row.invoice.origin} took {count} payments in a row and did not serve: "
+            f"{origin} took {count} payments in a row and did not serve: "
             "payagent pays it no more until an operator resumes it"
         )
-        raise_alert(unit, "merchant_stopped", _subject(row.invoice.origin), {"detail": detail, **facts}, now_ms)
+        yield Raise("merchant_stopped", _subject(origin), {"detail": detail, **facts})
 
 
 def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None:
@@ -207,23 +211,7 @@ def unpin(unit: Unit, rules: MerchantRules, origin: str, old_pin: Pin, by_app: s
 
 
 def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
-    for one in pins:
-        merchants.add_pins(unit, origin, (one,))
-        detail = {"merchant": origin, "role": one.role, "address": one.address, **why}
-        writes.note(unit, None, "address_pinned", None, now_ms, detail)
-
-
-def _agree(unit: Unit, origin: str, price: AgreedPriceRow, why: Mapping[str, object], now_ms: int) -> None:
-    merchants.agree(unit, origin, price)
-    detail = {
-        "merchant": origin,
-        "call": f"{price.method} {price.path}",
-        "asset": price.asset,
-        "calls": str(price.calls),
-        "units": str(price.units),
-        **why,
-    }
-    writes.note(unit, None, "price_agreed", None, now_ms, detail)
+    write(unit, (PinAddress(origin, one, why) for one in pins), now_ms, NO_FREE_UTXOS)
 
 
 def _subject(origin: str) -> str:

@@ -4,19 +4,21 @@ May import: core, store. Never: decides whether to buy; counts the same request 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from payagent.core import ledger
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.core.aggregate import Payment, PaymentRow
+from payagent.core.changes import AddUse, Change, MovePrepaid
 from payagent.core.effects import prepaid_size
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.money import format_amount
-from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, average, use
+from payagent.core.prepaid_balance import CALLS, PrepaidBalance, average, use
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps, limit_counters, prepaid, prepaid_uses, topups, writes
-from payagent.store.rows.prepaid import Move, Pool
+from payagent.store.executor import write
+from payagent.store.rows import apps, limit_counters, prepaid, prepaid_uses, topups
+from payagent.store.rows.prepaid import Pool
 from payagent.store.rows.topups import TopupRow
 
 _HEADER_TEXT = re.compile(r"(?:[!-~](?:[ -~]{0,253}[!-~])?)?", re.ASCII)
@@ -155,25 +157,25 @@ def owed(conn: Connection, payment: Payment) -> int:
     return prepaid.balance(conn, pool_id, name).unexplained - (pending - own)
 
 
-def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
-    """Count the request that a batch was bought for as the batch's first use, once.
+def first_use(conn: Connection, row: PaymentRow) -> Iterator[Change]:
+    """The request that a batch was bought for is the batch's first use, once.
 
     A top-up by a dedicated request has no such use.
     """
-    topup = None if row.prepaid.topup_id is None else topups.find(unit.conn, row.prepaid.topup_id)
-    if topup is not None and not topup.is_call:
+    topup = None if row.prepaid.topup_id is None else topups.find(conn, row.prepaid.topup_id)
+    pool_id = row.prepaid.pool_id
+    if (topup is not None and not topup.is_call) or pool_id is None or not is_batch(row.invoice.batch_target):
         return
-    if (
-        row.prepaid.pool_id is not None
-        and is_batch(row.invoice.batch_target)
-        and not prepaid.has_used(unit.conn, row.id)
-    ):
-        cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.prepaid.pool_id), (CALLS, 1))
-        prepaid_uses.add(
-            unit, row.prepaid.pool_id, row.app_id, (CALLS, 1), cost, limit_counters.clock_ms(unit.conn, None)
-        )
-        move = Move("use", 0, 0, 0, row.id, row.app_id)
-        _move(unit, row.prepaid.pool_id, CALLS, move, lambda balance: use(balance, 1), now_ms)
+    if prepaid.has_used(conn, row.id):
+        return
+    cost = cost_of(conn, prepaid.pool(conn, pool_id), (CALLS, 1))
+    yield AddUse(pool_id, row.app_id, (CALLS, 1), cost, limit_counters.clock_ms(conn, None))
+    yield _use(conn, prepaid.pool(conn, pool_id), CALLS, 1, payment_id=row.id, app_id=row.app_id)
+
+
+def _use(conn: Connection, pool: Pool, name: str, count: int, **of: str | None) -> MovePrepaid:
+    before = prepaid.balance(conn, pool.id, name)
+    return MovePrepaid(pool.id, pool.origin, name, "use", before, use(before, count), **of)
 
 
 def is_counted(conn: Connection, call: ServedRequest) -> bool:
@@ -250,33 +252,10 @@ def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, use_number
         )
     if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
         return
-    request_line = f"{call.method} {call.path}"
-    move = Move("use", 0, 0, 0, None, call.app_id, request_line, call.key)
-    _move(unit, pool.id, name, move, lambda balance: use(balance, count), now_ms)
-
-
-def _move(
-    unit: Unit,
-    pool_id: int,
-    name: str,
-    move: Move,
-    change: Callable[[PrepaidBalance], PrepaidBalance],
-    now_ms: int,
-) -> None:
-    """Change a balance, and write a ledger entry for the cost of what is used."""
-    before = prepaid.balance(unit.conn, pool_id, name)
-    after = change(before)
-    spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
-    entry = ledger.use(prepaid.pool(unit.conn, pool_id).origin, spent)
-    number = None if entry is None else writes.write_entry(unit, entry, now_ms, pool_id=pool_id)
-    recorded = Move(
-        move.kind,
-        after.bought - before.bought,
-        after.used - before.used,
-        after.unexplained - before.unexplained,
-        move.payment_id,
-        move.app_id,
-        move.call,
-        move.call_key,
+    moved = _use(
+        *(unit.conn, pool, name, count),
+        app_id=call.app_id,
+        call=f"{call.method} {call.path}",
+        call_key=call.key,
     )
-    prepaid.record_move(unit, pool_id, name, recorded, after, number, now_ms)
+    write(unit, (moved,), now_ms, NO_FREE_UTXOS)

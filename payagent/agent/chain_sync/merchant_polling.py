@@ -8,16 +8,19 @@ agent.commits, agent.base. Never: pays; changes a payment's state or money becau
 from dataclasses import replace
 
 from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments
 from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow
+from payagent.core.changes import Note, SetMerchantStatus
 from payagent.core.payment import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.unit import Unit
-from payagent.store.rows import prepaid, topups, writes
+from payagent.store.executor import write
+from payagent.store.rows import prepaid, topups
 from payagent.store.rows.prepaid import Observation, Pool
 
 MERCHANT_PATIENCE_MS = 3_600_000
@@ -86,8 +89,8 @@ class MerchantPolling:
 
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
-            writes.set_merchant_status(unit, row.id, status, now_ms)
-            writes.note(unit, row.id, "retry_answered", state, now_ms, {"status": status})
+            answered = Note(row.id, "retry_answered", state, {"status": status})
+            write(unit, (SetMerchantStatus(row.id, status), answered), now_ms, NO_FREE_UTXOS)
 
         await context.write("merchant", job, row.id)
 

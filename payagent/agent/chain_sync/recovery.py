@@ -19,21 +19,24 @@ import structlog
 
 from payagent.agent.base.alert_records import raise_again
 from payagent.agent.base.chain_view import QUIET_MS
-from payagent.agent.base.free_utxos import make_unavailable
+from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
-from payagent.agent.commits.utxo_sync import is_back
 from payagent.agent.context import AgentContext
 from payagent.chain.provider import AddressTx, Found, Movement, Tip, TxSeen, Unknown
 from payagent.chain.provider_state import AHEAD_MAX_S
 from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
-from payagent.core.aggregate import ExternalSpendRow, UtxoRow
+from payagent.core.aggregate import ExternalSpendRow
+from payagent.core.changes import AddExternalSpend, Book, Change, Note
+from payagent.core.effects import move_utxo, new_utxo
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
+from payagent.core.utxo import UtxoEvent
 from payagent.store.db.signer_record import SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.db.unit import Connection, Unit
+from payagent.store.executor import write
 from payagent.store.rows import attempts_and_utxos, onchain, writes
 from payagent.wallet.utxo_index import UtxoIndex
 
@@ -195,21 +198,19 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     if any(row is not None and row.state == "spent" for _, row in rows):
         return None  # the transaction that was seen to spend it must be seen lost first
     event = "external_spend_again" if onchain.was_external_spend(unit.conn, seen.tx_id) else why
-    values: list[dict[str, int]] = []
+    changes: list[Change] = []
+    values: list[Mapping[str, int]] = []
     for ref, row in rows:
-        is_back(unit, ref, now_ms)
-        utxo = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
-        values.append({LOVELACE: utxo.lovelace, **utxo.assets})
-        if ref in utxos:
-            make_unavailable(unit, utxos, ref)
-        writes.spend_utxo(unit, ref, seen.tx_id)
+        if row is None:  # it came and went between two passes, and was a deposit all the same
+            changes += new_utxo(ref, spend.moved.spent[ref], UtxoEvent.SPENT_BY_OTHER, seen.tx_id)
+            values.append(spend.moved.spent[ref])
+        else:
+            changes += move_utxo(row, UtxoEvent.SPENT_BY_OTHER, spent_by=seen.tx_id)
+            values.append({LOVELACE: row.lovelace, **row.assets})
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(values)
-    block_observation = ExternalSpendRow(
-        seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot
-    )
-    writes.add_external_spend(unit, block_observation, spend.provider, now_ms)
-    writes.write_entry(unit, ledger.external_spend(spent), now_ms, ref=seen.tx_id)
+    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
+    changes += [AddExternalSpend(taken, spend.provider), Book(ledger.external_spend(spent), ref=seen.tx_id)]
     event_detail = {
         "tx_id": seen.tx_id,
         "block_hash": seen.block_hash,
@@ -219,7 +220,7 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
         "spent": {asset: str(units) for asset, units in spent.items()},
         "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
     }
-    writes.note(unit, None, event, None, now_ms, event_detail)
+    write(unit, [*changes, Note(None, event, None, event_detail)], now_ms, FreeUtxoIndex(utxos))
     if event == "external_spend":
         detail = (
             f"transaction {seen.tx_id} spent UTxOs of this wallet, and the ledger does not know it: another "
@@ -242,16 +243,6 @@ def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
 def settle(unit: Unit, height: int, now_ms: int) -> None:
     """Record that all external spends up to this block height are final."""
     writes.note(unit, None, "external_spend_settled", None, now_ms, {"height": height})
-
-
-def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> UtxoRow:
-    """Book a UTxO that came and went between two passes: it was a deposit all the same."""
-    tx_id, _, index = ref.partition("#")
-    tokens = {asset: n for asset, n in value.items() if asset != LOVELACE}
-    row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
-    writes.add_utxo(unit, row)
-    writes.write_entry(unit, ledger.deposit(value), now_ms, ref=ref)
-    return row
 
 
 class Recovery:

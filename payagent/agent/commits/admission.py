@@ -14,6 +14,7 @@ from enum import IntEnum
 from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.agent.base.requests import AdmittedPayment, PaymentIntent, TransferRequest
 from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
@@ -21,7 +22,8 @@ from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import PaymentRules, visible_to_app
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
-from payagent.core.aggregate import OutputRow, PaymentRow
+from payagent.core.aggregate import OutputRow, Payment, PaymentRow
+from payagent.core.effects import Facts, apply
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.merchant_rules import Moment
 from payagent.core.money import LOVELACE, check_supply
@@ -29,7 +31,10 @@ from payagent.core.payment import Event, State
 from payagent.core.prepaid_balance import CALLS, Cost
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
+from payagent.store import executor
 from payagent.store.db.unit import Connection, Unit
+from payagent.store.executor import write
+from payagent.store.load import load_row
 from payagent.store.rows import approvals, apps, events, intents, pauses, payments, prepaid, topups, writes
 from payagent.store.rows.events import PURPOSE
 from payagent.store.rows.intents import IntentRow, InvoiceRow
@@ -159,14 +164,14 @@ class Admission:
         """`raised_codes`: codes of refusals that are raised and not recorded; None: all of them."""
         payment_id = intent.ids.payment
         nonce_utxo = nonce_utxo_of(unit, intent_id)
-        writes.add_payment(
+        executor.open_payment(
             unit,
             payment_id=payment_id,
             kind="invoice",
             app_id=intent.app_id,
             intent_id=intent_id,
             invoice_seq=invoice_seq,
-            outputs=writes.output_rows(intent.invoice),
+            outputs=executor.output_rows(intent.invoice),
             now_ms=now_ms,
             pool_id=pool,
             topup_id=None if intent.topup is None else intent.topup.topup,
@@ -349,7 +354,7 @@ class Admission:
         self.rules.require_within_caps(planned.spend)
         if stored is None:
             _open_intent(unit, transfer, origin="", request=None, now_ms=now_ms)
-        writes.add_payment(
+        executor.open_payment(
             unit,
             payment_id=transfer.ids.payment,
             kind=transfer.kind,
@@ -367,7 +372,8 @@ def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) 
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, visible = intent.ids.payment, visible_to_app(unit.conn, intent.app_id, refusal)
     figures = None if visible is refusal else {"figures": refusal.detail}
-    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **visible.record)
+    payment = Payment(load_row(unit.conn, payment_id))
+    write(unit, apply(payment, Event.REJECT, Facts(visible.record, figures or {})), now_ms, NO_FREE_UTXOS)
     return AdmittedPayment(payment_id, True, refusal=visible)
 
 
@@ -457,7 +463,7 @@ def require_same(stored: IntentRow, fingerprint: str) -> None:
 def _open_intent(
     unit: Unit, requested: PaymentIntent | TransferRequest, *, origin: str, request: str | None, now_ms: int
 ) -> None:
-    writes.add_intent(
+    executor.open_intent(
         unit,
         intent_id=requested.ids.intent,
         app_id=requested.app_id,
@@ -472,7 +478,7 @@ def _open_intent(
 
 
 def _add_invoice(unit: Unit, intent: PaymentIntent, intent_id: str) -> int:
-    return writes.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
+    return executor.add_invoice(unit, intent.invoice, intent_id, intent.received_at_ms, intent.response)
 
 
 def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:

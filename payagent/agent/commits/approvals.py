@@ -8,14 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust
-from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
 from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentIntent
 from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import require_may_have, visible_to_app
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import Payment, PaymentRow
+from payagent.core.changes import AddApproval, Clear, Raise
+from payagent.core.effects import Facts, apply, release_approval_hold
 from payagent.core.findings import Reasons
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Invoice
@@ -25,6 +27,8 @@ from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Connection, Unit
+from payagent.store.executor import write
+from payagent.store.load import load, load_row
 from payagent.store.rows import approvals, intents, pauses, payments, topups, writes
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.intents import IntentRow
@@ -56,25 +60,19 @@ class ApprovalRules:
         ends_at_ms = clock_ms + self.timeout_s * 1000
         if expires_at_ms is not None:
             ends_at_ms = min(ends_at_ms, expires_at_ms - intent.min_window_s * 1000)
-        approvals.ask(
-            unit,
-            payment_id=payment_id,
-            terms_hash=intent.invoice.terms_hash,
-            reasons=reasons,
-            plan=_plan_view(plan),
-            max_total_units=intent.max_total_units,
-            expires_at_ms=ends_at_ms,
-            now_ms=now_ms,
+        asked = AddApproval(
+            payment_id, intent.invoice.terms_hash, reasons, _plan_view(plan), intent.max_total_units, ends_at_ms
         )
-        writes.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
-        detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
-        writes.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, detail)
         facts = {
             "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {reasons[0].detail}",
             **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
             "ends_at": iso_time(ends_at_ms),
         }
-        raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
+        alert = Raise("approval_needed", approval_subject(payment_id), facts)
+        detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
+        known = Facts(detail=detail, spend=worst, clock_ms=clock_ms, alerts=(alert,))
+        payment = Payment(load_row(unit.conn, payment_id))
+        write(unit, (asked, *apply(payment, Event.REQUEST_APPROVAL, known)), now_ms, NO_FREE_UTXOS)
 
     def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:
         """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
@@ -90,7 +88,7 @@ class ApprovalRules:
         intent = self._intent_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
         worst = payments.hold(unit.conn, payment_id, "approval")
-        writes.release_hold(unit, payment_id, now_ms, stage="approval")
+        write(unit, release_approval_hold(load(unit.conn, payment_id)), now_ms, NO_FREE_UTXOS)
         try:
             nonce_utxo = nonce_utxo_of(unit, row.intent.id)
             plan, checks = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
@@ -112,7 +110,7 @@ class ApprovalRules:
         self.reservation.hold(unit, payment_id, plan, now_ms, checks, detail)
         note_price(unit, intent)
         merchant_trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, detail, now_ms)
-        _clear_approval_alert(unit, payment_id, "it was approved", now_ms)
+        write(unit, (_approval_over(payment_id, "it was approved"),), now_ms, NO_FREE_UTXOS)
         return DecidedPayment(payment_id, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
@@ -227,10 +225,8 @@ def approval_subject(payment_id: str) -> str:
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
-    writes.release_hold(unit, payment_id, now_ms, stage="approval")
-    detail = {"by": by.app_id, "via": by.via}
-    writes.move_payment(unit, payment_id, Event.DENY, now_ms, detail, **why.record)
-    _clear_approval_alert(unit, payment_id, why.detail, now_ms)
+    facts = Facts(why.record, {"by": by.app_id, "via": by.via}, alerts=(_approval_over(payment_id, why.detail),))
+    write(unit, apply(load(unit.conn, payment_id), Event.DENY, facts), now_ms, NO_FREE_UTXOS)
 
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
@@ -246,8 +242,8 @@ def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, no
         )
 
 
-def _clear_approval_alert(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
-    clear_alert(unit, approval_subject(payment_id), {"detail": detail, "payment": payment_id}, now_ms)
+def _approval_over(payment_id: str, detail: str) -> Clear:
+    return Clear(approval_subject(payment_id), {"detail": detail, "payment": payment_id})
 
 
 def _require_listed(reasons: Reasons, listed: Reasons) -> None:

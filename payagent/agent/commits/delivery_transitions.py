@@ -5,18 +5,21 @@ May import: core, dialects, store, agent.base, agent.commits (to read a row). Ne
 payment's state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust, prepaid
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.aggregate import PaymentRow
+from payagent.core.changes import EndIntent, Note, SetDelivery
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit
-from payagent.store.rows import events, payments, writes
+from payagent.store.executor import write
+from payagent.store.rows import events, payments
 
 SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve a confirmed payment, and how long an invoice without an end stays open."""
@@ -82,16 +85,16 @@ def record_answer_to_retry(
     before = events.answers_to_retries(unit.conn, payment_id)
     verdicts = [*before, answer.verdict]
     if answer.verdict not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
-        _set_delivery(unit, row, event, rules, now_ms)
         detail = {"status": http_status, "said": answer.verdict, "reason": answer.reason, "delivery": event}
         detail["depth"] = presented.depth
-        writes.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
+        notes = [Note(payment_id, "merchant_answered", row.state, detail)]
         if (
             row.invoice.merchant_submits
             and row.state is State.IN_FLIGHT
             and set(verdicts) == {RetryVerdict.REFUSED}
         ):
-            writes.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+            notes.append(Note(payment_id, "merchant_refused", row.state))
+        _write(unit, row, event, notes, rules, now_ms)
     if presented.by_auto and answer.verdict is RetryVerdict.SERVED:
         merchant_trust.learn_accepted(unit, row, presented.depth, now_ms)
     has_served = RetryVerdict.SERVED in before or row.delivery is Delivery.ACCEPTED
@@ -147,24 +150,24 @@ def _deliver(
     unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], rules: RulesOf, now_ms: int
 ) -> None:
     name = f"delivery_{event}"
-    if not _is_on_record(unit, row, event, name, now_ms):
-        return
-    _set_delivery(unit, row, event, rules, now_ms)
-    writes.note(unit, row.id, name, row.state, now_ms, detail)
-    if event is DeliveryEvent.ACCEPT:
-        writes.end_intent(unit, row.intent.id, now_ms)
-        prepaid.first_used(unit, row, now_ms)
+    if _is_on_record(unit, row, event, name, now_ms):
+        _write(unit, row, event, (Note(row.id, name, row.state, detail),), rules, now_ms)
+        if event is DeliveryEvent.ACCEPT:
+            write(unit, (EndIntent(row.intent.id), *prepaid.first_use(unit.conn, row)), now_ms, NO_FREE_UTXOS)
+
+
+def _write(
+    unit: Unit, row: PaymentRow, event: DeliveryEvent, notes: Iterable[Note], rules: RulesOf, now_ms: int
+) -> None:
+    """The delivery, the merchant's streak, and the events that say why."""
+    now = deliver(row.delivery, event)
+    streak = merchant_trust.streak_changes(unit.conn, rules(row.invoice.origin), row, now, now_ms)
+    write(unit, (SetDelivery(row.id, now), *streak, *notes), now_ms, NO_FREE_UTXOS)
 
 
 def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:
     """Whether to record this: always if it changes the delivery, or else while there is room for repeats."""
     return deliver(row.delivery, event) is not row.delivery or events.has_room(unit.conn, row.id, name, now_ms)
-
-
-def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
-    now = deliver(row.delivery, event)
-    writes.set_delivery(unit, row.id, now, now_ms)
-    merchant_trust.note_delivery(unit, rules(row.invoice.origin), row, now, now_ms)
 
 
 def _is_over(row: PaymentRow, clock_ms: int) -> bool:

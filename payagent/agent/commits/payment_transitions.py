@@ -14,7 +14,7 @@ from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.free_utxos import NO_FREE_UTXOS, FreeUtxoIndex
 from payagent.agent.base.merchant_trust import RulesOf
-from payagent.agent.commits.replacement import can_land
+from payagent.agent.commits.replacement import can_land, lacking_inputs
 from payagent.chain.provider import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core.aggregate import (
     AttemptKind,
@@ -90,6 +90,7 @@ def record_cancel(
     cbor: bytes,
     own: bytes,
     why: Refused,
+    utxos: UtxoIndex,
     now_ms: int,
     by: str | None = None,
 ) -> None:
@@ -103,12 +104,14 @@ def record_cancel(
     row = payment.row
     if (row.attempt.tx_id, row.invoice.seq) != (decided.attempt.tx_id, decided.invoice.seq):
         raise Refused("wrong_state", "the payment has a newer attempt than the one to cancel")
-    facts = Facts({"tx_id": plan.tx_id, **why.record}, {} if by is None else {"by": by})
+    columns = {"tx_id": plan.tx_id, **why.record}
+    inputs = lacking_inputs(payment, plan, utxos)
+    facts = Facts(columns, {} if by is None else {"by": by}, inputs=inputs)
     # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
     if payment.attempt(plan.tx_id) is None:
         attempt, made = _signed(row, "cancel", plan, cbor, own)
         facts = replace(facts, attempt=attempt, own=made)
-    write(unit, apply(payment, Event.CANCEL, facts), now_ms, NO_FREE_UTXOS)
+    write(unit, apply(payment, Event.CANCEL, facts), now_ms, FreeUtxoIndex(utxos))
 
 
 def _signed(

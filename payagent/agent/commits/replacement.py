@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.free_utxos import make_unavailable, utxo_of
+from payagent.agent.base.free_utxos import FreeUtxoIndex, row_of_utxo, utxo_of
 from payagent.chain.provider import SubmitKind
 from payagent.core.address import Address, parse_address
-from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
+from payagent.core.aggregate import AttemptRow, Payment, PaymentRow, UtxoRow
+from payagent.core.effects import Facts, apply
 from payagent.core.invoice import Invoice, Output, Proof
 from payagent.core.money import format_amount
 from payagent.core.network import Network
@@ -22,7 +23,9 @@ from payagent.core.payment import Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos, payments, writes
+from payagent.store.executor import write
+from payagent.store.load import load
+from payagent.store.rows import attempts_and_utxos, payments
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
@@ -167,15 +170,14 @@ def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
         )
 
 
-def reserve_more(unit: Unit, utxos: UtxoIndex, payment_id: str, plan: TxPlan) -> None:
-    """Reserve the plan's inputs that the payment lacks. Refused: `funds_pending` if one was taken meanwhile."""
-    reserved = {utxo.ref for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, payment_id)}
-    for utxo in plan.inputs:
-        if utxo.ref not in reserved:
-            if utxo.ref not in utxos:
-                raise Refused("funds_pending", f"UTxO {utxo.ref} was used for another payment meanwhile")
-            make_unavailable(unit, utxos, utxo.ref)
-            writes.reserve(unit, (utxo.ref,), payment_id)
+def lacking_inputs(payment: Payment, plan: TxPlan, utxos: UtxoIndex) -> tuple[UtxoRow, ...]:
+    """The plan's inputs that the payment has not reserved. Refused: `funds_pending` if one is no longer free."""
+    reserved = {own.row.ref for own in payment.reserved}
+    lacking = [utxo for utxo in plan.inputs if utxo.ref not in reserved]
+    for utxo in lacking:
+        if utxo.ref not in utxos:
+            raise Refused("funds_pending", f"UTxO {utxo.ref} was used for another payment meanwhile")
+    return tuple(map(row_of_utxo, lacking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,17 +207,14 @@ class Replacement:
             if units > hold.get(asset, 0):
                 need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))
                 raise Refused("limit_exceeded", f"{need} are needed, {held} are held")
-        reserve_more(unit, self.utxos, row.id, plan)
-        writes.move_payment(
-            unit,
-            row.id,
-            Event.REPLACE,
-            now_ms,
+        payment = load(unit.conn, row.id)
+        invoice = {} if next_attempt.invoice == row.invoice.seq else {"invoice_seq": next_attempt.invoice}
+        facts = Facts(
+            {"tx_id": None, "ttl_slot": ttl_slot, **invoice},
             {"inputs": " ".join(utxo.ref for utxo in plan.inputs)},
-            tx_id=None,
-            ttl_slot=ttl_slot,
-            **({} if next_attempt.invoice == row.invoice.seq else {"invoice_seq": next_attempt.invoice}),
+            inputs=lacking_inputs(payment, plan, self.utxos),
         )
+        write(unit, apply(payment, Event.REPLACE, facts), now_ms, FreeUtxoIndex(self.utxos))
         return plan
 
     def _plan(self, unit: Unit, row: PaymentRow, next_attempt: NextAttempt, ttl_slot: int) -> TxPlan:

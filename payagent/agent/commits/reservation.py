@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust
-from payagent.agent.base.free_utxos import make_unavailable, utxo_of
+from payagent.agent.base.free_utxos import FreeUtxoIndex, row_of_utxo, utxo_of
 from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.commits.rules import PaymentRules
 from payagent.agent.commits.tx_planner import Planner
-from payagent.core import ledger, policy
+from payagent.core import policy
+from payagent.core.aggregate import Payment
+from payagent.core.effects import Facts, apply
 from payagent.core.hard_caps import BEFORE_FEE
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
 from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import attempts_and_utxos, payments, prepaid, writes
+from payagent.store.executor import write
+from payagent.store.load import load_row
+from payagent.store.rows import attempts_and_utxos, payments, prepaid
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo
 
@@ -69,22 +73,16 @@ class Reservation:
         """
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
-        for utxo in plan.inputs:
-            if utxo.ref in self.planner.utxos:
-                make_unavailable(unit, self.planner.utxos, utxo.ref)
-        writes.reserve(unit, (utxo.ref for utxo in plan.inputs), payment_id)
-        at_ms = self.rules.clock_ms(unit.conn, now_ms)
-        writes.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, checks is not None)
-        writes.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
-        writes.move_payment(
-            unit,
-            payment_id,
-            Event.RESERVE,
-            now_ms,
+        facts = Facts(
+            {"nonce_utxo": plan.nonce_utxo.ref, "ttl_slot": plan.ttl_slot},
             ({"limits": [_limit_view(check) for check in checks]} if checks else {}) | dict(detail or {}),
-            nonce_utxo=plan.nonce_utxo.ref,
-            ttl_slot=plan.ttl_slot,
+            inputs=tuple(map(row_of_utxo, plan.inputs)),
+            spend=plan.spend,
+            clock_ms=self.rules.clock_ms(unit.conn, now_ms),
+            is_counted=checks is not None,
         )
+        payment = Payment(load_row(unit.conn, payment_id))
+        write(unit, apply(payment, Event.RESERVE, facts), now_ms, FreeUtxoIndex(self.planner.utxos))
 
 
 def _limit_view(check: LimitCheck) -> dict[str, str]:

@@ -10,14 +10,16 @@ anything from an absence.
 
 from collections.abc import Mapping
 
-from payagent.agent.base.free_utxos import make_available, make_unavailable
+from payagent.agent.base.free_utxos import NO_FREE_UTXOS, FreeUtxoIndex
 from payagent.chain.provider import ChainUtxo
 from payagent.chain.quorum_rules import Listing
-from payagent.core import ledger
-from payagent.core.aggregate import UtxoRow
+from payagent.core.changes import Book
+from payagent.core.effects import move_utxo, new_utxo
 from payagent.core.money import LOVELACE
+from payagent.core.utxo import UtxoEvent
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos, writes
+from payagent.store.executor import write
+from payagent.store.rows import attempts_and_utxos
 from payagent.wallet.utxo_index import UtxoIndex
 
 _LISTED_STATES = ("available", "locked")
@@ -35,19 +37,12 @@ def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
     for utxo in listing.agreed:
         ref = utxo.ref
         seen.add(ref)
-        if ref not in states:
-            deposits += _deposit(unit, ref, utxo, utxos, now_ms)
-        elif states[ref] == "missing":
-            row = attempts_and_utxos.utxo(unit.conn, ref)
-            writes.set_utxo_state(unit, ref, "locked" if _is_locked(utxo) else "available")
-            if not _is_locked(utxo) and row is not None and row.reserved_for is None:
-                make_available(unit, utxos, row)
+        if states.get(ref, "missing") == "missing":
+            deposits += _listed(unit, utxo, utxos, now_ms)
     for ref in [ref for ref, state in states.items() if state in _LISTED_STATES and ref not in seen]:
         row = attempts_and_utxos.utxo(unit.conn, ref)
         if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in utxos):
-            writes.set_utxo_state(unit, ref, "missing")
-            if ref in utxos:
-                make_unavailable(unit, utxos, ref)
+            write(unit, move_utxo(row, UtxoEvent.UNLISTED), now_ms, FreeUtxoIndex(utxos))
     return deposits
 
 
@@ -58,23 +53,9 @@ def take_back(unit: Unit, ref: str, now_ms: int) -> None:
     deposit.
     """
     row = attempts_and_utxos.utxo(unit.conn, ref)
-    if row is None or row.state != "missing":
-        return
-    writes.write_entry(unit, ledger.deposit_reversed({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
-    if row.reserved_for is None:
-        writes.forget_utxo(unit, ref)
-    else:
-        writes.set_utxo_state(unit, ref, "rolled_back")
-
-
-def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
-    """Book a reversed deposit again, now that its UTxO is listed. Returns False if it was not reversed."""
-    row = attempts_and_utxos.utxo(unit.conn, ref)
-    if row is None or row.state != "rolled_back":
-        return False
-    writes.write_entry(unit, ledger.deposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
-    writes.set_utxo_state(unit, ref, "missing")
-    return True
+    if row is not None and row.state == "missing":
+        event = UtxoEvent.DENIED if row.reserved_for is None else UtxoEvent.DENIED_RESERVED
+        write(unit, move_utxo(row, event), now_ms, NO_FREE_UTXOS)
 
 
 def is_stale(listing: Listing, states: Mapping[str, str]) -> bool:
@@ -86,29 +67,17 @@ def is_stale(listing: Listing, states: Mapping[str, str]) -> bool:
     return any(state in _LISTED_STATES and ref not in refs for ref, state in states.items())
 
 
-def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int) -> int:
-    is_locked = _is_locked(utxo)
-    if attempts_and_utxos.utxo(unit.conn, ref) is not None:
-        if not is_back(unit, ref, now_ms):
-            return 0
-        writes.set_utxo_state(unit, ref, "locked" if is_locked else "available")
-        return 1
-    row = UtxoRow(
-        ref,
-        utxo.tx_id,
-        utxo.index,
-        utxo.lovelace,
-        dict(utxo.assets),
-        "deposit",
-        "locked" if is_locked else "available",
-        None,
-    )
-    writes.add_utxo(unit, row)
-    # an unreadable output is booked with the part that can be counted
-    writes.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
-    if not is_locked:
-        make_available(unit, utxos, row)
-    return 1
+def _listed(unit: Unit, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int) -> int:
+    """A listed UTxO that the ledger lacks or sets aside. Returns 1 if it is a deposit."""
+    event = UtxoEvent.LISTED_LOCKED if _is_locked(utxo) else UtxoEvent.LISTED
+    row = attempts_and_utxos.utxo(unit.conn, utxo.ref)
+    if row is None:
+        # an unreadable output is booked with the part that can be counted
+        changes = new_utxo(utxo.ref, {LOVELACE: utxo.lovelace, **utxo.assets}, event)
+    else:
+        changes = tuple(move_utxo(row, event, is_reserved=row.reserved_for is not None))
+    write(unit, changes, now_ms, FreeUtxoIndex(utxos))
+    return sum(isinstance(change, Book) for change in changes)
 
 
 def _is_locked(utxo: ChainUtxo) -> bool:

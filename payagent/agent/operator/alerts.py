@@ -14,7 +14,7 @@ from itertools import chain
 
 import structlog
 
-from payagent.agent.base.alert_records import CLEARED, clear_alert, is_raised, raise_alert
+from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import left as prepaid_left
 from payagent.agent.context import AgentContext
@@ -101,7 +101,7 @@ class AlertMonitor:
         if any(_crossings(self._context.conn, self._levels(self._context.conn, now_ms))):
             await self._context.write("alert", lambda unit: self._decide(unit, now_ms))
         for alert in alerts.after(self._context.conn, self._last_logged):
-            event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
+            event = "alert.cleared" if alert.kind == alerts.CLEARED else "alert.raised"
             log.warning(event, alert=alert.id, kind=alert.kind, subject=alert.subject, **alert.facts)
             self._last_logged = alert.seq
         if self._webhook is not None:
@@ -161,7 +161,7 @@ class AlertMonitor:
 def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:
     """The levels whose alert is to be raised (True) or cleared (False)."""
     for level in levels:
-        is_low = crossing(level.left, level.mark, is_raised(conn, level.subject))
+        is_low = crossing(level.left, level.mark, alerts.is_raised(conn, level.subject))
         if is_low is not None:
             yield level, is_low
 

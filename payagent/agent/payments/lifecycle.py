@@ -15,7 +15,6 @@ from payagent.agent.commits.replacement import (
     last_ttl_slot,
     rebuilt,
     require_nonce_utxo,
-    reserve_more,
     same_again,
 )
 from payagent.agent.context import AgentContext
@@ -198,11 +197,12 @@ class PaymentLifecycle:
         raw = await self._signing.sign_and_check(row.id, plan)
         own = self._context.config.own.raw
 
-        def job(unit: Unit) -> None:
-            payment_transitions.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
-            reserve_more(unit, self._context.utxos, row.id, plan)
-
-        await self._context.write("cancel", job, row.id)
+        utxos = self._context.utxos
+        await self._context.write(
+            "cancel",
+            lambda unit: payment_transitions.record_cancel(unit, row, plan, raw, own, why, utxos, now_ms, by),
+            row.id,
+        )
         self._submitter.submit(row.id)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:

@@ -41,6 +41,15 @@ def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
     return row[0] if row else None
 
 
+CLEARED = "cleared"
+"""The kind of the alert that ends a subject's alert."""
+
+
+def is_raised(conn: sqlite3.Connection, subject: str) -> bool:
+    """Whether a subject has an alert that is not cleared."""
+    return last_kind(conn, subject) not in (None, CLEARED)
+
+
 def last_of_kind(conn: sqlite3.Connection, kind: str, subject: str) -> AlertRow | None:
     """The newest alert of this kind about a subject, cleared or not."""
     row = conn.execute(
@@ -89,14 +98,6 @@ def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
         (since_ms,),
     )
     return [_alert(row) for row in rows]
-
-
-def add(unit: Unit, alert_id: str, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """Add an alert; the webhook is due for it at once."""
-    unit.conn.execute(
-        "INSERT INTO alerts(id, kind, subject, body, at_ms, next_try_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-        (alert_id, kind, subject, json.dumps(facts, separators=(",", ":")), now_ms, now_ms),
-    )
 
 
 def set_delivered(unit: Unit, seq: int, now_ms: int) -> None:

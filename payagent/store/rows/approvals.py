@@ -11,7 +11,6 @@ from typing import Literal
 
 from payagent.core.findings import Finding, Reasons
 from payagent.core.payment import State
-from payagent.store.db.unit import Unit
 
 Decision = Literal["approved", "denied", "timed_out"]
 Via = Literal["token", "link", "clock"]
@@ -116,26 +115,3 @@ def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, 
         (origin, but),
     )
     return {State(state): (count, newest_ms) for state, count, newest_ms in rows}
-
-
-def ask(
-    unit: Unit,
-    *,
-    payment_id: str,
-    terms_hash: str,
-    reasons: Reasons,
-    plan: Mapping[str, object],
-    max_total_units: int | None,
-    expires_at_ms: int,
-    now_ms: int,
-) -> None:
-    rows = [[reason.code, reason.detail] for reason in reasons]
-    unit.conn.execute(
-        "INSERT INTO approvals(payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (payment_id, terms_hash, _dump(rows), _dump(plan), max_total_units, now_ms, expires_at_ms),
-    )
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
