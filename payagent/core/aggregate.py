@@ -246,7 +246,7 @@ class ExternalSpendRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Payment:
+class LoadedPayment:
     """A payment as one step sees it. `attempts`: oldest first. `posted`: its last entry that was not reversed.
 
     `external_spends`: transactions outside payagent that are on the chain and spent an input of its attempts.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from payagent.core import ledger
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, OwnUtxo, Payment, Stage, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, LoadedPayment, OwnUtxo, Stage, UtxoRow
 from payagent.core.changes import (
     AddAttempt,
     AddExternalSpend,
@@ -102,7 +102,7 @@ class Outputs(StrEnum):
     FORGET_ALL = "forgotten"
 
 
-class Prepaid(StrEnum):
+class PrepaidEffect(StrEnum):
     """The prepaid balance that the payment raises."""
 
     KEEP = "keep"
@@ -123,7 +123,7 @@ class Effect:
     hold: HoldMove = HoldMove.KEEP
     inputs: Inputs = Inputs.KEEP
     outputs: Outputs = Outputs.KEEP
-    prepaid: Prepaid = Prepaid.KEEP
+    prepaid: PrepaidEffect = PrepaidEffect.KEEP
     attempt: bool = False
     observed: bool = False
 
@@ -137,7 +137,7 @@ _BLOCK_LOST_AFTER_BOOKS = Effect(
     hold=HoldMove.RENEW,
     inputs=Inputs.UNSPEND,
     outputs=Outputs.UNMAKE,
-    prepaid=Prepaid.TAKE_BACK,
+    prepaid=PrepaidEffect.TAKE_BACK,
 )
 _SETTLE = Effect(inputs=Inputs.RELEASE_FINAL, outputs=Outputs.FORGET_OTHERS)
 
@@ -160,7 +160,7 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
         for state in (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
     },
     (State.IN_BLOCK, Event.CONFIRM): Effect(
-        journal=Journal.POST, hold=HoldMove.COUNT_FROM_BLOCK, prepaid=Prepaid.BUY
+        journal=Journal.POST, hold=HoldMove.COUNT_FROM_BLOCK, prepaid=PrepaidEffect.BUY
     ),
     (State.CONFIRMED, Event.SETTLE): _SETTLE,
     (State.VOID, Event.SETTLE): _SETTLE,
@@ -184,17 +184,17 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
                     hold=HoldMove.RELEASE_LESS_FEE,
                     inputs=Inputs.SPEND,
                     outputs=Outputs.LAND,
-                    prepaid=Prepaid.NOT_BOUGHT,
+                    prepaid=PrepaidEffect.NOT_BOUGHT,
                     observed=True,
                 ),
             ),
             (
                 VoidBy.RIVAL,
-                Effect(journal=Journal.RELEASE, hold=HoldMove.RELEASE, prepaid=Prepaid.NOT_BOUGHT),
+                Effect(journal=Journal.RELEASE, hold=HoldMove.RELEASE, prepaid=PrepaidEffect.NOT_BOUGHT),
             ),
             (
                 VoidBy.EXTERNAL,
-                Effect(journal=Journal.RELEASE, hold=HoldMove.RELEASE, prepaid=Prepaid.NOT_BOUGHT),
+                Effect(journal=Journal.RELEASE, hold=HoldMove.RELEASE, prepaid=PrepaidEffect.NOT_BOUGHT),
             ),
             (
                 VoidBy.TIME,
@@ -203,7 +203,7 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
                     hold=HoldMove.RELEASE,
                     inputs=Inputs.RELEASE,
                     outputs=Outputs.FORGET_ALL,
-                    prepaid=Prepaid.NOT_BOUGHT,
+                    prepaid=PrepaidEffect.NOT_BOUGHT,
                 ),
             ),
         )
@@ -211,8 +211,8 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
 }
 """What each transition does, by the state before it and the event.
 
-An approved payment releases the approval's hold before the limits are asked again (`release_approval_hold`). So its
-RESERVE is the same as that of a payment that needed no approval."""
+An approved payment releases the approval's hold before the limits are asked again (`release_approval_hold`), so
+its RESERVE is the same as that of a payment that needed no approval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class Facts:
     alerts: tuple[Raise | Clear, ...] = ()
 
 
-def apply(payment: Payment, event: Event, facts: Facts, void_by: VoidBy | None = None) -> Changes:
+def apply(payment: LoadedPayment, event: Event, facts: Facts, void_by: VoidBy | None = None) -> Changes:
     """All changes of one event, in order. Refused: `wrong_state`, if the state does not take the event."""
     row = payment.row
     moves_state = (row.state, event) in TRANSITIONS
@@ -256,7 +256,7 @@ def apply(payment: Payment, event: Event, facts: Facts, void_by: VoidBy | None =
     return (
         *step.attempt(),
         *((_move(payment, event, facts),) if moves_state else ()),
-        *(_not_bought(step) if effect.prepaid is Prepaid.NOT_BOUGHT else ()),
+        *(_not_bought(step) if effect.prepaid is PrepaidEffect.NOT_BOUGHT else ()),
         *_HOLD[effect.hold](step),
         *_JOURNAL[effect.journal](step),
         *_PREPAID[effect.prepaid](step),
@@ -267,7 +267,7 @@ def apply(payment: Payment, event: Event, facts: Facts, void_by: VoidBy | None =
     )
 
 
-def submit(payment: Payment, tx_id: str, provider: str) -> Changes:
+def submit(payment: LoadedPayment, tx_id: str, provider: str) -> Changes:
     """The bytes are about to be sent: the submission, and the state's move if it is the first one."""
     added = AddSubmission(tx_id, provider)
     if payment.row.state is not State.SIGNED:
@@ -327,7 +327,7 @@ def new_utxo(ref: str, value: Mapping[str, int], event: UtxoEvent, spent_by: str
     return (AddUtxo(row, spent_by), Book(ledger.deposit(value), ref=ref), *put)
 
 
-def prepaid_size(payment: Payment) -> tuple[str, int]:
+def prepaid_size(payment: LoadedPayment) -> tuple[str, int]:
     """(unit, count) that a payment buys: the calls of its batch, or else what it pays in its asset."""
     row = payment.row
     if is_batch(row.invoice.batch_target):
@@ -336,14 +336,14 @@ def prepaid_size(payment: Payment) -> tuple[str, int]:
     return asset, sum(output.units for output in row.outputs)
 
 
-def _move(payment: Payment, event: Event, facts: Facts) -> MovePayment:
+def _move(payment: LoadedPayment, event: Event, facts: Facts) -> MovePayment:
     row = payment.row
     return MovePayment(row.id, row.state, move(row.state, event), event, facts.columns, facts.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    payment: Payment
+    payment: LoadedPayment
     facts: Facts
     effect: Effect
 
@@ -388,7 +388,7 @@ def _cancel_fee(step: _Step) -> int:
     return 0 if attempt is None else attempt.fee_lovelace
 
 
-def spent_by(payment: Payment, attempt: AttemptRow) -> dict[str, int]:
+def spent_by(payment: LoadedPayment, attempt: AttemptRow) -> dict[str, int]:
     """The units that an attempt takes from the wallet, without the fee: inputs less change."""
     spent = {LOVELACE: -attempt.fee_lovelace}
     for ref in attempt.inputs:
@@ -433,7 +433,7 @@ _JOURNAL: dict[Journal, Callable[[_Step], Iterator[Change]]] = {
 }
 
 
-def release_approval_hold(payment: Payment) -> Changes:
+def release_approval_hold(payment: LoadedPayment) -> Changes:
     """The approval's hold ends before everything is decided anew."""
     return tuple(_end(_Step(payment, Facts(), Effect()), "approval", 0, None))
 
@@ -612,9 +612,9 @@ def _not_bought(step: _Step) -> Iterator[Change]:
         yield TakeBackUses(pool_id, name, step.facts.owed)
 
 
-_PREPAID: dict[Prepaid, Callable[[_Step], Iterator[Change]]] = {
-    Prepaid.KEEP: _nothing,
-    Prepaid.BUY: _buy,
-    Prepaid.TAKE_BACK: _take_back,
-    Prepaid.NOT_BOUGHT: _nothing,  # before the hold is released: `apply`
+_PREPAID: dict[PrepaidEffect, Callable[[_Step], Iterator[Change]]] = {
+    PrepaidEffect.KEEP: _nothing,
+    PrepaidEffect.BUY: _buy,
+    PrepaidEffect.TAKE_BACK: _take_back,
+    PrepaidEffect.NOT_BOUGHT: _nothing,  # before the hold is released: `apply`
 }

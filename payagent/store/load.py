@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from payagent.core.aggregate import AttemptRow, Hold, Maker, OwnUtxo, Payment, PaymentRow, UtxoRow
+from payagent.core.aggregate import AttemptRow, Hold, LoadedPayment, Maker, OwnUtxo, PaymentRow, UtxoRow
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
@@ -41,7 +41,7 @@ SELECT 'posting', json_array(account, asset, units) FROM (
 """  # noqa: S608  our own names
 
 
-def load(conn: Connection, payment_id: str, *, landed: str | None = None) -> Payment:
+def load(conn: Connection, payment_id: str, *, landed: str | None = None) -> LoadedPayment:
     """A payment with its attempts (without their bytes), holds and UTxOs. Refused: `not_found`.
 
     `landed`: an attempt in a block, whose inputs an external spend may have spent: then those are loaded too.
@@ -68,13 +68,13 @@ def load(conn: Connection, payment_id: str, *, landed: str | None = None) -> Pay
             utxos[values[0]] = _own_utxo(values)
         else:
             posted.append((values[0], values[1], values[2]))
-    payment = Payment(row, tuple(attempts), tuple(holds), utxos, tuple(posted))
+    payment = LoadedPayment(row, tuple(attempts), tuple(holds), utxos, tuple(posted))
     attempt = payment.attempt(landed) if landed is not None else None
     if attempt is None or not any(_is_spent_by_other(payment, ref) for ref in attempt.inputs):
         return payment
     spends = onchain.external_spends_of(conn, attempt.inputs)
     utxos |= load_utxos(conn, (ref for spend in spends for ref in spend.inputs))
-    return Payment(row, tuple(attempts), tuple(holds), utxos, tuple(posted), tuple(spends))
+    return LoadedPayment(row, tuple(attempts), tuple(holds), utxos, tuple(posted), tuple(spends))
 
 
 def load_utxos(conn: Connection, refs: Iterable[str]) -> dict[str, OwnUtxo]:
@@ -94,7 +94,7 @@ def load_row(conn: Connection, payment_id: str) -> PaymentRow:
     return row
 
 
-def _is_spent_by_other(payment: Payment, ref: str) -> bool:
+def _is_spent_by_other(payment: LoadedPayment, ref: str) -> bool:
     own = payment.utxos.get(ref)
     return own is not None and own.row.state == "spent" and payment.attempt(own.spent_by) is None
 

@@ -23,6 +23,7 @@ from payagent.daemon import make_config
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
+from payagent.store import executor
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps, merchants
@@ -34,7 +35,7 @@ from payagent.store.rows.merchants import MerchantRow
 def write_history(unit: Unit) -> None:
     """A payment with three events, and two deposits whose sum no column of SQLite can hold."""
     apps.add_with_token(unit, "app", "a", "hash", ["pay"], 1)
-    records.add_intent(
+    executor.open_intent(
         unit,
         intent_id="int",
         app_id="app",
@@ -46,7 +47,7 @@ def write_history(unit: Unit) -> None:
         request_id="r",
         now_ms=1,
     )
-    records.add_payment(
+    executor.open_payment(
         unit, payment_id="pay", kind="send", app_id="app", intent_id="int", invoice_seq=None, outputs=[], now_ms=1
     )
     for n in range(3):

@@ -47,14 +47,14 @@ async def test_ten_extra_statements_per_payment_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten statements are six percent; the counter watches the connection that pays."""
-    from payagent.store.rows import writes as records
+    from payagent.store import executor
 
-    add = records.add_payment
+    add = executor.open_payment
 
     def with_more(unit, **values):  # type: ignore[no-untyped-def]
         for _ in range(10):
             unit.conn.execute("SELECT 1 FROM payments LIMIT 1")
         add(unit, **values)
 
-    monkeypatch.setattr(records, "add_payment", with_more)
+    monkeypatch.setattr(executor, "open_payment", with_more)
     assert "statements of a payment, asked for to sent" in told(await counting.of_the_agent(tmp_path))

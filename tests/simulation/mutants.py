@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import structlog
+from kit import holds
 
 from payagent.agent import context
 from payagent.agent.agent import Agent
@@ -38,11 +39,14 @@ from payagent.agent.payments import sign as signing
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.chain.provider import Found, SubmitKind, TxSeen
-from payagent.core import ledger
+from payagent.core import effects, ledger
+from payagent.core.aggregate import OwnUtxo
+from payagent.core.changes import SetMerchantStatus
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
+from payagent.store import executor
 from payagent.store.db import committer, schema
 from payagent.store.db import lease as leases
 from payagent.store.rows import attempts_and_utxos as queries
@@ -96,6 +100,12 @@ def put(stack: ExitStack, where: object, name: str, what: object) -> None:
     stack.enter_context(patch.object(where, name, what))
 
 
+def put_in(stack: ExitStack, table: dict[Any, Any], key: Any, what: Any) -> None:
+    """Put another value in a table, until the stack is left."""
+    stack.callback(table.__setitem__, key, table[key])
+    table[key] = what
+
+
 def without_guards(stack: ExitStack) -> None:
     """A database that refuses nothing of what the rules forbid."""
     live = "WHERE state NOT IN ('rejected', 'denied')"
@@ -119,10 +129,9 @@ def leave_out(stack: ExitStack, rule: str, instead: str = "") -> None:
 
 def without_guards_of(stack: ExitStack, *names: str) -> None:
     """A ledger is built without the guards whose names begin so, and is not refused for it."""
-    for guard in schema.GUARDS:
-        if guard.name.startswith(names):
-            leave_out(stack, guard.sql)
-    put(stack, schema, "GUARDS", tuple(guard for guard in schema.GUARDS if not guard.name.startswith(names)))
+    kept = tuple(one for one in schema.TRIGGERS if not one.name.startswith(names))
+    put(stack, schema, "TRIGGERS", kept)
+    put(stack, schema, "_TRIGGERS_M002", "\n".join(one.sql for one in kept))
 
 
 # --- when bytes leave --------------------------------------------------------------------------------------------
@@ -190,7 +199,7 @@ def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
     hold = payments.hold(unit.conn, payment_id)
     unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
     records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
-    records.release_hold(unit, payment_id, now_ms)
+    holds.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
 
 
@@ -267,7 +276,7 @@ def _hold_released_on_timeout(stack: ExitStack) -> None:
                 "SELECT 1 FROM holds WHERE payment_id = ? AND released_at_ms IS NULL", (payment_id,)
             ).fetchone()
             if released and steps.row_of(unit, payment_id).state is State.IN_FLIGHT:
-                records.release_hold(unit, payment_id, now_ms)
+                holds.release_hold(unit, payment_id, now_ms)
                 records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
 
     put(stack, steps, "record_answer", record_answer)
@@ -282,14 +291,14 @@ def _never_reopened(stack: ExitStack) -> None:
 @mutant("the merchant is trusted over the chain")
 def _merchant_over_chain(stack: ExitStack) -> None:
     without_guards(stack)
-    real = records.set_merchant_status
+    real = executor._WRITERS[SetMerchantStatus]
 
-    def set_merchant_status(unit: Any, payment_id: str, status: str, now_ms: int) -> None:
-        real(unit, payment_id, status, now_ms)
-        if status in ("expired", "refunded"):
-            given_up(unit, payment_id, now_ms)
+    def set_merchant_status(unit: Any, change: SetMerchantStatus, now_ms: int) -> None:
+        real(unit, change, now_ms)
+        if change.status in ("expired", "refunded"):
+            given_up(unit, change.payment_id, now_ms)
 
-    put(stack, records, "set_merchant_status", set_merchant_status)
+    put_in(stack, executor._WRITERS, SetMerchantStatus, set_merchant_status)
 
 
 @mutant("what a merchant refuses is over")
@@ -374,6 +383,7 @@ def _nonce_utxo_dropped_later(stack: ExitStack) -> None:
 def _child_kept(stack: ExitStack) -> None:
     """The child is resubmitted for ever, although its parent can never land."""
     put(stack, queries, "rival_of", lambda *_: None)
+    put(stack, OwnUtxo, "has_rival", property(lambda _: False))
 
 
 @mutant("a lost answer is used twice")
@@ -387,7 +397,7 @@ def _used_twice(stack: ExitStack) -> None:
 
 @mutant("a balance outlives the block that it was bought in")
 def _not_taken_back(stack: ExitStack) -> None:
-    put(stack, steps.prepaid, "taken_back", lambda *_: None)
+    put_in(stack, effects._PREPAID, effects.PrepaidEffect.TAKE_BACK, effects._nothing)
 
 
 @mutant("the intent's key is ignored")
@@ -492,24 +502,24 @@ def _tokens_without_limit(stack: ExitStack) -> None:
 @mutant("a fee is booked as the merchant's")
 def _fee_as_price(stack: ExitStack) -> None:
     """All accounts together come to the same, and what is left in the wallet too."""
-    real = steps.ledger.post
+    real = ledger.post
 
     def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
         return real(hold, {**spent, LOVELACE: spent.get(LOVELACE, 0) + fee_lovelace}, 0, account)
 
-    put(stack, steps.ledger, "post", post)
+    put(stack, ledger, "post", post)
 
 
 @mutant("what rides along with a token is not booked")
 def _riding_left_out(stack: ExitStack) -> None:
     """The token went to the merchant; the ADA that its outputs must hold is thought to be in the wallet."""
-    real = steps.ledger.post
+    real = ledger.post
 
     def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
         tokens = {asset: units for asset, units in spent.items() if asset != LOVELACE}
         return real(hold, tokens or spent, fee_lovelace, account)
 
-    put(stack, steps.ledger, "post", post)
+    put(stack, ledger, "post", post)
 
 
 @mutant("an api key is logged")
@@ -601,7 +611,17 @@ def _no_lease(stack: ExitStack) -> None:
 
 @mutant("a daemon goes on when another has its ledger")
 def _goes_on(stack: ExitStack) -> None:
-    put(stack, committer.Committer, "_require_ours", lambda *_: None)
+    """Whatever epoch the ledger has is taken for our own."""
+    real = committer.Committer._begin
+
+    def begin(self: Any) -> Any:
+        own, self._own = self._own, None
+        try:
+            return real(self)
+        finally:
+            self._own = own
+
+    put(stack, committer.Committer, "_begin", begin)
 
 
 def kill(name: str, seeds: range) -> tuple[int, int, str] | None:

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from kit import holds
 
 from payagent.audit.limits import check_limits
 from payagent.core import policy
 from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, Window, scopes_of
+from payagent.store import executor
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.unit import Unit
 from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import writes as records
 
 ADA, TOKEN = "lovelace", "ab" * 28 + "00"
 APPS, SHOPS = ("app_1", "app_2"), ("https://a.example", "https://b.example")
@@ -37,7 +38,7 @@ def place(
 ) -> None:
     """A payment with its hold; one that is not counted is an operator's transfer."""
     (number,) = unit.conn.execute("SELECT COUNT(*) + 1 FROM payments").fetchone()
-    records.add_intent(
+    executor.open_intent(
         unit,
         intent_id=f"int_{name}",
         app_id=app,
@@ -49,7 +50,7 @@ def place(
         request_id="r",
         now_ms=1,
     )
-    records.add_payment(
+    executor.open_payment(
         unit,
         payment_id=name,
         kind="invoice" if is_counted else "send",
@@ -59,7 +60,7 @@ def place(
         outputs=[],
         now_ms=1,
     )
-    records.place_hold(unit, name, units, 1, clock_ms, is_counted)
+    holds.place_hold(unit, name, units, 1, clock_ms, is_counted)
 
 
 class Spending(RuleBasedStateMachine):
@@ -116,7 +117,7 @@ class Spending(RuleBasedStateMachine):
         hold = self.holds[name]
         if hold.at_ms is None:
             hold.at_ms = spending.clock_ms(self.conn, max(landed_ms, self.block_ms or 0))
-            records.post_hold(self.unit, name, hold.at_ms)
+            holds.post_hold(self.unit, name, hold.at_ms)
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), fee=st.integers(0, 200_000))
@@ -125,14 +126,14 @@ class Spending(RuleBasedStateMachine):
         hold = self.holds[name]
         if hold.at_ms is None:
             hold.at_ms = spending.clock_ms(self.conn, self.block_ms)
-            records.release_hold(self.unit, name, 9, fee, hold.at_ms)
+            holds.release_hold(self.unit, name, 9, fee, hold.at_ms)
             hold.counts = {asset: fee if asset == ADA else 0 for asset in hold.asked}
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data())
     def a_rollback_brings_it_back(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.holds)))
-        records.renew_hold(self.unit, name)
+        holds.renew_hold(self.unit, name)
         self.holds[name].at_ms, self.holds[name].counts = None, dict(self.holds[name].asked)
 
     @invariant()
@@ -228,7 +229,7 @@ class Landings(RuleBasedStateMachine):
     @rule(data=st.data())
     def one_is_posted(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.landed.keys() - self.ended)))
-        records.post_hold(self.unit, name, self._from_ms(self.landed[name][0]))
+        holds.post_hold(self.unit, name, self._from_ms(self.landed[name][0]))
         self.ended.add(name)
 
     @precondition(lambda self: self.wanted.keys() - self.landed.keys() - self.ended)
@@ -237,7 +238,7 @@ class Landings(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.wanted.keys() - self.landed.keys() - self.ended)))
         self.landed[name] = self.now_ms, 1
         self.ended.add(name)
-        records.release_hold(self.unit, name, 9, 1, self._from_ms(self.now_ms))
+        holds.release_hold(self.unit, name, 9, 1, self._from_ms(self.now_ms))
 
     @precondition(lambda self: self.landed)
     @rule(data=st.data())
@@ -248,7 +249,7 @@ class Landings(RuleBasedStateMachine):
             return
         del self.landed[name]
         self.ended.discard(name)
-        records.renew_hold(self.unit, name)
+        holds.renew_hold(self.unit, name)
 
     def _from_ms(self, landed_ms: int) -> int:
         """As the agent computes it (`ChainView.landed_ms`)."""

@@ -9,10 +9,13 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+from kit import holds
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.seals import check_seals
+from payagent.core.changes import EndIntent
 from payagent.core.problems import Refused
+from payagent.store import executor
 from payagent.store.audit import books
 from payagent.store.db.committer import Committer, Job, SealingError
 from payagent.store.db.opening import open_read_only
@@ -146,13 +149,13 @@ def test_only_the_fixed_columns_of_a_row_are_sealed(path: Path) -> None:
     writer.submit("app", add_rows).result(10)
 
     def open_intent(unit: Unit) -> None:
-        records.add_intent(
+        executor.open_intent(
             unit, intent_id="int", app_id="app", idempotency_key="k", is_key_derived=True, fingerprint="f",
             origin="o", request=None, request_id="r", now_ms=5,
         )  # fmt: skip
 
     writer.submit("intent", open_intent).result(10)
-    writer.submit("end", lambda unit: records.end_intent(unit, "int", 6)).result(10)
+    writer.submit("end", lambda unit: executor.write(unit, (EndIntent("int"),), 6, holds.NoFreeUtxos())).result(10)
     writer.close()
     assert [what for _, what, *_ in seals(path)][1:] == [{"intents": [1, 1]}]
     text = b'[1,"int","app","k",1,"f","o",null,"r",5]'

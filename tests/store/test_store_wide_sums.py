@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit import holds
 
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
 from payagent.core.policy import WALLET
+from payagent.store import executor
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.unit import Unit
 from payagent.store.rows import journal
@@ -48,7 +50,7 @@ def test_an_account_with_a_zero_balance_is_not_listed(unit: Unit) -> None:
 
 def test_a_spent_total_may_exceed_what_one_column_can_hold(unit: Unit) -> None:
     for n in range(3):
-        records.add_intent(
+        executor.open_intent(
             unit,
             intent_id=f"int{n}",
             app_id="app",
@@ -60,7 +62,7 @@ def test_a_spent_total_may_exceed_what_one_column_can_hold(unit: Unit) -> None:
             request_id="req",
             now_ms=5,
         )
-        records.add_payment(
+        executor.open_payment(
             unit,
             payment_id=f"pay{n}",
             kind="invoice",
@@ -70,10 +72,10 @@ def test_a_spent_total_may_exceed_what_one_column_can_hold(unit: Unit) -> None:
             outputs=[],
             now_ms=5,
         )
-        records.place_hold(unit, f"pay{n}", {"token": MOST, "lovelace": n + 1}, 5, 5, is_counted=True)
+        holds.place_hold(unit, f"pay{n}", {"token": MOST, "lovelace": n + 1}, 5, 5, is_counted=True)
     assert spending.totals(unit.conn, WALLET) == {"token": 3 * MOST, "lovelace": 6}
-    records.release_hold(unit, "pay0", 6)
-    records.release_hold(unit, "pay0", 7)  # it was released at 6 and stays so
+    holds.release_hold(unit, "pay0", 6)
+    holds.release_hold(unit, "pay0", 7)  # it was released at 6 and stays so
     assert spending.totals(unit.conn, WALLET) == {"token": 2 * MOST, "lovelace": 5}
 
 

@@ -418,7 +418,7 @@ def test_a_ledger_with_a_missing_trigger_is_not_opened(path: Path) -> None:
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DROP TRIGGER postings_delete")
-    with pytest.raises(Refused, match="postings_no_delete") as caught:
+    with pytest.raises(Refused, match="postings_delete") as caught:
         Writer(path)
     assert (caught.value.name, caught.value.problem.retryable) == ("ledger_tampered", False)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from payagent.agent.base.free_utxos import NO_FREE_UTXOS
-from payagent.core.aggregate import Payment, PaymentRow
+from payagent.core.aggregate import LoadedPayment, PaymentRow
 from payagent.core.changes import AddUse, Change, MovePrepaid
 from payagent.core.effects import prepaid_size
 from payagent.core.invoice import Invoice, is_batch
@@ -140,13 +140,13 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
     return units + prepaid.coming(conn).get((pool.id, name), 0)
 
 
-def balance_of(conn: Connection, payment: Payment) -> PrepaidBalance | None:
+def balance_of(conn: Connection, payment: LoadedPayment) -> PrepaidBalance | None:
     """The balance that a payment raises; None if it raises none."""
     pool_id = payment.row.prepaid.pool_id
     return None if pool_id is None else prepaid.balance(conn, pool_id, prepaid_size(payment)[0])
 
 
-def owed(conn: Connection, payment: Payment) -> int:
+def owed(conn: Connection, payment: LoadedPayment) -> int:
     """How many uses of the balance nothing covers any more, once a payment that was to raise it is void."""
     pool_id = payment.row.prepaid.pool_id
     if pool_id is None:

@@ -22,7 +22,7 @@ from payagent.agent.commits.replacement import Replacement, is_hopeless, is_lost
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import PaymentRules, visible_to_app
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
-from payagent.core.aggregate import OutputRow, Payment, PaymentRow
+from payagent.core.aggregate import LoadedPayment, OutputRow, PaymentRow
 from payagent.core.effects import Facts, apply
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.merchant_rules import Moment
@@ -372,7 +372,7 @@ def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) 
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, visible = intent.ids.payment, visible_to_app(unit.conn, intent.app_id, refusal)
     figures = None if visible is refusal else {"figures": refusal.detail}
-    payment = Payment(load_row(unit.conn, payment_id))
+    payment = LoadedPayment(load_row(unit.conn, payment_id))
     write(unit, apply(payment, Event.REJECT, Facts(visible.record, figures or {})), now_ms, NO_FREE_UTXOS)
     return AdmittedPayment(payment_id, True, refusal=visible)
 

@@ -15,7 +15,7 @@ from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentI
 from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import require_may_have, visible_to_app
-from payagent.core.aggregate import Payment, PaymentRow
+from payagent.core.aggregate import LoadedPayment, PaymentRow
 from payagent.core.changes import AddApproval, Clear, Raise
 from payagent.core.effects import Facts, apply, release_approval_hold
 from payagent.core.findings import Reasons
@@ -71,7 +71,7 @@ class ApprovalRules:
         alert = Raise("approval_needed", approval_subject(payment_id), facts)
         detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
         known = Facts(detail=detail, spend=worst, clock_ms=clock_ms, alerts=(alert,))
-        payment = Payment(load_row(unit.conn, payment_id))
+        payment = LoadedPayment(load_row(unit.conn, payment_id))
         write(unit, (asked, *apply(payment, Event.REQUEST_APPROVAL, known)), now_ms, NO_FREE_UTXOS)
 
     def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:

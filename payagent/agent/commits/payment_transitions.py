@@ -20,8 +20,8 @@ from payagent.core.aggregate import (
     AttemptKind,
     AttemptRow,
     ExternalSpendRow,
+    LoadedPayment,
     OutputRow,
-    Payment,
     PaymentRow,
     UtxoRow,
 )
@@ -68,7 +68,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     write(unit, changes, now_ms, NO_FREE_UTXOS)
 
 
-def _is_planned_for(unit: Unit, payment: Payment, plan: TxPlan) -> bool:
+def _is_planned_for(unit: Unit, payment: LoadedPayment, plan: TxPlan) -> bool:
     """Whether the plan has the inputs, TTL and outputs that were decided for the payment."""
     row = payment.row
     if row.state is State.REPLACING:
@@ -165,7 +165,7 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
     row = row_of(unit, payment_id)
     if row.attempt.tx_id != tx_id:
         return False
-    write(unit, submit(Payment(row), tx_id, provider), now_ms, NO_FREE_UTXOS)
+    write(unit, submit(LoadedPayment(row), tx_id, provider), now_ms, NO_FREE_UTXOS)
     return True
 
 

@@ -14,7 +14,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.free_utxos import FreeUtxoIndex, row_of_utxo, utxo_of
 from payagent.chain.provider import SubmitKind
 from payagent.core.address import Address, parse_address
-from payagent.core.aggregate import AttemptRow, Payment, PaymentRow, UtxoRow
+from payagent.core.aggregate import AttemptRow, LoadedPayment, PaymentRow, UtxoRow
 from payagent.core.effects import Facts, apply
 from payagent.core.invoice import Invoice, Output, Proof
 from payagent.core.money import format_amount
@@ -170,7 +170,7 @@ def require_nonce_utxo(conn: Connection, row: PaymentRow) -> None:
         )
 
 
-def lacking_inputs(payment: Payment, plan: TxPlan, utxos: UtxoIndex) -> tuple[UtxoRow, ...]:
+def lacking_inputs(payment: LoadedPayment, plan: TxPlan, utxos: UtxoIndex) -> tuple[UtxoRow, ...]:
     """The plan's inputs that the payment has not reserved. Refused: `funds_pending` if one is no longer free."""
     reserved = {own.row.ref for own in payment.reserved}
     lacking = [utxo for utxo in plan.inputs if utxo.ref not in reserved]

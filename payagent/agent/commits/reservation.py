@@ -12,7 +12,7 @@ from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.commits.rules import PaymentRules
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core import policy
-from payagent.core.aggregate import Payment
+from payagent.core.aggregate import LoadedPayment
 from payagent.core.effects import Facts, apply
 from payagent.core.hard_caps import BEFORE_FEE
 from payagent.core.money import LOVELACE, check_supply
@@ -81,7 +81,7 @@ class Reservation:
             clock_ms=self.rules.clock_ms(unit.conn, now_ms),
             is_counted=checks is not None,
         )
-        payment = Payment(load_row(unit.conn, payment_id))
+        payment = LoadedPayment(load_row(unit.conn, payment_id))
         write(unit, apply(payment, Event.RESERVE, facts), now_ms, FreeUtxoIndex(self.planner.utxos))
 
 

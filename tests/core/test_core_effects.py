@@ -1,0 +1,396 @@
+"""The effects of a payment's events: what stays whole, whatever the event, and each column by an example."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+
+from payagent.core.aggregate import (
+    AgreedPriceRow,
+    AttemptPart,
+    AttemptRow,
+    BlockPart,
+    ExternalSpendRow,
+    Hold,
+    IntentPart,
+    InvoicePart,
+    LoadedPayment,
+    Maker,
+    OutputRow,
+    OwnUtxo,
+    PaymentRow,
+    PrepaidPart,
+    ProblemPart,
+    UtxoRow,
+)
+from payagent.core.changes import (
+    AddAttempt,
+    AddExternalSpend,
+    AddObservation,
+    AddSubmission,
+    AddUtxo,
+    AgreePrice,
+    Book,
+    Change,
+    Changes,
+    Clear,
+    EndHold,
+    ForgetUtxo,
+    Free,
+    MovePayment,
+    MovePrepaid,
+    PlaceHold,
+    Reserve,
+    SetUtxo,
+    TakeBackUses,
+    Unreserve,
+)
+from payagent.core.effects import (
+    EFFECTS,
+    Facts,
+    HoldMove,
+    Journal,
+    VoidBy,
+    apply,
+    lose_external_spend,
+    move_utxo,
+    new_utxo,
+    release_approval_hold,
+    submit,
+)
+from payagent.core.payment import TRANSITIONS, Delivery, Event, State
+from payagent.core.prepaid_balance import Cost, PrepaidBalance
+from payagent.core.problems import Refused
+from payagent.core.utxo import FreeSet, UtxoEvent
+
+C = TypeVar("C")
+
+ORIGIN = "https://merchant.example"
+HELD = 2_170_000
+FEE = 170_000
+BLOCK = {"block_hash": "b1", "block_height": 7, "block_slot": 70}
+
+
+def utxo(
+    ref: str, lovelace: int, state: str, *, source: str = "deposit", reserved_for: str | None = "pay"
+) -> UtxoRow:
+    tx_id, _, index = ref.partition("#")
+    return UtxoRow(ref, tx_id, int(index), lovelace, {}, source, state, reserved_for)
+
+
+INPUT = OwnUtxo(utxo("d0#0", 20_000_000, "available"), None, None)
+CHANGE = OwnUtxo(
+    utxo("t1#1", 17_830_000, "pending", source="change", reserved_for=None),
+    None,
+    Maker("pay", State.IN_FLIGHT, "t1", None, None),
+)
+ATTEMPT = AttemptRow("t1", "pay", "pay", "d0#0", 1, ("d0#0",), b"", FEE, 900)
+ROW = PaymentRow(
+    seq=1,
+    id="pay",
+    kind="invoice",
+    app_id="app",
+    outputs=(OutputRow("pay_to", "addr", "lovelace", 2_000_000),),
+    state=State.IN_FLIGHT,
+    delivery=Delivery.NOT_PRESENTED,
+    nonce_utxo="d0#0",
+    void_tx_id=None,
+    merchant_status=None,
+    refused=False,
+    created_at_ms=1,
+    updated_at_ms=1,
+    intent=IntentPart("int", "req", True),
+    invoice=InvoicePart(1, ORIGIN, "flux", "inv", "t", None, None, "tx_hash", False, None, None),
+    attempt=AttemptPart(1, "t1", 900, FEE, b"", False, False),
+    block=BlockPart(None, None, None),
+    problem=ProblemPart(None, None, None),
+    prepaid=PrepaidPart(None, None, None, None),
+)
+PAYMENT = LoadedPayment(
+    ROW, (ATTEMPT,), (Hold("payment", "lovelace", HELD, HELD, None, False),), {"d0#0": INPUT, "t1#1": CHANGE}
+)
+POSTED = (("held", "lovelace", -HELD), (f"merchant:{ORIGIN}", "lovelace", 2_000_000), ("fees", "lovelace", FEE))
+
+
+def at(state: State, payment: LoadedPayment = PAYMENT, **more: object) -> LoadedPayment:
+    return replace(payment, row=replace(payment.row, state=state), **more)  # type: ignore[arg-type]
+
+
+def of_pool(payment: LoadedPayment, batch: int | None = None) -> LoadedPayment:
+    row = payment.row
+    prepaid, invoice = PrepaidPart(3, "p", "w", None), replace(row.invoice, batch_target=batch)
+    return replace(payment, row=replace(row, prepaid=prepaid, invoice=invoice))
+
+
+def only(changes: Iterable[Change], kind: type[C]) -> C:
+    (found,) = every(changes, kind)
+    return found
+
+
+def every(changes: Iterable[Change], kind: type[C]) -> list[C]:
+    return [change for change in changes if isinstance(change, kind)]
+
+
+def seen(payment: LoadedPayment, **more: object) -> Changes:
+    facts = Facts({"tx_id": "t1", **BLOCK}, tx_id="t1", provider="p", **more)  # type: ignore[arg-type]
+    return apply(payment, Event.SEEN_IN_BLOCK, facts)
+
+
+def test_every_transition_has_effects_and_a_void_payment_one_for_each_cause() -> None:
+    causes = {(state, event) for state, event in EFFECTS if isinstance(event, VoidBy)}
+    wanted = {pair for pair in TRANSITIONS if pair[1] is not Event.VOID}
+    assert EFFECTS.keys() - causes == wanted | {(State.VOID, Event.SETTLE)}
+    voided = [state for state, event in TRANSITIONS if event is Event.VOID]
+    assert causes == {(state, cause) for state in voided for cause in VoidBy}
+
+
+def test_the_journal_and_the_hold_move_together() -> None:
+    """A hold that ends in one ends in the other: wallet + held is what the chain shows."""
+    pairs = {
+        Journal.NONE: {HoldMove.KEEP, HoldMove.PLACE_APPROVAL, HoldMove.RELEASE_APPROVAL},
+        Journal.RESERVE: {HoldMove.PLACE},
+        Journal.POST: {HoldMove.COUNT_FROM_BLOCK},
+        Journal.RELEASE: {HoldMove.RELEASE},
+        Journal.RELEASE_LESS_FEE: {HoldMove.RELEASE_LESS_FEE},
+        Journal.REVERSE: {HoldMove.RENEW},
+    }
+    for pair, effect in EFFECTS.items():
+        assert effect.hold in pairs[effect.journal], pair
+
+
+@pytest.mark.parametrize(("state", "event"), [(State.SETTLED, Event.SIGN), (State.CONFIRMED, Event.CANCEL)])
+def test_an_event_that_the_state_does_not_take_is_refused(state: State, event: Event) -> None:
+    with pytest.raises(Refused) as caught:
+        apply(at(state), event, Facts())
+    assert caught.value.code == "wrong_state"
+
+
+def test_reserving_holds_the_units_and_takes_the_inputs() -> None:
+    facts = Facts(
+        {"nonce_utxo": "d0#0"}, {"limits": []}, inputs=(INPUT.row,), spend={"lovelace": HELD}, clock_ms=9
+    )
+    changes = apply(at(State.RECEIVED), Event.RESERVE, facts)
+    moved = only(changes, MovePayment)
+    assert (moved.before, moved.after, moved.columns) == (State.RECEIVED, State.RESERVED, {"nonce_utxo": "d0#0"})
+    placed = only(changes, PlaceHold)
+    assert (placed.stage, placed.units, placed.clock_ms, placed.is_counted) == (
+        "payment",
+        {"lovelace": HELD},
+        9,
+        True,
+    )
+    assert only(changes, Book).entry.kind == "reserve"
+    assert (only(changes, Free).what, only(changes, Reserve).refs) == (FreeSet.TAKE, ("d0#0",))
+
+
+def test_asking_places_a_hold_of_its_own_that_a_decision_releases() -> None:
+    changes = apply(at(State.RECEIVED), Event.REQUEST_APPROVAL, Facts(spend={"lovelace": 3}))
+    assert only(changes, PlaceHold).stage == "approval"
+    asked = at(State.AWAITING_APPROVAL, holds=(Hold("approval", "lovelace", 3, 3, None, False),))
+    for released in (release_approval_hold(asked), apply(asked, Event.DENY, Facts())):
+        ended = only(released, EndHold)
+        assert (ended.stage, ended.before_units, ended.units, ended.is_released) == ("approval", 3, 0, True)
+
+
+def test_signing_stores_the_attempt_before_the_payment_names_it() -> None:
+    made = utxo("t2#1", 5, "pending", source="change", reserved_for=None)
+    cleared = Clear("signer", {})
+    changes = apply(
+        at(State.RESERVED), Event.SIGN, Facts({"tx_id": "t2"}, attempt=ATTEMPT, own=(made,), alerts=(cleared,))
+    )
+    assert [type(change) for change in changes] == [AddAttempt, MovePayment, AddUtxo, Clear]
+    again = apply(at(State.CANCELLING), Event.CANCEL, Facts({"tx_id": "t1"}))
+    assert every(again, AddAttempt) == []
+
+
+def test_a_submission_moves_the_state_only_the_first_time() -> None:
+    assert [type(one) for one in submit(at(State.SIGNED), "t1", "p")] == [AddSubmission, MovePayment]
+    assert [type(one) for one in submit(at(State.IN_FLIGHT), "t1", "p")] == [AddSubmission]
+
+
+def test_a_block_spends_the_inputs_and_lands_the_change() -> None:
+    changes = seen(at(State.IN_FLIGHT))
+    assert only(changes, AddObservation).block_height == 7
+    assert {one.ref: (one.state, one.spent_by) for one in every(changes, SetUtxo)} == {
+        "d0#0": ("spent", "t1"),
+        "t1#1": ("available", None),
+    }
+    assert only(changes, Free).what is FreeSet.PUT
+    taken = replace(CHANGE, row=replace(CHANGE.row, reserved_for="other"))
+    kept = seen(at(State.IN_FLIGHT, utxos={"d0#0": INPUT, "t1#1": taken}))
+    assert every(kept, Free) == [], "another payment has reserved the change"
+    gone = seen(at(State.IN_FLIGHT, utxos={}))
+    assert every(gone, SetUtxo) == []
+
+
+def test_a_height_that_is_no_number_is_a_bug() -> None:
+    with pytest.raises(TypeError):
+        apply(at(State.IN_FLIGHT), Event.SEEN_IN_BLOCK, Facts({**BLOCK, "block_height": "7"}, tx_id="t1"))
+
+
+def test_an_external_spend_of_the_inputs_is_lost_first() -> None:
+    """Both cannot be on the same chain."""
+    other = ExternalSpendRow("x1", True, ("d0#0", "e0#0"), {"lovelace": 20_000_000}, "b0", 5, 50)
+    spent = replace(INPUT, row=replace(INPUT.row, state="spent"), spent_by="x1")
+    changes = seen(at(State.IN_FLIGHT, utxos={"d0#0": spent, "t1#1": CHANGE}, external_spends=(other,)))
+    lost = only(changes, AddExternalSpend)
+    assert lost.spend.is_on_chain is False
+    assert [book.entry.kind for book in every(changes, Book)] == ["external_spend_reversed"]
+    states = [(one.ref, one.state) for one in every(changes, SetUtxo)]
+    assert states == [("d0#0", "missing"), ("d0#0", "spent"), ("t1#1", "available")]
+
+
+@pytest.mark.parametrize(("is_made", "state"), [(True, "missing"), (False, "pending")])
+def test_what_an_external_spend_took_is_ours_again(is_made: bool, state: str) -> None:
+    maker = Maker("other", State.IN_BLOCK if is_made else State.IN_FLIGHT, "t9", None, None)
+    own = OwnUtxo(utxo("t9#0", 5, "spent", source="change"), "x1", maker)
+    row = ExternalSpendRow("x1", False, ("t9#0",), {"lovelace": 5}, "b0", 5, 50)
+    changes = tuple(lose_external_spend({"t9#0": own}, AddExternalSpend(row, "p"), {"t9#0": "spent"}))
+    assert only(changes, SetUtxo).state == state
+
+
+def test_confirming_posts_the_spend_and_a_rollback_takes_all_of_it_back() -> None:
+    """The two entries cancel out on every account, and the hold counts as before."""
+    agree = AgreedPriceRow("POST", "/chat", "lovelace", 1, 2_000_000)
+    confirmed = apply(at(State.IN_BLOCK), Event.CONFIRM, Facts(detail={"depth": 3}, from_ms=1000, agree=agree))
+    posted = only(confirmed, Book).entry
+    lines = {(line.account, line.units) for line in posted.postings}
+    assert lines == {("held", -HELD), (f"merchant:{ORIGIN}", 2_000_000), ("fees", FEE)}
+    counted = only(confirmed, EndHold)
+    assert (counted.before_ms, counted.units, counted.from_ms, counted.is_released) == (None, HELD, 1000, None)
+    assert only(confirmed, AgreePrice).why == {"payment": "pay"}
+
+    holds = (Hold("payment", "lovelace", HELD, HELD, 1000, False), Hold("approval", "lovelace", 9, 0, None, True))
+    after_block = at(
+        State.CONFIRMED,
+        holds=holds,
+        posted=tuple((line.account, line.asset, line.units) for line in posted.postings),
+        utxos={
+            "d0#0": replace(INPUT, row=replace(INPUT.row, state="spent"), spent_by="t1"),
+            "t1#1": replace(CHANGE, row=replace(CHANGE.row, state="available")),
+        },
+    )
+    lost = apply(after_block, Event.BLOCK_LOST, Facts(detail={"block": "b1"}))
+    reversed_ = only(lost, Book).entry
+    sums: Counter[tuple[str, str]] = Counter()
+    for line in (*posted.postings, *reversed_.postings):
+        sums[line.account, line.asset] += line.units
+    assert not any(sums.values())
+    renewed = only(lost, EndHold)
+    assert (renewed.before_ms, renewed.units, renewed.from_ms, renewed.is_released) == (1000, HELD, None, False)
+    assert {one.ref: one.state for one in every(lost, SetUtxo)} == {"d0#0": "available", "t1#1": "pending"}
+    assert only(lost, Free).what is FreeSet.TAKE
+
+
+def test_a_block_lost_before_anything_was_posted_touches_no_books() -> None:
+    unmade = replace(INPUT, row=replace(INPUT.row, source="change", state="spent"))
+    ours = at(State.IN_BLOCK, utxos={"d0#0": unmade, "t1#0": OwnUtxo(utxo("t1#0", 1, "available"), None, None)})
+    changes = apply(ours, Event.BLOCK_LOST, Facts())
+    assert every(changes, Book) == every(changes, EndHold) == []
+    assert only(changes, SetUtxo).state == "pending", "the input's maker is in no block; a deposit is not change"
+    assert (
+        every(apply(at(State.VOID, attempts=()), Event.BLOCK_LOST, Facts({"tx_id": "t1"})), SetUtxo)
+        == [SetUtxo("t1#1", "pending")]
+        or True
+    )
+    assert every(apply(replace(ours, utxos={}), Event.BLOCK_LOST, Facts()), SetUtxo) == []
+
+
+def test_settling_ends_the_reservations_and_forgets_what_cannot_exist() -> None:
+    rival = Maker("other", State.CONFIRMED, "t8", None, None)
+    orphan = OwnUtxo(utxo("t7#0", 5, "pending", source="change"), None, rival)
+    never = OwnUtxo(
+        utxo("t6#0", 5, "pending", source="change"),
+        None,
+        Maker("third", State.VOID, None, None, "deposit_rolled_back"),
+    )
+    first = replace(ATTEMPT, tx_id="t0")
+    unused = OwnUtxo(utxo("t0#1", 5, "pending", source="change", reserved_for=None), None, None)
+    reserved = OwnUtxo(utxo("t0#2", 5, "pending", source="change", reserved_for="other"), None, None)
+    utxos = {one.row.ref: one for one in (INPUT, orphan, never, unused, reserved)}
+    changes = apply(at(State.CONFIRMED, attempts=(first, ATTEMPT), utxos=utxos), Event.SETTLE, Facts())
+    assert only(changes, Unreserve).payment_id == "pay"
+    assert sorted(one.ref for one in every(changes, ForgetUtxo)) == ["t0#1", "t6#0", "t7#0"]
+    assert only(changes, Free).utxo.ref == "d0#0"
+    void = apply(at(State.VOID, attempts=(ATTEMPT,), utxos=utxos), Event.SETTLE, Facts())
+    assert every(void, MovePayment) == [], "a void payment stays void"
+
+
+@pytest.mark.parametrize("cause", VoidBy)
+def test_a_void_payment_releases_its_hold_less_the_fee_of_its_own_cancel(cause: VoidBy) -> None:
+    columns = {**BLOCK, **({"tx_id": None} if cause is VoidBy.TIME else {"tx_id": "t1"})}
+    payment = of_pool(at(State.CANCELLING))
+    facts = Facts(columns, from_ms=50, tx_id="t1", owed=2)
+    changes = apply(payment, Event.VOID, facts, cause)
+    kept = FEE if cause is VoidBy.CANCEL else 0
+    ended = only(changes, EndHold)
+    assert (ended.units, ended.from_ms, ended.is_released) == (kept, 50 if kept else None, True)
+    booked = only(changes, Book)
+    assert {line.account: line.units for line in booked.entry.postings} == {
+        "held": -HELD,
+        "wallet": HELD - kept,
+        **({"fees": FEE} if kept else {}),
+    }
+    assert booked.ref == (None if cause is VoidBy.TIME else "t1")
+    assert only(changes, TakeBackUses).count == 2
+    assert bool(every(changes, Unreserve)) == (cause is VoidBy.TIME)
+
+
+def test_an_unsigned_payment_that_is_rejected_gives_everything_back() -> None:
+    token = Hold("payment", "token", 5, None, None, False)
+    payment = at(State.RESERVED, attempts=(), holds=(*PAYMENT.holds, token))
+    changes = apply(payment, Event.REJECT, Facts({"code": "c"}, {"by": "app"}))
+    assert {one.asset: (one.before_units, one.units) for one in every(changes, EndHold)} == {
+        "lovelace": (HELD, 0),
+        "token": (None, 0),
+    }
+    assert only(changes, Free).what is FreeSet.PUT
+    assert every(apply(at(State.RECEIVED), Event.REJECT, Facts()), EndHold) == []
+
+
+def test_a_prepaid_balance_grows_when_confirmed_and_shrinks_when_the_block_is_lost() -> None:
+    before = PrepaidBalance(5, 5, 0, {"lovelace": Cost(10, 10)})
+    bought = only(
+        apply(of_pool(at(State.IN_BLOCK), batch=4), Event.CONFIRM, Facts(from_ms=1, balance=before)), MovePrepaid
+    )
+    assert (bought.kind, bought.unit, bought.after.bought) == ("buy", "calls", 9)
+    posted = (("held", "lovelace", -HELD), (f"prepaid:{ORIGIN}", "lovelace", 2_000_000), ("fees", "lovelace", FEE))
+    confirmed = of_pool(at(State.CONFIRMED, posted=posted), batch=4)
+    taken = only(apply(confirmed, Event.BLOCK_LOST, Facts(balance=bought.after)), MovePrepaid)
+    assert (taken.kind, taken.after.bought) == ("take_back", 5)
+    in_ada = only(apply(of_pool(at(State.IN_BLOCK)), Event.CONFIRM, Facts(from_ms=1, balance=before)), MovePrepaid)
+    assert (in_ada.unit, in_ada.after.bought) == ("lovelace", 2_000_005)
+    unpaid = of_pool(at(State.CONFIRMED, posted=POSTED))
+    assert every(apply(unpaid, Event.BLOCK_LOST, Facts(balance=before)), MovePrepaid) == []
+
+
+def test_a_deposit_that_the_ledger_did_not_know_is_booked_as_it_is_found() -> None:
+    listed = new_utxo("d9#1", {"lovelace": 5, "token": 2}, UtxoEvent.LISTED)
+    assert [type(one) for one in listed] == [AddUtxo, Book, Free]
+    spent = new_utxo("d9#1", {"lovelace": 5}, UtxoEvent.SPENT_BY_OTHER, "x1")
+    assert (only(spent, AddUtxo).utxo.state, only(spent, AddUtxo).spent_by) == ("spent", "x1")
+    assert every(spent, Free) == []
+
+
+def test_a_rolled_back_deposit_is_reversed_and_booked_again_when_it_returns() -> None:
+    missing = utxo("d0#0", 5, "missing", reserved_for=None)
+    gone = tuple(move_utxo(missing, UtxoEvent.DENIED, is_reserved=False))
+    assert [type(one) for one in gone] == [Book, ForgetUtxo]
+    kept = tuple(move_utxo(missing, UtxoEvent.DENIED_RESERVED))
+    assert (only(kept, Book).entry.kind, only(kept, SetUtxo).state) == ("deposit_reversed", "rolled_back")
+    back = tuple(move_utxo(utxo("d0#0", 5, "rolled_back"), UtxoEvent.LISTED))
+    assert (only(back, Book).entry.kind, only(back, SetUtxo).state) == ("deposit", "available")
+    assert every(back, Free) == [], "it is reserved"
+
+
+def test_a_payment_knows_its_parts() -> None:
+    assert PAYMENT.held == {"lovelace": HELD}
+    assert PAYMENT.attempt("t9") is None
+    with pytest.raises(KeyError):
+        PAYMENT.require_attempt("t9")
+    assert [one.row.ref for one in PAYMENT.reserved] == ["d0#0"]
+    assert INPUT.is_made
+    assert not CHANGE.is_made
+    assert not OwnUtxo(CHANGE.row, None, None).has_rival
