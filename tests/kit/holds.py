@@ -57,7 +57,8 @@ def _end(
     is_released: bool | None,
 ) -> None:
     rows = unit.conn.execute(
-        "SELECT stage, asset, units, counted_units, counted_from_ms, released_at_ms FROM holds WHERE payment_id = ?",
+        "SELECT stage, asset, units, counted_units, counted_from_ms, released_at_ms FROM holds "
+        "WHERE payment_id = ?",
         (payment_id,),
     ).fetchall()
     for stage, asset, held, counted_units, counted_from_ms, released_at_ms in rows:
