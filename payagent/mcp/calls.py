@@ -17,14 +17,19 @@ import httpx
 from payagent.client.errors import own_error
 from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport
+from payagent.core.cost_headers import DRY_RUN_HEADER, MAX_COST_HEADER
 from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import AppClient, Payer, paying
-from payagent.mcp.paid_calls import PaidWire
+from payagent.mcp.paid_calls import OUTCOME, PaidWire
+
+ANSWER_AFTER_S = 45.0
+"""How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
 
 BODY_KEPT_BYTES = 16 * 1024 * 1024
+ASKING = "asking the merchant"
 _TELL_EVERY_S = 1.0
 _READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
@@ -35,13 +40,17 @@ Tell = Callable[[float, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result."""
+    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result.
+
+    `outcome` is what came of an MCP call: the server's result, or its `MCPError`.
+    """
 
     status: int
     headers: httpx.Headers
     body: bytes
     refusal: Mapping[str, Any] | None = None
     quote: Mapping[str, Any] | None = None
+    outcome: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ class RunningCall:
     @property
     def state(self) -> str:
         payment = self.payer.payment
-        return "asking the merchant" if payment is None else f"payment {payment['id']}: {payment['state']}"
+        return ASKING if payment is None else f"payment {payment['id']}: {payment['state']}"
 
 
 class Calls:
@@ -151,8 +160,8 @@ class Calls:
 
     async def _send(self, call: Call, payer: Payer) -> CallAnswer:
         paying.set(payer)
-        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
-        options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
+        options = {MAX_COST_HEADER: call.max_cost} if call.max_cost else {}
+        options |= {DRY_RUN_HEADER: "true"} if call.is_quote else {}
         request = self._http.build_request(
             call.method,
             call.url,
@@ -168,6 +177,5 @@ class Calls:
         finally:
             await answer.aclose()
         marks = answer.extensions
-        return CallAnswer(
-            answer.status_code, answer.headers, bytes(body), marks.get(REFUSAL_MARK), marks.get(QUOTE_MARK)
-        )
+        refusal, quote, outcome = (marks.get(mark) for mark in (REFUSAL_MARK, QUOTE_MARK, OUTCOME))
+        return CallAnswer(answer.status_code, answer.headers, bytes(body), refusal, quote, outcome)

@@ -22,15 +22,13 @@ from mcp_types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from payagent.client.errors import PayAgentError, own_error
+from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, read_cost
 from payagent.core.origin import parse_origin
 from payagent.core.version import VERSION
 from payagent.mcp import results
-from payagent.mcp.calls import Call, CallAnswer, Calls, Tell
+from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, Tell
 from payagent.mcp.daemon import AppClient, Payer
 from payagent.mcp.paid_tools import PaidServers
-
-ANSWER_AFTER_S = 45.0
-"""How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
 
 PART_CHARS = 32_768
 """How much of a body one result or one resource has."""
@@ -102,7 +100,7 @@ class AgentTools:
     async def _fetched(self, answer: CallAnswer) -> CallToolResult:
         content_type = answer.headers.get("content-type", "")
         body, encoding = results.readable(answer.body, content_type)
-        payment_id = answer.headers.get("X-Payagent-Payment")
+        payment_id = answer.headers.get(PAYMENT_HEADER)
         is_unserved = payment_id is not None and not 200 <= answer.status < 300
         value = results.Fetched(
             outcome="served" if payment_id is None else "paid_not_served" if is_unserved else "paid_and_served",
@@ -117,8 +115,7 @@ class AgentTools:
         )
         text = f"HTTP {answer.status}, and nothing was paid."
         if payment_id is not None:
-            units, asset = answer.headers["X-Payagent-Cost"].split()
-            value.cost = results.cost(asset, units)
+            value.cost = results.cost(*read_cost(answer.headers[COST_HEADER]))
             text = f"HTTP {answer.status}. It cost {value.cost.text} (payment {payment_id})."
         if is_unserved:
             value.code = "paid_not_served"

@@ -14,8 +14,8 @@ from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
 from payagent.agent.base.config import MerchantConfig
+from payagent.mcp.calls import Calls
 from payagent.mcp.daemon import AppClient
-from payagent.mcp.paid_calls import PaidCalls
 from payagent.mcp.paid_proxy import Proxy
 from payagent.mcp.paid_server import RemoteServer
 from payagent.store.rows import payments
@@ -69,10 +69,12 @@ class Market:
         return Client(StdioServerParameters(command=sys.executable, args=command, env=self.environ))
 
     @asynccontextmanager
-    async def near(self, url: str | None = None, **options: Any) -> AsyncIterator[Client]:
+    async def near(
+        self, url: str | None = None, answer_after_s: float = 45.0, **options: Any
+    ) -> AsyncIterator[Client]:
         """The same in this process, which starts faster."""
         remote = RemoteServer(url or self.url)
-        calls = PaidCalls(remote.url, AppClient(self.api.tokens["payer"], self.environ))
+        calls = Calls(AppClient(self.api.tokens["payer"], self.environ), answer_after_s)
         server = Proxy(remote, calls).server(await remote.connected())
         try:
             async with Client(server, cache=None, **options) as client:
