@@ -23,6 +23,9 @@ from payagent.core.origin import parse_origin
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
 """The keys of `_meta` in a request and in a result."""
 
+_PRICE = "agents-x402/priceUSD"
+"""The key of a tool's `_meta` in which servers tell a price; x402 itself has none."""
+
 SEND, OUTCOME = "payagent_mcp_send", "payagent_mcp_outcome"
 """Keys of `extensions`: how a call is sent (a `Send`), and what came of it (a result, or an `MCPError`)."""
 
@@ -47,6 +50,12 @@ def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tu
     except rfc8785.CanonicalizationError as error:
         raise own_error("bad_request", f"the arguments of {path[:100]} are no RFC 8785 JSON: {error}") from None
     return httpx.URL(server_url).join("/" + quote(path, safe="/:?&=@+,;~")), body
+
+
+def told_price(tool: Json) -> str:
+    """A sentence with the price that a server tells before it is asked; empty if it tells none as a number."""
+    price = (tool.get("_meta") or {}).get(_PRICE)
+    return f"Price, as the server says: {price} USD." if isinstance(price, int | float) else ""
 
 
 class PaidWire(httpx.AsyncHTTPTransport):

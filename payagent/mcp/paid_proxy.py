@@ -25,7 +25,7 @@ from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
 from payagent.mcp.calls import ANSWER_AFTER_S, ASKING, Call, CallAnswer, Calls
 from payagent.mcp.daemon import AppClient
-from payagent.mcp.paid_calls import PAYMENT, SEND, Json, call_request, server_origin
+from payagent.mcp.paid_calls import PAYMENT, SEND, Json, call_request, server_origin, told_price
 from payagent.mcp.paid_server import RemoteServer
 from payagent.mcp.results import Refusal, approve_command, refused
 
@@ -48,9 +48,6 @@ _PAID = {
 
 _COMPLETE = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 """What results have since MCP 2026-07-28. The SDK leaves out what an older agent does not know."""
-
-_PRICE = "agents-x402/priceUSD"
-"""The key of a tool's `_meta` in which servers tell a price; x402 itself has none."""
 
 Context = ServerRequestContext[Any, Any]
 
@@ -114,10 +111,10 @@ class Proxy:
         return buy
 
     async def _bought(self, kind: str, context: Context) -> CallAnswer:
-        """Make a call, and report progress while it is paid. It waits as long as the agent does.
+        """Make a call, and report progress while it is paid.
 
-        A call that a person has to approve is refused after `ANSWER_AFTER_S`. Its payment stays, and the same call
-        again finds it.
+        A call that is not paid and answered after `ANSWER_AFTER_S` ends as an error. It goes on, and the same call
+        gets its answer. A call without a payment waits as long as the agent does.
         """
         params, since_s = context.params or {}, time.monotonic()
 
@@ -136,10 +133,16 @@ class Proxy:
             answer, payer = await self.calls.run(call, tell)
             if answer is not None:
                 return answer
-            payment = payer.payment
-            if payment is not None and payment["state"] == State.AWAITING_APPROVAL:
-                detail = f"a person decides by {approve_command(payment['id'])}"
-                raise own_error("awaiting_approval", detail, payment=payment["id"])
+            if payer.payment is not None:
+                raise _unfinished(payer.payment)
+
+
+def _unfinished(payment: Mapping[str, Any]) -> PayAgentError:
+    payment_id, state = payment["id"], payment["state"]
+    if state == State.AWAITING_APPROVAL:
+        detail = f"a person decides by {approve_command(payment_id)}"
+        return own_error("awaiting_approval", detail, payment=payment_id)
+    return own_error("not_served_yet", f"{payment_id} is {state}, and there is no answer yet", payment=payment_id)
 
 
 def _params_with(context: Context, meta: Mapping[str, Any]) -> Json:
@@ -151,10 +154,8 @@ def _params_with(context: Context, meta: Mapping[str, Any]) -> Json:
 
 
 def _priced(tool: Json) -> Json:
-    price = (tool.get("_meta") or {}).get(_PRICE)
-    if price is None:
-        return tool
-    return {**tool, "description": f"{tool.get('description') or ''}\nPrice, as the server says: {price} USD."}
+    price = told_price(tool)
+    return {**tool, "description": f"{tool.get('description') or ''}\n{price}"} if price else tool
 
 
 async def serve_proxy(url: str, daemon: AppClient) -> None:
