@@ -58,21 +58,26 @@ class AgentShop:
         self.token_file = write_private(at.folder / "agent.token", self.token + "\n")
         self.environ = {"PAYAGENT_URL": str(at.folder / "s")}
         self.url = f"{at.devnet.merchant_url}/chat"
+        self.command = [sys.executable, "-m", "payagent", "mcp", "--token-file", str(self.token_file)]
 
     @asynccontextmanager
     async def stdio(self, **options: Any) -> AsyncIterator[Client]:
         """The official client of `payagent mcp` on stdio."""
-        server = StdioServerParameters(
-            command=sys.executable,
-            args=["-m", "payagent", "mcp", "--token-file", str(self.token_file)],
-            env=clean_environ() | self.environ,
-        )
+        command, *arguments = self.command
+        server = StdioServerParameters(command=command, args=arguments, env=clean_environ() | self.environ)
         async with Client(server, **options) as client:
             yield client
 
     @asynccontextmanager
     async def http(self, **options: Any) -> AsyncIterator[Client]:
         """The official client of `payagent mcp --listen`."""
+        with self.listening() as url:
+            async with Client(url, **options) as client:
+                yield client
+
+    @contextmanager
+    def listening(self) -> Iterator[str]:
+        """The URL of a `payagent mcp --listen`."""
         process = spawn(
             *("mcp", "--listen", "127.0.0.1:0", "--token-file", self.token_file, "--json"),
             environ=self.environ,
@@ -80,8 +85,7 @@ class AgentShop:
         )
         try:
             assert process.stdout is not None
-            async with Client(json.loads(process.stdout.readline())["mcp"], **options) as client:
-                yield client
+            yield json.loads(process.stdout.readline())["mcp"]
         finally:
             process.terminate()
             process.communicate(timeout=20)
