@@ -4,15 +4,18 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.cli import clean_environ, spawn, until
 from kit.mcp import BINARY, LONG, AgentShop, data, text
 from kit.pages import blocks
 from mcp import Client, StdioServerParameters
+from mcp.shared.exceptions import MCPError
 
 pytestmark = pytest.mark.usefixtures("usual_terms")
 
@@ -109,25 +112,83 @@ async def test_two_identical_calls_at_once_are_one_purchase(shop: AgentShop) -> 
     assert len(shop.payments()) == before + 1
 
 
-async def test_a_cancelled_call_loses_nothing(shop: AgentShop) -> None:
-    before = len(shop.payments())
-    progress: list[str] = []
+async def a_paid_call_that_waits(client: Client, ask: dict[str, Any]) -> asyncio.Task[Any]:
+    """A `fetch` whose progress has named its payment."""
     waits = asyncio.Event()
 
     async def note(_passed: float, _total: float | None, message: str | None) -> None:
-        progress.append(message or "")
-        if "pay_" in progress[-1]:
+        if "pay_" in (message or ""):
             waits.set()
 
-    async with shop.stdio() as client:
-        shop.at.settings(confirmations=3)
-        call = asyncio.create_task(client.call_tool("fetch", shop.ask("cancelled"), progress_callback=note))
-        await asyncio.wait_for(waits.wait(), 60)
+    call = asyncio.create_task(client.call_tool("fetch", ask, progress_callback=note))
+    await asyncio.wait_for(waits.wait(), 60)
+    return call
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+@pytest.mark.parametrize("way", ["stdio", "http"])
+async def test_a_cancelled_call_loses_nothing(shop: AgentShop, way: str, mode: str) -> None:
+    before, ask = len(shop.payments()), shop.ask(f"cancelled by {way} {mode}")
+    async with getattr(shop, way)(mode=mode) as client:
+        shop.at.settings(confirmations=2)
+        call = await a_paid_call_that_waits(client, ask)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        again = await client.call_tool("fetch", shop.ask("cancelled", reason="the same purchase"))
+        again = await client.call_tool("fetch", ask | {"reason": "the same purchase"})
     assert data(again)["outcome"] == "paid_and_served", text(again)
     assert len(shop.payments()) == before + 1
+
+
+async def test_a_server_killed_during_a_call_loses_nothing(shop: AgentShop, tmp_path: Path) -> None:
+    before, sold, ask = len(shop.payments()), len(shop.sold()["payments"]), shop.ask("killed")
+    pid = tmp_path / "pid"
+    script = f'echo $$ > {pid}; exec "$0" "$@"'
+    server = StdioServerParameters(
+        command="sh", args=["-c", script, *shop.command], env=clean_environ() | shop.environ
+    )
+    async with Client(server) as client:
+        shop.at.settings(confirmations=3)
+        call = await a_paid_call_that_waits(client, ask)
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        (ended,) = await asyncio.gather(call, return_exceptions=True)
+    assert isinstance(ended, MCPError)
+    async with shop.here() as client:
+        again = data(await client.call_tool("fetch", ask))
+    assert again["outcome"] == "paid_and_served"
+    assert (len(shop.payments()), len(shop.sold()["payments"])) == (before + 1, sold + 1)
+
+
+async def test_a_merchant_that_takes_the_money_and_fails_is_told_and_paid_once(shop: AgentShop) -> None:
+    before, sold = len(shop.payments()), len(shop.sold()["payments"])
+    ask = shop.ask("breaks") | {"url": f"{shop.raw_url}/chat"}
+    async with shop.here() as client:
+        failed = await client.call_tool("fetch", ask)
+        got = data(failed)
+        assert (failed.is_error, got["outcome"], got["code"]) == (True, "paid_not_served", "paid_not_served")
+        assert (got["status"], got["body"]) == (422, "the model is gone")
+        assert "The payment stands" in text(failed)
+        assert int(got["cost"]["units"]) > 2_000_000
+        again = data(await client.call_tool("fetch", ask))
+    assert (again["outcome"], again["payment_id"]) == ("paid_and_served", got["payment_id"])
+    assert (len(shop.payments()), len(shop.sold()["payments"])) == (before + 1, sold + 1)
+
+
+async def test_a_quote_uses_no_prepaid_balance(shop: AgentShop) -> None:
+    shop.at.settings(batch=2)
+    at = {"url": f"{shop.raw_url}/chat"}
+    async with shop.here() as client:
+        bought = await client.call_tool("fetch", shop.ask("a batch") | at)
+        assert data(bought)["outcome"] == "paid_and_served", text(bought)
+        before, payments = shop.sold(), len(shop.payments())
+        for message in ("a batch", "another"):
+            quoted = data(await client.call_tool("quote", shop.ask(message) | at))
+            assert (quoted["allowed"], quoted["is_prepaid"], quoted["executed"]) == (True, True, False)
+        after = shop.sold()
+        assert (after["balances"], after["served_prepaid"]) == (before["balances"], before["served_prepaid"])
+        served = data(await client.call_tool("fetch", shop.ask("another") | at))
+    assert (served["outcome"], served["payment_id"]) == ("served", None)
+    assert len(shop.payments()) == payments
+    assert shop.sold()["served_prepaid"] == before["served_prepaid"] + 1
 
 
 async def test_an_agent_that_starts_anew_gets_the_answer_it_paid_for(shop: AgentShop) -> None:
