@@ -59,13 +59,11 @@ class Call:
 
     @classmethod
     def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
-        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
+        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`."""
         for name in headers:
             if name.lower() in _OWN or name.lower().startswith("x-payagent"):
                 raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
         try:
-            if more["max_cost"]:
-                parse_bound(more["max_cost"])
             defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
             return cls(
                 httpx.URL(url).copy_with(fragment=None),
@@ -74,8 +72,6 @@ class Call:
                 body.encode(),
                 **more,
             )
-        except Refused as refused:
-            raise own_error(refused.name, refused.detail) from None
         except (httpx.InvalidURL, ValueError) as error:
             raise own_error("bad_request", str(error)) from None
 
@@ -149,9 +145,19 @@ class Calls:
         if failed or running.payer.payment is None:
             self._running.pop(key, None)
 
+    async def _bound(self, max_cost: str) -> str:
+        """The same amount in units, for the transport, which knows no token by its name."""
+        named = (await self._daemon.get("/v1/limits"))["tokens"]
+        tokens = {token["name"]: (token["asset"], token["decimals"]) for token in named}
+        try:
+            units, asset = parse_bound(max_cost, tokens)
+        except Refused as refused:
+            raise own_error(refused.name, refused.detail) from None
+        return f"{units} {asset or 'units'}"
+
     async def _send(self, call: Call, payer: Payer) -> CallAnswer:
         paying.set(payer)
-        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
+        options = {"X-Payagent-Max-Cost": await self._bound(call.max_cost)} if call.max_cost else {}
         options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
         request = self._http.build_request(
             call.method,

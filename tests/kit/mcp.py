@@ -1,8 +1,9 @@
 """Agents: a shop with an app of its own, and the official client over stdio, over HTTP and in this process."""
 
+import base64
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -27,12 +28,14 @@ class RawMerchant(ThreadingHTTPServer):
     """A merchant with a long text, bytes, and hostile documents.
 
     Its calls are those of the merchant `behind`, but a paid request with "breaks" in its body fails at first.
+    `offers` are more pages, by path: 402s in x402's form.
     """
 
     def __init__(self, behind: str) -> None:
         super().__init__(("127.0.0.1", 0), _Raw)
         self.behind = httpx.Client(base_url=behind, verify=NO_TLS, trust_env=False)
         self.failed: set[bytes] = set()
+        self.offers: dict[str, dict[str, Any]] = {}
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -40,6 +43,14 @@ class _Raw(BaseHTTPRequestHandler):
     server: RawMerchant
 
     def do_GET(self) -> None:
+        if self.path in self.server.offers:
+            required = base64.b64encode(json.dumps(self.server.offers[self.path]).encode()).decode()
+            self._answer(402, b"{}", {"PAYMENT-REQUIRED": required})
+            return
+        if self.path == "/.well-known/x402" and self.server.offers:
+            listed = [self.server.url + path for path in self.server.offers]
+            self._answer(200, json.dumps({"version": 1, "resources": [*listed, "http://127.0.0.1:9/"]}).encode())
+            return
         if self.path.startswith("/payments/"):
             self._pass_on(b"")
             return
@@ -58,8 +69,10 @@ class _Raw(BaseHTTPRequestHandler):
         answer = self.server.behind.request(self.command, self.path, headers=headers, content=body)
         self._answer(answer.status_code, answer.content)
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
+        for header in headers.items():
+            self.send_header(*header)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         with suppress(OSError):  # a client may stop reading
@@ -82,8 +95,8 @@ class AgentShop:
 
     def __init__(self, at: Shop, raw: RawMerchant) -> None:
         self.at = at
-        self.raw_url = raw_url = raw.url
-        assert at.payagent("merchants", "add", "raw", "--origin", raw_url).code == 0
+        self.raw, self.raw_url = raw, raw.url
+        assert at.payagent("merchants", "add", "raw", "--origin", raw.url).code == 0
         added = at.payagent("app", "add", "agent", "--per-day", "50 ADA")
         assert added.code == 0, added.err
         self.token = plant("the agent's token", added.json["token"])

@@ -25,4 +25,4 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShop]:
 
 @pytest.fixture
 def usual_terms(shop: AgentShop) -> None:
-    shop.at.settings(price="2000000", splits=[], batch=1, confirmations=0)
+    shop.at.settings(price="2000000", asset="lovelace", splits=[], batch=1, confirmations=0)

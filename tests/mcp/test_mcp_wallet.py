@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.cli import clean_environ, spawn, until
+from kit.canaries import plant
+from kit.cli import TOKEN, clean_environ, spawn, until
 from kit.mcp import BINARY, LONG, AgentShop, data, text
 from kit.pages import blocks
 from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
+from x402.extensions.bazaar import declare_discovery_extension
+
+from payagent.mcp.daemon import AppClient
 
 pytestmark = pytest.mark.usefixtures("usual_terms")
 
@@ -99,6 +103,25 @@ async def test_refusals_say_what_happened_to_the_money_and_what_to_do(shop: Agen
         unknown = await client.call_tool("payment", {"id": "pay_../../x"})
         assert (unknown.is_error, data(unknown)["code"]) == (True, "not_found")
     assert {row["state"] for row in shop.payments()[: len(shop.payments()) - before]} <= {"rejected"}
+
+
+async def test_a_bound_is_written_as_amounts_are_elsewhere(shop: AgentShop) -> None:
+    shop.at.settings(price="100", asset=TOKEN)
+    async with shop.here() as client:
+        for most, code in (
+            ("99 COIN", "limit_exceeded"),
+            (f"99 {TOKEN}", "limit_exceeded"),
+            ("5 GOLD", "amount_invalid"),
+        ):
+            got = data(await client.call_tool("fetch", shop.ask("by its name", max_cost=most)))
+            assert (got["outcome"], got["code"]) == ("refused", code), most
+        within = await client.call_tool("quote", shop.ask("by its name", max_cost="100 COIN"))
+    assert data(within)["code"] == "not_enough_funds", text(within)
+    added = shop.at.payagent("app", "add", "ada-only", "--asset", "ADA").json
+    for token, names in ((shop.token, ["COIN"]), (plant("a token of ADA only", added["token"]), [])):
+        app = AppClient(token, shop.environ)
+        assert [one["name"] for one in (await app.get("/v1/limits"))["tokens"]] == names
+        await app.aclose()
 
 
 async def test_two_identical_calls_at_once_are_one_purchase(shop: AgentShop) -> None:
@@ -250,6 +273,36 @@ async def test_what_a_merchant_publishes_is_cut_and_marked_as_untrusted(shop: Ag
         assert all(one.isprintable() and len(one) <= 8_192 for one in documents.values())
         elsewhere = await client.call_tool("discover", {"origin": "http://127.0.0.1:9"})
         assert data(elsewhere)["code"] == "merchant_not_allowed"
+
+
+async def test_a_merchant_that_describes_its_calls_is_read(shop: AgentShop) -> None:
+    """The descriptions are those that the official SDK's servers write."""
+    weather = {
+        "x402Version": 2,
+        "resource": {"url": f"{shop.raw_url}/weather", "description": "The weather\x1b[2J of a city"},
+        "accepts": [],
+        "extensions": declare_discovery_extension(
+            input={"city": "Oslo", "days": 1.5}, input_schema={"properties": {"city": {"type": "string"}}}
+        ),
+    }
+    tool = {
+        "x402Version": 2,
+        "accepts": [],
+        "extensions": {"bazaar": {"info": {"input": {"type": "mcp", "toolName": "report", "inputSchema": {}}}}},
+    }
+    shop.raw.offers = {"/weather": weather, "/tool": tool, "/odd": {"extensions": {"bazaar": ["?"]}}, "/": weather}
+    try:
+        async with shop.here() as client:
+            offers = data(await client.call_tool("discover", {"origin": shop.raw_url}))
+    finally:
+        shop.raw.offers = {}
+    start, listed, report, _ = calls = offers["calls"]
+    assert start == listed == calls[3]
+    assert (listed["url"], listed["type"], report["tool"]) == (f"{shop.raw_url}/weather", "http", "report")
+    assert listed["description"] == "The weather [2J of a city"
+    assert json.loads(listed["input"])["queryParams"]["city"] == "Oslo"
+    assert report["url"] == f"{shop.raw_url}/tool"
+    assert "Oslo" in offers["documents"][2]["text"]
 
 
 async def test_the_ledger_is_a_resource_and_the_spend_report_a_prompt(shop: AgentShop) -> None:
