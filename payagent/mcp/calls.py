@@ -29,9 +29,6 @@ _TELL_EVERY_S = 1.0
 _READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
 
-Tell = Callable[[float, str], Awaitable[None]]
-"""Tells the agent the seconds that passed, and what is waited for."""
-
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
@@ -96,6 +93,10 @@ class RunningCall:
         return "asking the merchant" if payment is None else f"payment {payment['id']}: {payment['state']}"
 
 
+Tell = Callable[[float, RunningCall], Awaitable[bool]]
+"""Tells the agent the seconds that passed and what is waited for. Returns whether to stop waiting."""
+
+
 class Calls:
     """All requests of this process. A call waits `answer_after_s` for its answer."""
 
@@ -122,9 +123,8 @@ class Calls:
         since_s = time.monotonic()
         while not (await asyncio.wait({running.task}, timeout=_TELL_EVERY_S))[0]:
             passed_s = time.monotonic() - since_s
-            if passed_s >= self._answer_after_s:
+            if passed_s >= self._answer_after_s or await tell(passed_s, running):
                 return None, running.payer
-            await tell(passed_s, running.state)
         self._running.pop(key, None)
         return running.task.result(), running.payer
 

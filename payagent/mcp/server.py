@@ -18,13 +18,14 @@ import httpx
 import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp_types import CallToolResult, ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field
 
 from payagent.client.errors import PayAgentError, own_error
 from payagent.core.origin import parse_origin
 from payagent.core.version import VERSION
 from payagent.mcp import results
+from payagent.mcp.approvals import UrlOf, Waiting, approval_url
 from payagent.mcp.calls import Call, CallAnswer, Calls, Tell
 from payagent.mcp.daemon import AppClient, Payer
 from payagent.mcp.discovery import discover as read_offers
@@ -66,8 +67,9 @@ Why = Annotated[str, Field(max_length=300, description="Why you buy this, in one
 class AgentTools:
     """The tools' work. `bodies` keeps the newest bodies that did not fit into a result."""
 
-    def __init__(self, daemon: AppClient, answer_after_s: float) -> None:
+    def __init__(self, daemon: AppClient, answer_after_s: float, url_of: UrlOf) -> None:
         self.daemon = daemon
+        self.url_of = url_of
         self.calls = Calls(daemon, answer_after_s)
         self.servers = PaidServers(self.calls)
         self.bodies: OrderedDict[str, str] = OrderedDict()
@@ -90,8 +92,8 @@ class AgentTools:
         payment = payer.payment or {"id": None, "state": "asking the merchant"}
         if payment["state"] == "awaiting_approval":
             value = results.Fetched(outcome="awaiting_approval", payment_id=payment["id"])
-            command = results.approve_command(payment["id"])
-            text = f"A person must decide on {payment['id']}: {command}. Then repeat this call unchanged."
+            text = f"A person must decide on {payment['id']}: {self.decide_at(payment['id'])}. "
+            text += "Then repeat this call unchanged."
         else:
             value = results.Fetched(outcome="pending", payment_id=payment["id"])
             text = "Not finished yet, and nothing is lost. Repeat this call unchanged to get the answer."
@@ -124,6 +126,14 @@ class AgentTools:
             value.money = "The payment stands. The same call presents its proof again and pays nothing more."
             text = f"paid_not_served: {text} {value.money} Repeat this call unchanged later."
         return results.result(value, text, is_error=is_unserved)
+
+    def decide_at(self, payment_id: str) -> str:
+        """Where a person decides on a payment: a page, or a command."""
+        return self.url_of(payment_id) or f"payagent payments approve {payment_id}"
+
+    def paid(self, row: Mapping[str, Any]) -> results.Paid:
+        is_open = row["state"] == "awaiting_approval"
+        return results.paid(row, self.decide_at(row["id"]) if is_open else None)
 
     def _keep(self, body: str) -> str | None:
         """Keep a body that is too long for a result. Returns the resource with its next part."""
@@ -181,7 +191,7 @@ class AgentTools:
         for row in (await self.daemon.get("/v1/merchants"))["merchants"] if merchant else ():
             origin = row["origin"] if row["name"] == merchant else origin
         page = await self.daemon.get("/v1/payments", limit=limit, since=since or None, origin=origin or None)
-        return results.PaidList(payments=[results.paid(row) for row in page["payments"]])
+        return results.PaidList(payments=[self.paid(row) for row in page["payments"]])
 
     async def merchants(self) -> results.Payees:
         rows = (await self.daemon.get("/v1/merchants"))["merchants"]
@@ -210,12 +220,14 @@ def _payee(row: Mapping[str, Any]) -> results.Payee:
 
 
 @asynccontextmanager
-async def open_server(daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S) -> AsyncIterator[MCPServer]:
+async def open_server(
+    daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S, url_of: UrlOf = approval_url
+) -> AsyncIterator[MCPServer]:
     """Yield the server with all its tools, resources and its prompt. It closes the daemon's client at the end."""
     server = MCPServer(
         "payagent", title="payagent", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING"
     )
-    wallet = AgentTools(daemon, answer_after_s)
+    wallet = AgentTools(daemon, answer_after_s, url_of)
     _add_paying_tools(server, wallet)
     _add_paid_server_tools(server, wallet)
     _add_reading_tools(server, wallet)
@@ -237,19 +249,21 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         body: Body = "",
         max_cost: MaxCost = "",
         reason: Why = "",
-    ) -> Annotated[CallToolResult, results.Fetched]:
+    ) -> Annotated[CallToolResult, results.Fetched] | InputRequiredResult:
         """Send an HTTP request to a merchant, and pay if it answers 402.
 
         A repeated call with the same URL, method and body is the same purchase until it was served; it never pays
         twice. After `pending` or `awaiting_approval`, repeat the call unchanged. Redirects are not followed.
         A body over 32,768 characters is cut: `rest` names the resource with the next part.
         """
-        return await _guarded(
-            results.Fetched,
-            lambda: wallet.fetch(
-                Call.read(url, method, headers, body, max_cost=max_cost, reason=reason), _tell(ctx)
-            ),
-        )
+        async with Waiting(ctx, wallet.url_of) as waiting:
+            result = await _guarded(
+                results.Fetched,
+                lambda: wallet.fetch(
+                    Call.read(url, method, headers, body, max_cost=max_cost, reason=reason), waiting.tell
+                ),
+            )
+        return waiting.request or result
 
     @server.tool(annotations=_CALLS)
     async def quote(
@@ -268,7 +282,8 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         return await _guarded(
             results.Quoted,
             lambda: wallet.quote(
-                Call.read(url, method, headers, body, max_cost=max_cost, is_quote=True), _tell(ctx)
+                Call.read(url, method, headers, body, max_cost=max_cost, is_quote=True),
+                Waiting(ctx, wallet.url_of).tell,
             ),
         )
 
@@ -292,19 +307,21 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
         arguments: dict[str, Any] = {},  # noqa: B006  never changed
         max_cost: MaxCost = "",
         reason: Why = "",
-    ) -> Annotated[CallToolResult, results.Fetched]:
+    ) -> Annotated[CallToolResult, results.Fetched] | InputRequiredResult:
         """Call a tool of a merchant's MCP server, and pay if it asks for x402 payment. `body` is its result.
 
         A repeated call with the same tool and arguments is the same purchase until it was served; it never pays
         twice. After `pending` or `awaiting_approval`, repeat the call unchanged.
         """
 
-        async def work() -> CallToolResult:
-            return await wallet.fetch(
-                await wallet.servers.call(server, tool, arguments, max_cost, reason), _tell(ctx)
-            )
+        async with Waiting(ctx, wallet.url_of) as waiting:
 
-        return await _guarded(results.Fetched, work)
+            async def work() -> CallToolResult:
+                call = await wallet.servers.call(server, tool, arguments, max_cost, reason)
+                return await wallet.fetch(call, waiting.tell)
+
+            result = await _guarded(results.Fetched, work)
+        return waiting.request or result
 
 
 def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
@@ -340,7 +357,7 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
         async def work() -> CallToolResult:
             if not id.isalnum() and not id.replace("_", "").isalnum():
                 raise own_error("not_found", "there is no payment with this id")
-            one = results.paid(await wallet.daemon.get(f"/v1/payments/{id}"))
+            one = wallet.paid(await wallet.daemon.get(f"/v1/payments/{id}"))
             return results.result(one, f"{one.payment_id} is {one.state}, delivery {one.delivery}.")
 
         return await _guarded(results.Paid, work)
@@ -413,13 +430,6 @@ async def _guarded(kind: type[results.Refusal], work: Callable[[], Any]) -> Call
     except httpx.HTTPError as error:
         return results.refused(kind, own_error("merchant_unreachable", type(error).__name__))
     return answer
-
-
-def _tell(ctx: Context) -> Tell:
-    async def tell(passed_s: float, message: str) -> None:
-        await ctx.report_progress(passed_s, message=message)
-
-    return tell
 
 
 def serve_stdio(daemon: AppClient) -> None:

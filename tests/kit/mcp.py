@@ -16,6 +16,7 @@ from mcp_types import CallToolResult
 from kit.canaries import plant
 from kit.cli import Shop, clean_environ, spawn, write_private
 from kit.http import NO_TLS
+from payagent.mcp.approvals import UrlOf, approval_url
 from payagent.mcp.daemon import AppClient
 from payagent.mcp.server import open_server
 
@@ -136,11 +137,13 @@ class AgentShop:
             process.communicate(timeout=20)
 
     @asynccontextmanager
-    async def here(self, answer_after_s: float = 45.0) -> AsyncIterator[Client]:
-        """The server in this process, with another patience."""
+    async def here(
+        self, answer_after_s: float = 45.0, url_of: UrlOf = approval_url, **options: Any
+    ) -> AsyncIterator[Client]:
+        """The server in this process, with another patience and another page for approvals."""
         async with (
-            open_server(AppClient(self.token, self.environ), answer_after_s) as server,
-            Client(server) as client,
+            open_server(AppClient(self.token, self.environ), answer_after_s, url_of) as server,
+            Client(server, **options) as client,
         ):
             yield client
 

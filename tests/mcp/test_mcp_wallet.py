@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from kit.canaries import plant
@@ -17,6 +17,7 @@ from kit.mcp import BINARY, LONG, AgentShop, data, text
 from kit.pages import blocks
 from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
+from mcp_types import ElicitRequestParams, ElicitRequestURLParams, ElicitResult
 from x402.extensions.bazaar import declare_discovery_extension
 
 from payagent.mcp.daemon import AppClient
@@ -148,8 +149,7 @@ async def a_paid_call_that_waits(client: Client, ask: dict[str, Any]) -> asyncio
     return call
 
 
-@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
-@pytest.mark.parametrize("way", ["stdio", "http"])
+@pytest.mark.parametrize(("way", "mode"), [("stdio", "legacy"), ("http", "2026-07-28")])
 async def test_a_cancelled_call_loses_nothing(shop: AgentShop, way: str, mode: str) -> None:
     before, ask = len(shop.payments()), shop.ask(f"cancelled by {way} {mode}")
     async with getattr(shop, way)(mode=mode) as client:
@@ -247,6 +247,51 @@ async def test_a_person_decides_and_the_same_call_then_gets_its_answer(shop: Age
                 break
     assert (served["outcome"], served["payment_id"]) == ("paid_and_served", got["payment_id"])
     assert len(shop.payments()) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [("legacy", "accept"), ("legacy", None), ("2026-07-28", "accept"), ("2026-07-28", "decline")],
+)
+async def test_what_the_client_answers_about_an_approval_decides_nothing(
+    shop: AgentShop, mode: str, action: Literal["accept", "decline"] | None
+) -> None:
+    """None: it never answers."""
+    shop.at.settings(price="6000000")
+    asked: list[ElicitRequestParams] = []
+
+    async def answer(_context: object, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params)
+        if action is None:
+            await asyncio.Event().wait()
+        return ElicitResult(action=action or "cancel")
+
+    def page(payment_id: str) -> str:
+        return f"http://payagent.localhost:8402/ui/payments/{payment_id}"
+
+    async with shop.here(answer_after_s=3, url_of=page, mode=mode, elicitation_callback=answer) as client:
+        waits = await client.call_tool("fetch", shop.ask(f"{action} by {mode}"))
+    payment_id = data(waits)["payment_id"]
+    (request,) = asked
+    assert isinstance(request, ElicitRequestURLParams)
+    assert (request.mode, request.url) == ("url", page(payment_id))
+    assert request.message == f"Payment {payment_id} waits for your decision."
+    assert (data(waits)["outcome"], waits.is_error) == ("awaiting_approval", False)
+    assert page(payment_id) in text(waits)
+    assert shop.payments()[0]["state"] == "awaiting_approval"
+    assert shop.at.payagent("payments", "deny", payment_id).code == 0
+
+
+async def test_a_client_without_url_mode_is_told_the_page_in_the_result(shop: AgentShop) -> None:
+    shop.at.settings(price="6000000")
+    async with shop.here(answer_after_s=1, url_of=lambda payment_id: f"http://page/{payment_id}") as client:
+        waits = await client.call_tool("fetch", shop.ask("no page"))
+        shown = data(await client.call_tool("payment", {"id": data(waits)["payment_id"]}))
+    page = f"http://page/{data(waits)['payment_id']}"
+    assert data(waits)["outcome"] == "awaiting_approval"
+    assert page in text(waits)
+    assert shown["awaiting"] == page
+    assert shop.at.payagent("payments", "deny", data(waits)["payment_id"]).code == 0
 
 
 async def test_a_long_body_is_cut_and_its_rest_is_a_resource(shop: AgentShop) -> None:
