@@ -29,13 +29,9 @@ ANSWER_AFTER_S = 45.0
 """How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
 
 BODY_KEPT_BYTES = 16 * 1024 * 1024
-ASKING = "asking the merchant"
 _TELL_EVERY_S = 1.0
 _READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
-
-Tell = Callable[[float, str], Awaitable[None]]
-"""Tells the agent the seconds that passed, and what is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +64,11 @@ class Call:
 
     @classmethod
     def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
-        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
+        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`."""
         for name in headers:
             if name.lower() in _OWN or name.lower().startswith("x-payagent"):
                 raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
         try:
-            if more["max_cost"]:
-                parse_bound(more["max_cost"])
             defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
             return cls(
                 httpx.URL(url).copy_with(fragment=None),
@@ -83,8 +77,6 @@ class Call:
                 body.encode(),
                 **more,
             )
-        except Refused as refused:
-            raise own_error(refused.name, refused.detail) from None
         except (httpx.InvalidURL, ValueError) as error:
             raise own_error("bad_request", str(error)) from None
 
@@ -106,7 +98,11 @@ class RunningCall:
     @property
     def state(self) -> str:
         payment = self.payer.payment
-        return ASKING if payment is None else f"payment {payment['id']}: {payment['state']}"
+        return "asking the merchant" if payment is None else f"payment {payment['id']}: {payment['state']}"
+
+
+Tell = Callable[[float, RunningCall], Awaitable[bool]]
+"""Tells the agent the seconds that passed and what is waited for. Returns whether to stop waiting."""
 
 
 class Calls:
@@ -135,9 +131,8 @@ class Calls:
         since_s = time.monotonic()
         while not (await asyncio.wait({running.task}, timeout=_TELL_EVERY_S))[0]:
             passed_s = time.monotonic() - since_s
-            if passed_s >= self._answer_after_s:
+            if passed_s >= self._answer_after_s or await tell(passed_s, running):
                 return None, running.payer
-            await tell(passed_s, running.state)
         self._running.pop(key, None)
         return running.task.result(), running.payer
 
@@ -158,9 +153,19 @@ class Calls:
         if failed or running.payer.payment is None:
             self._running.pop(key, None)
 
+    async def _bound(self, max_cost: str) -> str:
+        """The same amount in units, for the transport, which knows no token by its name."""
+        named = (await self._daemon.get("/v1/limits"))["tokens"]
+        tokens = {token["name"]: (token["asset"], token["decimals"]) for token in named}
+        try:
+            units, asset = parse_bound(max_cost, tokens)
+        except Refused as refused:
+            raise own_error(refused.name, refused.detail) from None
+        return f"{units} {asset or 'units'}"
+
     async def _send(self, call: Call, payer: Payer) -> CallAnswer:
         paying.set(payer)
-        options = {MAX_COST_HEADER: call.max_cost} if call.max_cost else {}
+        options = {MAX_COST_HEADER: await self._bound(call.max_cost)} if call.max_cost else {}
         options |= {DRY_RUN_HEADER: "true"} if call.is_quote else {}
         request = self._http.build_request(
             call.method,

@@ -23,11 +23,11 @@ from payagent.core.origin import MCP
 from payagent.core.payment import State
 from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
-from payagent.mcp.calls import ANSWER_AFTER_S, ASKING, Call, CallAnswer, Calls
+from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, RunningCall
 from payagent.mcp.daemon import AppClient
 from payagent.mcp.paid_calls import PAYMENT, SEND, Json, call_request, server_origin, told_price
 from payagent.mcp.paid_server import RemoteServer
-from payagent.mcp.results import Refusal, approve_command, refused
+from payagent.mcp.results import Refusal, refused
 
 _OWN_META = "payagent/payment"
 _PAID_HEADERS = {"payment": PAYMENT_HEADER, "cost": COST_HEADER, "state": STATE_HEADER}
@@ -80,8 +80,12 @@ class Proxy:
         return local
 
     async def _forward(self, context: Context, _params: AnyParams) -> Json:
+        params = _params_with(context, {})
         try:
-            result = await self.remote.request(context.method, _params_with(context, {}))
+            try:
+                result = await self.remote.request(context.method, params)
+            except httpx.TransportError:  # a list may be asked for twice
+                result = await self.remote.request(context.method, params)
         except httpx.TransportError as error:
             raise MCPError(CONNECTION_CLOSED, str(error)) from None
         if "tools" in result:
@@ -122,9 +126,10 @@ class Proxy:
             on_progress = context.session.report_progress
             return await self.remote.request(context.method, _params_with(context, meta), on_progress)
 
-        async def tell(_passed_s: float, message: str) -> None:
-            if message != ASKING:  # until it is paid, the server's own progress is shown
-                await context.session.report_progress(time.monotonic() - since_s, None, message)
+        async def tell(_passed_s: float, running: RunningCall) -> bool:
+            if running.payer.payment is not None:  # until then, the server's own progress is shown
+                await context.session.report_progress(time.monotonic() - since_s, None, running.state)
+            return False
 
         path, arguments = f"{kind}/{params[_PAID[kind][1]]}", params.get("arguments") or {}
         url, body = call_request(self.remote.url, path, arguments)
@@ -140,7 +145,7 @@ class Proxy:
 def _unfinished(payment: Mapping[str, Any]) -> PayAgentError:
     payment_id, state = payment["id"], payment["state"]
     if state == State.AWAITING_APPROVAL:
-        detail = f"a person decides by {approve_command(payment_id)}"
+        detail = f"a person decides: payagent payments approve {payment_id}"
         return own_error("awaiting_approval", detail, payment=payment_id)
     return own_error("not_served_yet", f"{payment_id} is {state}, and there is no answer yet", payment=payment_id)
 
