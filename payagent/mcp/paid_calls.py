@@ -18,6 +18,7 @@ import rfc8785
 from mcp.shared.exceptions import MCPError
 
 from payagent.client.errors import own_error
+from payagent.core import strict_json
 from payagent.core.origin import parse_origin
 
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
@@ -120,4 +121,6 @@ def _answer(status: int, headers: Mapping[str, str], outcome: object, body: Json
 
 
 def _encoded(value: object) -> str:
-    return base64.b64encode(json.dumps(value).encode()).decode("ascii")
+    """The value of a header. One that is longer than any invoice is not understood, like an empty object."""
+    text = json.dumps(value)
+    return base64.b64encode((text if len(text) <= strict_json.MAX_BYTES else "{}").encode()).decode("ascii")

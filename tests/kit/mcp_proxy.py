@@ -122,7 +122,9 @@ class Buyer:
         result = await self.client.call_tool("mcp_call", asked)
         got = result.structured_content
         is_served = got["outcome"] == "paid_and_served"
-        text = json.loads(got["body"])["content"][0]["text"] if is_served else None
+        text = got["body"] if is_served else None
+        if text is not None and got["rest"] is None:
+            text = json.loads(text)["content"][0]["text"]
         return Bought(text, None if is_served else got["code"] or got["outcome"], result.model_dump_json())
 
 

@@ -1,8 +1,8 @@
 """A paid MCP server made of the official SDKs: x402's payment wrapper around a tool of an `mcp` server.
 
 `with SdkMcpMerchant(devnet) as merchant:` sells the tool `report` at `merchant.url + "/mcp"`. It speaks the
-tool-result binding. `failing` makes the tool fail, `demand` replaces what it asks for, `after` replaces its answer to
-a payment that it settled, `listed` are its tools, and `restart` forgets every session.
+tool-result binding. `failing` makes the tool fail, `demand` replaces what it asks for, and `after` its answer to a
+payment that it settled. `listed` are its tools, and `restart` forgets every session.
 """
 
 import asyncio
