@@ -458,7 +458,7 @@ def serve_http(daemon: AppClient, listener: socket.socket) -> None:
 
     async def serve() -> None:
         async with open_server(daemon) as server:
-            app = server.streamable_http_app(host=listener.getsockname()[0])
+            app = server.streamable_http_app(host="localhost")  # so the SDK refuses other hosts, and web pages
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
             await uvicorn.Server(config).serve(sockets=[listener])
 

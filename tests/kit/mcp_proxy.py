@@ -15,6 +15,7 @@ from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
 from payagent.agent.base.config import MerchantConfig
+from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.core.merchant_rules import MerchantRules
 from payagent.mcp.calls import Calls
 from payagent.mcp.daemon import AppClient
@@ -25,6 +26,7 @@ from payagent.store.rows import payments
 from payagent.store.rows.payments import PaymentRow
 
 TOPIC = {"topic": "Hydra"}
+LINKS = ApprovalLinks("http://127.0.0.1", bytes(KEY_BYTES))
 
 
 @dataclass
@@ -150,5 +152,5 @@ async def market(world: World, **merchants: str) -> AsyncIterator[Market]:
     known |= world.terms.merchants
     async with world.run(terms=lambda given: replace(given, merchants=known)) as run:
         await run.run_pass()
-        async with served(run) as api, blocks(run):
+        async with served(run, links=LINKS) as api, blocks(run):
             yield Market(api)

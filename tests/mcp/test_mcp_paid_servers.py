@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from kit.agent import ADA, World
-from kit.mcp_proxy import WAYS, Market, buyer, market
+from kit.mcp_proxy import LINKS, WAYS, Market, buyer, market
 from kit.sdk_mcp_merchant import REPORT, SdkMcpMerchant
 from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, Tool
 
+from payagent.agent.operator.approval_links import WAYS as WAYS_TO_DECIDE
 from payagent.core.payment import Delivery
+from payagent.store.rows import approvals
 
 ABOUT = "About Hydra"
 NOT_YET = {"proxy": "not_served_yet", "wallet": "pending"}
@@ -173,6 +175,35 @@ async def test_an_answer_with_a_receipt_of_a_megabyte_is_an_answer(
         bought = await agent.buy()
     assert (bought.code, at.payments[0].id in bought.told) == (None, True)
     assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
+
+
+async def test_an_agent_is_told_no_token_no_proof_and_no_link_that_decides(
+    at: Market, merchant: SdkMcpMerchant, way: str
+) -> None:
+    at.ask_a_person()
+    url, told = f"{merchant.url}/mcp", ""
+    async with at.wallet() as wallet:
+
+        async def look() -> str:
+            tools = (("payment", {"id": at.payments[0].id}), ("payments", {}), ("merchants", {}), ("budget", {}))
+            seen = [(await wallet.call_tool(*call)).model_dump_json() for call in tools]
+            return "".join(seen) + (await wallet.read_resource("payagent://ledger")).model_dump_json()
+
+        async with buyer(at, way, url, answer_after_s=1) as agent:
+            waits = await agent.buy()
+            assert waits.code == "awaiting_approval"
+            told += waits.told + await look()
+            approval = approvals.of_payment(at.api.run.context.conn, at.payments[0].id)
+            assert approval is not None
+            (await at.api.http.post(f"/v1/payments/{at.payments[0].id}/approve", json={})).raise_for_status()
+        async with buyer(at, way, url) as agent:
+            served = await agent.buy()
+        assert served.text == ABOUT
+        told += served.told + await look()
+    proof = (await at.api.as_("payer").get(f"/v1/payments/{at.payments[0].id}")).json()["headers"]
+    secrets = [at.api.tokens["payer"], proof["PAYMENT-SIGNATURE"]]
+    secrets += [LINKS.url(approval, link).rpartition("/")[2] for link in WAYS_TO_DECIDE]
+    assert [secret for secret in secrets if secret in told or secret[:60] in told] == []
 
 
 async def test_hostile_names_and_descriptions_are_cut_and_printable_in_the_wallets_list(

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import pytest
 from kit.canaries import plant
 from kit.cli import TOKEN, clean_environ, spawn, until
+from kit.http import NO_TLS
 from kit.mcp import BINARY, LONG, AgentShop, data, text
 from kit.pages import blocks
 from mcp import Client, StdioServerParameters
@@ -30,15 +32,13 @@ TOOLS = {"fetch", "quote", "budget", "payments", "payment", "merchants", "discov
 async def test_the_tools_have_schemas_and_annotations(shop: AgentShop) -> None:
     async with shop.stdio() as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    assert tools.keys() >= TOOLS
+    assert tools.keys() == TOOLS | {"mcp_tools", "mcp_call"}
     assert all(tools[name].output_schema and tools[name].annotations for name in TOOLS)
     reading = {name for name in TOOLS if tools[name].annotations.read_only_hint}
     assert reading == TOOLS - {"fetch", "quote"}
     assert "executed: true" in str(tools["quote"].description)
     assert tools["fetch"].annotations.open_world_hint
     assert tools["fetch"].annotations.idempotent_hint
-    words = " ".join(name + str(tools[name].description) for name in tools).lower()
-    assert not {"approve_", "set_limit", "add_merchant", "send_"} & set(words.split())
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
@@ -400,3 +400,27 @@ async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> No
     assert json.loads(process.stdout.readline())["mcp"].endswith("/mcp")
     process.terminate()
     process.communicate(timeout=20)
+
+
+def test_a_web_page_cannot_use_a_server_that_listens(shop: AgentShop) -> None:
+    client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "page", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": client}
+    usual = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    of_a_page = ({"origin": "https://page.example"}, {"host": "page.example"}, {"content-type": "text/plain"})
+    with shop.listening() as url, httpx.Client(verify=NO_TLS, trust_env=False) as page:
+        answers = [page.post(url, content=json.dumps(message), headers=usual | more) for more in ({}, *of_a_page)]
+    assert [answer.status_code for answer in answers] == [200, 403, 421, 400]
+
+
+async def test_a_price_that_rose_after_the_quote_is_not_paid_within_the_quoted_cost(shop: AgentShop) -> None:
+    before = len(shop.payments())
+    async with shop.here() as client:
+        quoted = data(await client.call_tool("quote", shop.ask("rising")))["cost"]["text"]
+        shop.at.settings(price="3000000")
+        call = shop.ask("rising", max_cost=quoted)
+        refused = data(await client.call_tool("fetch", call))
+        assert (refused["outcome"], refused["code"]) == ("refused", "limit_exceeded")
+        shop.at.settings(price="2000000")
+        assert data(await client.call_tool("fetch", call))["outcome"] == "paid_and_served"
+    paid = [row for row in shop.payments()[: len(shop.payments()) - before] if row["state"] != "rejected"]
+    assert len(paid) == 1
