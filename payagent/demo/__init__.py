@@ -182,7 +182,7 @@ def _call_a_tool(on: Stage, say: Say) -> None:
     say("")
     say("8. An agent pays for a tool")
     if find_spec("mcp") is None:
-        say("   Skipped: it needs the extra mcp, as in pip install 'cardano-payagent[mcp]'.")
+        say("   Skipped: it needs the extra mcp. Run pipx install --force '.[mcp]' in the clone.")
         return
     from payagent.demo.agent_tool import call_tool
 
