@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from mcp.server.mcpserver import Context
-from mcp_types import ElicitRequest, ElicitRequestURLParams, InputRequiredResult
+from mcp_types import ClientCapabilities, ElicitRequest, ElicitRequestURLParams, InputRequiredResult
 from mcp_types.version import is_version_at_least
 
 from payagent.mcp.calls import RunningCall
@@ -22,15 +22,13 @@ UrlOf = Callable[[str], str | None]
 _IN_RESULT = "2026-07-28"
 """From this version on, a server asks the client by a result, and the client repeats its call."""
 
-_MESSAGE = "Payment {} waits for your decision."
-
 
 def approval_url(_payment_id: str) -> str | None:
     """Where a signed-in person decides on a payment; None, because the daemon has no such page."""
     return None
 
 
-class Waiting:
+class ToolWait:
     """The wait of one tool call: reports its progress, and sends the person to the payment's page once.
 
     `request` is the result to return instead of the tool's, if the client is asked by a result.
@@ -59,13 +57,18 @@ class Waiting:
         return self.request is not None
 
     def _ask(self, payment_id: str) -> None:
-        url, elicitation = self._url_of(payment_id), getattr(self._ctx.client_capabilities, "elicitation", None)
+        url = self._url_of(payment_id)
         is_asked = self._asking is not None or payment_id in (self._ctx.input_responses or {})
-        if url is None or elicitation is None or elicitation.url is None or is_asked:
+        if url is None or is_asked or not _opens_pages(self._ctx.client_capabilities):
             return
-        message = _MESSAGE.format(payment_id)
+        message = f"Payment {payment_id} waits for your decision."
         if is_version_at_least(self._ctx.protocol_version or "", _IN_RESULT):
             params = ElicitRequestURLParams(message=message, url=url)
             self.request = InputRequiredResult(input_requests={payment_id: ElicitRequest(params=params)})
         else:
             self._asking = asyncio.create_task(self._ctx.elicit_url(message, url, payment_id))
+
+
+def _opens_pages(client: ClientCapabilities | None) -> bool:
+    """Whether a client has elicitation in URL mode."""
+    return client is not None and client.elicitation is not None and client.elicitation.url is not None

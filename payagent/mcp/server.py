@@ -15,7 +15,6 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import httpx
-import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
@@ -26,7 +25,7 @@ from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, read_cost
 from payagent.core.origin import parse_origin
 from payagent.core.version import VERSION
 from payagent.mcp import results
-from payagent.mcp.approvals import UrlOf, Waiting, approval_url
+from payagent.mcp.approvals import ToolWait, UrlOf, approval_url
 from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, Tell
 from payagent.mcp.daemon import AppClient, Payer
 from payagent.mcp.discovery import discover as read_offers
@@ -264,7 +263,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         twice. After `pending` or `awaiting_approval`, repeat the call unchanged. Redirects are not followed.
         A body over 32,768 characters is cut: `rest` names the resource with the next part.
         """
-        async with Waiting(ctx, wallet.url_of) as waiting:
+        async with ToolWait(ctx, wallet.url_of) as waiting:
             result = await _guarded(
                 results.Fetched,
                 lambda: wallet.fetch(
@@ -291,7 +290,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
             results.Quoted,
             lambda: wallet.quote(
                 Call.read(url, method, headers, body, max_cost=max_cost, is_quote=True),
-                Waiting(ctx, wallet.url_of).tell,
+                ToolWait(ctx, wallet.url_of).tell,
             ),
         )
 
@@ -325,7 +324,7 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
         twice. After `pending` or `awaiting_approval`, repeat the call unchanged.
         """
 
-        async with Waiting(ctx, wallet.url_of) as waiting:
+        async with ToolWait(ctx, wallet.url_of) as waiting:
 
             async def work() -> CallToolResult:
                 call = await wallet.servers.call(server, tool, arguments, max_cost, reason)
@@ -455,6 +454,7 @@ def serve_stdio(daemon: AppClient) -> None:
 
 def serve_http(daemon: AppClient, listener: socket.socket) -> None:
     """Serve agents at /mcp on a loopback socket, until SIGTERM or SIGINT."""
+    import uvicorn  # not on stdio, which starts faster without it
 
     async def serve() -> None:
         async with open_server(daemon) as server:
