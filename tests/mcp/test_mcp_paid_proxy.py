@@ -127,6 +127,17 @@ async def test_a_cancelled_call_is_answered_by_the_next_identical_one(at: Market
     assert len(at.payments) == len(at.sold) == 1
 
 
+async def test_a_proxy_that_starts_anew_gets_the_answer_that_the_one_before_paid_for(at: Market) -> None:
+    at.x402(fault="settle_500_after_broadcast")
+    async with at.near(answer_after_s=1) as agent:
+        result = await agent.call_tool("report", TOPIC)
+        assert (result.structured_content or {})["code"] == "not_served_yet"
+    at.x402(fault=None)
+    async with at.near() as agent:
+        assert text_of(await agent.call_tool("report", TOPIC)) == SERVED
+    assert len(at.payments) == len(at.sold) == 1
+
+
 async def test_the_sdks_paid_server_is_paid_and_found_again_after_it_restarted(world: World) -> None:
     with SdkMcpMerchant(world.devnet, replays=False) as merchant:
         async with market(world, sdk=merchant.url) as at, at.near(f"{merchant.url}/mcp") as agent:
