@@ -33,6 +33,14 @@ from payagent.cli.pay import (
     show_quote,
 )
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
+from payagent.core.cost_headers import (
+    COST_HEADER,
+    DRY_RUN_HEADER,
+    MAX_COST_HEADER,
+    PAYMENT_HEADER,
+    STATE_HEADER,
+    read_cost,
+)
 from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
 from payagent.core.payment import WITHOUT_PROOF
@@ -220,7 +228,7 @@ class _Fetcher:
 
     def run(self, dry_run: bool) -> int:
         """Send the request without --max."""
-        with self._send({"X-Payagent-Dry-Run": "true"} if dry_run else {}) as (answer, quote):
+        with self._send({DRY_RUN_HEADER: "true"} if dry_run else {}) as (answer, quote):
             return self._give(answer) if quote is None else self._give_quote(quote)
 
     def run_within(self, bound: Bound, dry_run: bool) -> int:
@@ -228,7 +236,7 @@ class _Fetcher:
         dry_run_error: ProblemError | None = None
         most = FIND_ONLY
         try:
-            with self._send({"X-Payagent-Dry-Run": "true"}, is_made=not dry_run) as (answer, quote):
+            with self._send({DRY_RUN_HEADER: "true"}, is_made=not dry_run) as (answer, quote):
                 if quote is None:
                     return self._give(answer)
                 if quote["prepaid"]:
@@ -238,9 +246,7 @@ class _Fetcher:
             if dry_run:
                 raise
             dry_run_error = error
-        options = {"X-Payagent-Max-Cost": f"{most[0]} {most[1]}"} | (
-            {"X-Payagent-Dry-Run": "true"} if dry_run else {}
-        )
+        options = {MAX_COST_HEADER: f"{most[0]} {most[1]}"} | ({DRY_RUN_HEADER: "true"} if dry_run else {})
         try:
             with self._send(options) as (answer, quote):
                 return self._give(answer) if quote is None else self._give_quote(quote)
@@ -294,10 +300,9 @@ class _Fetcher:
         self._write(answer)
         if (refusal := answer.extensions.get(REFUSAL_MARK)) is not None:
             return self._complain(refusal)
-        state = answer.headers.get("X-Payagent-State")
+        state = answer.headers.get(STATE_HEADER)
         if state is not None:
-            units, asset = answer.headers["X-Payagent-Cost"].split()
-            payment_id, cost = answer.headers["X-Payagent-Payment"], show_amount(asset, units)
+            payment_id, cost = answer.headers[PAYMENT_HEADER], show_amount(*read_cost(answer.headers[COST_HEADER]))
             self.terminal.say(f"payment {payment_id} is {in_words(state)}, it cost {cost}")
         if answer.is_success:
             return 0
@@ -320,7 +325,7 @@ class _Fetcher:
         except BrokenPipeError:
             raise
         except OSError as error:
-            payment_id = answer.headers.get("X-Payagent-Payment")
+            payment_id = answer.headers.get(PAYMENT_HEADER)
             context = {} if payment_id is None else {"payment": payment_id}
             raise Refused("write_failed/merchant_answer", f"response body: {error.strerror}", **context) from None
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:

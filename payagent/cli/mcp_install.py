@@ -130,7 +130,7 @@ _client_argument = click.argument("name", metavar="CLIENT", type=click.Choice(li
 @click.command(
     epilog=example(
         'payagent mcp install claude-code --app coder --per-day "5 ADA"',
-        'payagent mcp install codex --app coder --per-payment "1 ADA" --per-day "5 ADA" --print',
+        'payagent mcp install codex --app coder --per-payment "2 ADA" --per-day "5 ADA" --print',
     )
 )
 @_client_argument

@@ -25,7 +25,7 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import answer_json, decoded, plain, readable
 from payagent.client.request import ClientRequest
 from payagent.core import strict_json
-from payagent.core.cost_headers import cost_text
+from payagent.core.cost_headers import paid_headers
 from payagent.core.invoice import is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problems import Refused, name_of
@@ -133,9 +133,8 @@ class ProofPresenter:
     def _marked(self, answer: httpx.Response) -> httpx.Response:
         """Add the X-Payagent headers of the payment to an answer."""
         paid = [(output["asset"], int(output["units"])) for output in self.payment["outputs"]]
-        answer.headers["X-Payagent-Payment"] = self.payment["id"]
-        answer.headers["X-Payagent-Cost"] = cost_text(paid, int(self.payment["fee"] or 0))
-        answer.headers["X-Payagent-State"] = self.payment["state"]
+        fee = int(self.payment["fee"] or 0)
+        answer.headers.update(paid_headers(self.payment["id"], paid, fee, self.payment["state"]))
         return answer
 
     def _ended(self, answer: httpx.Response) -> FinalAnswer:

@@ -17,7 +17,7 @@ from payagent.client.errors import own_error
 from payagent.client.merchant_answers import answer_json, is_own
 from payagent.client.streams import Replay
 from payagent.core import strict_json
-from payagent.core.cost_headers import read_cost_headers
+from payagent.core.cost_headers import MAX_COST_HEADER, read_cost_headers
 from payagent.core.origin import MCP
 from payagent.core.problems import Refused
 
@@ -133,7 +133,7 @@ def read_call(
         raise own_error("bad_request", refused.detail) from None
     if header_units is not None:
         if None not in (asset, max_cost_asset) and asset != max_cost_asset:
-            raise own_error("bad_request", "X-Payagent-Max-Cost is in another asset than the transport's limit")
+            raise own_error("bad_request", f"{MAX_COST_HEADER} is in another asset than the transport's limit")
         max_cost_units = header_units if max_cost_units is None else min(header_units, max_cost_units)
         max_cost_asset = asset or max_cost_asset
     return ClientRequest(

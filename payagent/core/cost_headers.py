@@ -1,6 +1,6 @@
 """The X-Payagent headers about cost: what a client sets on a request, and what it reads on a paid answer.
 
-The proxy and the transports of `client` read and write them here.
+This module alone names them. The proxy and the transports of `client` write them, and `mcp` and `cli` read them.
 
 May import: core.money, core.problems.
 Never: reads a token.
@@ -13,7 +13,13 @@ from payagent.core.problems import Refused
 
 OWN_PREFIX = b"x-payagent-"
 
-_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+MAX_COST_HEADER, DRY_RUN_HEADER = "X-Payagent-Max-Cost", "X-Payagent-Dry-Run"
+"""On a request: the most that it may cost, and whether only a quote is wanted."""
+
+PAYMENT_HEADER, COST_HEADER, STATE_HEADER = "X-Payagent-Payment", "X-Payagent-Cost", "X-Payagent-State"
+"""On a paid answer: the payment's id, its cost as `cost_text` writes it, and its state."""
+
+_MAX_COST, _DRY_RUN = MAX_COST_HEADER.lower().encode(), DRY_RUN_HEADER.lower().encode()
 _SWITCHES = {None: False, "false": False, "true": True}
 
 
@@ -35,15 +41,15 @@ def read_cost_headers(
         if values.setdefault(name, text) != text:
             raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
     if values.get(_DRY_RUN) not in _SWITCHES:
-        raise Refused("bad_request", "X-Payagent-Dry-Run is true or false", key="X-Payagent-Dry-Run")
+        raise Refused("bad_request", f"{DRY_RUN_HEADER} is true or false", key=DRY_RUN_HEADER)
     is_dry_run = _SWITCHES[values.get(_DRY_RUN)]
     if _MAX_COST not in values:
         return None, None, is_dry_run
     try:
         return *parse_bound(values[_MAX_COST], tokens), is_dry_run
     except Refused as refused:
-        detail = f"X-Payagent-Max-Cost: {refused.detail}"
-        raise Refused("bad_request", detail, key="X-Payagent-Max-Cost") from None
+        detail = f"{MAX_COST_HEADER}: {refused.detail}"
+        raise Refused("bad_request", detail, key=MAX_COST_HEADER) from None
 
 
 def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:
@@ -51,3 +57,16 @@ def cost_text(outputs: Sequence[tuple[str, int]], fee_lovelace: int) -> str:
     asset = outputs[0][0]
     units = sum(units for name, units in outputs if name == asset)
     return f"{units + fee_lovelace if asset == LOVELACE else units} {asset}"
+
+
+def paid_headers(
+    payment_id: str, outputs: Sequence[tuple[str, int]], fee_lovelace: int, state: str
+) -> dict[str, str]:
+    """Return the headers of a paid answer."""
+    return {PAYMENT_HEADER: payment_id, COST_HEADER: cost_text(outputs, fee_lovelace), STATE_HEADER: state}
+
+
+def read_cost(text: str) -> tuple[str, int]:
+    """Return the (asset, units) of `COST_HEADER`."""
+    units, asset = text.split()
+    return asset, int(units)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 import httpx
 
+from payagent.core.cost_headers import PAYMENT_HEADER
 from payagent.core.money import LOVELACE, format_ada
 from payagent.demo import verify
 from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
@@ -136,7 +137,7 @@ def _use_up_a_batch(on: Stage, say: Say) -> None:
     for number in range(BATCH):
         answer = on.through_proxy(json.dumps({"message": f"Question {number} of a batch"}).encode())
         require(answer.is_success, f"call {number} was answered with {answer.status_code}: {answer.text[:300]}")
-        paid = answer.headers.get("x-payagent-payment")
+        paid = answer.headers.get(PAYMENT_HEADER)
         require((paid is not None) == (number == 0), f"call {number} of the batch has the payment {paid}")
         if paid is not None:
             say(f"   One 402 sells {BATCH} calls. The proxy pays it, and the client sees only the answers.")
@@ -157,7 +158,7 @@ def _top_up(on: Stage, say: Say) -> None:
     verify.transactions(on, before=before, count=2)
     say(f"   A top-up of 12 ADA bought two batches of 6 ADA. {2 * BATCH} calls are left; the merchant agrees.")
     served = on.through_proxy(b'{"message": "And one call of the top-up"}')
-    require(served.is_success and "x-payagent-payment" not in served.headers, "the top-up was not used")
+    require(served.is_success and PAYMENT_HEADER not in served.headers, "the top-up was not used")
     _require_prepaid(on, bought=3 * BATCH, used=BATCH + 1)
     say("   A request is served from the balance, without a payment.")
 
@@ -181,7 +182,7 @@ def _call_a_tool(on: Stage, say: Say) -> None:
     say("")
     say("8. An agent pays for a tool")
     if find_spec("mcp") is None:
-        say("   Skipped: it needs the extra mcp, as in pip install 'cardano-payagent[mcp]'.")
+        say("   Skipped: it needs the extra mcp. Run pipx install --force '.[mcp]' in the clone.")
         return
     from payagent.demo.agent_tool import call_tool
 

@@ -17,31 +17,36 @@ import httpx
 from payagent.client.errors import own_error
 from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport
+from payagent.core.cost_headers import DRY_RUN_HEADER, MAX_COST_HEADER
 from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import AppClient, Payer, paying
-from payagent.mcp.paid_calls import PaidWire
+from payagent.mcp.paid_calls import OUTCOME, PaidWire
+
+ANSWER_AFTER_S = 45.0
+"""How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
 
 BODY_KEPT_BYTES = 16 * 1024 * 1024
 _TELL_EVERY_S = 1.0
 _READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
 
-Tell = Callable[[float, str], Awaitable[None]]
-"""Tells the agent the seconds that passed, and what is waited for."""
-
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result."""
+    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result.
+
+    `outcome` is what came of an MCP call: the server's result, or its `MCPError`.
+    """
 
     status: int
     headers: httpx.Headers
     body: bytes
     refusal: Mapping[str, Any] | None = None
     quote: Mapping[str, Any] | None = None
+    outcome: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,11 @@ class Call:
 
     @classmethod
     def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
-        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`, `amount_invalid`."""
+        """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`."""
         for name in headers:
             if name.lower() in _OWN or name.lower().startswith("x-payagent"):
                 raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
         try:
-            if more["max_cost"]:
-                parse_bound(more["max_cost"])
             defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
             return cls(
                 httpx.URL(url).copy_with(fragment=None),
@@ -74,8 +77,6 @@ class Call:
                 body.encode(),
                 **more,
             )
-        except Refused as refused:
-            raise own_error(refused.name, refused.detail) from None
         except (httpx.InvalidURL, ValueError) as error:
             raise own_error("bad_request", str(error)) from None
 
@@ -98,6 +99,10 @@ class RunningCall:
     def state(self) -> str:
         payment = self.payer.payment
         return "asking the merchant" if payment is None else f"payment {payment['id']}: {payment['state']}"
+
+
+Tell = Callable[[float, RunningCall], Awaitable[bool]]
+"""Tells the agent the seconds that passed and what is waited for. Returns whether to stop waiting."""
 
 
 class Calls:
@@ -126,9 +131,8 @@ class Calls:
         since_s = time.monotonic()
         while not (await asyncio.wait({running.task}, timeout=_TELL_EVERY_S))[0]:
             passed_s = time.monotonic() - since_s
-            if passed_s >= self._answer_after_s:
+            if passed_s >= self._answer_after_s or await tell(passed_s, running):
                 return None, running.payer
-            await tell(passed_s, running.state)
         self._running.pop(key, None)
         return running.task.result(), running.payer
 
@@ -149,10 +153,20 @@ class Calls:
         if failed or running.payer.payment is None:
             self._running.pop(key, None)
 
+    async def _bound(self, max_cost: str) -> str:
+        """The same amount in units, for the transport, which knows no token by its name."""
+        named = (await self._daemon.get("/v1/limits"))["tokens"]
+        tokens = {token["name"]: (token["asset"], token["decimals"]) for token in named}
+        try:
+            units, asset = parse_bound(max_cost, tokens)
+        except Refused as refused:
+            raise own_error(refused.name, refused.detail) from None
+        return f"{units} {asset or 'units'}"
+
     async def _send(self, call: Call, payer: Payer) -> CallAnswer:
         paying.set(payer)
-        options = {"X-Payagent-Max-Cost": call.max_cost} if call.max_cost else {}
-        options |= {"X-Payagent-Dry-Run": "true"} if call.is_quote else {}
+        options = {MAX_COST_HEADER: await self._bound(call.max_cost)} if call.max_cost else {}
+        options |= {DRY_RUN_HEADER: "true"} if call.is_quote else {}
         request = self._http.build_request(
             call.method,
             call.url,
@@ -168,6 +182,5 @@ class Calls:
         finally:
             await answer.aclose()
         marks = answer.extensions
-        return CallAnswer(
-            answer.status_code, answer.headers, bytes(body), marks.get(REFUSAL_MARK), marks.get(QUOTE_MARK)
-        )
+        refusal, quote, outcome = (marks.get(mark) for mark in (REFUSAL_MARK, QUOTE_MARK, OUTCOME))
+        return CallAnswer(answer.status_code, answer.headers, bytes(body), refusal, quote, outcome)

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from payagent.client.daemon_client import DEFAULT, AsyncDaemonClient, DaemonAddress
 from payagent.client.effects import AskDaemon, DaemonReply
+from payagent.core.payment import State
 
 URL_VARIABLE = "PAYAGENT_URL"
 _WAIT_S = 5
@@ -46,12 +47,19 @@ class AppClient:
         payer = paying.get(Payer())
         if ask.path == "/v1/payments" and ask.body is not None and payer.reason:
             ask = replace(ask, body={**ask.body, "purpose": payer.reason})
-        reply = await self._client.ask(replace(ask, wait_s=min(ask.wait_s, _WAIT_S)))
+        ask = replace(ask, wait_s=min(ask.wait_s, _WAIT_S))
+        reply, is_decided = await self._client.ask(ask), False
         while _is_payment(reply):
             payer.payment = reply.body
-            if reply.body["state"] != "awaiting_approval":
+            if reply.body["state"] == State.AWAITING_APPROVAL:
+                is_decided = True
+                path = f"/v1/payments/{reply.body['id']}"
+                reply = await self._client.ask(AskDaemon("GET", path, wait_s=_WAIT_S))
+            elif is_decided and reply.body["state"] == State.RESERVED:
+                is_decided = False  # if the merchant submits it, the daemon signs it when it is asked again
+                reply = await self._client.ask(ask)
+            else:
                 break
-            reply = await self._client.ask(AskDaemon("GET", f"/v1/payments/{reply.body['id']}", wait_s=_WAIT_S))
         return reply
 
     async def aclose(self) -> None:

@@ -3,14 +3,13 @@
 A result that asks for payment becomes a 402, the proof of the retry goes into `_meta`, and the server's receipt
 becomes a header. The intent, the proof, its retry and the delivery are then those of every other purchase.
 Source: the x402 specification, transport MCP.
-May import: core, client, httpx, rfc8785, mcp.shared, payagent.mcp.daemon.
+May import: core, client, httpx, rfc8785, mcp.shared.
 Never: decides whether to pay; pays by a second proof; shows the proof to the agent.
 """
 
 import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -18,59 +17,22 @@ import httpx
 import rfc8785
 from mcp.shared.exceptions import MCPError
 
-from payagent.client.errors import PayAgentError, own_error
-from payagent.client.pay_and_retry import REFUSAL_MARK
-from payagent.client.transport import AsyncPayAgentTransport
-from payagent.core.origin import MCP, parse_origin
-from payagent.mcp.daemon import AppClient
+from payagent.client.errors import own_error
+from payagent.core import strict_json
+from payagent.core.origin import parse_origin
 
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
 """The keys of `_meta` in a request and in a result."""
 
-_PAID_HEADERS = {"payment": "X-Payagent-Payment", "cost": "X-Payagent-Cost", "state": "X-Payagent-State"}
-SEND, _OUTCOME = "payagent_mcp_send", "payagent_mcp_outcome"
-"""Keys of `extensions`: how a call is sent (a `Send`), and what came of it."""
+_PRICE = "agents-x402/priceUSD"
+"""The key of a tool's `_meta` in which servers tell a price; x402 itself has none."""
+
+SEND, OUTCOME = "payagent_mcp_send", "payagent_mcp_outcome"
+"""Keys of `extensions`: how a call is sent (a `Send`), and what came of it (a result, or an `MCPError`)."""
 
 Json = dict[str, Any]
 Send = Callable[[Json], Awaitable[Json]]
 """Sends the call with these members of `_meta`. Raises `httpx.TransportError`, and `MCPError` for a refusal."""
-
-
-@dataclass(frozen=True, slots=True)
-class PaidResult:
-    """A result as the server wrote it. `paid`: the payment's id, cost and state, or nothing if it was free."""
-
-    result: Json
-    paid: Mapping[str, str]
-
-
-class PaidCalls:
-    """Makes the calls of one server, and has the daemon pay for them."""
-
-    def __init__(self, url: str, daemon: AppClient) -> None:
-        self._url = url
-        self._transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
-
-    async def run(self, path: str, arguments: Mapping[str, Any], send: Send) -> PaidResult:
-        """Make the call `path`, such as `tools/NAME`.
-
-        Raises `PayAgentError` if it was not paid or not served, `MCPError` if the server refuses it, and
-        `httpx.TransportError` if the server does not answer.
-        """
-        url, body = call_request(self._url, path, arguments)
-        request = httpx.Request(MCP, url, content=body, extensions={SEND: send})
-        answer = await self._transport.handle_async_request(request)
-        await answer.aread()  # now the payment counts as delivered
-        if answer.status_code == httpx.codes.PAYMENT_REQUIRED:
-            raise PayAgentError(answer.extensions[REFUSAL_MARK])
-        outcome = answer.extensions[_OUTCOME]
-        if isinstance(outcome, MCPError):
-            raise outcome
-        paid = {key: answer.headers[name] for key, name in _PAID_HEADERS.items() if name in answer.headers}
-        return PaidResult(outcome, paid)
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
 
 
 def server_origin(url: str) -> str:
@@ -89,6 +51,12 @@ def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tu
     except rfc8785.CanonicalizationError as error:
         raise own_error("bad_request", f"the arguments of {path[:100]} are no RFC 8785 JSON: {error}") from None
     return httpx.URL(server_url).join("/" + quote(path, safe="/:?&=@+,;~")), body
+
+
+def told_price(tool: Json) -> str:
+    """A sentence with the price that a server tells before it is asked; empty if it tells none as a number."""
+    price = (tool.get("_meta") or {}).get(_PRICE)
+    return f"Price, as the server says: {price} USD." if isinstance(price, int | float) else ""
 
 
 class PaidWire(httpx.AsyncHTTPTransport):
@@ -148,9 +116,11 @@ def _answer(status: int, headers: Mapping[str, str], outcome: object, body: Json
         headers={**headers, "content-type": "application/json"},
         # a stream, and not content, which would count as read before anyone read it
         stream=httpx.ByteStream(json.dumps(body).encode()),
-        extensions={_OUTCOME: outcome},
+        extensions={OUTCOME: outcome},
     )
 
 
 def _encoded(value: object) -> str:
-    return base64.b64encode(json.dumps(value).encode()).decode("ascii")
+    """The value of a header. One that is longer than any invoice is not understood, like an empty object."""
+    text = json.dumps(value)
+    return base64.b64encode((text if len(text) <= strict_json.MAX_BYTES else "{}").encode()).decode("ascii")

@@ -1,11 +1,11 @@
 """`payagent mcp proxy`: a remote MCP server as a local one by stdio, whose calls are paid.
 
-May import: client, core, httpx, mcp, pydantic, mcp.paid_server, mcp.paid_calls.
-Never: pays by itself, which `paid_calls` has the daemon do; changes a result that is not about money.
+May import: client, core, httpx, mcp, pydantic, the rest of mcp.
+Never: pays by itself, which `calls` has the daemon do; changes a result that is not about money.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,19 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, RequestParams
 
 from payagent.client.errors import PayAgentError, own_error
+from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, STATE_HEADER
+from payagent.core.origin import MCP
 from payagent.core.payment import State
 from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
-from payagent.mcp.daemon import AppClient, Payer, paying
-from payagent.mcp.paid_calls import PAYMENT, Json, PaidCalls, PaidResult, server_origin
+from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, RunningCall
+from payagent.mcp.daemon import AppClient
+from payagent.mcp.paid_calls import PAYMENT, SEND, Json, call_request, server_origin, told_price
 from payagent.mcp.paid_server import RemoteServer
-
-TELL_EVERY_S, PERSON_S = 5.0, 45.0
-"""How often progress is reported, and how long a call waits for a person. MCP clients give up after 60 seconds."""
+from payagent.mcp.results import Refusal, refused
 
 _OWN_META = "payagent/payment"
+_PAID_HEADERS = {"payment": PAYMENT_HEADER, "cost": COST_HEADER, "state": STATE_HEADER}
 _FREE = {
     "tools": ("tools/list",),
     "resources": ("resources/list", "resources/templates/list"),
@@ -47,9 +49,6 @@ _PAID = {
 _COMPLETE = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 """What results have since MCP 2026-07-28. The SDK leaves out what an older agent does not know."""
 
-_PRICE = "agents-x402/priceUSD"
-"""The key of a tool's `_meta` in which servers tell a price; x402 itself has none."""
-
 Context = ServerRequestContext[Any, Any]
 
 
@@ -62,7 +61,7 @@ class Proxy:
     """The handlers of the local server."""
 
     remote: RemoteServer
-    calls: PaidCalls
+    calls: Calls
 
     def server(self, client: Client) -> Server[Any]:
         """A server that offers what the remote one offers."""
@@ -81,8 +80,12 @@ class Proxy:
         return local
 
     async def _forward(self, context: Context, _params: AnyParams) -> Json:
+        params = _params_with(context, {})
         try:
-            result = await self.remote.request(context.method, _params_with(context, {}))
+            try:
+                result = await self.remote.request(context.method, params)
+            except httpx.TransportError:  # a list may be asked for twice
+                result = await self.remote.request(context.method, params)
         except httpx.TransportError as error:
             raise MCPError(CONNECTION_CLOSED, str(error)) from None
         if "tools" in result:
@@ -90,64 +93,61 @@ class Proxy:
         return {**_COMPLETE, **result}
 
     def _buying(self, kind: str) -> Callable[[Context, AnyParams], Awaitable[Json]]:
-        name_key = _PAID[kind][1]
-
         async def buy(context: Context, _params: AnyParams) -> Json:
-            params = context.params or {}
-
-            async def send(meta: Json) -> Json:
-                on_progress = context.session.report_progress
-                return await self.remote.request(context.method, _params_with(context, meta), on_progress)
-
-            call = self.calls.run(f"{kind}/{params[name_key]}", params.get("arguments") or {}, send)
             try:
-                bought = await _told(call, context)
+                answer = await self._bought(kind, context)
+                if isinstance(answer.outcome, MCPError):
+                    raise answer.outcome
+                if answer.refusal is not None:
+                    raise PayAgentError(answer.refusal)
             except PayAgentError as error:
-                return refusal(error, is_tool=kind == "tools")
+                shown = refused(Refusal, error).model_dump(by_alias=True, mode="json", exclude_none=True)
+                if kind != "tools":
+                    text = shown["content"][0]["text"]
+                    raise MCPError(INTERNAL_ERROR, text, shown["structuredContent"]) from None
+                return {**_COMPLETE, **shown}
             except httpx.TransportError as error:
                 raise MCPError(CONNECTION_CLOSED, f"{error}. This call paid nothing. Call it again.") from None
-            result = {**_COMPLETE, **bought.result}
-            if bought.paid:
-                result["_meta"] = {**(result.get("_meta") or {}), _OWN_META: dict(bought.paid)}
-            return result
+            result = {**_COMPLETE, **answer.outcome}
+            paid = {key: answer.headers[name] for key, name in _PAID_HEADERS.items() if name in answer.headers}
+            return {**result, "_meta": {**(result.get("_meta") or {}), _OWN_META: paid}} if paid else result
 
         return buy
 
+    async def _bought(self, kind: str, context: Context) -> CallAnswer:
+        """Make a call, and report progress while it is paid.
 
-async def _told(call: Coroutine[Any, Any, PaidResult], context: Context) -> PaidResult:
-    """Wait for a call, and report progress while it is paid.
+        A call that is not paid and answered after `ANSWER_AFTER_S` ends as an error. It goes on, and the same call
+        gets its answer. A call without a payment waits as long as the agent does.
+        """
+        params, since_s = context.params or {}, time.monotonic()
 
-    A call that a person has to approve ends after `PERSON_S`. The payment stays: the same call again finds it.
-    """
-    payer = Payer()
-    paying.set(payer)
-    task = asyncio.create_task(call)
-    waited_s = 0.0
-    try:
-        while not (await asyncio.wait({task}, timeout=TELL_EVERY_S))[0]:
-            waited_s += TELL_EVERY_S
-            if payer.payment is None:
-                continue
-            payment_id, state = payer.payment["id"], payer.payment["state"]
-            await context.session.report_progress(waited_s, None, f"payment {payment_id}: {state}")
-            if state == State.AWAITING_APPROVAL and waited_s >= PERSON_S:
-                how = f"{payment_id} waits for approval: payagent payments approve {payment_id}"
-                raise own_error("awaiting_approval", how, payment=payment_id)
-        return task.result()
-    finally:
-        task.cancel()
+        async def send(meta: Json) -> Json:
+            on_progress = context.session.report_progress
+            return await self.remote.request(context.method, _params_with(context, meta), on_progress)
+
+        async def tell(_passed_s: float, running: RunningCall) -> bool:
+            if running.payer.payment is not None:  # until then, the server's own progress is shown
+                await context.session.report_progress(time.monotonic() - since_s, None, running.state)
+            return False
+
+        path, arguments = f"{kind}/{params[_PAID[kind][1]]}", params.get("arguments") or {}
+        url, body = call_request(self.remote.url, path, arguments)
+        call = Call(url, MCP, httpx.Headers(), body, extensions={SEND: send})
+        while True:
+            answer, payer = await self.calls.run(call, tell)
+            if answer is not None:
+                return answer
+            if payer.payment is not None:
+                raise _unfinished(payer.payment)
 
 
-def refusal(error: PayAgentError, *, is_tool: bool) -> Json:
-    """An error about money: a tool's result, or else an error of the protocol."""
-    if not is_tool:
-        raise MCPError(INTERNAL_ERROR, str(error), error.problem)
-    return {
-        **_COMPLETE,
-        "content": [{"type": "text", "text": str(error)}],
-        "structuredContent": error.problem,
-        "isError": True,
-    }
+def _unfinished(payment: Mapping[str, Any]) -> PayAgentError:
+    payment_id, state = payment["id"], payment["state"]
+    if state == State.AWAITING_APPROVAL:
+        detail = f"a person decides: payagent payments approve {payment_id}"
+        return own_error("awaiting_approval", detail, payment=payment_id)
+    return own_error("not_served_yet", f"{payment_id} is {state}, and there is no answer yet", payment=payment_id)
 
 
 def _params_with(context: Context, meta: Mapping[str, Any]) -> Json:
@@ -159,10 +159,8 @@ def _params_with(context: Context, meta: Mapping[str, Any]) -> Json:
 
 
 def _priced(tool: Json) -> Json:
-    price = (tool.get("_meta") or {}).get(_PRICE)
-    if price is None:
-        return tool
-    return {**tool, "description": f"{tool.get('description') or ''}\nPrice, as the server says: {price} USD."}
+    price = told_price(tool)
+    return {**tool, "description": f"{tool.get('description') or ''}\n{price}"} if price else tool
 
 
 async def serve_proxy(url: str, daemon: AppClient) -> None:
@@ -171,7 +169,7 @@ async def serve_proxy(url: str, daemon: AppClient) -> None:
     Refused: `bad_request`, `merchant_not_allowed`, `merchant_unreachable`, and what the daemon refuses.
     """
     await _require_merchant(url, daemon)
-    remote, calls = RemoteServer(url), PaidCalls(url, daemon)
+    remote, calls = RemoteServer(url), Calls(daemon, ANSWER_AFTER_S)
     try:
         local = Proxy(remote, calls).server(await remote.connected())
         async with stdio_server() as (read, write):

@@ -21,6 +21,9 @@ EXTENSION = "org.x402/payment"
 
 Json = dict[str, Any]
 _RESULT: TypeAdapter[Any] = TypeAdapter(Json)
+_ANSWER_S = 900.0
+"""How long a server may take for an answer. After that it counts as lost."""
+
 _LOST = frozenset((CONNECTION_CLOSED, REQUEST_TIMEOUT, INTERNAL_ERROR))
 """Codes that the SDK also uses if no answer came, or a gateway's 5xx."""
 
@@ -61,7 +64,7 @@ class RemoteServer:
             client = await self.connected()
             try:
                 request = Request[Any, Any](method=method, params=params)
-                result: Json = await client.session.send_request(request, _RESULT, progress_callback=on_progress)
+                result: Json = await client.session.send_request(request, _RESULT, _ANSWER_S, None, on_progress)
                 return result
             except ValidationError as error:
                 raise httpx.RemoteProtocolError(f"{self.url} answered {method} with what is no result") from error

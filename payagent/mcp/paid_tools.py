@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx
-from mcp.types import Tool
+from mcp.shared.exceptions import MCPError
+from mcp.types import ListToolsResult, Tool
+from pydantic import ValidationError
 
 from payagent.core.origin import MCP
 from payagent.mcp.calls import Call, Calls
-from payagent.mcp.paid_calls import SEND, Json, call_request, server_origin
+from payagent.mcp.paid_calls import SEND, Json, call_request, server_origin, told_price
 from payagent.mcp.paid_server import RemoteServer
 from payagent.mcp.results import ToolOffer, plain
 
-_TOOLS_MAX = 1_000
+_PAGES_MAX = 20
+_DESCRIPTION_CHARS, _OFFERS_CHARS = 1_000, 65_536
 
 
 class PaidServers:
@@ -27,17 +30,28 @@ class PaidServers:
         self._servers: dict[str, RemoteServer] = {}
 
     async def tools(self, url: str) -> list[ToolOffer]:
+        """The first tools of a server, up to `_OFFERS_CHARS`.
+
+        Raises `httpx.RemoteProtocolError` if the server has no list of tools.
+        """
         remote = await self._server(url)
-        tools: list[Tool] = []
-        page: Json = {"nextCursor": None}
-        while "nextCursor" in page and len(tools) < _TOOLS_MAX:
-            cursor = page["nextCursor"]
-            page = await remote.request("tools/list", {} if cursor is None else {"cursor": cursor})
-            tools += [Tool.model_validate(tool) for tool in page["tools"]]
-        return [
-            ToolOffer(name=tool.name, description=plain(tool.description or ""), input_schema=tool.input_schema)
-            for tool in tools
-        ]
+        offers: list[ToolOffer] = []
+        chars, cursor = 0, None
+        for _ in range(_PAGES_MAX):
+            try:
+                asked: Json = {} if cursor is None else {"cursor": cursor}
+                page = ListToolsResult.model_validate(await remote.request("tools/list", asked))
+            except (MCPError, ValidationError) as error:
+                raise httpx.RemoteProtocolError(f"{url} lists no tools") from error
+            for offer in map(_offer, page.tools):
+                chars += len(offer.model_dump_json())
+                if chars > _OFFERS_CHARS:
+                    return offers
+                offers.append(offer)
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        return offers
 
     async def call(self, url: str, tool: str, arguments: Mapping[str, Any], max_cost: str, reason: str) -> Call:
         """The request that stands for a tool call."""
@@ -56,3 +70,25 @@ class PaidServers:
     async def aclose(self) -> None:
         for server in self._servers.values():
             await server.aclose()
+
+
+def _offer(tool: Tool) -> ToolOffer:
+    price = told_price(tool.model_dump(by_alias=True))
+    description = plain(tool.description or "")[:_DESCRIPTION_CHARS]
+    return ToolOffer(
+        name=plain(tool.name),
+        description=f"{description} {price}".strip(),
+        input_schema=_printable(tool.input_schema),
+    )
+
+
+def _printable(value: Any) -> Any:
+    """A JSON value without control characters in its texts."""
+    match value:
+        case str():
+            return plain(value)
+        case list():
+            return [_printable(one) for one in value]
+        case dict():
+            return {plain(name): _printable(one) for name, one in value.items()}
+    return value

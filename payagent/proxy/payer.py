@@ -21,7 +21,7 @@ from payagent.agent.base.requests import Advice
 from payagent.api.models.payments import Quote
 from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.aggregate import PaymentRow
-from payagent.core.cost_headers import cost_text
+from payagent.core.cost_headers import paid_headers
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s
@@ -316,9 +316,9 @@ class ProxyPayer:
 
 def _payment_headers(row: PaymentRow) -> Headers:
     """The X-Payagent headers of a paid answer."""
-    cost = cost_text([(output.asset, output.units) for output in row.outputs], row.attempt.fee_lovelace or 0)
-    texts = {"payment": row.id, "cost": cost, "state": str(row.state)}
-    return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in texts.items()]
+    paid = [(output.asset, output.units) for output in row.outputs]
+    texts = paid_headers(row.id, paid, row.attempt.fee_lovelace or 0, str(row.state))
+    return [(name.lower().encode(), value.encode("ascii")) for name, value in texts.items()]
 
 
 def _is_used_up(advice: Advice, shared: SharedPayment) -> bool:

@@ -57,7 +57,7 @@ def test_without_the_extra_the_demo_names_it_and_goes_on(monkeypatch: pytest.Mon
     told: list[str] = []
     with stage(in_silence, {}) as on:
         demo._call_a_tool(on, told.append)
-    assert "pip install 'cardano-payagent[mcp]'" in told[-1]
+    assert "needs the extra mcp. Run pipx install" in told[-1]
 
 
 def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ def test_the_agent_is_refused_when_its_budget_is_used_up(tmp_path: Path) -> None
     (*walk, stop) = blocks(*BUDGET)
     assert stop == "kill %2 %1\n"
     here = {ACTIVATE: ":", "/tmp/payagent-budget": str(tmp_path / "walk"), ":8402": "", ":8490": ""}
-    here |= {'pip install "mcp>=2.3,<3"': ":"}
     out = walked(walk, here)
     first, second = out.split("\n403\n")
     assert first.count(" Cost: ") == 2

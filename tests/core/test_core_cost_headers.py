@@ -1,8 +1,21 @@
 """The headers that limit the cost of a request, and the header that reports what it cost."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from payagent.core.cost_headers import cost_text, read_cost_headers
+from payagent.core.cost_headers import (
+    COST_HEADER,
+    DRY_RUN_HEADER,
+    MAX_COST_HEADER,
+    PAYMENT_HEADER,
+    STATE_HEADER,
+    cost_text,
+    paid_headers,
+    read_cost,
+    read_cost_headers,
+)
 from payagent.core.problems import Refused
 
 TOKEN = "ab" * 28 + "cd"
@@ -55,3 +68,21 @@ def test_the_reported_cost_in_ada_includes_the_fee() -> None:
 
 def test_the_reported_cost_in_a_token_excludes_the_fee_and_min_ada() -> None:
     assert cost_text([(TOKEN, 5), ("lovelace", 1_200_000), (TOKEN, 7)], 171_000) == f"12 {TOKEN}"
+
+
+def test_what_a_paid_answer_says_is_read_back() -> None:
+    headers = paid_headers("pay_1", [("lovelace", 3_000_000), ("lovelace", 1_000_000)], 170_000, "in_block")
+    assert headers == {
+        "X-Payagent-Payment": "pay_1",
+        "X-Payagent-Cost": "4170000 lovelace",
+        "X-Payagent-State": "in_block",
+    }
+    assert read_cost(headers[COST_HEADER]) == ("lovelace", 4_170_000)
+
+
+def test_no_other_module_spells_the_names_of_the_cost_headers() -> None:
+    names = (COST_HEADER, DRY_RUN_HEADER, MAX_COST_HEADER, PAYMENT_HEADER, STATE_HEADER)
+    named = re.compile(rf"""["']({"|".join(names)})["']""", re.IGNORECASE)
+    package = Path(__file__).parents[2] / "payagent"
+    naming = [path.name for path in package.rglob("*.py") if named.search(path.read_text())]
+    assert naming == ["cost_headers.py"]

@@ -5,6 +5,7 @@ A module imports only what its docstring allows.
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +117,13 @@ def test_an_import_of_another_package_is_found() -> None:
         "fence",
     }
     assert rooms_of("from payagent.agent.base.payment_view import payment_view\nimport re\n", "agent") == set()
+
+
+def test_the_daemons_process_loads_nothing_of_mcp() -> None:
+    code = (
+        "import sys; from payagent.cli.main import payagent; import payagent.daemon, payagent.signer.process; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('mcp', 'mcp_types', 'httpx2')"
+        " or name.startswith('payagent.mcp')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,5 +1,6 @@
 """`payagent mcp proxy` between an official MCP client and a paid MCP server, with a running daemon."""
 
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,14 +15,18 @@ from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
 from payagent.agent.base.config import MerchantConfig
+from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.core.aggregate import PaymentRow
+from payagent.core.merchant_rules import MerchantRules
+from payagent.mcp.calls import Calls
 from payagent.mcp.daemon import AppClient
-from payagent.mcp.paid_calls import PaidCalls
 from payagent.mcp.paid_proxy import Proxy
 from payagent.mcp.paid_server import RemoteServer
+from payagent.mcp.server import open_server
 from payagent.store.rows import payments
 
 TOPIC = {"topic": "Hydra"}
+LINKS = ApprovalLinks("http://127.0.0.1", bytes(KEY_BYTES))
 
 
 @dataclass
@@ -69,10 +74,12 @@ class Market:
         return Client(StdioServerParameters(command=sys.executable, args=command, env=self.environ))
 
     @asynccontextmanager
-    async def near(self, url: str | None = None, **options: Any) -> AsyncIterator[Client]:
+    async def near(
+        self, url: str | None = None, answer_after_s: float = 45.0, **options: Any
+    ) -> AsyncIterator[Client]:
         """The same in this process, which starts faster."""
         remote = RemoteServer(url or self.url)
-        calls = PaidCalls(remote.url, AppClient(self.api.tokens["payer"], self.environ))
+        calls = Calls(AppClient(self.api.tokens["payer"], self.environ), answer_after_s)
         server = Proxy(remote, calls).server(await remote.connected())
         try:
             async with Client(server, cache=None, **options) as client:
@@ -81,14 +88,69 @@ class Market:
             await calls.aclose()
             await remote.aclose()
 
+    @asynccontextmanager
+    async def wallet(self, answer_after_s: float = 45.0) -> AsyncIterator[Client]:
+        """`payagent mcp` in this process."""
+        daemon = AppClient(self.api.tokens["payer"], self.environ)
+        async with open_server(daemon, answer_after_s) as server, Client(server, cache=None) as client:
+            yield client
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What an agent got: the tool's text, or else the code of an error. `told` is all that it read."""
+
+    text: str | None
+    code: str | None
+    told: str
+
+
+@dataclass
+class Buyer:
+    """An agent that calls `report` at a server, by `payagent mcp proxy` or by the wallet's own server."""
+
+    way: str
+    client: Client
+    url: str
+
+    async def buy(self, topic: str = "Hydra", **more: str) -> Bought:
+        arguments = {"topic": topic}
+        if self.way == "proxy":
+            result = await self.client.call_tool("report", arguments)
+            code = (result.structured_content or {}).get("code") if result.is_error else None
+            text = None if result.is_error else result.content[0].text
+            return Bought(text, code, result.model_dump_json())
+        asked = {"server": self.url, "tool": "report", "arguments": arguments, **more}
+        result = await self.client.call_tool("mcp_call", asked)
+        got = result.structured_content
+        is_served = got["outcome"] == "paid_and_served"
+        text = got["body"] if is_served else None
+        if text is not None and got["rest"] is None:
+            text = json.loads(text)["content"][0]["text"]
+        return Bought(text, None if is_served else got["code"] or got["outcome"], result.model_dump_json())
+
+
+WAYS = ("proxy", "wallet")
+
+
+@asynccontextmanager
+async def buyer(at: Market, way: str, url: str | None = None, **options: Any) -> AsyncIterator[Buyer]:
+    """An agent of the market."""
+    opened = at.near(url, **options) if way == "proxy" else at.wallet(**options)
+    async with opened as client:
+        yield Buyer(way, client, url or at.url)
+
 
 @asynccontextmanager
 async def market(world: World, **merchants: str) -> AsyncIterator[Market]:
     """`merchants`: origins that may be paid too, by name."""
     world.fund(*UTXOS)
-    known = {url: MerchantConfig(name, url, None, None, "confirmed", 5) for name, url in merchants.items()}
+    rules = MerchantRules(price_rise_percent_max=25)
+    known = {
+        url: MerchantConfig(name, url, None, None, "confirmed", 5, rules=rules) for name, url in merchants.items()
+    }
     known |= world.terms.merchants
     async with world.run(terms=lambda given: replace(given, merchants=known)) as run:
         await run.run_pass()
-        async with served(run) as api, blocks(run):
+        async with served(run, links=LINKS) as api, blocks(run):
             yield Market(api)

@@ -1,11 +1,12 @@
 """A paid MCP server made of the official SDKs: x402's payment wrapper around a tool of an `mcp` server.
 
 `with SdkMcpMerchant(devnet) as merchant:` sells the tool `report` at `merchant.url + "/mcp"`. It speaks the
-tool-result binding. `failing` makes the tool fail, `demand` replaces what it asks for, and `restart` forgets every
-session.
+tool-result binding. `failing` makes the tool fail, `demand` replaces what it asks for, and `after` its answer to a
+payment that it settled. `listed` are its tools, and `restart` forgets every session.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from mcp.server import Server
@@ -28,13 +29,21 @@ REPORT = Tool(
 class SdkMcpMerchant(SdkMerchant):
     failing = False
     demand: dict[str, Any] | None = None
+    after: Callable[[], CallToolResult] | None = None
+    listed = (REPORT,)
+
+    def asking(self, amount: str, error: str = "Payment required") -> CallToolResult:
+        """A result that asks for this amount."""
+        accepts = self._accepts.model_dump(by_alias=True, exclude_none=True) | {"amount": amount}
+        demand = {"x402Version": 2, "error": error, "accepts": [accepts], "resource": {"url": "mcp://tool/report"}}
+        return CallToolResult(content=[], structured_content=demand, is_error=True)
 
     def _app(self, option: PaymentOption) -> Any:
         payments = x402ResourceServer(self._client)
         payments.register(NETWORK, CardanoServerScheme())
         payments.initialize()
         price: Any = option.price
-        accepts = PaymentRequirements(
+        self._accepts = accepts = PaymentRequirements(
             scheme=option.scheme,
             network=option.network,
             asset=price.asset,
@@ -52,13 +61,15 @@ class SdkMcpMerchant(SdkMerchant):
             return {"content": [{"type": "text", "text": text}], "isError": self.failing}
 
         async def tools(_context: Any, _params: Any) -> ListToolsResult:
-            return ListToolsResult(tools=[REPORT])
+            return ListToolsResult(tools=list(self.listed))
 
         async def call(context: Any, params: CallToolRequestParams) -> CallToolResult:
             if self.demand is not None:
                 return CallToolResult(content=[], structured_content=self.demand, is_error=True)
             extra = {"_meta": (context.params or {}).get("_meta") or {}, "toolName": params.name}
             result: Any = await report(params.arguments or {}, extra)  # type: ignore[operator]
+            if self.after is not None and "x402/payment" in extra["_meta"]:
+                return self.after()
             return CallToolResult.model_validate(
                 {
                     "content": result.content,

@@ -11,7 +11,7 @@ from payagent.devnet.server import DevnetThread
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShop]:
-    with DevnetThread(block_time_s=1) as devnet, raw_merchant() as raw_url:
+    with DevnetThread(block_time_s=1) as devnet, raw_merchant(devnet.merchant_url) as raw:
         at = Shop(devnet, tmp_path_factory.mktemp("shop"))
         with at.http:
             text = at.config.read_text().replace("[merchants.t]", "[merchants.t]\nprice_rise_percent_max = 300")
@@ -20,9 +20,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShop]:
                 at.control("faucet", address=at.made["address"], lovelace="100000000")
             with running(at):
                 until(lambda: len(at.payagent("wallet", "utxos").json["utxos"]) == 6, "no deposit")
-                yield AgentShop(at, raw_url)
+                yield AgentShop(at, raw)
 
 
 @pytest.fixture
 def usual_terms(shop: AgentShop) -> None:
-    shop.at.settings(price="2000000", splits=[], batch=1, confirmations=0)
+    shop.at.settings(price="2000000", asset="lovelace", splits=[], batch=1, confirmations=0)

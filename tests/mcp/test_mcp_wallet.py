@@ -4,15 +4,25 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
+import httpx
 import pytest
-from kit.cli import clean_environ, spawn, until
+from kit.canaries import plant
+from kit.cli import TOKEN, clean_environ, spawn, until
+from kit.http import NO_TLS
 from kit.mcp import BINARY, LONG, AgentShop, data, text
 from kit.pages import blocks
 from mcp import Client, StdioServerParameters
+from mcp.shared.exceptions import MCPError
+from mcp_types import ElicitRequestParams, ElicitRequestURLParams, ElicitResult
+from x402.extensions.bazaar import declare_discovery_extension
+
+from payagent.mcp.daemon import AppClient
 
 pytestmark = pytest.mark.usefixtures("usual_terms")
 
@@ -22,15 +32,13 @@ TOOLS = {"fetch", "quote", "budget", "payments", "payment", "merchants", "discov
 async def test_the_tools_have_schemas_and_annotations(shop: AgentShop) -> None:
     async with shop.stdio() as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    assert tools.keys() >= TOOLS
+    assert tools.keys() == TOOLS | {"mcp_tools", "mcp_call"}
     assert all(tools[name].output_schema and tools[name].annotations for name in TOOLS)
     reading = {name for name in TOOLS if tools[name].annotations.read_only_hint}
     assert reading == TOOLS - {"fetch", "quote"}
     assert "executed: true" in str(tools["quote"].description)
     assert tools["fetch"].annotations.open_world_hint
     assert tools["fetch"].annotations.idempotent_hint
-    words = " ".join(name + str(tools[name].description) for name in tools).lower()
-    assert not {"approve_", "set_limit", "add_merchant", "send_"} & set(words.split())
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
@@ -98,6 +106,25 @@ async def test_refusals_say_what_happened_to_the_money_and_what_to_do(shop: Agen
     assert {row["state"] for row in shop.payments()[: len(shop.payments()) - before]} <= {"rejected"}
 
 
+async def test_a_bound_is_written_as_amounts_are_elsewhere(shop: AgentShop) -> None:
+    shop.at.settings(price="100", asset=TOKEN)
+    async with shop.here() as client:
+        for most, code in (
+            ("99 COIN", "limit_exceeded"),
+            (f"99 {TOKEN}", "limit_exceeded"),
+            ("5 GOLD", "amount_invalid"),
+        ):
+            got = data(await client.call_tool("fetch", shop.ask("by its name", max_cost=most)))
+            assert (got["outcome"], got["code"]) == ("refused", code), most
+        within = await client.call_tool("quote", shop.ask("by its name", max_cost="100 COIN"))
+    assert data(within)["code"] == "not_enough_funds", text(within)
+    added = shop.at.payagent("app", "add", "ada-only", "--asset", "ADA").json
+    for token, names in ((shop.token, ["COIN"]), (plant("a token of ADA only", added["token"]), [])):
+        app = AppClient(token, shop.environ)
+        assert [one["name"] for one in (await app.get("/v1/limits"))["tokens"]] == names
+        await app.aclose()
+
+
 async def test_two_identical_calls_at_once_are_one_purchase(shop: AgentShop) -> None:
     before = len(shop.payments())
     async with shop.here() as client:
@@ -109,25 +136,82 @@ async def test_two_identical_calls_at_once_are_one_purchase(shop: AgentShop) -> 
     assert len(shop.payments()) == before + 1
 
 
-async def test_a_cancelled_call_loses_nothing(shop: AgentShop) -> None:
-    before = len(shop.payments())
-    progress: list[str] = []
+async def a_paid_call_that_waits(client: Client, ask: dict[str, Any]) -> asyncio.Task[Any]:
+    """A `fetch` whose progress has named its payment."""
     waits = asyncio.Event()
 
     async def note(_passed: float, _total: float | None, message: str | None) -> None:
-        progress.append(message or "")
-        if "pay_" in progress[-1]:
+        if "pay_" in (message or ""):
             waits.set()
 
-    async with shop.stdio() as client:
-        shop.at.settings(confirmations=3)
-        call = asyncio.create_task(client.call_tool("fetch", shop.ask("cancelled"), progress_callback=note))
-        await asyncio.wait_for(waits.wait(), 60)
+    call = asyncio.create_task(client.call_tool("fetch", ask, progress_callback=note))
+    await asyncio.wait_for(waits.wait(), 60)
+    return call
+
+
+@pytest.mark.parametrize(("way", "mode"), [("stdio", "legacy"), ("http", "2026-07-28")])
+async def test_a_cancelled_call_loses_nothing(shop: AgentShop, way: str, mode: str) -> None:
+    before, ask = len(shop.payments()), shop.ask(f"cancelled by {way} {mode}")
+    async with getattr(shop, way)(mode=mode) as client:
+        shop.at.settings(confirmations=2)
+        call = await a_paid_call_that_waits(client, ask)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        again = await client.call_tool("fetch", shop.ask("cancelled", reason="the same purchase"))
+        again = await client.call_tool("fetch", ask | {"reason": "the same purchase"})
     assert data(again)["outcome"] == "paid_and_served", text(again)
     assert len(shop.payments()) == before + 1
+
+
+async def test_a_server_killed_during_a_call_loses_nothing(shop: AgentShop, tmp_path: Path) -> None:
+    before, sold, ask = len(shop.payments()), len(shop.sold()["payments"]), shop.ask("killed")
+    pid = tmp_path / "pid"
+    script = f'echo $$ > {pid}; exec "$0" "$@"'
+    server = StdioServerParameters(
+        command="sh", args=["-c", script, *shop.command], env=clean_environ() | shop.environ
+    )
+    async with Client(server) as client:
+        shop.at.settings(confirmations=3)
+        call = await a_paid_call_that_waits(client, ask)
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        (ended,) = await asyncio.gather(call, return_exceptions=True)
+    assert isinstance(ended, MCPError)
+    async with shop.here() as client:
+        again = data(await client.call_tool("fetch", ask))
+    assert again["outcome"] == "paid_and_served"
+    assert (len(shop.payments()), len(shop.sold()["payments"])) == (before + 1, sold + 1)
+
+
+async def test_a_merchant_that_takes_the_money_and_fails_is_told_and_paid_once(shop: AgentShop) -> None:
+    before, sold = len(shop.payments()), len(shop.sold()["payments"])
+    ask = shop.ask("breaks") | {"url": f"{shop.raw_url}/chat"}
+    async with shop.here() as client:
+        failed = await client.call_tool("fetch", ask)
+        got = data(failed)
+        assert (failed.is_error, got["outcome"], got["code"]) == (True, "paid_not_served", "paid_not_served")
+        assert (got["status"], got["body"]) == (422, "the model is gone")
+        assert "The payment stands" in text(failed)
+        assert int(got["cost"]["units"]) > 2_000_000
+        again = data(await client.call_tool("fetch", ask))
+    assert (again["outcome"], again["payment_id"]) == ("paid_and_served", got["payment_id"])
+    assert (len(shop.payments()), len(shop.sold()["payments"])) == (before + 1, sold + 1)
+
+
+async def test_a_quote_uses_no_prepaid_balance(shop: AgentShop) -> None:
+    shop.at.settings(batch=2)
+    at = {"url": f"{shop.raw_url}/chat"}
+    async with shop.here() as client:
+        bought = await client.call_tool("fetch", shop.ask("a batch") | at)
+        assert data(bought)["outcome"] == "paid_and_served", text(bought)
+        before, payments = shop.sold(), len(shop.payments())
+        for message in ("a batch", "another"):
+            quoted = data(await client.call_tool("quote", shop.ask(message) | at))
+            assert (quoted["allowed"], quoted["is_prepaid"], quoted["executed"]) == (True, True, False)
+        after = shop.sold()
+        assert (after["balances"], after["served_prepaid"]) == (before["balances"], before["served_prepaid"])
+        served = data(await client.call_tool("fetch", shop.ask("another") | at))
+    assert (served["outcome"], served["payment_id"]) == ("served", None)
+    assert len(shop.payments()) == payments
+    assert shop.sold()["served_prepaid"] == before["served_prepaid"] + 1
 
 
 async def test_an_agent_that_starts_anew_gets_the_answer_it_paid_for(shop: AgentShop) -> None:
@@ -165,6 +249,51 @@ async def test_a_person_decides_and_the_same_call_then_gets_its_answer(shop: Age
     assert len(shop.payments()) == before + 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [("legacy", "accept"), ("legacy", None), ("2026-07-28", "accept"), ("2026-07-28", "decline")],
+)
+async def test_what_the_client_answers_about_an_approval_decides_nothing(
+    shop: AgentShop, mode: str, action: Literal["accept", "decline"] | None
+) -> None:
+    """None: it never answers."""
+    shop.at.settings(price="6000000")
+    asked: list[ElicitRequestParams] = []
+
+    async def answer(_context: object, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params)
+        if action is None:
+            await asyncio.Event().wait()
+        return ElicitResult(action=action or "cancel")
+
+    def page(payment_id: str) -> str:
+        return f"http://payagent.localhost:8402/ui/payments/{payment_id}"
+
+    async with shop.here(answer_after_s=3, url_of=page, mode=mode, elicitation_callback=answer) as client:
+        waits = await client.call_tool("fetch", shop.ask(f"{action} by {mode}"))
+    payment_id = data(waits)["payment_id"]
+    (request,) = asked
+    assert isinstance(request, ElicitRequestURLParams)
+    assert (request.mode, request.url) == ("url", page(payment_id))
+    assert request.message == f"Payment {payment_id} waits for your decision."
+    assert (data(waits)["outcome"], waits.is_error) == ("awaiting_approval", False)
+    assert page(payment_id) in text(waits)
+    assert shop.payments()[0]["state"] == "awaiting_approval"
+    assert shop.at.payagent("payments", "deny", payment_id).code == 0
+
+
+async def test_a_client_without_url_mode_is_told_the_page_in_the_result(shop: AgentShop) -> None:
+    shop.at.settings(price="6000000")
+    async with shop.here(answer_after_s=1, url_of=lambda payment_id: f"http://page/{payment_id}") as client:
+        waits = await client.call_tool("fetch", shop.ask("no page"))
+        shown = data(await client.call_tool("payment", {"id": data(waits)["payment_id"]}))
+    page = f"http://page/{data(waits)['payment_id']}"
+    assert data(waits)["outcome"] == "awaiting_approval"
+    assert page in text(waits)
+    assert shown["awaiting"] == page
+    assert shop.at.payagent("payments", "deny", data(waits)["payment_id"]).code == 0
+
+
 async def test_a_long_body_is_cut_and_its_rest_is_a_resource(shop: AgentShop) -> None:
     async with shop.here() as client:
         long = await client.call_tool("fetch", {"url": f"{shop.raw_url}/long"})
@@ -189,6 +318,36 @@ async def test_what_a_merchant_publishes_is_cut_and_marked_as_untrusted(shop: Ag
         assert all(one.isprintable() and len(one) <= 8_192 for one in documents.values())
         elsewhere = await client.call_tool("discover", {"origin": "http://127.0.0.1:9"})
         assert data(elsewhere)["code"] == "merchant_not_allowed"
+
+
+async def test_a_merchant_that_describes_its_calls_is_read(shop: AgentShop) -> None:
+    """The descriptions are those that the official SDK's servers write."""
+    weather = {
+        "x402Version": 2,
+        "resource": {"url": f"{shop.raw_url}/weather", "description": "The weather\x1b[2J of a city"},
+        "accepts": [],
+        "extensions": declare_discovery_extension(
+            input={"city": "Oslo", "days": 1.5}, input_schema={"properties": {"city": {"type": "string"}}}
+        ),
+    }
+    tool = {
+        "x402Version": 2,
+        "accepts": [],
+        "extensions": {"bazaar": {"info": {"input": {"type": "mcp", "toolName": "report", "inputSchema": {}}}}},
+    }
+    shop.raw.offers = {"/weather": weather, "/tool": tool, "/odd": {"extensions": {"bazaar": ["?"]}}, "/": weather}
+    try:
+        async with shop.here() as client:
+            offers = data(await client.call_tool("discover", {"origin": shop.raw_url}))
+    finally:
+        shop.raw.offers = {}
+    start, listed, report, _ = calls = offers["calls"]
+    assert start == listed == calls[3]
+    assert (listed["url"], listed["type"], report["tool"]) == (f"{shop.raw_url}/weather", "http", "report")
+    assert listed["description"] == "The weather [2J of a city"
+    assert json.loads(listed["input"])["queryParams"]["city"] == "Oslo"
+    assert report["url"] == f"{shop.raw_url}/tool"
+    assert "Oslo" in offers["documents"][2]["text"]
 
 
 async def test_the_ledger_is_a_resource_and_the_spend_report_a_prompt(shop: AgentShop) -> None:
@@ -241,3 +400,27 @@ async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> No
     assert json.loads(process.stdout.readline())["mcp"].endswith("/mcp")
     process.terminate()
     process.communicate(timeout=20)
+
+
+def test_a_web_page_cannot_use_a_server_that_listens(shop: AgentShop) -> None:
+    client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "page", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": client}
+    usual = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    of_a_page = ({"origin": "https://page.example"}, {"host": "page.example"}, {"content-type": "text/plain"})
+    with shop.listening() as url, httpx.Client(verify=NO_TLS, trust_env=False) as page:
+        answers = [page.post(url, content=json.dumps(message), headers=usual | more) for more in ({}, *of_a_page)]
+    assert [answer.status_code for answer in answers] == [200, 403, 421, 400]
+
+
+async def test_a_price_that_rose_after_the_quote_is_not_paid_within_the_quoted_cost(shop: AgentShop) -> None:
+    before = {row["id"] for row in shop.payments()}
+    async with shop.here() as client:
+        quoted = data(await client.call_tool("quote", shop.ask("rising")))["cost"]["text"]
+        shop.at.settings(price="3000000")
+        call = shop.ask("rising", max_cost=quoted)
+        refused = data(await client.call_tool("fetch", call))
+        assert (refused["outcome"], refused["code"]) == ("refused", "limit_exceeded")
+        shop.at.settings(price="2000000")
+        assert data(await client.call_tool("fetch", call))["outcome"] == "paid_and_served"
+    new = [row["state"] for row in shop.payments() if row["id"] not in before]
+    assert len([state for state in new if state != "rejected"]) == 1

@@ -1,6 +1,6 @@
 """Apps, their tokens and limits. May import: core, agent, store.rows, pydantic. Never: I/O."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field
@@ -20,7 +20,7 @@ from payagent.api.models.base import (
     absent,
 )
 from payagent.core.bounds import APP_NAME_PATTERN, TokenScope
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, Tokens
 from payagent.store.rows.apps import AppRow, TokenRow
 
 
@@ -58,12 +58,31 @@ class LimitStanding(BaseModel):
         )
 
 
+class NamedToken(BaseModel):
+    """What amounts call a token: "2 USDM" is 2 whole tokens with these decimals."""
+
+    name: str
+    asset: str
+    decimals: int
+
+
 class Limits(BaseModel):
+    """`tokens` are those of the limits that the config names."""
+
     limits: list[LimitStanding]
+    tokens: list[NamedToken]
 
     @classmethod
-    def of(cls, standing: Iterable[LimitStatus], names: Mapping[str, str]) -> Self:
-        return cls(limits=[LimitStanding.of(one, names) for one in standing])
+    def of(cls, standing: Sequence[LimitStatus], names: Mapping[str, str], tokens: Tokens) -> Self:
+        limited = {one.limit.asset for one in standing}
+        return cls(
+            limits=[LimitStanding.of(one, names) for one in standing],
+            tokens=[
+                NamedToken(name=name, asset=asset, decimals=decimals)
+                for name, (asset, decimals) in tokens.items()
+                if asset in limited
+            ],
+        )
 
 
 class SetLimits(RequestBody):

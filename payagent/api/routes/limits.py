@@ -47,4 +47,4 @@ async def change(request: Request, caller: Operator) -> JsonResponse:
 def _standing(caller: Caller) -> JsonResponse:
     context = caller.context
     only_app = None if caller.sees_all else caller.app.id
-    return JsonResponse(Limits.of(standing(context, only_app), dict(names_of(context))))
+    return JsonResponse(Limits.of(standing(context, only_app), dict(names_of(context)), context.config.tokens))
