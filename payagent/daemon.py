@@ -12,6 +12,7 @@ import signal
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
@@ -20,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
+from starlette.types import ASGIApp
 
 from payagent import sandbox
 from payagent.agent.agent import Agent
@@ -28,6 +30,7 @@ from payagent.agent.base.config import AgentConfig, file_config
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
@@ -36,12 +39,15 @@ from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
 from payagent.api.http.rate_limit import Rates
 from payagent.api.http.server import listen_tcp, make_server
+from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found
 from payagent.core.address import Address
 from payagent.core.network import NETWORKS
 from payagent.core.problems import PROBLEMS, Refused
+from payagent.dashboard.app import HOST, Doors
+from payagent.dashboard.build import create_dashboard
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.outbound.egress import Egress
 from payagent.outbound.merchant_client import MerchantClient
@@ -232,22 +238,31 @@ async def _serve(
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
+        sessions = _sessions(agent.context, settings, listeners) if api.dashboard else None
+        inner = create_app(
+            agent,
+            topups,
+            heartbeat=scheduler.stale,
+            signer=lambda: signer.problem,
+            allowed_hosts=hosts | _link_host(links),
+            rates=rates,
+            links=links,
+            sessions=sessions,
+        )
         app = ProxyApp(
             agent,
-            create_app(
-                agent,
-                topups,
-                heartbeat=scheduler.stale,
-                signer=lambda: signer.problem,
-                allowed_hosts=hosts | _link_host(links),
-                rates=rates,
-                links=links,
-            ),
+            inner,
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
         plain, secure = listeners.sorted()
-        server = make_server(app, partial(agent.context.ports.new_id, "call"), secure)
+        outer: ASGIApp = app
+        if sessions is not None:
+            dashboard = create_dashboard(
+                agent.context, inner, sessions, api.explorer_url, is_devnet=settings.is_devnet
+            )
+            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts)
+        server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
@@ -260,6 +275,14 @@ async def _serve(
             await server.serve(sockets=plain)
         finally:
             app.close()
+
+
+def _sessions(context: AgentContext, settings: Settings, listeners: Listeners) -> Sessions:
+    """The dashboard's sessions. With TLS, their links lead to a name of `dashboard_hosts`."""
+    url = urlsplit(listeners.url)
+    host = min(settings.api.dashboard_hosts, default=HOST) if url.scheme == "https" else HOST
+    origin = f"{url.scheme}://{host}:{url.port}"
+    return Sessions(context.ports.randomness, time.monotonic, context.ports.clock.now_ms, origin)
 
 
 def _freeze_startup_objects() -> None:

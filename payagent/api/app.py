@@ -23,12 +23,14 @@ from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.middleware import OuterMiddleware
 from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.api.http.rate_limit import RateLimiter, Rates
+from payagent.api.http.sessions import Sessions
 from payagent.api.models.base import what_is_wrong
 from payagent.api.models.openapi import add_schemas
 from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
     approvals,
     apps,
+    dashboard,
     events,
     ledger,
     limits,
@@ -48,7 +50,7 @@ from payagent.core.problems import Refused
 
 ROOMS = (
     payments, approvals, decide, events, log, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
-    reconcile,
+    reconcile, dashboard,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 
@@ -91,12 +93,14 @@ def create_app(
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
+    sessions: Sessions | None = None,
 ) -> FastPath:
     """Build the application.
 
     `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
     reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
     limits. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
+    `sessions` are the dashboard's, unless it is off.
     """
     app = FastPath(
         title="payagent",
@@ -112,6 +116,7 @@ def create_app(
     app.state.topups = orders
     app.state.body_s = body_s
     app.state.links = links
+    app.state.sessions = sessions
     app.state.rate_limiter = RateLimiter(rates, time.monotonic)
     guarded = partial(
         OuterMiddleware,

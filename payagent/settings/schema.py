@@ -61,7 +61,8 @@ def _by_window(table: "SettingsTable", unit: str) -> dict[str, int | None]:
 class ApiSettings(SettingsTable):
     """Where the daemon listens (TCP and a Unix socket), its allowed host names, and rate limits per app.
 
-    A port that other machines can reach requires TLS.
+    A port that other machines can reach requires TLS. The dashboard answers at payagent.localhost and at
+    `dashboard_hosts`, under which nothing else answers. `explorer_url` has {tx} where a transaction's id goes.
     """
 
     listen: Listen = "127.0.0.1:8402"
@@ -71,6 +72,9 @@ class ApiSettings(SettingsTable):
     allowed_hosts: frozenset[HostName] = frozenset()
     rate_limit_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
     concurrent_requests_max: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
+    dashboard: bool = True
+    dashboard_hosts: frozenset[HostName] = frozenset()
+    explorer_url: Annotated[str, Field(pattern=r"^https://[!-~]*\{tx\}[!-~]*$")] | None = None
 
     @property
     def is_remote(self) -> bool:

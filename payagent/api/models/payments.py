@@ -172,6 +172,12 @@ class CreatePayment(RequestBody):
         )
 
 
+class Decide(RequestBody):
+    """A decision on a payment that needs an approval."""
+
+    terms_hash: Hex = absent("The terms that were read. If others apply meanwhile, the decision is refused.")
+
+
 class ReportDelivery(_ForwardedAnswer):
     """The answer to the retry. For any answer but a 2xx, headers and body say what to do next."""
 
@@ -251,7 +257,7 @@ class Approval(BaseModel):
     asked_at: Time
     ends_at: Time
     decision: Literal["approved", "denied", "timed_out"] | None
-    via: Literal["token", "link", "clock"] | None
+    via: Literal["token", "dashboard", "link", "clock"] | None
     decided_at: Time | None
     app: str = absent("The app that wants to pay.")
     request: str | None = absent("The request to buy.")

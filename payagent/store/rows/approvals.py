@@ -14,7 +14,7 @@ from payagent.core.payment import State
 from payagent.store.db.unit import Unit
 
 Decision = Literal["approved", "denied", "timed_out"]
-Via = Literal["token", "link", "clock"]
+Via = Literal["token", "dashboard", "link", "clock"]
 
 
 @dataclass(frozen=True, slots=True)
