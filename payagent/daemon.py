@@ -31,6 +31,7 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
+from payagent.agent.operator.notifier import Notifier, Target
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
@@ -67,7 +68,7 @@ from payagent.settings.paths import (
     sandbox_plan,
     written_by_daemon,
 )
-from payagent.settings.schema import ApiSettings, ProviderSettings, Settings
+from payagent.settings.schema import ApiSettings, NotificationSettings, ProviderSettings, Settings
 from payagent.signer.client import SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.lease import lease
@@ -289,7 +290,8 @@ async def _running(
     own = Ownership(ports.new_id("boot"), record, partial(_stop_without_lease, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
-    merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
+    merchants = MerchantClient(egress.transport())
+    targets = {one.name: _target(one, redactor) for one in settings.notifications}
     try:
         await _require_right_clock(providers, ports.clock.now_ms)
         config = make_config(settings, account.address, redactor)
@@ -301,12 +303,17 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
+        notifiers = [
+            Notifier(agent.context, one.name, targets[one.name], one.wanted, links)
+            for one in settings.notifications
+        ]
         scheduler = Scheduler(
             agent,
             ChainSync(agent, merchants),
-            AlertMonitor(agent.context, webhook, links),
+            AlertMonitor(agent.context),
             topups,
             recovery,
+            notifiers,
             intervals,
         )
         scheduler.start()
@@ -316,8 +323,8 @@ async def _running(
             await scheduler.stop()
     finally:
         await merchants.aclose()
-        if webhook is not None:
-            await webhook.aclose()
+        for target in targets.values():
+            await target.aclose()
         for blockfrost in providers:
             await blockfrost.aclose()
         writer.close()
@@ -437,14 +444,14 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
-    """Build the webhook. Its key is redacted in the log as bytes too, which lack the prefix."""
-    url, secret = settings.alerts.webhook_url, _secret(settings.alerts.webhook_secret_file, redactor)
-    if url is None or secret is None:
-        return None
-    key = signing_key(secret)
+def _target(settings: NotificationSettings, redactor: Redactor) -> Target:
+    """Build a target of notifications, by its kind.
+
+    A webhook's key is redacted in the log as bytes too, which lack the prefix.
+    """
+    key = signing_key(_secret(settings.secret_file, redactor) or "")
     redactor.register(key)
-    return Webhook(url, key)
+    return Webhook(settings.url, key)
 
 
 def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] = read_secret_file) -> str | None:

@@ -63,7 +63,7 @@ INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'manual', 'lovelace', 5, '
   NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
   'c', 'r', 'd', 2, 2, 'not_found', 'r', 'd');
-INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
+INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1);
 """
 
 PAYMENT = (
