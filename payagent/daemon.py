@@ -31,7 +31,7 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
-from payagent.agent.operator.notifier import Notifier, Target
+from payagent.agent.operator.notifier import Notifier, Target, forget_others
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
@@ -229,6 +229,7 @@ async def _serve(
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (
         agent,
         topups,
+        notifiers,
         scheduler,
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
@@ -243,6 +244,7 @@ async def _serve(
                 allowed_hosts=hosts | _link_host(links),
                 rates=rates,
                 links=links,
+                notifiers={one.name: one for one in notifiers},
             ),
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
@@ -281,7 +283,7 @@ async def _running(
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-) -> AsyncIterator[tuple[Agent, TopupRunner, Scheduler]]:
+) -> AsyncIterator[tuple[Agent, TopupRunner, list[Notifier], Scheduler]]:
     """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
@@ -303,22 +305,20 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
-        notifiers = [
-            Notifier(agent.context, one.name, targets[one.name], one.wanted, links)
-            for one in settings.notifications
-        ]
+        await forget_others(agent.context, list(targets))
+        notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
             agent,
             ChainSync(agent, merchants),
             AlertMonitor(agent.context),
             topups,
             recovery,
-            notifiers,
             intervals,
+            notifiers,
         )
         scheduler.start()
         try:
-            yield agent, topups, scheduler
+            yield agent, topups, notifiers, scheduler
         finally:
             await scheduler.stop()
     finally:

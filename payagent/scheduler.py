@@ -73,8 +73,8 @@ class Scheduler:
         alerts: AlertMonitor,
         topups: TopupRunner,
         recovery: Recovery,
-        notifiers: Sequence[Notifier],
         intervals: JobIntervals,
+        notifiers: Sequence[Notifier] = (),
     ) -> None:
         self._agent = agent
         self._context = agent.context

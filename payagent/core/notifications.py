@@ -15,8 +15,7 @@ TYPES: Mapping[str, str] = {
     "payment.reopened": "A payment was in a block and is not any more. Its money is held again.",
     "approval.asked": "A payment waits for a person.",
     "approval.decided": "A payment that waited was approved, denied, or nobody decided in time.",
-    "limit.reached": "A payment was refused because a limit has no room for it. Told once an hour for each app and "
-    "merchant.",
+    "limit.reached": "A payment was refused because a limit has no room for it. Of a series, the first is told.",
     "balance.low": "The wallet or a prepaid balance is below its level.",
     "topup.announced": "The first automatic top-up under new settings comes next. Nothing is paid for it yet.",
     "topup.done": "A top-up is complete.",
@@ -77,7 +76,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a target wants. An empty part wants everything. An event may end in `*`, which stands for any ending."""
+    """What a target wants. An empty part wants everything. A `*` at the end of an event is any ending."""
 
     events: tuple[str, ...] = ()
     merchants: tuple[str, ...] = ()
@@ -100,10 +99,12 @@ def wants(target: Filter, notification: Notification) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PaymentFacts:
-    """A payment in words: `amount` without the fee, and `to`, a merchant's name or an address."""
+    """A payment in words: `amount` without the fee, and `to`, a merchant's name or an address.
+
+    `amount` is empty if nothing leaves the wallet.
+    """
 
     id: str
-    kind: str
     amount: str
     to: str
     tx_id: str | None
@@ -155,7 +156,7 @@ def is_give_up(event: str, detail: Mapping[str, object]) -> bool:
 
 def _confirmed(event: LedgerEvent) -> _News | None:
     payment = event.payment
-    if payment is None or payment.kind not in ("invoice", "send"):
+    if payment is None or not payment.amount:
         return None
     text = f"{payment.id}: {payment.amount} to {payment.to} are confirmed on the chain."
     return _News("payment.confirmed", f"Paid {payment.amount} to {payment.to}", text, _of_payment(payment))
@@ -163,7 +164,7 @@ def _confirmed(event: LedgerEvent) -> _News | None:
 
 def _void(event: LedgerEvent) -> _News | None:
     payment = event.payment
-    if payment is None or payment.kind not in ("invoice", "send"):
+    if payment is None or not payment.amount:
         return None
     text = f"{payment.id}: {payment.amount} to {payment.to} were not paid. The money is available again."
     return _News("payment.void", f"A payment to {payment.to} is void", text, _of_payment(payment))

@@ -1,4 +1,4 @@
-"""The operator's server that receives alerts."""
+"""The operator's server that receives notifications."""
 
 import json
 import threading
@@ -18,7 +18,12 @@ class Call:
 
     @property
     def said(self) -> dict[str, str]:
-        return dict(json.loads(self.body))
+        """What the notification is about."""
+        return dict(json.loads(self.body)["data"])
+
+    @property
+    def type(self) -> str:
+        return str(json.loads(self.body)["type"])
 
 
 class Receiver:
@@ -53,7 +58,11 @@ class Receiver:
         return [call.headers["webhook-id"] for call in self.calls]
 
     def said(self) -> list[tuple[str, str]]:
+        """Kind and subject of the alerts."""
         return [(call.said["kind"], call.said["subject"]) for call in self.calls]
+
+    def types(self) -> list[str]:
+        return [call.type for call in self.calls]
 
     @contextmanager
     def serving(self) -> Iterator["Receiver"]:

@@ -4,13 +4,13 @@ The event of the ledger is the durable record, so telling costs a payment nothin
 target's cursor, adds its deliveries and moves the cursor in one commit, and sends what is due. A target that fails
 holds up no other. Start with `Notifier.run_once`.
 
-May import: core, store, the rest of agent. Never: moves money; counts a delivery as taken unless the target says so;
-stores a link that decides something.
+May import: core, settings, store, the rest of agent. Never: moves money; counts a delivery as taken unless the
+target says so; stores a link that decides something.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,7 +23,6 @@ from payagent.core.notifications import (
     LIMIT_REACHED,
     READ_EVENTS,
     TEST,
-    Filter,
     LedgerEvent,
     Notification,
     PaymentFacts,
@@ -32,6 +31,7 @@ from payagent.core.notifications import (
     wants,
 )
 from payagent.core.timestamps import iso_time
+from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit
 from payagent.store.rows import approvals, apps, events, notifications, payments, prepaid, topups
 from payagent.store.rows.notifications import DeliveryRow, EventRow
@@ -61,7 +61,7 @@ class Target(Protocol):
 
 
 def retry_at_ms(from_ms: int, tries: int, now_ms: int) -> int | None:
-    """When to send a delivery that was first due at `from_ms` again, after this many failed tries; None if never."""
+    """When to send a delivery first due at `from_ms` again, after this many failed tries; None if never."""
     again_ms = now_ms + wait_ms(tries)
     return again_ms if again_ms < from_ms + RETRY_FOR_MS else None
 
@@ -78,14 +78,25 @@ def is_due(row: DeliveryRow, now_ms: int) -> bool:
     return due_ms is not None and not due_ms - wait_ms(row.tries) <= now_ms < due_ms
 
 
+async def forget_others(context: AgentContext, names: Sequence[str]) -> None:
+    """Give up what waits for targets that are no longer in the config."""
+    if notifications.targets(context.conn) - set(names):
+        await context.write("notify", lambda unit: notifications.forget_others(unit, names))
+
+
 class Notifier:
     """Tells one target. One `run_once` at a time."""
 
     def __init__(
-        self, context: AgentContext, name: str, target: Target, wanted: Filter, links: ApprovalLinks | None = None
+        self,
+        context: AgentContext,
+        settings: NotificationSettings,
+        target: Target,
+        links: ApprovalLinks | None = None,
     ) -> None:
-        self.name = name
-        self.wanted = wanted
+        self.name = settings.name
+        self.kind = settings.kind
+        self.wanted = settings.wanted
         self._context = context
         self._target = target
         self._links = links
@@ -96,17 +107,19 @@ class Notifier:
         await self._add_deliveries()
         await self._send_due()
 
-    async def test(self) -> str | None:
-        """Send a notification of the type `test` once. Returns why the target did not take it; None if it did."""
+    async def replay(self, delivery_id: str) -> None:
+        """Make a delivery due again, as if it were new. The next run sends it."""
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write("notify", lambda unit: notifications.replay(unit, delivery_id, now_ms))
+
+    async def test(self) -> tuple[str, str | None]:
+        """Send a notification of the type `test`, once. Returns its id, and why the target did not take it."""
         now_ms = self._context.ports.clock.now_ms()
         text = f"payagent sends notifications to {self.name}."
         notification = Notification(
             self._context.ports.new_id("ntf"), TEST, now_ms, "A test by payagent", text, {}, None, None, None
         )
-        return await self._target.send(self._with_wallet(notification), {}, now_ms)
-
-    async def aclose(self) -> None:
-        await self._target.aclose()
+        return notification.id, await self._target.send(self._with_wallet(notification), {}, now_ms)
 
     async def _add_deliveries(self) -> None:
         """Move the cursor to the newest event. A target without one starts there: it is told no old news."""
@@ -184,6 +197,7 @@ class Notifier:
         return None if topup is None else prepaid.pool(conn, topup.pool_id).origin
 
     def _facts(self, row: PaymentRow) -> PaymentFacts:
+        """The payment in words. One that only returns to the wallet, such as a split, pays nothing to anybody."""
         units: dict[str, int] = {}
         for output in row.outputs:
             if output.role != "change":
@@ -191,7 +205,6 @@ class Notifier:
         to = self._context.config.merchant_name(row.invoice.origin)
         return PaymentFacts(
             row.id,
-            row.kind,
             " and ".join(format_amount(asset, count) for asset, count in units.items()),
             row.outputs[0].address if to is None else to,
             row.attempt.tx_id,

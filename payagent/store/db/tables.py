@@ -528,8 +528,8 @@ CREATE TABLE notification_cursors (
   event_seq INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- An event that a target is told. id: what the receiver knows it by, the same for each try. tries: failed ones since
--- from_ms, when it was first due or replayed. next_try_at_ms: NULL once it is delivered, or given up.
+-- An event that a target is told. id: what the receiver knows it by, the same for each try. tries: failed ones
+-- since from_ms, when it was first due or replayed. next_try_at_ms: NULL once it is delivered, or given up.
 CREATE TABLE notification_deliveries (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,

@@ -1,6 +1,6 @@
 """What each target of notifications was told: how far it has read the events, and its deliveries.
 
-An event of the ledger is the durable record of what is to be told. A delivery is added in the same commit that moves
+An event of the ledger is the durable record of what is to be told. A delivery is added in the commit that moves
 the target's cursor past its event.
 May import: store.db, store.rows. Never: commits; holds what is told, or a secret.
 """
@@ -45,6 +45,7 @@ class DeliveryRow:
     next_try_at_ms: int | None
     delivered_at_ms: int | None
     last_problem: str | None
+    payment_id: str | None
 
     @property
     def state(self) -> DeliveryState:
@@ -63,7 +64,8 @@ class TargetState:
 
 
 _DELIVERY = (
-    "SELECT seq, id, target, event_seq, type, from_ms, tries, next_try_at_ms, delivered_at_ms, last_problem "
+    "SELECT seq, id, target, event_seq, type, from_ms, tries, next_try_at_ms, delivered_at_ms, last_problem, "
+    "(SELECT IFNULL(e.payment_id, e.detail ->> '$.payment') FROM events e WHERE e.seq = event_seq) "
     "FROM notification_deliveries"
 )
 
@@ -152,7 +154,12 @@ def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
     return TargetState(waiting, delivered_at_ms, None if last is None else last[0])
 
 
-def counts(conn: sqlite3.Connection) -> dict[str, int]:
+def targets(conn: sqlite3.Connection) -> set[str]:
+    """The targets that have a cursor."""
+    return {target for (target,) in conn.execute("SELECT target FROM notification_cursors")}
+
+
+def waiting(conn: sqlite3.Connection) -> dict[str, int]:
     """How many deliveries wait, by target."""
     rows = conn.execute(
         "SELECT target, COUNT(*) FROM notification_deliveries WHERE next_try_at_ms IS NOT NULL GROUP BY target"
@@ -209,7 +216,7 @@ def forget_others(unit: Unit, targets: Sequence[str]) -> None:
         "DELETE FROM notification_cursors WHERE target NOT IN (SELECT value FROM json_each(?))", (kept,)
     )
     unit.conn.execute(
-        "UPDATE notification_deliveries SET next_try_at_ms = NULL, last_problem = 'the target is not in the config' "
+        "UPDATE notification_deliveries SET next_try_at_ms = NULL, last_problem = 'no longer in the config' "
         "WHERE next_try_at_ms IS NOT NULL AND target NOT IN (SELECT value FROM json_each(?))",
         (kept,),
     )
