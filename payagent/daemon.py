@@ -31,7 +31,7 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
-from payagent.agent.operator.notifier import Notifier, Target, take_targets
+from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
@@ -444,7 +444,7 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _target(settings: NotificationSettings, redactor: Redactor) -> Target:
+def _target(settings: NotificationSettings, redactor: Redactor) -> TargetPort:
     """Build a target of notifications, by its kind.
 
     A webhook's key is redacted in the log as bytes too, which lack the prefix.
