@@ -34,6 +34,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
+from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
@@ -73,7 +74,7 @@ from payagent.settings.paths import (
     sandbox_plan,
     written_by_daemon,
 )
-from payagent.settings.schema import ApiSettings, ProviderSettings, Settings
+from payagent.settings.schema import ApiSettings, NotificationSettings, ProviderSettings, Settings
 from payagent.signer.client import SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.lease import lease
@@ -234,6 +235,7 @@ async def _serve(
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (
         agent,
         topups,
+        notifiers,
         scheduler,
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
@@ -248,6 +250,7 @@ async def _serve(
             rates=rates,
             links=links,
             sessions=sessions,
+            notifiers={one.name: one for one in notifiers},
         )
         app = ProxyApp(
             agent,
@@ -303,7 +306,7 @@ async def _running(
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-) -> AsyncIterator[tuple[Agent, TopupRunner, Scheduler]]:
+) -> AsyncIterator[tuple[Agent, TopupRunner, list[Notifier], Scheduler]]:
     """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
@@ -312,7 +315,8 @@ async def _running(
     own = Ownership(ports.new_id("boot"), record, partial(_stop_without_lease, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
-    merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
+    merchants = MerchantClient(egress.transport())
+    targets = {one.name: _target(one, redactor) for one in settings.notifications}
     try:
         await _require_right_clock(providers, ports.clock.now_ms)
         config = make_config(settings, account.address, redactor)
@@ -324,23 +328,26 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
+        await take_targets(agent.context, list(targets))
+        notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
             agent,
             ChainSync(agent, merchants),
-            AlertMonitor(agent.context, webhook, links),
+            AlertMonitor(agent.context),
             topups,
             recovery,
             intervals,
+            notifiers,
         )
         scheduler.start()
         try:
-            yield agent, topups, scheduler
+            yield agent, topups, notifiers, scheduler
         finally:
             await scheduler.stop()
     finally:
         await merchants.aclose()
-        if webhook is not None:
-            await webhook.aclose()
+        for target in targets.values():
+            await target.aclose()
         for blockfrost in providers:
             await blockfrost.aclose()
         writer.close()
@@ -460,14 +467,14 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
-    """Build the webhook. Its key is redacted in the log as bytes too, which lack the prefix."""
-    url, secret = settings.alerts.webhook_url, _secret(settings.alerts.webhook_secret_file, redactor)
-    if url is None or secret is None:
-        return None
-    key = signing_key(secret)
+def _target(settings: NotificationSettings, redactor: Redactor) -> TargetPort:
+    """Build a target of notifications, by its kind.
+
+    A webhook's key is redacted in the log as bytes too, which lack the prefix.
+    """
+    key = signing_key(_secret(settings.secret_file, redactor) or "")
     redactor.register(key)
-    return Webhook(url, key)
+    return Webhook(settings.url, key)
 
 
 def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] = read_secret_file) -> str | None:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from payagent.agent.agent import Agent
 from payagent.agent.operator.approval_links import ApprovalLinks
+from payagent.agent.operator.notifier import Notifier
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.middleware import OuterMiddleware
 from payagent.api.http.problems import JsonResponse, problem_response
@@ -36,6 +37,7 @@ from payagent.api.routes import (
     limits,
     log,
     merchants,
+    notifications,
     pause,
     payments,
     prepaid,
@@ -49,8 +51,8 @@ from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
 
 ROOMS = (
-    payments, approvals, decide, events, log, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
-    reconcile, dashboard,
+    payments, approvals, decide, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid,
+    topups, ledger, reconcile, dashboard,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 
@@ -94,6 +96,7 @@ def create_app(
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
     sessions: Sessions | None = None,
+    notifiers: Mapping[str, Notifier] = {},
 ) -> FastPath:
     """Build the application.
 
@@ -101,6 +104,7 @@ def create_app(
     reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
     limits. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
     `sessions` are the dashboard's, unless it is off.
+    `notifiers` tell the targets of notifications, by name.
     """
     app = FastPath(
         title="payagent",
@@ -117,6 +121,7 @@ def create_app(
     app.state.body_s = body_s
     app.state.links = links
     app.state.sessions = sessions
+    app.state.notifiers = notifiers
     app.state.rate_limiter = RateLimiter(rates, time.monotonic)
     guarded = partial(
         OuterMiddleware,

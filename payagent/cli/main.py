@@ -32,6 +32,7 @@ COMMANDS = {
     "log": ("log", "Show who changed what, and which requests were refused."),
     "mcp": ("mcp", "Let AI agents pay by MCP."),
     "merchants": ("merchants", "Manage the merchants that may be paid."),
+    "notifications": ("notifications", "Show and test the targets of notifications."),
     "pause": ("wallet", "Stop all signing until `payagent resume`."),
     "pay": ("pay", "Pay a saved 402 and print the headers for the retry."),
     "payments": ("payments", "List, show, approve and cancel payments."),

@@ -63,8 +63,9 @@ def _files(
     yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
     yield finding("passphrase", lambda: _passphrase(settings, environ))
     yield _fence(settings, config, environ)
-    if settings.alerts.webhook_secret_file is not None:
-        yield finding("webhook secret", partial(_signing_key, settings.alerts.webhook_secret_file))
+    for target in settings.notifications:
+        if target.secret_file is not None:
+            yield finding(f"secret of {target.name}", partial(_signing_key, target.secret_file))
     if os.path.lexists(data_dir / LINKS_KEY_FILE):
         yield finding("links' key", lambda: _secret(data_dir / LINKS_KEY_FILE))
     for name, merchant in settings.merchants.items():

@@ -23,6 +23,7 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, Tokens
 from payagent.core.network import NETWORKS
+from payagent.core.notifications import Filter
 from payagent.core.origin import is_this_machine
 from payagent.core.policy import Window
 from payagent.core.prepaid_balance import CALLS
@@ -33,6 +34,7 @@ from payagent.settings.field_types import (
     Asset,
     BaseUrl,
     Count,
+    EventPattern,
     HostName,
     Level,
     Listen,
@@ -42,6 +44,7 @@ from payagent.settings.field_types import (
     SafeOrigin,
     SafeUrl,
     SocketPath,
+    TargetName,
     TokenName,
     TokenUnits,
     named,
@@ -326,17 +329,34 @@ class ApprovalSettings(SettingsTable):
 
 
 class AlertSettings(SettingsTable):
-    """When to raise an alert because the wallet runs low, and the webhook for all alerts."""
+    """When to raise an alert because the wallet runs low."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
-    webhook_url: SafeUrl | None = None
-    webhook_secret_file: AbsolutePath | None = None
+
+
+class NotificationSettings(SettingsTable):
+    """A target of notifications, and which of them it wants: without a filter, all.
+
+    `events`: types of core.notifications; an event may end in `*`. `merchants` and `apps`: names.
+    """
+
+    name: TargetName
+    kind: Literal["webhook"]
+    url: SafeUrl
+    secret_file: AbsolutePath | None = None
+    events: tuple[EventPattern, ...] = ()
+    merchants: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _signed(self) -> Self:
-        if (self.webhook_url is None) != (self.webhook_secret_file is None):
-            raise ValueError("set both webhook_url and webhook_secret_file, or neither. Every alert is signed")
+        if self.kind == "webhook" and self.secret_file is None:
+            raise ValueError("set secret_file: every notification to a webhook is signed")
         return self
+
+    @property
+    def wanted(self) -> Filter:
+        return Filter(self.events, self.merchants, self.apps)
 
 
 class WalletSettings(SettingsTable):
@@ -369,6 +389,7 @@ class Settings(SettingsTable):
     approvals: ApprovalSettings = ApprovalSettings()
     proxy: ProxySettings = ProxySettings()
     alerts: AlertSettings = AlertSettings()
+    notifications: tuple[NotificationSettings, ...] = ()
     wallet: WalletSettings = WalletSettings()
     keystore: KeystoreSettings = KeystoreSettings()
 
@@ -381,6 +402,12 @@ class Settings(SettingsTable):
         origins = [merchant.origin for merchant in self.merchants.values()]
         if len(set(origins)) != len(origins):
             raise ValueError("two merchants have the same origin. Keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _each_target_once(self) -> Self:
+        if len({target.name for target in self.notifications}) != len(self.notifications):
+            raise ValueError("two notifications have the same name. Rename one")
         return self
 
     @model_validator(mode="after")

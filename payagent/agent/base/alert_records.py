@@ -1,6 +1,6 @@
 """Raises and clears alerts inside a commit, once per subject.
 
-May import: store. Never: sends an alert (agent.operator.alerts does); commits.
+May import: store. Never: tells anybody (agent.operator.notifier does); commits.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def is_raised(conn: Connection, subject: str) -> bool:
 def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
     """Raise an alert unless its subject has one already. Returns whether it was new.
 
-    `facts` need a `detail` for people. The webhook adds id, kind, subject, at, network and address.
+    `facts` need a `detail` for people.
     """
     if is_raised(unit.conn, subject):
         return False

@@ -19,6 +19,8 @@ from payagent.store.db.triggers import GUARDS
 
 RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
 
+NOTIFICATIONS = Path(__file__).with_name("m002_notifications.sql").read_text()
+
 migrations = Migrations("payagent")
 """One function for each change, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
 
@@ -26,6 +28,12 @@ migrations = Migrations("payagent")
 @migrations()
 def m001_release_0_1_0(db: Database) -> None:
     for statement in RELEASE_0_1_0.split(";\n"):  # sqlite-utils' executescript is eight times slower
+        db.execute(statement)
+
+
+@migrations()
+def m002_notifications(db: Database) -> None:
+    for statement in NOTIFICATIONS.split(";\n"):
         db.execute(statement)
 
 

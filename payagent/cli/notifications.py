@@ -1,0 +1,122 @@
+"""`payagent notifications`: shows the targets of notifications, what they were sent, and sends it again.
+
+May import: click, core, cli.
+Never: sends anything (the daemon does).
+"""
+
+from typing import Any
+
+import click
+
+from payagent.cli.options import (
+    Connect,
+    example,
+    group_of,
+    page_options,
+    say_more,
+    show_time,
+    talks_to_daemon,
+)
+from payagent.cli.terminal import Terminal
+
+NOT_TAKEN = 4
+
+
+@group_of("payagent notifications", "payagent notifications test ops", alone="list")
+def notifications() -> None:
+    """Show and test the targets of notifications. Without a subcommand: list them."""
+
+
+@notifications.command("list", epilog=example("payagent notifications list --json"))
+@talks_to_daemon
+def list_(terminal: Terminal, connect: Connect) -> None:
+    """List the targets, and what waits for each.
+
+    They are the tables [[notifications]] of the config. A target without a filter is told everything.
+    """
+    answer = connect().get("/v1/notifications")
+
+    def human() -> None:
+        rows = [
+            (
+                one["name"],
+                one["kind"],
+                _filter(one),
+                str(one["waiting"]),
+                show_time(one["last_delivered_at"] or ""),
+                one["last_problem"] or "",
+            )
+            for one in answer["notifications"]
+        ]
+        columns = ("target", "kind", "wants", "waiting", "last delivered", "last problem")
+        terminal.table(columns, rows, right=("waiting",), whole=("target",), drop=("last problem", "kind"))
+
+    terminal.give(answer, human)
+
+
+def _filter(target: dict[str, Any]) -> str:
+    parts = (f"{name}: {', '.join(target[name])}" for name in ("events", "merchants", "apps") if target[name])
+    return "; ".join(parts) or "all"
+
+
+@notifications.command(
+    epilog=example("payagent notifications log", "payagent notifications log --target ops --state given_up")
+)
+@click.option("--target", metavar="NAME", help="Only what this target was sent.")
+@click.option(
+    "--state", type=click.Choice(("waiting", "delivered", "given_up")), help="Only deliveries in this state."
+)
+@page_options
+@talks_to_daemon
+def log(
+    terminal: Terminal, connect: Connect, target: str | None, state: str | None, limit: int, cursor: str | None
+) -> None:
+    """List what the targets were sent, newest first."""
+    answer = connect().get("/v1/notifications/deliveries", target=target, state=state, limit=limit, cursor=cursor)
+
+    def human() -> None:
+        rows = [
+            (
+                show_time(one["at"]),
+                one["id"],
+                one["target"],
+                one["type"],
+                one["state"],
+                one["payment"] or "",
+                one["last_problem"] or "",
+            )
+            for one in answer["deliveries"]
+        ]
+        columns = ("at", "id", "target", "type", "state", "payment", "problem")
+        terminal.table(columns, rows, whole=("id", "type", "state"), drop=("payment", "problem", "at"))
+        say_more(terminal, answer)
+
+    terminal.give(answer, human)
+
+
+@notifications.command(epilog=example("payagent notifications replay ntf_3f9ad5b1c0e2476d8a91be07"))
+@click.argument("delivery_id", metavar="ID")
+@talks_to_daemon
+def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
+    """Send a delivery again.
+
+    It is retried for a day like a new one, under the same id. ID is what `payagent notifications log` shows.
+    """
+    from urllib.parse import quote
+
+    answer = connect().post(f"/v1/notifications/deliveries/{quote(delivery_id, safe='')}/replay", {})
+    terminal.give(answer, lambda: terminal.line(f"{answer['id']} is sent to {answer['target']} again."))
+
+
+@notifications.command(epilog=example("payagent notifications test ops"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def test(terminal: Terminal, connect: Connect, name: str) -> int:
+    """Send a test to a target, whatever its filter. Exit code 4 if the target does not take it."""
+    from urllib.parse import quote
+
+    answer = connect().post(f"/v1/notifications/{quote(name, safe='')}/test", {})
+    problem = answer["problem"]
+    taken = f"{name} took the test."
+    terminal.give(answer, lambda: terminal.line(taken if problem is None else f"Not taken: {problem}."))
+    return 0 if problem is None else NOT_TAKEN
