@@ -30,6 +30,7 @@ from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
     approvals,
     apps,
+    chats,
     events,
     ledger,
     limits,
@@ -50,7 +51,7 @@ from payagent.core.problems import Refused
 
 ROOMS = (
     payments, approvals, decide, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid,
-    topups, ledger, reconcile,
+    topups, ledger, reconcile, chats,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 
