@@ -37,7 +37,7 @@ CODE_FOR_MS = 600_000
 CODE_TRIES = 5
 """How many wrong codes end a pairing: guessing one of 2^32 is hopeless."""
 
-AGAIN_S = 5.0
+AGAIN_S = 2.0
 """The wait after a failed request."""
 
 _TERMS_MAX_CHARS = TEXT_MAX_CHARS - 600
@@ -143,8 +143,11 @@ class TelegramTarget:
 
         Terms that are too long for a message get no buttons: nobody decides on what was not shown.
         """
-        if approval is None or len(text) > _TERMS_MAX_CHARS:
-            await self._bot.send_message(chat_id, text[:_TERMS_MAX_CHARS], {})
+        if approval is not None and len(text) > _TERMS_MAX_CHARS:
+            text = f"{text[:_TERMS_MAX_CHARS]}…\nToo long for a message: payagent payments show {approval.payment_id}"
+            approval = None
+        if approval is None:
+            await self._bot.send_message(chat_id, text, {})
             return
         message = ApprovalMessage(
             id=self._context.ports.new_id("button"),
