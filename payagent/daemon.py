@@ -31,7 +31,7 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
-from payagent.agent.operator.notifier import Notifier, Target, forget_others
+from payagent.agent.operator.notifier import Notifier, Target, take_targets
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
@@ -309,7 +309,7 @@ async def _running(
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
         targets |= {one.name: _target(one, redactor, agent) for one in settings.notifications}
-        await forget_others(agent.context, list(targets))
+        await take_targets(agent.context, list(targets))
         notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
             agent,

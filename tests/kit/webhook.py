@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def target(url: str, secret: Path, name: str = "ops", more: str = "") -> str:
+    """A target of the config. `more`: its filter."""
+    return f'[[notifications]]\nname = "{name}"\nkind = "webhook"\nurl = "{url}"\nsecret_file = "{secret}"\n{more}'
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,10 +78,22 @@ def is_due(row: DeliveryRow, now_ms: int) -> bool:
     return due_ms is not None and not due_ms - wait_ms(row.tries) <= now_ms < due_ms
 
 
-async def forget_others(context: AgentContext, names: Sequence[str]) -> None:
-    """Give up what waits for targets that are no longer in the config."""
-    if notifications.targets(context.conn) - set(names):
-        await context.write("notify", lambda unit: notifications.forget_others(unit, names))
+async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
+    """Begin with the targets of the config. A new one is told what happens from now on.
+
+    What waits for one that is no longer in the config is given up.
+    """
+    known = notifications.targets(context.conn)
+    if known == set(names):
+        return
+
+    def job(unit: Unit) -> None:
+        notifications.forget_others(unit, names)
+        newest, _ = events.last_event(unit.conn)
+        for name in sorted(set(names) - known):
+            notifications.set_cursor(unit, name, newest)
+
+    await context.write("notify", job)
 
 
 class Notifier:
@@ -122,15 +134,14 @@ class Notifier:
         return notification.id, await self.target.send(self._with_wallet(notification), {}, now_ms)
 
     async def _add_deliveries(self) -> None:
-        """Move the cursor to the newest event. A target without one starts there: it is told no old news."""
+        """Add a delivery for each event since the cursor that the target wants, and move the cursor past them."""
         conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
         cursor, (newest, _) = notifications.cursor(conn, self.name), events.last_event(conn)
         if cursor == newest:
             return
-        rows = [] if cursor is None else notifications.read_events(conn, cursor, newest, READ_EVENTS)
         told = [
             (found.id, row.seq, found.type)
-            for row in rows
+            for row in notifications.read_events(conn, cursor, newest, READ_EVENTS)
             if (found := self._notification(row)) is not None and self._is_told(found)
         ]
 

@@ -70,10 +70,10 @@ _DELIVERY = (
 )
 
 
-def cursor(conn: sqlite3.Connection, target: str) -> int | None:
-    """The last event that a target's deliveries were made of; None for a target that has none yet."""
+def cursor(conn: sqlite3.Connection, target: str) -> int:
+    """The last event that a target's deliveries were made of."""
     row = conn.execute("SELECT event_seq FROM notification_cursors WHERE target = ?", (target,)).fetchone()
-    return None if row is None else int(row[0])
+    return int(row[0])
 
 
 def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
