@@ -1,4 +1,4 @@
-"""`payagent notifications`: shows the targets of notifications, what they were sent, and sends it again.
+"""`payagent notifications`: shows the targets of notifications and what they were sent, and pairs chats.
 
 May import: click, core, cli.
 Never: sends anything (the daemon does).
@@ -135,8 +135,8 @@ def test(terminal: Terminal, connect: Connect, name: str) -> int:
 def pair(terminal: Terminal, connect: Connect, name: str) -> None:
     """Print a code that pairs one Telegram chat with a target.
 
-    Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on its
-    buttons decide. An earlier code is void.
+    Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on
+    its buttons decide. An earlier code is void.
     """
     from urllib.parse import quote
 

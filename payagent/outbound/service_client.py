@@ -48,15 +48,17 @@ class ServiceClient:
             timeout=httpx.Timeout(None),
             headers={"User-Agent": USER_AGENT},
         )
-        self._not_before_s = 0.0
+        self._not_before_s: dict[int, float] = {}
 
-    def wait(self, seconds: int) -> None:
-        """Send nothing for so long, because the service asked for it."""
-        self._not_before_s = asyncio.get_running_loop().time() + min(seconds, WAIT_MAX_S)
+    def wait(self, seconds: int, chat: int = 0) -> None:
+        """Send nothing to a chat for so long, because the service asked for it."""
+        now_s = asyncio.get_running_loop().time()
+        self._not_before_s = {key: at_s for key, at_s in self._not_before_s.items() if at_s > now_s}
+        self._not_before_s[chat] = now_s + min(seconds, WAIT_MAX_S)
 
-    def require_may_send(self) -> None:
+    def require_may_send(self, chat: int = 0) -> None:
         """Raises `ServiceError` while the service asked to wait."""
-        left_s = self._not_before_s - asyncio.get_running_loop().time()
+        left_s = self._not_before_s.get(chat, 0) - asyncio.get_running_loop().time()
         if left_s > 0:
             raise ServiceError(f"it asked to wait {left_s:.0f} s more")
 

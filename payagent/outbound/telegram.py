@@ -66,7 +66,7 @@ class Update:
 
 
 class TelegramBot:
-    """One bot. Its calls raise `ServiceError`; while Telegram asked to wait, only `updates` sends a request."""
+    """One bot. Its calls raise `ServiceError`, without a request while Telegram asked to wait for that chat."""
 
     def __init__(self, url: str, token: str) -> None:
         self._base = f"{url.rstrip('/')}/bot{token}"
@@ -74,7 +74,8 @@ class TelegramBot:
 
     async def send_message(self, chat_id: int, text: str, buttons: Buttons) -> int:
         """Send a message. Returns its id."""
-        result = await self._send("sendMessage", chat_id=chat_id, text=text, **_keyboard(buttons), **_NO_PREVIEW)
+        fields = {"chat_id": chat_id, "text": text, **_keyboard(buttons), **_NO_PREVIEW}
+        result = await self._send(chat_id, "sendMessage", fields)
         message_id = result.get("message_id") if isinstance(result, dict) else None
         if not isinstance(message_id, int):
             raise ServiceError("its answer has no message id")
@@ -82,15 +83,17 @@ class TelegramBot:
 
     async def edit_message(self, chat_id: int, message_id: int, text: str) -> None:
         """Replace a message's text, and remove its buttons."""
-        await self._send("editMessageText", chat_id=chat_id, message_id=message_id, text=text, **_NO_PREVIEW)
+        fields = {"chat_id": chat_id, "message_id": message_id, "text": text, **_NO_PREVIEW}
+        await self._send(chat_id, "editMessageText", fields)
 
-    async def answer_press(self, press_id: str, text: str) -> None:
+    async def answer_press(self, press: Press, text: str) -> None:
         """Show a text to the person who pressed a button."""
-        shown = text[:_POPUP_MAX_CHARS]
-        await self._send("answerCallbackQuery", callback_query_id=press_id, text=shown, show_alert=True)
+        fields = {"callback_query_id": press.id, "text": text[:_POPUP_MAX_CHARS], "show_alert": True}
+        await self._send(press.chat_id, "answerCallbackQuery", fields)
 
     async def updates(self, after_id: int | None) -> list[Update]:
         """Wait for news. Those up to `after_id` are done with, and Telegram forgets them."""
+        self._client.require_may_send()
         offset = {} if after_id is None else {"offset": after_id + 1}
         result = await self._call(
             "getUpdates",
@@ -109,11 +112,11 @@ class TelegramBot:
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def _send(self, method: str, **fields: object) -> object:
-        self._client.require_may_send()
-        return await self._call(method, fields, TIMEOUT_S)
+    async def _send(self, chat_id: int, method: str, fields: Mapping[str, object]) -> object:
+        self._client.require_may_send(chat_id)
+        return await self._call(method, fields, TIMEOUT_S, chat_id)
 
-    async def _call(self, method: str, fields: Mapping[str, object], timeout_s: float) -> object:
+    async def _call(self, method: str, fields: Mapping[str, object], timeout_s: float, chat_id: int = 0) -> object:
         reply = await self._client.post(f"{self._base}/{method}", fields, {}, timeout_s)
         try:
             answer = loads(reply.body, max_bytes=ANSWER_MAX_BYTES, max_depth=_JSON_DEPTH_MAX, any_text=True)
@@ -125,7 +128,7 @@ class TelegramBot:
             return answer.get("result")
         wait_s = _at(answer, "parameters", "retry_after")
         if isinstance(wait_s, int):
-            self._client.wait(wait_s)
+            self._client.wait(wait_s, chat_id)
         raise ServiceError(f"it answered {reply.status}", reply.status)
 
 

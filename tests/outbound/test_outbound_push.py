@@ -1,4 +1,4 @@
-"""Notifications in the forms of ntfy, Slack and Discord: what a person sees, and what a merchant's words cannot do."""
+"""Notifications by ntfy, Slack and Discord: what a person sees, and what a merchant's words cannot do."""
 
 from collections.abc import Iterator
 

@@ -144,7 +144,9 @@ class TelegramTarget:
         Terms that are too long for a message get no buttons: nobody decides on what was not shown.
         """
         if approval is not None and len(text) > _TERMS_MAX_CHARS:
-            text = f"{text[:_TERMS_MAX_CHARS]}…\nToo long for a message: payagent payments show {approval.payment_id}"
+            text = (
+                f"{text[:_TERMS_MAX_CHARS]}…\nToo long for a message: payagent payments show {approval.payment_id}"
+            )
             approval = None
         if approval is None:
             await self._bot.send_message(chat_id, text, {})
@@ -267,7 +269,7 @@ class TelegramTarget:
         message = approval_messages.find(self._context.conn, message_id)
         if way not in WAYS or message is None or not self._may_decide(message, press):
             log.warning("notification.press_refused", target=self.name, chat=press.chat_id, user=press.user_id)
-            await self._bot.answer_press(press.id, _NOT_HERE)
+            await self._bot.answer_press(press, _NOT_HERE)
             return
         who = f"{self.name}, chat {press.chat_id}, user {press.user_id}"
         by = Approver("telegram", who, message.terms_hash)
@@ -278,7 +280,7 @@ class TelegramTarget:
             answer = f"{refused.problem.title}. {refused.money}"
         else:
             answer = self._outcome(message.payment_id)
-        await self._bot.answer_press(press.id, answer)
+        await self._bot.answer_press(press, answer)
 
     def _may_decide(self, message: ApprovalMessage, press: Press) -> bool:
         """Whether the press comes from the chat that got the message, and from the person who paired that chat."""
