@@ -1,5 +1,6 @@
 """The operator's server that receives notifications."""
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -7,6 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from kit.canaries import plant
+from payagent.outbound.webhook import signing_key
+
+SECRET = plant("the webhook's secret", "whsec_" + base64.b64encode(b"a canary that signs webhooks").decode())
+KEY = signing_key(SECRET)
+plant("the webhook's key", KEY.decode())
+plant("the webhook's key in base64", SECRET.removeprefix("whsec_"))
 
 
 def target(url: str, secret: Path, name: str = "ops", more: str = "") -> str:
