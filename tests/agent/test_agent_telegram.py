@@ -4,9 +4,9 @@ The chain and the agent share one clock, which a test can move. The bot talks to
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -59,12 +59,14 @@ class Phone:
         self.telegram.write(chat, f"/start {self.target.new_code(APP).text}", user)
         await until(lambda: chat in [one.chat_id for one in self.target.paired()])
 
-    async def ask(self) -> tuple[PaymentRow, BotMessage]:
+    async def ask(
+        self, purpose: str = "for a test", links: Mapping[str, str] = {}
+    ) -> tuple[PaymentRow, BotMessage]:
         """Ask about a payment. Returns it and the newest message with buttons."""
-        row, _ = await self.run.agent.pay(self.run.world.ask("hello"))
+        row, _ = await self.run.agent.pay(replace(self.run.world.ask("hello"), purpose=purpose))
         assert row.state is State.AWAITING_APPROVAL
         news = Notification("ntf_1", "approval.asked", 1, "A payment waits", "for you", {}, row.id, "t", "test")
-        assert await self.target.send(news, {}, 1) is None
+        assert await self.target.send(news, links, 1) is None
         return row, next(one for one in reversed(self.telegram.messages) if one.buttons)
 
     async def press(self, data: str, chat: int, user: int | None = None) -> str:
@@ -154,6 +156,15 @@ async def test_terms_that_the_message_did_not_show_are_not_approved(world: World
         for button in ("Approve", "Deny"):
             assert "terms" in await one.press(message.buttons[button], ANN)
         assert one.state(row) is State.AWAITING_APPROVAL
+
+
+async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World, telegram: Telegram) -> None:
+    words = "see https://evil.example/x or evil.example and @mallory_bot /approve #now"
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        _, message = await one.ask(purpose=words, links={"approve_url": "https://payagent.internal/decide/x"})
+        assert "see https:" in message.text
+        assert message.links == ["https://payagent.internal/decide/x"]
 
 
 async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:

@@ -1,15 +1,20 @@
 """Approvals from a phone, on a real daemon that tells fakes of Telegram, ntfy, Slack and Discord."""
 
+import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.canaries import plant
-from kit.cli import Shop, checks, running, until, write_private
+from kit.cli import Shop, checks, clean_environ, running, until, write_private
+from kit.pages import blocks
 from kit.push_services import PushService
 from kit.telegram import ApiError, BotMessage, Telegram
 
@@ -223,6 +228,23 @@ def test_each_service_is_told_once_also_after_it_failed(ann: Phones) -> None:
         ]
         assert ann.shop.http.get(links[0]).status_code == 200
     ann.press(message.buttons["Deny"], ANN)
+
+
+def test_the_commands_of_the_page_work(ann: Phones) -> None:
+    (ann.shop.folder / ".config/payagent").mkdir(parents=True)
+    ann.pair(123456789)
+    environ = clean_environ() | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PAYAGENT_CONFIG": str(ann.shop.config),
+        "HOME": str(ann.shop.folder),
+    }
+    script = "".join(blocks("Approve from your phone", "docs/how-to/approve-from-your-phone.md"))
+    run = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, timeout=60, check=False, env=environ
+    )
+    assert run.returncode == 0, run.stderr
+    assert ann.paired() == [ANN]
+    assert "A test by payagent" in ann.telegram.of_chat(ANN)[-1].text
 
 
 def test_no_secret_of_a_target_is_logged(ann: Phones) -> None:
