@@ -133,7 +133,7 @@ def test(terminal: Terminal, connect: Connect, name: str) -> int:
 @click.argument("name", metavar="NAME")
 @talks_to_daemon
 def pair(terminal: Terminal, connect: Connect, name: str) -> None:
-    """Print a code that pairs one Telegram chat with a target.
+    """Print a code that pairs a Telegram chat.
 
     Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on
     its buttons decide. An earlier code is void.
@@ -167,9 +167,9 @@ def paired(terminal: Terminal, connect: Connect, name: str) -> None:
 @click.argument("chat", metavar="CHAT", type=int)
 @talks_to_daemon
 def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
-    """Unpair a chat at once: it is told nothing more, and its buttons decide nothing.
+    """Unpair a Telegram chat.
 
-    CHAT is what `payagent notifications paired` shows.
+    It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what `payagent notifications paired` shows.
     """
     from urllib.parse import quote
 

@@ -17,7 +17,8 @@ from payagent.outbound.service_client import ANSWER_MAX_BYTES, TIMEOUT_S, Servic
 POLL_S = 25
 """How long Telegram keeps a request for news open."""
 
-TEXT_MAX_CHARS = 4096
+TEXT_MAX_UNITS = 4096
+"""The most of a message, in units of UTF-16."""
 
 _TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+", re.ASCII)
 _UPDATES_MAX = 10

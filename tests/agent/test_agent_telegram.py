@@ -196,12 +196,13 @@ async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_
         told = telegram.called
 
         def is_blocked(path: str, body: dict[str, object]) -> object:
-            if body.get("chat_id") == BOB:
+            if body.get("chat_id") == ANN:
                 raise ApiError(403, "Forbidden: bot was blocked by the user")
             return told(path, body)
 
         telegram.called = is_blocked  # type: ignore[method-assign]
         assert await one.target.send(news, {}, 1) == "it answered 403"
+        assert len(telegram.messages) == before + 3, "Bob is told all the same"
         telegram.called = told  # type: ignore[method-assign]
         assert await one.target.send(news, {}, 1) is None
         assert len(telegram.messages) == before + 4

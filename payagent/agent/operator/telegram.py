@@ -26,7 +26,7 @@ from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.outbound.push import plain
 from payagent.outbound.service_client import ServiceError
-from payagent.outbound.telegram import TEXT_MAX_CHARS, Buttons, ChatMessage, Press, TelegramBot
+from payagent.outbound.telegram import TEXT_MAX_UNITS, Buttons, ChatMessage, Press, TelegramBot
 from payagent.store.rows import approval_messages, approvals, apps, events, intents, paired_chats, payments
 from payagent.store.rows.approval_messages import ApprovalMessage
 from payagent.store.rows.approvals import ApprovalRow
@@ -40,8 +40,8 @@ CODE_TRIES = 5
 AGAIN_S = 2.0
 """The wait after a failed request."""
 
-_TERMS_MAX_CHARS = TEXT_MAX_CHARS - 600
-"""The most characters of the terms. The rest is for the link, or for what was decided."""
+_TERMS_MAX_BYTES = 2 * (TEXT_MAX_UNITS - 600)
+"""The most bytes of the terms in UTF-16. The rest is for the link, or for what was decided."""
 
 _GONE = (400, 403)
 """Telegram's answers about a message or chat that is gone: asking again changes nothing."""
@@ -105,16 +105,16 @@ class TelegramTarget:
         approval = self._approval(notification)
         if approval is not None:
             text = "\n".join((text, *map(plain, self._terms(approval))))
-        told = self._told.setdefault(notification.id, set())
-        for chat in chats:
-            if chat.chat_id not in told:
-                try:
-                    await self._tell(chat.chat_id, text, approval, links)
-                except ServiceError as failed:
-                    return str(failed)
-                told.add(chat.chat_id)
-        del self._told[notification.id]
-        return None
+        problem, told = None, self._told.setdefault(notification.id, set())
+        for chat_id in {chat.chat_id for chat in chats} - told:
+            try:
+                await self._tell(chat_id, text, approval, links)
+                told.add(chat_id)
+            except ServiceError as failed:
+                problem = str(failed)
+        if problem is None:
+            del self._told[notification.id]
+        return problem
 
     def _approval(self, notification: Notification) -> ApprovalRow | None:
         """The approval that a notification asks for, while it is open."""
@@ -143,10 +143,8 @@ class TelegramTarget:
 
         Terms that are too long for a message get no buttons: nobody decides on what was not shown.
         """
-        if approval is not None and len(text) > _TERMS_MAX_CHARS:
-            text = (
-                f"{text[:_TERMS_MAX_CHARS]}…\nToo long for a message: payagent payments show {approval.payment_id}"
-            )
+        if approval is not None and len(text.encode("utf-16-le")) > _TERMS_MAX_BYTES:
+            text = f"{text[:1000]}…\nToo long for a message: payagent payments show {approval.payment_id}"
             approval = None
         if approval is None:
             await self._bot.send_message(chat_id, text, {})
