@@ -31,7 +31,7 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
-from payagent.agent.operator.notifier import Notifier, Target, take_targets
+from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
@@ -296,7 +296,7 @@ async def _running(
     writer = Writer(database, checkpoint=checkpoint, own=own)
     providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
     merchants = MerchantClient(egress.transport())
-    targets: dict[str, Target] = {}
+    targets: dict[str, TargetPort] = {}
     try:
         await _require_right_clock(providers, ports.clock.now_ms)
         config = make_config(settings, account.address, redactor)
@@ -452,7 +452,7 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent) -> Target:
+def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent) -> TargetPort:
     """Build a target of notifications, by its kind.
 
     A webhook's key is redacted in the log as bytes too, which lack the prefix. The URL of a push is a secret: it

@@ -30,9 +30,9 @@ def notifications() -> None:
 @notifications.command("list", epilog=example("payagent notifications list --json"))
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
-    """List the targets of [[notifications]], and what waits for each.
+    """List the targets, and what waits for each.
 
-    A target without a filter is told everything.
+    They are the tables [[notifications]] of the config. A target without a filter is told everything.
     """
     answer = connect().get("/v1/notifications")
 

@@ -17,7 +17,13 @@ from payagent.secret_file import SecretFile, read_secret_file
 from payagent.settings.config_file import DaemonPaths, find_config, find_daemon
 from payagent.settings.loading import load_settings, read_merchant
 from payagent.settings.paths import passphrase_file
-from payagent.settings.schema import AssetLimitSettings, MerchantSettings, ProviderSettings, Settings
+from payagent.settings.schema import (
+    AssetLimitSettings,
+    MerchantSettings,
+    NotificationSettings,
+    ProviderSettings,
+    Settings,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
 CANARY = "canary-Zebra-7f3a91d2"
@@ -73,6 +79,7 @@ def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         "chain.providers[]": ProviderSettings,
         "merchants.*": MerchantSettings,
         "limits.assets[]": AssetLimitSettings,
+        "notifications[]": NotificationSettings,
     }  # fmt: skip
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"

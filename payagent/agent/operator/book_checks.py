@@ -1,6 +1,6 @@
 """Raises an alert when a check of the ledger found something, and clears it after a clean one.
 
-May import: agent.context, agent.base. Never: checks anything.
+May import: store, agent.context, agent.base. Never: checks anything.
 """
 
 from payagent.agent.base.alert_records import clear_alert, is_raised, raise_alert

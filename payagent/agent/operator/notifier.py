@@ -34,7 +34,7 @@ from payagent.core.timestamps import iso_time
 from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit
 from payagent.store.rows import approvals, apps, events, notifications, payments, prepaid, topups
-from payagent.store.rows.notifications import DeliveryRow, EventRow
+from payagent.store.rows.notifications import DeliveryRow, HashedEvent
 from payagent.store.rows.payments import PaymentRow
 
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
@@ -48,7 +48,7 @@ LIMIT_QUIET_MS = 3_600_000
 log = structlog.get_logger("payagent.agent")
 
 
-class Target(Protocol):
+class TargetPort(Protocol):
     """Somewhere that notifications go, such as `outbound.webhook.Webhook`."""
 
     async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
@@ -103,7 +103,7 @@ class Notifier:
         self,
         context: AgentContext,
         settings: NotificationSettings,
-        target: Target,
+        target: TargetPort,
         links: ApprovalLinks | None = None,
     ) -> None:
         self.name = settings.name
@@ -178,7 +178,7 @@ class Notifier:
                 return
             await self._note_delivered(row)
 
-    def _notification(self, row: EventRow) -> Notification | None:
+    def _notification(self, row: HashedEvent) -> Notification | None:
         """What an event tells, under the id that it has for this target."""
         conn, detail = self._context.conn, json.loads(row.detail)
         payment_id = row.payment_id or detail.get("payment")

@@ -518,8 +518,7 @@ CREATE TABLE alerts (
   kind TEXT NOT NULL,
   subject TEXT NOT NULL,
   body TEXT NOT NULL,
-  at_ms INTEGER NOT NULL
-) STRICT;
+  at_ms INTEGER NOT NULL) STRICT;
 CREATE INDEX alerts_by_subject ON alerts(subject, seq);
 
 -- The last event that the deliveries of a target of notifications were made of.

@@ -17,7 +17,7 @@ DeliveryState = Literal["waiting", "delivered", "given_up"]
 
 
 @dataclass(frozen=True, slots=True)
-class EventRow:
+class HashedEvent:
     """An event of the ledger with its hash; `detail` is JSON. Without a payment it is the wallet's own."""
 
     seq: int
@@ -76,21 +76,23 @@ def cursor(conn: sqlite3.Connection, target: str) -> int:
     return int(row[0])
 
 
-def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
+def read_events(
+    conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]
+) -> list[HashedEvent]:
     """The events of these names after one and until another, in order."""
     rows = conn.execute(
         "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq > ? AND seq <= ? "
         "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
         (after_seq, until_seq, json.dumps(names)),
     )
-    return [EventRow(*row) for row in rows]
+    return [HashedEvent(*row) for row in rows]
 
 
-def event(conn: sqlite3.Connection, seq: int) -> EventRow:
+def event(conn: sqlite3.Connection, seq: int) -> HashedEvent:
     row = conn.execute(
         "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq = ?", (seq,)
     ).fetchone()
-    return EventRow(*row)
+    return HashedEvent(*row)
 
 
 def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool:
