@@ -169,7 +169,8 @@ def paired(terminal: Terminal, connect: Connect, name: str) -> None:
 def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
     """Unpair a Telegram chat.
 
-    It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what `payagent notifications paired` shows.
+    It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what
+    `payagent notifications paired` shows.
     """
     from urllib.parse import quote
 
