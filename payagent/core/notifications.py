@@ -216,7 +216,12 @@ def _alert(event: LedgerEvent) -> _News | None:
     if detail["kind"] == "cleared" and str(detail["subject"]).startswith("approval:"):
         return None
     event_type, title = ALERTS[str(detail["kind"])]
-    data = {name: str(value) for name, value in detail.items() if name not in ("detail", "merchant", "app")}
+    about: dict[str, str] = {}
+    if event_type == "approval.asked" and event.payment is not None:
+        title, about = f"Approve {event.payment.amount} to {event.payment.to}?", _of_payment(event.payment)
+    data = about | {
+        name: str(value) for name, value in detail.items() if name not in ("detail", "merchant", "app")
+    }
     return _News(event_type, title, str(detail["detail"]), data)
 
 

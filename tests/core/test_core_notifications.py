@@ -89,6 +89,15 @@ def test_the_data_of_a_notification_are_texts_for_programs() -> None:
     assert (refused.text, refused.data) == ("per_day has no room.", {"code": "limit_exceeded"})
 
 
+def test_a_payment_that_waits_is_told_with_its_amount() -> None:
+    about = {"kind": "approval_needed", "subject": "approval:pay_1", "detail": "above 5 ADA"}
+    asked, unknown = told("alert", **about), told("alert", None, **about)
+    assert asked is not None
+    assert unknown is not None
+    assert (asked.type, asked.title, asked.data["amount"]) == ("approval.asked", "Approve 12 ADA to t?", "12 ADA")
+    assert unknown.title == "A payment waits for you"
+
+
 def test_a_top_up_whose_merchant_is_unknown_is_told_without_one() -> None:
     event = LedgerEvent("topup_ended", 5, {"topup": "top_1", "code": None})
     notification = notification_of(event, "ntf_1")

@@ -79,10 +79,15 @@ def cursor(conn: sqlite3.Connection, target: str) -> int:
 def read_events(
     conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]
 ) -> list[HashedEvent]:
-    """The events of these names after one and until another, in order."""
+    """The events of these names after one and until another, in order.
+
+    It leaves out what each payment has and nobody is told: admissions that no approval decided, and answers after
+    which the merchant may still serve.
+    """
     rows = conn.execute(
         "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq > ? AND seq <= ? "
-        "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        "AND event IN (SELECT value FROM json_each(?)) AND (event <> 'reserve' OR detail ->> '$.via' IS NOT NULL) "
+        "AND (event <> 'merchant_answered' OR detail ->> '$.delivery' = 'give_up') ORDER BY seq",
         (after_seq, until_seq, json.dumps(names)),
     )
     return [HashedEvent(*row) for row in rows]
@@ -145,15 +150,17 @@ def page(
 
 def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
     waiting = len(due(conn, target))
-    (delivered_at_ms,) = conn.execute(
-        "SELECT MAX(delivered_at_ms) FROM notification_deliveries WHERE target = ?", (target,)
+    delivered = conn.execute(
+        "SELECT delivered_at_ms FROM notification_deliveries WHERE target = ? AND delivered_at_ms IS NOT NULL "
+        "ORDER BY seq DESC LIMIT 1",
+        (target,),
     ).fetchone()
     last = conn.execute(
         "SELECT last_problem FROM notification_deliveries WHERE target = ? "
         "AND (last_problem IS NOT NULL OR delivered_at_ms IS NOT NULL) ORDER BY seq DESC LIMIT 1",
         (target,),
     ).fetchone()
-    return TargetState(waiting, delivered_at_ms, None if last is None else last[0])
+    return TargetState(waiting, delivered[0] if delivered else None, last[0] if last else None)
 
 
 def targets(conn: sqlite3.Connection) -> set[str]:
