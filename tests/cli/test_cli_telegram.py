@@ -56,7 +56,7 @@ class Phones:
         return re.findall(r"pay_[0-9a-f]{24}", message.text)[0], message
 
     def asking(self, chat: int) -> list[BotMessage]:
-        return [one for one in self.telegram.of_chat(chat) if one.text.startswith("A payment waits")]
+        return [one for one in self.telegram.of_chat(chat) if one.text.startswith("Approve ")]
 
     def press(self, data: str, chat: int, user: int | None = None) -> str:
         """Press a button. Returns what the person is shown."""
