@@ -35,6 +35,7 @@ from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
 from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
+from payagent.agent.operator.telegram import TelegramTarget
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
@@ -52,6 +53,8 @@ from payagent.dashboard.build import create_dashboard
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.outbound.egress import Egress
 from payagent.outbound.merchant_client import MerchantClient
+from payagent.outbound.push import Push
+from payagent.outbound.telegram import TelegramBot, bot_token
 from payagent.outbound.webhook import Webhook, signing_key
 from payagent.proxy.app import Bounds as ProxyBounds
 from payagent.proxy.app import ProxyApp
@@ -316,7 +319,7 @@ async def _running(
     writer = Writer(database, checkpoint=checkpoint, own=own)
     providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
     merchants = MerchantClient(egress.transport())
-    targets = {one.name: _target(one, redactor) for one in settings.notifications}
+    targets: dict[str, TargetPort] = {}
     try:
         await _require_right_clock(providers, ports.clock.now_ms)
         config = make_config(settings, account.address, redactor)
@@ -328,6 +331,7 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
+        targets |= {one.name: _target(one, redactor, agent) for one in settings.notifications}
         await take_targets(agent.context, list(targets))
         notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
@@ -340,9 +344,13 @@ async def _running(
             notifiers,
         )
         scheduler.start()
+        chats = [asyncio.create_task(one.run()) for one in targets.values() if isinstance(one, TelegramTarget)]
         try:
             yield agent, topups, notifiers, scheduler
         finally:
+            for task in chats:
+                task.cancel()
+            await asyncio.gather(*chats, return_exceptions=True)
             await scheduler.stop()
     finally:
         await merchants.aclose()
@@ -467,11 +475,18 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _target(settings: NotificationSettings, redactor: Redactor) -> TargetPort:
+def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent) -> TargetPort:
     """Build a target of notifications, by its kind.
 
-    A webhook's key is redacted in the log as bytes too, which lack the prefix.
+    A webhook's key is redacted in the log as bytes too, which lack the prefix. The URL of a push is a secret: it
+    names a closed topic or channel.
     """
+    if settings.kind == "telegram":
+        bot = TelegramBot(settings.url, bot_token(_secret(settings.secret_file, redactor) or ""))
+        return TelegramTarget(settings.name, bot, agent.context, agent.decisions)
+    if settings.kind != "webhook":
+        redactor.register(settings.url)
+        return Push(settings.kind, settings.url, _secret(settings.secret_file, redactor, read_header_secret))
     key = signing_key(_secret(settings.secret_file, redactor) or "")
     redactor.register(key)
     return Webhook(settings.url, key)

@@ -31,6 +31,7 @@ from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
     approvals,
     apps,
+    chats,
     dashboard,
     events,
     ledger,
@@ -52,7 +53,7 @@ from payagent.core.problems import Refused
 
 ROOMS = (
     payments, approvals, decide, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid,
-    topups, ledger, reconcile, dashboard,
+    topups, ledger, reconcile, dashboard, chats,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 

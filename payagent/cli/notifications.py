@@ -1,4 +1,4 @@
-"""`payagent notifications`: shows the targets of notifications, what they were sent, and sends it again.
+"""`payagent notifications`: shows the targets of notifications and what they were sent, and pairs chats.
 
 May import: click, core, cli.
 Never: sends anything (the daemon does).
@@ -40,7 +40,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
         rows = [
             (
                 one["name"],
-                one["kind"],
+                _kind(one),
                 _filter(one),
                 str(one["waiting"]),
                 show_time(one["last_delivered_at"] or ""),
@@ -52,6 +52,13 @@ def list_(terminal: Terminal, connect: Connect) -> None:
         terminal.table(columns, rows, right=("waiting",), whole=("target",), drop=("last problem", "kind"))
 
     terminal.give(answer, human)
+
+
+def _kind(target: dict[str, Any]) -> str:
+    """The kind; for Telegram also how many chats are paired."""
+    if target["chats"] is None:
+        return str(target["kind"])
+    return f"{target['kind']} ({target['chats']} chats)" if target["chats"] else f"{target['kind']} (not paired)"
 
 
 def _filter(target: dict[str, Any]) -> str:
@@ -120,3 +127,56 @@ def test(terminal: Terminal, connect: Connect, name: str) -> int:
     taken = f"{name} took the test."
     terminal.give(answer, lambda: terminal.line(taken if problem is None else f"Not taken: {problem}."))
     return 0 if problem is None else NOT_TAKEN
+
+
+@notifications.command(epilog=example("payagent notifications pair phone"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def pair(terminal: Terminal, connect: Connect, name: str) -> None:
+    """Print a code that pairs a Telegram chat.
+
+    Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on
+    its buttons decide. An earlier code is void.
+    """
+    from urllib.parse import quote
+
+    answer = connect().post(f"/v1/notifications/{quote(name, safe='')}/pair", {})
+
+    def human() -> None:
+        terminal.line(answer["code"])
+        terminal.say(f"Send this code to the bot of {name} before {show_time(answer['expires_at'])} UTC.")
+
+    terminal.give(answer, human)
+
+
+@notifications.command(epilog=example("payagent notifications paired phone"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def paired(terminal: Terminal, connect: Connect, name: str) -> None:
+    """List the chats that are paired with a Telegram target."""
+    from urllib.parse import quote
+
+    _show_chats(terminal, connect().get(f"/v1/notifications/{quote(name, safe='')}/chats"))
+
+
+@notifications.command(
+    epilog=example("payagent notifications unpair phone 123456789"),
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("name", metavar="NAME")
+@click.argument("chat", metavar="CHAT", type=int)
+@talks_to_daemon
+def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
+    """Unpair a Telegram chat.
+
+    It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what
+    `payagent notifications paired` shows.
+    """
+    from urllib.parse import quote
+
+    _show_chats(terminal, connect().post(f"/v1/notifications/{quote(name, safe='')}/unpair", {"chat": chat}))
+
+
+def _show_chats(terminal: Terminal, answer: dict[str, Any]) -> None:
+    rows = [(str(one["chat"]), str(one["user"]), show_time(one["paired_at"])) for one in answer["chats"]]
+    terminal.give(answer, lambda: terminal.table(("chat", "user", "paired (UTC)"), rows))

@@ -334,15 +334,19 @@ class AlertSettings(SettingsTable):
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
 
 
+TELEGRAM_URL = "https://api.telegram.org"
+
+
 class NotificationSettings(SettingsTable):
     """A target of notifications, and which of them it wants: without a filter, all.
 
+    `secret_file`: a webhook's signing secret, ntfy's access token, or the token of a Telegram bot.
     `events`: types of core.notifications; an event may end in `*`. `merchants` and `apps`: names.
     """
 
     name: TargetName
-    kind: Literal["webhook"]
-    url: SafeUrl
+    kind: Literal["webhook", "ntfy", "slack", "discord", "telegram"]
+    url: SafeUrl = Field(default=TELEGRAM_URL)
     secret_file: AbsolutePath | None = None
     events: tuple[EventPattern, ...] = ()
     merchants: tuple[str, ...] = ()
@@ -352,6 +356,12 @@ class NotificationSettings(SettingsTable):
     def _signed(self) -> Self:
         if self.kind == "webhook" and self.secret_file is None:
             raise ValueError("set secret_file: every notification to a webhook is signed")
+        if self.kind == "telegram" and self.secret_file is None:
+            raise ValueError("set secret_file: the file with the bot's token")
+        if self.kind in ("slack", "discord") and self.secret_file is not None:
+            raise ValueError("remove secret_file: the secret of this service is in its URL")
+        if self.kind != "telegram" and "url" not in self.model_fields_set:
+            raise ValueError("set url: only telegram has a default")
         return self
 
     @property

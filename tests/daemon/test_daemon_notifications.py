@@ -68,3 +68,14 @@ def test_the_daemon_refuses_to_start_with_an_invalid_webhook_secret(folder: Path
     code, talk = refused(folder)
     assert (code, weak in talk) == (2, False)
     assert "notifications.secret_file" in talk
+
+
+def test_the_daemon_refuses_to_start_with_a_bot_token_that_is_none(folder: Path) -> None:
+    token = plant("a bot's token", "123:a/../canary")
+    (folder / "bot").touch(mode=0o600)
+    (folder / "bot").write_text(token)
+    with (folder / "config.toml").open("a") as config:
+        config.write(f'[[notifications]]\nname = "phone"\nkind = "telegram"\nsecret_file = "{folder / "bot"}"\n')
+    code, talk = refused(folder)
+    assert (code, token in talk) == (2, False)
+    assert "bot's token" in talk

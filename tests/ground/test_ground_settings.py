@@ -404,6 +404,18 @@ BAD_TOML = {
         HOOK.format("https://a.example/hook"),
         "notifications[0]: set secret_file",
     ),
+    "a bot without a token": (
+        '[[notifications]]\nname = "phone"\nkind = "telegram"\n',
+        "notifications[0]: set secret_file",
+    ),
+    "a channel with a secret file": (
+        HOOK.replace("webhook", "slack").format("https://a.example/hook") + 'secret_file = "/x"\n',
+        "notifications[0]: remove secret_file",
+    ),
+    "a topic without a server": (
+        '[[notifications]]\nname = "phone"\nkind = "ntfy"\n',
+        "notifications[0]: set url",
+    ),
     "webhook in the clear": (
         HOOK.format("http://a.example/hook") + 'secret_file = "/x"\n',
         "notifications[0].url: write a URL with https://",

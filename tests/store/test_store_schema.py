@@ -510,9 +510,10 @@ def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pyt
     later, is_broken = Migrations("payagent"), True
     later()(schema.m001_release_0_1_0)
     later()(schema.m002_notifications)
+    later()(schema.m003_approval_messages)
 
     @later()
-    def m003_later(db: Database) -> None:
+    def m004_later(db: Database) -> None:
         db.execute("CREATE TABLE later (id INTEGER) STRICT")
         if is_broken:
             raise RuntimeError("half done")
@@ -523,7 +524,7 @@ def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pyt
         monkeypatch.setattr(schema, "migrations", later)
         with pytest.raises(RuntimeError):
             bring_up_to_date(conn)
-        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m003_later"], False)
+        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m004_later"], False)
         is_broken = False
         for _ in range(2):
             bring_up_to_date(conn)

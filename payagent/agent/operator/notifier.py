@@ -110,7 +110,7 @@ class Notifier:
         self.kind = settings.kind
         self.wanted = settings.wanted
         self._context = context
-        self._target = target
+        self.target = target
         self._links = links
         self._limit_reached_ms: dict[tuple[str | None, str | None], int] = {}
 
@@ -131,7 +131,7 @@ class Notifier:
         notification = Notification(
             self._context.ports.new_id("ntf"), TEST, now_ms, "A test by payagent", text, {}, None, None, None
         )
-        return notification.id, await self._target.send(self._with_wallet(notification), {}, now_ms)
+        return notification.id, await self.target.send(self._with_wallet(notification), {}, now_ms)
 
     async def _add_deliveries(self) -> None:
         """Add a delivery for each event since the cursor that the target wants, and move the cursor past them."""
@@ -170,7 +170,7 @@ class Notifier:
             notification = self._notification(notifications.event(self._context.conn, row.event_seq))
             if notification is None:
                 raise KeyError(f"the event {row.event_seq} is told no more")
-            problem = await self._target.send(
+            problem = await self.target.send(
                 self._with_wallet(notification), self._links_of(notification), clock.now_ms()
             )
             if problem is not None:

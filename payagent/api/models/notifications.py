@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from payagent.agent.operator.notifier import Notifier
+from payagent.agent.operator.telegram import TelegramTarget
 from payagent.api.models.base import Time
 from payagent.store.rows.notifications import DeliveryRow, TargetState
 
@@ -12,7 +13,8 @@ from payagent.store.rows.notifications import DeliveryRow, TargetState
 class NotificationTarget(BaseModel):
     """A target of the config. Its filter: events, merchants and apps; an empty list wants all.
 
-    `waiting`: deliveries that are not taken yet. `last_problem`: why the newest try failed, if it did.
+    `chats`: how many chats are paired; null unless its kind is telegram. `waiting`: deliveries that are not taken
+    yet. `last_problem`: why the newest try failed, if it did.
     """
 
     name: str
@@ -20,6 +22,7 @@ class NotificationTarget(BaseModel):
     events: list[str]
     merchants: list[str]
     apps: list[str]
+    chats: int | None
     waiting: int
     last_delivered_at: Time | None
     last_problem: str | None
@@ -32,6 +35,7 @@ class NotificationTarget(BaseModel):
             events=list(notifier.wanted.events),
             merchants=list(notifier.wanted.merchants),
             apps=list(notifier.wanted.apps),
+            chats=len(notifier.target.paired()) if isinstance(notifier.target, TelegramTarget) else None,
             waiting=state.waiting,
             last_delivered_at=state.last_delivered_at_ms,
             last_problem=state.last_problem,

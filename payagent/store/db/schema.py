@@ -20,6 +20,7 @@ from payagent.store.db.triggers import GUARDS
 RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
 
 NOTIFICATIONS = Path(__file__).with_name("m002_notifications.sql").read_text()
+APPROVAL_MESSAGES = Path(__file__).with_name("m003_approval_messages.sql").read_text()
 
 migrations = Migrations("payagent")
 """One function for each change, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
@@ -34,6 +35,12 @@ def m001_release_0_1_0(db: Database) -> None:
 @migrations()
 def m002_notifications(db: Database) -> None:
     for statement in NOTIFICATIONS.split(";\n"):
+        db.execute(statement)
+
+
+@migrations()
+def m003_approval_messages(db: Database) -> None:
+    for statement in APPROVAL_MESSAGES.split(";\n"):
         db.execute(statement)
 
 

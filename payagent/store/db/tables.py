@@ -545,6 +545,21 @@ CREATE INDEX notification_deliveries_by_target ON notification_deliveries(target
 CREATE INDEX notification_deliveries_waiting ON notification_deliveries(target, seq)
   WHERE next_try_at_ms IS NOT NULL;
 
+-- A message with buttons in a paired chat, which puts an approval before a person. id: what its buttons bring
+-- back. terms_hash: of the terms that it shows. message_id: the service's; NULL until it has the message.
+-- closed_at_ms: when the message said what was decided.
+CREATE TABLE approval_messages (
+  id TEXT PRIMARY KEY,
+  target TEXT NOT NULL,
+  chat_id INTEGER NOT NULL,
+  payment_id TEXT NOT NULL REFERENCES payments(id),
+  terms_hash TEXT NOT NULL,
+  text TEXT NOT NULL,
+  message_id INTEGER,
+  closed_at_ms INTEGER
+) STRICT;
+CREATE INDEX approval_messages_open ON approval_messages(target) WHERE closed_at_ms IS NULL;
+
 -- What one job added to the tables of record. what: JSON, a table to its first and last new row; marks: four bytes
 -- for each of these rows; hash: of all that, of what never changes of them, and of the hash before
 -- (store.db.seals).

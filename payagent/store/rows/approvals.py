@@ -14,7 +14,7 @@ from payagent.core.payment import State
 from payagent.store.db.unit import Unit
 
 Decision = Literal["approved", "denied", "timed_out"]
-Via = Literal["token", "dashboard", "link", "clock"]
+Via = Literal["token", "dashboard", "link", "telegram", "clock"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,10 @@ class ApprovalRow:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:
-    """The decision on a request for approval. `by_app` is None if the clock or a link decided."""
+    """The decision on a request for approval.
+
+    `by_app`: an app's id; for `telegram` the target, chat and user; None if the clock or a link decided.
+    """
 
     decision: Decision
     via: Via
