@@ -12,6 +12,7 @@ import signal
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
@@ -20,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
+from starlette.types import ASGIApp
 
 from payagent import sandbox
 from payagent.agent.agent import Agent
@@ -28,23 +30,31 @@ from payagent.agent.base.config import AgentConfig, file_config
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.context import AgentContext
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
+from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
+from payagent.agent.operator.telegram import TelegramTarget
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
 from payagent.api.http.rate_limit import Rates
 from payagent.api.http.server import listen_tcp, make_server
+from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found
 from payagent.core.address import Address
 from payagent.core.network import NETWORKS
 from payagent.core.problems import PROBLEMS, Refused
+from payagent.dashboard.app import HOST, Doors
+from payagent.dashboard.build import create_dashboard
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.outbound.egress import Egress
 from payagent.outbound.merchant_client import MerchantClient
+from payagent.outbound.push import Push
+from payagent.outbound.telegram import TelegramBot, bot_token
 from payagent.outbound.webhook import Webhook, signing_key
 from payagent.proxy.app import Bounds as ProxyBounds
 from payagent.proxy.app import ProxyApp
@@ -67,7 +77,7 @@ from payagent.settings.paths import (
     sandbox_plan,
     written_by_daemon,
 )
-from payagent.settings.schema import ApiSettings, ProviderSettings, Settings
+from payagent.settings.schema import ApiSettings, NotificationSettings, ProviderSettings, Settings
 from payagent.signer.client import SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.lease import lease
@@ -228,26 +238,37 @@ async def _serve(
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (
         agent,
         topups,
+        notifiers,
         scheduler,
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
+        sessions = _sessions(agent.context, settings, listeners) if api.dashboard else None
+        inner = create_app(
+            agent,
+            topups,
+            heartbeat=scheduler.stale,
+            signer=lambda: signer.problem,
+            allowed_hosts=hosts | _link_host(links),
+            rates=rates,
+            links=links,
+            sessions=sessions,
+            notifiers={one.name: one for one in notifiers},
+        )
         app = ProxyApp(
             agent,
-            create_app(
-                agent,
-                topups,
-                heartbeat=scheduler.stale,
-                signer=lambda: signer.problem,
-                allowed_hosts=hosts | _link_host(links),
-                rates=rates,
-                links=links,
-            ),
+            inner,
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
         plain, secure = listeners.sorted()
-        server = make_server(app, partial(agent.context.ports.new_id, "call"), secure)
+        outer: ASGIApp = app
+        if sessions is not None:
+            dashboard = create_dashboard(
+                agent.context, inner, sessions, api.explorer_url, is_devnet=settings.is_devnet
+            )
+            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts)
+        server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
@@ -260,6 +281,14 @@ async def _serve(
             await server.serve(sockets=plain)
         finally:
             app.close()
+
+
+def _sessions(context: AgentContext, settings: Settings, listeners: Listeners) -> Sessions:
+    """The dashboard's sessions. With TLS, their links lead to a name of `dashboard_hosts`."""
+    url = urlsplit(listeners.url)
+    host = min(settings.api.dashboard_hosts, default=HOST) if url.scheme == "https" else HOST
+    origin = f"{url.scheme}://{host}:{url.port}"
+    return Sessions(context.ports.randomness, time.monotonic, context.ports.clock.now_ms, origin)
 
 
 def _freeze_startup_objects() -> None:
@@ -280,7 +309,7 @@ async def _running(
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-) -> AsyncIterator[tuple[Agent, TopupRunner, Scheduler]]:
+) -> AsyncIterator[tuple[Agent, TopupRunner, list[Notifier], Scheduler]]:
     """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
@@ -289,7 +318,8 @@ async def _running(
     own = Ownership(ports.new_id("boot"), record, partial(_stop_without_lease, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
-    merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
+    merchants = MerchantClient(egress.transport())
+    targets: dict[str, TargetPort] = {}
     try:
         await _require_right_clock(providers, ports.clock.now_ms)
         config = make_config(settings, account.address, redactor)
@@ -301,23 +331,31 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
+        targets |= {one.name: _target(one, redactor, agent) for one in settings.notifications}
+        await take_targets(agent.context, list(targets))
+        notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
             agent,
             ChainSync(agent, merchants),
-            AlertMonitor(agent.context, webhook, links),
+            AlertMonitor(agent.context),
             topups,
             recovery,
             intervals,
+            notifiers,
         )
         scheduler.start()
+        chats = [asyncio.create_task(one.run()) for one in targets.values() if isinstance(one, TelegramTarget)]
         try:
-            yield agent, topups, scheduler
+            yield agent, topups, notifiers, scheduler
         finally:
+            for task in chats:
+                task.cancel()
+            await asyncio.gather(*chats, return_exceptions=True)
             await scheduler.stop()
     finally:
         await merchants.aclose()
-        if webhook is not None:
-            await webhook.aclose()
+        for target in targets.values():
+            await target.aclose()
         for blockfrost in providers:
             await blockfrost.aclose()
         writer.close()
@@ -437,14 +475,21 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
-    """Build the webhook. Its key is redacted in the log as bytes too, which lack the prefix."""
-    url, secret = settings.alerts.webhook_url, _secret(settings.alerts.webhook_secret_file, redactor)
-    if url is None or secret is None:
-        return None
-    key = signing_key(secret)
+def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent) -> TargetPort:
+    """Build a target of notifications, by its kind.
+
+    A webhook's key is redacted in the log as bytes too, which lack the prefix. The URL of a push is a secret: it
+    names a closed topic or channel.
+    """
+    if settings.kind == "telegram":
+        bot = TelegramBot(settings.url, bot_token(_secret(settings.secret_file, redactor) or ""))
+        return TelegramTarget(settings.name, bot, agent.context, agent.decisions)
+    if settings.kind != "webhook":
+        redactor.register(settings.url)
+        return Push(settings.kind, settings.url, _secret(settings.secret_file, redactor, read_header_secret))
+    key = signing_key(_secret(settings.secret_file, redactor) or "")
     redactor.register(key)
-    return Webhook(url, key)
+    return Webhook(settings.url, key)
 
 
 def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] = read_secret_file) -> str | None:

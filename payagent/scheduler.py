@@ -10,7 +10,7 @@ Never: makes a decision; lets a failed run prevent the next.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -22,6 +22,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.operator.alerts import AlertMonitor
+from payagent.agent.operator.notifier import Notifier
 from payagent.agent.topups.runner import TopupRunner
 from payagent.core.problems import Refused
 
@@ -35,7 +36,7 @@ log = structlog.get_logger("payagent.scheduler")
 
 @dataclass(frozen=True, slots=True)
 class JobIntervals:
-    """Seconds between runs of the jobs: chain passes, merchants, alerts (UTxO upkeep too), prepaid balances.
+    """Seconds between runs of the jobs: chain passes, merchants, alerts (upkeep and news too), prepaid balances.
 
     `idle_s` is the time between chain passes while nothing is open. A pass over a new block takes three calls, and
     an idle daemon must call a provider at most six times a minute.
@@ -73,6 +74,7 @@ class Scheduler:
         topups: TopupRunner,
         recovery: Recovery,
         intervals: JobIntervals,
+        notifiers: Sequence[Notifier] = (),
     ) -> None:
         self._agent = agent
         self._context = agent.context
@@ -80,6 +82,7 @@ class Scheduler:
         self._alerts = alerts
         self._topups = topups
         self._recovery = recovery
+        self._notifiers = notifiers
         self._intervals = intervals
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_success_s: float | None = None
@@ -104,6 +107,7 @@ class Scheduler:
             ("topups", self._topups.run_once, self._intervals.prepaid_s),
             ("utxos", self._agent.utxo_pool.keep_ready, self._intervals.alerts_s),
             ("approvals", self._agent.decisions.deny_what_is_over, self._intervals.alerts_s),
+            *((f"notify {one.name}", one.run_once, self._intervals.alerts_s) for one in self._notifiers),
         ):
             self._scheduler.add_job(
                 self._start_run, _Every(seconds), [name, run_once], id=name, next_run_time=datetime.now(UTC)

@@ -85,7 +85,7 @@ def world(tmp_path: Path) -> Iterator[object]:
 
 @pytest.fixture
 def receiver() -> Iterator[object]:
-    """A server that receives alerts (kit.webhook.Receiver)."""
+    """A server that receives notifications (kit.webhook.Receiver)."""
     from kit.webhook import Receiver
 
     with Receiver().serving() as receiver:

@@ -104,7 +104,9 @@ Sub-packages, each importing only from those above it:
     orders      the top-up inside a commit, and top-ups that the settings start
   operator    changes that an operator makes at run time
     apps, merchants, limits, pause  one module each
-    alerts                          thresholds and the webhook
+    alerts                          thresholds, and the log of alerts
+    telegram                        pairs chats, and takes decisions on approvals from them
+    notifier                        tells each target what happened (book_checks: that the books are wrong)
     approval_links                  signed links that approve or deny
     config_reload                   the config file again, on SIGHUP
 """

@@ -145,6 +145,8 @@ _WORDS: Mapping[str, Callable[[Entry, Entry], str]] = {
     "unfrozen": lambda *_: "wallet unfrozen",
     "config_read": _changes,
     "topup_stopped": lambda _, detail: f"top-up {detail['topup']} stopped: {detail['code']}",
+    "chat_paired": lambda _, detail: f"chat {detail['chat']} paired with {detail['target']}",
+    "chat_unpaired": lambda _, detail: f"chat {detail['chat']} unpaired from {detail['target']}",
     "refused": _refusal,
     "reject": _refusal,
     "deny": lambda entry, detail: (

@@ -34,7 +34,7 @@ def check_choices(settings: Settings, config: Path) -> list[CheckResult]:
     for name, merchant in settings.merchants.items():
         choices += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
     if not settings.is_devnet:
-        choices += [*_few_providers(settings), *_shallow_depths(settings), *_no_webhook(settings)]
+        choices += [*_few_providers(settings), *_shallow_depths(settings), *_no_target(settings)]
     choices += _signer(settings.api.socket)
     return [CheckResult(name, why, is_warning=True) for name, why in choices]
 
@@ -180,6 +180,6 @@ def _shallow_depths(settings: Settings) -> Iterator[Choice]:
             yield f"payments.{key}", f"below {depth}: a fork may undo what counts as final; remove the key"
 
 
-def _no_webhook(settings: Settings) -> Iterator[Choice]:
-    if settings.alerts.webhook_url is None:
-        yield "alerts.webhook_url", "not set: alerts are only in the log; set the URL of your server"
+def _no_target(settings: Settings) -> Iterator[Choice]:
+    if not settings.notifications:
+        yield "notifications", "none: what happens is only in the log; add a [[notifications]] table"

@@ -1,6 +1,6 @@
 """Checks config, data folder, keystore, ledger and secrets: present, private, and of one wallet.
 
-May import: core, secret_file, settings, wallet.keystore, store, outbound.webhook, api.http.
+May import: core, secret_file, settings, wallet.keystore, store, outbound, api.http.
 Never: opens the keystore.
 """
 
@@ -14,6 +14,7 @@ from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, finding, opened, own_address
+from payagent.outbound.telegram import bot_token
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
     read_header_secret,
@@ -37,7 +38,7 @@ from payagent.settings.paths import (
 from payagent.settings.schema import Settings
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
-from payagent.store.rows import about, events, journal, merchants
+from payagent.store.rows import about, events, journal, merchants, paired_chats
 from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keystore import read_header
 
@@ -63,8 +64,11 @@ def _files(
     yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
     yield finding("passphrase", lambda: _passphrase(settings, environ))
     yield _fence(settings, config, environ)
-    if settings.alerts.webhook_secret_file is not None:
-        yield finding("webhook secret", partial(_signing_key, settings.alerts.webhook_secret_file))
+    for target in settings.notifications:
+        if target.secret_file is not None:
+            yield finding(f"secret of {target.name}", partial(_target_secret, target.kind, target.secret_file))
+        if target.kind == "telegram":
+            yield _chats(data_dir / LEDGER_FILE, target.name)
     if os.path.lexists(data_dir / LINKS_KEY_FILE):
         yield finding("links' key", lambda: _secret(data_dir / LINKS_KEY_FILE))
     for name, merchant in settings.merchants.items():
@@ -184,9 +188,26 @@ def _tls(settings: Settings) -> str:
     return f"{certificate} and {key} belong together"
 
 
-def _signing_key(path: Path) -> str:
-    signing_key(read_secret_file(path))
+def _target_secret(kind: str, path: Path) -> str:
+    """Check the secret of a target of notifications, as its kind needs it."""
+    if kind == "webhook":
+        signing_key(read_secret_file(path))
+    elif kind == "telegram":
+        bot_token(read_secret_file(path))
+    else:
+        read_header_secret(path)
     return f"{path} exists and is private"
+
+
+def _chats(ledger: Path, target: str) -> CheckResult:
+    """Whether a chat is paired with a Telegram target. The ledger has a check of its own."""
+    paired = 0
+    with suppress(Refused), opened(ledger) as conn:
+        paired = len(paired_chats.of_target(conn, target))
+    if paired:
+        return CheckResult(f"chats of {target}", f"{paired} paired")
+    detail = f"none is paired, so nobody is told; run `payagent notifications pair {target}`"
+    return CheckResult(f"chats of {target}", detail, is_warning=True)
 
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:

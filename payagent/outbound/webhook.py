@@ -1,4 +1,4 @@
-"""Deliver alerts to the operator's server, signed per Standard Webhooks 1.0 (v1, HMAC-SHA256).
+"""Deliver notifications to the operator's server, signed per Standard Webhooks 1.0 (v1, HMAC-SHA256).
 
 May import: core, outbound.egress, httpx.
 Never: follows a redirect, reads proxies from the environment, reads an answer's body, shows its URL or key.
@@ -9,10 +9,14 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
+from collections.abc import Mapping
 
 import httpx
 
+from payagent.core.notifications import Notification
 from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
 from payagent.core.version import USER_AGENT
 from payagent.outbound.egress import trusted
 
@@ -30,20 +34,40 @@ def signing_key(secret: str) -> bytes:
     if not secret.startswith(SECRET_PREFIX) or not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
         raise Refused(
             "config_invalid",
-            f"the file of alerts.webhook_secret_file must hold {SECRET_PREFIX} and {KEY_BYTES_MIN} to "
+            f"the file of notifications.secret_file must hold {SECRET_PREFIX} and {KEY_BYTES_MIN} to "
             f'{KEY_BYTES_MAX} random bytes in base64; make one: echo "{SECRET_PREFIX}$(openssl rand -base64 32)"',
         )
     return key
 
 
-def signature(key: bytes, alert_id: str, at_s: int, body: bytes) -> str:
+def signature(key: bytes, notification_id: str, at_s: int, body: bytes) -> str:
     """Return the value of the webhook-signature header."""
-    signed = f"{alert_id}.{at_s}.".encode() + body
+    signed = f"{notification_id}.{at_s}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
+def payload(notification: Notification, links: Mapping[str, str]) -> bytes:
+    """The body, as Standard Webhooks shapes it: the same bytes for each try while the links are the same."""
+    about = {
+        "id": notification.id,
+        "title": notification.title,
+        "text": notification.text,
+        "payment": notification.payment_id,
+        "merchant": notification.merchant,
+        "app": notification.app,
+    }
+    body = {
+        "type": notification.type,
+        "timestamp": iso_time(notification.at_ms),
+        "data": {
+            name: value for name, value in {**notification.data, **about, **links}.items() if value is not None
+        },
+    }
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
 class Webhook:
-    """The webhook that alerts are sent to. Every request ends within its timeout, whatever the peer does."""
+    """A webhook that notifications are sent to. Every request ends within its timeout, whatever the peer does."""
 
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url
@@ -56,14 +80,14 @@ class Webhook:
             headers={"User-Agent": USER_AGENT},
         )
 
-    async def deliver(self, alert_id: str, now_ms: int, body: bytes) -> str | None:
-        """Deliver an alert. Returns None on a 2xx, otherwise why it failed, without the URL."""
-        at_s = now_ms // 1000
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
+        """Send a notification. Returns None on a 2xx, otherwise why it failed, without the URL."""
+        at_s, body = now_ms // 1000, payload(notification, links)
         headers = {
             "Content-Type": "application/json",
-            "webhook-id": alert_id,
+            "webhook-id": notification.id,
             "webhook-timestamp": str(at_s),
-            "webhook-signature": signature(self._key, alert_id, at_s, body),
+            "webhook-signature": signature(self._key, notification.id, at_s, body),
         }
         try:
             async with (

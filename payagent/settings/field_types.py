@@ -26,6 +26,7 @@ from payagent.core.money import (
     parse_asset,
     parse_count,
 )
+from payagent.core.notifications import TYPES, matches
 from payagent.core.origin import DEFAULT_PORTS, is_blockfrost, is_this_machine, parse_origin
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
@@ -170,6 +171,21 @@ def _token_name(name: str, info: ValidationInfo) -> str:
     return name
 
 
+def _target_name(name: str) -> str:
+    if not _MERCHANT_NAME.fullmatch(name):
+        raise ValueError("name it with lower-case letters and digits, and single - or _ between them")
+    return name
+
+
+def _event_pattern(pattern: str) -> str:
+    if not any(matches(pattern, event_type) for event_type in TYPES):
+        raise ValueError(
+            "no event is called that. Write a type of docs/reference/notifications.md, or its beginning and *, "
+            "such as approval.*"
+        )
+    return pattern
+
+
 def _token_units(value: object, info: ValidationInfo) -> int:
     """Parse an amount of the table's token: its smallest units, or an amount with its name."""
     asset, name = info.data.get("asset"), info.data.get("name")
@@ -218,5 +234,7 @@ HostName = Annotated[str, AfterValidator(_host)]
 BaseUrl = Annotated[str, AfterValidator(parse_base_url)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
 SafeOrigin = Annotated[Origin, AfterValidator(_safe)]
+TargetName = Annotated[str, AfterValidator(_target_name)]
+EventPattern = Annotated[str, AfterValidator(_event_pattern)]
 SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_safe)]
 Partner = Annotated[str, AfterValidator(_partner)]

@@ -23,6 +23,7 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, Tokens
 from payagent.core.network import NETWORKS
+from payagent.core.notifications import Filter
 from payagent.core.origin import is_this_machine
 from payagent.core.policy import Window
 from payagent.core.prepaid_balance import CALLS
@@ -33,6 +34,7 @@ from payagent.settings.field_types import (
     Asset,
     BaseUrl,
     Count,
+    EventPattern,
     HostName,
     Level,
     Listen,
@@ -42,6 +44,7 @@ from payagent.settings.field_types import (
     SafeOrigin,
     SafeUrl,
     SocketPath,
+    TargetName,
     TokenName,
     TokenUnits,
     named,
@@ -61,7 +64,8 @@ def _by_window(table: "SettingsTable", unit: str) -> dict[str, int | None]:
 class ApiSettings(SettingsTable):
     """Where the daemon listens (TCP and a Unix socket), its allowed host names, and rate limits per app.
 
-    A port that other machines can reach requires TLS.
+    A port that other machines can reach requires TLS. The dashboard answers at payagent.localhost and at
+    `dashboard_hosts`, under which nothing else answers. `explorer_url` has {tx} where a transaction's id goes.
     """
 
     listen: Listen = "127.0.0.1:8402"
@@ -71,6 +75,9 @@ class ApiSettings(SettingsTable):
     allowed_hosts: frozenset[HostName] = frozenset()
     rate_limit_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
     concurrent_requests_max: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
+    dashboard: bool = True
+    dashboard_hosts: frozenset[HostName] = frozenset()
+    explorer_url: Annotated[str, Field(pattern=r"^https://[!-~]*\{tx\}[!-~]*$")] | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -322,17 +329,44 @@ class ApprovalSettings(SettingsTable):
 
 
 class AlertSettings(SettingsTable):
-    """When to raise an alert because the wallet runs low, and the webhook for all alerts."""
+    """When to raise an alert because the wallet runs low."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
-    webhook_url: SafeUrl | None = None
-    webhook_secret_file: AbsolutePath | None = None
+
+
+TELEGRAM_URL = "https://api.telegram.org"
+
+
+class NotificationSettings(SettingsTable):
+    """A target of notifications, and which of them it wants: without a filter, all.
+
+    `secret_file`: a webhook's signing secret, ntfy's access token, or the token of a Telegram bot.
+    `events`: types of core.notifications; an event may end in `*`. `merchants` and `apps`: names.
+    """
+
+    name: TargetName
+    kind: Literal["webhook", "ntfy", "slack", "discord", "telegram"]
+    url: SafeUrl = Field(default=TELEGRAM_URL)
+    secret_file: AbsolutePath | None = None
+    events: tuple[EventPattern, ...] = ()
+    merchants: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _signed(self) -> Self:
-        if (self.webhook_url is None) != (self.webhook_secret_file is None):
-            raise ValueError("set both webhook_url and webhook_secret_file, or neither. Every alert is signed")
+        if self.kind == "webhook" and self.secret_file is None:
+            raise ValueError("set secret_file: every notification to a webhook is signed")
+        if self.kind == "telegram" and self.secret_file is None:
+            raise ValueError("set secret_file: the file with the bot's token")
+        if self.kind in ("slack", "discord") and self.secret_file is not None:
+            raise ValueError("remove secret_file: the secret of this service is in its URL")
+        if self.kind != "telegram" and "url" not in self.model_fields_set:
+            raise ValueError("set url: only telegram has a default")
         return self
+
+    @property
+    def wanted(self) -> Filter:
+        return Filter(self.events, self.merchants, self.apps)
 
 
 class WalletSettings(SettingsTable):
@@ -365,6 +399,7 @@ class Settings(SettingsTable):
     approvals: ApprovalSettings = ApprovalSettings()
     proxy: ProxySettings = ProxySettings()
     alerts: AlertSettings = AlertSettings()
+    notifications: tuple[NotificationSettings, ...] = ()
     wallet: WalletSettings = WalletSettings()
     keystore: KeystoreSettings = KeystoreSettings()
 
@@ -377,6 +412,12 @@ class Settings(SettingsTable):
         origins = [merchant.origin for merchant in self.merchants.values()]
         if len(set(origins)) != len(origins):
             raise ValueError("two merchants have the same origin. Keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _each_target_once(self) -> Self:
+        if len({target.name for target in self.notifications}) != len(self.notifications):
+            raise ValueError("two notifications have the same name. Rename one")
         return self
 
     @model_validator(mode="after")

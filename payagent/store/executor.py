@@ -406,8 +406,8 @@ def _alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms
     digest = hashlib.sha256(f"{unit.heads.event_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"
     unit.conn.execute(
-        "INSERT INTO alerts(id, kind, subject, body, at_ms, next_try_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-        (alert_id, kind, subject, _json(dict(facts)), now_ms, now_ms),
+        "INSERT INTO alerts(id, kind, subject, body, at_ms) VALUES (?, ?, ?, ?, ?)",
+        (alert_id, kind, subject, _json(dict(facts)), now_ms),
     )
     writes.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})
 

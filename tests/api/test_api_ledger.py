@@ -41,6 +41,10 @@ async def test_verify_is_clean_until_somebody_changes_the_ledger(api: Api) -> No
         ("sqlite_master", "invoices_insert"),
     }
     assert (told["clean"], told["found"]) == (False, 4)
+    async with asyncio.timeout(20):
+        while not (raised := (await api.as_("reader").get("/v1/alerts")).json()["alerts"]):
+            await asyncio.sleep(0.01)
+    assert [(one["kind"], one["facts"]["found"]) for one in raised] == [("books_wrong", "4")]
 
 
 async def test_a_client_that_hangs_up_on_a_snapshot_leaves_no_copy_on_disk(api: Api, uncollected: None) -> None:
@@ -119,6 +123,7 @@ async def test_verify_checks_that_a_head_noted_earlier_is_still_in_the_ledger(ap
     assert [(finding["table"], finding["row"]) for finding in cut["findings"]] == [("seals", seq)]
     for broken in ("", "12", f"x:{'0' * 64}", f"1:{'0' * 63}", head.upper() + "A"):
         assert (await http.get("/v1/ledger/verify", params={"head": broken})).json()["code"] == "bad_request"
+    assert (await http.get("/v1/alerts")).json()["alerts"] == [], "a head that a caller made up alarms nobody"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The links of the alert `approval_needed`, as a browser opens them, on a real daemon with a real webhook."""
+"""The links of `approval.asked`, as a browser opens them, on a real daemon with a real webhook."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ import httpx
 import pytest
 from kit.cli import Shop, running, until, write_private
 from kit.http import NO_TLS
-from kit.webhook import Receiver
+from kit.webhook import Receiver, target
 
 SECRET = "whsec_" + base64.b64encode(b"signs what is sent to the hook").decode()
 OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null", "Content-Type": "application/x-www-form-urlencoded"}
@@ -37,7 +37,7 @@ class Desk:
         return self.told()[-1]
 
     def told(self) -> list[dict[str, str]]:
-        return [call.said for call in self.hook.calls if call.said["kind"] == "approval_needed"]
+        return [call.said for call in self.hook.calls if call.type == "approval.asked"]
 
     def state(self, payment_id: str) -> str:
         return str(self.shop.payagent("payments", "show", payment_id).json["state"])
@@ -58,7 +58,7 @@ def context(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:
     origin = f"http://127.0.0.1:{port}"
     with shop.config.open("a") as config:
         config.write(f'\n[approvals]\nrequired_above = "5 ADA"\nlink_origin = "{origin}"\n')
-        config.write(f'[alerts]\nwebhook_url = "{receiver.url}"\nwebhook_secret_file = "{secret}"\n')
+        config.write(target(receiver.url, secret))
     shop.control("faucet", address=shop.made["address"], lovelace="100000000")
     try:
         with (

@@ -232,14 +232,16 @@ per_day = "20 ADA"
 asset = "{token}"
 per_payment = "10"
 per_day = "10"
-[alerts]
-webhook_url = "http://127.0.0.1:9/"
-webhook_secret_file = "{data}/webhook"
+[[notifications]]
+name = "ops"
+kind = "webhook"
+url = "http://127.0.0.1:9/"
+secret_file = "{data}/webhook"
 [keystore]
 passphrase_file = "{secrets}/passphrase"
 """
 SECOND = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "https://localhost:9/api"\n'
-ALERTS = '[alerts]\nwebhook_url = "http://127.0.0.1:9/"\nwebhook_secret_file = "{data}/webhook"\n'
+TARGET = SAFE[SAFE.index("[[notifications]]") : SAFE.index("[keystore]")]
 REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"'
 
 
@@ -292,7 +294,7 @@ def safe(data: Path, tmp_path: Path) -> Path:
         ("[limits]", "[payments]\nvoid_depth = 14\n[limits]", "payments.void_depth", "remove the key"),
         ("[limits]", '[limits]\nsigned_per_day = "19 ADA"', "limits.per_day", "limits.signed_per_day"),
         ("[limits]", '[limits]\nper_transaction = "4 ADA"', "limits.per_payment", "limits.per_transaction"),
-        (ALERTS, "", "alerts.webhook_url", "set the URL"),
+        (TARGET, "", "notifications", "add a [[notifications]] table"),
     ],
 )
 def test_doctor_warns_of_each_risky_setting_and_says_what_to_do(

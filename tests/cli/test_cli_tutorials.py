@@ -89,7 +89,7 @@ def test_an_operator_can_follow_the_page_on_a_running_daemon(shop: Shop, tmp_pat
     config = tmp_path / "config.toml"
     text = shop.config.read_text().partition("[api]")[0] + added
     write_private(config, text.replace("/etc/payagent", str(tmp_path)))
-    assert checks(config)["webhook secret"]["ok"]
+    assert checks(config)["secret of ops"]["ok"]
 
 
 def test_a_read_token_is_enough_for_a_months_statement(shop: Shop, tmp_path: Path) -> None:

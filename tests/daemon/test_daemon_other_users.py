@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from kit.canaries import plant
 from kit.daemon import SOMEBODY, announced, children, furnish, health, stop
+from kit.webhook import target
 
 from payagent.devnet.server import DevnetThread
 
@@ -99,8 +100,7 @@ def folder(devnet: DevnetThread) -> Iterator[Path]:
         config.write_text(
             config.read_text().replace("[keystore]", provider)
             + f'[merchants.t]\norigin = "http://127.0.0.1:1"\napi_key_file = "{folder}/api-key"\n'
-            + '[alerts]\nwebhook_url = "http://127.0.0.1:1/"\n'
-            + f'webhook_secret_file = "{folder}/webhook-secret"\n'
+            + target("http://127.0.0.1:1/", folder / "webhook-secret")
         )
         (folder / "for everybody").write_text("open to all")
         yield folder

@@ -17,7 +17,13 @@ from payagent.secret_file import SecretFile, read_secret_file
 from payagent.settings.config_file import DaemonPaths, find_config, find_daemon
 from payagent.settings.loading import load_settings, read_merchant
 from payagent.settings.paths import passphrase_file
-from payagent.settings.schema import AssetLimitSettings, MerchantSettings, ProviderSettings, Settings
+from payagent.settings.schema import (
+    AssetLimitSettings,
+    MerchantSettings,
+    NotificationSettings,
+    ProviderSettings,
+    Settings,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
 CANARY = "canary-Zebra-7f3a91d2"
@@ -28,6 +34,7 @@ kind = "blockfrost"
 base_url = "http://127.0.0.1:3000/api/v0"
 """
 POLICY = "ab" * 28
+HOOK = '[[notifications]]\nname = "ops"\nkind = "webhook"\nurl = "{}"\n'
 PREPROD_ADDRESS = encode_address(b"\x60" + b"\x01" * 28).text
 MAINNET_ADDRESS = encode_address(b"\x61" + b"\x01" * 28).text
 
@@ -72,6 +79,7 @@ def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         "chain.providers[]": ProviderSettings,
         "merchants.*": MerchantSettings,
         "limits.assets[]": AssetLimitSettings,
+        "notifications[]": NotificationSettings,
     }  # fmt: skip
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
@@ -393,24 +401,44 @@ BAD_TOML = {
         'limits.assets[0].per_payment: write a whole number of smallest units in quotes, such',
     ),
     "webhook without a signature": (
-        '[alerts]\nwebhook_url = "https://a.example/hook"\n',
-        "alerts: set both webhook_url and webhook_secret_file",
+        HOOK.format("https://a.example/hook"),
+        "notifications[0]: set secret_file",
     ),
-    "webhook secret for nothing": (
-        '[alerts]\nwebhook_secret_file = "/x"\n',
-        "alerts: set both webhook_url and webhook_secret_file",
+    "a bot without a token": (
+        '[[notifications]]\nname = "phone"\nkind = "telegram"\n',
+        "notifications[0]: set secret_file",
+    ),
+    "a channel with a secret file": (
+        HOOK.replace("webhook", "slack").format("https://a.example/hook") + 'secret_file = "/x"\n',
+        "notifications[0]: remove secret_file",
+    ),
+    "a topic without a server": (
+        '[[notifications]]\nname = "phone"\nkind = "ntfy"\n',
+        "notifications[0]: set url",
     ),
     "webhook in the clear": (
-        '[alerts]\nwebhook_url = "http://a.example/hook"\nwebhook_secret_file = "/x"\n',
-        "alerts.webhook_url: write a URL with https://",
+        HOOK.format("http://a.example/hook") + 'secret_file = "/x"\n',
+        "notifications[0].url: write a URL with https://",
     ),
     "webhook with a query": (
-        '[alerts]\nwebhook_url = "https://a.example/?key=1"\nwebhook_secret_file = "/x"\n',
-        "alerts.webhook_url: remove the user, query or fragment",
+        HOOK.format("https://a.example/?key=1") + 'secret_file = "/x"\n',
+        "notifications[0].url: remove the user, query or fragment",
     ),
     "webhook secret in the config": (
-        '[alerts]\nwebhook_secret = "x"\n',
-        "alerts.webhook_secret: unknown key. Did you mean webhook_secret_file?",
+        HOOK.format("https://a.example/hook") + 'secret = "x"\n',
+        "notifications[0].secret: unknown key. Did you mean secret_file?",
+    ),
+    "two targets of one name": (
+        2 * (HOOK.format("https://a.example/hook") + 'secret_file = "/x"\n'),
+        "two notifications have the same name. Rename one",
+    ),
+    "an event that does not exist": (
+        HOOK.format("https://a.example/hook") + 'secret_file = "/x"\nevents = ["payment.paid"]\n',
+        "notifications[0].events[0]: no event is called that",
+    ),
+    "a target's name for people": (
+        HOOK.replace("ops", "My phone").format("https://a.example/hook") + 'secret_file = "/x"\n',
+        "notifications[0].name: name it with lower-case letters and digits",
     ),
     "mark as a bare number": ("[alerts]\nwallet_below = 20\n", 'alerts.wallet_below: write an amount'),
     "upkeep as a bare number": (
@@ -593,8 +621,7 @@ def test_upkeep_may_cost_2_ada_a_day_by_default(tmp_path: Path, text: str, lovel
 
 def test_alerts_are_off_by_default(tmp_path: Path) -> None:
     settings = load(tmp_path, '[merchants.t]\norigin = "https://a.example"\n')
-    alerts = settings.alerts
-    assert (alerts.wallet_below_lovelace, alerts.webhook_url, alerts.webhook_secret_file) == (None, None, None)
+    assert (settings.alerts.wallet_below_lovelace, settings.notifications) == (None, ())
     assert settings.merchants["t"].prepaid_alert_below is None
 
 
@@ -602,8 +629,8 @@ def test_alerts_are_off_by_default(tmp_path: Path) -> None:
     "url", ["https://a.example/hook/", "http://127.0.0.1:9/x", "http://[::1]:9/", "http://localhost/"]
 )
 def test_a_webhook_url_is_kept_exactly_as_written(tmp_path: Path, url: str) -> None:
-    told = f'[alerts]\nwebhook_url = "{url}"\nwebhook_secret_file = "/x"\n'
-    assert load(tmp_path, told).alerts.webhook_url == url
+    told = HOOK.format(url) + 'secret_file = "/x"\n'
+    assert load(tmp_path, told).notifications[0].url == url
 
 
 # Origins

@@ -1,11 +1,26 @@
-"""The operator's server that receives alerts."""
+"""The operator's server that receives notifications."""
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from kit.canaries import plant
+from payagent.outbound.webhook import signing_key
+
+SECRET = plant("the webhook's secret", "whsec_" + base64.b64encode(b"a canary that signs webhooks").decode())
+KEY = signing_key(SECRET)
+plant("the webhook's key", KEY.decode())
+plant("the webhook's key in base64", SECRET.removeprefix("whsec_"))
+
+
+def target(url: str, secret: Path, name: str = "ops", more: str = "") -> str:
+    """A target of the config. `more`: its filter."""
+    return f'[[notifications]]\nname = "{name}"\nkind = "webhook"\nurl = "{url}"\nsecret_file = "{secret}"\n{more}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +33,12 @@ class Call:
 
     @property
     def said(self) -> dict[str, str]:
-        return dict(json.loads(self.body))
+        """What the notification is about."""
+        return dict(json.loads(self.body)["data"])
+
+    @property
+    def type(self) -> str:
+        return str(json.loads(self.body)["type"])
 
 
 class Receiver:
@@ -53,7 +73,11 @@ class Receiver:
         return [call.headers["webhook-id"] for call in self.calls]
 
     def said(self) -> list[tuple[str, str]]:
+        """Kind and subject of the alerts."""
         return [(call.said["kind"], call.said["subject"]) for call in self.calls]
+
+    def types(self) -> list[str]:
+        return [call.type for call in self.calls]
 
     @contextmanager
     def serving(self) -> Iterator["Receiver"]:

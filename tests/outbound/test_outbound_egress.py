@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from payagent.core.notifications import Notification
 from payagent.core.problems import Refused
 from payagent.outbound.egress import Egress, is_public
 from payagent.outbound.merchant_client import MerchantClient
@@ -247,7 +248,7 @@ def test_private_and_reserved_addresses_are_not_public(address: str, public: boo
 async def by_webhook(egress: Egress, origin: str) -> bytes | None:
     webhook = Webhook(f"{origin}/hook", b"k" * 24)
     try:
-        assert await webhook.deliver("alert_1", 1, b"{}") is None
+        assert await webhook.send(Notification("ntf_1", "test", 1, "", "", {}, None, None, None), {}, 1) is None
     finally:
         await webhook.aclose()
     return b"ok"

@@ -131,7 +131,7 @@ def without_guards_of(stack: ExitStack, *names: str) -> None:
     """A ledger is built without the guards whose names begin so, and is not refused for it."""
     kept = tuple(one for one in schema.TRIGGERS if not one.name.startswith(names))
     put(stack, schema, "TRIGGERS", kept)
-    put(stack, schema, "_TRIGGERS_M002", "\n".join(one.sql for one in kept))
+    put(stack, schema, "TRIGGERS_M004", "\n".join(one.sql for one in kept))
 
 
 # --- when bytes leave --------------------------------------------------------------------------------------------

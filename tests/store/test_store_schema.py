@@ -63,7 +63,7 @@ INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'manual', 'lovelace', 5, '
   NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
   'c', 'r', 'd', 2, 2, 'not_found', 'r', 'd');
-INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
+INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1);
 """
 
 PAYMENT = (
@@ -224,7 +224,6 @@ BREACHES = [
     ("topups_code_once", "UPDATE topups SET code = 'other' WHERE id = 'top2'"),
     ("topups_reason_once", "UPDATE topups SET reason = NULL WHERE id = 'top2'"),
     ("topups_detail_once", "UPDATE topups SET detail = NULL WHERE id = 'top2'"),
-    ("alerts_delivered_at_ms_once", "UPDATE alerts SET delivered_at_ms = NULL"),
     ("meta_no_replace", "REPLACE INTO meta VALUES ('network', 'mainnet')"),
     ("seals_chained", f"INSERT INTO seals VALUES (3, '{{}}', x'', '{HASH}')"),
     ("seals_chained", f"INSERT INTO seals VALUES (NULL, '{{}}', x'', '{HASH}')"),
@@ -294,7 +293,7 @@ def test_only_the_listed_columns_may_change(conn: sqlite3.Connection) -> None:
             *("seq", "stop_code", "stop_reason", "stop_detail", "ended_at_ms", "ended_clock_ms"),
             *("code", "reason", "detail"),
         },
-        "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
+        "alerts": {"seq"},
         "payments": {
             *(
                 "seq",
@@ -523,10 +522,12 @@ def test_the_migrations_build_the_current_schema() -> None:
 def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     later, is_broken = Migrations("payagent"), True
     later()(schema.m001_release_0_1_0)
-    later()(schema.m002_one_trigger_for_each_change)
+    later()(schema.m002_notifications)
+    later()(schema.m003_approval_messages)
+    later()(schema.m004_one_trigger_for_each_change)
 
     @later()
-    def m003_later(db: Database) -> None:
+    def m005_later(db: Database) -> None:
         db.execute("CREATE TABLE later (id INTEGER) STRICT")
         if is_broken:
             raise RuntimeError("half done")
@@ -537,7 +538,7 @@ def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pyt
         monkeypatch.setattr(schema, "migrations", later)
         with pytest.raises(RuntimeError):
             bring_up_to_date(conn)
-        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m003_later"], False)
+        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m005_later"], False)
         is_broken = False
         for _ in range(2):
             bring_up_to_date(conn)

@@ -1,6 +1,6 @@
 """Raises and clears alerts inside a commit, once per subject, for steps that change nothing else.
 
-May import: core, store. Never: sends an alert (agent.operator.alerts does); commits.
+May import: core, store. Never: tells anybody (agent.operator.notifier does); commits.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from payagent.store.db.unit import Unit
 def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
     """Raise an alert unless its subject has one already. Returns whether it was new.
 
-    `facts` need a `detail` for people. The webhook adds id, kind, subject, at, network and address.
+    `facts` need a `detail` for people.
     """
     return executor.raise_alert(unit, Raise(kind, subject, facts), now_ms)
 

@@ -177,8 +177,9 @@ class AdmittedPayment:
 
 @dataclass(frozen=True, slots=True)
 class Approver:
-    """Who decides on an approval: an app's token (`app_id`), a signed link, or the clock.
+    """Who decides on an approval: an app's token (`app_id`), a signed link, a Telegram chat, or the clock.
 
+    For a chat, `app_id` names the target, the chat and the user.
     `terms_hash`: hash of the terms that the approver saw, if given.
     """
 

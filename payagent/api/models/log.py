@@ -59,7 +59,7 @@ class LogPage(BaseModel):
 
 
 class Alert(BaseModel):
-    """An alert that is not cleared. `facts`: what it is about, as in the webhook's body."""
+    """An alert that is not cleared. `facts`: what it is about."""
 
     id: str
     kind: str

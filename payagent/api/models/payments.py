@@ -172,6 +172,12 @@ class CreatePayment(RequestBody):
         )
 
 
+class Decide(RequestBody):
+    """A decision on a payment that needs an approval."""
+
+    terms_hash: Hex = absent("The terms that were read. If others apply meanwhile, the decision is refused.")
+
+
 class ReportDelivery(_ForwardedAnswer):
     """The answer to the retry. For any answer but a 2xx, headers and body say what to do next."""
 
@@ -251,11 +257,11 @@ class Approval(BaseModel):
     asked_at: Time
     ends_at: Time
     decision: Literal["approved", "denied", "timed_out"] | None
-    via: Literal["token", "link", "clock"] | None
+    via: Literal["token", "dashboard", "link", "telegram", "clock"] | None
     decided_at: Time | None
     app: str = absent("The app that wants to pay.")
     request: str | None = absent("The request to buy.")
-    by: str | None = absent("The app that decided.")
+    by: str | None = absent("The app that decided, or the Telegram target, chat and user.")
     limits: list[LimitStanding] = absent("The limits that apply, and what they leave now.")
     history: MerchantHistory = absent("Earlier payments to the merchant.")
 
@@ -346,6 +352,8 @@ def _shown_detail(detail: str, *, sees_all: bool) -> dict[str, object]:
     limits = details.get("limits")
     if not sees_all:
         details.pop("figures", None)
+        if details.get("via") == "telegram":  # who the person is
+            details.pop("by", None)
     if not sees_all and isinstance(limits, list):
         details["limits"] = [{**one, "left": None} if is_shared(one["limit"], one) else one for one in limits]
     return details

@@ -3,8 +3,9 @@
 May import: core, agent, store.rows, pydantic. Never: I/O.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
@@ -108,9 +109,12 @@ class Transfer(Payment):
 
 
 class AssetBalance(BaseModel):
+    """Units of an asset. `in_flight`: the part of `held` whose payments are signed and not confirmed yet."""
+
     asset: str
     available: Units
     held: Units
+    in_flight: Units
     total: Units
 
 
@@ -172,13 +176,17 @@ class Wallet(BaseModel):
         now_ms: int,
         utxos: Sequence[UtxoRow] | None = None,
         balances: Iterable[Balance] = (),
+        in_flight: Mapping[str, int] = MappingProxyType({}),
     ) -> Self:
         """Without `utxos`: only the details that an app needs for its requests."""
         operator_fields: dict[str, Any] = {"assets": None, "utxos": None, "frozen_by": None}
         if utxos is not None:
             states = [utxo_state(utxo) for utxo in utxos]
             operator_fields = {
-                "assets": [{"asset": asset, **units} for asset, units in wallet_units(utxos, balances).items()],
+                "assets": [
+                    {"asset": asset, "in_flight": in_flight.get(asset, 0), **units}
+                    for asset, units in wallet_units(utxos, balances).items()
+                ],
                 "utxos": {state: states.count(state) for state in UtxoCounts.model_fields},
                 "frozen_by": list(chain.external_spends),
             }

@@ -109,8 +109,9 @@ def _refused(context: AgentContext, refused: Refused, approval: ApprovalRow) -> 
 
 def _outcome(context: AgentContext, row: PaymentRow, decided: DecisionRow) -> Iterable[Row]:
     """The decision, and the state of the payment."""
-    by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(decided.by_app or '')}", "clock": ""}
-    yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
+    who = decided.by_app or ""
+    by = {"link": ", by a link", "token": f", by {dict(names_of(context)).get(who)}", "telegram": f", by {who}"}
+    yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by.get(decided.via, "")
     if row.problem.detail is not None:
         yield "why", row.problem.detail
     yield "money", STATES_IN_WORDS[row.state]

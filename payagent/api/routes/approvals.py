@@ -6,14 +6,15 @@ May import: core, agent, store, the rest of api, FastAPI. Never: decides whether
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from starlette.requests import Request
 
 from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import names_of, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import LimitStanding
-from payagent.api.models.openapi import gives
-from payagent.api.models.payments import Approval, MerchantHistory, Payment, Transaction, approval_reasons
+from payagent.api.models.openapi import gives, takes
+from payagent.api.models.payments import Approval, Decide, MerchantHistory, Payment, Transaction, approval_reasons
 from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
 from payagent.api.routes.params import PaymentId
 from payagent.core.aggregate import PaymentRow
@@ -29,21 +30,36 @@ Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
 router = APIRouter(tags=["payments"])
 
 
-@router.post("/v1/payments/{payment_id}/approve", summary="Approve a payment", responses=gives(Payment, 200))
-async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
+@router.post(
+    "/v1/payments/{payment_id}/approve",
+    summary="Approve a payment",
+    responses=gives(Payment, 200),
+    openapi_extra=takes(Decide, may_be_absent=True),
+)
+async def approve(request: Request, caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Limits and funds are checked again, and then the payment is signed. If that is refused, the request for
     approval stays open until it times out. 409 `already_decided` says what was decided before. Only an app with
     the operate scope may decide on its own payment."""
-    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), await _approver(request, caller))
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 
-@router.post("/v1/payments/{payment_id}/deny", summary="Deny a payment", responses=gives(Payment, 200))
-async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
+@router.post(
+    "/v1/payments/{payment_id}/deny",
+    summary="Deny a payment",
+    responses=gives(Payment, 200),
+    openapi_extra=takes(Decide, may_be_absent=True),
+)
+async def deny(request: Request, caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what it held is released. Until the approval would have timed out, the same request
     is refused without a new approval."""
-    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), await _approver(request, caller))
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
+
+
+async def _approver(request: Request, caller: Caller) -> Approver:
+    order = Decide.read(await caller.json_body(request, may_be_absent=True))
+    return Approver(caller.via, caller.app.id, order.terms_hash)
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:

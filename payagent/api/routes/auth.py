@@ -21,9 +21,13 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.bounds import SCOPES
 from payagent.core.problems import Refused
 from payagent.store.rows import approvals, apps, payments
+from payagent.store.rows.approvals import Via
 from payagent.store.rows.apps import AppRow
 
 PAY, READ, OPERATE, APPROVE = SCOPES
+
+SESSION_TOKEN = "payagent.session_token"  # noqa: S105  the name of a key
+"""Scope key of the hash of the token that a dashboard's session acts with. Only the dashboard's calls have it."""
 
 _BEARER = HTTPBearer(
     auto_error=False,
@@ -34,11 +38,12 @@ _BEARER = HTTPBearer(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The app that makes the request, and the agent."""
+    """The app that makes the request, and the agent. `via`: by its token, or by a session of the dashboard."""
 
     app: AppRow
     agent: Agent
-    _token_hash: str = field(repr=False)
+    token_hash: str = field(repr=False)
+    via: Via = "token"
 
     @property
     def context(self) -> AgentContext:
@@ -58,7 +63,7 @@ class Caller:
     def has_valid_token(self) -> bool:
         """Whether the token is still valid. Long requests check it again."""
         context = self.context
-        return apps.by_token(context.conn, self._token_hash, context.latest_ms) is not None
+        return apps.by_token(context.conn, self.token_hash, context.latest_ms) is not None
 
     def require_valid_token(self) -> None:
         """Refused: `unauthorized`."""
@@ -134,7 +139,10 @@ def need(*scopes: str) -> Need:
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> Caller:
         agent: Agent = request.app.state.agent
-        token_hash = "" if credentials is None else hash_token(credentials.credentials)
+        token_hash: str = request.scope.get(SESSION_TOKEN, "")
+        via: Via = "dashboard" if token_hash else "token"
+        if credentials is not None:
+            token_hash, via = hash_token(credentials.credentials), "token"
         app = apps.by_token(agent.context.conn, token_hash, agent.context.latest_ms)
         if app is None:
             raise _unauthorized()
@@ -147,6 +155,6 @@ def need(*scopes: str) -> Need:
                 needs=" or ".join(scopes),
             )
         require_clear_query(request)
-        return Caller(app, agent, token_hash)
+        return Caller(app, agent, token_hash, via)
 
     return caller

@@ -1,10 +1,11 @@
 """/v1/ledger: entries, balances, spend, refusals, a month's report, verification and export of the ledger.
 
-May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: writes.
+May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: writes, but for the
+alert after a check.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
@@ -12,12 +13,14 @@ from typing import Annotated, AnyStr, TypeVar, get_args
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.context import AgentContext
+from payagent.agent.operator.book_checks import note_check
 from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
 from payagent.api.models.base import GivenAsset, GivenTime
 from payagent.api.models.ledger import (
@@ -256,7 +259,16 @@ async def report(caller: Auditor, query: Annotated[MonthQuery, Query()]) -> Json
 async def verified(caller: Auditor, query: Annotated[VerifyQuery, Query()]) -> StreamingResponse:
     """Checks every row, which can take minutes. Findings are sent as they are found."""
     earlier_head = None if query.head is None else parse_head(query.head)
-    return await _streamed(caller, _report(caller.context, earlier_head), "application/json")
+    reports: list[VerifyReport] = []
+    answer = await _streamed(caller, _report(caller.context, earlier_head, reports), "application/json")
+    if earlier_head is None:  # with one that a caller made up, anybody could raise the alert
+        answer.background = BackgroundTask(_note_verified, caller.context, reports)
+    return answer
+
+
+async def _note_verified(context: AgentContext, reports: Sequence[VerifyReport]) -> None:
+    for report in reports:  # none if the client hung up
+        await note_check(context, "payagent ledger verify", report.found)
 
 
 @router.get(
@@ -300,8 +312,11 @@ def _copy(context: AgentContext) -> Generator[bytes]:
             yield piece
 
 
-def _report(context: AgentContext, earlier_head: Head | None) -> Generator[str]:
-    """One JSON object in pieces. An empty line at each step of progress keeps the client from timing out."""
+def _report(context: AgentContext, earlier_head: Head | None, reports: list[VerifyReport]) -> Generator[str]:
+    """One JSON object in pieces. Its end is also added to `reports`.
+
+    An empty line at each step of progress keeps the client from timing out.
+    """
     config = context.config
     checked: Counter[str] = Counter()
     found = 0
@@ -319,6 +334,7 @@ def _report(context: AgentContext, earlier_head: Head | None) -> Generator[str]:
                 checked[result.table] = result.rows
                 yield "\n"
     report = VerifyReport(findings=[], clean=not found, found=found, head=str(head), checked=checked)
+    reports.append(report)
     yield to_json(report).removeprefix('{"findings":[')
 
 

@@ -33,6 +33,7 @@ from payagent.store.rows import (
     journal,
     limit_counters,
     merchants,
+    notifications,
     payments,
     topups,
 )
@@ -121,6 +122,8 @@ def _payments(context: AgentContext) -> Iterator[Family]:
     yield Family("payagent_topups_open", "gauge", "Top-ups in progress.", open_topups)
     raised = by_label("kind", alerts.counts_raised(context.conn))
     yield Family("payagent_alerts_raised", "gauge", "Raised alerts, by kind.", raised)
+    waiting = by_label("target", notifications.waiting(context.conn))
+    yield Family("payagent_notifications_waiting", "gauge", "Notifications not taken yet, by target.", waiting)
     last_seq, _ = events.last_event(context.conn)
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 

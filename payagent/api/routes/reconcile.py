@@ -1,7 +1,7 @@
 """/v1/ledger/reconcile: compares the ledger with the wallet's address, as a provider shows it now.
 
 May import: core, agent, audit, chain.address_history and chain.provider, store, the rest of api, FastAPI. Never:
-writes; treats a missing answer as agreement.
+writes, but for the alert after the comparison; treats a missing answer as agreement.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from starlette.responses import StreamingResponse
 
 from payagent.agent.base.chain_view import SKEW_MAX_S
 from payagent.agent.context import AgentContext
+from payagent.agent.operator.book_checks import note_check
 from payagent.api.http.problems import to_json
 from payagent.api.models.ledger import ReconcileDifference, Reconciliation
 from payagent.api.models.openapi import gives
@@ -145,6 +146,8 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     async for result in _with_heartbeats(_results(context, bounds, answer)):
         caller.require_token_still_valid()
         yield "\n" if result is None else answer.take(result)
+    if answer.found or not (answer.doubts or bounds.since_slot):
+        await note_check(context, "payagent ledger reconcile", answer.found)
     report = answer.result(bounds.since_slot, all_pools(context.conn, context.config))
     yield to_json(report).removeprefix('{"findings":[')
 

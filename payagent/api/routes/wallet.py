@@ -25,7 +25,7 @@ from payagent.api.models.wallet import (
 )
 from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
 from payagent.api.routes.params import single_header
-from payagent.store.rows import attempts_and_utxos, journal
+from payagent.store.rows import attempts_and_utxos, journal, payments
 
 # an app needs the address for its requests, but must not see what the wallet does for others
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
@@ -44,7 +44,8 @@ async def wallet(caller: Viewer) -> JsonResponse:
     if not caller.sees_all:
         return JsonResponse(Wallet.of(context.config, context.chain, now_ms))
     utxos, balances = attempts_and_utxos.utxos(context.conn), journal.balances(context.conn)
-    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances))
+    in_flight = payments.signed_holds(context.conn)
+    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances, in_flight))
 
 
 @router.get("/v1/wallet/utxos", summary="List unspent UTxOs", responses=gives(Utxos, 200))

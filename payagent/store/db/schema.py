@@ -19,7 +19,9 @@ from payagent.store.db.triggers import TRIGGERS
 
 RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
 
-_TRIGGERS_M002 = Path(__file__).with_name("triggers_m002.sql").read_text()
+NOTIFICATIONS = Path(__file__).with_name("m002_notifications.sql").read_text()
+APPROVAL_MESSAGES = Path(__file__).with_name("m003_approval_messages.sql").read_text()
+TRIGGERS_M004 = Path(__file__).with_name("m004_triggers.sql").read_text()
 
 migrations = Migrations("payagent")
 """One function for each change, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
@@ -32,10 +34,22 @@ def m001_release_0_1_0(db: Database) -> None:
 
 
 @migrations()
-def m002_one_trigger_for_each_change(db: Database) -> None:
+def m002_notifications(db: Database) -> None:
+    for statement in NOTIFICATIONS.split(";\n"):
+        db.execute(statement)
+
+
+@migrations()
+def m003_approval_messages(db: Database) -> None:
+    for statement in APPROVAL_MESSAGES.split(";\n"):
+        db.execute(statement)
+
+
+@migrations()
+def m004_one_trigger_for_each_change(db: Database) -> None:
     for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         db.execute(f"DROP TRIGGER {name}")
-    for line in _TRIGGERS_M002.splitlines():
+    for line in TRIGGERS_M004.splitlines():
         db.execute(line)
 
 

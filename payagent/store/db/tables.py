@@ -511,21 +511,54 @@ CREATE INDEX topups_by_pool ON topups(pool_id, trigger, seq);
 CREATE INDEX topups_ended ON topups(pool_id, ended_at_ms);
 CREATE INDEX topups_open_by_app ON topups(app_id) WHERE ended_at_ms IS NULL;
 
--- What somebody is to be told, and whether the webhook has it. subject: what it is about, so that it is raised and
--- cleared once.
+-- What somebody is to be told. subject: what it is about, so that it is raised and cleared once.
 CREATE TABLE alerts (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
   kind TEXT NOT NULL,
   subject TEXT NOT NULL,
   body TEXT NOT NULL,
-  at_ms INTEGER NOT NULL,
+  at_ms INTEGER NOT NULL) STRICT;
+CREATE INDEX alerts_by_subject ON alerts(subject, seq);
+
+-- The last event that the deliveries of a target of notifications were made of.
+CREATE TABLE notification_cursors (
+  target TEXT PRIMARY KEY,
+  event_seq INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- An event that a target is told. id: what the receiver knows it by, the same for each try. tries: failed ones
+-- since from_ms, when it was first due or replayed. next_try_at_ms: NULL once it is delivered, or given up.
+CREATE TABLE notification_deliveries (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  target TEXT NOT NULL,
+  event_seq INTEGER NOT NULL REFERENCES events(seq),
+  type TEXT NOT NULL,
+  from_ms INTEGER NOT NULL,
   tries INTEGER NOT NULL DEFAULT 0,
   next_try_at_ms INTEGER,
-  delivered_at_ms INTEGER
+  delivered_at_ms INTEGER,
+  last_problem TEXT
 ) STRICT;
-CREATE INDEX alerts_by_subject ON alerts(subject, seq);
-CREATE INDEX alerts_waiting ON alerts(next_try_at_ms) WHERE next_try_at_ms IS NOT NULL;
+CREATE INDEX notification_deliveries_by_target ON notification_deliveries(target, seq);
+CREATE INDEX notification_deliveries_waiting ON notification_deliveries(target, seq)
+  WHERE next_try_at_ms IS NOT NULL;
+
+-- A message with buttons in a paired chat, which puts an approval before a person. id: what its buttons bring
+-- back. terms_hash: of the terms that it shows. message_id: the service's; NULL until it has the message.
+-- closed_at_ms: when the message said what was decided.
+CREATE TABLE approval_messages (
+  id TEXT PRIMARY KEY,
+  target TEXT NOT NULL,
+  chat_id INTEGER NOT NULL,
+  payment_id TEXT NOT NULL REFERENCES payments(id),
+  terms_hash TEXT NOT NULL,
+  text TEXT NOT NULL,
+  message_id INTEGER,
+  closed_at_ms INTEGER
+) STRICT;
+CREATE INDEX approval_messages_open ON approval_messages(target) WHERE closed_at_ms IS NULL;
 
 -- What one job added to the tables of record. what: JSON, a table to its first and last new row; marks: four bytes
 -- for each of these rows; hash: of all that, of what never changes of them, and of the hash before

@@ -152,7 +152,6 @@ KEPT = {
     "alerts": RecordTable(
         (_ROW, Key(("id",))),
         fixed=("rowid", "id", "kind", "subject", "body", "at_ms"),
-        once=("delivered_at_ms",),
     ),
     "holds": RecordTable(
         (_ROW, Key(("payment_id", "stage", "asset"))),

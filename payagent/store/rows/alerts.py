@@ -1,4 +1,4 @@
-"""Alerts in the ledger, and whether the webhook has received them.
+"""Alerts in the ledger.
 
 May import: core, store. Never: commits; changes the text of an alert.
 """
@@ -8,24 +8,18 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from payagent.store.db.unit import Unit
-
 
 @dataclass(frozen=True, slots=True)
 class AlertRow:
-    """An alert. `tries`: failed webhook calls. `next_try_at_ms`: None if the webhook is not called again."""
-
     seq: int
     id: str
     kind: str
     subject: str
     facts: Mapping[str, str]
     at_ms: int
-    tries: int
-    next_try_at_ms: int | None
 
 
-_ALERT = "SELECT seq, id, kind, subject, body, at_ms, tries, next_try_at_ms FROM alerts"
+_ALERT = "SELECT seq, id, kind, subject, body, at_ms FROM alerts"
 
 
 def last_seq(conn: sqlite3.Connection) -> int:
@@ -91,23 +85,5 @@ def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
     return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]
 
 
-def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
-    """Alerts since then that the webhook has not received and will be called for, oldest first."""
-    rows = conn.execute(
-        f"{_ALERT} INDEXED BY alerts_waiting WHERE next_try_at_ms IS NOT NULL AND at_ms > ? ORDER BY seq",
-        (since_ms,),
-    )
-    return [_alert(row) for row in rows]
-
-
-def set_delivered(unit: Unit, seq: int, now_ms: int) -> None:
-    unit.conn.execute("UPDATE alerts SET next_try_at_ms = NULL, delivered_at_ms = ? WHERE seq = ?", (now_ms, seq))
-
-
-def set_missed(unit: Unit, seq: int, again_at_ms: int | None) -> None:
-    """Record a failed webhook call. With None, the webhook is not called for this alert again."""
-    unit.conn.execute("UPDATE alerts SET tries = tries + 1, next_try_at_ms = ? WHERE seq = ?", (again_at_ms, seq))
-
-
-def _alert(row: tuple[int, str, str, str, str, int, int, int | None]) -> AlertRow:
-    return AlertRow(*row[:4], json.loads(row[4]), *row[5:])
+def _alert(row: tuple[int, str, str, str, str, int]) -> AlertRow:
+    return AlertRow(*row[:4], json.loads(row[4]), row[5])

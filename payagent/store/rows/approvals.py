@@ -13,7 +13,7 @@ from payagent.core.findings import Finding, Reasons
 from payagent.core.payment import State
 
 Decision = Literal["approved", "denied", "timed_out"]
-Via = Literal["token", "link", "clock"]
+Via = Literal["token", "dashboard", "link", "telegram", "clock"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,10 @@ class ApprovalRow:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:
-    """The decision on a request for approval. `by_app` is None if the clock or a link decided."""
+    """The decision on a request for approval.
+
+    `by_app`: an app's id; for `telegram` the target, chat and user; None if the clock or a link decided.
+    """
 
     decision: Decision
     via: Via

@@ -74,6 +74,15 @@ def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow |
     return None if row is None or _has_expired(conn, row[5], now_ms) else _row(row[:5])
 
 
+def valid_token_of(conn: sqlite3.Connection, name: str, now_ms: int) -> tuple[AppRow, str]:
+    """The app with this name or id, and the hash of its valid token. Refused: `not_found`."""
+    app = find(conn, name)
+    row = conn.execute("SELECT hash FROM tokens WHERE app_id = ? AND revoked_at_ms IS NULL", (app.id,)).fetchone()
+    if row is None or by_token(conn, row[0], now_ms) is None:
+        raise Refused("not_found", f"the app {app.name} has no valid token")
+    return app, row[0]
+
+
 def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
     row = conn.execute(f"{_APP} WHERE a.id = ?", (app_id,)).fetchone()
     return None if row is None else _row(row)

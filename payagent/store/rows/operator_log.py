@@ -10,7 +10,8 @@ from dataclasses import dataclass
 OF_THE_WALLET = (
     "limit_set", "app_added", "token_issued", "app_revoked", "merchant_added", "merchant_removed",
     "merchant_stopped", "merchant_resumed", "address_pinned", "address_unpinned", "paused", "resumed", "unfrozen",
-    "config_read", "topup_stopped", "refused",
+    "config_read", "topup_stopped", "chat_paired", "chat_unpaired", "refused", "dashboard_opened",
+    "dashboard_refused", "dashboard_confirmed",
 )  # fmt: skip
 OF_PAYMENTS = ("reject", "deny", "reserve")
 """Of these, `reserve` is listed if it was a decision on an approval."""

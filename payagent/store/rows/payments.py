@@ -305,3 +305,13 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
         (until_ms, payment_id),
     )
     return [unserved_id for (unserved_id,) in rows]
+
+
+def signed_holds(conn: sqlite3.Connection) -> dict[str, int]:
+    """Units held for payments that are signed and not posted yet, by asset."""
+    rows = conn.execute(
+        "SELECT h.asset, SUM(h.units) FROM payments p JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' "
+        "WHERE p.state IN ('signed', 'in_flight', 'in_block', 'replacing', 'cancelling') "
+        "AND h.released_at_ms IS NULL GROUP BY h.asset"
+    )
+    return dict(rows.fetchall())

@@ -1,0 +1,250 @@
+"""Tells the operator's targets what happened: one `Notifier` for each target of the config.
+
+The event of the ledger is the durable record, so telling costs a payment nothing. A run reads the events since the
+target's cursor, adds its deliveries and moves the cursor in one commit, and sends what is due. A target that fails
+holds up no other. Start with `Notifier.run_once`.
+
+May import: core, settings, store, the rest of agent. Never: moves money; counts a delivery as taken unless the
+target says so; stores a link that decides something.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from payagent.agent.context import AgentContext
+from payagent.agent.operator.approval_links import WAYS, ApprovalLinks
+from payagent.core.aggregate import PaymentRow
+from payagent.core.money import format_amount
+from payagent.core.notifications import (
+    LIMIT_REACHED,
+    READ_EVENTS,
+    TEST,
+    LedgerEvent,
+    Notification,
+    PaymentFacts,
+    is_give_up,
+    notification_of,
+    wants,
+)
+from payagent.core.timestamps import iso_time
+from payagent.settings.schema import NotificationSettings
+from payagent.store.db.unit import Unit
+from payagent.store.rows import approvals, apps, events, notifications, payments, prepaid, topups
+from payagent.store.rows.notifications import DeliveryRow, HashedEvent
+
+RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
+RETRY_EVERY_MS = 21_600_000
+RETRY_FOR_MS = 86_400_000
+"""How long a delivery is retried: after a day it is given up. An operator can replay it."""
+
+LIMIT_QUIET_MS = 3_600_000
+"""A limit that has no room is told once, until an hour has passed without a refusal by one."""
+
+log = structlog.get_logger("payagent.agent")
+
+
+class TargetPort(Protocol):
+    """Somewhere that notifications go, such as `outbound.webhook.Webhook`."""
+
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
+        """Send it, within 10 s or so. Returns None if it was taken, otherwise why not, without URL or secret.
+
+        `links`: `approve_url` and `deny_url` while a payment awaits a decision. They are stored nowhere.
+        """
+
+    async def aclose(self) -> None: ...
+
+
+def retry_at_ms(from_ms: int, tries: int, now_ms: int) -> int | None:
+    """When to send a delivery first due at `from_ms` again, after this many failed tries; None if never."""
+    again_ms = now_ms + wait_ms(tries)
+    return again_ms if again_ms < from_ms + RETRY_FOR_MS else None
+
+
+def wait_ms(tries: int) -> int:
+    """The wait after this many failed tries."""
+    waits_ms = (0, *RETRY_AFTER_MS)
+    return waits_ms[tries] if tries < len(waits_ms) else RETRY_EVERY_MS
+
+
+def is_due(row: DeliveryRow, now_ms: int) -> bool:
+    """Whether to send now. True also before the wait began: a clock set back must not delay the delivery."""
+    due_ms = row.next_try_at_ms
+    return due_ms is not None and not due_ms - wait_ms(row.tries) <= now_ms < due_ms
+
+
+async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
+    """Begin with the targets of the config. A new one is told what happens from now on.
+
+    What waits for one that is no longer in the config is given up.
+    """
+    known = notifications.targets(context.conn)
+    if known == set(names):
+        return
+
+    def job(unit: Unit) -> None:
+        notifications.forget_others(unit, names)
+        newest, _ = events.last_event(unit.conn)
+        for name in sorted(set(names) - known):
+            notifications.set_cursor(unit, name, newest)
+
+    await context.write("notify", job)
+
+
+class Notifier:
+    """Tells one target. One `run_once` at a time."""
+
+    def __init__(
+        self,
+        context: AgentContext,
+        settings: NotificationSettings,
+        target: TargetPort,
+        links: ApprovalLinks | None = None,
+    ) -> None:
+        self.name = settings.name
+        self.kind = settings.kind
+        self.wanted = settings.wanted
+        self._context = context
+        self.target = target
+        self._links = links
+        self._limit_reached_ms: dict[tuple[str | None, str | None], int] = {}
+
+    async def run_once(self) -> None:
+        """Add the deliveries of new events, and send those that are due."""
+        await self._add_deliveries()
+        await self._send_due()
+
+    async def replay(self, delivery_id: str) -> None:
+        """Make a delivery due again, as if it were new. The next run sends it."""
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write("notify", lambda unit: notifications.replay(unit, delivery_id, now_ms))
+
+    async def test(self) -> tuple[str, str | None]:
+        """Send a notification of the type `test`, once. Returns its id, and why the target did not take it."""
+        now_ms = self._context.ports.clock.now_ms()
+        text = f"payagent sends notifications to {self.name}."
+        notification = Notification(
+            self._context.ports.new_id("ntf"), TEST, now_ms, "A test by payagent", text, {}, None, None, None
+        )
+        return notification.id, await self.target.send(self._with_wallet(notification), {}, now_ms)
+
+    async def _add_deliveries(self) -> None:
+        """Add a delivery for each event since the cursor that the target wants, and move the cursor past them."""
+        conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
+        cursor, (newest, _) = notifications.cursor(conn, self.name), events.last_event(conn)
+        if cursor == newest:
+            return
+        told = [
+            (found.id, row.seq, found.type)
+            for row in notifications.read_events(conn, cursor, newest, READ_EVENTS)
+            if (found := self._notification(row)) is not None and self._is_told(found)
+        ]
+
+        def job(unit: Unit) -> None:
+            notifications.add(unit, self.name, told, now_ms)
+            notifications.set_cursor(unit, self.name, newest)
+
+        await self._context.write("notify", job)
+
+    def _is_told(self, notification: Notification) -> bool:
+        """Whether the target is told. Refusals by a limit come in floods, and the first one tells all."""
+        if not wants(self.wanted, notification):
+            return False
+        if notification.type != LIMIT_REACHED:
+            return True
+        whose = notification.app, notification.merchant
+        before_ms = self._limit_reached_ms.get(whose)
+        self._limit_reached_ms[whose] = notification.at_ms
+        return before_ms is None or not 0 <= notification.at_ms - before_ms < LIMIT_QUIET_MS
+
+    async def _send_due(self) -> None:
+        """Send in order and stop at the first failure, which waits for its retry while the next run goes on."""
+        clock = self._context.ports.clock
+        now_ms = clock.now_ms()
+        for row in [row for row in notifications.due(self._context.conn, self.name) if is_due(row, now_ms)]:
+            notification = self._notification(notifications.event(self._context.conn, row.event_seq))
+            if notification is None:
+                raise KeyError(f"the event {row.event_seq} is told no more")
+            problem = await self.target.send(
+                self._with_wallet(notification), self._links_of(notification), clock.now_ms()
+            )
+            if problem is not None:
+                await self._note_missed(row, problem)
+                return
+            await self._note_delivered(row)
+
+    def _notification(self, row: HashedEvent) -> Notification | None:
+        """What an event tells, under the id that it has for this target."""
+        conn, detail = self._context.conn, json.loads(row.detail)
+        payment_id = row.payment_id or detail.get("payment")
+        payment = None if payment_id is None else payments.payment(conn, payment_id)
+        if is_give_up(row.event, detail) and notifications.was_over_before(conn, str(payment_id), row.seq):
+            return None
+        origin = detail.get("merchant") or detail.get("origin") or self._origin_of(payment, detail)
+        app_id = detail.get("app") or (None if payment is None else payment.app_id)
+        app = None if app_id is None else apps.by_id(conn, app_id)
+        event = LedgerEvent(
+            row.event,
+            row.at_ms,
+            detail,
+            None if payment is None else self._facts(payment),
+            self._context.config.merchant_name(origin),
+            app_id if app is None else app.name,
+        )
+        digest = hashlib.sha256(f"{row.hash}\n{self.name}".encode()).hexdigest()
+        return notification_of(event, f"ntf_{digest[:24]}")
+
+    def _origin_of(self, payment: PaymentRow | None, detail: Mapping[str, object]) -> str | None:
+        """The merchant's origin of a payment or of a top-up."""
+        conn = self._context.conn
+        if payment is not None:
+            return payment.invoice.origin
+        topup = topups.find(conn, str(detail["topup"])) if "topup" in detail else None
+        return None if topup is None else prepaid.pool(conn, topup.pool_id).origin
+
+    def _facts(self, row: PaymentRow) -> PaymentFacts:
+        """The payment in words. One that only returns to the wallet, such as a split, pays nothing to anybody."""
+        units: dict[str, int] = {}
+        for output in row.outputs:
+            if output.role != "change":
+                units[output.asset] = units.get(output.asset, 0) + output.units
+        to = self._context.config.merchant_name(row.invoice.origin)
+        return PaymentFacts(
+            row.id,
+            " and ".join(format_amount(asset, count) for asset, count in units.items()),
+            row.outputs[0].address if to is None else to,
+            row.attempt.tx_id,
+        )
+
+    def _with_wallet(self, notification: Notification) -> Notification:
+        config = self._context.config
+        wallet = {"network": config.network.name, "address": config.own.text}
+        return replace(notification, data={**wallet, **notification.data})
+
+    def _links_of(self, notification: Notification) -> dict[str, str]:
+        """The links that decide an approval, while it is open."""
+        payment_id = notification.payment_id or ""
+        approval = approvals.of_payment(self._context.conn, payment_id)
+        is_open = approval is not None and approvals.decided(self._context.conn, payment_id) is None
+        if self._links is None or approval is None or not is_open or notification.type != "approval.asked":
+            return {}
+        return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
+
+    async def _note_delivered(self, row: DeliveryRow) -> None:
+        now_ms = self._context.ports.clock.now_ms()
+        await self._context.write("notify", lambda unit: notifications.set_delivered(unit, row.id, now_ms))
+
+    async def _note_missed(self, row: DeliveryRow, problem: str) -> None:
+        again_at_ms = retry_at_ms(row.from_ms, row.tries + 1, self._context.ports.clock.now_ms())
+        again_at = None if again_at_ms is None else iso_time(again_at_ms)
+        log.warning(
+            "notification.not_delivered", notification=row.id, to=self.name, why=problem, again_at=again_at
+        )
+        await self._context.write(
+            "notify", lambda unit: notifications.set_missed(unit, row.id, problem, again_at_ms)
+        )

@@ -1,0 +1,107 @@
+"""/v1/notifications: the targets of notifications, what each was sent, a replay, and a test.
+
+May import: core, agent, store, the rest of api, FastAPI. Never: shows a URL or a secret of a target.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from payagent.agent.operator.notifier import Notifier
+from payagent.api.http.problems import JsonResponse
+from payagent.api.models.notifications import (
+    NotificationDeliveries,
+    NotificationDelivery,
+    NotificationTarget,
+    NotificationTargets,
+    NotificationTest,
+)
+from payagent.api.models.openapi import gives
+from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.params import Page
+from payagent.core.problems import Refused
+from payagent.store.rows import notifications
+from payagent.store.rows.notifications import DeliveryState
+
+Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+TargetName = Annotated[str, Path(description="The target's name in the config.")]
+DeliveryId = Annotated[str, Path(description="As returned by /v1/notifications/deliveries.")]
+
+router = APIRouter(prefix="/v1/notifications", tags=["notifications"])
+
+
+def _notifiers(request: Request) -> Mapping[str, Notifier]:
+    found: Mapping[str, Notifier] = request.app.state.notifiers
+    return found
+
+
+Notifiers = Annotated[Mapping[str, Notifier], Depends(_notifiers)]
+
+
+class DeliveryFilter(Page):
+    """Filters of a page of deliveries."""
+
+    target: Annotated[str | None, Field(description="A target's name.")] = None
+    state: DeliveryState | None = None
+
+
+@router.get("", summary="List the targets of notifications", responses=gives(NotificationTargets, 200))
+async def targets(caller: Viewer, notifiers: Notifiers) -> JsonResponse:
+    """In the order of the config, with what waits for each."""
+    conn = caller.context.conn
+    shown = [NotificationTarget.of(one, notifications.state_of(conn, one.name)) for one in notifiers.values()]
+    return JsonResponse(NotificationTargets(notifications=shown))
+
+
+@router.get(
+    "/deliveries",
+    summary="List what targets were sent, newest first",
+    responses=gives(NotificationDeliveries, 200),
+)
+async def deliveries(caller: Viewer, query: Annotated[DeliveryFilter, Query()]) -> JsonResponse:
+    """A delivery is retried for a day, and then given up."""
+    conn = caller.context.conn
+    rows = await run_in_threadpool(
+        lambda: notifications.page(
+            conn, target=query.target, state=query.state, before_seq=query.before, limit=query.limit
+        )
+    )
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    shown = [NotificationDelivery.of(row) for row in rows]
+    return JsonResponse(NotificationDeliveries(deliveries=shown, cursor=cursor))
+
+
+@router.post(
+    "/deliveries/{delivery_id}/replay",
+    summary="Send a delivery again",
+    responses=gives(NotificationDelivery, 200),
+)
+async def replay(caller: Operator, notifiers: Notifiers, delivery_id: DeliveryId) -> JsonResponse:
+    """It is due at once, under the same id, and retried for a day. Refused with 404 if its target is not in the
+    config."""
+    caller.require_valid_token()  # `notifiers` was fetched in another thread
+    row = notifications.delivery(caller.context.conn, delivery_id)
+    if row is None:
+        raise Refused("not_found", f"there is no delivery {delivery_id[:80]!r}")
+    await _of(notifiers, row.target).replay(row.id)
+    again = notifications.delivery(caller.context.conn, row.id)
+    return JsonResponse(NotificationDelivery.of(again or row))
+
+
+@router.post("/{name}/test", summary="Send a test to a target", responses=gives(NotificationTest, 200))
+async def test(caller: Operator, notifiers: Notifiers, name: TargetName) -> JsonResponse:
+    """It is sent once, whatever the target's filter, and answers when the target has."""
+    caller.require_valid_token()  # `notifiers` was fetched in another thread
+    test_id, problem = await _of(notifiers, name).test()
+    return JsonResponse(NotificationTest(id=test_id, problem=problem))
+
+
+def _of(notifiers: Mapping[str, Notifier], name: str) -> Notifier:
+    if name not in notifiers:
+        raise Refused("not_found", f"no target of notifications is called {name[:80]!r}")
+    return notifiers[name]

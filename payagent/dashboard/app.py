@@ -1,0 +1,272 @@
+"""The dashboard's application: what every request passes before its page.
+
+`Doors` sends a request to the dashboard or to the API by its host name, so that no merchant's page, which the
+proxy passes on, shares the dashboard's origin. `Dashboard` then adds the headers, finds the session, and asks each
+POST for the dashboard's own origin and the session's CSRF token.
+
+May import: core, api, dashboard, store.rows, Starlette.
+Never: answers under the API's host names; changes anything on a GET.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hmac import compare_digest
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from payagent.api.http.connection_limits import break_off
+from payagent.api.http.problems import BrokenOffError, problem_of
+from payagent.api.http.sessions import Session, Sessions
+from payagent.core.problems import Refused
+from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
+from payagent.dashboard.render import Renderer
+from payagent.dashboard.visit import Handler, Visit
+from payagent.store.rows.apps import AppRow
+
+COOKIE = "__Host-payagent"
+FORM_MAX_BYTES = 64 * 1024
+FORM_S = 10.0
+ORDERS_KEPT = 256
+HOST = "payagent.localhost"
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'; trusted-types payagent"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # under no-referrer a browser sends "Origin: null" with a form
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+log = structlog.get_logger("payagent.dashboard")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET."""
+
+    path: str
+    handler: Handler
+    scopes: tuple[str, ...] = ("read", "operate")
+    is_form: bool = False
+
+
+def page(path: str, handler: Handler, *scopes: str) -> Page:
+    return Page(path, handler, scopes or ("read", "operate"))
+
+
+def form(path: str, handler: Handler, *scopes: str) -> Page:
+    return Page(path, handler, scopes or ("operate",), is_form=True)
+
+
+class Doors:
+    """Sends a request to the dashboard if its `Host` is one of `hosts`, and any other to the API."""
+
+    def __init__(self, api: ASGIApp, dashboard: ASGIApp, hosts: frozenset[str]) -> None:
+        self._api = api
+        self._dashboard = dashboard
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_dashboard = scope["type"] == "http" and _host(scope) in self._hosts
+        await (self._dashboard if is_dashboard else self._api)(scope, receive, send)
+
+
+def _host(scope: Scope) -> str | None:
+    """The name in `Host`, without its port. None on the Unix socket, where no browser is."""
+    server = scope.get("server")
+    hosts = Headers(scope=scope).getlist("host")
+    if len(hosts) != 1 or (server is not None and server[1] is None):
+        return None
+    return hosts[0].lower().rpartition(":")[0] if ":" in hosts[0] else hosts[0].lower()
+
+
+class Dashboard:
+    """The ASGI application. `open_routes` need no session: to sign in, and to decide by a signed link."""
+
+    def __init__(
+        self,
+        api: ASGIApp,
+        sessions: Sessions,
+        find_app: Callable[[str], AppRow | None],
+        new_id: Callable[[str], str],
+        renderer: Renderer,
+        pages: Sequence[Page],
+        open_routes: Sequence[Route],
+    ) -> None:
+        self._api = api
+        self._sessions = sessions
+        self._find_app = find_app
+        self._new_id = new_id
+        self._renderer = renderer
+        self._pages = [(Route(one.path, _never, methods=["POST" if one.is_form else "GET"]), one) for one in pages]
+        self._open_routes = open_routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._new_id("call")
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                given = Headers(raw=message["headers"])
+                more = {"cache-control": "no-store", **_HEADERS, "x-request-id": request_id}
+                missing = [(name.encode(), text.encode()) for name, text in more.items() if name not in given]
+                message["headers"] = [*message["headers"], *missing]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request=request_id):
+            try:
+                response = await self._respond(scope, receive, request_id)
+                await response(scope, receive, answer)
+            except asyncio.CancelledError:  # the server stops
+                task = asyncio.current_task()
+                if task is not None:
+                    task.uncancel()
+                await break_off(scope, receive)
+            except ClientDisconnect:
+                log.info("dashboard.client_gone")
+            except BrokenOffError as why:
+                log.info("dashboard.broken_off", why=str(why))
+                await break_off(scope, receive)
+            except Exception:
+                log.exception("dashboard.failed", path=scope["path"])
+                if started:
+                    raise
+                refused = Refused("internal_error", "the page failed; see the log")
+                await self._problem(refused, request_id)(scope, receive, answer)
+
+    async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> Response:
+        request, path = Request(scope, receive), scope["path"]
+        if (static := self._renderer.static(path)) is not None:
+            return static
+        if path in ("/", "/ui"):
+            return RedirectResponse("/ui/", 303)
+        try:
+            if scope["method"] == "POST":
+                _require_own_page(request)
+            for route in self._open_routes:
+                match, found = route.matches(scope)
+                if match is Match.FULL:
+                    scope.update(found)
+                    opened: Response = await route.endpoint(request)
+                    return opened
+            return await self._visit(request)
+        except Refused as refused:
+            return self._problem(refused, request_id)
+
+    async def _visit(self, request: Request) -> Response:
+        scope = request.scope
+        found = next(((route, one) for route, one in self._pages if route.matches(scope)[0] is Match.FULL), None)
+        session = self._session(request)
+        app = None if session is None else self._find_app(session.token_hash)
+        if session is not None and app is None:
+            self._sessions.end(session)
+        if session is None or app is None:
+            after = f"?next={quote(scope['path'])}" if scope["method"] == "GET" and found else ""
+            return RedirectResponse(f"/ui/sign-in{after}", 303)
+        if found is None:
+            raise Refused("not_found", "there is no such page")
+        route, one = found
+        request.scope.update(route.matches(scope)[1])
+        visit = Visit(
+            request,
+            session,
+            self._sessions,
+            app,
+            InProcessApi(self._api, session.token_hash, scope),
+            self._renderer,
+            await read_form(request) if one.is_form else {},
+            lambda: self._new_id("form"),
+        )
+        if not visit.may(*one.scopes):
+            if scope["path"] == "/ui/" and visit.may("approve"):
+                return RedirectResponse("/ui/approvals", 303)
+            raise Refused(
+                "forbidden", f"{app.name} needs the scope {' or '.join(one.scopes)}", needs=" or ".join(one.scopes)
+            )
+        try:
+            return await self._once(visit, one) if one.is_form else await one.handler(visit)
+        except ApiRefusedError as refused:
+            return await visit.page("problem.html", refused.status, refused.problem)
+
+    async def _once(self, visit: Visit, one: Page) -> Response:
+        """Carry out a form. A second click gets the first one's way on."""
+        session, order = visit.session, visit.order
+        if not compare_digest(visit.form.get("csrf", "").encode(), session.csrf.encode()):
+            raise Refused("browser_refused/web_page", "the form was not made for this session")
+        if not order:
+            raise Refused("bad_request", "the form has no order id", key="order")
+        if order in session.done:
+            return RedirectResponse(session.done[order] or "/ui/", 303)
+        session.done[order] = None
+        response: Response | None = None
+        try:
+            response = await one.handler(visit)
+        finally:
+            if response is None or response.status_code != 303:  # refused: it may be sent again
+                session.done.pop(order, None)
+            else:
+                session.done[order] = response.headers["location"]
+                if len(session.done) > ORDERS_KEPT:
+                    session.done.pop(next(iter(session.done)))
+        return response
+
+    def _session(self, request: Request) -> Session | None:
+        cookie = request.cookies.get(COOKIE)
+        return None if cookie is None else self._sessions.find(cookie)
+
+    def _problem(self, refused: Refused, request_id: str) -> HTMLResponse:
+        """The page of a refusal for which there is no frame."""
+        problem = problem_of(refused, request_id).model_dump()
+        return HTMLResponse(self._renderer.html("alone_problem.html", problem=problem), refused.problem.status)
+
+
+async def _never(_request: Request) -> Response:
+    raise AssertionError("the dashboard calls its pages itself")
+
+
+def _require_own_page(request: Request) -> None:
+    """Refuse a POST unless a page of the same origin sent it. Every browser states both headers."""
+    origins, sites = request.headers.getlist("origin"), request.headers.getlist("sec-fetch-site")
+    host = request.headers["host"].lower()
+    if len(origins) != 1 or urlsplit(origins[0]).scheme not in ("http", "https") or sites != ["same-origin"]:
+        raise Refused("browser_refused/web_page", "the form was not sent by a page of the dashboard")
+    if origins[0] not in (f"http://{host}", f"https://{host}"):
+        raise Refused("browser_refused/web_page", "the form was sent by a page of another origin")
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form. A name that comes again is a list, joined by commas: boxes that were ticked."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise Refused("media_type_refused", "a form is sent as application/x-www-form-urlencoded")
+    raw = b""
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for piece in request.stream():
+                raw += piece
+                if len(raw) > FORM_MAX_BYTES:
+                    raise Refused("body_too_big", f"the form has more than {FORM_MAX_BYTES} bytes")
+    except TimeoutError:
+        raise Refused("body_too_slow", "the form did not arrive in time") from None
+    fields: dict[str, str] = {}
+    try:
+        for name, text in parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=200, errors="strict"):
+            fields[name] = f"{fields[name]},{text}" if name in fields else text.strip()
+    except ValueError:
+        raise Refused("bad_request", "the form is not readable") from None
+    return fields

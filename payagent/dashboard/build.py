@@ -1,0 +1,65 @@
+"""Puts the dashboard together: all its pages, its templates, and its sessions' events.
+
+May import: agent, api.http, dashboard. Never: serves anything.
+"""
+
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp
+
+from payagent.agent.context import AgentContext
+from payagent.api.http.sessions import Sessions
+from payagent.dashboard.app import Dashboard
+from payagent.dashboard.pages import (
+    activity,
+    approvals,
+    ledger,
+    limits,
+    merchants,
+    overview,
+    payments,
+    session,
+    settings,
+    wallet,
+)
+from payagent.dashboard.pages import (
+    apps as apps_page,
+)
+from payagent.dashboard.render import Renderer
+from payagent.dashboard.sign_in import SignIn
+from payagent.store.rows import apps, writes
+
+MODULES = (
+    overview, payments, approvals, apps_page, merchants, limits, wallet, ledger, activity, settings, session,
+)  # fmt: skip
+
+_EXPLORERS = {
+    "mainnet": "https://cexplorer.io/tx/{tx}",
+    "preprod": "https://preprod.cexplorer.io/tx/{tx}",
+    "preview": "https://preview.cexplorer.io/tx/{tx}",
+}
+
+
+def create_dashboard(
+    context: AgentContext, api: ASGIApp, sessions: Sessions, explorer_url: str | None, *, is_devnet: bool
+) -> Dashboard:
+    """`explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
+    devnet."""
+    network = context.config.network.name
+    explorer = explorer_url or ("" if is_devnet else _EXPLORERS.get(network, ""))
+    tokens = {asset: name for name, (asset, _) in context.config.tokens.items()}
+    renderer = Renderer(network="devnet" if is_devnet else network, explorer=explorer, tokens=tokens)
+
+    async def note(event: str, detail: Mapping[str, object]) -> None:
+        now_ms = context.ports.clock.now_ms()
+        await context.write("dashboard", lambda unit: writes.note(unit, None, event, None, now_ms, detail))
+
+    return Dashboard(
+        api,
+        sessions,
+        lambda token_hash: apps.by_token(context.conn, token_hash, context.latest_ms),
+        context.ports.new_id,
+        renderer,
+        [one for module in MODULES for one in module.PAGES],
+        SignIn(sessions, renderer, note).routes,
+    )

@@ -1,0 +1,95 @@
+"""The chart of the spend by day, drawn on the server: bars as SVG, words as HTML, and a table behind it.
+
+May import: core, dashboard.text. Never: floats for an amount (only for a bar's height).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from payagent.core.money import LOVELACE_PER_ADA
+from payagent.dashboard.text import MONTHS
+
+SERIES_MAX = 5
+"""Merchants with a colour of their own; the last one stands for all others."""
+
+_STEPS = (1, 2, 4, 5, 6, 8, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A day's part of one merchant: from the top of the plot, in hundredths of its height."""
+
+    top: float
+    height: float
+    series: int
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A day: its date, what each series spent, and its bars. Amounts are in lovelace."""
+
+    date: str
+    label: str
+    parts: tuple[int, ...]
+    total: int
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpendChart:
+    """The chart. `series`: name and sum of each merchant, largest first. `scale`: labels from top to bottom."""
+
+    days: tuple[Day, ...]
+    series: tuple[tuple[str, int], ...]
+    total: int
+    scale: tuple[str, ...]
+
+
+def spend_chart(spent: Mapping[tuple[str, str], int], dates: Sequence[str]) -> SpendChart:
+    """`spent`: lovelace by (date, merchant). `dates`: each day to show, oldest first, as in 2026-11-28."""
+    sums: dict[str, int] = {}
+    for (_, name), units in spent.items():
+        sums[name] = sums.get(name, 0) + units
+    names = sorted(sums, key=lambda name: -sums[name])
+    shown = names if len(names) <= SERIES_MAX else [*names[: SERIES_MAX - 1], "others"]
+    others = names[len(shown) - 1 :] if "others" in shown else []
+    by_day = []
+    for date in dates:
+        parts = [
+            sum(spent.get((date, one), 0) for one in others) if name == "others" else spent.get((date, name), 0)
+            for name in shown
+        ]
+        by_day.append((date, tuple(parts)))
+    most = _scale_most(max((sum(parts) for _, parts in by_day), default=0))
+    days = tuple(Day(date, _label(date), parts, sum(parts), _bars(parts, most)) for date, parts in by_day)
+    series = tuple((name, sum(day.parts[at] for day in days)) for at, name in enumerate(shown))
+    scale = tuple(_ada(most * quarter // 4) for quarter in (4, 3, 2, 1, 0))
+    return SpendChart(days, series, sum(day.total for day in days), scale)
+
+
+def _label(date: str) -> str:
+    return f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]}"
+
+
+def _bars(parts: Sequence[int], most: int) -> tuple[Bar, ...]:
+    bars, filled = [], 0
+    for series, units in enumerate(parts, 1):
+        if units > 0:
+            filled += units
+            bars.append(Bar(round(100 - filled * 100 / most, 2), round(units * 100 / most, 2), series))
+    return tuple(bars)
+
+
+def _scale_most(units: int) -> int:
+    """The top of the scale: a round number of lovelace that is not below `units`, and a multiple of 4."""
+    step = LOVELACE_PER_ADA // 100
+    while True:
+        for factor in _STEPS:
+            if factor * step * 4 >= units:
+                return factor * step * 4
+        step *= 10
+
+
+def _ada(units: int) -> str:
+    """Short: without trailing zeros."""
+    return f"{units // LOVELACE_PER_ADA}.{units % LOVELACE_PER_ADA:06d}".rstrip("0").rstrip(".")

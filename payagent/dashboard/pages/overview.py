@@ -1,0 +1,169 @@
+"""The first page: what needs a person, what can be spent, and what happened.
+
+May import: core, dashboard. Never: changes anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from starlette.responses import Response
+
+from payagent.core.money import LOVELACE
+from payagent.dashboard.app import page
+from payagent.dashboard.charts import SpendChart, spend_chart
+from payagent.dashboard.text import brief_ada
+from payagent.dashboard.visit import Visit
+
+DAYS = 30
+LATEST = 6
+WINDOWS = {"hour": "Last hour", "day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30 days"}
+
+
+async def show(visit: Visit) -> Response:
+    api = visit.api
+    wallet = await api.get("/v1/wallet")
+    limits = (await api.get("/v1/limits"))["limits"]
+    latest = (await api.get("/v1/payments", limit=LATEST))["payments"]
+    awaiting = (await api.get("/v1/payments", state="awaiting_approval", limit=20))["payments"]
+    apps = (await api.get("/v1/apps"))["apps"]
+    merchants = (await api.get("/v1/merchants"))["merchants"]
+    today = datetime.now(UTC).date()
+    return await visit.page(
+        "overview.html",
+        needs=_needs(awaiting, (await api.get("/v1/alerts"))["alerts"]),
+        money=_money(wallet),
+        address=wallet["address"],
+        bars=limit_bars(limits),
+        per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == "payment"), None),
+        chart=await _chart(visit, today),
+        prepaid=(await api.get("/v1/prepaid"))["prepaid"],
+        latest=latest,
+        steps=None if latest else _steps(wallet, merchants, apps),
+    )
+
+
+def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a person is to decide or to look into, approvals first."""
+    needs = [
+        {
+            "icon": "approvals",
+            "is_bad": False,
+            "title": f"{one['merchant'] or one['origin']} waits for a decision: {one['request'] or 'a payment'}",
+            "text": "; ".join(str(reason["detail"]) for reason in one.get("approval", {}).get("reasons", [])),
+            "app": one["app_name"],
+            "href": f"/ui/approvals#{one['id']}",
+            "action": "Decide",
+        }
+        for one in awaiting
+    ]
+    for alert in alerts:
+        if alert["kind"] in ("approval_needed", "paused"):  # stand there by themselves
+            continue
+        needs.append(
+            {
+                "icon": "falling" if alert["kind"].endswith("_low") else "bad",
+                "is_bad": not alert["kind"].endswith("_low"),
+                "title": alert["kind"].replace("_", " ").capitalize(),
+                "text": alert["facts"].get("detail", alert["subject"]),
+                "app": None,
+                "href": _place(alert),
+                "action": "Review",
+            }
+        )
+    return needs
+
+
+def _place(alert: Mapping[str, Any]) -> str:
+    """The page that deals with an alert."""
+    if "payment" in alert["facts"]:
+        return f"/ui/payments/{alert['facts']['payment']}"
+    kinds = {
+        "wallet_low": "wallet",
+        "external_spend": "wallet",
+        "prepaid_low": "merchants",
+        "terms_changed": "merchants",
+    }
+    return f"/ui/{kinds.get(alert['kind'], 'merchants' if 'merchant' in alert['facts'] else 'settings')}"
+
+
+def _money(wallet: Mapping[str, Any]) -> dict[str, Any]:
+    """ADA in parts that add up to the total; the rest is change that no block shows yet, or locked."""
+    row = next(one for one in wallet["assets"] if one["asset"] == LOVELACE)
+    available, held, total, in_flight = (int(row[name]) for name in ("available", "held", "total", "in_flight"))
+    parts = [("f1", available), ("f2", in_flight), ("f3", held - in_flight), ("f5", total - available - held)]
+    whole = max(total, 1)
+    return {
+        "available": available,
+        "in_flight": in_flight,
+        "held": held - in_flight,
+        "change": total - available - held,
+        "total": total,
+        "meter": [(max(units, 0) * 100 / whole, look) for look, units in parts],
+        "others": [one for one in wallet["assets"] if one["asset"] != LOVELACE],
+    }
+
+
+def _of_all(limits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [one for one in limits if not one["app"] and not one["merchant"] and one["asset"] == LOVELACE]
+
+
+def limit_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The wallet's own limits in ADA over a time."""
+    return [limit_bar(one) for one in _of_all(limits) if one["limit"] in WINDOWS]
+
+
+def limit_bar(limit: Mapping[str, Any]) -> dict[str, Any]:
+    """A limit as a bar. It changes its colour at 80% and at 95%."""
+    spent, most = int(limit["spent"] or 0), int(limit["most"])
+    percent = min(spent * 100 / most, 100.0) if most else 100.0
+    look = "fbad" if percent >= 95 else "fwarn" if percent >= 80 else "f1"
+    return {**limit, "title": WINDOWS.get(limit["limit"], limit["limit"]), "meter": [(percent, look)]}
+
+
+async def _chart(visit: Visit, today: date) -> SpendChart:
+    first = today - timedelta(days=DAYS - 1)
+    answer = await visit.api.get("/v1/ledger/spend", by="merchant,day", since=f"{first}T00:00:00Z")
+    spent = {
+        (row["day"], row["merchant"] or "transfers"): int(row["total"])
+        for row in answer["spend"]
+        if row["asset"] == LOVELACE
+    }
+    return spend_chart(spent, [str(first + timedelta(days=at)) for at in range(DAYS)])
+
+
+def _steps(
+    wallet: Mapping[str, Any], merchants: Sequence[object], apps: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The way to the first paid call, while there is no payment."""
+    ada = next(one for one in wallet["assets"] if one["asset"] == LOVELACE)
+    has_money, has_app = int(ada["total"]) > 0, any(one["scopes"] == ["pay"] and one["active"] for one in apps)
+    money = f"{brief_ada(ada['total'])} in the wallet" if has_money else "The wallet is empty"
+    return [
+        {"title": "A wallet", "text": "payagent init made it", "is_done": True, "href": "", "action": ""},
+        {
+            "title": "A merchant",
+            "text": "Who may be paid",
+            "is_done": bool(merchants),
+            "href": "/ui/merchants",
+            "action": "Add a merchant",
+        },
+        {"title": "Money", "text": money, "is_done": has_money, "href": "/ui/wallet", "action": "Receive ADA"},
+        {
+            "title": "A program",
+            "text": "With a token and limits of its own",
+            "is_done": has_app,
+            "href": "/ui/apps/new",
+            "action": "Add an app",
+        },
+        {
+            "title": "Its first paid call",
+            "text": "Point its base URL at payagent",
+            "is_done": False,
+            "href": "/ui/apps#connect",
+            "action": "Show me",
+        },
+    ]
+
+
+PAGES = [page("/ui/", show)]

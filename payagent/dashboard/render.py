@@ -1,0 +1,65 @@
+"""Renders the templates, and serves the stylesheet and the script under names with their hashes.
+
+May import: core, dashboard.text, Jinja2, Starlette. Never: renders text of a merchant as HTML.
+"""
+
+from hashlib import sha256
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import Response
+
+from payagent.dashboard import text
+
+_FOLDER = Path(__file__).parent
+_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+
+def _assets() -> dict[str, tuple[str, bytes, str]]:
+    """Address, bytes and media type of each file, by its name."""
+    found = {}
+    for file in sorted((_FOLDER / "static").iterdir()):
+        raw = file.read_bytes()
+        address = f"/ui/static/{file.stem}.{sha256(raw).hexdigest()[:12]}{file.suffix}"
+        found[file.name] = (address, raw, _TYPES[file.suffix])
+    return found
+
+
+class Renderer:
+    """The templates and the assets. `facts` are the same on every page, such as the network."""
+
+    def __init__(self, **facts: object) -> None:
+        assets = _assets()
+        self._by_address = {address: (raw, kind) for address, raw, kind in assets.values()}
+        self.environment = Environment(
+            loader=FileSystemLoader(_FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            finalize=text.visible,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self.environment.globals |= facts | {"asset": {name: address for name, (address, _, _) in assets.items()}}
+        self.environment.filters |= {
+            "amount": text.amount,
+            "ada": text.ada,
+            "brief_ada": text.brief_ada,
+            "amount_text": text.amount_text,
+            "asset_name": text.asset_name,
+            "when": text.when,
+            "short": text.short,
+            "clipped": text.clipped,
+            "chip": text.chip,
+            "paid": text.paid,
+        }
+
+    def html(self, template: str, **values: object) -> str:
+        return self.environment.get_template(template).render(values)
+
+    def static(self, address: str) -> Response | None:
+        """A file of ours. Its name changes with its content, so a browser may keep it."""
+        if address not in self._by_address:
+            return None
+        raw, kind = self._by_address[address]
+        return Response(raw, 200, {"cache-control": "public, max-age=31536000, immutable"}, kind)

@@ -1,0 +1,83 @@
+"""Signing in: the link of `payagent dashboard`, or its code. These pages need no session.
+
+Opening a link only shows a page; the page's button uses the link up, so a link scanner signs nobody in.
+May import: core, api.http, dashboard, Starlette. Never: shows a link's secret; says why one is not valid.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from payagent.api.http.sessions import SESSION_S, Session, Sessions
+from payagent.core.timestamps import iso_time
+from payagent.dashboard.app import COOKIE, read_form
+from payagent.dashboard.render import Renderer
+
+Note = Callable[[str, Mapping[str, object]], Awaitable[None]]
+"""Writes an event to the ledger: its name, and details."""
+
+
+class SignIn:
+    """The handlers. `note` records each new session."""
+
+    def __init__(self, sessions: Sessions, renderer: Renderer, note: Note) -> None:
+        self._sessions = sessions
+        self._renderer = renderer
+        self._note = note
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/ui/sign-in", self.show, methods=["GET"]),
+            Route("/ui/sign-in", self.enter_by_code, methods=["POST"]),
+            Route("/ui/enter/{secret}", self.show_link, methods=["GET"]),
+            Route("/ui/enter/{secret}", self.enter, methods=["POST"]),
+        ]
+
+    async def show(self, request: Request) -> Response:
+        return self._page(own_path(request.query_params.get("next", "")))
+
+    async def enter_by_code(self, request: Request) -> Response:
+        form = await read_form(request)
+        path = own_path(form.get("next", ""))
+        opened = self._sessions.enter_by_code(form.get("code", ""))
+        if opened is None:
+            await self._note("dashboard_refused", {"via": "dashboard", "reason": "the code is not valid"})
+            return self._page(path, is_wrong=True)
+        return await self._signed_in(opened, path)
+
+    async def show_link(self, request: Request) -> Response:
+        link = self._sessions.link(request.path_params["secret"])
+        if link is None:
+            return self._page("", is_wrong=True)
+        scopes, asked_at = ", ".join(sorted(link.scopes)), iso_time(link.asked_at_ms)
+        return HTMLResponse(self._renderer.html("enter.html", app=link.app_name, scopes=scopes, asked_at=asked_at))
+
+    async def enter(self, request: Request) -> Response:
+        opened = self._sessions.enter(request.path_params["secret"])
+        if opened is None:
+            await self._note("dashboard_refused", {"via": "dashboard", "reason": "the link is not valid"})
+            return self._page("", is_wrong=True)
+        return await self._signed_in(opened, "/ui/")
+
+    async def _signed_in(self, opened: tuple[Session, str], path: str) -> Response:
+        session, cookie = opened
+        await self._note("dashboard_opened", {"via": "dashboard", "by": session.app_id})
+        response = RedirectResponse(path or "/ui/", 303)
+        response.set_cookie(COOKIE, cookie, SESSION_S, path="/", secure=True, httponly=True, samesite="strict")
+        return response
+
+    def _page(self, path: str, *, is_wrong: bool = False) -> HTMLResponse:
+        return HTMLResponse(
+            self._renderer.html("sign_in.html", next=path, is_wrong=is_wrong), 403 if is_wrong else 200
+        )
+
+
+def own_path(text: str) -> str:
+    """A path of the dashboard to go on to, or an empty text: a link may lead to no other site."""
+    parts = urlsplit(text)
+    is_ours = text.startswith("/ui/") and not parts.netloc and not parts.scheme and "\\" not in text
+    return text if is_ours and text.isprintable() else ""

@@ -1,0 +1,85 @@
+// Keeps a page fresh: when something changed, fetches it again and replaces the parts marked data-live that differ.
+// Copies what a button says, and shows times in the reader's own zone. Without it, every page and form works.
+
+const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
+const live = document.getElementById("live");
+let seconds = 1, timer, isLost = false, last = new Date();
+
+function localTimes() {
+  for (const time of document.querySelectorAll("time[datetime]")) {
+    time.title = new Date(time.dateTime).toLocaleString();
+  }
+}
+
+function say() {
+  live.classList.toggle("off", isLost);
+  live.textContent = isLost ? `Not live since ${last.toISOString().slice(11, 19)} UTC` : "Live. Times are UTC.";
+}
+
+async function refresh() {
+  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+  if (answer.redirected) return location.assign(answer.url); // the session has ended
+  if (!answer.ok) throw new Error(answer.status);
+  const text = await answer.text();
+  const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
+  for (const old of document.querySelectorAll("[data-live]")) {
+    const fresh = page.getElementById(old.id);
+    const isUsed = old.contains(document.activeElement) || old.querySelector("details[open]");
+    if (fresh && !isUsed && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
+  }
+  last = new Date();
+  localTimes();
+  poll();
+}
+
+function plain(part) { // each form's own id differs at every reading, and the title is ours
+  const copy = part.cloneNode(true);
+  for (const field of copy.querySelectorAll('[name="order"]')) field.remove();
+  for (const time of copy.querySelectorAll("time")) time.removeAttribute("title");
+  return copy.innerHTML;
+}
+
+function changed(wait) {
+  clearTimeout(timer);
+  timer = setTimeout(() => refresh().catch(lost), wait);
+}
+
+function poll() { // an order that waits for the terminal changes no payment
+  const every = document.querySelector("[data-poll]")?.dataset.poll;
+  if (every && !isLost) changed(every * 1000);
+}
+
+function lost() {
+  isLost = true;
+  say();
+}
+
+function listen() {
+  const stream = new EventSource("/ui/events");
+  stream.onopen = () => {
+    if (isLost) changed(0);
+    isLost = false;
+    seconds = 1;
+    say();
+  };
+  stream.onerror = () => {
+    stream.close();
+    lost();
+    setTimeout(listen, seconds * 1000);
+    seconds = Math.min(seconds * 2, 30);
+    refresh().catch(lost); // leads to the sign-in page when the session has ended
+  };
+  stream.onmessage = () => changed(150);
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  await navigator.clipboard.writeText(button.dataset.copy);
+  live.textContent = "Copied.";
+  setTimeout(say, 2000);
+});
+
+localTimes();
+listen();
+poll();

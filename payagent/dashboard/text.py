@@ -1,0 +1,125 @@
+"""How the dashboard writes amounts, times and foreign text. May import: core, markupsafe. Never: I/O."""
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from payagent.core.money import LOVELACE, LOVELACE_PER_ADA
+
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+CHIPS = {
+    "awaiting_approval": "warn",
+    "received": "go",
+    "reserved": "go",
+    "signed": "go",
+    "in_flight": "go",
+    "in_block": "go",
+    "replacing": "warn",
+    "cancelling": "warn",
+    "confirmed": "ok",
+    "settled": "ok",
+    "void": "off",
+    "rejected": "off",
+    "denied": "off",
+}
+"""The look of each state's chip."""
+
+
+def visible(value: object) -> object:
+    """Show control and direction characters as their code points. Markup and other values stay."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(_visible(char) for char in value)
+
+
+def _visible(char: str) -> str:
+    is_hidden = not char.isprintable() and char != "\n" and unicodedata.category(char) != "Zs"
+    return (
+        f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(char):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
+        if is_hidden
+        else char
+    )
+
+
+def ada(units: int | str) -> str:
+    """Lovelace as ADA with six decimals and without the unit."""
+    units = int(units)
+    return f"{'-' if units < 0 else ''}{abs(units) // LOVELACE_PER_ADA}.{abs(units) % LOVELACE_PER_ADA:06d}"
+
+
+def brief_ada(units: int | str) -> str:
+    """Lovelace as ADA without trailing zeros, for sentences."""
+    return f"{ada(units).rstrip('0').rstrip('.')} ADA"
+
+
+def asset_name(asset: str, tokens: dict[str, str]) -> str:
+    """ADA, the token's name in the config, or the start of its policy and its name in hex."""
+    return "ADA" if asset == LOVELACE else tokens.get(asset, f"{asset[:8]}….{asset[56:72]}")
+
+
+def amount(units: int | str | None, asset: str = LOVELACE, tokens: dict[str, str] | None = None) -> Markup:
+    """An amount in tabular figures. Of ADA, the last four decimals are quieter."""
+    if units is None:
+        return Markup("")
+    if asset == LOVELACE:
+        whole = ada(units)
+        return Markup('<span class="amt">{}<span class="t">{}</span><span class="u">ADA</span></span>').format(
+            whole[:-4], whole[-4:]
+        )
+    return Markup('<span class="amt">{}<span class="u">{}</span></span>').format(
+        units, asset_name(asset, tokens or {})
+    )
+
+
+def amount_text(units: int | str, asset: str = LOVELACE, tokens: dict[str, str] | None = None) -> str:
+    """The same in plain text, for a sentence or the terminal."""
+    return brief_ada(units) if asset == LOVELACE else f"{units} units of {asset_name(asset, tokens or {})}"
+
+
+def when(text: str | None, form: str = "minute") -> Markup:
+    """A time of the API in UTC. `form`: minute (28 Nov 14:31), second (28 Nov 14:31:09), clock, day."""
+    if text is None:
+        return Markup("")
+    at = datetime.fromisoformat(text).astimezone(UTC)
+    day = f"{at.day} {MONTHS[at.month - 1]}"
+    shown = {
+        "minute": f"{day} {at:%H:%M}",
+        "second": f"{day} {at:%H:%M:%S}",
+        "clock": f"{at:%H:%M}",
+        "day": f"{day} {at.year}",
+    }[form]
+    return Markup('<time datetime="{}">{}</time>').format(text, shown)
+
+
+def short(text: str, head: int = 14, tail: int = 6) -> Markup:
+    """An address or hash with its middle left out; the whole is its title."""
+    if len(text) <= head + tail + 1:
+        return Markup("<code>{}</code>").format(visible(text))
+    return Markup('<code title="{}">{}…{}</code>').format(
+        visible(text), visible(text[:head]), visible(text[-tail:])
+    )
+
+
+def clipped(text: str, most: int = 300) -> Markup:
+    """Foreign text; what is long stands behind a link."""
+    shown = str(visible(text))
+    if len(shown) <= most:
+        return escape(shown)
+    return Markup('<details class="long"><summary>{}…</summary>{}</details>').format(shown[:most], shown[most:])
+
+
+def chip(state: str) -> Markup:
+    """A payment's state."""
+    return Markup('<span class="chip {}">{}</span>').format(CHIPS.get(state, "off"), state.replace("_", " "))
+
+
+def paid(payment: dict[str, Any]) -> list[tuple[int, str]]:
+    """What a payment's outputs pay to others, by asset: (units, asset)."""
+    sums: dict[str, int] = {}
+    for output in payment["outputs"]:
+        if output["role"] != "change":
+            sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
+    return [(units, asset) for asset, units in sums.items()]

@@ -1,0 +1,95 @@
+"""One request of a signed-in browser, as the pages see it.
+
+May import: core, api.http, api.routes.auth, dashboard, Starlette. Never: SQL; calls the agent.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from payagent.api.http.sessions import PendingOrder, Session, Sessions
+from payagent.core.timestamps import iso_time
+from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
+from payagent.dashboard.render import Renderer
+from payagent.store.rows.apps import AppRow
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request, the app that its session acts for, and the API as this app.
+
+    `form`: the fields of a POST. `order`: the form's own id, the same at a double click, which the API gets as
+    idempotency key.
+    """
+
+    request: Request
+    session: Session
+    sessions: Sessions
+    app: AppRow
+    api: InProcessApi
+    renderer: Renderer
+    form: Mapping[str, str] = field(default_factory=dict)
+    new_order: Callable[[], str] = lambda: ""
+
+    @property
+    def order(self) -> str:
+        return self.form.get("order", "")
+
+    def may(self, *scopes: str) -> bool:
+        """Whether the session's app has one of these scopes."""
+        return bool(self.app.scopes & set(scopes))
+
+    async def page(
+        self, template: str, status: int = 200, problem: Mapping[str, Any] | None = None, **values: object
+    ) -> HTMLResponse:
+        """Render a page in the frame that all pages share. `problem`: a refusal to show above it."""
+        notice, self.session.notice = self.session.notice, ""
+        shell = {
+            "visit": self,
+            "path": self.request.url.path,
+            "signed_in_until": iso_time(self.sessions.ends_at_ms(self.session)),
+            "csrf": self.session.csrf,
+            "new_order": self.new_order,
+            "notice": notice,
+            "problem": problem,
+            "form": self.form,
+            **await self._health(),
+        }
+        return HTMLResponse(self.renderer.html(template, **shell, **values), status)
+
+    async def _health(self) -> dict[str, Any]:
+        """What the frame shows on every page: whether payagent pays, the chain, and what waits."""
+        readiness = await self.api.get("/readyz")
+        awaiting = (await self.api.get("/v1/payments", limit=1))["awaiting_approval"]
+        pause = await self.api.get("/v1/pause")
+        chain = (await self.api.get("/v1/wallet"))["chain"] if self.may("read", "operate") else None
+        return {"readiness": readiness, "awaiting": awaiting, "pause": pause, "chain": chain}
+
+    def done(self, path: str, notice: str) -> Response:
+        """Go to a page after a change, which says once what was done. Reloading it repeats nothing."""
+        self.session.notice = notice
+        return RedirectResponse(path, 303)
+
+    def confirm_in_terminal(
+        self,
+        title: str,
+        facts: tuple[tuple[str, str], ...],
+        back_to: str,
+        path: str,
+        body: object,
+        key: str | None,
+    ) -> Response:
+        """Keep an order until `payagent dashboard confirm CODE`, and go to the page that shows the code."""
+        api = InProcessApi(self.api.app, self.session.token_hash, {})
+        kept: PendingOrder = self.sessions.ask_for(
+            self.session, title, facts, back_to, lambda: api.call("POST", path, "", body, key)
+        )
+        return RedirectResponse(f"/ui/orders/{kept.id}", 303)
+
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+__all__ = ["ApiRefusedError", "Handler", "Visit"]

@@ -1,0 +1,104 @@
+"""Send notifications to ntfy, Slack and Discord, in the form that each service reads.
+
+A notification may quote a merchant or an app. What they wrote stays text: it forms no link, mention or command.
+
+May import: core, outbound.service_client.
+Never: sends a link other than the ones it is given, shows its URL or token.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit, urlunsplit
+
+from payagent.core.notifications import Notification
+from payagent.outbound.service_client import ServiceClient, ServiceError
+
+TEXT_MAX_CHARS = 700
+"""The most characters of a text. With what escaping adds, it is below every limit (ntfy: 4,096 bytes)."""
+
+_LINK_LABELS = (("approve_url", "Approve"), ("deny_url", "Deny"))
+_LINKING = re.compile(r"([.:/@#$<!&])(?=\S)")
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_BREAK = "\u200b"
+
+Links = Mapping[str, str]
+Shape = Callable[[str, str, str, Links], tuple[str, Mapping[str, object]]]
+
+
+def plain(text: str) -> str:
+    """Return the text as one line in which no service finds a link, mention or command.
+
+    A zero-width space follows each character that such a thing needs. Characters that control the line or its
+    direction are left out.
+    """
+    line = "".join(one for one in " ".join(text.split()) if unicodedata.category(one)[0] != "C")
+    cut = line if len(line) <= TEXT_MAX_CHARS else line[: TEXT_MAX_CHARS - 1] + "…"
+    return _LINKING.sub(rf"\1{_BREAK}", cut)
+
+
+class Push:
+    """A topic or channel of one service. `kind`: `ntfy`, `slack` or `discord`. `token`: for a closed topic."""
+
+    def __init__(self, kind: str, url: str, token: str | None) -> None:
+        self._shape = SHAPES[kind]
+        self._url = url
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._client = ServiceClient()
+
+    async def send(self, notification: Notification, links: Links, now_ms: int) -> str | None:
+        """Send it. Returns None on a 2xx, otherwise why it failed, without the URL."""
+        title, text = plain(notification.title), plain(notification.text)
+        url, body = self._shape(self._url, title, text, links)
+        try:
+            self._client.require_may_send()
+            answer = await self._client.post(url, body, self._headers)
+        except ServiceError as failed:
+            return str(failed)
+        if answer.status == 429 and answer.retry_after_s is not None:
+            self._client.wait(answer.retry_after_s)
+        return None if 200 <= answer.status < 300 else f"it answered {answer.status}"
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def _ntfy(url: str, title: str, text: str, links: Links) -> tuple[str, Mapping[str, object]]:
+    """JSON goes to the server's root, and names the topic that is the path of the URL."""
+    parts = urlsplit(url)
+    folder, _, topic = parts.path.rstrip("/").rpartition("/")
+    body: dict[str, object] = {"topic": topic, "title": title, "message": text}
+    if links:
+        body |= {"priority": 4, "tags": ["question"], "click": links["approve_url"]}
+        body["actions"] = [
+            {"action": "view", "label": label, "url": links[name], "clear": True} for name, label in _LINK_LABELS
+        ]
+    return urlunsplit(parts._replace(path=f"{folder}/")), body
+
+
+def _slack(url: str, title: str, text: str, links: Links) -> tuple[str, Mapping[str, object]]:
+    """Elements of rich text are not parsed for markup. `text` is what the notification shows."""
+    elements: list[dict[str, object]] = [
+        {"type": "text", "text": title, "style": {"bold": True}},
+        {"type": "text", "text": f"\n{text}"},
+    ]
+    for name, label in _LINK_LABELS if links else ():
+        elements += [{"type": "text", "text": "\n"}, {"type": "link", "url": links[name], "text": label}]
+    section = {"type": "rich_text_section", "elements": elements}
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    blocks = [{"type": "rich_text", "elements": [section]}]
+    return url, {"text": escaped, "unfurl_links": False, "unfurl_media": False, "blocks": blocks}
+
+
+def _discord(url: str, title: str, text: str, links: Links) -> tuple[str, Mapping[str, object]]:
+    """The text is Markdown, so all punctuation of ours and of others is escaped."""
+    lines = [f"**{_in_markdown(title)}**", _in_markdown(text)]
+    lines += [f"[{label}]({links[name]})" for name, label in _LINK_LABELS if links]
+    return url, {"allowed_mentions": {"parse": []}, "embeds": [{"description": "\n".join(lines)}]}
+
+
+def _in_markdown(text: str) -> str:
+    return _PUNCTUATION.sub(r"\\\1", text)
+
+
+SHAPES: Mapping[str, Shape] = {"ntfy": _ntfy, "slack": _slack, "discord": _discord}

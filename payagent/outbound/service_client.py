@@ -1,0 +1,98 @@
+"""POST JSON to a service that brings messages to people, and read its answer within limits.
+
+May import: core, outbound.egress, httpx.
+Never: follows a redirect, reads proxies from the environment, shows a URL, a header or a body in an error.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from payagent.core.version import USER_AGENT
+from payagent.outbound.egress import trusted
+
+TIMEOUT_S = 10
+ANSWER_MAX_BYTES = 2 * 1024 * 1024
+WAIT_MAX_S = 86_400
+"""The longest wait that a service may ask for: a notification is given up after a day."""
+
+
+class ServiceError(Exception):
+    """Why a service did not take a request, in words without its URL. `status`: None if it gave no answer."""
+
+    def __init__(self, why: str, status: int | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAnswer:
+    """A service's answer. `retry_after_s`: what its Retry-After header asks for."""
+
+    status: int
+    body: bytes
+    retry_after_s: int | None
+
+
+class ServiceClient:
+    """Requests to one service. Every request ends within its timeout, whatever the peer does."""
+
+    def __init__(self) -> None:
+        self._http = httpx.AsyncClient(
+            verify=trusted(),
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(None),
+            headers={"User-Agent": USER_AGENT},
+        )
+        self._not_before_s: dict[int, float] = {}
+
+    def wait(self, seconds: int, chat: int = 0) -> None:
+        """Send nothing to a chat for so long, because the service asked for it."""
+        now_s = asyncio.get_running_loop().time()
+        self._not_before_s = {key: at_s for key, at_s in self._not_before_s.items() if at_s > now_s}
+        self._not_before_s[chat] = now_s + min(seconds, WAIT_MAX_S)
+
+    def require_may_send(self, chat: int = 0) -> None:
+        """Raises `ServiceError` while the service asked to wait."""
+        left_s = self._not_before_s.get(chat, 0) - asyncio.get_running_loop().time()
+        if left_s > 0:
+            raise ServiceError(f"it asked to wait {left_s:.0f} s more")
+
+    async def post(
+        self, url: str, body: Mapping[str, object], headers: Mapping[str, str], timeout_s: float = TIMEOUT_S
+    ) -> ServiceAnswer:
+        """Send `body` as JSON. Raises `ServiceError` without a complete answer in time."""
+        content = json.dumps(body).encode()
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream(
+                    "POST", url, content=content, headers={"Content-Type": "application/json", **headers}
+                ) as response,
+            ):
+                return ServiceAnswer(response.status_code, await _read(response), _retry_after_s(response))
+        except TimeoutError:
+            raise ServiceError(f"no answer within {timeout_s:.0f} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServiceError(type(error).__name__) from None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+async def _read(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > ANSWER_MAX_BYTES:
+            raise ServiceError("its answer does not end", response.status_code)
+    return bytes(body)
+
+
+def _retry_after_s(response: httpx.Response) -> int | None:
+    text = response.headers.get("retry-after", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -1,0 +1,231 @@
+"""What each target of notifications was told: how far it has read the events, and its deliveries.
+
+An event of the ledger is the durable record of what is to be told. A delivery is added in the commit that moves
+the target's cursor past its event.
+May import: store.db, store.rows. Never: commits; holds what is told, or a secret.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from payagent.store.db.unit import Unit
+
+DeliveryState = Literal["waiting", "delivered", "given_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class HashedEvent:
+    """An event of the ledger with its hash; `detail` is JSON. Without a payment it is the wallet's own."""
+
+    seq: int
+    payment_id: str | None
+    event: str
+    detail: str
+    at_ms: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRow:
+    """One event that one target is told. `tries`: failed ones since `from_ms`, when it was first due or replayed.
+
+    `next_try_at_ms`: None once it is delivered or given up.
+    """
+
+    seq: int
+    id: str
+    target: str
+    event_seq: int
+    type: str
+    from_ms: int
+    tries: int
+    next_try_at_ms: int | None
+    delivered_at_ms: int | None
+    last_problem: str | None
+    payment_id: str | None
+
+    @property
+    def state(self) -> DeliveryState:
+        if self.next_try_at_ms is not None:
+            return "waiting"
+        return "given_up" if self.delivered_at_ms is None else "delivered"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetState:
+    """How a target stands: what waits for it, its last delivery, and why its last try failed, if it did."""
+
+    waiting: int
+    last_delivered_at_ms: int | None
+    last_problem: str | None
+
+
+_DELIVERY = (
+    "SELECT seq, id, target, event_seq, type, from_ms, tries, next_try_at_ms, delivered_at_ms, last_problem, "
+    "(SELECT IFNULL(e.payment_id, e.detail ->> '$.payment') FROM events e WHERE e.seq = event_seq) "
+    "FROM notification_deliveries"
+)
+
+
+def cursor(conn: sqlite3.Connection, target: str) -> int:
+    """The last event that a target's deliveries were made of."""
+    row = conn.execute("SELECT event_seq FROM notification_cursors WHERE target = ?", (target,)).fetchone()
+    return int(row[0])
+
+
+def read_events(
+    conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]
+) -> list[HashedEvent]:
+    """The events of these names after one and until another, in order.
+
+    It leaves out what each payment has and nobody is told: admissions that no approval decided, and answers after
+    which the merchant may still serve.
+    """
+    rows = conn.execute(
+        "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq > ? AND seq <= ? "
+        "AND event IN (SELECT value FROM json_each(?)) AND (event <> 'reserve' OR detail ->> '$.via' IS NOT NULL) "
+        "AND (event <> 'merchant_answered' OR detail ->> '$.delivery' = 'give_up') ORDER BY seq",
+        (after_seq, until_seq, json.dumps(names)),
+    )
+    return [HashedEvent(*row) for row in rows]
+
+
+def event(conn: sqlite3.Connection, seq: int) -> HashedEvent:
+    row = conn.execute(
+        "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq = ?", (seq,)
+    ).fetchone()
+    return HashedEvent(*row)
+
+
+def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool:
+    """Whether an earlier event of a payment said that it was served, or that the merchant does not serve it."""
+    row = conn.execute(
+        "SELECT 1 FROM events WHERE payment_id = ? AND seq < ? AND (event IN ('delivery_accept', "
+        "'delivery_give_up') OR event = 'merchant_answered' AND detail ->> '$.delivery' = 'give_up') LIMIT 1",
+        (payment_id, seq),
+    ).fetchone()
+    return row is not None
+
+
+def due(conn: sqlite3.Connection, target: str) -> list[DeliveryRow]:
+    """The deliveries that wait for a target, in the order of their events."""
+    rows = conn.execute(
+        f"{_DELIVERY} INDEXED BY notification_deliveries_waiting "
+        "WHERE target = ? AND next_try_at_ms IS NOT NULL ORDER BY seq",
+        (target,),
+    )
+    return [DeliveryRow(*row) for row in rows]
+
+
+def delivery(conn: sqlite3.Connection, delivery_id: str) -> DeliveryRow | None:
+    row = conn.execute(f"{_DELIVERY} WHERE id = ?", (delivery_id,)).fetchone()
+    return None if row is None else DeliveryRow(*row)
+
+
+def page(
+    conn: sqlite3.Connection,
+    *,
+    target: str | None,
+    state: DeliveryState | None,
+    before_seq: int | None,
+    limit: int,
+) -> list[DeliveryRow]:
+    """Deliveries, newest first."""
+    is_in_state = {
+        None: "1",
+        "waiting": "next_try_at_ms IS NOT NULL",
+        "delivered": "next_try_at_ms IS NULL AND delivered_at_ms IS NOT NULL",
+        "given_up": "next_try_at_ms IS NULL AND delivered_at_ms IS NULL",
+    }[state]
+    rows = conn.execute(
+        f"{_DELIVERY} WHERE (?1 IS NULL OR target = ?1) AND {is_in_state} "
+        "AND seq < IFNULL(?2, 1 << 62) ORDER BY seq DESC LIMIT ?3",
+        (target, before_seq, limit),
+    )
+    return [DeliveryRow(*row) for row in rows]
+
+
+def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
+    waiting = len(due(conn, target))
+    delivered = conn.execute(
+        "SELECT delivered_at_ms FROM notification_deliveries WHERE target = ? AND delivered_at_ms IS NOT NULL "
+        "ORDER BY seq DESC LIMIT 1",
+        (target,),
+    ).fetchone()
+    last = conn.execute(
+        "SELECT last_problem FROM notification_deliveries WHERE target = ? "
+        "AND (last_problem IS NOT NULL OR delivered_at_ms IS NOT NULL) ORDER BY seq DESC LIMIT 1",
+        (target,),
+    ).fetchone()
+    return TargetState(waiting, delivered[0] if delivered else None, last[0] if last else None)
+
+
+def targets(conn: sqlite3.Connection) -> set[str]:
+    """The targets that have a cursor."""
+    return {target for (target,) in conn.execute("SELECT target FROM notification_cursors")}
+
+
+def waiting(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many deliveries wait, by target."""
+    rows = conn.execute(
+        "SELECT target, COUNT(*) FROM notification_deliveries WHERE next_try_at_ms IS NOT NULL GROUP BY target"
+    )
+    return dict(rows.fetchall())
+
+
+def set_cursor(unit: Unit, target: str, event_seq: int) -> None:
+    unit.conn.execute(
+        "INSERT INTO notification_cursors(target, event_seq) VALUES (?, ?) "
+        "ON CONFLICT(target) DO UPDATE SET event_seq = excluded.event_seq",
+        (target, event_seq),
+    )
+
+
+def add(unit: Unit, target: str, told: Iterable[tuple[str, int, str]], now_ms: int) -> None:
+    """Add deliveries, each of (id, event, type), due at once."""
+    unit.conn.executemany(
+        "INSERT INTO notification_deliveries(id, target, event_seq, type, from_ms, next_try_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        [(delivery_id, target, event_seq, kind, now_ms, now_ms) for delivery_id, event_seq, kind in told],
+    )
+
+
+def set_delivered(unit: Unit, delivery_id: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE notification_deliveries SET next_try_at_ms = NULL, delivered_at_ms = ?, last_problem = NULL "
+        "WHERE id = ?",
+        (now_ms, delivery_id),
+    )
+
+
+def set_missed(unit: Unit, delivery_id: str, problem: str, again_at_ms: int | None) -> None:
+    """Record a failed try. With None, the delivery is given up."""
+    unit.conn.execute(
+        "UPDATE notification_deliveries SET tries = tries + 1, next_try_at_ms = ?, last_problem = ? WHERE id = ?",
+        (again_at_ms, problem, delivery_id),
+    )
+
+
+def replay(unit: Unit, delivery_id: str, now_ms: int) -> None:
+    """Make a delivery due again, as if it were new."""
+    unit.conn.execute(
+        "UPDATE notification_deliveries SET from_ms = ?1, tries = 0, next_try_at_ms = ?1, delivered_at_ms = NULL "
+        "WHERE id = ?2",
+        (now_ms, delivery_id),
+    )
+
+
+def forget_others(unit: Unit, targets: Sequence[str]) -> None:
+    """Give up what waits for targets that are no longer in the config. One that returns starts anew."""
+    kept = json.dumps(targets)
+    unit.conn.execute(
+        "DELETE FROM notification_cursors WHERE target NOT IN (SELECT value FROM json_each(?))", (kept,)
+    )
+    unit.conn.execute(
+        "UPDATE notification_deliveries SET next_try_at_ms = NULL, last_problem = 'no longer in the config' "
+        "WHERE next_try_at_ms IS NOT NULL AND target NOT IN (SELECT value FROM json_each(?))",
+        (kept,),
+    )

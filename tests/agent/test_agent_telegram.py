@@ -1,0 +1,248 @@
+"""A Telegram bot and its paired chats over time: codes that end, approvals that time out, terms that differ.
+
+The chain and the agent share one clock, which a test can move. The bot talks to a fake of Telegram.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
+from kit.canaries import plant
+from kit.telegram import ApiError, BotMessage, Telegram
+
+from payagent.agent.base.requests import Approver
+from payagent.agent.operator.telegram import CODE_FOR_MS, CODE_TRIES, TelegramTarget
+from payagent.core.aggregate import PaymentRow
+from payagent.core.notifications import Notification
+from payagent.core.payment import State
+from payagent.outbound.telegram import TelegramBot
+from payagent.store.rows import approvals
+
+TOKEN = plant("the bot's token", "123456:a-canary_of-a-bot")
+ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
+ANN, BOB, MALLORY = 11, 22, 66
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with world_with_clock(tmp_path) as world:
+        world.fund(50 * ADA, 50 * ADA)
+        world.settings(timeout=7_200, price=str(10 * ADA), splits=[])
+        yield world
+
+
+@pytest.fixture
+def telegram() -> Iterator[Telegram]:
+    with Telegram(TOKEN).serving() as telegram:
+        yield telegram
+
+
+async def until(reached: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not reached():
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Phone:
+    """The agent with its bot."""
+
+    run: Run
+    target: TelegramTarget
+    telegram: Telegram
+
+    async def pair(self, chat: int, user: int | None = None) -> None:
+        self.telegram.write(chat, f"/start {self.target.new_code(APP).text}", user)
+        await until(lambda: chat in [one.chat_id for one in self.target.paired()])
+
+    async def ask(
+        self, purpose: str = "for a test", links: Mapping[str, str] = {}
+    ) -> tuple[PaymentRow, BotMessage]:
+        """Ask about a payment. Returns it and the newest message with buttons."""
+        row, _ = await self.run.agent.pay(replace(self.run.world.ask("hello"), purpose=purpose))
+        assert row.state is State.AWAITING_APPROVAL
+        news = Notification("ntf_1", "approval.asked", 1, "A payment waits", "for you", {}, row.id, "t", "test")
+        assert await self.target.send(news, links, 1) is None
+        return row, next(one for one in reversed(self.telegram.messages) if one.buttons)
+
+    async def press(self, data: str, chat: int, user: int | None = None) -> str:
+        """Press a button. Returns what the person is shown."""
+        press = self.telegram.press(data, chat, user)
+        await until(lambda: self.telegram.pressed[press])
+        return self.telegram.pressed[press]
+
+    def state(self, row: PaymentRow) -> State:
+        return self.run.context.payment(row.id).state
+
+
+@asynccontextmanager
+async def phone(world: World, telegram: Telegram) -> AsyncIterator[Phone]:
+    async with world.run(terms=ASKING) as run:
+        await run.run_pass()
+        target = TelegramTarget("phone", TelegramBot(telegram.url, TOKEN), run.context, run.agent.decisions)
+        task = asyncio.create_task(target.run())
+        try:
+            yield Phone(run, target, telegram)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await target.aclose()
+
+
+async def test_a_code_pairs_one_chat_once(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        code = one.target.new_code(APP).text
+        telegram.write(ANN, code.lower())
+        await until(one.target.paired)
+        telegram.write(MALLORY, f"/start {code}")
+        await until(lambda: telegram.of_chat(MALLORY))
+        assert [chat.chat_id for chat in one.target.paired()] == [ANN]
+        assert "not paired" in telegram.of_chat(MALLORY)[0].text
+
+
+@pytest.mark.parametrize("ahead_ms", [CODE_FOR_MS, -CODE_FOR_MS])
+async def test_a_code_ends_after_ten_minutes(world: World, telegram: Telegram, ahead_ms: int) -> None:
+    async with phone(world, telegram) as one:
+        code = one.target.new_code(APP).text
+        world.clock.ahead_ms += ahead_ms
+        telegram.write(ANN, code)
+        await until(lambda: telegram.of_chat(ANN))
+        assert one.target.paired() == []
+
+
+async def test_a_few_wrong_codes_void_the_right_one(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        code = one.target.new_code(APP).text
+        for text in ["/start", *["/start 00000000"] * CODE_TRIES, code]:
+            telegram.write(MALLORY, text)
+        await until(lambda: len(telegram.of_chat(MALLORY)) == CODE_TRIES + 2)
+        assert one.target.paired() == []
+
+
+async def test_an_approval_that_times_out_is_told_in_its_message(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        world.clock.ahead_ms += 601_000
+        await one.run.settle_down()
+        await one.run.agent.decisions.deny_what_is_over()
+        await until(lambda: not message.buttons)
+        assert "nobody decided in time" in message.text
+        assert one.state(row) is State.DENIED
+
+
+async def test_a_press_after_the_time_is_over_approves_nothing(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        world.clock.ahead_ms += 601_000
+        await one.run.settle_down()
+        assert "Nothing was signed" in await one.press(message.buttons["Approve"], ANN)
+        assert one.state(row) is State.DENIED
+
+
+async def test_terms_that_the_message_did_not_show_are_not_approved(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        await one.run.context.write(
+            "test", lambda unit: unit.conn.execute("UPDATE approval_messages SET terms_hash = 'of other terms'")
+        )
+        for button in ("Approve", "Deny"):
+            assert "terms" in await one.press(message.buttons[button], ANN)
+        assert one.state(row) is State.AWAITING_APPROVAL
+
+
+async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World, telegram: Telegram) -> None:
+    words = "see https://evil.example/x or evil.example and @mallory_bot /approve #now"
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        _, message = await one.ask(purpose=words, links={"approve_url": "https://payagent.internal/decide/x"})
+        assert "see https:" in message.text
+        assert message.links == ["https://payagent.internal/decide/x"]
+
+
+async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
+    group = -100500
+    async with phone(world, telegram) as one:
+        await one.pair(group, ANN)
+        row, message = await one.ask()
+        assert "Nothing was decided" in await one.press(message.buttons["Approve"], group, MALLORY)
+        assert one.state(row) is State.AWAITING_APPROVAL
+        await one.press(message.buttons["Deny"], group, ANN)
+        assert one.state(row) is State.DENIED
+        decided = approvals.decided(one.run.context.conn, row.id)
+        assert decided is not None
+        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {group}, user {ANN}")
+
+
+async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_has_not(
+    world: World, telegram: Telegram
+) -> None:
+    news = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
+    async with phone(world, telegram) as one:
+        assert "no chat is paired" in str(await one.target.send(news, {}, 1))
+        await one.pair(ANN)
+        await one.pair(BOB)
+        await until(lambda: telegram.of_chat(BOB))
+        before = len(telegram.messages)
+        assert await one.target.send(news, {}, 1) is None
+        assert len(telegram.messages) == before + 2
+        told = telegram.called
+
+        def is_blocked(path: str, body: dict[str, object]) -> object:
+            if body.get("chat_id") == ANN:
+                raise ApiError(403, "Forbidden: bot was blocked by the user")
+            return told(path, body)
+
+        telegram.called = is_blocked  # type: ignore[method-assign]
+        assert await one.target.send(news, {}, 1) == "it answered 403"
+        assert len(telegram.messages) == before + 3, "Bob is told all the same"
+        telegram.called = told  # type: ignore[method-assign]
+        assert await one.target.send(news, {}, 1) is None
+        assert len(telegram.messages) == before + 4
+
+
+async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, telegram: Telegram) -> None:
+    news = Notification("ntf_1", "test", 1, "A test", "of the wait", {}, None, None, None)
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await until(lambda: telegram.of_chat(ANN))
+        telegram.failures = [ApiError(429, "Too Many Requests: retry after 60", retry_after=60)]
+        assert await one.target.send(news, {}, 1) == "it answered 429"
+        assert await one.target.send(news, {}, 1) == "it asked to wait 60 s more"
+        assert telegram.refused == 1
+        await one.pair(BOB)
+        await until(lambda: telegram.of_chat(BOB))  # the wait is for the other chat
+
+
+async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
+    world: World, telegram: Telegram
+) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        telegram.failures = [ApiError(500, "Internal Server Error")]
+        await one.run.agent.decisions.deny(row.id, Approver("token", APP))
+        await until(lambda: not message.buttons)
+        assert "by the app test" in message.text
+
+
+async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
+    world: World, telegram: Telegram
+) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await until(lambda: telegram.of_chat(ANN))
+        splits = [{"role": "receiver-" + letter, "units": "1500000"} for letter in "abcdefghijklmn"]
+        world.settings(price=str(10 * ADA), splits=splits)
+        row, _ = await one.run.agent.pay(world.ask("many outputs"))
+        news = Notification("ntf_1", "approval.asked", 1, "." * 700, "." * 700, {}, row.id, "t", "test")
+        assert await one.target.send(news, {}, 1) is None
+        assert telegram.messages[-1].buttons == {}
+        assert "payagent payments show" in telegram.messages[-1].text

@@ -1,0 +1,60 @@
+"""`payagent notifications` on a real daemon with a real webhook, and the commands of the page about it."""
+
+from collections.abc import Iterator
+
+import pytest
+from kit.cli import Shop, running, until, write_private
+from kit.pages import blocks
+from kit.webhook import SECRET, Receiver, target
+
+PAGE = "docs/how-to/receive-notifications.md"
+
+
+@pytest.fixture
+def told(closed_shop: Shop, receiver: Receiver) -> Iterator[Shop]:
+    """A running daemon without money that tells the receiver of payments only."""
+    secret = write_private(closed_shop.folder / "hook", SECRET + "\n")
+    with closed_shop.config.open("a") as config:
+        config.write(target(receiver.url, secret, more='events = ["signing.*", "alert.cleared"]\n'))
+    with running(closed_shop):
+        yield closed_shop
+
+
+def test_targets_are_listed_tried_and_sent_again(told: Shop, receiver: Receiver) -> None:
+    sent = told.payagent("notifications", "test", "ops")
+    assert (sent.code, sent.json["problem"], receiver.types()) == (0, None, ["test"])
+    receiver.status = 503
+    missed = told.payagent("notifications", "test", "ops", "--human")
+    assert (missed.code, missed.out) == (4, "Not taken: it answered 503.\n")
+    assert told.payagent("notifications", "test", "nobody").problem == "not_found"
+
+    told.payagent("pause")
+    until(lambda: len(receiver.calls) >= 3, "the target is not told")
+    until(lambda: log(told)[0]["last_problem"], "the failure is not noted")
+    (waiting,) = log(told, "--state", "waiting", "--target", "ops")
+    assert (waiting["type"], waiting["last_problem"]) == ("signing.paused", "it answered 503")
+    (listed,) = told.payagent("notifications").json["notifications"]
+    assert (listed["name"], listed["kind"], listed["events"]) == ("ops", "webhook", ["signing.*", "alert.cleared"])
+    assert (listed["waiting"], listed["last_delivered_at"]) == (1, None)
+    assert "it answered 503" in told.payagent("notifications", "list", "--human").out
+
+    receiver.status = 204
+    assert told.payagent("notifications", "replay", waiting["id"]).json["state"] == "waiting"
+    until(lambda: log(told)[0]["state"] == "delivered", "it is not delivered")
+    assert receiver.ids()[-1] == waiting["id"]
+    assert "signing.paused" in told.payagent("notifications", "log", "--human").out
+    told.payagent("resume")
+    until(lambda: receiver.types()[-1] == "alert.cleared", "the end is not told")
+    page = told.payagent("notifications", "log", "--limit", "1").json
+    assert [one["type"] for one in page["deliveries"]] == ["alert.cleared"]
+    assert page["cursor"] is not None
+
+    commands = "".join(blocks("Receive notifications", PAGE)[1:])
+    for line in commands.splitlines():
+        ran = told.payagent(*line.replace("ntf_3f9ad5b1c0e2476d8a91be07", waiting["id"]).split()[1:])
+        assert ran.code == 0, f"{line}: {ran.err}"
+
+
+def log(shop: Shop, *more: str) -> list[dict[str, object]]:
+    """The deliveries, newest first."""
+    return list(shop.payagent("notifications", "log", *more).json["deliveries"])

@@ -1,0 +1,35 @@
+"""The overview: what it adds up to, and that it stays fresh while it is open."""
+
+import re
+from decimal import Decimal
+
+import pytest
+from kit.browser import needs_browser, sign_in, tab
+from kit.cli import Shop
+from playwright.sync_api import Browser, expect
+
+pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
+
+
+def ada(text: str) -> Decimal:
+    return Decimal(re.sub(r"[^0-9.]", "", text))
+
+
+def test_a_payment_appears_within_a_second_and_without_a_reload(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        sign_in(at.page, shop)
+        at.page.evaluate("window.isSamePage = true")
+        shop.payagent("pay", shop.saved("a fresh payment"), "--merchant", "t")
+        (made,) = shop.payments()
+        expect(at.page.locator(f"#row-{made['id']}")).to_be_visible(timeout=1000)
+        assert at.page.evaluate("window.isSamePage")
+
+
+def test_the_parts_of_the_wallet_add_up_to_its_total(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        sign_in(at.page, shop)
+        total = Decimal(shop.payagent("wallet").json["assets"][0]["total"]) / 1_000_000
+        parts = [at.page.locator("#money .huge .amt").inner_text()]
+        parts += at.page.locator("#money .parts .amt").all_inner_texts()
+        assert sum(map(ada, parts)) == total
+        assert ada(at.page.locator("#money .parts .hint").last.inner_text()) == total
