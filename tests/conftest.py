@@ -94,11 +94,11 @@ def receiver() -> Iterator[object]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one and a half megabytes; skipped for who may not mount one."""
+    """A file system of two megabytes; skipped for who may not mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", "size=2048k", "tmpfs", str(place)],
         capture_output=True,
         check=False,
     )

@@ -289,8 +289,8 @@ async def test_a_ledger_restored_twice_waits_from_the_later_restore(world: World
 async def test_a_ledger_that_fails_verify_is_not_backed_up(world: World) -> None:
     await lost_payment(world)
     with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
-        conn.execute("DROP TRIGGER invoices_no_delete")
+        conn.execute("DROP TRIGGER invoices_delete")
     before = listing(world.folder.parent)
-    with pytest.raises(Refused, match=r"file_invalid.*invoices_no_delete"):
+    with pytest.raises(Refused, match=r"file_invalid.*invoices_delete"):
         taken(world, "second.tar")
     assert listing(world.folder.parent) == before
