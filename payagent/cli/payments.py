@@ -23,9 +23,9 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Terminal, Tone
+from payagent.core.history import event_in_words, limit_in_words
 from payagent.core.money import LOVELACE
-from payagent.core.payment import DELIVERIES_IN_WORDS, EVENTS_IN_WORDS, STATES_IN_WORDS, State
-from payagent.core.timestamps import iso_time
+from payagent.core.payment import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
 
 SHORT_ADDRESS = 13
 _TONES: Mapping[str, Tone] = {
@@ -228,7 +228,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
         _show_approval(terminal, approval)
     terminal.line("History (UTC):")
     for event in payment["history"]:
-        terminal.line(f"  {show_time(event['at'])}  {_event(event)}")
+        terminal.line(f"  {show_time(event['at'])}  {event_in_words(event)}")
 
 
 def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
@@ -244,7 +244,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         ("decided by", approval.get("by")),
         ("merchant", history and f"{history['paid']} paid before, last {history['last_at'] or 'never'}"),
         *(
-            (f"left {_limit_name(one)}", show_units(one["asset"], one["left"]))
+            (f"left {limit_in_words(one)}", show_units(one["asset"], one["left"]))
             for one in approval.get("limits", [])
         ),
     ]
@@ -258,11 +258,6 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
     terminal.pairs([("fee", show_units(LOVELACE, plan["fee"])), ("bytes", str(plan["size"]))])
 
 
-def _limit_name(limit: dict[str, Any]) -> str:
-    of = " ".join(limit[part] for part in ("app", "merchant") if limit.get(part))
-    return f"{in_words(limit['limit'])}{' of ' + of if of else ''}"
-
-
 def _delivery(payment: dict[str, Any]) -> str | None:
     if payment["kind"] != "invoice" or payment["state"] in ("rejected", "denied"):
         return None
@@ -272,33 +267,3 @@ def _delivery(payment: dict[str, Any]) -> str | None:
 def _block(payment: dict[str, Any]) -> str | None:
     block = payment.get("block")
     return f"{block['height']} ({block['hash']})" if block else None
-
-
-def _event(event: dict[str, Any]) -> str:
-    """One line of the history: the event and its details."""
-    words = EVENTS_IN_WORDS.get(event["event"], in_words(event["event"]))
-    details = ", ".join(_fact(key, value) for key, value in event["detail"].items() if value is not None)
-    return f"{words} ({details})" if details else words
-
-
-def _fact(name: str, value: Any) -> str:
-    """One detail of an event. Times are readable; of a limit, what was left then."""
-    if name == "counts_from_ms":
-        return f"counts from {iso_time(value)}"
-    if name == "limits":
-        return "; ".join(map(_left, value))
-    return f"{in_words(name)} {_in_line(value)}"
-
-
-def _left(limit: dict[str, Any]) -> str:
-    """The amount asked and what the limit left. An app does not see the latter for a limit that it shares."""
-    asked, left = (show_units(limit["asset"], limit[part]) for part in ("asked", "left"))
-    return f"{asked} of {left} left {_limit_name(limit)}" if left else f"{asked} {_limit_name(limit)}"
-
-
-def _in_line(value: object) -> str:
-    if isinstance(value, list):
-        return "; ".join(_in_line(one) for one in value)
-    if isinstance(value, dict):
-        return " ".join(f"{in_words(key)} {_in_line(one)}" for key, one in value.items())
-    return str(value)

@@ -51,34 +51,6 @@ STATES_IN_WORDS = {
 }
 """What each state means for the money, for people to read."""
 
-EVENTS_IN_WORDS = {
-    "reserve": "admitted: money held, UTxOs reserved",
-    "request_approval": "approval requested: it counts against the limits, and nothing is signed",
-    "deny": "denied",
-    "reject": "rejected",
-    "sign": "signed and stored",
-    "submit": "about to be submitted for the first time",
-    "provider_accepted": "a provider accepted the transaction",
-    "provider_answered": "a provider answered",
-    "seen_in_block": "in a block",
-    "block_lost": "the block was rolled back: the money is held again, the same bytes are submitted again",
-    "replace": "expired in no block: replaced by another attempt that spends the same nonce UTxO",
-    "cancel": "being cancelled: its UTxOs return to the wallet",
-    "void": "void: it can never be on the chain",
-    "deposit_rolled_back": "the deposit that it spends was rolled back: it can be neither completed nor cancelled",
-    "deposit_restored": "the deposit that it spends is on the chain again",
-    "time_over": "all its attempts expired: it is void once no rollback reaches that block",
-    "confirm": "confirmed and posted in the ledger",
-    "settle": "settled: final",
-    "invoiced_again": "the merchant sent another invoice for it, which was not paid",
-    "retry_answered": "the merchant answered",
-    "decision_refused": "the decision could not be carried out",
-    "delivery_present": "the proof was presented, not accepted",
-    "delivery_accept": "the request was served",
-    "delivery_give_up": "paid, but not served",
-}
-"""What each event of a payment's history says, for people to read."""
-
 
 class Event(StrEnum):
     """An event of the payment machine. Only positive evidence is an event; a missing answer is not (rule 4)."""
