@@ -18,7 +18,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from payagent.agent.agent import Agent
-from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.middleware import OuterMiddleware
 from payagent.api.http.problems import JsonResponse, problem_response
@@ -26,7 +25,6 @@ from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.http.sessions import Sessions
 from payagent.api.models.base import what_is_wrong
 from payagent.api.models.openapi import add_schemas
-from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
     approvals,
     apps,
@@ -49,7 +47,7 @@ from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
 
 ROOMS = (
-    payments, approvals, decide, events, log, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
+    payments, approvals, events, log, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
     reconcile, dashboard,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
@@ -92,15 +90,13 @@ def create_app(
     allowed_hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
-    links: ApprovalLinks | None = None,
     sessions: Sessions | None = None,
 ) -> FastPath:
     """Build the application.
 
     `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
     reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
-    limits. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
-    `sessions` are the dashboard's, unless it is off.
+    limits. `body_s` is how long a request body may take. `sessions` are the dashboard's, unless it is off.
     """
     app = FastPath(
         title="payagent",
@@ -115,7 +111,6 @@ def create_app(
     app.state.streams = []
     app.state.topups = orders
     app.state.body_s = body_s
-    app.state.links = links
     app.state.sessions = sessions
     app.state.rate_limiter = RateLimiter(rates, time.monotonic)
     guarded = partial(

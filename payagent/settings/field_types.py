@@ -91,6 +91,11 @@ def _safe(value: str) -> str:
     return value
 
 
+def _link_origin(value: str) -> str:
+    """Browsers never look up a name under localhost, so its requests stay on this machine."""
+    return value if (urlsplit(value).hostname or "").endswith(".localhost") else _safe(value)
+
+
 def _listen(value: str) -> str:
     host, separator, port = value.rpartition(":")
     if not separator or not _is_address(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
@@ -218,5 +223,6 @@ HostName = Annotated[str, AfterValidator(_host)]
 BaseUrl = Annotated[str, AfterValidator(parse_base_url)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
 SafeOrigin = Annotated[Origin, AfterValidator(_safe)]
+LinkOrigin = Annotated[Origin, AfterValidator(_link_origin)]
 SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_safe)]
 Partner = Annotated[str, AfterValidator(_partner)]
