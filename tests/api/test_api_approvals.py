@@ -189,3 +189,18 @@ async def test_an_approval_refused_by_a_limit_leaves_the_payment_waiting(api: Ap
     await api.http.post("/v1/limits", json={"limits": {"per_payment": None}})
     assert (await api.http.post(f"/v1/payments/{asked['id']}/approve", json={})).status_code == 200
     assert (await api.http.post("/v1/payments/pay_x/approve", json={})).status_code == 404
+
+
+async def test_a_refusal_by_the_in_flight_limit_of_a_merchant_is_counted(world: World) -> None:
+    world.fund(*[100 * ADA] * 3)
+    merchants = {
+        o: replace(m, rules=MerchantRules(payments_in_flight_max=1)) for o, m in world.terms.merchants.items()
+    }
+    async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
+        await run.run_pass()
+        await api.pay("first")
+        busy = await api.http.post("/v1/payments", json=api.body("second"))
+        assert (busy.json()["code"], run.context.refusals["merchant_in_flight_limit"]) == (
+            "merchant_in_flight_limit",
+            1,
+        )
