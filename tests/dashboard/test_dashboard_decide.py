@@ -13,6 +13,7 @@ from payagent.agent.operator.limits import set_limits
 from payagent.api.http.rate_limit import BURST_S, Rates
 from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.policy import ANY, Limit, Scope, Window
+from payagent.dashboard.pages.approvals import marked
 from payagent.proxy.app import Bounds
 from payagent.store.rows import approvals, events
 
@@ -193,3 +194,37 @@ async def test_a_truncated_link_says_that_nothing_was_decided_and_what_to_do(wor
         assert page.status_code == 404
         assert "Nothing was decided by it." in page.text
         assert "whole link" in page.text
+
+
+async def test_a_decision_in_the_dashboard_on_other_terms_or_too_late_is_refused(world: World) -> None:
+    world.fund(100 * ADA)
+    async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
+        await run.run_pass()
+        asked = (await api.http.post("/v1/payments", json=api.body())).json()["id"]
+        link = (await api.http.post("/v1/dashboard/links", json={})).json()["url"].removeprefix(LINKS.origin)
+        entered = await api.http.post(link, headers=OWN_FORM)
+        cookie = {"Cookie": entered.headers["set-cookie"].partition(";")[0]}
+        page = (await api.http.get("/ui/approvals", headers=HOST | cookie)).text
+        form = re.search(rf'id="{asked}".*?</form>', page, re.DOTALL)
+        assert form is not None
+        fields = dict(re.findall(r'name="(csrf|order|terms_hash)" value="([^"]*)"', form[0]))
+        wrong = fields | {"terms_hash": "0" * 64, "order": "another", "way": "approve"}
+        changed = await api.http.post(f"/ui/approvals/{asked}", data=wrong, headers=OWN_FORM | cookie)
+        assert (changed.status_code, "terms_changed" in changed.text) == (409, True)
+        assert run.context.payment(asked).state == "awaiting_approval"
+        world.clock.ahead_ms += 3_600_000
+        late = await api.http.post(
+            f"/ui/approvals/{asked}", data=fields | {"way": "approve"}, headers=OWN_FORM | cookie
+        )
+        assert late.status_code == 403
+        assert "Timed out: nobody decided" in late.text
+        assert run.context.payment(asked).state == "denied"
+
+
+def test_the_differing_ends_of_two_addresses_are_marked() -> None:
+    known, new = marked("addr_test1" + "q" * 60 + "end", "addr_test1" + "z" * 60 + "end")
+    assert new == f"addr_test1<mark>{'z' * 8}</mark>{'z' * 44}<mark>{'z' * 8}</mark>end"
+    assert known == str(new).replace("z", "q").replace("<mark>", '<mark class="known">')
+    assert marked("addr_aXb", "addr_aYb")[1] == "addr_a<mark>Y</mark>b"
+    assert marked("", "addr")[1] == "<mark>addr</mark>"
+    assert marked("same", "same") == ("same", "same")

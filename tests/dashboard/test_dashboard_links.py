@@ -85,11 +85,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         with shop.config.open("a") as config:
             config.write(f'\n[approvals]\nrequired_above = "5 ADA"\nlink_origin = "http://{HOST}:{port}"\n')
             config.write(f'[alerts]\nwebhook_url = "{receiver.url}"\nwebhook_secret_file = "{secret}"\n')
-        shop.control("faucet", address=shop.made["address"], lovelace="100000000")
-        with shop.http, running(shop, "--listen", f"127.0.0.1:{port}"):
-            until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
-            shop.settings(price="6000000", splits=[])
-            yield Desk(shop, port, receiver, browser)
+        with shop.http:
+            shop.control("faucet", address=shop.made["address"], lovelace="100000000")
+            with running(shop, "--listen", f"127.0.0.1:{port}"):
+                until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+                shop.settings(price="6000000", splits=[])
+                yield Desk(shop, port, receiver, browser)
 
 
 def test_an_approval_link_shows_the_payment_and_its_form_decides_once(desk: Desk) -> None:

@@ -104,6 +104,9 @@ async def served(
     def heartbeat() -> str | None:
         return stale[0] if stale else None
 
+    sessions = None
+    if links is not None:
+        sessions = Sessions(SystemRandomness(), time.monotonic, run.context.ports.clock.now_ms, links.origin)
     then = create_app(
         run.agent,
         run.topups,
@@ -112,11 +115,11 @@ async def served(
         allowed_hosts=proxy.allowed_hosts,
         rates=proxy.rates,
         body_s=body_s,
+        sessions=sessions,
     )
     proxied = ProxyApp(run.agent, then, proxy, Egress())
     app: ASGIApp = proxied
-    if links is not None:
-        sessions = Sessions(SystemRandomness(), time.monotonic, run.context.ports.clock.now_ms, links.origin)
+    if links is not None and sessions is not None:
         dashboard = create_dashboard(run.agent, then, sessions, links, None, is_devnet=True)
         app = Doors(app, dashboard, frozenset({HOST}))
     unix_path = str(run.world.folder / "api.sock")
