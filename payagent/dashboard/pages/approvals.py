@@ -1,6 +1,6 @@
 """Payments that wait for a person, and what was decided lately.
 
-May import: core, dashboard, Starlette. Never: SQL; decides (the API does, on the terms that were shown).
+May import: core, api.http, dashboard, Starlette. Never: SQL; decides (the API does, on the terms that were shown).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,6 @@ from payagent.dashboard.text import paid, visible
 from payagent.dashboard.visit import ApiRefusedError, Visit
 
 WAITING, LATELY = 20, 8
-EVERYBODY = ("read", "operate", "approve")
 MARKED = 8
 """How many characters of a differing part are marked at each of its ends."""
 
@@ -143,6 +142,6 @@ def _marked(text: str, head: int, tail: int, look: Markup) -> Markup:
 
 
 PAGES = [
-    page("/ui/approvals", show, *EVERYBODY),
+    page("/ui/approvals", show, "read", "operate", "approve"),
     form("/ui/approvals/{payment_id}", decide, "operate", "approve"),
 ]
