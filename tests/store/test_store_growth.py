@@ -117,6 +117,7 @@ def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(
 ) -> None:
     """Also a page with few payments or none."""
     monkeypatch.setattr(payments, "SCAN_MAX", FEW)
+    monkeypatch.setattr(approvals, "STANDING_MAX", FEW)
     every = dict.fromkeys(("app_id", "state", "origin", "since_ms", "before_seq"))
     told: dict[str, list[int]] = {name: [] for name in PAGES}
     for count in (FEW, MANY):
@@ -135,6 +136,9 @@ def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(
             with counted(conn) as steps:
                 approvals.standing_at(conn, "https://nobody.example", "pay_new")
             told.setdefault("of a question about a new merchant", []).append(steps[0])
+            with counted(conn) as steps:
+                assert approvals.standing_at(conn, ORIGIN, "pay_new")
+            told.setdefault("of a question about a merchant with many payments", []).append(steps[0])
             with counted(conn) as steps:
                 assert limit_counters.totals_by_app(conn, ["", ORIGIN], [LOVELACE])
             told.setdefault("of the spend of each app, for the metrics", []).append(steps[0])

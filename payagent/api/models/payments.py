@@ -234,7 +234,7 @@ class Transaction(BaseModel):
 
 
 class MerchantHistory(BaseModel):
-    """Earlier payments to the merchant: how many were paid, ended unpaid or are open, and the amount spent."""
+    """Of the last 1,000 payments to the merchant, how many were paid, ended unpaid or are open; `spent` of all."""
 
     paid: int
     last_at: Time | None
