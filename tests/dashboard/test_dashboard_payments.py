@@ -119,6 +119,6 @@ def test_text_from_outside_is_shown_and_runs_nothing(shop: Shop, browser: Browse
         at.page.goto(f"{origin}/ui/payments?text={HOSTILE}")
         expect(at.page.get_by_label("Text")).to_have_value(HOSTILE)
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        for path in ("/ui/payments", f"/ui/payments/{shop.payments()[0]['id']}"):
+        for path in ("/ui/payments", f"/ui/payments/{shop.payments()[0]['id']}", "/ui/payments?state=lost"):
             at.page.goto(origin + path)
             assert at.page.evaluate(wide) == 0, f"{path} scrolls sideways"

@@ -6,7 +6,7 @@ May import: core, dialects, agent, store, the rest of api, FastAPI. Never: decid
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -56,15 +56,24 @@ Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 router = APIRouter(tags=["payments"])
 
 
+def _states(text: str) -> str:
+    if not set(text.split(",")) <= set(State):
+        raise ValueError(f"write one of {', '.join(State)}; or several, with commas and no spaces between them")
+    return text
+
+
 _STATE = "|".join(State)
+States = Annotated[
+    str,
+    AfterValidator(_states),
+    WithJsonSchema({"type": "string", "pattern": f"^({_STATE})(,({_STATE}))*$"}),
+]
 
 
 class PaymentFilter(Page):
     """Filters of the list of payments."""
 
-    state: Annotated[
-        str | None, Field(pattern=f"^({_STATE})(,({_STATE}))*$", description="One, or several between commas.")
-    ] = None
+    state: Annotated[States | None, Field(description="One, or several between commas.")] = None
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
     since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
