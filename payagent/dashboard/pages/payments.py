@@ -43,12 +43,12 @@ async def show_list(visit: Visit) -> Response:
     problem, status = None, 200
     try:
         found = await visit.api.get("/v1/payments", limit=PAGE, cursor=cursor, **query)
-        fresh = await _newer_than(visit, query, newest) if cursor else ""
+        fresh = await _newer_than(visit, query, newest) if cursor and newest else ""
     except ApiRefusedError as refused:
         problem, status = refused.problem, refused.status
         found, fresh = {"payments": [], "cursor": None}, ""
     rows = found["payments"]
-    older = {"cursor": found["cursor"], "newest": newest or (rows[0]["id"] if rows else "")}
+    older = {"cursor": found["cursor"], "newest": newest or (rows[0]["created_at"] if rows else "")}
     return await visit.page(
         "payments.html",
         status,
@@ -78,12 +78,11 @@ def total(payment: dict[str, Any]) -> list[tuple[int, str]]:
     return [(units, asset) for asset, units in sums.items()]
 
 
-async def _newer_than(visit: Visit, query: Mapping[str, str], newest: str | None) -> str:
-    """How many payments came since the first page was opened."""
-    ids = [one["id"] for one in (await visit.api.get("/v1/payments", limit=PAGE, **query))["payments"]]
-    if newest not in ids:
-        return f"{PAGE} or more" if newest else ""
-    return str(ids.index(newest) or "")
+async def _newer_than(visit: Visit, query: Mapping[str, str], newest: str) -> str:
+    """How many payments came since the first page was opened, whose newest payment was made then."""
+    since = (await visit.api.get("/v1/payments", limit=PAGE, since=newest, **query))["payments"]
+    count = sum(one["created_at"] > newest for one in since)
+    return f"{PAGE} or more" if count == PAGE else str(count or "")
 
 
 def _tabs(asked: Mapping[str, str]) -> list[tuple[str, str, bool]]:
