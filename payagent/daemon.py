@@ -249,9 +249,8 @@ async def _serve(
             topups,
             heartbeat=scheduler.stale,
             signer=lambda: signer.problem,
-            allowed_hosts=hosts | _link_host(links),
+            allowed_hosts=hosts,
             rates=rates,
-            links=links,
             sessions=sessions,
             notifiers={one.name: one for one in notifiers},
         )
@@ -265,9 +264,9 @@ async def _serve(
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
-                agent.context, inner, sessions, api.explorer_url, is_devnet=settings.is_devnet
+                agent, inner, sessions, links, api.explorer_url, is_devnet=settings.is_devnet
             )
-            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts)
+            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts | _link_host(links))
         server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
+from payagent.core.history import limit_in_words
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -52,6 +53,7 @@ class Renderer:
             "clipped": text.clipped,
             "chip": text.chip,
             "paid": text.paid,
+            "limit_in_words": limit_in_words,
         }
 
     def html(self, template: str, **values: object) -> str:

@@ -1,4 +1,5 @@
 // Keeps a page fresh: when something changed, fetches it again and replaces the parts marked data-live that differ.
+// A part that is a list (data-rows) is replaced row by row.
 // Copies what a button says, and shows times in the reader's own zone. Without it, every page and form works.
 
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
@@ -24,12 +25,41 @@ async function refresh() {
   const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
-    const isUsed = old.contains(document.activeElement) || old.querySelector("details[open]");
-    if (fresh && !isUsed && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
+    if (fresh && "rows" in old.dataset) {
+      merge(old, fresh);
+      continue;
+    }
+    if (fresh && !isUsed(old) && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
   }
   last = new Date();
   localTimes();
   poll();
+}
+
+function merge(old, fresh) { // a list changes row by row, so that the one with focus stays where it is
+  let at = old.firstElementChild;
+  for (const row of fresh.children) {
+    const was = document.getElementById(row.id);
+    if (was && (isUsed(was) || plain(was) === plain(row))) {
+      at = was.nextElementSibling;
+      continue;
+    }
+    const now = document.importNode(row, true);
+    if (was) {
+      was.replaceWith(now);
+      at = now.nextElementSibling;
+    } else {
+      now.classList.add("new");
+      old.insertBefore(now, at);
+    }
+  }
+  for (const row of [...old.children]) {
+    if (!fresh.ownerDocument.getElementById(row.id) && !isUsed(row)) row.remove();
+  }
+}
+
+function isUsed(part) {
+  return part.contains(document.activeElement) || part.querySelector("details[open]");
 }
 
 function plain(part) { // each form's own id differs at every reading, and the title is ours
