@@ -259,7 +259,7 @@ async def _serve(
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
-                agent.context, inner, sessions, api.explorer_url, is_devnet=settings.is_devnet
+                agent.context, inner, sessions, listeners.url, api.explorer_url, is_devnet=settings.is_devnet
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts)
         server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)

@@ -29,6 +29,7 @@ class Renderer:
     """The templates and the assets. `facts` are the same on every page, such as the network."""
 
     def __init__(self, **facts: object) -> None:
+        self.facts = facts
         assets = _assets()
         self._by_address = {address: (raw, kind) for address, raw, kind in assets.values()}
         self.environment = Environment(
