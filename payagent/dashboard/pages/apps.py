@@ -41,7 +41,8 @@ _MCP = """{
   "mcpServers": {
     "payagent": {
       "command": "payagent",
-      "args": ["mcp", "--token-file", "FOLDER/APP.token"],
+      "args": ["mcp", "--token-file",
+               "FOLDER/APP.token"],
       "env": {"PAYAGENT_URL": "API"}
     }
   }
@@ -90,7 +91,7 @@ async def show(visit: Visit) -> Response:
         connect_app=connect_app,
         connect_merchant=connect_merchant,
         snippets=_snippets(
-            API=str(visit.renderer.facts["api_url"]), APP=connect_app, MERCHANT=connect_merchant, ORIGIN=origin
+            API=visit.renderer.facts["api_url"], APP=connect_app, MERCHANT=connect_merchant, ORIGIN=origin
         ),
     )
 
