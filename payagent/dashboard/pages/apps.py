@@ -8,6 +8,7 @@ May import: core, dashboard, Starlette. Never: SQL; keeps a token.
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.responses import Response
@@ -25,6 +26,7 @@ from payagent.dashboard.visit import Visit
 
 BUDGETS = (Window.PAYMENT, Window.DAY, Window.MONTH, Window.TOTAL)
 SUGGESTED = {"scopes": "pay", "per_payment": "1", "per_day": "5", "per_month": "60", "expires": "90d"}
+ENDS_SOON_DAYS = 7
 CONFIRMED_SCOPES = frozenset({"operate", "approve"})
 """A token with one of these is made only after a confirmation in the terminal."""
 
@@ -121,7 +123,10 @@ def _budget(name: str, limits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _token_chip(app: Mapping[str, Any]) -> tuple[str, str]:
     """The look and the words of a token's state."""
     if app["active"]:
-        return "ok", "token valid"
+        if app["expires_at"] is None:
+            return "ok", "token valid"
+        days = (datetime.fromisoformat(app["expires_at"]) - datetime.now(UTC)).days
+        return ("ok", "token valid") if days >= ENDS_SOON_DAYS else ("warn", f"ends in {max(days, 0)} days")
     if app["token_made_at"] is None:
         return "off", "no token"
     return "off", "expired" if app["revoked_at"] is None else "revoked"
