@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, check_supply, parse_count, parse_decimal
+from payagent.core.money import LOVELACE, parse_amount_of
 from payagent.core.problems import Refused
 from payagent.dashboard.in_process import ApiRefusedError
 
@@ -12,20 +12,17 @@ _AHEAD = {"90d": timedelta(days=90), "30d": timedelta(days=30), "12h": timedelta
 
 
 def units_of(form: Mapping[str, str], name: str, asset: str = LOVELACE) -> str | None:
-    """The units of a field: ADA with up to six decimals, or a token's smallest units. None if it is empty.
+    """The units of a field: ADA unless it names lovelace, or a token's smallest units. None if it is empty.
 
     Raises `ApiRefusedError`: `amount_invalid`.
     """
-    text = form.get(name, "").removesuffix("ADA").strip()
+    text = form.get(name, "")
     if not text:
         return None
     try:
-        decimals = len(str(LOVELACE_PER_ADA)) - 1
-        units = parse_decimal(text, decimals) if asset == LOVELACE else parse_count(text)
-        return str(check_supply(asset, units))
-    except Refused:
-        detail = f"{text[:40]!r} is not a number of {'ADA' if asset == LOVELACE else 'smallest units'}"
-        raise ApiRefusedError.of(Refused("amount_invalid", detail)) from None
+        return str(parse_amount_of(asset, f"{text} ADA" if asset == LOVELACE and " " not in text else text))
+    except Refused as refused:
+        raise ApiRefusedError.of(refused) from None
 
 
 def ticked(form: Mapping[str, str], name: str) -> list[str]:
