@@ -264,7 +264,8 @@ async def _serve(
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
-                agent, inner, sessions, links, api.explorer_url, is_devnet=settings.is_devnet
+                *(agent, inner, sessions, links, listeners.url, api.explorer_url),
+                is_devnet=settings.is_devnet,
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts | _link_host(links))
         server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)

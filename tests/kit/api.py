@@ -120,7 +120,9 @@ async def served(
     proxied = ProxyApp(run.agent, then, proxy, Egress())
     app: ASGIApp = proxied
     if links is not None and sessions is not None:
-        dashboard = create_dashboard(run.agent, then, sessions, links, None, is_devnet=True)
+        dashboard = create_dashboard(
+            run.agent, then, sessions, links, "http://127.0.0.1:8402", None, is_devnet=True
+        )
         app = Doors(app, dashboard, frozenset({HOST}))
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
