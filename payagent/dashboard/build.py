@@ -41,14 +41,22 @@ _EXPLORERS = {
 
 
 def create_dashboard(
-    context: AgentContext, api: ASGIApp, sessions: Sessions, explorer_url: str | None, *, is_devnet: bool
+    context: AgentContext,
+    api: ASGIApp,
+    sessions: Sessions,
+    explorer_url: str | None,
+    daemon: Mapping[str, str],
+    *,
+    is_devnet: bool,
 ) -> Dashboard:
     """`explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
-    devnet."""
+    devnet. `daemon`: what the settings page tells of this process."""
     network = context.config.network.name
     explorer = explorer_url or ("" if is_devnet else _EXPLORERS.get(network, ""))
     tokens = {asset: name for name, (asset, _) in context.config.tokens.items()}
-    renderer = Renderer(network="devnet" if is_devnet else network, explorer=explorer, tokens=tokens)
+    renderer = Renderer(
+        network="devnet" if is_devnet else network, explorer=explorer, tokens=tokens, daemon=daemon
+    )
 
     async def note(event: str, detail: Mapping[str, object]) -> None:
         now_ms = context.ports.clock.now_ms()
