@@ -188,6 +188,13 @@ def test_the_log_is_followed_until_its_reader_stops(busy: Shop) -> None:
     assert (told["by"], told["app"], told["detail"]["limit"]) == ("operator", None, "per_week")
 
 
+def test_the_address_is_drawn_for_a_phone(busy: Shop) -> None:
+    address, *drawn = busy.payagent("wallet", "address", "--qr", "--human").out.splitlines()
+    assert address == busy.made["address"]
+    assert len({len(line) for line in drawn}) == 1
+    assert set("".join(drawn)) == set(" ▀▄█")
+
+
 def test_status_is_one_json_object_for_programs(busy: Shop) -> None:
     told = busy.payagent("status").json
     assert (told["ready"], told["network"], told["address"]) == (True, "devnet", busy.made["address"])
