@@ -30,6 +30,19 @@ def test_the_activity_says_what_the_log_says(shop: Shop, browser: Browser) -> No
         assert at.page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_the_activity_says_by_which_way_a_change_was_made(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        at.page.get_by_role("button", name="Pause signing").click()
+        assert shop.payagent("resume").code == 0
+        at.page.goto(f"{origin}/ui/activity?kind=signing")
+        resumed, paused = at.page.locator("#events tbody tr").all()[:2]
+        expect(resumed).to_contain_text("operator: signing resumed")
+        expect(resumed.locator(".sub")).to_have_text("by its token")
+        expect(paused).to_contain_text("operator: signing paused")
+        expect(paused.locator(".sub")).to_have_text("by the dashboard")
+
+
 def test_text_of_others_is_shown_and_runs_nothing(shop: Shop, browser: Browser) -> None:
     assert shop.payagent("pause", "--reason", HOSTILE).code == 0
     try:

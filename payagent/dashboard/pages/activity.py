@@ -17,7 +17,7 @@ WAYS = {
     "clock": "because the time was over",
     "dashboard": "by the dashboard",
 }
-"""How a change was made, where its event says so."""
+"""How a change was made, by `via` of its event."""
 
 
 async def show(visit: Visit) -> Response:
@@ -48,7 +48,7 @@ def _by_day(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[s
                 "at": entry["at"],
                 "who": who(entry),
                 "sentence": sentence(entry),
-                "way": WAYS.get(entry["detail"].get("via"), ""),
+                "way": WAYS.get(entry["detail"].get("via")) or ("by its token" if entry["by"] else ""),
                 "event": entry["event"],
                 "payment": entry["payment"],
             }
