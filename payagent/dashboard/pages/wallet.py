@@ -107,17 +107,9 @@ async def send(visit: Visit) -> Response:
     """Keep a send until the terminal confirms it."""
     wallet = await visit.api.get("/v1/wallet")
     try:
-        address, asset, units = _order(visit.form, wallet)
+        address, order, text, left = _order(visit.form, wallet)
     except Refused as refused:
         return await _refused(visit, refused)
-    row = next((one for one in wallet["assets"] if one["asset"] == asset), {"available": "0"})
-    if units is None:
-        body, text = {"address": address, "all": True}, "everything that is available and may leave"
-        left = "nothing that may leave, unless it does not fit into one transaction"
-    else:
-        body, text = {"address": address, "asset": asset, "units": str(units)}, format_amount(asset, units)
-        rest = format_amount(asset, int(row["available"]) - units)
-        left = f"{rest} spendable{', less the fee' if asset == LOVELACE else ''}"
     facts = (
         ("sends", text),
         ("fee", "the network's, known when it is signed; less than 1 ADA"),
@@ -125,15 +117,17 @@ async def send(visit: Visit) -> Response:
         ("history", await _history(visit, address, wallet["address"])),
         ("left after", left),
     )
+    body = {"address": address, **order}
     return visit.confirm_in_terminal(f"Send {text}", facts, "/ui/wallet", "/v1/wallet/send", body, visit.order)
 
 
-def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    """The address, the asset and the units of a send; no units: everything."""
+def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, dict[str, object], str, str]:
+    """A send: the address, what the API is asked to send, and in words what it sends and what is left."""
     with own_order(key="address"):
         address = parse_address(fields.get("address", ""), NETWORKS[wallet["network"]]).text
     if "all" in fields:
-        return address, LOVELACE, None
+        left = "nothing that may leave, unless it does not fit into one transaction"
+        return address, {"all": True}, "everything that is available and may leave", left
     asset = fields.get("asset") or LOVELACE
     units = _ada(fields.get("amount")) if asset == LOVELACE else parse_amount_of(asset, fields.get("amount"))
     if units == 0:
@@ -141,7 +135,12 @@ def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, s
     available = {one["asset"]: int(one["available"]) for one in wallet["assets"]}.get(asset, 0)
     if units > available:
         raise Refused("not_enough_funds", f"{format_amount(asset, available)} can be spent now")
-    return address, asset, units
+    text, left = format_amount(asset, units), f"{format_amount(asset, available - units)} spendable"
+    if asset == LOVELACE:
+        left += ", less the fee"
+    else:
+        text += ", with the ADA that an output with a token must carry"
+    return address, {"asset": asset, "units": str(units)}, text, left
 
 
 def _ada(text: str | None) -> int:
@@ -155,7 +154,7 @@ async def _history(visit: Visit, address: str, own: str) -> str:
         return "this is the wallet's own address: it merges UTxOs"
     sent = (await visit.api.get("/v1/ledger/spend", by="destination"))["spend"]
     sends = sum(row["payments"] for row in sent if row["destination"] == address)
-    return f"{sends} confirmed sends to this address before" if sends else "the first send to this address"
+    return f"sent to before, {sends} confirmed" if sends else "the first send to this address"
 
 
 async def unfreeze(visit: Visit) -> Response:
