@@ -48,20 +48,21 @@ def create_dashboard(
     links: ApprovalLinks | None,
     api_url: str,
     explorer_url: str | None,
+    daemon: Mapping[str, str],
     *,
     is_devnet: bool,
 ) -> Dashboard:
     """`links`: the signed approval links, if configured. `api_url`: where programs reach the API and the proxy.
 
     `explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
-    devnet.
+    devnet. `daemon`: what the settings page tells of this process.
     """
     context = agent.context
     network = context.config.network.name
     explorer = explorer_url or ("" if is_devnet else _EXPLORERS.get(network, ""))
     tokens = {asset: name for name, (asset, _) in context.config.tokens.items()}
-    shown_network = "devnet" if is_devnet else network
-    renderer = Renderer(network=shown_network, explorer=explorer, tokens=tokens, api_url=api_url)
+    facts = {"network": "devnet" if is_devnet else network, "explorer": explorer, "tokens": tokens}
+    renderer = Renderer(**facts, api_url=api_url, daemon=daemon)
 
     async def note(event: str, detail: Mapping[str, object]) -> None:
         now_ms = context.ports.clock.now_ms()

@@ -121,7 +121,7 @@ async def served(
     app: ASGIApp = proxied
     if links is not None and sessions is not None:
         dashboard = create_dashboard(
-            run.agent, then, sessions, links, "http://127.0.0.1:8402", None, is_devnet=True
+            run.agent, then, sessions, links, "http://127.0.0.1:8402", None, {}, is_devnet=True
         )
         app = Doors(app, dashboard, frozenset({HOST}))
     unix_path = str(run.world.folder / "api.sock")
