@@ -205,7 +205,8 @@ class Dashboard:
             return await visit.page("problem.html", refused.status, refused.problem)
 
     async def _once(self, visit: Visit, one: Page) -> Response:
-        """Carry out a form. A second click gets the first one's way on."""
+        """Carry out a form. A second click gets the first one's way on, and so does reloading an answer that shows
+        something once (201 with its `Location`)."""
         session, order = visit.session, visit.order
         if not compare_digest(visit.form.get("csrf", "").encode(), session.csrf.encode()):
             raise Refused("browser_refused/web_page", "the form was not made for this session")
@@ -218,7 +219,7 @@ class Dashboard:
         try:
             response = await one.handler(visit)
         finally:
-            if response is None or response.status_code != 303:  # refused: it may be sent again
+            if response is None or "location" not in response.headers:  # refused: it may be sent again
                 session.done.pop(order, None)
             else:
                 session.done[order] = response.headers["location"]

@@ -46,17 +46,26 @@ def create_dashboard(
     api: FastPath,
     sessions: Sessions,
     links: ApprovalLinks | None,
+    api_url: str,
     explorer_url: str | None,
+    daemon: Mapping[str, str],
     *,
     is_devnet: bool,
 ) -> Dashboard:
-    """`links`: the signed approval links, if configured. `explorer_url`: where a transaction's link leads, with
-    {tx}; None: the network's usual one, and none on the devnet."""
+    """`links`: the signed approval links, if configured. `api_url`: where programs reach the API and the proxy.
+
+    `explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
+    devnet. `daemon`: this process, for the settings page.
+    """
     context = agent.context
     network = context.config.network.name
-    explorer = explorer_url or ("" if is_devnet else _EXPLORERS.get(network, ""))
-    tokens = {asset: name for name, (asset, _) in context.config.tokens.items()}
-    renderer = Renderer(network="devnet" if is_devnet else network, explorer=explorer, tokens=tokens)
+    renderer = Renderer(
+        network="devnet" if is_devnet else network,
+        explorer=explorer_url or ("" if is_devnet else _EXPLORERS.get(network, "")),
+        tokens={asset: name for name, (asset, _) in context.config.tokens.items()},
+        api_url=api_url,
+        daemon=daemon,
+    )
 
     async def note(event: str, detail: Mapping[str, object]) -> None:
         now_ms = context.ports.clock.now_ms()

@@ -5,6 +5,7 @@ May import: core, dashboard.text, Jinja2, Starlette. Never: renders text of a me
 
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
@@ -29,7 +30,8 @@ def _assets() -> dict[str, tuple[str, bytes, str]]:
 class Renderer:
     """The templates and the assets. `facts` are the same on every page, such as the network."""
 
-    def __init__(self, **facts: object) -> None:
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
         assets = _assets()
         self._by_address = {address: (raw, kind) for address, raw, kind in assets.values()}
         self.environment = Environment(

@@ -68,7 +68,8 @@ class Session:
 class PendingOrder:
     """An order of a session that the terminal confirms. `facts`: what it does, in pairs for people.
 
-    `answer` is set once it was carried out; `code` is None from then on.
+    `answer` is set once it was carried out; `code` is None from then on. `token`: an app's new token, until the
+    session has shown it.
     """
 
     id: str
@@ -81,6 +82,7 @@ class PendingOrder:
     carry_out: Callable[[], Awaitable[Answer]] = field(repr=False)
     code: str | None = field(repr=False)
     answer: Answer | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 class Sessions:
@@ -203,9 +205,13 @@ class Sessions:
         )
 
     async def confirm(self, order: PendingOrder) -> Answer:
-        """Carry out an order, as its session. Its code is used up first."""
+        """Carry out an order, as its session. Its code is used up first. An app's new token is for the session
+        alone, and is taken out of the answer."""
         order.code = None
-        order.answer = await order.carry_out()
+        status, answer = await order.carry_out()
+        token = answer.pop("token", None)
+        order.token = None if token is None else str(token)
+        order.answer = status, answer
         return order.answer
 
     def _open(self, link_key: str) -> tuple[Session, str]:

@@ -1,7 +1,7 @@
 """Apps, their tokens and limits. May import: core, agent, store.rows, pydantic. Never: I/O."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -9,6 +9,7 @@ from payagent.agent.operator.apps import NewApp
 from payagent.agent.operator.limits import LimitStatus
 from payagent.api.http.tokens import TOKEN_PATTERN
 from payagent.api.models.base import (
+    Amounts,
     GivenAsset,
     GivenCount,
     GivenTime,
@@ -58,12 +59,29 @@ class LimitStanding(BaseModel):
         )
 
 
+class SignerCaps(BaseModel):
+    """The most that the signer lets out of the wallet, by asset, whatever the limits allow.
+
+    It counts what it signs in a process of its own, and does not tell its count.
+    """
+
+    per_transaction: Amounts
+    signed_per_day: Amounts
+
+
 class Limits(BaseModel):
+    """`approval_above`: a payment of more needs an approval.
+
+    A token with the pay scope alone does not get `signer` and `approval_above`.
+    """
+
     limits: list[LimitStanding]
+    signer: SignerCaps = absent("Above all limits.")
+    approval_above: Amounts = absent("By asset.")
 
     @classmethod
-    def of(cls, standing: Iterable[LimitStatus], names: Mapping[str, str]) -> Self:
-        return cls(limits=[LimitStanding.of(one, names) for one in standing])
+    def of(cls, standing: Iterable[LimitStatus], names: Mapping[str, str], **more: Any) -> Self:
+        return cls(limits=[LimitStanding.of(one, names) for one in standing], **more)
 
 
 class SetLimits(RequestBody):
@@ -117,7 +135,8 @@ class RotateToken(RequestBody):
 
 
 class App(BaseModel):
-    """An app. `active`: whether its last token is valid now."""
+    """An app. `active`: whether its last token is valid now. `last_call_at`: its last request since the daemon's
+    start, to the API or the proxy; null: none."""
 
     id: str
     name: str
@@ -128,10 +147,18 @@ class App(BaseModel):
     token_made_at: Time | None
     expires_at: Time | None
     revoked_at: Time | None
+    last_call_at: Time | None
 
     @classmethod
     def of(
-        cls, app: AppRow, last: TokenRow | None, names: Mapping[str, str], *, active: bool, **text: str
+        cls,
+        app: AppRow,
+        last: TokenRow | None,
+        names: Mapping[str, str],
+        *,
+        active: bool,
+        last_call_ms: int | None,
+        **text: str,
     ) -> Self:
         """`names`: the merchants' names by origin. `text`: the token, if this answer shows it."""
         return cls.model_validate(
@@ -147,6 +174,7 @@ class App(BaseModel):
                 "token_made_at": None if last is None else last.created_at_ms,
                 "expires_at": None if last is None else last.expires_at_ms,
                 "revoked_at": None if last is None else last.revoked_at_ms,
+                "last_call_at": last_call_ms,
                 **text,
             }
         )

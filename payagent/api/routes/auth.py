@@ -146,6 +146,7 @@ def need(*scopes: str) -> Need:
         app = apps.by_token(agent.context.conn, token_hash, agent.context.latest_ms)
         if app is None:
             raise _unauthorized()
+        agent.context.note_call(app.id)
         inside: ExitStack = request.state.inside
         inside.enter_context(request.app.state.rate_limiter.admit(app.id))
         if not app.scopes & set(scopes):

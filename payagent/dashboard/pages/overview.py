@@ -10,14 +10,15 @@ from typing import Any
 from starlette.responses import Response
 
 from payagent.core.money import LOVELACE
+from payagent.core.policy import Window
 from payagent.dashboard.app import page
+from payagent.dashboard.bars import limit_bar
 from payagent.dashboard.charts import SpendChart, spend_chart
 from payagent.dashboard.text import brief_ada
 from payagent.dashboard.visit import Visit
 
 DAYS = 30
 LATEST = 6
-WINDOWS = {"hour": "Last hour", "day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30 days"}
 
 
 async def show(visit: Visit) -> Response:
@@ -35,7 +36,7 @@ async def show(visit: Visit) -> Response:
         money=_money(wallet),
         address=wallet["address"],
         bars=limit_bars(limits),
-        per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == "payment"), None),
+        per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == Window.PAYMENT), None),
         chart=await _chart(visit, today),
         prepaid=(await api.get("/v1/prepaid"))["prepaid"],
         latest=latest,
@@ -110,15 +111,7 @@ def _of_all(limits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def limit_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The wallet's own limits in ADA over a time."""
-    return [limit_bar(one) for one in _of_all(limits) if one["limit"] in WINDOWS]
-
-
-def limit_bar(limit: Mapping[str, Any]) -> dict[str, Any]:
-    """A limit as a bar. It changes its colour at 80% and at 95%."""
-    spent, most = int(limit["spent"] or 0), int(limit["most"])
-    percent = min(spent * 100 / most, 100.0) if most else 100.0
-    look = "fbad" if percent >= 95 else "fwarn" if percent >= 80 else "f1"
-    return {**limit, "title": WINDOWS.get(limit["limit"], limit["limit"]), "meter": [(percent, look)]}
+    return [limit_bar(one) for one in _of_all(limits) if one["limit"] != Window.PAYMENT]
 
 
 async def _chart(visit: Visit, today: date) -> SpendChart:
