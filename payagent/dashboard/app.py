@@ -25,6 +25,7 @@ from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import BrokenOffError, problem_of
 from payagent.api.http.sessions import Session, Sessions
 from payagent.core.problems import Refused
+from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
 from payagent.dashboard.visit import Handler, Visit
@@ -114,6 +115,7 @@ class Dashboard:
         self._renderer = renderer
         self._pages = [(Route(one.path, _never, methods=["POST" if one.is_form else "GET"]), one) for one in pages]
         self._open_routes = open_routes
+        self._checks = Checks()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._new_id("call")
@@ -192,6 +194,7 @@ class Dashboard:
             self._renderer,
             await read_form(request) if one.is_form else {},
             lambda: self._new_id("form"),
+            self._checks,
         )
         if not visit.may(*one.scopes):
             if scope["path"] == "/ui/" and visit.may("approve"):

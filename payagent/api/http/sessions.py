@@ -154,9 +154,10 @@ class Sessions:
         for order in [one for one in self._orders.values() if one.session_key == session.key]:
             del self._orders[order.id]
 
-    def __len__(self) -> int:
+    def all(self) -> list[Session]:
+        """Every session, oldest first."""
         self._drop_ended()
-        return len(self._sessions)
+        return list(self._sessions.values())
 
     def ask_for(
         self,

@@ -19,6 +19,7 @@ from payagent.api.http.tokens import hash_token
 from payagent.api.routes.params import json_body, require_clear_query
 from payagent.core.bounds import SCOPES
 from payagent.core.problems import Refused
+from payagent.store.db.unit import VIA
 from payagent.store.rows import approvals, apps, payments
 from payagent.store.rows.approvals import Via
 from payagent.store.rows.apps import AppRow
@@ -141,6 +142,7 @@ def need(*scopes: str) -> Need:
         agent: Agent = request.app.state.agent
         token_hash: str = request.scope.get(SESSION_TOKEN, "")
         via: Via = "dashboard" if token_hash else "token"
+        VIA.set("dashboard" if token_hash else None)
         if credentials is not None:
             token_hash, via = hash_token(credentials.credentials), "token"
         app = apps.by_token(agent.context.conn, token_hash, agent.context.latest_ms)

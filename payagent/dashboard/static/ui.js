@@ -18,6 +18,7 @@ function say() {
 }
 
 async function refresh() {
+  if (document.getElementById("refusal")) return; // the answer to a form: it keeps what was typed
   const answer = await fetch(location.href, { headers: { accept: "text/html" } });
   if (answer.redirected) return location.assign(answer.url); // the session has ended
   if (!answer.ok) throw new Error(answer.status);
