@@ -179,7 +179,8 @@ class Dashboard:
         if session is not None and app is None:
             self._sessions.end(session)
         if session is None or app is None:
-            after = f"?next={quote(scope['path'])}" if scope["method"] == "GET" and found else ""
+            asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            after = f"?next={quote(asked)}" if scope["method"] == "GET" and found else ""
             return RedirectResponse(f"/ui/sign-in{after}", 303)
         if found is None:
             raise Refused("not_found", "there is no such page")
