@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import structlog
@@ -116,6 +117,7 @@ class Dashboard:
         self._pages = [(Route(one.path, _never, methods=["POST" if one.is_form else "GET"]), one) for one in pages]
         self._open_routes = open_routes
         self._checks = Checks()
+        self._kept: dict[str, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._new_id("call")
@@ -179,7 +181,8 @@ class Dashboard:
         if session is not None and app is None:
             self._sessions.end(session)
         if session is None or app is None:
-            after = f"?next={quote(scope['path'])}" if scope["method"] == "GET" and found else ""
+            asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            after = f"?next={quote(asked)}" if scope["method"] == "GET" and found else ""
             return RedirectResponse(f"/ui/sign-in{after}", 303)
         if found is None:
             raise Refused("not_found", "there is no such page")
@@ -195,6 +198,7 @@ class Dashboard:
             await read_form(request) if one.is_form else {},
             lambda: self._new_id("form"),
             self._checks,
+            self._kept,
         )
         if not visit.may(*one.scopes):
             if scope["path"] == "/ui/" and visit.may("approve"):

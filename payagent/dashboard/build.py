@@ -59,10 +59,13 @@ def create_dashboard(
     """
     context = agent.context
     network = context.config.network.name
-    explorer = explorer_url or ("" if is_devnet else _EXPLORERS.get(network, ""))
-    tokens = {asset: name for name, (asset, _) in context.config.tokens.items()}
-    facts = {"network": "devnet" if is_devnet else network, "explorer": explorer, "tokens": tokens}
-    renderer = Renderer(**facts, api_url=api_url, daemon=daemon)
+    renderer = Renderer(
+        network="devnet" if is_devnet else network,
+        explorer=explorer_url or ("" if is_devnet else _EXPLORERS.get(network, "")),
+        tokens={asset: name for name, (asset, _) in context.config.tokens.items()},
+        api_url=api_url,
+        daemon=daemon,
+    )
 
     async def note(event: str, detail: Mapping[str, object]) -> None:
         now_ms = context.ports.clock.now_ms()

@@ -23,7 +23,7 @@ class Visit:
     """A request, the app that its session acts for, and the API as this app.
 
     `form`: the fields of a POST. `order`: the form's own id, the same at a double click, which the API gets as
-    idempotency key. `checks`: the runs of verify and reconcile.
+    idempotency key. `checks`: the runs of verify and reconcile. `kept`: what a page keeps from visit to visit.
     """
 
     request: Request
@@ -35,6 +35,7 @@ class Visit:
     form: Mapping[str, str] = field(default_factory=dict)
     new_order: Callable[[], str] = lambda: ""
     checks: Checks = field(default_factory=Checks)
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def order(self) -> str:

@@ -25,6 +25,7 @@ from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
 from payagent.dashboard.app import HOST, Doors
 from payagent.dashboard.build import create_dashboard
 from payagent.outbound.egress import Egress
@@ -104,9 +105,8 @@ async def served(
     def heartbeat() -> str | None:
         return stale[0] if stale else None
 
-    sessions = None
-    if links is not None:
-        sessions = Sessions(SystemRandomness(), time.monotonic, run.context.ports.clock.now_ms, links.origin)
+    now_ms = run.context.ports.clock.now_ms
+    sessions = None if links is None else Sessions(SystemRandomness(), time.monotonic, now_ms, links.origin)
     then = create_app(
         run.agent,
         run.topups,
@@ -119,9 +119,11 @@ async def served(
     )
     proxied = ProxyApp(run.agent, then, proxy, Egress())
     app: ASGIApp = proxied
-    if links is not None and sessions is not None:
+    if sessions is not None:
+        facts = dict.fromkeys(("version", "started_at", "url", "socket", "config", "data_dir"), run.world.origin)
+        facts["started_at"] = iso_time(now_ms())
         dashboard = create_dashboard(
-            run.agent, then, sessions, links, "http://127.0.0.1:8402", None, {}, is_devnet=True
+            run.agent, then, sessions, links, run.world.origin, None, facts, is_devnet=True
         )
         app = Doors(app, dashboard, frozenset({HOST}))
     unix_path = str(run.world.folder / "api.sock")

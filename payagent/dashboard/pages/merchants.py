@@ -4,7 +4,6 @@ May import: core, dashboard, Starlette. Never: SQL; calls a merchant itself.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.responses import Response
@@ -16,10 +15,10 @@ from payagent.core.problems import Refused
 from payagent.dashboard.app import form, page
 from payagent.dashboard.fields import units_of
 from payagent.dashboard.in_process import ApiRefusedError
+from payagent.dashboard.spent import Sum, spent
 from payagent.dashboard.text import brief_ada
 from payagent.dashboard.visit import Visit
 
-DAYS = 30
 TOPUPS = 20
 
 
@@ -37,12 +36,16 @@ async def show(visit: Visit) -> Response:
     )
 
 
-async def _spent(visit: Visit, name: str | None = None) -> dict[str, list[Mapping[str, Any]]]:
+async def _spent(visit: Visit) -> dict[str, list[dict[str, Any]]]:
     """What was spent in 30 days, by the merchant's origin, one row for each asset."""
-    since = (datetime.now(UTC) - timedelta(days=DAYS)).isoformat(timespec="seconds")
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for row in (await visit.api.get("/v1/ledger/spend", by="merchant", since=since, merchant=name))["spend"]:
-        rows.setdefault(row["origin"], []).append(row)
+    sums: dict[tuple[str, str], Sum] = {}
+    for on, one in (await spent(visit)).items():
+        if on.origin is not None:
+            total, payments = sums.get((on.origin, on.asset), Sum(0, 0))
+            sums[on.origin, on.asset] = Sum(total + one.total, payments + one.payments)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for (origin, asset), of_asset in sorted(sums.items()):
+        rows.setdefault(origin, []).append({"asset": asset} | of_asset._asdict())
     return rows
 
 
@@ -56,7 +59,7 @@ async def show_one(visit: Visit) -> Response:
     return await visit.page(
         "merchant.html",
         merchant={**merchant, "prices": prices},
-        spent=(await _spent(visit, merchant["name"])).get(merchant["origin"], []),
+        spent=(await _spent(visit)).get(merchant["origin"], []),
     )
 
 

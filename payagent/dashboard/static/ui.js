@@ -4,7 +4,7 @@
 
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
 const live = document.getElementById("live");
-let seconds = 1, timer, isLost = false, last = new Date();
+let seconds = 1, timer, due = Infinity, isLost = false, last = new Date();
 
 function localTimes() {
   for (const time of document.querySelectorAll("time[datetime]")) {
@@ -70,9 +70,15 @@ function plain(part) { // each form's own id differs at every reading, and the t
   return copy.innerHTML;
 }
 
-function changed(wait) {
+function changed(wait) { // at most every 0.7 s, and not put off by what changes next
+  const at = Math.max(Date.now() + wait, last.getTime() + 700);
+  if (at >= due) return;
+  due = at;
   clearTimeout(timer);
-  timer = setTimeout(() => refresh().catch(lost), wait);
+  timer = setTimeout(() => {
+    due = Infinity;
+    refresh().catch(lost);
+  }, at - Date.now());
 }
 
 function poll() { // an order that waits for the terminal changes no payment
