@@ -56,6 +56,8 @@ SENTENCES = [
     ("deny", {"via": "clock"}, "timed out: pay_1 of bot"),
     ("deny", {"via": "token"}, "denied: pay_1 of bot"),
     ("reserve", {"via": "token"}, "approved: pay_1 of bot"),
+    ("chat_paired", {"chat": 7, "target": "phone"}, "chat 7 paired with phone"),
+    ("chat_unpaired", {"chat": 7, "target": "phone"}, "chat 7 unpaired from phone"),
     ("dashboard_opened", {}, "signed in to the dashboard"),
     (
         "dashboard_refused",
