@@ -260,6 +260,7 @@ class Approval(BaseModel):
     decision: Literal["approved", "denied", "timed_out"] | None
     via: Literal["token", "dashboard", "link", "telegram", "clock"] | None
     decided_at: Time | None
+    page: str = absent("Where a signed-in person decides, while it is open and the dashboard is on.")
     app: str = absent("The app that wants to pay.")
     request: str | None = absent("The request to buy.")
     by: str | None = absent("The app that decided, or the Telegram target, chat and user.")

@@ -78,7 +78,10 @@ def approval_field(caller: Caller, row: PaymentRow) -> dict[str, Approval]:
     approval_row = approvals.of_payment(caller.context.conn, row.id)
     if approval_row is None:
         return {}
-    return {"approval": approval_of(caller.context, row, approval_row, sees_approvals=caller.sees_approvals)}
+    approval = approval_of(caller.context, row, approval_row, sees_approvals=caller.sees_approvals)
+    if approval.decision is None and caller.dashboard is not None:
+        approval.page = f"{caller.dashboard}/ui/approvals#{row.id}"
+    return {"approval": approval}
 
 
 def approval_of(

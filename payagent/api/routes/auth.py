@@ -15,6 +15,7 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.agent.context import AgentContext
 from payagent.api.http.problems import BrokenOffError
+from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token
 from payagent.api.routes.params import json_body, require_clear_query
 from payagent.core.bounds import SCOPES
@@ -39,12 +40,16 @@ _BEARER = HTTPBearer(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The app that makes the request, and the agent. `via`: by its token, or by a session of the dashboard."""
+    """The app that makes the request, and the agent. `via`: by its token, or by a session of the dashboard.
+
+    `dashboard`: the origin of the dashboard, if it is on.
+    """
 
     app: AppRow
     agent: Agent
     token_hash: str = field(repr=False)
     via: Via = "token"
+    dashboard: str | None = None
 
     @property
     def context(self) -> AgentContext:
@@ -158,6 +163,7 @@ def need(*scopes: str) -> Need:
                 needs=" or ".join(scopes),
             )
         require_clear_query(request)
-        return Caller(app, agent, token_hash, via)
+        sessions: Sessions | None = request.app.state.sessions
+        return Caller(app, agent, token_hash, via, None if sessions is None else sessions.origin)
 
     return caller
