@@ -57,7 +57,7 @@ log = structlog.get_logger("payagent.dashboard")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class DashboardPage:
     """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET."""
 
     path: str
@@ -66,12 +66,12 @@ class Page:
     is_form: bool = False
 
 
-def page(path: str, handler: Handler, *scopes: str) -> Page:
-    return Page(path, handler, scopes or ("read", "operate"))
+def page(path: str, handler: Handler, *scopes: str) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("read", "operate"))
 
 
-def form(path: str, handler: Handler, *scopes: str) -> Page:
-    return Page(path, handler, scopes or ("operate",), is_form=True)
+def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("operate",), is_form=True)
 
 
 class Doors:
@@ -106,7 +106,7 @@ class Dashboard:
         find_app: Callable[[str], AppRow | None],
         new_id: Callable[[str], str],
         renderer: Renderer,
-        pages: Sequence[Page],
+        pages: Sequence[DashboardPage],
         open_routes: Sequence[Route],
     ) -> None:
         self._api = api
@@ -211,7 +211,7 @@ class Dashboard:
         except ApiRefusedError as refused:
             return await visit.page("problem.html", refused.status, refused.problem)
 
-    async def _once(self, visit: Visit, one: Page) -> Response:
+    async def _once(self, visit: Visit, one: DashboardPage) -> Response:
         """Carry out a form. A second click gets the first one's way on, and so does reloading an answer that shows
         something once (201 with its `Location`)."""
         session, order = visit.session, visit.order

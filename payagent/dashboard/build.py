@@ -27,7 +27,7 @@ from payagent.dashboard.pages import (
     apps as apps_page,
 )
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.sign_in import SignIn
+from payagent.dashboard.sign_in import SignInPages
 from payagent.store.rows import apps, writes
 
 MODULES = (
@@ -71,7 +71,7 @@ def create_dashboard(
         now_ms = context.ports.clock.now_ms()
         await context.write("dashboard", lambda unit: writes.note(unit, None, event, None, now_ms, detail))
 
-    open_routes = SignIn(sessions, renderer, note).routes
+    open_routes = SignInPages(sessions, renderer, note).routes
     if links is not None:
         open_routes += LinkPages(agent, links, api.state.rate_limiter, renderer).routes
     return Dashboard(

@@ -20,7 +20,7 @@ Note = Callable[[str, Mapping[str, object]], Awaitable[None]]
 """Writes an event to the ledger: its name, and details."""
 
 
-class SignIn:
+class SignInPages:
     """The handlers. `note` records each new session."""
 
     def __init__(self, sessions: Sessions, renderer: Renderer, note: Note) -> None:
