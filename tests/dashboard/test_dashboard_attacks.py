@@ -11,14 +11,14 @@ import pytest
 from kit.cli import Shop
 from kit.dashboard import PAGES, Visitor, stranger, visitor
 
-from payagent.dashboard.app import COOKIE, FORM_MAX_BYTES, Page
+from payagent.dashboard.app import COOKIE, FORM_MAX_BYTES, DashboardPage
 
 FORM = "application/x-www-form-urlencoded"
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
 FORMS = [one for one in PAGES if one.is_form]
 
 
-def address(one: Page) -> str:
+def address(one: DashboardPage) -> str:
     return PLACEHOLDER.sub("pay_0", one.path)
 
 
