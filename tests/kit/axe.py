@@ -16,6 +16,7 @@ _RUN = "axe.run(document, {resultTypes: ['violations']}).then((told) => JSON.str
 
 def serious(page: Page) -> list[str]:
     """Each serious or critical finding: its rule, and the elements."""
+    page.evaluate("Promise.all(document.getAnimations().map((one) => one.finished))")  # colours that fade
     page.evaluate(SCRIPT.read_text())  # by the debugger, which no policy of the page concerns
     found: list[dict[str, Any]] = json.loads(page.evaluate(_RUN))
     return [

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from kit.cli import Shop
-from payagent.dashboard.app import COOKIE, Page
+from payagent.dashboard.app import COOKIE, DashboardPage
 from payagent.dashboard.build import MODULES
 
-PAGES: tuple[Page, ...] = tuple(one for module in MODULES for one in module.PAGES)
+PAGES: tuple[DashboardPage, ...] = tuple(one for module in MODULES for one in module.PAGES)
 """Every page and form of the dashboard that needs a session."""
 
 
