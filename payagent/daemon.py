@@ -48,6 +48,8 @@ from payagent.chain.provider import Found
 from payagent.core.address import Address
 from payagent.core.network import NETWORKS
 from payagent.core.problems import PROBLEMS, Refused
+from payagent.core.timestamps import iso_time
+from payagent.core.version import VERSION
 from payagent.dashboard.app import HOST, Doors
 from payagent.dashboard.build import create_dashboard
 from payagent.log import SECRET_LENGTH_MIN, Redactor
@@ -249,9 +251,8 @@ async def _serve(
             topups,
             heartbeat=scheduler.stale,
             signer=lambda: signer.problem,
-            allowed_hosts=hosts | _link_host(links),
+            allowed_hosts=hosts,
             rates=rates,
-            links=links,
             sessions=sessions,
             notifiers={one.name: one for one in notifiers},
         )
@@ -265,9 +266,11 @@ async def _serve(
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
-                agent.context, inner, sessions, api.explorer_url, is_devnet=settings.is_devnet
+                *(agent, inner, sessions, links, listeners.url, api.explorer_url),
+                _process_facts(settings, listeners, config),
+                is_devnet=settings.is_devnet,
             )
-            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts)
+            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts | _link_host(links))
         server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
@@ -289,6 +292,18 @@ def _sessions(context: AgentContext, settings: Settings, listeners: Listeners) -
     host = min(settings.api.dashboard_hosts, default=HOST) if url.scheme == "https" else HOST
     origin = f"{url.scheme}://{host}:{url.port}"
     return Sessions(context.ports.randomness, time.monotonic, context.ports.clock.now_ms, origin)
+
+
+def _process_facts(settings: Settings, listeners: Listeners, config: Path) -> dict[str, str]:
+    """What the dashboard tells of this process."""
+    return {
+        "version": VERSION,
+        "started_at": iso_time(SystemClock().now_ms()),
+        "url": listeners.url,
+        "socket": str(settings.api.socket),
+        "config": str(config),
+        "data_dir": str(settings.data_dir),
+    }
 
 
 def _freeze_startup_objects() -> None:

@@ -83,6 +83,8 @@ class AgentContext:
         """How often each code was returned since the start, by the API, the proxy or a pass."""
         self.purchases_refused: Counter[tuple[str, str, str]] = Counter()
         """How often a purchase was refused since the start, by app id, merchant (`merchant_label`) and code."""
+        self.last_calls_ms: dict[str, int] = {}
+        """When each app's token was last shown to the API or the proxy since the start, by app id."""
         self.time_to_served: dict[str, Histogram] = {}
         """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
         self._config_lock = asyncio.Lock()
@@ -93,6 +95,10 @@ class AgentContext:
         """The merchant's label in the metrics: its name in the config, or `OTHER`."""
         merchant = self.config.merchants.get(origin or "")
         return OTHER if merchant is None else merchant.name
+
+    def note_call(self, app_id: str) -> None:
+        """Remember that an app called now. It is not stored."""
+        self.last_calls_ms[app_id] = self.ports.clock.now_ms()
 
     def count_refusal(self, app_id: str, origin: str | None, refusal: Refused) -> None:
         """Count a refused purchase for the metrics."""

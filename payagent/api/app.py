@@ -18,7 +18,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from payagent.agent.agent import Agent
-from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.agent.operator.notifier import Notifier
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.middleware import OuterMiddleware
@@ -27,7 +26,6 @@ from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.http.sessions import Sessions
 from payagent.api.models.base import what_is_wrong
 from payagent.api.models.openapi import add_schemas
-from payagent.api.routes import approval_pages as decide
 from payagent.api.routes import (
     approvals,
     apps,
@@ -52,8 +50,8 @@ from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
 
 ROOMS = (
-    payments, approvals, decide, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid,
-    topups, ledger, reconcile, dashboard, chats,
+    payments, approvals, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid, topups,
+    ledger, reconcile, dashboard, chats,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 
@@ -95,7 +93,6 @@ def create_app(
     allowed_hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
-    links: ApprovalLinks | None = None,
     sessions: Sessions | None = None,
     notifiers: Mapping[str, Notifier] = {},
 ) -> FastPath:
@@ -103,8 +100,7 @@ def create_app(
 
     `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
     reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
-    limits. `body_s` is how long a request body may take. `links` are the signed approval links, if configured.
-    `sessions` are the dashboard's, unless it is off.
+    limits. `body_s` is how long a request body may take. `sessions` are the dashboard's, unless it is off.
     `notifiers` tell the targets of notifications, by name.
     """
     app = FastPath(
@@ -120,7 +116,6 @@ def create_app(
     app.state.streams = []
     app.state.topups = orders
     app.state.body_s = body_s
-    app.state.links = links
     app.state.sessions = sessions
     app.state.notifiers = notifiers
     app.state.rate_limiter = RateLimiter(rates, time.monotonic)

@@ -21,6 +21,7 @@ from payagent.cli.options import (
     talks_to_daemon,
 )
 from payagent.cli.terminal import Terminal
+from payagent.core.operator_log import whose
 from payagent.core.policy import Window
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,13 +85,6 @@ def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
         whole=("limit", "frees (UTC)", "set by"),
         drop=("set by", "frees (UTC)"),
     )
-
-
-def whose(app: str | None, merchant: str | None) -> str:
-    """Whose spending a limit bounds, for people."""
-    if app is not None and merchant is not None:
-        return f"{app} at {merchant}"
-    return f"app {app}" if app else f"merchant {merchant}" if merchant else "the wallet"
 
 
 @limits.command(

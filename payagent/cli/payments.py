@@ -23,42 +23,9 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Terminal, Tone
+from payagent.core.history import event_in_words, limit_in_words
 from payagent.core.money import LOVELACE
-from payagent.core.payment import STATES_IN_WORDS, State
-from payagent.core.timestamps import iso_time
-
-DELIVERIES_IN_WORDS = {
-    "not_presented": "no retry was reported yet",
-    "presented": "the proof was presented and not accepted yet",
-    "accepted": "the request was served",
-    "paid_not_served": "paid, but not served: present the same proof again, or ask the merchant",
-}
-EVENTS_IN_WORDS = {
-    "reserve": "admitted: money held, UTxOs reserved",
-    "request_approval": "approval requested: it counts against the limits, and nothing is signed",
-    "deny": "denied",
-    "reject": "rejected",
-    "sign": "signed and stored",
-    "submit": "about to be submitted for the first time",
-    "provider_accepted": "a provider accepted the transaction",
-    "provider_answered": "a provider answered",
-    "seen_in_block": "in a block",
-    "block_lost": "the block was rolled back: the money is held again, the same bytes are submitted again",
-    "replace": "expired in no block: replaced by another attempt that spends the same nonce UTxO",
-    "cancel": "being cancelled: its UTxOs return to the wallet",
-    "void": "void: it can never be on the chain",
-    "deposit_rolled_back": "the deposit that it spends was rolled back: it can be neither completed nor cancelled",
-    "deposit_restored": "the deposit that it spends is on the chain again",
-    "time_over": "all its attempts expired: it is void once no rollback reaches that block",
-    "confirm": "confirmed and posted in the ledger",
-    "settle": "settled: final",
-    "invoiced_again": "the merchant sent another invoice for it, which was not paid",
-    "retry_answered": "the merchant answered",
-    "decision_refused": "the decision could not be carried out",
-    "delivery_present": "the proof was presented, not accepted",
-    "delivery_accept": "the request was served",
-    "delivery_give_up": "paid, but not served",
-}
+from payagent.core.payment import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
 
 SHORT_ADDRESS = 13
 _TONES: Mapping[str, Tone] = {
@@ -261,7 +228,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
         _show_approval(terminal, approval)
     terminal.line("History (UTC):")
     for event in payment["history"]:
-        terminal.line(f"  {show_time(event['at'])}  {_event(event)}")
+        terminal.line(f"  {show_time(event['at'])}  {event_in_words(event)}")
 
 
 def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
@@ -277,7 +244,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         ("decided by", approval.get("by")),
         ("merchant", history and f"{history['paid']} paid before, last {history['last_at'] or 'never'}"),
         *(
-            (f"left {_limit_name(one)}", show_units(one["asset"], one["left"]))
+            (f"left {limit_in_words(one)}", show_units(one["asset"], one["left"]))
             for one in approval.get("limits", [])
         ),
     ]
@@ -291,11 +258,6 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
     terminal.pairs([("fee", show_units(LOVELACE, plan["fee"])), ("bytes", str(plan["size"]))])
 
 
-def _limit_name(limit: dict[str, Any]) -> str:
-    of = " ".join(limit[part] for part in ("app", "merchant") if limit.get(part))
-    return f"{in_words(limit['limit'])}{' of ' + of if of else ''}"
-
-
 def _delivery(payment: dict[str, Any]) -> str | None:
     if payment["kind"] != "invoice" or payment["state"] in ("rejected", "denied"):
         return None
@@ -305,33 +267,3 @@ def _delivery(payment: dict[str, Any]) -> str | None:
 def _block(payment: dict[str, Any]) -> str | None:
     block = payment.get("block")
     return f"{block['height']} ({block['hash']})" if block else None
-
-
-def _event(event: dict[str, Any]) -> str:
-    """One line of the history: the event and its details."""
-    words = EVENTS_IN_WORDS.get(event["event"], in_words(event["event"]))
-    details = ", ".join(_fact(key, value) for key, value in event["detail"].items() if value is not None)
-    return f"{words} ({details})" if details else words
-
-
-def _fact(name: str, value: Any) -> str:
-    """One detail of an event. Times are readable; of a limit, what was left then."""
-    if name == "counts_from_ms":
-        return f"counts from {iso_time(value)}"
-    if name == "limits":
-        return "; ".join(map(_left, value))
-    return f"{in_words(name)} {_in_line(value)}"
-
-
-def _left(limit: dict[str, Any]) -> str:
-    """The amount asked and what the limit left. An app does not see the latter for a limit that it shares."""
-    asked, left = (show_units(limit["asset"], limit[part]) for part in ("asked", "left"))
-    return f"{asked} of {left} left {_limit_name(limit)}" if left else f"{asked} {_limit_name(limit)}"
-
-
-def _in_line(value: object) -> str:
-    if isinstance(value, list):
-        return "; ".join(_in_line(one) for one in value)
-    if isinstance(value, dict):
-        return " ".join(f"{in_words(key)} {_in_line(one)}" for key, one in value.items())
-    return str(value)

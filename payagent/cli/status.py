@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from payagent.cli.limits import whose
 from payagent.cli.options import Connect, example, show_amount, show_asset, show_time, show_units, talks_to_daemon
 from payagent.cli.payments import show_payments
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
+from payagent.core.operator_log import whose
 from payagent.core.payment import State
 from payagent.core.policy import Window
 from payagent.core.timestamps import iso_time

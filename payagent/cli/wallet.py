@@ -1,9 +1,10 @@
 """`payagent wallet`, `pause` and `resume`: shows the wallet, sends and splits funds, stops and allows signing.
 
-May import: click, core, cli; payagent.init, secret_file and settings inside functions.
+May import: click, core, cli; payagent.init, secret_file, settings and segno inside functions.
 Never: builds a transaction (the daemon does); shows a passphrase.
 """
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,14 +66,28 @@ def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
     terminal.table(("asset", *parts), rows, right=parts)
 
 
-@wallet.command(epilog=example("payagent wallet address --human"))
+@wallet.command(epilog=example("payagent wallet address --human", "payagent wallet address --qr"))
+@click.option("--qr", is_flag=True, help="Draw the address as a QR code too, for a phone's wallet.")
 @talks_to_daemon
-def address(terminal: Terminal, connect: Connect) -> None:
+def address(terminal: Terminal, connect: Connect, qr: bool) -> None:
     """Show the wallet's address, to send money to."""
     answer = connect().get("/v1/wallet")
-    terminal.give(
-        {"network": answer["network"], "address": answer["address"]}, lambda: terminal.line(answer["address"])
-    )
+
+    def human() -> None:
+        terminal.line(answer["address"])
+        if qr:
+            terminal.write(_qr(answer["address"]))
+
+    terminal.give({"network": answer["network"], "address": answer["address"]}, human)
+
+
+def _qr(text: str) -> str:
+    """A QR code in characters of half a square each."""
+    import segno
+
+    drawn = io.StringIO()
+    segno.make(text, error="m", micro=False).terminal(drawn, compact=True)
+    return drawn.getvalue()
 
 
 @wallet.command(epilog=example("payagent wallet utxos"))

@@ -134,6 +134,15 @@ class Delivery(StrEnum):
     PAID_NOT_SERVED = "paid_not_served"
 
 
+DELIVERIES_IN_WORDS = {
+    Delivery.NOT_PRESENTED: "no retry was reported yet",
+    Delivery.PRESENTED: "the proof was presented and not accepted yet",
+    Delivery.ACCEPTED: "the request was served",
+    Delivery.PAID_NOT_SERVED: "paid, but not served: present the same proof again, or ask the merchant",
+}
+"""What each state of the delivery means, for people to read."""
+
+
 class DeliveryEvent(StrEnum):
     PRESENT = "present"  # the proof was presented and not accepted (yet)
     ACCEPT = "accept"  # the merchant served the request

@@ -4,6 +4,6 @@ It is a client of the API inside the daemon: each page and each form calls the A
 app (`in_process.py`), so the API's scopes, limits and refusals hold here. Start at `app.py` (what every request
 passes), then `pages/`: one module for each page, which gives plain values to its template in `templates/`.
 
-May import: core, agent.context, api, store.rows, Jinja2, segno, Starlette.
+May import: core, agent, api, store.rows, Jinja2, segno, Starlette.
 Never: SQL; decides whether to pay; answers under a host name of the API.
 """

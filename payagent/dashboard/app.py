@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import structlog
@@ -25,6 +26,7 @@ from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import BrokenOffError, problem_of
 from payagent.api.http.sessions import Session, Sessions
 from payagent.core.problems import Refused
+from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
 from payagent.dashboard.visit import Handler, Visit
@@ -55,7 +57,7 @@ log = structlog.get_logger("payagent.dashboard")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class DashboardPage:
     """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET."""
 
     path: str
@@ -64,12 +66,12 @@ class Page:
     is_form: bool = False
 
 
-def page(path: str, handler: Handler, *scopes: str) -> Page:
-    return Page(path, handler, scopes or ("read", "operate"))
+def page(path: str, handler: Handler, *scopes: str) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("read", "operate"))
 
 
-def form(path: str, handler: Handler, *scopes: str) -> Page:
-    return Page(path, handler, scopes or ("operate",), is_form=True)
+def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("operate",), is_form=True)
 
 
 class Doors:
@@ -104,7 +106,7 @@ class Dashboard:
         find_app: Callable[[str], AppRow | None],
         new_id: Callable[[str], str],
         renderer: Renderer,
-        pages: Sequence[Page],
+        pages: Sequence[DashboardPage],
         open_routes: Sequence[Route],
     ) -> None:
         self._api = api
@@ -114,6 +116,8 @@ class Dashboard:
         self._renderer = renderer
         self._pages = [(Route(one.path, _never, methods=["POST" if one.is_form else "GET"]), one) for one in pages]
         self._open_routes = open_routes
+        self._checks = Checks()
+        self._kept: dict[str, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._new_id("call")
@@ -177,7 +181,8 @@ class Dashboard:
         if session is not None and app is None:
             self._sessions.end(session)
         if session is None or app is None:
-            after = f"?next={quote(scope['path'])}" if scope["method"] == "GET" and found else ""
+            asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            after = f"?next={quote(asked)}" if scope["method"] == "GET" and found else ""
             return RedirectResponse(f"/ui/sign-in{after}", 303)
         if found is None:
             raise Refused("not_found", "there is no such page")
@@ -192,6 +197,8 @@ class Dashboard:
             self._renderer,
             await read_form(request) if one.is_form else {},
             lambda: self._new_id("form"),
+            self._checks,
+            self._kept,
         )
         if not visit.may(*one.scopes):
             if scope["path"] == "/ui/" and visit.may("approve"):
@@ -204,8 +211,9 @@ class Dashboard:
         except ApiRefusedError as refused:
             return await visit.page("problem.html", refused.status, refused.problem)
 
-    async def _once(self, visit: Visit, one: Page) -> Response:
-        """Carry out a form. A second click gets the first one's way on."""
+    async def _once(self, visit: Visit, one: DashboardPage) -> Response:
+        """Carry out a form. A second click gets the first one's way on, and so does reloading an answer that shows
+        something once (201 with its `Location`)."""
         session, order = visit.session, visit.order
         if not compare_digest(visit.form.get("csrf", "").encode(), session.csrf.encode()):
             raise Refused("browser_refused/web_page", "the form was not made for this session")
@@ -218,7 +226,7 @@ class Dashboard:
         try:
             response = await one.handler(visit)
         finally:
-            if response is None or response.status_code != 303:  # refused: it may be sent again
+            if response is None or "location" not in response.headers:  # refused: it may be sent again
                 session.done.pop(order, None)
             else:
                 session.done[order] = response.headers["location"]

@@ -1,15 +1,16 @@
 """Puts the dashboard together: all its pages, its templates, and its sessions' events.
 
-May import: agent, api.http, dashboard. Never: serves anything.
+May import: agent, api, store.rows, dashboard. Never: serves anything.
 """
 
 from collections.abc import Mapping
 
-from starlette.types import ASGIApp
-
-from payagent.agent.context import AgentContext
+from payagent.agent.agent import Agent
+from payagent.agent.operator.approval_links import ApprovalLinks
+from payagent.api.app import FastPath
 from payagent.api.http.sessions import Sessions
 from payagent.dashboard.app import Dashboard
+from payagent.dashboard.decide import LinkPages
 from payagent.dashboard.pages import (
     activity,
     approvals,
@@ -26,7 +27,7 @@ from payagent.dashboard.pages import (
     apps as apps_page,
 )
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.sign_in import SignIn
+from payagent.dashboard.sign_in import SignInPages
 from payagent.store.rows import apps, writes
 
 MODULES = (
@@ -41,19 +42,38 @@ _EXPLORERS = {
 
 
 def create_dashboard(
-    context: AgentContext, api: ASGIApp, sessions: Sessions, explorer_url: str | None, *, is_devnet: bool
+    agent: Agent,
+    api: FastPath,
+    sessions: Sessions,
+    links: ApprovalLinks | None,
+    api_url: str,
+    explorer_url: str | None,
+    daemon: Mapping[str, str],
+    *,
+    is_devnet: bool,
 ) -> Dashboard:
-    """`explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
-    devnet."""
+    """`links`: the signed approval links, if configured. `api_url`: where programs reach the API and the proxy.
+
+    `explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
+    devnet. `daemon`: what the settings page tells of this process.
+    """
+    context = agent.context
     network = context.config.network.name
-    explorer = explorer_url or ("" if is_devnet else _EXPLORERS.get(network, ""))
-    tokens = {asset: name for name, (asset, _) in context.config.tokens.items()}
-    renderer = Renderer(network="devnet" if is_devnet else network, explorer=explorer, tokens=tokens)
+    renderer = Renderer(
+        network="devnet" if is_devnet else network,
+        explorer=explorer_url or ("" if is_devnet else _EXPLORERS.get(network, "")),
+        tokens={asset: name for name, (asset, _) in context.config.tokens.items()},
+        api_url=api_url,
+        daemon=daemon,
+    )
 
     async def note(event: str, detail: Mapping[str, object]) -> None:
         now_ms = context.ports.clock.now_ms()
         await context.write("dashboard", lambda unit: writes.note(unit, None, event, None, now_ms, detail))
 
+    open_routes = SignInPages(sessions, renderer, note).routes
+    if links is not None:
+        open_routes += LinkPages(agent, links, api.state.rate_limiter, renderer).routes
     return Dashboard(
         api,
         sessions,
@@ -61,5 +81,5 @@ def create_dashboard(
         context.ports.new_id,
         renderer,
         [one for module in MODULES for one in module.PAGES],
-        SignIn(sessions, renderer, note).routes,
+        open_routes,
     )

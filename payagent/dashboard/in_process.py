@@ -1,19 +1,21 @@
 """Calls the API in this process, as a session's app.
 
-May import: api.http, api.routes.auth, Starlette's types. Never: opens a connection; reads a token.
+May import: core, api.http, api.routes.auth, Starlette's types. Never: opens a connection; reads a token.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from payagent.api.http.problems import problem_of
 from payagent.api.http.sessions import Answer
 from payagent.api.routes.auth import SESSION_TOKEN
+from payagent.core.problems import Refused
 
 
 class ApiRefusedError(Exception):
@@ -23,6 +25,11 @@ class ApiRefusedError(Exception):
         super().__init__(problem.get("code"))
         self.status = status
         self.problem = problem
+
+    @classmethod
+    def of(cls, refused: Refused) -> Self:
+        """The same for what a page refuses itself, such as an amount that cannot be read."""
+        return cls(refused.problem.status, problem_of(refused, "").model_dump())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ May import: core, dashboard.text, Jinja2, Starlette. Never: renders text of a me
 
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
+from payagent.core.history import limit_in_words
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -28,7 +30,8 @@ def _assets() -> dict[str, tuple[str, bytes, str]]:
 class Renderer:
     """The templates and the assets. `facts` are the same on every page, such as the network."""
 
-    def __init__(self, **facts: object) -> None:
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
         assets = _assets()
         self._by_address = {address: (raw, kind) for address, raw, kind in assets.values()}
         self.environment = Environment(
@@ -52,6 +55,7 @@ class Renderer:
             "clipped": text.clipped,
             "chip": text.chip,
             "paid": text.paid,
+            "limit_in_words": limit_in_words,
         }
 
     def html(self, template: str, **values: object) -> str:

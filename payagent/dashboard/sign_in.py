@@ -20,7 +20,7 @@ Note = Callable[[str, Mapping[str, object]], Awaitable[None]]
 """Writes an event to the ledger: its name, and details."""
 
 
-class SignIn:
+class SignInPages:
     """The handlers. `note` records each new session."""
 
     def __init__(self, sessions: Sessions, renderer: Renderer, note: Note) -> None:
@@ -43,9 +43,11 @@ class SignIn:
     async def enter_by_code(self, request: Request) -> Response:
         form = await read_form(request)
         path = own_path(form.get("next", ""))
+        was_open = self._sessions.has_codes
         opened = self._sessions.enter_by_code(form.get("code", ""))
         if opened is None:
-            await self._note("dashboard_refused", {"via": "dashboard", "reason": "the code is not valid"})
+            if was_open:  # five at most for each open code: strangers cannot fill the ledger
+                await self._note("dashboard_refused", {"via": "dashboard", "reason": "the code is not valid"})
             return self._page(path, is_wrong=True)
         return await self._signed_in(opened, path)
 
@@ -59,7 +61,6 @@ class SignIn:
     async def enter(self, request: Request) -> Response:
         opened = self._sessions.enter(request.path_params["secret"])
         if opened is None:
-            await self._note("dashboard_refused", {"via": "dashboard", "reason": "the link is not valid"})
             return self._page("", is_wrong=True)
         return await self._signed_in(opened, "/ui/")
 

@@ -80,7 +80,8 @@ def amount_text(units: int | str, asset: str = LOVELACE, tokens: dict[str, str] 
 
 
 def when(text: str | None, form: str = "minute") -> Markup:
-    """A time of the API in UTC. `form`: minute (28 Nov 14:31), second (28 Nov 14:31:09), clock, day."""
+    """A time of the API in UTC. `form`: minute (28 Nov 14:31), second (28 Nov 14:31:09), clock, time (14:31:09),
+    day."""
     if text is None:
         return Markup("")
     at = datetime.fromisoformat(text).astimezone(UTC)
@@ -89,6 +90,7 @@ def when(text: str | None, form: str = "minute") -> Markup:
         "minute": f"{day} {at:%H:%M}",
         "second": f"{day} {at:%H:%M:%S}",
         "clock": f"{at:%H:%M}",
+        "time": f"{at:%H:%M:%S}",
         "day": f"{day} {at.year}",
     }[form]
     return Markup('<time datetime="{}">{}</time>').format(text, shown)

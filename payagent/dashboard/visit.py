@@ -1,6 +1,6 @@
 """One request of a signed-in browser, as the pages see it.
 
-May import: core, api.http, api.routes.auth, dashboard, Starlette. Never: SQL; calls the agent.
+May import: core, api.http, api.routes.auth, dashboard, store.rows, Starlette. Never: SQL; calls the agent.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from payagent.api.http.sessions import PendingOrder, Session, Sessions
 from payagent.core.timestamps import iso_time
+from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
 from payagent.store.rows.apps import AppRow
@@ -22,7 +23,7 @@ class Visit:
     """A request, the app that its session acts for, and the API as this app.
 
     `form`: the fields of a POST. `order`: the form's own id, the same at a double click, which the API gets as
-    idempotency key.
+    idempotency key. `checks`: the runs of verify and reconcile. `kept`: what a page keeps from visit to visit.
     """
 
     request: Request
@@ -33,6 +34,8 @@ class Visit:
     renderer: Renderer
     form: Mapping[str, str] = field(default_factory=dict)
     new_order: Callable[[], str] = lambda: ""
+    checks: Checks = field(default_factory=Checks)
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def order(self) -> str:

@@ -7,7 +7,7 @@ Never: asks in form mode, which an agent may answer itself; sends a signed appro
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Self
 
 from mcp.server.mcpserver import Context
@@ -16,16 +16,14 @@ from mcp_types.version import is_version_at_least
 
 from payagent.mcp.calls import RunningCall
 
-UrlOf = Callable[[str], str | None]
-"""The page on which a person decides on the payment with this id; None if there is none."""
-
 _IN_RESULT = "2026-07-28"
 """From this version on, a server asks the client by a result, and the client repeats its call."""
 
 
-def approval_url(_payment_id: str) -> str | None:
-    """Where a signed-in person decides on a payment; None, because the daemon has no such page."""
-    return None
+def approval_page(payment: Mapping[str, Any]) -> str | None:
+    """Where a signed-in person decides on a payment, as the daemon tells; None if its dashboard is off."""
+    page: str | None = payment.get("approval", {}).get("page")
+    return page
 
 
 class ToolWait:
@@ -34,9 +32,8 @@ class ToolWait:
     `request` is the result to return instead of the tool's, if the client is asked by a result.
     """
 
-    def __init__(self, ctx: Context, url_of: UrlOf) -> None:
+    def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._url_of = url_of
         self._asking: asyncio.Task[Any] | None = None
         self.request: InputRequiredResult | None = None
 
@@ -53,11 +50,10 @@ class ToolWait:
         await self._ctx.report_progress(passed_s, message=running.state)
         payment = running.payer.payment
         if payment is not None and payment["state"] == "awaiting_approval":
-            self._ask(payment["id"])
+            self._ask(payment["id"], approval_page(payment))
         return self.request is not None
 
-    def _ask(self, payment_id: str) -> None:
-        url = self._url_of(payment_id)
+    def _ask(self, payment_id: str, url: str | None) -> None:
         is_asked = self._asking is not None or payment_id in (self._ctx.input_responses or {})
         if url is None or is_asked or not _opens_pages(self._ctx.client_capabilities):
             return

@@ -25,7 +25,7 @@ from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, read_cost
 from payagent.core.origin import parse_origin
 from payagent.core.version import VERSION
 from payagent.mcp import results
-from payagent.mcp.approvals import ToolWait, UrlOf, approval_url
+from payagent.mcp.approvals import ToolWait, approval_page
 from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, Tell
 from payagent.mcp.daemon import AppClient, Payer
 from payagent.mcp.discovery import discover as read_offers
@@ -67,9 +67,8 @@ Why = Annotated[str, Field(max_length=300, description="Why you buy this, in one
 class AgentTools:
     """The tools' work. `bodies` keeps the newest bodies that did not fit into a result."""
 
-    def __init__(self, daemon: AppClient, answer_after_s: float, url_of: UrlOf) -> None:
+    def __init__(self, daemon: AppClient, answer_after_s: float) -> None:
         self.daemon = daemon
-        self.url_of = url_of
         self.calls = Calls(daemon, answer_after_s)
         self.servers = PaidServers(self.calls)
         self.bodies: OrderedDict[str, str] = OrderedDict()
@@ -92,7 +91,7 @@ class AgentTools:
         payment = payer.payment or {"id": None, "state": "asking the merchant"}
         if payment["state"] == "awaiting_approval":
             value = results.Fetched(outcome="awaiting_approval", payment_id=payment["id"])
-            text = f"A person must decide on {payment['id']}: {self.decide_at(payment['id'])}. "
+            text = f"A person must decide on {payment['id']}: {self.decide_at(payment)}. "
             text += "Then repeat this call unchanged."
         else:
             value = results.Fetched(outcome="pending", payment_id=payment["id"])
@@ -127,13 +126,13 @@ class AgentTools:
             text = f"paid_not_served: {text} {value.money} Repeat this call unchanged later."
         return results.result(value, text, is_error=is_unserved)
 
-    def decide_at(self, payment_id: str) -> str:
+    def decide_at(self, row: Mapping[str, Any]) -> str:
         """Where a person decides on a payment: a page, or a command."""
-        return self.url_of(payment_id) or f"payagent payments approve {payment_id}"
+        return approval_page(row) or f"payagent payments approve {row['id']}"
 
     def paid(self, row: Mapping[str, Any]) -> results.Paid:
         is_open = row["state"] == "awaiting_approval"
-        return results.paid(row, self.decide_at(row["id"]) if is_open else None)
+        return results.paid(row, self.decide_at(row) if is_open else None)
 
     def _keep(self, body: str) -> str | None:
         """Keep a body that is too long for a result. Returns the resource with its next part."""
@@ -227,14 +226,12 @@ def _payee(row: Mapping[str, Any]) -> results.Payee:
 
 
 @asynccontextmanager
-async def open_server(
-    daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S, url_of: UrlOf = approval_url
-) -> AsyncIterator[MCPServer]:
+async def open_server(daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S) -> AsyncIterator[MCPServer]:
     """Yield the server with all its tools, resources and its prompt. It closes the daemon's client at the end."""
     server = MCPServer(
         "payagent", title="payagent", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING"
     )
-    wallet = AgentTools(daemon, answer_after_s, url_of)
+    wallet = AgentTools(daemon, answer_after_s)
     _add_paying_tools(server, wallet)
     _add_paid_server_tools(server, wallet)
     _add_reading_tools(server, wallet)
@@ -263,7 +260,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         twice. After `pending` or `awaiting_approval`, repeat the call unchanged. Redirects are not followed.
         A body over 32,768 characters is cut: `rest` names the resource with the next part.
         """
-        async with ToolWait(ctx, wallet.url_of) as waiting:
+        async with ToolWait(ctx) as waiting:
             result = await _guarded(
                 results.Fetched,
                 lambda: wallet.fetch(
@@ -290,7 +287,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
             results.Quoted,
             lambda: wallet.quote(
                 Call.read(url, method, headers, body, max_cost=max_cost, is_quote=True),
-                ToolWait(ctx, wallet.url_of).tell,
+                ToolWait(ctx).tell,
             ),
         )
 
@@ -324,7 +321,7 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
         twice. After `pending` or `awaiting_approval`, repeat the call unchanged.
         """
 
-        async with ToolWait(ctx, wallet.url_of) as waiting:
+        async with ToolWait(ctx) as waiting:
 
             async def work() -> CallToolResult:
                 call = await wallet.servers.call(server, tool, arguments, max_cost, reason)

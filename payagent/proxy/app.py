@@ -88,4 +88,7 @@ class ProxyApp:
         return self._upstreams[origin]
 
     def _find_app(self, token: str) -> AppRow | None:
-        return apps.by_token(self._context.conn, hash_token(token), self._context.latest_ms)
+        app = apps.by_token(self._context.conn, hash_token(token), self._context.latest_ms)
+        if app is not None:
+            self._context.note_call(app.id)
+        return app

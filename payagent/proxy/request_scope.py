@@ -50,7 +50,7 @@ async def run_request(
         client_body = ClientBody(receive, buffer, task.cancel, rules.slow_s, scope[GONE])
         try:
             require_own_target(scope)
-            refuse_browsers(scope, rules.allowed_hosts, everywhere=True)
+            refuse_browsers(scope, rules.allowed_hosts)
             await work(client_body, reply)
         except asyncio.CancelledError:
             task.uncancel()

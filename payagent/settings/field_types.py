@@ -92,6 +92,11 @@ def _safe(value: str) -> str:
     return value
 
 
+def _link_origin(value: str) -> str:
+    """Browsers never look up a name under localhost, so its requests stay on this machine."""
+    return value if (urlsplit(value).hostname or "").endswith(".localhost") else _safe(value)
+
+
 def _listen(value: str) -> str:
     host, separator, port = value.rpartition(":")
     if not separator or not _is_address(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
@@ -236,5 +241,6 @@ Origin = Annotated[str, AfterValidator(parse_origin)]
 SafeOrigin = Annotated[Origin, AfterValidator(_safe)]
 TargetName = Annotated[str, AfterValidator(_target_name)]
 EventPattern = Annotated[str, AfterValidator(_event_pattern)]
+LinkOrigin = Annotated[Origin, AfterValidator(_link_origin)]
 SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_safe)]
 Partner = Annotated[str, AfterValidator(_partner)]

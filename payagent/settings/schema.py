@@ -37,6 +37,7 @@ from payagent.settings.field_types import (
     EventPattern,
     HostName,
     Level,
+    LinkOrigin,
     Listen,
     Lovelace,
     Origin,
@@ -320,12 +321,12 @@ class LimitSettings(SettingsTable):
 class ApprovalSettings(SettingsTable):
     """When a payment needs a person's approval, how long it waits for one, and the origin of approval links.
 
-    The threshold includes the fee.
+    The threshold includes the fee. The links are pages of the dashboard.
     """
 
     required_above_lovelace: Lovelace | None = Field(default=None, alias="required_above")
     timeout_s: Annotated[Count, Field(ge=60, le=604_800)] = 3600
-    link_origin: SafeOrigin | None = None
+    link_origin: LinkOrigin | None = None
 
 
 class AlertSettings(SettingsTable):
@@ -418,6 +419,21 @@ class Settings(SettingsTable):
     def _each_target_once(self) -> Self:
         if len({target.name for target in self.notifications}) != len(self.notifications):
             raise ValueError("two notifications have the same name. Rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _links_at_the_dashboard(self) -> Self:
+        host = urlsplit(self.approvals.link_origin or "").hostname
+        if host is not None and not self.api.dashboard:
+            raise ValueError(
+                "approvals.link_origin: the links are pages of the dashboard, which is off. Remove it, or set "
+                "api.dashboard = true"
+            )
+        if host is not None and (is_this_machine(host) or host in self.api.allowed_hosts):
+            raise ValueError(
+                f"approvals.link_origin: the API answers at {host}, and the dashboard needs a name of its own. "
+                "Write another name; on this machine, http://payagent.localhost and the port"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,8 +14,8 @@ from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.chain.provider import TxSeen
-from payagent.cli.payments import EVENTS_IN_WORDS
 from payagent.core.aggregate import PaymentRow
+from payagent.core.history import EVENTS_IN_WORDS
 from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit

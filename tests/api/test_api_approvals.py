@@ -1,12 +1,14 @@
 """Approvals over HTTP: who may decide, what an approver sees, and what the app is told."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import pytest
 from kit.agent import ADA, World, with_terms
 from kit.api import Api, served
 
+from payagent.core.merchant_rules import MerchantRules
 from payagent.store.rows import payments
 
 
@@ -82,6 +84,41 @@ async def test_an_approver_sees_the_transaction_the_limits_and_the_history_with_
     spent = 2_000_000 + int((await api.http.get(f"/v1/payments/{before['id']}")).json()["fee"])
     assert (shown["history"]["paid"], shown["history"]["under_way"]) == (1, 0)
     assert int(shown["history"]["spent"]["lovelace"]) == spent + int(shown["at_most"]["lovelace"])
+    assert listed["payments"][0]["approval"] == shown
+    assert (await api.as_("payer").get("/v1/payments")).json()["payments"][0]["approval"].keys() < shown.keys()
+
+
+async def test_an_approver_sees_the_agreed_price_and_the_pinned_addresses(world: World) -> None:
+    world.fund(*[100 * ADA] * 5)
+    rules = MerchantRules(first_use=True, price_rise_percent_max=25)
+    merchants = {o: replace(m, rules=rules) for o, m in world.terms.merchants.items()}
+    async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
+        await run.run_pass()
+        request = {"method": "POST", "path": "/chat?v=1", "body_sha256": "ab" * 32}
+        world.settings(price="2000000", splits=[])
+        await api.pay("before", app="payer", request=request)
+        await run.agent.submitter.drain(10)
+        await run.settle_down()
+        world.settings(price="3000000")
+        body = api.body("after", request=request | {"body_sha256": "cd" * 32})
+        asked = (await api.as_("payer").post("/v1/payments", json=body)).json()
+        shown = (await api.http.get(f"/v1/payments/{asked['id']}")).json()["approval"]
+        assert [reason["code"] for reason in shown["reasons"]] == ["price_changed"]
+        price = {"method": "POST", "path": "/chat", "asset": "lovelace", "calls": 1, "units": "2000000"}
+        assert shown["agreed"] == [price]
+        assert [one["address"] for one in shown["pinned"]] == [asked["outputs"][0]["address"]]
+
+
+async def test_decided_payments_are_listed_with_their_decision(api: Api) -> None:
+    approved, denied, waiting = [await ask(api, name) for name in ("approved", "denied", "waiting")]
+    await api.http.post(f"/v1/payments/{denied['id']}/deny", json={})
+    await api.http.post(f"/v1/payments/{approved['id']}/approve", json={})
+    listed = (await api.http.get("/v1/payments", params={"decided": "true"})).json()["payments"]
+    told = [(one["id"], one["approval"]["decision"], one["approval"]["by"]) for one in listed]
+    assert told == [(denied["id"], "denied", "first"), (approved["id"], "approved", "first")]
+    rest = {"decided": "true", "limit": 1, "cursor": "2"}
+    listed = (await api.http.get("/v1/payments", params=rest)).json()["payments"]
+    assert [one["id"] for one in listed] == [approved["id"]], waiting
 
 
 async def test_an_approval_signs_the_payment_and_a_later_decision_is_refused(api: Api) -> None:
@@ -152,3 +189,18 @@ async def test_an_approval_refused_by_a_limit_leaves_the_payment_waiting(api: Ap
     await api.http.post("/v1/limits", json={"limits": {"per_payment": None}})
     assert (await api.http.post(f"/v1/payments/{asked['id']}/approve", json={})).status_code == 200
     assert (await api.http.post("/v1/payments/pay_x/approve", json={})).status_code == 404
+
+
+async def test_a_refusal_by_the_in_flight_limit_of_a_merchant_is_counted(world: World) -> None:
+    world.fund(*[100 * ADA] * 3)
+    merchants = {
+        o: replace(m, rules=MerchantRules(payments_in_flight_max=1)) for o, m in world.terms.merchants.items()
+    }
+    async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
+        await run.run_pass()
+        await api.pay("first")
+        busy = await api.http.post("/v1/payments", json=api.body("second"))
+        assert (busy.json()["code"], run.context.refusals["merchant_in_flight_limit"]) == (
+            "merchant_in_flight_limit",
+            1,
+        )

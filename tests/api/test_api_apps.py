@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from kit.agent import world_with_clock
+from kit.agent import World, with_terms, world_with_clock
 from kit.api import Api, require_problem, served
 from kit.canaries import plant
 from kit.event_stream import following
@@ -212,6 +212,35 @@ async def test_rotating_a_token_revokes_the_old_one(api: Api) -> None:
         require_problem(await after.get("/v1/limits"), "unauthorized")
 
 
+async def names(api: Api) -> list[str]:
+    return [one["name"] for one in (await api.http.get("/v1/apps")).json()["apps"]]
+
+
+async def test_each_apps_last_call_is_listed(api: Api) -> None:
+    async def last_calls() -> dict[str, str | None]:
+        listed = (await api.as_("reader").get("/v1/apps")).json()["apps"]
+        return {one["name"]: one["last_call_at"] for one in listed}
+
+    assert (await last_calls())["payer"] is None
+    await api.as_("payer").get("/v1/limits")
+    first = (await last_calls())["payer"]
+    api.world.clock.ahead_ms += 5_000
+    through = f"/proxy/~{api.tokens['payer']}/nobody/chat"
+    await api.http.post(through, headers={"Authorization": ""})
+    then = (await last_calls())["payer"]
+    assert first
+    assert str(then) > first
+
+
+async def test_an_operator_sees_what_stands_above_the_limits(world: World) -> None:
+    above = with_terms(caps={"lovelace": 7}, day_caps={"lovelace": 8}, approval_required_above={"lovelace": 5})
+    async with world.run(terms=above) as run, served(run) as api:
+        seen = (await api.as_("reader").get("/v1/limits")).json()
+        assert seen["signer"] == {"per_transaction": {"lovelace": "7"}, "signed_per_day": {"lovelace": "8"}}
+        assert seen["approval_above"] == {"lovelace": "5"}
+        assert set((await api.as_("payer").get("/v1/limits")).json()) == {"limits"}
+
+
 async def test_a_token_is_refused_after_its_expiry(api: Api) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=60)
     await add(api, expires_at=soon.isoformat())
@@ -282,9 +311,9 @@ async def test_an_app_cannot_revoke_an_app_with_more_scopes(api: Api) -> None:
     ],
 )
 async def test_an_invalid_body_adds_no_app(api: Api, body: dict[str, object], code: str) -> None:
-    before = (await api.http.get("/v1/apps")).json()
+    before = await names(api)
     require_problem(await api.http.post("/v1/apps", json=body), code)
-    assert (await api.http.get("/v1/apps")).json() == before
+    assert await names(api) == before
 
 
 async def test_a_limit_set_at_run_time_counts_at_once_and_after_a_restart(api: Api) -> None:

@@ -91,6 +91,16 @@ async def test_the_log_is_read_page_by_page_and_from_a_time(api: Api) -> None:
     assert await log(api, since=str(everything[-1]["at"])) == everything
 
 
+async def test_the_log_of_one_kind_lists_nothing_else(asking: Api) -> None:
+    await post(asking, "/v1/pause", reason="a drill")
+    await post(asking, "/v1/resume")
+    asked = (await asking.as_("payer").post("/v1/payments", json=asking.body("please"))).json()
+    await post(asking, f"/v1/payments/{asked['id']}/deny")
+    assert [one["event"] for one in await log(asking, kind="signing")] == ["resumed", "paused"]
+    assert [one["event"] for one in await log(asking, kind="decisions")] == ["deny"]
+    require_problem(await asking.as_("reader").get("/v1/log", params={"kind": "secrets"}), "bad_request")
+
+
 async def test_alerts_are_listed_until_they_are_cleared(asking: Api) -> None:
     asked = (await asking.as_("payer").post("/v1/payments", json=asking.body("please"))).json()
     (alert,) = (await asking.as_("reader").get("/v1/alerts")).json()["alerts"]

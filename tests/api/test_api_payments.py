@@ -7,7 +7,9 @@ import re
 import sqlite3
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from kit.agent import ADA, World
 from kit.api import Api, require_problem, served
 
@@ -15,7 +17,7 @@ from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
-from payagent.store.rows import prepaid
+from payagent.store.rows import payments, prepaid
 
 SHA256 = "ab" * 32
 
@@ -238,8 +240,46 @@ async def test_payments_are_listed_newest_first_in_pages_and_by_filter(api: Api)
         ({"since": first["payments"][0]["created_at"]}, 1),
         ({"since": "2100-01-01T00:00:00Z"}, 0),
         ({"app": "app_first"}, 3),
+        ({"state": "signed,in_flight,rejected"}, 3),
+        ({"state": "void,rejected,denied"}, 0),
+        ({"delivery": "not_presented"}, 3),
+        ({"delivery": "accepted"}, 0),
+        ({"text": made[0]}, 1),
+        ({"text": made[0][-8:].upper()}, 1),
+        ({"text": str(first["payments"][0]["invoice_id"])}, 1),
+        ({"text": str(first["payments"][0]["tx_hash"])}, 1),
+        ({"text": made[0], "state": "settled"}, 0),
+        ({"text": "%"}, 0),
+        ({"decided": "true"}, 0),
     ):
         assert len((await api.http.get("/v1/payments", params=query)).json()["payments"]) == count, query
+    wrong = await api.http.get("/v1/payments", params={"state": "signed,sined"})
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "bad_request")
+
+
+async def test_a_request_is_found_by_its_path_and_not_by_its_query(api: Api) -> None:
+    request = {"method": "GET", "path": "/search?key=s3cret", "body_sha256": SHA256}
+    made = await api.pay("hello", request=request)
+    for text, found in (("/search", [made["id"]]), ("s3cret", [])):
+        listed = (await api.http.get("/v1/payments", params={"text": text})).json()["payments"]
+        assert [one["id"] for one in listed] == found, text
+
+
+async def test_a_filter_without_an_index_looks_at_so_many_payments_and_its_cursor_goes_on(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payments, "SCAN_MAX", 2)
+    oldest, *_ = [(await api.pay(f"m{number}"))["id"] for number in range(5)]
+    query: dict[str, Any] = {"text": str(oldest)[4:]}
+    pages = 0
+    found: list[str] = []
+    while query.get("cursor", "") is not None:
+        page = (await api.http.get("/v1/payments", params=query)).json()
+        found += [one["id"] for one in page["payments"]]
+        query, pages = query | {"cursor": page["cursor"]}, pages + 1
+    assert (found, pages) == ([oldest], 3)
+    whole = (await api.http.get("/v1/payments", params={"text": oldest})).json()
+    assert [one["id"] for one in whole["payments"]] == [oldest], "a whole id is found wherever it is"
 
 
 async def test_a_quote_shows_the_total_of_the_payment_and_reserves_nothing(api: Api) -> None:

@@ -56,7 +56,22 @@ async def test_spend_is_grouped_as_requested_and_adds_up_to_the_chain(api: Api) 
     assert str(week["hour"]).startswith(f"{day}T")
     assert week["week"] == str(day - timedelta(days=day.weekday()))
     assert (await spend(api, by="asset"))["spend"] == [total]
-    assert (await spend(api, app="other")) == {"spend": [], "totals": []}
+    nothing = await spend(api, app="other")
+    assert (nothing["spend"], nothing["totals"]) == ([], [])
+
+
+async def test_spend_goes_on_after_the_last_entry_of_an_earlier_answer(api: Api) -> None:
+    await api.pay("one")
+    await confirm(api)
+    first = await spend(api, by="merchant")
+    last = str(first["last_entry"])
+    assert (await spend(api, by="merchant", after=last))["spend"] == []
+    await api.pay("two")
+    await confirm(api)
+    both = await spend(api, by="merchant")
+    (before,), (more,), (total,) = first["spend"], (await spend(api, after=last))["spend"], both["spend"]
+    assert int(str(before["total"])) + int(str(more["total"])) == int(str(total["total"]))
+    assert (before["payments"], more["payments"], total["payments"]) == (1, 1, 2)
 
 
 async def test_sends_are_grouped_by_the_address_that_they_went_to(api: Api) -> None:

@@ -19,6 +19,7 @@ PAGES = (
     ("scrape-metrics", "Scrape metrics", 1),
     ("stop-signing", "Stop all signing", 1),
     ("see-what-happens", "See what payagent does", 2),
+    ("use-the-dashboard", "Use the dashboard", 2),
     ("complete-commands", "Complete commands with the Tab key", 3),
 )
 """Name and title of a page, and how many of its blocks ask for nothing but this wallet."""

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from subprocess import PIPE
 
@@ -18,7 +17,6 @@ from kit.cli import Shop, running, spawn, until, write_private
 from kit.terminal import at_terminal
 
 from payagent.devnet.merchant import role_address
-from payagent.store.rows import operator_log
 
 SCREENS = Path(__file__).parent / "screens"
 OTHER = role_address("creator").text
@@ -154,16 +152,9 @@ def test_a_read_token_sees_who_changed_what_and_which_calls_were_refused(busy: S
     assert busy.payagent("log", "--since", newest["at"]).json["log"] == [newest]
 
 
-def test_the_log_has_words_for_every_event_that_the_daemon_lists() -> None:
-    words = import_module("payagent.cli.log")._WORDS
-    assert words.keys() == {*operator_log.OF_THE_WALLET, *operator_log.OF_PAYMENTS}
-
-
-def test_an_approval_that_nobody_decided_on_is_shown_as_timed_out() -> None:
-    deny = import_module("payagent.cli.log")._WORDS["deny"]
-    entry = {"payment": "pay_1", "app": "bot"}
-    assert deny(entry, {"via": "clock"}) == "timed out: pay_1 of bot"
-    assert deny(entry, {"via": "token"}) == "denied: pay_1 of bot"
+def test_the_log_is_filtered_by_kind(busy: Shop) -> None:
+    told = busy.payagent("log", "--kind", "signing").json["log"]
+    assert {one["event"] for one in told} == {"paused", "resumed"}
 
 
 def test_the_log_says_how_to_see_older_entries(busy: Shop) -> None:
@@ -195,6 +186,13 @@ def test_the_log_is_followed_until_its_reader_stops(busy: Shop) -> None:
     following.communicate(timeout=60)
     assert [one["detail"]["most"] for one in (told, again)] == ["70000000", None]
     assert (told["by"], told["app"], told["detail"]["limit"]) == ("operator", None, "per_week")
+
+
+def test_the_address_is_drawn_for_a_phone(busy: Shop) -> None:
+    address, *drawn = busy.payagent("wallet", "address", "--qr", "--human").out.splitlines()
+    assert address == busy.made["address"]
+    assert len({len(line) for line in drawn}) == 1
+    assert set("".join(drawn)) == set(" ▀▄█")
 
 
 def test_status_is_one_json_object_for_programs(busy: Shop) -> None:

@@ -327,6 +327,22 @@ BAD_TOML = {
         "api.allowed_hosts[0]: write a lower-case name without",
     ),
     "any host": ('[api]\nallowed_hosts = ["*"]\n', "api.allowed_hosts[0]: write a lower-case name without"),
+    "links without the dashboard": (
+        '[api]\ndashboard = false\n[approvals]\nlink_origin = "https://pay.example"\n',
+        "approvals.link_origin: the links are pages of the dashboard, which is off",
+    ),
+    "links at the API": (
+        '[approvals]\nlink_origin = "http://127.0.0.1:8402"\n',
+        "approvals.link_origin: the API answers at 127.0.0.1, and the dashboard needs a name of its own",
+    ),
+    "links at a host of the API": (
+        '[api]\nallowed_hosts = ["pay.example"]\n[approvals]\nlink_origin = "https://pay.example"\n',
+        "approvals.link_origin: the API answers at pay.example",
+    ),
+    "links without TLS": (
+        '[approvals]\nlink_origin = "http://pay.example"\n',
+        "approvals.link_origin: write a URL with https://",
+    ),
     "long socket": (f'[api]\nsocket = "/{"x" * 120}"\n', "api.socket: the path is too long. Write one of at"),
     "split mode": (
         '[merchants.t]\norigin = "https://a.example"\nsplit_mode = "half"\n',

@@ -6,11 +6,13 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp
 
 from kit.agent import Run, World
 from kit.canaries import plant
@@ -19,9 +21,13 @@ from payagent.agent.base.ports import SystemRandomness
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.api.app import create_app
 from payagent.api.http.server import make_server
+from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
+from payagent.dashboard.app import HOST, Doors
+from payagent.dashboard.build import create_dashboard
 from payagent.outbound.egress import Egress
 from payagent.proxy.app import Bounds, ProxyApp
 from payagent.store.rows import apps
@@ -86,7 +92,7 @@ async def served(
     body_s: float = BODY_S,
     links: ApprovalLinks | None = None,
 ) -> AsyncIterator[Api]:
-    """The API and the proxy of one run of the agent, as the daemon serves them."""
+    """The API and the proxy of one run of the agent, as the daemon serves them; with `links` the dashboard."""
     tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
 
     def job(unit):  # type: ignore[no-untyped-def]
@@ -99,6 +105,8 @@ async def served(
     def heartbeat() -> str | None:
         return stale[0] if stale else None
 
+    now_ms = run.context.ports.clock.now_ms
+    sessions = None if links is None else Sessions(SystemRandomness(), time.monotonic, now_ms, links.origin)
     then = create_app(
         run.agent,
         run.topups,
@@ -107,9 +115,17 @@ async def served(
         allowed_hosts=proxy.allowed_hosts,
         rates=proxy.rates,
         body_s=body_s,
-        links=links,
+        sessions=sessions,
     )
-    app = ProxyApp(run.agent, then, proxy, Egress())
+    proxied = ProxyApp(run.agent, then, proxy, Egress())
+    app: ASGIApp = proxied
+    if sessions is not None:
+        facts = dict.fromkeys(("version", "started_at", "url", "socket", "config", "data_dir"), run.world.origin)
+        facts["started_at"] = iso_time(now_ms())
+        dashboard = create_dashboard(
+            run.agent, then, sessions, links, run.world.origin, None, facts, is_devnet=True
+        )
+        app = Doors(app, dashboard, frozenset({HOST}))
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)
@@ -127,7 +143,7 @@ async def served(
                 await client.aclose()
             server.should_exit = True
             await task
-            app.close()
+            proxied.close()
 
 
 JSON = {"content-type": "application/json"}

@@ -16,7 +16,6 @@ from mcp_types import CallToolResult
 from kit.canaries import plant
 from kit.cli import Shop, clean_environ, spawn, write_private
 from kit.http import NO_TLS
-from payagent.mcp.approvals import UrlOf, approval_url
 from payagent.mcp.daemon import AppClient
 from payagent.mcp.server import open_server
 
@@ -137,12 +136,10 @@ class AgentShop:
             process.communicate(timeout=20)
 
     @asynccontextmanager
-    async def here(
-        self, answer_after_s: float = 45.0, url_of: UrlOf = approval_url, **options: Any
-    ) -> AsyncIterator[Client]:
-        """The server in this process, with another patience and another page for approvals."""
+    async def here(self, answer_after_s: float = 45.0, **options: Any) -> AsyncIterator[Client]:
+        """The server in this process, with another patience."""
         async with (
-            open_server(AppClient(self.token, self.environ), answer_after_s, url_of) as server,
+            open_server(AppClient(self.token, self.environ), answer_after_s) as server,
             Client(server, **options) as client,
         ):
             yield client

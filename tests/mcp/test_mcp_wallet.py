@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -226,6 +227,13 @@ async def test_an_agent_that_starts_anew_gets_the_answer_it_paid_for(shop: Agent
     assert len(shop.payments()) == before + 1
 
 
+def page_of(shop: AgentShop, payment_id: str) -> str:
+    """Where a signed-in person decides."""
+    page: str = shop.at.payagent("payments", "show", payment_id).json["approval"]["page"]
+    assert re.fullmatch(rf"http://payagent\.localhost:[0-9]+/ui/approvals#{payment_id}", page)
+    return page
+
+
 async def test_a_person_decides_and_the_same_call_then_gets_its_answer(shop: AgentShop) -> None:
     shop.at.settings(price="6000000")
     before = len(shop.payments())
@@ -233,8 +241,8 @@ async def test_a_person_decides_and_the_same_call_then_gets_its_answer(shop: Age
         waits = await client.call_tool("fetch", shop.ask("dear", reason="it is worth it"))
         got = data(waits)
         assert (got["outcome"], waits.is_error) == ("awaiting_approval", False)
-        assert f"payagent payments approve {got['payment_id']}" in text(waits)
-        assert "http" not in text(waits)
+        assert page_of(shop, got["payment_id"]) in text(waits)
+        assert "/decide/" not in text(waits), "a signed link decides for whoever holds it"
         listed = await client.call_tool("payments", {"limit": 1})
         assert "/approvals/" not in str(listed)
         assert data(listed)["payments"][0]["reason"] == "it is worth it"
@@ -266,28 +274,25 @@ async def test_what_the_client_answers_about_an_approval_decides_nothing(
             await asyncio.Event().wait()
         return ElicitResult(action=action or "cancel")
 
-    def page(payment_id: str) -> str:
-        return f"http://payagent.localhost:8402/ui/payments/{payment_id}"
-
-    async with shop.here(answer_after_s=3, url_of=page, mode=mode, elicitation_callback=answer) as client:
+    async with shop.here(answer_after_s=3, mode=mode, elicitation_callback=answer) as client:
         waits = await client.call_tool("fetch", shop.ask(f"{action} by {mode}"))
     payment_id = data(waits)["payment_id"]
     (request,) = asked
     assert isinstance(request, ElicitRequestURLParams)
-    assert (request.mode, request.url) == ("url", page(payment_id))
+    assert (request.mode, request.url) == ("url", page_of(shop, payment_id))
     assert request.message == f"Payment {payment_id} waits for your decision."
     assert (data(waits)["outcome"], waits.is_error) == ("awaiting_approval", False)
-    assert page(payment_id) in text(waits)
+    assert page_of(shop, payment_id) in text(waits)
     assert shop.payments()[0]["state"] == "awaiting_approval"
     assert shop.at.payagent("payments", "deny", payment_id).code == 0
 
 
 async def test_a_client_without_url_mode_is_told_the_page_in_the_result(shop: AgentShop) -> None:
     shop.at.settings(price="6000000")
-    async with shop.here(answer_after_s=1, url_of=lambda payment_id: f"http://page/{payment_id}") as client:
+    async with shop.here(answer_after_s=1) as client:
         waits = await client.call_tool("fetch", shop.ask("no page"))
         shown = data(await client.call_tool("payment", {"id": data(waits)["payment_id"]}))
-    page = f"http://page/{data(waits)['payment_id']}"
+    page = page_of(shop, data(waits)["payment_id"])
     assert data(waits)["outcome"] == "awaiting_approval"
     assert page in text(waits)
     assert shown["awaiting"] == page

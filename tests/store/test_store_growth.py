@@ -103,11 +103,21 @@ PAGES: dict[str, dict[str, object]] = {
     "since it began": {"since_ms": 1},
     "of an app that has none, at a merchant": {"app_id": "app_other", "origin": ORIGIN},
     "in a state that none is in, at a merchant": {"state": "in_flight", "origin": ORIGIN},
+    "that were decided": {"is_decided": True},
 }
+SCANNED: dict[str, dict[str, object]] = {
+    "by text": {"text": "no such thing"},
+    "by delivery": {"delivery": "paid_not_served"},
+}
+"""Filters without an index: they look at so many payments a page."""
 
 
-def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(tmp_path: Path) -> None:
+def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also a page with few payments or none."""
+    monkeypatch.setattr(payments, "SCAN_MAX", FEW)
+    monkeypatch.setattr(approvals, "STANDING_MAX", FEW)
     every = dict.fromkeys(("app_id", "state", "origin", "since_ms", "before_seq"))
     told: dict[str, list[int]] = {name: [] for name in PAGES}
     for count in (FEW, MANY):
@@ -118,9 +128,17 @@ def test_a_page_of_payments_costs_no_more_after_many_payments_than_after_few(tmp
                 with counted(conn) as steps:
                     payments.payments_page(conn, limit=50, **every | asked)
                 told[name].append(steps[0])
+            for name, asked in SCANNED.items():
+                with counted(conn) as steps:
+                    floor = {"from_seq": payments.scan_floor(conn, None)}
+                    assert payments.payments_page(conn, limit=50, **every | asked | floor) == []
+                told.setdefault(name, []).append(steps[0])
             with counted(conn) as steps:
                 approvals.standing_at(conn, "https://nobody.example", "pay_new")
             told.setdefault("of a question about a new merchant", []).append(steps[0])
+            with counted(conn) as steps:
+                assert approvals.standing_at(conn, ORIGIN, "pay_new")
+            told.setdefault("of a question about a merchant with many payments", []).append(steps[0])
             with counted(conn) as steps:
                 assert limit_counters.totals_by_app(conn, ["", ORIGIN], [LOVELACE])
             told.setdefault("of the spend of each app, for the metrics", []).append(steps[0])

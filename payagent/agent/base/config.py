@@ -109,6 +109,11 @@ class AgentConfig:
 
     tokens: Tokens = field(default_factory=dict)
     caps: Caps | None = None
+    """The signer's caps for one transaction."""
+
+    day_caps: Caps | None = None
+    """The signer's caps for all transactions that it signs in 24 hours."""
+
     wallet_below_lovelace: int | None = None
     approval_required_above: Mapping[str, int] = field(default_factory=dict)
     """Units per asset above which a payment needs an approval."""
@@ -185,6 +190,7 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
         unconfirmed_ancestors_max=settings.payments.unconfirmed_ancestors_max,
         upkeep_fees_per_day_lovelace=settings.wallet.upkeep_fees_per_day_lovelace,
         caps=settings.limits.caps,
+        day_caps=settings.limits.day_caps,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,

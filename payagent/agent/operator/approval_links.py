@@ -17,7 +17,7 @@ from payagent.store.rows.approvals import ApprovalRow
 
 Way = Literal["approve", "deny"]
 WAYS: tuple[Way, ...] = get_args(Way)
-PREFIX = "/decide/"
+PREFIX = "/ui/decide/"
 KEY_BYTES = 32
 
 

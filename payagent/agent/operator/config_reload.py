@@ -69,7 +69,8 @@ class ConfigReload:
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"restart the daemon to change {', '.join(fixed)}")
         # the signer keeps the caps it was started with, even those derived from a day's limit
-        config = replace(self._make(new), caps=self._context.from_file.caps)
+        before = self._context.from_file
+        config = replace(self._make(new), caps=before.caps, day_caps=before.day_caps)
         now_ms = self._context.ports.clock.now_ms()
 
         def record_change(unit: Unit) -> None:

@@ -2,9 +2,8 @@
 
 A browser on this machine can reach a loopback port, so a web page could spend money. Two headers expose a browser:
 `Host` with a rebound DNS name, and `Origin` or `Sec-Fetch-Site`, which browsers add. Every value of the last two
-is refused. A merchant's page passed on by the proxy is same-origin, and a link opened from a mail program has no
-origin. The pages of signed links have their own rule (api.routes.approval_pages). No CORS header is sent, so a
-browser's own rules also keep pages out.
+is refused. A merchant's page passed on by the proxy is same-origin. The dashboard, where browsers are welcome, has
+host names of its own. No CORS header is sent, so a browser's own rules also keep pages out.
 
 May import: core, api.http, store.db, Starlette, structlog.
 Never: reads a body or a token.
@@ -29,7 +28,6 @@ from payagent.store.db.opening import DatabaseError, failure
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.ASCII)
-_GUARDED = ("/v1/", "/proxy/")
 _EVERYWHERE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _OURS = frozenset((b"x-request-id", b"date", *(name for name, _ in _EVERYWHERE)))
 
@@ -121,11 +119,10 @@ def require_own_target(scope: Scope) -> None:
         )
 
 
-def refuse_browsers(scope: Scope, allowed_hosts: Set[str], *, everywhere: bool = False) -> None:
+def refuse_browsers(scope: Scope, allowed_hosts: Set[str]) -> None:
     """Raise `browser_refused/host` or `browser_refused/web_page` for a request that a web page may have made.
 
     `allowed_hosts` are names that the operator configured besides loopback ones: lower case, without a port.
-    A page may request paths that cost nothing and reveal nothing, unless `everywhere` is set.
     """
     headers = Headers(scope=scope)
     if _is_tcp(scope):
@@ -136,11 +133,10 @@ def refuse_browsers(scope: Scope, allowed_hosts: Set[str], *, everywhere: bool =
                 "browser_refused/host",
                 "the Host header is not a loopback name or address, and not in api.allowed_hosts",
             )
-    if everywhere or scope["path"].startswith(_GUARDED):
-        if "origin" in headers:
-            raise Refused("browser_refused/web_page", "the request has an Origin header")
-        if "sec-fetch-site" in headers:
-            raise Refused("browser_refused/web_page", "the request has a Sec-Fetch-Site header")
+    if "origin" in headers:
+        raise Refused("browser_refused/web_page", "the request has an Origin header")
+    if "sec-fetch-site" in headers:
+        raise Refused("browser_refused/web_page", "the request has a Sec-Fetch-Site header")
 
 
 def _is_tcp(scope: Scope) -> bool:

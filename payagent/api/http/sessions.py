@@ -8,7 +8,7 @@ Never: stores a link, a code or a cookie; carries out an order twice.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hmac import compare_digest
 
 from payagent.agent.base.ports import Randomness
@@ -33,7 +33,10 @@ Answer = tuple[int, dict[str, object]]
 
 @dataclass(frozen=True, slots=True)
 class SignInLink:
-    """A link that opens one session. `asked_at_ms` is for people, `ends_s` by the monotonic clock."""
+    """A link that opens one session. `asked_at_ms` is for people, `ends_s` by the monotonic clock.
+
+    `code_hash` is None once too many wrong codes were typed.
+    """
 
     token_hash: str = field(repr=False)
     app_id: str
@@ -41,7 +44,7 @@ class SignInLink:
     scopes: frozenset[str]
     asked_at_ms: int
     ends_s: float
-    code_hash: str = field(repr=False)
+    code_hash: str | None = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -68,7 +71,8 @@ class Session:
 class PendingOrder:
     """An order of a session that the terminal confirms. `facts`: what it does, in pairs for people.
 
-    `answer` is set once it was carried out; `code` is None from then on.
+    `answer` is set once it was carried out; `code` is None from then on. `token`: an app's new token, until the
+    session has shown it.
     """
 
     id: str
@@ -81,6 +85,7 @@ class PendingOrder:
     carry_out: Callable[[], Awaitable[Answer]] = field(repr=False)
     code: str | None = field(repr=False)
     answer: Answer | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 class Sessions:
@@ -113,6 +118,12 @@ class Sessions:
         )
         return secret, code
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether a code is open, so that a wrong one was somebody's try."""
+        self._drop_ended()
+        return any(link.code_hash is not None for link in self._links.values())
+
     def link(self, secret: str) -> SignInLink | None:
         """The link with this secret, while it is valid. Looking does not use it up."""
         self._drop_ended()
@@ -123,15 +134,18 @@ class Sessions:
         return self._open(hash_token(secret)) if self.link(secret) is not None else None
 
     def enter_by_code(self, code: str) -> tuple[Session, str] | None:
-        """Use up the link with this code. After `CODE_TRIES` wrong codes no open link is valid any more."""
+        """Use up the link with this code. After `CODE_TRIES` wrong codes no open code is valid any more.
+
+        The links stay valid: they cannot be guessed, and so nobody can keep an operator out by wrong codes.
+        """
         self._drop_ended()
         given = hash_token(_bare(code))
         for key, link in self._links.items():
-            if compare_digest(link.code_hash, given):
+            if link.code_hash is not None and compare_digest(link.code_hash, given):
                 return self._open(key)
         self._wrong_codes += 1
         if self._wrong_codes >= CODE_TRIES:
-            self._links.clear()
+            self._links = {key: replace(link, code_hash=None) for key, link in self._links.items()}
             self._wrong_codes = 0
         return None
 
@@ -152,9 +166,10 @@ class Sessions:
         for order in [one for one in self._orders.values() if one.session_key == session.key]:
             del self._orders[order.id]
 
-    def __len__(self) -> int:
+    def all(self) -> list[Session]:
+        """Every session, oldest first."""
         self._drop_ended()
-        return len(self._sessions)
+        return list(self._sessions.values())
 
     def ask_for(
         self,
@@ -203,9 +218,13 @@ class Sessions:
         )
 
     async def confirm(self, order: PendingOrder) -> Answer:
-        """Carry out an order, as its session. Its code is used up first."""
+        """Carry out an order, as its session. Its code is used up first. An app's new token is for the session
+        alone, and is taken out of the answer."""
         order.code = None
-        order.answer = await order.carry_out()
+        status, answer = await order.carry_out()
+        token = answer.pop("token", None)
+        order.token = None if token is None else str(token)
+        order.answer = status, answer
         return order.answer
 
     def _open(self, link_key: str) -> tuple[Session, str]:

@@ -1,7 +1,7 @@
 """Apps, their tokens and limits. May import: core, agent, store.rows, pydantic. Never: I/O."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -9,6 +9,7 @@ from payagent.agent.operator.apps import NewApp
 from payagent.agent.operator.limits import LimitStatus
 from payagent.api.http.tokens import TOKEN_PATTERN
 from payagent.api.models.base import (
+    Amounts,
     GivenAsset,
     GivenCount,
     GivenTime,
@@ -66,14 +67,29 @@ class NamedToken(BaseModel):
     decimals: int
 
 
+class SignerCaps(BaseModel):
+    """The most that the signer lets out of the wallet, by asset, whatever the limits allow.
+
+    It counts what it signs in a process of its own, and does not tell its count.
+    """
+
+    per_transaction: Amounts
+    signed_per_day: Amounts
+
+
 class Limits(BaseModel):
-    """`tokens` are those of the limits that the config names."""
+    """`tokens`: those of the limits that the config names. `approval_above`: a payment of more needs an approval.
+
+    A token with the pay scope alone does not get `signer` and `approval_above`.
+    """
 
     limits: list[LimitStanding]
     tokens: list[NamedToken]
+    signer: SignerCaps = absent("Above all limits.")
+    approval_above: Amounts = absent("By asset.")
 
     @classmethod
-    def of(cls, standing: Sequence[LimitStatus], names: Mapping[str, str], tokens: Tokens) -> Self:
+    def of(cls, standing: Sequence[LimitStatus], names: Mapping[str, str], tokens: Tokens, **more: Any) -> Self:
         limited = {one.limit.asset for one in standing}
         return cls(
             limits=[LimitStanding.of(one, names) for one in standing],
@@ -82,6 +98,7 @@ class Limits(BaseModel):
                 for name, (asset, decimals) in tokens.items()
                 if asset in limited
             ],
+            **more,
         )
 
 
@@ -136,7 +153,8 @@ class RotateToken(RequestBody):
 
 
 class App(BaseModel):
-    """An app. `active`: whether its last token is valid now."""
+    """An app. `active`: whether its last token is valid now. `last_call_at`: its last request since the daemon's
+    start, to the API or the proxy; null: none."""
 
     id: str
     name: str
@@ -147,10 +165,18 @@ class App(BaseModel):
     token_made_at: Time | None
     expires_at: Time | None
     revoked_at: Time | None
+    last_call_at: Time | None
 
     @classmethod
     def of(
-        cls, app: AppRow, last: TokenRow | None, names: Mapping[str, str], *, active: bool, **text: str
+        cls,
+        app: AppRow,
+        last: TokenRow | None,
+        names: Mapping[str, str],
+        *,
+        active: bool,
+        last_call_ms: int | None,
+        **text: str,
     ) -> Self:
         """`names`: the merchants' names by origin. `text`: the token, if this answer shows it."""
         return cls.model_validate(
@@ -166,6 +192,7 @@ class App(BaseModel):
                 "token_made_at": None if last is None else last.created_at_ms,
                 "expires_at": None if last is None else last.expires_at_ms,
                 "revoked_at": None if last is None else last.revoked_at_ms,
+                "last_call_at": last_call_ms,
                 **text,
             }
         )

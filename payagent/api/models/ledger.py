@@ -101,13 +101,14 @@ class SpentBy(Spent):
 
 
 class Spending(BaseModel):
-    """What left the wallet, by group and asset, and in total."""
+    """What left the wallet, by group and asset, and in total. `last_entry`: the ledger's newest entry then."""
 
     spend: list[SpentBy]
     totals: list[Spent]
+    last_entry: int
 
     @classmethod
-    def of(cls, keys: Sequence[SpendKey], rows: Sequence[SpendRow], config: AgentConfig) -> Self:
+    def of(cls, keys: Sequence[SpendKey], rows: Sequence[SpendRow], config: AgentConfig, last_id: int) -> Self:
         groups = []
         for row in rows:
             group: dict[str, str | None] = dict(zip(keys, row.group, strict=True))
@@ -117,7 +118,7 @@ class Spending(BaseModel):
             groups.append(SpentBy.of(row.asset, [row], **group))
         assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
         totals = [Spent.of(asset, [row for row in rows if row.asset == asset]) for asset in assets]
-        return cls(spend=groups, totals=totals)
+        return cls(spend=groups, totals=totals, last_entry=last_id)
 
 
 class LedgerRefusal(BaseModel):
@@ -207,7 +208,7 @@ class MonthReport(BaseModel):
 
     @classmethod
     def of(cls, month: str, record: MonthRecord, config: AgentConfig) -> Self:
-        spending = Spending.of(SPEND_BY, record.spend, config)
+        spending = Spending.of(SPEND_BY, record.spend, config, last_id=0)
         return cls(
             network=config.network.name,
             month=month,

@@ -18,7 +18,7 @@ class LogEntry(BaseModel):
 
     `by`: the app that made the change; null if none did. `app` and `merchant`: which ones it is about. `request`:
     method and path of the refused request, without its query. Apps and merchants are named as in the config, or by
-    id and origin.
+    id and origin. `via` in `detail` is "dashboard" if the change was made there.
     """
 
     seq: int

@@ -10,6 +10,7 @@ from payagent.agent.operator.merchants import MerchantStatus
 from payagent.api.models.base import RequestBody, Shown, Time, Units, absent
 from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.invoice import Proof, SplitMode
+from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.retry_schedule import MerchantReadiness, Ready
 
 
@@ -102,6 +103,15 @@ class PinnedAddress(BaseModel):
     address: str
     set_by: Literal["config", "daemon"]
 
+    @classmethod
+    def all(cls, rules: MerchantRules, pins: Iterable[Pin]) -> list[Self]:
+        """The config file's addresses, then those that the daemon pinned."""
+        known = [*sorted(rules.from_file), *(pin for pin in pins if pin not in rules.from_file)]
+        return [
+            cls.model_validate({**pin._asdict(), "set_by": "config" if pin in rules.from_file else "daemon"})
+            for pin in known
+        ]
+
 
 class MerchantDetails(Merchant):
     """A merchant, the rules for its invoices, and what was recorded about it. A rule that is null is off.
@@ -122,21 +132,13 @@ class MerchantDetails(Merchant):
     @classmethod
     def of_status(cls, status: MerchantStatus, config: AgentConfig) -> Self:
         rules = status.merchant.rules
-        pins = [*sorted(rules.from_file), *(pin for pin in status.pins if pin not in rules.from_file)]
         return cls.of(
             status.merchant,
             status.readiness,
             status.prices,
             config,
             pin="config" if rules.from_file else "first_use" if rules.first_use else "off",
-            addresses=[
-                {
-                    "role": pin.role,
-                    "address": pin.address,
-                    "set_by": "config" if pin in rules.from_file else "daemon",
-                }
-                for pin in pins
-            ],
+            addresses=PinnedAddress.all(rules, status.pins),
             price_rise_percent_max=rules.price_rise_percent_max,
             stop_after_unserved=rules.stop_after_unserved,
             unserved_streak=status.unserved_streak.count,

@@ -36,6 +36,7 @@ from payagent.api.models.base import (
     read_pairs,
     strict_body,
 )
+from payagent.api.models.merchants import AgreedPrice, PinnedAddress
 from payagent.core import strict_json
 from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Reasons
@@ -233,7 +234,7 @@ class Transaction(BaseModel):
 
 
 class MerchantHistory(BaseModel):
-    """Earlier payments to the merchant: how many were paid, ended unpaid or are open, and the amount spent."""
+    """Of the last 1,000 payments to the merchant, how many were paid, ended unpaid or are open; `spent` of all."""
 
     paid: int
     last_at: Time | None
@@ -246,7 +247,7 @@ class Approval(BaseModel):
     """A request for approval, and its decision. `at_most` is what it counts against the limits: no more can leave.
 
     `calls`: how many requests it buys. The decision is about `terms_hash`. Tokens that see only their own payments
-    do not get the last five fields.
+    do not get the last seven fields.
     """
 
     calls: int
@@ -259,11 +260,14 @@ class Approval(BaseModel):
     decision: Literal["approved", "denied", "timed_out"] | None
     via: Literal["token", "dashboard", "link", "telegram", "clock"] | None
     decided_at: Time | None
+    page: str = absent("Where a signed-in person decides, while it is open and the dashboard is on.")
     app: str = absent("The app that wants to pay.")
     request: str | None = absent("The request to buy.")
     by: str | None = absent("The app that decided, or the Telegram target, chat and user.")
     limits: list[LimitStanding] = absent("The limits that apply, and what they leave now.")
     history: MerchantHistory = absent("Earlier payments to the merchant.")
+    agreed: list[AgreedPrice] = absent("The prices that are agreed for the request now.")
+    pinned: list[PinnedAddress] = absent("The addresses that the merchant may be paid at now.")
 
 
 class Payment(BaseModel):

@@ -8,21 +8,24 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
+from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.limits import names_of, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import LimitStanding
+from payagent.api.models.merchants import AgreedPrice, PinnedAddress
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.payments import Approval, Decide, MerchantHistory, Payment, Transaction, approval_reasons
 from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
 from payagent.api.routes.params import PaymentId
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import calls_of
+from payagent.core.merchant_rules import MerchantRules
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of
 from payagent.core.problems import Refused
-from payagent.store.rows import approvals, apps, intents, limit_counters, payments
+from payagent.store.rows import approvals, apps, intents, limit_counters, merchants, payments
 from payagent.store.rows.approvals import ApprovalRow
 
 Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
@@ -75,7 +78,10 @@ def approval_field(caller: Caller, row: PaymentRow) -> dict[str, Approval]:
     approval_row = approvals.of_payment(caller.context.conn, row.id)
     if approval_row is None:
         return {}
-    return {"approval": approval_of(caller.context, row, approval_row, sees_approvals=caller.sees_approvals)}
+    approval = approval_of(caller.context, row, approval_row, sees_approvals=caller.sees_approvals)
+    if approval.decision is None and caller.dashboard is not None:
+        approval.page = f"{caller.dashboard}/ui/approvals#{row.id}"
+    return {"approval": approval}
 
 
 def approval_of(
@@ -108,7 +114,22 @@ def approval_of(
             if one.limit.scope in scopes and one.limit.asset in at_most
         ]
         approval.history = _history(context, row.id, origin)
+        approval.agreed = _agreed(context, origin, approval.request)
+        approval.pinned = PinnedAddress.all(_rules(context, origin), sorted(merchants.pins(conn, origin)))
     return approval
+
+
+def _agreed(context: AgentContext, origin: str, request: str | None) -> list[AgreedPrice]:
+    if request is None:
+        return []
+    method, path = priced_call(request)
+    prices = merchants.agreed(context.conn, origin, method, path)
+    return [AgreedPrice(method=method, path=path, **price._asdict()) for price in prices]
+
+
+def _rules(context: AgentContext, origin: str) -> MerchantRules:
+    merchant = context.config.merchants.get(origin)
+    return MerchantRules() if merchant is None else merchant.rules
 
 
 def _history(context: AgentContext, payment_id: str, origin: str) -> MerchantHistory:

@@ -14,17 +14,18 @@ from payagent.api.http.problems import JsonResponse
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.models.apps import App, AppsPage, AppWithToken, CreateApp, RotateToken
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import OPERATE, Caller, need
+from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.core.problems import Refused
 from payagent.store.rows.apps import AppRow, TokenRow, last_token, was_given
 
+Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["apps"])
 
 
 @router.get("/v1/apps", summary="List apps", responses=gives(AppsPage, 200))
-async def every_app(caller: Operator) -> JsonResponse:
+async def every_app(caller: Viewer) -> JsonResponse:
     """All apps that ever existed, oldest first, each with the dates of its last token."""
     rows = [_app(caller.context, app, token) for app, token in all_apps(caller.context)]
     return JsonResponse(AppsPage(apps=rows, caller=caller.app.id))
@@ -72,4 +73,7 @@ def _app(context: AgentContext, app: AppRow, last: TokenRow | None, **text: str)
     """`text`: the token itself, if this answer shows it."""
     is_active = last is not None and last.is_good(context.conn, context.latest_ms)
     names = {origin: merchant.name for origin, merchant in context.config.merchants.items()}
-    return (AppWithToken if text else App).of(app, last, names, active=is_active, **text)
+    last_call_ms = context.last_calls_ms.get(app.id)
+    return (AppWithToken if text else App).of(
+        app, last, names, active=is_active, last_call_ms=last_call_ms, **text
+    )

@@ -15,11 +15,13 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.agent.context import AgentContext
 from payagent.api.http.problems import BrokenOffError
+from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token
 from payagent.api.routes.params import json_body, require_clear_query
 from payagent.core.aggregate import PaymentRow
 from payagent.core.bounds import SCOPES
 from payagent.core.problems import Refused
+from payagent.store.db.unit import VIA
 from payagent.store.rows import approvals, apps, payments
 from payagent.store.rows.approvals import Via
 from payagent.store.rows.apps import AppRow
@@ -38,12 +40,16 @@ _BEARER = HTTPBearer(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The app that makes the request, and the agent. `via`: by its token, or by a session of the dashboard."""
+    """The app that makes the request, and the agent. `via`: by its token, or by a session of the dashboard.
+
+    `dashboard`: the origin of the dashboard, if it is on.
+    """
 
     app: AppRow
     agent: Agent
     token_hash: str = field(repr=False)
     via: Via = "token"
+    dashboard: str | None = None
 
     @property
     def context(self) -> AgentContext:
@@ -141,11 +147,13 @@ def need(*scopes: str) -> Need:
         agent: Agent = request.app.state.agent
         token_hash: str = request.scope.get(SESSION_TOKEN, "")
         via: Via = "dashboard" if token_hash else "token"
+        VIA.set("dashboard" if token_hash else None)
         if credentials is not None:
             token_hash, via = hash_token(credentials.credentials), "token"
         app = apps.by_token(agent.context.conn, token_hash, agent.context.latest_ms)
         if app is None:
             raise _unauthorized()
+        agent.context.note_call(app.id)
         inside: ExitStack = request.state.inside
         inside.enter_context(request.app.state.rate_limiter.admit(app.id))
         if not app.scopes & set(scopes):
@@ -155,6 +163,7 @@ def need(*scopes: str) -> Need:
                 needs=" or ".join(scopes),
             )
         require_clear_query(request)
-        return Caller(app, agent, token_hash, via)
+        sessions: Sessions | None = request.app.state.sessions
+        return Caller(app, agent, token_hash, via, None if sessions is None else sessions.origin)
 
     return caller

@@ -7,6 +7,7 @@ alert after a check.
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from typing import Annotated, AnyStr, TypeVar, get_args
@@ -120,6 +121,13 @@ class SpendQuery(EntryFilter):
             pattern=rf"^({_BY})(,({_BY}))*$", description=f"Any of {_BY}, separated by commas. Days are in UTC."
         ),
     ] = "merchant"
+    after: Annotated[
+        int | None,
+        Field(ge=0, lt=10**18, description="Only entries after this one: last_entry of an earlier answer."),
+    ] = None
+
+    def selection(self, caller: Caller) -> Selection:
+        return replace(super().selection(caller), after_id=self.after)
 
     @property
     def keys(self) -> tuple[SpendKey, ...]:
@@ -219,9 +227,9 @@ async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonR
     A payment counts once it is confirmed. A cancelled one counts with its fee alone. What a rollback reversed is
     subtracted. `paid` went to merchants, including for prepaid balances; `sent` are the operator's transfers.
     """
-    context, keys = caller.context, query.keys
-    rows = await _read(context, partial(journal.spend, by=keys, only=query.selection(caller)))
-    return JsonResponse(Spending.of(keys, rows, context.config))
+    context, keys, only = caller.context, query.keys, query.selection(caller)
+    rows, last_id = await _read(context, lambda conn: (journal.spend(conn, keys, only), journal.last_id(conn)))
+    return JsonResponse(Spending.of(keys, rows, context.config, last_id))
 
 
 @router.get("/refusals", summary="List refused purchases, newest first", responses=gives(Refusals, 200))

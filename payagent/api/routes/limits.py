@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from payagent.agent.operator.limits import names_of, set_limits, standing
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.apps import Limits, SetLimits
+from payagent.api.models.apps import Limits, SetLimits, SignerCaps
 from payagent.api.models.openapi import gives, takes
 from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
 
@@ -46,5 +46,10 @@ async def change(request: Request, caller: Operator) -> JsonResponse:
 
 def _standing(caller: Caller) -> JsonResponse:
     context = caller.context
-    only_app = None if caller.sees_all else caller.app.id
-    return JsonResponse(Limits.of(standing(context, only_app), dict(names_of(context)), context.config.tokens))
+    names, config = dict(names_of(context)), context.config
+    if not caller.sees_all:
+        return JsonResponse(Limits.of(standing(context, caller.app.id), names, config.tokens))
+    signer = SignerCaps(per_transaction=dict(config.caps or {}), signed_per_day=dict(config.day_caps or {}))
+    approval_above = config.approval_required_above
+    shown = Limits.of(standing(context), names, config.tokens, signer=signer, approval_above=approval_above)
+    return JsonResponse(shown)

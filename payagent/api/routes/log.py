@@ -15,6 +15,7 @@ from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
 from payagent.api.routes.params import Page
+from payagent.core.operator_log import LogKind
 from payagent.store.rows import alerts, apps, operator_log
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
@@ -23,9 +24,10 @@ router = APIRouter(tags=["log"])
 
 
 class LogFilter(Page):
-    """Where the log starts."""
+    """Where the log starts, and what it lists."""
 
     since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
+    kind: Annotated[LogKind | None, Field(description="Only changes of this kind.")] = None
 
 
 @router.get("/v1/log", summary="List changes and refusals, newest first", responses=gives(LogPage, 200))
@@ -34,7 +36,11 @@ async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonRespo
     context = caller.context
     rows = await run_in_threadpool(
         lambda: operator_log.page(
-            context.conn, since_ms=query.since or 0, before_seq=query.before, limit=query.limit
+            context.conn,
+            since_ms=query.since or 0,
+            before_seq=query.before,
+            limit=query.limit,
+            kind=query.kind,
         )
     )
     names: dict[str | None, str] = {app.id: app.name for app in apps.all_apps(context.conn)}

@@ -6,7 +6,7 @@ May import: core, dialects, agent, store, the rest of api, FastAPI. Never: decid
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -34,7 +34,7 @@ from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
 from payagent.core.aggregate import PaymentRow
 from payagent.core.origin import parse_origin
-from payagent.core.payment import State
+from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos, events
 from payagent.store.rows import payments as stored
@@ -56,13 +56,41 @@ Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 router = APIRouter(tags=["payments"])
 
 
+def _states(text: str) -> str:
+    if not set(text.split(",")) <= set(State):
+        raise ValueError(f"write one of {', '.join(State)}; or several, with commas and no spaces between them")
+    return text
+
+
+_STATE = "|".join(State)
+States = Annotated[
+    str,
+    AfterValidator(_states),
+    WithJsonSchema({"type": "string", "pattern": f"^({_STATE})(,({_STATE}))*$"}),
+]
+
+
 class PaymentFilter(Page):
     """Filters of the list of payments."""
 
-    state: State | None = None
+    state: Annotated[States | None, Field(description="One, or several between commas.")] = None
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
     since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
+    delivery: Delivery | None = None
+    text: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=200,
+            description="A part of the id, of the invoice's id, of the transaction's hash or of the request.",
+        ),
+    ] = None
+    decided: Annotated[bool, Field(description="Only those that needed an approval and are decided.")] = False
+
+    @property
+    def states(self) -> tuple[str | None, ...]:
+        return (None,) if self.state is None else tuple(dict.fromkeys(self.state.split(",")))
 
 
 @router.post(
@@ -105,7 +133,9 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 @router.get("/v1/payments", summary="List payments, newest first", responses=gives(Payments, 200))
 async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> JsonResponse:
     """An app sees its own payments. A token for approve also sees those that need or needed an approval, and a
-    token for read or operate sees all."""
+    token for read or operate sees all. `approval` is in the answer while a payment awaits one, and with `decided`.
+    With `delivery`, or a `text` that is no whole id, a page looks at 10,000 payments. It may have few of them, or
+    none, and still a cursor."""
     app_id = None if caller.sees_approvals else caller.app.id
     if query.app is not None:
         app_id = caller.app_named(query.app).id
@@ -113,9 +143,16 @@ async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> 
     only_app = None if caller.sees_approvals else caller.app.id
     awaiting = await run_in_threadpool(lambda: count_awaiting(caller.context.conn, only_app))
     asked_or_of = caller.app.id if caller.sees_approvals and not caller.sees_all else None
-    rows = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    items = [NamedPayment.of(caller.context, row) for row in rows]
+    rows, next_seq = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
+    items = [
+        NamedPayment.of(
+            caller.context,
+            row,
+            **(approval_field(caller, row) if query.decided or row.state is State.AWAITING_APPROVAL else {}),
+        )
+        for row in rows
+    ]
+    cursor = None if next_seq is None else str(next_seq)
     return JsonResponse(Payments(payments=items, cursor=cursor, awaiting_approval=awaiting))
 
 
@@ -125,18 +162,35 @@ def _page(
     app_id: str | None,
     asked_or_of: str | None,
     origin: str | None,
-) -> list[PaymentRow]:
-    rows = stored.payments_page(
-        context.conn,
-        app_id=app_id,
-        asked_or_of=asked_or_of,
-        state=query.state,
-        origin=origin,
-        since_ms=query.since,
-        before_seq=query.before,
-        limit=query.limit,
-    )
-    return [context.as_noted(row) for row in rows]
+) -> tuple[list[PaymentRow], int | None]:
+    """A page, and where the next one begins."""
+    conn = context.conn
+    named = None if query.text is None else stored.named(conn, query.text)
+    is_scan = named is None and (query.text is not None or query.delivery is not None)
+    floor = stored.scan_floor(conn, query.before) if is_scan else None
+    rows = [
+        row
+        for state in query.states
+        for row in stored.payments_page(
+            conn,
+            app_id=app_id,
+            asked_or_of=asked_or_of,
+            state=state,
+            origin=origin,
+            since_ms=query.since,
+            before_seq=query.before,
+            limit=query.limit,
+            payment_id=named,
+            text=None if named else query.text,
+            delivery=query.delivery,
+            from_seq=floor,
+            is_decided=query.decided,
+        )
+    ]
+    newest = sorted(rows, key=lambda row: row.seq, reverse=True)[: query.limit]
+    is_full = len(newest) == query.limit
+    next_seq = newest[-1].seq if is_full else floor if floor is not None and floor > 1 else None
+    return [context.as_noted(row) for row in newest], next_seq
 
 
 @router.get("/v1/payments/{payment_id}", summary="Show a payment", responses=gives(PaymentWithHistory, 200))

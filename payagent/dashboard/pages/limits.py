@@ -1,5 +1,112 @@
-"""Every limit that is in force, and setting them. May import: core, dashboard. Never: SQL."""
+"""Every limit that is in force, and how to change it.
 
-from payagent.dashboard.app import Page
+Lowering acts at once. What lets more out is confirmed in the terminal: raising, going back to the config file, and
+a first limit of a token, which may then be spent at all.
 
-PAGES: list[Page] = []
+May import: core, dashboard, Starlette. Never: SQL; decides about a payment.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from payagent.core.money import LOVELACE
+from payagent.core.policy import Window
+from payagent.core.problems import Refused
+from payagent.dashboard.app import form, page
+from payagent.dashboard.bars import WINDOWS, limit_bar
+from payagent.dashboard.fields import units_of
+from payagent.dashboard.in_process import ApiRefusedError
+from payagent.dashboard.text import amount_text
+from payagent.dashboard.visit import Visit
+
+EDITED = ("app", "merchant", "asset", "limit", "amount")
+GROUPS = (("wallet", "The wallet"), ("apps", "Apps"), ("merchants", "Merchants"))
+
+
+async def show(visit: Visit) -> Response:
+    return await _limits_page(visit, visit.request.query_params)
+
+
+async def _limits_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefusedError | None = None) -> Response:
+    answer = await visit.api.get("/v1/limits")
+    in_ada_first = sorted(answer["limits"], key=lambda one: bool(one["asset"] != LOVELACE))
+    limits = [{**limit_bar(one), "query": _query(one)} for one in in_ada_first]
+    merchants = (await visit.api.get("/v1/merchants"))["merchants"]
+    apps = (await visit.api.get("/v1/apps"))["apps"]
+    given = {name: typed[name] for name in EDITED if name in typed}
+    edited = {"limit": Window.DAY.value, "asset": LOVELACE} | given
+    return await visit.page(
+        "limits.html",
+        200 if refused is None else refused.status,
+        None if refused is None else refused.problem,
+        sections=[(name, title, [one for one in limits if _group(one) == name]) for name, title in GROUPS],
+        signer=answer["signer"],
+        approval_above=answer["approval_above"],
+        edited=edited,
+        present=_in_force(answer["limits"], edited),
+        windows=WINDOWS,
+        apps=[one["name"] for one in apps if "pay" in one["scopes"] and one["active"]],
+        merchants=[one["name"] for one in merchants],
+    )
+
+
+def _group(limit: Mapping[str, Any]) -> str:
+    return "apps" if limit["app"] else "merchants" if limit["merchant"] else "wallet"
+
+
+def _query(limit: Mapping[str, Any]) -> dict[str, str]:
+    """What fills the form with this limit."""
+    return {name: limit[name] for name in ("app", "merchant", "asset", "limit") if limit[name]}
+
+
+def _in_force(limits: Sequence[Mapping[str, Any]], typed: Mapping[str, str]) -> int | None:
+    """The most of the limit that a form names; None if there is none."""
+    wanted = tuple(typed.get(name) or None for name in ("app", "merchant", "asset", "limit"))
+    found = (one for one in limits if (one["app"], one["merchant"], one["asset"], one["limit"]) == wanted)
+    return next((int(one["most"]) for one in found), None)
+
+
+async def set_limit(visit: Visit) -> Response:
+    try:
+        return await _set(visit)
+    except ApiRefusedError as refused:
+        return await _limits_page(visit, visit.form, refused)
+
+
+async def _set(visit: Visit) -> Response:
+    typed, tokens = visit.form, visit.renderer.facts["tokens"]
+    asset, window = typed.get("asset", LOVELACE), typed.get("limit", "")
+    is_reset = typed.get("act") == "reset"
+    most = None if is_reset else units_of(typed, "amount", asset)
+    if most is None and not is_reset:
+        raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
+    body = {name: typed[name] for name in ("app", "merchant") if typed.get(name)}
+    order = {**body, "asset": asset, "limits": {window: most}}
+    present = _in_force((await visit.api.get("/v1/limits"))["limits"], typed)
+    then = "as in the config file" if most is None else f"{amount_text(most, asset, tokens)} at most"
+    whose = " at ".join(f"{kind} {name}" for kind, name in body.items()) or "the wallet"
+    if most is not None and _lets_no_more_out(present, int(most), asset):
+        await visit.api.post("/v1/limits", order)
+        return visit.done("/ui/limits", f"{whose}, {_words(window)}: {then} from now on.")
+    facts = (
+        ("whose", whose),
+        ("limit", _words(window)),
+        ("now", "none" if present is None else f"{amount_text(present, asset, tokens)} at most"),
+        ("then", then),
+    )
+    title = "Revert a limit to the config file" if is_reset else "Raise a limit"
+    return visit.confirm_in_terminal(title, facts, "/ui/limits", "/v1/limits", order, None)
+
+
+def _lets_no_more_out(present: int | None, most: int, asset: str) -> bool:
+    """A first limit of ADA bounds what had no bound. A first limit of a token is what lets it out at all."""
+    return asset == LOVELACE if present is None else most <= present
+
+
+def _words(window: str) -> str:
+    return WINDOWS[Window(window)].lower() if window in WINDOWS else window
+
+
+PAGES = [page("/ui/limits", show), form("/ui/limits", set_limit)]

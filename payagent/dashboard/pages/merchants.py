@@ -1,5 +1,191 @@
-"""Who may be paid: prices, pins, prepaid balances and top-ups. May import: core, dashboard. Never: SQL."""
+"""Who may be paid: prices, addresses, what was not served, and balances that are paid in advance.
 
-from payagent.dashboard.app import Page
+May import: core, dashboard, Starlette. Never: SQL; calls a merchant itself.
+"""
 
-PAGES: list[Page] = []
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from payagent.core.money import LOVELACE
+from payagent.core.origin import is_t_backend
+from payagent.core.prepaid_balance import CALLS
+from payagent.core.problems import Refused
+from payagent.dashboard.app import form, page
+from payagent.dashboard.fields import units_of
+from payagent.dashboard.in_process import ApiRefusedError
+from payagent.dashboard.spent import Sum, spent
+from payagent.dashboard.text import brief_ada
+from payagent.dashboard.visit import Visit
+
+TOPUPS = 20
+
+
+async def show(visit: Visit) -> Response:
+    listed = (await visit.api.get("/v1/merchants"))["merchants"]
+    merchants = [await visit.api.get(f"/v1/merchants/{one['name']}") for one in listed]
+    topups = (await visit.api.get("/v1/prepaid/topups", limit=TOPUPS))["topups"]
+    return await visit.page(
+        "merchants.html",
+        merchants=merchants,
+        spent=await _spent(visit),
+        prepaid=(await visit.api.get("/v1/prepaid"))["prepaid"],
+        topups=topups,
+        calls=CALLS,
+    )
+
+
+async def _spent(visit: Visit) -> dict[str, list[dict[str, Any]]]:
+    """What was spent in 30 days, by the merchant's origin, one row for each asset."""
+    sums: dict[tuple[str, str], Sum] = {}
+    for on, one in (await spent(visit)).items():
+        if on.origin is not None:
+            total, payments = sums.get((on.origin, on.asset), Sum(0, 0))
+            sums[on.origin, on.asset] = Sum(total + one.total, payments + one.payments)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for (origin, asset), of_asset in sorted(sums.items()):
+        rows.setdefault(origin, []).append({"asset": asset} | of_asset._asdict())
+    return rows
+
+
+async def show_one(visit: Visit) -> Response:
+    merchant = await visit.api.get(_path(visit))
+    rise = merchant["price_rise_percent_max"]
+    prices = [
+        {**one, "asks_above": None if rise is None else int(one["units"]) * (100 + rise) // 100}
+        for one in merchant["prices"]
+    ]
+    return await visit.page(
+        "merchant.html",
+        merchant={**merchant, "prices": prices},
+        spent=(await _spent(visit)).get(merchant["origin"], []),
+    )
+
+
+def _name(visit: Visit) -> str:
+    return str(visit.request.path_params["name"])
+
+
+def _path(visit: Visit) -> str:
+    return f"/v1/merchants/{_name(visit)}"
+
+
+async def add(visit: Visit) -> Response:
+    typed = visit.form
+    body = {name: typed[name] for name in ("name", "origin", "partner") if typed.get(name)}
+    if is_t_backend(body.get("origin", "")):
+        body["split_mode"] = "additional"  # as `payagent merchants add` does
+    facts = tuple((name.replace("_", " "), value) for name, value in body.items())
+    title = f"Allow payments to {body.get('origin', 'no origin')}"
+    return visit.confirm_in_terminal(title, facts, "/ui/merchants", "/v1/merchants", body, None)
+
+
+async def remove(visit: Visit) -> Response:
+    await visit.api.post(f"{_path(visit)}/remove")
+    return visit.done(
+        "/ui/merchants", f"{_name(visit)} is removed. Nothing new is paid there; payments under way go on."
+    )
+
+
+async def resume(visit: Visit) -> Response:
+    """Paying a merchant again that took money and served nothing lets money out, so the terminal confirms it."""
+    merchant = await visit.api.get(_path(visit))
+    facts = (
+        ("merchant", merchant["name"]),
+        ("origin", merchant["origin"]),
+        ("not served", f"{merchant['unserved_streak']} payments in a row"),
+        ("then", "payments to it are made again, and the count starts at zero"),
+    )
+    title, back_to = f"Resume payments to {merchant['name']}", f"/ui/merchants/{merchant['name']}"
+    return visit.confirm_in_terminal(title, facts, back_to, f"{_path(visit)}/resume", None, None)
+
+
+async def pin(visit: Visit) -> Response:
+    merchant, body = await visit.api.get(_path(visit)), _address(visit)
+    facts = (
+        ("merchant", merchant["name"]),
+        ("role", body["role"].replace("_", " ")),
+        ("address", body["address"]),
+        ("compare", "with the merchant, and not with its 402"),
+    )
+    title, back_to = f"Allow {merchant['name']} to be paid at an address", f"/ui/merchants/{merchant['name']}"
+    return visit.confirm_in_terminal(title, facts, back_to, f"{_path(visit)}/pins", body, None)
+
+
+async def unpin(visit: Visit) -> Response:
+    await visit.api.post(f"{_path(visit)}/unpin", _address(visit))
+    return visit.done(f"/ui/merchants/{_name(visit)}", "The address is removed. Nothing is paid there any more.")
+
+
+def _address(visit: Visit) -> dict[str, str]:
+    return {name: visit.form.get(name, "") for name in ("role", "address")}
+
+
+async def topup(visit: Visit) -> Response:
+    return await _topup_page(visit)
+
+
+async def _topup_page(
+    visit: Visit, plan: Mapping[str, Any] | None = None, refused: ApiRefusedError | None = None
+) -> Response:
+    merchant = await visit.api.get(_path(visit))
+    pools = (await visit.api.get("/v1/prepaid"))["prepaid"]
+    return await visit.page(
+        "topup.html",
+        200 if refused is None else refused.status,
+        None if refused is None else refused.problem,
+        merchant=merchant,
+        pools=[one for one in pools if one["origin"] == merchant["origin"]],
+        plan=plan,
+        calls=CALLS,
+    )
+
+
+async def order_topup(visit: Visit) -> Response:
+    """Ask what a top-up costs, and only then order it: the button to order stands beside its cost."""
+    try:
+        body = _topup(visit)
+        if visit.form.get("act") != "order":
+            plan = await visit.api.post("/v1/prepaid/topups", {**body, "dry_run": True})
+            return await _topup_page(visit, plan)
+        await visit.api.post("/v1/prepaid/topups", body, visit.order)
+    except ApiRefusedError as refused:
+        return await _topup_page(visit, refused=refused)
+    notice = (
+        f"Topping up {_name(visit)} until {brief_ada(body['units'])} are paid. Each payment is within the limits."
+    )
+    return visit.done("/ui/merchants#topups", notice)
+
+
+def _topup(visit: Visit) -> dict[str, Any]:
+    """The API's order. Without a path it makes the request of the config."""
+    typed, units = visit.form, units_of(visit.form, "amount")
+    if units is None:
+        raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
+    body: dict[str, Any] = {"merchant": _name(visit), "asset": LOVELACE, "units": units}
+    if typed.get("path"):
+        body["request"] = {name: typed.get(name, "") for name in ("method", "path", "body")}
+    return body
+
+
+async def cancel_topup(visit: Visit) -> Response:
+    ended = await visit.api.post(f"/v1/prepaid/topups/{visit.request.path_params['topup_id']}/cancel")
+    notice = "The top-up is cancelled. What it bought stays."
+    if ended["state"] == "stopping":
+        notice = "It buys nothing more. It stops when the merchant has accepted the proof of its open payment."
+    return visit.done("/ui/merchants#topups", notice)
+
+
+PAGES = [
+    page("/ui/merchants", show),
+    form("/ui/merchants", add),
+    page("/ui/merchants/{name}", show_one),
+    form("/ui/merchants/{name}/remove", remove),
+    form("/ui/merchants/{name}/resume", resume),
+    form("/ui/merchants/{name}/pins", pin),
+    form("/ui/merchants/{name}/unpin", unpin),
+    page("/ui/merchants/{name}/topup", topup, "operate"),
+    form("/ui/merchants/{name}/topup", order_topup),
+    form("/ui/topups/{topup_id}/cancel", cancel_topup),
+]

@@ -4,20 +4,20 @@ May import: core, dashboard. Never: changes anything.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from starlette.responses import Response
 
 from payagent.core.money import LOVELACE
+from payagent.core.policy import Window
 from payagent.dashboard.app import page
+from payagent.dashboard.bars import limit_bar
 from payagent.dashboard.charts import SpendChart, spend_chart
+from payagent.dashboard.spent import days, spent
 from payagent.dashboard.text import brief_ada
 from payagent.dashboard.visit import Visit
 
-DAYS = 30
 LATEST = 6
-WINDOWS = {"hour": "Last hour", "day": "Last 24 hours", "week": "Last 7 days", "month": "Last 30 days"}
 
 
 async def show(visit: Visit) -> Response:
@@ -28,15 +28,14 @@ async def show(visit: Visit) -> Response:
     awaiting = (await api.get("/v1/payments", state="awaiting_approval", limit=20))["payments"]
     apps = (await api.get("/v1/apps"))["apps"]
     merchants = (await api.get("/v1/merchants"))["merchants"]
-    today = datetime.now(UTC).date()
     return await visit.page(
         "overview.html",
         needs=_needs(awaiting, (await api.get("/v1/alerts"))["alerts"]),
         money=_money(wallet),
         address=wallet["address"],
         bars=limit_bars(limits),
-        per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == "payment"), None),
-        chart=await _chart(visit, today),
+        per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == Window.PAYMENT), None),
+        chart=await _chart(visit),
         prepaid=(await api.get("/v1/prepaid"))["prepaid"],
         latest=latest,
         steps=None if latest else _steps(wallet, merchants, apps),
@@ -50,7 +49,7 @@ def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, 
             "icon": "approvals",
             "is_bad": False,
             "title": f"{one['merchant'] or one['origin']} waits for a decision: {one['request'] or 'a payment'}",
-            "text": "; ".join(str(reason["detail"]) for reason in one.get("approval", {}).get("reasons", [])),
+            "text": _sentence(one.get("approval", {}).get("reasons", [])),
             "app": one["app_name"],
             "href": f"/ui/approvals#{one['id']}",
             "action": "Decide",
@@ -72,6 +71,11 @@ def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, 
             }
         )
     return needs
+
+
+def _sentence(reasons: Sequence[Mapping[str, Any]]) -> str:
+    text = "; ".join(str(reason["detail"]) for reason in reasons)
+    return text[:1].upper() + text[1:]
 
 
 def _place(alert: Mapping[str, Any]) -> str:
@@ -110,26 +114,15 @@ def _of_all(limits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def limit_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The wallet's own limits in ADA over a time."""
-    return [limit_bar(one) for one in _of_all(limits) if one["limit"] in WINDOWS]
+    return [limit_bar(one) for one in _of_all(limits) if one["limit"] != Window.PAYMENT]
 
 
-def limit_bar(limit: Mapping[str, Any]) -> dict[str, Any]:
-    """A limit as a bar. It changes its colour at 80% and at 95%."""
-    spent, most = int(limit["spent"] or 0), int(limit["most"])
-    percent = min(spent * 100 / most, 100.0) if most else 100.0
-    look = "fbad" if percent >= 95 else "fwarn" if percent >= 80 else "f1"
-    return {**limit, "title": WINDOWS.get(limit["limit"], limit["limit"]), "meter": [(percent, look)]}
-
-
-async def _chart(visit: Visit, today: date) -> SpendChart:
-    first = today - timedelta(days=DAYS - 1)
-    answer = await visit.api.get("/v1/ledger/spend", by="merchant,day", since=f"{first}T00:00:00Z")
-    spent = {
-        (row["day"], row["merchant"] or "transfers"): int(row["total"])
-        for row in answer["spend"]
-        if row["asset"] == LOVELACE
-    }
-    return spend_chart(spent, [str(first + timedelta(days=at)) for at in range(DAYS)])
+async def _chart(visit: Visit) -> SpendChart:
+    units: dict[tuple[str, str], int] = {}
+    for on, one in (await spent(visit)).items():
+        if on.asset == LOVELACE:
+            units[on.day, on.merchant or "transfers"] = one.total
+    return spend_chart(units, days())
 
 
 def _steps(

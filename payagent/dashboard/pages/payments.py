@@ -1,5 +1,183 @@
-"""Lists payments, and shows one with its timeline. May import: core, dashboard. Never: SQL."""
+"""Lists payments, and shows one with its timeline.
 
-from payagent.dashboard.app import Page
+May import: core, dashboard, Starlette. Never: SQL; changes a payment, except that `resolve` is asked for.
+"""
 
-PAGES: list[Page] = []
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from payagent.core.history import details_in_words, name_in_words
+from payagent.core.money import LOVELACE
+from payagent.core.payment import DELIVERIES_IN_WORDS, STATES_IN_WORDS, Delivery, State
+from payagent.core.problems import PROBLEMS, Problem
+from payagent.dashboard.app import form, page
+from payagent.dashboard.text import amount_text, paid
+from payagent.dashboard.visit import ApiRefusedError, Visit
+
+PAGE = 50
+FILTERS = ("text", "merchant", "app", "state", "delivery")
+PATH = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.IN_BLOCK, State.CONFIRMED, State.SETTLED)
+"""The states that a payment passes if nothing goes wrong."""
+
+UNDER_WAY = ",".join((State.RECEIVED, *PATH[:4], State.REPLACING, State.CANCELLING))
+NOT_PAID = ",".join((State.REJECTED, State.DENIED, State.VOID))
+STATES = {UNDER_WAY: "under way", NOT_PAID: "not paid"} | {str(one): one.replace("_", " ") for one in State}
+DELIVERIES = {str(one): one.replace("_", " ") for one in Delivery}
+_HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{50}([0-9a-f]{6})\b")
+CANCELLABLE = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
+
+
+async def show_list(visit: Visit) -> Response:
+    asked = {name: text for name in FILTERS if (text := visit.request.query_params.get(name, "").strip())}
+    cursor, newest = (visit.request.query_params.get(name) for name in ("cursor", "newest"))
+    merchants = (await visit.api.get("/v1/merchants"))["merchants"]
+    origins = {one["name"]: one["origin"] for one in merchants}
+    query = {"origin" if name == "merchant" else name: text for name, text in asked.items()}
+    if "merchant" in asked:
+        query["origin"] = origins.get(asked["merchant"], asked["merchant"])
+    problem, status = None, 200
+    try:
+        found = await visit.api.get("/v1/payments", limit=PAGE, cursor=cursor, **query)
+        fresh = await _newer_than(visit, query, newest) if cursor and newest else ""
+    except ApiRefusedError as refused:
+        problem, status = refused.problem, refused.status
+        found, fresh = {"payments": [], "cursor": None}, ""
+    rows = found["payments"]
+    older = {"cursor": found["cursor"], "newest": newest or (rows[0]["created_at"] if rows else "")}
+    return await visit.page(
+        "payments.html",
+        status,
+        problem,
+        asked=asked,
+        rows=[{**one, "total": total(one)} for one in rows],
+        is_first=cursor is None,
+        newer=fresh,
+        first="?" + urlencode(asked),
+        older=None if found["cursor"] is None else "?" + urlencode(asked | older),
+        tabs=_tabs(asked),
+        choices=[
+            ("merchant", "Merchant", {name: name for name in sorted(origins)}),
+            ("app", "App", {one["name"]: one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]}),
+            ("state", "State", STATES),
+            ("delivery", "Delivery", DELIVERIES),
+        ],
+        command=_command(asked, query.get("origin")),
+    )
+
+
+def total(payment: dict[str, Any]) -> list[tuple[int, str]]:
+    """What leaves the wallet, by asset: what others get, and the fee. A split pays nobody."""
+    sums = {} if payment["kind"] == "split" else {asset: units for units, asset in paid(payment)}
+    if payment["fee"]:
+        sums[LOVELACE] = sums.get(LOVELACE, 0) + int(payment["fee"])
+    return [(units, asset) for asset, units in sums.items()]
+
+
+async def _newer_than(visit: Visit, query: Mapping[str, str], newest: str) -> str:
+    """How many payments came since the first page was opened, whose newest payment was made then."""
+    since = (await visit.api.get("/v1/payments", limit=PAGE, since=newest, **query))["payments"]
+    count = sum(one["created_at"] > newest for one in since)
+    return f"{PAGE} or more" if count == PAGE else str(count or "")
+
+
+def _tabs(asked: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    """Ready-made filters: title, address, and whether it is the one that is shown."""
+    tabs: list[tuple[str, dict[str, str]]] = [
+        ("All", {}),
+        ("Under way", {"state": UNDER_WAY}),
+        ("Paid, not served", {"delivery": Delivery.PAID_NOT_SERVED}),
+        ("Not paid", {"state": NOT_PAID}),
+    ]
+    return [(title, "/ui/payments?" + urlencode(query), asked == query) for title, query in tabs]
+
+
+def _command(asked: Mapping[str, str], origin: str | None) -> str:
+    """The nearest command: it knows neither texts, deliveries nor groups of states."""
+    options = {"state": asked.get("state") if asked.get("state") in list(State) else None}
+    options |= {"origin": origin, "app": asked.get("app")}
+    return "payagent payments list" + "".join(f" --{name} {value}" for name, value in options.items() if value)
+
+
+async def show(visit: Visit) -> Response:
+    return await _show(visit)
+
+
+async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | None = None) -> Response:
+    payment = await visit.api.get(_path(visit))
+    state = State(payment["state"])
+    return await visit.page(
+        "payment.html",
+        status,
+        problem,
+        payment=payment,
+        title=_title(payment, visit),
+        total=total(payment),
+        meaning=STATES_IN_WORDS[state],
+        why=_why(payment),
+        delivery=DELIVERIES_IN_WORDS[Delivery(payment["delivery"])],
+        has_delivery=payment["kind"] == "invoice" and state not in (State.REJECTED, State.DENIED),
+        timeline=[_step(event) for event in payment["history"] if event["event"] != "purpose"],
+        after=[(one.replace("_", " "), STATES_IN_WORDS[one]) for one in PATH[PATH.index(state) + 1 :]]
+        if state in PATH
+        else [],
+        can_resolve=visit.may("operate") and state in CANCELLABLE,
+    )
+
+
+def _title(payment: dict[str, Any], visit: Visit) -> str:
+    tokens = cast("dict[str, str]", visit.renderer.environment.globals["tokens"])
+    units = " and ".join(amount_text(*one, tokens) for one in paid(payment))
+    if payment["kind"] == "split":
+        return "UTxOs split"
+    return f"{units} to {payment['merchant'] or payment['origin'] or 'an address'}"
+
+
+def _path(visit: Visit) -> str:
+    return f"/v1/payments/{visit.request.path_params['payment_id']}"
+
+
+def _why(payment: Mapping[str, Any]) -> tuple[Problem, str] | None:
+    """The problem of a payment that was refused, is cancelled or is void: its texts, and what happened."""
+    reason = payment.get("reason")
+    return None if reason is None else (PROBLEMS[reason["code"]].of(reason["reason"]), reason["detail"])
+
+
+def _step(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event of the timeline. A retry is drawn in another shape than a step of the money."""
+    name, _, text = name_in_words(event["event"]).partition(": ")
+    is_retry = event["event"].startswith(("delivery_", "merchant_", "retry_", "provider_"))
+    return {
+        "name": name,
+        "text": text,
+        "at": event["at"],
+        "details": _HASH.sub(r"\1…\2", details_in_words(event["detail"])),
+        "look": "call" if is_retry else "",
+    }
+
+
+async def receipt(visit: Visit) -> Response:
+    found = await visit.api.get(f"{_path(visit)}/receipt")
+    name = f"receipt-{visit.request.path_params['payment_id']}.json"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(json.dumps(found, indent=2) + "\n", 200, headers, "application/json")
+
+
+async def resolve(visit: Visit) -> Response:
+    try:
+        payment = await visit.api.post(f"{_path(visit)}/resolve", {})
+    except ApiRefusedError as refused:
+        return await _show(visit, refused.status, refused.problem)
+    return visit.done(f"/ui/payments/{payment['id']}", f"Now it is {STATES_IN_WORDS[State(payment['state'])]}.")
+
+
+PAGES = [
+    page("/ui/payments", show_list),
+    page("/ui/payments/{payment_id}", show),
+    page("/ui/payments/{payment_id}/receipt", receipt),
+    form("/ui/payments/{payment_id}/resolve", resolve),
+]

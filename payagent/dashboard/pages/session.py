@@ -13,7 +13,7 @@ from payagent.core.timestamps import iso_time
 from payagent.dashboard.app import COOKIE, form, page
 from payagent.dashboard.visit import Visit
 
-EVERYBODY = ("read", "operate", "approve")
+SIGNED_IN = ("read", "operate", "approve")
 
 
 async def sign_out(visit: Visit) -> Response:
@@ -50,7 +50,7 @@ async def withdraw(visit: Visit) -> Response:
     return visit.done(back_to, "The order was withdrawn. Nothing was done.")
 
 
-class Changes(Response):
+class ReducedStream(Response):
     """The event stream, reduced to what changed: the event's name and its payment."""
 
     def __init__(self, visit: Visit) -> None:
@@ -80,14 +80,14 @@ def _reduced(event: str) -> str:
 
 
 async def changes(visit: Visit) -> Response:
-    return Changes(visit)
+    return ReducedStream(visit)
 
 
 PAGES = [
-    page("/ui/events", changes, *EVERYBODY),
+    page("/ui/events", changes, *SIGNED_IN),
     page("/ui/orders/{order_id}", order, "operate"),
     form("/ui/orders/{order_id}/withdraw", withdraw, "operate"),
-    form("/ui/sign-out", sign_out, *EVERYBODY),
+    form("/ui/sign-out", sign_out, *SIGNED_IN),
     form("/ui/pause", pause, "operate"),
     form("/ui/resume", resume, "operate"),
 ]

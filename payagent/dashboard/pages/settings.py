@@ -1,5 +1,77 @@
-"""Health, providers, sessions and the version. May import: core, dashboard. Never: SQL."""
+"""Health, providers, sessions and the version.
 
-from payagent.dashboard.app import Page
+May import: core, dashboard, Starlette. Never: SQL; writes the config.
+"""
 
-PAGES: list[Page] = []
+import re
+
+from starlette.responses import Response
+from starlette.types import Message
+
+from payagent.core.timestamps import iso_time
+from payagent.dashboard.app import form, page
+from payagent.dashboard.visit import Visit
+
+_COUNTER = re.compile(
+    r'^payagent_provider_(requests|failures)_total\{provider="(?P<name>[^"]*)"\} (?P<count>[0-9]+)$', re.M
+)
+
+GOOD = {
+    "chain": "the newest block is fresh",
+    "ledger": "it can be read, and the disk has room",
+    "sweeps": "the jobs run on time",
+    "signer": "the process with the key answers",
+    "pause": "signing is on",
+}
+"""What a check that passes says."""
+
+
+async def show(visit: Visit) -> Response:
+    readiness = await visit.api.get("/readyz")
+    apps = {one["id"]: one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]}
+    counters = await _provider_counters(visit)
+    return await visit.page(
+        "settings.html",
+        checks=[
+            {"name": name, "ok": said == "ok", "says": GOOD.get(name, "") if said == "ok" else said}
+            for name, said in readiness["checks"].items()
+        ],
+        providers=[
+            {"name": name, "ok": said == "ok", "says": said, **counters.get(name, {"requests": 0, "failures": 0})}
+            for name, said in readiness["providers"].items()
+        ],
+        sessions=[
+            {
+                "app": apps.get(one.app_id, one.app_id),
+                "since": iso_time(one.started_at_ms),
+                "until": iso_time(visit.sessions.ends_at_ms(one)),
+                "is_own": one is visit.session,
+            }
+            for one in visit.sessions.all()
+        ],
+    )
+
+
+async def _provider_counters(visit: Visit) -> dict[str, dict[str, int]]:
+    """Requests to each provider since the daemon's start, and how many failed, from /metrics."""
+    pieces = []
+
+    async def take(message: Message) -> None:
+        pieces.append(message.get("body", b""))
+
+    await visit.api.stream("/metrics", "", visit.request.receive, take)
+    counters: dict[str, dict[str, int]] = {}
+    for found in _COUNTER.finditer(b"".join(pieces).decode()):
+        counters.setdefault(found["name"], {})[found[1]] = int(found["count"])
+    return counters
+
+
+async def end_others(visit: Visit) -> Response:
+    """Sign out every other browser."""
+    others = [one for one in visit.sessions.all() if one is not visit.session]
+    for one in others:
+        visit.sessions.end(one)
+    return visit.done("/ui/settings", f"{len(others)} other session{'s' if len(others) != 1 else ''} signed out.")
+
+
+PAGES = [page("/ui/settings", show), form("/ui/settings/end-others", end_others)]

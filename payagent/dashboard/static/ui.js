@@ -1,9 +1,10 @@
 // Keeps a page fresh: when something changed, fetches it again and replaces the parts marked data-live that differ.
+// A part that is a list (data-rows) is replaced row by row.
 // Copies what a button says, and shows times in the reader's own zone. Without it, every page and form works.
 
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
 const live = document.getElementById("live");
-let seconds = 1, timer, isLost = false, last = new Date();
+let seconds = 1, timer, due = Infinity, isLost = false, last = new Date();
 
 function localTimes() {
   for (const time of document.querySelectorAll("time[datetime]")) {
@@ -17,6 +18,7 @@ function say() {
 }
 
 async function refresh() {
+  if (document.getElementById("refusal")) return; // the answer to a form: it keeps what was typed
   const answer = await fetch(location.href, { headers: { accept: "text/html" } });
   if (answer.redirected) return location.assign(answer.url); // the session has ended
   if (!answer.ok) throw new Error(answer.status);
@@ -24,12 +26,41 @@ async function refresh() {
   const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
-    const isUsed = old.contains(document.activeElement) || old.querySelector("details[open]");
-    if (fresh && !isUsed && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
+    if (fresh && "rows" in old.dataset) {
+      merge(old, fresh);
+      continue;
+    }
+    if (fresh && !isUsed(old) && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
   }
   last = new Date();
   localTimes();
   poll();
+}
+
+function merge(old, fresh) { // a list changes row by row, so that the one with focus stays where it is
+  let at = old.firstElementChild;
+  for (const row of fresh.children) {
+    const was = document.getElementById(row.id);
+    if (was && (isUsed(was) || plain(was) === plain(row))) {
+      at = was.nextElementSibling;
+      continue;
+    }
+    const now = document.importNode(row, true);
+    if (was) {
+      was.replaceWith(now);
+      at = now.nextElementSibling;
+    } else {
+      now.classList.add("new");
+      old.insertBefore(now, at);
+    }
+  }
+  for (const row of [...old.children]) {
+    if (!fresh.ownerDocument.getElementById(row.id) && !isUsed(row)) row.remove();
+  }
+}
+
+function isUsed(part) {
+  return part.contains(document.activeElement) || part.querySelector("details[open]");
 }
 
 function plain(part) { // each form's own id differs at every reading, and the title is ours
@@ -39,9 +70,15 @@ function plain(part) { // each form's own id differs at every reading, and the t
   return copy.innerHTML;
 }
 
-function changed(wait) {
+function changed(wait) { // at most every 0.7 s, and not put off by what changes next
+  const at = Math.max(Date.now() + wait, last.getTime() + 700);
+  if (at >= due) return;
+  due = at;
   clearTimeout(timer);
-  timer = setTimeout(() => refresh().catch(lost), wait);
+  timer = setTimeout(() => {
+    due = Infinity;
+    refresh().catch(lost);
+  }, at - Date.now());
 }
 
 function poll() { // an order that waits for the terminal changes no payment

@@ -6,6 +6,7 @@ May import: sqlite3, store.db.heads. Never: commits; opens a transaction.
 
 import sqlite3
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
 
@@ -13,12 +14,16 @@ from payagent.store.db.heads import Heads, read_heads
 
 Connection = sqlite3.Connection
 
+VIA: ContextVar[str | None] = ContextVar("via", default=None)
+"""How the request came in that a job works for, such as "dashboard". None: by a token, or no request."""
+
 
 class Unit:
-    """One job's part of the open transaction."""
+    """One job's part of the open transaction. It is made in the task that asks for the job, and has its `VIA`."""
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
+        self.via = VIA.get()
         self._undo: list[Callable[[], None]] = []
 
     @cached_property

@@ -12,6 +12,9 @@ from typing import Literal
 from payagent.core.findings import Finding, Reasons
 from payagent.core.payment import State
 
+STANDING_MAX = 1_000
+"""How many payments to a merchant show how it stands: a merchant may have many."""
+
 Decision = Literal["approved", "denied", "timed_out"]
 Via = Literal["token", "dashboard", "link", "telegram", "clock"]
 
@@ -112,9 +115,10 @@ def denied_between(
 
 
 def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:
-    """Payments to a merchant except this one: for each state, their number and the creation time of the newest."""
+    """The last payments to a merchant except this one: for each state, their number and the newest's time."""
     rows = conn.execute(
-        "SELECT state, COUNT(*), MAX(created_at_ms) FROM payments WHERE origin = ? AND id <> ? GROUP BY state",
-        (origin, but),
+        "SELECT state, COUNT(*), MAX(created_at_ms) FROM (SELECT state, created_at_ms FROM payments "
+        "WHERE origin = ? AND id <> ? ORDER BY seq DESC LIMIT ?) GROUP BY state",
+        (origin, but, STANDING_MAX),
     )
     return {State(state): (count, newest_ms) for state, count, newest_ms in rows}

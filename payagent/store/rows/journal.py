@@ -22,7 +22,7 @@ class Selection:
 
     `origin`, `app` (id or name) and `state` are those of the entry's payment. For a use of a prepaid balance they
     are its merchant and the app that made the request. `asset` filters postings. `text` is a case-insensitive part
-    of the entry's or payment's names (`_NAMES`).
+    of the entry's or payment's names (`_NAMES`). `after_id`: entries that were written later than this one.
     """
 
     since_ms: int | None = None
@@ -33,6 +33,7 @@ class Selection:
     kind: str | None = None
     state: str | None = None
     text: str | None = None
+    after_id: int | None = None
 
 
 EVERYTHING = Selection()
@@ -111,6 +112,7 @@ def _chosen(only: Selection) -> dict[str, object]:
         "j.kind = ?": only.kind,
         "p.state = ?": only.state,
         _CONTAINS: only.text,
+        "j.id > ?": only.after_id,
     }
 
 
@@ -230,6 +232,11 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
     )
     spend_rows = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
     return [row for row in spend_rows if row.paid or row.fees or row.sent or row.payments]
+
+
+def last_id(conn: sqlite3.Connection) -> int:
+    """The number of the newest entry; 0 if there is none."""
+    return int(conn.execute("SELECT COALESCE(MAX(id), 0) FROM entries").fetchone()[0])
 
 
 def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> SpendRow:

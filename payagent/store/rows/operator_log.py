@@ -1,20 +1,16 @@
 """What operators changed and which requests were refused, read from the events.
 
-May import: store.rows, store.db, sqlite3. Never: writes.
+May import: core, store.rows, store.db, sqlite3. Never: writes.
 """
 
 import json
 import sqlite3
 from dataclasses import dataclass
 
-OF_THE_WALLET = (
-    "limit_set", "app_added", "token_issued", "app_revoked", "merchant_added", "merchant_removed",
-    "merchant_stopped", "merchant_resumed", "address_pinned", "address_unpinned", "paused", "resumed", "unfrozen",
-    "config_read", "topup_stopped", "chat_paired", "chat_unpaired", "refused", "dashboard_opened",
-    "dashboard_refused", "dashboard_confirmed",
-)  # fmt: skip
+from payagent.core.operator_log import KINDS, LogKind
+
 OF_PAYMENTS = ("reject", "deny", "reserve")
-"""Of these, `reserve` is listed if it was a decision on an approval."""
+"""Events of a payment. Of these, `reserve` is listed if it was a decision on an approval."""
 
 _LOG = """
 SELECT e.seq, e.payment_id, e.event, e.detail, e.at_ms, p.app_id, p.origin, i.request
@@ -53,11 +49,14 @@ class LoggedEvent:
     request: str | None
 
 
-def page(conn: sqlite3.Connection, *, since_ms: int, before_seq: int | None, limit: int) -> list[LoggedEvent]:
-    """Changes, refusals, and decisions on approvals, newest first."""
+def page(
+    conn: sqlite3.Connection, *, since_ms: int, before_seq: int | None, limit: int, kind: LogKind | None = None
+) -> list[LoggedEvent]:
+    """Changes, refusals, and decisions on approvals, newest first. `kind`: only these."""
+    listed = [event for one, events in KINDS.items() if kind in (None, one) for event in events]
     values = {
-        "of_the_wallet": json.dumps(OF_THE_WALLET),
-        "of_payments": json.dumps(OF_PAYMENTS),
+        "of_the_wallet": json.dumps([event for event in listed if event not in OF_PAYMENTS]),
+        "of_payments": json.dumps([event for event in listed if event in OF_PAYMENTS]),
         "since_ms": since_ms,
         "before_seq": before_seq,
         "limit": limit,

@@ -48,6 +48,9 @@ class OpenPayment:
 FEW_MAX = 1_000
 """Up to this many payments since a time are sorted; more are found by scanning back from the newest."""
 
+SCAN_MAX = 10_000
+"""How many payments a page looks at for a filter that has no index. The next page goes on from there."""
+
 _EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event ="
 _COLUMNS: Mapping[type, str] = {
     PaymentRow: f"""
@@ -80,6 +83,15 @@ LEFT JOIN attempts a ON a.tx_id = p.tx_id
 LEFT JOIN prepaid_pools o ON o.id = p.pool_id
 """  # noqa: S608  our own names
 _PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED BY payments_by_time")
+_PAYMENT_BY_APPROVAL = _PAYMENT.replace(
+    "FROM payments p", "FROM approvals q CROSS JOIN payments p ON p.id = q.payment_id"
+)
+"""From the approvals on, which are few. Each is made in the commit that makes its payment, so their order is the
+same."""
+
+_CONTAINS = """instr(lower(p.id || ' ' || COALESCE(v.invoice_id, '') || ' ' || COALESCE(p.tx_id, '') || ' ' ||
+       COALESCE(substr(i.request, 1, instr(i.request || '?', '?') - 1), '')), ?) > 0"""
+"""Without the request's query, which may hold a key."""
 
 
 def _payment(row: tuple[Any, ...]) -> PaymentRow:
@@ -150,10 +162,17 @@ def payments_page(
     before_seq: int | None,
     limit: int,
     asked_or_of: str | None = None,
+    payment_id: str | None = None,
+    text: str | None = None,
+    delivery: str | None = None,
+    from_seq: int | None = None,
+    is_decided: bool = False,
 ) -> list[PaymentRow]:
     """Payments, newest first. A filter that is None does not filter.
 
-    `asked_or_of`: payments of this app, or that needed an approval.
+    `asked_or_of`: payments of this app, or that needed an approval. `text`: a part of the id, the invoice's id,
+    the transaction or the request. `is_decided`: only those that needed an approval and are decided.
+    `text` and `delivery` have no index, so give `from_seq` with them.
     If few payments are newer than `since_ms`, the time index finds them; otherwise the query scans back from the
     newest. Row numbers alone do not suffice, because the clock may have been set back. The merchant's index is
     used last: a large merchant has more payments than an app or a state.
@@ -166,12 +185,32 @@ def payments_page(
         ("p.origin = ?" if app_id is None and state is None else "+p.origin = ?"): origin,
         "p.created_at_ms >= ?": since_ms,
         "p.seq < ?": before_seq,
+        "p.seq >= ?": from_seq,
+        "p.id = ?": payment_id,
+        "p.delivery = ?": delivery,
+        _CONTAINS: None if text is None else text.lower(),
+        "p.state <> ?": State.AWAITING_APPROVAL if is_decided else None,
     }
     used = {clause: value for clause, value in filters.items() if value is not None}
     where = " WHERE " + " AND ".join(used) if used else ""
-    select = _PAYMENT_BY_TIME if is_few else _PAYMENT
-    rows = conn.execute(f"{select}{where} ORDER BY p.seq DESC LIMIT ?", (*used.values(), limit))
+    select = _PAYMENT_BY_APPROVAL if is_decided else _PAYMENT_BY_TIME if is_few else _PAYMENT
+    order = "q.rowid" if is_decided else "p.seq"
+    rows = conn.execute(f"{select}{where} ORDER BY {order} DESC LIMIT ?", (*used.values(), limit))
     return [_payment(row) for row in rows]
+
+
+def scan_floor(conn: sqlite3.Connection, before_seq: int | None) -> int:
+    """The oldest payment that a page looks at for a filter without an index."""
+    (newest,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM payments").fetchone()
+    return max((before_seq or newest + 1) - SCAN_MAX, 1)
+
+
+def named(conn: sqlite3.Connection, text: str) -> str | None:
+    """The payment with this id, or with an attempt with this transaction id."""
+    row = conn.execute(
+        "SELECT id FROM payments WHERE id = ?1 UNION SELECT payment_id FROM attempts WHERE tx_id = ?1", (text,)
+    ).fetchone()
+    return None if row is None else str(row[0])
 
 
 def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) -> bool:

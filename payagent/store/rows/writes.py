@@ -26,9 +26,14 @@ def note(
     now_ms: int,
     detail: Mapping[str, object] | None = None,
 ) -> None:
-    """Append an event of a payment or (None) of the wallet, chained to the event before."""
+    """Append an event of a payment or (None) of the wallet, chained to the event before.
+
+    An event of the wallet says by which way its request came in, if not by a token.
+    """
     heads = unit.heads
-    row = (heads.event_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
+    way = {} if payment_id is not None or unit.via is None else {"via": unit.via}
+    text = json.dumps({**(detail or {}), **way}, separators=(",", ":"))
+    row = (heads.event_seq + 1, payment_id, event, state, text, now_ms)
     row_hash = event_hash(heads.event_hash, *row)
     unit.conn.execute(
         "INSERT INTO events(seq, payment_id, event, state, detail, at_ms, prev_hash, hash) "

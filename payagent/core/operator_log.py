@@ -1,0 +1,103 @@
+"""The log of changes, decisions and refusals: its events by kind, and the sentence of each event.
+
+`payagent log` and the dashboard's activity page show the same sentences. An entry is an object of `GET /v1/log`.
+May import: the standard library, core. Never: I/O.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from payagent.core.money import LOVELACE, format_ada
+from payagent.core.problems import name_of
+
+LogKind = Literal[
+    "limits", "apps", "merchants", "signing", "config", "topups", "chats", "decisions", "refusals", "dashboard"
+]
+
+KINDS: Mapping[LogKind, tuple[str, ...]] = {
+    "limits": ("limit_set",),
+    "apps": ("app_added", "token_issued", "app_revoked"),
+    "merchants": (
+        "merchant_added", "merchant_removed", "merchant_stopped", "merchant_resumed", "address_pinned",
+        "address_unpinned",
+    ),
+    "signing": ("paused", "resumed", "unfrozen"),
+    "config": ("config_read",),
+    "topups": ("topup_stopped",),
+    "chats": ("chat_paired", "chat_unpaired"),
+    "decisions": ("reserve", "deny"),
+    "refusals": ("refused", "reject"),
+    "dashboard": ("dashboard_opened", "dashboard_refused", "dashboard_confirmed"),
+}  # fmt: skip
+"""The events of each kind. `reserve` is listed if it was a decision on an approval."""
+
+Entry = Mapping[str, Any]
+
+
+def sentence(entry: Entry) -> str:
+    """What happened, without who did it."""
+    return _SENTENCES[entry["event"]](entry, entry["detail"])
+
+
+def who(entry: Entry) -> str:
+    """The app that made the change or whose request was refused."""
+    if entry["detail"].get("via") == "link":
+        return "by link"
+    return entry["by"] or (entry["app"] if entry["event"] in KINDS["refusals"] else None) or "payagent"
+
+
+def whose(app: str | None, merchant: str | None) -> str:
+    """Whose spending a limit bounds, for people."""
+    if app is not None and merchant is not None:
+        return f"{app} at {merchant}"
+    return f"app {app}" if app else f"merchant {merchant}" if merchant else "the wallet"
+
+
+def _limit(entry: Entry, detail: Entry) -> str:
+    asset, most = detail["asset"], detail["most"]
+    of_asset = "" if asset == LOVELACE else f" in {asset[:56]}.{asset[56:]}"
+    amount = format_ada(int(most or 0)) if asset == LOVELACE else f"{most} units"
+    limit = f"limit {detail['limit'].replace('_', ' ')} of {whose(entry['app'], entry['merchant'])}{of_asset}"
+    return f"{limit}: {'as in the config file' if most is None else amount}"
+
+
+def _refusal(entry: Entry, detail: Entry) -> str:
+    request = " ".join(entry[part] for part in ("merchant", "request", "payment") if entry[part])
+    return f"refused with {name_of(detail['code'], detail['reason'])}: {request}"
+
+
+def _changes(_entry: Entry, detail: Entry) -> str:
+    changed = (f"{key} from {one['from']} to {one['to']}" for key, one in detail["changed"].items())
+    return f"config file read again: {', '.join(changed)}"
+
+
+_SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
+    "limit_set": _limit,
+    "app_added": lambda _, detail: f"app {detail['name']} added ({', '.join(detail['scopes'])})",
+    "token_issued": lambda entry, _: f"token issued for the app {entry['app']}",
+    "app_revoked": lambda entry, _: f"app {entry['app']} revoked",
+    "merchant_added": lambda _, detail: f"merchant {detail['name']} added",
+    "merchant_removed": lambda _, detail: f"merchant {detail['name']} removed",
+    "merchant_stopped": lambda entry, detail: (
+        f"merchant {entry['merchant']} stopped: {detail['unserved_streak']} payments in a row not served"
+    ),
+    "merchant_resumed": lambda entry, _: f"merchant {entry['merchant']} resumed",
+    "address_pinned": lambda entry, detail: f"address of {entry['merchant']} pinned: {detail['address']}",
+    "address_unpinned": lambda entry, detail: f"address of {entry['merchant']} unpinned: {detail['address']}",
+    "paused": lambda _, detail: "signing paused" + (f": {detail['reason']}" if detail["reason"] else ""),
+    "resumed": lambda *_: "signing resumed",
+    "unfrozen": lambda *_: "wallet unfrozen",
+    "config_read": _changes,
+    "topup_stopped": lambda _, detail: f"top-up {detail['topup']} stopped: {detail['code']}",
+    "chat_paired": lambda _, detail: f"chat {detail['chat']} paired with {detail['target']}",
+    "chat_unpaired": lambda _, detail: f"chat {detail['chat']} unpaired from {detail['target']}",
+    "refused": _refusal,
+    "reject": _refusal,
+    "deny": lambda entry, detail: (
+        f"{'timed out' if detail.get('via') == 'clock' else 'denied'}: {entry['payment']} of {entry['app']}"
+    ),
+    "reserve": lambda entry, _: f"approved: {entry['payment']} of {entry['app']}",
+    "dashboard_opened": lambda *_: "signed in to the dashboard",
+    "dashboard_refused": lambda _, detail: f"sign-in to the dashboard refused: {detail['reason']}",
+    "dashboard_confirmed": lambda _, detail: f"confirmed in the terminal: {detail['what']}",
+}

@@ -1,0 +1,129 @@
+"""The dashboard's links, sessions and orders: how long each is valid, by the monotonic clock."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from payagent.agent.base.ports import SystemRandomness
+from payagent.api.http.sessions import (
+    LINK_S,
+    ORDER_S,
+    SESSION_S,
+    SESSIONS_MAX,
+    UNUSED_S,
+    Answer,
+    Session,
+    Sessions,
+)
+from payagent.core.problems import Refused
+from payagent.store.rows.apps import AppRow
+
+APP = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
+
+
+@dataclass
+class Timed:
+    """Sessions by a clock that a test moves."""
+
+    now_s: float = 1000.0
+    sessions: Sessions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions(SystemRandomness(), lambda: self.now_s, lambda: 0, "http://payagent.localhost")
+
+    def enter(self) -> tuple[Session, str]:
+        opened = self.sessions.enter(self.sessions.ask_in("token", APP)[0])
+        assert opened is not None
+        return opened
+
+
+async def nothing() -> Answer:
+    return 200, {}
+
+
+def test_a_link_and_its_code_end_after_two_minutes() -> None:
+    timed = Timed()
+    secret, code = timed.sessions.ask_in("token", APP)
+    timed.now_s += LINK_S - 1
+    assert timed.sessions.link(secret) is not None
+    timed.now_s += 1
+    assert timed.sessions.enter(secret) is None
+    assert timed.sessions.enter_by_code(code) is None
+
+
+def test_a_link_has_32_random_bytes_and_a_code_60_bits() -> None:
+    secret, code = Timed().sessions.ask_in("token", APP)
+    assert len(bytes.fromhex(secret)) == 32
+    assert len(code.replace("-", "")) * 5 == 60
+
+
+def test_a_code_may_be_typed_with_small_letters_and_without_dashes() -> None:
+    timed = Timed()
+    _, code = timed.sessions.ask_in("token", APP)
+    assert timed.sessions.enter_by_code(code.lower().replace("-", " ")) is not None
+
+
+def test_a_session_ends_after_an_hour_without_use() -> None:
+    timed = Timed()
+    _, cookie = timed.enter()
+    for _ in range(3):
+        timed.now_s += UNUSED_S - 1
+        assert timed.sessions.find(cookie) is not None
+    timed.now_s += UNUSED_S
+    assert timed.sessions.find(cookie) is None
+
+
+def test_a_session_ends_after_eight_hours_of_use() -> None:
+    timed = Timed()
+    _, cookie = timed.enter()
+    for _ in range(SESSION_S // 1800 - 1):
+        timed.now_s += 1800
+        assert timed.sessions.find(cookie) is not None
+    timed.now_s += 1800
+    assert timed.sessions.find(cookie) is None
+
+
+def test_one_session_more_than_are_kept_ends_the_one_that_was_used_longest_ago() -> None:
+    timed = Timed()
+    cookies = [timed.enter()[1] for _ in range(SESSIONS_MAX)]
+    timed.now_s += 1
+    timed.sessions.find(cookies[0])
+    timed.enter()
+    kept = [timed.sessions.find(cookie) is not None for cookie in cookies]
+    assert kept == [True, False, *[True] * (SESSIONS_MAX - 2)]
+
+
+async def test_the_code_of_an_order_works_once_within_ten_minutes() -> None:
+    timed = Timed()
+    session, _ = timed.enter()
+    first, second = (timed.sessions.ask_for(session, "Send", (), "/ui/", nothing) for _ in range(2))
+    assert first.code is not None
+    assert second.code is not None
+    assert await timed.sessions.confirm(timed.sessions.order_by_code(first.code.lower())) == (200, {})
+    with pytest.raises(Refused):
+        timed.sessions.order_by_code("")
+    timed.now_s += ORDER_S
+    with pytest.raises(Refused):
+        timed.sessions.order_by_code(second.code)
+
+
+def test_an_order_is_seen_by_its_own_session_and_ends_with_it() -> None:
+    timed = Timed()
+    session, _ = timed.enter()
+    order = timed.sessions.ask_for(session, "Send", (), "/ui/", nothing)
+    assert order.code is not None
+    assert timed.sessions.order(timed.enter()[0], order.id) is None
+    assert timed.sessions.order(session, order.id) is order
+    timed.sessions.end(session)
+    with pytest.raises(Refused):
+        timed.sessions.order_by_code(order.code)
+
+
+def test_neither_a_session_nor_an_order_shows_its_secrets_when_it_is_printed() -> None:
+    timed = Timed()
+    session, cookie = timed.enter()
+    order = timed.sessions.ask_for(session, "Send", (), "/ui/", nothing)
+    told = repr((session, order))
+    assert session.csrf not in told
+    assert cookie not in told
+    assert str(order.code) not in told

@@ -1,0 +1,100 @@
+"""The sentence of every event that the log lists."""
+
+from collections.abc import Mapping
+from typing import get_args
+
+import pytest
+
+from payagent.core.operator_log import KINDS, LogKind, sentence, who, whose
+
+TOKEN = "ab" * 28 + "636f696e"
+OF_THE_BOT = {"by": None, "app": "bot", "merchant": "t", "request": "POST /chat", "payment": "pay_1"}
+BY_OPERATOR = {"by": "operator", "app": "bot", "merchant": "t", "request": None, "payment": None}
+OF_NOBODY = {"by": None, "app": None, "merchant": None, "request": None, "payment": None}
+
+SENTENCES = [
+    (
+        "limit_set",
+        {"limit": "per_day", "asset": "lovelace", "most": "5000000"},
+        "limit per day of bot at t: 5 ADA",
+    ),
+    (
+        "limit_set",
+        {"limit": "total", "asset": TOKEN, "most": "7"},
+        f"limit total of bot at t in {TOKEN[:56]}.636f696e: 7 units",
+    ),
+    (
+        "limit_set",
+        {"limit": "per_day", "asset": "lovelace", "most": None},
+        "limit per day of bot at t: as in the config file",
+    ),
+    ("app_added", {"name": "bot", "scopes": ["pay", "read"]}, "app bot added (pay, read)"),
+    ("token_issued", {}, "token issued for the app bot"),
+    ("app_revoked", {}, "app bot revoked"),
+    ("merchant_added", {"name": "t"}, "merchant t added"),
+    ("merchant_removed", {"name": "t"}, "merchant t removed"),
+    ("merchant_stopped", {"unserved_streak": 3}, "merchant t stopped: 3 payments in a row not served"),
+    ("merchant_resumed", {}, "merchant t resumed"),
+    ("address_pinned", {"address": "addr1"}, "address of t pinned: addr1"),
+    ("address_unpinned", {"address": "addr1"}, "address of t unpinned: addr1"),
+    ("paused", {"reason": "a drill"}, "signing paused: a drill"),
+    ("paused", {"reason": ""}, "signing paused"),
+    ("resumed", {}, "signing resumed"),
+    ("unfrozen", {}, "wallet unfrozen"),
+    (
+        "config_read",
+        {"changed": {"limits.per_day": {"from": 1, "to": 2}}},
+        "config file read again: limits.per_day from 1 to 2",
+    ),
+    ("topup_stopped", {"topup": "top_1", "code": "limit_exceeded"}, "top-up top_1 stopped: limit_exceeded"),
+    ("refused", {"code": "paused", "reason": None}, "refused with paused: t POST /chat pay_1"),
+    (
+        "reject",
+        {"code": "payment_void", "reason": "expired"},
+        "refused with payment_void/expired: t POST /chat pay_1",
+    ),
+    ("deny", {"via": "clock"}, "timed out: pay_1 of bot"),
+    ("deny", {"via": "token"}, "denied: pay_1 of bot"),
+    ("reserve", {"via": "token"}, "approved: pay_1 of bot"),
+    ("chat_paired", {"chat": 7, "target": "phone"}, "chat 7 paired with phone"),
+    ("chat_unpaired", {"chat": 7, "target": "phone"}, "chat 7 unpaired from phone"),
+    ("dashboard_opened", {}, "signed in to the dashboard"),
+    (
+        "dashboard_refused",
+        {"reason": "the link is not valid"},
+        "sign-in to the dashboard refused: the link is not valid",
+    ),
+    ("dashboard_confirmed", {"what": "Send 5 ADA"}, "confirmed in the terminal: Send 5 ADA"),
+]
+
+
+@pytest.mark.parametrize(("event", "detail", "words"), SENTENCES)
+def test_an_event_has_its_sentence(event: str, detail: Mapping[str, object], words: str) -> None:
+    of_whom = OF_THE_BOT if event in (*KINDS["refusals"], *KINDS["decisions"]) else BY_OPERATOR
+    assert sentence({"event": event, "detail": detail} | of_whom) == words
+
+
+def test_every_event_of_every_kind_has_a_sentence() -> None:
+    assert KINDS.keys() == set(get_args(LogKind))
+    assert {event for event, _, _ in SENTENCES} == {event for events in KINDS.values() for event in events}
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ({"event": "limit_set", "detail": {}} | BY_OPERATOR, "operator"),
+        ({"event": "refused", "detail": {}} | OF_THE_BOT, "bot"),
+        ({"event": "reserve", "detail": {"via": "link"}} | OF_THE_BOT, "by link"),
+        ({"event": "config_read", "detail": {}} | OF_NOBODY, "payagent"),
+    ],
+)
+def test_an_entry_names_who_made_the_change_or_was_refused(entry: Mapping[str, object], name: str) -> None:
+    assert who(entry) == name
+
+
+@pytest.mark.parametrize(
+    ("app", "merchant", "words"),
+    [("bot", "t", "bot at t"), ("bot", None, "app bot"), (None, "t", "merchant t"), (None, None, "the wallet")],
+)
+def test_a_limit_names_whose_spending_it_bounds(app: str | None, merchant: str | None, words: str) -> None:
+    assert whose(app, merchant) == words

@@ -1,0 +1,76 @@
+"""The activity page says what `payagent log` says; the settings page shows health, providers and sessions."""
+
+import pytest
+from kit.browser import needs_browser, sign_in, tab
+from kit.cli import Shop
+from playwright.sync_api import Browser, expect
+
+pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
+
+HOSTILE = "<script>alert(1)</script> " + "x" * 60
+
+
+def test_the_activity_says_what_the_log_says(shop: Shop, browser: Browser) -> None:
+    assert shop.payagent("limits", "set", "--per-week", "70 ADA").code == 0
+    assert shop.payagent("pause", "--reason", "a drill").code == 0
+    assert shop.payagent("resume").code == 0
+    with tab(browser, width=390) as at:
+        origin = sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/activity")
+        rows = at.page.locator("#events tbody tr")
+        expect(rows.first).to_contain_text("operator: signed in to the dashboard")
+        logged = shop.payagent("log", "--human").out.splitlines()
+        assert rows.count() == len(logged)
+        for row, line in zip(rows.all(), reversed(logged), strict=True):
+            assert line.split(maxsplit=3)[3] in row.inner_text()
+        at.page.goto(f"{origin}/ui/activity?kind=limits")
+        expect(at.page.locator("#events tbody tr")).to_have_count(1)
+        expect(at.page.locator("#events")).to_contain_text("limit per week of the wallet: 70 ADA")
+        expect(at.page.locator(".cmd code")).to_have_text("payagent log --kind limits")
+        assert at.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_activity_says_by_which_way_a_change_was_made(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        at.page.get_by_role("button", name="Pause signing").click()
+        assert shop.payagent("resume").code == 0
+        at.page.goto(f"{origin}/ui/activity?kind=signing")
+        resumed, paused = at.page.locator("#events tbody tr").all()[:2]
+        expect(resumed).to_contain_text("operator: signing resumed")
+        expect(resumed.locator(".sub")).to_have_text("by its token")
+        expect(paused).to_contain_text("operator: signing paused")
+        expect(paused.locator(".sub")).to_have_text("by the dashboard")
+
+
+def test_text_of_others_is_shown_and_runs_nothing(shop: Shop, browser: Browser) -> None:
+    assert shop.payagent("pause", "--reason", HOSTILE).code == 0
+    try:
+        with tab(browser, width=320) as at:
+            origin = sign_in(at.page, shop)
+            at.page.goto(f"{origin}/ui/activity")
+            expect(at.page.locator("#events")).to_contain_text("<script>alert(1)</script>")
+            assert at.page.evaluate("document.documentElement.scrollWidth") == 320
+    finally:
+        assert shop.payagent("resume").code == 0
+
+
+def test_settings_show_health_and_count_what_a_provider_is_asked(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/settings")
+        assert at.page.locator("#health .chip").all_inner_texts() == ["ok"] * 5
+        requests = at.page.locator("#providers tbody td.num").first.inner_text()
+        assert int(requests) > 0
+        expect(at.page.get_by_text(str(shop.config))).to_be_visible()
+
+
+def test_all_other_browsers_can_be_signed_out(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as other, tab(browser) as at:
+        origin = sign_in(other.page, shop)
+        sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/settings")
+        at.page.get_by_role("button", name="Sign out all others").click()
+        expect(at.page.locator("#sessions tbody tr")).to_have_count(1)
+        other.page.goto(f"{origin}/ui/wallet")
+        expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()

@@ -1,0 +1,199 @@
+"""Every page of the dashboard: it fits each screen, axe-core finds nothing, and hostile text is only text."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import unescape
+from typing import Any
+
+import pytest
+from kit.axe import needs_axe, serious
+from kit.browser import Tab, needs_browser, tab
+from kit.cli import Shop, until
+from kit.dashboard import PAGES, Visitor, visitor
+from kit.effort import pick
+from playwright.sync_api import Browser, Page, expect
+
+pytestmark = needs_browser
+
+WIDTHS = (1280, 1024, 761, 390, 320)
+SCHEMES = ("light", "dark")
+AXE = ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light"))[: pick(2, 4)]
+SCRIPT = "<script>window.isHacked=1</script><img/src=x/onerror=window.isHacked=1>\"'{{7*7}}"
+NOT_HTML = ("/ui/events", "/ui/ledger/export", "/ui/ledger/snapshot", "/ui/payments/{payment_id}/receipt")
+GETS = [one.path for one in PAGES if not one.is_form]
+SHOWN = [path for path in GETS if path not in NOT_HTML]
+LINK = re.compile(r'href="(/ui/[^"#]*)')
+
+
+@pytest.fixture(scope="module")
+def me(shop: Shop) -> Visitor:
+    """An operator of a shop where each page has something to show, much of it hostile."""
+    shop.settings(price="2000000", splits=[], batch=1, confirmations=0)
+    shop.payagent("app", "add", "reader", "--scope", "read")
+    shop.payagent("app", "add", "buyer", "--merchant", "t", "--per-day", "5 ADA", "--expires", "90d")
+    for number in range(3):
+        assert shop.payagent("pay", shop.saved(f"good {number}"), "--merchant", "t").code == 0
+    shop.settings(price="7000000")
+    for purpose, path in ((SCRIPT, f"/{SCRIPT}"), ("long " * 40, f"/{'long' * 2000}"), ("why", "/chat")):
+        buy(shop, purpose, path)
+    shop.payagent("pause", "--reason", SCRIPT)  # stands on every page
+    operator = visitor(shop)
+    until(lambda: "waits for a decision" in operator.get("/ui/").text, "no approval")
+    return operator
+
+
+def buy(shop: Shop, purpose: str, path: str) -> None:
+    """Forward a 402 with a request and a purpose of the app's choice."""
+    invoice = json.loads(shop.saved(purpose).read_bytes())
+    body = {
+        "origin": shop.devnet.merchant_url,
+        "request": {"method": "POST", "path": path.replace(" ", ""), "body_sha256": "ab" * 32},
+        "response": {"status": 402, "headers": {"content-type": "application/json"}, "body": invoice},
+        "purpose": purpose.strip(),
+    }
+    server = visitor(shop).server
+    answer = shop.http.post(
+        f"{server}/v1/payments", json=body, headers={"authorization": f"Bearer {shop.made['token']}"}
+    )
+    assert answer.status_code == 202, answer.text
+
+
+@dataclass
+class Crawl:
+    """What following every link finds: an address for each page's path, and links that lead to no page."""
+
+    addresses: dict[str, str] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def crawl(me: Visitor) -> Crawl:
+    found, to_open, seen = Crawl(), ["/ui/", me.post("/ui/resume", me.hidden()).headers["location"]], set[str]()
+    while to_open:
+        address = to_open.pop(0)
+        bare = address.partition("?")[0]
+        path = next((one for one in GETS if re.fullmatch(re.sub(r"{\w+}", "[^/]+", one), bare)), None)
+        if path in found.addresses or path in NOT_HTML:
+            continue
+        answer = me.get(address)
+        if path is None or answer.status_code != 200:
+            found.dead.append(f"{address}: {answer.status_code}")
+            continue
+        found.addresses[path] = address
+        links = {unescape(link) for link in LINK.findall(answer.text)} - seen
+        seen |= links
+        to_open += sorted(link for link in links if not link.startswith("/ui/static/"))
+    return found
+
+
+@pytest.fixture
+def address(crawl: Crawl, path: str) -> str:
+    assert path in crawl.addresses, "no link leads to the page"
+    return crawl.addresses[path]
+
+
+@pytest.fixture(scope="module")
+def opened(me: Visitor, browser: Browser) -> Iterator[Tab]:
+    """A tab in the operator's session."""
+    with tab(browser) as at:
+        at.page.context.add_cookies([cookie_of(me)])
+        yield at
+
+
+@pytest.fixture(scope="module")
+def plain(me: Visitor, browser: Browser) -> Iterator[Tab]:
+    """The same without JavaScript."""
+    with tab(browser, scripts=False) as at:
+        at.page.context.add_cookies([cookie_of(me)])
+        yield at
+
+
+def cookie_of(me: Visitor) -> Any:
+    name, _, value = me.cookie.partition("=")
+    return {"name": name, "value": value, "url": f"https://{me.host}", "secure": True, "sameSite": "Strict"}
+
+
+def show(at: Tab, me: Visitor, address: str) -> Page:
+    at.page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    answer = at.page.goto(me.origin + address)
+    assert answer is not None
+    assert answer.status == 200
+    return at.page
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_a_page_scrolls_sideways_on_no_screen(me: Visitor, opened: Tab, address: str) -> None:
+    page = show(opened, me, address)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{address} is {wide} wide at {width}"
+    assert page.evaluate("window.isHacked") is None, "a stored script ran"
+    assert SCRIPT in page.locator("#paused").inner_text()
+    opened.require_clean()
+
+
+@needs_axe
+@pytest.mark.parametrize("path", SHOWN)
+def test_axe_finds_nothing_serious_on_a_page(me: Visitor, opened: Tab, address: str) -> None:
+    page = show(opened, me, address)
+    for width, scheme in AXE:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert serious(page) == [], f"{address} at {width}, {scheme}"
+    opened.require_clean()
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_a_page_says_the_same_without_javascript(me: Visitor, opened: Tab, plain: Tab, address: str) -> None:
+    with_scripts, without = (
+        show(one, me, address).locator("h1, h2, th").all_inner_texts() for one in (opened, plain)
+    )
+    assert without == with_scripts
+    plain.require_clean()
+
+
+def test_every_link_leads_to_a_page(crawl: Crawl) -> None:
+    assert crawl.dead == []
+
+
+def test_the_keyboard_alone_signs_in_approves_and_signs_out(shop: Shop, me: Visitor, browser: Browser) -> None:
+    shop.payagent("resume")
+    with tab(browser) as at:
+        page = at.page
+        page.goto(f"{me.origin}/ui/approvals")
+        tab_to(page, "Or type the code")
+        page.keyboard.type(shop.payagent("dashboard").json["code"])
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{me.origin}/ui/approvals")
+        page.keyboard.press("Tab")
+        assert focused(page) == "Skip to the page"
+        page.keyboard.press("Enter")
+        waiting = page.get_by_role("button", name="Approve").count()
+        tab_to(page, "Approve 7 ADA")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("button", name="Approve")).to_have_count(waiting - 1)
+        tab_to(page, "Sign out")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{me.origin}/ui/sign-in")
+
+
+def focused(page: Page) -> str:
+    """The name of the element that has the focus, which must be visible there."""
+    name, is_seen = page.evaluate("""() => {
+        const here = document.activeElement, box = here.getBoundingClientRect(), style = getComputedStyle(here);
+        const name = here.labels?.[0]?.textContent ?? here.textContent;
+        return [name.trim(), box.width > 1 && box.height > 1 && style.outlineStyle !== "none"]; }""")
+    assert is_seen, f"the focus on {name!r} cannot be seen"
+    return str(name)
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until an element of this name has the focus."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if focused(page).startswith(name):
+            return
+    raise AssertionError(f"the keyboard does not reach {name!r}")

@@ -1,0 +1,189 @@
+"""A browser that is signed in: what other pages in it can do, and how an open page loses its daemon."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from kit.browser import needs_browser, sign_in, tab
+from kit.cli import Shop, running, spawn, until
+from kit.dashboard import stranger
+from playwright.sync_api import Browser, Page, expect
+
+from payagent.devnet.server import DevnetThread
+
+pytestmark = needs_browser
+
+Stop = Callable[[], None]
+
+HOSTS = ("127.0.0.1", "localhost", "other.localhost", "payagent.localhost")
+"""Names of another local server. The last one shares the dashboard's name, and so its cookie; never its origin."""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A wallet without money. Its daemon serves at the same port each time."""
+    with DevnetThread(block_time_s=1) as devnet:
+        at = Shop(devnet, tmp_path_factory.mktemp("shop"))
+        with at.http:
+            with running(at):
+                host = stranger(at).host
+            at.config.write_text(at.config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{host.split(':')[1]}"))
+            yield at
+
+
+@pytest.fixture(scope="module")
+def stop_daemon(shop: Shop) -> Iterator[Stop]:
+    with ExitStack() as stack:
+        stack.enter_context(running(shop))
+        yield stack.close
+
+
+@contextmanager
+def serving(html: str, cookies: list[str] | None = None) -> Iterator[int]:
+    """Another server of this machine, which answers everything with one page. Yields its port.
+
+    `cookies` gets the cookies of each request.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if cookies is not None:
+                cookies.append(self.headers.get("cookie", ""))
+            self.send_response(200)
+            self.send_header("content-type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def spawned(shop: Shop) -> Iterator[None]:
+    """As `running`, beside a browser: the doctor cannot run there, because it needs an event loop of its own."""
+    with (shop.folder / "daemon.log").open("a") as log:
+        process = spawn("serve", "--config", shop.config, stdout=log, stderr=log)
+        try:
+            until(lambda: shop.payagent("status").code == 0, "the daemon is not ready")
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def is_paused(page: Page, origin: str) -> bool:
+    page.goto(f"{origin}/ui/")
+    return page.locator("#paused").count() > 0
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_form_on_another_page_changes_nothing(
+    shop: Shop, stop_daemon: Stop, browser: Browser, name: str
+) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        csrf = at.page.locator("[name=csrf]").first.get_attribute("value")
+        fields = f"<input name=csrf value={csrf}><input name=order value=1>"
+        with serving(
+            f"<form method=post action={origin}/ui/pause>{fields}<button>Win a prize</button></form>"
+        ) as port:
+            at.page.goto(f"http://{name}:{port}/")
+            at.page.get_by_role("button").click()
+            expect(at.page.get_by_role("heading", level=1)).to_be_visible()
+            assert at.page.locator("code", has_text="browser_refused").count() == 1
+        assert not is_paused(at.page, origin)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_script_on_another_page_reads_nothing_and_changes_nothing(
+    shop: Shop, stop_daemon: Stop, browser: Browser, name: str
+) -> None:
+    attempts = """async ([origin, csrf]) => {
+        const post = {method: "POST", body: new URLSearchParams({csrf, order: "1"})}, told = [];
+        const ways = [{}, {credentials: "include"}, post, {...post, mode: "no-cors"},
+                      {...post, credentials: "include", mode: "no-cors"}];
+        for (const way of ways) {
+            try { const answer = await fetch(origin + (way.method ? "/ui/pause" : "/ui/"), way);
+                  told.push(answer.type + (await answer.text())); }
+            catch (error) { told.push(error.name); }
+        }
+        return told; }"""
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        csrf = at.page.locator("[name=csrf]").first.get_attribute("value")
+        with serving("<p>Hello") as port:
+            at.page.goto(f"http://{name}:{port}/")
+            told = at.page.evaluate(attempts, [origin, csrf])
+            at.wrong.clear()  # the browser says on the other page's console what it forbids
+        assert set(told) <= {"TypeError", "opaque"}
+        assert not is_paused(at.page, origin)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_another_page_cannot_show_the_dashboard_in_a_frame(
+    shop: Shop, stop_daemon: Stop, browser: Browser, name: str
+) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        with serving(f"<iframe src={origin}/ui/></iframe>") as port:
+            at.page.goto(f"http://{name}:{port}/", wait_until="load")
+            (frame,) = (one for one in at.page.frames if one.parent_frame)
+            assert "Overview" not in frame.content()
+            assert frame.url == "chrome-error://chromewebdata/"
+            at.wrong.clear()
+
+
+@pytest.mark.parametrize("name", HOSTS[:-1])
+def test_no_server_at_another_name_gets_the_cookie(
+    shop: Shop, stop_daemon: Stop, browser: Browser, name: str
+) -> None:
+    cookies: list[str] = []
+    with tab(browser) as at, serving("<p>Hello", cookies) as port:
+        sign_in(at.page, shop)
+        at.page.goto(f"http://{name}:{port}/")
+        at.page.reload()
+        at.page.evaluate("fetch('/again', {credentials: 'include'})")
+    assert len(cookies) >= 3
+    assert set(cookies) == {""}
+
+
+def test_a_revoked_token_ends_an_open_page(shop: Shop, stop_daemon: Stop, browser: Browser) -> None:
+    shop.payagent("app", "add", "leaver", "--scope", "operate")
+    with tab(browser) as at:
+        sign_in(at.page, shop, "--app", "leaver")
+        expect(at.page.locator("#live")).to_contain_text("Live")
+        shop.payagent("app", "revoke", "leaver")
+        shop.payagent("pause")
+        at.page.wait_for_url(re.compile("/ui/sign-in"), timeout=5000)
+        shop.payagent("resume")
+
+
+def test_a_page_says_within_5_seconds_that_its_daemon_is_gone_and_leads_back_to_itself(
+    shop: Shop, stop_daemon: Stop, browser: Browser
+) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        asked = f"{origin}/ui/?from=a+bookmark"
+        at.page.goto(asked)
+        live = at.page.locator("#live")
+        expect(live).to_contain_text("Live")
+        stop_daemon()
+        expect(live).to_contain_text(re.compile("Not live since [0-9:]{8} UTC"), timeout=5000)
+        with spawned(shop):
+            at.page.wait_for_url(re.compile("/ui/sign-in.next="), timeout=30_000)
+            at.wrong.clear()  # the browser notes that the stream of an ended session was redirected
+            at.page.get_by_label("Or type the code").fill(shop.payagent("dashboard").json["code"])
+            at.page.get_by_role("button", name="Sign in").click()
+            at.page.wait_for_url(asked)
+            expect(live).to_contain_text("Live")

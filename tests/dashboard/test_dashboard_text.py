@@ -1,0 +1,62 @@
+"""How the dashboard writes amounts, times and foreign text."""
+
+from functools import partial
+
+import pytest
+from markupsafe import Markup
+
+from payagent.dashboard.render import Renderer
+from payagent.dashboard.text import ada, amount, brief_ada, clipped, short, visible, when
+
+SCRIPT = "<script>alert(1)</script>\"'&"
+
+
+@pytest.mark.parametrize(
+    ("units", "shown"),
+    [(0, "0.000000"), (1, "0.000001"), (-1, "-0.000001"), (45_000_000_000_000_000, "45000000000.000000")],
+)
+def test_ada_is_exact_to_the_lovelace(units: int, shown: str) -> None:
+    assert ada(units) == ada(str(units)) == shown
+
+
+def test_an_amount_for_a_sentence_has_no_trailing_zeros() -> None:
+    assert [brief_ada(units) for units in (0, 2_000_000, 1_500_000, 1)] == [
+        "0 ADA",
+        "2 ADA",
+        "1.5 ADA",
+        "0.000001 ADA",
+    ]
+
+
+def test_a_template_escapes_foreign_text_and_shows_hidden_characters() -> None:
+    template = Renderer().environment.from_string("<b title='{{ text }}'>{{ text }}</b>")
+    shown = template.render(text=f"{SCRIPT}\N{RIGHT-TO-LEFT OVERRIDE}\a\N{ZERO WIDTH SPACE}")
+    assert "<script>" not in shown
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in shown
+    for code_point in ("U+202E", "U+0007", "U+200B"):
+        assert shown.count(code_point) == 2
+    assert shown.count("'") == 2, "the attribute ends where the template ends it"
+
+
+@pytest.mark.parametrize("write", [clipped, short, partial(amount, 5)])
+def test_every_filter_escapes(write: object) -> None:
+    shown = write(f"{SCRIPT}{'x' * 400}")  # type: ignore[operator]
+    assert isinstance(shown, Markup)
+    assert "<script>" not in shown
+
+
+def test_a_text_of_10_000_characters_is_cut_and_the_rest_is_behind_it() -> None:
+    shown = clipped("x" * 10_000)
+    assert shown.count("x") == 10_000
+    assert len(shown.partition("</summary>")[0]) < 400
+
+
+def test_other_values_stay_as_they_are() -> None:
+    assert visible(5) == 5
+    assert visible("Zürich, 2 €\n") == "Zürich, 2 €\n"
+
+
+def test_a_time_is_shown_in_utc() -> None:
+    assert when("2026-11-28T23:31:09+02:00", "second") == Markup(
+        '<time datetime="2026-11-28T23:31:09+02:00">28 Nov 21:31:09</time>'
+    )
