@@ -238,7 +238,7 @@ async def test_an_operator_sees_what_stands_above_the_limits(world: World) -> No
         seen = (await api.as_("reader").get("/v1/limits")).json()
         assert seen["signer"] == {"per_transaction": {"lovelace": "7"}, "signed_per_day": {"lovelace": "8"}}
         assert seen["approval_above"] == {"lovelace": "5"}
-        assert set((await api.as_("payer").get("/v1/limits")).json()) == {"limits"}
+        assert set((await api.as_("payer").get("/v1/limits")).json()) == {"limits", "tokens"}
 
 
 async def test_a_token_is_refused_after_its_expiry(api: Api) -> None:
