@@ -1,27 +1,23 @@
 """A chain provider over Blockfrost's HTTP API: blockfrost.io, or a compatible server at another base URL.
 
-This is the only home of blockfrost-python. It holds the requests and their order. `blockfrost_http` makes the
-calls, `blockfrost_parse` reads the answers.
-
-`_Api` is blockfrost-python's client with our transport: the library supplies the URL, the headers and the paging.
-Its own requests have no timeout and read an answer of any length (decision 0025).
+This is the only home of blockfrost-python. It holds the requests and their order. `provider_client` makes the
+calls, `blockfrost_parse` reads the answers. The library supplies the URL, the headers and the paging; its own
+requests have no timeout and read an answer of any length (decision 0025).
 May import: core, chain.blockfrost_parse, chain.submit_answers, chain.address_pages, chain.provider,
-chain.blockfrost_http.
+chain.provider_client.
 Never: raises because of something a provider did; shows the project id.
 """
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from blockfrost import BlockFrostApi
 
 from payagent.chain.address_pages import Pages
-from payagent.chain.blockfrost_http import Body, Transport
 from payagent.chain.blockfrost_parse import (
     HASH,
     PAGE_ROWS,
@@ -52,14 +48,13 @@ from payagent.chain.provider import (
     Turn,
     TxSeen,
     Unknown,
-    Why,
     at_once,
 )
+from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import (
     ANSWER_MAX_BYTES,
     SHORT_MAX_BYTES,
     RawAnswer,
-    TransportError,
     classify_submit,
 )
 from payagent.core.money import MAX_LOVELACE, parse_count
@@ -71,6 +66,7 @@ _MAX_PAGES = 1000
 _MAX_TX_PAGES = 10_000
 _MAX_TOKENS = 500_000
 _MAX_PASSES = 4
+_PARSED_AT_ONCE_BYTES = 64 * 1024
 
 _NO_PATH = b"Invalid path"
 """The start of Blockfrost's 400 body for a path that it does not have."""
@@ -81,30 +77,12 @@ _PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Timeouts in seconds: to connect, between two bytes, for one read, for all pages, for one submission."""
+    """Timeouts in seconds: to connect, for one read, for all pages, for one submission."""
 
     connect_s: float = 5.0
-    read_s: float = 10.0
     call_s: float = 15.0
     pages_s: float = 120.0
     submit_s: float = 30.0
-
-
-class _Api(BlockFrostApi):  # type: ignore[misc]
-    """The library's client, whose requests go through our transport."""
-
-    def __init__(self, base_url: str, project_id: str | None, transport: Transport) -> None:
-        # The library reads environment variables for empty arguments, so the fields are set after it.
-        super().__init__(project_id="-", base_url=base_url.removesuffix("/"), api_version="-")
-        self.project_id, self.api_version = project_id, None
-        self._transport = transport
-
-    def get(self, path: str, **page: int | str) -> RawAnswer:
-        return self._transport.get(self.url + path, self.default_headers, self.query_parameters(page))
-
-    def transaction_submit_cbor(self, tx_cbor: Body) -> RawAnswer:
-        headers = {**self.default_headers, "Content-Type": "application/cbor"}
-        return self._transport.post(f"{self.url}/tx/submit", headers, tx_cbor)
 
 
 class Blockfrost:
@@ -122,10 +100,12 @@ class Blockfrost:
         self._name = name
         self._timeouts = timeouts or Timeouts()
         self._secret = project_id
-        self._transport = Transport(name, self._timeouts.connect_s)
+        self._http = ProviderClient(self._timeouts.connect_s)
         self._turn: Turn = at_once
         self._resumable: dict[str, Pages] = {}
-        self._api = _Api(base_url, project_id, self._transport)
+        # The library reads environment variables for empty arguments, so the fields are set after it.
+        self._api = BlockFrostApi(project_id="-", base_url=base_url.removesuffix("/"), api_version="-")
+        self._api.project_id, self._api.api_version = project_id, None
 
     def __repr__(self) -> str:
         return f"Blockfrost({self._name!r})"
@@ -240,24 +220,19 @@ class Blockfrost:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(HASH, tx_id)
-        classify = partial(classify_submit, tx_id=tx_id, project_id=self._secret)
-        answer = await self._post(raw, self._timeouts.submit_s, classify)
-        # A thread that had started may still be sending bytes: only "never started" is certain.
-        return answer or classify_submit(RawAnswer(error=TransportError.TIMEOUT, body_sent=True), tx_id)
+        return classify_submit(await self._post(raw, self._timeouts.submit_s), tx_id, self._secret)
 
     async def lacks_submit(self) -> bool:
         """Whether the server only reads. Blockfrost's own backend leaves /tx/submit to another program.
 
         The test submits one byte that is no transaction.
         """
-        answer = await self._post(b"\xff", self._timeouts.call_s, lambda answer: answer)
-        if answer is None:
-            return False
+        answer = await self._post(b"\xff", self._timeouts.call_s)
         return answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)
 
     async def aclose(self) -> None:
-        """Abort the calls in progress, which return Unknown, and free threads and connections."""
-        await self._transport.aclose()
+        """Abort the calls in progress, which return Unknown, and free the connections."""
+        await self._http.aclose()
 
     async def _read(
         self,
@@ -268,27 +243,23 @@ class Blockfrost:
         max_bytes: int = SHORT_MAX_BYTES,
         **page: int | str,
     ) -> Read[T]:
-        """Ask and parse. Parsing runs on the call's thread too, because a page can be megabytes."""
-        read = await self._transport.run(
-            partial(self._api.get, path, **page),
-            lambda answer: understood(answer, parse),
-            deadline_s=self._timeouts.call_s,
-            read_timeout_s=self._timeouts.read_s,
-            max_bytes=max_bytes,
+        """Ask and parse. A long answer is parsed on a thread, because a page can be megabytes."""
+        answer = await self._http.get(
+            self._api.url + path,
+            _given(self._api.default_headers),
+            _given(self._api.query_parameters(page)),
+            self._timeouts.call_s,
+            max_bytes,
         )
-        if isinstance(read, Unknown):
-            return replace(read, reason=f"{kind}: {self._clean(read.reason)}")
-        return Unknown(f"{kind}: timeout", Why.OUTAGE) if read is None else read
+        if len(answer.body) > _PARSED_AT_ONCE_BYTES:
+            read = await asyncio.to_thread(understood, answer, parse)
+        else:
+            read = understood(answer, parse)
+        return replace(read, reason=f"{kind}: {self._clean(read.reason)}") if isinstance(read, Unknown) else read
 
-    async def _post(self, raw: bytes, timeout_s: float, then: Callable[[RawAnswer], T]) -> T | None:
-        """Post a transaction. Returns None if the time ran out after the exchange had begun."""
-        return await self._transport.run(
-            partial(self._api.transaction_submit_cbor, Body(raw)),
-            then,
-            deadline_s=timeout_s,
-            read_timeout_s=timeout_s,
-            max_bytes=SHORT_MAX_BYTES,
-        )
+    async def _post(self, raw: bytes, deadline_s: float) -> RawAnswer:
+        headers = {**_given(self._api.default_headers), "Content-Type": "application/cbor"}
+        return await self._http.post(f"{self._api.url}/tx/submit", headers, raw, deadline_s, SHORT_MAX_BYTES)
 
     async def _page(self, address: str, page: int) -> Read[tuple[ChainUtxo, ...]]:
         return await self._read(
@@ -361,6 +332,11 @@ class Blockfrost:
     def _clean(self, text: str) -> str:
         """Remove the project id, which a provider might echo."""
         return text.replace(self._secret, "[project id]") if self._secret else text
+
+
+def _given(fields: Mapping[str, T | None]) -> dict[str, T]:
+    """The fields that have a value: the library gives None to what a request does not have."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _whole(rows: tuple[ChainUtxo, ...]) -> Read[tuple[ChainUtxo, ...]]:

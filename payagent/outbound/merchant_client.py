@@ -2,13 +2,13 @@
 
 It reads `GET /payments/status/{invoiceId}` and `GET /payments/balance` (T Backend developer guide), and `GET
 /payments/credits`, which only a partner's client knows. The answers are advisory: the chain decides.
-The package docstring says what this module may import and never does.
+May import: core, dialects, http_client, outbound.egress, httpx, structlog.
+Never: pays, follows a redirect, keeps a cookie.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Literal
 from urllib.parse import quote, urlencode
 
@@ -18,10 +18,10 @@ import structlog
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problems import Refused
 from payagent.core.strict_json import loads
-from payagent.core.version import USER_AGENT
 from payagent.dialects import as_recorded
 from payagent.dialects.prepaid_answers import PrepaidAnswer, read_prepaid
 from payagent.dialects.status_answers import StatusWord, read_status
+from payagent.http_client import create_client, read_body
 from payagent.outbound.egress import Egress
 
 BODY_MAX_BYTES = 65_536
@@ -72,14 +72,7 @@ class MerchantClient:
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`transport` makes the connections. By default it is that of an `Egress` without private hosts."""
         self._silent: set[str] = set()
-        self._http = httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(10),
-            headers={"User-Agent": USER_AGENT},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            transport=transport or Egress().transport(),
-        )
+        self._http = create_client(transport or Egress().transport())
 
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int
@@ -132,11 +125,10 @@ class MerchantClient:
                     method,
                     url,
                     content=body,
-                    headers={"Accept-Encoding": "identity", **headers},
-                    timeout=httpx.Timeout(timeout_s, connect=10),
+                    headers=headers,
                 ) as answer,
             ):
-                raw = await _read(answer, ANSWER_MAX_BYTES)
+                raw = await read_body(answer, ANSWER_MAX_BYTES)
                 complete = raw if len(raw) <= ANSWER_MAX_BYTES else None
                 return MerchantReply(answer.status_code, tuple(answer.headers.multi_items()), complete)
         except (TimeoutError, httpx.TimeoutException):
@@ -155,21 +147,11 @@ class MerchantClient:
 
     async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
         """Return the status and the body. A body over the limit stays longer than it, so parsing fails."""
-        async with self._http.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
-            return response.status_code, await _read(response, BODY_MAX_BYTES)
+        async with self._http.stream("GET", url, headers=headers) as response:
+            return response.status_code, await read_body(response, BODY_MAX_BYTES)
 
     async def aclose(self) -> None:
         await self._http.aclose()
-
-
-async def _read(response: httpx.Response, most_bytes: int) -> bytes:
-    """Read the body. Of a body over the limit, slightly more than the limit is read."""
-    raw = bytearray()
-    async for chunk in response.aiter_raw():
-        raw += chunk
-        if len(raw) > most_bytes:
-            break
-    return bytes(raw)
 
 
 def _best_answer(observations: Sequence[Observed]) -> Observed | None:

@@ -1,6 +1,6 @@
 """POST JSON to a service that brings messages to people, and read its answer within limits.
 
-May import: core, outbound.egress, httpx.
+May import: core, http_client, httpx.
 Never: follows a redirect, reads proxies from the environment, shows a URL, a header or a body in an error.
 """
 
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from payagent.core.version import USER_AGENT
-from payagent.outbound.egress import trusted
+from payagent.http_client import create_client, read_body
 
 TIMEOUT_S = 10
 ANSWER_MAX_BYTES = 2 * 1024 * 1024
@@ -41,13 +40,7 @@ class ServiceClient:
     """Requests to one service. Every request ends within its timeout, whatever the peer does."""
 
     def __init__(self) -> None:
-        self._http = httpx.AsyncClient(
-            verify=trusted(),
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(None),
-            headers={"User-Agent": USER_AGENT},
-        )
+        self._http = create_client()
         self._not_before_s: dict[int, float] = {}
 
     def wait(self, seconds: int, chat: int = 0) -> None:
@@ -74,7 +67,10 @@ class ServiceClient:
                     "POST", url, content=content, headers={"Content-Type": "application/json", **headers}
                 ) as response,
             ):
-                return ServiceAnswer(response.status_code, await _read(response), _retry_after_s(response))
+                answer = await read_body(response, ANSWER_MAX_BYTES)
+                if len(answer) > ANSWER_MAX_BYTES:
+                    raise ServiceError("its answer does not end", response.status_code)
+                return ServiceAnswer(response.status_code, answer, _retry_after_s(response))
         except TimeoutError:
             raise ServiceError(f"no answer within {timeout_s:.0f} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -82,15 +78,6 @@ class ServiceClient:
 
     async def aclose(self) -> None:
         await self._http.aclose()
-
-
-async def _read(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > ANSWER_MAX_BYTES:
-            raise ServiceError("its answer does not end", response.status_code)
-    return bytes(body)
 
 
 def _retry_after_s(response: httpx.Response) -> int | None:

@@ -1,6 +1,6 @@
 """Deliver notifications to the operator's server, signed per Standard Webhooks 1.0 (v1, HMAC-SHA256).
 
-May import: core, outbound.egress, httpx.
+May import: core, http_client, httpx.
 Never: follows a redirect, reads proxies from the environment, reads an answer's body, shows its URL or key.
 """
 
@@ -17,8 +17,7 @@ import httpx
 from payagent.core.notifications import Notification
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
-from payagent.core.version import USER_AGENT
-from payagent.outbound.egress import trusted
+from payagent.http_client import create_client
 
 TIMEOUT_S = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of every such secret
@@ -72,13 +71,7 @@ class Webhook:
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url
         self._key = key
-        self._http = httpx.AsyncClient(
-            verify=trusted(),
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(TIMEOUT_S),
-            headers={"User-Agent": USER_AGENT},
-        )
+        self._http = create_client()
 
     async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
         """Send a notification. Returns None on a 2xx, otherwise why it failed, without the URL."""

@@ -2,7 +2,7 @@
 
 It is written on h11, because HTTP clients send the whole request before they read. They would miss the 402 of a
 merchant that answers and hangs up while 25 MB are still being sent.
-May import: asyncio, h11, core, unix_peer, outbound.egress.
+May import: asyncio, h11, core, unix_peer, http_client, outbound.egress.
 Never: follows a redirect, decodes a body, repeats a request that might have been carried out.
 """
 
@@ -20,7 +20,8 @@ import h11
 
 from payagent.core.origin import DEFAULT_PORTS
 from payagent.core.problems import Refused
-from payagent.outbound.egress import Egress, trusted
+from payagent.http_client import trusted
+from payagent.outbound.egress import Egress
 from payagent.proxy.headers import Headers, has_body, passing
 from payagent.unix_peer import is_strangers
 

@@ -91,7 +91,7 @@ async def measured(asked: Awaitable[T]) -> tuple[T, int]:
 
 @pytest.fixture
 async def hasty(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
-    adapter = Blockfrost("main", provider.base_url, SECRET, Timeouts(0.3, 0.3, 0.5, 2.0, 0.5))
+    adapter = Blockfrost("main", provider.base_url, SECRET, Timeouts(0.3, 0.5, 2.0, 0.5))
     yield adapter
     await adapter.aclose()
 
@@ -330,7 +330,7 @@ async def test_an_endless_answer_of_any_form_ends_soon_and_takes_little_memory(
 ) -> None:
     provider.routes["GET /blocks/latest"] = flood
     read, peak_bytes = await measured(blockfrost.tip())
-    assert read == Unknown("tip: the answer is too big")
+    assert isinstance(read, Unknown)
     assert peak_bytes < 16 * 2**20
 
 
@@ -386,7 +386,7 @@ async def test_a_server_that_never_finishes_is_unknown_within_the_deadline(
     assert all(isinstance(read, Unknown) for read in reads)
     assert asyncio.get_running_loop().time() - started < 5.0
     provider.routes["GET /blocks/latest"] = Reply(LATEST)
-    async with asyncio.timeout(10):  # the threads come back, however long a busy machine takes
+    async with asyncio.timeout(10):  # the connections come back, however long a busy machine takes
         while not isinstance(await hasty.tip(), Found):
             continue
 
@@ -823,7 +823,7 @@ async def test_the_project_id_appears_in_no_log_error_or_repr(
     read, answer = await blockfrost.tip(), await blockfrost.submit(b"\x84", TX)
     assert provider.seen[0].headers["project_id"] == SECRET
     assert "unknown token" in answer.detail
-    assert "urllib3" in caplog.text
+    assert "httpcore" in caplog.text
     for shown in (repr(blockfrost), str(blockfrost), repr(read), repr(answer), caplog.text):
         assert SECRET not in shown
     with pytest.raises(Refused) as refused:
@@ -956,11 +956,11 @@ async def test_retry_after_is_part_of_the_submission_answer(
     assert (answer.kind, answer.retry_after_s) == (SubmitKind.RATE, 17)
 
 
-async def test_a_submission_that_never_got_a_thread_counts_as_not_sent(provider: FaultyProvider) -> None:
+async def test_a_submission_that_never_got_a_connection_counts_as_not_sent(provider: FaultyProvider) -> None:
     slow = Blockfrost("main", provider.base_url, SECRET, Timeouts(submit_s=0.2))
     provider.routes["GET /blocks/latest"] = Reply(fault="silent")
     tips = [asyncio.create_task(slow.tip()) for _ in range(8)]
-    assert await asyncio.to_thread(provider.wait_for_requests, 8), "every thread waits for the silent server"
+    assert await asyncio.to_thread(provider.wait_for_requests, 8), "every connection waits for the silent server"
     assert (await slow.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
     assert all(seen.method == "GET" for seen in provider.seen)
     await slow.aclose()
@@ -970,14 +970,14 @@ async def test_a_submission_that_never_got_a_thread_counts_as_not_sent(provider:
 async def test_a_read_gets_its_turn_among_many_resubmissions(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
-    """After a fork hundreds are due at once, and there are few threads: a read must not time out behind them."""
-    submission_s, threads = 1.5, 8
+    """After a fork hundreds are due at once, and few go at a time: a read must not time out behind them."""
+    submission_s, connections = 1.5, 8
     provider.routes["POST /tx/submit"] = Reply(TX)
     again = [asyncio.create_task(blockfrost.submit(b"\x84", TX)) for _ in range(SENT_AT_ONCE_MAX)]
-    await asyncio.sleep(0)  # each has requested a thread
+    await asyncio.sleep(0)  # each has asked for a connection
     assert isinstance(await blockfrost.tip(), Found)
     ahead = [seen.method for seen in provider.seen].index("GET")
-    assert ahead / threads * submission_s < Timeouts().call_s
+    assert ahead / connections * submission_s < Timeouts().call_s
     await asyncio.gather(*again)
 
 
@@ -994,7 +994,7 @@ async def test_closing_ends_open_requests_and_later_calls_are_unknown(provider: 
     assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
 
 
-async def test_cancelling_a_task_frees_its_thread(provider: FaultyProvider) -> None:
+async def test_cancelling_a_task_frees_its_connection(provider: FaultyProvider) -> None:
     blockfrost = Blockfrost("main", provider.base_url, SECRET)
     provider.routes["GET /blocks/latest"] = Reply(fault="silent")
     tips = [asyncio.create_task(blockfrost.tip()) for _ in range(8)]

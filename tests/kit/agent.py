@@ -46,7 +46,7 @@ WORDS = plant("the recovery words", "abandon " * 23 + "art")
 DEVNET = NETWORKS["devnet"]
 ADA = 1_000_000
 APP = "app_test"
-FAST = Timeouts(connect_s=2, read_s=2, call_s=3, pages_s=10, submit_s=2)
+FAST = Timeouts(connect_s=2, call_s=3, pages_s=10, submit_s=2)
 
 
 def daily(per_payment: int, per_day: int, asset: str = "lovelace") -> tuple[Limit, ...]:

@@ -1,0 +1,112 @@
+"""HTTP calls to a provider, each with a deadline for the whole call.
+
+May import: chain.submit_answers, http_client, httpx.
+Never: raises because of something a server did, follows a redirect, retries, reads the environment.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+
+import httpx
+
+from payagent.chain.submit_answers import RawAnswer, TransportError
+from payagent.http_client import EndlessAnswerError, create_client, max_bytes_with_framing, read_body
+
+_AT_ONCE = 8
+"""Calls at a time. Others wait here: httpcore 1.0 loses a connection when a call that waits in its pool ends."""
+
+
+class _Body:
+    """A request body that records whether its first byte may have left."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.was_taken = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.was_taken = True
+        yield self._raw
+
+
+class ProviderClient:
+    """Makes calls to one provider: kept connections, no retry, answers as plain values."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._timeout = httpx.Timeout(None, connect=connect_timeout_s)
+        self._http = create_client()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._deadlines: set[asyncio.Timeout] = set()
+
+    async def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        params: Mapping[str, int | str],
+        deadline_s: float,
+        max_bytes: int,
+    ) -> RawAnswer:
+        """At most `max_bytes` of the answer are read."""
+        request = self._http.build_request(
+            "GET", url, headers=headers, params=params or None, timeout=self._timeout
+        )
+        return await self._answer(request, None, deadline_s, max_bytes)
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], raw: bytes, deadline_s: float, max_bytes: int
+    ) -> RawAnswer:
+        """At most `max_bytes` of the answer are read."""
+        body = _Body(raw)
+        sized = {**headers, "Content-Length": str(len(raw))}
+        request = self._http.build_request("POST", url, headers=sized, content=body, timeout=self._timeout)
+        return await self._answer(request, body, deadline_s, max_bytes)
+
+    async def _answer(
+        self, request: httpx.Request, body: _Body | None, deadline_s: float, max_bytes: int
+    ) -> RawAnswer:
+        """The status counts even if the body is cut off."""
+        status, retry_after, error, raw = None, None, None, b""
+        if self._http.is_closed:
+            return RawAnswer(error=TransportError.CONNECT, body_sent=False)
+        deadline = asyncio.timeout(deadline_s)
+        self._deadlines.add(deadline)
+        before = max_bytes_with_framing.set(2 * max_bytes)
+        try:
+            async with deadline, self._turns:
+                response = await self._http.send(request, stream=True)
+                try:
+                    status, retry_after = response.status_code, response.headers.get("Retry-After")
+                    raw = await read_body(response, max_bytes)
+                finally:
+                    await response.aclose()
+            error = TransportError.TOO_BIG if len(raw) > max_bytes else None
+        except TimeoutError:
+            error = TransportError.TIMEOUT if status is None else TransportError.TRUNCATED
+        except httpx.HTTPError as failure:
+            error = _transport_error(failure, broke_off=status is not None)
+        finally:
+            max_bytes_with_framing.reset(before)
+            self._deadlines.discard(deadline)
+        return RawAnswer(status, raw, retry_after, error, body_sent=body is not None and body.was_taken)
+
+    async def aclose(self) -> None:
+        """End the calls in progress, which give no answer."""
+        for deadline in self._deadlines:
+            deadline.reschedule(0)
+        await self._http.aclose()
+
+
+def _transport_error(error: httpx.HTTPError, *, broke_off: bool) -> TransportError:
+    """Return the kind of error only: the libraries' messages hold URLs and invalid header values."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EndlessAnswerError):
+            return TransportError.TOO_BIG
+        if isinstance(cause, ssl.SSLError) and not broke_off:
+            return TransportError.TLS
+        cause = cause.__cause__ or cause.__context__
+    if broke_off:
+        return TransportError.TRUNCATED
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return TransportError.CONNECT
+    return TransportError.TIMEOUT if isinstance(error, httpx.TimeoutException) else TransportError.RESET
