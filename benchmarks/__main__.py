@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.results import Options, Part
 
-PARTS = ("building", "signing", "paying", "burst", "proxy", "store", "starting", "seeds")
+PARTS = ("building", "signing", "paying", "before", "burst", "proxy", "store", "starting", "seeds")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,18 +22,28 @@ def main() -> int:
         description="Measure what a payment costs, beside others who do the same work, and write the page.",
         epilog="Example: scripts/bench --quick --only building --only proxy",
     )
-    parser.add_argument("--quick", action="store_true", help="less of each: all parts in under three minutes")
+    parser.add_argument("--quick", action="store_true", help="measure less of each part")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part (may be repeated)")
     parser.add_argument("--out", type=Path, help="the folder for the page, its plots and the JSON")
     parser.add_argument("--page-of", type=Path, metavar="JSON", help="measure nothing: make the page of this run")
+    parser.add_argument(
+        "--before",
+        metavar="COMMIT",
+        help="measure beside this commit (default: the last one before HEAD in payagent/)",
+    )
     options = parser.parse_args()
     if options.page_of:
         kept = json.loads(options.page_of.read_text(encoding="utf-8"))
         report.write(kept, options.out or options.page_of.parent)
         return 0
+    parts = options.only or PARTS
+    wanted = (options.before,) if options.before else ("HEAD~1", "--", "payagent")
+    before = report.git("rev-list", "-1", *wanted) or ""
+    if "before" in parts and not before:
+        parser.error("git finds no commit to measure beside: name one with --before, or other parts with --only")
     told: dict[str, Any] = {"quick": options.quick, "run": report.about_the_run(), "parts": []}
-    for name in options.only or PARTS:
-        told["parts"].append(measured(name, Options(options.quick)))
+    for name in parts:
+        told["parts"].append(measured(name, Options(options.quick, before)))
         if options.out:  # after each, so that what was measured is kept when a later one fails
             report.write(told, options.out)
     print(report.as_summary(told))

@@ -46,7 +46,6 @@ def measure(options: Options) -> Part:
         heights = {payment["block"]["height"] for payment in paid}
         size_bytes = sum((int(payment["fee"]) - FEE_FIXED_LOVELACE) // FEE_PER_BYTE_LOVELACE for payment in paid)
         fewest = math.ceil(size_bytes / BLOCK_BYTES)
-        part.bounds.append(Bound(f"{count:,} at once, all signed and durable", round(durable_s, 1), 10, "s"))
         part.bounds.append(Bound("blocks that they took", len(heights), fewest + 2, "blocks"))
         findings = up.get("/v1/ledger/reconcile")["findings"]
         part.bounds.append(Bound("differences between ledger and chain after it", len(findings), 0, ""))

@@ -1,5 +1,6 @@
 """Times of one piece of work, repeated, and what their spread is."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,14 @@ def times_ms(work: Callable[[], object], rounds: int, most_s: float = 10) -> lis
         work()
         taken.append((time.perf_counter() - start) * 1000)
     return taken
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process of this machine and of its children that run."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    stats = [Path(f"/proc/{one}/stat").read_text(encoding="ascii") for one in (pid, *children)]
+    ticks = [int(field) for stat in stats for field in stat.rpartition(")")[2].split()[11:13]]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(pid: int, name: str = "VmRSS") -> float:

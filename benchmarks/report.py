@@ -43,8 +43,8 @@ def about_the_run() -> Json:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "is_clean": _git("status", "--porcelain") == "",
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "is_clean": git("status", "--porcelain") == "",
         "processors": len(os.sched_getaffinity(0)),
         "cpu": names[0] if names else platform.processor() or "unknown",
         "system": f"{platform.system()} {platform.release()}",
@@ -195,7 +195,8 @@ def _stack(told: Json, folder: Path) -> Path:
     return path
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """The output of a git command in this tree; None if it failed."""
     done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -9,7 +9,7 @@ Cell = str | float | int | None
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A figure that must hold: `seen` is at most, or at least, `bound`."""
+    """A ratio or a count that must hold: `seen` is at most, or at least, `bound`. Never a time or a rate."""
 
     name: str
     seen: float
@@ -80,9 +80,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run is made: `is_quick` measures less of each, so that all parts take less than three minutes."""
+    """How a run is made: `is_quick` measures less of each part, `before` is the commit to measure beside."""
 
     is_quick: bool
+    before: str = ""
 
     def pick(self, quick: T, full: T) -> T:
         return quick if self.is_quick else full

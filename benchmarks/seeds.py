@@ -2,14 +2,13 @@
 
 import time
 
-from benchmarks.results import Bound, Options, Part, Table
+from benchmarks.results import Options, Part, Table
 from sim.run import run_share
 
 FIRST = 1_000_000
 """Far from the seeds that tests run."""
 
 WARM_UP = 20
-PER_CORE_SECOND_MIN = 15
 
 
 def measure(options: Options) -> Part:
@@ -30,8 +29,5 @@ def of(seeds: range) -> Part:
         "The simulator",
         how=f"{len(seeds)} seeds, each the life of an agent among faults, in one process, after {WARM_UP} that "
         "are not counted. Seconds of the processor, so that what else the machine does counts for little.",
-        bounds=[
-            Bound("seeds of one process", per_core_second, PER_CORE_SECOND_MIN, "per core-second", at_least=True)
-        ],
         tables=[Table("Seeds", columns, [(len(seeds), round(cpu_s, 1), round(took_s, 1), per_core_second)])],
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import Spread
-from benchmarks.results import Bound, Cell, Options, Part, Table
+from benchmarks.results import Cell, Options, Part, Table
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
@@ -28,7 +28,6 @@ WORDS, NETWORK = "abandon " * 23 + "art", NETWORKS["preprod"]
 PASSPHRASE = "a passphrase"
 ADA = 1_000_000
 CAPS, DAY_CAPS = {LOVELACE: 20 * ADA}, {LOVELACE: 40 * ADA}
-MOST_MORE_US = 150
 HERE, POLICY, BY_PROCESS, FROM_LOOP = (
     "in this process",
     "the signer's policy alone",
@@ -64,15 +63,6 @@ def part(spreads: dict[str, Spread], start_ms: float) -> Part:
         "A signature by the signer's process",
         "The body of a payment with two shares and change, signed by the same key in turns: in this process, and "
         "by the signer's process, which reads the body, applies its policy and answers over a socket.",
-        [
-            Bound(
-                f"{name}: more than in this process",
-                spreads[name].median - spreads[HERE].median,
-                MOST_MORE_US,
-                "us",
-            )
-            for name in (BY_PROCESS, FROM_LOOP)
-        ],
         tables=[
             Table("A signature", ("signed", "median us", "p10", "p90", "p99", "signatures"), rows),
             Table("The signer's process", ("what", "ms"), [("start, with the least scrypt", start_ms)]),

@@ -96,8 +96,12 @@ def stage(
     merchant: str | None = None,
     devnet_options: Sequence[str] = (),
     environ: Mapping[str, str] = UNBOUND,
+    tree: Path = ROOT,
 ) -> Iterator[Stage]:
-    """A daemon that is ready to pay of these coins; `merchant` stands in for the devnet's own."""
+    """A daemon that is ready to pay of these coins; `merchant` stands in for the devnet's own.
+
+    `tree` is the checkout whose code the daemon runs.
+    """
     devnet_command = (*PAYAGENT, "devnet", "--json", *devnet_options)
     with (
         tempfile.TemporaryDirectory() as name,
@@ -107,13 +111,14 @@ def stage(
         assert devnet.stdout is not None
         places, folder, log = json.loads(devnet.stdout.readline()), Path(name), Path(name) / "daemon.log"
         merchant = merchant or places["merchant"]
-        made = _initialise(folder, places["chain"], merchant)
+        env = {**os.environ, "PYTHONPATH": str(tree)}
+        made = _initialise(folder, places["chain"], merchant, cwd=tree, env=env)
         for lovelace in utxos_lovelace:
             gift = {"address": made["address"], "lovelace": str(lovelace)}
             http.post(f"{places['control']}/faucet", json=gift).raise_for_status()
         port = free_port()
         serve = (*PAYAGENT, "serve", "--config", str(folder / "config.toml"), "--listen", f"127.0.0.1:{port}")
-        with log.open("w") as told, process(serve, stderr=told, env={**os.environ, **environ}) as daemon:
+        with log.open("w") as told, process(serve, stderr=told, cwd=tree, env={**env, **environ}) as daemon:
             api = f"http://127.0.0.1:{port}"
             up = Stage(
                 api, made["token"], merchant, places["control"], made["address"], daemon.pid, log, folder, http
@@ -124,12 +129,12 @@ def stage(
             yield up
 
 
-def _initialise(folder: Path, chain: str, merchant: str) -> Json:
+def _initialise(folder: Path, chain: str, merchant: str, **options: Any) -> Json:
     (folder / "passphrase").write_text("a passphrase for a benchmark")
     (folder / "passphrase").chmod(0o600)
-    options = ["--network", "devnet", "--chain-url", chain, "--merchant", f"t={merchant}"]
-    options += ["--passphrase-file", str(folder / "passphrase"), "--config", str(folder / "config.toml")]
-    options += ["--data-dir", str(folder / "data")]
-    made = subprocess.run((*PAYAGENT, "init", "--json", *options), capture_output=True, check=True)
+    asked = ["--network", "devnet", "--chain-url", chain, "--merchant", f"t={merchant}"]
+    asked += ["--passphrase-file", str(folder / "passphrase"), "--config", str(folder / "config.toml")]
+    asked += ["--data-dir", str(folder / "data")]
+    made = subprocess.run((*PAYAGENT, "init", "--json", *asked), capture_output=True, check=True, **options)
     told: Json = json.loads(made.stdout)
     return told

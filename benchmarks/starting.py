@@ -21,7 +21,7 @@ import httpx
 
 from benchmarks import ledgers
 from benchmarks.measure import memory_mb
-from benchmarks.results import Bound, Cell, Options, Part, Table
+from benchmarks.results import Cell, Options, Part, Table
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.devnet.server import Devnet, DevnetThread
@@ -55,7 +55,7 @@ def measure(options: Options) -> Part:
 
 
 def as_part(starts: list[Start]) -> Part:
-    idle, most = starts[0], starts[-1]
+    idle = starts[0]
     columns = ("open payments", "open after s", "MB then", "first look done after s", "MB at most", "signer MB")
     rows: list[tuple[Cell, ...]] = [
         (s.payments, s.opened_s, s.opened_mb, s.looked_s, s.peak_mb, s.signer_mb) for s in starts
@@ -66,11 +66,6 @@ def as_part(starts: list[Start]) -> Part:
         how="`payagent serve` with a ledger of payments in flight, from the start of the process until "
         "`/v1/wallet` answers, and until `/readyz` does, which waits for the first look at the chain. The devnet "
         f"makes a block every {BLOCK_TIME_S} s and knows none of the transactions.",
-        bounds=[
-            Bound(f"open with {most.payments} open payments", most.opened_s, 5, "s"),
-            Bound(f"daemon with {most.payments} open payments, at most", most.peak_mb, 300, "MB"),
-            Bound("daemon at rest", idle.rest_mb, 120, "MB"),
-        ],
         tables=[
             Table("Start-up by open payments", columns, rows),
             Table("Memory at rest", ("process", "MB"), [("daemon", idle.rest_mb), ("signer", idle.signer_mb)]),
