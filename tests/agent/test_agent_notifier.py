@@ -141,7 +141,7 @@ async def test_an_approval_is_told_with_links_while_it_is_open_and_then_its_deci
         await one.tell()
     assert receiver.types() == ["approval.asked"] * 2 + ["approval.decided"] * 2
     asked, late, *decided = (call.said for call in receiver.calls)
-    assert asked["approve_url"].startswith(f"https://payagent.example/decide/{first.id}/approve/")
+    assert asked["approve_url"].startswith(f"https://payagent.example/ui/decide/{first.id}/approve/")
     assert "deny_url" in asked
     assert "approve_url" not in late, "nothing is left to decide"
     assert [(one["payment"], one["decision"], one["via"]) for one in decided] == [
