@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
 from kit.canaries import plant
+from kit.merchants import guarded, pay_to
 from kit.telegram import ApiError, BotMessage, Telegram
 
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.telegram import CODE_FOR_MS, CODE_TRIES, TelegramTarget
+from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.notifications import Notification
 from payagent.core.payment import State
 from payagent.outbound.telegram import TelegramBot
@@ -80,8 +83,10 @@ class Phone:
 
 
 @asynccontextmanager
-async def phone(world: World, telegram: Telegram) -> AsyncIterator[Phone]:
-    async with world.run(terms=ASKING) as run:
+async def phone(
+    world: World, telegram: Telegram, terms: Callable[[AgentConfig], AgentConfig] = ASKING
+) -> AsyncIterator[Phone]:
+    async with world.run(terms=terms) as run:
         await run.run_pass()
         target = TelegramTarget("phone", TelegramBot(telegram.url, TOKEN), run.context, run.agent.decisions)
         task = asyncio.create_task(target.run())
@@ -246,3 +251,17 @@ async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
         assert await one.target.send(news, {}, 1) is None
         assert telegram.messages[-1].buttons == {}
         assert "payagent payments show" in telegram.messages[-1].text
+
+
+async def test_no_button_approves_a_new_address(world: World, telegram: Telegram) -> None:
+    known = guarded(world, MerchantRules(from_file=frozenset({Pin("pay_to", pay_to("known"))})))
+    async with phone(world, telegram, lambda config: ASKING(known(config))) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        assert list(message.buttons) == ["Deny"]
+        assert "To approve a new address, check it first" in message.text
+        made_up = message.buttons["Deny"].replace("deny", "approve")
+        assert "Nothing was decided" in await one.press(made_up, ANN)
+        assert one.state(row) is State.AWAITING_APPROVAL
+        await one.press(message.buttons["Deny"], ANN)
+        assert one.state(row) is State.DENIED

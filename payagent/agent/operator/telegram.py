@@ -18,7 +18,7 @@ import structlog
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.approval_links import WAYS
+from payagent.agent.operator.approval_links import WAYS, Way
 from payagent.agent.payments.decisions import Decisions
 from payagent.core.money import format_amount
 from payagent.core.notifications import Notification
@@ -137,6 +137,8 @@ class TelegramTarget:
         if (purpose := events.purpose_of(conn, row.id)) is not None:
             yield f"the app's reason: {purpose}"
         yield f"open until: {iso_time(approval.expires_at_ms)}"
+        if "approve" not in self._ways(row.id):
+            yield f"To approve a new address, check it first. Then: payagent payments approve {row.id}"
 
     async def _tell(self, chat_id: int, text: str, approval: ApprovalRow | None, links: Mapping[str, str]) -> None:
         """Send a message, with buttons if it asks for an approval. What they refer to is durable before it leaves.
@@ -158,7 +160,7 @@ class TelegramTarget:
             text=text,
         )
         await self._context.write("notify", lambda unit: approval_messages.add(unit, message))
-        buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in WAYS}
+        buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in self._ways(approval.payment_id)}
         link = f"\ndetails: {links['approve_url']}" if links else ""
         message_id = await self._bot.send_message(chat_id, text + link, buttons)
         await self._context.write("notify", lambda unit: approval_messages.set_sent(unit, message.id, message_id))
@@ -265,7 +267,7 @@ class TelegramTarget:
         """Decide as the button says. What the button brings back only finds the message in the ledger."""
         way, _, message_id = press.data.partition(":")
         message = approval_messages.find(self._context.conn, message_id)
-        if way not in WAYS or message is None or not self._may_decide(message, press):
+        if message is None or not self._may_decide(message, press) or way not in self._ways(message.payment_id):
             log.warning("notification.press_refused", target=self.name, chat=press.chat_id, user=press.user_id)
             await self._bot.answer_press(press, _NOT_HERE)
             return
@@ -279,6 +281,12 @@ class TelegramTarget:
         else:
             answer = self._outcome(message.payment_id)
         await self._bot.answer_press(press, answer)
+
+    def _ways(self, payment_id: str) -> tuple[Way, ...]:
+        """What buttons decide. No button approves a new address: somebody has to check it first."""
+        approval = approvals.of_payment(self._context.conn, payment_id)
+        reasons = () if approval is None else approval.reasons
+        return ("deny",) if any(reason.code == "address_not_pinned" for reason in reasons) else WAYS
 
     def _may_decide(self, message: ApprovalMessage, press: Press) -> bool:
         """Whether the press comes from the chat that got the message, and from the person who paired that chat."""
