@@ -28,6 +28,7 @@ from payagent.store.rows.payments import PaymentRow
 TOKEN = plant("the bot's token", "123456:a-canary_of-a-bot")
 ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 ANN, BOB, MALLORY = 11, 22, 66
+GROUP = -100500
 
 
 @pytest.fixture
@@ -172,18 +173,27 @@ async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World,
         assert message.links == ["https://payagent.internal/decide/x"]
 
 
-async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
-    group = -100500
+async def test_only_a_private_chat_gets_the_link_that_decides(world: World, telegram: Telegram) -> None:
+    link = "https://payagent.internal/decide/x"
     async with phone(world, telegram) as one:
-        await one.pair(group, ANN)
+        await one.pair(GROUP, ANN)
+        await one.pair(BOB)
+        await one.ask(links={"approve_url": link})
+        assert f"Approve page: {link}" in telegram.of_chat(BOB)[-1].text
+        assert telegram.of_chat(GROUP)[-1].links == []
+
+
+async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(GROUP, ANN)
         row, message = await one.ask()
-        assert "Nothing was decided" in await one.press(message.buttons["Approve"], group, MALLORY)
+        assert "Nothing was decided" in await one.press(message.buttons["Approve"], GROUP, MALLORY)
         assert one.state(row) is State.AWAITING_APPROVAL
-        await one.press(message.buttons["Deny"], group, ANN)
+        await one.press(message.buttons["Deny"], GROUP, ANN)
         assert one.state(row) is State.DENIED
         decided = approvals.decided(one.run.context.conn, row.id)
         assert decided is not None
-        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {group}, user {ANN}")
+        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {GROUP}, user {ANN}")
 
 
 async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_has_not(

@@ -161,7 +161,8 @@ class TelegramTarget:
         )
         await self._context.write("notify", lambda unit: approval_messages.add(unit, message))
         buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in self._ways(approval.payment_id)}
-        link = f"\ndetails: {links['approve_url']}" if links else ""
+        # who has the link decides, so it is not for a group: there, everybody reads it
+        link = f"\nApprove page: {links['approve_url']}" if links and chat_id > 0 else ""
         message_id = await self._bot.send_message(chat_id, text + link, buttons)
         await self._context.write("notify", lambda unit: approval_messages.set_sent(unit, message.id, message_id))
 
