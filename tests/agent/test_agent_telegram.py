@@ -111,6 +111,17 @@ async def test_a_code_pairs_one_chat_once(world: World, telegram: Telegram) -> N
         assert "not paired" in telegram.of_chat(MALLORY)[0].text
 
 
+async def test_a_code_pairs_a_group_where_the_bot_is_silent_otherwise(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        code = one.target.new_code(APP).text
+        for text in (*["good morning"] * CODE_TRIES, "/start@other_bot", f"/start@payagent_bot {code}", "thanks"):
+            telegram.write(GROUP, text, ANN)
+        telegram.write(BOB, "/start")
+        await until(lambda: telegram.of_chat(BOB))
+        assert [(chat.chat_id, chat.user_id) for chat in one.target.paired()] == [(GROUP, ANN)]
+        assert len(telegram.of_chat(GROUP)) == 1
+
+
 @pytest.mark.parametrize("ahead_ms", [CODE_FOR_MS, -CODE_FOR_MS])
 async def test_a_code_ends_after_ten_minutes(world: World, telegram: Telegram, ahead_ms: int) -> None:
     async with phone(world, telegram) as one:

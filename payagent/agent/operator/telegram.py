@@ -10,6 +10,7 @@ Never: decides by itself; takes a decision from what a button brings back; shows
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ from payagent.store.rows.paired_chats import PairedChat
 
 CODE_BYTES = 4
 CODE_FOR_MS = 600_000
+_PAIRING = re.compile(rf"(?:/start(?:@\w+)?\s+)?([0-9A-Fa-f]{{{2 * CODE_BYTES}}})")
+"""In a group, Telegram's apps add the bot's name to a command."""
+
 CODE_TRIES = 5
 """How many wrong codes end a pairing: guessing one of 2^32 is hopeless."""
 
@@ -236,9 +240,14 @@ class TelegramTarget:
             await self._take_message(what)
 
     async def _take_message(self, message: ChatMessage) -> None:
-        """Pair the chat if the message is the code. Anybody may write to a bot: all else gets a refusal."""
+        """Pair the chat if the message is the code. Anybody may write to a bot: all else gets a refusal.
+
+        In a group people write to each other, so nothing else is answered there.
+        """
         if await self._is_paired_by(message):
             answer = "This chat is paired: it gets payagent's notifications, and your presses on buttons decide."
+        elif message.chat_id < 0:
+            return
         elif any(chat.chat_id == message.chat_id for chat in self.paired()):
             answer = "This chat is paired already. payagent reads no commands here."
         else:
@@ -247,11 +256,11 @@ class TelegramTarget:
 
     async def _is_paired_by(self, message: ChatMessage) -> bool:
         code, now_ms = self._code, self._context.ports.clock.now_ms()
-        word = message.text.removeprefix("/start").strip().upper()
-        if code is None or not word or not code.made_at_ms <= now_ms < code.expires_at_ms:
+        found = _PAIRING.fullmatch(message.text.strip())
+        if code is None or found is None or not code.made_at_ms <= now_ms < code.expires_at_ms:
             return False
         code.tries_left -= 1
-        is_right = hmac.compare_digest(word.encode(), code.text.encode())
+        is_right = hmac.compare_digest(found[1].upper().encode(), code.text.encode())
         if is_right or not code.tries_left:
             self._code = None
         if is_right:
