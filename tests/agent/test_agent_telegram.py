@@ -247,6 +247,25 @@ async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, te
         await until(lambda: telegram.of_chat(BOB))  # the wait is for the other chat
 
 
+async def test_a_chat_that_must_wait_holds_up_no_other_and_is_logged_once(
+    world: World, telegram: Telegram, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("payagent.agent.operator.telegram.AGAIN_S", 0.3)
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await one.pair(BOB)
+        row, _ = await one.ask()
+        telegram.failures = [ApiError(429, "Too Many Requests: retry after 1", retry_after=1)]
+        await one.run.agent.decisions.deny(row.id, Approver("token", APP))
+        first, second = (telegram.of_chat(chat)[-1] for chat in (ANN, BOB))
+        await until(lambda: not first.buttons or not second.buttons)
+        assert first.buttons or second.buttons, "the other chat still waits"
+        await until(lambda: not first.buttons and not second.buttons)
+    log = capsys.readouterr().out
+    assert "it answered 429" in log
+    assert log.count("it asked to wait") <= 1
+
+
 async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
     world: World, telegram: Telegram
 ) -> None:

@@ -175,17 +175,20 @@ class TelegramTarget:
         await asyncio.gather(self._repeat(self._poll), self._repeat(self._follow))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Take a step again and again. A step that fails is logged once and waits."""
+        """Take a step again and again. A step that fails is logged once and waits.
+
+        An error is the same if only its numbers differ, such as how long Telegram asked to wait.
+        """
         last: str | None = None
         while True:
             try:
                 await step()
                 last = None
             except Exception as error:
-                if repr(error) != last:
-                    last = repr(error)
-                    is_known = isinstance(error, ServiceError)
-                    log.warning("notification.trouble", target=self.name, error=last, exc_info=not is_known)
+                same = re.sub(r"\d+", "", repr(error))
+                if same != last:
+                    last, is_known = same, isinstance(error, ServiceError)
+                    log.warning("notification.trouble", target=self.name, error=repr(error), exc_info=not is_known)
                 await asyncio.sleep(AGAIN_S)
 
     async def _poll(self) -> None:
@@ -204,8 +207,9 @@ class TelegramTarget:
     async def _follow(self) -> None:
         """Edit the messages whose approvals were decided, here or elsewhere, and wait for the next change.
 
-        The messages then say what was decided, and have no buttons. Raises `ServiceError`: edit them later.
+        The messages then say what was decided, and have no buttons. Raises `ServiceError`: edit the rest later.
         """
+        problem: ServiceError | None = None
         with self._context.changes.following() as changed:
             for message in approval_messages.decided(self._context.conn, self.name):
                 if message.message_id is not None and message.chat_id in {one.chat_id for one in self.paired()}:
@@ -214,8 +218,11 @@ class TelegramTarget:
                         await self._bot.edit_message(message.chat_id, message.message_id, text)
                     except ServiceError as failed:
                         if failed.status not in _GONE:
-                            raise
+                            problem = failed
+                            continue
                 await self._close(message.id)
+            if problem is not None:
+                raise problem
             await changed.wait()
 
     async def _close(self, message: str) -> None:
