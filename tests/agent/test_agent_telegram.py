@@ -278,6 +278,16 @@ async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
         assert "by the app test" in message.text
 
 
+async def test_no_line_of_the_terms_is_cut_in_a_message_with_buttons(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask(purpose="x" * 1_000 + " the end")
+        assert "the end" in message.text
+        news = Notification("ntf_1", "approval.asked", 1, "A payment", "x" * 9_000, {}, row.id, "t", "test")
+        assert await one.target.send(news, {}, 1) is None
+        assert telegram.messages[-1].buttons == {}
+
+
 async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
     world: World, telegram: Telegram
 ) -> None:

@@ -107,8 +107,9 @@ class TelegramTarget:
             return f"no chat is paired: run payagent notifications pair {self.name}"
         text = f"{plain(notification.title)}\n{plain(notification.text)}"
         approval = self._approval(notification)
-        if approval is not None:
-            text = "\n".join((text, *map(plain, self._terms(approval))))
+        if approval is not None:  # a line that is cut makes the message too long: nobody decides on a part
+            lines = notification.title, notification.text, *self._terms(approval)
+            text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
         problem, told = None, self._told.setdefault(notification.id, set())
         for chat_id in {chat.chat_id for chat in chats} - told:
             try:
