@@ -1,10 +1,13 @@
 """The dashboard's links, sessions and orders: how long each is valid, by the monotonic clock."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
+from kit.dashboard import Stub
 
 from payagent.agent.base.ports import SystemRandomness
+from payagent.api.http.problems import problem_of
 from payagent.api.http.sessions import (
     LINK_S,
     ORDER_S,
@@ -16,9 +19,12 @@ from payagent.api.http.sessions import (
     Sessions,
 )
 from payagent.core.problems import Refused
+from payagent.dashboard.pages import session as session_pages
 from payagent.store.rows.apps import AppRow
 
 APP = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
+
+PROBLEM: dict[str, object] = {**problem_of(Refused("wrong_state", "it is too late"), "").model_dump()}
 
 
 @dataclass
@@ -127,3 +133,27 @@ def test_neither_a_session_nor_an_order_shows_its_secrets_when_it_is_printed() -
     assert session.csrf not in told
     assert cookie not in told
     assert str(order.code) not in told
+
+
+async def test_the_page_of_an_order_waits_until_it_is_carried_out_before_it_says_what_became_of_it() -> None:
+    stub, released = Stub(session_pages.PAGES), asyncio.Event()
+
+    async def refused() -> Answer:
+        await released.wait()
+        return 409, PROBLEM
+
+    order = stub.sessions.ask_for(stub.session, "Send", (), "/ui/wallet", refused)
+    path = f"/ui/orders/{order.id}"
+    assert 'data-poll="2"' in (await stub.http.get(path)).text
+    confirmed = asyncio.create_task(stub.sessions.confirm(order))
+    await asyncio.sleep(0)
+    under_way = (await stub.http.get(path)).text
+    assert "being carried out" in under_way
+    assert 'data-poll="2"' in under_way
+    assert "Done" not in under_way
+    assert (await stub.post(f"{path}/withdraw", "1")).headers["location"] == path
+    released.set()
+    await confirmed
+    ended = (await stub.http.get(path)).text
+    assert 'data-poll=""' in ended
+    assert ended.index('id="order"') < ended.index("it is too late")  # in the part that the script replaces

@@ -71,8 +71,8 @@ class Session:
 class PendingOrder:
     """An order of a session that the terminal confirms. `facts`: what it does, in pairs for people.
 
-    `answer` is set once it was carried out; `code` is None from then on. `token`: an app's new token, until the
-    session has shown it.
+    `code` is None once it was confirmed, and `answer` is set once it was carried out. `token`: an app's new token,
+    until the session has shown it.
     """
 
     id: str
