@@ -29,7 +29,7 @@ from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.visit import Handler, Visit
+from payagent.dashboard.visit import Handler, Visit, is_refresh
 from payagent.store.rows.apps import AppRow
 
 COOKIE = "__Host-payagent"
@@ -236,7 +236,8 @@ class Dashboard:
 
     def _session(self, request: Request) -> Session | None:
         cookie = request.cookies.get(COOKIE)
-        return None if cookie is None else self._sessions.find(cookie)
+        is_used = not (is_refresh(request) or request.url.path == "/ui/events")
+        return None if cookie is None else self._sessions.find(cookie, is_used=is_used)
 
     def _problem(self, refused: Refused, request_id: str) -> HTMLResponse:
         """The page of a refusal for which there is no frame."""

@@ -19,7 +19,9 @@ from payagent.api.http.sessions import (
     Sessions,
 )
 from payagent.core.problems import Refused
+from payagent.dashboard.app import page
 from payagent.dashboard.pages import session as session_pages
+from payagent.dashboard.visit import REFRESH
 from payagent.store.rows.apps import AppRow
 
 APP = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
@@ -77,6 +79,28 @@ def test_a_session_ends_after_an_hour_without_use() -> None:
         assert timed.sessions.find(cookie) is not None
     timed.now_s += UNUSED_S
     assert timed.sessions.find(cookie) is None
+
+
+def test_what_an_open_page_asks_by_itself_does_not_prolong_its_session() -> None:
+    timed = Timed()
+    _, cookie = timed.enter()
+    timed.now_s += UNUSED_S - 1
+    assert timed.sessions.find(cookie, is_used=False) is not None
+    timed.now_s += 1
+    assert timed.sessions.find(cookie) is None
+
+
+async def test_the_script_neither_prolongs_the_session_nor_takes_a_notice_away() -> None:
+    stub = Stub([*session_pages.PAGES, page("/ui/", lambda visit: visit.page("problem.html"))])
+    stub.session.notice = "Signing is paused."
+    stub.session.used_s = used_s = -1.0
+    refreshed = await stub.http.get("/ui/", headers={REFRESH: "1"})
+    await stub.http.get("/ui/events")
+    assert stub.session.used_s == used_s
+    assert "Signing is paused." not in refreshed.text
+    shown = (await stub.http.get("/ui/")).text
+    assert stub.session.used_s > used_s
+    assert shown.index("Signing is paused.") < shown.index('id="state" data-live')
 
 
 def test_a_session_ends_after_eight_hours_of_use() -> None:

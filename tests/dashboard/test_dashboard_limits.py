@@ -59,7 +59,11 @@ def test_lowering_a_limit_acts_at_once(shop: Shop, browser: Browser) -> None:
         order(at.page, origin, "20.5")
         expect(at.page.locator("#notice")).to_contain_text("last 24 hours: 20.5 ADA at most")
         assert in_force(shop) == (20_500_000, "operator")
-        expect(at.page.locator("#limits tr", has_text="Last 24 hours").first).to_contain_text("of 20.5 ADA")
+        row = at.page.locator("#limits tr", has_text="Last 24 hours").first
+        expect(row).to_contain_text("of 20.5 ADA")
+        shop.payagent("limits", "set", "--per-day", "30 ADA")
+        expect(row).to_contain_text("of 30 ADA")
+        expect(at.page.locator("#notice")).to_contain_text("20.5 ADA at most")  # until another page is opened
 
 
 def test_a_first_limit_of_ada_acts_at_once_and_one_of_a_token_waits(shop: Shop, browser: Browser) -> None:

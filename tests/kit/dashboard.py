@@ -93,6 +93,7 @@ class Stub:
             "/v1/payments": (200, {"awaiting_approval": 0}),
             "/v1/pause": (200, {"paused": False}),
             "/v1/wallet": (200, {"chain": None}),
+            "/v1/events": (200, {}),
         }
         self.sessions = Sessions(SystemRandomness(), lambda: 0.0, lambda: 0, "http://payagent.localhost")
         app = AppRow("app_1", "operator", frozenset({"operate"}), None, None)

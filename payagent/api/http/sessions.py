@@ -149,11 +149,11 @@ class Sessions:
             self._wrong_codes = 0
         return None
 
-    def find(self, cookie: str) -> Session | None:
-        """The session of a cookie, which this use prolongs."""
+    def find(self, cookie: str, *, is_used: bool = True) -> Session | None:
+        """The session of a cookie. A use prolongs it; what an open page asks by itself is none."""
         self._drop_ended()
         session = self._sessions.get(hash_token(cookie))
-        if session is not None:
+        if session is not None and is_used:
             session.used_s = self._now_s()
         return session
 

@@ -19,7 +19,7 @@ function say() {
 
 async function refresh() {
   if (document.getElementById("refusal")) return; // the answer to a form: it keeps what was typed
-  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+  const answer = await fetch(location.href, { headers: { accept: "text/html", "payagent-refresh": "1" } });
   if (answer.redirected) return location.assign(answer.url); // the session has ended
   if (!answer.ok) throw new Error(answer.status);
   const text = await answer.text();
