@@ -9,6 +9,7 @@ from kit.dashboard import Stub
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.problems import problem_of
 from payagent.api.http.sessions import (
+    CODE_TRIES,
     LINK_S,
     ORDER_S,
     SESSION_S,
@@ -63,6 +64,20 @@ def test_a_link_has_32_random_bytes_and_a_code_60_bits() -> None:
     secret, code = Timed().sessions.ask_in("token", APP)
     assert len(bytes.fromhex(secret)) == 32
     assert len(code.replace("-", "")) * 5 == 60
+
+
+def test_wrong_codes_from_before_a_code_was_open_do_not_count_against_it() -> None:
+    timed = Timed()
+    for _ in range(3):  # before any code, then while one is open that ends
+        for _ in range(CODE_TRIES - 1):
+            assert timed.sessions.enter_by_code("0000-0000-0000") is None
+        _, code = timed.sessions.ask_in("token", APP)
+        assert timed.sessions.enter_by_code("0000-0000-0000") is None
+        assert timed.sessions.has_codes
+        timed.now_s += LINK_S
+    _, code = timed.sessions.ask_in("token", APP)
+    assert timed.sessions.enter_by_code("0000-0000-0000") is None
+    assert timed.sessions.enter_by_code(code) is not None
 
 
 def test_a_code_may_be_typed_with_small_letters_and_without_dashes() -> None:

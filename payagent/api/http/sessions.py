@@ -105,7 +105,8 @@ class Sessions:
 
     def ask_in(self, token_hash: str, app: AppRow) -> tuple[str, str]:
         """Make a sign-in link. Returns its secret, and the code to type instead of it."""
-        self._drop_ended()
+        if not self.has_codes:  # what was typed meanwhile was no guess at this one
+            self._wrong_codes = 0
         secret, code = self._randomness.token_hex(32), self._code(12)
         self._links[hash_token(secret)] = SignInLink(
             token_hash,
