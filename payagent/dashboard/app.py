@@ -4,7 +4,7 @@
 proxy passes on, shares the dashboard's origin. `Dashboard` then adds the headers, finds the session, and asks each
 POST for the dashboard's own origin and the session's CSRF token.
 
-May import: core, api, dashboard, store.rows, Starlette.
+May import: core, agent, api, dashboard, store.rows, Starlette.
 Never: answers under the API's host names; changes anything on a GET.
 """
 
@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from payagent.agent.operator.approval_links import PREFIX
 from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import BrokenOffError, problem_of
 from payagent.api.http.sessions import Session, Sessions
@@ -75,15 +76,23 @@ def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
 
 
 class Doors:
-    """Sends a request to the dashboard if its `Host` is one of `hosts`, and any other to the API."""
+    """Sends a request to the dashboard if its `Host` is one of `hosts`, and any other to the API.
 
-    def __init__(self, api: ASGIApp, dashboard: ASGIApp, hosts: frozenset[str]) -> None:
+    `link_host` is known to strangers: of the dashboard, only the pages of approval links answer there.
+    """
+
+    def __init__(
+        self, api: ASGIApp, dashboard: ASGIApp, hosts: frozenset[str], link_host: str | None = None
+    ) -> None:
         self._api = api
         self._dashboard = dashboard
         self._hosts = hosts
+        self._link_host = link_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_dashboard = scope["type"] == "http" and _host(scope) in self._hosts
+        host = _host(scope) if scope["type"] == "http" else None
+        is_link = host == self._link_host and scope["path"].startswith((PREFIX, "/ui/static/"))
+        is_dashboard = host is not None and (host in self._hosts or is_link)
         await (self._dashboard if is_dashboard else self._api)(scope, receive, send)
 
 
