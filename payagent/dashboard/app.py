@@ -37,6 +37,9 @@ COOKIE = "__Host-payagent"
 FORM_MAX_BYTES = 64 * 1024
 FORM_S = 10.0
 ORDERS_KEPT = 256
+AGAIN_S = 1.0
+"""For so long after an answer, the same form sent again is a double click and gets the same answer."""
+
 HOST = "payagent.localhost"
 
 _POLICY = (
@@ -218,29 +221,37 @@ class Dashboard:
         try:
             return await self._once(visit, one) if one.is_form else await one.handler(visit)
         except ApiRefusedError as refused:
-            return await visit.page("problem.html", refused.status, refused.problem)
+            try:
+                return await visit.page("problem.html", refused.status, refused.problem)
+            except ApiRefusedError:  # the frame reads from the API too
+                return self._alone(refused, visit)
 
     async def _once(self, visit: Visit, one: DashboardPage) -> Response:
-        """Carry out a form. A second click gets the first one's way on, and so does reloading an answer that shows
-        something once (201 with its `Location`)."""
+        """Carry out a form. A second click waits for the first one, and gets the same answer. Later the form only
+        leads on, as when an answer that shows something once (201 with its `Location`) is loaded again."""
         session, order = visit.session, visit.order
         if not compare_digest(visit.form.get("csrf", "").encode(), session.csrf.encode()):
             raise Refused("browser_refused/web_page", "the form was not made for this session")
         if not order:
             raise Refused("bad_request", "the form has no order id", key="order")
-        if order in session.done:
-            return RedirectResponse(session.done[order] or "/ui/", 303)
-        session.done[order] = None
-        response: Response | None = None
+        before = session.done.get(order)
+        if isinstance(before, str):
+            return RedirectResponse(before, 303)
+        if before is not None:
+            same: Response = await asyncio.shield(before)
+            return same
+        handled = session.done[order] = asyncio.ensure_future(one.handler(visit))
+        led_to: str | None = None
         try:
-            response = await one.handler(visit)
+            response: Response = await handled
+            led_to = response.headers.get("location")
         finally:
-            if response is None or "location" not in response.headers:  # refused: it may be sent again
+            if led_to is None:  # refused: it may be sent again
                 session.done.pop(order, None)
-            else:
-                session.done[order] = response.headers["location"]
-                if len(session.done) > ORDERS_KEPT:
-                    session.done.pop(next(iter(session.done)))
+        if led_to is not None:
+            asyncio.get_running_loop().call_later(AGAIN_S, _forget_answer, session, order, led_to)
+            if len(session.done) > ORDERS_KEPT:
+                session.done.pop(next(iter(session.done)))
         return response
 
     def _session(self, request: Request) -> Session | None:
@@ -248,10 +259,28 @@ class Dashboard:
         is_used = not (is_refresh(request) or request.url.path == "/ui/events")
         return None if cookie is None else self._sessions.find(cookie, is_used=is_used)
 
+    def _alone(self, refused: ApiRefusedError, visit: Visit) -> HTMLResponse:
+        """The same without the frame: pausing is still possible."""
+        html = self._renderer.html(
+            "alone_problem.html",
+            problem=refused.problem,
+            csrf=visit.session.csrf if visit.may("operate") else "",
+            new_order=visit.new_order,
+        )
+        return HTMLResponse(html, refused.status)
+
     def _problem(self, refused: Refused, request_id: str) -> HTMLResponse:
         """The page of a refusal for which there is no frame."""
         problem = problem_of(refused, request_id).model_dump()
-        return HTMLResponse(self._renderer.html("alone_problem.html", problem=problem), refused.problem.status)
+        return HTMLResponse(
+            self._renderer.html("alone_problem.html", problem=problem, csrf=""), refused.problem.status
+        )
+
+
+def _forget_answer(session: Session, order: str, led_to: str) -> None:
+    """Keep of an answer only where it led."""
+    if order in session.done:
+        session.done[order] = led_to
 
 
 async def _never(_request: Request) -> Response:

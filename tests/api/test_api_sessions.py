@@ -1,10 +1,12 @@
 """The dashboard's links, sessions and orders: how long each is valid, by the monotonic clock."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
 from kit.dashboard import Stub
+from starlette.responses import HTMLResponse, Response
 
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.problems import problem_of
@@ -20,9 +22,11 @@ from payagent.api.http.sessions import (
     Sessions,
 )
 from payagent.core.problems import Refused
-from payagent.dashboard.app import page
+from payagent.dashboard import app as dashboard_app
+from payagent.dashboard.app import form, page
+from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.pages import session as session_pages
-from payagent.dashboard.visit import REFRESH
+from payagent.dashboard.visit import REFRESH, Visit
 from payagent.store.rows.apps import AppRow
 
 APP = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
@@ -196,3 +200,41 @@ async def test_the_page_of_an_order_waits_until_it_is_carried_out_before_it_says
     ended = (await stub.http.get(path)).text
     assert 'data-poll=""' in ended
     assert ended.index('id="order"') < ended.index("it is too late")  # in the part that the script replaces
+
+
+@pytest.mark.parametrize("refused", ["/readyz", "/v1/payments", "/v1/pause", "/v1/wallet"])
+async def test_when_the_frame_of_a_page_is_refused_the_refusal_is_shown_and_signing_can_be_paused(
+    refused: str,
+) -> None:
+    stub = Stub([page("/ui/", lambda visit: visit.page("problem.html"))])
+    stub.answers[refused] = 409, PROBLEM
+    answer = await stub.http.get("/ui/")
+    assert (answer.status_code, "it is too late" in answer.text) == (409, True)
+    assert 'action="/ui/pause"' in answer.text
+    assert stub.session.csrf in answer.text
+
+
+async def test_a_second_click_gets_the_answer_of_the_first_also_just_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dashboard_app, "AGAIN_S", 0.1)
+    calls: Counter[str] = Counter()
+
+    async def add(visit: Visit) -> Response:
+        calls[visit.order] += 1
+        await asyncio.sleep(0.01)
+        if visit.order == "refused":
+            raise ApiRefusedError(409, PROBLEM)
+        return HTMLResponse(f"token {calls[visit.order]}", 201, {"location": "/ui/apps"})
+
+    stub = Stub([form("/ui/apps/new", add)])
+    answers = await asyncio.gather(*[stub.post("/ui/apps/new", "made") for _ in range(3)])
+    answers.append(await stub.post("/ui/apps/new", "made"))
+    assert [answer.text for answer in answers] == ["token 1"] * 4
+    refused = await asyncio.gather(*[stub.post("/ui/apps/new", "refused") for _ in range(3)])
+    assert ["it is too late" in answer.text for answer in refused] == [True] * 3
+    assert calls == {"made": 1, "refused": 1}
+    await asyncio.sleep(0.1)
+    later = await stub.post("/ui/apps/new", "made")
+    assert (later.status_code, later.headers["location"]) == (303, "/ui/apps")
+    assert "token" not in repr(stub.session.done["made"])

@@ -7,9 +7,11 @@ May import: core, agent.base, store.rows, api.http.
 Never: stores a link, a code or a cookie; carries out an order twice.
 """
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from hmac import compare_digest
+from typing import Any
 
 from payagent.agent.base.ports import Randomness
 from payagent.api.http.tokens import hash_token
@@ -49,8 +51,8 @@ class SignInLink:
 
 @dataclass(slots=True)
 class Session:
-    """A signed-in browser. `csrf` goes into its forms. `done`: where each order of a form led, so that a double
-    click is one order. `notice`: what its next page says once."""
+    """A signed-in browser. `csrf` goes into its forms. `done`: where each order of a form led, or its answer while
+    it may still be a double click. `notice`: what its next page says once."""
 
     key: str = field(repr=False)
     app_id: str
@@ -59,7 +61,7 @@ class Session:
     started_s: float
     used_s: float
     started_at_ms: int
-    done: dict[str, str | None] = field(default_factory=dict)
+    done: dict[str, str | Future[Any]] = field(default_factory=dict, repr=False)
     notice: str = ""
 
     @property
