@@ -270,7 +270,7 @@ async def _serve(
                 _process_facts(settings, listeners, config),
                 is_devnet=settings.is_devnet,
             )
-            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts | _link_host(links))
+            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
         server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
@@ -423,9 +423,9 @@ def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
     return ApprovalLinks(settings.approvals.link_origin, key)
 
 
-def _link_host(links: ApprovalLinks | None) -> frozenset[str]:
+def _link_host(links: ApprovalLinks | None) -> str | None:
     """Return the name that `Host` has in requests for approval links."""
-    return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
+    return None if links is None else urlsplit(links.origin).hostname
 
 
 def _reread(config: Path, reread: Callable[[], Settings]) -> Settings:
