@@ -80,6 +80,14 @@ class Refused(Exception):  # noqa: N818  the design's word for it
         return {"code": self.code, "reason": self.reason, "detail": self.detail}
 
     @property
+    def limit_record(self) -> dict[str, object]:
+        """The limit that refuses, for the ledger: `limit`, `asset` and `scope`, such as `app a, merchant https://b`."""
+        if "limit" not in self.context:
+            return {}
+        owners = ", ".join(f"{name} {self.context[name]}" for name in ("app", "merchant") if name in self.context)
+        return {"limit": self.context["limit"], "asset": self.context.get("asset"), "scope": owners or "wallet"}
+
+    @property
     def message(self) -> str:
         """One text for people: what happened, what it means for the money, what to do next."""
         summary = f"{self.problem.title}: {self.detail.rstrip('.')}."

@@ -366,8 +366,9 @@ class Admission:
 def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, visible = intent.ids.payment, visible_to_app(unit.conn, intent.app_id, refusal)
-    figures = None if visible is refusal else {"figures": refusal.detail}
-    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, figures, **visible.record)
+    figures = {} if visible is refusal else {"figures": refusal.detail}
+    facts = refusal.limit_record | figures
+    writes.move_payment(unit, payment_id, Event.REJECT, now_ms, facts, **visible.record)
     return AdmittedPayment(payment_id, True, refusal=visible)
 
 

@@ -138,7 +138,7 @@ def reject_unsigned(
     `by`: the app that ordered it.
     """
     hold = payments.hold(unit.conn, payment_id)
-    detail = None if by is None else {"by": by}
+    detail = refusal.limit_record | ({} if by is None else {"by": by})
     writes.move_payment(unit, payment_id, Event.REJECT, now_ms, detail, **refusal.record)
     writes.release_hold(unit, payment_id, now_ms)
     writes.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
