@@ -6,13 +6,14 @@ May import: core, outbound.service_client.
 Never: sends a link other than the ones it is given, shows its URL or token.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit, urlunsplit
 
-from payagent.core.notifications import Notification
-from payagent.outbound.service_client import ServiceClient, ServiceError
+from payagent.core.notifications import Missed, Notification
+from payagent.outbound.service_client import ServiceClient
 
 TEXT_MAX_CHARS = 700
 """The most characters of a text. With what escaping adds, it is below every limit (ntfy: 4,096 bytes)."""
@@ -46,18 +47,11 @@ class Push:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._client = ServiceClient()
 
-    async def send(self, notification: Notification, links: Links, now_ms: int) -> str | None:
-        """Send it. Returns None on a 2xx, otherwise why it failed, without the URL."""
+    async def send(self, notification: Notification, links: Links, now_ms: int) -> Missed | None:
+        """Send it. Returns None on a 2xx."""
         title, text = plain(notification.title), plain(notification.text)
         url, body = self._shape(self._url, title, text, links)
-        try:
-            self._client.require_may_send()
-            answer = await self._client.post(url, body, self._headers)
-        except ServiceError as failed:
-            return str(failed)
-        if answer.status == 429 and answer.retry_after_s is not None:
-            self._client.wait(answer.retry_after_s)
-        return None if 200 <= answer.status < 300 else f"it answered {answer.status}"
+        return await self._client.deliver(url, json.dumps(body).encode(), self._headers)
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -19,7 +19,7 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.telegram import CODE_FOR_MS, CODE_TRIES, TelegramTarget
 from payagent.core.merchant_rules import MerchantRules, Pin
-from payagent.core.notifications import Notification
+from payagent.core.notifications import Missed, Notification
 from payagent.core.payment import State
 from payagent.outbound.telegram import TelegramBot
 from payagent.store.rows import approvals
@@ -29,6 +29,7 @@ TOKEN = plant("the bot's token", "123456:a-canary_of-a-bot")
 ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 ANN, BOB, MALLORY = 11, 22, 66
 GROUP = -100500
+NEWS = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
 
 
 @pytest.fixture
@@ -207,8 +208,9 @@ async def test_only_the_person_who_paired_a_group_decides_there(world: World, te
         assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {GROUP}, user {ANN}")
 
 
+@pytest.mark.parametrize(("status", "then"), [(500, "waiting"), (400, "delivered"), (403, "delivered")])
 async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_has_not(
-    world: World, telegram: Telegram
+    world: World, telegram: Telegram, status: int, then: str
 ) -> None:
     news = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
     async with phone(world, telegram) as one:
@@ -223,15 +225,37 @@ async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_
 
         def is_blocked(path: str, body: dict[str, object]) -> object:
             if body.get("chat_id") == ANN:
-                raise ApiError(403, "Forbidden: bot was blocked by the user")
+                raise ApiError(status, "Forbidden: bot was blocked by the user")
             return told(path, body)
 
         telegram.called = is_blocked  # type: ignore[method-assign]
-        assert await one.target.send(news, {}, 1) == "it answered 403"
+        missed = Missed(f"chat {ANN}: it answered {status}", then=then)  # type: ignore[arg-type]
+        assert await one.target.send(news, {}, 1) == missed
         assert len(telegram.messages) == before + 3, "Bob is told all the same"
         telegram.called = told  # type: ignore[method-assign]
-        assert await one.target.send(news, {}, 1) is None
-        assert len(telegram.messages) == before + 4
+        if then == "waiting":
+            assert await one.target.send(news, {}, 1) is None
+            assert len(telegram.messages) == before + 4
+        assert not one.target._ended
+
+
+async def test_what_every_chat_refuses_for_good_is_given_up(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await until(lambda: telegram.of_chat(ANN))
+        telegram.failures = [ApiError(403, "Forbidden: bot was blocked by the user")]
+        missed = Missed(f"chat {ANN}: it answered 403", then="given_up")
+        assert await one.target.send(NEWS, {}, 1) == missed
+
+
+async def test_the_memory_of_half_told_notifications_is_bounded(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await until(lambda: telegram.of_chat(ANN))
+        telegram.failures = [ApiError(429, "Too Many Requests: retry after 60", retry_after=60)]
+        for count in range(200):
+            assert await one.target.send(replace(NEWS, id=f"ntf_{count}"), {}, 1)
+        assert len(one.target._ended) <= 100
 
 
 async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, telegram: Telegram) -> None:
@@ -240,8 +264,8 @@ async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, te
         await one.pair(ANN)
         await until(lambda: telegram.of_chat(ANN))
         telegram.failures = [ApiError(429, "Too Many Requests: retry after 60", retry_after=60)]
-        assert await one.target.send(news, {}, 1) == "it answered 429"
-        assert await one.target.send(news, {}, 1) == "it asked to wait 60 s more"
+        assert await one.target.send(news, {}, 1) == Missed(f"chat {ANN}: it answered 429", 60)
+        assert f"chat {ANN}: it asked to wait 60 s more" in str(await one.target.send(news, {}, 1))
         assert telegram.refused == 1
         await one.pair(BOB)
         await until(lambda: telegram.of_chat(BOB))  # the wait is for the other chat

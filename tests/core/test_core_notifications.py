@@ -65,6 +65,7 @@ def test_an_event_becomes_a_notification(
         ("reserve", PAYMENT, {}),
         ("merchant_answered", PAYMENT, {"delivery": "present"}),
         ("reject", PAYMENT, {"code": "not_enough_funds"}),
+        ("reject", PAYMENT, {"code": "limit_exceeded", "limit": "max_total"}),
         ("topup_ended", None, {"topup": "top_1", "code": "topup_stopped"}),
         ("alert", None, {"kind": "cleared", "subject": "approval:pay_1", "detail": "it was approved"}),
     ],
@@ -84,9 +85,10 @@ def test_the_data_of_a_notification_are_texts_for_programs() -> None:
     assert confirmed.data == {"amount": "12 ADA", "tx_hash": "ab" * 32}
     assert decided.data["decision"] == "timed_out"
     assert (alert.text, alert.data) == ("low", {"kind": "wallet_low", "subject": "wallet", "left": "5"})
-    refused = told("reject", code="limit_exceeded", reason=None, detail="per_day has no room")
+    limit = {"code": "limit_exceeded", "limit": "per_day", "asset": "lovelace", "scope": "wallet"}
+    refused = told("reject", **limit, reason=None, detail="per_day has no room")
     assert refused is not None
-    assert (refused.text, refused.data) == ("per_day has no room.", {"code": "limit_exceeded"})
+    assert (refused.text, refused.data) == ("per_day has no room.", limit)
 
 
 def test_a_payment_that_waits_is_told_with_its_amount() -> None:

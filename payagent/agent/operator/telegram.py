@@ -22,7 +22,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import WAYS, Way
 from payagent.agent.payments.decisions import Decisions
 from payagent.core.money import format_amount
-from payagent.core.notifications import Notification
+from payagent.core.notifications import Missed, Notification
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.outbound.push import plain
@@ -46,6 +46,9 @@ AGAIN_S = 2.0
 
 _TERMS_MAX_BYTES = 2 * (TEXT_MAX_UNITS - 600)
 """The most bytes of the terms in UTF-16. The rest is for the link, or for what was decided."""
+
+_ENDED_MAX = 100
+"""How many notifications are known that some chats have and others wait for."""
 
 _GONE = (400, 403)
 """Telegram's answers about a message or chat that is gone: asking again changes nothing."""
@@ -80,7 +83,7 @@ class TelegramTarget:
         self._decisions = decisions
         self._code: PairingCode | None = None
         self._done: int | None = None
-        self._told: dict[str, set[int]] = {}
+        self._ended: dict[str, dict[int, str | None]] = {}
 
     def paired(self) -> list[PairedChat]:
         return paired_chats.of_target(self._context.conn, self.name)
@@ -100,26 +103,38 @@ class TelegramTarget:
             raise Refused("not_found", f"{self.name} has no paired chat {chat_id}")
         log.warning("notification.chat_unpaired", target=self.name, chat=chat_id, by=by_app)
 
-    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
-        """Tell every paired chat. Returns None once all have it; a chat that has it is not told again."""
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> Missed | None:
+        """Tell every paired chat. Returns None once all have it; a chat that has it is not told again.
+
+        A chat that is gone is not tried again, and delays no other.
+        """
         chats = self.paired()
         if not chats:
-            return f"no chat is paired: run payagent notifications pair {self.name}"
+            return Missed(f"no chat is paired: run payagent notifications pair {self.name}")
         text = f"{plain(notification.title)}\n{plain(notification.text)}"
         approval = self._approval(notification)
         if approval is not None:  # a line that is cut makes the message too long: nobody decides on a part
             lines = notification.title, notification.text, *self._terms(approval)
             text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
-        problem, told = None, self._told.setdefault(notification.id, set())
-        for chat_id in {chat.chat_id for chat in chats} - told:
+        missed, ended = None, self._ended.pop(notification.id, {})
+        for chat_id in {chat.chat_id for chat in chats} - ended.keys():
             try:
                 await self._tell(chat_id, text, approval, links)
-                told.add(chat_id)
+                ended[chat_id] = None
             except ServiceError as failed:
-                problem = str(failed)
-        if problem is None:
-            del self._told[notification.id]
-        return problem
+                why = f"chat {chat_id}: {failed}"
+                if failed.status in _GONE:
+                    ended[chat_id] = why
+                else:
+                    missed = Missed(why, failed.wait_s)
+        gone = [why for why in ended.values() if why is not None]
+        if missed is not None:
+            self._ended[notification.id] = ended
+            if len(self._ended) > _ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
+        elif gone:
+            missed = Missed(", ".join(gone), then="given_up" if len(gone) == len(ended) else "delivered")
+        return missed
 
     def _approval(self, notification: Notification) -> ApprovalRow | None:
         """The approval that a notification asks for, while it is open."""
