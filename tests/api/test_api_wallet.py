@@ -15,7 +15,9 @@ async def totals(api: Api) -> dict[str, dict[str, str]]:
 
 
 async def test_the_wallet_shows_available_held_and_total_at_every_step(api: Api) -> None:
-    assert await totals(api) == {"lovelace": {"available": "500000000", "held": "0", "in_flight": "0", "total": "500000000"}}
+    assert await totals(api) == {
+        "lovelace": {"available": "500000000", "held": "0", "in_flight": "0", "total": "500000000"}
+    }
     paid = await api.pay()
     spent = 13_000_000 + int(paid["fee"])  # type: ignore[call-overload]
     held = {"available": "400000000", "held": str(spent), "in_flight": str(spent), "total": "500000000"}
@@ -92,7 +94,9 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
             await run.agent.submitter.drain(10)
             await run.settle_down()
             assert world.on_chain() == {}
-            assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "in_flight": "0", "total": "0"}}
+            assert await totals(api) == {
+                "lovelace": {"available": "0", "held": "0", "in_flight": "0", "total": "0"}
+            }
 
 
 async def test_send_all_names_what_it_may_not_send_and_sends_the_rest(world: World) -> None:
