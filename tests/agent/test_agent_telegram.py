@@ -230,7 +230,7 @@ async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
         telegram.failures = [ApiError(500, "Internal Server Error")]
         await one.run.agent.decisions.deny(row.id, Approver("token", APP))
         await until(lambda: not message.buttons)
-        assert "by the app test" in message.text
+        assert "by test, token" in message.text
 
 
 async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(

@@ -151,7 +151,7 @@ async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -
         await api.http.post(f"/v1/payments/{link.split('/')[3]}/approve", json={})
         late = await pressed(api, link)
         assert (late.status_code, heading(late.text)) == (409, "The payment was approved")
-        assert dict(rows(late.text))["Approved"].endswith("by first")
+        assert dict(rows(late.text))["Approved"].endswith("by first, token")
         assert "The earlier decision stands." in late.text
 
 
