@@ -22,11 +22,12 @@ class LimitStatus:
     """A limit, and what its window counts now.
 
     For an app that sees only itself, a shared limit has `left_units` None and counts only that app's spending.
-    `frees_at_ms`: when the oldest counted spending leaves the window.
+    `frees_at_ms`: when the oldest counted spending leaves the window. `from_file_units`: the config file's limit.
     """
 
     limit: Limit
     is_from_file: bool
+    from_file_units: int | None
     spent_units: int
     left_units: int | None
     frees_at_ms: int | None
@@ -42,6 +43,12 @@ def standing(context: AgentContext, only_app: str | None = None) -> list[LimitSt
     clock_ms = context.limits_clock_ms(context.conn, context.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
     return [_status_of(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
+
+
+def _from_file_units(context: AgentContext, limit: Limit) -> int | None:
+    """The config file's limit of the same scope, asset and window."""
+    same = (one for one in context.config.limits if one._replace(most_units=limit.most_units) == limit)
+    return next((one.most_units for one in same), None)
 
 
 def _binds(limit: Limit, app: AppRow) -> bool:
@@ -64,7 +71,8 @@ def _status_of(
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
         frees_at_ms = policy.frees_at_ms(limit.window, limit_counters.spans(context.conn, counted, clock_ms), 1)
-    return LimitStatus(limit, is_from_file, units, left_units, frees_at_ms)
+    from_file_units = _from_file_units(context, limit)
+    return LimitStatus(limit, is_from_file, from_file_units, units, left_units, frees_at_ms)
 
 
 async def set_limits(

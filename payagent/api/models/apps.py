@@ -28,7 +28,8 @@ from payagent.store.rows.apps import AppRow, TokenRow
 class LimitStanding(BaseModel):
     """A limit in force. `app` and `merchant`: whose spending it limits; null: everyone's.
 
-    `spent` is what its window counts now. `frees_at` is when the oldest of that leaves the window. A token with
+    `in_config` is what the config file says, which applies after a reset; null: it has no such limit. `spent` is
+    what its window counts now. `frees_at` is when the oldest of that leaves the window. A token with
     the pay scope alone sees only its own app's part of a shared limit: `spent` is that part, and `left` is null.
     """
 
@@ -37,6 +38,7 @@ class LimitStanding(BaseModel):
     asset: str
     limit: LimitName
     most: Units
+    in_config: Units | None
     spent: Units
     left: Units | None
     frees_at: Time | None
@@ -52,6 +54,7 @@ class LimitStanding(BaseModel):
             asset=limit.asset,
             limit=limit.window,
             most=limit.most_units,
+            in_config=status.from_file_units,
             spent=status.spent_units,
             left=status.left_units,
             frees_at=status.frees_at_ms,

@@ -68,6 +68,20 @@ def _in_force(limits: Sequence[Mapping[str, Any]], typed: Mapping[str, str]) -> 
     return next((int(one["most"]) for one in found), None)
 
 
+def _in_config(
+    limits: Sequence[Mapping[str, Any]], typed: Mapping[str, str], asset: str, tokens: dict[str, str]
+) -> str:
+    """What a limit becomes that goes back to the config file."""
+    wanted = (typed.get("app") or None, typed.get("merchant") or None, asset, typed.get("limit"))
+    found = (one for one in limits if (one["app"], one["merchant"], one["asset"], one["limit"]) == wanted)
+    most = next(((one["in_config"],) for one in found), None)
+    if most is None:
+        return "as in the config file"
+    return "as in the config file: " + (
+        "no such limit" if most[0] is None else f"{amount_text(most[0], asset, tokens)} at most"
+    )
+
+
 async def set_limit(visit: Visit) -> Response:
     try:
         return await _set(visit)
@@ -84,8 +98,11 @@ async def _set(visit: Visit) -> Response:
         raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
     body = {name: typed[name] for name in ("app", "merchant") if typed.get(name)}
     order = {**body, "asset": asset, "limits": {window: most}}
-    present = _in_force((await visit.api.get("/v1/limits"))["limits"], typed)
-    then = "as in the config file" if most is None else f"{amount_text(most, asset, tokens)} at most"
+    limits = (await visit.api.get("/v1/limits"))["limits"]
+    present = _in_force(limits, typed)
+    then = (
+        _in_config(limits, typed, asset, tokens) if most is None else f"{amount_text(most, asset, tokens)} at most"
+    )
     whose = " at ".join(f"{kind} {name}" for kind, name in body.items()) or "the wallet"
     if most is not None and _lets_no_more_out(present, int(most), asset):
         await visit.api.post("/v1/limits", order)
