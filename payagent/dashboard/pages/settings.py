@@ -75,3 +75,4 @@ async def end_others(visit: Visit) -> Response:
 
 
 PAGES = [page("/ui/settings", show), form("/ui/settings/end-others", end_others)]
+    await visit.note("dashboard_closed", {"via": "dashboard", "by": visit.app.id, "others": len(others)})
