@@ -203,7 +203,7 @@ def _decided(event: LedgerEvent) -> _News | None:
         return None
     refusal = "timed_out" if via == "clock" else "denied"
     decision = "approved" if event.event == "reserve" else refusal
-    words = {"approved": "Approved", "denied": "Denied", "timed_out": "Not approved in time"}[decision]
+    words = decision.replace("_", " ").capitalize()
     data = {**_of_payment(payment), "decision": decision, "via": str(via)}
     text = f"{payment.id}: {payment.amount} to {payment.to}."
     return _News("approval.decided", f"{words}: {payment.amount} to {payment.to}", text, data)

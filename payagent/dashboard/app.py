@@ -30,7 +30,7 @@ from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.visit import Handler, Visit, is_refresh
+from payagent.dashboard.visit import Handler, Note, Visit, is_refresh
 from payagent.store.rows.apps import AppRow
 
 COOKIE = "__Host-payagent"
@@ -118,6 +118,7 @@ class Dashboard:
         find_app: Callable[[str], AppRow | None],
         new_id: Callable[[str], str],
         renderer: Renderer,
+        note: Note,
         pages: Sequence[DashboardPage],
         open_routes: Sequence[Route],
     ) -> None:
@@ -126,6 +127,7 @@ class Dashboard:
         self._find_app = find_app
         self._new_id = new_id
         self._renderer = renderer
+        self._note = note
         self._pages = [(Route(one.path, _never, methods=["POST" if one.is_form else "GET"]), one) for one in pages]
         self._open_routes = open_routes
         self._checks = Checks()
@@ -207,6 +209,7 @@ class Dashboard:
             app,
             InProcessApi(self._api, session.token_hash, scope),
             self._renderer,
+            self._note,
             await read_form(request) if one.is_form else {},
             lambda: self._new_id("form"),
             self._checks,

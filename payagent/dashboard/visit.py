@@ -17,6 +17,9 @@ from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
 from payagent.store.rows.apps import AppRow
 
+Note = Callable[[str, Mapping[str, object]], Awaitable[None]]
+"""Writes an event to the ledger: its name, and details."""
+
 REFRESH = "payagent-refresh"
 """The header of a request by which the script keeps an open page fresh. No person sent it."""
 
@@ -39,6 +42,7 @@ class Visit:
     app: AppRow
     api: InProcessApi
     renderer: Renderer
+    note: Note
     form: Mapping[str, str] = field(default_factory=dict)
     new_order: Callable[[], str] = lambda: ""
     checks: Checks = field(default_factory=Checks)

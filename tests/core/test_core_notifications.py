@@ -32,7 +32,7 @@ def told(event: str, payment: PaymentFacts | None = PAYMENT, **detail: object) -
         ("merchant_answered", {"delivery": "give_up"}, "payment.paid_not_served", "t did not serve"),
         ("reserve", {"via": "token"}, "approval.decided", "Approved: 12 ADA to t"),
         ("deny", {"via": "link"}, "approval.decided", "Denied: 12 ADA to t"),
-        ("deny", {"via": "clock"}, "approval.decided", "Not approved in time: 12 ADA to t"),
+        ("deny", {"via": "clock"}, "approval.decided", "Timed out: 12 ADA to t"),
         ("reject", {"code": "limit_exceeded", "detail": "no room"}, "limit.reached", "A limit is reached"),
         ("refused", {"code": "limit_exceeded"}, "limit.reached", "A limit is reached"),
         ("topup_ended", {"topup": "top_1", "code": None}, "topup.done", "A top-up at t is done"),

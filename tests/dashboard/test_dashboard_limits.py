@@ -102,7 +102,8 @@ def test_reverting_to_the_config_waits_for_the_terminal(shop: Shop, browser: Bro
         at.page.get_by_role("button", name="Revert to the config").click()
         code = shown_code(at.page)
         assert in_force(shop) == (40_000_000, "operator")
-        assert shop.payagent("dashboard", "confirm", code, "--yes").code == 0
+        done = shop.payagent("dashboard", "confirm", code, "--yes")
+        assert "then: as in the config file: 100000 ADA at most" in done.err
         assert in_force(shop) == (100_000_000_000, "config")
 
 

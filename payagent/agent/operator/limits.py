@@ -88,24 +88,32 @@ async def set_limits(
     def job(unit: Unit) -> None:
         if only_lower:
             present = policy.in_force(context.config.limits, limit_counters.limits(unit.conn))
-            _require_lower(present, scope, asset, most_units)
+            _require_lower(context.config.limits, present, scope, asset, most_units)
         write_limits(unit, scope, asset, most_units, by_app, now_ms)
 
     await context.write("limits", job)
 
 
 def _require_lower(
-    present: Sequence[Limit], scope: Scope, asset: str, most_units: Mapping[Window, int | None]
+    from_file: Sequence[Limit],
+    present: Sequence[Limit],
+    scope: Scope,
+    asset: str,
+    most_units: Mapping[Window, int | None],
 ) -> None:
     """A first limit of ADA bounds what had no bound. A first limit of a token may be what lets it out at all."""
     for window, units in most_units.items():
-        now = next((limit.most_units for limit in present if limit[:3] == (scope, asset, window)), None)
+        now, in_config = (
+            next((limit.most_units for limit in limits if limit[:3] == (scope, asset, window)), None)
+            for limits in (present, from_file)
+        )
         if units is None or (asset != LOVELACE if now is None else units > now):
             raise Refused(
                 "limit_not_lower",
                 f"{window} would not only be lowered",
                 limit=window,
                 now=None if now is None else str(now),
+                in_config=None if in_config is None else str(in_config),
             )
 
 

@@ -21,6 +21,7 @@ from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import WAYS, Way
 from payagent.agent.payments.decisions import Decisions
+from payagent.core.history import decision_in_words
 from payagent.core.money import format_amount
 from payagent.core.notifications import Missed, Notification
 from payagent.core.problems import Refused
@@ -250,11 +251,10 @@ class TelegramTarget:
         decided = approvals.decided(self._context.conn, payment_id)
         if decided is None:
             return "It awaits no decision any more."
-        if decided.via == "clock":
-            return f"Denied at {iso_time(decided.at_ms)}: nobody decided in time."
         app = apps.by_id(self._context.conn, decided.by_app or "")
-        by = "a link" if decided.via == "link" else decided.by_app if app is None else f"the app {app.name}"
-        return f"{decided.decision.capitalize()} at {iso_time(decided.at_ms)} by {by}."
+        by = decided.by_app if app is None else app.name
+        words = decision_in_words({"decision": decided.decision, "via": decided.via, "by": by})
+        return f"{words}, at {iso_time(decided.at_ms)}."
 
     async def _take(self, what: ChatMessage | Press | None) -> None:
         if isinstance(what, Press):

@@ -206,6 +206,10 @@ class Sessions:
         order = self._orders.get(order_id)
         return order if order is not None and order.session_key == session.key else None
 
+    def session_of(self, order: PendingOrder) -> Session:
+        """The session that asked for an order. An order ends with it."""
+        return self._sessions[order.session_key]
+
     def withdraw(self, order: PendingOrder) -> None:
         self._orders.pop(order.id, None)
 

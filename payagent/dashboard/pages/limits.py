@@ -93,6 +93,11 @@ async def _set(visit: Visit) -> Response:
         if refused.problem["code"] != "limit_not_lower":
             raise
         present = refused.problem["now"]
+        if is_reset:
+            in_config = refused.problem["in_config"]
+            then += (
+                ": no such limit" if in_config is None else f": {amount_text(in_config, asset, tokens)} at most"
+            )
     facts = (
         ("whose", whose),
         ("limit", _words(window)),

@@ -18,6 +18,7 @@ SIGNED_IN = ("read", "operate", "approve")
 
 async def sign_out(visit: Visit) -> Response:
     visit.sessions.end(visit.session)
+    await visit.note("dashboard_closed", {"via": "dashboard", "by": visit.app.id})
     response = RedirectResponse("/ui/sign-in", 303)
     response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="strict")
     return response
