@@ -50,15 +50,20 @@ def confirm(terminal: Terminal, connect: Connect, code: str, yes: bool) -> None:
     """Show an order of the dashboard, and carry it out.
 
     The dashboard shows the CODE. It works once, for ten minutes. Compare what the order does with what you meant.
+    If you answer no, the order is withdrawn.
     """
     client = connect()
     order = client.get(f"/v1/dashboard/orders/{code}")
     terminal.say(order["title"])
     for fact in order["facts"]:
         terminal.say(f"  {fact['name']}: {fact['value']}")
+    terminal.say(f"  asked by: {order['app']}, signed in since {show_time(order['signed_in_at'])} UTC")
     if not yes:
         if not terminal.can_ask:
             raise click.UsageError("nobody can be asked here: nothing was done; add --yes to carry it out")
-        click.confirm("Carry it out?", abort=True, err=True)
+        if not click.confirm("Carry it out? A no withdraws it.", err=True):
+            client.post(f"/v1/dashboard/orders/{code}/withdraw", {})
+            terminal.say("The order is withdrawn. Nothing was done.")
+            raise click.Abort
     answer = client.post(f"/v1/dashboard/orders/{code}/confirm", {})
     terminal.give(answer, lambda: terminal.line(f"done: {answer['title']}"))

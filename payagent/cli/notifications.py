@@ -22,6 +22,12 @@ from payagent.cli.terminal import Terminal
 NOT_TAKEN = 4
 
 
+def _path(*parts: str) -> str:
+    from urllib.parse import quote
+
+    return "/".join(("/v1/notifications", *(quote(part, safe="") for part in parts)))
+
+
 @group_of("payagent notifications", "payagent notifications test ops", alone="list")
 def notifications() -> None:
     """Show and test the targets of notifications. Without a subcommand: list them."""
@@ -109,9 +115,7 @@ def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
 
     It is retried for a day like a new one, under the same id. ID is what `payagent notifications log` shows.
     """
-    from urllib.parse import quote
-
-    answer = connect().post(f"/v1/notifications/deliveries/{quote(delivery_id, safe='')}/replay", {})
+    answer = connect().post(_path("deliveries", delivery_id, "replay"), {})
     terminal.give(answer, lambda: terminal.line(f"{answer['id']} is sent to {answer['target']} again."))
 
 
@@ -120,9 +124,7 @@ def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
 @talks_to_daemon
 def test(terminal: Terminal, connect: Connect, name: str) -> int:
     """Send a test to a target, whatever its filter. Exit code 4 if the target does not take it."""
-    from urllib.parse import quote
-
-    answer = connect().post(f"/v1/notifications/{quote(name, safe='')}/test", {})
+    answer = connect().post(_path(name, "test"), {})
     problem = answer["problem"]
     taken = f"{name} took the test."
     terminal.give(answer, lambda: terminal.line(taken if problem is None else f"Not taken: {problem}."))
@@ -138,9 +140,7 @@ def pair(terminal: Terminal, connect: Connect, name: str) -> None:
     Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on
     its buttons decide. An earlier code is void.
     """
-    from urllib.parse import quote
-
-    answer = connect().post(f"/v1/notifications/{quote(name, safe='')}/pair", {})
+    answer = connect().post(_path(name, "pair"), {})
 
     def human() -> None:
         terminal.line(answer["code"])
@@ -154,9 +154,7 @@ def pair(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def paired(terminal: Terminal, connect: Connect, name: str) -> None:
     """List the chats that are paired with a Telegram target."""
-    from urllib.parse import quote
-
-    _show_chats(terminal, connect().get(f"/v1/notifications/{quote(name, safe='')}/chats"))
+    _show_chats(terminal, connect().get(_path(name, "chats")))
 
 
 @notifications.command(
@@ -172,9 +170,7 @@ def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
     It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what
     `payagent notifications paired` shows.
     """
-    from urllib.parse import quote
-
-    _show_chats(terminal, connect().post(f"/v1/notifications/{quote(name, safe='')}/unpair", {"chat": chat}))
+    _show_chats(terminal, connect().post(_path(name, "unpair"), {"chat": chat}))
 
 
 def _show_chats(terminal: Terminal, answer: dict[str, Any]) -> None:

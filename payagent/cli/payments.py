@@ -23,7 +23,7 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Terminal, Tone
-from payagent.core.history import event_in_words, limit_in_words
+from payagent.core.history import decision_in_words, event_in_words, limit_in_words
 from payagent.core.money import LOVELACE
 from payagent.core.payment import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
 
@@ -240,8 +240,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         ("request", approval.get("request")),
         ("calls bought", approval["calls"]),
         *(("costs at most", show_units(asset, units)) for asset, units in approval["at_most"].items()),
-        ("decided" if approval["decision"] else "expires", approval["decision"] or approval["ends_at"]),
-        ("decided by", approval.get("by")),
+        ("decided", decision_in_words(approval)) if approval["decision"] else ("expires", approval["ends_at"]),
         ("merchant", history and f"{history['paid']} paid before, last {history['last_at'] or 'never'}"),
         *(
             (f"left {limit_in_words(one)}", show_units(one["asset"], one["left"]))

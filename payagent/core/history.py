@@ -52,6 +52,22 @@ def details_in_words(detail: Mapping[str, Any]) -> str:
     return ", ".join(_fact(key, value) for key, value in detail.items() if value is not None)
 
 
+def decision_in_words(approval: Mapping[str, Any]) -> str:
+    """The decision on an approval and who made it, such as `Approved by anna, token`."""
+    decision = str(approval["decision"]).replace("_", " ").capitalize()
+    return (
+        f"{decision}: nobody decided in time"
+        if approval["via"] == "clock"
+        else f"{decision} by {decider(approval)}"
+    )
+
+
+def decider(approval: Mapping[str, Any]) -> str:
+    """Who decided on an approval, and by which way. `by` is left out where it is not to be seen."""
+    nameless = {"clock": "nobody in time", "link": "somebody with a link"}
+    return nameless.get(approval["via"]) or f"{approval.get('by') or 'an app'}, {approval['via']}"
+
+
 def limit_in_words(limit: Mapping[str, Any]) -> str:
     """Which limit it is: its window, and whose spending it limits."""
     of = " ".join(limit[part] for part in ("app", "merchant") if limit.get(part))

@@ -7,6 +7,7 @@ Never: sends anything; holds a secret or a link that decides something.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 TYPES: Mapping[str, str] = {
     "payment.confirmed": "A payment is confirmed on the chain and posted in the ledger.",
@@ -32,6 +33,7 @@ TYPES: Mapping[str, str] = {
 """Every type with what happened. docs/reference/notifications.md is written from it."""
 
 TEST = "test"
+APPROVAL_ASKED = "approval.asked"
 LIMIT_REACHED = "limit.reached"
 
 ALERTS: Mapping[str, tuple[str, str]] = {
@@ -72,6 +74,19 @@ class Notification:
     payment_id: str | None
     merchant: str | None
     app: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Why a target did not take a notification, without URL or secret.
+
+    `wait_s`: how long the service asked to wait. `then`: `delivered` if a part of the target has it, and
+    `given_up` if another try changes nothing.
+    """
+
+    why: str
+    wait_s: float | None = None
+    then: Literal["waiting", "delivered", "given_up"] = "waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +203,19 @@ def _decided(event: LedgerEvent) -> _News | None:
         return None
     refusal = "timed_out" if via == "clock" else "denied"
     decision = "approved" if event.event == "reserve" else refusal
-    words = {"approved": "Approved", "denied": "Denied", "timed_out": "Not approved in time"}[decision]
+    words = decision.replace("_", " ").capitalize()
     data = {**_of_payment(payment), "decision": decision, "via": str(via)}
     text = f"{payment.id}: {payment.amount} to {payment.to}."
     return _News("approval.decided", f"{words}: {payment.amount} to {payment.to}", text, data)
 
 
 def _refused(event: LedgerEvent) -> _News | None:
-    if event.detail.get("code") != "limit_exceeded":
+    """A limit without room. `max_total` is an app's own word about one call, and no limit of the operator's."""
+    if event.detail.get("code") != "limit_exceeded" or event.detail.get("limit") == "max_total":
         return None
     text = str(event.detail.get("detail", ""))
-    return _News(LIMIT_REACHED, "A limit is reached", f"{text}.", _texts(event.detail, "code", "reason"))
+    data = _texts(event.detail, "code", "reason", "limit", "asset", "scope")
+    return _News(LIMIT_REACHED, "A limit is reached", f"{text}.", data)
 
 
 def _topup_ended(event: LedgerEvent) -> _News | None:

@@ -7,6 +7,7 @@ May import: the standard library, core. Never: I/O.
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from payagent.core.history import decider
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.problems import name_of
 
@@ -27,7 +28,7 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     "chats": ("chat_paired", "chat_unpaired"),
     "decisions": ("reserve", "deny"),
     "refusals": ("refused", "reject"),
-    "dashboard": ("dashboard_opened", "dashboard_refused", "dashboard_confirmed"),
+    "dashboard": ("dashboard_opened", "dashboard_refused", "dashboard_confirmed", "dashboard_closed"),
 }  # fmt: skip
 """The events of each kind. `reserve` is listed if it was a decision on an approval."""
 
@@ -42,7 +43,7 @@ def sentence(entry: Entry) -> str:
 def who(entry: Entry) -> str:
     """The app that made the change or whose request was refused."""
     if entry["detail"].get("via") == "link":
-        return "by link"
+        return decider(entry["detail"])
     return entry["by"] or (entry["app"] if entry["event"] in KINDS["refusals"] else None) or "payagent"
 
 
@@ -100,4 +101,9 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "dashboard_opened": lambda *_: "signed in to the dashboard",
     "dashboard_refused": lambda _, detail: f"sign-in to the dashboard refused: {detail['reason']}",
     "dashboard_confirmed": lambda _, detail: f"confirmed in the terminal: {detail['what']}",
+    "dashboard_closed": lambda _, detail: (
+        f"signed {detail['others']} others out of the dashboard"
+        if "others" in detail
+        else "signed out of the dashboard"
+    ),
 }

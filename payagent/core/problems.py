@@ -80,6 +80,14 @@ class Refused(Exception):  # noqa: N818  the design's word for it
         return {"code": self.code, "reason": self.reason, "detail": self.detail}
 
     @property
+    def limit_record(self) -> dict[str, object]:
+        """The limit that refuses, for the ledger: `limit`, `asset` and `scope`, such as `app a, merchant https://b`."""
+        if "limit" not in self.context:
+            return {}
+        owners = ", ".join(f"{name} {self.context[name]}" for name in ("app", "merchant") if name in self.context)
+        return {"limit": self.context["limit"], "asset": self.context.get("asset"), "scope": owners or "wallet"}
+
+    @property
     def message(self) -> str:
         """One text for people: what happened, what it means for the money, what to do next."""
         summary = f"{self.problem.title}: {self.detail.rstrip('.')}."
@@ -518,6 +526,13 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "Above a limit",
         "Raise this limit, or wait until room frees up. If you passed --max, raise that.",
+    ),
+    "limit_not_lower": Problem(
+        409,
+        2,
+        "This could let more out",
+        "Leave out `only_lower` to set the limit all the same.",
+        money="Nothing has changed.",
     ),
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""

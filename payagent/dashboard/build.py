@@ -80,6 +80,7 @@ def create_dashboard(
         lambda token_hash: apps.by_token(context.conn, token_hash, context.latest_ms),
         context.ports.new_id,
         renderer,
+        note,
         [one for module in MODULES for one in module.PAGES],
         open_routes,
     )

@@ -12,6 +12,9 @@ from payagent.dashboard.text import MONTHS
 SERIES_MAX = 5
 """Merchants with a colour of their own; the last one stands for all others."""
 
+TRANSFERS, OTHERS = "Transfers", "All others"
+"""What the legend calls these; no merchant's name has a capital letter."""
+
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
 
 
@@ -37,7 +40,8 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class SpendChart:
-    """The chart. `series`: name and sum of each merchant, largest first. `scale`: labels from top to bottom."""
+    """The chart. `series`: name and sum of each merchant, largest first, then of all others. `scale`: labels from
+    top to bottom."""
 
     days: tuple[Day, ...]
     series: tuple[tuple[str, int], ...]
@@ -45,24 +49,23 @@ class SpendChart:
     scale: tuple[str, ...]
 
 
-def spend_chart(spent: Mapping[tuple[str, str], int], dates: Sequence[str]) -> SpendChart:
-    """`spent`: lovelace by (date, merchant). `dates`: each day to show, oldest first, as in 2026-11-28."""
-    sums: dict[str, int] = {}
+def spend_chart(spent: Mapping[tuple[str, str | None], int], dates: Sequence[str]) -> SpendChart:
+    """`spent`: lovelace by (date, merchant), None for transfers. `dates`: each day to show, oldest first, as in
+    2026-11-28."""
+    sums: dict[str | None, int] = {}
     for (_, name), units in spent.items():
         sums[name] = sums.get(name, 0) + units
     names = sorted(sums, key=lambda name: -sums[name])
-    shown = names if len(names) <= SERIES_MAX else [*names[: SERIES_MAX - 1], "others"]
-    others = names[len(shown) - 1 :] if "others" in shown else []
-    by_day = []
-    for date in dates:
-        parts = [
-            sum(spent.get((date, one), 0) for one in others) if name == "others" else spent.get((date, name), 0)
-            for name in shown
-        ]
-        by_day.append((date, tuple(parts)))
+    shown = [(name or TRANSFERS, [name]) for name in names]
+    if len(shown) > SERIES_MAX:
+        shown[SERIES_MAX - 1 :] = [(OTHERS, names[SERIES_MAX - 1 :])]
+    by_day = [
+        (date, tuple(sum(spent.get((date, one), 0) for one in of_series) for _, of_series in shown))
+        for date in dates
+    ]
     most = _scale_most(max((sum(parts) for _, parts in by_day), default=0))
     days = tuple(Day(date, _label(date), parts, sum(parts), _bars(parts, most)) for date, parts in by_day)
-    series = tuple((name, sum(day.parts[at] for day in days)) for at, name in enumerate(shown))
+    series = tuple((name, sum(day.parts[at] for day in days)) for at, (name, _) in enumerate(shown))
     scale = tuple(_ada(most * quarter // 4) for quarter in (4, 3, 2, 1, 0))
     return SpendChart(days, series, sum(day.total for day in days), scale)
 

@@ -22,6 +22,7 @@ from payagent.api.http.rate_limit import RateLimiter
 from payagent.api.models.payments import NamedPayment
 from payagent.api.routes.approvals import approval_of
 from payagent.core.aggregate import PaymentRow
+from payagent.core.history import decider
 from payagent.core.payment import STATES_IN_WORDS
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
@@ -114,13 +115,11 @@ class LinkPages:
 
     def _outcome(self, row: PaymentRow, decided: DecisionRow) -> dict[str, Any]:
         """The decision, and the state of the payment."""
-        by = {"link": "somebody with a link", "clock": "nobody in time"}
+        by = dict(names_of(self._context)).get(decided.by_app or "", decided.by_app)
         return {
             "decision": decided.decision,
             "at": iso_time(decided.at_ms),
-            "by": by.get(decided.via)
-            or dict(names_of(self._context)).get(decided.by_app or "", decided.by_app)
-            or "an app",
+            "by": decider({"via": decided.via, "by": by}),
             "why": row.problem.detail,
             "money": STATES_IN_WORDS[row.state],
             "payment": row.id,

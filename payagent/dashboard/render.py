@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
-from payagent.core.history import limit_in_words
+from payagent.core.history import decider, decision_in_words, limit_in_words
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -55,6 +55,8 @@ class Renderer:
             "clipped": text.clipped,
             "chip": text.chip,
             "paid": text.paid,
+            "decider": decider,
+            "decision_in_words": decision_in_words,
             "limit_in_words": limit_in_words,
         }
 

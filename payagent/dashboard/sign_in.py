@@ -4,7 +4,6 @@ Opening a link only shows a page; the page's button uses the link up, so a link 
 May import: core, api.http, dashboard, Starlette. Never: shows a link's secret; says why one is not valid.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -15,9 +14,7 @@ from payagent.api.http.sessions import SESSION_S, Session, Sessions
 from payagent.core.timestamps import iso_time
 from payagent.dashboard.app import COOKIE, read_form
 from payagent.dashboard.render import Renderer
-
-Note = Callable[[str, Mapping[str, object]], Awaitable[None]]
-"""Writes an event to the ledger: its name, and details."""
+from payagent.dashboard.visit import Note
 
 
 class SignInPages:

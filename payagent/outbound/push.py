@@ -6,13 +6,14 @@ May import: core, outbound.service_client.
 Never: sends a link other than the ones it is given, shows its URL or token.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit, urlunsplit
 
-from payagent.core.notifications import Notification
-from payagent.outbound.service_client import ServiceClient, ServiceError
+from payagent.core.notifications import Missed, Notification
+from payagent.outbound.service_client import ServiceClient
 
 TEXT_MAX_CHARS = 700
 """The most characters of a text. With what escaping adds, it is below every limit (ntfy: 4,096 bytes)."""
@@ -26,14 +27,14 @@ Links = Mapping[str, str]
 Shape = Callable[[str, str, str, Links], tuple[str, Mapping[str, object]]]
 
 
-def plain(text: str) -> str:
+def plain(text: str, max_chars: int = TEXT_MAX_CHARS) -> str:
     """Return the text as one line in which no service finds a link, mention or command.
 
     A zero-width space follows each character that such a thing needs. Characters that control the line or its
     direction are left out.
     """
     line = "".join(one for one in " ".join(text.split()) if unicodedata.category(one)[0] != "C")
-    cut = line if len(line) <= TEXT_MAX_CHARS else line[: TEXT_MAX_CHARS - 1] + "…"
+    cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
     return _LINKING.sub(rf"\1{_BREAK}", cut)
 
 
@@ -46,18 +47,11 @@ class Push:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._client = ServiceClient()
 
-    async def send(self, notification: Notification, links: Links, now_ms: int) -> str | None:
-        """Send it. Returns None on a 2xx, otherwise why it failed, without the URL."""
+    async def send(self, notification: Notification, links: Links, now_ms: int) -> Missed | None:
+        """Send it. Returns None on a 2xx."""
         title, text = plain(notification.title), plain(notification.text)
         url, body = self._shape(self._url, title, text, links)
-        try:
-            self._client.require_may_send()
-            answer = await self._client.post(url, body, self._headers)
-        except ServiceError as failed:
-            return str(failed)
-        if answer.status == 429 and answer.retry_after_s is not None:
-            self._client.wait(answer.retry_after_s)
-        return None if 200 <= answer.status < 300 else f"it answered {answer.status}"
+        return await self._client.deliver(url, json.dumps(body).encode(), self._headers)
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -5,12 +5,13 @@ Never: follows a redirect, reads proxies from the environment, shows a URL, a he
 """
 
 import asyncio
-import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 
+from payagent.core.notifications import Missed
 from payagent.http_client import create_client, read_body
 
 TIMEOUT_S = 10
@@ -20,20 +21,21 @@ WAIT_MAX_S = 86_400
 
 
 class ServiceError(Exception):
-    """Why a service did not take a request, in words without its URL. `status`: None if it gave no answer."""
+    """Why a service did not take a request, in words without its URL.
 
-    def __init__(self, why: str, status: int | None = None) -> None:
+    `status`: None if it gave no answer. `wait_s`: how long it asked to wait.
+    """
+
+    def __init__(self, why: str, status: int | None = None, wait_s: float | None = None) -> None:
         super().__init__(why)
         self.status = status
+        self.wait_s = wait_s
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceAnswer:
-    """A service's answer. `retry_after_s`: what its Retry-After header asks for."""
-
     status: int
     body: bytes
-    retry_after_s: int | None
 
 
 class ServiceClient:
@@ -53,24 +55,42 @@ class ServiceClient:
         """Raises `ServiceError` while the service asked to wait."""
         left_s = self._not_before_s.get(chat, 0) - asyncio.get_running_loop().time()
         if left_s > 0:
-            raise ServiceError(f"it asked to wait {left_s:.0f} s more")
+            raise ServiceError(f"it asked to wait {left_s:.0f} s more", wait_s=left_s)
 
-    async def post(
-        self, url: str, body: Mapping[str, object], headers: Mapping[str, str], timeout_s: float = TIMEOUT_S
-    ) -> ServiceAnswer:
-        """Send `body` as JSON. Raises `ServiceError` without a complete answer in time."""
-        content = json.dumps(body).encode()
+    async def post(self, url: str, body: bytes, timeout_s: float = TIMEOUT_S) -> ServiceAnswer:
+        """Send JSON. Raises `ServiceError` without a complete answer in time."""
+        async with self._posted(url, body, {}, timeout_s) as response:
+            answer = await read_body(response, ANSWER_MAX_BYTES)
+            if len(answer) > ANSWER_MAX_BYTES:
+                raise ServiceError("its answer does not end", response.status_code)
+            return ServiceAnswer(response.status_code, answer)
+
+    async def deliver(self, url: str, body: bytes, headers: Mapping[str, str]) -> Missed | None:
+        """Send JSON, unless the service asked to wait. None on a 2xx. The body of the answer is not read."""
+        try:
+            self.require_may_send()
+            async with self._posted(url, body, headers, TIMEOUT_S) as response:
+                if response.is_success:
+                    return None
+                wait_s = _retry_after_s(response) if response.status_code in (429, 503) else None
+                if wait_s is not None:
+                    self.wait(wait_s)
+                return Missed(f"it answered {response.status_code}", wait_s)
+        except ServiceError as failed:
+            return Missed(str(failed), failed.wait_s)
+
+    @asynccontextmanager
+    async def _posted(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncIterator[httpx.Response]:
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._http.stream(
-                    "POST", url, content=content, headers={"Content-Type": "application/json", **headers}
+                    "POST", url, content=body, headers={"Content-Type": "application/json", **headers}
                 ) as response,
             ):
-                answer = await read_body(response, ANSWER_MAX_BYTES)
-                if len(answer) > ANSWER_MAX_BYTES:
-                    raise ServiceError("its answer does not end", response.status_code)
-                return ServiceAnswer(response.status_code, answer, _retry_after_s(response))
+                yield response
         except TimeoutError:
             raise ServiceError(f"no answer within {timeout_s:.0f} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -81,5 +101,6 @@ class ServiceClient:
 
 
 def _retry_after_s(response: httpx.Response) -> int | None:
+    """What the Retry-After header asks for. A zero asks for nothing."""
     text = response.headers.get("retry-after", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+    return int(text) or None if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -6,6 +6,7 @@ May import: core, outbound.service_client.
 Never: decides; writes text that Telegram would read as markup.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ class TelegramBot:
         return await self._call(method, fields, TIMEOUT_S, chat_id)
 
     async def _call(self, method: str, fields: Mapping[str, object], timeout_s: float, chat_id: int = 0) -> object:
-        reply = await self._client.post(f"{self._base}/{method}", fields, {}, timeout_s)
+        reply = await self._client.post(f"{self._base}/{method}", json.dumps(fields).encode(), timeout_s)
         try:
             answer = loads(reply.body, max_bytes=ANSWER_MAX_BYTES, max_depth=_JSON_DEPTH_MAX, any_text=True)
         except Refused:
@@ -128,9 +129,10 @@ class TelegramBot:
         if answer.get("ok") is True:
             return answer.get("result")
         wait_s = _at(answer, "parameters", "retry_after")
-        if isinstance(wait_s, int):
-            self._client.wait(wait_s, chat_id)
-        raise ServiceError(f"it answered {reply.status}", reply.status)
+        if not isinstance(wait_s, int) or wait_s <= 0:
+            raise ServiceError(f"it answered {reply.status}", reply.status)
+        self._client.wait(wait_s, chat_id)
+        raise ServiceError(f"it answered {reply.status}", reply.status, wait_s)
 
 
 _NO_PREVIEW = {"link_preview_options": {"is_disabled": True}}

@@ -1,10 +1,9 @@
 """Deliver notifications to the operator's server, signed per Standard Webhooks 1.0 (v1, HMAC-SHA256).
 
-May import: core, http_client, httpx.
-Never: follows a redirect, reads proxies from the environment, reads an answer's body, shows its URL or key.
+May import: core, outbound.service_client.
+Never: reads an answer's body, shows its URL or key.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -12,14 +11,11 @@ import hmac
 import json
 from collections.abc import Mapping
 
-import httpx
-
-from payagent.core.notifications import Notification
+from payagent.core.notifications import Missed, Notification
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
-from payagent.http_client import create_client
+from payagent.outbound.service_client import ServiceClient
 
-TIMEOUT_S = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of every such secret
 KEY_BYTES_MIN, KEY_BYTES_MAX = 24, 64
 
@@ -66,32 +62,22 @@ def payload(notification: Notification, links: Mapping[str, str]) -> bytes:
 
 
 class Webhook:
-    """A webhook that notifications are sent to. Every request ends within its timeout, whatever the peer does."""
+    """A webhook that notifications are sent to."""
 
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url
         self._key = key
-        self._http = create_client()
+        self._client = ServiceClient()
 
-    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
-        """Send a notification. Returns None on a 2xx, otherwise why it failed, without the URL."""
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> Missed | None:
+        """Send a notification. Returns None on a 2xx."""
         at_s, body = now_ms // 1000, payload(notification, links)
         headers = {
-            "Content-Type": "application/json",
             "webhook-id": notification.id,
             "webhook-timestamp": str(at_s),
             "webhook-signature": signature(self._key, notification.id, at_s, body),
         }
-        try:
-            async with (
-                asyncio.timeout(TIMEOUT_S),
-                self._http.stream("POST", self._url, content=body, headers=headers) as response,
-            ):
-                return None if response.is_success else f"it answered {response.status_code}"
-        except TimeoutError:
-            return f"no answer within {TIMEOUT_S} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return type(error).__name__
+        return await self._client.deliver(self._url, body, headers)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._client.aclose()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,17 @@ from payagent.agent.base.alert_records import raise_alert
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.agent.operator.book_checks import note_check
-from payagent.agent.operator.notifier import Notifier, retry_at_ms, take_targets
+from payagent.agent.operator.notifier import Notifier, retry_at_ms, take_targets, wait_ms
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
+from payagent.core.notifications import Missed, Notification
+from payagent.core.policy import WALLET, Limit, Window
 from payagent.core.problems import Refused
 from payagent.outbound.webhook import Webhook
 from payagent.settings.schema import NotificationSettings
-from payagent.store.rows import notifications
+from payagent.store.rows import limit_counters, notifications, paired_chats
+from payagent.store.rows.notifications import DeliveryRow
 from payagent.wallet.keys import derive, seed_from_words
 
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
@@ -51,10 +55,16 @@ class Life:
         facts = {"detail": "for a test"}
         await self.run.context.write("test", lambda unit: raise_alert(unit, "paused", subject, facts, now_ms))
 
-    def states(self, target: str = "ops") -> list[str]:
-        """The states of a target's deliveries, oldest first."""
+    def rows(self, target: str = "ops") -> list[DeliveryRow]:
+        """A target's deliveries, oldest first."""
         rows = notifications.page(self.run.context.conn, target=target, state=None, before_seq=None, limit=100)
-        return [row.state for row in reversed(rows)]
+        return rows[::-1]
+
+    def states(self, target: str = "ops") -> list[str]:
+        return [row.state for row in self.rows(target)]
+
+    def last_problem(self, target: str = "ops") -> str | None:
+        return notifications.state_of(self.run.context.conn, target).last_problem
 
 
 def ops(receiver: Receiver, name: str = "ops", **wanted: tuple[str, ...]) -> NotificationSettings:
@@ -168,6 +178,50 @@ async def test_a_limit_is_told_once_for_a_series_of_refusals(world: World, recei
         assert receiver.types() == ["limit.reached"] * 2
 
 
+async def test_each_limit_is_told_for_itself_and_an_apps_own_maximum_never(
+    world: World, receiver: Receiver
+) -> None:
+    world.fund(100 * ADA)
+    async with life(world, ops(receiver), limits=daily(20 * ADA, 20 * ADA)) as one:
+        await one.run.pay_in_block()
+        with pytest.raises(Refused, match="max_total"):
+            await one.run.agent.pay(world.ask("cheap", max_total_units=1))
+        await one.tell()
+        with pytest.raises(Refused, match="per_day"):
+            await one.run.agent.pay(world.ask("too much for the day"))
+        await one.tell()
+        most = Limit(WALLET, "lovelace", Window.PAYMENT, 5 * ADA)
+        await one.run.context.write("test", lambda unit: limit_counters.set_limit(unit, most))
+        with pytest.raises(Refused, match="per_payment"):
+            await one.run.agent.pay(world.ask("too much for a payment"))
+        await one.tell()
+    told = [call.said for call in receiver.calls if call.type == "limit.reached"]
+    assert [(one["limit"], one["asset"], one["scope"]) for one in told] == [
+        ("per_day", "lovelace", "wallet"),
+        ("per_payment", "lovelace", "wallet"),
+    ]
+
+
+async def test_a_limit_is_told_also_when_the_first_commit_fails(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fund(100 * ADA)
+    async with life(world, ops(receiver), limits=daily(5 * ADA, 50 * ADA)) as one:
+        await one.run.run_pass()
+        with pytest.raises(Refused, match="per_payment"):
+            await one.run.agent.pay(world.ask("one"))
+
+        async def is_full(*_: object) -> None:
+            raise Refused("store_failed", "the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.run.context, "write", is_full)
+            with pytest.raises(Refused, match="store_failed"):
+                await one.tell()
+        await one.tell()
+    assert receiver.types() == ["limit.reached"]
+
+
 async def test_wrong_books_are_told_once_until_they_are_right(world: World, receiver: Receiver) -> None:
     async with life(world, ops(receiver)) as one:
         for found in (0, 2, 3, 0, 0):
@@ -205,9 +259,98 @@ async def test_a_target_that_is_down_holds_up_no_other_and_only_its_own_next_try
             receiver.status = 204
             await one.tell()
             assert receiver.said() == [("paused", "first"), ("paused", "second")], "the first one waits"
-            world.clock.ahead_ms += 5 * SECOND
+            assert (one.last_problem(), one.last_problem("desk")) == ("it answered 503", None)
             await one.tell()
-            assert receiver.said()[2:] == [("paused", "first")]
+            assert receiver.said()[2:] == [("paused", "first")], "the target answers again"
+            assert one.last_problem() is None
+
+
+async def test_people_are_not_asked_what_is_decided(world: World, receiver: Receiver) -> None:
+    world.fund(100 * ADA)
+    people = ops(receiver).model_copy(update={"kind": "ntfy"})
+    async with life(world, people, approval_required_above={"lovelace": 5 * ADA}) as one:
+        await one.run.run_pass()
+        receiver.status = 503
+        row, _ = await one.run.agent.pay(world.ask("first"))
+        await one.tell()
+        await one.run.agent.decisions.deny(row.id, Approver("token", APP))
+        receiver.status = 204
+        world.clock.ahead_ms += 5 * SECOND
+        await one.tell()
+        assert receiver.types() == ["approval.asked", "approval.decided"]
+        assert one.states() == ["given_up", "delivered"]
+        assert one.rows()[0].last_problem == "it was decided before it could be sent"
+
+
+async def test_an_open_approval_is_tried_every_minute_for_as_long_as_it_is_open(
+    world: World, receiver: Receiver
+) -> None:
+    world.fund(100 * ADA)
+    async with life(world, ops(receiver), approval_required_above={"lovelace": 5 * ADA}) as one:
+        await one.run.run_pass()
+        receiver.status = 503
+        row, _ = await one.run.agent.pay(world.ask("first"))
+        for _ in range(9):
+            await one.tell()
+            world.clock.ahead_ms += 60 * SECOND
+        assert len(receiver.calls) == 9
+        world.clock.ahead_ms += 2 * DAY
+        await one.tell()
+        assert one.states() == ["waiting"]
+        await one.run.agent.decisions.deny(row.id, Approver("token", APP))
+        world.clock.ahead_ms += 60 * SECOND
+        await one.tell()
+        await one.tell()
+        assert one.states()[0] == "given_up"
+
+
+async def test_a_wait_that_the_service_asks_for_is_no_try(world: World, receiver: Receiver) -> None:
+    receiver.status, receiver.retry_after = 429, "40"
+    async with life(world, ops(receiver)) as one:
+        await one.alert("pause")
+        world.clock.stopped_ms = world.clock.now_ms()
+        await one.tell()
+        (row,) = one.rows()
+        assert (row.tries, row.next_try_at_ms) == (0, world.clock.now_ms() + 40 * SECOND)
+
+
+async def test_a_request_for_approval_goes_first_and_a_run_sends_a_bounded_number(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payagent.agent.operator.notifier.SENT_MAX", 2)
+    world.fund(100 * ADA)
+    async with life(world, ops(receiver), approval_required_above={"lovelace": 5 * ADA}) as one:
+        await one.run.run_pass()
+        for subject in ("first", "second"):
+            await one.alert(subject)
+        await one.run.agent.pay(world.ask("last"))
+        await one.tell()
+        assert receiver.types() == ["approval.asked", "signing.paused"]
+        await one.tell()
+        assert one.states() == ["delivered"] * 3
+
+
+@dataclass
+class Half:
+    """A target that reaches some of its people, and then none."""
+
+    missed: list[Missed]
+
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> Missed | None:
+        return self.missed.pop(0)
+
+    async def aclose(self) -> None: ...
+
+
+async def test_a_chat_that_is_gone_holds_up_nothing_and_is_shown(world: World, receiver: Receiver) -> None:
+    async with life(world, ops(receiver)) as one:
+        half = Half([Missed("chat 2: it answered 403", then="given_up"), Missed("chat 1: gone", then="delivered")])
+        one.notifiers["ops"].target = half
+        for subject in ("first", "second"):
+            await one.alert(subject)
+        await one.tell()
+        assert (half.missed, one.states()) == ([], ["given_up", "delivered"])
+        assert one.last_problem() == "chat 1: gone"
 
 
 async def test_a_notification_is_delivered_later_when_the_receiver_is_down_also_after_a_restart(
@@ -254,7 +397,7 @@ async def test_a_notification_delayed_by_a_wrong_clock_is_sent_once_it_is_right(
     world.clock.ahead_ms, receiver.status = 0, 204
     async with life(world, ops(receiver)) as one:
         await one.tell()
-        assert receiver.said()[1:] == [("paused", "first"), ("paused", "second")]
+        assert sorted(receiver.said()[1:]) == [("paused", "first"), ("paused", "second")]
 
 
 async def test_an_unreachable_target_is_given_up_after_a_day_and_can_be_replayed(
@@ -278,13 +421,41 @@ async def test_an_unreachable_target_is_given_up_after_a_day_and_can_be_replayed
         assert set(receiver.ids()) == {row.id}
 
 
+async def test_all_that_is_a_day_old_is_given_up_at_the_next_failure(world: World, receiver: Receiver) -> None:
+    receiver.status = 500
+    async with life(world, ops(receiver)) as one:
+        for subject in ("first", "second", "third"):
+            await one.alert(subject)
+        await one.tell()
+        world.clock.ahead_ms += DAY
+        await one.tell()
+        assert (len(receiver.calls), one.states()) == (2, ["given_up"] * 3)
+        assert one.rows()[2].last_problem == "not taken within a day"
+
+
+async def test_what_a_wrong_clock_dated_later_is_given_up_a_day_after_it_is_right(
+    world: World, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    world.clock.ahead_ms = 10 * DAY
+    async with life(world, ops(receiver)) as one:
+        await one.alert("first")
+        await one.tell()
+        world.clock.ahead_ms = 0
+        await one.tell()
+        assert len(receiver.calls) == 2
+        world.clock.ahead_ms = DAY
+        await one.tell()
+        assert one.states() == ["given_up"]
+
+
 def test_delivery_is_retried_with_growing_delays_for_a_day() -> None:
     now_ms, tries, waits = 0, 0, []
-    while (again_ms := retry_at_ms(0, tries := tries + 1, now_ms)) is not None:
+    while (again_ms := retry_at_ms(0, wait_ms(tries := tries + 1), now_ms)) is not None:
         waits.append((again_ms - now_ms) // 1000)
         now_ms = again_ms
-    assert waits == [5, 30, 120, 600, 3600, 21600, 21600, 21600]
-    assert DAY - 6 * HOUR <= now_ms < DAY
+    assert waits == [5, 30, 120, 600, 3600, 21600, 21600, 21600, 17245]
+    assert now_ms == DAY
 
 
 async def test_a_new_target_is_told_no_old_news_and_a_removed_one_nothing_more(
@@ -308,6 +479,18 @@ async def test_a_new_target_is_told_no_old_news_and_a_removed_one_nothing_more(
             assert (len(receiver.calls), len(other.calls)) == (1, 1)
 
 
+async def test_the_chats_of_a_removed_target_are_unpaired(world: World, receiver: Receiver) -> None:
+    async with life(world, ops(receiver), ops(receiver, "desk")) as one:
+        for target in ("ops", "desk"):
+            pair = partial(paired_chats.pair, target=target, chat_id=7, user_id=7, by_app=APP, now_ms=1)
+            await one.run.context.write("test", pair)
+    for targets in ([ops(receiver)], [ops(receiver), ops(receiver, "desk")]):
+        async with life(world, *targets) as one:
+            conn = one.run.context.conn
+            assert [len(paired_chats.of_target(conn, target)) for target in ("ops", "desk")] == [1, 0]
+            require_whole(one.run)
+
+
 async def test_an_unreachable_target_stops_nothing(world: World) -> None:
     receiver = Receiver()
     receiver.server.server_close()
@@ -315,7 +498,7 @@ async def test_an_unreachable_target_stops_nothing(world: World) -> None:
         await one.alert("pause")
         await one.tell()
         await one.tell()
-        (row,) = notifications.due(one.run.context.conn, "ops")
+        (row,) = one.rows()
         assert (row.tries, row.last_problem) == (1, "ConnectError")
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
 from kit.canaries import plant
+from kit.merchants import guarded, pay_to
 from kit.telegram import ApiError, BotMessage, Telegram
 
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.telegram import CODE_FOR_MS, CODE_TRIES, TelegramTarget
 from payagent.core.aggregate import PaymentRow
-from payagent.core.notifications import Notification
+from payagent.core.merchant_rules import MerchantRules, Pin
+from payagent.core.notifications import Missed, Notification
 from payagent.core.payment import State
 from payagent.outbound.telegram import TelegramBot
 from payagent.store.rows import approvals
@@ -25,6 +28,8 @@ from payagent.store.rows import approvals
 TOKEN = plant("the bot's token", "123456:a-canary_of-a-bot")
 ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 ANN, BOB, MALLORY = 11, 22, 66
+GROUP = -100500
+NEWS = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
 
 
 @pytest.fixture
@@ -80,8 +85,10 @@ class Phone:
 
 
 @asynccontextmanager
-async def phone(world: World, telegram: Telegram) -> AsyncIterator[Phone]:
-    async with world.run(terms=ASKING) as run:
+async def phone(
+    world: World, telegram: Telegram, terms: Callable[[AgentConfig], AgentConfig] = ASKING
+) -> AsyncIterator[Phone]:
+    async with world.run(terms=terms) as run:
         await run.run_pass()
         target = TelegramTarget("phone", TelegramBot(telegram.url, TOKEN), run.context, run.agent.decisions)
         task = asyncio.create_task(target.run())
@@ -103,6 +110,17 @@ async def test_a_code_pairs_one_chat_once(world: World, telegram: Telegram) -> N
         await until(lambda: telegram.of_chat(MALLORY))
         assert [chat.chat_id for chat in one.target.paired()] == [ANN]
         assert "not paired" in telegram.of_chat(MALLORY)[0].text
+
+
+async def test_a_code_pairs_a_group_where_the_bot_is_silent_otherwise(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        code = one.target.new_code(APP).text
+        for text in (*["good morning"] * CODE_TRIES, "/start@other_bot", f"/start@payagent_bot {code}", "thanks"):
+            telegram.write(GROUP, text, ANN)
+        telegram.write(BOB, "/start")
+        await until(lambda: telegram.of_chat(BOB))
+        assert [(chat.chat_id, chat.user_id) for chat in one.target.paired()] == [(GROUP, ANN)]
+        assert len(telegram.of_chat(GROUP)) == 1
 
 
 @pytest.mark.parametrize("ahead_ms", [CODE_FOR_MS, -CODE_FOR_MS])
@@ -167,22 +185,32 @@ async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World,
         assert message.links == ["https://payagent.internal/decide/x"]
 
 
-async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
-    group = -100500
+async def test_only_a_private_chat_gets_the_link_that_decides(world: World, telegram: Telegram) -> None:
+    link = "https://payagent.internal/decide/x"
     async with phone(world, telegram) as one:
-        await one.pair(group, ANN)
+        await one.pair(GROUP, ANN)
+        await one.pair(BOB)
+        await one.ask(links={"approve_url": link})
+        assert f"Approve page: {link}" in telegram.of_chat(BOB)[-1].text
+        assert telegram.of_chat(GROUP)[-1].links == []
+
+
+async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(GROUP, ANN)
         row, message = await one.ask()
-        assert "Nothing was decided" in await one.press(message.buttons["Approve"], group, MALLORY)
+        assert "Nothing was decided" in await one.press(message.buttons["Approve"], GROUP, MALLORY)
         assert one.state(row) is State.AWAITING_APPROVAL
-        await one.press(message.buttons["Deny"], group, ANN)
+        await one.press(message.buttons["Deny"], GROUP, ANN)
         assert one.state(row) is State.DENIED
         decided = approvals.decided(one.run.context.conn, row.id)
         assert decided is not None
-        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {group}, user {ANN}")
+        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {GROUP}, user {ANN}")
 
 
+@pytest.mark.parametrize(("status", "then"), [(500, "waiting"), (400, "delivered"), (403, "delivered")])
 async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_has_not(
-    world: World, telegram: Telegram
+    world: World, telegram: Telegram, status: int, then: str
 ) -> None:
     news = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
     async with phone(world, telegram) as one:
@@ -197,15 +225,37 @@ async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_
 
         def is_blocked(path: str, body: dict[str, object]) -> object:
             if body.get("chat_id") == ANN:
-                raise ApiError(403, "Forbidden: bot was blocked by the user")
+                raise ApiError(status, "Forbidden: bot was blocked by the user")
             return told(path, body)
 
         telegram.called = is_blocked  # type: ignore[method-assign]
-        assert await one.target.send(news, {}, 1) == "it answered 403"
+        missed = Missed(f"chat {ANN}: it answered {status}", then=then)  # type: ignore[arg-type]
+        assert await one.target.send(news, {}, 1) == missed
         assert len(telegram.messages) == before + 3, "Bob is told all the same"
         telegram.called = told  # type: ignore[method-assign]
-        assert await one.target.send(news, {}, 1) is None
-        assert len(telegram.messages) == before + 4
+        if then == "waiting":
+            assert await one.target.send(news, {}, 1) is None
+            assert len(telegram.messages) == before + 4
+        assert not one.target._ended
+
+
+async def test_what_every_chat_refuses_for_good_is_given_up(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await until(lambda: telegram.of_chat(ANN))
+        telegram.failures = [ApiError(403, "Forbidden: bot was blocked by the user")]
+        missed = Missed(f"chat {ANN}: it answered 403", then="given_up")
+        assert await one.target.send(NEWS, {}, 1) == missed
+
+
+async def test_the_memory_of_half_told_notifications_is_bounded(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await until(lambda: telegram.of_chat(ANN))
+        telegram.failures = [ApiError(429, "Too Many Requests: retry after 60", retry_after=60)]
+        for count in range(200):
+            assert await one.target.send(replace(NEWS, id=f"ntf_{count}"), {}, 1)
+        assert len(one.target._ended) <= 100
 
 
 async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, telegram: Telegram) -> None:
@@ -214,11 +264,30 @@ async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, te
         await one.pair(ANN)
         await until(lambda: telegram.of_chat(ANN))
         telegram.failures = [ApiError(429, "Too Many Requests: retry after 60", retry_after=60)]
-        assert await one.target.send(news, {}, 1) == "it answered 429"
-        assert await one.target.send(news, {}, 1) == "it asked to wait 60 s more"
+        assert await one.target.send(news, {}, 1) == Missed(f"chat {ANN}: it answered 429", 60)
+        assert f"chat {ANN}: it asked to wait 60 s more" in str(await one.target.send(news, {}, 1))
         assert telegram.refused == 1
         await one.pair(BOB)
         await until(lambda: telegram.of_chat(BOB))  # the wait is for the other chat
+
+
+async def test_a_chat_that_must_wait_holds_up_no_other_and_is_logged_once(
+    world: World, telegram: Telegram, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("payagent.agent.operator.telegram.AGAIN_S", 0.3)
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await one.pair(BOB)
+        row, _ = await one.ask()
+        telegram.failures = [ApiError(429, "Too Many Requests: retry after 1", retry_after=1)]
+        await one.run.agent.decisions.deny(row.id, Approver("token", APP))
+        first, second = (telegram.of_chat(chat)[-1] for chat in (ANN, BOB))
+        await until(lambda: not first.buttons or not second.buttons)
+        assert first.buttons or second.buttons, "the other chat still waits"
+        await until(lambda: not first.buttons and not second.buttons)
+    log = capsys.readouterr().out
+    assert "it answered 429" in log
+    assert log.count("it asked to wait") <= 1
 
 
 async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
@@ -230,7 +299,17 @@ async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
         telegram.failures = [ApiError(500, "Internal Server Error")]
         await one.run.agent.decisions.deny(row.id, Approver("token", APP))
         await until(lambda: not message.buttons)
-        assert "by the app test" in message.text
+        assert "by test, token" in message.text
+
+
+async def test_no_line_of_the_terms_is_cut_in_a_message_with_buttons(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask(purpose="x" * 1_000 + " the end")
+        assert "the end" in message.text
+        news = Notification("ntf_1", "approval.asked", 1, "A payment", "x" * 9_000, {}, row.id, "t", "test")
+        assert await one.target.send(news, {}, 1) is None
+        assert telegram.messages[-1].buttons == {}
 
 
 async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
@@ -246,3 +325,17 @@ async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
         assert await one.target.send(news, {}, 1) is None
         assert telegram.messages[-1].buttons == {}
         assert "payagent payments show" in telegram.messages[-1].text
+
+
+async def test_no_button_approves_a_new_address(world: World, telegram: Telegram) -> None:
+    known = guarded(world, MerchantRules(from_file=frozenset({Pin("pay_to", pay_to("known"))})))
+    async with phone(world, telegram, lambda config: ASKING(known(config))) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        assert list(message.buttons) == ["Deny"]
+        assert "To approve a new address, check it first" in message.text
+        made_up = message.buttons["Deny"].replace("deny", "approve")
+        assert "Nothing was decided" in await one.press(made_up, ANN)
+        assert one.state(row) is State.AWAITING_APPROVAL
+        await one.press(message.buttons["Deny"], ANN)
+        assert one.state(row) is State.DENIED

@@ -71,6 +71,7 @@ async def test_the_openapi_document_lists_every_operation_and_links_to_no_other_
         "post /v1/apps/{name}/rotate-token",
         "post /v1/dashboard/links",
         "post /v1/dashboard/orders/{code}/confirm",
+        "post /v1/dashboard/orders/{code}/withdraw",
         "post /v1/limits",
         "post /v1/merchants/{name}/pins",
         "post /v1/merchants/{name}/resume",

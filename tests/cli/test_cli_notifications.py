@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from kit.cli import Shop, running, until, write_private
+from kit.dashboard import visitor
 from kit.pages import blocks
 from kit.webhook import SECRET, Receiver, target
 
@@ -14,10 +15,12 @@ PAGE = "docs/how-to/receive-notifications.md"
 def told(closed_shop: Shop, receiver: Receiver) -> Iterator[Shop]:
     """A running daemon without money that tells the receiver of payments only."""
     secret = write_private(closed_shop.folder / "hook", SECRET + "\n")
-    with closed_shop.config.open("a") as config:
-        config.write(target(receiver.url, secret, more='events = ["signing.*", "alert.cleared"]\n'))
+    before = closed_shop.config.read_text()
+    table = target(receiver.url, secret, more='events = ["signing.*", "alert.cleared"]\n')
+    closed_shop.config.write_text(before + table)
     with running(closed_shop):
         yield closed_shop
+    closed_shop.config.write_text(before)
 
 
 def test_targets_are_listed_tried_and_sent_again(told: Shop, receiver: Receiver) -> None:
@@ -53,6 +56,22 @@ def test_targets_are_listed_tried_and_sent_again(told: Shop, receiver: Receiver)
     for line in commands.splitlines():
         ran = told.payagent(*line.replace("ntf_3f9ad5b1c0e2476d8a91be07", waiting["id"]).split()[1:])
         assert ran.code == 0, f"{line}: {ran.err}"
+
+
+def test_the_dashboard_shows_the_targets_tests_one_and_sends_again(told: Shop, receiver: Receiver) -> None:
+    me = visitor(told)
+    tested = me.post("/ui/settings/targets/ops/test", me.hidden("/ui/settings"))
+    assert (tested.headers["location"], "test" in receiver.types()) == ("/ui/settings", True)
+    told.payagent("pause")
+    until(lambda: receiver.types()[-1] == "signing.paused", "the target is not told")
+    until(lambda: log(told)[0]["state"] == "delivered", "it is not delivered")
+    page = me.get("/ui/settings").text
+    assert "ops took the test." in page
+    assert "signing.*, alert.cleared" in page
+    sent = str(log(told)[0]["id"])
+    assert f'action="/ui/settings/deliveries/{sent}/replay"' in page
+    me.post(f"/ui/settings/deliveries/{sent}/replay", me.hidden("/ui/settings"))
+    until(lambda: receiver.ids().count(sent) > 1, "it is not sent again")
 
 
 def log(shop: Shop, *more: str) -> list[dict[str, object]]:

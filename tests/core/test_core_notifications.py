@@ -32,7 +32,7 @@ def told(event: str, payment: PaymentFacts | None = PAYMENT, **detail: object) -
         ("merchant_answered", {"delivery": "give_up"}, "payment.paid_not_served", "t did not serve"),
         ("reserve", {"via": "token"}, "approval.decided", "Approved: 12 ADA to t"),
         ("deny", {"via": "link"}, "approval.decided", "Denied: 12 ADA to t"),
-        ("deny", {"via": "clock"}, "approval.decided", "Not approved in time: 12 ADA to t"),
+        ("deny", {"via": "clock"}, "approval.decided", "Timed out: 12 ADA to t"),
         ("reject", {"code": "limit_exceeded", "detail": "no room"}, "limit.reached", "A limit is reached"),
         ("refused", {"code": "limit_exceeded"}, "limit.reached", "A limit is reached"),
         ("topup_ended", {"topup": "top_1", "code": None}, "topup.done", "A top-up at t is done"),
@@ -65,6 +65,7 @@ def test_an_event_becomes_a_notification(
         ("reserve", PAYMENT, {}),
         ("merchant_answered", PAYMENT, {"delivery": "present"}),
         ("reject", PAYMENT, {"code": "not_enough_funds"}),
+        ("reject", PAYMENT, {"code": "limit_exceeded", "limit": "max_total"}),
         ("topup_ended", None, {"topup": "top_1", "code": "topup_stopped"}),
         ("alert", None, {"kind": "cleared", "subject": "approval:pay_1", "detail": "it was approved"}),
     ],
@@ -84,9 +85,10 @@ def test_the_data_of_a_notification_are_texts_for_programs() -> None:
     assert confirmed.data == {"amount": "12 ADA", "tx_hash": "ab" * 32}
     assert decided.data["decision"] == "timed_out"
     assert (alert.text, alert.data) == ("low", {"kind": "wallet_low", "subject": "wallet", "left": "5"})
-    refused = told("reject", code="limit_exceeded", reason=None, detail="per_day has no room")
+    limit = {"code": "limit_exceeded", "limit": "per_day", "asset": "lovelace", "scope": "wallet"}
+    refused = told("reject", **limit, reason=None, detail="per_day has no room")
     assert refused is not None
-    assert (refused.text, refused.data) == ("per_day has no room.", {"code": "limit_exceeded"})
+    assert (refused.text, refused.data) == ("per_day has no room.", limit)
 
 
 def test_a_payment_that_waits_is_told_with_its_amount() -> None:

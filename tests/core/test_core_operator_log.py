@@ -65,6 +65,8 @@ SENTENCES = [
         "sign-in to the dashboard refused: the link is not valid",
     ),
     ("dashboard_confirmed", {"what": "Send 5 ADA"}, "confirmed in the terminal: Send 5 ADA"),
+    ("dashboard_closed", {}, "signed out of the dashboard"),
+    ("dashboard_closed", {"others": 2}, "signed 2 others out of the dashboard"),
 ]
 
 
@@ -84,7 +86,7 @@ def test_every_event_of_every_kind_has_a_sentence() -> None:
     [
         ({"event": "limit_set", "detail": {}} | BY_OPERATOR, "operator"),
         ({"event": "refused", "detail": {}} | OF_THE_BOT, "bot"),
-        ({"event": "reserve", "detail": {"via": "link"}} | OF_THE_BOT, "by link"),
+        ({"event": "reserve", "detail": {"via": "link"}} | OF_THE_BOT, "somebody with a link"),
         ({"event": "config_read", "detail": {}} | OF_NOBODY, "payagent"),
     ],
 )

@@ -43,6 +43,15 @@ def test_the_activity_says_by_which_way_a_change_was_made(shop: Shop, browser: B
         expect(paused.locator(".sub")).to_have_text("by the dashboard")
 
 
+def test_signing_out_is_an_event(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        sign_in(at.page, shop)
+        at.page.get_by_role("button", name="Sign out").click()
+        at.page.wait_for_url("**/ui/sign-in")
+    last = shop.payagent("log", "--kind", "dashboard", "--human").out.splitlines()[-1]
+    assert last.endswith("operator      signed out of the dashboard")
+
+
 def test_text_of_others_is_shown_and_runs_nothing(shop: Shop, browser: Browser) -> None:
     assert shop.payagent("pause", "--reason", HOSTILE).code == 0
     try:

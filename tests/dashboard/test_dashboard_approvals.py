@@ -105,8 +105,9 @@ def test_a_new_address_is_approved_only_with_the_tick_and_then_pinned(shop: Shop
         approve.click()
         expect(at.page.get_by_role("alert")).to_contain_text("address_not_pinned")
         assert state(shop, asked) == "awaiting_approval", "the server asks for it too"
-        card(at.page, asked).get_by_role("checkbox").check()
-        card(at.page, asked).get_by_role("button", name="Approve and pin the address").click()
+        checked = card(at.page, asked).get_by_role("checkbox")
+        checked.check()
+        checked.press("Enter")  # it approves, as the box says
         expect(at.page.get_by_role("status").filter(has_text="Approved")).to_be_visible()
     pinned = [one["address"] for one in shop.payagent("merchants", "show", "t").json["addresses"]]
     assert NEW in pinned

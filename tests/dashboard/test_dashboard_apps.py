@@ -5,9 +5,11 @@ import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.canaries import plant
 from kit.cli import Shop
+from kit.dashboard import visitor
 from kit.http import NO_TLS
 from playwright.sync_api import Browser, Page, expect
 
+from payagent.dashboard.app import AGAIN_S
 from payagent.dashboard.pages import apps, limits, merchants
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
@@ -64,6 +66,7 @@ def test_reloading_the_page_of_a_token_shows_it_no_more_and_adds_nothing(shop: S
         origin = sign_in(at.page, shop)
         fill(at.page, origin, "once", "pay")
         token = shown_token(at.page)
+        at.page.wait_for_timeout(AGAIN_S * 1000)  # before, it is a double click
         at.page.reload()
         expect(at.page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
         assert token not in at.page.content()
@@ -111,6 +114,33 @@ def test_a_new_token_ends_the_old_one_and_revoking_ends_both(shop: Shop, browser
         at.page.get_by_role("button", name="Revoke bot").click()
         expect(at.page.locator("#notice")).to_contain_text("bot is revoked. Its signed payments go on")
         assert call(origin, after, "/v1/limits").status_code == 401
+
+
+def test_an_app_whose_token_was_revoked_gets_a_new_one(shop: Shop, browser: Browser) -> None:
+    shop.payagent("app", "add", "back-again")
+    shop.payagent("app", "revoke", "back-again")
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/apps")
+        at.page.get_by_role("link", name="New token for back-again").click()
+        at.page.get_by_role("button", name="Make the new token").click()
+        assert call(origin, shown_token(at.page), "/v1/limits").status_code == 200
+
+
+def test_a_session_does_not_replace_the_token_that_it_acts_with(shop: Shop) -> None:
+    me = visitor(shop)
+    for answer in (me.get("/ui/apps/operator/token"), me.post("/ui/apps/operator/token", me.hidden("/ui/apps"))):
+        assert answer.status_code == 403
+        assert "payagent app rotate-token operator" in answer.text
+    assert me.get("/ui/apps").status_code == 200
+
+
+def test_an_app_that_cannot_be_added_gets_no_code_and_its_form_keeps_what_was_typed(shop: Shop) -> None:
+    me = visitor(shop)
+    typed = {"name": "operator", "scopes": "operate", "per_day": "7", "expires": "90d"}
+    answer = me.post("/ui/apps/new", typed | me.hidden("/ui/apps/new"))
+    assert (answer.status_code, "already_exists" in answer.text) == (409, True)
+    assert 'name="per_day" type="text" inputmode="decimal" autocomplete="off" value="7"' in answer.text
 
 
 def test_the_snippets_name_the_daemon_and_hold_no_token(shop: Shop, browser: Browser) -> None:

@@ -6,14 +6,14 @@ from html import unescape
 import httpx
 import pytest
 from kit.agent import ADA, APP, World, with_terms
-from kit.api import Api, served
+from kit.api import LINK_HOST, Api, served
 
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks, Way
 from payagent.agent.operator.limits import set_limits
 from payagent.api.http.rate_limit import BURST_S, Rates
 from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.policy import ANY, Limit, Scope, Window
-from payagent.dashboard.pages.approvals import marked
+from payagent.dashboard.pages.approvals import ask, marked
 from payagent.proxy.app import Bounds
 from payagent.store.rows import approvals, events
 
@@ -151,7 +151,7 @@ async def test_a_second_decision_shows_the_first_and_who_made_it(world: World) -
         await api.http.post(f"/v1/payments/{link.split('/')[3]}/approve", json={})
         late = await pressed(api, link)
         assert (late.status_code, heading(late.text)) == (409, "The payment was approved")
-        assert dict(rows(late.text))["Approved"].endswith("by first")
+        assert dict(rows(late.text))["Approved"].endswith("by first, token")
         assert "The earlier decision stands." in late.text
 
 
@@ -196,6 +196,23 @@ async def test_a_truncated_link_says_that_nothing_was_decided_and_what_to_do(wor
         assert "whole link" in page.text
 
 
+async def test_at_the_host_of_links_only_their_pages_answer(world: World) -> None:
+    world.fund(100 * ADA)
+    async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
+        await run.run_pass()
+        link, at = await link_of(api, "approve"), {"Host": LINK_HOST, "Origin": f"https://{LINK_HOST}"}
+        page = await api.http.get(link, headers={"Host": LINK_HOST})
+        style = re.search(r'href="(/ui/static/[^"]*css)"', page.text)
+        assert style is not None
+        assert (await api.http.get(style[1], headers={"Host": LINK_HOST})).status_code == 200
+        for path in ("/", "/ui/", "/ui/sign-in", "/ui/enter/0", "/v1/limits", "/proxy/t/chat"):
+            assert (await api.http.get(path, headers={"Host": LINK_HOST})).status_code == 403, path
+        code = (await api.http.post("/v1/dashboard/links", json={})).json()["code"]
+        typed = await api.http.post("/ui/sign-in", data={"code": code}, headers=OWN_FORM | at)
+        assert (typed.status_code, "set-cookie" in typed.headers) == (403, False)
+        assert (await api.http.post(link, headers=OWN_FORM | at)).status_code == 303
+
+
 async def test_a_decision_in_the_dashboard_on_other_terms_or_too_late_is_refused(world: World) -> None:
     world.fund(100 * ADA)
     async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
@@ -219,6 +236,25 @@ async def test_a_decision_in_the_dashboard_on_other_terms_or_too_late_is_refused
         assert late.status_code == 403
         assert "Timed out: nobody decided" in late.text
         assert run.context.payment(asked).state == "denied"
+
+
+@pytest.mark.parametrize(
+    ("units", "calls", "is_same", "rise"),
+    [
+        ("2000000", 1, True, ""),
+        ("2019999", 1, False, "less than 1% more"),
+        ("1999999", 1, False, ""),
+        ("3000000", 1, False, "50% more"),
+        ("6000000", 3, True, ""),
+        ("6000001", 3, False, "less than 1% more"),
+    ],
+)
+def test_a_price_is_as_agreed_only_to_the_unit(units: str, calls: int, is_same: bool, rise: str) -> None:
+    agreed = {"asset": "lovelace", "calls": 1, "units": "2000000"}
+    approval = {"calls": calls, "agreed": [agreed], "pinned": [], "limits": [], "ends_at": "2026-11-29T12:00:00Z"}
+    output = {"role": "pay_to", "asset": "lovelace", "units": units, "address": "addr_test1"}
+    before = ask({"merchant": "t", "outputs": [output], "approval": approval})["before"]
+    assert (before["is_same"], before["rise"]) == (is_same, rise)
 
 
 def test_the_differing_ends_of_two_addresses_are_marked() -> None:

@@ -3,6 +3,7 @@
 import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import Shop, until
+from kit.dashboard import visitor
 from playwright.sync_api import Browser, Page, expect
 
 from payagent.devnet.merchant import role_address
@@ -99,3 +100,27 @@ def test_an_address_is_pinned_by_the_terminal_and_unpinned_at_once(shop: Shop, b
         expect(at.page.locator("#notice")).to_contain_text("The address is removed")
         pinned = shop.payagent("merchants", "show", "t").json["addresses"]
         assert [one["address"] for one in pinned] == [first]
+
+
+@pytest.mark.parametrize(
+    ("path", "typed", "code"),
+    [
+        ("/ui/merchants", {"name": "t", "origin": "https://new.example.com"}, "already_exists"),
+        ("/ui/merchants", {"name": "new", "origin": "https://new.example.com/v1"}, "bad_request"),
+        (
+            "/ui/merchants/t/pins",
+            {"role": "split", "address": role_address("split").text[:-1]},
+            "transfer_invalid",
+        ),
+    ],
+)
+def test_an_order_that_would_be_refused_gets_no_code_and_its_form_keeps_what_was_typed(
+    shop: Shop, path: str, typed: dict[str, str], code: str
+) -> None:
+    me = visitor(shop)
+    answer = me.post(path, typed | me.hidden())
+    assert answer.status_code in (400, 409, 422)
+    assert f"<code>{code}" in answer.text
+    for text in typed.values():
+        assert f'value="{text}"' in answer.text
+    assert ("selected" in answer.text) == ("role" in typed)

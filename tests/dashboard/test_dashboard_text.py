@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 from markupsafe import Markup
 
+from payagent.dashboard.charts import spend_chart
+from payagent.dashboard.pages.activity import by_day
 from payagent.dashboard.render import Renderer
 from payagent.dashboard.text import ada, amount, brief_ada, clipped, short, visible, when
 
@@ -60,3 +62,49 @@ def test_a_time_is_shown_in_utc() -> None:
     assert when("2026-11-28T23:31:09+02:00", "second") == Markup(
         '<time datetime="2026-11-28T23:31:09+02:00">28 Nov 21:31:09</time>'
     )
+
+
+@pytest.mark.parametrize(
+    ("difference", "unit", "shown"),
+    [
+        (None, "lovelace", ""),
+        ("0", "lovelace", ""),
+        ("-1500000", "lovelace", "1.5 ADA less"),
+        ("1", "lovelace", "0.000001 ADA more"),
+        ("-3", "calls", "3 calls less"),
+    ],
+)
+def test_a_merchant_that_agrees_on_a_balance_is_not_said_to_differ(
+    difference: str | None, unit: str, shown: str
+) -> None:
+    parts = Renderer(tokens={}).environment.get_template("parts.html").module
+    assert parts.difference({"difference": difference, "unit": unit}) == shown  # type: ignore[attr-defined]
+
+
+def test_the_chart_takes_no_merchants_name_for_all_others_or_for_transfers() -> None:
+    merchants = ["others", "transfers", "a", "b", "c", "d"]
+    spent: dict[tuple[str, str | None], int] = {("2026-11-28", name): 10 for name in merchants}
+    chart = spend_chart(spent | {("2026-11-28", None): 100}, ["2026-11-28"])
+    assert chart.series == (
+        ("Transfers", 100),
+        ("others", 10),
+        ("transfers", 10),
+        ("a", 10),
+        ("All others", 30),
+    )
+    assert chart.total == 160
+
+
+@pytest.mark.parametrize(
+    ("via", "way"),
+    [
+        ("telegram", "by Telegram"),
+        ("pigeon", "pigeon"),
+        (None, "by its token"),
+        ("clock", "because the time was over"),
+    ],
+)
+def test_the_activity_says_each_way_of_a_decision(via: str | None, way: str) -> None:
+    entry = {"at": "2026-11-28T10:00:00Z", "event": "deny", "by": "ann", "app": "bot", "payment": "pay_1"}
+    ((_, (line,)),) = by_day([entry | {"detail": {"via": via}}])
+    assert line["way"] == way

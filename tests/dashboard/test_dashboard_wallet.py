@@ -6,7 +6,9 @@ from decimal import Decimal
 import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import TOKEN, Shop, until
+from kit.dashboard import visitor
 from kit.second_wallet import spend_elsewhere
+from kit.terminal import at_terminal
 from playwright.sync_api import Browser, Page, expect
 
 from payagent.devnet.merchant import role_address
@@ -76,6 +78,21 @@ def test_a_changed_send_needs_a_new_code_and_a_withdrawn_one_has_none(shop: Shop
     assert sends(shop) == before
 
 
+def test_a_no_in_the_terminal_withdraws_the_order(shop: Shop) -> None:
+    me, before = visitor(shop), sends(shop)
+    asked = me.post("/ui/wallet/send", me.hidden() | {"address": SOMEBODY, "amount": "5"}).headers["location"]
+    found = re.search(r"confirm <strong>(.*?)</strong>", me.get(asked).text)
+    assert found is not None
+    with at_terminal("dashboard", "confirm", found[1], "--config", shop.config) as session:
+        session.expect("Carry it out?")
+        session.type("n")
+        assert session.end() != 0
+        assert "The order is withdrawn. Nothing was done." in session.seen
+    assert me.get(asked).status_code == 404
+    assert shop.payagent("dashboard", "confirm", found[1], "--yes").problem == "not_found"
+    assert sends(shop) == before
+
+
 def test_a_send_that_cannot_be_is_refused_on_its_form(shop: Shop, browser: Browser) -> None:
     with tab(browser) as at:
         origin = sign_in(at.page, shop)
@@ -109,14 +126,18 @@ def test_tokens_and_everything_can_be_sent(shop: Shop, browser: Browser) -> None
         assert "sends: everything that is available and may leave" in everything.err
 
 
-def test_a_split_is_made_at_once(shop: Shop, browser: Browser) -> None:
+def test_a_split_is_made_only_by_the_terminal(shop: Shop, browser: Browser) -> None:
+    before = len(shop.payments())
     with tab(browser, scripts=False) as at:
         origin = sign_in(at.page, shop)
         at.page.goto(f"{origin}/ui/wallet")
         at.page.get_by_role("spinbutton", name="UTxOs").fill("3")
         at.page.get_by_label("ADA in each").fill("4.5")
         at.page.get_by_role("button", name="Split").click()
-        expect(at.page.locator("#notice")).to_contain_text("The split is signed")
+        assert len(shop.payments()) == before
+        done = shop.payagent("dashboard", "confirm", at.page.locator("pre strong").inner_text(), "--yes")
+        assert "makes: 3 UTxOs of 4.5 ADA each, in this wallet" in done.err
+        assert "asked by: operator, signed in since 2" in done.err
     sizes = [row["lovelace"] for row in shop.payagent("wallet", "utxos").json["utxos"]]
     assert sizes.count("4500000") == 3
 

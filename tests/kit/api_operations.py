@@ -32,6 +32,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/notifications/{name}/unpair": (FORBIDDEN, {"chat": 1}),
     "post /v1/dashboard/links": (FORBIDDEN, {}),
     "get /v1/dashboard/orders/{code}": (FORBIDDEN, None),
+    "post /v1/dashboard/orders/{code}/withdraw": (FORBIDDEN, None),
     "post /v1/dashboard/orders/{code}/confirm": (FORBIDDEN, None),
     "get /v1/merchants": (BLIND, None),
     "get /v1/merchants/{name}": (FORBIDDEN, None),

@@ -42,10 +42,11 @@ class Call:
 
 
 class Receiver:
-    """The operator's server. It answers `status`; `calls` are all requests it received."""
+    """The operator's server. It answers `status`, with `retry_after`; `calls` are all requests it received."""
 
     def __init__(self) -> None:
         self.status = 204
+        self.retry_after = ""
         self.calls: list[Call] = []
         self.called = threading.Event()
         receiver = self
@@ -57,6 +58,8 @@ class Receiver:
                 receiver.calls.append(Call(self.path, headers, body))
                 self.send_response(receiver.status)
                 self.send_header("Location", "/elsewhere")
+                if receiver.retry_after:
+                    self.send_header("Retry-After", receiver.retry_after)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 receiver.called.set()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from kit.push_services import PushService
 
-from payagent.core.notifications import Notification
+from payagent.core.notifications import Missed, Notification
 from payagent.outbound.push import Push
 
 LINKS = {
@@ -32,7 +32,9 @@ def news(title: str, text: str) -> Notification:
     return Notification("ntf_1", "approval.asked", 1, title, text, {}, "pay_1", "t", "writer")
 
 
-async def sent(service: PushService, *notifications: Notification, token: str | None = None) -> list[str | None]:
+async def sent(
+    service: PushService, *notifications: Notification, token: str | None = None
+) -> list[Missed | None]:
     push = Push(service.kind, service.url, token)
     try:
         return [await push.send(one, LINKS if one.payment_id else {}, 1) for one in notifications]
@@ -65,11 +67,14 @@ async def test_the_token_of_a_closed_topic_is_sent_as_a_bearer_token(service: Pu
 
 async def test_a_service_that_asks_to_wait_gets_nothing_until_then(service: PushService) -> None:
     service.failures = [(500, {}), (429, {"Retry-After": "60"})]
-    problems = await sent(service, *[news("x", "y")] * 3)
-    assert problems == ["it answered 500", "it answered 429", "it asked to wait 60 s more"]
+    failed, told, waiting = await sent(service, *[news("x", "y")] * 3)
+    assert (failed, told) == (Missed("it answered 500"), Missed("it answered 429", 60))
+    assert waiting is not None
+    assert waiting.why == "it asked to wait 60 s more"
+    assert 59 < (waiting.wait_s or 0) <= 60
     assert (service.refused, service.seen) == (2, [])
 
 
 async def test_a_service_that_cannot_be_reached_is_a_problem_without_its_url(service: PushService) -> None:
     service.url = "http://127.0.0.1:1/a-secret-topic"
-    assert await sent(service, news("x", "y")) == ["ConnectError"]
+    assert await sent(service, news("x", "y")) == [Missed("ConnectError")]

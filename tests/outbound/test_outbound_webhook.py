@@ -12,7 +12,7 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from payagent.agent.base.ports import SystemClock
-from payagent.core.notifications import Notification
+from payagent.core.notifications import Missed, Notification
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.outbound.webhook import Webhook, signature, signing_key
@@ -62,6 +62,20 @@ async def test_the_body_has_type_timestamp_and_data(receiver: Receiver) -> None:
             "approve_url": "https://a.example/decide",
         },
     }
+
+
+async def test_a_webhook_that_asks_to_wait_gets_nothing_until_then(receiver: Receiver) -> None:
+    webhook = Webhook(receiver.url, KEY)
+    receiver.status, receiver.retry_after = 503, "60"
+    try:
+        assert await webhook.send(NEWS, {}, 1) == Missed("it answered 503", 60)
+        receiver.status = 204
+        waiting = await webhook.send(NEWS, {}, 1)
+    finally:
+        await webhook.aclose()
+    assert waiting is not None
+    assert waiting.why == "it asked to wait 60 s more"
+    assert len(receiver.calls) == 1
 
 
 async def test_the_standard_library_verifies_a_notification_and_no_other(receiver: Receiver) -> None:

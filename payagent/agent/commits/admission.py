@@ -371,9 +371,10 @@ class Admission:
 def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) -> AdmittedPayment:
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, visible = intent.ids.payment, visible_to_app(unit.conn, intent.app_id, refusal)
-    figures = None if visible is refusal else {"figures": refusal.detail}
+    figures = {} if visible is refusal else {"figures": refusal.detail}
+    facts = Facts(visible.record, refusal.limit_record | figures)
     payment = LoadedPayment(load_row(unit.conn, payment_id))
-    write(unit, apply(payment, Event.REJECT, Facts(visible.record, figures or {})), now_ms, NO_FREE_UTXOS)
+    write(unit, apply(payment, Event.REJECT, facts), now_ms, NO_FREE_UTXOS)
     return AdmittedPayment(payment_id, True, refusal=visible)
 
 

@@ -63,8 +63,9 @@ class ApprovalRules:
         asked = AddApproval(
             payment_id, intent.invoice.terms_hash, reasons, _plan_view(plan), intent.max_total_units, ends_at_ms
         )
+        why = "; ".join(reason.detail for reason in reasons)
         facts = {
-            "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {reasons[0].detail}",
+            "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {why}",
             **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
             "ends_at": iso_time(ends_at_ms),
         }

@@ -141,7 +141,7 @@ def reject_unsigned(
 
     `by`: the app that ordered it.
     """
-    facts = Facts(refusal.record, {} if by is None else {"by": by})
+    facts = Facts(refusal.record, refusal.limit_record | ({} if by is None else {"by": by}))
     write(unit, apply(load(unit.conn, payment_id), Event.REJECT, facts), now_ms, FreeUtxoIndex(utxos))
 
 

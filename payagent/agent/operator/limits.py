@@ -4,7 +4,7 @@ A limit set at run time overrides the config file, survives restarts, and is rec
 May import: core, store, agent.context. Never: decides about a payment (admission does).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.context import AgentContext
@@ -74,12 +74,47 @@ async def set_limits(
     merchant_name: str | None,
     asset: str,
     most_units: Mapping[Window, int | None],
+    *,
+    only_lower: bool = False,
 ) -> None:
-    """Set limits of a scope and asset; None reverts to the config file. Refused: `not_found`."""
+    """Set limits of a scope and asset; None reverts to the config file. Refused: `not_found`.
+
+    `only_lower`: refused with `limit_not_lower`, in the same commit, if any of them could let more out.
+    """
     app = ANY if app_name is None else apps.find(context.conn, app_name).id
     scope = Scope(app, ANY if merchant_name is None else _limited_origin(context, merchant_name))
     now_ms = context.ports.clock.now_ms()
-    await context.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
+
+    def job(unit: Unit) -> None:
+        if only_lower:
+            present = policy.in_force(context.config.limits, limit_counters.limits(unit.conn))
+            _require_lower(context.config.limits, present, scope, asset, most_units)
+        write_limits(unit, scope, asset, most_units, by_app, now_ms)
+
+    await context.write("limits", job)
+
+
+def _require_lower(
+    from_file: Sequence[Limit],
+    present: Sequence[Limit],
+    scope: Scope,
+    asset: str,
+    most_units: Mapping[Window, int | None],
+) -> None:
+    """A first limit of ADA bounds what had no bound. A first limit of a token may be what lets it out at all."""
+    for window, units in most_units.items():
+        now, in_config = (
+            next((limit.most_units for limit in limits if limit[:3] == (scope, asset, window)), None)
+            for limits in (present, from_file)
+        )
+        if units is None or (asset != LOVELACE if now is None else units > now):
+            raise Refused(
+                "limit_not_lower",
+                f"{window} would not only be lowered",
+                limit=window,
+                now=None if now is None else str(now),
+                in_config=None if in_config is None else str(in_config),
+            )
 
 
 def _limited_origin(context: AgentContext, name: str) -> str:

@@ -10,6 +10,7 @@ target says so; stores a link that decides something.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -21,20 +22,23 @@ from payagent.agent.operator.approval_links import WAYS, ApprovalLinks
 from payagent.core.aggregate import PaymentRow
 from payagent.core.money import format_amount
 from payagent.core.notifications import (
+    APPROVAL_ASKED,
     LIMIT_REACHED,
     READ_EVENTS,
     TEST,
     LedgerEvent,
+    Missed,
     Notification,
     PaymentFacts,
     is_give_up,
     notification_of,
     wants,
 )
+from payagent.core.payment import State
 from payagent.core.timestamps import iso_time
 from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit
-from payagent.store.rows import approvals, apps, events, notifications, payments, prepaid, topups
+from payagent.store.rows import approvals, apps, events, notifications, paired_chats, payments, prepaid, topups
 from payagent.store.rows.notifications import DeliveryRow, HashedEvent
 
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
@@ -42,8 +46,14 @@ RETRY_EVERY_MS = 21_600_000
 RETRY_FOR_MS = 86_400_000
 """How long a delivery is retried: after a day it is given up. An operator can replay it."""
 
+ASK_EVERY_MS = 60_000
+"""The longest wait for the next try of an open request for approval. It is not given up while it is open."""
+
+SENT_MAX = 100
+"""The most deliveries of one run: the next run sends the rest."""
+
 LIMIT_QUIET_MS = 3_600_000
-"""A limit that has no room is told once, until an hour has passed without a refusal by one."""
+"""A limit that has no room is told once, until an hour has passed without a refusal by it."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -51,8 +61,8 @@ log = structlog.get_logger("payagent.agent")
 class TargetPort(Protocol):
     """Somewhere that notifications go, such as `outbound.webhook.Webhook`."""
 
-    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
-        """Send it, within 10 s or so. Returns None if it was taken, otherwise why not, without URL or secret.
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> Missed | None:
+        """Send it, within 10 s or so. Returns None if it was taken.
 
         `links`: `approve_url` and `deny_url` while a payment awaits a decision. They are stored nowhere.
         """
@@ -60,10 +70,13 @@ class TargetPort(Protocol):
     async def aclose(self) -> None: ...
 
 
-def retry_at_ms(from_ms: int, tries: int, now_ms: int) -> int | None:
-    """When to send a delivery first due at `from_ms` again, after this many failed tries; None if never."""
-    again_ms = now_ms + wait_ms(tries)
-    return again_ms if again_ms < from_ms + RETRY_FOR_MS else None
+def retry_at_ms(from_ms: int, wait: int, now_ms: int) -> int | None:
+    """When to send a delivery first due at `from_ms` again, after a wait in ms; None if it is a day old.
+
+    The last try is after a day.
+    """
+    end_ms = min(from_ms, now_ms) + RETRY_FOR_MS
+    return min(now_ms + wait, end_ms) if now_ms < end_ms else None
 
 
 def wait_ms(tries: int) -> int:
@@ -72,23 +85,20 @@ def wait_ms(tries: int) -> int:
     return waits_ms[tries] if tries < len(waits_ms) else RETRY_EVERY_MS
 
 
-def is_due(row: DeliveryRow, now_ms: int) -> bool:
-    """Whether to send now. True also before the wait began: a clock set back must not delay the delivery."""
-    due_ms = row.next_try_at_ms
-    return due_ms is not None and not due_ms - wait_ms(row.tries) <= now_ms < due_ms
-
-
 async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
     """Begin with the targets of the config. A new one is told what happens from now on.
 
-    What waits for one that is no longer in the config is given up.
+    What waits for one that is no longer in the config is given up, and its chats are unpaired.
     """
-    known = notifications.targets(context.conn)
+    known, now_ms = notifications.targets(context.conn), context.ports.clock.now_ms()
     if known == set(names):
         return
 
     def job(unit: Unit) -> None:
         notifications.forget_others(unit, names)
+        for gone in sorted(known - set(names)):
+            for chat in paired_chats.of_target(unit.conn, gone):
+                paired_chats.unpair(unit, gone, chat.chat_id, None, now_ms)
         newest, _ = events.last_event(unit.conn)
         for name in sorted(set(names) - known):
             notifications.set_cursor(unit, name, newest)
@@ -112,7 +122,7 @@ class Notifier:
         self._context = context
         self.target = target
         self._links = links
-        self._limit_reached_ms: dict[tuple[str | None, str | None], int] = {}
+        self._limit_reached_ms: dict[tuple[str | None, ...], int] = {}
 
     async def run_once(self) -> None:
         """Add the deliveries of new events, and send those that are due."""
@@ -131,7 +141,8 @@ class Notifier:
         notification = Notification(
             self._context.ports.new_id("ntf"), TEST, now_ms, "A test by payagent", text, {}, None, None, None
         )
-        return notification.id, await self.target.send(self._with_wallet(notification), {}, now_ms)
+        missed = await self.target.send(self._with_wallet(notification), {}, now_ms)
+        return notification.id, None if missed is None else missed.why
 
     async def _add_deliveries(self) -> None:
         """Add a delivery for each event since the cursor that the target wants, and move the cursor past them."""
@@ -139,10 +150,11 @@ class Notifier:
         cursor, (newest, _) = notifications.cursor(conn, self.name), events.last_event(conn)
         if cursor == newest:
             return
+        limit_reached_ms = dict(self._limit_reached_ms)
         told = [
             (found.id, row.seq, found.type)
             for row in notifications.read_events(conn, cursor, newest, READ_EVENTS)
-            if (found := self._notification(row)) is not None and self._is_told(found)
+            if (found := self._notification(row)) is not None and self._is_told(found, limit_reached_ms)
         ]
 
         def job(unit: Unit) -> None:
@@ -150,33 +162,44 @@ class Notifier:
             notifications.set_cursor(unit, self.name, newest)
 
         await self._context.write("notify", job)
+        self._limit_reached_ms = limit_reached_ms
 
-    def _is_told(self, notification: Notification) -> bool:
-        """Whether the target is told. Refusals by a limit come in floods, and the first one tells all."""
+    def _is_told(self, notification: Notification, limit_reached_ms: dict[tuple[str | None, ...], int]) -> bool:
+        """Whether the target is told. Refusals by a limit come in floods, and the first one tells all.
+
+        `limit_reached_ms`: the last refusal by each limit, to which this one is added.
+        """
         if not wants(self.wanted, notification):
             return False
         if notification.type != LIMIT_REACHED:
             return True
-        whose = notification.app, notification.merchant
-        before_ms = self._limit_reached_ms.get(whose)
-        self._limit_reached_ms[whose] = notification.at_ms
+        limit = tuple(notification.data.get(name) for name in ("limit", "asset", "scope"))
+        before_ms = limit_reached_ms.get(limit)
+        limit_reached_ms[limit] = notification.at_ms
         return before_ms is None or not 0 <= notification.at_ms - before_ms < LIMIT_QUIET_MS
 
     async def _send_due(self) -> None:
-        """Send in order and stop at the first failure, which waits for its retry while the next run goes on."""
-        clock = self._context.ports.clock
-        now_ms = clock.now_ms()
-        for row in [row for row in notifications.due(self._context.conn, self.name) if is_due(row, now_ms)]:
-            notification = self._notification(notifications.event(self._context.conn, row.event_seq))
+        """Send in order and stop at the first failure, which waits for its retry while the next run goes on.
+
+        People are not asked what is decided already.
+        """
+        conn, clock = self._context.conn, self._context.ports.clock
+        for row in notifications.due(conn, self.name, clock.now_ms(), RETRY_EVERY_MS, SENT_MAX):
+            if row.type == APPROVAL_ASKED and self.kind != "webhook" and not self._is_open(row.payment_id):
+                await self._note_missed(row, Missed("it was decided before it could be sent", then="given_up"))
+                continue
+            notification = self._notification(notifications.event(conn, row.event_seq))
             if notification is None:
                 raise KeyError(f"the event {row.event_seq} is told no more")
-            problem = await self.target.send(
+            missed = await self.target.send(
                 self._with_wallet(notification), self._links_of(notification), clock.now_ms()
             )
-            if problem is not None:
-                await self._note_missed(row, problem)
+            if missed is None or missed.then == "delivered":
+                await self._note_delivered(row, missed)
+                continue
+            await self._note_missed(row, missed)
+            if missed.then == "waiting":
                 return
-            await self._note_delivered(row)
 
     def _notification(self, row: HashedEvent) -> Notification | None:
         """What an event tells, under the id that it has for this target."""
@@ -228,23 +251,48 @@ class Notifier:
 
     def _links_of(self, notification: Notification) -> dict[str, str]:
         """The links that decide an approval, while it is open."""
-        payment_id = notification.payment_id or ""
-        approval = approvals.of_payment(self._context.conn, payment_id)
-        is_open = approval is not None and approvals.decided(self._context.conn, payment_id) is None
-        if self._links is None or approval is None or not is_open or notification.type != "approval.asked":
+        payment_id = notification.payment_id
+        if self._links is None or notification.type != APPROVAL_ASKED or not self._is_open(payment_id):
             return {}
-        return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
+        approval = approvals.of_payment(self._context.conn, payment_id or "")
+        return {} if approval is None else {f"{way}_url": self._links.url(approval, way) for way in WAYS}
 
-    async def _note_delivered(self, row: DeliveryRow) -> None:
+    def _is_open(self, payment_id: str | None) -> bool:
+        """Whether a payment still awaits a decision."""
+        return self._context.payment(payment_id or "").state is State.AWAITING_APPROVAL
+
+    async def _note_delivered(self, row: DeliveryRow, missed: Missed | None) -> None:
+        """`missed`: that a part of the target did not take it."""
+        now_ms, problem = self._context.ports.clock.now_ms(), None if missed is None else missed.why
+        if problem is not None:
+            log.warning(
+                "notification.not_delivered", notification=row.id, to=self.name, why=problem, again_at=None
+            )
+        await self._context.write("notify", lambda unit: notifications.set_delivered(unit, row, now_ms, problem))
+
+    async def _note_missed(self, row: DeliveryRow, missed: Missed) -> None:
+        """Set the next try, at the service's own time if it named one, and give up what is too old."""
         now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("notify", lambda unit: notifications.set_delivered(unit, row.id, now_ms))
-
-    async def _note_missed(self, row: DeliveryRow, problem: str) -> None:
-        again_at_ms = retry_at_ms(row.from_ms, row.tries + 1, self._context.ports.clock.now_ms())
+        tries, again_at_ms = row.tries, None
+        if missed.then == "waiting":
+            tries = row.tries + (missed.wait_s is None)
+            again_at_ms = self._again_at_ms(row, missed, tries, now_ms)
         again_at = None if again_at_ms is None else iso_time(again_at_ms)
         log.warning(
-            "notification.not_delivered", notification=row.id, to=self.name, why=problem, again_at=again_at
+            "notification.not_delivered", notification=row.id, to=self.name, why=missed.why, again_at=again_at
         )
-        await self._context.write(
-            "notify", lambda unit: notifications.set_missed(unit, row.id, problem, again_at_ms)
-        )
+
+        def job(unit: Unit) -> None:
+            notifications.set_missed(unit, row, missed.why, again_at_ms, tries, now_ms)
+            if missed.then == "waiting":
+                notifications.give_up_old(unit, self.name, now_ms - RETRY_FOR_MS)
+
+        await self._context.write("notify", job)
+
+    def _again_at_ms(self, row: DeliveryRow, missed: Missed, tries: int, now_ms: int) -> int | None:
+        is_asking = row.type == APPROVAL_ASKED and self._is_open(row.payment_id)
+        if missed.wait_s is not None:
+            wait = min(math.ceil(missed.wait_s * 1000), RETRY_EVERY_MS)
+        else:
+            wait = min(wait_ms(tries), ASK_EVERY_MS) if is_asking else wait_ms(tries)
+        return now_ms + wait if is_asking else retry_at_ms(row.from_ms, wait, now_ms)

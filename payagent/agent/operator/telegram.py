@@ -10,6 +10,7 @@ Never: decides by itself; takes a decision from what a button brings back; shows
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,10 +19,11 @@ import structlog
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.approval_links import WAYS
+from payagent.agent.operator.approval_links import WAYS, Way
 from payagent.agent.payments.decisions import Decisions
+from payagent.core.history import decision_in_words
 from payagent.core.money import format_amount
-from payagent.core.notifications import Notification
+from payagent.core.notifications import Missed, Notification
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.outbound.push import plain
@@ -34,6 +36,9 @@ from payagent.store.rows.paired_chats import PairedChat
 
 CODE_BYTES = 4
 CODE_FOR_MS = 600_000
+_PAIRING = re.compile(rf"(?:/start(?:@\w+)?\s+)?([0-9A-Fa-f]{{{2 * CODE_BYTES}}})")
+"""In a group, Telegram's apps add the bot's name to a command."""
+
 CODE_TRIES = 5
 """How many wrong codes end a pairing: guessing one of 2^32 is hopeless."""
 
@@ -42,6 +47,9 @@ AGAIN_S = 2.0
 
 _TERMS_MAX_BYTES = 2 * (TEXT_MAX_UNITS - 600)
 """The most bytes of the terms in UTF-16. The rest is for the link, or for what was decided."""
+
+_ENDED_MAX = 100
+"""How many notifications are known that some chats have and others wait for."""
 
 _GONE = (400, 403)
 """Telegram's answers about a message or chat that is gone: asking again changes nothing."""
@@ -76,7 +84,7 @@ class TelegramTarget:
         self._decisions = decisions
         self._code: PairingCode | None = None
         self._done: int | None = None
-        self._told: dict[str, set[int]] = {}
+        self._ended: dict[str, dict[int, str | None]] = {}
 
     def paired(self) -> list[PairedChat]:
         return paired_chats.of_target(self._context.conn, self.name)
@@ -96,25 +104,38 @@ class TelegramTarget:
             raise Refused("not_found", f"{self.name} has no paired chat {chat_id}")
         log.warning("notification.chat_unpaired", target=self.name, chat=chat_id, by=by_app)
 
-    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> str | None:
-        """Tell every paired chat. Returns None once all have it; a chat that has it is not told again."""
+    async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> Missed | None:
+        """Tell every paired chat. Returns None once all have it; a chat that has it is not told again.
+
+        A chat that is gone is not tried again, and delays no other.
+        """
         chats = self.paired()
         if not chats:
-            return f"no chat is paired: run payagent notifications pair {self.name}"
+            return Missed(f"no chat is paired: run payagent notifications pair {self.name}")
         text = f"{plain(notification.title)}\n{plain(notification.text)}"
         approval = self._approval(notification)
-        if approval is not None:
-            text = "\n".join((text, *map(plain, self._terms(approval))))
-        problem, told = None, self._told.setdefault(notification.id, set())
-        for chat_id in {chat.chat_id for chat in chats} - told:
+        if approval is not None:  # a line that is cut makes the message too long: nobody decides on a part
+            lines = notification.title, notification.text, *self._terms(approval)
+            text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
+        missed, ended = None, self._ended.pop(notification.id, {})
+        for chat_id in {chat.chat_id for chat in chats} - ended.keys():
             try:
                 await self._tell(chat_id, text, approval, links)
-                told.add(chat_id)
+                ended[chat_id] = None
             except ServiceError as failed:
-                problem = str(failed)
-        if problem is None:
-            del self._told[notification.id]
-        return problem
+                why = f"chat {chat_id}: {failed}"
+                if failed.status in _GONE:
+                    ended[chat_id] = why
+                else:
+                    missed = Missed(why, failed.wait_s)
+        gone = [why for why in ended.values() if why is not None]
+        if missed is not None:
+            self._ended[notification.id] = ended
+            if len(self._ended) > _ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
+        elif gone:
+            missed = Missed(", ".join(gone), then="given_up" if len(gone) == len(ended) else "delivered")
+        return missed
 
     def _approval(self, notification: Notification) -> ApprovalRow | None:
         """The approval that a notification asks for, while it is open."""
@@ -137,6 +158,8 @@ class TelegramTarget:
         if (purpose := events.purpose_of(conn, row.id)) is not None:
             yield f"the app's reason: {purpose}"
         yield f"open until: {iso_time(approval.expires_at_ms)}"
+        if "approve" not in self._ways(row.id):
+            yield f"To approve a new address, check it first. Then: payagent payments approve {row.id}"
 
     async def _tell(self, chat_id: int, text: str, approval: ApprovalRow | None, links: Mapping[str, str]) -> None:
         """Send a message, with buttons if it asks for an approval. What they refer to is durable before it leaves.
@@ -158,8 +181,9 @@ class TelegramTarget:
             text=text,
         )
         await self._context.write("notify", lambda unit: approval_messages.add(unit, message))
-        buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in WAYS}
-        link = f"\ndetails: {links['approve_url']}" if links else ""
+        buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in self._ways(approval.payment_id)}
+        # who has the link decides, so it is not for a group: there, everybody reads it
+        link = f"\nApprove page: {links['approve_url']}" if links and chat_id > 0 else ""
         message_id = await self._bot.send_message(chat_id, text + link, buttons)
         await self._context.write("notify", lambda unit: approval_messages.set_sent(unit, message.id, message_id))
 
@@ -168,17 +192,20 @@ class TelegramTarget:
         await asyncio.gather(self._repeat(self._poll), self._repeat(self._follow))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Take a step again and again. A step that fails is logged once and waits."""
+        """Take a step again and again. A step that fails is logged once and waits.
+
+        An error is the same if only its numbers differ, such as how long Telegram asked to wait.
+        """
         last: str | None = None
         while True:
             try:
                 await step()
                 last = None
             except Exception as error:
-                if repr(error) != last:
-                    last = repr(error)
-                    is_known = isinstance(error, ServiceError)
-                    log.warning("notification.trouble", target=self.name, error=last, exc_info=not is_known)
+                same = re.sub(r"\d+", "", repr(error))
+                if same != last:
+                    last, is_known = same, isinstance(error, ServiceError)
+                    log.warning("notification.trouble", target=self.name, error=repr(error), exc_info=not is_known)
                 await asyncio.sleep(AGAIN_S)
 
     async def _poll(self) -> None:
@@ -197,8 +224,9 @@ class TelegramTarget:
     async def _follow(self) -> None:
         """Edit the messages whose approvals were decided, here or elsewhere, and wait for the next change.
 
-        The messages then say what was decided, and have no buttons. Raises `ServiceError`: edit them later.
+        The messages then say what was decided, and have no buttons. Raises `ServiceError`: edit the rest later.
         """
+        problem: ServiceError | None = None
         with self._context.changes.following() as changed:
             for message in approval_messages.decided(self._context.conn, self.name):
                 if message.message_id is not None and message.chat_id in {one.chat_id for one in self.paired()}:
@@ -207,8 +235,11 @@ class TelegramTarget:
                         await self._bot.edit_message(message.chat_id, message.message_id, text)
                     except ServiceError as failed:
                         if failed.status not in _GONE:
-                            raise
+                            problem = failed
+                            continue
                 await self._close(message.id)
+            if problem is not None:
+                raise problem
             await changed.wait()
 
     async def _close(self, message: str) -> None:
@@ -220,11 +251,10 @@ class TelegramTarget:
         decided = approvals.decided(self._context.conn, payment_id)
         if decided is None:
             return "It awaits no decision any more."
-        if decided.via == "clock":
-            return f"Denied at {iso_time(decided.at_ms)}: nobody decided in time."
         app = apps.by_id(self._context.conn, decided.by_app or "")
-        by = "a link" if decided.via == "link" else decided.by_app if app is None else f"the app {app.name}"
-        return f"{decided.decision.capitalize()} at {iso_time(decided.at_ms)} by {by}."
+        by = decided.by_app if app is None else app.name
+        words = decision_in_words({"decision": decided.decision, "via": decided.via, "by": by})
+        return f"{words}, at {iso_time(decided.at_ms)}."
 
     async def _take(self, what: ChatMessage | Press | None) -> None:
         if isinstance(what, Press):
@@ -233,9 +263,14 @@ class TelegramTarget:
             await self._take_message(what)
 
     async def _take_message(self, message: ChatMessage) -> None:
-        """Pair the chat if the message is the code. Anybody may write to a bot: all else gets a refusal."""
+        """Pair the chat if the message is the code. Anybody may write to a bot: all else gets a refusal.
+
+        In a group people write to each other, so nothing else is answered there.
+        """
         if await self._is_paired_by(message):
             answer = "This chat is paired: it gets payagent's notifications, and your presses on buttons decide."
+        elif message.chat_id < 0:
+            return
         elif any(chat.chat_id == message.chat_id for chat in self.paired()):
             answer = "This chat is paired already. payagent reads no commands here."
         else:
@@ -244,11 +279,11 @@ class TelegramTarget:
 
     async def _is_paired_by(self, message: ChatMessage) -> bool:
         code, now_ms = self._code, self._context.ports.clock.now_ms()
-        word = message.text.removeprefix("/start").strip().upper()
-        if code is None or not word or not code.made_at_ms <= now_ms < code.expires_at_ms:
+        found = _PAIRING.fullmatch(message.text.strip())
+        if code is None or found is None or not code.made_at_ms <= now_ms < code.expires_at_ms:
             return False
         code.tries_left -= 1
-        is_right = hmac.compare_digest(word.encode(), code.text.encode())
+        is_right = hmac.compare_digest(found[1].upper().encode(), code.text.encode())
         if is_right or not code.tries_left:
             self._code = None
         if is_right:
@@ -265,7 +300,7 @@ class TelegramTarget:
         """Decide as the button says. What the button brings back only finds the message in the ledger."""
         way, _, message_id = press.data.partition(":")
         message = approval_messages.find(self._context.conn, message_id)
-        if way not in WAYS or message is None or not self._may_decide(message, press):
+        if message is None or not self._may_decide(message, press) or way not in self._ways(message.payment_id):
             log.warning("notification.press_refused", target=self.name, chat=press.chat_id, user=press.user_id)
             await self._bot.answer_press(press, _NOT_HERE)
             return
@@ -279,6 +314,12 @@ class TelegramTarget:
         else:
             answer = self._outcome(message.payment_id)
         await self._bot.answer_press(press, answer)
+
+    def _ways(self, payment_id: str) -> tuple[Way, ...]:
+        """What buttons decide. No button approves a new address: somebody has to check it first."""
+        approval = approvals.of_payment(self._context.conn, payment_id)
+        reasons = () if approval is None else approval.reasons
+        return ("deny",) if any(reason.code == "address_not_pinned" for reason in reasons) else WAYS
 
     def _may_decide(self, message: ApprovalMessage, press: Press) -> bool:
         """Whether the press comes from the chat that got the message, and from the person who paired that chat."""

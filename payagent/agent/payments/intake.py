@@ -145,6 +145,7 @@ class Intake:
                 request = payment_request.request
                 detail = {
                     **refusal.record,
+                    **refusal.limit_record,
                     "detail": refusal.detail[:500],
                     "app": payment_request.app_id,
                     "origin": payment_request.origin[:200],
@@ -171,7 +172,8 @@ class Intake:
             return
         self.note_on_record(app_id)
         now_ms = self._context.ports.clock.now_ms()
-        detail = {**refusal.record, "app": app_id, "origin": origin, "request": request and request[:500]}
+        about = {"app": app_id, "origin": origin, "request": request and request[:500]}
+        detail = {**refusal.record, **refusal.limit_record, **about}
         await self._context.write("refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, detail))
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:

@@ -112,6 +112,9 @@ class SetLimits(RequestBody):
         dict[LimitName, Annotated[GivenCount, InSupply] | None],
         Field(min_length=1, description="null: the config file's limit applies again."),
     ]
+    only_lower: Annotated[
+        bool, Field(description="Refuse the order (limit_not_lower) if it could let more out, as null could.")
+    ] = False
 
 
 Scopes = list[TokenScope]

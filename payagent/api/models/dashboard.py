@@ -29,10 +29,15 @@ class Fact(BaseModel):
 
 
 class DashboardOrder(BaseModel):
-    """An order of the dashboard that waits for a confirmation in the terminal."""
+    """An order of the dashboard that waits for a confirmation in the terminal.
+
+    `app`: as which app the session that asked for it is signed in, since `signed_in_at`.
+    """
 
     title: str
     facts: list[Fact]
+    app: str
+    signed_in_at: Time
     expires_at: Time
 
 

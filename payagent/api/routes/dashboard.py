@@ -65,7 +65,17 @@ async def make_link(request: Request, caller: Person) -> JsonResponse:
 @router.get("/orders/{code}", summary="Show an order of the dashboard", responses=gives(DashboardOrder, 200))
 async def order(request: Request, caller: Operator, code: Code) -> JsonResponse:
     """An order that waits to be confirmed in the terminal, as the daemon has it."""
-    return JsonResponse(_shown(_sessions(request).order_by_code(code)))
+    sessions = _sessions(request)
+    return JsonResponse(_shown(caller, sessions, sessions.order_by_code(code)))
+
+
+@router.post("/orders/{code}/withdraw", summary="Withdraw an order", responses=gives(DashboardOrder, 200))
+async def withdraw(request: Request, caller: Operator, code: Code) -> JsonResponse:
+    """Its code confirms nothing any more."""
+    sessions = _sessions(request)
+    order = sessions.order_by_code(code)
+    sessions.withdraw(order)
+    return JsonResponse(_shown(caller, sessions, order))
 
 
 @router.post("/orders/{code}/confirm", summary="Confirm an order", responses=gives(ConfirmedOrder, 200))
@@ -87,6 +97,12 @@ async def confirm(request: Request, caller: Operator, code: Code) -> JsonRespons
     return JsonResponse(ConfirmedOrder(title=order.title, answer=answer))
 
 
-def _shown(order: PendingOrder) -> DashboardOrder:
-    facts = [Fact(name=name, value=value) for name, value in order.facts]
-    return DashboardOrder(title=order.title, facts=facts, expires_at=order.ends_at_ms)
+def _shown(caller: Caller, sessions: Sessions, order: PendingOrder) -> DashboardOrder:
+    session = sessions.session_of(order)
+    return DashboardOrder(
+        title=order.title,
+        facts=[Fact(name=name, value=value) for name, value in order.facts],
+        app=apps.require(caller.context.conn, session.app_id).name,
+        signed_in_at=session.started_at_ms,
+        expires_at=order.ends_at_ms,
+    )

@@ -54,7 +54,8 @@ class DeliveryFilter(Page):
 async def targets(caller: Viewer, notifiers: Notifiers) -> JsonResponse:
     """In the order of the config, with what waits for each."""
     conn = caller.context.conn
-    shown = [NotificationTarget.of(one, notifications.state_of(conn, one.name)) for one in notifiers.values()]
+    states = await run_in_threadpool(lambda: [notifications.state_of(conn, name) for name in notifiers])
+    shown = [NotificationTarget.of(one, state) for one, state in zip(notifiers.values(), states, strict=True)]
     return JsonResponse(NotificationTargets(notifications=shown))
 
 

@@ -14,6 +14,7 @@ from payagent.dashboard.visit import Visit
 WAYS = {
     "token": "by its token",
     "link": "by a signed link",
+    "telegram": "by Telegram",
     "clock": "because the time was over",
     "dashboard": "by the dashboard",
 }
@@ -30,7 +31,7 @@ async def show(visit: Visit) -> Response:
     more = urlencode(query | {"cursor": found["cursor"]}) if found["cursor"] else None
     return await visit.page(
         "activity.html",
-        days=_by_day(found["log"]),
+        days=by_day(found["log"]),
         kinds=get_args(LogKind),
         kind=query.get("kind", ""),
         since=since[:10],
@@ -39,7 +40,7 @@ async def show(visit: Visit) -> Response:
     )
 
 
-def _by_day(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def by_day(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Each day's first time, and its lines."""
     days = []
     for _, of_day in groupby(entries, key=lambda entry: str(entry["at"])[:10]):
@@ -48,7 +49,7 @@ def _by_day(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[s
                 "at": entry["at"],
                 "who": who(entry),
                 "sentence": sentence(entry),
-                "way": WAYS.get(entry["detail"].get("via")) or ("by its token" if entry["by"] else ""),
+                "way": _way(entry),
                 "event": entry["event"],
                 "payment": entry["payment"],
             }
@@ -56,6 +57,12 @@ def _by_day(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[s
         ]
         days.append((lines[0]["at"], lines))
     return days
+
+
+def _way(entry: Mapping[str, Any]) -> str:
+    """An operator's change of before has no `via`: it was made by a token."""
+    via = entry["detail"].get("via") or ("token" if entry["by"] else "")
+    return WAYS.get(via, via)
 
 
 PAGES = [page("/ui/activity", show)]

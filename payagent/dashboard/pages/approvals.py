@@ -100,13 +100,15 @@ def _codes(approval: Mapping[str, Any]) -> list[str]:
 
 
 def _before(approval: Mapping[str, Any], units: int, asset: str) -> dict[str, Any] | None:
-    """The agreed price that is compared with: for as many calls, if there is one. `percent`: a call's rise."""
+    """The agreed price that is compared with: for as many calls, if there is one. `rise`: of a call, in words."""
     agreed = [one for one in approval["agreed"] if one["asset"] == asset]
     if not agreed:
         return None
     price = min(agreed, key=lambda one: (one["calls"] != approval["calls"], one["calls"]))
-    percent = units * price["calls"] * 100 // (int(price["units"]) * approval["calls"]) - 100
-    return {**price, "percent": percent}
+    now, then = units * price["calls"], int(price["units"]) * approval["calls"]
+    percent = (now - then) * 100 // then
+    rise = f"{percent}% more" if percent else "less than 1% more"
+    return {**price, "is_same": now == then, "rise": rise if now > then else ""}
 
 
 def _new_addresses(payment: Mapping[str, Any]) -> Iterator[tuple[str, Markup, Markup]]:

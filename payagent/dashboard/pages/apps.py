@@ -3,7 +3,7 @@
 A token is shown in the answer to its own POST and nowhere else. One that may operate or approve is first confirmed
 in the terminal.
 
-May import: core, dashboard, Starlette. Never: SQL; keeps a token.
+May import: core, api.models, dashboard, Starlette. Never: SQL; keeps a token.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from payagent.api.models.apps import CreateApp
 from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
@@ -159,12 +160,23 @@ async def add(visit: Visit) -> Response:
     try:
         body = _new_app(visit.form)
         if CONFIRMED_SCOPES & set(body["scopes"]):
+            await _require_new(visit, body)
             title = f"Add the app {body['name']}"
             return visit.confirm_in_terminal(title, _facts(body), "/ui/apps", "/v1/apps", body, None)
         app = await visit.api.post("/v1/apps", body)
     except ApiRefusedError as refused:
         return await _new_page(visit, visit.form, refused)
     return await _token_page(visit, app["name"], app["token"])
+
+
+async def _require_new(visit: Visit, body: Mapping[str, Any]) -> None:
+    """Check what can be checked before somebody goes to the terminal. Raises `ApiRefusedError`."""
+    try:
+        name = CreateApp.check(body).name
+        if any(name in (one["name"], one["id"]) for one in (await visit.api.get("/v1/apps"))["apps"]):
+            raise Refused("already_exists/app", f"the name {name!r} is taken; names are never reused")
+    except Refused as refused:
+        raise ApiRefusedError.of(refused) from None
 
 
 def _new_app(typed: Mapping[str, str]) -> dict[str, Any]:
@@ -198,7 +210,7 @@ async def rotating(visit: Visit) -> Response:
 
 
 async def _rotate_page(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
-    app = await _app(visit)
+    app = await _other_app(visit)
     return await visit.page(
         "app_rotate.html",
         200 if refused is None else refused.status,
@@ -218,8 +230,20 @@ async def _app(visit: Visit) -> dict[str, Any]:
     return found
 
 
+async def _other_app(visit: Visit) -> dict[str, Any]:
+    """The app that gets a new token. Refused: `forbidden` for the session's own, whose token the session needs."""
+    app = await _app(visit)
+    if app["id"] == visit.app.id:
+        raise Refused(
+            "forbidden",
+            f"this session ends with the token of {app['name']}, before it could show a new one. In the terminal: "
+            f"payagent app rotate-token {app['name']}",
+        )
+    return app
+
+
 async def rotate(visit: Visit) -> Response:
-    app, expires_at = await _app(visit), expiry_of(visit.form)
+    app, expires_at = await _other_app(visit), expiry_of(visit.form)
     path = f"/v1/apps/{app['name']}/rotate-token"
     body = {} if expires_at is None else {"expires_at": expires_at}
     if CONFIRMED_SCOPES & set(app["scopes"]):
@@ -227,7 +251,7 @@ async def rotate(visit: Visit) -> Response:
             ("app", app["name"]),
             ("may", ", ".join(app["scopes"])),
             ("token ends", expires_at or "never"),
-            ("before", "the present token ends at once"),
+            ("before", "the present token ends at once" if app["active"] else "it has no valid token"),
             ("token", "shown once, in the dashboard"),
         )
         return visit.confirm_in_terminal(f"New token for {app['name']}", facts, "/ui/apps", path, body, None)

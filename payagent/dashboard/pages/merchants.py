@@ -1,6 +1,6 @@
 """Who may be paid: prices, addresses, what was not served, and balances that are paid in advance.
 
-May import: core, dashboard, Starlette. Never: SQL; calls a merchant itself.
+May import: core, settings, api.models, dashboard, Starlette. Never: SQL; calls a merchant itself.
 """
 
 from collections.abc import Mapping
@@ -8,26 +8,36 @@ from typing import Any
 
 from starlette.responses import Response
 
+from payagent.api.models.merchants import CreateMerchant, CreatePin
+from payagent.core.address import parse_address
 from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.prepaid_balance import CALLS
-from payagent.core.problems import Refused
+from payagent.core.problems import Refused, own_order
 from payagent.dashboard.app import form, page
 from payagent.dashboard.fields import units_of
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.spent import Sum, spent
 from payagent.dashboard.text import brief_ada
 from payagent.dashboard.visit import Visit
+from payagent.settings.loading import read_merchant
 
 TOPUPS = 20
 
 
 async def show(visit: Visit) -> Response:
+    return await _all_page(visit)
+
+
+async def _all_page(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     listed = (await visit.api.get("/v1/merchants"))["merchants"]
     merchants = [await visit.api.get(f"/v1/merchants/{one['name']}") for one in listed]
     topups = (await visit.api.get("/v1/prepaid/topups", limit=TOPUPS))["topups"]
     return await visit.page(
         "merchants.html",
+        200 if refused is None else refused.status,
+        None if refused is None else refused.problem,
         merchants=merchants,
         spent=await _spent(visit),
         prepaid=(await visit.api.get("/v1/prepaid"))["prepaid"],
@@ -50,6 +60,10 @@ async def _spent(visit: Visit) -> dict[str, list[dict[str, Any]]]:
 
 
 async def show_one(visit: Visit) -> Response:
+    return await _one_page(visit)
+
+
+async def _one_page(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     merchant = await visit.api.get(_path(visit))
     rise = merchant["price_rise_percent_max"]
     prices = [
@@ -58,6 +72,8 @@ async def show_one(visit: Visit) -> Response:
     ]
     return await visit.page(
         "merchant.html",
+        200 if refused is None else refused.status,
+        None if refused is None else refused.problem,
         merchant={**merchant, "prices": prices},
         spent=(await _spent(visit)).get(merchant["origin"], []),
     )
@@ -76,9 +92,22 @@ async def add(visit: Visit) -> Response:
     body = {name: typed[name] for name in ("name", "origin", "partner") if typed.get(name)}
     if is_t_backend(body.get("origin", "")):
         body["split_mode"] = "additional"  # as `payagent merchants add` does
+    try:
+        await _require_new(visit, body)
+    except Refused as refused:
+        return await _all_page(visit, ApiRefusedError.of(refused))
     facts = tuple((name.replace("_", " "), value) for name, value in body.items())
     title = f"Allow payments to {body.get('origin', 'no origin')}"
     return visit.confirm_in_terminal(title, facts, "/ui/merchants", "/v1/merchants", body, None)
+
+
+async def _require_new(visit: Visit, body: Mapping[str, str]) -> None:
+    """Check what can be checked before somebody goes to the terminal. Refused: `bad_request`, `already_exists`."""
+    order = CreateMerchant.check(body)
+    origin = read_merchant(order.name, order.settings, visit.renderer.facts["network"]).origin
+    for one in (await visit.api.get("/v1/merchants"))["merchants"]:
+        if order.name == one["name"] or origin == one["origin"]:
+            raise Refused("already_exists/merchant", f"the merchant {one['name']} is {one['origin']}")
 
 
 async def remove(visit: Visit) -> Response:
@@ -103,6 +132,13 @@ async def resume(visit: Visit) -> Response:
 
 async def pin(visit: Visit) -> Response:
     merchant, body = await visit.api.get(_path(visit)), _address(visit)
+    network = (await visit.api.get("/v1/wallet"))["network"]
+    try:
+        CreatePin.check(body)
+        with own_order(key="address"):
+            parse_address(body["address"], NETWORKS[network])
+    except Refused as refused:
+        return await _one_page(visit, ApiRefusedError.of(refused))
     facts = (
         ("merchant", merchant["name"]),
         ("role", body["role"].replace("_", " ")),

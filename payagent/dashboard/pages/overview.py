@@ -118,10 +118,11 @@ def limit_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 async def _chart(visit: Visit) -> SpendChart:
-    units: dict[tuple[str, str], int] = {}
+    units: dict[tuple[str, str | None], int] = {}
     for on, one in (await spent(visit)).items():
         if on.asset == LOVELACE:
-            units[on.day, on.merchant or "transfers"] = one.total
+            series = on.day, on.merchant
+            units[series] = units.get(series, 0) + one.total
     return spend_chart(units, days())
 
 

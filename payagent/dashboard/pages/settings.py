@@ -1,4 +1,4 @@
-"""Health, providers, sessions and the version.
+"""Health, providers, sessions, targets of notifications and the version.
 
 May import: core, dashboard, Starlette. Never: SQL; writes the config.
 """
@@ -16,6 +16,8 @@ _COUNTER = re.compile(
     r'^payagent_provider_(requests|failures)_total\{provider="(?P<name>[^"]*)"\} (?P<count>[0-9]+)$', re.M
 )
 
+DELIVERIES = 8
+
 GOOD = {
     "chain": "the newest block is fresh",
     "ledger": "it can be read, and the disk has room",
@@ -30,6 +32,8 @@ async def show(visit: Visit) -> Response:
     readiness = await visit.api.get("/readyz")
     apps = {one["id"]: one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]}
     counters = await _provider_counters(visit)
+    targets = (await visit.api.get("/v1/notifications"))["notifications"]
+    sent = await visit.api.get("/v1/notifications/deliveries", limit=DELIVERIES)
     return await visit.page(
         "settings.html",
         checks=[
@@ -49,6 +53,8 @@ async def show(visit: Visit) -> Response:
             }
             for one in visit.sessions.all()
         ],
+        targets=targets,
+        deliveries=sent["deliveries"],
     )
 
 
@@ -71,7 +77,26 @@ async def end_others(visit: Visit) -> Response:
     others = [one for one in visit.sessions.all() if one is not visit.session]
     for one in others:
         visit.sessions.end(one)
+    await visit.note("dashboard_closed", {"via": "dashboard", "by": visit.app.id, "others": len(others)})
     return visit.done("/ui/settings", f"{len(others)} other session{'s' if len(others) != 1 else ''} signed out.")
 
 
-PAGES = [page("/ui/settings", show), form("/ui/settings/end-others", end_others)]
+async def test_target(visit: Visit) -> Response:
+    name = visit.request.path_params["name"]
+    problem = (await visit.api.post(f"/v1/notifications/{name}/test"))["problem"]
+    notice = f"{name} took the test." if problem is None else f"{name} did not take the test: {problem}."
+    return visit.done("/ui/settings", notice)
+
+
+async def replay(visit: Visit) -> Response:
+    delivery_id = visit.request.path_params["delivery_id"]
+    sent = await visit.api.post(f"/v1/notifications/deliveries/{delivery_id}/replay")
+    return visit.done("/ui/settings", f"{sent['type']} is sent to {sent['target']} again.")
+
+
+PAGES = [
+    page("/ui/settings", show),
+    form("/ui/settings/end-others", end_others),
+    form("/ui/settings/targets/{name}/test", test_target),
+    form("/ui/settings/deliveries/{delivery_id}/replay", replay),
+]

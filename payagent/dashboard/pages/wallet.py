@@ -1,6 +1,6 @@
-"""Receiving, UTxOs, splitting and sending. What leaves the wallet is confirmed in the terminal.
+"""Receiving, UTxOs, splitting and sending. What no limit bounds is confirmed in the terminal.
 
-May import: core, api.http.problems, dashboard, segno. Never: SQL; sends anything by itself.
+May import: core, api.http.problems, api.models, dashboard, segno. Never: SQL; sends anything by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,13 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from payagent.api.http.problems import problem_of
+from payagent.api.models.wallet import SplitOrder
 from payagent.core.address import parse_address
 from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, format_ada, format_amount, parse_ada, parse_amount_of
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused, own_order
 from payagent.dashboard.app import form, page
-from payagent.dashboard.visit import ApiRefusedError, Visit
+from payagent.dashboard.visit import Visit
 
 SHOWN = 10
 SIZES_ADA = (2, 5, 10, 20, 50)
@@ -92,15 +93,21 @@ def _is_between(lovelace: int, low: int, high: int | None) -> bool:
 
 
 async def split(visit: Visit) -> Response:
-    count = visit.form.get("count", "")
+    """Keep a split until the terminal confirms it: no limit counts its fee."""
+    wallet, count = await visit.api.get("/v1/wallet"), visit.form.get("count", "")
     try:
         body = {"count": int(count) if count.isdecimal() else count, "lovelace": str(_ada(visit.form.get("each")))}
-        made = await visit.api.post("/v1/wallet/split", body, visit.order)
-    except ApiRefusedError as refused:
-        return await show(visit, refused.problem, refused.status)
+        order = SplitOrder.check(body)
+        _require_available(wallet, LOVELACE, order.count * order.lovelace)
     except Refused as refused:
         return await _refused(visit, refused)
-    return visit.done("/ui/wallet", f"The split is signed, for a fee of {format_ada(int(made['fee'] or 0))}.")
+    title = f"Split into {order.count} UTxOs of {format_ada(order.lovelace)}"
+    facts = (
+        ("makes", f"{order.count} UTxOs of {format_ada(order.lovelace)} each, in this wallet"),
+        ("fee", "the network's, known when it is signed; less than 1 ADA"),
+        ("limits", "only limits.signed_per_day bounds it"),
+    )
+    return visit.confirm_in_terminal(title, facts, "/ui/wallet", "/v1/wallet/split", body, visit.order)
 
 
 async def send(visit: Visit) -> Response:
@@ -132,15 +139,21 @@ def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, d
     units = _ada(fields.get("amount")) if asset == LOVELACE else parse_amount_of(asset, fields.get("amount"))
     if units == 0:
         raise Refused("amount_invalid", "the amount is zero", key="amount")
-    available = {one["asset"]: int(one["available"]) for one in wallet["assets"]}.get(asset, 0)
-    if units > available:
-        raise Refused("not_enough_funds", f"{format_amount(asset, available)} can be spent now")
+    available = _require_available(wallet, asset, units)
     text, left = format_amount(asset, units), f"{format_amount(asset, available - units)} spendable"
     if asset == LOVELACE:
         left += ", less the fee"
     else:
         text += ", with the ADA that an output with a token must carry"
     return address, {"asset": asset, "units": str(units)}, text, left
+
+
+def _require_available(wallet: Mapping[str, Any], asset: str, units: int) -> int:
+    """What can be spent of an asset now. Refused: `not_enough_funds`."""
+    available = {one["asset"]: int(one["available"]) for one in wallet["assets"]}.get(asset, 0)
+    if units > available:
+        raise Refused("not_enough_funds", f"{format_amount(asset, available)} can be spent now")
+    return available
 
 
 def _ada(text: str | None) -> int:

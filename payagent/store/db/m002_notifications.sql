@@ -20,5 +20,5 @@ CREATE TABLE notification_deliveries (
   last_problem TEXT
 ) STRICT;
 CREATE INDEX notification_deliveries_by_target ON notification_deliveries(target, seq);
-CREATE INDEX notification_deliveries_waiting ON notification_deliveries(target, seq)
-  WHERE next_try_at_ms IS NOT NULL;
+CREATE INDEX notification_deliveries_waiting
+  ON notification_deliveries(target, type = 'approval.asked', next_try_at_ms) WHERE next_try_at_ms IS NOT NULL;

@@ -542,8 +542,8 @@ CREATE TABLE notification_deliveries (
   last_problem TEXT
 ) STRICT;
 CREATE INDEX notification_deliveries_by_target ON notification_deliveries(target, seq);
-CREATE INDEX notification_deliveries_waiting ON notification_deliveries(target, seq)
-  WHERE next_try_at_ms IS NOT NULL;
+CREATE INDEX notification_deliveries_waiting
+  ON notification_deliveries(target, type = 'approval.asked', next_try_at_ms) WHERE next_try_at_ms IS NOT NULL;
 
 -- A message with buttons in a paired chat, which puts an approval before a person. id: what its buttons bring
 -- back. terms_hash: of the terms that it shows. message_id: the service's; NULL until it has the message.

@@ -56,7 +56,7 @@ class DeliveryRow:
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """How a target stands: what waits for it, its last delivery, and why its last try failed, if it did."""
+    """How a target stands: how many wait for it, its last delivery, and why its last try failed, if it did."""
 
     waiting: int
     last_delivered_at_ms: int | None
@@ -110,14 +110,24 @@ def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool
     return row is not None
 
 
-def due(conn: sqlite3.Connection, target: str) -> list[DeliveryRow]:
-    """The deliveries that wait for a target, in the order of their events."""
-    rows = conn.execute(
-        f"{_DELIVERY} INDEXED BY notification_deliveries_waiting "
-        "WHERE target = ? AND next_try_at_ms IS NOT NULL ORDER BY seq",
-        (target,),
-    )
-    return [DeliveryRow(*row) for row in rows]
+def due(conn: sqlite3.Connection, target: str, now_ms: int, longest_wait_ms: int, limit: int) -> list[DeliveryRow]:
+    """The deliveries to try now, requests for approval first, then by when they were due.
+
+    One that would wait for longer than the longest wait is due: the clock was set back.
+    """
+    times = (0, now_ms), (now_ms + longest_wait_ms + 1, 1 << 62)
+    rows = [
+        row
+        for is_asking in (1, 0)
+        for first_ms, last_ms in times
+        for row in conn.execute(
+            f"{_DELIVERY} INDEXED BY notification_deliveries_waiting WHERE target = ? "
+            "AND (type = 'approval.asked') = ? AND next_try_at_ms BETWEEN ? AND ? "
+            "ORDER BY next_try_at_ms, seq LIMIT ?",
+            (target, is_asking, first_ms, last_ms, limit),
+        )
+    ]
+    return [DeliveryRow(*row) for row in rows[:limit]]
 
 
 def delivery(conn: sqlite3.Connection, delivery_id: str) -> DeliveryRow | None:
@@ -149,17 +159,26 @@ def page(
 
 
 def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
-    waiting = len(due(conn, target))
+    """The problem is that of a delivery that waits; if none has failed, that of the newest that waits no more."""
+    (waiting,) = conn.execute(
+        "SELECT COUNT(*) FROM notification_deliveries WHERE target = ? AND next_try_at_ms IS NOT NULL", (target,)
+    ).fetchone()
     delivered = conn.execute(
         "SELECT delivered_at_ms FROM notification_deliveries WHERE target = ? AND delivered_at_ms IS NOT NULL "
         "ORDER BY seq DESC LIMIT 1",
         (target,),
     ).fetchone()
     last = conn.execute(
-        "SELECT last_problem FROM notification_deliveries WHERE target = ? "
-        "AND (last_problem IS NOT NULL OR delivered_at_ms IS NOT NULL) ORDER BY seq DESC LIMIT 1",
+        "SELECT last_problem FROM notification_deliveries INDEXED BY notification_deliveries_waiting "
+        "WHERE target = ? AND next_try_at_ms IS NOT NULL AND last_problem IS NOT NULL ORDER BY seq DESC LIMIT 1",
         (target,),
     ).fetchone()
+    if last is None:
+        last = conn.execute(
+            "SELECT last_problem FROM notification_deliveries WHERE target = ? AND next_try_at_ms IS NULL "
+            "ORDER BY seq DESC LIMIT 1",
+            (target,),
+        ).fetchone()
     return TargetState(waiting, delivered[0] if delivered else None, last[0] if last else None)
 
 
@@ -193,19 +212,41 @@ def add(unit: Unit, target: str, told: Iterable[tuple[str, int, str]], now_ms: i
     )
 
 
-def set_delivered(unit: Unit, delivery_id: str, now_ms: int) -> None:
+def set_delivered(unit: Unit, row: DeliveryRow, now_ms: int, problem: str | None) -> None:
+    """Record that a target took a delivery. All that waits for the target is due: it answers again.
+
+    `problem`: why a part of the target did not take it.
+    """
     unit.conn.execute(
-        "UPDATE notification_deliveries SET next_try_at_ms = NULL, delivered_at_ms = ?, last_problem = NULL "
+        "UPDATE notification_deliveries SET next_try_at_ms = NULL, delivered_at_ms = ?, last_problem = ? "
         "WHERE id = ?",
-        (now_ms, delivery_id),
+        (now_ms, problem, row.id),
+    )
+    unit.conn.execute(
+        "UPDATE notification_deliveries INDEXED BY notification_deliveries_waiting SET next_try_at_ms = ?1 "
+        "WHERE target = ?2 AND (type = 'approval.asked') IN (0, 1) AND next_try_at_ms > ?1",
+        (now_ms, row.target),
     )
 
 
-def set_missed(unit: Unit, delivery_id: str, problem: str, again_at_ms: int | None) -> None:
-    """Record a failed try. With None, the delivery is given up."""
+def set_missed(
+    unit: Unit, row: DeliveryRow, problem: str, again_at_ms: int | None, tries: int, now_ms: int
+) -> None:
+    """Record why a delivery was not taken, and when to try again. With None, it is given up."""
     unit.conn.execute(
-        "UPDATE notification_deliveries SET tries = tries + 1, next_try_at_ms = ?, last_problem = ? WHERE id = ?",
-        (again_at_ms, problem, delivery_id),
+        "UPDATE notification_deliveries SET tries = ?, next_try_at_ms = ?, last_problem = ?, "
+        "from_ms = MIN(from_ms, ?) WHERE id = ?",
+        (tries, again_at_ms, problem, now_ms, row.id),
+    )
+
+
+def give_up_old(unit: Unit, target: str, until_ms: int) -> None:
+    """Give up what was first due at `until_ms` or before, except requests for approval."""
+    unit.conn.execute(
+        "UPDATE notification_deliveries INDEXED BY notification_deliveries_waiting SET next_try_at_ms = NULL, "
+        "last_problem = IFNULL(last_problem, 'not taken within a day') WHERE target = ? "
+        "AND (type = 'approval.asked') = 0 AND next_try_at_ms IS NOT NULL AND from_ms <= ?",
+        (target, until_ms),
     )
 
 
