@@ -123,12 +123,10 @@ def test_the_diagram_shows_every_transition() -> None:
     assert all(f"{state} --> {after}: {event}" in drawn for (state, event), after in TRANSITIONS.items())
 
 
-def test_the_transition_tables_match_the_reference_page() -> None:
-    """Row by row, with the names used in the ledger and the API."""
+def test_the_delivery_table_matches_the_reference_page() -> None:
+    """Row by row, with the names used in the ledger and the API. The other tables of the page are generated."""
     money, delivery = PAGE.partition("## Delivery")[::2]
     row = re.compile(r"^\| (\w+) \| (\w+) \| (\w+) \|$", re.MULTILINE)
-    rows = [(state.value, event.value, after.value) for (state, event), after in TRANSITIONS.items()]
-    assert rows == row.findall(money)[1:]
     rows = [(before.value, event.value, after.value) for (before, event), after in DELIVERIES.items()]
     assert rows == row.findall(delivery)[1:]
     assert mermaid() in money
