@@ -270,7 +270,7 @@ async def _serve(
                 _process_facts(settings, listeners, config),
                 is_devnet=settings.is_devnet,
             )
-            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts | _link_host(links))
+            outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
         server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
@@ -346,7 +346,8 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
-        targets |= {one.name: _target(one, redactor, agent) for one in settings.notifications}
+        bots: set[str] = set()
+        targets |= {one.name: _target(one, redactor, agent, bots) for one in settings.notifications}
         await take_targets(agent.context, list(targets))
         notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
@@ -422,9 +423,9 @@ def _links(settings: Settings, redactor: Redactor) -> ApprovalLinks | None:
     return ApprovalLinks(settings.approvals.link_origin, key)
 
 
-def _link_host(links: ApprovalLinks | None) -> frozenset[str]:
+def _link_host(links: ApprovalLinks | None) -> str | None:
     """Return the name that `Host` has in requests for approval links."""
-    return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
+    return None if links is None else urlsplit(links.origin).hostname
 
 
 def _reread(config: Path, reread: Callable[[], Settings]) -> Settings:
@@ -490,15 +491,21 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent) -> TargetPort:
+def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent, bots: set[str]) -> TargetPort:
     """Build a target of notifications, by its kind.
 
     A webhook's key is redacted in the log as bytes too, which lack the prefix. The URL of a push is a secret: it
-    names a closed topic or channel.
+    names a closed topic or channel. `bots`: tokens of earlier targets. Two with one bot would take each other's
+    presses.
     """
     if settings.kind == "telegram":
-        bot = TelegramBot(settings.url, bot_token(_secret(settings.secret_file, redactor) or ""))
-        return TelegramTarget(settings.name, bot, agent.context, agent.decisions)
+        token = bot_token(_secret(settings.secret_file, redactor) or "")
+        if token in bots:
+            raise Refused(
+                "config_invalid", f"notifications: {settings.name} needs a bot of its own, not another target's"
+            )
+        bots.add(token)
+        return TelegramTarget(settings.name, TelegramBot(settings.url, token), agent.context, agent.decisions)
     if settings.kind != "webhook":
         redactor.register(settings.url)
         return Push(settings.kind, settings.url, _secret(settings.secret_file, redactor, read_header_secret))

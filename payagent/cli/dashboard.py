@@ -20,10 +20,11 @@ from payagent.cli.terminal import Terminal
 @click.option("--open", "opens", is_flag=True, help="Open the link in the browser of this machine.")
 @talks_to_daemon
 def dashboard(terminal: Terminal, connect: Connect, app: str | None, opens: bool) -> None:
-    """Print a link that opens the dashboard once, within two minutes.
+    """Print a link that opens the dashboard once.
 
-    The browser gets the scopes of the token: read shows everything and changes nothing, approve shows approvals,
-    operate does what an operator does. On another machine, forward the port first (ssh -L 8402:127.0.0.1:8402).
+    The link works for two minutes. The browser gets the scopes of the token: read shows everything and changes
+    nothing, approve shows approvals, operate does what an operator does. On another machine, forward the port
+    first (ssh -L 8402:127.0.0.1:8402).
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
@@ -46,7 +47,7 @@ def dashboard(terminal: Terminal, connect: Connect, app: str | None, opens: bool
 @click.option("--yes", is_flag=True, help="Carry it out without asking.")
 @talks_to_daemon
 def confirm(terminal: Terminal, connect: Connect, code: str, yes: bool) -> None:
-    """Show an order of the dashboard as the daemon has it, and carry it out.
+    """Show an order of the dashboard, and carry it out.
 
     The dashboard shows the CODE. It works once, for ten minutes. Compare what the order does with what you meant.
     If you answer no, the order is withdrawn.

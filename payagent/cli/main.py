@@ -23,7 +23,7 @@ COMMANDS = {
     "app": ("apps", "Manage the apps that may pay."),
     "backup": ("backup", "Write ledger and keystore to one new FILE."),
     "completion": ("completion", "Print the completion script for your shell."),
-    "dashboard": ("dashboard", "Open the dashboard, and confirm its orders."),
+    "dashboard": ("dashboard", "Print a link that opens the dashboard once."),
     "doctor": ("doctor", "Check everything that a payment needs."),
     "fetch": ("fetch", "Send an HTTP request, and pay if it costs money."),
     "init": ("init", "Create a wallet, a config and a first token."),

@@ -99,7 +99,7 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
 @click.argument("url")
 @token_option
 def proxy(url: str, token_file: Path | None) -> None:
-    """Serve the paid MCP server URL on stdio, and pay for its calls.
+    """Serve a paid MCP server on stdio, and pay its calls.
 
     Tools, resources and prompts that ask for x402 payment are paid by the daemon, within the limits of the app
     whose token it gets. The server's origin must be in [merchants].

@@ -519,6 +519,13 @@ PROBLEMS: dict[str, Problem] = {
         "Above a limit",
         "Raise this limit, or wait until room frees up. If you passed --max, raise that.",
     ),
+    "limit_not_lower": Problem(
+        409,
+        2,
+        "This could let more out",
+        "Leave out `only_lower` to set the limit all the same.",
+        money="Nothing has changed.",
+    ),
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),

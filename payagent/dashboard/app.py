@@ -4,7 +4,7 @@
 proxy passes on, shares the dashboard's origin. `Dashboard` then adds the headers, finds the session, and asks each
 POST for the dashboard's own origin and the session's CSRF token.
 
-May import: core, api, dashboard, store.rows, Starlette.
+May import: core, agent, api, dashboard, store.rows, Starlette.
 Never: answers under the API's host names; changes anything on a GET.
 """
 
@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from payagent.agent.operator.approval_links import PREFIX
 from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import BrokenOffError, problem_of
 from payagent.api.http.sessions import Session, Sessions
@@ -29,13 +30,16 @@ from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.visit import Handler, Note, Visit
+from payagent.dashboard.visit import Handler, Note, Visit, is_refresh
 from payagent.store.rows.apps import AppRow
 
 COOKIE = "__Host-payagent"
 FORM_MAX_BYTES = 64 * 1024
 FORM_S = 10.0
 ORDERS_KEPT = 256
+AGAIN_S = 1.0
+"""For so long after an answer, the same form sent again is a double click and gets the same answer."""
+
 HOST = "payagent.localhost"
 
 _POLICY = (
@@ -75,15 +79,23 @@ def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
 
 
 class Doors:
-    """Sends a request to the dashboard if its `Host` is one of `hosts`, and any other to the API."""
+    """Sends a request to the dashboard if its `Host` is one of `hosts`, and any other to the API.
 
-    def __init__(self, api: ASGIApp, dashboard: ASGIApp, hosts: frozenset[str]) -> None:
+    `link_host` is known to strangers: of the dashboard, only the pages of approval links answer there.
+    """
+
+    def __init__(
+        self, api: ASGIApp, dashboard: ASGIApp, hosts: frozenset[str], link_host: str | None = None
+    ) -> None:
         self._api = api
         self._dashboard = dashboard
         self._hosts = hosts
+        self._link_host = link_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_dashboard = scope["type"] == "http" and _host(scope) in self._hosts
+        host = _host(scope) if scope["type"] == "http" else None
+        is_link = host == self._link_host and scope["path"].startswith((PREFIX, "/ui/static/"))
+        is_dashboard = host is not None and (host in self._hosts or is_link)
         await (self._dashboard if is_dashboard else self._api)(scope, receive, send)
 
 
@@ -212,39 +224,66 @@ class Dashboard:
         try:
             return await self._once(visit, one) if one.is_form else await one.handler(visit)
         except ApiRefusedError as refused:
-            return await visit.page("problem.html", refused.status, refused.problem)
+            try:
+                return await visit.page("problem.html", refused.status, refused.problem)
+            except ApiRefusedError:  # the frame reads from the API too
+                return self._alone(refused, visit)
 
     async def _once(self, visit: Visit, one: DashboardPage) -> Response:
-        """Carry out a form. A second click gets the first one's way on, and so does reloading an answer that shows
-        something once (201 with its `Location`)."""
+        """Carry out a form. A second click waits for the first one, and gets the same answer. Later the form only
+        leads on, as when an answer that shows something once (201 with its `Location`) is loaded again."""
         session, order = visit.session, visit.order
         if not compare_digest(visit.form.get("csrf", "").encode(), session.csrf.encode()):
             raise Refused("browser_refused/web_page", "the form was not made for this session")
         if not order:
             raise Refused("bad_request", "the form has no order id", key="order")
-        if order in session.done:
-            return RedirectResponse(session.done[order] or "/ui/", 303)
-        session.done[order] = None
-        response: Response | None = None
+        before = session.done.get(order)
+        if isinstance(before, str):
+            return RedirectResponse(before, 303)
+        if before is not None:
+            same: Response = await asyncio.shield(before)
+            return same
+        handled = session.done[order] = asyncio.ensure_future(one.handler(visit))
+        led_to: str | None = None
         try:
-            response = await one.handler(visit)
+            response: Response = await handled
+            led_to = response.headers.get("location")
         finally:
-            if response is None or "location" not in response.headers:  # refused: it may be sent again
+            if led_to is None:  # refused: it may be sent again
                 session.done.pop(order, None)
-            else:
-                session.done[order] = response.headers["location"]
-                if len(session.done) > ORDERS_KEPT:
-                    session.done.pop(next(iter(session.done)))
+        if led_to is not None:
+            asyncio.get_running_loop().call_later(AGAIN_S, _forget_answer, session, order, led_to)
+            if len(session.done) > ORDERS_KEPT:
+                session.done.pop(next(iter(session.done)))
         return response
 
     def _session(self, request: Request) -> Session | None:
         cookie = request.cookies.get(COOKIE)
-        return None if cookie is None else self._sessions.find(cookie)
+        is_used = not (is_refresh(request) or request.url.path == "/ui/events")
+        return None if cookie is None else self._sessions.find(cookie, is_used=is_used)
+
+    def _alone(self, refused: ApiRefusedError, visit: Visit) -> HTMLResponse:
+        """The same without the frame: pausing is still possible."""
+        html = self._renderer.html(
+            "alone_problem.html",
+            problem=refused.problem,
+            csrf=visit.session.csrf if visit.may("operate") else "",
+            new_order=visit.new_order,
+        )
+        return HTMLResponse(html, refused.status)
 
     def _problem(self, refused: Refused, request_id: str) -> HTMLResponse:
         """The page of a refusal for which there is no frame."""
         problem = problem_of(refused, request_id).model_dump()
-        return HTMLResponse(self._renderer.html("alone_problem.html", problem=problem), refused.problem.status)
+        return HTMLResponse(
+            self._renderer.html("alone_problem.html", problem=problem, csrf=""), refused.problem.status
+        )
+
+
+def _forget_answer(session: Session, order: str, led_to: str) -> None:
+    """Keep of an answer only where it led."""
+    if order in session.done:
+        session.done[order] = led_to
 
 
 async def _never(_request: Request) -> Response:

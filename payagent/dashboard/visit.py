@@ -20,6 +20,13 @@ from payagent.store.rows.apps import AppRow
 Note = Callable[[str, Mapping[str, object]], Awaitable[None]]
 """Writes an event to the ledger: its name, and details."""
 
+REFRESH = "payagent-refresh"
+"""The header of a request by which the script keeps an open page fresh. No person sent it."""
+
+
+def is_refresh(request: Request) -> bool:
+    return REFRESH in request.headers
+
 
 @dataclass(frozen=True, slots=True)
 class Visit:
@@ -53,7 +60,9 @@ class Visit:
         self, template: str, status: int = 200, problem: Mapping[str, Any] | None = None, **values: object
     ) -> HTMLResponse:
         """Render a page in the frame that all pages share. `problem`: a refusal to show above it."""
-        notice, self.session.notice = self.session.notice, ""
+        notice = ""
+        if not is_refresh(self.request):  # else the script would take the notice away from the next page
+            notice, self.session.notice = self.session.notice, ""
         shell = {
             "visit": self,
             "path": self.request.url.path,

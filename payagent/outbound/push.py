@@ -26,14 +26,14 @@ Links = Mapping[str, str]
 Shape = Callable[[str, str, str, Links], tuple[str, Mapping[str, object]]]
 
 
-def plain(text: str) -> str:
+def plain(text: str, max_chars: int = TEXT_MAX_CHARS) -> str:
     """Return the text as one line in which no service finds a link, mention or command.
 
     A zero-width space follows each character that such a thing needs. Characters that control the line or its
     direction are left out.
     """
     line = "".join(one for one in " ".join(text.split()) if unicodedata.category(one)[0] != "C")
-    cut = line if len(line) <= TEXT_MAX_CHARS else line[: TEXT_MAX_CHARS - 1] + "…"
+    cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
     return _LINKING.sub(rf"\1{_BREAK}", cut)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
 from kit.handover import with_handover
+from kit.merchants import guarded, pay_to
 from kit.payments import is_sound
 
 from payagent.agent.base.requests import Approver
@@ -19,6 +20,7 @@ from payagent.agent.commits.approvals import FEE_ROOM_LOVELACE
 from payagent.agent.operator.apps import renew_token, revoke
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
+from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
@@ -87,6 +89,17 @@ async def test_a_payment_that_awaits_approval_counts_in_full_and_reserves_no_utx
         assert world.transactions() == []
         assert alerts.raised(run.context.conn, "approval_needed") == [f"approval:{row.id}"]
         assert is_sound(run)
+
+
+async def test_the_alert_names_every_reason(world: World) -> None:
+    known = guarded(world, MerchantRules(from_file=frozenset({Pin("pay_to", pay_to("known"))})))
+    async with world.run(terms=lambda config: ASKING(known(config))) as run:
+        await run.run_pass()
+        row = await ask(run)
+        alert = alerts.last_of_kind(run.context.conn, "approval_needed", f"approval:{row.id}")
+        assert alert is not None
+        assert pay_to("pay_to") in alert.facts["detail"]
+        assert "more than 5 ADA" in alert.facts["detail"]
 
 
 async def test_a_payment_below_the_threshold_needs_no_approval(world: World) -> None:

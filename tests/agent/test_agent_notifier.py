@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from payagent.audit.verify import verify
 from payagent.core.problems import Refused
 from payagent.outbound.webhook import Webhook
 from payagent.settings.schema import NotificationSettings
-from payagent.store.rows import notifications
+from payagent.store.rows import notifications, paired_chats
 from payagent.wallet.keys import derive, seed_from_words
 
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
@@ -141,7 +142,7 @@ async def test_an_approval_is_told_with_links_while_it_is_open_and_then_its_deci
         await one.tell()
     assert receiver.types() == ["approval.asked"] * 2 + ["approval.decided"] * 2
     asked, late, *decided = (call.said for call in receiver.calls)
-    assert asked["approve_url"].startswith(f"https://payagent.example/decide/{first.id}/approve/")
+    assert asked["approve_url"].startswith(f"https://payagent.example/ui/decide/{first.id}/approve/")
     assert "deny_url" in asked
     assert "approve_url" not in late, "nothing is left to decide"
     assert [(one["payment"], one["decision"], one["via"]) for one in decided] == [
@@ -306,6 +307,18 @@ async def test_a_new_target_is_told_no_old_news_and_a_removed_one_nothing_more(
             world.clock.ahead_ms += HOUR
             await one.tell()
             assert (len(receiver.calls), len(other.calls)) == (1, 1)
+
+
+async def test_the_chats_of_a_removed_target_are_unpaired(world: World, receiver: Receiver) -> None:
+    async with life(world, ops(receiver), ops(receiver, "desk")) as one:
+        for target in ("ops", "desk"):
+            pair = partial(paired_chats.pair, target=target, chat_id=7, user_id=7, by_app=APP, now_ms=1)
+            await one.run.context.write("test", pair)
+    for targets in ([ops(receiver)], [ops(receiver), ops(receiver, "desk")]):
+        async with life(world, *targets) as one:
+            conn = one.run.context.conn
+            assert [len(paired_chats.of_target(conn, target)) for target in ("ops", "desk")] == [1, 0]
+            require_whole(one.run)
 
 
 async def test_an_unreachable_target_stops_nothing(world: World) -> None:

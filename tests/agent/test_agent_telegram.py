@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
 from kit.canaries import plant
+from kit.merchants import guarded, pay_to
 from kit.telegram import ApiError, BotMessage, Telegram
 
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.telegram import CODE_FOR_MS, CODE_TRIES, TelegramTarget
+from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.notifications import Notification
 from payagent.core.payment import State
 from payagent.outbound.telegram import TelegramBot
@@ -25,6 +28,7 @@ from payagent.store.rows.payments import PaymentRow
 TOKEN = plant("the bot's token", "123456:a-canary_of-a-bot")
 ASKING = with_terms(approval_required_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
 ANN, BOB, MALLORY = 11, 22, 66
+GROUP = -100500
 
 
 @pytest.fixture
@@ -80,8 +84,10 @@ class Phone:
 
 
 @asynccontextmanager
-async def phone(world: World, telegram: Telegram) -> AsyncIterator[Phone]:
-    async with world.run(terms=ASKING) as run:
+async def phone(
+    world: World, telegram: Telegram, terms: Callable[[AgentConfig], AgentConfig] = ASKING
+) -> AsyncIterator[Phone]:
+    async with world.run(terms=terms) as run:
         await run.run_pass()
         target = TelegramTarget("phone", TelegramBot(telegram.url, TOKEN), run.context, run.agent.decisions)
         task = asyncio.create_task(target.run())
@@ -103,6 +109,17 @@ async def test_a_code_pairs_one_chat_once(world: World, telegram: Telegram) -> N
         await until(lambda: telegram.of_chat(MALLORY))
         assert [chat.chat_id for chat in one.target.paired()] == [ANN]
         assert "not paired" in telegram.of_chat(MALLORY)[0].text
+
+
+async def test_a_code_pairs_a_group_where_the_bot_is_silent_otherwise(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        code = one.target.new_code(APP).text
+        for text in (*["good morning"] * CODE_TRIES, "/start@other_bot", f"/start@payagent_bot {code}", "thanks"):
+            telegram.write(GROUP, text, ANN)
+        telegram.write(BOB, "/start")
+        await until(lambda: telegram.of_chat(BOB))
+        assert [(chat.chat_id, chat.user_id) for chat in one.target.paired()] == [(GROUP, ANN)]
+        assert len(telegram.of_chat(GROUP)) == 1
 
 
 @pytest.mark.parametrize("ahead_ms", [CODE_FOR_MS, -CODE_FOR_MS])
@@ -167,18 +184,27 @@ async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World,
         assert message.links == ["https://payagent.internal/decide/x"]
 
 
-async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
-    group = -100500
+async def test_only_a_private_chat_gets_the_link_that_decides(world: World, telegram: Telegram) -> None:
+    link = "https://payagent.internal/decide/x"
     async with phone(world, telegram) as one:
-        await one.pair(group, ANN)
+        await one.pair(GROUP, ANN)
+        await one.pair(BOB)
+        await one.ask(links={"approve_url": link})
+        assert f"Approve page: {link}" in telegram.of_chat(BOB)[-1].text
+        assert telegram.of_chat(GROUP)[-1].links == []
+
+
+async def test_only_the_person_who_paired_a_group_decides_there(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(GROUP, ANN)
         row, message = await one.ask()
-        assert "Nothing was decided" in await one.press(message.buttons["Approve"], group, MALLORY)
+        assert "Nothing was decided" in await one.press(message.buttons["Approve"], GROUP, MALLORY)
         assert one.state(row) is State.AWAITING_APPROVAL
-        await one.press(message.buttons["Deny"], group, ANN)
+        await one.press(message.buttons["Deny"], GROUP, ANN)
         assert one.state(row) is State.DENIED
         decided = approvals.decided(one.run.context.conn, row.id)
         assert decided is not None
-        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {group}, user {ANN}")
+        assert (decided.via, decided.by_app) == ("telegram", f"phone, chat {GROUP}, user {ANN}")
 
 
 async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_has_not(
@@ -221,6 +247,25 @@ async def test_a_chat_gets_nothing_while_telegram_asked_to_wait(world: World, te
         await until(lambda: telegram.of_chat(BOB))  # the wait is for the other chat
 
 
+async def test_a_chat_that_must_wait_holds_up_no_other_and_is_logged_once(
+    world: World, telegram: Telegram, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("payagent.agent.operator.telegram.AGAIN_S", 0.3)
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        await one.pair(BOB)
+        row, _ = await one.ask()
+        telegram.failures = [ApiError(429, "Too Many Requests: retry after 1", retry_after=1)]
+        await one.run.agent.decisions.deny(row.id, Approver("token", APP))
+        first, second = (telegram.of_chat(chat)[-1] for chat in (ANN, BOB))
+        await until(lambda: not first.buttons or not second.buttons)
+        assert first.buttons or second.buttons, "the other chat still waits"
+        await until(lambda: not first.buttons and not second.buttons)
+    log = capsys.readouterr().out
+    assert "it answered 429" in log
+    assert log.count("it asked to wait") <= 1
+
+
 async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
     world: World, telegram: Telegram
 ) -> None:
@@ -231,6 +276,16 @@ async def test_a_decision_elsewhere_edits_the_message_even_after_an_outage(
         await one.run.agent.decisions.deny(row.id, Approver("token", APP))
         await until(lambda: not message.buttons)
         assert "by test, token" in message.text
+
+
+async def test_no_line_of_the_terms_is_cut_in_a_message_with_buttons(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        await one.pair(ANN)
+        row, message = await one.ask(purpose="x" * 1_000 + " the end")
+        assert "the end" in message.text
+        news = Notification("ntf_1", "approval.asked", 1, "A payment", "x" * 9_000, {}, row.id, "t", "test")
+        assert await one.target.send(news, {}, 1) is None
+        assert telegram.messages[-1].buttons == {}
 
 
 async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
@@ -246,3 +301,17 @@ async def test_a_payment_with_more_terms_than_a_message_holds_has_no_buttons(
         assert await one.target.send(news, {}, 1) is None
         assert telegram.messages[-1].buttons == {}
         assert "payagent payments show" in telegram.messages[-1].text
+
+
+async def test_no_button_approves_a_new_address(world: World, telegram: Telegram) -> None:
+    known = guarded(world, MerchantRules(from_file=frozenset({Pin("pay_to", pay_to("known"))})))
+    async with phone(world, telegram, lambda config: ASKING(known(config))) as one:
+        await one.pair(ANN)
+        row, message = await one.ask()
+        assert list(message.buttons) == ["Deny"]
+        assert "To approve a new address, check it first" in message.text
+        made_up = message.buttons["Deny"].replace("deny", "approve")
+        assert "Nothing was decided" in await one.press(made_up, ANN)
+        assert one.state(row) is State.AWAITING_APPROVAL
+        await one.press(message.buttons["Deny"], ANN)
+        assert one.state(row) is State.DENIED

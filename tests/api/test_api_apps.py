@@ -56,6 +56,25 @@ async def test_a_refusal_names_the_tightest_limit(api: Api) -> None:
     assert (refused["app"], refused["merchant"]) == ("bot", api.world.origin)
 
 
+async def test_an_order_that_only_lowers_limits_raises_none_however_its_scope_is_named(api: Api) -> None:
+    bot, token = await add(api, limits={"per_day": "20000000"}), "ab" * 28 + "00"
+    await api.http.post("/v1/limits", json={"merchant": "t", "limits": {"per_day": "20000000"}})
+    for scope in ({"app": "bot"}, {"app": bot["id"]}, {"merchant": "t"}, {"merchant": api.world.origin}):
+        lowered = {**scope, "only_lower": True}
+        for limits in ({"per_day": "20000001"}, {"per_day": None}, {"total": "5", "per_day": "20000001"}):
+            answer = await api.http.post("/v1/limits", json={**lowered, "limits": limits})
+            assert require_problem(answer, "limit_not_lower")["now"] == "20000000"
+        first = await api.http.post("/v1/limits", json={**lowered, "asset": token, "limits": {"per_day": "1"}})
+        assert require_problem(first, "limit_not_lower")["now"] is None
+        for limits in ({"per_day": "20000000"}, {"per_week": "90000000"}):
+            answer = await api.http.post("/v1/limits", json={**lowered, "limits": limits})
+            assert answer.status_code == 200, answer.text
+    assert {one["most"] for one in answer.json()["limits"] if one["app"] or one["merchant"]} == {
+        "20000000",
+        "90000000",
+    }
+
+
 async def test_an_app_is_bound_to_its_merchants_and_assets(api: Api) -> None:
     other = "ab" * 28 + "00"
     require_problem(await api.http.post("/v1/apps", json={"name": "x", "merchants": ["nobody"]}), "not_found")
@@ -238,7 +257,7 @@ async def test_an_operator_sees_what_stands_above_the_limits(world: World) -> No
         seen = (await api.as_("reader").get("/v1/limits")).json()
         assert seen["signer"] == {"per_transaction": {"lovelace": "7"}, "signed_per_day": {"lovelace": "8"}}
         assert seen["approval_above"] == {"lovelace": "5"}
-        assert set((await api.as_("payer").get("/v1/limits")).json()) == {"limits"}
+        assert set((await api.as_("payer").get("/v1/limits")).json()) == {"limits", "tokens"}
 
 
 async def test_a_token_is_refused_after_its_expiry(api: Api) -> None:

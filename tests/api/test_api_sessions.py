@@ -1,11 +1,17 @@
 """The dashboard's links, sessions and orders: how long each is valid, by the monotonic clock."""
 
+import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from kit.dashboard import Stub
+from starlette.responses import HTMLResponse, Response
 
 from payagent.agent.base.ports import SystemRandomness
+from payagent.api.http.problems import problem_of
 from payagent.api.http.sessions import (
+    CODE_TRIES,
     LINK_S,
     ORDER_S,
     SESSION_S,
@@ -16,9 +22,16 @@ from payagent.api.http.sessions import (
     Sessions,
 )
 from payagent.core.problems import Refused
+from payagent.dashboard import app as dashboard_app
+from payagent.dashboard.app import form, page
+from payagent.dashboard.in_process import ApiRefusedError
+from payagent.dashboard.pages import session as session_pages
+from payagent.dashboard.visit import REFRESH, Visit
 from payagent.store.rows.apps import AppRow
 
 APP = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
+
+PROBLEM: dict[str, object] = {**problem_of(Refused("wrong_state", "it is too late"), "").model_dump()}
 
 
 @dataclass
@@ -57,6 +70,20 @@ def test_a_link_has_32_random_bytes_and_a_code_60_bits() -> None:
     assert len(code.replace("-", "")) * 5 == 60
 
 
+def test_wrong_codes_from_before_a_code_was_open_do_not_count_against_it() -> None:
+    timed = Timed()
+    for _ in range(3):  # before any code, then while one is open that ends
+        for _ in range(CODE_TRIES - 1):
+            assert timed.sessions.enter_by_code("0000-0000-0000") is None
+        _, code = timed.sessions.ask_in("token", APP)
+        assert timed.sessions.enter_by_code("0000-0000-0000") is None
+        assert timed.sessions.has_codes
+        timed.now_s += LINK_S
+    _, code = timed.sessions.ask_in("token", APP)
+    assert timed.sessions.enter_by_code("0000-0000-0000") is None
+    assert timed.sessions.enter_by_code(code) is not None
+
+
 def test_a_code_may_be_typed_with_small_letters_and_without_dashes() -> None:
     timed = Timed()
     _, code = timed.sessions.ask_in("token", APP)
@@ -71,6 +98,28 @@ def test_a_session_ends_after_an_hour_without_use() -> None:
         assert timed.sessions.find(cookie) is not None
     timed.now_s += UNUSED_S
     assert timed.sessions.find(cookie) is None
+
+
+def test_what_an_open_page_asks_by_itself_does_not_prolong_its_session() -> None:
+    timed = Timed()
+    _, cookie = timed.enter()
+    timed.now_s += UNUSED_S - 1
+    assert timed.sessions.find(cookie, is_used=False) is not None
+    timed.now_s += 1
+    assert timed.sessions.find(cookie) is None
+
+
+async def test_the_script_neither_prolongs_the_session_nor_takes_a_notice_away() -> None:
+    stub = Stub([*session_pages.PAGES, page("/ui/", lambda visit: visit.page("problem.html"))])
+    stub.session.notice = "Signing is paused."
+    stub.session.used_s = used_s = -1.0
+    refreshed = await stub.http.get("/ui/", headers={REFRESH: "1"})
+    await stub.http.get("/ui/events")
+    assert stub.session.used_s == used_s
+    assert "Signing is paused." not in refreshed.text
+    shown = (await stub.http.get("/ui/")).text
+    assert stub.session.used_s > used_s
+    assert shown.index("Signing is paused.") < shown.index('id="state" data-live')
 
 
 def test_a_session_ends_after_eight_hours_of_use() -> None:
@@ -127,3 +176,65 @@ def test_neither_a_session_nor_an_order_shows_its_secrets_when_it_is_printed() -
     assert session.csrf not in told
     assert cookie not in told
     assert str(order.code) not in told
+
+
+async def test_the_page_of_an_order_waits_until_it_is_carried_out_before_it_says_what_became_of_it() -> None:
+    stub, released = Stub(session_pages.PAGES), asyncio.Event()
+
+    async def refused() -> Answer:
+        await released.wait()
+        return 409, PROBLEM
+
+    order = stub.sessions.ask_for(stub.session, "Send", (), "/ui/wallet", refused)
+    path = f"/ui/orders/{order.id}"
+    assert 'data-poll="2"' in (await stub.http.get(path)).text
+    confirmed = asyncio.create_task(stub.sessions.confirm(order))
+    await asyncio.sleep(0)
+    under_way = (await stub.http.get(path)).text
+    assert "being carried out" in under_way
+    assert 'data-poll="2"' in under_way
+    assert "Done" not in under_way
+    assert (await stub.post(f"{path}/withdraw", "1")).headers["location"] == path
+    released.set()
+    await confirmed
+    ended = (await stub.http.get(path)).text
+    assert 'data-poll=""' in ended
+    assert ended.index('id="order"') < ended.index("it is too late")  # in the part that the script replaces
+
+
+@pytest.mark.parametrize("refused", ["/readyz", "/v1/payments", "/v1/pause", "/v1/wallet"])
+async def test_when_the_frame_of_a_page_is_refused_the_refusal_is_shown_and_signing_can_be_paused(
+    refused: str,
+) -> None:
+    stub = Stub([page("/ui/", lambda visit: visit.page("problem.html"))])
+    stub.answers[refused] = 409, PROBLEM
+    answer = await stub.http.get("/ui/")
+    assert (answer.status_code, "it is too late" in answer.text) == (409, True)
+    assert 'action="/ui/pause"' in answer.text
+    assert stub.session.csrf in answer.text
+
+
+async def test_a_second_click_gets_the_answer_of_the_first_also_just_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dashboard_app, "AGAIN_S", 0.1)
+    calls: Counter[str] = Counter()
+
+    async def add(visit: Visit) -> Response:
+        calls[visit.order] += 1
+        await asyncio.sleep(0.01)
+        if visit.order == "refused":
+            raise ApiRefusedError(409, PROBLEM)
+        return HTMLResponse(f"token {calls[visit.order]}", 201, {"location": "/ui/apps"})
+
+    stub = Stub([form("/ui/apps/new", add)])
+    answers = await asyncio.gather(*[stub.post("/ui/apps/new", "made") for _ in range(3)])
+    answers.append(await stub.post("/ui/apps/new", "made"))
+    assert [answer.text for answer in answers] == ["token 1"] * 4
+    refused = await asyncio.gather(*[stub.post("/ui/apps/new", "refused") for _ in range(3)])
+    assert ["it is too late" in answer.text for answer in refused] == [True] * 3
+    assert calls == {"made": 1, "refused": 1}
+    await asyncio.sleep(0.1)
+    later = await stub.post("/ui/apps/new", "made")
+    assert (later.status_code, later.headers["location"]) == (303, "/ui/apps")
+    assert "token" not in repr(stub.session.done["made"])

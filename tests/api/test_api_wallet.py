@@ -15,10 +15,12 @@ async def totals(api: Api) -> dict[str, dict[str, str]]:
 
 
 async def test_the_wallet_shows_available_held_and_total_at_every_step(api: Api) -> None:
-    assert await totals(api) == {"lovelace": {"available": "500000000", "held": "0", "total": "500000000"}}
+    assert await totals(api) == {
+        "lovelace": {"available": "500000000", "held": "0", "in_flight": "0", "total": "500000000"}
+    }
     paid = await api.pay()
     spent = 13_000_000 + int(paid["fee"])  # type: ignore[call-overload]
-    held = {"available": "400000000", "held": str(spent), "total": "500000000"}
+    held = {"available": "400000000", "held": str(spent), "in_flight": str(spent), "total": "500000000"}
     assert await totals(api) == {"lovelace": held}
     wallet = (await api.http.get("/v1/wallet")).json()
     assert wallet["utxos"] == {"available": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
@@ -28,7 +30,7 @@ async def test_the_wallet_shows_available_held_and_total_at_every_step(api: Api)
     await api.run.agent.submitter.drain(10)
     await api.run.settle_down()
     left = str(500_000_000 - spent)
-    assert await totals(api) == {"lovelace": {"available": left, "held": "0", "total": left}}
+    assert await totals(api) == {"lovelace": {"available": left, "held": "0", "in_flight": "0", "total": left}}
     assert api.world.on_chain() == {"lovelace": int(left)}
 
 
@@ -92,7 +94,9 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
             await run.agent.submitter.drain(10)
             await run.settle_down()
             assert world.on_chain() == {}
-            assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "total": "0"}}
+            assert await totals(api) == {
+                "lovelace": {"available": "0", "held": "0", "in_flight": "0", "total": "0"}
+            }
 
 
 async def test_send_all_names_what_it_may_not_send_and_sends_the_rest(world: World) -> None:
@@ -129,7 +133,7 @@ async def test_a_native_token_is_sent_in_its_own_units(world: World) -> None:
             await run.agent.submitter.drain(10)
             await run.settle_down()
             assert world.on_chain()[TOKEN] == 7
-            assert (await totals(api))[TOKEN] == {"available": "7", "held": "0", "total": "7"}
+            assert (await totals(api))[TOKEN] == {"available": "7", "held": "0", "in_flight": "0", "total": "7"}
 
 
 async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(world: World) -> None:

@@ -456,7 +456,10 @@ def test_verify_says_when_the_ledger_is_from_an_older_payagent(lived: Past, tmp_
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
     (only,) = findings(path, lived.owner)
-    assert (only.row, "of an older payagent" in only.what) == ("m001_release_0_1_0, m002_notifications", True)
+    assert (only.row, "of an older payagent" in only.what) == (
+        "m001_release_0_1_0, m002_notifications, m003_approval_messages",
+        True,
+    )
 
 
 OF_NOTHING = [

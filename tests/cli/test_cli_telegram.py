@@ -18,6 +18,8 @@ from kit.pages import blocks
 from kit.push_services import PushService
 from kit.telegram import ApiError, BotMessage, Telegram
 
+from payagent.dashboard.app import HOST
+
 TOKEN = plant("the bot's token", "987654:another-canary_of-a-bot")
 ANN, BOB, MALLORY = 1001, 1002, 6666
 
@@ -88,7 +90,7 @@ def phones(closed_shop: Shop) -> Iterator[Phones]:
         }
         secret = write_private(shop.folder / "bot-token", TOKEN + "\n")
         with shop.config.open("a") as config:
-            config.write(f'\n[approvals]\nrequired_above = "5 ADA"\nlink_origin = "http://127.0.0.1:{port}"\n')
+            config.write(f'\n[approvals]\nrequired_above = "5 ADA"\nlink_origin = "http://{HOST}:{port}"\n')
             config.write(_table("phone", "telegram", telegram.url) + f'secret_file = "{secret}"\n')
             for kind, service in services.items():
                 config.write(_table(kind, kind, service.url) + 'events = ["approval.asked"]\n')
@@ -223,10 +225,11 @@ def test_each_service_is_told_once_also_after_it_failed(ann: Phones) -> None:
         seen = service.seen[-1]
         assert payment_id in seen.text
         links = list(dict.fromkeys(seen.links))
-        assert [link.split("/")[3:6] for link in links] == [
-            ["decide", payment_id, way] for way in ("approve", "deny")
+        assert [link.split("/")[3:7] for link in links] == [
+            ["ui", "decide", payment_id, way] for way in ("approve", "deny")
         ]
-        assert ann.shop.http.get(links[0]).status_code == 200
+        here, host = links[0].replace(HOST, "127.0.0.1"), f"{HOST}:{ann.port}"
+        assert ann.shop.http.get(here, headers={"Host": host}).status_code == 200
     ann.press(message.buttons["Deny"], ANN)
 
 

@@ -79,3 +79,15 @@ def test_the_daemon_refuses_to_start_with_a_bot_token_that_is_none(folder: Path)
     code, talk = refused(folder)
     assert (code, token in talk) == (2, False)
     assert "bot's token" in talk
+
+
+def test_the_daemon_refuses_to_start_with_one_bot_for_two_targets(folder: Path) -> None:
+    (folder / "bot").touch(mode=0o600)
+    (folder / "bot").write_text(plant("a shared bot's token", "123456:a-canary-of-a-shared-bot"))
+    with (folder / "config.toml").open("a") as config:
+        for name in ("phone", "desk"):
+            config.write(f'[[notifications]]\nname = "{name}"\nkind = "telegram"\n')
+            config.write(f'secret_file = "{folder / "bot"}"\n')
+    code, talk = refused(folder)
+    assert code == 2
+    assert "desk needs a bot of its own" in talk

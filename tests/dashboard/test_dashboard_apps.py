@@ -9,6 +9,7 @@ from kit.dashboard import visitor
 from kit.http import NO_TLS
 from playwright.sync_api import Browser, Page, expect
 
+from payagent.dashboard.app import AGAIN_S
 from payagent.dashboard.pages import apps, limits, merchants
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
@@ -65,6 +66,7 @@ def test_reloading_the_page_of_a_token_shows_it_no_more_and_adds_nothing(shop: S
         origin = sign_in(at.page, shop)
         fill(at.page, origin, "once", "pay")
         token = shown_token(at.page)
+        at.page.wait_for_timeout(AGAIN_S * 1000)  # before, it is a double click
         at.page.reload()
         expect(at.page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
         assert token not in at.page.content()

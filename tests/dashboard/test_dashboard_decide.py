@@ -6,7 +6,7 @@ from html import unescape
 import httpx
 import pytest
 from kit.agent import ADA, APP, World, with_terms
-from kit.api import Api, served
+from kit.api import LINK_HOST, Api, served
 
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks, Way
 from payagent.agent.operator.limits import set_limits
@@ -194,6 +194,23 @@ async def test_a_truncated_link_says_that_nothing_was_decided_and_what_to_do(wor
         assert page.status_code == 404
         assert "Nothing was decided by it." in page.text
         assert "whole link" in page.text
+
+
+async def test_at_the_host_of_links_only_their_pages_answer(world: World) -> None:
+    world.fund(100 * ADA)
+    async with world.run(terms=ASKING) as run, served(run, links=LINKS) as api:
+        await run.run_pass()
+        link, at = await link_of(api, "approve"), {"Host": LINK_HOST, "Origin": f"https://{LINK_HOST}"}
+        page = await api.http.get(link, headers={"Host": LINK_HOST})
+        style = re.search(r'href="(/ui/static/[^"]*css)"', page.text)
+        assert style is not None
+        assert (await api.http.get(style[1], headers={"Host": LINK_HOST})).status_code == 200
+        for path in ("/", "/ui/", "/ui/sign-in", "/ui/enter/0", "/v1/limits", "/proxy/t/chat"):
+            assert (await api.http.get(path, headers={"Host": LINK_HOST})).status_code == 403, path
+        code = (await api.http.post("/v1/dashboard/links", json={})).json()["code"]
+        typed = await api.http.post("/ui/sign-in", data={"code": code}, headers=OWN_FORM | at)
+        assert (typed.status_code, "set-cookie" in typed.headers) == (403, False)
+        assert (await api.http.post(link, headers=OWN_FORM | at)).status_code == 303
 
 
 async def test_a_decision_in_the_dashboard_on_other_terms_or_too_late_is_refused(world: World) -> None:

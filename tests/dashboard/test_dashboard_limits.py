@@ -5,6 +5,7 @@ import re
 import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import TOKEN, Shop
+from kit.dashboard import visitor
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
@@ -58,7 +59,11 @@ def test_lowering_a_limit_acts_at_once(shop: Shop, browser: Browser) -> None:
         order(at.page, origin, "20.5")
         expect(at.page.locator("#notice")).to_contain_text("last 24 hours: 20.5 ADA at most")
         assert in_force(shop) == (20_500_000, "operator")
-        expect(at.page.locator("#limits tr", has_text="Last 24 hours").first).to_contain_text("of 20.5 ADA")
+        row = at.page.locator("#limits tr", has_text="Last 24 hours").first
+        expect(row).to_contain_text("of 20.5 ADA")
+        shop.payagent("limits", "set", "--per-day", "30 ADA")
+        expect(row).to_contain_text("of 30 ADA")
+        expect(at.page.locator("#notice")).to_contain_text("20.5 ADA at most")  # until another page is opened
 
 
 def test_a_first_limit_of_ada_acts_at_once_and_one_of_a_token_waits(shop: Shop, browser: Browser) -> None:
@@ -69,6 +74,23 @@ def test_a_first_limit_of_ada_acts_at_once_and_one_of_a_token_waits(shop: Shop, 
         order(at.page, origin, "90", "per_week", TOKEN)
         shown_code(at.page)
         assert in_force(shop, "per_week", TOKEN) is None
+
+
+def test_a_raise_waits_for_the_terminal_whatever_the_form_sends(shop: Shop) -> None:
+    me = visitor(shop)
+    shop.payagent("limits", "set", "--per-day", "40 ADA")
+    shop.payagent("app", "add", "bot", "--per-day", "2 ADA")
+    shop.payagent("limits", "set", "--merchant", "t", "--per-day", "3 ADA")
+    ids = {one["name"]: one["id"] for one in shop.payagent("app", "list").json["apps"]}
+    before = shop.payagent("limits").json["limits"]
+    for scope in (
+        {},
+        {"app": ids["bot"]},
+        {"merchant": shop.devnet.merchant_url},
+    ):  # no asset: no tokens are named
+        order = {**me.hidden(), **scope, "limit": "per_day", "amount": "90000", "act": "set"}
+        assert me.post("/ui/limits", order).headers["location"].startswith("/ui/orders/"), scope
+    assert shop.payagent("limits").json["limits"] == before
 
 
 def test_reverting_to_the_config_waits_for_the_terminal(shop: Shop, browser: Browser) -> None:
@@ -93,6 +115,7 @@ def test_an_amount_that_is_not_readable_is_refused_with_what_was_typed(shop: Sho
             order(at.page, origin, typed)
             expect(at.page.locator("#refusal")).to_contain_text("amount_invalid")
             assert at.page.get_by_label("At most").input_value() == typed
+            expect(at.page.locator("#live")).to_contain_text("Not live since")
     assert in_force(shop) == before
 
 

@@ -25,6 +25,25 @@ def test_a_payment_appears_within_a_second_and_without_a_reload(shop: Shop, brow
         assert at.page.evaluate("window.isSamePage")
 
 
+def test_a_hidden_tab_holds_no_stream_and_is_fresh_again_when_it_is_seen(shop: Shop, browser: Browser) -> None:
+    turn = """isHidden => {
+        Object.defineProperty(document, "hidden", {value: isHidden, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange")); }"""
+    with tab(browser) as at:
+        sign_in(at.page, shop)
+        expect(at.page.locator("#live")).to_contain_text("Live")
+        at.page.evaluate("window.isSamePage = true")
+        at.page.evaluate(turn, True)
+        shop.payagent("pay", shop.saved("while nobody looks"), "--merchant", "t")
+        row = at.page.locator(f"#row-{shop.payments()[0]['id']}")
+        at.page.wait_for_timeout(1000)
+        expect(row).to_have_count(0)
+        at.page.evaluate(turn, False)
+        expect(row).to_be_visible()
+        expect(at.page.locator("#live")).to_contain_text("Live")
+        assert at.page.evaluate("window.isSamePage")
+
+
 def test_the_parts_of_the_wallet_add_up_to_its_total(shop: Shop, browser: Browser) -> None:
     with tab(browser) as at:
         sign_in(at.page, shop)

@@ -32,6 +32,9 @@ from payagent.outbound.egress import Egress
 from payagent.proxy.app import Bounds, ProxyApp
 from payagent.store.rows import apps
 
+LINK_HOST = "approve.example"
+"""The host at which only the pages of approval links answer."""
+
 SCOPES = {
     "first": ("approve", "operate", "pay", "read"),
     "payer": ("pay",),
@@ -125,7 +128,7 @@ async def served(
         dashboard = create_dashboard(
             run.agent, then, sessions, links, run.world.origin, None, facts, is_devnet=True
         )
-        app = Doors(app, dashboard, frozenset({HOST}))
+        app = Doors(app, dashboard, frozenset({HOST}), LINK_HOST)
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)

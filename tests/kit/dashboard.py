@@ -1,16 +1,22 @@
 """The dashboard as a browser calls it, without one: every header by hand, so that a test can leave one out."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import unescape
 from urllib.parse import urlsplit
 
 import httpx
+from starlette.types import Receive, Scope, Send
 
 from kit.cli import Shop
-from payagent.dashboard.app import COOKIE, DashboardPage
+from payagent.agent.base.ports import SystemRandomness
+from payagent.api.http.sessions import Session, Sessions
+from payagent.dashboard.app import COOKIE, Dashboard, DashboardPage
 from payagent.dashboard.build import MODULES
+from payagent.dashboard.render import Renderer
+from payagent.store.rows.apps import AppRow
 
 PAGES: tuple[DashboardPage, ...] = tuple(one for module in MODULES for one in module.PAGES)
 """Every page and form of the dashboard that needs a session."""
@@ -75,3 +81,46 @@ def stranger(shop: Shop) -> Visitor:
     host = urlsplit(shop.payagent("dashboard").json["url"]).netloc
     port = host.rpartition(":")[2]
     return Visitor(shop.http, f"http://127.0.0.1:{port}", host)
+
+
+class Stub:
+    """The dashboard before an API that answers as `answers` says (status and object by path), and one operator's
+    session there."""
+
+    def __init__(self, pages: Sequence[DashboardPage]) -> None:
+        self.answers: dict[str, tuple[int, object]] = {
+            "/readyz": (200, {"ready": True, "checks": {}}),
+            "/v1/payments": (200, {"awaiting_approval": 0}),
+            "/v1/pause": (200, {"paused": False}),
+            "/v1/wallet": (200, {"chain": None}),
+            "/v1/events": (200, {}),
+        }
+        self.sessions = Sessions(SystemRandomness(), lambda: 0.0, lambda: 0, "http://payagent.localhost")
+        app = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
+        opened = self.sessions.enter(self.sessions.ask_in("token", app)[0])
+        assert opened is not None
+        self.session: Session = opened[0]
+        renderer = Renderer(network="devnet", explorer="", tokens={}, api_url="http://127.0.0.1", daemon={})
+        dashboard = Dashboard(
+            self._api, self.sessions, lambda _: app, lambda kind: kind, renderer, self._note, pages, []
+        )
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(dashboard),
+            base_url="http://payagent.localhost",
+            headers={
+                "cookie": f"{COOKIE}={opened[1]}",
+                "origin": "http://payagent.localhost",
+                "sec-fetch-site": "same-origin",
+            },
+        )
+
+    async def post(self, path: str, order: str) -> httpx.Response:
+        return await self.http.post(path, data={"csrf": self.session.csrf, "order": order})
+
+    async def _note(self, _event: str, _detail: Mapping[str, object]) -> None:
+        """It has no ledger."""
+
+    async def _api(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        status, body = self.answers[scope["path"]]
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})

@@ -69,8 +69,9 @@ class ApprovalRules:
         writes.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="approval")
         detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
         writes.move_payment(unit, payment_id, Event.REQUEST_APPROVAL, now_ms, detail)
+        why = "; ".join(reason.detail for reason in reasons)
         facts = {
-            "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {reasons[0].detail}",
+            "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {why}",
             **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
             "ends_at": iso_time(ends_at_ms),
         }

@@ -4,7 +4,7 @@ A limit set at run time overrides the config file, survives restarts, and is rec
 May import: core, store, agent.context. Never: decides about a payment (admission does).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.context import AgentContext
@@ -22,12 +22,11 @@ class LimitStatus:
     """A limit, and what its window counts now.
 
     For an app that sees only itself, a shared limit has `left_units` None and counts only that app's spending.
-    `frees_at_ms`: when the oldest counted spending leaves the window. `from_file_units`: the config file's limit.
+    `frees_at_ms`: when the oldest counted spending leaves the window.
     """
 
     limit: Limit
     is_from_file: bool
-    from_file_units: int | None
     spent_units: int
     left_units: int | None
     frees_at_ms: int | None
@@ -43,12 +42,6 @@ def standing(context: AgentContext, only_app: str | None = None) -> list[LimitSt
     clock_ms = context.limits_clock_ms(context.conn, context.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
     return [_status_of(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
-
-
-def _from_file_units(context: AgentContext, limit: Limit) -> int | None:
-    """The config file's limit of the same scope, asset and window."""
-    same = (one for one in context.config.limits if one._replace(most_units=limit.most_units) == limit)
-    return next((one.most_units for one in same), None)
 
 
 def _binds(limit: Limit, app: AppRow) -> bool:
@@ -71,8 +64,7 @@ def _status_of(
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
         frees_at_ms = policy.frees_at_ms(limit.window, limit_counters.spans(context.conn, counted, clock_ms), 1)
-    from_file_units = _from_file_units(context, limit)
-    return LimitStatus(limit, is_from_file, from_file_units, units, left_units, frees_at_ms)
+    return LimitStatus(limit, is_from_file, units, left_units, frees_at_ms)
 
 
 async def set_limits(
@@ -82,12 +74,47 @@ async def set_limits(
     merchant_name: str | None,
     asset: str,
     most_units: Mapping[Window, int | None],
+    *,
+    only_lower: bool = False,
 ) -> None:
-    """Set limits of a scope and asset; None reverts to the config file. Refused: `not_found`."""
+    """Set limits of a scope and asset; None reverts to the config file. Refused: `not_found`.
+
+    `only_lower`: refused with `limit_not_lower`, in the same commit, if any of them could let more out.
+    """
     app = ANY if app_name is None else apps.find(context.conn, app_name).id
     scope = Scope(app, ANY if merchant_name is None else _limited_origin(context, merchant_name))
     now_ms = context.ports.clock.now_ms()
-    await context.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
+
+    def job(unit: Unit) -> None:
+        if only_lower:
+            present = policy.in_force(context.config.limits, limit_counters.limits(unit.conn))
+            _require_lower(context.config.limits, present, scope, asset, most_units)
+        write_limits(unit, scope, asset, most_units, by_app, now_ms)
+
+    await context.write("limits", job)
+
+
+def _require_lower(
+    from_file: Sequence[Limit],
+    present: Sequence[Limit],
+    scope: Scope,
+    asset: str,
+    most_units: Mapping[Window, int | None],
+) -> None:
+    """A first limit of ADA bounds what had no bound. A first limit of a token may be what lets it out at all."""
+    for window, units in most_units.items():
+        now, in_config = (
+            next((limit.most_units for limit in limits if limit[:3] == (scope, asset, window)), None)
+            for limits in (present, from_file)
+        )
+        if units is None or (asset != LOVELACE if now is None else units > now):
+            raise Refused(
+                "limit_not_lower",
+                f"{window} would not only be lowered",
+                limit=window,
+                now=None if now is None else str(now),
+                in_config=None if in_config is None else str(in_config),
+            )
 
 
 def _limited_origin(context: AgentContext, name: str) -> str:

@@ -33,7 +33,7 @@ from payagent.core.notifications import (
 from payagent.core.timestamps import iso_time
 from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit
-from payagent.store.rows import approvals, apps, events, notifications, payments, prepaid, topups
+from payagent.store.rows import approvals, apps, events, notifications, paired_chats, payments, prepaid, topups
 from payagent.store.rows.notifications import DeliveryRow, HashedEvent
 from payagent.store.rows.payments import PaymentRow
 
@@ -81,14 +81,17 @@ def is_due(row: DeliveryRow, now_ms: int) -> bool:
 async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
     """Begin with the targets of the config. A new one is told what happens from now on.
 
-    What waits for one that is no longer in the config is given up.
+    What waits for one that is no longer in the config is given up, and its chats are unpaired.
     """
-    known = notifications.targets(context.conn)
+    known, now_ms = notifications.targets(context.conn), context.ports.clock.now_ms()
     if known == set(names):
         return
 
     def job(unit: Unit) -> None:
         notifications.forget_others(unit, names)
+        for gone in sorted(known - set(names)):
+            for chat in paired_chats.of_target(unit.conn, gone):
+                paired_chats.unpair(unit, gone, chat.chat_id, None, now_ms)
         newest, _ = events.last_event(unit.conn)
         for name in sorted(set(names) - known):
             notifications.set_cursor(unit, name, newest)

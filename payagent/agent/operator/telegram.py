@@ -10,6 +10,7 @@ Never: decides by itself; takes a decision from what a button brings back; shows
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import structlog
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.approval_links import WAYS
+from payagent.agent.operator.approval_links import WAYS, Way
 from payagent.agent.payments.decisions import Decisions
 from payagent.core.history import decision_in_words
 from payagent.core.money import format_amount
@@ -35,6 +36,9 @@ from payagent.store.rows.paired_chats import PairedChat
 
 CODE_BYTES = 4
 CODE_FOR_MS = 600_000
+_PAIRING = re.compile(rf"(?:/start(?:@\w+)?\s+)?([0-9A-Fa-f]{{{2 * CODE_BYTES}}})")
+"""In a group, Telegram's apps add the bot's name to a command."""
+
 CODE_TRIES = 5
 """How many wrong codes end a pairing: guessing one of 2^32 is hopeless."""
 
@@ -104,8 +108,9 @@ class TelegramTarget:
             return f"no chat is paired: run payagent notifications pair {self.name}"
         text = f"{plain(notification.title)}\n{plain(notification.text)}"
         approval = self._approval(notification)
-        if approval is not None:
-            text = "\n".join((text, *map(plain, self._terms(approval))))
+        if approval is not None:  # a line that is cut makes the message too long: nobody decides on a part
+            lines = notification.title, notification.text, *self._terms(approval)
+            text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
         problem, told = None, self._told.setdefault(notification.id, set())
         for chat_id in {chat.chat_id for chat in chats} - told:
             try:
@@ -138,6 +143,8 @@ class TelegramTarget:
         if (purpose := events.purpose_of(conn, row.id)) is not None:
             yield f"the app's reason: {purpose}"
         yield f"open until: {iso_time(approval.expires_at_ms)}"
+        if "approve" not in self._ways(row.id):
+            yield f"To approve a new address, check it first. Then: payagent payments approve {row.id}"
 
     async def _tell(self, chat_id: int, text: str, approval: ApprovalRow | None, links: Mapping[str, str]) -> None:
         """Send a message, with buttons if it asks for an approval. What they refer to is durable before it leaves.
@@ -159,8 +166,9 @@ class TelegramTarget:
             text=text,
         )
         await self._context.write("notify", lambda unit: approval_messages.add(unit, message))
-        buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in WAYS}
-        link = f"\ndetails: {links['approve_url']}" if links else ""
+        buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in self._ways(approval.payment_id)}
+        # who has the link decides, so it is not for a group: there, everybody reads it
+        link = f"\nApprove page: {links['approve_url']}" if links and chat_id > 0 else ""
         message_id = await self._bot.send_message(chat_id, text + link, buttons)
         await self._context.write("notify", lambda unit: approval_messages.set_sent(unit, message.id, message_id))
 
@@ -169,17 +177,20 @@ class TelegramTarget:
         await asyncio.gather(self._repeat(self._poll), self._repeat(self._follow))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Take a step again and again. A step that fails is logged once and waits."""
+        """Take a step again and again. A step that fails is logged once and waits.
+
+        An error is the same if only its numbers differ, such as how long Telegram asked to wait.
+        """
         last: str | None = None
         while True:
             try:
                 await step()
                 last = None
             except Exception as error:
-                if repr(error) != last:
-                    last = repr(error)
-                    is_known = isinstance(error, ServiceError)
-                    log.warning("notification.trouble", target=self.name, error=last, exc_info=not is_known)
+                same = re.sub(r"\d+", "", repr(error))
+                if same != last:
+                    last, is_known = same, isinstance(error, ServiceError)
+                    log.warning("notification.trouble", target=self.name, error=repr(error), exc_info=not is_known)
                 await asyncio.sleep(AGAIN_S)
 
     async def _poll(self) -> None:
@@ -198,8 +209,9 @@ class TelegramTarget:
     async def _follow(self) -> None:
         """Edit the messages whose approvals were decided, here or elsewhere, and wait for the next change.
 
-        The messages then say what was decided, and have no buttons. Raises `ServiceError`: edit them later.
+        The messages then say what was decided, and have no buttons. Raises `ServiceError`: edit the rest later.
         """
+        problem: ServiceError | None = None
         with self._context.changes.following() as changed:
             for message in approval_messages.decided(self._context.conn, self.name):
                 if message.message_id is not None and message.chat_id in {one.chat_id for one in self.paired()}:
@@ -208,8 +220,11 @@ class TelegramTarget:
                         await self._bot.edit_message(message.chat_id, message.message_id, text)
                     except ServiceError as failed:
                         if failed.status not in _GONE:
-                            raise
+                            problem = failed
+                            continue
                 await self._close(message.id)
+            if problem is not None:
+                raise problem
             await changed.wait()
 
     async def _close(self, message: str) -> None:
@@ -233,9 +248,14 @@ class TelegramTarget:
             await self._take_message(what)
 
     async def _take_message(self, message: ChatMessage) -> None:
-        """Pair the chat if the message is the code. Anybody may write to a bot: all else gets a refusal."""
+        """Pair the chat if the message is the code. Anybody may write to a bot: all else gets a refusal.
+
+        In a group people write to each other, so nothing else is answered there.
+        """
         if await self._is_paired_by(message):
             answer = "This chat is paired: it gets payagent's notifications, and your presses on buttons decide."
+        elif message.chat_id < 0:
+            return
         elif any(chat.chat_id == message.chat_id for chat in self.paired()):
             answer = "This chat is paired already. payagent reads no commands here."
         else:
@@ -244,11 +264,11 @@ class TelegramTarget:
 
     async def _is_paired_by(self, message: ChatMessage) -> bool:
         code, now_ms = self._code, self._context.ports.clock.now_ms()
-        word = message.text.removeprefix("/start").strip().upper()
-        if code is None or not word or not code.made_at_ms <= now_ms < code.expires_at_ms:
+        found = _PAIRING.fullmatch(message.text.strip())
+        if code is None or found is None or not code.made_at_ms <= now_ms < code.expires_at_ms:
             return False
         code.tries_left -= 1
-        is_right = hmac.compare_digest(word.encode(), code.text.encode())
+        is_right = hmac.compare_digest(found[1].upper().encode(), code.text.encode())
         if is_right or not code.tries_left:
             self._code = None
         if is_right:
@@ -265,7 +285,7 @@ class TelegramTarget:
         """Decide as the button says. What the button brings back only finds the message in the ledger."""
         way, _, message_id = press.data.partition(":")
         message = approval_messages.find(self._context.conn, message_id)
-        if way not in WAYS or message is None or not self._may_decide(message, press):
+        if message is None or not self._may_decide(message, press) or way not in self._ways(message.payment_id):
             log.warning("notification.press_refused", target=self.name, chat=press.chat_id, user=press.user_id)
             await self._bot.answer_press(press, _NOT_HERE)
             return
@@ -279,6 +299,12 @@ class TelegramTarget:
         else:
             answer = self._outcome(message.payment_id)
         await self._bot.answer_press(press, answer)
+
+    def _ways(self, payment_id: str) -> tuple[Way, ...]:
+        """What buttons decide. No button approves a new address: somebody has to check it first."""
+        approval = approvals.of_payment(self._context.conn, payment_id)
+        reasons = () if approval is None else approval.reasons
+        return ("deny",) if any(reason.code == "address_not_pinned" for reason in reasons) else WAYS
 
     def _may_decide(self, message: ApprovalMessage, press: Press) -> bool:
         """Whether the press comes from the chat that got the message, and from the person who paired that chat."""

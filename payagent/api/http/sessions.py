@@ -7,9 +7,11 @@ May import: core, agent.base, store.rows, api.http.
 Never: stores a link, a code or a cookie; carries out an order twice.
 """
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from hmac import compare_digest
+from typing import Any
 
 from payagent.agent.base.ports import Randomness
 from payagent.api.http.tokens import hash_token
@@ -49,8 +51,8 @@ class SignInLink:
 
 @dataclass(slots=True)
 class Session:
-    """A signed-in browser. `csrf` goes into its forms. `done`: where each order of a form led, so that a double
-    click is one order. `notice`: what its next page says once."""
+    """A signed-in browser. `csrf` goes into its forms. `done`: where each order of a form led, or its answer while
+    it may still be a double click. `notice`: what its next page says once."""
 
     key: str = field(repr=False)
     app_id: str
@@ -59,7 +61,7 @@ class Session:
     started_s: float
     used_s: float
     started_at_ms: int
-    done: dict[str, str | None] = field(default_factory=dict)
+    done: dict[str, str | Future[Any]] = field(default_factory=dict, repr=False)
     notice: str = ""
 
     @property
@@ -71,8 +73,8 @@ class Session:
 class PendingOrder:
     """An order of a session that the terminal confirms. `facts`: what it does, in pairs for people.
 
-    `answer` is set once it was carried out; `code` is None from then on. `token`: an app's new token, until the
-    session has shown it.
+    `code` is None once it was confirmed, and `answer` is set once it was carried out. `token`: an app's new token,
+    until the session has shown it.
     """
 
     id: str
@@ -105,7 +107,8 @@ class Sessions:
 
     def ask_in(self, token_hash: str, app: AppRow) -> tuple[str, str]:
         """Make a sign-in link. Returns its secret, and the code to type instead of it."""
-        self._drop_ended()
+        if not self.has_codes:  # what was typed meanwhile was no guess at this one
+            self._wrong_codes = 0
         secret, code = self._randomness.token_hex(32), self._code(12)
         self._links[hash_token(secret)] = SignInLink(
             token_hash,
@@ -149,11 +152,11 @@ class Sessions:
             self._wrong_codes = 0
         return None
 
-    def find(self, cookie: str) -> Session | None:
-        """The session of a cookie, which this use prolongs."""
+    def find(self, cookie: str, *, is_used: bool = True) -> Session | None:
+        """The session of a cookie. A use prolongs it; what an open page asks by itself is none."""
         self._drop_ended()
         session = self._sessions.get(hash_token(cookie))
-        if session is not None:
+        if session is not None and is_used:
             session.used_s = self._now_s()
         return session
 

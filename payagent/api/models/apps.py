@@ -28,8 +28,7 @@ from payagent.store.rows.apps import AppRow, TokenRow
 class LimitStanding(BaseModel):
     """A limit in force. `app` and `merchant`: whose spending it limits; null: everyone's.
 
-    `in_config` is what the config file says, which applies after a reset; null: it has no such limit. `spent` is
-    what its window counts now. `frees_at` is when the oldest of that leaves the window. A token with
+    `spent` is what its window counts now. `frees_at` is when the oldest of that leaves the window. A token with
     the pay scope alone sees only its own app's part of a shared limit: `spent` is that part, and `left` is null.
     """
 
@@ -38,7 +37,6 @@ class LimitStanding(BaseModel):
     asset: str
     limit: LimitName
     most: Units
-    in_config: Units | None
     spent: Units
     left: Units | None
     frees_at: Time | None
@@ -54,7 +52,6 @@ class LimitStanding(BaseModel):
             asset=limit.asset,
             limit=limit.window,
             most=limit.most_units,
-            in_config=status.from_file_units,
             spent=status.spent_units,
             left=status.left_units,
             frees_at=status.frees_at_ms,
@@ -115,6 +112,9 @@ class SetLimits(RequestBody):
         dict[LimitName, Annotated[GivenCount, InSupply] | None],
         Field(min_length=1, description="null: the config file's limit applies again."),
     ]
+    only_lower: Annotated[
+        bool, Field(description="Refuse the order (limit_not_lower) if it could let more out, as null could.")
+    ] = False
 
 
 Scopes = list[TokenScope]

@@ -43,7 +43,8 @@ async def approve(request: Request, caller: Decider, payment_id: PaymentId) -> J
     """Limits and funds are checked again, and then the payment is signed. If that is refused, the request for
     approval stays open until it times out. 409 `already_decided` says what was decided before. Only an app with
     the operate scope may decide on its own payment."""
-    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), await _approver(request, caller))
+    approver = await _approver(request, caller)
+    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), approver)
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 
@@ -56,7 +57,8 @@ async def approve(request: Request, caller: Decider, payment_id: PaymentId) -> J
 async def deny(request: Request, caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what it held is released. Until the approval would have timed out, the same request
     is refused without a new approval."""
-    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), await _approver(request, caller))
+    approver = await _approver(request, caller)
+    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), approver)
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 

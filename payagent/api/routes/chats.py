@@ -41,8 +41,9 @@ async def every_chat(name: TargetName, request: Request, _caller: Operator) -> J
 )
 async def unpair(name: TargetName, request: Request, caller: Operator) -> JsonResponse:
     """Applies at once: the chat is told nothing more, and its buttons decide nothing."""
+    order = UnpairChat.read(await caller.json_body(request))
     telegram = _telegram(request, name)
-    await telegram.unpair(UnpairChat.read(await caller.json_body(request)).chat, caller.app.id)
+    await telegram.unpair(order.chat, caller.app.id)
     return _listed(telegram)
 
 

@@ -40,7 +40,8 @@ def _sessions(request: Request) -> Sessions:
 async def make_link(request: Request, caller: Person) -> JsonResponse:
     """It works once, within two minutes. The session acts with the app's token, and ends with it. Only a token
     with operate makes a link for another app."""
-    sessions, order = _sessions(request), CreateSignIn.read(await caller.json_body(request, may_be_absent=True))
+    order = CreateSignIn.read(await caller.json_body(request, may_be_absent=True))
+    sessions = _sessions(request)
     app, token_hash = caller.app, caller.token_hash
     if order.app not in (None, app.name, app.id):
         if OPERATE not in app.scopes:

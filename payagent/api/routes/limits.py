@@ -40,7 +40,15 @@ async def limits(caller: Viewer) -> JsonResponse:
 async def change(request: Request, caller: Operator) -> JsonResponse:
     """Applies at once, overrides the config file, and survives restarts. null reverts to the config file."""
     order = SetLimits.read(await caller.json_body(request))
-    await set_limits(caller.context, caller.app.id, order.app, order.merchant, order.asset, order.limits)
+    await set_limits(
+        caller.context,
+        caller.app.id,
+        order.app,
+        order.merchant,
+        order.asset,
+        order.limits,
+        only_lower=order.only_lower,
+    )
     return _standing(caller)
 
 

@@ -68,20 +68,6 @@ def _in_force(limits: Sequence[Mapping[str, Any]], typed: Mapping[str, str]) -> 
     return next((int(one["most"]) for one in found), None)
 
 
-def _in_config(
-    limits: Sequence[Mapping[str, Any]], typed: Mapping[str, str], asset: str, tokens: dict[str, str]
-) -> str:
-    """What a limit becomes that goes back to the config file."""
-    wanted = (typed.get("app") or None, typed.get("merchant") or None, asset, typed.get("limit"))
-    found = (one for one in limits if (one["app"], one["merchant"], one["asset"], one["limit"]) == wanted)
-    most = next(((one["in_config"],) for one in found), None)
-    if most is None:
-        return "as in the config file"
-    return "as in the config file: " + (
-        "no such limit" if most[0] is None else f"{amount_text(most[0], asset, tokens)} at most"
-    )
-
-
 async def set_limit(visit: Visit) -> Response:
     try:
         return await _set(visit)
@@ -98,15 +84,20 @@ async def _set(visit: Visit) -> Response:
         raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
     body = {name: typed[name] for name in ("app", "merchant") if typed.get(name)}
     order = {**body, "asset": asset, "limits": {window: most}}
-    limits = (await visit.api.get("/v1/limits"))["limits"]
-    present = _in_force(limits, typed)
-    then = (
-        _in_config(limits, typed, asset, tokens) if most is None else f"{amount_text(most, asset, tokens)} at most"
-    )
+    then = "as in the config file" if most is None else f"{amount_text(most, asset, tokens)} at most"
     whose = " at ".join(f"{kind} {name}" for kind, name in body.items()) or "the wallet"
-    if most is not None and _lets_no_more_out(present, int(most), asset):
-        await visit.api.post("/v1/limits", order)
+    try:
+        await visit.api.post("/v1/limits", {**order, "only_lower": True})
         return visit.done("/ui/limits", f"{whose}, {_words(window)}: {then} from now on.")
+    except ApiRefusedError as refused:
+        if refused.problem["code"] != "limit_not_lower":
+            raise
+        present = refused.problem["now"]
+        if is_reset:
+            in_config = refused.problem["in_config"]
+            then += (
+                ": no such limit" if in_config is None else f": {amount_text(in_config, asset, tokens)} at most"
+            )
     facts = (
         ("whose", whose),
         ("limit", _words(window)),
@@ -115,11 +106,6 @@ async def _set(visit: Visit) -> Response:
     )
     title = "Revert a limit to the config file" if is_reset else "Raise a limit"
     return visit.confirm_in_terminal(title, facts, "/ui/limits", "/v1/limits", order, None)
-
-
-def _lets_no_more_out(present: int | None, most: int, asset: str) -> bool:
-    """A first limit of ADA bounds what had no bound. A first limit of a token is what lets it out at all."""
-    return asset == LOVELACE if present is None else most <= present
 
 
 def _words(window: str) -> str:

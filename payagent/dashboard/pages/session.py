@@ -38,13 +38,15 @@ async def order(visit: Visit) -> Response:
     """An order that waits for the terminal, or what became of it."""
     kept = visit.sessions.order(visit.session, visit.request.path_params["order_id"])
     if kept is None:
-        raise Refused("not_found", "the order was withdrawn, or its 10 minutes are over. Nothing was done")
-    problem = None if kept.answer is None or kept.answer[0] < 400 else kept.answer[1]
-    return await visit.page("order.html", kept=kept, ends_at=iso_time(kept.ends_at_ms), problem=problem)
+        raise Refused("not_found", "the order was withdrawn, or its 10 minutes are over")
+    refused = None if kept.answer is None or kept.answer[0] < 400 else kept.answer[1]
+    return await visit.page("order.html", kept=kept, ends_at=iso_time(kept.ends_at_ms), refused=refused)
 
 
 async def withdraw(visit: Visit) -> Response:
     kept = visit.sessions.order(visit.session, visit.request.path_params["order_id"])
+    if kept is not None and kept.code is None:  # too late: the terminal has confirmed it
+        return RedirectResponse(f"/ui/orders/{kept.id}", 303)
     back_to = "/ui/" if kept is None else kept.back_to
     if kept is not None:
         visit.sessions.withdraw(kept)

@@ -4,7 +4,7 @@
 
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
 const live = document.getElementById("live");
-let seconds = 1, timer, due = Infinity, isLost = false, last = new Date();
+let seconds = 1, timer, due = Infinity, stream, again, isLost = false, last = new Date();
 
 function localTimes() {
   for (const time of document.querySelectorAll("time[datetime]")) {
@@ -18,8 +18,7 @@ function say() {
 }
 
 async function refresh() {
-  if (document.getElementById("refusal")) return; // the answer to a form: it keeps what was typed
-  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+  const answer = await fetch(location.href, { headers: { accept: "text/html", "payagent-refresh": "1" } });
   if (answer.redirected) return location.assign(answer.url); // the session has ended
   if (!answer.ok) throw new Error(answer.status);
   const text = await answer.text();
@@ -91,8 +90,9 @@ function lost() {
   say();
 }
 
-function listen() {
-  const stream = new EventSource("/ui/events");
+function listen() { // a browser opens six connections to a host, so only a tab that is seen holds a stream
+  if (document.hidden) return;
+  stream = new EventSource("/ui/events");
   stream.onopen = () => {
     if (isLost) changed(0);
     isLost = false;
@@ -102,7 +102,7 @@ function listen() {
   stream.onerror = () => {
     stream.close();
     lost();
-    setTimeout(listen, seconds * 1000);
+    again = setTimeout(listen, seconds * 1000);
     seconds = Math.min(seconds * 2, 30);
     refresh().catch(lost); // leads to the sign-in page when the session has ended
   };
@@ -118,5 +118,15 @@ document.addEventListener("click", async (event) => {
 });
 
 localTimes();
-listen();
-poll();
+if (document.querySelector("#main > #refusal")) {
+  lost(); // the answer to a form: it keeps what was typed
+} else {
+  document.addEventListener("visibilitychange", () => {
+    stream?.close();
+    clearTimeout(again);
+    isLost = true; // of what changed meanwhile it was not told
+    listen();
+  });
+  listen();
+  poll();
+}

@@ -44,8 +44,8 @@ def pair(unit: Unit, target: str, chat_id: int, user_id: int, by_app: str, now_m
     writes.note(unit, None, PAIRED, None, now_ms, detail)
 
 
-def unpair(unit: Unit, target: str, chat_id: int, by_app: str, now_ms: int) -> bool:
-    """End a pairing. False, and no change, if there is none."""
+def unpair(unit: Unit, target: str, chat_id: int, by_app: str | None, now_ms: int) -> bool:
+    """End a pairing. False, and no change, if there is none. `by_app`: None if the target left the config."""
     if chat_id not in {chat.chat_id for chat in of_target(unit.conn, target)}:
         return False
     writes.note(unit, None, UNPAIRED, None, now_ms, {"target": target, "chat": chat_id, "by": by_app})
