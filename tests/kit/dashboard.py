@@ -101,7 +101,9 @@ class Stub:
         assert opened is not None
         self.session: Session = opened[0]
         renderer = Renderer(network="devnet", explorer="", tokens={}, api_url="http://127.0.0.1", daemon={})
-        dashboard = Dashboard(self._api, self.sessions, lambda _: app, lambda kind: kind, renderer, pages, [])
+        dashboard = Dashboard(
+            self._api, self.sessions, lambda _: app, lambda kind: kind, renderer, self._note, pages, []
+        )
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(dashboard),
             base_url="http://payagent.localhost",
@@ -114,6 +116,9 @@ class Stub:
 
     async def post(self, path: str, order: str) -> httpx.Response:
         return await self.http.post(path, data={"csrf": self.session.csrf, "order": order})
+
+    async def _note(self, _event: str, _detail: Mapping[str, object]) -> None:
+        """It has no ledger."""
 
     async def _api(self, scope: Scope, _receive: Receive, send: Send) -> None:
         status, body = self.answers[scope["path"]]
