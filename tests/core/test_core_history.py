@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.history import event_in_words, limit_in_words
+from payagent.core.history import decision_in_words, event_in_words, limit_in_words
 
 TOKEN = "5c" * 28 + "636c69"
 DAY = {"limit": "per_day", "app": None, "merchant": None}
@@ -36,3 +36,16 @@ def test_an_event_is_one_line(event: str, detail: dict[str, object], words: str 
 
 def test_a_limit_names_whose_spending_it_limits() -> None:
     assert limit_in_words(DAY | {"app": "bot", "merchant": "t"}) == "per day of bot t"
+
+
+@pytest.mark.parametrize(
+    ("approval", "words"),
+    [
+        ({"decision": "approved", "via": "token", "by": "anna"}, "Approved by anna, token"),
+        ({"decision": "denied", "via": "link"}, "Denied by somebody with a link"),
+        ({"decision": "denied", "via": "token", "by": None}, "Denied by an app, token"),
+        ({"decision": "timed_out", "via": "clock"}, "Timed out: nobody decided in time"),
+    ],
+)
+def test_a_decision_says_who_made_it_and_how(approval: dict[str, object], words: str) -> None:
+    assert decision_in_words(approval) == words

@@ -96,3 +96,11 @@ def test_a_refusals_message_has_title_detail_money_and_fix() -> None:
     assert Refused("unauthorized", "no token.").message == (
         f"{PROBLEMS['unauthorized'].title}: no token. {PROBLEMS['unauthorized'].fix}"
     )
+
+
+def test_a_refusal_by_a_limit_records_which_limit_it_was() -> None:
+    known = {"limit": "per_day", "asset": "lovelace"}
+    ledger = Refused("limit_exceeded", "too much", **known, app="a", merchant="https://b").limit_record
+    assert ledger == {**known, "scope": "app a, merchant https://b"}
+    assert Refused("limit_exceeded", "too much", **known).limit_record == {**known, "scope": "wallet"}
+    assert Refused("paused", "by the operator").limit_record == {}
