@@ -30,6 +30,8 @@ def check_limits(conn: Connection) -> Iterator[AuditFinding]:
         yield AuditFinding("limit_counters", row, "it differs from what the holds and uses count")
     for payment_id, asset in recount.unreleased_approval_holds(conn):
         yield AuditFinding("holds", f"{payment_id} {asset}", "it was not released when the approval was decided")
+    for (payment_id,) in recount.approvals_without_hold(conn):
+        yield AuditFinding("holds", payment_id, "it waited for a person, and nothing was held for it")
     for pool, app, asset in recount.wrong_shares(conn):
         yield AuditFinding(
             "prepaid_shares", f"{pool} {app} {asset}", "it differs from the app's payments and uses"

@@ -452,6 +452,16 @@ def test_verify_names_a_view_that_was_changed_or_removed(lived: Past, tmp_path: 
     ]
 
 
+def test_verify_names_an_approval_for_which_nothing_was_held(lived: Past, tmp_path: Path) -> None:
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path)) as conn:
+        asked = [payment_id for (payment_id,) in conn.execute("SELECT payment_id FROM approvals ORDER BY rowid")]
+    assert asked
+    tamper(path, "DELETE FROM holds WHERE stage = 'approval'")
+    named = [one.row for one in findings(path, lived.owner) if "nothing was held" in one.what]
+    assert named == asked
+
+
 def test_verify_says_when_the_ledger_is_from_an_older_payagent(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)

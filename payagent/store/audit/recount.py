@@ -31,6 +31,14 @@ def unreleased_approval_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, s
     )
 
 
+def approvals_without_hold(conn: sqlite3.Connection) -> Iterator[tuple[str]]:
+    """Payments that waited for a person and held nothing meanwhile."""
+    return conn.execute(
+        "SELECT payment_id FROM approvals WHERE payment_id NOT IN "
+        "(SELECT payment_id FROM holds WHERE stage = 'approval') ORDER BY rowid"
+    )
+
+
 _EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.counted_units > 0
     THEN (SELECT IIF(json_valid(e.detail), e.detail ->> '$.counts_from_ms', NULL) FROM events e
           WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void') ORDER BY e.seq DESC LIMIT 1) END"""
