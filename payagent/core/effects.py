@@ -115,8 +115,7 @@ class PrepaidEffect(StrEnum):
 class Effect:
     """One row: what a transition does. `attempt`: whether it stores a signed attempt.
 
-    `observed`: whether a provider's observation of the block is stored. `alert`: the alert that it raises or
-    clears, by the facts' words.
+    `observed`: whether a provider's observation of the block is stored. Alerts come with the facts.
     """
 
     journal: Journal = Journal.NONE

@@ -1,4 +1,4 @@
-"""Loads a payment as `core.effects` sees it, in two statements. Only this makes a `Payment`.
+"""Loads a payment as `core.effects` sees it, in two statements.
 
 May import: core, store. Never: writes.
 """

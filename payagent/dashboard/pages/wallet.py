@@ -96,7 +96,8 @@ async def split(visit: Visit) -> Response:
     """Keep a split until the terminal confirms it: no limit counts its fee."""
     wallet, count = await visit.api.get("/v1/wallet"), visit.form.get("count", "")
     try:
-        body = {"count": int(count) if count.isdecimal() else count, "lovelace": str(_ada(visit.form.get("each")))}
+        is_number = count.isascii() and count.isdecimal() and len(count) < 10
+        body = {"count": int(count) if is_number else count, "lovelace": str(_ada(visit.form.get("each")))}
         order = SplitOrder.check(body)
         _require_available(wallet, LOVELACE, order.count * order.lovelace)
     except Refused as refused:
