@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import httpcore
 import httpx
@@ -90,6 +90,10 @@ async def _looked_up(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
 
+_parsed = lru_cache(maxsize=1_000)(httpx.URL)
+"""A transaction and an invoice are asked for again until they are final."""
+
+
 class HttpClient:
     """Sends requests without a timeout: whoever asks sets one for the whole request.
 
@@ -111,10 +115,14 @@ class HttpClient:
         connect_timeout_s: float = 10,
     ) -> AsyncIterator[httpx.Response]:
         """The answer, whose body the caller reads. Raises `httpx.HTTPError` or `httpx.InvalidURL`."""
-        merged = httpx.Headers(_HEADERS)
-        merged.update(headers)
-        extensions = {"timeout": {"connect": connect_timeout_s}}
-        request = httpx.Request(method, url, params=params, headers=merged, content=content, extensions=extensions)
+        request = httpx.Request(
+            method,
+            _parsed(url),
+            params=params,
+            headers={**_HEADERS, **headers},
+            content=content,
+            extensions={"timeout": {"connect": connect_timeout_s}},
+        )
         response = await self._transport.handle_async_request(request)
         try:
             yield response
