@@ -7,7 +7,6 @@ Never: follows a redirect, keeps a cookie, reads proxies from the environment, r
 
 import asyncio
 import os
-import select
 import socket
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -163,7 +162,6 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
-        self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -178,11 +176,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 for address in await self._lookup(host, port):
                     try:
-                        return _Stream(
-                            await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-                        )
-                    except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                        failed = error
+                        return await _connected(address, port)
+                    except OSError as error:
+                        failed = httpcore.ConnectError(str(error))
         except TimeoutError:
             failed = httpcore.ConnectTimeout(f"no connection to {host}")
         except OSError as error:
@@ -190,47 +186,82 @@ class _Backend(httpcore.AsyncNetworkBackend):
         raise failed
 
     async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)
+        await asyncio.sleep(seconds)
+
+
+class _Reader(asyncio.StreamReader):
+    """Knows how many bytes wait to be read."""
+
+    waiting_bytes = 0
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # asyncio gives nothing else
+        self.waiting_bytes += len(data)
+        super().feed_data(data)
+
+    async def read(self, n: int = -1) -> bytes:
+        data = await super().read(n)
+        self.waiting_bytes -= len(data)
+        return data
+
+
+async def _connected(address: str, port: int) -> "_Stream":
+    loop = asyncio.get_running_loop()
+    reader = _Reader(loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.create_connection(lambda: protocol, address, port)
+    return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that reads in small pieces, and a limited total for each request."""
+    """A connection that reads in small pieces, and a limited total for each request.
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self._socket = stream.get_extra_info("socket")
+    Reads and writes have no timeout of their own, because whoever asks sets one for the whole request.
+    """
+
+    def __init__(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
         self._left_bytes = max_bytes_with_framing.get()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._left_bytes <= 0:
             raise EndlessAnswerError
-        data = await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+        await asyncio.sleep(0)  # what has arrived is read at once otherwise, and other tasks get no turn
+        try:
+            data = await self._reader.read(min(max_bytes, _READ_BYTES))
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
         self._left_bytes -= len(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._left_bytes = max_bytes_with_framing.get()
-        await self._stream.write(buffer, timeout)
+        try:
+            self._writer.write(buffer)
+            await self._writer.drain()
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        """Close, without waiting for a peer that does not say goodbye."""
+        self._writer.close()
+        await asyncio.sleep(0)
+        self._writer.transport.abort()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"no TLS with {server_hostname}") from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        return self
 
     def get_extra_info(self, info: str) -> object:
-        """httpcore asks each idle connection before every request whether it `is_readable`: the server closed it.
-
-        anyio would look up all addresses of the connection for that.
-        """
+        """`is_readable`: whether the server closed an idle connection, or sent what nobody asked for."""
         if info == "is_readable":
-            return self._socket.fileno() < 0 or _has_data(self._socket)
-        return self._stream.get_extra_info(info)
-
-
-def _has_data(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
+            return self._reader.waiting_bytes > 0 or self._reader.at_eof() or self._writer.is_closing()
+        return self._writer.get_extra_info(info)
