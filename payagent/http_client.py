@@ -9,10 +9,10 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import cache, partial
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import cache, lru_cache, partial
 
 import httpcore
 import httpx
@@ -28,6 +28,9 @@ Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 
 _READ_BYTES = 8 * 1024
 """Bytes read before other tasks get their turn. An answer in one-byte chunks would otherwise block them."""
+
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "keep-alive", "User-Agent": USER_AGENT}
+"""Sent unless the caller gives another value, under the same spelling of the name."""
 
 max_bytes_with_framing: ContextVar[int] = ContextVar("max_bytes_with_framing", default=4 * 1024 * 1024)
 """The most bytes read of an answer with its head and chunk framing. An answer of framing alone must end too."""
@@ -87,16 +90,48 @@ async def _looked_up(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
 
-def create_client(transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """A client without a timeout: whoever asks sets one for the whole request."""
-    return httpx.AsyncClient(
-        trust_env=False,
-        follow_redirects=False,
-        timeout=httpx.Timeout(None, connect=10),
-        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        transport=transport or Transport(),
-    )
+_parsed = lru_cache(maxsize=1_000)(httpx.URL)
+"""A transaction and an invoice are asked for again until they are final."""
+
+
+class HttpClient:
+    """Sends requests without a timeout: whoever asks sets one for the whole request.
+
+    A request goes straight to the transport. httpx's own client would add cookies, redirects and authentication,
+    which are not wanted, and a third of the processor time.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._transport = transport or Transport()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | AsyncIterable[bytes] | None = None,
+        *,
+        params: Mapping[str, int | str] | None = None,
+        connect_timeout_s: float = 10,
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer, whose body the caller reads. Raises `httpx.HTTPError` or `httpx.InvalidURL`."""
+        request = httpx.Request(
+            method,
+            _parsed(url),
+            params=params,
+            headers={**_HEADERS, **headers},
+            content=content,
+            extensions={"timeout": {"connect": connect_timeout_s}},
+        )
+        response = await self._transport.handle_async_request(request)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
 
 
 async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
@@ -129,7 +164,6 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
-        self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -144,11 +178,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 for address in await self._lookup(host, port):
                     try:
-                        return _Stream(
-                            await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-                        )
-                    except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                        failed = error
+                        return await _connected(address, port)
+                    except OSError as error:
+                        failed = httpcore.ConnectError(str(error))
         except TimeoutError:
             failed = httpcore.ConnectTimeout(f"no connection to {host}")
         except OSError as error:
@@ -156,34 +188,82 @@ class _Backend(httpcore.AsyncNetworkBackend):
         raise failed
 
     async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)
+        await asyncio.sleep(seconds)
+
+
+class _Reader(asyncio.StreamReader):
+    """Knows how many bytes wait to be read."""
+
+    waiting_bytes = 0
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # asyncio gives nothing else
+        self.waiting_bytes += len(data)
+        super().feed_data(data)
+
+    async def read(self, n: int = -1) -> bytes:
+        data = await super().read(n)
+        self.waiting_bytes -= len(data)
+        return data
+
+
+async def _connected(address: str, port: int) -> "_Stream":
+    loop = asyncio.get_running_loop()
+    reader = _Reader(loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.create_connection(lambda: protocol, address, port)
+    return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that reads in small pieces, and a limited total for each request."""
+    """A connection that reads in small pieces, and a limited total for each request.
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
+    Reads and writes have no timeout of their own, because whoever asks sets one for the whole request.
+    """
+
+    def __init__(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
         self._left_bytes = max_bytes_with_framing.get()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._left_bytes <= 0:
             raise EndlessAnswerError
-        data = await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+        await asyncio.sleep(0)  # what has arrived is read at once otherwise, and other tasks get no turn
+        try:
+            data = await self._reader.read(min(max_bytes, _READ_BYTES))
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
         self._left_bytes -= len(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._left_bytes = max_bytes_with_framing.get()
-        await self._stream.write(buffer, timeout)
+        try:
+            self._writer.write(buffer)
+            await self._writer.drain()
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        """Close, without waiting for a peer that does not say goodbye."""
+        self._writer.close()
+        await asyncio.sleep(0)
+        self._writer.transport.abort()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"no TLS with {server_hostname}") from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        return self
 
     def get_extra_info(self, info: str) -> object:
-        return self._stream.get_extra_info(info)
+        """`is_readable`: whether the server closed an idle connection, or sent what nobody asked for."""
+        if info == "is_readable":
+            return self._reader.waiting_bytes > 0 or self._reader.at_eof() or self._writer.is_closing()
+        return self._writer.get_extra_info(info)

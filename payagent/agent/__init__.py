@@ -55,7 +55,6 @@ Sub-packages, each importing only from those above it:
     config           `AgentConfig`: the settings that decisions depend on, built from file and ledger
     prepaid          prepaid balances inside a commit
     requests         values that callers send, the answers, and what one commit decides on
-    alert_records    raises and clears alerts inside a commit
     merchant_trust   pinned addresses, agreed prices and the unserved streak of a merchant
     chain_view       the chain as last read: may we sign, and with which TTL
     change_notifier  wakes callers that wait for a payment or a block

@@ -34,7 +34,8 @@ from payagent.core.prometheus import Histogram
 from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses, payments
+from payagent.store.load import load_row
+from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses
 from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")
@@ -152,10 +153,7 @@ class AgentContext:
 
     def payment(self, payment_id: str) -> PaymentRow:
         """The payment as it is now. Refused: `not_found`."""
-        row = payments.payment(self.conn, payment_id)
-        if row is None:
-            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
-        return self.as_noted(row)
+        return self.as_noted(load_row(self.conn, payment_id))
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 import httpx
 
 from payagent.chain.submit_answers import RawAnswer, TransportError
-from payagent.http_client import EndlessAnswerError, create_client, max_bytes_with_framing, read_body
+from payagent.http_client import EndlessAnswerError, HttpClient, max_bytes_with_framing, read_body
 
 _AT_ONCE = 8
 """Calls at a time. Others wait here: httpcore 1.0 loses a connection when a call that waits in its pool ends."""
@@ -33,8 +33,9 @@ class ProviderClient:
     """Makes calls to one provider: kept connections, no retry, answers as plain values."""
 
     def __init__(self, connect_timeout_s: float) -> None:
-        self._timeout = httpx.Timeout(None, connect=connect_timeout_s)
-        self._http = create_client()
+        self._connect_timeout_s = connect_timeout_s
+        self._http = HttpClient()
+        self._is_closed = False
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._deadlines: set[asyncio.Timeout] = set()
 
@@ -47,38 +48,39 @@ class ProviderClient:
         max_bytes: int,
     ) -> RawAnswer:
         """At most `max_bytes` of the answer are read."""
-        request = self._http.build_request(
-            "GET", url, headers=headers, params=params or None, timeout=self._timeout
-        )
-        return await self._answer(request, None, deadline_s, max_bytes)
+        return await self._answer("GET", url, headers, params or None, None, deadline_s, max_bytes)
 
     async def post(
         self, url: str, headers: Mapping[str, str], raw: bytes, deadline_s: float, max_bytes: int
     ) -> RawAnswer:
         """At most `max_bytes` of the answer are read."""
-        body = _Body(raw)
         sized = {**headers, "Content-Length": str(len(raw))}
-        request = self._http.build_request("POST", url, headers=sized, content=body, timeout=self._timeout)
-        return await self._answer(request, body, deadline_s, max_bytes)
+        return await self._answer("POST", url, sized, None, _Body(raw), deadline_s, max_bytes)
 
     async def _answer(
-        self, request: httpx.Request, body: _Body | None, deadline_s: float, max_bytes: int
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        params: Mapping[str, int | str] | None,
+        body: _Body | None,
+        deadline_s: float,
+        max_bytes: int,
     ) -> RawAnswer:
         """The status counts even if the body is cut off."""
         status, retry_after, error, raw = None, None, None, b""
-        if self._http.is_closed:
+        if self._is_closed:
             return RawAnswer(error=TransportError.CONNECT, body_sent=False)
         deadline = asyncio.timeout(deadline_s)
         self._deadlines.add(deadline)
         before = max_bytes_with_framing.set(2 * max_bytes)
+        sent = self._http.stream(
+            method, url, headers, body, params=params, connect_timeout_s=self._connect_timeout_s
+        )
         try:
-            async with deadline, self._turns:
-                response = await self._http.send(request, stream=True)
-                try:
-                    status, retry_after = response.status_code, response.headers.get("Retry-After")
-                    raw = await read_body(response, max_bytes)
-                finally:
-                    await response.aclose()
+            async with deadline, self._turns, sent as response:
+                status, retry_after = response.status_code, response.headers.get("Retry-After")
+                raw = await read_body(response, max_bytes)
             error = TransportError.TOO_BIG if len(raw) > max_bytes else None
         except TimeoutError:
             error = TransportError.TIMEOUT if status is None else TransportError.TRUNCATED
@@ -91,6 +93,7 @@ class ProviderClient:
 
     async def aclose(self) -> None:
         """End the calls in progress, which give no answer."""
+        self._is_closed = True
         for deadline in self._deadlines:
             deadline.reschedule(0)
         await self._http.aclose()

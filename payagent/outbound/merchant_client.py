@@ -21,7 +21,7 @@ from payagent.core.strict_json import loads
 from payagent.dialects import as_recorded
 from payagent.dialects.prepaid_answers import PrepaidAnswer, read_prepaid
 from payagent.dialects.status_answers import StatusWord, read_status
-from payagent.http_client import create_client, read_body
+from payagent.http_client import HttpClient, read_body
 from payagent.outbound.egress import Egress
 
 BODY_MAX_BYTES = 65_536
@@ -72,7 +72,7 @@ class MerchantClient:
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`transport` makes the connections. By default it is that of an `Egress` without private hosts."""
         self._silent: set[str] = set()
-        self._http = create_client(transport or Egress().transport())
+        self._http = HttpClient(transport or Egress().transport())
 
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int
@@ -121,12 +121,7 @@ class MerchantClient:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._http.stream(
-                    method,
-                    url,
-                    content=body,
-                    headers=headers,
-                ) as answer,
+                self._http.stream(method, url, headers, body) as answer,
             ):
                 raw = await read_body(answer, ANSWER_MAX_BYTES)
                 complete = raw if len(raw) <= ANSWER_MAX_BYTES else None
@@ -147,7 +142,7 @@ class MerchantClient:
 
     async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
         """Return the status and the body. A body over the limit stays longer than it, so parsing fails."""
-        async with self._http.stream("GET", url, headers=headers) as response:
+        async with self._http.stream("GET", url, headers) as response:
             return response.status_code, await read_body(response, BODY_MAX_BYTES)
 
     async def aclose(self) -> None:

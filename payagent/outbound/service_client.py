@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 
 from payagent.core.notifications import Missed
-from payagent.http_client import create_client, read_body
+from payagent.http_client import HttpClient, read_body
 
 TIMEOUT_S = 10
 ANSWER_MAX_BYTES = 2 * 1024 * 1024
@@ -42,7 +42,7 @@ class ServiceClient:
     """Requests to one service. Every request ends within its timeout, whatever the peer does."""
 
     def __init__(self) -> None:
-        self._http = create_client()
+        self._http = HttpClient()
         self._not_before_s: dict[int, float] = {}
 
     def wait(self, seconds: int, chat: int = 0) -> None:
@@ -86,9 +86,7 @@ class ServiceClient:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._http.stream(
-                    "POST", url, content=body, headers={"Content-Type": "application/json", **headers}
-                ) as response,
+                self._http.stream("POST", url, {"Content-Type": "application/json", **headers}, body) as response,
             ):
                 yield response
         except TimeoutError:

@@ -57,16 +57,16 @@ class FreeUtxos(Protocol):
     def change(self, unit: Unit, change: Free) -> None: ...
 
 
-def write(unit: Unit, changes: Iterable[Change], now_ms: int, free: FreeUtxos) -> None:
-    """Write the changes in order.
+def write(unit: Unit, changes: Iterable[Change], now_ms: int, free: FreeUtxos | None = None) -> None:
+    """Write the changes in order. `free`: for steps that change which UTxOs are free.
 
     Refused: `wrong_state` if the payment is not in the state that the changes were made for.
     """
     for change in changes:
-        if isinstance(change, Free):
-            free.change(unit, change)
-        else:
+        if not isinstance(change, Free):
             _WRITERS[type(change)](unit, change, now_ms)
+        elif free is not None:
+            free.change(unit, change)
 
 
 def open_intent(
@@ -385,19 +385,24 @@ def _set_streak(unit: Unit, change: SetStreak, _now_ms: int) -> None:
     merchants.set_unserved_streak(unit, change.origin, UnservedStreak(change.count, change.stopped_at_ms))
 
 
-def raise_alert(unit: Unit, change: Raise, now_ms: int) -> bool:
-    """Raise an alert. Returns whether it was new."""
-    if not change.again and alerts.is_raised(unit.conn, change.subject):
+def raise_alert(
+    unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int, *, again: bool = False
+) -> bool:
+    """Raise an alert unless its subject has one already; `again`: even then. Returns whether it was raised.
+
+    `facts` need a `detail` for people.
+    """
+    if not again and alerts.is_raised(unit.conn, subject):
         return False
-    _alert(unit, change.kind, change.subject, change.facts, now_ms)
+    _alert(unit, kind, subject, facts, now_ms)
     return True
 
 
-def clear_alert(unit: Unit, change: Clear, now_ms: int) -> bool:
+def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
     """Clear a subject's alert. Returns whether there was one."""
-    if not alerts.is_raised(unit.conn, change.subject):
+    if not alerts.is_raised(unit.conn, subject):
         return False
-    _alert(unit, alerts.CLEARED, change.subject, change.facts, now_ms)
+    _alert(unit, alerts.CLEARED, subject, facts, now_ms)
     return True
 
 
@@ -434,8 +439,8 @@ _WRITERS: dict[type[Change], Callable[[Unit, Any, int], object]] = {
     MovePrepaid: _move_prepaid,
     TakeBackUses: _take_back_uses,
     AgreePrice: _agree_price,
-    Raise: raise_alert,
-    Clear: clear_alert,
+    Raise: lambda unit, one, now_ms: raise_alert(unit, one.kind, one.subject, one.facts, now_ms, again=one.again),
+    Clear: lambda unit, one, now_ms: clear_alert(unit, one.subject, one.facts, now_ms),
     AddApproval: _add_approval,
     SetDelivery: _set_delivery,
     SetMerchantStatus: _set_merchant_status,

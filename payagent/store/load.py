@@ -90,7 +90,7 @@ def load_row(conn: Connection, payment_id: str) -> PaymentRow:
     """The payment alone. Refused: `not_found`."""
     row = payments.payment(conn, payment_id)
     if row is None:
-        raise Refused("not_found", f"there is no payment {payment_id}")
+        raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
     return row
 
 

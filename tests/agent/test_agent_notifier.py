@@ -10,7 +10,6 @@ import pytest
 from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 from kit.webhook import KEY, Receiver
 
-from payagent.agent.base.alert_records import raise_alert
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.agent.operator.book_checks import note_check
@@ -23,6 +22,7 @@ from payagent.core.policy import WALLET, Limit, Window
 from payagent.core.problems import Refused
 from payagent.outbound.webhook import Webhook
 from payagent.settings.schema import NotificationSettings
+from payagent.store.executor import raise_alert
 from payagent.store.rows import limit_counters, notifications, paired_chats
 from payagent.store.rows.notifications import DeliveryRow
 from payagent.wallet.keys import derive, seed_from_words

@@ -11,7 +11,6 @@ import pytest
 import structlog
 from kit.agent import ADA, APP, DEVNET, Run, World
 
-from payagent.agent.base.alert_records import raise_alert
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.operator.alerts import AlertMonitor, crossing
@@ -19,6 +18,7 @@ from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.log import Redactor, configure_logging
+from payagent.store.executor import raise_alert
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.wallet.keys import derive, seed_from_words
 

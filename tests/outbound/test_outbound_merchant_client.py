@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
@@ -212,6 +212,36 @@ async def test_an_answer_in_one_byte_chunks_does_not_block_the_event_loop() -> N
     await client.aclose()
     assert heard.body == b"x" * 40_000
     assert longest() < 0.15
+
+
+async def test_what_a_server_sends_unasked_is_not_the_next_answer() -> None:
+    """Such as a 408 before it closes an idle connection."""
+    five, writers = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n5", []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(five)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    client, other = MerchantClient(), MerchantClient()
+
+    async def status_of(asked: MerchantClient) -> int:
+        return (await asked.call(url, "GET", body=b"", headers={}, timeout_s=5)).status
+
+    assert [await status_of(client), await status_of(client), len(writers)] == [200, 200, 1]
+    writers[0].write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    assert await status_of(other) == 200  # by now the 408 has arrived
+    assert [await status_of(client), len(writers)] == [200, 3]
+    await client.aclose()
+    await other.aclose()
+    server.close()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_merchant_that_does_not_answer_gives_no_balance_within_the_timeout() -> None:

@@ -52,7 +52,3 @@ class FreeUtxoIndex:
             make_available(unit, self.utxos, change.utxo)
         elif change.utxo.ref in self.utxos:
             make_unavailable(unit, self.utxos, change.utxo.ref)
-
-
-NO_FREE_UTXOS = FreeUtxoIndex(UtxoIndex(()))
-"""For steps whose effects do not touch the free set."""

@@ -9,8 +9,6 @@ May import: core, store, agent.base. Never: decides (core.merchant_rules does); 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from payagent.agent.base.alert_records import clear_alert, raise_alert
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.core.aggregate import AgreedPriceRow, PaymentRow
 from payagent.core.changes import AgreePrice, Change, Note, PinAddress, Raise, SetStreak
 from payagent.core.invoice import Invoice, calls_of
@@ -28,7 +26,7 @@ from payagent.core.payment import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.executor import write
+from payagent.store.executor import clear_alert, raise_alert, write
 from payagent.store.rows import approvals, events, intents, merchants, topups, writes
 from payagent.store.rows.merchants import UnservedStreak
 
@@ -108,7 +106,7 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
     agreed = merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path)
     same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
     if not agreed or (_showed_price_rise(unit, row.id) and price.units > max(same, default=0)):
-        write(unit, (AgreePrice(row.invoice.origin, price, source),), now_ms, NO_FREE_UTXOS)
+        write(unit, (AgreePrice(row.invoice.origin, price, source),), now_ms)
 
 
 def _showed_price_rise(unit: Unit, payment_id: str) -> bool:
@@ -211,7 +209,7 @@ def unpin(unit: Unit, rules: MerchantRules, origin: str, old_pin: Pin, by_app: s
 
 
 def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
-    write(unit, (PinAddress(origin, one, why) for one in pins), now_ms, NO_FREE_UTXOS)
+    write(unit, (PinAddress(origin, one, why) for one in pins), now_ms)
 
 
 def _subject(origin: str) -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.core.aggregate import LoadedPayment, PaymentRow
 from payagent.core.changes import AddUse, Change, MovePrepaid
 from payagent.core.effects import prepaid_size
@@ -258,4 +257,4 @@ def used(unit: Unit, call: ServedRequest, clock_ms: int, now_ms: int, use_number
         call=f"{call.method} {call.path}",
         call_key=call.key,
     )
-    write(unit, (moved,), now_ms, NO_FREE_UTXOS)
+    write(unit, (moved,), now_ms)

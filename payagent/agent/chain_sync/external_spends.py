@@ -16,9 +16,7 @@ from functools import partial
 
 import structlog
 
-from payagent.agent.base.alert_records import clear_alert
 from payagent.agent.base.chain_view import QUIET_MS
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.agent.chain_sync.recovery import (
     ALERT_SUBJECT,
@@ -42,7 +40,7 @@ from payagent.core.payment import State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
-from payagent.store.executor import write
+from payagent.store.executor import clear_alert, write
 from payagent.store.load import load_utxos
 from payagent.store.rows import onchain, writes
 
@@ -286,7 +284,7 @@ def lose_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms
     utxos = load_utxos(unit.conn, row.inputs)
     spent = {ref: own.row.state for ref, own in utxos.items() if own.spent_by == row.tx_id}
     lost = AddExternalSpend(replace(row, is_on_chain=False), provider)
-    write(unit, effects.lose_external_spend(utxos, lost, spent), now_ms, NO_FREE_UTXOS)
+    write(unit, effects.lose_external_spend(utxos, lost, spent), now_ms)
 
 
 def overtake(

@@ -8,7 +8,6 @@ agent.commits, agent.base. Never: pays; changes a payment's state or money becau
 from dataclasses import replace
 
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments
 from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
@@ -90,7 +89,7 @@ class MerchantPolling:
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
             answered = Note(row.id, "retry_answered", state, {"status": status})
-            write(unit, (SetMerchantStatus(row.id, status), answered), now_ms, NO_FREE_UTXOS)
+            write(unit, (SetMerchantStatus(row.id, status), answered), now_ms)
 
         await context.write("merchant", job, row.id)
 

@@ -6,13 +6,13 @@ anything about a payment or a UTxO.
 
 from collections.abc import Mapping
 
-from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.chain_view import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.context import AgentContext
 from payagent.chain.quorum import ProviderQuorum
 from payagent.chain.quorum_rules import Silence, is_lasting, missed
 from payagent.chain.quorum_view import QuorumView
 from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts
 
 STEADY_MS = 600_000

@@ -17,7 +17,6 @@ from typing import Literal
 
 import structlog
 
-from payagent.agent.base.alert_records import raise_again
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
@@ -36,7 +35,7 @@ from payagent.core.timestamps import iso_time
 from payagent.core.utxo import UtxoEvent
 from payagent.store.db.signer_record import SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.executor import write
+from payagent.store.executor import raise_alert, write
 from payagent.store.rows import attempts_and_utxos, onchain, writes
 from payagent.wallet.utxo_index import UtxoIndex
 
@@ -226,7 +225,9 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
             f"transaction {seen.tx_id} spent UTxOs of this wallet, and the ledger does not know it: another "
             "program has the wallet's words, or the data folder was rolled back"
         )
-        raise_again(unit, "external_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
+        raise_alert(
+            unit, "external_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms, again=True
+        )
     return event
 
 

@@ -11,7 +11,6 @@ signs.
 
 import structlog
 
-from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
@@ -22,6 +21,7 @@ from payagent.chain.quorum_view import QuorumView
 from payagent.core.aggregate import PaymentRow, UtxoRow
 from payagent.core.payment import State
 from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes
 
 SUBJECT = "anchor:"

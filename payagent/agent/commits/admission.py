@@ -14,7 +14,6 @@ from enum import IntEnum
 from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
 from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.agent.base.requests import AdmittedPayment, PaymentIntent, TransferRequest
 from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
@@ -374,7 +373,7 @@ def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) 
     figures = {} if visible is refusal else {"figures": refusal.detail}
     facts = Facts(visible.record, refusal.limit_record | figures)
     payment = LoadedPayment(load_row(unit.conn, payment_id))
-    write(unit, apply(payment, Event.REJECT, facts), now_ms, NO_FREE_UTXOS)
+    write(unit, apply(payment, Event.REJECT, facts), now_ms)
     return AdmittedPayment(payment_id, True, refusal=visible)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
 from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentIntent
 from payagent.agent.commits.replacement import same_again
@@ -73,7 +72,7 @@ class ApprovalRules:
         detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
         known = Facts(detail=detail, spend=worst, clock_ms=clock_ms, alerts=(alert,))
         payment = LoadedPayment(load_row(unit.conn, payment_id))
-        write(unit, (asked, *apply(payment, Event.REQUEST_APPROVAL, known)), now_ms, NO_FREE_UTXOS)
+        write(unit, (asked, *apply(payment, Event.REQUEST_APPROVAL, known)), now_ms)
 
     def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:
         """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
@@ -89,7 +88,7 @@ class ApprovalRules:
         intent = self._intent_of(unit, row, approval, min_window_s)
         require_may_have(unit.conn, row, now_ms)
         worst = payments.hold(unit.conn, payment_id, "approval")
-        write(unit, release_approval_hold(load(unit.conn, payment_id)), now_ms, NO_FREE_UTXOS)
+        write(unit, release_approval_hold(load(unit.conn, payment_id)), now_ms)
         try:
             nonce_utxo = nonce_utxo_of(unit, row.intent.id)
             plan, checks = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
@@ -111,7 +110,7 @@ class ApprovalRules:
         self.reservation.hold(unit, payment_id, plan, now_ms, checks, detail)
         note_price(unit, intent)
         merchant_trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, detail, now_ms)
-        write(unit, (_approval_over(payment_id, "it was approved"),), now_ms, NO_FREE_UTXOS)
+        write(unit, (_approval_over(payment_id, "it was approved"),), now_ms)
         return DecidedPayment(payment_id, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
@@ -159,9 +158,7 @@ class ApprovalRules:
         return DecidedPayment(payment_id, None, why)
 
     def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, ApprovalRow]:
-        row, approval = payments.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
-        if row is None:
-            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        row, approval = load_row(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
         if approval is None or row.state is not State.AWAITING_APPROVAL:
             decision = None if approval is None else approvals.decided(unit.conn, payment_id)
             context = {} if decision is None else {"decision": decision.decision}
@@ -227,7 +224,7 @@ def approval_subject(payment_id: str) -> str:
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
     facts = Facts(why.record, {"by": by.app_id, "via": by.via}, alerts=(_approval_over(payment_id, why.detail),))
-    write(unit, apply(load(unit.conn, payment_id), Event.DENY, facts), now_ms, NO_FREE_UTXOS)
+    write(unit, apply(load(unit.conn, payment_id), Event.DENY, facts), now_ms)
 
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:

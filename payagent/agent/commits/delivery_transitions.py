@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust, prepaid
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.aggregate import PaymentRow
@@ -153,7 +152,7 @@ def _deliver(
     if _is_on_record(unit, row, event, name, now_ms):
         _write(unit, row, event, (Note(row.id, name, row.state, detail),), rules, now_ms)
         if event is DeliveryEvent.ACCEPT:
-            write(unit, (EndIntent(row.intent.id), *prepaid.first_use(unit.conn, row)), now_ms, NO_FREE_UTXOS)
+            write(unit, (EndIntent(row.intent.id), *prepaid.first_use(unit.conn, row)), now_ms)
 
 
 def _write(
@@ -162,7 +161,7 @@ def _write(
     """The delivery, the merchant's streak, and the events that say why."""
     now = deliver(row.delivery, event)
     streak = merchant_trust.streak_changes(unit.conn, rules(row.invoice.origin), row, now, now_ms)
-    write(unit, (SetDelivery(row.id, now), *streak, *notes), now_ms, NO_FREE_UTXOS)
+    write(unit, (SetDelivery(row.id, now), *streak, *notes), now_ms)
 
 
 def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:

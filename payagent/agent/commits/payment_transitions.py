@@ -11,8 +11,7 @@ due.
 from dataclasses import replace
 
 from payagent.agent.base import merchant_trust, prepaid
-from payagent.agent.base.alert_records import clear_alert, raise_alert
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS, FreeUtxoIndex
+from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.replacement import can_land, lacking_inputs
 from payagent.chain.provider import SubmitAnswer, SubmitKind, TxSeen
@@ -30,7 +29,7 @@ from payagent.core.effects import Facts, VoidBy, apply, submit
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.executor import write
+from payagent.store.executor import clear_alert, raise_alert, write
 from payagent.store.load import load, load_row
 from payagent.store.rows import attempts_and_utxos, limit_counters, pauses, writes
 from payagent.wallet.tx_plan import TxPlan
@@ -65,7 +64,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     if payment.row.invoice.merchant_submits:
         signed = replace(payment, row=replace(payment.row, state=State.SIGNED))
         changes += apply(signed, Event.SUBMIT, Facts(detail={"to": "merchant"}))
-    write(unit, changes, now_ms, NO_FREE_UTXOS)
+    write(unit, changes, now_ms)
 
 
 def _is_planned_for(unit: Unit, payment: LoadedPayment, plan: TxPlan) -> bool:
@@ -165,7 +164,7 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
     row = row_of(unit, payment_id)
     if row.attempt.tx_id != tx_id:
         return False
-    write(unit, submit(LoadedPayment(row), tx_id, provider), now_ms, NO_FREE_UTXOS)
+    write(unit, submit(LoadedPayment(row), tx_id, provider), now_ms)
     return True
 
 
@@ -368,7 +367,7 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
         balance=prepaid.balance_of(unit.conn, payment),
         agree=merchant_trust.price_to_agree(unit.conn, rules(payment.row.invoice.origin), payment.row),
     )
-    write(unit, apply(payment, Event.CONFIRM, facts), now_ms, NO_FREE_UTXOS)
+    write(unit, apply(payment, Event.CONFIRM, facts), now_ms)
 
 
 def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, now_ms: int) -> None:

@@ -10,7 +10,7 @@ anything from an absence.
 
 from collections.abc import Mapping
 
-from payagent.agent.base.free_utxos import NO_FREE_UTXOS, FreeUtxoIndex
+from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.chain.provider import ChainUtxo
 from payagent.chain.quorum_rules import Listing
 from payagent.core.changes import Book
@@ -55,7 +55,7 @@ def take_back(unit: Unit, ref: str, now_ms: int) -> None:
     row = attempts_and_utxos.utxo(unit.conn, ref)
     if row is not None and row.state == "missing":
         event = UtxoEvent.DENIED if row.reserved_for is None else UtxoEvent.DENIED_RESERVED
-        write(unit, move_utxo(row, event), now_ms, NO_FREE_UTXOS)
+        write(unit, move_utxo(row, event), now_ms)
 
 
 def is_stale(listing: Listing, states: Mapping[str, str]) -> bool:

@@ -13,7 +13,6 @@ from itertools import chain
 
 import structlog
 
-from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import left as prepaid_left
 from payagent.agent.context import AgentContext
@@ -21,6 +20,7 @@ from payagent.core.ledger import WALLET
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Connection, Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, journal, prepaid
 
 log = structlog.get_logger("payagent.agent")

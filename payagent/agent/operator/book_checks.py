@@ -3,9 +3,9 @@
 May import: store, agent.context, agent.base. Never: checks anything.
 """
 
-from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.context import AgentContext
 from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts
 
 

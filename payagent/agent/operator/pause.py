@@ -8,9 +8,9 @@ May import: core, store, agent.context, agent.base. Never: ends a pause by itsel
 
 import structlog
 
-from payagent.agent.base.alert_records import clear_alert, raise_alert
 from payagent.agent.context import AgentContext
 from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import pauses
 from payagent.store.rows.pauses import Pause
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import structlog
 
 from payagent.agent.base import prepaid
-from payagent.agent.base.alert_records import clear_alert, raise_again, raise_alert
 from payagent.agent.base.config import AutoTopup, MerchantConfig, TopupSource
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Approver, digest
@@ -27,6 +26,7 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, payments, topups, writes
 from payagent.store.rows import prepaid as pools
 from payagent.store.rows.prepaid import Pool
@@ -242,7 +242,7 @@ async def _announce(
 
     def job(unit: Unit) -> None:
         pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
-        raise_again(unit, "topup_announced", announced_as(pool), facts, now_ms)
+        raise_alert(unit, "topup_announced", announced_as(pool), facts, now_ms, again=True)
 
     await context.write("topup_announce", job)
     log.warning("topup.announced", **facts)

@@ -113,10 +113,6 @@ def utxos_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[UtxoRo
     return [_utxo(row) for row in rows]
 
 
-def utxos_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
-    return [_utxo(row) for row in conn.execute(f"{_UTXO} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
-
-
 def utxo(conn: sqlite3.Connection, ref: str) -> UtxoRow | None:
     row = conn.execute(f"{_UTXO} WHERE c.ref = ?", (ref,)).fetchone()
     return _utxo(row) if row else None

@@ -277,13 +277,3 @@ def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str,
     """(account, asset, units) of each posting; empty without an entry."""
     rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry_id = ? ORDER BY seq", (entry_id,))
     return tuple(rows.fetchall())
-
-
-def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
-    """The entry that ended a payment's hold (post or release), unless it was reversed since."""
-    row = conn.execute(
-        "SELECT id, kind, payment_id, ref, at_ms FROM entries "
-        "WHERE payment_id = ? AND kind IN ('post', 'release', 'post_reversed') ORDER BY id DESC LIMIT 1",
-        (payment_id,),
-    ).fetchone()
-    return _entry(conn, row) if row and row[1] != "post_reversed" else None

@@ -99,11 +99,6 @@ def was_external_spend(conn: sqlite3.Connection, tx_id: str) -> bool:
     return conn.execute("SELECT 1 FROM external_spends WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
 
-def is_spent_by(conn: sqlite3.Connection, ref: str, tx_id: str) -> bool:
-    """Whether this transaction is the one that a UTxO is recorded as spent by."""
-    return conn.execute("SELECT 1 FROM utxos WHERE ref = ? AND spent_by = ?", (ref, tx_id)).fetchone() is not None
-
-
 def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:
     return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
