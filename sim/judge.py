@@ -44,6 +44,9 @@ FEE_MAX_LOVELACE = 900_000
 VERIFIED, SEARCHED = 0.1, 0.2
 """How often the ledger is verified in full at a start, and its file is searched for secrets at the end."""
 
+TURNS, TURNS_VERIFIED = ("block_lost", "replace", "cancel", "void"), 3
+"""The events after which the ledger is verified at once, and how often in a run for each of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signed:
@@ -98,6 +101,7 @@ class Judge:
         self._nonce_utxos: dict[str, str] = {}
         self._forgotten: dict[str, Signed] = {}
         self._is_put_back = False
+        self._turns: dict[str, set[int]] = {event: set() for event in TURNS}
         self._rng = rng
         self._spending = SpendJudge(story, cap_units)
 
@@ -121,6 +125,14 @@ class Judge:
                 self._check_past(signed)
             if synced:
                 self._durable.add(signed.tx_id)
+        self._verify_turn(conn)
+
+    def _verify_turn(self, conn: Connection) -> None:
+        """Verify the books right after a payment turned: what is wrong then may be mended by what follows."""
+        for seq, event in conn.execute("SELECT seq, event FROM events ORDER BY seq DESC LIMIT 3").fetchall():
+            if event in TURNS and seq not in self._turns[event] and len(self._turns[event]) < TURNS_VERIFIED:
+                self._turns[event].add(seq)
+                self._verify(conn)
 
     def put_back(self, conn: Connection) -> None:
         """The ledger was replaced by an older copy. Only the signer's record and the chain know what it lacks.
@@ -360,7 +372,11 @@ class Judge:
             if account == HELD:
                 held[asset] = units
         true: dict[str, int] = {}
-        for _, out in self._net.chain.utxos_at(self._own):
+        states = dict(conn.execute("SELECT ref, state FROM utxos").fetchall())
+        for (tx_id, index), out in self._net.chain.utxos_at(self._own):
+            state = states.get(f"{tx_id}#{index}")
+            if state != ("available" if out.datum_hash is None else "locked"):
+                self._story.violate("I2", f"{tx_id[:8]}#{index} is ours on the chain, and {state} in the ledger")
             for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
                 true[asset] = true.get(asset, 0) + units
         if booked != true:

@@ -152,6 +152,8 @@ def _utxos(conn: Connection) -> Iterator[VerifyResult]:
             yield AuditFinding("utxos", utxo.ref, "the transaction recorded as its spender does not spend it")
         if utxo.is_made_by_nothing:
             yield AuditFinding("utxos", utxo.ref, "it is not a deposit, and no transaction of ours makes it")
+        if utxo.can_never_be:
+            yield AuditFinding("utxos", utxo.ref, "it is pending, and nothing can make it any more")
         count += 1
         if count % PROGRESS_EVERY == 0:
             yield Progress("utxos", count)

@@ -148,7 +148,6 @@ EFFECTS: dict[tuple[State, Event | VoidBy], Effect] = {
     (State.RECEIVED, Event.REQUEST_APPROVAL): Effect(hold=HoldMove.PLACE_APPROVAL),
     (State.RECEIVED, Event.REJECT): Effect(),
     (State.AWAITING_APPROVAL, Event.RESERVE): _RESERVE,
-    (State.AWAITING_APPROVAL, Event.REJECT): Effect(hold=HoldMove.RELEASE_APPROVAL),
     (State.AWAITING_APPROVAL, Event.DENY): Effect(hold=HoldMove.RELEASE_APPROVAL),
     (State.RESERVED, Event.SIGN): _SIGN,
     (State.REPLACING, Event.SIGN): _SIGN,
@@ -322,8 +321,9 @@ def new_utxo(ref: str, value: Mapping[str, int], event: UtxoEvent, spent_by: str
     tx_id, _, index = ref.partition("#")
     tokens = {asset: units for asset, units in value.items() if asset != LOVELACE}
     row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", str(cell.to), None)
+    booked = (Book(ledger.deposit(value), ref=ref),) if cell.books is Books.DEPOSIT else ()
     put = () if cell.free is FreeSet.KEEP else (Free(cell.free, row),)
-    return (AddUtxo(row, spent_by), Book(ledger.deposit(value), ref=ref), *put)
+    return (AddUtxo(row, spent_by), *booked, *put)
 
 
 def prepaid_size(payment: LoadedPayment) -> tuple[str, int]:

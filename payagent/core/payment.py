@@ -76,7 +76,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RECEIVED, Event.REJECT): State.REJECTED,
     (State.AWAITING_APPROVAL, Event.RESERVE): State.RESERVED,
     (State.AWAITING_APPROVAL, Event.DENY): State.DENIED,
-    (State.AWAITING_APPROVAL, Event.REJECT): State.REJECTED,
     (State.RESERVED, Event.SIGN): State.SIGNED,
     (State.RESERVED, Event.REJECT): State.REJECTED,
     (State.SIGNED, Event.SUBMIT): State.IN_FLIGHT,

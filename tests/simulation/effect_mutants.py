@@ -4,6 +4,8 @@ The judge or `ledger verify` has to find each one: neither of them reads the tab
 does not run them; this does:
 
     python tests/simulation/effect_mutants.py all 0..400     each mutant, with the seed that finds it
+
+Its report and the mutants that live: docs/evidence/mutation.md.
 """
 
 import sys
@@ -25,7 +27,7 @@ from simulation.mutants import put, put_in, without_guards
 
 from payagent.core import effects, utxo
 from payagent.core.changes import Changes
-from payagent.core.effects import EFFECTS, Effect
+from payagent.core.effects import EFFECTS, Effect, PrepaidEffect
 from payagent.core.utxo import Books, FreeSet, UtxoMove, UtxoState
 from sim.stage import SimStage
 
@@ -101,9 +103,10 @@ def _doubled(stack: ExitStack, keys: set[Any], column: str) -> None:
             return changes
         effect: Effect = EFFECTS[key]
         value: StrEnum = getattr(effect, column)
-        return (*changes, *COLUMNS[column][value](effects._Step(payment, facts, effect)))
+        again = effects._not_bought if value is PrepaidEffect.NOT_BOUGHT else COLUMNS[column][value]
+        return (*changes, *again(effects._Step(payment, facts, effect)))
 
-    for module in [one for one in sys.modules.values() if getattr(one, "apply", None) is real]:
+    for module in [one for one in list(sys.modules.values()) if getattr(one, "apply", None) is real]:
         put(stack, module, "apply", apply)
 
 

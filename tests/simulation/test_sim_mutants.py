@@ -9,6 +9,7 @@ from os import sched_getaffinity
 
 import pytest
 from kit.effort import pick
+from simulation import effect_mutants
 from simulation.mutants import kill
 
 SEEDS_MAX = 60
@@ -41,3 +42,19 @@ def test_the_simulator_finds_seeded_bugs(capsys: pytest.CaptureFixture[str]) -> 
         for name, found in kills.items():
             print(f"{name}: " + ("lives" if found is None else f"killed by seed {found[0]}: {found[2]}"))
     assert [name for name, found in kills.items() if found is None] == []
+
+
+OF_THE_TABLE = (
+    (("settle from confirmed, void", "outputs", "dropped"), range(1, 4)),
+    (("block_lost from in_block", "outputs", "dropped"), range(41, 43)),
+    (("reserve from received, awaiting_approval", "journal", "doubled"), range(1, 4)),
+)
+"""Cells of the effects' table, and the seeds that find them; all of them: `tests/simulation/effect_mutants.py`."""
+
+
+@pytest.mark.parametrize(
+    ("mutation", "seeds"), OF_THE_TABLE, ids=lambda one: " ".join(one) if isinstance(one, tuple) else ""
+)
+def test_a_wrong_cell_of_the_effects_is_found(mutation: effect_mutants.Mutation, seeds: range) -> None:
+    assert mutation in set(effect_mutants.mutations())
+    assert effect_mutants.kill(mutation, seeds) is not None

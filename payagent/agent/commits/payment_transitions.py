@@ -28,6 +28,7 @@ from payagent.core.changes import Clear, Raise
 from payagent.core.effects import Facts, VoidBy, apply, submit
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.core.problems import Refused
+from payagent.core.utxo import UtxoEvent, after
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.executor import clear_alert, raise_alert, write
 from payagent.store.load import load, load_row
@@ -125,7 +126,7 @@ def _signed(
     made = tuple(
         UtxoRow(
             *(f"{plan.tx_id}#{index}", plan.tx_id, index, output.lovelace, dict(output.assets)),
-            *("change", "pending", None),
+            *("change", str(after(None, UtxoEvent.MADE).to), None),
         )
         for index, output in enumerate(plan.outputs)
         if output.address == own

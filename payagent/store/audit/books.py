@@ -173,7 +173,11 @@ SELECT c.ref, c.lovelace, c.assets,
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
          AND NOT {_EXTERNAL_SPENDS},
        c.ref <> c.tx_id || '#' || c.output_index
-         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id)),
+       c.state = 'pending' AND c.ref NOT IN (SELECT ref FROM reservations)
+         AND EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id
+                     WHERE a.tx_id = c.tx_id AND (p.state = 'void' AND p.code = 'deposit_rolled_back'
+                                                  OR p.state = 'settled' AND p.tx_id <> c.tx_id))
 FROM utxos c ORDER BY c.rowid
 """  # noqa: S608  our own names
 
@@ -190,6 +194,7 @@ class UtxoCount(NamedTuple):
     is_unbooked: bool
     is_spent_by_nothing: bool
     is_made_by_nothing: bool
+    can_never_be: bool
 
 
 def utxo_counts(conn: sqlite3.Connection) -> Iterator[UtxoCount]:
