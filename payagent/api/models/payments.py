@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, PlainValidator
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Advice, MerchantRequest, PaymentQuote, PaymentRequest
+from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.context import AgentContext
 from payagent.api.models.apps import LimitStanding
 from payagent.api.models.base import (
@@ -41,6 +41,7 @@ from payagent.core import strict_json
 from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Proof, Role
+from payagent.core.pay_and_retry import Answered
 from payagent.core.payment import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
@@ -458,12 +459,11 @@ class MerchantAnswer(BaseModel):
     poll_query: str | None
 
     @classmethod
-    def of(cls, advice: Advice) -> Self:
-        answer = advice.answer
+    def of(cls, answer: Answered) -> Self:
         return cls(
-            said=answer.verdict,
+            said=RetryVerdict(answer.verdict),
             reason=answer.reason,
-            again_after_s=advice.again_after_s,
+            again_after_s=answer.again_after_s,
             poll_query=answer.poll_query,
         )
 
