@@ -99,7 +99,6 @@ class Deliveries:
         """
         row = self._context.payment(payment_id)
         now_ms, clock_ms, rules = *self._times_ms(), self._context.config.rules
-        has_served = has_served or row.delivery is Delivery.ACCEPTED
         answer = read_answer(
             row.invoice.dialect or "",
             response,
@@ -107,7 +106,7 @@ class Deliveries:
             shown_tx=row.attempt.tx_id or "",
             now_ms=now_ms,
             is_on_chain=row.state in ON_CHAIN,
-            has_served=has_served,
+            has_served=has_served or row.delivery is Delivery.ACCEPTED,
         )
         depth = self._context.depth(row) if shown_depth is None else min(shown_depth, self._context.depth(row))
         by_auto = self._context.is_by_auto(row)
