@@ -213,23 +213,24 @@ class ExactCardanoScheme:
             return None
 
     def _is_worth_repeating(self, last: _LastPayload, answer: Answered, depth: int, patience_s: float) -> bool:
-        """Drive `core.pay_and_retry` to whether to repeat: with the same proof, or anew after it was used up.
+        """Ask `core.pay_and_retry` whether to repeat: with the same proof, or anew after it was used up.
 
-        The SDK repeats a request once, so a pending proof waits for the depth. The next payload waits until ready.
+        The SDK repeats a request only once, so a pending proof waits until it is deep enough.
         """
         deadline_s, steps = time.monotonic() + patience_s, present_proof()
         next(steps)
         steps.send(last.transaction)  # the SDK has presented it
         step = steps.send(answer)
-        while isinstance(step, Wait) and time.monotonic() + step.seconds <= deadline_s:
-            time.sleep(step.seconds)
+        pause_s = step.seconds if isinstance(step, Wait) else None
+        while pause_s is not None and time.monotonic() + pause_s <= deadline_s:
+            time.sleep(pause_s)
             if answer.verdict != RetryVerdict.PENDING:
                 return True
             ask = AskDaemon("GET", f"/v1/payments/{last.payment_id}")
             payment = self._execute(ask_until_answered(ask, deadline_s)).value()
             if (payment["depth"] or 0) >= depth:
                 return True
-            step = None if payment["state"] in WITHOUT_PROOF else Wait(min(step.seconds, 1.0))
+            pause_s = None if payment["state"] in WITHOUT_PROOF else min(pause_s, 1.0)
         return step is End.USED_UP
 
 

@@ -60,7 +60,7 @@ class Proof:
     """A payment's proof and its merchant's last answer.
 
     `more`: headers that the next retry has too. `answer`: the last answer, until a wait closes what is `opened`.
-    `last`: the same, kept whole. `said`: what it means.
+    `last`: the same, kept whole unless it is too long. `said`: what it means.
     """
 
     row: PaymentRow
@@ -69,17 +69,6 @@ class Proof:
     answer: UpstreamAnswer | None = None
     last: BufferedAnswer | None = None
     said: Answered | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UsedUp:
-    """The merchant says that the proof is used up by another request.
-
-    `payment_required` is its new 402, if there is one. `refused` is for the client if no other payment is opened.
-    """
-
-    refused: Refused
-    payment_required: PaymentRequired | None
 
 
 class ProxyPayer:
@@ -119,7 +108,7 @@ class ProxyPayer:
     async def _buy(self, exchange: Exchange, flight: Flight, payment_required: PaymentRequired | None) -> None:
         """Pay, or share the payment of an identical request, until the client has its answer."""
         past = flight.shared if flight.shared is not None and flight.shared.is_over else None
-        used_up: UsedUp | None = None
+        used_up: Proof | None = None
         while True:
             turn = await flight.take_turn(exchange.left_s)
             try:
@@ -135,14 +124,14 @@ class ProxyPayer:
                         payment_required = None
                         continue
                     if used_up is not None and past is not None and paid.id == past.id:
-                        raise used_up.refused
+                        raise _paid_not_served(used_up)
                     flight.shared = shared = paid
                 if shared.is_served:
                     turn.release()
                 used_up = await self._retry(exchange, shared, turn)
                 if used_up is None:
                     return
-                past, payment_required = shared, used_up.payment_required
+                past, payment_required = shared, _new_402(used_up, self._context.ports.clock.now_ms())
             finally:
                 turn.release()
 
@@ -176,8 +165,8 @@ class ProxyPayer:
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
-    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> UsedUp | None:
-        """Drive `core.pay_and_retry`. None: the client has its answer."""
+    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> Proof | None:
+        """Drive `core.pay_and_retry`. Returns a used-up proof; None: the client has its answer."""
         steps, result = present_proof(), cast("Any", None)
         async with AsyncExitStack() as opened:
             proof = Proof(self._context.payment(shared.id), opened)
@@ -193,8 +182,11 @@ class ProxyPayer:
                         proof.answer = None
                         if not (result := seconds >= exchange.left_s):
                             await asyncio.sleep(seconds)
+                    case End.USED_UP:
+                        return proof
                     case end:
-                        return await self._ended(end, exchange, shared, proof)
+                        await self._ended(end, exchange, shared, proof)
+                        return None
 
     async def _present(
         self, exchange: Exchange, shared: SharedPayment, turn: Turn, proof: Proof, poll_query: str | None
@@ -216,8 +208,9 @@ class ProxyPayer:
             if said.verdict is RetryVerdict.SERVED:
                 turn.release()
             else:
-                proof.last, proof.said = await _buffered(answer), said
-            proof.answer = answer
+                body = await answer.peek(BODY_MAX_BYTES)
+                proof.last = None if body is None else BufferedAnswer(answer.status, answer.headers, body)
+            proof.answer, proof.said = answer, said
             return said
         except (Refused, AnswerBrokenError) as error:
             if isinstance(error, Refused) and error.code not in _LOST:
@@ -229,10 +222,8 @@ class ProxyPayer:
         finally:
             silence.cancel()
 
-    async def _ended(self, end: object, exchange: Exchange, shared: SharedPayment, proof: Proof) -> UsedUp | None:
-        """Give the client what the retries ended with, unless the request may be paid anew."""
-        if end is End.USED_UP:
-            return _used_up(proof, self._context.ports.clock.now_ms())
+    async def _ended(self, end: object, exchange: Exchange, shared: SharedPayment, proof: Proof) -> None:
+        """Give the client what the retries ended with."""
         if proof.answer is None and proof.last is None:
             raise _not_served(proof.row)
         if end is End.UNSERVED:
@@ -244,7 +235,6 @@ class ProxyPayer:
         elif proof.last is not None:
             exchange.client_body.close()
             await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
-        return None
 
     def _note_silence(self, shared: SharedPayment) -> None:
         step = self._steps.start(
@@ -269,14 +259,8 @@ class ProxyPayer:
     async def _until_ready(self, exchange: Exchange, row: PaymentRow) -> PaymentRow:
         """Wait until the merchant can be expected to accept the proof, or time is up."""
         while not self._context.is_ready(row):
-            if row.state in ENDED_WITHOUT_PAYING:
-                raise Refused(
-                    row.problem.name or "payment_ended",
-                    row.problem.detail or "it ended without paying",
-                    payment=row.id,
-                )
-            if row.state is State.CANCELLING and row.problem.name is not None:
-                raise Refused(row.problem.name, row.problem.detail or "it is being cancelled", payment=row.id)
+            if row.state in ENDED_WITHOUT_PAYING or (row.state is State.CANCELLING and row.problem.name):
+                raise _without_proof(row)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for approval", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
@@ -323,12 +307,17 @@ def _paid_not_served(proof: Proof) -> Refused:
     """
     row, last = proof.row, proof.last
     merchant_answer = None if last is None else as_object(last.status, last.headers, last.body)
-    reason = "" if proof.said is None else proof.said.reason
-    name, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {reason}"
     if row.state in WITHOUT_PROOF:
-        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
-        name, detail = row.problem.name or ended, row.problem.detail or "it ended without paying"
-    return Refused(name, detail, payment=row.id, merchant_answer=merchant_answer)
+        return _without_proof(row, merchant_answer=merchant_answer)
+    reason = "" if proof.said is None else proof.said.reason
+    detail = f"{row.id} is {row.state}; the merchant says to its proof: {reason}"
+    return Refused("paid_not_served", detail, payment=row.id, merchant_answer=merchant_answer)
+
+
+def _without_proof(row: PaymentRow, **context: object) -> Refused:
+    ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
+    detail = row.problem.detail or "it ended without paying"
+    return Refused(row.problem.name or ended, detail, payment=row.id, **context)
 
 
 async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
@@ -348,15 +337,10 @@ async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
         return without_body
 
 
-async def _buffered(answer: UpstreamAnswer) -> BufferedAnswer | None:
-    """Return the complete answer, or None if it is too long to keep."""
-    body = await answer.peek(BODY_MAX_BYTES)
-    return None if body is None else BufferedAnswer(answer.status, answer.headers, body)
-
-
-def _used_up(proof: Proof, now_ms: int) -> UsedUp:
-    last, payment_required = proof.last, None
-    if last is not None and proof.said is not None and proof.said.verdict is RetryVerdict.INVOICED:
-        with suppress(CodingError, Refused):  # on failure the request is sent again
-            payment_required = read_payment_required(last.status, last.headers, last.body, now_ms)
-    return UsedUp(_paid_not_served(proof), payment_required)
+def _new_402(proof: Proof, now_ms: int) -> PaymentRequired | None:
+    """The 402 for another payment in the answer to a used-up proof; None: the request has to be sent again."""
+    last, said = proof.last, proof.said
+    if last is not None and said is not None and said.verdict is RetryVerdict.INVOICED:
+        with suppress(CodingError, Refused):
+            return read_payment_required(last.status, last.headers, last.body, now_ms)
+    return None

@@ -41,7 +41,6 @@ from payagent.core import strict_json
 from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Proof, Role
-from payagent.core.pay_and_retry import Answered
 from payagent.core.payment import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
@@ -446,26 +445,17 @@ class PaymentWithHistory(NamedPayment):
     history: list[PaymentEvent]
 
 
-class MerchantAnswer(BaseModel):
+class MerchantAnswer(Shown):
     """What the merchant's answer means. `again_after_s`: present the same proof again then; null: do not.
 
     If the payment is not `ready` after the answer, wait until it is before you present the proof again. With
     `poll_query`, repeat the request without the proof and with this added to its query.
     """
 
-    said: RetryVerdict
+    said: RetryVerdict = Field(validation_alias="verdict")
     reason: str
     again_after_s: float | None
     poll_query: str | None
-
-    @classmethod
-    def of(cls, answer: Answered) -> Self:
-        return cls(
-            said=RetryVerdict(answer.verdict),
-            reason=answer.reason,
-            again_after_s=answer.again_after_s,
-            poll_query=answer.poll_query,
-        )
 
 
 class PaymentWithAnswer(Payment):
