@@ -155,7 +155,7 @@ class BuyerTask:
                 continue  # it never reports the answer to the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
             row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
-            if advice.answer.verdict is RetryVerdict.SERVED:
+            if advice.verdict is RetryVerdict.SERVED:
                 self.is_served = True  # served, whatever happens to the daemon now
                 await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
                 return True

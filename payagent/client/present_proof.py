@@ -8,6 +8,7 @@ import base64
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, cast
 
 import httpx
 
@@ -27,9 +28,9 @@ from payagent.client.request import ClientRequest
 from payagent.core import strict_json
 from payagent.core.cost_headers import paid_headers
 from payagent.core.invoice import is_batch
+from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, RetryVerdict, Wait, present_proof
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problems import Refused, name_of
-from payagent.core.retry_schedule import again_after_s
 
 WAIT_S = 25
 _STATUS_MAX = 599
@@ -43,49 +44,43 @@ PAID_MARK = "payagent_paid"
 
 @dataclass(slots=True)
 class ProofPresenter:
-    """Sends a payment's proof until the merchant gives a final answer or time is up."""
+    """Drives `core.pay_and_retry`. `answer` is the merchant's last one; `raw` its body, None if it is too long."""
 
     call: ClientRequest
     payment: Json
     deadline_s: float
-    lost_count: int = 0
-    query: str | None = None
-    last: httpx.Response | None = None
-    last_raw: bytes | None = None
+    answer: httpx.Response | None = None
+    raw: bytes | None = None
     reason: str = ""
 
     def run(self) -> Steps[FinalAnswer | PayAgentError]:
         """Run to the answer. For a used-up proof, return the error to raise unless the request is paid anew."""
+        steps, result = present_proof(), cast("Any", None)
         while True:
-            try:
-                self.payment = yield from until_ready(self.payment, self.deadline_s)
-            except PayAgentError as error:
-                if error.code == "not_served_yet" and self.last is not None:
-                    return self._ended(self.last)
-                raise
-            try:
-                paid = self.call.paid(
-                    self.payment["headers"], self.query, is_batch=is_batch(self.payment["batch_target"])
-                )
-                answer = plain((yield SendRequest(paid)))
-                if answer.is_success and not self._may_be_pending(answer):
-                    return FinalAnswer(self._marked(answer), self.payment["id"])
-                answer, is_used_up, retry_after_s = yield from self._report_answer(answer)
-            except httpx.TransportError as error:
-                yield from self._report_silence(error)
-                self.lost_count += 1
-                after_s = again_after_s(self.lost_count)
-            else:
-                if is_used_up:
-                    return self._unserved(answer)
-                if retry_after_s is None:
-                    return self._ended(answer)
-                after_s = retry_after_s
-            if after_s >= self.deadline_s - time.monotonic():
-                if self.last is None:
-                    raise _not_served(self.payment)
-                return self._ended(self.last)
-            yield Sleep(after_s)
+            match steps.send(result):
+                case AwaitReady():
+                    self.payment = yield from until_ready(self.payment, self.deadline_s)
+                    result = self.payment["tx_hash"] if self.payment["ready"] else None
+                case Present(poll_query):
+                    result = yield from self._present(poll_query)
+                case Wait(seconds):
+                    self.answer = None if self.raw is None else self.answer
+                    result = seconds >= self.deadline_s - time.monotonic() or (yield Sleep(seconds))
+                case end:
+                    return self._ended(end)
+
+    def _present(self, poll_query: str | None) -> Steps[Answered | None]:
+        is_for_batch = is_batch(self.payment["batch_target"])
+        paid = self.call.paid(self.payment["headers"], poll_query, is_batch=is_for_batch)
+        try:
+            answer = plain((yield SendRequest(paid)))
+            if not answer.is_success or self._may_be_pending(answer):
+                return (yield from self._report_answer(answer))
+        except httpx.TransportError as error:
+            yield from self._report_silence(error)
+            return None
+        self.answer = answer
+        return Answered(RetryVerdict.SERVED, "", answer.status_code)
 
     def _report_silence(self, error: httpx.TransportError) -> Steps[None]:
         """Report once that the proof got no answer: an unserved proof counts against the merchant."""
@@ -108,27 +103,18 @@ class ProofPresenter:
         body_may_say = self.payment["dialect"] == "x402-v1" and "json" in answer.headers.get("content-type", "")
         return answer.status_code == 202 and (body_may_say or _is_unsettled(answer))
 
-    def _report_answer(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
-        """Report the answer to the retry.
-
-        Returns (the answer to use, whether another request used the proof up, seconds until the next retry).
-        """
-        raw, answer = yield ReadAnswer(answer)
-        self.last, self.last_raw = None if raw is None else answer, raw
-        body = b"" if raw is None else decoded(answer, raw) or b""
+    def _report_answer(self, answer: httpx.Response) -> Steps[Answered]:
+        """Report the answer to the retry, and take the daemon's advice on it."""
+        self.raw, self.answer = yield ReadAnswer(answer)
+        body = b"" if self.raw is None else decoded(answer, self.raw) or b""
         status = min(answer.status_code, _STATUS_MAX)
         depth = {"depth": self.payment["depth"] or 0} if "depth" in self.payment else {}
         yield from self._report({"status": status, **depth, **answer_json(answer, body)})
-        verdict, query = self.payment["answer"], self.query
-        self.reason = verdict["reason"]
-        self.query = verdict.get("poll_query")
-        if 300 <= answer.status_code < 400:
+        if 300 <= status < 400:
             self.call.request.extensions[PAID_MARK] = (self.payment["id"], str(self.call.request.url))
-        # only a payment that served a request is a reason to pay again
-        was_served = self.payment["delivery"] == "accepted"
-        says_so = verdict["said"] in ("used_up", "invoiced") and query is None
-        is_used_up = raw is not None and was_served and says_so
-        return answer, is_used_up, verdict["again_after_s"]
+        result = answered(self.payment, status)
+        self.reason = result.reason
+        return result
 
     def _marked(self, answer: httpx.Response) -> httpx.Response:
         """Add the X-Payagent headers of the payment to an answer."""
@@ -137,23 +123,30 @@ class ProofPresenter:
         answer.headers.update(paid_headers(self.payment["id"], paid, fee, self.payment["state"]))
         return answer
 
-    def _ended(self, answer: httpx.Response) -> FinalAnswer:
-        """Finish with the merchant's last answer, which says most, unless it asks for money again."""
-        if answer.status_code == 402:
-            raise self._unserved(answer)
-        return FinalAnswer(self._marked(answer))
+    def _ended(self, end: object) -> FinalAnswer | PayAgentError:
+        """Return what the request ends with, or raise its error."""
+        if self.answer is None:
+            raise not_served(self.payment)
+        if end is End.UNSERVED:
+            raise self._unserved(self.answer)
+        if end is End.USED_UP:
+            return self._unserved(self.answer)
+        return FinalAnswer(self._marked(self.answer), self.payment["id"] if end is End.SERVED else None)
 
     def _unserved(self, answer: httpx.Response) -> PayAgentError:
         """Build the error for an unserved payment, with the merchant's 402 as a field that no wallet pays."""
-        merchant_answer = readable(answer, self.last_raw)
-        if self.payment["state"] in WITHOUT_PROOF:
-            return _without_proof(self.payment, merchant_answer=merchant_answer)
-        return own_error(
-            "paid_not_served",
-            f"{self.payment['id']} is {self.payment['state']}; the merchant says to its proof: {self.reason}",
-            payment=self.payment["id"],
-            merchant_answer=merchant_answer,
-        )
+        payment, merchant_answer = self.payment, readable(answer, self.raw)
+        if payment["state"] in WITHOUT_PROOF:
+            return _without_proof(payment, merchant_answer=merchant_answer)
+        detail = f"{payment['id']} is {payment['state']}; the merchant says to its proof: {self.reason}"
+        return own_error("paid_not_served", detail, payment=payment["id"], merchant_answer=merchant_answer)
+
+
+def answered(payment: Json, status: int) -> Answered:
+    """Return the answer that the daemon has recorded for the payment."""
+    told, has_served = payment["answer"], payment["delivery"] == "accepted"
+    after_s, poll_query = told["again_after_s"], told.get("poll_query")
+    return Answered(told["said"], told["reason"], status, after_s, poll_query, has_served)
 
 
 def _is_unsettled(answer: httpx.Response) -> bool:
@@ -172,7 +165,7 @@ def delivery_path(payment_id: str) -> str:
 
 
 def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
-    """Wait until the merchant can be expected to accept the proof."""
+    """Wait until the merchant can be expected to accept the proof. The payment is not `ready` if time is up."""
     payment_id = payment["id"]
     while not payment["ready"]:
         if payment["state"] in WITHOUT_PROOF:
@@ -181,7 +174,7 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
             raise own_error("awaiting_approval", f"{payment_id} waits for approval", payment=payment_id)
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
-            raise _not_served(payment)
+            break
         ask = AskDaemon("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
         payment = yield from _ask_about(payment_id, ask, deadline_s)
     return payment
@@ -217,7 +210,8 @@ def _without_proof(payment: Json, **context: object) -> PayAgentError:
     )
 
 
-def _not_served(payment: Json) -> PayAgentError:
+def not_served(payment: Json) -> PayAgentError:
+    """Build the error for a payment that was not served in time."""
     return own_error(
         "not_served_yet",
         f"{payment['id']} is {payment['state']}, and the merchant has not served the call",

@@ -22,8 +22,9 @@ from urllib.parse import urljoin, urlsplit
 from payagent.client.daemon_client import DEFAULT, DaemonAddress, DaemonClient
 from payagent.client.effects import AskDaemon, DaemonReply, Json, Sleep, Steps, T
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.present_proof import ask_until_answered, delivery_path, until_ready
+from payagent.client.present_proof import answered, ask_until_answered, delivery_path, not_served, until_ready
 from payagent.core.origin import DEFAULT_PORTS, is_called, parse_origin
+from payagent.core.pay_and_retry import Answered, End, RetryVerdict, Wait, present_proof
 from payagent.core.payment import WITHOUT_PROOF
 
 PATIENCE_S = 120.0
@@ -128,7 +129,10 @@ class ExactCardanoScheme:
         demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
         body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
         payment = self._daemon.ask(AskDaemon("POST", "/v1/payments", body)).value()
-        return self._execute(until_ready(payment, time.monotonic() + self._patience_s))
+        payment = self._execute(until_ready(payment, time.monotonic() + self._patience_s))
+        if not payment["ready"]:
+            raise not_served(payment)
+        return payment
 
     def _execute(self, steps: Steps[T]) -> T:
         """Execute steps that involve only the daemon."""
@@ -202,26 +206,32 @@ class ExactCardanoScheme:
             payment = self._execute(ask_until_answered(ask, time.monotonic() + patience_s)).value()
             if is_redirect:
                 return None
-            depth = _depth_required(context.requirements)
-            return _recovered() if self._is_worth_repeating(payment, depth, patience_s) else None
+            answer, depth = answered(payment, report["status"]), _depth_required(context.requirements)
+            return _recovered() if self._is_worth_repeating(last, answer, depth, patience_s) else None
         except PayAgentError as error:
             log.warning("the answer to a payment could not be reported: %s", error)
             return None
 
-    def _is_worth_repeating(self, payment: Json, depth: int, patience_s: float) -> bool:
-        """Whether to repeat: with the same proof once it is deep enough, or a new one after it was used up."""
-        verdict, again_after_s = payment["answer"]["said"], payment["answer"]["again_after_s"]
-        if verdict == "used_up":
-            return bool(payment["delivery"] == "accepted")
-        deadline_s = time.monotonic() + patience_s
-        while again_after_s is not None and time.monotonic() + again_after_s <= deadline_s:
-            time.sleep(again_after_s)
-            ask = AskDaemon("GET", f"/v1/payments/{payment['id']}")
-            payment = self._execute(ask_until_answered(ask, deadline_s)).value()
-            if verdict != "pending" or (payment["depth"] or 0) >= depth:
+    def _is_worth_repeating(self, last: _LastPayload, answer: Answered, depth: int, patience_s: float) -> bool:
+        """Ask `core.pay_and_retry` whether to repeat: with the same proof, or anew after it was used up.
+
+        The SDK repeats a request only once, so a pending proof waits until it is deep enough.
+        """
+        deadline_s, steps = time.monotonic() + patience_s, present_proof()
+        next(steps)
+        steps.send(last.transaction)  # the SDK has presented it
+        step = steps.send(answer)
+        pause_s = step.seconds if isinstance(step, Wait) else None
+        while pause_s is not None and time.monotonic() + pause_s <= deadline_s:
+            time.sleep(pause_s)
+            if answer.verdict != RetryVerdict.PENDING:
                 return True
-            again_after_s = None if payment["state"] in WITHOUT_PROOF else min(again_after_s, 1.0)
-        return False
+            ask = AskDaemon("GET", f"/v1/payments/{last.payment_id}")
+            payment = self._execute(ask_until_answered(ask, deadline_s)).value()
+            if (payment["depth"] or 0) >= depth:
+                return True
+            pause_s = None if payment["state"] in WITHOUT_PROOF else min(pause_s, 1.0)
+        return step is End.USED_UP
 
 
 def _take_chosen(requirements: Any) -> tuple[str, str]:

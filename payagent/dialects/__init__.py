@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Set
 
 from payagent.core.invoice import Invoice, parse_invoice_id
+from payagent.core.pay_and_retry import RetryVerdict
 from payagent.core.prepaid_balance import WALLET_WANTED
 from payagent.core.problems import Refused
 from payagent.dialects import flux, x402, x402_v1, x402_v2
@@ -30,7 +31,7 @@ from payagent.dialects.http_wire import (
     show,
 )
 from payagent.dialects.prepaid_answers import PrepaidAnswer, read_prepaid
-from payagent.dialects.retry_answers import RetryAnswer, RetryVerdict, is_refusal, may_pass, read_answer
+from payagent.dialects.retry_answers import RetryAnswer, is_refusal, may_pass, read_answer
 from payagent.dialects.status_answers import read_status
 
 __all__ = [

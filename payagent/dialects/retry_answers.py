@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 
+from payagent.core.pay_and_retry import RetryVerdict
 from payagent.core.payment import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import status_answers as status
@@ -22,24 +22,6 @@ from payagent.dialects.http_wire import PAYMENT_REQUIRED, PAYMENT_RESPONSE, Http
 RETRY_AFTER_MAX_S = 3_600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON_MAX = 200
-
-
-class RetryVerdict(StrEnum):
-    """What an answer means for the proof."""
-
-    SERVED = "served"
-    PENDING = "pending"
-    """The merchant has the proof and waits: present it again later."""
-    INVOICED = "invoiced"
-    """The merchant asks for a payment and says nothing about the proof."""
-    USED_UP = "used_up"
-    """The proof has already bought another request."""
-    REFUSED = "refused"
-    """The merchant did not submit the transaction, and will not."""
-    UNCLEAR = "unclear"
-    """Anything may be true: present the proof again later."""
-    OTHER = "other"
-    """The answer is not about the payment: pass it to the client, do not repeat the request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,22 @@ Never: decides whether to pay; pays again because a proof was not accepted; forw
 """
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Any, cast
 
 import structlog
 
 from payagent.agent.agent import Agent
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
-from payagent.agent.base.requests import Advice
 from payagent.api.models.payments import Quote
 from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.aggregate import PaymentRow
 from payagent.core.cost_headers import paid_headers
+from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, Wait, present_proof
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
-from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import HttpResponse, RetryVerdict
 from payagent.proxy.client_reply import BufferedAnswer
 from payagent.proxy.exchange import Exchange
@@ -57,30 +57,18 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(slots=True)
 class Proof:
-    """The proof of a payment and the course of its retries.
+    """A payment's proof and its merchant's last answer.
 
-    `depth`: the transaction's depth when the proof was sent. `poll`: a query to send next time instead of the
-    retry. `last`: the merchant's last answer. `reason`: the merchant's reason in it.
+    `more`: headers that the next retry has too. `answer`: the last answer, until a wait closes what is `opened`.
+    `last`: the same, kept whole unless it is too long. `said`: what it means.
     """
 
     row: PaymentRow
-    headers: Headers
-    depth: int
-    poll: str | None = None
-    lost_count: int = 0
+    opened: AsyncExitStack
+    more: Headers = ()
+    answer: UpstreamAnswer | None = None
     last: BufferedAnswer | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class UsedUp:
-    """The merchant says that the proof is used up by another request.
-
-    `payment_required` is its new 402, if there is one. `refused` is for the client if no other payment is opened.
-    """
-
-    refused: Refused
-    payment_required: PaymentRequired | None
+    said: Answered | None = None
 
 
 class ProxyPayer:
@@ -120,7 +108,7 @@ class ProxyPayer:
     async def _buy(self, exchange: Exchange, flight: Flight, payment_required: PaymentRequired | None) -> None:
         """Pay, or share the payment of an identical request, until the client has its answer."""
         past = flight.shared if flight.shared is not None and flight.shared.is_over else None
-        used_up: UsedUp | None = None
+        used_up: Proof | None = None
         while True:
             turn = await flight.take_turn(exchange.left_s)
             try:
@@ -136,14 +124,14 @@ class ProxyPayer:
                         payment_required = None
                         continue
                     if used_up is not None and past is not None and paid.id == past.id:
-                        raise used_up.refused
+                        raise _paid_not_served(used_up)
                     flight.shared = shared = paid
                 if shared.is_served:
                     turn.release()
                 used_up = await self._retry(exchange, shared, turn)
                 if used_up is None:
                     return
-                past, payment_required = shared, used_up.payment_required
+                past, payment_required = shared, _new_402(used_up, self._context.ports.clock.now_ms())
             finally:
                 turn.release()
 
@@ -177,76 +165,76 @@ class ProxyPayer:
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
-    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> UsedUp | None:
-        """Send the proof, and again while the merchant may still accept it. None: the client has its answer."""
-        row = await self._until_ready(exchange, self._context.payment(shared.id))
-        proof = Proof(row, self._proof_headers(exchange.request, row), self._context.depth(row))
-        while True:
-            after_s, used_up = await self._retry_once(exchange, shared, turn, proof)
-            if after_s is None:
-                return used_up
-            if after_s >= exchange.left_s or not await self._may_retry(exchange, proof, after_s):
-                await self._give_up(exchange, proof)
-                return None
+    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> Proof | None:
+        """Drive `core.pay_and_retry`. Returns a used-up proof; None: the client has its answer."""
+        steps, result = present_proof(), cast("Any", None)
+        async with AsyncExitStack() as opened:
+            proof = Proof(self._context.payment(shared.id), opened)
+            while True:
+                match steps.send(result):
+                    case AwaitReady():
+                        proof.row = row = await self._until_ready(exchange, self._context.payment(shared.id))
+                        result = row.attempt.tx_id if self._context.is_ready(row) else None
+                    case Present(poll_query):
+                        result = await self._present(exchange, shared, turn, proof, poll_query)
+                    case Wait(seconds):
+                        await opened.aclose()
+                        proof.answer = None
+                        if not (result := seconds >= exchange.left_s):
+                            await asyncio.sleep(seconds)
+                    case End.USED_UP:
+                        return proof
+                    case end:
+                        await self._ended(end, exchange, shared, proof)
+                        return None
 
-    async def _may_retry(self, exchange: Exchange, proof: Proof, after_s: float) -> bool:
-        """Wait until the proof may be sent again; False if the time does not suffice."""
-        await asyncio.sleep(after_s)
-        try:
-            row = await self._until_ready(exchange, self._context.payment(proof.row.id))
-        except Refused as refused:
-            if refused.code == "not_served_yet":
-                return False
-            raise
-        if row.attempt.tx_id != proof.row.attempt.tx_id:
-            proof.headers, proof.poll = self._proof_headers(exchange.request, row), None
-        proof.row, proof.depth = row, self._context.depth(row)
-        return True
-
-    async def _retry_once(
-        self, exchange: Exchange, shared: SharedPayment, turn: Turn, proof: Proof
-    ) -> tuple[float | None, UsedUp | None]:
-        """Send the proof once. Returns (seconds until the next retry, used-up proof).
-
-        The seconds are None if the client has its answer or the proof is used up.
-        """
+    async def _present(
+        self, exchange: Exchange, shared: SharedPayment, turn: Turn, proof: Proof, poll_query: str | None
+    ) -> Answered | None:
+        """Send the proof once, and record the answer, which stays open."""
         silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, shared)
+        headers, depth = self._proof_headers(exchange.request, proof.row), self._context.depth(proof.row)
+        headers = replaced(headers, proof.more)
+        call = exchange.upstream.call(exchange.call(exchange.client_body.buffer, headers, poll_query))
         try:
-            async with exchange.upstream.call(
-                exchange.call(exchange.client_body.buffer, proof.headers, proof.poll)
-            ) as answer:
-                silence.cancel()
-                response = await _read_answer(answer, proof)
-                proof.row, advice = await self._steps.run_to_end(
-                    self._agent.deliveries.take_answer(
-                        shared.id, response, shown_depth=proof.depth, has_served=shared.is_served
-                    )
+            answer = await proof.opened.enter_async_context(call)
+            silence.cancel()
+            response = await _read_answer(answer, proof)
+            proof.row, said = await self._steps.run_to_end(
+                self._agent.deliveries.take_answer(
+                    shared.id, response, shown_depth=depth, has_served=shared.is_served
                 )
-                if advice.answer.verdict is RetryVerdict.SERVED:
-                    turn.release()
-                    await self._deliver(exchange, shared, answer, proof.row)
-                    return None, None
-                is_used_up = proof.poll is None and _is_used_up(advice, shared)
-                if advice.again_after_s is None and answer.status != 402 and not is_used_up:
-                    await exchange.reply.stream(answer, exchange.client_body.close, _payment_headers(proof.row))
-                    return None, None
-                proof.last, proof.reason = await _buffered(answer), advice.answer.reason
-                if is_used_up:
-                    return None, _used_up(proof, advice.answer.verdict, self._context.ports.clock.now_ms())
-                if advice.again_after_s is None:
-                    raise _paid_not_served(proof)
-                proof.poll = advice.answer.poll_query
-                return advice.again_after_s, None
+            )
+            if said.verdict is RetryVerdict.SERVED:
+                turn.release()
+            else:
+                body = await answer.peek(BODY_MAX_BYTES)
+                proof.last = None if body is None else BufferedAnswer(answer.status, answer.headers, body)
+            proof.answer, proof.said = answer, said
+            return said
         except (Refused, AnswerBrokenError) as error:
-            if exchange.reply.has_started or (isinstance(error, Refused) and error.code not in _LOST):
+            if isinstance(error, Refused) and error.code not in _LOST:
                 raise
             log.info("proxy.retry_lost", payment=shared.id, reason=str(error))
             if not (isinstance(error, Refused) and error.context.get("sent") is False):
                 await self._steps.run_to_end(self._agent.deliveries.record_unanswered(shared.id, str(error)))
-            proof.lost_count += 1
-            return again_after_s(proof.lost_count), None
+            return None
         finally:
             silence.cancel()
+
+    async def _ended(self, end: object, exchange: Exchange, shared: SharedPayment, proof: Proof) -> None:
+        """Give the client what the retries ended with."""
+        if proof.answer is None and proof.last is None:
+            raise _not_served(proof.row)
+        if end is End.UNSERVED:
+            raise _paid_not_served(proof)
+        if proof.answer is not None and end is End.SERVED:
+            await self._deliver(exchange, shared, proof.answer, proof.row)
+        elif proof.answer is not None:
+            await exchange.reply.stream(proof.answer, exchange.client_body.close, _payment_headers(proof.row))
+        elif proof.last is not None:
+            exchange.client_body.close()
+            await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
 
     def _note_silence(self, shared: SharedPayment) -> None:
         step = self._steps.start(
@@ -269,33 +257,18 @@ class ProxyPayer:
             shared.delivered()
 
     async def _until_ready(self, exchange: Exchange, row: PaymentRow) -> PaymentRow:
-        """Wait until the merchant can be expected to accept the proof."""
+        """Wait until the merchant can be expected to accept the proof, or time is up."""
         while not self._context.is_ready(row):
-            if row.state in ENDED_WITHOUT_PAYING:
-                raise Refused(
-                    row.problem.name or "payment_ended",
-                    row.problem.detail or "it ended without paying",
-                    payment=row.id,
-                )
-            if row.state is State.CANCELLING and row.problem.name is not None:
-                raise Refused(row.problem.name, row.problem.detail or "it is being cancelled", payment=row.id)
+            if row.state in ENDED_WITHOUT_PAYING or (row.state is State.CANCELLING and row.problem.name):
+                raise _without_proof(row)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for approval", payment=row.id)
             if row.state in UNSIGNED and self._context.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if exchange.left_s <= 0:
-                raise _not_served(row)
+                break
             row = await self._context.wait(row.id, min(exchange.left_s, _WAIT_S))
         return row
-
-    async def _give_up(self, exchange: Exchange, proof: Proof) -> None:
-        """Answer when time is up: with the merchant's last answer, unless that asks for money again."""
-        if proof.last is None:
-            raise _not_served(proof.row)
-        if proof.last.status == 402:
-            raise _paid_not_served(proof)
-        exchange.client_body.close()
-        await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
 
     def _proof_headers(self, request: ProxyRequest, row: PaymentRow) -> Headers:
         """Return the headers of the retry.
@@ -321,14 +294,6 @@ def _payment_headers(row: PaymentRow) -> Headers:
     return [(name.lower().encode(), value.encode("ascii")) for name, value in texts.items()]
 
 
-def _is_used_up(advice: Advice, shared: SharedPayment) -> bool:
-    """Whether the payment served another request and the merchant wants a new payment for this one.
-
-    Until it has served a request here there is no reason to pay again, whatever the merchant says.
-    """
-    return shared.is_served and advice.answer.verdict in (RetryVerdict.USED_UP, RetryVerdict.INVOICED)
-
-
 def _not_served(row: PaymentRow) -> Refused:
     return Refused(
         "not_served_yet", f"{row.id} is {row.state}; the merchant has not served the call", payment=row.id
@@ -342,11 +307,17 @@ def _paid_not_served(proof: Proof) -> Refused:
     """
     row, last = proof.row, proof.last
     merchant_answer = None if last is None else as_object(last.status, last.headers, last.body)
-    name, detail = "paid_not_served", f"{row.id} is {row.state}; the merchant says to its proof: {proof.reason}"
     if row.state in WITHOUT_PROOF:
-        ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
-        name, detail = row.problem.name or ended, row.problem.detail or "it ended without paying"
-    return Refused(name, detail, payment=row.id, merchant_answer=merchant_answer)
+        return _without_proof(row, merchant_answer=merchant_answer)
+    reason = "" if proof.said is None else proof.said.reason
+    detail = f"{row.id} is {row.state}; the merchant says to its proof: {reason}"
+    return Refused("paid_not_served", detail, payment=row.id, merchant_answer=merchant_answer)
+
+
+def _without_proof(row: PaymentRow, **context: object) -> Refused:
+    ended = "payment_ended" if row.state in ENDED_WITHOUT_PAYING else "payment_void/merchant_refused"
+    detail = row.problem.detail or "it ended without paying"
+    return Refused(row.problem.name or ended, detail, payment=row.id, **context)
 
 
 async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
@@ -362,19 +333,14 @@ async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
     try:
         return read_response(answer.status, answer.headers, raw)
     except CodingError:
-        proof.headers = replaced(proof.headers, [(b"accept-encoding", READABLE)])
+        proof.more = [(b"accept-encoding", READABLE)]
         return without_body
 
 
-async def _buffered(answer: UpstreamAnswer) -> BufferedAnswer | None:
-    """Return the complete answer, or None if it is too long to keep."""
-    body = await answer.peek(BODY_MAX_BYTES)
-    return None if body is None else BufferedAnswer(answer.status, answer.headers, body)
-
-
-def _used_up(proof: Proof, verdict: RetryVerdict, now_ms: int) -> UsedUp:
-    last, payment_required = proof.last, None
-    if last is not None and verdict is RetryVerdict.INVOICED:
-        with suppress(CodingError, Refused):  # on failure the request is sent again
-            payment_required = read_payment_required(last.status, last.headers, last.body, now_ms)
-    return UsedUp(_paid_not_served(proof), payment_required)
+def _new_402(proof: Proof, now_ms: int) -> PaymentRequired | None:
+    """The 402 for another payment in the answer to a used-up proof; None: the request has to be sent again."""
+    last, said = proof.last, proof.said
+    if last is not None and said is not None and said.verdict is RetryVerdict.INVOICED:
+        with suppress(CodingError, Refused):
+            return read_payment_required(last.status, last.headers, last.body, now_ms)
+    return None

@@ -48,7 +48,7 @@ async def say(run: Run, row: PaymentRow, reason: str) -> PaymentRow:
     row, advice = await run.agent.deliveries.take_answer(
         row.id, make_response(402, {"payment-required": header}, {})
     )
-    assert advice.answer.verdict is RetryVerdict.REFUSED
+    assert advice.verdict is RetryVerdict.REFUSED
     return row
 
 

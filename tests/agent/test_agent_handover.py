@@ -249,7 +249,7 @@ class TestRetryAnswers:
             await run.run_pass()
             row = await run.pay()
             row, advice = await run.agent.deliveries.take_answer(row.id, make_response(200, {}, {}))
-            assert (advice.answer.verdict, advice.again_after_s) == (RetryVerdict.SERVED, None)
+            assert (advice.verdict, advice.again_after_s) == (RetryVerdict.SERVED, None)
             assert row.delivery is Delivery.PRESENTED
             row = await run.agent.deliveries.record_delivery(row.id, 200)
             assert row.delivery is Delivery.ACCEPTED

@@ -111,7 +111,7 @@ async def test_recording_of_delivery_reports_is_rate_limited_unless_they_change_
         with patch.object(events, "KEPT_AT_ONCE", before + 3):
             reports = [await deliveries.take_answer(row.id, answers[0]) for _ in range(9)]
             assert len(run.events(row.id)) == before + 3
-            assert {advice.answer.verdict for _, advice in reports} == {"unclear"}, (
+            assert {advice.verdict for _, advice in reports} == {"unclear"}, (
                 "an unrecorded report is still evaluated"
             )
             assert [advice.again_after_s for _, advice in reports[2:]] == [2.0, *[4.0] * 6]

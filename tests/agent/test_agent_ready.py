@@ -10,9 +10,9 @@ from pathlib import Path
 from kit.agent import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Advice
 from payagent.agent.operator import merchants
 from payagent.core.aggregate import PaymentRow
+from payagent.core.pay_and_retry import Answered
 from payagent.core.payment import Delivery, State
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.dialects import RetryVerdict, make_response
@@ -31,7 +31,7 @@ async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> A
         yield run
 
 
-async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Advice]:
+async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Answered]:
     """Show the proof to the devnet's merchant and report its answer to the agent."""
     depth = run.context.depth(row)
     merchant = run.context.config.merchants[run.world.origin]
@@ -55,7 +55,7 @@ async def test_a_proof_is_ready_in_the_first_block_and_the_accepted_depth_is_rem
         row = run.context.payment(row.id)
         assert (row.state, run.context.is_ready(row)) == (State.IN_BLOCK, True)
         row, advice = await show(run, row)
-        assert (advice.answer.verdict, row.delivery) == (RetryVerdict.SERVED, Delivery.ACCEPTED)
+        assert (advice.verdict, row.delivery) == (RetryVerdict.SERVED, Delivery.ACCEPTED)
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
@@ -75,7 +75,7 @@ async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) ->
         row = await run.pay_in_block()
         for depth in (1, 2):
             row, advice = await show(run, run.context.payment(row.id))
-            assert (advice.answer.verdict, advice.again_after_s, run.context.depth(row)) == (
+            assert (advice.verdict, advice.again_after_s, run.context.depth(row)) == (
                 RetryVerdict.PENDING,
                 0,
                 depth,
@@ -104,7 +104,7 @@ async def test_a_block_that_arrives_while_the_merchant_answers_makes_the_proof_r
         await run.settle_down()
         pending = make_response(answer.status_code, dict(answer.headers), answer.text)
         row, advice = await run.agent.deliveries.take_answer(row.id, pending, shown_depth=1)
-        assert (advice.answer.verdict, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
+        assert (advice.verdict, run.context.is_ready(row)) == (RetryVerdict.PENDING, True)
 
 
 async def test_a_merchant_status_of_confirmed_makes_the_proof_ready_before_the_first_block(world: World) -> None:
@@ -128,7 +128,7 @@ async def test_a_new_invoice_after_the_request_was_served_is_not_an_early_refusa
         body = json.dumps({"invoiceId": "another", "amount": "1"})
         anew = make_response(402, {"content-type": "application/json"}, body)
         _, advice = await run.agent.deliveries.take_answer(row.id, anew, shown_depth=1)
-        assert advice.answer.verdict is not RetryVerdict.SERVED
+        assert advice.verdict is not RetryVerdict.SERVED
         assert known(run) == MerchantReadiness(accepted_depth=1)
 
 
@@ -138,7 +138,7 @@ async def test_an_error_about_the_request_itself_is_not_an_early_refusal(world: 
         row = await run.pay_in_block()
         wrong = make_response(422, {"content-type": "application/json"}, '{"detail": "the message is too long"}')
         _, advice = await run.agent.deliveries.take_answer(row.id, wrong, shown_depth=1)
-        assert (advice.answer.verdict, advice.again_after_s) == (RetryVerdict.OTHER, None)
+        assert (advice.verdict, advice.again_after_s) == (RetryVerdict.OTHER, None)
         assert known(run) == MerchantReadiness()
 
 

@@ -364,18 +364,6 @@ class TestStopping:
             assert run.context.payment(paid.id).delivery is Delivery.ACCEPTED
             assert len(world.transactions()) == 1
 
-    async def test_a_paid_batch_is_delivered_for_the_partner_of_its_own_invoice(self, world: World) -> None:
-        """The merchant accepts a proof only from the partner that its invoice names."""
-        async with world.run() as run:
-            await run.run_pass()
-            row = await order(run, COST)
-            await go_round(run)
-            other = with_topup(world, partner="other").merchants
-            await run.context.take_config(replace(run.context.from_file, merchants=other), lambda _unit: None)
-            assert (await carry_out(run, row.id)).state == "done"
-            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
-            require_whole(run)
-
     async def test_a_top_up_buys_every_batch_for_the_partner_it_was_ordered_for(self, world: World) -> None:
         """The config may name another partner since; its balance gets nothing."""
         async with world.run() as run:

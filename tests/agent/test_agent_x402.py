@@ -48,7 +48,7 @@ async def test_the_merchant_settles_the_transaction_in_the_proof(world: World) -
         assert (row.invoice.dialect, row.invoice.merchant_submits, row.state) == ("x402-v2", True, State.IN_FLIGHT)
         assert world.waiting() == []
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED)
+        assert (answer.status_code, advice.verdict) == (200, RetryVerdict.SERVED)
         assert world.waiting() == [row.attempt.tx_id]
         await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
@@ -69,7 +69,7 @@ async def test_the_facilitator_accepts_a_payment_made_27_seconds_after_the_newes
         world.clock.ahead_ms += 27_000
         row, _ = await run.agent.pay(ask(world))
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED), answer.text
+        assert (answer.status_code, advice.verdict) == (200, RetryVerdict.SERVED), answer.text
 
 
 async def test_the_same_request_is_a_new_payment_once_it_was_served(world: World) -> None:
@@ -102,11 +102,11 @@ async def test_a_pending_answer_is_retried_with_the_identical_header(world: Worl
         header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
         for _ in range(2):
             answer, row, advice = await show(world, run, row)
-            assert (answer.status_code, advice.answer.verdict) == (402, RetryVerdict.PENDING)
+            assert (answer.status_code, advice.verdict) == (402, RetryVerdict.PENDING)
             assert advice.again_after_s is not None
             await run.settle_down()
         answer, row, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED)
+        assert (answer.status_code, advice.verdict) == (200, RetryVerdict.SERVED)
         assert retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"] == header
         assert len(world.transactions()) == 1
 
@@ -121,11 +121,11 @@ async def test_a_v1_pending_answer_without_a_transaction_is_checked_against_the_
         row, _ = await run.agent.pay(ask(world))
         assert row.invoice.dialect == "x402-v1"
         row, advice = await run.agent.deliveries.take_answer(row.id, unsent)
-        assert (advice.answer.poll_query, advice.again_after_s is None) == (None, False)
+        assert (advice.poll_query, advice.again_after_s is None) == (None, False)
         await show(world, run, row)
         await run.settle_down()
         _, advice = await run.agent.deliveries.take_answer(row.id, unsent)
-        assert (advice.answer.poll_query, advice.again_after_s is None) == (f"tx={row.attempt.tx_id}", False)
+        assert (advice.poll_query, advice.again_after_s is None) == (f"tx={row.attempt.tx_id}", False)
 
 
 async def test_a_payment_refused_before_it_was_broadcast_is_cancelled(world: World) -> None:
@@ -135,7 +135,7 @@ async def test_a_payment_refused_before_it_was_broadcast_is_cancelled(world: Wor
         await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
-        assert (advice.answer.verdict, advice.again_after_s) == (RetryVerdict.REFUSED, None)
+        assert (advice.verdict, advice.again_after_s) == (RetryVerdict.REFUSED, None)
         assert (row.state, row.problem.name) == (State.CANCELLING, "payment_void/merchant_refused")
         assert retry_headers(row, None, world.address) == {}
         await run.agent.submitter.drain(10)
@@ -181,7 +181,7 @@ async def test_an_unclear_answer_does_not_cancel_the_payment(world: World, fault
         await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
         _, row, advice = await show(world, run, row)
-        assert advice.answer.verdict is RetryVerdict.UNCLEAR
+        assert advice.verdict is RetryVerdict.UNCLEAR
         assert row.state is State.IN_FLIGHT
         for _ in range(3):
             answer, row, advice = await show(world, run, row)
@@ -222,7 +222,7 @@ async def test_when_the_payer_must_broadcast_the_transaction_is_submitted_before
         row = run.context.payment(row.id)
         assert run.context.is_ready(row)
         answer, _, advice = await show(world, run, row)
-        assert (answer.status_code, advice.answer.verdict) == (200, RetryVerdict.SERVED)
+        assert (answer.status_code, advice.verdict) == (200, RetryVerdict.SERVED)
 
 
 def with_tokens(terms: AgentConfig) -> AgentConfig:

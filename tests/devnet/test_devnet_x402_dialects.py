@@ -11,9 +11,17 @@ from kit.http import NO_TLS
 from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
-from payagent.dialects import HttpRequest, HttpResponse, ProofMaterial, Reading, proof_headers, read_offers
+from payagent.dialects import (
+    HttpRequest,
+    HttpResponse,
+    ProofMaterial,
+    Reading,
+    RetryVerdict,
+    proof_headers,
+    read_offers,
+)
 from payagent.dialects.http_wire import parse_answer, parse_response
-from payagent.dialects.retry_answers import RetryVerdict, read_answer
+from payagent.dialects.retry_answers import read_answer
 
 PATH = "/x402/chat?output=short"
 INTENT = "int_" + "0" * 24

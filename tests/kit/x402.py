@@ -8,8 +8,9 @@ import httpx
 
 from kit.agent import APP, Run, World
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Advice, MerchantRequest, PaymentRequest
+from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.core.aggregate import PaymentRow
+from payagent.core.pay_and_retry import Answered
 from payagent.dialects import parse_answer, parse_response
 
 PATH = "/x402/report?day=1"
@@ -32,7 +33,7 @@ def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> Paym
     )
 
 
-async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Advice]:
+async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Answered]:
     """Send the proof, and let the agent read the answer."""
     answer = get(world, retry_headers(row, run.context.config.merchants[world.origin], world.address))
     response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)

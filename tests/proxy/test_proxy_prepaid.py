@@ -1,7 +1,6 @@
 """Batches through the proxy: concurrent requests buy one, and the rest are served from it."""
 
 import asyncio
-import hashlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from payagent.audit.limits import check_limits
 from payagent.core.invoice import is_batch
 from payagent.core.policy import WALLET
 from payagent.core.prepaid_balance import CALLS
-from payagent.devnet.merchant import role_address
 from payagent.proxy import request_scope as attend
 from payagent.proxy.http1 import Upstream
 from payagent.store.rows import limit_counters as spending
@@ -85,43 +83,6 @@ async def test_a_merchant_that_requires_the_wallet_address_gets_it(world: World)
         await shop.until(lambda: left(shop) == (3, 2, 0), "not all are counted")
         (pool,) = prepaid.all_pools(shop.run.context.conn)
         assert (pool.partner, pool.wallet) == ("", world.address)
-
-
-async def test_the_proof_of_a_batch_names_the_partner_it_was_bought_for_after_a_reload(
-    world: World,
-) -> None:
-    """After a reload the request's 402 names another partner; what was paid does not."""
-    world.fund(50 * ADA)
-    world.settings(batch=4)
-    async with place(world) as shop:
-        body = json.dumps({"message": "hello"}, separators=(",", ":")).encode()
-        said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
-        paid = await shop.api.pay("hello", app="payer", request=said)
-        other = {world.origin: replace(shop.run.context.config.merchants[world.origin], partner="since")}
-        await shop.run.context.take_config(
-            replace(shop.run.context.from_file, merchants=other), lambda _unit: None
-        )
-        await shop.run.agent.submitter.drain(10)
-        await shop.run.settle_down()
-        assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
-        assert [row.id for row in shop.payments] == [paid["id"]]
-        await shop.until(lambda: left(shop) == (4, 1, 0), "another buyer's balance was used")
-
-
-async def test_the_proof_of_a_batch_names_the_wallet_it_was_bought_for(world: World) -> None:
-    world.fund(50 * ADA)
-    world.settings(batch=4)
-    async with place(world) as shop:
-        body = json.dumps({"message": "hello"}, separators=(",", ":")).encode()
-        who = {"X-Wallet-Address": role_address("split").text}
-        said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest(), "headers": who}
-        asked = {"status": 402, "headers": {}, "body": world.call("hello", who).json()}
-        paid = await shop.api.pay("hello", app="payer", request=said, response=asked)
-        await shop.run.agent.submitter.drain(10)
-        await shop.run.settle_down()
-        assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
-        assert [row.id for row in shop.payments] == [paid["id"]]
-        await shop.until(lambda: left(shop) == (4, 1, 0), "another buyer's balance was used")
 
 
 EACH = 13 * ADA // 4

@@ -13,7 +13,6 @@ from kit.proxy import (
     Heard,
     Pending202,
     Place,
-    SpentNonce,
     as_402,
     blocks,
     packed,
@@ -80,7 +79,6 @@ async def test_a_streamed_answer_is_paid_and_returned_to_its_end(shop: Place) ->
     "fault",
     [
         "pending",
-        "duplicate",
         "settle_500_before_broadcast",
         "settle_500_after_broadcast",
         "drop_after_broadcast",
@@ -153,13 +151,6 @@ async def test_identical_requests_are_each_served_when_the_new_402s_body_cannot_
     calls = (shop.ask("/chat", f"Accept-Encoding: {coding}", method="POST", body=BODY) for _ in range(3))
     assert [(got.status, got.body) for got in await asyncio.gather(*calls)] == [(200, b"served")] * 3
     assert len(shop.payments) == len(proofs) == 3
-
-
-async def test_identical_requests_are_each_served_when_a_used_proofs_nonce_utxo_is_spent(shop: Place) -> None:
-    wall = shop.peer.answers["/chat"] = SpentNonce()
-    got = await asyncio.gather(*(shop.ask("/chat", method="POST", body=BODY) for _ in range(3)))
-    assert [(answer.status, answer.body) for answer in got] == [(200, b"served")] * 3
-    assert len(shop.payments) == len(wall.proofs) == 3
 
 
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:

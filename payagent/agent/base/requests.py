@@ -13,7 +13,7 @@ from payagent.core.findings import Reasons
 from payagent.core.invoice import Invoice
 from payagent.core.origin import call_url
 from payagent.core.problems import Refused
-from payagent.dialects import HttpRequest, HttpResponse, RetryAnswer
+from payagent.dialects import HttpRequest, HttpResponse
 from payagent.store.rows.approvals import Via
 from payagent.wallet.transaction import TxPlan
 
@@ -72,14 +72,6 @@ class PaymentRequest:
         if self.request is not None:
             return f"request:{self.fingerprint}"
         return None if invoice_id is None else f"invoice:{self.origin} {invoice_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """A merchant's answer to a retry, and seconds until the same proof is presented again; None: never."""
-
-    answer: RetryAnswer
-    again_after_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

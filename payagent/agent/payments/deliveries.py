@@ -10,16 +10,16 @@ from functools import partial
 
 import structlog
 
-from payagent.agent.base.requests import Advice
 from payagent.agent.commits import delivery_transitions
 from payagent.agent.commits.delivery_transitions import Presented
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.core.aggregate import PaymentRow
+from payagent.core.pay_and_retry import Answered
 from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF, Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s
-from payagent.dialects import HttpResponse, RetryAnswer, RetryVerdict, read_answer
+from payagent.dialects import HttpResponse, RetryVerdict, read_answer
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
 
@@ -60,12 +60,12 @@ class Deliveries:
             payment_id,
         )
 
-    async def take_silence(self, payment_id: str, why: str) -> tuple[PaymentRow, Advice]:
+    async def take_silence(self, payment_id: str, why: str) -> tuple[PaymentRow, Answered]:
         """Record that no answer arrived, and advise whether to present the same proof again."""
         await self.record_unanswered(payment_id, why)
         row = self._context.payment(payment_id)
         after_s = None if row.state in WITHOUT_PROOF else again_after_s(1)
-        return row, Advice(RetryAnswer(RetryVerdict.UNCLEAR, why), after_s)
+        return row, Answered(RetryVerdict.UNCLEAR, why, 504, after_s)
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """Record a delivery because the merchant says that the proof is used up: nobody but us presented it."""
@@ -86,7 +86,7 @@ class Deliveries:
         shown_depth: int | None = None,
         is_delivered: bool = False,
         has_served: bool = False,
-    ) -> tuple[PaymentRow, Advice]:
+    ) -> tuple[PaymentRow, Answered]:
         """Read and record the merchant's answer to a retry, and advise whether to present the same proof again.
 
         `shown_depth`: the transaction's depth when the proof was presented; None means its depth now. If the
@@ -108,7 +108,6 @@ class Deliveries:
             is_on_chain=row.state in ON_CHAIN,
             has_served=has_served or row.delivery is Delivery.ACCEPTED,
         )
-
         depth = self._context.depth(row) if shown_depth is None else min(shown_depth, self._context.depth(row))
         by_auto = self._context.is_by_auto(row)
         presented = Presented(depth, by_auto, by_auto and depth < self._context.config.confirm_depth)
@@ -137,7 +136,9 @@ class Deliveries:
             self._context.note_pending(row, depth)
         if by_auto and after_s is not None and not self._context.is_ready(row):
             after_s = float(answer.retry_after_s or 0)
-        return row, Advice(answer, after_s)
+        return row, Answered(
+            answer.verdict, answer.reason, response.status, after_s, answer.poll_query, has_served
+        )
 
     async def give_up_unserved(self) -> None:
         """Record which merchants have not served payments that were confirmed long enough ago.

@@ -10,9 +10,11 @@ the last one was delivered; trusts a merchant on how much was bought.
 
 import asyncio
 import hashlib
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import structlog
 
@@ -35,6 +37,7 @@ from payagent.agent.topups.orders import (
     stop,
 )
 from payagent.core.aggregate import PaymentRow
+from payagent.core.pay_and_retry import End, Wait, present_proof
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
@@ -111,13 +114,12 @@ class TopupPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Wait:
-    """When a top-up's next step is due, and why not yet. `poll`: the query to send instead of the proof."""
+    """When a top-up's next step is due, and why not yet."""
 
     from_ms: int = 0
     due_ms: int = 0
     failures: int = 0
     trouble: str = ""
-    poll: str | None = None
 
     def is_over(self, now_ms: int) -> bool:
         """Whether the wait has passed or has not begun: a clock that was set back must not prolong it."""
@@ -125,13 +127,14 @@ class _Wait:
 
 
 class TopupRunner:
-    """The top-ups of one wallet. In memory it keeps only when to try again and which steps are running."""
+    """The top-ups of one wallet. In memory: when to try again, the retries that wait, the steps that run."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._agent = agent
         self._context = agent.context
         self._merchants = merchants
         self._waits: dict[str, _Wait] = {}
+        self._proofs: dict[str, Generator[Any, Any, None]] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
 
     # --- public calls
@@ -353,35 +356,40 @@ class TopupRunner:
         self._go_on(topup)
 
     async def _present_proof(self, topup: TopupRow, row: PaymentRow) -> None:
-        """Present the proof of the last payment, once it is ready, until the merchant accepts it."""
+        """Drive `core.pay_and_retry` by one answer, once the proof is ready. After a restart it begins anew."""
         context = self._context
         merchant = self._merchant_for(pools.pool(context.conn, row.prepaid.pool_id or topup.pool_id))
         if not context.is_ready(row):
             return
-        depth = context.depth(row)
-        request, poll = load_request(topup.request), self._wait_of(topup).poll
+        steps = self._proofs.pop(topup.id, None) or present_proof()
+        next(steps)
+        poll_query = steps.send(row.attempt.tx_id).poll_query
+        depth, request = context.depth(row), load_request(topup.request)
         proof = retry_headers(row, merchant, context.config.own.text)
-        if poll is not None:
-            request, proof = request.with_query(poll), {}
-        reply = await self._call(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
-        row, advice = await self._agent.deliveries.take_answer(
-            row.id,
-            parse_answer(reply.status, reply.headers, reply.body or b""),
-            shown_depth=depth,
-            is_delivered=True,
+        if poll_query is not None:
+            request, proof = request.with_query(poll_query), {}
+        try:
+            reply = await self._call(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
+        except Refused:  # `_put_off` waits longer than this step: a top-up has a day
+            steps.send(None)
+            self._proofs[topup.id] = steps
+            raise
+        response = parse_answer(reply.status, reply.headers, reply.body or b"")
+        row, said = await self._agent.deliveries.take_answer(
+            row.id, response, shown_depth=depth, is_delivered=True
         )
-        verdict = advice.answer.verdict
-        if verdict is RetryVerdict.SERVED:
-            self._go_on(topup)
-        elif advice.again_after_s is not None:
+        step = steps.send(said)
+        if isinstance(step, Wait):
             now_ms = context.ports.clock.now_ms()
-            due_ms = now_ms + int(advice.again_after_s * 1000)
-            self._waits[topup.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
-        elif verdict is RetryVerdict.USED_UP:
+            self._waits[topup.id] = _Wait(now_ms, now_ms + int(step.seconds * 1000), 0, said.reason)
+            self._proofs[topup.id] = steps
+        elif step is End.SERVED:
+            self._go_on(topup)
+        elif said.verdict is RetryVerdict.USED_UP:
             await self._agent.deliveries.record_used_up(row.id)
             self._go_on(topup)
         elif row.state not in WITHOUT_PROOF:  # it is paid: present the proof again, as long as the top-up lives
-            why = f"the merchant says of {row.id}: {advice.answer.reason}"
+            why = f"the merchant says of {row.id}: {said.reason}"
             self._put_off(topup, Refused("not_served_yet", why, payment=row.id))
 
     async def _break_off(self, topup: TopupRow, why: Refused) -> None:
@@ -419,6 +427,7 @@ class TopupRunner:
     def _go_on(self, topup: TopupRow) -> None:
         """Mark progress: the next step is due."""
         self._waits.pop(topup.id, None)
+        self._proofs.pop(topup.id, None)
         self._context.changes.notify(topup.id)
 
     def _give_up(self, topup: TopupRow, why: str) -> None:
@@ -429,7 +438,7 @@ class TopupRunner:
         failures = wait.failures + 1
         delay_ms = backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, failures)
         now_ms, trouble = self._context.ports.clock.now_ms(), str(why)
-        self._waits[topup.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble, wait.poll)
+        self._waits[topup.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble)
         log.info("topup.put_off", topup=topup.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
     def _wait_of(self, topup: TopupRow) -> _Wait:

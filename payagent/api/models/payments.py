@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, PlainValidator
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.payment_view import retry_headers
-from payagent.agent.base.requests import Advice, MerchantRequest, PaymentQuote, PaymentRequest
+from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.context import AgentContext
 from payagent.api.models.apps import LimitStanding
 from payagent.api.models.base import (
@@ -445,27 +445,17 @@ class PaymentWithHistory(NamedPayment):
     history: list[PaymentEvent]
 
 
-class MerchantAnswer(BaseModel):
+class MerchantAnswer(Shown):
     """What the merchant's answer means. `again_after_s`: present the same proof again then; null: do not.
 
     If the payment is not `ready` after the answer, wait until it is before you present the proof again. With
     `poll_query`, repeat the request without the proof and with this added to its query.
     """
 
-    said: RetryVerdict
+    said: RetryVerdict = Field(validation_alias="verdict")
     reason: str
     again_after_s: float | None
     poll_query: str | None
-
-    @classmethod
-    def of(cls, advice: Advice) -> Self:
-        answer = advice.answer
-        return cls(
-            said=answer.verdict,
-            reason=answer.reason,
-            again_after_s=advice.again_after_s,
-            poll_query=answer.poll_query,
-        )
 
 
 class PaymentWithAnswer(Payment):

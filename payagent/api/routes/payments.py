@@ -257,10 +257,10 @@ async def delivery(
         raise Refused("wrong_state", "the payment has no proof that can have been presented")
     deliveries = caller.agent.deliveries
     if isinstance(answer, str):
-        row, advice = await deliveries.take_silence(row.id, answer)
+        row, said = await deliveries.take_silence(row.id, answer)
     else:
-        row, advice = await deliveries.take_answer(row.id, answer, shown_depth=report.depth, is_delivered=True)
-    return JsonResponse(PaymentWithAnswer.of(caller.context, row, answer=MerchantAnswer.of(advice)))
+        row, said = await deliveries.take_answer(row.id, answer, shown_depth=report.depth, is_delivered=True)
+    return JsonResponse(PaymentWithAnswer.of(caller.context, row, answer=MerchantAnswer.model_validate(said)))
 
 
 @router.post(
