@@ -56,8 +56,8 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
         intent=intent,
         invoice=next(iter(rows("SELECT * FROM invoices WHERE seq = ?", payment["invoice_seq"])), None),
         other_invoices=rows(
-            "SELECT DISTINCT v.* FROM attempts a JOIN invoices v ON v.seq = a.invoice_seq JOIN payments p ON "
-            "p.id = a.payment_id WHERE p.id = ? AND v.seq <> p.invoice_seq ORDER BY v.seq",
+            "SELECT * FROM invoices WHERE seq IN (SELECT a.invoice_seq FROM attempts a JOIN payments p ON "
+            "p.id = a.payment_id WHERE p.id = ? AND a.invoice_seq <> p.invoice_seq) ORDER BY seq",
             payment_id,
         ),
         holds=rows("SELECT * FROM holds WHERE payment_id = ? AND stage = 'payment' ORDER BY rowid", payment_id),

@@ -76,7 +76,8 @@ class Ownership:
 def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
     """Write our epoch. A process that opened the ledger earlier can commit nothing from now on."""
     conn.execute(
-        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT DO UPDATE SET epoch = excluded.epoch", (epoch,)
+        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
+        (epoch,),
     )
 
 

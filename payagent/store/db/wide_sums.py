@@ -9,9 +9,9 @@ May import: sqlite3. Never: commits.
 import sqlite3
 from collections.abc import Sequence
 
-_ADD = """ON CONFLICT DO UPDATE SET
-units_high = units_high + excluded.units_high + ((units_low + excluded.units_low) >> 32),
-units_low = (units_low + excluded.units_low) & 4294967295"""
+_ADD = """ON CONFLICT ({key}) DO UPDATE SET
+units_high = {table}.units_high + excluded.units_high + (({table}.units_low + excluded.units_low) >> 32),
+units_low = ({table}.units_low + excluded.units_low) & 4294967295"""
 """SQL after an INSERT of rows with `units_high` and `units_low`: adds them to an existing row."""
 
 _ROWS_AT_ONCE = 64
@@ -25,13 +25,17 @@ def halves(units: int) -> tuple[int, int]:
 def add_halves(conn: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
     """Insert rows into the table and columns named by `into`, or add their halves to existing rows.
 
+    The columns are the table's primary key, then the two halves.
+
     Many rows go into one statement, because each statement yields the GIL to other threads.
     """
+    table, _, columns = into.partition("(")
+    add = _ADD.format(table=table, key=columns.removesuffix(", units_high, units_low)"))
     for first in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[first : first + _ROWS_AT_ONCE]
         places = ", ".join(["(" + ", ".join("?" * len(some[0])) + ")"] * len(some))
         values = [value for row in some for value in row]
-        conn.execute(f"INSERT INTO {into} VALUES {places} {_ADD}", values)  # noqa: S608  our own names
+        conn.execute(f"INSERT INTO {into} VALUES {places} {add}", values)  # noqa: S608  our own names
 
 
 def whole(high: int, low: int) -> int:
