@@ -1,0 +1,85 @@
+"""A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
+
+The server listens on a Unix socket in a temporary folder alone. It does not sync: no test here takes its power away.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from payagent.store.db.postgresql import schema
+from payagent.store.db.postgresql.connection import PostgresqlConnection
+
+_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+needs_postgresql = pytest.mark.skipif(not _BINARIES, reason="PostgreSQL is missing (Debian's package postgresql)")
+
+_OWNER = "postgres" if os.geteuid() == 0 else None
+"""PostgreSQL refuses to run as root."""
+
+_TEMPLATE = "payagent_template"
+
+
+class Server:
+    """A running server. `url` names a database of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{_user()}@/{database}?host={self._folder}"
+
+    def new_database(self, template: str = _TEMPLATE) -> str:
+        """The URL of a new database, a copy of the template."""
+        self._count += 1
+        name = f"test_{self._count}"
+        with closing(PostgresqlConnection(self.url("postgres"))) as conn:
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+    def make_template(self) -> None:
+        with closing(PostgresqlConnection(self.url("postgres"))) as conn:
+            conn.execute(f"CREATE DATABASE {_TEMPLATE}")
+        with closing(PostgresqlConnection(self.url(_TEMPLATE))) as conn:
+            schema.create(conn)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    data = folder / "data"
+    if _OWNER is not None:
+        shutil.chown(folder, _OWNER, pwd.getpwnam(_OWNER).pw_gid)
+    try:
+        _run(
+            "initdb", "-D", str(data), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", _user()
+        )
+        options = f"-c listen_addresses='' -k {folder} -c fsync=off -c full_page_writes=off -c max_wal_size=64MB"
+        _run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
+        try:
+            found = Server(folder)
+            found.make_template()
+            yield found
+        finally:
+            _run("pg_ctl", "stop", "-w", "-D", str(data), "-m", "immediate")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _user() -> str:
+    return _OWNER or pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _run(program: str, *args: str) -> None:
+    command = [str(_BINARIES[-1].with_name(program)), *args]
+    done = subprocess.run(
+        command, user=_OWNER, group=_OWNER, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
