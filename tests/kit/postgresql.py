@@ -9,13 +9,19 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from payagent.store.db.committer import Checkpoint, Committer, Ownership
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
+from payagent.store.db.postgresql.seals import PostgresqlSealer
+from payagent.store.db.readers import Readers
+from payagent.store.db.seals import Sealer
+from payagent.store.db.writer import Writer
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 needs_postgresql = pytest.mark.skipif(not _BINARIES, reason="PostgreSQL is missing (Debian's package postgresql)")
@@ -83,3 +89,40 @@ def _run(program: str, *args: str) -> None:
         command, user=_OWNER, group=_OWNER, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+class _Committer(Committer):
+    """The committer of the file, over a connection to PostgreSQL: one daemon alone, without a gate."""
+
+    def _open(self, url: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
+        conn: Any = PostgresqlConnection(url)
+        on_failure.callback(conn.close)
+        return conn, PostgresqlSealer(conn)
+
+    def tidy(self) -> None:
+        pass
+
+
+class _Writer(Writer):
+    _make = _Committer
+
+
+class _Readers(Readers):
+    @property
+    def conn(self) -> Any:
+        if getattr(self._local, "conn", None) is None:
+            self._local.conn = PostgresqlConnection(str(self._path))
+        return self._local.conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Any]:
+        with closing(PostgresqlConnection(str(self._path))) as conn:
+            conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield conn
+
+
+def ledger_at(
+    url: Any, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+) -> tuple[Writer, Readers]:
+    """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`."""
+    return _Writer(url, checkpoint=checkpoint, own=own), _Readers(url)

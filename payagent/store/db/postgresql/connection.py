@@ -30,12 +30,6 @@ _TOKENS = re.compile(
 _WORDS = {"CROSS JOIN": "JOIN", "json_array(": "json_build_array("}
 """CROSS JOIN with ON fixes the order of two tables, on SQLite alone."""
 
-_STATEMENTS = {
-    "BEGIN IMMEDIATE": "BEGIN",
-    # rises with each transaction that wrote
-    "PRAGMA data_version": "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint",
-}
-
 _NOT_TEXT = ("22021", "22P05")
 """PostgreSQL's codes for a text or JSON with the character NUL, or with half of a surrogate pair."""
 
@@ -54,7 +48,7 @@ def postgresql_text(sql: str) -> str:
         count += 1
         return f"${found['number'] or count}"
 
-    return _STATEMENTS.get(sql) or _TOKENS.sub(translated, sql)
+    return "BEGIN" if sql == "BEGIN IMMEDIATE" else _TOKENS.sub(translated, sql)
 
 
 class _WholeLoader(Loader):
@@ -68,7 +62,7 @@ class PostgresqlConnection:
     """One connection. For one thread at a time, unless it only reads."""
 
     total_changes = 0
-    """PRAGMA data_version counts the connection's own changes too."""
+    """Changes of its own that `pragma_data_version` does not show: none, unlike on SQLite."""
 
     def __init__(self, url: str) -> None:
         self._conn = psycopg.connect(url, autocommit=True, cursor_factory=RawCursor, client_encoding="utf8")

@@ -25,7 +25,7 @@ _JSON = {("events", "detail"), ("invoices", "outputs"), ("payments", "outputs")}
 _COUNTED_BY_US = {"boot", "entries", "events", "seals"}
 """Tables whose every INSERT gives the number."""
 
-FUNCTIONS = (
+_AS_ON_SQLITE = (
     "CREATE FUNCTION instr(text, text) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT strpos($1, $2)'",
     "CREATE FUNCTION json_valid(json) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT TRUE'",
     "CREATE FUNCTION json_each(text) RETURNS TABLE (value text) LANGUAGE sql IMMUTABLE AS "
@@ -33,8 +33,10 @@ FUNCTIONS = (
     "CREATE FUNCTION strftime(text, bigint, text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ "
     "SELECT to_char(to_timestamp($2) AT TIME ZONE 'UTC', replace(replace(replace(replace(replace("
     """$1, 'T', '"T"'), '%Y', 'YYYY'), '%m', 'MM'), '%d', 'DD'), '%H', 'HH24')) $$""",
+    # rises with each transaction that wrote
+    "CREATE VIEW pragma_data_version AS SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS data_version",
 )
-"""The functions of SQLite that the store's queries use and PostgreSQL lacks."""
+"""The parts of SQLite that the store's queries use and PostgreSQL lacks."""
 
 _TRUNCATED = "payagent_no_truncate"
 
@@ -71,7 +73,7 @@ def _sql() -> str:
 
 def statements() -> Iterator[str]:
     """Everything that makes an empty ledger, in order."""
-    yield from FUNCTIONS
+    yield from _AS_ON_SQLITE
     references = []
     for table in tables().values():
         body, own = _without_references(table)
