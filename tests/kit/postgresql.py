@@ -1,6 +1,6 @@
 """A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
 
-The server listens on a Unix socket in a temporary folder alone. It does not sync: no test here takes its power away.
+The server listens on a Unix socket in a temporary folder alone. It does not sync: no test takes its power away.
 """
 
 import os
@@ -107,11 +107,16 @@ class _Writer(Writer):
     _make = _Committer
 
 
+class _ThreadConnection(PostgresqlConnection):
+    def __del__(self) -> None:
+        self.close()
+
+
 class _Readers(Readers):
     @property
     def conn(self) -> Any:
         if getattr(self._local, "conn", None) is None:
-            self._local.conn = PostgresqlConnection(str(self._path))
+            self._local.conn = _ThreadConnection(str(self._path))
         return self._local.conn
 
     @contextmanager

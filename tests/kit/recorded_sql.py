@@ -1,39 +1,97 @@
-"""Records the statements that the code runs on SQLite, so that they can be tried on PostgreSQL."""
+"""Records the statements that the store runs on SQLite, so that they can be tried on PostgreSQL.
 
+`ask_everything` calls each function of a module with made-up values: once with as few as it takes, once with all.
+"""
+
+import ast
+import enum
+import inspect
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-Recorded = dict[tuple[str, tuple[str, ...]], None]
-"""Each text with the types of its values as PostgreSQL is told them."""
+import payagent.store
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+
+STORE = Path(payagent.store.__file__).parent
+
+OF_THE_FILE = tuple(STORE / "db" / f"{name}.py" for name in ("opening", "readers", "schema", "seals"))
+"""The modules for SQLite alone."""
 
 _TYPES = {bool: "boolean", int: "bigint", bytes: "bytea"}
 
 
-def _types_of(values: Sequence[object]) -> tuple[str, ...]:
-    return tuple(_TYPES.get(type(value), "unknown") for value in values)
+class Recorded:
+    """`texts`: each with the types of its values as PostgreSQL is told them. `lines`: the calls, as (file, line)."""
+
+    def __init__(self) -> None:
+        self.texts: dict[tuple[str, tuple[str, ...]], None] = {}
+        self.lines: set[tuple[str, int]] = set()
+
+    @contextmanager
+    def noting(self, sql: str, *rows: Sequence[object]) -> Iterator[None]:
+        """Note a statement of the store that SQLite can read, also when a row breaks a rule."""
+        caller = sys._getframe(3)
+        file, line = Path(caller.f_code.co_filename), caller.f_lineno
+        try:
+            yield
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.Error:
+            self._note(file, line, sql, rows)
+            raise
+        else:
+            self._note(file, line, sql, rows)
+
+    def _note(self, file: Path, line: int, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        self.lines.add((str(file), line))
+        if file.is_relative_to(STORE) and file not in OF_THE_FILE:
+            for row in rows:
+                self.texts[sql, tuple(_TYPES.get(type(value), "unknown") for value in row)] = None
+
+    def missed(self) -> list[str]:
+        """The calls in the source that ran nothing, but for those of `store/db`."""
+        return [
+            f"{file.relative_to(STORE)}:{call.lineno}"
+            for file in sorted(STORE.rglob("*.py"))
+            if file.parent != STORE / "db" and STORE / "db" not in file.parents
+            for call in _calls(file)
+            if not any((str(file), line) in self.lines for line in range(call.lineno, (call.end_lineno or 0) + 1))
+        ]
+
+
+def _calls(file: Path) -> Iterator[ast.Call]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("execute", "executemany"):
+            yield node
 
 
 @contextmanager
 def recorded_sql() -> Iterator[Recorded]:
-    """What every connection that is opened inside runs."""
-    found: Recorded = {}
+    """What the store runs on the connections that are opened inside."""
+    found = Recorded()
 
     @cache
     def recording(base: type[sqlite3.Connection]) -> type[sqlite3.Connection]:
         class Recording(base):  # type: ignore[misc, valid-type]
-            def execute(self, sql: str, values: Sequence[object] = (), /) -> sqlite3.Cursor:
-                found[sql, _types_of(values)] = None
-                return super().execute(sql, values)
+            def execute(self, sql: str, values: Any = (), /) -> sqlite3.Cursor:
+                with found.noting(sql, values):
+                    return super().execute(sql, values)
 
             def executemany(self, sql: str, rows: Any, /) -> sqlite3.Cursor:
-                rows = [tuple(row) for row in rows]
-                found.update({(sql, _types_of(row)): None for row in rows})
-                return super().executemany(sql, rows)
+                rows = list(rows)
+                with found.noting(sql, *rows):
+                    return super().executemany(sql, rows)
 
         return Recording
 
@@ -45,3 +103,51 @@ def recorded_sql() -> Iterator[Recorded]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", connecting)
         yield found
+
+
+def ask_everything(conn: sqlite3.Connection, module: types.ModuleType) -> None:
+    """Call each function of the module that reads or writes. What it makes of values of no sense is no matter."""
+    for function in vars(module).values():
+        if not inspect.isfunction(function) or function.__module__ != module.__name__:
+            continue
+        first, *others = [*inspect.signature(function).parameters, ""]
+        if first not in ("conn", "unit"):
+            continue
+        for is_full in (False, True):
+            conn.execute("BEGIN")
+            with suppress(Refused, sqlite3.Error, TypeError, ValueError, AttributeError, LookupError):
+                _call(function, conn if first == "conn" else Unit(conn), others, is_full=is_full)
+            conn.rollback()
+
+
+def _call(function: Callable[..., Any], first: object, others: Iterable[str], *, is_full: bool) -> None:
+    hints = typing.get_type_hints(function)
+    bound = inspect.signature(function).bind_partial(first)
+    bound.arguments.update({name: _example(hints[name], is_full) for name in filter(None, others)})
+    result = function(*bound.args, **bound.kwargs)
+    if isinstance(result, Iterator):
+        list(result)
+
+
+def _example(hint: Any, is_full: bool) -> Any:
+    """A value of this type; with `is_full` no None and no empty list."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _example(next(one for one in inner if one is not type(None)), is_full) if is_full else None
+    if origin is typing.Literal:
+        return inner[0]
+    if origin is tuple and ... not in inner:
+        return tuple(_example(one, is_full) for one in inner)
+    if origin is not None and issubclass(origin, typing.Mapping):
+        value = _example(inner[1], is_full)
+        return defaultdict(lambda: value, {_example(inner[0], is_full): value})
+    if origin is not None and issubclass(origin, typing.Iterable):
+        literals = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is typing.Literal else ()
+        values = (literals or (_example(inner[0], is_full),)) if is_full else ()
+        return frozenset(values) if issubclass(origin, frozenset) else tuple(values)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return list(hint)[-1]
+    if hint in (str, int, bool, bytes, object):
+        return {str: "events", int: 1, bool: is_full, bytes: b"x", object: "x"}[hint]  # a str may name a table
+    hints = typing.get_type_hints(hint)
+    return hint(**{name: _example(hints[name], is_full) for name in inspect.signature(hint).parameters})

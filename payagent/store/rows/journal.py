@@ -139,7 +139,7 @@ _SPEND_KEYS: Mapping[SpendKey, str] = {
 """SQL of each key. A path is without its query; a week is its Monday; only a transfer out has a destination."""
 
 _SPEND_PARTS = ", ".join(
-    f"COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS {part}"
+    f"CAST(COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS BIGINT) AS {part}"
     for part, test in (("paid", "NOT IN ('fees', 'external')"), ("fees", "= 'fees'"), ("sent", "= 'external'"))
 )
 

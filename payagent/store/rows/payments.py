@@ -1,6 +1,6 @@
 """Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
-May import: core.invoice, core.payment, core.problems, sqlite3. Never: writes.
+May import: core.invoice, core.payment, core.problems, store.db, sqlite3. Never: writes.
 """
 
 import json
@@ -23,6 +23,7 @@ from payagent.core.aggregate import (
     Stage,
 )
 from payagent.core.payment import Delivery, State
+from payagent.store.db.sql_text import places
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,7 @@ def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
 def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
     """Payments in any of these states, oldest first."""
     names = [str(state) for state in states]
-    marks = ",".join("?" * len(names))
-    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
+    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({places(len(names))}) ORDER BY p.seq", names)
     return [_payment(row) for row in rows]
 
 

@@ -30,7 +30,7 @@ _TOKENS = re.compile(
 _WORDS = {"CROSS JOIN": "JOIN", "json_array(": "json_build_array("}
 """CROSS JOIN with ON fixes the order of two tables, on SQLite alone."""
 
-_NOT_TEXT = ("22021", "22P05")
+_NOT_TEXT = ("22021", "22P02", "22P05")
 """PostgreSQL's codes for a text or JSON with the character NUL, or with half of a surrogate pair."""
 
 

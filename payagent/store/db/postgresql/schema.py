@@ -26,7 +26,7 @@ _COUNTED_BY_US = {"boot", "entries", "events", "seals"}
 """Tables whose every INSERT gives the number."""
 
 _AS_ON_SQLITE = (
-    "CREATE FUNCTION instr(text, text) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT strpos($1, $2)'",
+    "CREATE FUNCTION instr(text, text) RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT strpos($1, $2)'",
     "CREATE FUNCTION json_valid(json) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT TRUE'",
     "CREATE FUNCTION json_each(text) RETURNS TABLE (value text) LANGUAGE sql IMMUTABLE AS "
     "'SELECT json_array_elements_text($1::json)'",
@@ -34,7 +34,8 @@ _AS_ON_SQLITE = (
     "SELECT to_char(to_timestamp($2) AT TIME ZONE 'UTC', replace(replace(replace(replace(replace("
     """$1, 'T', '"T"'), '%Y', 'YYYY'), '%m', 'MM'), '%d', 'DD'), '%H', 'HH24')) $$""",
     # rises with each transaction that wrote
-    "CREATE VIEW pragma_data_version AS SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS data_version",
+    "CREATE VIEW pragma_data_version AS "
+    "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS data_version",
 )
 """The parts of SQLite that the store's queries use and PostgreSQL lacks."""
 
