@@ -75,7 +75,10 @@ def take_only_hashes(devnet: DevnetThread) -> None:
     httpx.post(url, json={"proof": "tx_hash"}, verify=NO_TLS, trust_env=False).raise_for_status()
 
 
-def _ledger_in_a_file(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+OpenLedger = Callable[[Path, Checkpoint, Ownership | None], tuple[Writer, Readers]]
+
+
+def ledger_in_a_file(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
     return Writer(path, checkpoint=checkpoint, own=own), Readers(path)
 
 
@@ -85,7 +88,7 @@ class World:
     def __init__(self, devnet: DevnetThread, folder: Path) -> None:
         self.devnet = devnet
         self.folder = folder
-        self.open_ledger: Callable[..., tuple[Writer, Readers]] = _ledger_in_a_file
+        self.open_ledger: OpenLedger = ledger_in_a_file
         self.account: Account = derive(seed_from_words(WORDS), DEVNET)
         self.clock = Clock()
         self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from kit.agent import OpenLedger
 from payagent.store.db.committer import Checkpoint, Committer, Ownership
+from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.postgresql.seals import PostgresqlSealer
@@ -126,8 +128,30 @@ class _Readers(Readers):
             yield conn
 
 
-def ledger_at(
-    url: Any, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
-) -> tuple[Writer, Readers]:
+def ledger_at(url: str) -> OpenLedger:
     """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`."""
-    return _Writer(url, checkpoint=checkpoint, own=own), _Readers(url)
+    path: Any = url
+
+    def opened(_path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+        return _Writer(path, checkpoint=checkpoint, own=own), _Readers(path)
+
+    return opened
+
+
+_FIRST = ("apps", "intents", "invoices", "payments", "postings")
+"""Tables whose rows the guards of others look for, or take only before those of another."""
+
+
+def move_to_file(url: str, path: Path) -> None:
+    """Write a ledger on PostgreSQL into a new file, row by row, by the guards of the file."""
+    with closing(PostgresqlConnection(url)) as source, closing(open_database(path)) as target:
+        migrate(target)
+        target.execute("PRAGMA foreign_keys = OFF")
+        target.execute("BEGIN")
+        for name in (*_FIRST, *(name for name in schema.tables() if name not in _FIRST)):
+            table = schema.tables()[name]
+            columns = [column for column, _ in table.columns] + ["rowid"] * table.is_rowid
+            listed = ", ".join(f'"{column}"' for column in columns)
+            rows = source.execute(f"SELECT {listed} FROM {name} ORDER BY {table.number or '1'}")
+            target.executemany(f"INSERT INTO {name}({listed}) VALUES ({', '.join('?' * len(columns))})", rows)
+        target.execute("COMMIT")

@@ -32,7 +32,7 @@ _TYPES = {bool: "boolean", int: "bigint", bytes: "bytea"}
 
 
 class Recorded:
-    """`texts`: each with the types of its values as PostgreSQL is told them. `lines`: the calls, as (file, line)."""
+    """`texts`: each with the types of its values, as PostgreSQL is told them. `lines`: (file, line) of calls."""
 
     def __init__(self) -> None:
         self.texts: dict[tuple[str, tuple[str, ...]], None] = {}
