@@ -1,18 +1,21 @@
 """Records the statements that the store runs on SQLite, so that they can be tried on PostgreSQL.
 
-`ask_everything` calls each function of a module with made-up values: once with as few as it takes, once with all.
+`ask_everything` calls each function of the store with made-up values: once with as few as it takes, once with all.
 """
 
 import ast
 import enum
+import importlib
 import inspect
+import pkgutil
 import sqlite3
 import sys
 import types
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from typing import Any
 import pytest
 
 import payagent.store
+import payagent.store.audit
+import payagent.store.rows
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
 
@@ -105,49 +110,88 @@ def recorded_sql() -> Iterator[Recorded]:
         yield found
 
 
-def ask_everything(conn: sqlite3.Connection, module: types.ModuleType) -> None:
-    """Call each function of the module that reads or writes. What it makes of values of no sense is no matter."""
+def modules() -> Iterator[types.ModuleType]:
+    """The store's modules with statements that both engines run."""
+    for package in (payagent.store.rows, payagent.store.audit, payagent.store):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not found.ispkg:
+                yield importlib.import_module(found.name)
+
+
+def ask_everything(conn: sqlite3.Connection) -> None:
+    """Call each function that reads or writes. What it makes of values of no sense is no matter."""
+    for module in modules():
+        for function, first in _functions(module):
+            for examples in (Examples(is_full=False), Examples(is_full=True)):
+                conn.execute("BEGIN")
+                with suppress(*_NO_SENSE):
+                    _call(function, conn if first == "conn" else Unit(conn), examples)
+                conn.rollback()
+
+
+def answers(conn: Any, text: str, number: int) -> dict[str, object]:
+    """What each public function that reads answers about these values, by its name: a value or an error's name."""
+    told: dict[str, object] = {}
+    for module in modules():
+        for function, first in _functions(module):
+            if first == "conn" and not function.__name__.startswith("_"):
+                for is_full in (False, True):
+                    name = f"{is_full} {module.__name__}.{function.__name__}"
+                    try:
+                        told[name] = _call(function, conn, Examples(is_full=is_full, text=text, number=number))
+                    except _NO_SENSE as error:
+                        told[name] = type(error).__name__
+    return told
+
+
+_NO_SENSE = (Refused, sqlite3.Error, TypeError, ValueError, AttributeError, LookupError)
+
+
+def _functions(module: types.ModuleType) -> Iterator[tuple[Callable[..., Any], str]]:
+    """The functions of a module whose first argument is a connection or a unit, with its name."""
     for function in vars(module).values():
-        if not inspect.isfunction(function) or function.__module__ != module.__name__:
-            continue
-        first, *others = [*inspect.signature(function).parameters, ""]
-        if first not in ("conn", "unit"):
-            continue
-        for is_full in (False, True):
-            conn.execute("BEGIN")
-            with suppress(Refused, sqlite3.Error, TypeError, ValueError, AttributeError, LookupError):
-                _call(function, conn if first == "conn" else Unit(conn), others, is_full=is_full)
-            conn.rollback()
+        if inspect.isfunction(function) and function.__module__ == module.__name__:
+            first = next(iter(inspect.signature(function).parameters), "")
+            if first in ("conn", "unit"):
+                yield function, first
 
 
-def _call(function: Callable[..., Any], first: object, others: Iterable[str], *, is_full: bool) -> None:
+def _call(function: Callable[..., Any], first: object, examples: "Examples") -> object:
     hints = typing.get_type_hints(function)
     bound = inspect.signature(function).bind_partial(first)
-    bound.arguments.update({name: _example(hints[name], is_full) for name in filter(None, others)})
+    others = [*inspect.signature(function).parameters][1:]
+    bound.arguments.update({name: examples.of(hints[name]) for name in others})
     result = function(*bound.args, **bound.kwargs)
-    if isinstance(result, Iterator):
-        list(result)
+    return list(result) if isinstance(result, Iterator) else result
 
 
-def _example(hint: Any, is_full: bool) -> Any:
-    """A value of this type; with `is_full` no None and no empty list."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _example(next(one for one in inner if one is not type(None)), is_full) if is_full else None
-    if origin is typing.Literal:
-        return inner[0]
-    if origin is tuple and ... not in inner:
-        return tuple(_example(one, is_full) for one in inner)
-    if origin is not None and issubclass(origin, typing.Mapping):
-        value = _example(inner[1], is_full)
-        return defaultdict(lambda: value, {_example(inner[0], is_full): value})
-    if origin is not None and issubclass(origin, typing.Iterable):
-        literals = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is typing.Literal else ()
-        values = (literals or (_example(inner[0], is_full),)) if is_full else ()
-        return frozenset(values) if issubclass(origin, frozenset) else tuple(values)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return list(hint)[-1]
-    if hint in (str, int, bool, bytes, object):
-        return {str: "events", int: 1, bool: is_full, bytes: b"x", object: "x"}[hint]  # a str may name a table
-    hints = typing.get_type_hints(hint)
-    return hint(**{name: _example(hints[name], is_full) for name in inspect.signature(hint).parameters})
+@dataclass
+class Examples:
+    """Values for arguments, by their type; with `is_full` no None and no empty list."""
+
+    is_full: bool
+    text: str = "events"
+    """May name a table."""
+    number: int = 1
+
+    def of(self, hint: Any) -> Any:
+        origin, inner = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (typing.Union, types.UnionType):
+            return self.of(next(one for one in inner if one is not type(None))) if self.is_full else None
+        if origin is typing.Literal:
+            return inner[0]
+        if origin is tuple and ... not in inner:
+            return tuple(map(self.of, inner))
+        if origin is not None and issubclass(origin, typing.Mapping):
+            value = self.of(inner[1])
+            return defaultdict(lambda: value, {self.of(inner[0]): value})
+        if origin is not None and issubclass(origin, typing.Iterable):
+            literals = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is typing.Literal else ()
+            values = (literals or (self.of(inner[0]),)) if self.is_full else ()
+            return frozenset(values) if issubclass(origin, frozenset) else tuple(values)
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            return list(hint)[-1]
+        if hint in (str, int, bool, bytes, object):
+            return {str: self.text, int: self.number, bool: self.is_full, bytes: b"x", object: "x"}[hint]
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: self.of(hints[name]) for name in inspect.signature(hint).parameters})

@@ -1,9 +1,6 @@
 """Every statement of the store can be read by PostgreSQL too: one text for both engines."""
 
-import importlib
-import pkgutil
 import re
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -12,8 +9,6 @@ from kit.postgresql import Server, needs_postgresql
 from kit.recorded_sql import Recorded, ask_everything, recorded_sql
 from kit.simulation import require_clean
 
-import payagent.store.audit
-import payagent.store.rows
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.postgresql.connection import PostgresqlConnection, postgresql_text
 from payagent.store.db.unit import Unit
@@ -27,12 +22,6 @@ OF_THE_FILE = re.compile("PRAGMA|sqlite_master|AS BLOB|VACUUM")
 BOUNDS = re.compile("BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE")
 
 
-def modules() -> Iterator[str]:
-    for package in (payagent.store.rows, payagent.store.audit, payagent.store):
-        found = pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-        yield from (module.name for module in found if not module.ispkg)
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     with recorded_sql() as found:
@@ -44,8 +33,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             apps.add_with_token(unit, "events", "events", "events", [], 1)
             for _ in range(events.KEPT_AT_ONCE):
                 writes.note(unit, "events", "events", None, 1)
-            for module in modules():
-                ask_everything(conn, importlib.import_module(module))
+            ask_everything(conn)
     return found
 
 

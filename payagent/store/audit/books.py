@@ -231,7 +231,8 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     """
     row = conn.execute(
         "SELECT id FROM entries WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
-        "(SELECT COUNT(*) - 1 FROM prepaid_moves WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
+        "(SELECT CASE WHEN COUNT(*) > 0 THEN COUNT(*) - 1 ELSE 0 END FROM prepaid_moves "
+        "WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
         (move.payment_id, move.seq),
     ).fetchone()
     return None if row is None else int(row[0])

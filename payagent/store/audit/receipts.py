@@ -44,7 +44,8 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
     def rows(sql: str, key: object) -> list[Row]:
         cursor = conn.execute(sql, (key,))
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        # on PostgreSQL a row's number is a column
+        return [{name: value for name, value in zip(names, row, strict=True) if name != "rowid"} for row in cursor]
 
     (payment,) = rows("SELECT * FROM payments WHERE id = ?", payment_id)
     (app,) = rows("SELECT id, name FROM apps WHERE id = ?", payment["app_id"])

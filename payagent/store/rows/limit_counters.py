@@ -134,7 +134,7 @@ def totals_by_app(
 
 def limits(conn: sqlite3.Connection) -> list[Limit]:
     """The limits set at run time."""
-    return [_limit(row) for row in conn.execute(_LIMIT)]
+    return [_limit(row) for row in conn.execute(f'{_LIMIT} ORDER BY app, merchant, asset, "window"')]
 
 
 def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Limit]:
