@@ -110,11 +110,10 @@ class Sealer:
     def last_rows(self, version: int | None = None) -> tuple[int, ...]:
         """The number of each table's last row. Numbers confirmed by `keep` are used once.
 
-        `version`: `data_version`, if the caller has read it. It changes when another connection has written.
+        `version`: PRAGMA data_version, if the caller has read it. It changes when another connection has written.
         """
         confirmed, self._confirmed = self._confirmed, None
-        select = "SELECT data_version FROM pragma_data_version"
-        self._version = self._conn.execute(select).fetchone()[0] if version is None else version
+        self._version = self._conn.execute("PRAGMA data_version").fetchone()[0] if version is None else version
         if confirmed is not None and confirmed[0] == self._version:
             return confirmed[1]
         rows: tuple[int, ...] = self._conn.execute(self._select_last).fetchone()

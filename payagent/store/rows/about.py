@@ -9,7 +9,7 @@ import sqlite3
 
 def version(conn: sqlite3.Connection) -> tuple[int, int]:
     """Changes whenever anything is committed, by this connection or another."""
-    (by_others,) = conn.execute("SELECT data_version FROM pragma_data_version").fetchone()
+    (by_others,) = conn.execute("PRAGMA data_version").fetchone()
     return by_others, conn.total_changes
 
 

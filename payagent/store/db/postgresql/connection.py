@@ -30,6 +30,11 @@ _TOKENS = re.compile(
 _WORDS = {"CROSS JOIN": "JOIN", "json_array(": "json_build_array("}
 """CROSS JOIN with ON fixes the order of two tables, on SQLite alone."""
 
+_STATEMENTS = {
+    "BEGIN IMMEDIATE": "BEGIN",
+    "PRAGMA data_version": "SELECT data_version FROM pragma_data_version",
+}
+
 _NOT_TEXT = ("22021", "22P02", "22P05")
 """PostgreSQL's codes for a text or JSON with the character NUL, or with half of a surrogate pair."""
 
@@ -48,7 +53,7 @@ def postgresql_text(sql: str) -> str:
         count += 1
         return f"${found['number'] or count}"
 
-    return "BEGIN" if sql == "BEGIN IMMEDIATE" else _TOKENS.sub(translated, sql)
+    return _STATEMENTS.get(sql) or _TOKENS.sub(translated, sql)
 
 
 class _WholeLoader(Loader):
