@@ -32,6 +32,7 @@ class Writer:
     """The committer's thread and the queue before it. Callable from any thread or task."""
 
     _make = Committer
+    """What commits the jobs; another class over another engine."""
 
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
