@@ -105,10 +105,10 @@ def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
 
 def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
     """Add an invoice; returns its row number. `response` is the 402 as received."""
-    cursor = unit.conn.execute(
+    (seq,) = unit.conn.execute(
         "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
         "merchant_submits, echo, commitment, received_at_ms, expires_at_ms, response_402) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
         (
             invoice.origin,
             invoice.invoice_id,
@@ -125,8 +125,8 @@ def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: in
             invoice.expires_at_ms,
             response,
         ),
-    )
-    return int(cursor.lastrowid or 0)
+    ).fetchone()
+    return int(seq)
 
 
 def open_payment(

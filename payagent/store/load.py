@@ -23,10 +23,10 @@ _UTXOS = (
 )
 _PARTS = f"""
 SELECT 'attempt', json_array(tx_id, kind, nonce_utxo, invoice_seq, inputs, fee_lovelace, ttl_slot)
-FROM (SELECT * FROM attempts WHERE payment_id = ?1 ORDER BY rowid)
+FROM (SELECT * FROM attempts WHERE payment_id = ?1 ORDER BY rowid) a
 UNION ALL
 SELECT 'hold', json_array(stage, asset, units, counted_units, counted_from_ms, released_at_ms IS NOT NULL)
-FROM (SELECT * FROM holds WHERE payment_id = ?1 ORDER BY rowid)
+FROM (SELECT * FROM holds WHERE payment_id = ?1 ORDER BY rowid) h
 UNION ALL
 SELECT 'utxo', {_UTXO} FROM {_UTXOS} WHERE c.ref IN (
   SELECT ref FROM reservations WHERE payment_id = ?1
@@ -37,7 +37,7 @@ UNION ALL
 SELECT 'posting', json_array(account, asset, units) FROM (
   SELECT q.* FROM (SELECT id, kind FROM entries WHERE payment_id = ?1
                    AND kind IN ('post', 'release', 'post_reversed') ORDER BY id DESC LIMIT 1) e
-  JOIN postings q ON q.entry_id = e.id WHERE e.kind <> 'post_reversed' ORDER BY q.seq)
+  JOIN postings q ON q.entry_id = e.id WHERE e.kind <> 'post_reversed' ORDER BY q.seq) p
 """  # noqa: S608  our own names
 
 

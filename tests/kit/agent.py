@@ -75,12 +75,20 @@ def take_only_hashes(devnet: DevnetThread) -> None:
     httpx.post(url, json={"proof": "tx_hash"}, verify=NO_TLS, trust_env=False).raise_for_status()
 
 
+OpenLedger = Callable[[Path, Checkpoint, Ownership | None], tuple[Writer, Readers]]
+
+
+def ledger_in_a_file(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+    return Writer(path, checkpoint=checkpoint, own=own), Readers(path)
+
+
 class World:
     """The devnet with its merchant, the wallet's account and the data folder: what outlives a restart."""
 
     def __init__(self, devnet: DevnetThread, folder: Path) -> None:
         self.devnet = devnet
         self.folder = folder
+        self.open_ledger: OpenLedger = ledger_in_a_file
         self.account: Account = derive(seed_from_words(WORDS), DEVNET)
         self.clock = Clock()
         self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
@@ -226,8 +234,8 @@ class World:
         urls = providers or {"devnet": self.devnet.chain_url}
         adapters = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
         own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
-        writer, merchants = Writer(path, checkpoint=checkpoint, own=own), MerchantClient()
-        readers = Readers(path)
+        writer, readers = self.open_ledger(path, checkpoint, own)
+        merchants = MerchantClient()
         if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))

@@ -140,7 +140,7 @@ _OF_PAYMENTS = {
     ),
     "invoices": (
         "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment",
-        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice_seq AND v.seq IS NOT p.invoice_seq",
+        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice_seq AND v.seq IS DISTINCT FROM p.invoice_seq",
         "a.rowid",
     ),
     "events": (

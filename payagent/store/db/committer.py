@@ -76,7 +76,8 @@ class Ownership:
 def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
     """Write our epoch. A process that opened the ledger earlier can commit nothing from now on."""
     conn.execute(
-        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT DO UPDATE SET epoch = excluded.epoch", (epoch,)
+        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
+        (epoch,),
     )
 
 
@@ -87,11 +88,7 @@ class Committer:
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
         with opening(path), ExitStack() as on_failure:
-            self.conn = open_database(path)
-            on_failure.callback(self.conn.close)
-            path.chmod(0o600)
-            migrate(self.conn)
-            self._sealer = Sealer(self.conn)
+            self.conn, self._sealer = self._open(path, on_failure)
             self._own = own
             self._noted = 0
             self._may_lack = own is not None
@@ -103,6 +100,13 @@ class Committer:
             on_failure.pop_all()
         self._checkpoint = checkpoint
         self.commits = 0
+
+    def _open(self, path: Path, on_failure: ExitStack) -> tuple[sqlite3.Connection, Sealer]:
+        conn = open_database(path)
+        on_failure.callback(conn.close)
+        path.chmod(0o600)
+        migrate(conn)
+        return conn, Sealer(conn)
 
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and leave the result or the error in each. Never raises."""

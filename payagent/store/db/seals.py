@@ -14,6 +14,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any
 from zlib import crc32
 
 from payagent.store.db.tables import GENESIS
@@ -83,16 +84,28 @@ class Sealer:
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
-        last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
+        selected = self._selected(conn)
+        last = ", ".join(
+            f"(SELECT COALESCE(MAX({number}), 0) FROM {table})"  # noqa: S608  our own names
+            for table, (number, _) in zip(SEALED, selected, strict=True)
+        )
         self._select_last = f"SELECT {last}"
         self._confirmed: tuple[int, tuple[int, ...]] | None = None
         self._version = 0
-        create_sqls = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
-        texts = [_row_text(conn, table, create_sqls.get(table)) for table in SEALED]
         self._select_added = _SELECT_HEAD + "".join(
-            f" UNION ALL SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
-            for place, table in enumerate(SEALED)
+            f" UNION ALL SELECT {place}, {number}, {text} FROM {SEALED[place]} WHERE {number} > ?{place + 1}"  # noqa: S608
+            for place, (number, text) in enumerate(selected)
         )
+
+    def _selected(self, conn: sqlite3.Connection) -> list[tuple[str, str]]:
+        """SQL of a row's number and of its text, for each table of SEALED."""
+        create_sqls = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
+        return [("rowid", _row_text(conn, table, create_sqls.get(table))) for table in SEALED]
+
+    def _text_of(self, selected: Any) -> bytes:
+        """The bytes that are sealed, from a row's text as selected."""
+        text: bytes = selected
+        return text
 
     def last_rows(self, version: int | None = None) -> tuple[int, ...]:
         """The number of each table's last row. Numbers confirmed by `keep` are used once.
@@ -120,7 +133,7 @@ class Sealer:
         }
         spans = {SEALED[place]: [n[0], n[-1]] for place, n in numbers.items()}
         what = json.dumps(spans, separators=(",", ":"))
-        texts = [text for _, _, text in rows]
+        texts = [self._text_of(text) for _, _, text in rows]
         marks = marks_of(texts)
         self._conn.execute(
             "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",

@@ -156,7 +156,7 @@ def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None) -> int | N
     The record stays unchanged until the next attempt is noted.
     """
     row = conn.execute(
-        "SELECT detail ->> '$.signed', detail ->> '$.attempts' FROM events "
+        "SELECT detail ->> 'signed', detail ->> 'attempts' FROM events "
         "WHERE payment_id IS NULL AND event = 'caught_up' ORDER BY seq DESC LIMIT 1"
     ).fetchone()
     return int(row[1]) if row is not None and signed is not None and row[0] == signed.tx_id else None

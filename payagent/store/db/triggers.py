@@ -184,7 +184,7 @@ KEPT = {
 
 # SUM() raises above 2^63-1, which two postings of a token can exceed. The sums of two halves cannot, below 2^31
 # postings. The total is zero if the low halves sum to a multiple of 2^32 and the high halves cancel that carry.
-_UNBALANCED = (
+UNBALANCED = (
     "(SUM(units & 4294967295) & 4294967295) <> 0 OR SUM(units >> 32) + (SUM(units & 4294967295) >> 32) <> 0"
 )
 _OTHER_GUARDS = (
@@ -242,7 +242,7 @@ _OTHER_GUARDS = (
         "entries_balance",
         "INSERT ON entries",
         "NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = NEW.id) OR EXISTS "  # noqa: S608  our own names
-        f"(SELECT 1 FROM postings WHERE entry_id = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
+        f"(SELECT 1 FROM postings WHERE entry_id = NEW.id GROUP BY asset HAVING {UNBALANCED})",
         "the entry does not balance",
     ),
     Guard(

@@ -31,10 +31,13 @@ _Waiting = tuple[Job, Future[Any] | _Awaited]
 class Writer:
     """The committer's thread and the queue before it. Callable from any thread or task."""
 
+    _make = Committer
+    """What commits the jobs; another class over another engine."""
+
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
-        self._committer = Committer(path, checkpoint=checkpoint, own=own)
+        self._committer = self._make(path, checkpoint=checkpoint, own=own)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False

@@ -31,7 +31,7 @@ def payment_of_attempt(conn: sqlite3.Connection, tx_id: str) -> PaymentRow | Non
 def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, ...]:
     """The UTxOs that a `replacing` payment reserved for its next attempt."""
     (refs,) = conn.execute(
-        "SELECT detail ->> '$.inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
+        "SELECT detail ->> 'inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
         "ORDER BY seq DESC LIMIT 1",
         (payment_id,),
     ).fetchone()
@@ -46,7 +46,7 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
     """
     (count,) = conn.execute(
         "SELECT COALESCE(MAX(times), 0) FROM "
-        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider)",
+        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider) providers",
         (tx_id,),
     ).fetchone()
     last = conn.execute("SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,))
@@ -59,10 +59,10 @@ def was_answered(
 ) -> bool:
     """Whether a provider (or this one) ever gave this answer to an attempt (chain.provider.SubmitKind)."""
     row = conn.execute(
-        "SELECT 1 FROM events WHERE payment_id = ? AND event IN ('provider_answered', 'provider_accepted') "
-        "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? "
-        "AND (? IS NULL OR detail ->> '$.provider' = ?) LIMIT 1",
-        (payment_id, kind, tx_id, provider, provider),
+        "SELECT 1 FROM events WHERE payment_id = ?1 AND event IN ('provider_answered', 'provider_accepted') "
+        "AND detail ->> 'kind' = ?2 AND detail ->> 'tx_id' = ?3 "
+        "AND (CAST(?4 AS TEXT) IS NULL OR detail ->> 'provider' = ?4) LIMIT 1",
+        (payment_id, kind, tx_id, provider),
     ).fetchone()
     return row is not None
 
@@ -85,7 +85,7 @@ def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
     """
     of_another = (
         "SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id "
-        "WHERE a.tx_id = c.tx_id AND p.tx_id IS NOT a.tx_id"
+        "WHERE a.tx_id = c.tx_id AND p.tx_id IS DISTINCT FROM a.tx_id"
     )
     rows = conn.execute(
         f"{_UTXO} WHERE c.state IN ('pending', 'available', 'locked', 'missing') "
@@ -196,10 +196,10 @@ def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
-_EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
+_EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> 'tx_id' = a.tx_id AND e.event ="
 
 _REFUSED = (
-    f"EXISTS ({_EVENT} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
+    f"EXISTS ({_EVENT} 'provider_answered' AND e.detail ->> 'kind' IN ('never', 'client', 'spent_all', "
     f"'spent_some', 'expired')) AND NOT EXISTS ({_EVENT} 'provider_accepted')"
 )
 """SQL on an attempt: a provider refused it, and none accepted it. Spending its change would be refused too."""
@@ -230,8 +230,9 @@ def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow
 def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
     """UTxOs available for coin selection that a transaction or its descendants made; most lovelace first."""
     rows = conn.execute(
-        "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM utxos c JOIN line ON c.tx_id = line.tx "  # noqa: S608
-        f"WHERE c.spent_by IS NOT NULL) {_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'available' "
+        "WITH RECURSIVE line(tx) AS (SELECT tx_id FROM utxos WHERE tx_id = ? "  # noqa: S608  our own names
+        "UNION SELECT c.spent_by FROM utxos c JOIN line ON c.tx_id = line.tx WHERE c.spent_by IS NOT NULL) "
+        f"{_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'available' "
         "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
         (tx_id,),
     )

@@ -146,7 +146,8 @@ def last_slot(conn: sqlite3.Connection) -> int | None:
     """The slot of the block in which a spend of our UTxOs was last seen; None if there is none."""
     (slot,) = conn.execute(
         "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM block_observations ORDER BY seq DESC "
-        "LIMIT 1) UNION ALL SELECT * FROM (SELECT block_slot FROM external_spends ORDER BY seq DESC LIMIT 1))"
+        "LIMIT 1) a UNION ALL SELECT * FROM (SELECT block_slot FROM external_spends ORDER BY seq DESC LIMIT 1) b) "
+        "newest"
     ).fetchone()
     return None if slot is None else int(slot)
 
@@ -162,7 +163,7 @@ def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
 
 def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
     row = conn.execute(
-        "SELECT p.id, p.state, a.kind, p.tx_id IS a.tx_id, a.fee_lovelace FROM attempts a "
+        "SELECT p.id, p.state, a.kind, p.tx_id IS NOT DISTINCT FROM a.tx_id, a.fee_lovelace FROM attempts a "
         "JOIN payments p ON p.id = a.payment_id WHERE a.tx_id = ?",
         (tx_id,),
     ).fetchone()

@@ -1,6 +1,6 @@
 """Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
-May import: core.invoice, core.payment, core.problems, sqlite3. Never: writes.
+May import: core.invoice, core.payment, core.problems, store.db, sqlite3. Never: writes.
 """
 
 import json
@@ -23,6 +23,7 @@ from payagent.core.aggregate import (
     Stage,
 )
 from payagent.core.payment import Delivery, State
+from payagent.store.db.sql_text import places
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ _COLUMNS: Mapping[type, str] = {
        v.echo, v.commitment""",
     AttemptPart: f"""
        a.rowid AS number, p.tx_id, COALESCE(a.ttl_slot, p.ttl_slot) AS ttl_slot, a.fee_lovelace, a.cbor,
-       EXISTS ({_EVENT} 'provider_accepted' AND e.detail ->> '$.tx_id' = p.tx_id) AS accepted_by_provider,
+       EXISTS ({_EVENT} 'provider_accepted' AND e.detail ->> 'tx_id' = p.tx_id) AS accepted_by_provider,
        EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = p.tx_id) AS seen_in_block""",  # noqa: S608  our own names
     BlockPart: "p.block_hash AS hash, p.block_height AS height, p.block_slot AS slot",
     ProblemPart: "p.code, p.reason, p.detail",
@@ -142,8 +143,7 @@ def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
 def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
     """Payments in any of these states, oldest first."""
     names = [str(state) for state in states]
-    marks = ",".join("?" * len(names))
-    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
+    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({places(len(names))}) ORDER BY p.seq", names)
     return [_payment(row) for row in rows]
 
 
@@ -182,7 +182,7 @@ def payments_page(
         "p.app_id = ?": app_id,
         "(p.app_id = ? OR EXISTS (SELECT 1 FROM approvals a WHERE a.payment_id = p.id))": asked_or_of,
         "p.state = ?": state,
-        ("p.origin = ?" if app_id is None and state is None else "+p.origin = ?"): origin,
+        ("p.origin = ?" if app_id is None and state is None else "p.origin || '' = ?"): origin,
         "p.created_at_ms >= ?": since_ms,
         "p.seq < ?": before_seq,
         "p.seq >= ?": from_seq,
@@ -217,7 +217,7 @@ def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) ->
     """Whether at most `FEW_MAX` payments are newer than a time, few enough to sort them."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
-        "WHERE created_at_ms >= ?1 AND (?2 IS NULL OR seq < ?2) LIMIT ?3)",
+        "WHERE created_at_ms >= ?1 AND (CAST(?2 AS BIGINT) IS NULL OR seq < ?2) LIMIT ?3) few",
         (since_ms, before_seq, FEW_MAX + 1),
     ).fetchone()
     return bool(count <= FEW_MAX)
@@ -256,7 +256,7 @@ def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "payment") ->
 
 _OPEN = """
 SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
-       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
+       COALESCE(a.kind = 'cancel', FALSE), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
 FROM payments p
 LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
@@ -306,8 +306,8 @@ def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
 def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
     """Transactions that made payments of the intent void (mostly cancels), and may still be rolled back."""
     rows = conn.execute(
-        "SELECT DISTINCT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
-        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
+        "SELECT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) GROUP BY 1 ORDER BY MIN(seq)",
         (intent_id,),
     )
     return [tx_id for (tx_id,) in rows]
@@ -321,7 +321,7 @@ def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     """(all payments, those whose state may still change)."""
     ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)
-    row = conn.execute("SELECT COUNT(*), COALESCE(SUM(state NOT IN (?, ?, ?, ?)), 0) FROM payments", ended)
+    row = conn.execute("SELECT COUNT(*), COUNT(*) FILTER (WHERE state NOT IN (?, ?, ?, ?)) FROM payments", ended)
     count, open_count = row.fetchone()
     return count, open_count
 
@@ -336,11 +336,11 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
     rows = conn.execute(
         "SELECT p.id FROM payments p INDEXED BY payments_presented "
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
-        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, 1) "
-        "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "
+        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, TRUE) "
+        "AND (SELECT CAST(e.detail ->> 'counts_from_ms' AS BIGINT) FROM events e WHERE e.payment_id = p.id "
         "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
         "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
-        "AND e.detail ->> '$.said' = 'served') ORDER BY p.seq",
+        "AND e.detail ->> 'said' = 'served') ORDER BY p.seq",
         (until_ms, payment_id),
     )
     return [unserved_id for (unserved_id,) in rows]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from payagent.core.payment import State
 from payagent.core.utxo_upkeep import RecentPayment
+from payagent.store.db.sql_text import places
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
@@ -58,6 +59,6 @@ def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:
 
 def is_any_in(conn: sqlite3.Connection, states: frozenset[State]) -> bool:
     """Whether any payment is in one of these states."""
-    marks = ",".join("?" * len(states))
-    rows = conn.execute(f"SELECT 1 FROM payments WHERE state IN ({marks}) LIMIT 1", [*states])  # noqa: S608
+    sql = f"SELECT 1 FROM payments WHERE state IN ({places(len(states))}) LIMIT 1"  # noqa: S608  placeholders
+    rows = conn.execute(sql, [*states])
     return rows.fetchone() is not None
