@@ -179,7 +179,7 @@ CASES = [
     ("utxos", f"UPDATE utxos SET spent_by = '{OTHER}' WHERE state = 'spent'", None),
     (
         "utxos",
-        f"INSERT INTO utxos VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'available', NULL)",
+        f"INSERT INTO utxos VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'available', NULL, 0)",
         None,
     ),
     ("utxos", "UPDATE utxos SET output_index = output_index + 1 WHERE source = 'deposit'", None),
@@ -474,7 +474,7 @@ OF_NOTHING = [
         "attempts",
         f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, nonce_utxo, invoice_seq, inputs, cbor, "
         "fee_lovelace, "
-        "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
+        "ttl_slot, signed_at_ms, account FROM attempts LIMIT 1",
     ),
     ("holds", "INSERT INTO holds VALUES ('pay_x', 'payment', 'lovelace', 5, 1, NULL, 5, 1, NULL)"),
     ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM utxos WHERE state = 'available' LIMIT 1"),

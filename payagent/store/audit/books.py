@@ -101,17 +101,17 @@ def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
     )
 
 
-def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
-    """The value of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
+def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, int | None, bool]:
+    """The value and the account of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
     row = conn.execute(
-        "SELECT lovelace, assets FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
+        "SELECT lovelace, assets, account FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
     ).fetchone()
     if row is not None:
-        return value_of(*row), False
+        return value_of(*row[:2]), row[2], False
     reversal = conn.execute(
         "SELECT 1 FROM entries WHERE payment_id IS NULL AND kind = 'deposit_reversed' AND ref = ?", (ref,)
     ).fetchone()
-    return None, reversal is not None
+    return None, None, reversal is not None
 
 
 def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
@@ -159,21 +159,23 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 
 # a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
-             WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
+             WHERE a.tx_id = c.{} AND a.account = c.account AND p.state IN ('confirmed', 'settled', 'void'))"""
 
 _EXTERNAL_SPENDS = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
-                     AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
+                     AND f.account = c.account AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
 
 _UTXO_COUNTS = f"""
 SELECT c.ref, c.lovelace, c.assets,
        ((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")})
          - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_EXTERNAL_SPENDS})),
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM entries WHERE kind = 'deposit'),
-       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
+       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a
+                                              WHERE a.tx_id = c.spent_by AND a.account = c.account
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
          AND NOT {_EXTERNAL_SPENDS},
        c.ref <> c.tx_id || '#' || c.output_index
-         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id
+                                                               AND a.account = c.account))
 FROM utxos c ORDER BY c.rowid
 """  # noqa: S608  our own names
 
@@ -270,23 +272,23 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
         yield number, tuple(stored), by_events
 
 
-def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
-    """(row number, tx id, whether it is on chain, value of the spent UTxOs) for every observation of an external
-    spend.
+def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, int, dict[str, int]]]:
+    """(row number, tx id, whether it is on chain, account, value of the spent UTxOs) for every observation of an
+    external spend.
 
     The value comes from the UTxO rows if all of them still exist, otherwise from the observation itself.
     """
     rows = conn.execute(
-        "SELECT seq, tx_id, is_on_chain, inputs, spent FROM external_spends ORDER BY seq"
+        "SELECT seq, tx_id, is_on_chain, account, inputs, spent FROM external_spends ORDER BY seq"
     ).fetchall()
-    for number, tx_id, is_on_chain, inputs, spent in rows:
+    for number, tx_id, is_on_chain, account, inputs, spent in rows:
         refs = inputs.split(" ")
         utxos = conn.execute(
             f"SELECT lovelace, assets FROM utxos WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
             refs,
         ).fetchall()
         value = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
-        yield number, tx_id, bool(is_on_chain), value
+        yield number, tx_id, bool(is_on_chain), account, value
 
 
 def _units(text: str) -> dict[str, int]:
