@@ -462,7 +462,7 @@ BAD_TOML = {
         'wallet.upkeep_fees_per_day: write an amount with its unit',
     ),
     "no account": ("[wallet]\naccounts = 0\n", "wallet.accounts: "),
-    "several accounts on one machine": ("[wallet]\naccounts = 2\n", "wallet.accounts: more than one account needs"),
+    "accounts of no fleet": ("[wallet]\naccounts = 2\n", "wallet.accounts: more than one account needs"),
     "calls as text": (
         '[merchants.t]\norigin = "https://a.example"\nprepaid_alert_below = "few"\n',
         "merchants.t.prepaid_alert_below: write a whole number",

@@ -237,10 +237,11 @@ def take_in(
 def note_behind(unit: Unit, signed: str | None, now_ms: int, account: int = 0) -> None:
     """Record that the ledger does not know all that was signed, so a restart does not start over.
 
-    `signed`: the last attempt in the signer's record of the account, if it has one.
+    That holds for all accounts, since what another one signed may be lost too. `signed`: the last attempt in the
+    signer's record of this account, if it has one.
     """
     known_ms = 0 if last_signed(unit.conn, account) is None else onchain.last_event_ms(unit.conn)
-    detail = {"signed": signed, "since_s": known_ms // 1000 - LAG_S} | onchain.about_account(account)
+    detail = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
     writes.note(unit, None, "ledger_behind", None, now_ms, detail)
 
 
@@ -343,7 +344,7 @@ class Recovery:
 
     def _load_status(self) -> None:
         conn = self._context.conn
-        noticed, detail, _ = onchain.last_of_account(conn, "ledger_behind", self._account)
+        noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
         begun, _, at_ms = onchain.last_of_account(conn, "quiet_begun", self._account)
         self._is_noticed = True
         self._quiet_from_ms = at_ms if begun > noticed else None
@@ -375,6 +376,6 @@ class Recovery:
 
 
 def _is_open(conn: Connection, account: int) -> bool:
-    """Whether the ledger was found to be behind for an account and has not caught up since."""
-    behind, _, _ = onchain.last_of_account(conn, "ledger_behind", account)
+    """Whether the ledger was found to be behind and has not caught up with the account since."""
+    behind, _, _ = onchain.last_of_wallet(conn, "ledger_behind")
     return behind > onchain.last_of_account(conn, "caught_up", account)[0]
