@@ -18,8 +18,7 @@ _UTXO = (
     "c.account, c.spent_by, p.id, p.state, p.tx_id, p.void_tx_id, p.code)"
 )
 _UTXOS = (
-    "utxos c LEFT JOIN reservations r ON r.ref = c.ref "
-    "LEFT JOIN attempts m ON m.tx_id = c.tx_id AND m.account = c.account "
+    "utxos c LEFT JOIN reservations r ON r.ref = c.ref LEFT JOIN attempts m ON m.tx_id = c.tx_id "
     "LEFT JOIN payments p ON p.id = m.payment_id"
 )
 _PARTS = f"""

@@ -1,17 +1,19 @@
 """Two accounts of the wallet, each with an agent of its own, over one ledger: each touches its own money alone."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, DEVNET, Run, World, copied, daily, put, world_with_clock
-from kit.external_spends import SOMEBODY, submit
+from kit.external_spends import SOMEBODY, spend_elsewhere, submit
 from kit.payments import BadSigner, assert_memory, wait_for_void
+from kit.upkeep import PER_DAY, keep, own_orders
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.config import TopupSource
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.topups.orders import TopupGoal
 from payagent.api.models.receipt import Receipt
 from payagent.api.models.wallet import wallet_units
@@ -22,7 +24,7 @@ from payagent.audit.receipt_form import read_receipt
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.invoice import Output
-from payagent.core.payment import State
+from payagent.core.payment import Delivery, State
 from payagent.core.problems import Refused
 from payagent.core.strict_json import dumps
 from payagent.store.db.committer import Ownership
@@ -148,8 +150,7 @@ async def test_all_accounts_spend_from_the_same_limits(worlds: tuple[World, Worl
 
 async def test_an_account_leaves_the_payments_of_another_alone(worlds: tuple[World, World]) -> None:
     zero, _ = worlds
-    broken = BadSigner(zero.account.signer)
-    broken.trouble = "mended"
+    broken = BadSigner(zero.account.signer, "mended")
     async with running(worlds, signer=broken) as (first, second):
         await both_pass(first, second)
         zero.fault("submit", "drop")
@@ -189,11 +190,15 @@ async def test_the_listings_of_an_account_have_nothing_of_another(worlds: tuple[
         zero.settings(batch=5)
         await first.topups.order(APP, "order", TopupGoal(zero.origin, "lovelace", 20 * ADA, REQUEST))
         conn, slot = first.context.conn, first.context.chain.slots.slot_at(zero.clock.now_ms())  # type: ignore[union-attr]
+        until_ms = zero.clock.now_ms() + 3_600_000
         listings = {
             "free UTxOs": lambda account: attempts_and_utxos.free_utxos(conn, account),
             "UTxOs": lambda account: attempts_and_utxos.utxo_states(conn, account),
             "coming change": lambda account: attempts_and_utxos.coming_utxos(conn, slot, account),
             "change to chain on": lambda account: attempts_and_utxos.chainable_utxos(conn, slot, account),
+            "missing UTxOs": lambda account: attempts_and_utxos.missing_utxos(conn, account),
+            "missing deposits": lambda account: attempts_and_utxos.missing_deposits(conn, account),
+            "unserved payments": lambda account: payments.unserved(conn, until_ms, account=account),
             "open payments": lambda account: payments.open_payments(conn, account),
             "payments by state": lambda account: payments.payments_in(conn, list(State), account),
             "recent payments": lambda account: upkeep.begun(conn, 0, account),
@@ -204,11 +209,19 @@ async def test_the_listings_of_an_account_have_nothing_of_another(worlds: tuple[
             "top-ups": lambda account: topups.all_open(conn, account),
         }
         await second.run_pass()
+        await first.context.write("spoil", spoil)
         (own,) = second.selectable()
         for name, listing in listings.items():
             assert listing(0), name
             found = listing(1)
             assert not found or [getattr(one, "ref", one) for one in found] == [own], name  # type: ignore[attr-defined]
+
+
+def spoil(unit: Unit) -> None:
+    """In account 0 one UTxO is a missing deposit, and the payments were presented and never served."""
+    free = attempts_and_utxos.free_utxos(unit.conn)[0]
+    unit.conn.execute("UPDATE utxos SET state = 'missing', source = 'deposit' WHERE ref = ?", (free.ref,))
+    unit.conn.execute("UPDATE payments SET delivery = 'presented' WHERE account = 0")
 
 
 async def test_an_account_buys_for_its_own_top_ups_alone(worlds: tuple[World, World]) -> None:
@@ -225,7 +238,70 @@ async def test_an_account_buys_for_its_own_top_ups_alone(worlds: tuple[World, Wo
         (pool,) = prepaid.all_pools(first.context.conn)
         assert (row.account, pool.account, pool.wallet) == (0, 0, zero.address)
         await both_pass(first, second, blocks=1)
+        for run, is_asked in ((second, False), (first, True)):
+            await run.chain_sync.merchant_polling.observe_prepaid()
+            assert (prepaid.last_observation(run.context.conn, pool.id) is not None) == is_asked
         require_whole(first, second)
+
+
+async def test_an_account_plans_with_its_own_money_alone(worlds: tuple[World, World]) -> None:
+    """Account 0 has pending change, change to chain on, a payment without a signature and a missing UTxO."""
+    zero, one = worlds
+    zero.terms, one.terms = (replace(world.terms, unconfirmed_ancestors_max=8) for world in worlds)
+    broken = BadSigner(zero.account.signer, "mended")
+    zero.fund(60 * ADA, 60 * ADA)
+    async with running(worlds, signer=broken) as (first, second):
+        await both_pass(first, second)
+        zero.fault("submit", "drop")
+        await first.pay("pending")
+        broken.trouble = "fails"
+        with pytest.raises(OSError, match="the signer is gone"):
+            await first.pay("not signed")
+        await first.context.write("spoil", spoil)
+        with pytest.raises(Refused, match="not_enough_funds"):
+            await second.agent.transfers.send(APP, SOMEBODY, "lovelace", FUNDS[1] + 5 * ADA)
+
+
+async def test_upkeep_prepares_utxos_for_the_payments_of_its_own_account(worlds: tuple[World, World]) -> None:
+    zero, one = worlds
+    zero.settings(price="2000000", splits=[])
+    zero.terms, one.terms = (replace(world.terms, upkeep_fees_per_day_lovelace=PER_DAY) for world in worlds)
+    one.fund(1000 * ADA)
+    async with running((zero, one)) as (first, second):
+        await both_pass(first, second)
+        for number in range(12):
+            with suppress(Refused):
+                await first.pay(f"burst {number}")
+        await both_pass(first, second, blocks=1)
+        await keep(second)
+        assert own_orders(second) == []
+        zero.fund(1000 * ADA)
+        await first.run_pass()
+        await keep(first)
+        for number in range(12):
+            with suppress(Refused):
+                await second.pay(f"burst {number} of the other")
+        one.fund(1000 * ADA)
+        await second.run_pass()
+        await keep(second)
+        assert [row.account for row in own_orders(second)] == [0, 1]
+        await both_pass(first, second, blocks=1)
+        require_whole(first, second)
+
+
+async def test_an_account_judges_the_deliveries_of_its_own_payments(worlds: tuple[World, World]) -> None:
+    async with running(worlds) as (first, second):
+        await both_pass(first, second)
+        row = await first.pay("not served")
+        await both_pass(first, second, blocks=1)
+        await first.agent.deliveries.record_delivery(row.id, 402)
+        for run in (first, second):
+            await run.agent.deliveries.give_up_unserved()
+        first.world.clock.ahead_ms += 3_605_000
+        await both_pass(first, second, blocks=1)
+        for run, delivery in ((second, Delivery.PRESENTED), (first, Delivery.PAID_NOT_SERVED)):
+            await run.agent.deliveries.give_up_unserved()
+            assert run.context.payment(row.id).delivery is delivery
 
 
 async def test_money_sent_from_one_account_to_another_is_booked_once_in_each(worlds: tuple[World, World]) -> None:
@@ -256,6 +332,11 @@ async def test_a_cancelled_payment_returns_its_money_to_its_own_account(worlds: 
         await first.run_pass()
         assert first.state(row.id) is State.VOID
         assert "held/1" not in first.books()
+        cancel = first.context.payment(row.id).attempt.tx_id or ""
+        returned = [
+            attempts_and_utxos.free_descendants(first.context.conn, cancel, account) for account in range(2)
+        ]
+        assert ([], second.selectable()) == (returned[0], {one.ref for one in returned[1]})
         for run in (first, second):
             assert run.owned() == run.world.on_chain()
 
@@ -272,6 +353,42 @@ async def test_an_external_spend_is_booked_in_each_account_that_it_took_from(wor
         for ((spend,), lovelace), utxo in zip(zip(spends, FUNDS, strict=True), inputs, strict=True):
             assert (spend.inputs, spend.spent) == ((utxo.ref,), {"lovelace": lovelace})
         assert [run.owned() for run in (first, second)] == [{}, {}]
+        assert [run.context.chain.external_spends for run in (first, second)] == [(spends[0][0].tx_id,)] * 2
+        require_whole(first, second)
+
+
+async def test_an_external_spend_of_one_account_freezes_all(worlds: tuple[World, World]) -> None:
+    """The accounts have the same words."""
+    async with running(worlds) as (first, second):
+        await both_pass(first, second)
+        spend_elsewhere(second)
+        await both_pass(first, second, blocks=1)
+        with pytest.raises(Refused, match="external_spend"):
+            await second.pay("frozen")
+    async with running(worlds) as (first, second):
+        await both_pass(first, second)
+        for run in (first, second):
+            with pytest.raises(Refused, match="external_spend"):
+                await run.pay("frozen")
+        await unfreeze(second.context, APP)
+        await second.pay("again")
+
+
+async def test_only_its_own_account_voids_a_payment_that_an_external_spend_overtook(
+    worlds: tuple[World, World],
+) -> None:
+    async with running(worlds) as (first, second):
+        await both_pass(first, second)
+        (utxo,) = first.context.utxos
+        first.world.fault("submit", "drop")
+        row = await first.pay("overtaken")
+        first.world.control("faults", clear=True)
+        spend_elsewhere(first, 3 * ADA, utxo)
+        await first.run_pass()
+        await wait_for_void(second.world, second)
+        assert first.state(row.id) is State.IN_FLIGHT
+        await wait_for_void(first.world, first)
+        assert first.state(row.id) is State.VOID
         require_whole(first, second)
 
 
@@ -325,6 +442,11 @@ async def test_a_ledger_that_lacks_what_one_account_signed_stops_all_accounts(wo
             with pytest.raises(Refused, match="ledger_behind"):
                 await run.pay("not before the chain is read")
         zero.clock.ahead_ms += QUIET_MS + 2000
-        await both_pass(first, second, blocks=2)
-        assert [run.context.chain.behind for run in (first, second)] == [None, None]
+        await both_pass(second, blocks=1)
+    async with running(worlds) as (first, second):
+        assert second.context.chain.behind is None
+        assert "older than what was signed" in str(first.context.chain.behind)
+        await both_pass(first, second, blocks=1)
         require_whole(first, second)
+    async with running(worlds) as (first, second):
+        assert [run.context.chain.behind for run in (first, second)] == [None, None]

@@ -191,7 +191,7 @@ def take_in(
     """Book an external spend of an account. UTxOs that no pass saw arrive are booked as deposits first.
 
     Returns the event; None if the spend is already booked. A transaction that lost its block and is in another one
-    was reported before: it does not freeze the wallet or raise an alert again.
+    was reported before, and so was one that another account booked: neither freezes the wallet again.
     """
     seen = spend.seen
     if onchain.is_external_spend_on_chain(unit.conn, seen.tx_id, account):
@@ -199,7 +199,7 @@ def take_in(
     rows = [(ref, attempts_and_utxos.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
         return None  # the transaction that was seen to spend it must be seen lost first
-    event = "external_spend_again" if onchain.was_external_spend(unit.conn, seen.tx_id, account) else why
+    event = "external_spend_again" if onchain.was_external_spend(unit.conn, seen.tx_id) else why
     changes: list[Change] = []
     values: list[Mapping[str, int]] = []
     for ref, row in rows:

@@ -105,10 +105,9 @@ def is_external_spend_on_chain(conn: sqlite3.Connection, tx_id: str, account: in
     return row is not None and bool(row[0])
 
 
-def was_external_spend(conn: sqlite3.Connection, tx_id: str, account: int = 0) -> bool:
-    """Whether this transaction was ever seen as an external spend of the account, also if rolled back since."""
-    rows = conn.execute("SELECT 1 FROM external_spends WHERE tx_id = ? AND account = ?", (tx_id, account))
-    return rows.fetchone() is not None
+def was_external_spend(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether this transaction was ever seen as an external spend, on chain or rolled back since."""
+    return conn.execute("SELECT 1 FROM external_spends WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
 
 def is_spent_by(conn: sqlite3.Connection, ref: str, tx_id: str) -> bool:
@@ -189,7 +188,7 @@ def last_slot(conn: sqlite3.Connection, account: int = 0) -> int | None:
 
 
 def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
-    """External spends since an operator last unfroze the wallet, oldest first."""
+    """External spends of any account since an operator last unfroze the wallet, oldest first."""
     rows = conn.execute(
         "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'external_spend' AND seq > ? ORDER BY seq",
         (last_of_wallet(conn, "unfrozen")[0],),
