@@ -241,6 +241,10 @@ async def test_an_account_buys_for_its_own_top_ups_alone(worlds: tuple[World, Wo
         for run, is_asked in ((second, False), (first, True)):
             await run.chain_sync.merchant_polling.observe_prepaid()
             assert (prepaid.last_observation(run.context.conn, pool.id) is not None) == is_asked
+        await second.pay("a batch for the other account")
+        (pool,) = prepaid.all_pools(second.context.conn, 1)
+        assert pool.wallet == second.world.address
+        await both_pass(first, second, blocks=1)
         require_whole(first, second)
 
 
@@ -389,6 +393,29 @@ async def test_only_its_own_account_voids_a_payment_that_an_external_spend_overt
         assert first.state(row.id) is State.IN_FLIGHT
         await wait_for_void(first.world, first)
         assert first.state(row.id) is State.VOID
+        require_whole(first, second)
+
+
+async def test_each_account_follows_its_own_external_spends_and_deposits_in_a_rollback(
+    worlds: tuple[World, World],
+) -> None:
+    zero, one = worlds
+    async with running(worlds) as (first, second):
+        await both_pass(first, second)
+        spend_elsewhere(second)
+        await second.run_pass()
+        zero.fund(5 * ADA)
+        await first.run_pass()
+        assert first.owned() == {"lovelace": FUNDS[0] + 5 * ADA}
+        zero.control("rollback", depth=2)
+        zero.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        zero.block(3)
+        await first.run_pass()
+        await second.pass_time(5, 61)
+        assert second.owned() == one.on_chain() == {"lovelace": FUNDS[1]}
+        assert first.owned() == {"lovelace": FUNDS[0] + 5 * ADA}
+        await first.pass_time(5, 61)
+        await second.run_pass()
         require_whole(first, second)
 
 

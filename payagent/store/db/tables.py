@@ -313,8 +313,8 @@ CREATE TABLE external_spends (
   block_height INTEGER NOT NULL,
   block_slot INTEGER NOT NULL,
   provider TEXT NOT NULL,
-  at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0
-) STRICT;
+  at_ms INTEGER NOT NULL
+, account INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX external_spends_by_tx ON external_spends(tx_id);
 
 CREATE TABLE reservations (
