@@ -40,6 +40,8 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     `noted` is a newest seal from an earlier run: only it can reveal that the end of the chain was cut off.
     """
     yield from _guards(conn)
+    if lacking_migrations(conn):
+        return  # the other checks read tables and columns that it may lack
     owner = of_all_accounts(owner, about.account_addresses(conn))
     with shared_out(conn, owner) as payments:
         for table, check in (
@@ -53,6 +55,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("limits", check_limits(conn)),
             ("merchants", check_merchants(conn)),
             ("tokens", check_tokens(conn)),
+            ("homes", _fleet(conn)),
             ("payments", payments),
         ):
             yield from to_the_end(table, check)
@@ -167,6 +170,16 @@ def _utxos(conn: Connection) -> Iterator[VerifyResult]:
             message = f"the entries say {booked.get(asset, 0)} are ours; the UTxOs add up to {ours.get(asset, 0)}"
             yield AuditFinding("utxos", asset, message)
     yield Progress("utxos", count)
+
+
+def _fleet(conn: Connection) -> Iterator[AuditFinding]:
+    """Check that homes, and the ends of requests to the holder of an account, follow from the events."""
+    for number, account, by_event in books.homes(conn):
+        if account != by_event:
+            yield AuditFinding("homes", str(number), f"its account is {account}, by the events {by_event}")
+    for number, end, end_by_event in books.request_ends(conn):
+        if end != end_by_event:
+            yield AuditFinding("admission_requests", str(number), f"it ended {end}, by the events {end_by_event}")
 
 
 def _external_spends(conn: Connection) -> Iterator[AuditFinding]:

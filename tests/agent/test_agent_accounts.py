@@ -31,7 +31,7 @@ from payagent.store.db.committer import Ownership
 from payagent.store.db.signer_record import SignerFile, last_signed, signer_file
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import attempts_and_utxos, journal, onchain, payments, prepaid, topups, upkeep
+from payagent.store.rows import attempts_and_utxos, journal, onchain, payments, prepaid, topups, upkeep, writes
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import MAINNET_PARAMETERS, build
 from payagent.wallet.utxo_index import Utxo
@@ -121,6 +121,20 @@ async def test_each_account_pays_with_its_own_utxos_and_has_its_own_books(worlds
         assert [first.state(row.id) for row in rows] == [State.CONFIRMED, State.CONFIRMED]
         require_whole(first, second)
         assert account_name("wallet/1") == "Assets:Payagent:Wallet:1"
+
+
+async def test_homes_and_ended_requests_follow_from_their_events(worlds: tuple[World, World]) -> None:
+    def record(unit: Unit) -> None:
+        unit.conn.execute("INSERT INTO homes VALUES ('https://m.example', 'p', 1)")
+        home = {"origin": "https://m.example", "partner": "p", "account": "1"}
+        writes.note(unit, None, "home_set", None, 5, home)
+        unit.conn.execute("INSERT INTO admission_requests VALUES ('ask', 1, 'pay', 'boot', '{}', 9, 7, '[]')")
+        writes.note(unit, None, "request_ended", None, 7, {"request": "ask", "outcome": "[]"})
+
+    async with running(worlds) as (first, second):
+        await both_pass(first, second)
+        await first.context.write("fleet", record)
+        require_whole(first, second)
 
 
 async def test_a_purchase_of_one_account_is_found_by_the_other(worlds: tuple[World, World]) -> None:
