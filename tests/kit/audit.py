@@ -207,7 +207,7 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
 def of_an_older_payagent(path: Path) -> None:
     """Remove the record of the last migration from the ledger."""
     with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm004%'")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm005%'")
 
 
 def head_of(path: Path, owner: Owner) -> Head:

@@ -29,22 +29,22 @@ INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq
 INSERT INTO approvals VALUES ('pay0', 't', '[]', '{{}}', NULL, 1, 2);
 INSERT INTO holds VALUES ('pay1', 'payment', 'lovelace', 5, 1, NULL, 5, 1, NULL);
 INSERT INTO holds VALUES ('pay1', 'payment', 'token', 5, 1, 2, 0, 1, 1);
-INSERT INTO utxos VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'available', NULL);
-INSERT INTO utxos VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'available', NULL);
+INSERT INTO utxos VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'available', NULL, 0);
+INSERT INTO utxos VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'available', NULL, 0);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
-INSERT INTO attempts VALUES ('cc', 'pay1', 'pay', 'aa#0', 1, 'bb#1 aa#0', x'84', 170000, 9, 1);
+INSERT INTO attempts VALUES ('cc', 'pay1', 'pay', 'aa#0', 1, 'bb#1 aa#0', x'84', 170000, 9, 1, 0);
 INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('cc', 'p', 1);
 INSERT INTO block_observations(tx_id, block_hash, block_height, block_slot, provider, at_ms)
   VALUES ('cc', 'h', 1, 1, 'p', 1);
-INSERT INTO external_spends VALUES (1, 'dd', 1, 'bb#1', '{"lovelace":5}', 'h', 1, 1, 'p', 1);
+INSERT INTO external_spends VALUES (1, 'dd', 1, 'bb#1', '{"lovelace":5}', 'h', 1, 1, 'p', 1, 0);
 INSERT INTO events VALUES (1, 'pay1', 'reserve', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
 INSERT INTO postings(entry_id, account, asset, units)
   VALUES (1, 'external', 'lovelace', -5), (1, 'wallet', 'lovelace', 5);
 INSERT INTO entries(id, kind, ref, at_ms) VALUES (1, 'deposit', 'aa#0', 1);
 INSERT INTO meta VALUES ('network', 'devnet');
 INSERT INTO seals VALUES (1, '{{}}', x'00', '{HASH}');
-INSERT INTO prepaid_pools VALUES (1, 'o', 'p', 'w', 1);
-INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1);
+INSERT INTO prepaid_pools VALUES (1, 'o', 'p', 'w', 1, 0);
+INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1, 0);
 INSERT INTO prepaid_uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
 INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
 INSERT INTO merchant_reports VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
@@ -53,6 +53,9 @@ INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'manual', 'lovelace', 5, '
 INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
   'c', 'r', 'd', 2, 2, 'not_found', 'r', 'd');
 INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1);
+INSERT INTO homes VALUES ('o', 'p', 1);
+INSERT INTO admission_requests VALUES ('ask1', 1, 'pay', 'boot1', '{{}}', 2, NULL, NULL);
+INSERT INTO admission_requests VALUES ('ask2', 1, 'pay', 'boot1', '{{}}', 2, 3, '[]');
 """
 
 PAYMENT = (
@@ -74,6 +77,9 @@ NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
 NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 8 + ")"
 NEW_VALUES = {
+    "account": "account + 1",
+    "admission_requests.kind": "'approve'",
+    "ends_at_ms": "9",
     "holds.stage": "'approval'",
     "alerts.kind": "'other'",
     "app_id": "'app2'",
@@ -116,7 +122,7 @@ ROWS = [
 ]
 COLUMNS = [
     (f"{table}_fixed", f"UPDATE {table} SET {column} = {new_value(table, column)}")
-    for table in ("intents", "holds", "payments", "tokens", "topups", "alerts")
+    for table in ("intents", "holds", "payments", "tokens", "topups", "alerts", "homes", "admission_requests")
     for column in (KEPT[table].fixed or ())[1:]
 ]
 BREACHES = [
@@ -184,6 +190,8 @@ BREACHES = [
     ("events_chained", NEW_EVENT.format("NULL", HASH)),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 1, 'app', 'k9'")),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
+    ("admission_requests_ended_at_ms_once", "UPDATE admission_requests SET ended_at_ms = 4 WHERE id = 'ask2'"),
+    ("admission_requests_outcome_once", "UPDATE admission_requests SET outcome = '{}' WHERE id = 'ask2'"),
     ("topups_stop_code_once", "UPDATE topups SET stop_code = NULL WHERE id = 'top2'"),
     ("topups_stop_reason_once", "UPDATE topups SET stop_reason = NULL WHERE id = 'top2'"),
     ("topups_stop_detail_once", "UPDATE topups SET stop_detail = NULL WHERE id = 'top2'"),
@@ -200,7 +208,7 @@ BREACHES = [
 """(trigger, statement that it alone refuses)"""
 
 
-ATTEMPT = "INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', {}, 'aa#0', x'84', 1, 9, 1)"
+ATTEMPT = "INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', {}, 'aa#0', x'84', 1, 9, 1, 0)"
 TURNED_BREACHES = [
     (
         "payments_invoice_unsigned",

@@ -176,9 +176,9 @@ def test_columns_that_may_change_can_be_updated(plain: sqlite3.Connection) -> No
             "append-only",
         ),
         ("INSERT INTO intents VALUES ('int9', 'app', 'k1', 0, 'f', 'o', NULL, 'r', 1, NULL)", "such a row"),
-        ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'bb#1', 1, 'bb#1', x'84', 1, 9, 1)", "FOREIGN KEY"),
-        ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'bb#1', x'84', 1, 9, 1)", "CHECK"),
-        ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'aa#01', x'84', 1, 9, 1)", "CHECK"),
+        ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'bb#1', 1, 'bb#1', x'84', 1, 9, 1, 0)", "FOREIGN KEY"),
+        ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'bb#1', x'84', 1, 9, 1, 0)", "CHECK"),
+        ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'aa#01', x'84', 1, 9, 1, 0)", "CHECK"),
         ("INSERT INTO reservations VALUES ('aa#0', 'pay1')", "UNIQUE"),
         ("INSERT INTO postings(entry_id, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)", "sealed"),
         ("INSERT INTO entries(id, kind, at_ms) VALUES (2, 'deposit', 1)", "does not balance"),
@@ -313,9 +313,10 @@ def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pyt
     later()(schema.m002_notifications)
     later()(schema.m003_approval_messages)
     later()(schema.m004_one_trigger_for_each_change)
+    later()(schema.m005_accounts)
 
     @later()
-    def m005_later(db: Database) -> None:
+    def m006_later(db: Database) -> None:
         db.execute("CREATE TABLE later (id INTEGER) STRICT")
         if is_broken:
             raise RuntimeError("half done")
@@ -326,7 +327,7 @@ def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pyt
         monkeypatch.setattr(schema, "migrations", later)
         with pytest.raises(RuntimeError):
             bring_up_to_date(conn)
-        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m005_later"], False)
+        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m006_later"], False)
         is_broken = False
         for _ in range(2):
             bring_up_to_date(conn)

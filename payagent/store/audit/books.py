@@ -102,17 +102,17 @@ def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
     )
 
 
-def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
-    """The value of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
+def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, int | None, bool]:
+    """The value and the account of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
     row = conn.execute(
-        "SELECT lovelace, assets FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
+        "SELECT lovelace, assets, account FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
     ).fetchone()
     if row is not None:
-        return value_of(*row), False
+        return value_of(*row[:2]), row[2], False
     reversal = conn.execute(
         "SELECT 1 FROM entries WHERE payment_id IS NULL AND kind = 'deposit_reversed' AND ref = ?", (ref,)
     ).fetchone()
-    return None, reversal is not None
+    return None, None, reversal is not None
 
 
 def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
@@ -161,21 +161,23 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 
 # a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
-             WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
+             WHERE a.tx_id = c.{} AND a.account = c.account AND p.state IN ('confirmed', 'settled', 'void'))"""
 
 _EXTERNAL_SPENDS = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
-                     AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' ') > 0)"""
+                     AND f.account = c.account AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' ') > 0)"""
 
 _UTXO_COUNTS = f"""
 SELECT c.ref, c.lovelace, c.assets,
        CAST((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")} AS INTEGER)
          - CAST(c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_EXTERNAL_SPENDS}) AS INTEGER),
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM entries WHERE kind = 'deposit'),
-       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
+       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a
+                                              WHERE a.tx_id = c.spent_by AND a.account = c.account
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' ') > 0)
          AND NOT {_EXTERNAL_SPENDS},
        c.ref <> c.tx_id || '#' || c.output_index
-         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id)),
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id
+                                                               AND a.account = c.account)),
        c.state = 'pending' AND c.ref NOT IN (SELECT ref FROM reservations)
          AND EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id
                      WHERE a.tx_id = c.tx_id AND (p.state = 'void' AND p.code = 'deposit_rolled_back'
@@ -279,23 +281,43 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
         yield number, tuple(stored), by_events
 
 
-def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
-    """(row number, tx id, whether it is on chain, value of the spent UTxOs) for every observation of an external
-    spend.
+def homes(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
+    """(row number, account, account by the last event `home_set`) of every home."""
+    return conn.execute(
+        "SELECT h.rowid, CAST(h.account AS TEXT), (SELECT detail ->> '$.account' "  # noqa: S608  our own names
+        f"FROM {_READABLE_EVENTS} WHERE payment_id IS NULL AND event = 'home_set' "
+        "AND detail ->> '$.origin' = h.origin AND detail ->> '$.partner' = h.partner ORDER BY seq DESC LIMIT 1) "
+        "FROM homes h ORDER BY h.rowid"
+    )
+
+
+def request_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
+    """(row number, time and outcome as in the row, as in the event `request_ended`) of every admission request."""
+    rows = conn.execute(
+        "SELECT r.rowid, r.ended_at_ms, r.outcome, e.at_ms, e.detail ->> '$.outcome' "  # noqa: S608  our own names
+        f"FROM admission_requests r LEFT JOIN {_READABLE_EVENTS} e ON e.payment_id IS NULL "
+        "AND e.event = 'request_ended' AND e.detail ->> '$.request' = r.id ORDER BY r.rowid"
+    )
+    return ((number, (ended_at_ms, outcome), tuple(by_event)) for number, ended_at_ms, outcome, *by_event in rows)
+
+
+def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, int, dict[str, int]]]:
+    """(row number, tx id, whether it is on chain, account, value of the spent UTxOs) for every observation of an
+    external spend.
 
     The value comes from the UTxO rows if all of them still exist, otherwise from the observation itself.
     """
     rows = conn.execute(
-        "SELECT seq, tx_id, is_on_chain, inputs, spent FROM external_spends ORDER BY seq"
+        "SELECT seq, tx_id, is_on_chain, account, inputs, spent FROM external_spends ORDER BY seq"
     ).fetchall()
-    for number, tx_id, is_on_chain, inputs, spent in rows:
+    for number, tx_id, is_on_chain, account, inputs, spent in rows:
         refs = inputs.split(" ")
         utxos = conn.execute(
             f"SELECT lovelace, assets FROM utxos WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
             refs,
         ).fetchall()
         value = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
-        yield number, tx_id, bool(is_on_chain), value
+        yield number, tx_id, bool(is_on_chain), account, value
 
 
 def _units(text: str) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 The number and hash of the newest seal, the head, therefore cover every earlier row. If some columns of a row may
 change, only the fixed columns are sealed; the others follow from the events, which are sealed whole.
-A row's text is the JSON array of its number and its columns in order, with bytes as X'..' in hex. Its mark is the
-CRC-32 of that text. A mark identifies the row but proves nothing.
+A row's text is the JSON array of its number and its columns in order, with bytes as X'..' in hex. Its account of
+the wallet stands last, and only if it is not 0. Its mark is the CRC-32 of that text. A mark identifies the row but
+proves nothing.
 
 May import: store.db, sqlite3. Never: seals a row that it did not see being added.
 """
@@ -42,12 +43,16 @@ _TEXTS: dict[tuple[str, str | None], str] = {}
 
 def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
     fixed = KEPT[table].fixed
-    columns = [
-        f"quote({name})" if kind == "BLOB" else name
+    columns = {
+        name: f"quote({name})" if kind == "BLOB" else name
         for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")
         if fixed is None or name in fixed
-    ]
-    return f"CAST(json_array(rowid, {', '.join(columns)}) AS BLOB)"
+    }
+    account = columns.pop("account", None)
+    text = f"json_array(rowid, {', '.join(columns.values())}"
+    if account is None:
+        return f"CAST({text}) AS BLOB)"
+    return f"CAST(CASE account WHEN 0 THEN {text}) ELSE {text}, account) END AS BLOB)"
 
 
 def marks_of(texts: Iterable[bytes]) -> bytes:

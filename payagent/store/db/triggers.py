@@ -149,6 +149,12 @@ KEPT = {
             "detail",
         ),
     ),
+    "homes": RecordTable((_ROW, Key(("origin", "partner"))), fixed=("rowid", "origin", "partner")),
+    "admission_requests": RecordTable(
+        (_ROW, Key(("id",))),
+        fixed=("rowid", "id", "account", "kind", "asked_by", "request", "ends_at_ms"),
+        once=("ended_at_ms", "outcome"),
+    ),
     "alerts": RecordTable(
         (_ROW, Key(("id",))),
         fixed=("rowid", "id", "kind", "subject", "body", "at_ms"),
@@ -176,6 +182,7 @@ KEPT = {
             "pool_id",
             "topup_id",
             "created_at_ms",
+            "account",
         ),
         once=("nonce_utxo",),
     ),

@@ -71,9 +71,9 @@ class Writer:
                 raise Refused("store_failed", "the ledger is closed")
             self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
 
-    def is_noted(self, attempt: int | None) -> bool:
-        """Whether the attempt of this number may leave: the signer's own record has it."""
-        return self._committer.is_noted(attempt)
+    def is_noted(self, attempt: int | None, account: int = 0) -> bool:
+        """Whether the account's attempt of this number may leave: the signer's own record has it."""
+        return self._committer.is_noted(attempt, account)
 
     def close(self) -> None:
         """Run the queued jobs, then close. Idempotent."""

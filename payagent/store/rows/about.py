@@ -18,6 +18,11 @@ def meta(conn: sqlite3.Connection, key: str) -> str | None:
     return row[0] if row else None
 
 
+def account_addresses(conn: sqlite3.Connection) -> dict[int, str]:
+    """The address of each account of the wallet; empty for a daemon alone on its ledger, which has only one."""
+    return dict(conn.execute("SELECT account, address FROM accounts").fetchall())
+
+
 def restored_at_ms(conn: sqlite3.Connection) -> int | None:
     """When this ledger was last restored from a backup; None if never, or if no clock confirmed the time."""
     rows = conn.execute("SELECT value FROM meta WHERE key LIKE 'restored:%'").fetchall()

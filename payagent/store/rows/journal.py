@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from payagent.store.db.tables import IS_SPEND
+from payagent.store.db.tables import IS_OURS, IS_SPEND
 from payagent.store.db.wide_sums import sums, whole
 
 _SUMS = sums("units")
@@ -182,7 +182,7 @@ def own_changes(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, st
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
         f"SELECT j.kind, q.asset, {_SUMS} FROM {_ENTRIES} "  # noqa: S608  our own names
-        f"CROSS JOIN postings q ON q.entry_id = j.id AND q.account IN ('wallet', 'held'){where} "
+        f"CROSS JOIN postings q ON q.entry_id = j.id AND {IS_OURS}{where} "
         "GROUP BY j.kind, q.asset ORDER BY j.kind, q.asset",
         values,
     )

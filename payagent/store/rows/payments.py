@@ -57,7 +57,7 @@ _COLUMNS: Mapping[type, str] = {
     PaymentRow: f"""
        p.seq, p.id, p.kind, p.app_id, COALESCE(v.outputs, p.outputs) AS outputs, p.state, p.delivery, p.nonce_utxo,
        p.void_tx_id, p.merchant_status, EXISTS ({_EVENT} 'merchant_refused') AS refused, p.created_at_ms,
-       p.updated_at_ms""",
+       p.updated_at_ms, p.account""",
     IntentPart: """
        i.id, i.request_id, NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                                        WHERE q.intent_id = p.intent_id AND q.seq < p.seq) AS is_first""",
@@ -140,10 +140,11 @@ def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
     return str(tx_id)
 
 
-def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
-    """Payments in any of these states, oldest first."""
+def payments_in(conn: sqlite3.Connection, states: Iterable[State], account: int | None = None) -> list[PaymentRow]:
+    """Payments in any of these states, of this account of the wallet if one is given; oldest first."""
     names = [str(state) for state in states]
-    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({places(len(names))}) ORDER BY p.seq", names)
+    of_account, values = ("", names) if account is None else (" AND p.account = ?", [*names, account])
+    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({places(len(names))}){of_account} ORDER BY p.seq", values)
     return [_payment(row) for row in rows]
 
 
@@ -262,19 +263,20 @@ LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
 """
 _IS_OPEN = """
-p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
-OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id))
+p.account = ?1
+AND (p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
+     OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)))
 """
 
 
-def open_payments(conn: sqlite3.Connection) -> list[OpenPayment]:
-    """Admitted payments whose state may still change, `watched_voids` included; oldest first."""
-    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq")]
+def open_payments(conn: sqlite3.Connection, account: int = 0) -> list[OpenPayment]:
+    """An account's admitted payments whose state may still change, `watched_voids` included; oldest first."""
+    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq", (account,))]
 
 
-def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | None:
+def open_payment(conn: sqlite3.Connection, payment_id: str, account: int = 0) -> OpenPayment | None:
     """This payment, if `open_payments` has it."""
-    row = conn.execute(f"{_OPEN} WHERE p.id = ? AND ({_IS_OPEN})", (payment_id,)).fetchone()
+    row = conn.execute(f"{_OPEN} WHERE p.id = ?2 AND {_IS_OPEN}", (account, payment_id)).fetchone()
     return None if row is None else _open(row)
 
 
@@ -326,8 +328,10 @@ def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     return count, open_count
 
 
-def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None) -> list[str]:
-    """Confirmed payments (or this one) whose proof was presented, and that the merchant never answered as served.
+def unserved(
+    conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None, account: int | None = None
+) -> list[str]:
+    """Confirmed payments (this one, or an account's) whose proof was presented, and that were never served.
 
     Only payments that count from `until_ms` of the limits' clock at the latest, created in the week before it.
     Older ones stay as they are.
@@ -336,12 +340,12 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
     rows = conn.execute(
         "SELECT p.id FROM payments p INDEXED BY payments_presented "
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
-        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, TRUE) "
+        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, TRUE) AND COALESCE(p.account = ?3, TRUE) "
         "AND (SELECT CAST(e.detail ->> 'counts_from_ms' AS BIGINT) FROM events e WHERE e.payment_id = p.id "
         "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
         "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
         "AND e.detail ->> 'said' = 'served') ORDER BY p.seq",
-        (until_ms, payment_id),
+        (until_ms, payment_id, account),
     )
     return [unserved_id for (unserved_id,) in rows]
 

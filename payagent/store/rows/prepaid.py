@@ -17,12 +17,16 @@ from payagent.store.rows.payments import load_outputs
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The owner of a prepaid balance at a merchant: a partner ('' for none) and a wallet address."""
+    """The owner of a prepaid balance at a merchant: a partner ('' for none) and a wallet address.
+
+    `account`: the account of the wallet that buys it.
+    """
 
     id: int
     origin: str
     partner: str
     wallet: str
+    account: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Move:
 PROOF_WAIT_MS = 600_000
 """How long to wait for a confirmed payment without a presented proof, after the payment's last change."""
 
-_POOL = "SELECT id, origin, partner, wallet FROM prepaid_pools"
+_POOL = "SELECT id, origin, partner, wallet, account FROM prepaid_pools"
 
 
 def find_pool(conn: sqlite3.Connection, origin: str, partner: str, wallet: str) -> Pool | None:
@@ -82,19 +86,22 @@ def pool(conn: sqlite3.Connection, pool_id: int) -> Pool:
     return Pool(*conn.execute(f"{_POOL} WHERE id = ?", (pool_id,)).fetchone())
 
 
-def all_pools(conn: sqlite3.Connection) -> list[Pool]:
-    return [Pool(*row) for row in conn.execute(f"{_POOL} ORDER BY id")]
+def all_pools(conn: sqlite3.Connection, account: int | None = None) -> list[Pool]:
+    """Every pool, or those of an account."""
+    rows = conn.execute(f"{_POOL} WHERE COALESCE(account = ?, TRUE) ORDER BY id", (account,))
+    return [Pool(*row) for row in rows]
 
 
-def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int) -> Pool:
+def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int, account: int = 0) -> Pool:
     """The pool, created on the first purchase for it."""
     if (existing := find_pool(unit.conn, origin, partner, wallet)) is not None:
         return existing
     (number,) = unit.conn.execute(
-        "INSERT INTO prepaid_pools(origin, partner, wallet, created_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
-        (origin, partner, wallet, now_ms),
+        "INSERT INTO prepaid_pools(origin, partner, wallet, created_at_ms, account) VALUES (?, ?, ?, ?, ?) "
+        "RETURNING id",
+        (origin, partner, wallet, now_ms, account),
     ).fetchone()
-    return Pool(number, origin, partner, wallet)
+    return Pool(number, origin, partner, wallet, account)
 
 
 def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> PrepaidBalance:

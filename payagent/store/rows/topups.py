@@ -139,12 +139,15 @@ def open_of(conn: sqlite3.Connection, pool_id: int) -> TopupRow | None:
     return _row(row) if row else None
 
 
-def all_open(conn: sqlite3.Connection) -> list[TopupRow]:
+def all_open(conn: sqlite3.Connection, account: int | None = None) -> list[TopupRow]:
+    """The open top-ups, or those of an account's pools; oldest first."""
     # INDEXED BY: nearly all have ended, and a scan in order would read them all
-    return [
-        _row(row)
-        for row in conn.execute(f"{_TOPUP} INDEXED BY topups_open WHERE ended_at_ms IS NULL ORDER BY seq")
-    ]
+    rows = conn.execute(
+        f"{_TOPUP} INDEXED BY topups_open WHERE ended_at_ms IS NULL "  # noqa: S608  our own names
+        "AND COALESCE((SELECT account FROM prepaid_pools o WHERE o.id = pool_id) = ?, TRUE) ORDER BY seq",
+        (account,),
+    )
+    return [_row(row) for row in rows]
 
 
 def open_of_app(conn: sqlite3.Connection, app_id: str) -> list[TopupRow]:
