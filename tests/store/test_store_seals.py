@@ -13,7 +13,8 @@ from kit import holds
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.seals import check_seals
-from payagent.core.changes import EndIntent
+from payagent.core.changes import Book, EndIntent
+from payagent.core.ledger import deposit
 from payagent.core.problems import Refused
 from payagent.store import executor
 from payagent.store.audit import books
@@ -86,6 +87,16 @@ def test_the_account_of_a_row_is_sealed_only_if_it_is_not_the_first(path: Path) 
         texts = [json.loads(text) for _, text in books.row_texts(conn, "prepaid_pools")]
         assert not [one for one in check_seals(conn, None) if isinstance(one, AuditFinding)]
     assert texts == [[1, 1, "o", "p0", "w", 5], [2, 2, "o", "p1", "w", 5, 1]]
+
+
+def test_the_account_of_a_posting_is_sealed_where_it_always_stood(path: Path) -> None:
+    writer = Writer(path)
+    booked = Book(deposit({"lovelace": 5}), ref="aa#0")
+    writer.submit("deposit", lambda unit: executor.write(unit, (booked,), 5)).result(10)
+    writer.close()
+    with closing(open_read_only(path)) as conn:
+        texts = [json.loads(text) for _, text in books.row_texts(conn, "postings")]
+    assert texts == [[1, 1, 1, "external", "lovelace", -5], [2, 2, 1, "wallet", "lovelace", 5]]
 
 
 def test_rows_another_connection_adds_are_not_sealed(path: Path) -> None:

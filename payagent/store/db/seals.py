@@ -43,16 +43,23 @@ _TEXTS: dict[tuple[str, str | None], str] = {}
 
 def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
     fixed = KEPT[table].fixed
-    columns = {
-        name: f"quote({name})" if kind == "BLOB" else name
+    columns = [
+        (name, f"quote({name})" if kind == "BLOB" else name, kind)
         for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")
         if fixed is None or name in fixed
-    }
-    account = columns.pop("account", None)
-    text = f"json_array(rowid, {', '.join(columns.values())}"
-    if account is None:
-        return f"CAST({text}) AS BLOB)"
-    return f"CAST(CASE account WHEN 0 THEN {text}) ELSE {text}, account) END AS BLOB)"
+    ]
+    return f"CAST({with_account_last('rowid', columns)} AS BLOB)"
+
+
+def with_account_last(number: str, columns: list[tuple[str, str, str]]) -> str:
+    """SQL of a row as a JSON array, from (name, SQL, SQLite's type) of each column.
+
+    The account of the wallet is a number. The account of a posting is a name, and stands where it always stood.
+    """
+    is_of_account = any((name, kind) == ("account", "INTEGER") for name, _, kind in columns)
+    others = ", ".join(sql for name, sql, kind in columns if (name, kind) != ("account", "INTEGER"))
+    text = f"json_array({number}, {others}"
+    return f"CASE account WHEN 0 THEN {text}) ELSE {text}, account) END" if is_of_account else f"{text})"
 
 
 def marks_of(texts: Iterable[bytes]) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from payagent.store.db.postgresql.schema import tables
-from payagent.store.db.seals import SEALED, Sealer
+from payagent.store.db.seals import SEALED, Sealer, with_account_last
 from payagent.store.db.triggers import KEPT
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def _number(table: str) -> str:
 def _values(table: str) -> str:
     """SQL: the number and the fixed columns of a row as a JSON array."""
     fixed = KEPT[table].fixed
-    shown = [
-        _SHOWN[kind].format(f'"{name}"')
+    columns = [
+        (name, _SHOWN[kind].format(f'"{name}"'), kind)
         for name, kind in tables()[table].columns
         if fixed is None or name in fixed
     ]
-    return f"json_array({', '.join([_number(table), *shown])})"
+    return with_account_last(_number(table), columns)
