@@ -174,7 +174,8 @@ def _unlocked(
 ) -> AbstractContextManager[tuple[Account, SignerProcess, list[str]]]:
     """Unlock the keystore. Yields the account, its signer, and the hardening that this machine lacks."""
     keystore, network, limits = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network], settings.limits
-    return unlocked(keystore, passphrase, network, settings.keystore.account, limits.caps, limits.day_caps)
+    account, count = settings.keystore.account, settings.wallet.accounts
+    return unlocked(keystore, passphrase, network, account, limits.caps, limits.day_caps, count)
 
 
 def _warn_of_risks(settings: Settings) -> None:

@@ -150,8 +150,8 @@ class InlineWriter:
         result: T = entry.outcome()
         return result
 
-    def is_noted(self, attempt: int | None) -> bool:
-        return self.committer.is_noted(attempt)
+    def is_noted(self, attempt: int | None, account: int = 0) -> bool:
+        return self.committer.is_noted(attempt, account)
 
     async def _flush(self) -> None:
         """Jobs that wait at the time of the commit share it."""

@@ -83,6 +83,15 @@ def world(tmp_path: Path) -> Iterator[object]:
         world.http.close()
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[object]:
+    """A PostgreSQL server (kit.postgresql.Server)."""
+    from kit.postgresql import server
+
+    with server() as running:
+        yield running
+
+
 @pytest.fixture
 def receiver() -> Iterator[object]:
     """A server that receives notifications (kit.webhook.Receiver)."""

@@ -72,7 +72,7 @@ class AgentContext:
             external_spends=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
-        self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn))
+        self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn, config.account))
         self._writer = writer
         self._readers = readers
         self.admission = Admission.by(config, self.utxos, self.chain)
@@ -157,7 +157,7 @@ class AgentContext:
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""
-        return row if self._writer.is_noted(row.attempt.number) else replace(row, is_noted=False)
+        return row if self._writer.is_noted(row.attempt.number, row.account) else replace(row, is_noted=False)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
         """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from payagent.audit.finding import Head
-from payagent.core.ledger import HELD, WALLET
+from payagent.core.ledger import HELD, WALLET, general_account
 from payagent.store.db.seals import last_seal
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, refusals, topups
@@ -55,8 +55,12 @@ def month_record(conn: Connection, month: str) -> MonthRecord:
 
 
 def _owned(conn: Connection, until_ms: int) -> tuple[Amount, ...]:
-    rows = journal.balances(conn, Selection(until_ms=until_ms))
-    return tuple(row for row in rows if row[0] in (WALLET, HELD) or row[0].startswith("prepaid:"))
+    total: dict[tuple[str, str], int] = {}
+    for name, asset, units in journal.balances(conn, Selection(until_ms=until_ms)):
+        account = general_account(name)
+        if account in (WALLET, HELD) or account.startswith("prepaid:"):
+            total[account, asset] = total.get((account, asset), 0) + units
+    return tuple((account, asset, units) for (account, asset), units in sorted(total.items()))
 
 
 def _bounds_ms(month: str) -> tuple[int, int]:

@@ -75,6 +75,7 @@ class Step(NamedTuple):
 
 def check_payment(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     """All findings about one payment."""
+    owner = owner.of(case.account)
     steps, readings = yield from check_record(case, owner)
     yield from _check_intent(case)
     yield from _check_submissions(case, steps)
@@ -358,16 +359,16 @@ def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> 
 
 
 @lru_cache(maxsize=1000)
-def _reserved(hold: tuple[tuple[str, int], ...]) -> Entry:
+def _reserved(hold: tuple[tuple[str, int], ...], of: int) -> Entry:
     """The entry for a hold; cached, because many payments cost the same."""
-    return ledger.reserve(dict(hold))
+    return ledger.reserve(dict(hold), of)
 
 
 @lru_cache(maxsize=1000)
 def _posted(
-    hold: tuple[tuple[str, int], ...], spent: tuple[tuple[str, int], ...], fee_lovelace: int, account: str
+    hold: tuple[tuple[str, int], ...], spent: tuple[tuple[str, int], ...], fee_lovelace: int, account: str, of: int
 ) -> Entry:
-    return ledger.post(dict(hold), {asset: units for asset, units in spent if units}, fee_lovelace, account)
+    return ledger.post(dict(hold), {asset: units for asset, units in spent if units}, fee_lovelace, account, of)
 
 
 def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[tuple[Step, Entry, str | None]]:
@@ -382,17 +383,17 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             continue
         fee_lovelace = fees.get(step.tx_id or "", 0)
         if step.event is _RESERVE:
-            yield step, _reserved(tuple(hold.items())), None
+            yield step, _reserved(tuple(hold.items()), case.account), None
         elif step.event is _REJECT and step.before is State.RESERVED:
-            yield step, ledger.release(hold), None
+            yield step, ledger.release(hold, of=case.account), None
         elif step.event is _CONFIRM:
             spent = paid.get(step.tx_id or "")
             if spent is None:
                 spent = ledger.add((hold, {LOVELACE: -fee_lovelace}))
-            last = _posted(tuple(hold.items()), tuple(spent.items()), fee_lovelace, account)
+            last = _posted(tuple(hold.items()), tuple(spent.items()), fee_lovelace, account, case.account)
             yield step, last, step.tx_id
         elif step.event is _VOID:
-            last = ledger.release(hold, fee_lovelace)
+            last = ledger.release(hold, fee_lovelace, case.account)
             yield step, last, step.tx_id or _text(step.detail.get("void_tx_id"))
         elif step.event is _BLOCK_LOST and step.before in _SPENT and last is not None:
             yield step, ledger.post_reversed(last), None

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
 from payagent.audit.statement import Balance, Statement, StatementEntry
-from payagent.core.ledger import EXTERNAL, FEES, HELD, WALLET
+from payagent.core.ledger import EXTERNAL, FEES, HELD, WALLET, general_account
 from payagent.core.money import LOVELACE, format_units
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
@@ -34,6 +34,8 @@ def account_name(account: str) -> str:
     """An account name that both programs accept. A merchant's includes a hash of its origin, to be unique."""
     if account in _ACCOUNTS:
         return _ACCOUNTS[account]
+    if (general := general_account(account)) != account:
+        return f"{_ACCOUNTS[general]}:{account.removeprefix(f'{general}/')}"
     kind, _, origin = account.partition(":")
     if kind not in _ROOTS:
         raise Refused("store_failed", f"{account!r} is not an account of the ledger")

@@ -14,6 +14,7 @@ from payagent.core import strict_json
 from payagent.core.address import parse_address
 from payagent.core.aggregate import OutputRow
 from payagent.core.invoice import Proof
+from payagent.core.ledger import general_account
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.core.timestamps import LAST_MS
@@ -343,5 +344,8 @@ def _signed(attempt: dict[str, Any]) -> SignedRow:
 
 
 def _entry(entry: dict[str, Any], payment_id: str) -> EntryRow:
-    postings = tuple((line["account"], line["asset"], line["units"]) for line in entry["postings"])
+    # a receipt is of one payment, so of one account, whose number it does not need
+    postings = tuple(
+        (general_account(line["account"]), line["asset"], line["units"]) for line in entry["postings"]
+    )
     return EntryRow(entry["id"], entry["kind"], payment_id, entry["ref"], entry["at_ms"], postings)

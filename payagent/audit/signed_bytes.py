@@ -4,14 +4,14 @@ May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a ro
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
-from payagent.core.address import Address, encode_address
+from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.aggregate import OutputRow
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
@@ -23,10 +23,24 @@ Reading = DecodedTransaction
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The owner of the ledger: the wallet's only address, and its network."""
+    """The owner of the ledger: the wallet's address, and its network.
+
+    `accounts`: the address of each account, if the ledger has several.
+    """
 
     address: Address
     network: Network
+    accounts: Mapping[int, Address] = field(default_factory=dict)
+
+    def of(self, account: int) -> "Owner":
+        """The owner of what this account pays."""
+        return replace(self, address=self.accounts.get(account, self.address))
+
+
+def of_all_accounts(owner: Owner, addresses: Mapping[int, str]) -> Owner:
+    """The owner with the addresses that the ledger has for its accounts."""
+    accounts = {account: parse_address(text, owner.network) for account, text in addresses.items()}
+    return replace(owner, accounts=accounts)
 
 
 def read(cbor: bytes) -> Reading | str:

@@ -12,14 +12,14 @@ from payagent.audit.merchants import check_merchants
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
 from payagent.audit.seals import PROGRESS_EVERY, check_seals
-from payagent.audit.signed_bytes import Owner
+from payagent.audit.signed_bytes import Owner, of_all_accounts
 from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
-from payagent.core.ledger import EXTERNAL, HELD, WALLET
+from payagent.core.ledger import EXTERNAL, HELD, WALLET, general_account, wallet_account
 from payagent.store.audit import books
 from payagent.store.db.schema import changed_views, lacking_migrations, missing_guards
 from payagent.store.db.unit import Connection
-from payagent.store.rows import journal
+from payagent.store.rows import about, journal
 from payagent.store.rows.journal import EntryRow
 
 _OF_NO_PAYMENT = (
@@ -40,6 +40,9 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     `noted` is a newest seal from an earlier run: only it can reveal that the end of the chain was cut off.
     """
     yield from _guards(conn)
+    if lacking_migrations(conn):
+        return  # the other checks read tables and columns that it may lack
+    owner = of_all_accounts(owner, about.account_addresses(conn))
     with shared_out(conn, owner) as payments:
         for table, check in (
             ("seals", check_seals(conn, noted)),
@@ -52,6 +55,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("limits", check_limits(conn)),
             ("merchants", check_merchants(conn)),
             ("tokens", check_tokens(conn)),
+            ("homes", _fleet(conn)),
             ("payments", payments),
         ):
             yield from to_the_end(table, check)
@@ -114,13 +118,15 @@ def _entry(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
 def _deposit(conn: Connection, entry: EntryRow) -> Iterator[AuditFinding]:
     sign = 1 if entry.kind == "deposit" else -1
     lines = {(account, asset): sign * units for account, asset, units in entry.postings}
-    arrived = {asset: units for (account, asset), units in lines.items() if account == WALLET}
+    utxo, number, was_taken_back = books.deposited(conn, entry.ref or "")
+    booked = (account for account, _ in lines if general_account(account) == WALLET)
+    wallet = min(booked, default=WALLET) if number is None else wallet_account(number)
+    arrived = {asset: units for (account, asset), units in lines.items() if account == wallet}
     contrary = {(EXTERNAL, asset): -units for asset, units in arrived.items()}
-    if lines != {(WALLET, asset): units for asset, units in arrived.items()} | contrary:
+    if lines != {(wallet, asset): units for asset, units in arrived.items()} | contrary:
         yield AuditFinding(
             "entries", str(entry.id), f"a {entry.kind} must move units between wallet and external only"
         )
-    utxo, was_taken_back = books.deposited(conn, entry.ref or "")
     if utxo is not None and utxo != arrived:
         yield AuditFinding("entries", str(entry.id), f"{arrived} arrived in {entry.ref}, the UTxO holds {utxo}")
     if utxo is None and not was_taken_back:
@@ -159,7 +165,7 @@ def _utxos(conn: Connection) -> Iterator[VerifyResult]:
             yield Progress("utxos", count)
     booked: dict[str, int] = {}
     for account, asset, units in journal.balances(conn):
-        if account in (WALLET, HELD):
+        if general_account(account) in (WALLET, HELD):
             booked[asset] = booked.get(asset, 0) + units
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
@@ -168,14 +174,27 @@ def _utxos(conn: Connection) -> Iterator[VerifyResult]:
     yield Progress("utxos", count)
 
 
+def _fleet(conn: Connection) -> Iterator[AuditFinding]:
+    """Check that homes, and the ends of requests to the holder of an account, follow from the events."""
+    for number, account, by_event in books.homes(conn):
+        if account != by_event:
+            yield AuditFinding("homes", str(number), f"its account is {account}, by the events {by_event}")
+    for number, end, end_by_event in books.request_ends(conn):
+        if end != end_by_event:
+            yield AuditFinding("admission_requests", str(number), f"it ended {end}, by the events {end_by_event}")
+
+
 def _external_spends(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each observation of an external spend, and each loss of one, is booked once, with its UTxOs'
     value.
     """
     entries = list(books.external_spend_entries(conn))
     block_observations = list(books.external_spend_sums(conn))
-    for (number, tx_id, is_on_chain, units), (entry, kind, ref) in zip(block_observations, entries, strict=False):
-        expected = ledger.external_spend(units) if is_on_chain else ledger.external_spend_reversed(units)
+    for (number, tx_id, is_on_chain, account, units), (entry, kind, ref) in zip(
+        block_observations, entries, strict=False
+    ):
+        book = ledger.external_spend if is_on_chain else ledger.external_spend_reversed
+        expected = book(units, account)
         lines = sorted(journal.postings(conn, entry))
         if (kind, ref) != (expected.kind, tx_id) or lines != sorted(
             (p.account, p.asset, p.units) for p in expected.postings

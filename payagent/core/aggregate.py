@@ -105,6 +105,7 @@ class PaymentRow:
     """A payment with its intent, its invoice and its current attempt. `outputs` are those of the invoice.
 
     `void_tx_id`: the transaction of another payment that rules out this one's nonce UTxO.
+    `account`: the account of the wallet that pays.
     `refused`: the merchant refused it before broadcasting anything.
     `is_noted`: False while the signer's own record lacks the attempt; its proof must not leave yet.
     """
@@ -122,6 +123,7 @@ class PaymentRow:
     refused: bool
     created_at_ms: int
     updated_at_ms: int
+    account: int
     intent: IntentPart
     invoice: InvoicePart
     attempt: AttemptPart
@@ -150,6 +152,7 @@ class AttemptRow:
     cbor: bytes
     fee_lovelace: int
     ttl_slot: int
+    account: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ class UtxoRow:
     source: str
     state: str
     reserved_for: str | None
+    account: int = 0
 
     @property
     def is_gone(self) -> bool:
@@ -233,7 +237,8 @@ class OwnUtxo:
 class ExternalSpendRow:
     """An external spend: a transaction in a block that spent our UTxOs (`inputs`) and is not an attempt.
 
-    `is_on_chain`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset.
+    `is_on_chain`: False if its block was rolled back. `spent`: the value of those UTxOs, per asset. They belong to
+    one account. A transaction that spends from two has a row for each.
     """
 
     tx_id: str
@@ -243,6 +248,7 @@ class ExternalSpendRow:
     block_hash: str
     block_height: int
     block_slot: int
+    account: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,7 +282,7 @@ def lose_external_spend(
     """
     lost = spend.spend
     yield spend
-    yield Book(ledger.external_spend_reversed(lost.spent), ref=lost.tx_id)
+    yield Book(ledger.external_spend_reversed(lost.spent, lost.account), ref=lost.tx_id)
     for ref in lost.inputs:
         if ref in states:
             own = payment_utxos[ref]
@@ -305,8 +305,8 @@ def move_utxo(
     cell = after(before, event)
     if cell.books is not Books.NOTHING:
         value = {LOVELACE: row.lovelace, **row.assets}
-        entry = ledger.deposit(value) if cell.books is Books.DEPOSIT else ledger.deposit_reversed(value)
-        yield Book(entry, ref=row.ref)
+        book = ledger.deposit if cell.books is Books.DEPOSIT else ledger.deposit_reversed
+        yield Book(book(value, row.account), ref=row.ref)
     if cell.to is None:
         yield ForgetUtxo(row.ref)
     elif cell.to is not before or spent_by is not None:
@@ -315,13 +315,15 @@ def move_utxo(
         yield Free(cell.free, row)
 
 
-def new_utxo(ref: str, value: Mapping[str, int], event: UtxoEvent, spent_by: str | None = None) -> Changes:
+def new_utxo(
+    ref: str, value: Mapping[str, int], event: UtxoEvent, spent_by: str | None = None, account: int = 0
+) -> Changes:
     """A UTxO that the ledger did not know, by the table's cell for it: a deposit."""
     cell = after(None, event)
     tx_id, _, index = ref.partition("#")
     tokens = {asset: units for asset, units in value.items() if asset != LOVELACE}
-    row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", str(cell.to), None)
-    booked = (Book(ledger.deposit(value), ref=ref),) if cell.books is Books.DEPOSIT else ()
+    row = UtxoRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", str(cell.to), None, account)
+    booked = (Book(ledger.deposit(value, account), ref=ref),) if cell.books is Books.DEPOSIT else ()
     put = () if cell.free is FreeSet.KEEP else (Free(cell.free, row),)
     return (AddUtxo(row, spent_by), *booked, *put)
 
@@ -399,21 +401,29 @@ def spent_by(payment: LoadedPayment, attempt: AttemptRow) -> dict[str, int]:
     return {asset: units for asset, units in spent.items() if units}
 
 
+def _reserve(step: _Step) -> Iterator[Change]:
+    row = step.payment.row
+    yield Book(ledger.reserve(step.facts.spend, row.account), row.id)
+
+
 def _post(step: _Step) -> Iterator[Change]:
     row = step.payment.row
     attempt = step.payment.require_attempt(row.attempt.tx_id)
     account = ledger.spending_account(row.invoice.origin, row.prepaid.pool_id is not None)
-    entry = ledger.post(step.payment.held, spent_by(step.payment, attempt), row.attempt.fee_lovelace or 0, account)
+    spent, fee_lovelace = spent_by(step.payment, attempt), row.attempt.fee_lovelace or 0
+    entry = ledger.post(step.payment.held, spent, fee_lovelace, account, row.account)
     yield Book(entry, row.id, row.attempt.tx_id)
 
 
 def _release(step: _Step) -> Iterator[Change]:
     ref = step.facts.columns.get("void_tx_id") or step.facts.columns.get("tx_id")
-    yield Book(ledger.release(step.payment.held), step.payment.row.id, None if ref is None else str(ref))
+    row = step.payment.row
+    yield Book(ledger.release(step.payment.held, of=row.account), row.id, None if ref is None else str(ref))
 
 
 def _release_less_fee(step: _Step) -> Iterator[Change]:
-    yield Book(ledger.release(step.payment.held, _cancel_fee(step)), step.payment.row.id, step.landed)
+    row = step.payment.row
+    yield Book(ledger.release(step.payment.held, _cancel_fee(step), row.account), row.id, step.landed)
 
 
 def _reverse(step: _Step) -> Iterator[Change]:
@@ -424,7 +434,7 @@ def _reverse(step: _Step) -> Iterator[Change]:
 
 _JOURNAL: dict[Journal, Callable[[_Step], Iterator[Change]]] = {
     Journal.NONE: _nothing,
-    Journal.RESERVE: lambda step: iter((Book(ledger.reserve(step.facts.spend), step.payment.row.id),)),
+    Journal.RESERVE: _reserve,
     Journal.POST: _post,
     Journal.RELEASE: _release,
     Journal.RELEASE_LESS_FEE: _release_less_fee,

@@ -1,8 +1,8 @@
 """Double-entry bookkeeping: each movement of units is an entry whose postings sum to zero per asset.
 
 Debits are positive. The accounts:
-- `wallet`: ours and available.
-- `held`: ours and held for payments.
+- `wallet`: ours and available. That of the wallet's account 1 is `wallet/1`, and so on.
+- `held`: ours and held for payments; `held/1` and so on.
 - `fees`: network fees.
 - `merchant:ORIGIN`: spent at a merchant.
 - `prepaid:ORIGIN`: paid to a merchant for later use. A `use` moves units to
@@ -37,6 +37,22 @@ Kind = Literal[
 Units = Mapping[str, int]
 
 WALLET, HELD, FEES, EXTERNAL = "wallet", "held", "fees", "external"
+
+
+def wallet_account(number: int) -> str:
+    """What is available in an account of the wallet."""
+    return f"{WALLET}/{number}" if number else WALLET
+
+
+def held_account(number: int) -> str:
+    """What an account of the wallet holds for payments."""
+    return f"{HELD}/{number}" if number else HELD
+
+
+def general_account(name: str) -> str:
+    """`wallet` for that of any account of the wallet, and so for `held`. Every other name is returned as it is."""
+    general, _, number = name.partition("/")
+    return general if number and general in (WALLET, HELD) else name
 
 
 def merchant_account(origin: str) -> str:
@@ -75,41 +91,41 @@ class Entry:
             raise ValueError(f"a {self.kind} entry that does not balance: {sums}")
 
 
-def deposit(units: Units) -> Entry:
-    """Units arrived at our address in an external transaction."""
-    return _transfer("deposit", EXTERNAL, WALLET, units)
+def deposit(units: Units, of: int = 0) -> Entry:
+    """Units arrived at our address in an external transaction. `of`: the account of the wallet, also below."""
+    return _transfer("deposit", EXTERNAL, wallet_account(of), units)
 
 
-def deposit_reversed(units: Units) -> Entry:
+def deposit_reversed(units: Units, of: int = 0) -> Entry:
     """A deposit was rolled back."""
-    return _transfer("deposit_reversed", WALLET, EXTERNAL, units)
+    return _transfer("deposit_reversed", wallet_account(of), EXTERNAL, units)
 
 
-def external_spend(units: Units) -> Entry:
+def external_spend(units: Units, of: int = 0) -> Entry:
     """An external spend took UTxOs of ours. Outputs of it that pay us are a deposit."""
-    return _transfer("external_spend", WALLET, EXTERNAL, units)
+    return _transfer("external_spend", wallet_account(of), EXTERNAL, units)
 
 
-def external_spend_reversed(units: Units) -> Entry:
+def external_spend_reversed(units: Units, of: int = 0) -> Entry:
     """An external spend was rolled back: its UTxOs are ours again."""
-    return _transfer("external_spend_reversed", EXTERNAL, WALLET, units)
+    return _transfer("external_spend_reversed", EXTERNAL, wallet_account(of), units)
 
 
-def reserve(hold: Units) -> Entry:
-    return _transfer("reserve", WALLET, HELD, hold)
+def reserve(hold: Units, of: int = 0) -> Entry:
+    return _transfer("reserve", wallet_account(of), held_account(of), hold)
 
 
-def release(hold: Units, fee_lovelace: int = 0) -> Entry:
+def release(hold: Units, fee_lovelace: int = 0, of: int = 0) -> Entry:
     """Return the hold of a payment that bought nothing, less the fee of its cancel transaction, if any."""
-    return _end_hold("release", hold, {}, fee_lovelace, WALLET)
+    return _end_hold("release", hold, {}, fee_lovelace, wallet_account(of), of)
 
 
-def post(hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
+def post(hold: Units, spent: Units, fee_lovelace: int, account: str, of: int = 0) -> Entry:
     """Post a confirmed payment: the units spent go to `account`, the rest of the hold returns to the wallet.
 
     `spent` is the sum of the outputs, min-ADA included, without the fee.
     """
-    return _end_hold("post", hold, spent, fee_lovelace, account)
+    return _end_hold("post", hold, spent, fee_lovelace, account, of)
 
 
 def use(origin: str, units: Units) -> Entry | None:
@@ -135,16 +151,16 @@ def add(values: Iterable[Units]) -> dict[str, int]:
     return total
 
 
-def _end_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
+def _end_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account: str, of: int) -> Entry:
     """End a hold: `spent` goes to `account`, the fee to `fees`, the rest back to `wallet`."""
-    lines = [Posting(HELD, asset, -units) for asset, units in hold.items()]
+    lines = [Posting(held_account(of), asset, -units) for asset, units in hold.items()]
     lines += [Posting(account, asset, units) for asset, units in spent.items()]
     if fee_lovelace:
         lines.append(Posting(FEES, LOVELACE, fee_lovelace))
     left = dict(hold)
     for line in lines[len(hold) :]:
         left[line.asset] = left.get(line.asset, 0) - line.units
-    lines += [Posting(WALLET, asset, units) for asset, units in left.items() if units]
+    lines += [Posting(wallet_account(of), asset, units) for asset, units in left.items() if units]
     return Entry(kind, tuple(lines))
 
 

@@ -371,8 +371,12 @@ class NotificationSettings(SettingsTable):
 
 
 class WalletSettings(SettingsTable):
-    """The most lovelace that upkeep may spend on fees in 24 hours; 0 turns upkeep off."""
+    """How many accounts the wallet pays from, `keystore.account` and those that follow it, and their upkeep.
 
+    Upkeep spends at most so much lovelace on fees in 24 hours; 0 turns it off.
+    """
+
+    accounts: Annotated[Count, Field(ge=1, le=100)] = 1
     upkeep_fees_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_fees_per_day")
 
 
@@ -419,6 +423,15 @@ class Settings(SettingsTable):
     def _each_target_once(self) -> Self:
         if len({target.name for target in self.notifications}) != len(self.notifications):
             raise ValueError("two notifications have the same name. Rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _accounts_of_a_fleet(self) -> Self:
+        if self.wallet.accounts > 1:
+            raise ValueError(
+                "wallet.accounts: more than one account needs store.url, a ledger that several daemons can use. "
+                "Write accounts = 1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,14 +43,16 @@ _STDERR_MAX = 4_000
 
 
 class SignerProcess:
-    """A `Signer` whose key is in another process.
+    """A `Signer` whose keys are in another process. By itself it signs for the wallet's first account.
 
+    `accounts`: all accounts, each with its signer.
     `sign` blocks. After `watch`, the event loop uses `signature`, and nothing may call `sign`. Only one request is
     outstanding at a time, so the socket buffer never fills up.
     """
 
     def __init__(self, sock: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
         self.pid, self.public_key, self.payment_key_hash = pid, public_key, payment_key_hash
+        self.accounts: tuple[Account, ...] = ()
         self.problem: str | None = None
         """Why the signer is lost, or None while it can sign."""
         self._socket = sock
@@ -58,25 +61,25 @@ class SignerProcess:
         """Requests that wait for an answer. Only the first has been sent."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def sign(self, body: bytes, paid: int) -> bytes:
+    def sign(self, body: bytes, paid: int, account: int = 0) -> bytes:
         """Return the signature, if the signer's own policy allows the body. Blocks.
 
         Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`.
         """
         self._require_alive()
         try:
-            self._socket.send(_request(body, paid))
+            self._socket.send(_request(body, paid, account))
             answer = self._socket.recv(MESSAGE_BYTES_MAX)
         except OSError as error:
             self._lose(_no_answer(error))
             answer = b""
         return self._read(answer)
 
-    async def signature(self, body: bytes, paid: int) -> bytes:
+    async def signature(self, body: bytes, paid: int, account: int = 0) -> bytes:
         """Like `sign`, but does not block the loop. A cancelled caller does not take the next caller's answer."""
         self._require_alive()
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_request(body, paid), answer))
+        self._waiting.append((_request(body, paid, account), answer))
         if len(self._waiting) == 1:
             self._send_next()
         return self._read(await answer)
@@ -156,12 +159,30 @@ class SignerProcess:
             self._timer = None
 
 
+@dataclass(frozen=True, slots=True)
+class AccountSigner:
+    """A `Signer` and `Signatures` for one account of the wallet, counted from 0."""
+
+    process: SignerProcess
+    account: int
+    public_key: bytes
+    payment_key_hash: bytes
+
+    def sign(self, body: bytes, paid: int) -> bytes:
+        """As `SignerProcess.sign`."""
+        return self.process.sign(body, paid, self.account)
+
+    async def signature(self, body: bytes, paid: int) -> bytes:
+        """As `SignerProcess.signature`."""
+        return await self.process.signature(body, paid, self.account)
+
+
 def _no_answer(error: OSError) -> str:
     return f"it does not answer ({type(error).__name__})"
 
 
-def _request(body: bytes, paid: int) -> bytes:
-    return paid.to_bytes(2, "big") + body
+def _request(body: bytes, paid: int, account: int) -> bytes:
+    return bytes((account,)) + paid.to_bytes(2, "big") + body
 
 
 def _refusal(fields: Mapping[str, Any]) -> Refused:
@@ -170,9 +191,17 @@ def _refusal(fields: Mapping[str, Any]) -> Refused:
 
 @contextmanager
 def unlocked(
-    keystore: Path, passphrase: SecretFile | None, network: Network, number: int, caps: Caps, day_caps: Caps
+    keystore: Path,
+    passphrase: SecretFile | None,
+    network: Network,
+    number: int,
+    caps: Caps,
+    day_caps: Caps,
+    count: int = 1,
 ) -> Generator[tuple[Account, SignerProcess, list[str]]]:
-    """Start a signer process for the wallet's account. It ends when the context exits.
+    """Start a signer process for the account `number` and those that follow it, `count` in all.
+
+    Yields the first account; `SignerProcess.accounts` has all. The process ends when the context exits.
 
     The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
     file it asks on the terminal. The list names the protections that this machine did not allow.
@@ -189,17 +218,22 @@ def unlocked(
                 "passphrase": passphrase and {"path": str(passphrase.path), "private": passphrase.private},
                 "network": network.name,
                 "account": number,
+                "accounts": count,
                 "caps": dict(caps),
                 "day_caps": dict(day_caps),
             }
             with _sigterm_as_an_exit():
                 fields = _unlock(own_end, order, process)
-            address = parse_address(fields["address"], network)
             own_end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0))
             own_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
-            public_key = bytes.fromhex(fields["public_key"])
-            signer = SignerProcess(own_end, fields["pid"], public_key, address.payment_key_hash)
-            yield Account(network, number, address, signer), signer, fields["missing"]
+            addresses = [parse_address(one["address"], network) for one in fields["accounts"]]
+            keys = [bytes.fromhex(one["public_key"]) for one in fields["accounts"]]
+            signer = SignerProcess(own_end, fields["pid"], keys[0], addresses[0].payment_key_hash)
+            signer.accounts = tuple(
+                Account(network, number + n, address, AccountSigner(signer, n, key, address.payment_key_hash))
+                for n, (address, key) in enumerate(zip(addresses, keys, strict=True))
+            )
+            yield signer.accounts[0], signer, fields["missing"]
         finally:
             with suppress(OSError):
                 own_end.shutdown(socket.SHUT_RDWR)

@@ -7,6 +7,7 @@ Never: trusts the daemon about a body, except for how many outputs may leave the
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 from payagent.core.address import LENGTH_OF_TYPE
@@ -38,7 +39,7 @@ def clocks_of(slots: SlotClock | None, now_s: Callable[[], float], time_s: Calla
 class Policy:
     """Decides which bodies may be signed.
 
-    `own`: the wallet's raw address, header included.
+    `own`: the account's raw address, header included.
     `caps`: the most that one transaction may take out of the wallet.
     `day_caps`: the most for all transactions signed in 24 hours. Transactions that only pay the wallet itself
     count separately, so payments can still be cancelled when `day_caps` are reached.
@@ -55,6 +56,12 @@ class Policy:
     def __post_init__(self) -> None:
         self._paid = SpendWindow(self.day_caps, "limits.signed_per_day")
         self._fees = SpendWindow({LOVELACE: self.day_caps.get(LOVELACE, 0)}, "limits.signed_per_day")
+
+    def of_account(self, own: bytes) -> "Policy":
+        """The policy for another account, by its raw address. Both count against the same `day_caps`."""
+        policy = copy(self)
+        policy.own = own
+        return policy
 
     @property
     def network_id(self) -> int:

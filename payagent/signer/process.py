@@ -2,8 +2,9 @@
 
 `launcher` starts it with its end of the socket pair as standard input, and nothing else. The protocol:
 - The first message is a JSON order to unlock. The answer is JSON.
-- Each later message is the number of outputs that may leave the wallet (two bytes, big-endian) and a body. The
-  answer is SIGNED and a signature, or REFUSED and the refusal in JSON.
+- Each later message is the account (one byte, counted from 0), the number of outputs that may leave it (two bytes,
+  big-endian) and a body. The answer is SIGNED and a signature by that account's key, or REFUSED and the refusal in
+  JSON.
 - The process ends when the socket is closed.
 
 May import: core, secret_file, wallet.keys, wallet.keystore, the rest of signer except `client`.
@@ -50,25 +51,24 @@ def serve(sock: socket.socket) -> None:
     order: dict[str, Any] = json.loads(sock.recv(MESSAGE_BYTES_MAX))
     pid = os.getpid()  # before `_confine`, which forbids getpid too
     try:
-        account = _open(order)
+        accounts = _open(order)
         clocks = clocks_of(SLOT_CLOCKS.get(order["network"]), _since_boot_s, time.time)
-        policy = Policy(account.address.raw, order["caps"], order["day_caps"], clocks)
+        policy = Policy(accounts[0].address.raw, order["caps"], order["day_caps"], clocks)
+        policies = [policy.of_account(account.address.raw) for account in accounts]
         missing = _confine()
     except Refused as refused:
         sock.send(_refusal(refused))
         return
-    signer = account.signer
-    public_key = signer.public_key.hex()
-    answer = {"address": account.address.text, "public_key": public_key, "missing": missing, "pid": pid}
-    sock.send(json.dumps(answer).encode())
+    public = [{"address": one.address.text, "public_key": one.signer.public_key.hex()} for one in accounts]
+    sock.send(json.dumps({"accounts": public, "missing": missing, "pid": pid}).encode())
     while message := sock.recv(MESSAGE_BYTES_MAX):
-        paid, body = int.from_bytes(message[:2], "big"), message[2:]
+        account, paid, body = message[0], int.from_bytes(message[1:3], "big"), message[3:]
         try:
-            policy.admit(body, paid)
+            policies[account].admit(body, paid)
         except Refused as refused:
             sock.send(REFUSED + _refusal(refused))
         else:
-            sock.send(SIGNED + signer.sign(body, paid))
+            sock.send(SIGNED + accounts[account].signer.sign(body, paid))
 
 
 def _confine() -> list[str]:
@@ -87,13 +87,14 @@ def _since_boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _open(order: dict[str, Any]) -> Account:
-    account = unlock(Path(order["keystore"]), _passphrase(order["passphrase"]))
+def _open(order: dict[str, Any]) -> tuple[Account, ...]:
+    accounts = unlock(Path(order["keystore"]), _passphrase(order["passphrase"]), order["accounts"])
+    account = accounts[0]
     if account.network.name != order["network"]:
         raise Refused("keystore_invalid", f"the keystore is for {account.network.name}, not {order['network']}")
     if account.number != order["account"]:
         raise Refused("keystore_invalid", f"the keystore is for account {account.number}: see keystore.account")
-    return account
+    return accounts
 
 
 def _passphrase(source: dict[str, Any] | None) -> str:

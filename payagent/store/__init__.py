@@ -1,8 +1,9 @@
 """store: the ledger database. One writer thread owns the only writing connection; readers are read-only.
 
 Every function that reads takes a connection: a reader's, or a job's own. Only this room turns rows into values.
-May import: core, secret_file, sqlite3, sqlite-utils (migrations). Never: decides; asks a clock, the chain or a
-merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes an entry.
+May import: core, secret_file, sqlite3, sqlite-utils (migrations), psycopg (in `db/postgresql`). Never: decides;
+asks a clock, the chain or a merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes an
+entry.
 
 Where to look:
 
@@ -15,6 +16,8 @@ Where to look:
     committer  commits several jobs at once (uses `lease`, `seals`, `signer_record`)
     writer     the thread that commits, and its queue
     readers    read-only connections, and a copy in one file
+    sql_text   pieces of SQL that both engines read
+    postgresql/  the same on PostgreSQL: connection, schema, seals
   rows/        one module for each kind of row
     writes     the write steps that jobs are made of
     intents    intents, and the invoices for them

@@ -105,10 +105,10 @@ def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
 
 def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
     """Add an invoice; returns its row number. `response` is the 402 as received."""
-    cursor = unit.conn.execute(
+    (seq,) = unit.conn.execute(
         "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
         "merchant_submits, echo, commitment, received_at_ms, expires_at_ms, response_402) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
         (
             invoice.origin,
             invoice.invoice_id,
@@ -125,8 +125,8 @@ def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: in
             invoice.expires_at_ms,
             response,
         ),
-    )
-    return int(cursor.lastrowid or 0)
+    ).fetchone()
+    return int(seq)
 
 
 def open_payment(
@@ -139,14 +139,15 @@ def open_payment(
     invoice_seq: int | None,
     outputs: Iterable[OutputRow],
     now_ms: int,
+    account: int = 0,
     pool_id: int | None = None,
     topup_id: str | None = None,
 ) -> None:
     """Add a payment in the state `received`."""
     unit.conn.execute(
         "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice_seq, invoice_seq, origin, outputs, "
-        "state, delivery, pool_id, topup_id, created_at_ms, updated_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?5, "
-        "(SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, ?11)",
+        "state, delivery, pool_id, topup_id, created_at_ms, updated_at_ms, account) VALUES (?1, ?2, ?3, ?4, ?5, "
+        "?5, (SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12)",
         (
             payment_id,
             kind,
@@ -159,6 +160,7 @@ def open_payment(
             pool_id,
             topup_id,
             now_ms,
+            account,
         ),
     )
 
@@ -270,10 +272,10 @@ def _add_attempt(unit: Unit, change: AddAttempt, now_ms: int) -> None:
     one = change.attempt
     unit.conn.execute(
         "INSERT INTO attempts(tx_id, payment_id, kind, nonce_utxo, invoice_seq, inputs, cbor, fee_lovelace, "
-        "ttl_slot, signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "ttl_slot, signed_at_ms, account) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(one.tx_id, one.payment_id, one.kind, one.nonce_utxo, one.invoice_seq, " ".join(one.inputs)),
-            *(one.cbor, one.fee_lovelace, one.ttl_slot, now_ms),
+            *(one.cbor, one.fee_lovelace, one.ttl_slot, now_ms, one.account),
         ),
     )
 
@@ -296,10 +298,10 @@ def _add_external_spend(unit: Unit, change: AddExternalSpend, now_ms: int) -> No
     one = change.spend
     unit.conn.execute(
         "INSERT INTO external_spends(tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot, "
-        "provider, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "provider, at_ms, account) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(one.tx_id, int(one.is_on_chain), " ".join(one.inputs), _json(dict(one.spent))),
-            *(one.block_hash, one.block_height, one.block_slot, change.provider, now_ms),
+            *(one.block_hash, one.block_height, one.block_slot, change.provider, now_ms, one.account),
         ),
     )
 
@@ -307,11 +309,11 @@ def _add_external_spend(unit: Unit, change: AddExternalSpend, now_ms: int) -> No
 def _add_utxo(unit: Unit, change: AddUtxo, _now_ms: int) -> None:
     one = change.utxo
     unit.conn.execute(
-        "INSERT INTO utxos(ref, tx_id, output_index, lovelace, assets, source, state, spent_by) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO utxos(ref, tx_id, output_index, lovelace, assets, source, state, spent_by, account) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(one.ref, one.tx_id, one.output_index, one.lovelace, _json(dict(one.assets))),
-            *(one.source, one.state, change.spent_by),
+            *(one.source, one.state, change.spent_by, one.account),
         ),
     )
 

@@ -15,7 +15,7 @@ from payagent.store.rows import onchain, payments
 
 _UTXO = (
     "json_array(c.ref, c.tx_id, c.output_index, c.lovelace, json(c.assets), c.source, c.state, r.payment_id, "
-    "c.spent_by, p.id, p.state, p.tx_id, p.void_tx_id, p.code)"
+    "c.account, c.spent_by, p.id, p.state, p.tx_id, p.void_tx_id, p.code)"
 )
 _UTXOS = (
     "utxos c LEFT JOIN reservations r ON r.ref = c.ref LEFT JOIN attempts m ON m.tx_id = c.tx_id "
@@ -23,21 +23,22 @@ _UTXOS = (
 )
 _PARTS = f"""
 SELECT 'attempt', json_array(tx_id, kind, nonce_utxo, invoice_seq, inputs, fee_lovelace, ttl_slot)
-FROM (SELECT * FROM attempts WHERE payment_id = ?1 ORDER BY rowid)
+FROM (SELECT * FROM attempts WHERE payment_id = ?1 ORDER BY rowid) a
 UNION ALL
 SELECT 'hold', json_array(stage, asset, units, counted_units, counted_from_ms, released_at_ms IS NOT NULL)
-FROM (SELECT * FROM holds WHERE payment_id = ?1 ORDER BY rowid)
+FROM (SELECT * FROM holds WHERE payment_id = ?1 ORDER BY rowid) h
 UNION ALL
 SELECT 'utxo', {_UTXO} FROM {_UTXOS} WHERE c.ref IN (
   SELECT ref FROM reservations WHERE payment_id = ?1
-  UNION SELECT u.ref FROM attempts a JOIN utxos u ON u.tx_id = a.tx_id WHERE a.payment_id = ?1
+  UNION SELECT u.ref FROM attempts a JOIN utxos u ON u.tx_id = a.tx_id AND u.account = a.account
+        WHERE a.payment_id = ?1
   UNION SELECT i.value FROM attempts a, json_each('["' || replace(a.inputs, ' ', '","') || '"]') i
         WHERE a.payment_id = ?1)
 UNION ALL
 SELECT 'posting', json_array(account, asset, units) FROM (
   SELECT q.* FROM (SELECT id, kind FROM entries WHERE payment_id = ?1
                    AND kind IN ('post', 'release', 'post_reversed') ORDER BY id DESC LIMIT 1) e
-  JOIN postings q ON q.entry_id = e.id WHERE e.kind <> 'post_reversed' ORDER BY q.seq)
+  JOIN postings q ON q.entry_id = e.id WHERE e.kind <> 'post_reversed' ORDER BY q.seq) p
 """  # noqa: S608  our own names
 
 
@@ -58,7 +59,7 @@ def load(conn: Connection, payment_id: str, *, landed: str | None = None) -> Loa
             attempts.append(
                 AttemptRow(
                     *(tx_id, payment_id, attempt_kind, nonce_utxo, invoice_seq, tuple(inputs.split(" "))),
-                    *(b"", fee_lovelace, ttl_slot),
+                    *(b"", fee_lovelace, ttl_slot, row.account),
                 )
             )
         elif kind == "hold":
@@ -72,7 +73,7 @@ def load(conn: Connection, payment_id: str, *, landed: str | None = None) -> Loa
     attempt = payment.attempt(landed) if landed is not None else None
     if attempt is None or not any(_is_spent_by_other(payment, ref) for ref in attempt.inputs):
         return payment
-    spends = onchain.external_spends_of(conn, attempt.inputs)
+    spends = onchain.external_spends_of(conn, attempt.inputs, row.account)
     utxos |= load_utxos(conn, (ref for spend in spends for ref in spend.inputs))
     return LoadedPayment(row, tuple(attempts), tuple(holds), utxos, tuple(posted), tuple(spends))
 
@@ -100,6 +101,6 @@ def _is_spent_by_other(payment: LoadedPayment, ref: str) -> bool:
 
 
 def _own_utxo(values: list[Any]) -> OwnUtxo:
-    maker_id = values[9]
-    maker = None if maker_id is None else Maker(maker_id, State(values[10]), *values[11:])
-    return OwnUtxo(UtxoRow(*values[:8]), values[8], maker)
+    maker_id = values[10]
+    maker = None if maker_id is None else Maker(maker_id, State(values[11]), *values[12:])
+    return OwnUtxo(UtxoRow(*values[:9]), values[9], maker)

@@ -119,7 +119,7 @@ def seed_from_words(text: str) -> Seed:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The wallet's account: one fixed address and its signer."""
+    """An account of the wallet: one fixed address and its signer. `number`: of its derivation path (CIP-1852)."""
 
     network: Network
     number: int

@@ -64,13 +64,17 @@ def open_keystore(path: Path, passphrase: str) -> Seed:
         raise _invalid(path, "the passphrase is wrong, or the file was changed") from None
 
 
-def unlock(path: Path, passphrase: str) -> Account:
-    """Open the keystore and derive its account. Refused: `keystore_invalid` if the address is not the file's."""
+def unlock(path: Path, passphrase: str, count: int = 1) -> tuple[Account, ...]:
+    """Open the keystore and derive its account and those that follow it, `count` in all.
+
+    Refused: `keystore_invalid` if the first account's address is not the file's.
+    """
     header = read_header(path)
-    account = derive(open_keystore(path, passphrase), header.network, header.account)
-    if account.address.text != header.address:
+    seed = open_keystore(path, passphrase)
+    accounts = tuple(derive(seed, header.network, header.account + place) for place in range(count))
+    if accounts[0].address.text != header.address:
         raise _invalid(path, "its words give another address than it names")
-    return account
+    return accounts
 
 
 def _invalid(path: Path, detail: str) -> Refused:

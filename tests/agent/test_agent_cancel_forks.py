@@ -301,7 +301,7 @@ async def test_the_next_payment_spends_an_output_that_descends_from_every_earlie
         "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, nonce_utxo, tx_id, "
         "created_at_ms, updated_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
     )
-    utxo = "INSERT INTO utxos VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
+    utxo = "INSERT INTO utxos VALUES (?, ?, 0, ?, '{}', 'change', ?, ?, 0)"
 
     def two_voids(unit: Unit) -> None:
         unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")

@@ -2,11 +2,11 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from kit.agent import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
+from kit.agent import ADA, APP, Clock, Relay, World, copied, put, with_terms, world_with_clock
 from kit.external_spends import require_whole
 from kit.handover import with_handover
 from kit.payments import fork_with, height
@@ -37,22 +37,6 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def record(tmp_path: Path) -> SignerFile:
     return SignerFile(tmp_path / SIGNER_FILE)
-
-
-def copied(world: World) -> bytes:
-    """The ledger as one file."""
-    target = world.folder / "copy.db"
-    with closing(sqlite3.connect(world.folder / "ledger.db")) as source, closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)
-    return target.read_bytes()
-
-
-def put(world: World, content: bytes | None) -> None:
-    """Replace the ledger with another one, or with none."""
-    for path in world.folder.glob("ledger.db*"):
-        path.unlink()
-    if content is not None:
-        (world.folder / "ledger.db").write_bytes(content)
 
 
 def pass_quiet(world: World) -> None:

@@ -25,10 +25,12 @@ from kit.audit import (
 )
 from kit.pages import blocks
 from kit.payments import replace_parent, wait_for_void
+from sqlite_utils import Database
 
 from payagent.audit.signed_bytes import Owner
 from payagent.core.address import encode_address
 from payagent.store.db.opening import migrate
+from payagent.store.db.schema import migrations
 from payagent.store.db.seals import SEALED
 from payagent.store.db.triggers import KEPT, TRIGGERS
 
@@ -179,7 +181,7 @@ CASES = [
     ("utxos", f"UPDATE utxos SET spent_by = '{OTHER}' WHERE state = 'spent'", None),
     (
         "utxos",
-        f"INSERT INTO utxos VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'available', NULL)",
+        f"INSERT INTO utxos VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'available', NULL, 0)",
         None,
     ),
     ("utxos", "UPDATE utxos SET output_index = output_index + 1 WHERE source = 'deposit'", None),
@@ -466,7 +468,15 @@ def test_verify_says_when_the_ledger_is_from_an_older_payagent(lived: Past, tmp_
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
     (only,) = findings(path, lived.owner)
-    assert (only.row, "of an older payagent" in only.what) == ("m004_one_trigger_for_each_change", True)
+    assert (only.row, "of an older payagent" in only.what) == ("m005_accounts", True)
+
+
+def test_verify_says_so_of_a_ledger_that_lacks_todays_columns(lived: Past, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        migrations.apply(Database(conn), stop_before="m005_accounts")
+    found = findings(path, lived.owner)
+    assert ("_sqlite_migrations", "m005_accounts") in {(one.table, one.row) for one in found}
 
 
 OF_NOTHING = [
@@ -474,7 +484,7 @@ OF_NOTHING = [
         "attempts",
         f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, nonce_utxo, invoice_seq, inputs, cbor, "
         "fee_lovelace, "
-        "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
+        "ttl_slot, signed_at_ms, account FROM attempts LIMIT 1",
     ),
     ("holds", "INSERT INTO holds VALUES ('pay_x', 'payment', 'lovelace', 5, 1, NULL, 5, 1, NULL)"),
     ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM utxos WHERE state = 'available' LIMIT 1"),

@@ -125,7 +125,7 @@ def test_v_prepaid_shows_a_merchants_report_only_beside_the_balance_in_that_unit
     empty: sqlite3.Connection,
 ) -> None:
     """A report without a unit counts as calls, as it does everywhere."""
-    empty.execute("INSERT INTO prepaid_pools VALUES (1, 'https://m.example', '', 'addr', 1)")
+    empty.execute("INSERT INTO prepaid_pools VALUES (1, 'https://m.example', '', 'addr', 1, 0)")
     for unit in ("calls", LOVELACE):
         empty.execute("INSERT INTO prepaid_totals VALUES (1, ?, 9, 0, 0)", (unit,))
     for unit, told in ((None, (7, None)), ("calls", (7, None)), (LOVELACE, (None, 7))):

@@ -101,6 +101,7 @@ ROW = PaymentRow(
     refused=False,
     created_at_ms=1,
     updated_at_ms=1,
+    account=0,
     intent=IntentPart("int", "req", True),
     invoice=InvoicePart(1, ORIGIN, "flux", "inv", "t", None, None, "tx_hash", False, None, None),
     attempt=AttemptPart(1, "t1", 900, FEE, b"", False, False),

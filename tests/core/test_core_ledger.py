@@ -48,6 +48,35 @@ def test_a_token_amount_above_63_bits_is_posted_in_parts(units: int) -> None:
     assert len(spent.postings) == 2 * -(-units // (2**63 - 1))
 
 
+@given(UNITS)
+def test_each_account_of_the_wallet_has_books_of_its_own(units: dict[str, int]) -> None:
+    """One account's deposit, and what it holds and pays, changes no balance of another."""
+    hold = units | {"lovelace": units.get("lovelace", 0) + 200_000}
+    ours = (ledger.deposit(hold, 2), ledger.reserve(hold, 2))
+    assert {account for account, _ in balances(*ours)} == {"held/2", "external"}
+    over = (ledger.post(hold, units, 200_000, "merchant:m", 2), ledger.release(hold, of=2))
+    assert {account for one in over for account, _ in balances(one)} <= {
+        "held/2",
+        "wallet/2",
+        "merchant:m",
+        "fees",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "general"),
+    [
+        ("wallet", "wallet"),
+        ("wallet/12", "wallet"),
+        ("held/1", "held"),
+        ("merchant:https://m.example/held/1", "merchant:https://m.example/held/1"),
+        ("external", "external"),
+    ],
+)
+def test_the_accounts_of_the_wallet_have_a_general_name(name: str, general: str) -> None:
+    assert ledger.general_account(name) == general
+
+
 @given(UNITS, st.integers(155_381, 900_000), st.integers(0, 10_000))
 def test_a_confirmed_payment_books_exactly_its_price_and_fee(spent: dict[str, int], fee: int, spare: int) -> None:
     hold = spent | {"lovelace": spent.get("lovelace", 0) + fee + spare}

@@ -461,6 +461,8 @@ BAD_TOML = {
         "[wallet]\nupkeep_fees_per_day = 2\n",
         'wallet.upkeep_fees_per_day: write an amount with its unit',
     ),
+    "no account": ("[wallet]\naccounts = 0\n", "wallet.accounts: "),
+    "accounts of no fleet": ("[wallet]\naccounts = 2\n", "wallet.accounts: more than one account needs"),
     "calls as text": (
         '[merchants.t]\norigin = "https://a.example"\nprepaid_alert_below = "few"\n',
         "merchants.t.prepaid_alert_below: write a whole number",

@@ -6,9 +6,10 @@ second `run` on the same world is a restart. The agent reads the chain when a te
 
 import hashlib
 import json
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +28,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.aggregate import PaymentRow
+from payagent.core.ledger import held_account, wallet_account
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
 from payagent.core.policy import Limit, limits_of
@@ -75,12 +77,20 @@ def take_only_hashes(devnet: DevnetThread) -> None:
     httpx.post(url, json={"proof": "tx_hash"}, verify=NO_TLS, trust_env=False).raise_for_status()
 
 
+OpenLedger = Callable[[Path, Checkpoint, Ownership | None], tuple[Writer, Readers]]
+
+
+def ledger_in_a_file(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+    return Writer(path, checkpoint=checkpoint, own=own), Readers(path)
+
+
 class World:
     """The devnet with its merchant, the wallet's account and the data folder: what outlives a restart."""
 
     def __init__(self, devnet: DevnetThread, folder: Path) -> None:
         self.devnet = devnet
         self.folder = folder
+        self.open_ledger: OpenLedger = ledger_in_a_file
         self.account: Account = derive(seed_from_words(WORDS), DEVNET)
         self.clock = Clock()
         self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
@@ -133,6 +143,13 @@ class World:
         self.devnet.run(put)
         self.block()
         return f"{tx.tx_id}#0"
+
+    def of_account(self, number: int) -> "World":
+        """Another account of the same wallet, on the same ledger."""
+        other = World(self.devnet, self.folder)
+        other.clock, other.account = self.clock, derive(seed_from_words(WORDS), DEVNET, number)
+        other.terms = replace(self.terms, own=other.account.address, account=number)
+        return other
 
     def block(self, count: int = 1) -> None:
         self.control("blocks", count=count)
@@ -217,17 +234,18 @@ class World:
         providers: Mapping[str, str] | None = None,
         record: SignerRecord | None = None,
         timeouts: Timeouts = FAST,
+        writer: Writer | None = None,
     ) -> AsyncIterator["Run"]:
         """One run of the agent. `providers` are base URLs by name; the default is the devnet alone.
 
-        With a signer's `record` it owns its ledger, and recovery has begun.
+        With a signer's `record` it owns its ledger, and recovery has begun. With a `writer`, that one does.
         """
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
         adapters = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
         own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
-        writer, merchants = Writer(path, checkpoint=checkpoint, own=own), MerchantClient()
-        readers = Readers(path)
+        shared, merchants = writer, MerchantClient()
+        writer, readers = self.open_ledger(path, checkpoint, own) if shared is None else (shared, Readers(path))
         if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
@@ -244,7 +262,8 @@ class World:
             await merchants.aclose()
             for source in adapters:
                 await source.aclose()
-            writer.close()
+            if shared is None:
+                writer.close()
 
 
 @dataclass
@@ -321,10 +340,10 @@ class Run:
         return found
 
     def owned(self) -> dict[str, int]:
-        """Wallet plus held: what the chain shows when nothing is in flight."""
-        books = self.books()
-        total = dict(books.get("wallet", {}))
-        for asset, units in books.get("held", {}).items():
+        """Wallet plus held of its account: what the chain shows when nothing is in flight."""
+        books, account = self.books(), self.context.config.account
+        total = dict(books.get(wallet_account(account), {}))
+        for asset, units in books.get(held_account(account), {}).items():
             total[asset] = total.get(asset, 0) + units
         return {asset: units for asset, units in total.items() if units}
 
@@ -350,6 +369,22 @@ def world_on(devnet: DevnetThread, folder: Path) -> Iterator[World]:
     world = World(devnet, folder)
     yield world
     world.http.close()
+
+
+def copied(world: World) -> bytes:
+    """The ledger as one file."""
+    target = world.folder / "copy.db"
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+    return target.read_bytes()
+
+
+def put(world: World, content: bytes | None) -> None:
+    """Replace the ledger with another one, or with none."""
+    for path in world.folder.glob("ledger.db*"):
+        path.unlink()
+    if content is not None:
+        (world.folder / "ledger.db").write_bytes(content)
 
 
 def with_terms(**changes: object) -> Callable[[AgentConfig], AgentConfig]:

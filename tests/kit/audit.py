@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.agent import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
+from kit.agent import ADA, APP, DEVNET, Clock, OpenLedger, Run, World, daily, ledger_in_a_file, with_terms
 from kit.handover import pass_ttl, with_handover
 from kit.payments import wait_for_void
 from payagent.agent.base.prepaid import Buyer, ServedRequest
@@ -118,11 +118,12 @@ async def use_the_batch(run: Run) -> None:
 
 
 @contextmanager
-def past(folder: Path) -> Iterator[Past]:
+def past(folder: Path, open_ledger: OpenLedger = ledger_in_a_file) -> Iterator[Past]:
     clock = Clock()
     with DevnetThread(now_ms=clock.now_ms) as devnet:
         world = World(devnet, folder)
         world.clock = clock
+        world.open_ledger = open_ledger
         world.terms = replace(world.terms, settle_depth=3)
         asyncio.run(live(world))
         world.http.close()
@@ -206,7 +207,7 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
 def of_an_older_payagent(path: Path) -> None:
     """Remove the record of the last migration from the ledger."""
     with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm004%'")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm005%'")
 
 
 def head_of(path: Path, owner: Owner) -> Head:

@@ -26,7 +26,9 @@ LONG_S = 7_200
 
 def assert_memory(run: Run) -> None:
     """Assert that coin selection may take exactly the UTxOs the database has as available."""
-    assert run.selectable() == {utxo.ref for utxo in queries.free_utxos(run.context.conn)}
+    assert run.selectable() == {
+        utxo.ref for utxo in queries.free_utxos(run.context.conn, run.context.config.account)
+    }
 
 
 async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:

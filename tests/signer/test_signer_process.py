@@ -133,6 +133,40 @@ def test_the_signer_refuses_what_its_policy_forbids_and_keeps_running(signer: Un
     assert crypto_sign_open(signature + bytes.fromhex(plan.tx_id), process.public_key) == bytes.fromhex(plan.tx_id)
 
 
+def test_each_account_signs_with_its_own_key_and_only_change_to_its_own_address(folder: Path) -> None:
+    source, seed = SecretFile(folder / "passphrase", private=True), seed_from_words(WORDS)
+    with unlocked(folder / "keystore.json", source, PREPROD, 0, CAPS, DAY_CAPS, 3) as (first, process, _):
+        assert [one.address for one in process.accounts] == [derive(seed, PREPROD, n).address for n in range(3)]
+        assert [one.number for one in process.accounts] == [0, 1, 2]
+        assert process.accounts[0] == first
+        for account in process.accounts:
+            inputs = UtxoIndex([Utxo(f"{account.number:064x}", 0, 9 * ADA)])
+            plan = select(inputs, pay(ADA), change=account.address, ttl_slot=9, network_id=0)
+            raw = sign(plan, account.signer)
+            assert raw == sign(plan, derive(seed, PREPROD, account.number).signer)
+            for other in {*process.accounts} - {account}:
+                with pytest.raises(Refused, match="change, and does not pay this wallet"):
+                    other.signer.sign(plan.body, plan.paid)
+
+
+def test_what_all_accounts_sign_counts_against_the_same_cap_of_a_day(folder: Path) -> None:
+    source, day_caps = SecretFile(folder / "passphrase", private=True), {"lovelace": 10 * ADA}
+    with unlocked(folder / "keystore.json", source, PREPROD, 0, CAPS, day_caps, 2) as (_, process, _):
+        one, two = (
+            select(
+                UtxoIndex([Utxo(place * 64, 0, 9 * ADA)]),
+                pay(6 * ADA),
+                change=of.address,
+                ttl_slot=9,
+                network_id=0,
+            )
+            for place, of in zip("ab", process.accounts, strict=True)
+        )
+        process.sign(one.body, one.paid, 0)
+        with pytest.raises(Refused, match="10 ADA may be signed out of the wallet in 24 hours"):
+            process.sign(two.body, two.paid, 1)
+
+
 # How it starts
 
 
@@ -510,14 +544,14 @@ async def test_signatures_are_answered_in_order_without_blocking_the_event_loop(
     process.watch(lambda: None)
     first, second = (asyncio.create_task(process.signature(body, 1)) for body in (b"first", b"second"))
     loop = asyncio.get_running_loop()
-    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\1first"
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\1first"
     its.send(b"\0" + b"1" * 64)
     assert await first == b"1" * 64
-    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\1second"
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\1second"
     second.cancel()
     third = asyncio.create_task(process.signature(b"third", 0))
     its.send(b"\0" + b"2" * 64)
-    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0third"
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\0third"
     its.send(b'\1{"name": "limit_exceeded", "detail": "too much", "context": {"limit": "signed_per_day"}}')
     with pytest.raises(Refused, match="too much") as caught:
         await third
@@ -532,13 +566,13 @@ async def test_a_signature_cancelled_before_its_turn_is_not_requested(
     process.watch(lambda: None)
     first, second, third = (asyncio.create_task(process.signature(body, 1)) for body in (b"1st", b"2nd", b"3rd"))
     loop = asyncio.get_running_loop()
-    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0011st"
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\0011st"
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
     its.send(b"\0" + b"1" * 64)
     assert await first == b"1" * 64
-    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0013rd"
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\0013rd"
     its.send(b"\0" + b"3" * 64)
     assert await third == b"3" * 64
     process.unwatch()
@@ -556,7 +590,7 @@ async def test_every_waiting_signature_fails_when_the_signer_does_not_answer(
         with pytest.raises(Refused, match="does not answer"):
             await one
     assert lost == ["lost"]
-    assert its.recv(100) == b"\0\1body"
+    assert its.recv(100) == b"\0\0\1body"
     with pytest.raises(BrokenPipeError):
         its.send(b"\0" + bytes(64))
     with pytest.raises(Refused, match="does not answer"):
@@ -587,7 +621,7 @@ def test_a_late_answer_is_never_taken_as_the_answer_to_the_next_request() -> Non
         slow = SignerProcess(ours, 0, bytes(32), bytes(28))
         with pytest.raises(Refused, match="does not answer"):
             slow.sign(b"first", 0)
-        assert its.recv(100) == b"\0\0first"
+        assert its.recv(100) == b"\0\0\0first"
         with pytest.raises(BrokenPipeError):
             its.send(b"\0" + bytes(64))
         with pytest.raises(Refused, match="does not answer"):

@@ -13,7 +13,8 @@ from kit import holds
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.seals import check_seals
-from payagent.core.changes import EndIntent
+from payagent.core.changes import Book, EndIntent
+from payagent.core.ledger import deposit
 from payagent.core.problems import Refused
 from payagent.store import executor
 from payagent.store.audit import books
@@ -24,7 +25,7 @@ from payagent.store.db.seals import Sealer
 from payagent.store.db.tables import GENESIS
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps
+from payagent.store.rows import apps, prepaid
 from payagent.store.rows import writes as records
 from payagent.store.rows.apps import AppRow
 
@@ -71,6 +72,31 @@ def test_a_seal_is_computed_as_documented(path: Path) -> None:
     assert own == hashlib.sha256("\n".join(lines).encode() + b"\n" + b"\n".join(texts)).hexdigest()
     first = f'{GENESIS}\n1\n{{"meta":[1,1]}}\n{before[2].hex()}\n[1,"first","x"]'
     assert before[3] == hashlib.sha256(first.encode()).hexdigest()
+
+
+def test_the_account_of_a_row_is_sealed_only_if_it_is_not_the_first(path: Path) -> None:
+    """So that ledgers from before there were accounts keep their seals."""
+    writer = Writer(path)
+    for account in range(2):
+        job = partial(
+            prepaid.ensure_pool, origin="o", partner=f"p{account}", wallet="w", now_ms=5, account=account
+        )
+        writer.submit("pool", job).result(10)
+    writer.close()
+    with closing(open_read_only(path)) as conn:
+        texts = [json.loads(text) for _, text in books.row_texts(conn, "prepaid_pools")]
+        assert not [one for one in check_seals(conn, None) if isinstance(one, AuditFinding)]
+    assert texts == [[1, 1, "o", "p0", "w", 5], [2, 2, "o", "p1", "w", 5, 1]]
+
+
+def test_the_account_of_a_posting_is_sealed_where_it_always_stood(path: Path) -> None:
+    writer = Writer(path)
+    booked = Book(deposit({"lovelace": 5}), ref="aa#0")
+    writer.submit("deposit", lambda unit: executor.write(unit, (booked,), 5)).result(10)
+    writer.close()
+    with closing(open_read_only(path)) as conn:
+        texts = [json.loads(text) for _, text in books.row_texts(conn, "postings")]
+    assert texts == [[1, 1, 1, "external", "lovelace", -5], [2, 2, 1, "wallet", "lovelace", 5]]
 
 
 def test_rows_another_connection_adds_are_not_sealed(path: Path) -> None:

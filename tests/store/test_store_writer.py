@@ -459,7 +459,8 @@ def sign(tx_id: str) -> Job:
 
     def job(unit: Unit) -> object:
         return unit.conn.execute(
-            "INSERT INTO attempts VALUES (?, 'pay1', 'pay', 'aa#0', NULL, 'aa#0', x'84', 170000, 9, 1)", (tx_id,)
+            "INSERT INTO attempts VALUES (?, 'pay1', 'pay', 'aa#0', NULL, 'aa#0', x'84', 170000, 9, 1, 0)",
+            (tx_id,),
         )
 
     return job

@@ -43,7 +43,7 @@ def refusal(path: Path, passphrase: str = PASSPHRASE) -> Refused:
 
 def test_the_words_written_to_a_keystore_are_read_back(path: Path) -> None:
     assert open_keystore(path, PASSPHRASE).words == WORDS
-    account = unlock(path, PASSPHRASE)
+    (account,) = unlock(path, PASSPHRASE)
     assert read_header(path) == Header(PREPROD, 0, account.address.text)
     assert account.network is PREPROD
 
@@ -52,7 +52,7 @@ def test_the_default_scrypt_cost_is_written_into_the_keystore(tmp_path: Path) ->
     file = tmp_path / "keystore.json"
     create(file, WORDS, PASSPHRASE, NETWORKS["mainnet"], 3)
     assert json.loads(file.read_text())["kdf"]["n"] == 2**16
-    assert unlock(file, PASSPHRASE).number == 3
+    assert [one.number for one in unlock(file, PASSPHRASE, 2)] == [3, 4]
 
 
 def test_the_keystore_is_readable_by_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_keystore_open_to_others_is_refused(path: Path, mode: int) -> None:
 
 def test_a_keystore_with_a_stricter_mode_is_accepted(path: Path) -> None:
     path.chmod(0o400)
-    assert unlock(path, PASSPHRASE).network is PREPROD
+    assert unlock(path, PASSPHRASE)[0].network is PREPROD
 
 
 def test_a_keystore_is_never_overwritten(path: Path) -> None:

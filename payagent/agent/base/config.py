@@ -96,6 +96,8 @@ class AgentConfig:
 
     network: Network
     own: Address
+    """The address of the one account that the agent pays from."""
+
     merchants: Mapping[str, MerchantConfig]
     limits: tuple[Limit, ...]
     decimals: Mapping[str, int]
@@ -119,6 +121,9 @@ class AgentConfig:
     """Units per asset above which a payment needs an approval."""
 
     approval_timeout_s: int = 3600
+    account: int = 0
+    """The number of that account among the wallet's."""
+
     call_rate: Rate | None = None
     """Rate limit of calls to each provider; None: unlimited."""
 

@@ -21,8 +21,8 @@ class Writes(Protocol):
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
         """Run the job and return its result once its commit is durable. `name`: the job's, as in the log."""
 
-    def is_noted(self, attempt: int | None) -> bool:
-        """Whether the signer's own record has the attempt of this number, so its proof may be presented."""
+    def is_noted(self, attempt: int | None, account: int = 0) -> bool:
+        """Whether the signer's record of the account has the attempt of this number, so its proof may go."""
 
 
 class Signatures(Protocol):

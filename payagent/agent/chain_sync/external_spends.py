@@ -94,7 +94,8 @@ class ExternalSpends:
         self._context = context
         self._open_payments = rows
         self._search = ExternalSpendSearch(context)
-        self._last_slot = onchain.last_slot(context.conn)
+        self._account = context.config.account
+        self._last_slot = onchain.last_slot(context.conn, self._account)
         self._suspects: set[str] = set()
         self._searched_ms = 0
         self._empty_searches = 0
@@ -133,9 +134,8 @@ class ExternalSpends:
 
     def _is_known(self, tx_id: str) -> bool:
         """Whether the ledger has the transaction: as an attempt, or as an external spend that is on the chain."""
-        return onchain.is_ours(self._context.conn, tx_id) or onchain.is_external_spend_on_chain(
-            self._context.conn, tx_id
-        )
+        conn = self._context.conn
+        return onchain.is_ours(conn, tx_id) or onchain.is_external_spend_on_chain(conn, tx_id, self._account)
 
     async def check(self, view: QuorumView, listing: Listing) -> None:
         """Recheck known external spends, search for unknown ones, and void the payments that they overtook."""
@@ -181,9 +181,11 @@ class ExternalSpends:
     async def _take_in(self, spend: ExternalSpend, now_ms: int) -> None:
         context = self._context
         why = self._why(spend.seen)
-        if onchain.is_external_spend_on_chain(context.conn, spend.seen.tx_id):
+        if onchain.is_external_spend_on_chain(context.conn, spend.seen.tx_id, self._account):
             return
-        event = await context.write("foreign", lambda unit: take_in(unit, spend, why, context.utxos, now_ms))
+        event = await context.write(
+            "foreign", lambda unit: take_in(unit, spend, why, context.utxos, now_ms, self._account)
+        )
         context.chain.external_spends = onchain.frozen_by(context.conn)
         if event is not None:
             log.warning(f"wallet.{event}", tx=spend.seen.tx_id, utxos=sorted(spend.moved.spent))
@@ -203,7 +205,8 @@ class ExternalSpends:
         so each pass looks up some, in turn.
         """
         context = self._context
-        rows = onchain.external_spends_on_chain(context.conn, onchain.external_spends_settled(context.conn) + 1)
+        settled_height = onchain.external_spends_settled(context.conn, self._account)
+        rows = onchain.external_spends_on_chain(context.conn, settled_height + 1, self._account)
         deep = view.tip.height - context.config.settle_depth
         for row in self._due(rows):
             self._last_rechecked = _place(row)
@@ -242,16 +245,15 @@ class ExternalSpends:
 
     async def _settle(self, height: int) -> None:
         now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("foreign", lambda unit: settle(unit, height, now_ms))
+        await self._context.write("foreign", lambda unit: settle(unit, height, now_ms, self._account))
 
     async def _weigh(self, view: QuorumView) -> None:
         """Void a payment whose nonce UTxO was spent externally, on the evidence that a cancel needs (R8)."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
-        overtaken = onchain.overtaken(context.conn)
-        spends = {
-            row.tx_id: row for row in onchain.external_spend_named(context.conn, {tx_id for _, tx_id in overtaken})
-        }
+        overtaken = onchain.overtaken(context.conn, self._account)
+        tx_ids = {tx_id for _, tx_id in overtaken}
+        spends = {row.tx_id: row for row in onchain.external_spend_named(context.conn, tx_ids, self._account)}
         for payment_id, tx_id in overtaken:
             row = spends[tx_id]
             if view.tip.height - row.block_height + 1 < context.config.void_depth:

@@ -97,7 +97,7 @@ class MerchantPolling:
         """Ask merchants what is left of prepaid balances: after a balance has moved, and every ten minutes."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
-        for pool in prepaid.all_pools(context.conn):
+        for pool in prepaid.all_pools(context.conn, context.config.account):
             merchant = context.config.merchants.get(pool.origin)
             # a top-up moves our count when it is confirmed, and the merchant's when the proof is presented
             moved_ms = max(

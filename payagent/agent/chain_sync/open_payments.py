@@ -21,10 +21,11 @@ SEEN = (State.IN_BLOCK, State.CONFIRMED)
 
 
 class OpenPayments:
-    """The open payments and unspent UTxOs, read again after each commit."""
+    """The open payments and unspent UTxOs of the context's account, read again after each commit."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
+        self._account = context.config.account
         self._as_of: object = None
         self._last_event: int | None = None
         self._payments: dict[str, OpenPayment] = {}
@@ -46,7 +47,7 @@ class OpenPayments:
         """The state of every unspent UTxO, by its reference."""
         conn = self._fresh()
         if self._utxos is None:
-            self._utxos = attempts_and_utxos.utxo_states(conn)
+            self._utxos = attempts_and_utxos.utxo_states(conn, self._account)
         return self._utxos
 
     def _fresh(self) -> Connection:
@@ -56,7 +57,7 @@ class OpenPayments:
             # read first: an event that comes meanwhile is then read again
             last_event, _ = events.last_event(conn)
             if self._last_event is None:
-                self._payments = {row.id: row for row in payments.open_payments(conn)}
+                self._payments = {row.id: row for row in payments.open_payments(conn, self._account)}
             else:
                 self._reread(conn, self._last_event)
             self._last_event = last_event
@@ -68,7 +69,7 @@ class OpenPayments:
         is_sorted = True
         for payment_id in events.payments_after(conn, last_event) | voids:
             is_known = payment_id in self._payments
-            if (row := payments.open_payment(conn, payment_id)) is not None:
+            if (row := payments.open_payment(conn, payment_id, self._account)) is not None:
                 self._payments[payment_id] = row
                 is_sorted &= is_known
             elif is_known:

@@ -184,14 +184,16 @@ class ExternalSpendSearch:
         return read.value
 
 
-def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms: int) -> str | None:
-    """Book an external spend. UTxOs that no pass saw arrive are booked as deposits first.
+def take_in(
+    unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms: int, account: int = 0
+) -> str | None:
+    """Book an external spend of an account. UTxOs that no pass saw arrive are booked as deposits first.
 
     Returns the event; None if the spend is already booked. A transaction that lost its block and is in another one
-    was reported before: it does not freeze the wallet or raise an alert again.
+    was reported before, and so was one that another account booked: neither freezes the wallet again.
     """
     seen = spend.seen
-    if onchain.is_external_spend_on_chain(unit.conn, seen.tx_id):
+    if onchain.is_external_spend_on_chain(unit.conn, seen.tx_id, account):
         return None
     rows = [(ref, attempts_and_utxos.utxo(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
@@ -201,15 +203,17 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     values: list[Mapping[str, int]] = []
     for ref, row in rows:
         if row is None:  # it came and went between two passes, and was a deposit all the same
-            changes += new_utxo(ref, spend.moved.spent[ref], UtxoEvent.SPENT_BY_OTHER, seen.tx_id)
+            changes += new_utxo(ref, spend.moved.spent[ref], UtxoEvent.SPENT_BY_OTHER, seen.tx_id, account)
             values.append(spend.moved.spent[ref])
         else:
             changes += move_utxo(row, UtxoEvent.SPENT_BY_OTHER, spent_by=seen.tx_id)
             values.append({LOVELACE: row.lovelace, **row.assets})
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(values)
-    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
-    changes += [AddExternalSpend(taken, spend.provider), Book(ledger.external_spend(spent), ref=seen.tx_id)]
+    block = seen.block_hash, seen.block_height, seen.slot
+    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, *block, account)
+    entry = ledger.external_spend(spent, account)
+    changes += [AddExternalSpend(taken, spend.provider), Book(entry, ref=seen.tx_id)]
     event_detail = {
         "tx_id": seen.tx_id,
         "block_hash": seen.block_hash,
@@ -231,19 +235,21 @@ def take_in(unit: Unit, spend: ExternalSpend, why: Why, utxos: UtxoIndex, now_ms
     return event
 
 
-def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
+def note_behind(unit: Unit, signed: str | None, now_ms: int, account: int = 0) -> None:
     """Record that the ledger does not know all that was signed, so a restart does not start over.
 
-    `signed`: the last attempt in the signer's record, if it has one.
+    That holds for all accounts, since what another one signed may be lost too. `signed`: the last attempt in the
+    signer's record of this account, if it has one.
     """
-    known_ms = 0 if last_signed(unit.conn) is None else onchain.last_event_ms(unit.conn)
+    known_ms = 0 if last_signed(unit.conn, account) is None else onchain.last_event_ms(unit.conn)
     detail = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
     writes.note(unit, None, "ledger_behind", None, now_ms, detail)
 
 
-def settle(unit: Unit, height: int, now_ms: int) -> None:
-    """Record that all external spends up to this block height are final."""
-    writes.note(unit, None, "external_spend_settled", None, now_ms, {"height": height})
+def settle(unit: Unit, height: int, now_ms: int, account: int = 0) -> None:
+    """Record that all external spends of an account up to this block height are final."""
+    detail = {"height": height} | onchain.about_account(account)
+    writes.note(unit, None, "external_spend_settled", None, now_ms, detail)
 
 
 class Recovery:
@@ -251,6 +257,7 @@ class Recovery:
 
     def __init__(self, context: AgentContext, record: SignerRecord) -> None:
         self._context = context
+        self._account = context.config.account
         self._search = ExternalSpendSearch(context)
         self._signed = record.read()
         self._since_s = 0
@@ -259,13 +266,14 @@ class Recovery:
 
     async def begin(self) -> None:
         """Compare the ledger with the signer's record, before anything is signed."""
-        conn = self._context.conn
-        is_open = _is_open(conn)
-        if not is_open and lacks(conn, self._signed) and caught_up_at(conn, self._signed) is None:
+        conn, account = self._context.conn, self._account
+        is_open = _is_open(conn, account)
+        is_caught_up = caught_up_at(conn, self._signed, account) is not None
+        if not is_open and not is_caught_up and lacks(conn, self._signed, account):
             await self._record_behind()
         elif is_open:
             self._load_status()
-        elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
+        elif last_signed(conn, account) is None and onchain.last_of_account(conn, "caught_up", account)[0] == 0:
             self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def run_once(self, view: QuorumView | None) -> None:
@@ -301,7 +309,10 @@ class Recovery:
             self._context.chain.require_in_step(now_ms)
         except Refused:
             return False
-        await self._context.write("scan", lambda unit: writes.note(unit, None, "quiet_begun", None, now_ms))
+        detail = onchain.about_account(self._account)
+        await self._context.write(
+            "scan", lambda unit: writes.note(unit, None, "quiet_begun", None, now_ms, detail)
+        )
         self._load_status()
         return False
 
@@ -314,7 +325,7 @@ class Recovery:
 
     def _from_s(self) -> int:
         """Early enough for any rollback of the newest known block, because our clock may have been ahead."""
-        slots, slot = self._context.chain.slots, onchain.last_slot(self._context.conn)
+        slots, slot = self._context.chain.slots, onchain.last_slot(self._context.conn, self._account)
         if slots is None or slot is None:
             return self._since_s
         return min(self._since_s, slots.time_ms(slot) // 1000 - ROLLBACK_S)
@@ -326,14 +337,16 @@ class Recovery:
 
     async def _record_behind(self) -> None:
         now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms))
+        await self._context.write(
+            "scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms, self._account)
+        )
         log.warning("ledger.behind", signed=self._signed_tx_id)
         self._load_status()
 
     def _load_status(self) -> None:
         conn = self._context.conn
         noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
-        begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun")
+        begun, _, at_ms = onchain.last_of_account(conn, "quiet_begun", self._account)
         self._is_noticed = True
         self._quiet_from_ms = at_ms if begun > noticed else None
         self._since_s = int(json.loads(detail)["since_s"])
@@ -348,20 +361,22 @@ class Recovery:
         self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
     ) -> None:
         """Book what was found. Spends up to the height `deep` are final, and are not read again."""
-        was_empty = not onchain.external_spends_on_chain(unit.conn)
-        utxos = self._context.utxos
-        booked = [spend for spend in spends if take_in(unit, spend, "forgotten_spend", utxos, now_ms)]
-        last = last_signed(unit.conn)
+        account, utxos = self._account, self._context.utxos
+        was_empty = not onchain.external_spends_on_chain(unit.conn, account=account)
+        booked = [spend for spend in spends if take_in(unit, spend, "forgotten_spend", utxos, now_ms, account)]
+        last = last_signed(unit.conn, account)
         detail = {
             "signed": self._signed_tx_id,
             "attempts": 0 if last is None else last.attempts,
             "transactions": [spend.seen.tx_id for spend in booked],
+            **onchain.about_account(account),
         }
         writes.note(unit, None, "caught_up", None, now_ms, detail)
         if was_empty and is_for_good and any(spend.seen.block_height <= deep for spend in booked):
-            settle(unit, deep, now_ms)
+            settle(unit, deep, now_ms, account)
 
 
-def _is_open(conn: Connection) -> bool:
-    """Whether the ledger was found to be behind and has not caught up since."""
-    return onchain.last_of_wallet(conn, "ledger_behind")[0] > onchain.last_of_wallet(conn, "caught_up")[0]
+def _is_open(conn: Connection, account: int) -> bool:
+    """Whether the ledger was found to be behind and has not caught up with the account since."""
+    behind, _, _ = onchain.last_of_wallet(conn, "ledger_behind")
+    return behind > onchain.last_of_account(conn, "caught_up", account)[0]

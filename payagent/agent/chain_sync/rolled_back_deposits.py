@@ -44,8 +44,8 @@ class RolledBackDeposits:
 
     async def check(self, view: QuorumView, tip: Tip) -> None:
         """Find deposits that are gone, then payments stuck because of them, then stuck payments that are over."""
-        conn = self._context.conn
-        for utxo in attempts_and_utxos.missing_deposits(conn) if view.is_final else ():
+        conn, account = self._context.conn, self._context.config.account
+        for utxo in attempts_and_utxos.missing_deposits(conn, account) if view.is_final else ():
             await self._doubt(view, utxo)
         self.stuck = {}
         if attempts_and_utxos.any_rolled_back(conn):

@@ -57,7 +57,10 @@ class UtxoListSync:
         now_ms = context.ports.clock.now_ms()
         listing = self._believed(view, read.value, known.keys(), now_ms)
         if deposits.is_stale(listing, known):
-            await context.write("deposit", lambda unit: deposits.sync(unit, listing, context.utxos, now_ms))
+            account = context.config.account
+            await context.write(
+                "deposit", lambda unit: deposits.sync(unit, listing, context.utxos, now_ms, account)
+            )
         self.is_read = True
         if not listing.doubtful:
             context.chain.booked = tip

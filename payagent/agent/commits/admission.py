@@ -62,7 +62,8 @@ class Admission:
     @classmethod
     def by(cls, config: AgentConfig, utxos: UtxoIndex, chain: ChainView) -> "Admission":
         rules = PaymentRules(config.limits, chain, config.caps, config.approval_required_above, config.merchants)
-        planner = Planner(utxos, chain, config.own, config.unconfirmed_ancestors_max, config.min_window_s)
+        ancestors_max, chain_ttl_s = config.unconfirmed_ancestors_max, config.min_window_s
+        planner = Planner(utxos, chain, config.own, ancestors_max, chain_ttl_s, config.account)
         reservation = Reservation(rules, planner)
         return cls(reservation, ApprovalRules(reservation, config.approval_timeout_s))
 
@@ -106,7 +107,7 @@ class Admission:
         self.rules.require_merchant(invoice.origin)
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
-        pool = _pool_of(unit, intent, now_ms)
+        pool = _pool_of(unit, intent, self.planner.account, now_ms)
         intent_id = stored.id if stored else intent.ids.intent
         if stored is None:
             _open_intent(unit, intent, origin=invoice.origin, request=intent.request, now_ms=now_ms)
@@ -162,7 +163,7 @@ class Admission:
     ) -> AdmittedPayment:
         """`raised_codes`: codes of refusals that are raised and not recorded; None: all of them."""
         payment_id = intent.ids.payment
-        nonce_utxo = nonce_utxo_of(unit, intent_id)
+        nonce_utxo = nonce_utxo_of(unit, intent_id, self.planner.account)
         executor.open_payment(
             unit,
             payment_id=payment_id,
@@ -172,6 +173,7 @@ class Admission:
             invoice_seq=invoice_seq,
             outputs=executor.output_rows(intent.invoice),
             now_ms=now_ms,
+            account=self.planner.account,
             pool_id=pool,
             topup_id=None if intent.topup is None else intent.topup.topup,
         )
@@ -348,7 +350,7 @@ class Admission:
             if (row := payments.live_payment_of(unit.conn, stored.id)) is not None:
                 return AdmittedPayment(row.id, False)
         pauses.require_running(unit.conn)
-        nonce_utxo = None if stored is None else nonce_utxo_of(unit, stored.id)
+        nonce_utxo = None if stored is None else nonce_utxo_of(unit, stored.id, self.planner.account)
         planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
         self.rules.require_within_caps(planned.spend)
         if stored is None:
@@ -362,6 +364,7 @@ class Admission:
             invoice_seq=None,
             outputs=_transfer_outputs(transfer.kind, planned),
             now_ms=now_ms,
+            account=self.planner.account,
         )
         self.reservation.hold(unit, transfer.ids.payment, planned, now_ms, detail=detail)
         return AdmittedPayment(transfer.ids.payment, True, planned)
@@ -388,7 +391,7 @@ def _is_alike(invoice: Invoice, first_read: Invoice | InvoiceRow, row: PaymentRo
     )
 
 
-def _pool_of(unit: Unit, intent: PaymentIntent, now_ms: int) -> int | None:
+def _pool_of(unit: Unit, intent: PaymentIntent, account: int, now_ms: int) -> int | None:
     """Id of the prepaid pool that the payment raises; None if it raises none.
 
     Refused: `batch_in_progress` or `awaiting_approval` while another payment for the pool is open.
@@ -399,7 +402,7 @@ def _pool_of(unit: Unit, intent: PaymentIntent, now_ms: int) -> int | None:
     if intent.topup is not None and (topup := topups.find(unit.conn, intent.topup.topup)) is not None:
         require_may_buy(unit.conn, topup, now_ms)
     buyer.require_valid_headers()
-    pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
+    pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms, account)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = payments.payment(unit.conn, other)
         if row is not None and row.state is State.AWAITING_APPROVAL:

@@ -90,7 +90,7 @@ class ApprovalRules:
         worst = payments.hold(unit.conn, payment_id, "approval")
         write(unit, release_approval_hold(load(unit.conn, payment_id)), now_ms)
         try:
-            nonce_utxo = nonce_utxo_of(unit, row.intent.id)
+            nonce_utxo = nonce_utxo_of(unit, row.intent.id, row.account)
             plan, checks = self.reservation.decide(unit, intent, nonce_utxo, row.invoice.expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "invoice_expired":

@@ -121,12 +121,12 @@ def _signed(
     inputs = tuple(utxo.ref for utxo in plan.inputs)
     attempt = AttemptRow(
         *(plan.tx_id, row.id, kind, plan.nonce_utxo.ref, row.invoice.seq, inputs),
-        *(cbor, plan.fee_lovelace, plan.ttl_slot),
+        *(cbor, plan.fee_lovelace, plan.ttl_slot, row.account),
     )
     made = tuple(
         UtxoRow(
             *(f"{plan.tx_id}#{index}", plan.tx_id, index, output.lovelace, dict(output.assets)),
-            *("change", str(after(None, UtxoEvent.MADE).to), None),
+            *("change", str(after(None, UtxoEvent.MADE).to), None, row.account),
         )
         for index, output in enumerate(plan.outputs)
         if output.address == own

@@ -119,8 +119,8 @@ def is_priced(conn: Connection, intent: PaymentIntent) -> bool:
     return prepaid.price(conn, intent.invoice.origin, *merchant_trust.priced_call(intent.request)) is not None
 
 
-def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
-    """The nonce UTxO for a payment whose intent has cancelled payments; None without any.
+def nonce_utxo_of(unit: Unit, intent_id: str, account: int) -> Utxo | None:
+    """The nonce UTxO, of this account, for a payment whose intent has cancelled payments; None without any.
 
     It descends from every cancel, so no two payments of the intent can land, even if a rollback removes a cancel
     (exactly-once.md R8). Refused: `cancel_too_recent` while no such UTxO is available.
@@ -128,7 +128,7 @@ def nonce_utxo_of(unit: Unit, intent_id: str) -> Utxo | None:
     cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:
         return None
-    first, *others = [attempts_and_utxos.free_descendants(unit.conn, cancel) for cancel in cancels]
+    first, *others = [attempts_and_utxos.free_descendants(unit.conn, cancel, account) for cancel in cancels]
     for row in first:
         if all(row in other for other in others):
             return utxo_of(row)

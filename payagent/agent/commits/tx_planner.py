@@ -44,6 +44,7 @@ class Planner:
     own: Address
     unconfirmed_ancestors: int = 0
     chain_ttl_s: int = 0
+    account: int = 0
     _ancestor_counts: dict[str, int] = field(default_factory=dict)
     _counts_tip: Tip | None = None
     _candidates: list[str] = field(default_factory=list)
@@ -150,7 +151,7 @@ class Planner:
         counts = self._current_counts()
         candidates = (
             (utxo_of(row), attempts_and_utxos.unconfirmed_ancestors(unit.conn, row.tx_id, counts))
-            for row in attempts_and_utxos.chainable_utxos(unit.conn, slot + self.chain_ttl_s)
+            for row in attempts_and_utxos.chainable_utxos(unit.conn, slot + self.chain_ttl_s, self.account)
         )
         return [(utxo, count) for utxo, count in candidates if count < self.unconfirmed_ancestors]
 
@@ -160,7 +161,7 @@ class Planner:
 
     def totals_with_change(self, unit: Unit, now_ms: int) -> Mapping[str, int]:
         """Units per asset that are available, or will be once all change confirms."""
-        pending = _pending_utxos(unit, self.chain.require_ready(now_ms))
+        pending = _pending_utxos(unit, self.chain.require_ready(now_ms), self.account)
         return ledger.add((self.utxos.totals, UtxoIndex(pending).totals))
 
     def _current_counts(self) -> dict[str, int]:
@@ -190,12 +191,12 @@ class Planner:
                 raise
             if unconfirmed_ancestors and (chained := self._chained(unit, plan, slot, one_first=one_first)):
                 return chained
-            if missing := attempts_and_utxos.missing_utxos(unit.conn):
+            if missing := attempts_and_utxos.missing_utxos(unit.conn, self.account):
                 raise Refused(
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's UTxOs: {refusal.detail}",
                 ) from None
-            pending = _pending_utxos(unit, slot)
+            pending = _pending_utxos(unit, slot, self.account)
             full_plan = _plan_or_none(plan, UtxoIndex([*self.utxos, *pending]))
             if full_plan is None:
                 raise
@@ -247,10 +248,10 @@ class Planner:
         return None
 
 
-def _pending_utxos(unit: Unit, slot: int) -> list[Utxo]:
-    """Pending change: of signed attempts as planned, of reserved payments their UTxOs less the hold."""
-    pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot)]
-    for row in payments.payments_in(unit.conn, (State.RESERVED,)):
+def _pending_utxos(unit: Unit, slot: int, account: int) -> list[Utxo]:
+    """An account's pending change: of signed attempts as planned, of reserved payments UTxOs less the hold."""
+    pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot, account)]
+    for row in payments.payments_in(unit.conn, (State.RESERVED,), account):
         left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
         for utxo in attempts_and_utxos.utxos_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: utxo.lovelace, **utxo.assets}))

@@ -26,19 +26,19 @@ _LISTED_STATES = ("available", "locked")
 """States of UTxOs that a complete list has to contain."""
 
 
-def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int) -> int:
-    """Apply a complete list of our UTxOs. Returns the number of new deposits.
+def sync(unit: Unit, listing: Listing, utxos: UtxoIndex, now_ms: int, account: int = 0) -> int:
+    """Apply a complete list of an account's UTxOs. Returns the number of new deposits.
 
     A UTxO on which providers disagree stays as it is: neither a deposit nor missing.
     """
-    states = attempts_and_utxos.utxo_states(unit.conn)
+    states = attempts_and_utxos.utxo_states(unit.conn, account)
     seen = set(listing.doubtful)
     deposits = 0
     for utxo in listing.agreed:
         ref = utxo.ref
         seen.add(ref)
         if states.get(ref, "missing") == "missing":
-            deposits += _listed(unit, utxo, utxos, now_ms)
+            deposits += _listed(unit, utxo, utxos, now_ms, account)
     for ref in [ref for ref, state in states.items() if state in _LISTED_STATES and ref not in seen]:
         row = attempts_and_utxos.utxo(unit.conn, ref)
         if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in utxos):
@@ -67,13 +67,13 @@ def is_stale(listing: Listing, states: Mapping[str, str]) -> bool:
     return any(state in _LISTED_STATES and ref not in refs for ref, state in states.items())
 
 
-def _listed(unit: Unit, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int) -> int:
+def _listed(unit: Unit, utxo: ChainUtxo, utxos: UtxoIndex, now_ms: int, account: int) -> int:
     """A listed UTxO that the ledger lacks or sets aside. Returns 1 if it is a deposit."""
     event = UtxoEvent.LISTED_LOCKED if _is_locked(utxo) else UtxoEvent.LISTED
     row = attempts_and_utxos.utxo(unit.conn, utxo.ref)
     if row is None:
         # an unreadable output is booked with the part that can be counted
-        changes = new_utxo(utxo.ref, {LOVELACE: utxo.lovelace, **utxo.assets}, event)
+        changes = new_utxo(utxo.ref, {LOVELACE: utxo.lovelace, **utxo.assets}, event, account=account)
     else:
         changes = tuple(move_utxo(row, event, is_reserved=row.reserved_for is not None))
     write(unit, changes, now_ms, FreeUtxoIndex(utxos))

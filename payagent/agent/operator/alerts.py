@@ -16,7 +16,7 @@ import structlog
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import left as prepaid_left
 from payagent.agent.context import AgentContext
-from payagent.core.ledger import WALLET
+from payagent.core.ledger import WALLET, general_account
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Connection, Unit
@@ -93,7 +93,11 @@ def _wallet(conn: Connection, config: AgentConfig) -> Iterator[Level]:
     mark = config.wallet_below_lovelace
     if mark is None:
         return
-    left = sum(units for account, asset, units in journal.balances(conn) if (account, asset) == (WALLET, LOVELACE))
+    left = sum(
+        units
+        for account, asset, units in journal.balances(conn)
+        if (general_account(account), asset) == (WALLET, LOVELACE)
+    )
     left -= sum(
         utxo.lovelace
         for utxo in attempts_and_utxos.utxos(conn)

@@ -154,7 +154,8 @@ class Deliveries:
             clock_ms
         ):
             return
-        for payment_id in payments.unserved(context.conn, delivery_transitions.serving_ended_ms(clock_ms)):
+        until_ms = delivery_transitions.serving_ended_ms(clock_ms)
+        for payment_id in payments.unserved(context.conn, until_ms, account=context.config.account):
             job = partial(
                 delivery_transitions.give_up_unserved,
                 payment_id=payment_id,

@@ -91,7 +91,7 @@ def open_topup(
         _require_same(existing, pools.pool(unit.conn, existing.pool_id), goal)
         return existing
     buyer = buyer_of(context, merchant)
-    pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
+    pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms, context.config.account)
     if (under_way := topups.open_of(unit.conn, pool.id)) is not None:
         raise Refused("topup_in_progress", f"{under_way.id} is still open", topup=under_way.id)
     request, is_call = request_of(merchant, goal)
@@ -241,7 +241,9 @@ async def _announce(
     facts |= {"left": str(left), "below": str(auto.below), "to": str(auto.to)}
 
     def job(unit: Unit) -> None:
-        pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
+        pool = pools.ensure_pool(
+            unit, merchant.origin, buyer.partner, buyer.wallet, now_ms, context.config.account
+        )
         raise_alert(unit, "topup_announced", announced_as(pool), facts, now_ms, again=True)
 
     await context.write("topup_announce", job)

@@ -235,7 +235,7 @@ class TopupRunner:
             if merchant.auto_topup is not None:
                 await open_where_low(self._context, merchant, merchant.auto_topup)
         now_ms = self._context.ports.clock.now_ms()
-        for row in topups.all_open(self._context.conn):
+        for row in topups.all_open(self._context.conn, self._context.config.account):
             if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
                 self._steps[row.id] = asyncio.create_task(self._take_step(row), name=f"top up {row.id}")
         if self._steps:

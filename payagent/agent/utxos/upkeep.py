@@ -65,12 +65,22 @@ class UtxoUpkeep:
         held, utxos = self._held(unit, slot)
         demand = self._demand(unit, transfers, waiting, clock_ms, now_ms)
         room = upkeep.room(demand, held)
-        if not _may_start(transfers, clock_ms, is_burst=bool(waiting)):
+        if not self._may_start(transfers, clock_ms, is_burst=bool(waiting)):
             return UpkeepResult(None, room)
         spent = sum(transfer.fee_lovelace for transfer in _of_the_day(transfers, clock_ms))
         budget = Budget(means.per_day_lovelace - spent, MAINNET_PARAMETERS.min_fee_b, MAINNET_PARAMETERS.min_fee_a)
         move = upkeep.decide(demand, held, self._dust(means.assets) if demand.is_quiet else (), budget)
         return UpkeepResult(None if move is None else self._admit(unit, ids, move, utxos, now_ms), room)
+
+    def _may_start(self, transfers: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
+        """Whether another transfer may start: few in a day, and one at a time in each account.
+
+        The next one waits until the last is confirmed, or, if payments wait for it, until the last is signed.
+        """
+        if len(_of_the_day(transfers, clock_ms)) >= upkeep.ORDERS_A_DAY:
+            return False
+        waits_for, account = UNSIGNED if is_burst else UNDER_WAY, self.admission.planner.account
+        return not any(one.state in waits_for and one.account == account for one in transfers)
 
     def _held(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:
         """The UTxOs for payments, pending change included, and the same UTxOs by reference."""
@@ -78,7 +88,7 @@ class UtxoUpkeep:
         ancestors_max = planner.unconfirmed_ancestors
         available = [(utxo, ancestors_max + 1) for utxo in islice(planner.utxos.largest(), HELD_MAX)]
         chainable = {utxo.ref: ancestors_max - depth for utxo, depth in planner.chainable(unit, slot)}
-        pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot)]
+        pending = [utxo_of(row) for row in attempts_and_utxos.coming_utxos(unit.conn, slot, planner.account)]
         utxos = [*available, *((utxo, chainable.get(utxo.ref, 0)) for utxo in pending)]
         held = [
             Held(utxo.ref, utxo.lovelace, left, _assets(utxo), is_in_block=left > ancestors_max)
@@ -89,15 +99,17 @@ class UtxoUpkeep:
     def _demand(
         self, unit: Unit, transfers: Sequence[UpkeepTxRow], waiting: Sequence[int], clock_ms: int, now_ms: int
     ) -> Demand:
-        begun = store_upkeep.begun(unit.conn, now_ms - upkeep.DAY_MS)
+        account = self.admission.planner.account
+        begun = store_upkeep.begun(unit.conn, now_ms - upkeep.DAY_MS, account)
         gathered_ms = max(
-            (transfer.counted_at_ms for transfer in transfers if transfer.kind == "sweep"), default=None
+            (one.counted_at_ms for one in transfers if one.kind == "sweep" and one.account == account),
+            default=None,
         )
         is_quiet = (
             not waiting
             and all(payment.at_ms <= now_ms - upkeep.QUIET_MS for payment in begun)
             and (gathered_ms is None or gathered_ms <= clock_ms - upkeep.GATHERED_EVERY_MS)
-            and not store_upkeep.is_any_in(unit.conn, UNDER_WAY)
+            and not store_upkeep.is_any_in(unit.conn, UNDER_WAY, account)
         )
         return demand_of(begun, waiting, is_quiet=is_quiet)
 
@@ -143,14 +155,3 @@ def _assets(utxo: Utxo) -> frozenset[str]:
 
 def _of_the_day(transfers: Sequence[UpkeepTxRow], clock_ms: int) -> list[UpkeepTxRow]:
     return [transfer for transfer in transfers if transfer.counted_at_ms > clock_ms - upkeep.DAY_MS]
-
-
-def _may_start(transfers: Sequence[UpkeepTxRow], clock_ms: int, *, is_burst: bool) -> bool:
-    """Whether another transfer may start: few in a day, and one at a time.
-
-    The next one waits until the last is confirmed, or, if payments wait for it, until the last is signed.
-    """
-    if len(_of_the_day(transfers, clock_ms)) >= upkeep.ORDERS_A_DAY:
-        return False
-    waits_for = UNSIGNED if is_burst else UNDER_WAY
-    return not any(transfer.state in waits_for for transfer in transfers)

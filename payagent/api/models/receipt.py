@@ -15,11 +15,13 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.payment_view import retry_headers
 from payagent.audit.finding import Head
 from payagent.audit.receipt import ANSWERS, DECISIONS
+from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment import State
 from payagent.core.timestamps import iso_time
 from payagent.store.audit.receipts import Recorded, Row, recorded
 from payagent.store.db.unit import Connection
+from payagent.store.rows import about
 from payagent.store.rows.journal import EntryRow
 
 Json = dict[str, object]
@@ -52,6 +54,8 @@ class Receipt(BaseModel):
     def of(cls, conn: Connection, row: PaymentRow, config: AgentConfig) -> Self:
         """`conn` must be in one read transaction."""
         record = recorded(conn, row.id)
+        if (address := about.account_addresses(conn).get(row.account)) is not None:
+            config = replace(config, own=parse_address(address, config.network))
         event_names = ("seq", "event", "state", "detail", "at_ms", "prev_hash", "hash")
         return cls(
             format="payagent-receipt/1",

@@ -30,7 +30,7 @@ from payagent.api.models.payments import Payment
 from payagent.core.address import Address, parse_address
 from payagent.core.aggregate import UtxoRow
 from payagent.core.bounds import SPLIT_COUNT_MAX
-from payagent.core.ledger import HELD, WALLET, add
+from payagent.core.ledger import HELD, WALLET, add, general_account
 from payagent.core.money import LOVELACE, parse_asset
 from payagent.core.network import Network
 from payagent.core.problems import Refused, own_order
@@ -208,11 +208,12 @@ def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[
     available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in spendable)
     owned: dict[str, int] = {}
     held: dict[str, int] = {}
-    for account, asset, units in balances:
+    for name, asset, units in balances:
+        account = general_account(name)
         if account in (WALLET, HELD):
             owned[asset] = owned.get(asset, 0) + units
         if account == HELD:
-            held[asset] = units
+            held[asset] = held.get(asset, 0) + units
     names = sorted({LOVELACE, *available, *owned}, key=lambda asset: (asset != LOVELACE, asset))
     parts = (("available", available), ("held", held), ("total", owned))
     return {asset: {part: units.get(asset, 0) for part, units in parts} for asset in names}

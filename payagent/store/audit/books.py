@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from payagent.core.ledger import add
 from payagent.store.audit.payment_records import value_of
 from payagent.store.db.seals import row_text
+from payagent.store.db.sql_text import places
 from payagent.store.db.triggers import KEPT, TRIGGERS
 from payagent.store.rows.journal import EntryRow
 
@@ -101,25 +102,26 @@ def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
     )
 
 
-def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
-    """The value of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
+def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, int | None, bool]:
+    """The value and the account of a deposit's UTxO, if known, and whether the deposit was ever reversed."""
     row = conn.execute(
-        "SELECT lovelace, assets FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
+        "SELECT lovelace, assets, account FROM utxos WHERE ref = ? AND source = 'deposit'", (ref,)
     ).fetchone()
     if row is not None:
-        return value_of(*row), False
+        return value_of(*row[:2]), row[2], False
     reversal = conn.execute(
         "SELECT 1 FROM entries WHERE payment_id IS NULL AND kind = 'deposit_reversed' AND ref = ?", (ref,)
     ).fetchone()
-    return None, reversal is not None
+    return None, None, reversal is not None
 
 
 def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
     """(event, detail, at_ms) of the wallet's own events with these names, in order."""
+    listed = list(names)
     return conn.execute(
-        "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "
-        "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
-        (json.dumps(list(names)),),
+        "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "  # noqa: S608  placeholders
+        f"AND event IN ({places(len(listed))}) ORDER BY seq",
+        listed,
     )
 
 
@@ -151,7 +153,7 @@ def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
 def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, int]]:
     """(app, event, at_ms) for every token that was issued or revoked, in order."""
     return conn.execute(
-        "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events "
+        "SELECT CASE WHEN json_valid(detail) THEN detail ->> 'app' END, event, at_ms FROM events "
         "WHERE payment_id IS NULL "
         "AND event IN ('token_issued', 'app_revoked') ORDER BY seq"
     )
@@ -159,21 +161,23 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 
 # a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
-             WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
+             WHERE a.tx_id = c.{} AND a.account = c.account AND p.state IN ('confirmed', 'settled', 'void'))"""
 
 _EXTERNAL_SPENDS = """EXISTS (SELECT 1 FROM external_spends f WHERE f.tx_id = c.spent_by AND f.is_on_chain = 1
-                     AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
+                     AND f.account = c.account AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' ') > 0)"""
 
 _UTXO_COUNTS = f"""
 SELECT c.ref, c.lovelace, c.assets,
-       ((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")})
-         - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_EXTERNAL_SPENDS})),
+       CAST((c.source = 'deposit' AND c.state <> 'rolled_back') OR {_BOOKED.format("tx_id")} AS INTEGER)
+         - CAST(c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_EXTERNAL_SPENDS}) AS INTEGER),
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM entries WHERE kind = 'deposit'),
-       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
-                                              AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
+       c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a
+                                              WHERE a.tx_id = c.spent_by AND a.account = c.account
+                                              AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' ') > 0)
          AND NOT {_EXTERNAL_SPENDS},
        c.ref <> c.tx_id || '#' || c.output_index
-         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id)),
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id
+                                                               AND a.account = c.account)),
        c.state = 'pending' AND c.ref NOT IN (SELECT ref FROM reservations)
          AND EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id
                      WHERE a.tx_id = c.tx_id AND (p.state = 'void' AND p.code = 'deposit_rolled_back'
@@ -234,17 +238,19 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     """
     row = conn.execute(
         "SELECT id FROM entries WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
-        "(SELECT COUNT(*) - 1 FROM prepaid_moves WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
+        "(SELECT CASE WHEN COUNT(*) > 0 THEN COUNT(*) - 1 ELSE 0 END FROM prepaid_moves "
+        "WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
         (move.payment_id, move.seq),
     ).fetchone()
     return None if row is None else int(row[0])
 
 
 _READABLE_EVENTS = (
-    "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
+    "(SELECT seq, payment_id, event, at_ms, CASE WHEN json_valid(detail) THEN detail ELSE '{}' END AS detail "
+    "FROM events)"
 )
 """SQL: events with a detail that JSON functions can read. SQLite aborts the query on a detail that is not JSON."""
-_REASONS = "detail ->> '$.code', detail ->> '$.reason', detail ->> '$.detail'"
+_REASONS = "detail ->> 'code', detail ->> 'reason', detail ->> 'detail'"
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
@@ -256,15 +262,15 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
     stops = {
         topup_id: reasons
         for topup_id, *reasons in conn.execute(
-            f"SELECT detail ->> '$.topup', {_REASONS} FROM {_READABLE_EVENTS} "  # noqa: S608  our own names
+            f"SELECT detail ->> 'topup', {_REASONS} FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
             "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
         topup_id: (at_ms, *ended)
         for at_ms, topup_id, *ended in conn.execute(
-            f"SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', {_REASONS} FROM {_READABLE_EVENTS} "  # noqa: S608
-            "WHERE payment_id IS NULL AND event = 'topup_ended'"
+            f"SELECT at_ms, detail ->> 'topup', CAST(detail ->> 'clock_ms' AS BIGINT), {_REASONS} "  # noqa: S608
+            f"FROM {_READABLE_EVENTS} e WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
     for number, topup_id, *stored in conn.execute(
@@ -275,23 +281,43 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
         yield number, tuple(stored), by_events
 
 
-def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
-    """(row number, tx id, whether it is on chain, value of the spent UTxOs) for every observation of an external
-    spend.
+def homes(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
+    """(row number, account, account by the last event `home_set`) of every home."""
+    return conn.execute(
+        "SELECT h.rowid, CAST(h.account AS TEXT), (SELECT detail ->> 'account' "  # noqa: S608  our own names
+        f"FROM {_READABLE_EVENTS} e WHERE payment_id IS NULL AND event = 'home_set' "
+        "AND detail ->> 'origin' = h.origin AND detail ->> 'partner' = h.partner ORDER BY seq DESC LIMIT 1) "
+        "FROM homes h ORDER BY h.rowid"
+    )
+
+
+def request_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
+    """(row number, time and outcome as in the row, as in the event `request_ended`) of every admission request."""
+    rows = conn.execute(
+        "SELECT r.rowid, r.ended_at_ms, r.outcome, e.at_ms, e.detail ->> 'outcome' "  # noqa: S608  our own names
+        f"FROM admission_requests r LEFT JOIN {_READABLE_EVENTS} e ON e.payment_id IS NULL "
+        "AND e.event = 'request_ended' AND e.detail ->> 'request' = r.id ORDER BY r.rowid"
+    )
+    return ((number, (ended_at_ms, outcome), tuple(by_event)) for number, ended_at_ms, outcome, *by_event in rows)
+
+
+def external_spend_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, int, dict[str, int]]]:
+    """(row number, tx id, whether it is on chain, account, value of the spent UTxOs) for every observation of an
+    external spend.
 
     The value comes from the UTxO rows if all of them still exist, otherwise from the observation itself.
     """
     rows = conn.execute(
-        "SELECT seq, tx_id, is_on_chain, inputs, spent FROM external_spends ORDER BY seq"
+        "SELECT seq, tx_id, is_on_chain, account, inputs, spent FROM external_spends ORDER BY seq"
     ).fetchall()
-    for number, tx_id, is_on_chain, inputs, spent in rows:
+    for number, tx_id, is_on_chain, account, inputs, spent in rows:
         refs = inputs.split(" ")
         utxos = conn.execute(
             f"SELECT lovelace, assets FROM utxos WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
             refs,
         ).fetchall()
         value = add(value_of(*utxo) for utxo in utxos) if len(utxos) == len(refs) else _units(spent)
-        yield number, tx_id, bool(is_on_chain), value
+        yield number, tx_id, bool(is_on_chain), account, value
 
 
 def _units(text: str) -> dict[str, int]:
@@ -317,10 +343,10 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
     yield from _unseen_external_voids(conn)
     rows = conn.execute(
         f"SELECT seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
-        "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_tx_id' IS NOT NULL AND NOT "
-        "EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = e.detail ->> '$.void_tx_id' AND s.block_hash "
-        "= e.detail ->> '$.block_hash') AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 "
-        "AND f.tx_id = e.detail ->> '$.void_tx_id' AND f.block_hash = e.detail ->> '$.block_hash') ORDER BY seq"
+        "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> 'void_tx_id' IS NOT NULL AND NOT "
+        "EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = e.detail ->> 'void_tx_id' AND s.block_hash "
+        "= e.detail ->> 'block_hash') AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 "
+        "AND f.tx_id = e.detail ->> 'void_tx_id' AND f.block_hash = e.detail ->> 'block_hash') ORDER BY seq"
     )
     yield from (number for (number,) in rows)
 
@@ -328,9 +354,9 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
 def _unseen_external_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
         f"SELECT e.seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
-        "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL "
+        "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> 'foreign' IS NOT NULL "
         "AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 AND f.tx_id = e.detail ->> "
-        "'$.tx_id' AND f.block_hash = e.detail ->> '$.block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "
-        "p.nonce_utxo || ' ')) ORDER BY e.seq"
+        "'tx_id' AND f.block_hash = e.detail ->> 'block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "
+        "p.nonce_utxo || ' ') > 0) ORDER BY e.seq"
     )
     return (number for (number,) in rows)

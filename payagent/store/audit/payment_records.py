@@ -90,7 +90,7 @@ class Case(NamedTuple):
     `invoices`: the invoices that it pays or had attempts for, by number. `outputs`: those of the first invoice.
     `standing`: the columns of its row that may change (`STANDING`).
     `holds`: (asset, units, at_ms, released_at_ms). `submissions`: (seq, provider, at_ms).
-    `utxos`: what its attempts made for us. `reserved`: the UTxOs reserved for it.
+    `utxos`: what its attempts made for its account. `reserved`: the UTxOs reserved for it.
     """
 
     id: str
@@ -111,6 +111,7 @@ class Case(NamedTuple):
     submissions: tuple[tuple[int, str, int], ...]
     utxos: tuple[UtxoMade, ...]
     reserved: frozenset[str]
+    account: int = 0
 
 
 STANDING = (
@@ -121,14 +122,14 @@ STANDING = (
 
 _CASES = f"""
 SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool_id IS NOT NULL, p.created_at_ms, p.first_invoice_seq,
-       {", ".join(f"p.{name}" for name in STANDING)},
+       p.account, {", ".join(f"p.{name}" for name in STANDING)},
        i.rowid, i.id, i.app_id, i.origin, i.is_key_derived, i.ended_at_ms,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
        v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice_seq
 WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
 """  # noqa: S608  our own names
-_INTENT_AT = 8 + len(STANDING)
+_INTENT_AT = 9 + len(STANDING)
 _INVOICE_AT = _INTENT_AT + 7
 _ATTEMPTS = "CROSS JOIN attempts a ON a.payment_id = p.id"
 _OF_PAYMENTS = {
@@ -140,7 +141,7 @@ _OF_PAYMENTS = {
     ),
     "invoices": (
         "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment",
-        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice_seq AND v.seq IS NOT p.invoice_seq",
+        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice_seq AND v.seq IS DISTINCT FROM p.invoice_seq",
         "a.rowid",
     ),
     "events": (
@@ -170,7 +171,7 @@ _OF_PAYMENTS = {
     ),
     "utxos": (
         "c.ref, c.lovelace, c.assets, c.state",
-        f"{_ATTEMPTS} CROSS JOIN utxos c ON c.tx_id = a.tx_id",
+        f"{_ATTEMPTS} CROSS JOIN utxos c ON c.tx_id = a.tx_id AND c.account = a.account",
         "a.rowid, c.rowid",
     ),
     "reservations": ("r.ref", "CROSS JOIN reservations r ON r.payment_id = p.id", "r.rowid"),
@@ -224,7 +225,8 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             is_prepaid=bool(row[5]),
             created_at_ms=row[6],
             first_invoice_seq=row[7],
-            standing=dict(zip(STANDING, row[8:_INTENT_AT], strict=True)),
+            account=row[8],
+            standing=dict(zip(STANDING, row[9:_INTENT_AT], strict=True)),
             intent=_intent(conn, row[_INTENT_AT:_INVOICE_AT], events),
             invoices={
                 terms[0]: _invoice(*terms)

@@ -44,7 +44,8 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
     def rows(sql: str, key: object) -> list[Row]:
         cursor = conn.execute(sql, (key,))
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        # on PostgreSQL a row's number is a column
+        return [{name: value for name, value in zip(names, row, strict=True) if name != "rowid"} for row in cursor]
 
     (payment,) = rows("SELECT * FROM payments WHERE id = ?", payment_id)
     (app,) = rows("SELECT id, name FROM apps WHERE id = ?", payment["app_id"])
@@ -56,8 +57,8 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
         intent=intent,
         invoice=next(iter(rows("SELECT * FROM invoices WHERE seq = ?", payment["invoice_seq"])), None),
         other_invoices=rows(
-            "SELECT DISTINCT v.* FROM attempts a JOIN invoices v ON v.seq = a.invoice_seq JOIN payments p ON "
-            "p.id = a.payment_id WHERE p.id = ? AND v.seq <> p.invoice_seq ORDER BY v.seq",
+            "SELECT * FROM invoices WHERE seq IN (SELECT a.invoice_seq FROM attempts a JOIN payments p ON "
+            "p.id = a.payment_id WHERE p.id = ? AND a.invoice_seq <> p.invoice_seq) ORDER BY seq",
             payment_id,
         ),
         holds=rows("SELECT * FROM holds WHERE payment_id = ? AND stage = 'payment' ORDER BY rowid", payment_id),

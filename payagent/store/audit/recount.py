@@ -18,16 +18,17 @@ def miscounted_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int |
     """(payment, asset, counted units, expected units) of every hold whose counted units are wrong."""
     return conn.execute(
         f"SELECT h.payment_id, h.asset, h.counted_units, {_EXPECTED} AS expected FROM holds h "  # noqa: S608
-        "JOIN payments p ON p.id = h.payment_id WHERE h.counted_units IS NOT expected ORDER BY h.rowid"
+        f"JOIN payments p ON p.id = h.payment_id WHERE h.counted_units IS DISTINCT FROM {_EXPECTED} "
+        "ORDER BY h.rowid"
     )
 
 
 def unreleased_approval_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of approval holds that were not released at the time of the decision."""
     return conn.execute(
-        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'approval' AND h.released_at_ms IS NOT "
-        "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('reserve', 'deny') "
-        "ORDER BY e.seq LIMIT 1) ORDER BY h.rowid"
+        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'approval' AND h.released_at_ms "
+        "IS DISTINCT FROM (SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id "
+        "AND e.event IN ('reserve', 'deny') ORDER BY e.seq LIMIT 1) ORDER BY h.rowid"
     )
 
 
@@ -40,15 +41,16 @@ def approvals_without_hold(conn: sqlite3.Connection) -> Iterator[tuple[str]]:
 
 
 _EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.counted_units > 0
-    THEN (SELECT IIF(json_valid(e.detail), e.detail ->> '$.counts_from_ms', NULL) FROM events e
-          WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void') ORDER BY e.seq DESC LIMIT 1) END"""
+    THEN (SELECT CASE WHEN json_valid(e.detail) THEN CAST(e.detail ->> 'counts_from_ms' AS BIGINT) END
+          FROM events e WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void')
+          ORDER BY e.seq DESC LIMIT 1) END"""
 
 
 def misdated_holds(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of holds whose `counted_from_ms` differs from the event that ended the payment."""
     return conn.execute(
         "SELECT h.payment_id, h.asset FROM holds h JOIN payments p ON p.id = h.payment_id "  # noqa: S608
-        f"WHERE h.counted_from_ms IS NOT {_EXPECTED_FROM} ORDER BY h.rowid"
+        f"WHERE h.counted_from_ms IS DISTINCT FROM {_EXPECTED_FROM} ORDER BY h.rowid"
     )
 
 
@@ -56,8 +58,8 @@ def holds_with_clock_back(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]
     """(payment, asset) of holds whose time on the limits' clock is earlier than that of the hold before."""
     return conn.execute(
         "SELECT payment_id, asset FROM (SELECT rowid, payment_id, asset, counted_at_ms, "
-        "LAG(counted_at_ms, 1, 0) OVER (ORDER BY rowid) AS before_ms FROM holds) WHERE counted_at_ms < before_ms "
-        "ORDER BY rowid"
+        "LAG(counted_at_ms, 1, 0) OVER (ORDER BY rowid) AS before_ms FROM holds) h "
+        "WHERE counted_at_ms < before_ms ORDER BY rowid"
     )
 
 
@@ -67,13 +69,16 @@ def limit_set_details(conn: sqlite3.Connection) -> Iterator[str]:
     return (detail for (detail,) in rows)
 
 
+def _carried(high: str, low: str) -> str:
+    """SQL: the sums of halves, with what the low ones carry in the high one."""
+    low_sum = f"CAST(SUM({low}) AS BIGINT)"  # PostgreSQL's sum is a numeric, which has no bits
+    return f"SUM({high}) + ({low_sum} >> 32), {low_sum} & 4294967295"
+
+
 _FINEST, *_COARSER, _EVER = SPANS_MS
 
-_HALVES = "SUM(s.units_high) + (SUM(s.units_low) >> 32), SUM(s.units_low) & 4294967295"
-_COUNTED = (
-    "SUM(h.counted_units >> 32) + (SUM(h.counted_units & 4294967295) >> 32), SUM(h.counted_units & 4294967295) "
-    "& 4294967295"
-)
+_HALVES = _carried("s.units_high", "s.units_low")
+_COUNTED = _carried("h.counted_units >> 32", "h.counted_units & 4294967295")
 _FINE = f"s.span_ms = {_FINEST} AND s.app <> '' AND s.merchant <> ''"
 """SQL: counters of one app at one merchant in the shortest spans. All other counters are sums of these."""
 
@@ -139,13 +144,14 @@ def wrong_shares(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
         "SELECT pool_id, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
         "SELECT p.pool_id, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
         "JOIN payments p ON p.id = h.payment_id WHERE p.pool_id IS NOT NULL AND h.stage = 'payment' "
-        "UNION ALL SELECT pool_id, app_id, asset, 0, units, counted_units FROM prepaid_uses) GROUP BY 1, 2, 3"
+        "UNION ALL SELECT pool_id, app_id, asset, 0, units, counted_units FROM prepaid_uses) shares "
+        "GROUP BY 1, 2, 3"
     )
     nonzero = "WHERE paid <> 0 OR used <> 0 OR counted <> 0"
     rows = conn.execute(
         f"WITH told AS ({computed}), kept AS (SELECT * FROM prepaid_shares {nonzero}) "  # noqa: S608
-        f"SELECT * FROM (SELECT * FROM told {nonzero} EXCEPT SELECT * FROM kept) "
-        "UNION SELECT * FROM (SELECT * FROM kept EXCEPT SELECT * FROM told)"
+        f"SELECT * FROM (SELECT * FROM told {nonzero} EXCEPT SELECT * FROM kept) a "
+        "UNION SELECT * FROM (SELECT * FROM kept EXCEPT SELECT * FROM told) b"
     )
     return ((pool, app_id, asset) for pool, app_id, asset, *_ in rows)
 
@@ -158,7 +164,7 @@ def _differing(conn: sqlite3.Connection, expected: str, where: str) -> _Counters
     stored = f"SELECT s.* FROM limit_counters s WHERE {where}"  # noqa: S608
     rows = conn.execute(
         f"WITH wanted{_COLUMNS} AS ({expected}), kept{_COLUMNS} AS ({stored}) "  # noqa: S608
-        f"SELECT * FROM (SELECT * FROM wanted {_NONZERO} EXCEPT SELECT * FROM kept) "
-        f"UNION SELECT * FROM (SELECT * FROM kept {_NONZERO} EXCEPT SELECT * FROM wanted)"
+        f"SELECT * FROM (SELECT * FROM wanted {_NONZERO} EXCEPT SELECT * FROM kept) a "
+        f"UNION SELECT * FROM (SELECT * FROM kept {_NONZERO} EXCEPT SELECT * FROM wanted) b"
     )
     return ((app, merchant, asset, span_ms, start_ms) for app, merchant, asset, span_ms, start_ms, *_ in rows)

@@ -11,9 +11,9 @@ durable.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from payagent.core.problems import Refused
 from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
 from payagent.store.db.seals import SEALED, Sealer
-from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerRecord, caught_up_at, lacks, last_signed
+from payagent.store.db.signer_record import (
+    LastSigned,
+    SignerRecord,
+    caught_up_at,
+    lacks,
+    last_signed,
+    signer_file,
+)
 from payagent.store.db.unit import Unit
 
 log = structlog.get_logger("payagent.store")
@@ -66,17 +73,24 @@ class Ownership:
 
     `epoch` is random and new at each start. `record` gets the last attempt after its commit and before any caller
     learns of it. `on_lost` is called on the writer's thread when another daemon has taken over the ledger.
+    `more_records`: those of the wallet's other accounts, by account. `record` is the first one's.
     """
 
     epoch: str
     record: SignerRecord
     on_lost: Callable[[], None] = lambda: None
+    more_records: Mapping[int, SignerRecord] = field(default_factory=dict)
+
+    @property
+    def records(self) -> Mapping[int, SignerRecord]:
+        return {0: self.record, **self.more_records}
 
 
 def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
     """Write our epoch. A process that opened the ledger earlier can commit nothing from now on."""
     conn.execute(
-        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT DO UPDATE SET epoch = excluded.epoch", (epoch,)
+        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
+        (epoch,),
     )
 
 
@@ -87,22 +101,27 @@ class Committer:
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
         with opening(path), ExitStack() as on_failure:
-            self.conn = open_database(path)
-            on_failure.callback(self.conn.close)
-            path.chmod(0o600)
-            migrate(self.conn)
-            self._sealer = Sealer(self.conn)
+            self.conn, self._sealer = self._open(path, on_failure)
             self._own = own
-            self._noted = 0
+            self._records = {} if own is None else own.records
+            self._noted = dict.fromkeys(self._records, 0)
             self._may_lack = own is not None
             if own is not None:
                 _take_over(self.conn, own.epoch)
-                self._noted = self._initially_noted(own.record.read())
+                for account, record in self._records.items():
+                    self._noted[account] = self._initially_noted(account, record.read())
                 with suppress(Refused):  # on failure it is retried before the first commit
                     self._note_signed()
             on_failure.pop_all()
         self._checkpoint = checkpoint
         self.commits = 0
+
+    def _open(self, path: Path, on_failure: ExitStack) -> tuple[sqlite3.Connection, Sealer]:
+        conn = open_database(path)
+        on_failure.callback(conn.close)
+        path.chmod(0o600)
+        migrate(conn)
+        return conn, Sealer(conn)
 
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and leave the result or the error in each. Never raises."""
@@ -141,39 +160,40 @@ class Committer:
         except Exception as error:  # noqa: BLE001  SQLite out of memory is a MemoryError; the thread goes on
             log.warning("ledger.log_grows", why=str(error) or type(error).__name__)
 
-    def is_noted(self, attempt: int | None) -> bool:
-        """Whether the signer's own record has the attempt of this number. Always true without a record."""
-        return self._own is None or attempt is None or attempt <= self._noted
+    def is_noted(self, attempt: int | None, account: int = 0) -> bool:
+        """Whether the signer's record of the account has the attempt of this number. True without a record."""
+        return self._own is None or attempt is None or attempt <= self._noted.get(account, 0)
 
     def close(self) -> None:
         self.conn.close()
 
-    def _initially_noted(self, signed: LastSigned | None) -> int:
-        """How many attempts count as noted already: 0, unless the ledger is older than the signer's record.
+    def _initially_noted(self, account: int, signed: LastSigned | None) -> int:
+        """The last attempt that counts as noted already: 0, unless the ledger is older than the signer's record.
 
         An older ledger leaves the record unchanged until a new attempt is signed.
         """
-        last = last_signed(self.conn)
-        if last is None or not lacks(self.conn, signed):
+        last = last_signed(self.conn, account)
+        if last is None or not lacks(self.conn, signed, account):
             return 0
-        caught_up = caught_up_at(self.conn, signed)
+        caught_up = caught_up_at(self.conn, signed, account)
         return last.attempts if caught_up is None else caught_up
 
     def _note_signed(self) -> None:
-        """Write the last attempt to the signer's own record before any caller can use the attempt.
+        """Write each account's last attempt to the signer's own record before any caller can use the attempt.
 
         Runs at the start too, for an attempt that a killed process had no time to note.
         """
-        if self._own is None or not self._may_lack:
+        if not self._may_lack:
             return
-        last = last_signed(self.conn)
-        if last is not None and last.attempts > self._noted:
-            try:
-                self._own.record.write(last)
-            except OSError as error:
-                detail = f"{SIGNER_FILE}, the signer's own record, could not be written: {error}"
-                raise Refused("store_failed", detail) from error
-            self._noted = last.attempts
+        for account, record in self._records.items():
+            last = last_signed(self.conn, account)
+            if last is not None and last.attempts > self._noted[account]:
+                try:
+                    record.write(last)
+                except OSError as error:
+                    detail = f"{signer_file(account)}, the signer's own record, could not be written: {error}"
+                    raise Refused("store_failed", detail) from error
+                self._noted[account] = last.attempts
         self._may_lack = False
 
     def _begin(self) -> tuple[Heads, tuple[int, ...]]:

@@ -21,6 +21,7 @@ RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
 
 NOTIFICATIONS = Path(__file__).with_name("m002_notifications.sql").read_text()
 APPROVAL_MESSAGES = Path(__file__).with_name("m003_approval_messages.sql").read_text()
+ACCOUNTS = Path(__file__).with_name("m005_accounts.sql").read_text()
 TRIGGERS_M004 = Path(__file__).with_name("m004_triggers.sql").read_text()
 
 migrations = Migrations("payagent")
@@ -51,6 +52,12 @@ def m004_one_trigger_for_each_change(db: Database) -> None:
         db.execute(f"DROP TRIGGER {name}")
     for line in TRIGGERS_M004.splitlines():
         db.execute(line)
+
+
+@migrations()
+def m005_accounts(db: Database) -> None:
+    for statement in ACCOUNTS.split(";\n"):
+        db.execute(statement)
 
 
 def lacking_migrations(conn: sqlite3.Connection) -> list[str]:

@@ -2,8 +2,9 @@
 
 The number and hash of the newest seal, the head, therefore cover every earlier row. If some columns of a row may
 change, only the fixed columns are sealed; the others follow from the events, which are sealed whole.
-A row's text is the JSON array of its number and its columns in order, with bytes as X'..' in hex. Its mark is the
-CRC-32 of that text. A mark identifies the row but proves nothing.
+A row's text is the JSON array of its number and its columns in order, with bytes as X'..' in hex. Its account of
+the wallet stands last, and only if it is not 0. Its mark is the CRC-32 of that text. A mark identifies the row but
+proves nothing.
 
 May import: store.db, sqlite3. Never: seals a row that it did not see being added.
 """
@@ -14,6 +15,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any
 from zlib import crc32
 
 from payagent.store.db.tables import GENESIS
@@ -42,11 +44,22 @@ _TEXTS: dict[tuple[str, str | None], str] = {}
 def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
     fixed = KEPT[table].fixed
     columns = [
-        f"quote({name})" if kind == "BLOB" else name
+        (name, f"quote({name})" if kind == "BLOB" else name, kind)
         for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")
         if fixed is None or name in fixed
     ]
-    return f"CAST(json_array(rowid, {', '.join(columns)}) AS BLOB)"
+    return f"CAST({with_account_last('rowid', columns)} AS BLOB)"
+
+
+def with_account_last(number: str, columns: list[tuple[str, str, str]]) -> str:
+    """SQL of a row as a JSON array, from (name, SQL, SQLite's type) of each column.
+
+    The account of the wallet is a number. The account of a posting is a name, and stands where it always stood.
+    """
+    is_of_account = any((name, kind) == ("account", "INTEGER") for name, _, kind in columns)
+    others = ", ".join(sql for name, sql, kind in columns if (name, kind) != ("account", "INTEGER"))
+    text = f"json_array({number}, {others}"
+    return f"CASE account WHEN 0 THEN {text}) ELSE {text}, account) END" if is_of_account else f"{text})"
 
 
 def marks_of(texts: Iterable[bytes]) -> bytes:
@@ -83,16 +96,28 @@ class Sealer:
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
-        last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
+        selected = self._selected(conn)
+        last = ", ".join(
+            f"(SELECT COALESCE(MAX({number}), 0) FROM {table})"  # noqa: S608  our own names
+            for table, (number, _) in zip(SEALED, selected, strict=True)
+        )
         self._select_last = f"SELECT {last}"
         self._confirmed: tuple[int, tuple[int, ...]] | None = None
         self._version = 0
-        create_sqls = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
-        texts = [_row_text(conn, table, create_sqls.get(table)) for table in SEALED]
         self._select_added = _SELECT_HEAD + "".join(
-            f" UNION ALL SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
-            for place, table in enumerate(SEALED)
+            f" UNION ALL SELECT {place}, {number}, {text} FROM {SEALED[place]} WHERE {number} > ?{place + 1}"  # noqa: S608
+            for place, (number, text) in enumerate(selected)
         )
+
+    def _selected(self, conn: sqlite3.Connection) -> list[tuple[str, str]]:
+        """SQL of a row's number and of its text, for each table of SEALED."""
+        create_sqls = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
+        return [("rowid", _row_text(conn, table, create_sqls.get(table))) for table in SEALED]
+
+    def _text_of(self, selected: Any) -> bytes:
+        """The bytes that are sealed, from a row's text as selected."""
+        text: bytes = selected
+        return text
 
     def last_rows(self, version: int | None = None) -> tuple[int, ...]:
         """The number of each table's last row. Numbers confirmed by `keep` are used once.
@@ -120,7 +145,7 @@ class Sealer:
         }
         spans = {SEALED[place]: [n[0], n[-1]] for place, n in numbers.items()}
         what = json.dumps(spans, separators=(",", ":"))
-        texts = [text for _, _, text in rows]
+        texts = [self._text_of(text) for _, _, text in rows]
         marks = marks_of(texts)
         self._conn.execute(
             "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",

@@ -1,4 +1,6 @@
-"""The signer's own record, beside the keystore: how many attempts were ever committed, and the last of them.
+"""The signer's own record, beside the keystore: the last attempt that was committed, and its number.
+
+Each account of the wallet has a record of its own.
 
 A ledger that lacks that attempt is older than the signer: someone restored a copy, or the ledger was lost and
 created anew. A backup never contains the record, because it would then be as old as the ledger that it checks.
@@ -19,13 +21,19 @@ from payagent.secret_file import sync_folder
 
 SIGNER_FILE = "signer.json"
 
+
+def signer_file(account: int) -> str:
+    """The name of an account's file: `signer.json` for the first, then `signer-1.json` and so on."""
+    return f"signer-{account}.json" if account else SIGNER_FILE
+
+
 _PLACE_BYTES = 4096
 """Size of each of the file's two slots. A torn write damages one slot at most, whatever the disk's write size."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastSigned:
-    """The last durable attempt, and the number of attempts up to it."""
+    """The last durable attempt of an account, and its number among all attempts in the order of their commits."""
 
     attempts: int
     tx_id: str
@@ -135,28 +143,32 @@ def _read(place: bytes, *, is_alone: bool) -> LastSigned | None:
         return None
 
 
-def last_signed(conn: sqlite3.Connection) -> LastSigned | None:
-    """The newest attempt of a ledger. Row numbers have no gaps, because attempts are never deleted."""
-    row = conn.execute("SELECT rowid, tx_id, ttl_slot FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
+def last_signed(conn: sqlite3.Connection, account: int = 0) -> LastSigned | None:
+    """The newest attempt of an account. Row numbers have no gaps, because attempts are never deleted."""
+    row = conn.execute(
+        "SELECT rowid, tx_id, ttl_slot FROM attempts WHERE account = ? ORDER BY rowid DESC LIMIT 1", (account,)
+    ).fetchone()
     return None if row is None else LastSigned(*row)
 
 
-def lacks(conn: sqlite3.Connection, signed: LastSigned | None) -> bool:
-    """Whether the signer signed an attempt that the ledger does not have."""
+def lacks(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> bool:
+    """Whether the signer signed an attempt for the account that the ledger does not have."""
     if signed is None:
         return False
     row = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
-    last = last_signed(conn)
+    last = last_signed(conn, account)
     return row is None or last is None or last.attempts < signed.attempts
 
 
-def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None) -> int | None:
-    """How many attempts a ledger had when it caught up with this very record; None if it has not.
+def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> int | None:
+    """The account's last attempt in a ledger when it caught up with this very record; None if it has not.
 
     The record stays unchanged until the next attempt is noted.
     """
     row = conn.execute(
-        "SELECT detail ->> '$.signed', detail ->> '$.attempts' FROM events "
-        "WHERE payment_id IS NULL AND event = 'caught_up' ORDER BY seq DESC LIMIT 1"
+        "SELECT detail ->> 'signed', detail ->> 'attempts' FROM events "
+        "WHERE payment_id IS NULL AND event = 'caught_up' AND COALESCE(detail ->> 'account', '0') = ? "
+        "ORDER BY seq DESC LIMIT 1",
+        (str(account),),
     ).fetchone()
     return int(row[1]) if row is not None and signed is not None and row[0] == signed.tx_id else None

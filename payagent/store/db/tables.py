@@ -88,7 +88,7 @@ CREATE TABLE invoices (
 -- balance that it raises once it is confirmed; topup_id: the top-up that it belongs to. void_tx_id: the
 -- transaction of another payment that rules out this one's nonce UTxO. origin: its invoice's, so that an index
 -- finds a merchant's payments in order. code, reason and detail: why it was refused or is void; reason: which
--- case of the code, if it has cases.
+-- case of the code, if it has cases. account: the wallet's account that pays (see accounts); so in other tables.
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -115,7 +115,7 @@ CREATE TABLE payments (
   reason TEXT,
   detail TEXT,
   created_at_ms INTEGER NOT NULL,
-  updated_at_ms INTEGER NOT NULL,
+  updated_at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0,
   CHECK ((kind = 'invoice') = (invoice_seq IS NOT NULL)),
   CHECK ((first_invoice_seq IS NULL) = (invoice_seq IS NULL)),
   CHECK ((nonce_utxo IS NULL) = (state IN ('received', 'awaiting_approval', 'rejected', 'denied'))
@@ -255,7 +255,7 @@ CREATE TABLE attempts (
   cbor BLOB NOT NULL,
   fee_lovelace INTEGER NOT NULL CHECK (fee_lovelace > 0),
   ttl_slot INTEGER NOT NULL,
-  signed_at_ms INTEGER NOT NULL,
+  signed_at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0,
   FOREIGN KEY (payment_id, nonce_utxo) REFERENCES payments(id, nonce_utxo),
   CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)
 ) STRICT;
@@ -294,7 +294,7 @@ CREATE TABLE utxos (
   assets TEXT NOT NULL,
   source TEXT NOT NULL CHECK (source IN ('deposit', 'change')),
   state TEXT NOT NULL CHECK (state IN ('pending', 'available', 'locked', 'spent', 'missing', 'rolled_back')),
-  spent_by TEXT,
+  spent_by TEXT, account INTEGER NOT NULL DEFAULT 0,
   CHECK ((state = 'spent') = (spent_by IS NOT NULL))
 ) STRICT;
 CREATE INDEX utxos_by_state ON utxos(state);
@@ -314,7 +314,7 @@ CREATE TABLE external_spends (
   block_slot INTEGER NOT NULL,
   provider TEXT NOT NULL,
   at_ms INTEGER NOT NULL
-) STRICT;
+, account INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX external_spends_by_tx ON external_spends(tx_id);
 
 CREATE TABLE reservations (
@@ -378,7 +378,7 @@ CREATE TABLE prepaid_pools (
   origin TEXT NOT NULL,
   partner TEXT NOT NULL,
   wallet TEXT NOT NULL,
-  created_at_ms INTEGER NOT NULL,
+  created_at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0,
   UNIQUE (origin, partner, wallet)
 ) STRICT;
 
@@ -569,9 +569,70 @@ CREATE TABLE seals (
   marks BLOB NOT NULL,
   hash TEXT NOT NULL CHECK (length(hash) = 64)
 ) STRICT;
+
+-- The tables from here on are for a fleet, several daemons on one ledger. A daemon alone leaves them empty.
+
+-- Each commit locks this row first. It has the ends of both chains, and what the last commit saw of the database.
+CREATE TABLE gate (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  event_seq INTEGER NOT NULL,
+  event_hash TEXT NOT NULL,
+  seal_seq INTEGER NOT NULL,
+  seal_hash TEXT NOT NULL,
+  timeline INTEGER NOT NULL,
+  schema TEXT NOT NULL
+) STRICT;
+
+-- The daemons of a fleet. id: random, new with each start.
+CREATE TABLE daemons (
+  id TEXT PRIMARY KEY,
+  host TEXT NOT NULL,
+  url TEXT NOT NULL,
+  config_hash TEXT NOT NULL,
+  version TEXT NOT NULL,
+  seen_at_ms INTEGER NOT NULL
+) STRICT;
+
+-- The accounts of the wallet, counted from 0: that of keystore.account and those that follow. holder: the daemon
+-- that may spend from it. epoch: how often it changed hands. until_ms: from then on another daemon may take it.
+-- noted: the last of its attempts that its holder's signer record has.
+CREATE TABLE accounts (
+  account INTEGER PRIMARY KEY,
+  address TEXT NOT NULL UNIQUE,
+  holder TEXT,
+  epoch INTEGER NOT NULL DEFAULT 0,
+  until_ms INTEGER NOT NULL DEFAULT 0,
+  noted INTEGER NOT NULL DEFAULT 0,
+  last_signer TEXT,
+  proven_timeline INTEGER
+) STRICT;
+
+-- The account that buys prepaid balance at a merchant: the one that bought first, or that an operator chose.
+CREATE TABLE homes (
+  origin TEXT NOT NULL,
+  partner TEXT NOT NULL,
+  account INTEGER NOT NULL,
+  PRIMARY KEY (origin, partner)
+) STRICT;
+
+-- What a daemon asks the holder of an account to do, and how that ended. request and outcome: JSON.
+CREATE TABLE admission_requests (
+  id TEXT PRIMARY KEY,
+  account INTEGER NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('pay', 'approve', 'deny', 'cancel', 'transfer', 'topup')),
+  asked_by TEXT NOT NULL,
+  request TEXT NOT NULL,
+  ends_at_ms INTEGER NOT NULL,
+  ended_at_ms INTEGER,
+  outcome TEXT
+) STRICT;
+CREATE INDEX admission_requests_open ON admission_requests(account) WHERE ended_at_ms IS NULL;
 """
 
-IS_SPEND = "j.kind IN ('post', 'post_reversed', 'release') AND q.account NOT IN ('wallet', 'held')"
+IS_OURS = "(q.account LIKE 'wallet%' OR q.account LIKE 'held%')"
+"""SQL: the postings q of the wallet and of what is held, of any account (core.ledger)."""
+
+IS_SPEND = f"j.kind IN ('post', 'post_reversed', 'release') AND NOT {IS_OURS}"
 """SQL: the postings q of entries j that show value leaving the wallet, or returning after a rollback."""
 
 

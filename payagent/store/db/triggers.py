@@ -149,6 +149,12 @@ KEPT = {
             "detail",
         ),
     ),
+    "homes": RecordTable((_ROW, Key(("origin", "partner"))), fixed=("rowid", "origin", "partner")),
+    "admission_requests": RecordTable(
+        (_ROW, Key(("id",))),
+        fixed=("rowid", "id", "account", "kind", "asked_by", "request", "ends_at_ms"),
+        once=("ended_at_ms", "outcome"),
+    ),
     "alerts": RecordTable(
         (_ROW, Key(("id",))),
         fixed=("rowid", "id", "kind", "subject", "body", "at_ms"),
@@ -176,6 +182,7 @@ KEPT = {
             "pool_id",
             "topup_id",
             "created_at_ms",
+            "account",
         ),
         once=("nonce_utxo",),
     ),
@@ -184,7 +191,7 @@ KEPT = {
 
 # SUM() raises above 2^63-1, which two postings of a token can exceed. The sums of two halves cannot, below 2^31
 # postings. The total is zero if the low halves sum to a multiple of 2^32 and the high halves cancel that carry.
-_UNBALANCED = (
+UNBALANCED = (
     "(SUM(units & 4294967295) & 4294967295) <> 0 OR SUM(units >> 32) + (SUM(units & 4294967295) >> 32) <> 0"
 )
 _OTHER_GUARDS = (
@@ -242,7 +249,7 @@ _OTHER_GUARDS = (
         "entries_balance",
         "INSERT ON entries",
         "NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = NEW.id) OR EXISTS "  # noqa: S608  our own names
-        f"(SELECT 1 FROM postings WHERE entry_id = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
+        f"(SELECT 1 FROM postings WHERE entry_id = NEW.id GROUP BY asset HAVING {UNBALANCED})",
         "the entry does not balance",
     ),
     Guard(

@@ -8,10 +8,11 @@ May import: sqlite3. Never: commits.
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
-_ADD = """ON CONFLICT DO UPDATE SET
-units_high = units_high + excluded.units_high + ((units_low + excluded.units_low) >> 32),
-units_low = (units_low + excluded.units_low) & 4294967295"""
+_ADD = """ON CONFLICT ({key}) DO UPDATE SET
+units_high = {table}.units_high + excluded.units_high + (({table}.units_low + excluded.units_low) >> 32),
+units_low = ({table}.units_low + excluded.units_low) & 4294967295"""
 """SQL after an INSERT of rows with `units_high` and `units_low`: adds them to an existing row."""
 
 _ROWS_AT_ONCE = 64
@@ -22,16 +23,24 @@ def halves(units: int) -> tuple[int, int]:
     return units >> 32, units & 4294967295
 
 
-def add_halves(conn: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+def add_halves(conn: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows into the table and columns named by `into`, or add their halves to existing rows.
+
+    The columns are the table's primary key, then the two halves.
 
     Many rows go into one statement, because each statement yields the GIL to other threads.
     """
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[first : first + _ROWS_AT_ONCE]
+    table, _, columns = into.partition("(")
+    add = _ADD.format(table=table, key=columns.removesuffix(", units_high, units_low)"))
+    totals: dict[tuple[object, ...], int] = {}  # PostgreSQL refuses a statement that changes a row twice
+    for *key, high, low in rows:
+        totals[*key,] = totals.get((*key,), 0) + whole(high, low)
+    added = [(*key, *halves(units)) for key, units in totals.items()]
+    for first in range(0, len(added), _ROWS_AT_ONCE):
+        some = added[first : first + _ROWS_AT_ONCE]
         places = ", ".join(["(" + ", ".join("?" * len(some[0])) + ")"] * len(some))
         values = [value for row in some for value in row]
-        conn.execute(f"INSERT INTO {into} VALUES {places} {_ADD}", values)  # noqa: S608  our own names
+        conn.execute(f"INSERT INTO {into} VALUES {places} {add}", values)  # noqa: S608  our own names
 
 
 def whole(high: int, low: int) -> int:

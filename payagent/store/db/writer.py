@@ -31,10 +31,13 @@ _Waiting = tuple[Job, Future[Any] | _Awaited]
 class Writer:
     """The committer's thread and the queue before it. Callable from any thread or task."""
 
+    _make = Committer
+    """What commits the jobs; another class over another engine."""
+
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
-        self._committer = Committer(path, checkpoint=checkpoint, own=own)
+        self._committer = self._make(path, checkpoint=checkpoint, own=own)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -68,9 +71,9 @@ class Writer:
                 raise Refused("store_failed", "the ledger is closed")
             self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
 
-    def is_noted(self, attempt: int | None) -> bool:
-        """Whether the attempt of this number may leave: the signer's own record has it."""
-        return self._committer.is_noted(attempt)
+    def is_noted(self, attempt: int | None, account: int = 0) -> bool:
+        """Whether the account's attempt of this number may leave: the signer's own record has it."""
+        return self._committer.is_noted(attempt, account)
 
     def close(self) -> None:
         """Run the queued jobs, then close. Idempotent."""

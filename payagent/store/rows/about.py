@@ -3,6 +3,7 @@
 May import: sqlite3. Never: writes.
 """
 
+import json
 import sqlite3
 
 
@@ -17,10 +18,13 @@ def meta(conn: sqlite3.Connection, key: str) -> str | None:
     return row[0] if row else None
 
 
+def account_addresses(conn: sqlite3.Connection) -> dict[int, str]:
+    """The address of each account of the wallet; empty for a daemon alone on its ledger, which has only one."""
+    return dict(conn.execute("SELECT account, address FROM accounts").fetchall())
+
+
 def restored_at_ms(conn: sqlite3.Connection) -> int | None:
     """When this ledger was last restored from a backup; None if never, or if no clock confirmed the time."""
-    row = conn.execute(
-        "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*' "
-        "AND json_extract(value, '$.is_clock_right')"
-    ).fetchone()
-    return None if row[0] is None else int(row[0])
+    rows = conn.execute("SELECT value FROM meta WHERE key LIKE 'restored:%'").fetchall()
+    facts = [json.loads(value) for (value,) in rows]
+    return max((int(one["restored_at_ms"]) for one in facts if one["is_clock_right"]), default=None)

@@ -60,7 +60,7 @@ def of_payment(conn: sqlite3.Connection, payment_id: str) -> ApprovalRow | None:
 def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
     """The decision on a payment that needed approval; None while it is pending."""
     row = conn.execute(
-        "SELECT event, detail ->> '$.via', detail ->> '$.by', at_ms FROM events "
+        "SELECT event, detail ->> 'via', detail ->> 'by', at_ms FROM events "
         "WHERE payment_id = ? AND event IN ('reserve', 'deny') ORDER BY seq LIMIT 1",
         (payment_id,),
     ).fetchone()
@@ -85,7 +85,8 @@ def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
 def count_awaiting(conn: sqlite3.Connection, app_id: str | None) -> int:
     """How many payments of an app await a decision; None: of all apps."""
     (count,) = conn.execute(
-        "SELECT COUNT(*) FROM payments WHERE state = 'awaiting_approval' AND (?1 IS NULL OR app_id = ?1)",
+        "SELECT COUNT(*) FROM payments WHERE state = 'awaiting_approval' "
+        "AND (CAST(?1 AS TEXT) IS NULL OR app_id = ?1)",
         (app_id,),
     ).fetchone()
     return int(count)
@@ -118,7 +119,7 @@ def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, 
     """The last payments to a merchant except this one: for each state, their number and the newest's time."""
     rows = conn.execute(
         "SELECT state, COUNT(*), MAX(created_at_ms) FROM (SELECT state, created_at_ms FROM payments "
-        "WHERE origin = ? AND id <> ? ORDER BY seq DESC LIMIT ?) GROUP BY state",
+        "WHERE origin = ? AND id <> ? ORDER BY seq DESC LIMIT ?) newest GROUP BY state",
         (origin, but, STANDING_MAX),
     )
     return {State(state): (count, newest_ms) for state, count, newest_ms in rows}

@@ -15,11 +15,11 @@ from payagent.store.rows.payments import payment
 def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
     """All attempts of a payment, oldest first."""
     rows = conn.execute(
-        "SELECT tx_id, payment_id, kind, nonce_utxo, invoice_seq, inputs, cbor, fee_lovelace, ttl_slot FROM "
-        "attempts WHERE payment_id = ? ORDER BY rowid",
+        "SELECT tx_id, payment_id, kind, nonce_utxo, invoice_seq, inputs, cbor, fee_lovelace, ttl_slot, account "
+        "FROM attempts WHERE payment_id = ? ORDER BY rowid",
         (payment_id,),
     )
-    return [AttemptRow(r[0], r[1], r[2], r[3], r[4], tuple(r[5].split(" ")), r[6], r[7], r[8]) for r in rows]
+    return [AttemptRow(r[0], r[1], r[2], r[3], r[4], tuple(r[5].split(" ")), r[6], r[7], r[8], r[9]) for r in rows]
 
 
 def payment_of_attempt(conn: sqlite3.Connection, tx_id: str) -> PaymentRow | None:
@@ -31,7 +31,7 @@ def payment_of_attempt(conn: sqlite3.Connection, tx_id: str) -> PaymentRow | Non
 def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, ...]:
     """The UTxOs that a `replacing` payment reserved for its next attempt."""
     (refs,) = conn.execute(
-        "SELECT detail ->> '$.inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
+        "SELECT detail ->> 'inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
         "ORDER BY seq DESC LIMIT 1",
         (payment_id,),
     ).fetchone()
@@ -46,7 +46,7 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
     """
     (count,) = conn.execute(
         "SELECT COALESCE(MAX(times), 0) FROM "
-        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider)",
+        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider) providers",
         (tx_id,),
     ).fetchone()
     last = conn.execute("SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,))
@@ -59,33 +59,33 @@ def was_answered(
 ) -> bool:
     """Whether a provider (or this one) ever gave this answer to an attempt (chain.provider.SubmitKind)."""
     row = conn.execute(
-        "SELECT 1 FROM events WHERE payment_id = ? AND event IN ('provider_answered', 'provider_accepted') "
-        "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? "
-        "AND (? IS NULL OR detail ->> '$.provider' = ?) LIMIT 1",
-        (payment_id, kind, tx_id, provider, provider),
+        "SELECT 1 FROM events WHERE payment_id = ?1 AND event IN ('provider_answered', 'provider_accepted') "
+        "AND detail ->> 'kind' = ?2 AND detail ->> 'tx_id' = ?3 "
+        "AND (CAST(?4 AS TEXT) IS NULL OR detail ->> 'provider' = ?4) LIMIT 1",
+        (payment_id, kind, tx_id, provider),
     ).fetchone()
     return row is not None
 
 
 _UTXO = """
-SELECT c.ref, c.tx_id, c.output_index, c.lovelace, c.assets, c.source, c.state, r.payment_id
+SELECT c.ref, c.tx_id, c.output_index, c.lovelace, c.assets, c.source, c.state, r.payment_id, c.account
 FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref
 """
 
 
-def _utxo(row: tuple[str, str, int, int, str, str, str, str | None]) -> UtxoRow:
+def _utxo(row: tuple[str, str, int, int, str, str, str, str | None, int]) -> UtxoRow:
     assets = {} if row[4] == "{}" else json.loads(row[4])
-    return UtxoRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7])
+    return UtxoRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7], row[8])
 
 
 def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """Every unspent UTxO that we know; pending change only of each payment's last attempt.
+    """Every unspent UTxO that we know, of all accounts; pending change only of each payment's last attempt.
 
     Pending change of earlier attempts stays in the table as long as a fork may bring it back, but is not listed.
     """
     of_another = (
         "SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id "
-        "WHERE a.tx_id = c.tx_id AND p.tx_id IS NOT a.tx_id"
+        "WHERE a.tx_id = c.tx_id AND p.tx_id IS DISTINCT FROM a.tx_id"
     )
     rows = conn.execute(
         f"{_UTXO} WHERE c.state IN ('pending', 'available', 'locked', 'missing') "
@@ -94,17 +94,22 @@ def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
-def utxo_states(conn: sqlite3.Connection) -> dict[str, str]:
-    """The state of every unspent UTxO that we know, by its ref."""
+def utxo_states(conn: sqlite3.Connection, account: int = 0) -> dict[str, str]:
+    """The state of every unspent UTxO of an account that we know, by its ref."""
     rows = conn.execute(
-        "SELECT ref, state FROM utxos WHERE state IN ('pending', 'available', 'locked', 'missing') ORDER BY ref"
+        "SELECT ref, state FROM utxos WHERE state IN ('pending', 'available', 'locked', 'missing') "
+        "AND account = ? ORDER BY ref",
+        (account,),
     )
     return {ref: sys.intern(state) for ref, state in rows}
 
 
-def free_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """UTxOs that coin selection may use: available and not reserved."""
-    rows = conn.execute(f"{_UTXO} WHERE c.state = 'available' AND r.payment_id IS NULL ORDER BY c.ref")
+def free_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
+    """An account's UTxOs that coin selection may use: available and not reserved."""
+    rows = conn.execute(
+        f"{_UTXO} WHERE c.state = 'available' AND c.account = ? AND r.payment_id IS NULL ORDER BY c.ref",
+        (account,),
+    )
     return [_utxo(row) for row in rows]
 
 
@@ -129,15 +134,19 @@ def is_made(conn: sqlite3.Connection, ref: str) -> bool:
     return bool(row and row[0])
 
 
-def missing_utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """UTxOs that the provider's list lacks, although nothing of ours has spent or reserved them."""
-    rows = conn.execute(f"{_UTXO} WHERE c.state = 'missing' AND r.payment_id IS NULL ORDER BY c.ref")
+def missing_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
+    """An account's UTxOs that the provider's list lacks, although we have neither spent nor reserved them."""
+    rows = conn.execute(
+        f"{_UTXO} WHERE c.state = 'missing' AND c.account = ? AND r.payment_id IS NULL ORDER BY c.ref", (account,)
+    )
     return [_utxo(row) for row in rows]
 
 
-def missing_deposits(conn: sqlite3.Connection) -> list[UtxoRow]:
-    """Missing UTxOs that external transactions made, reserved or not."""
-    rows = conn.execute(f"{_UTXO} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
+def missing_deposits(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
+    """An account's missing UTxOs that external transactions made, reserved or not."""
+    rows = conn.execute(
+        f"{_UTXO} WHERE c.state = 'missing' AND c.account = ? AND c.source = 'deposit' ORDER BY c.ref", (account,)
+    )
     return [_utxo(row) for row in rows]
 
 
@@ -185,21 +194,21 @@ def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
     return maker is not None and maker.state is State.VOID and maker.problem.code == "deposit_rolled_back"
 
 
-def coming_utxos(conn: sqlite3.Connection, slot: int) -> list[UtxoRow]:
-    """Unreserved change in no block yet, of each payment's last attempt while that can still land."""
+def coming_utxos(conn: sqlite3.Connection, slot: int, account: int = 0) -> list[UtxoRow]:
+    """An account's unreserved change in no block yet, of each payment's last attempt while that can still land."""
     rows = conn.execute(
         f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id "
         "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id "
-        "WHERE c.state = 'pending' AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
-        (slot,),
+        "WHERE c.state = 'pending' AND c.account = ? AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
+        (account, slot),
     )
     return [_utxo(row) for row in rows]
 
 
-_EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> '$.tx_id' = a.tx_id AND e.event ="
+_EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> 'tx_id' = a.tx_id AND e.event ="
 
 _REFUSED = (
-    f"EXISTS ({_EVENT} 'provider_answered' AND e.detail ->> '$.kind' IN ('never', 'client', 'spent_all', "
+    f"EXISTS ({_EVENT} 'provider_answered' AND e.detail ->> 'kind' IN ('never', 'client', 'spent_all', "
     f"'spent_some', 'expired')) AND NOT EXISTS ({_EVENT} 'provider_accepted')"
 )
 """SQL on an attempt: a provider refused it, and none accepted it. Spending its change would be refused too."""
@@ -212,13 +221,14 @@ _CHAINABLE = (
 )
 
 
-def chainable_utxos(conn: sqlite3.Connection, ttl_slot: int) -> list[UtxoRow]:
-    """Change in no block yet that another payment may spend, if its transaction is valid up to this slot.
+def chainable_utxos(conn: sqlite3.Connection, ttl_slot: int, account: int = 0) -> list[UtxoRow]:
+    """An account's change in no block yet that a payment may spend whose transaction is valid up to this slot.
 
     Only change of a payment's current attempt, which payagent submits itself. Not if a provider refused the
     attempt and none accepted it.
     """
-    return [_utxo(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
+    rows = conn.execute(f"{_CHAINABLE} AND c.account = ? ORDER BY c.ref", (ttl_slot, account))
+    return [_utxo(row) for row in rows]
 
 
 def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow | None:
@@ -227,13 +237,16 @@ def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow
     return None if row is None else _utxo(row)
 
 
-def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[UtxoRow]:
-    """UTxOs available for coin selection that a transaction or its descendants made; most lovelace first."""
+def free_descendants(conn: sqlite3.Connection, tx_id: str, account: int = 0) -> list[UtxoRow]:
+    """An account's UTxOs available for coin selection that a transaction or its descendants made; most lovelace
+    first.
+    """
     rows = conn.execute(
-        "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM utxos c JOIN line ON c.tx_id = line.tx "  # noqa: S608
-        f"WHERE c.spent_by IS NOT NULL) {_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'available' "
-        "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
-        (tx_id,),
+        "WITH RECURSIVE line(tx) AS (SELECT tx_id FROM utxos WHERE tx_id = ? "  # noqa: S608  our own names
+        "UNION SELECT c.spent_by FROM utxos c JOIN line ON c.tx_id = line.tx WHERE c.spent_by IS NOT NULL) "
+        f"{_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'available' "
+        "AND c.account = ? AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
+        (tx_id, account),
     )
     return [_utxo(row) for row in rows]
 

@@ -42,7 +42,7 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
 def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
     """Whether one more event that changes no state may be recorded for a payment."""
     (count,) = conn.execute(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?)", (payment_id, KEPT_AT_ONCE)
+        "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?) few", (payment_id, KEPT_AT_ONCE)
     ).fetchone()
     if count < KEPT_AT_ONCE:
         return True
@@ -71,8 +71,7 @@ def purpose_of(conn: sqlite3.Connection, payment_id: str) -> str | None:
 def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
     """What the merchant's answer to each retry meant, in order (dialects.RetryVerdict)."""
     rows = conn.execute(
-        "SELECT json_extract(detail, '$.said') FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
-        "ORDER BY seq",
+        "SELECT detail ->> 'said' FROM events WHERE payment_id = ? AND event = 'merchant_answered' ORDER BY seq",
         (payment_id,),
     )
     return [verdict for (verdict,) in rows]
@@ -81,8 +80,8 @@ def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
 def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
     """How deep a payment's transaction was when its merchant last answered "pending"; None if it never did."""
     row = conn.execute(
-        "SELECT detail ->> '$.depth' FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
-        "AND detail ->> '$.said' = 'pending' ORDER BY seq DESC LIMIT 1",
+        "SELECT detail ->> 'depth' FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
+        "AND detail ->> 'said' = 'pending' ORDER BY seq DESC LIMIT 1",
         (payment_id,),
     ).fetchone()
     return None if row is None else int(row[0])
@@ -163,7 +162,7 @@ def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tupl
     rows = conn.execute(
         "SELECT e.seq, e.payment_id, e.event, e.state, e.detail, e.at_ms FROM events e "
         "LEFT JOIN payments p ON p.id = e.payment_id "
-        "WHERE e.seq > ? AND e.seq <= ? AND (? IS NULL OR p.app_id = ?) ORDER BY e.seq",
-        (seq, until, app_id, app_id),
+        "WHERE e.seq > ?1 AND e.seq <= ?2 AND (CAST(?3 AS TEXT) IS NULL OR p.app_id = ?3) ORDER BY e.seq",
+        (seq, until, app_id),
     )
     return [StreamedEvent(*row) for row in rows], max(seq, until)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from payagent.store.db.tables import IS_SPEND
+from payagent.store.db.tables import IS_OURS, IS_SPEND
 from payagent.store.db.wide_sums import sums, whole
 
 _SUMS = sums("units")
@@ -92,10 +92,12 @@ _NAMES = (
         "v.invoice_id",
         "i.request",
     ),
-    "(SELECT group_concat(t.account, char(10)) FROM postings t WHERE t.entry_id = j.id)",
 )
 _CONTAINS = (
-    "instr(lower(" + " || char(10) || ".join(f"COALESCE({name}, '')" for name in _NAMES) + "), lower(?)) > 0"
+    "EXISTS (SELECT 1 FROM (SELECT lower(?) AS part) s WHERE instr(lower("  # noqa: S608  our own names
+    + " || '\n' || ".join(f"COALESCE({name}, '')" for name in _NAMES)
+    + "), s.part) > 0 OR EXISTS "
+    "(SELECT 1 FROM postings t WHERE t.entry_id = j.id AND instr(lower(t.account), s.part) > 0))"
 )
 
 
@@ -126,20 +128,23 @@ _PATH_ON = "substr(i.request, instr(i.request, ' ') + 1)"
 _SPEND_KEYS: Mapping[SpendKey, str] = {
     "merchant": "v.origin",
     "app": "a.name",
-    "path": f"substr({_PATH_ON}, 1, min(instr({_PATH_ON} || '?', '?'), instr({_PATH_ON}, ' ')) - 1)",
-    "destination": "IIF(p.kind IN ('send', 'sweep') AND p.outputs ->> '$[0].role' = 'pay_to', "
-    "p.outputs ->> '$[0].address', NULL)",
+    "path": f"substr({_PATH_ON}, 1, instr(replace({_PATH_ON}, '?', ' '), ' ') - 1)",
+    "destination": "CASE WHEN p.kind IN ('send', 'sweep') AND p.outputs -> 0 ->> 'role' = 'pay_to' "
+    "THEN p.outputs -> 0 ->> 'address' END",
     "hour": "strftime('%Y-%m-%dT%H:00Z', j.at_ms / 1000, 'unixepoch')",
     "day": "strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch')",
-    "week": "date(j.at_ms / 1000, 'unixepoch', '-6 days', 'weekday 1')",
+    "week": "strftime('%Y-%m-%d', (j.at_ms / 86400000 - (j.at_ms / 86400000 + 3) % 7) * 86400, 'unixepoch')",
     "month": "strftime('%Y-%m', j.at_ms / 1000, 'unixepoch')",
 }
 """SQL of each key. A path is without its query; a week is its Monday; only a transfer out has a destination."""
 
 _SPEND_PARTS = ", ".join(
-    f"COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS {part}"
+    f"CAST(COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS BIGINT) AS {part}"
     for part, test in (("paid", "NOT IN ('fees', 'external')"), ("fees", "= 'fees'"), ("sent", "= 'external'"))
 )
+
+
+_TIMES = "CASE WHEN j.kind = 'post_reversed' THEN -1 ELSE 1 END AS times"
 
 
 def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
@@ -177,7 +182,7 @@ def own_changes(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, st
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
         f"SELECT j.kind, q.asset, {_SUMS} FROM {_ENTRIES} "  # noqa: S608  our own names
-        f"CROSS JOIN postings q ON q.entry_id = j.id AND q.account IN ('wallet', 'held'){where} "
+        f"CROSS JOIN postings q ON q.entry_id = j.id AND {IS_OURS}{where} "
         "GROUP BY j.kind, q.asset ORDER BY j.kind, q.asset",
         values,
     )
@@ -217,17 +222,18 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
     Spend is what one of our transactions on the chain moved out: the posts of payments and the fees of cancels,
     minus reversals.
     """
-    keys = [f"{_SPEND_KEYS[key]} AS key{place}" for place, key in enumerate(by)]
+    keys = [f"MIN({_SPEND_KEYS[key]}) AS key{place}" for place, key in enumerate(by)]
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
-    columns = ", ".join([*keys, "q.asset AS asset", _SPEND_PARTS, "IIF(j.kind = 'post_reversed', -1, 1) AS times"])
+    columns = ", ".join([*keys, "q.asset AS asset", _SPEND_PARTS, _TIMES])
     entries = (
         f"SELECT {columns} FROM {_ENTRIES} CROSS JOIN postings q ON q.entry_id = j.id AND {IS_SPEND}"  # noqa: S608
         f"{where} GROUP BY j.id, q.asset"
     )
-    group = ", ".join([*(f"key{place}" for place in range(len(keys))), "asset"])
+    names = [*(f"key{place}" for place in range(len(keys))), "asset"]
+    group, order = ", ".join(names), ", ".join(f"{name} NULLS FIRST" for name in names)
     parts = ", ".join(sums(part) for part in ("paid", "fees", "sent"))
     rows = conn.execute(
-        f"SELECT {group}, {parts}, SUM(times) FROM ({entries}) GROUP BY {group} ORDER BY {group}",  # noqa: S608
+        f"SELECT {group}, {parts}, SUM(times) FROM ({entries}) spent GROUP BY {group} ORDER BY {order}",  # noqa: S608
         values,
     )
     spend_rows = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)

@@ -19,11 +19,11 @@ after a rollback or a restart, and no other clock moves it, so a clock jump free
 May import: core, store.db. Never: reads a clock; decides.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, SpendSpan, Window, counts_from_ms, scopes_of
+from payagent.store.db.sql_text import places
 from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves, whole
 
@@ -35,7 +35,7 @@ OPEN_MS = max(SPANS_MS) << 30
 
 _COUNTERS = "limit_counters(app, merchant, asset, span_ms, start_ms, kind, units_high, units_low)"
 _SUM = "SELECT COALESCE(SUM(units_high), 0), COALESCE(SUM(units_low), 0) FROM limit_counters"
-_LIMIT = "SELECT app, merchant, asset, window, most_units FROM limits"
+_LIMIT = 'SELECT app, merchant, asset, "window", most_units FROM limits'
 _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms >= ?"
 
 
@@ -121,19 +121,20 @@ def totals_by_app(
 
     Each is one look-up, so the history's size does not matter.
     """
+    of, paid_in = list(merchants), sorted(assets)
     rows = conn.execute(
-        "SELECT a.name, c.merchant, c.asset, c.units_high, c.units_low "
-        "FROM apps a CROSS JOIN json_each(?) m CROSS JOIN json_each(?) s CROSS JOIN limit_counters c "
-        "WHERE c.app = a.id AND c.merchant = m.value AND c.asset = s.value AND c.span_ms = 0 AND c.start_ms = 0 "
-        "AND c.kind = 'paid' ORDER BY a.name, c.merchant, c.asset",
-        (json.dumps(list(merchants)), json.dumps(sorted(assets))),
+        "SELECT a.name, c.merchant, c.asset, c.units_high, c.units_low "  # noqa: S608  placeholders
+        f"FROM apps a CROSS JOIN limit_counters c ON c.app = a.id AND c.merchant IN ({places(len(of))}) "
+        f"AND c.asset IN ({places(len(paid_in))}) AND c.span_ms = 0 AND c.start_ms = 0 AND c.kind = 'paid' "
+        "ORDER BY a.name, c.merchant, c.asset",
+        (*of, *paid_in),
     )
     return [(app, merchant, asset, whole(high, low)) for app, merchant, asset, high, low in rows]
 
 
 def limits(conn: sqlite3.Connection) -> list[Limit]:
     """The limits set at run time."""
-    return [_limit(row) for row in conn.execute(_LIMIT)]
+    return [_limit(row) for row in conn.execute(f'{_LIMIT} ORDER BY app, merchant, asset, "window"')]
 
 
 def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Limit]:
@@ -147,8 +148,8 @@ def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Li
 def set_limit(unit: Unit, limit: Limit) -> None:
     """Set a run-time limit. It overrides the config file for the same scope, asset and window."""
     unit.conn.execute(
-        "INSERT INTO limits(app, merchant, asset, window, most_units) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET most_units = excluded.most_units",
+        'INSERT INTO limits(app, merchant, asset, "window", most_units) VALUES (?, ?, ?, ?, ?) '
+        'ON CONFLICT (app, merchant, asset, "window") DO UPDATE SET most_units = excluded.most_units',
         (*limit.scope, limit.asset, limit.window, limit.most_units),
     )
 
@@ -156,7 +157,7 @@ def set_limit(unit: Unit, limit: Limit) -> None:
 def drop_limit(unit: Unit, scope: Scope, asset: str, window: Window) -> None:
     """Remove a run-time limit. The config file's applies again; it has none for apps."""
     unit.conn.execute(
-        "DELETE FROM limits WHERE app = ? AND merchant = ? AND asset = ? AND window = ?", (*scope, asset, window)
+        'DELETE FROM limits WHERE app = ? AND merchant = ? AND asset = ? AND "window" = ?', (*scope, asset, window)
     )
 
 

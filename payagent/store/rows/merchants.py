@@ -86,7 +86,7 @@ def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
     """Record the agreed price; later prices of the request are compared with it."""
     unit.conn.execute(
         "INSERT INTO agreed_prices(origin, method, path, asset, calls, units) VALUES (?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET units = excluded.units",
+        "ON CONFLICT (origin, method, path, asset, calls) DO UPDATE SET units = excluded.units",
         (origin, price.method, price.path, price.asset, price.calls, price.units),
     )
 
@@ -108,7 +108,7 @@ def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
 def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
     unit.conn.execute(
         "INSERT INTO unserved_streaks(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
+        "ON CONFLICT (origin) DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
         (origin, now.count, now.stopped_at_ms),
     )
 
@@ -123,7 +123,7 @@ def readiness(conn: sqlite3.Connection, origin: str) -> MerchantReadiness:
 def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
     unit.conn.execute(
         "INSERT INTO readiness(origin, accepted_depth, refused_early) VALUES (?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET accepted_depth = excluded.accepted_depth, "
+        "ON CONFLICT (origin) DO UPDATE SET accepted_depth = excluded.accepted_depth, "
         "refused_early = excluded.refused_early",
         (origin, now.accepted_depth, int(now.refused_early)),
     )

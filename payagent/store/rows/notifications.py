@@ -5,12 +5,12 @@ the target's cursor past its event.
 May import: store.db, store.rows. Never: commits; holds what is told, or a secret.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from payagent.store.db.sql_text import LATEST, places
 from payagent.store.db.unit import Unit
 
 DeliveryState = Literal["waiting", "delivered", "given_up"]
@@ -65,7 +65,7 @@ class TargetState:
 
 _DELIVERY = (
     "SELECT seq, id, target, event_seq, type, from_ms, tries, next_try_at_ms, delivered_at_ms, last_problem, "
-    "(SELECT IFNULL(e.payment_id, e.detail ->> '$.payment') FROM events e WHERE e.seq = event_seq) "
+    "(SELECT COALESCE(e.payment_id, e.detail ->> 'payment') FROM events e WHERE e.seq = event_seq) "
     "FROM notification_deliveries"
 )
 
@@ -85,10 +85,10 @@ def read_events(
     which the merchant may still serve.
     """
     rows = conn.execute(
-        "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq > ? AND seq <= ? "
-        "AND event IN (SELECT value FROM json_each(?)) AND (event <> 'reserve' OR detail ->> '$.via' IS NOT NULL) "
-        "AND (event <> 'merchant_answered' OR detail ->> '$.delivery' = 'give_up') ORDER BY seq",
-        (after_seq, until_seq, json.dumps(names)),
+        "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq > ? AND seq <= ? "  # noqa: S608
+        f"AND event IN ({places(len(names))}) AND (event <> 'reserve' OR detail ->> 'via' IS NOT NULL) "
+        "AND (event <> 'merchant_answered' OR detail ->> 'delivery' = 'give_up') ORDER BY seq",
+        (after_seq, until_seq, *names),
     )
     return [HashedEvent(*row) for row in rows]
 
@@ -104,7 +104,7 @@ def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool
     """Whether an earlier event of a payment said that it was served, or that the merchant does not serve it."""
     row = conn.execute(
         "SELECT 1 FROM events WHERE payment_id = ? AND seq < ? AND (event IN ('delivery_accept', "
-        "'delivery_give_up') OR event = 'merchant_answered' AND detail ->> '$.delivery' = 'give_up') LIMIT 1",
+        "'delivery_give_up') OR event = 'merchant_answered' AND detail ->> 'delivery' = 'give_up') LIMIT 1",
         (payment_id, seq),
     ).fetchone()
     return row is not None
@@ -115,10 +115,10 @@ def due(conn: sqlite3.Connection, target: str, now_ms: int, longest_wait_ms: int
 
     One that would wait for longer than the longest wait is due: the clock was set back.
     """
-    times = (0, now_ms), (now_ms + longest_wait_ms + 1, 1 << 62)
+    times = (0, now_ms), (now_ms + longest_wait_ms + 1, LATEST)
     rows = [
         row
-        for is_asking in (1, 0)
+        for is_asking in (True, False)
         for first_ms, last_ms in times
         for row in conn.execute(
             f"{_DELIVERY} INDEXED BY notification_deliveries_waiting WHERE target = ? "
@@ -145,14 +145,14 @@ def page(
 ) -> list[DeliveryRow]:
     """Deliveries, newest first."""
     is_in_state = {
-        None: "1",
+        None: "TRUE",
         "waiting": "next_try_at_ms IS NOT NULL",
         "delivered": "next_try_at_ms IS NULL AND delivered_at_ms IS NOT NULL",
         "given_up": "next_try_at_ms IS NULL AND delivered_at_ms IS NULL",
     }[state]
     rows = conn.execute(
-        f"{_DELIVERY} WHERE (?1 IS NULL OR target = ?1) AND {is_in_state} "
-        "AND seq < IFNULL(?2, 1 << 62) ORDER BY seq DESC LIMIT ?3",
+        f"{_DELIVERY} WHERE (CAST(?1 AS TEXT) IS NULL OR target = ?1) AND {is_in_state} "
+        f"AND seq < COALESCE(?2, {LATEST}) ORDER BY seq DESC LIMIT ?3",
         (target, before_seq, limit),
     )
     return [DeliveryRow(*row) for row in rows]
@@ -224,7 +224,7 @@ def set_delivered(unit: Unit, row: DeliveryRow, now_ms: int, problem: str | None
     )
     unit.conn.execute(
         "UPDATE notification_deliveries INDEXED BY notification_deliveries_waiting SET next_try_at_ms = ?1 "
-        "WHERE target = ?2 AND (type = 'approval.asked') IN (0, 1) AND next_try_at_ms > ?1",
+        "WHERE target = ?2 AND (type = 'approval.asked') IN (FALSE, TRUE) AND next_try_at_ms > ?1",
         (now_ms, row.target),
     )
 
@@ -234,8 +234,8 @@ def set_missed(
 ) -> None:
     """Record why a delivery was not taken, and when to try again. With None, it is given up."""
     unit.conn.execute(
-        "UPDATE notification_deliveries SET tries = ?, next_try_at_ms = ?, last_problem = ?, "
-        "from_ms = MIN(from_ms, ?) WHERE id = ?",
+        "UPDATE notification_deliveries SET tries = ?1, next_try_at_ms = ?2, last_problem = ?3, "
+        "from_ms = CASE WHEN from_ms < ?4 THEN from_ms ELSE ?4 END WHERE id = ?5",
         (tries, again_at_ms, problem, now_ms, row.id),
     )
 
@@ -244,8 +244,8 @@ def give_up_old(unit: Unit, target: str, until_ms: int) -> None:
     """Give up what was first due at `until_ms` or before, except requests for approval."""
     unit.conn.execute(
         "UPDATE notification_deliveries INDEXED BY notification_deliveries_waiting SET next_try_at_ms = NULL, "
-        "last_problem = IFNULL(last_problem, 'not taken within a day') WHERE target = ? "
-        "AND (type = 'approval.asked') = 0 AND next_try_at_ms IS NOT NULL AND from_ms <= ?",
+        "last_problem = COALESCE(last_problem, 'not taken within a day') WHERE target = ? "
+        "AND (type = 'approval.asked') = FALSE AND next_try_at_ms IS NOT NULL AND from_ms <= ?",
         (target, until_ms),
     )
 
@@ -261,12 +261,10 @@ def replay(unit: Unit, delivery_id: str, now_ms: int) -> None:
 
 def forget_others(unit: Unit, targets: Sequence[str]) -> None:
     """Give up what waits for targets that are no longer in the config. One that returns starts anew."""
-    kept = json.dumps(targets)
+    kept = places(len(targets))
+    unit.conn.execute(f"DELETE FROM notification_cursors WHERE target NOT IN ({kept})", targets)  # noqa: S608
     unit.conn.execute(
-        "DELETE FROM notification_cursors WHERE target NOT IN (SELECT value FROM json_each(?))", (kept,)
-    )
-    unit.conn.execute(
-        "UPDATE notification_deliveries SET next_try_at_ms = NULL, last_problem = 'no longer in the config' "
-        "WHERE next_try_at_ms IS NOT NULL AND target NOT IN (SELECT value FROM json_each(?))",
-        (kept,),
+        "UPDATE notification_deliveries SET next_try_at_ms = NULL, last_problem = 'no longer in the config' "  # noqa: S608
+        f"WHERE next_try_at_ms IS NOT NULL AND target NOT IN ({kept})",
+        targets,
     )

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from payagent.core.aggregate import AttemptKind, ExternalSpendRow
-from payagent.core.ledger import HELD, WALLET, add
+from payagent.core.ledger import HELD, WALLET, add, general_account
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
 from payagent.store.rows import journal, payments
 
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
 _EXTERNAL_SPENDS_ON_CHAIN = (
-    "SELECT tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot FROM external_spends f "
-    "WHERE seq = (SELECT MAX(seq) FROM external_spends g WHERE g.tx_id = f.tx_id) AND is_on_chain = 1"
+    "SELECT tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot, account "
+    "FROM external_spends f WHERE f.account = ? AND is_on_chain = 1 AND seq = (SELECT MAX(seq) "
+    "FROM external_spends g WHERE g.tx_id = f.tx_id AND g.account = f.account)"
 )
 
 Units = Mapping[str, int]
@@ -57,39 +58,49 @@ class Claim:
     is_missing: bool = False
 
 
-def external_spends_on_chain(conn: sqlite3.Connection, from_height: int = 0) -> list[ExternalSpendRow]:
-    """External spends that were last seen on chain, in blocks from this height on; oldest first."""
-    rows = conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND block_height >= ? ORDER BY seq", (from_height,))
+def external_spends_on_chain(
+    conn: sqlite3.Connection, from_height: int = 0, account: int = 0
+) -> list[ExternalSpendRow]:
+    """An account's external spends that were last seen on chain, in blocks from this height on; oldest first."""
+    rows = conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND block_height >= ? ORDER BY seq", (account, from_height))
     return [_external_spend(row) for row in rows]
 
 
-def external_spend_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ExternalSpendRow]:
-    """External spends on chain among these transactions, looked up one by one: the history may be long."""
+def external_spend_named(
+    conn: sqlite3.Connection, tx_ids: Collection[str], account: int = 0
+) -> list[ExternalSpendRow]:
+    """An account's external spends on chain among these transactions, looked up one by one.
+
+    The history may be long.
+    """
     rows = [
-        conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND f.tx_id = ?", (tx_id,)).fetchone()
+        conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND f.tx_id = ?", (account, tx_id)).fetchone()
         for tx_id in sorted(tx_ids)
     ]
     return [_external_spend(row) for row in rows if row is not None]
 
 
-def external_spends_of(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ExternalSpendRow]:
-    """External spends on chain that spent any of these UTxOs."""
+def external_spends_of(conn: sqlite3.Connection, refs: Iterable[str], account: int = 0) -> list[ExternalSpendRow]:
+    """External spends on chain that spent any of these UTxOs of an account."""
     cursors = [
         conn.execute("SELECT spent_by FROM utxos WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs
     ]
-    return external_spend_named(conn, {row[0] for rows in cursors for row in rows})
+    return external_spend_named(conn, {row[0] for rows in cursors for row in rows}, account)
 
 
-def external_spends_settled(conn: sqlite3.Connection) -> int:
-    """The height up to which external spends were read in blocks beyond any rollback; -1 if none was yet."""
-    _, detail, _ = last_of_wallet(conn, "external_spend_settled")
+def external_spends_settled(conn: sqlite3.Connection, account: int = 0) -> int:
+    """The height up to which an account's external spends were read in blocks beyond any rollback; -1 if none was
+    yet.
+    """
+    _, detail, _ = last_of_account(conn, "external_spend_settled", account)
     return int(json.loads(detail).get("height", -1))
 
 
-def is_external_spend_on_chain(conn: sqlite3.Connection, tx_id: str) -> bool:
-    """Whether this transaction is an external spend that was last seen on chain."""
+def is_external_spend_on_chain(conn: sqlite3.Connection, tx_id: str, account: int = 0) -> bool:
+    """Whether this transaction is an external spend of the account that was last seen on chain."""
     row = conn.execute(
-        "SELECT is_on_chain FROM external_spends WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
+        "SELECT is_on_chain FROM external_spends WHERE tx_id = ? AND account = ? ORDER BY seq DESC LIMIT 1",
+        (tx_id, account),
     ).fetchone()
     return row is not None and bool(row[0])
 
@@ -116,13 +127,16 @@ def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
     return min(times, default=0)
 
 
-def overtaken(conn: sqlite3.Connection) -> list[tuple[str, str]]:
-    """(payment, external spend) if the spend took its nonce UTxO, or any UTxO of a payment only reserved."""
+def overtaken(conn: sqlite3.Connection, account: int = 0) -> list[tuple[str, str]]:
+    """(payment of an account, external spend) if the spend took its nonce UTxO, or any UTxO of a payment only
+    reserved.
+    """
     rows = conn.execute(
         "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id JOIN utxos c ON "
-        "c.ref = r.ref JOIN external_spends f ON f.tx_id = c.spent_by WHERE p.state = 'reserved' OR (p.state IN "
-        "('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.nonce_utxo) GROUP BY p.seq ORDER BY "
-        "p.seq"
+        "c.ref = r.ref JOIN external_spends f ON f.tx_id = c.spent_by WHERE p.account = ? AND (p.state = "
+        "'reserved' OR (p.state IN ('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.nonce_utxo)) "
+        "GROUP BY p.seq ORDER BY p.seq",
+        (account,),
     )
     return rows.fetchall()
 
@@ -136,23 +150,41 @@ def last_of_wallet(conn: sqlite3.Connection, event: str) -> tuple[int, str, int]
     return row or (0, "{}", 0)
 
 
+def last_of_account(conn: sqlite3.Connection, event: str, account: int) -> tuple[int, str, int]:
+    """As `last_of_wallet`, for events about one account, which have its number (`about_account`)."""
+    row = conn.execute(
+        "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ? "
+        "AND COALESCE(detail ->> 'account', '0') = ? ORDER BY seq DESC LIMIT 1",
+        (event, str(account)),
+    ).fetchone()
+    return row or (0, "{}", 0)
+
+
+def about_account(account: int) -> dict[str, str]:
+    """The part of an event's detail that says which account it is about; nothing for the first."""
+    return {"account": str(account)} if account else {}
+
+
 def last_event_ms(conn: sqlite3.Connection) -> int:
     """The time of the newest event; 0 if there is none."""
     row = conn.execute("SELECT at_ms FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     return row[0] if row else 0
 
 
-def last_slot(conn: sqlite3.Connection) -> int | None:
-    """The slot of the block in which a spend of our UTxOs was last seen; None if there is none."""
+def last_slot(conn: sqlite3.Connection, account: int = 0) -> int | None:
+    """The slot of the block in which a spend of an account's UTxOs was last seen; None if there is none."""
     (slot,) = conn.execute(
-        "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM block_observations ORDER BY seq DESC "
-        "LIMIT 1) UNION ALL SELECT * FROM (SELECT block_slot FROM external_spends ORDER BY seq DESC LIMIT 1))"
+        "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM block_observations s CROSS JOIN "
+        "attempts a ON a.tx_id = s.tx_id AND a.account = ?1 ORDER BY s.seq DESC LIMIT 1) o UNION ALL "
+        "SELECT * FROM (SELECT block_slot FROM external_spends WHERE account = ?1 ORDER BY seq DESC LIMIT 1) e) "
+        "newest",
+        (account,),
     ).fetchone()
     return None if slot is None else int(slot)
 
 
 def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
-    """External spends since an operator last unfroze the wallet, oldest first."""
+    """External spends of any account since an operator last unfroze the wallet, oldest first."""
     rows = conn.execute(
         "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'external_spend' AND seq > ? ORDER BY seq",
         (last_of_wallet(conn, "unfrozen")[0],),
@@ -162,7 +194,7 @@ def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
 
 def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
     row = conn.execute(
-        "SELECT p.id, p.state, a.kind, p.tx_id IS a.tx_id, a.fee_lovelace FROM attempts a "
+        "SELECT p.id, p.state, a.kind, p.tx_id IS NOT DISTINCT FROM a.tx_id, a.fee_lovelace FROM attempts a "
         "JOIN payments p ON p.id = a.payment_id WHERE a.tx_id = ?",
         (tx_id,),
     ).fetchone()
@@ -249,7 +281,7 @@ def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
 
 
 def owned(conn: sqlite3.Connection) -> Units:
-    """Balance of wallet plus held, per asset."""
+    """Balance of wallet plus held of all accounts, per asset."""
     return _ours(journal.balances(conn))
 
 
@@ -258,11 +290,9 @@ def clean(units: Units) -> dict[str, int]:
     return {asset: n for asset, n in units.items() if n}
 
 
-def _external_spend(row: tuple[str, int, str, str, str, int, int]) -> ExternalSpendRow:
-    return ExternalSpendRow(
-        row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), row[4], row[5], row[6]
-    )
+def _external_spend(row: tuple[str, int, str, str, str, int, int, int]) -> ExternalSpendRow:
+    return ExternalSpendRow(row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), *row[4:])
 
 
 def _ours(lines: Iterable[tuple[str, str, int]]) -> dict[str, int]:
-    return clean(add({asset: units} for account, asset, units in lines if account in (WALLET, HELD)))
+    return clean(add({asset: units} for name, asset, units in lines if general_account(name) in (WALLET, HELD)))

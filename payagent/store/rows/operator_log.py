@@ -3,31 +3,30 @@
 May import: core, store.rows, store.db, sqlite3. Never: writes.
 """
 
-import json
 import sqlite3
 from dataclasses import dataclass
 
 from payagent.core.operator_log import KINDS, LogKind
+from payagent.store.db.sql_text import LATEST, NOTHING
 
 OF_PAYMENTS = ("reject", "deny", "reserve")
 """Events of a payment. Of these, `reserve` is listed if it was a decision on an approval."""
 
 _LOG = """
+WITH k(name) AS ({of_the_wallet})
 SELECT e.seq, e.payment_id, e.event, e.detail, e.at_ms, p.app_id, p.origin, i.request
-FROM (SELECT w.* FROM json_each(:of_the_wallet) k JOIN events w ON w.seq IN (
+FROM (SELECT w.* FROM k JOIN events w ON w.seq IN (
         SELECT seq FROM events INDEXED BY events_of_the_wallet
-        WHERE payment_id IS NULL AND event = k.value AND seq < IFNULL(:before_seq, 1 << 62) AND at_ms >= :since_ms
-        ORDER BY seq DESC LIMIT :limit)
+        WHERE payment_id IS NULL AND event = k.name AND seq < ?1 AND at_ms >= ?2 ORDER BY seq DESC LIMIT ?3)
       UNION ALL
       SELECT d.* FROM (SELECT id FROM payments WHERE state IN ('rejected', 'denied')
                        UNION SELECT payment_id FROM approvals) q
       JOIN events d INDEXED BY events_by_payment ON d.payment_id = q.id
-      WHERE d.event IN (SELECT value FROM json_each(:of_payments))
-        AND (d.event <> 'reserve' OR d.detail ->> '$.via' IS NOT NULL)
-        AND d.seq < IFNULL(:before_seq, 1 << 62) AND d.at_ms >= :since_ms) e
+      WHERE d.event IN ({of_payments}) AND (d.event <> 'reserve' OR d.detail ->> 'via' IS NOT NULL)
+        AND d.seq < ?1 AND d.at_ms >= ?2) e
 LEFT JOIN payments p ON p.id = e.payment_id
 LEFT JOIN intents i ON i.id = p.intent_id
-ORDER BY e.seq DESC LIMIT :limit
+ORDER BY e.seq DESC LIMIT ?3
 """
 """Each branch has the bounds, so a page does not read all refused 402s."""
 
@@ -54,12 +53,15 @@ def page(
 ) -> list[LoggedEvent]:
     """Changes, refusals, and decisions on approvals, newest first. `kind`: only these."""
     listed = [event for one, events in KINDS.items() if kind in (None, one) for event in events]
-    values = {
-        "of_the_wallet": json.dumps([event for event in listed if event not in OF_PAYMENTS]),
-        "of_payments": json.dumps([event for event in listed if event in OF_PAYMENTS]),
-        "since_ms": since_ms,
-        "before_seq": before_seq,
-        "limit": limit,
-    }
-    rows = conn.execute(_LOG, values)
+    of_the_wallet = [event for event in listed if event not in OF_PAYMENTS]
+    of_payments = [event for event in listed if event in OF_PAYMENTS]
+    marks = [f"?{number}" for number in range(4, 4 + len(listed))]
+    named, asked = marks[: len(of_the_wallet)], marks[len(of_the_wallet) :]
+    log = _LOG.format(
+        of_the_wallet=f"VALUES {', '.join(f'({mark})' for mark in named)}" if named else NOTHING,
+        of_payments=", ".join(asked) or NOTHING,
+    )
+    rows = conn.execute(
+        log, (LATEST if before_seq is None else before_seq, since_ms, limit, *of_the_wallet, *of_payments)
+    )
     return [LoggedEvent(*row) for row in rows]

@@ -26,7 +26,7 @@ def of_target(conn: sqlite3.Connection, target: str) -> list[PairedChat]:
     """The paired chats of a target, in the order of their pairing."""
     rows = conn.execute(
         "SELECT event, detail, at_ms FROM events INDEXED BY events_of_the_wallet "
-        "WHERE payment_id IS NULL AND event IN (?, ?) AND detail ->> '$.target' = ? ORDER BY seq",
+        "WHERE payment_id IS NULL AND event IN (?, ?) AND detail ->> 'target' = ? ORDER BY seq",
         (PAIRED, UNPAIRED, target),
     )
     chats: dict[int, PairedChat] = {}

@@ -1,6 +1,6 @@
 """Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
-May import: core.invoice, core.payment, core.problems, sqlite3. Never: writes.
+May import: core.invoice, core.payment, core.problems, store.db, sqlite3. Never: writes.
 """
 
 import json
@@ -23,6 +23,7 @@ from payagent.core.aggregate import (
     Stage,
 )
 from payagent.core.payment import Delivery, State
+from payagent.store.db.sql_text import places
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ _COLUMNS: Mapping[type, str] = {
     PaymentRow: f"""
        p.seq, p.id, p.kind, p.app_id, COALESCE(v.outputs, p.outputs) AS outputs, p.state, p.delivery, p.nonce_utxo,
        p.void_tx_id, p.merchant_status, EXISTS ({_EVENT} 'merchant_refused') AS refused, p.created_at_ms,
-       p.updated_at_ms""",
+       p.updated_at_ms, p.account""",
     IntentPart: """
        i.id, i.request_id, NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                                        WHERE q.intent_id = p.intent_id AND q.seq < p.seq) AS is_first""",
@@ -66,7 +67,7 @@ _COLUMNS: Mapping[type, str] = {
        v.echo, v.commitment""",
     AttemptPart: f"""
        a.rowid AS number, p.tx_id, COALESCE(a.ttl_slot, p.ttl_slot) AS ttl_slot, a.fee_lovelace, a.cbor,
-       EXISTS ({_EVENT} 'provider_accepted' AND e.detail ->> '$.tx_id' = p.tx_id) AS accepted_by_provider,
+       EXISTS ({_EVENT} 'provider_accepted' AND e.detail ->> 'tx_id' = p.tx_id) AS accepted_by_provider,
        EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = p.tx_id) AS seen_in_block""",  # noqa: S608  our own names
     BlockPart: "p.block_hash AS hash, p.block_height AS height, p.block_slot AS slot",
     ProblemPart: "p.code, p.reason, p.detail",
@@ -139,11 +140,11 @@ def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
     return str(tx_id)
 
 
-def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
-    """Payments in any of these states, oldest first."""
+def payments_in(conn: sqlite3.Connection, states: Iterable[State], account: int | None = None) -> list[PaymentRow]:
+    """Payments in any of these states, of this account of the wallet if one is given; oldest first."""
     names = [str(state) for state in states]
-    marks = ",".join("?" * len(names))
-    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
+    of_account, values = ("", names) if account is None else (" AND p.account = ?", [*names, account])
+    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({places(len(names))}){of_account} ORDER BY p.seq", values)
     return [_payment(row) for row in rows]
 
 
@@ -182,7 +183,7 @@ def payments_page(
         "p.app_id = ?": app_id,
         "(p.app_id = ? OR EXISTS (SELECT 1 FROM approvals a WHERE a.payment_id = p.id))": asked_or_of,
         "p.state = ?": state,
-        ("p.origin = ?" if app_id is None and state is None else "+p.origin = ?"): origin,
+        ("p.origin = ?" if app_id is None and state is None else "p.origin || '' = ?"): origin,
         "p.created_at_ms >= ?": since_ms,
         "p.seq < ?": before_seq,
         "p.seq >= ?": from_seq,
@@ -217,7 +218,7 @@ def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) ->
     """Whether at most `FEW_MAX` payments are newer than a time, few enough to sort them."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
-        "WHERE created_at_ms >= ?1 AND (?2 IS NULL OR seq < ?2) LIMIT ?3)",
+        "WHERE created_at_ms >= ?1 AND (CAST(?2 AS BIGINT) IS NULL OR seq < ?2) LIMIT ?3) few",
         (since_ms, before_seq, FEW_MAX + 1),
     ).fetchone()
     return bool(count <= FEW_MAX)
@@ -256,25 +257,26 @@ def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "payment") ->
 
 _OPEN = """
 SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
-       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
+       COALESCE(a.kind = 'cancel', FALSE), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
 FROM payments p
 LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
 """
 _IS_OPEN = """
-p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
-OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id))
+p.account = ?1
+AND (p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
+     OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)))
 """
 
 
-def open_payments(conn: sqlite3.Connection) -> list[OpenPayment]:
-    """Admitted payments whose state may still change, `watched_voids` included; oldest first."""
-    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq")]
+def open_payments(conn: sqlite3.Connection, account: int = 0) -> list[OpenPayment]:
+    """An account's admitted payments whose state may still change, `watched_voids` included; oldest first."""
+    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq", (account,))]
 
 
-def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | None:
+def open_payment(conn: sqlite3.Connection, payment_id: str, account: int = 0) -> OpenPayment | None:
     """This payment, if `open_payments` has it."""
-    row = conn.execute(f"{_OPEN} WHERE p.id = ? AND ({_IS_OPEN})", (payment_id,)).fetchone()
+    row = conn.execute(f"{_OPEN} WHERE p.id = ?2 AND {_IS_OPEN}", (account, payment_id)).fetchone()
     return None if row is None else _open(row)
 
 
@@ -306,8 +308,8 @@ def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
 def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
     """Transactions that made payments of the intent void (mostly cancels), and may still be rolled back."""
     rows = conn.execute(
-        "SELECT DISTINCT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
-        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
+        "SELECT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) GROUP BY 1 ORDER BY MIN(seq)",
         (intent_id,),
     )
     return [tx_id for (tx_id,) in rows]
@@ -321,13 +323,15 @@ def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     """(all payments, those whose state may still change)."""
     ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)
-    row = conn.execute("SELECT COUNT(*), COALESCE(SUM(state NOT IN (?, ?, ?, ?)), 0) FROM payments", ended)
+    row = conn.execute("SELECT COUNT(*), COUNT(*) FILTER (WHERE state NOT IN (?, ?, ?, ?)) FROM payments", ended)
     count, open_count = row.fetchone()
     return count, open_count
 
 
-def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None) -> list[str]:
-    """Confirmed payments (or this one) whose proof was presented, and that the merchant never answered as served.
+def unserved(
+    conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None, account: int | None = None
+) -> list[str]:
+    """Confirmed payments (this one, or an account's) whose proof was presented, and that were never served.
 
     Only payments that count from `until_ms` of the limits' clock at the latest, created in the week before it.
     Older ones stay as they are.
@@ -336,12 +340,12 @@ def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = N
     rows = conn.execute(
         "SELECT p.id FROM payments p INDEXED BY payments_presented "
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
-        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, 1) "
-        "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "
+        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, TRUE) AND COALESCE(p.account = ?3, TRUE) "
+        "AND (SELECT CAST(e.detail ->> 'counts_from_ms' AS BIGINT) FROM events e WHERE e.payment_id = p.id "
         "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
         "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
-        "AND e.detail ->> '$.said' = 'served') ORDER BY p.seq",
-        (until_ms, payment_id),
+        "AND e.detail ->> 'said' = 'served') ORDER BY p.seq",
+        (until_ms, payment_id, account),
     )
     return [unserved_id for (unserved_id,) in rows]
 

@@ -17,12 +17,16 @@ from payagent.store.rows.payments import load_outputs
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The owner of a prepaid balance at a merchant: a partner ('' for none) and a wallet address."""
+    """The owner of a prepaid balance at a merchant: a partner ('' for none) and a wallet address.
+
+    `account`: the account of the wallet that buys it.
+    """
 
     id: int
     origin: str
     partner: str
     wallet: str
+    account: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Move:
 PROOF_WAIT_MS = 600_000
 """How long to wait for a confirmed payment without a presented proof, after the payment's last change."""
 
-_POOL = "SELECT id, origin, partner, wallet FROM prepaid_pools"
+_POOL = "SELECT id, origin, partner, wallet, account FROM prepaid_pools"
 
 
 def find_pool(conn: sqlite3.Connection, origin: str, partner: str, wallet: str) -> Pool | None:
@@ -82,19 +86,22 @@ def pool(conn: sqlite3.Connection, pool_id: int) -> Pool:
     return Pool(*conn.execute(f"{_POOL} WHERE id = ?", (pool_id,)).fetchone())
 
 
-def all_pools(conn: sqlite3.Connection) -> list[Pool]:
-    return [Pool(*row) for row in conn.execute(f"{_POOL} ORDER BY id")]
+def all_pools(conn: sqlite3.Connection, account: int | None = None) -> list[Pool]:
+    """Every pool, or those of an account."""
+    rows = conn.execute(f"{_POOL} WHERE COALESCE(account = ?, TRUE) ORDER BY id", (account,))
+    return [Pool(*row) for row in rows]
 
 
-def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int) -> Pool:
+def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int, account: int = 0) -> Pool:
     """The pool, created on the first purchase for it."""
     if (existing := find_pool(unit.conn, origin, partner, wallet)) is not None:
         return existing
-    cursor = unit.conn.execute(
-        "INSERT INTO prepaid_pools(origin, partner, wallet, created_at_ms) VALUES (?, ?, ?, ?)",
-        (origin, partner, wallet, now_ms),
-    )
-    return Pool(int(cursor.lastrowid or 0), origin, partner, wallet)
+    (number,) = unit.conn.execute(
+        "INSERT INTO prepaid_pools(origin, partner, wallet, created_at_ms, account) VALUES (?, ?, ?, ?, ?) "
+        "RETURNING id",
+        (origin, partner, wallet, now_ms, account),
+    ).fetchone()
+    return Pool(number, origin, partner, wallet, account)
 
 
 def balance(conn: sqlite3.Connection, pool_id: int, unit_name: str) -> PrepaidBalance:
@@ -176,13 +183,13 @@ def record_move(
     )
     unit.conn.execute(
         "INSERT INTO prepaid_totals(pool_id, unit, bought, used, unexplained) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET bought = excluded.bought, used = excluded.used, "
+        "ON CONFLICT (pool_id, unit) DO UPDATE SET bought = excluded.bought, used = excluded.used, "
         "unexplained = excluded.unexplained",
         (pool_id, unit_name, after.bought, after.used, after.unexplained),
     )
     unit.conn.executemany(
         "INSERT INTO prepaid_costs(pool_id, unit, asset, bought, used) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET bought = excluded.bought, used = excluded.used",
+        "ON CONFLICT (pool_id, unit, asset) DO UPDATE SET bought = excluded.bought, used = excluded.used",
         [(pool_id, unit_name, asset, cost.bought, cost.used) for asset, cost in after.costs.items()],
     )
 
@@ -206,11 +213,11 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
     # INDEXED BY: nearly all payments for a pool were delivered
     row = conn.execute(
         "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice_seq WHERE "
-        "p.pool_id = :pool_id AND p.delivery IN ('not_presented', 'presented') AND p.state NOT IN ('rejected', "
-        "'denied', 'void', 'cancelling') AND (v.expires_at_ms > :now OR p.state = 'in_block' OR (p.state = "
-        "'confirmed' AND p.updated_at_ms > :late)) AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = "
-        "p.id AND e.event = 'merchant_answered' AND json_extract(e.detail, '$.said') = 'served') LIMIT 1",
-        {"pool_id": pool_id, "now": now_ms, "late": now_ms - PROOF_WAIT_MS},
+        "p.pool_id = ?1 AND p.delivery IN ('not_presented', 'presented') AND p.state NOT IN ('rejected', "
+        "'denied', 'void', 'cancelling') AND (v.expires_at_ms > ?2 OR p.state = 'in_block' OR (p.state = "
+        "'confirmed' AND p.updated_at_ms > ?3)) AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = "
+        "p.id AND e.event = 'merchant_answered' AND e.detail ->> 'said' = 'served') LIMIT 1",
+        (pool_id, now_ms, now_ms - PROOF_WAIT_MS),
     ).fetchone()
     return row[0] if row else None
 
@@ -222,7 +229,7 @@ def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
         "INDEXED BY payments_paying WHERE pool_id = ? "  # otherwise every refused payment since would be read
         "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
         "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
-        "AND json_extract(e.detail, '$.said') = 'served'))",
+        "AND e.detail ->> 'said' = 'served'))",
         (pool_id,),
     ).fetchone()
     return row[0] or 0
@@ -232,8 +239,8 @@ def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, unit
     """Record the price in a 402 that a request was answered with."""
     unit.conn.execute(
         "INSERT INTO request_prices(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET asset = excluded.asset, units = excluded.units "
-        "WHERE asset <> excluded.asset OR units <> excluded.units",
+        "ON CONFLICT (origin, method, path) DO UPDATE SET asset = excluded.asset, units = excluded.units "
+        "WHERE request_prices.asset <> excluded.asset OR request_prices.units <> excluded.units",
         (origin, method, path, asset, units),
     )
 

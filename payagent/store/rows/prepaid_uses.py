@@ -17,8 +17,9 @@ from payagent.store.rows import limit_counters
 
 _SHARE = """
 INSERT INTO prepaid_shares(pool_id, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET paid = paid + excluded.paid, used = used + excluded.used,
-                          counted = counted + excluded.counted
+ON CONFLICT (pool_id, app_id, asset) DO UPDATE SET
+  paid = prepaid_shares.paid + excluded.paid, used = prepaid_shares.used + excluded.used,
+  counted = prepaid_shares.counted + excluded.counted
 """
 
 
@@ -101,8 +102,9 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
 def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
     """Take back a use's cost from the counters. If it was served, its count stays on record."""
     rows = unit.conn.execute(
-        "SELECT call, pool_id, app_id, unit, IIF(?, 0, -SUM(count)), asset, -SUM(units), -SUM(counted_units), "
-        "counted_at_ms FROM prepaid_uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",
+        "SELECT call, pool_id, app_id, unit, CASE WHEN ? THEN 0 ELSE -SUM(count) END, asset, -SUM(units), "
+        "-SUM(counted_units), MIN(counted_at_ms) FROM prepaid_uses WHERE call = ? "
+        "GROUP BY asset, call, pool_id, app_id, unit HAVING SUM(units) > 0",
         (is_served, call),
     ).fetchall()
     for row in rows:

@@ -6,6 +6,7 @@ May import: store.rows, sqlite3. Never: writes.
 import sqlite3
 from dataclasses import dataclass
 
+from payagent.store.db.sql_text import LATEST
 from payagent.store.rows.journal import Selection
 
 
@@ -27,15 +28,12 @@ class RefusalRow:
     detail: str | None
 
 
-_BOUNDS = (
-    "e.seq < IFNULL(:before_seq, 1 << 62) "
-    "AND e.at_ms >= IFNULL(:since_ms, 0) AND e.at_ms < IFNULL(:until_ms, 1 << 62)"
-)
+_BOUNDS = f"e.seq < COALESCE(?1, {LATEST}) AND e.at_ms >= COALESCE(?2, 0) AND e.at_ms < COALESCE(?3, {LATEST})"
 _REFUSALS = f"""(
-SELECT e.seq, e.at_ms, CAST(NULL AS TEXT) AS payment_id, CAST(e.detail ->> '$.app' AS TEXT) AS app_id,
-       CAST(e.detail ->> '$.origin' AS TEXT) AS origin, CAST(e.detail ->> '$.request' AS TEXT) AS request,
-       CAST(e.detail ->> '$.code' AS TEXT) AS code, CAST(e.detail ->> '$.reason' AS TEXT) AS reason,
-       CAST(e.detail ->> '$.detail' AS TEXT) AS detail
+SELECT e.seq, e.at_ms, CAST(NULL AS TEXT) AS payment_id, CAST(e.detail ->> 'app' AS TEXT) AS app_id,
+       CAST(e.detail ->> 'origin' AS TEXT) AS origin, CAST(e.detail ->> 'request' AS TEXT) AS request,
+       CAST(e.detail ->> 'code' AS TEXT) AS code, CAST(e.detail ->> 'reason' AS TEXT) AS reason,
+       CAST(e.detail ->> 'detail' AS TEXT) AS detail
 FROM events e WHERE e.payment_id IS NULL AND e.event = 'refused' AND {_BOUNDS}
 UNION ALL
 SELECT e.seq, e.at_ms, p.id, p.app_id, p.origin, CAST(substr(i.request, 1, length(i.request) - 65) AS TEXT),
@@ -51,8 +49,8 @@ The view v_refusals is not used: it dates a refused payment by when it was reque
 """
 
 _WHERE = """
-WHERE (:origin IS NULL OR r.origin = :origin) AND (:app IS NULL OR :app IN (a.id, a.name))
-  AND (:code IS NULL OR r.code = :code)"""
+WHERE (CAST(?4 AS TEXT) IS NULL OR r.origin = ?4) AND (CAST(?5 AS TEXT) IS NULL OR ?5 IN (a.id, a.name))
+  AND (CAST(?6 AS TEXT) IS NULL OR r.code = ?6)"""
 
 
 def refusals_page(
@@ -61,8 +59,8 @@ def refusals_page(
     """Refusals, newest first. Of `only`, the period, the merchant and the app count."""
     rows = conn.execute(
         "SELECT r.seq, r.at_ms, r.payment_id, a.name, r.origin, r.request, r.code, r.reason, r.detail "  # noqa: S608
-        f"FROM {_REFUSALS}{_WHERE} ORDER BY r.seq DESC LIMIT :limit",
-        _values(only) | {"code": code, "before_seq": before_seq, "limit": limit},
+        f"FROM {_REFUSALS}{_WHERE} ORDER BY r.seq DESC LIMIT ?7",
+        (before_seq, *_values(only), code, limit),
     )
     return [RefusalRow(*row) for row in rows]
 
@@ -71,11 +69,11 @@ def refusals_counted(conn: sqlite3.Connection, only: Selection) -> list[tuple[st
     """(app, origin, code, count), the most frequent first. The selection is that of `refusals_page`."""
     rows = conn.execute(
         f"SELECT a.name, r.origin, r.code, COUNT(*) FROM {_REFUSALS}{_WHERE} "  # noqa: S608
-        "GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3",
-        _values(only) | {"code": None, "before_seq": None},
+        "GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1 NULLS FIRST, 2 NULLS FIRST, 3",
+        (None, *_values(only), None),
     )
     return rows.fetchall()
 
 
-def _values(only: Selection) -> dict[str, object]:
-    return {"since_ms": only.since_ms, "until_ms": only.until_ms, "origin": only.origin, "app": only.app}
+def _values(only: Selection) -> tuple[object, ...]:
+    return only.since_ms, only.until_ms, only.origin, only.app

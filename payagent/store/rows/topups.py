@@ -92,13 +92,13 @@ def add(
     now_ms: int,
     clock_ms: int,
 ) -> TopupRow:
-    values = (topup_id, pool_id, app_id, key, trigger, unit_name, units, request, is_call, now_ms, clock_ms)
-    cursor = unit.conn.execute(
+    values = (topup_id, pool_id, app_id, key, trigger, unit_name, units, request, int(is_call), now_ms, clock_ms)
+    (seq,) = unit.conn.execute(
         "INSERT INTO topups(id, pool_id, app_id, key, trigger, unit, units, request, is_call, created_at_ms, "
-        "clock_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "clock_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
         values,
-    )
-    return TopupRow(int(cursor.lastrowid or 0), *values, *(None,) * 8)
+    ).fetchone()
+    return _row((seq, *values, *(None,) * 8))
 
 
 def stop(unit: Unit, topup_id: str, record: Mapping[str, object]) -> None:
@@ -139,12 +139,15 @@ def open_of(conn: sqlite3.Connection, pool_id: int) -> TopupRow | None:
     return _row(row) if row else None
 
 
-def all_open(conn: sqlite3.Connection) -> list[TopupRow]:
+def all_open(conn: sqlite3.Connection, account: int | None = None) -> list[TopupRow]:
+    """The open top-ups, or those of an account's pools; oldest first."""
     # INDEXED BY: nearly all have ended, and a scan in order would read them all
-    return [
-        _row(row)
-        for row in conn.execute(f"{_TOPUP} INDEXED BY topups_open WHERE ended_at_ms IS NULL ORDER BY seq")
-    ]
+    rows = conn.execute(
+        f"{_TOPUP} INDEXED BY topups_open WHERE ended_at_ms IS NULL "  # noqa: S608  our own names
+        "AND COALESCE((SELECT account FROM prepaid_pools o WHERE o.id = pool_id) = ?, TRUE) ORDER BY seq",
+        (account,),
+    )
+    return [_row(row) for row in rows]
 
 
 def open_of_app(conn: sqlite3.Connection, app_id: str) -> list[TopupRow]:
@@ -193,7 +196,7 @@ def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
     row = conn.execute(
         "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t JOIN prepaid_pools o ON o.id = t.pool_id AND "
         "o.origin = ? JOIN payments p ON p.topup_id = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = "
-        "'lovelace' WHERE COALESCE(h.counted_from_ms > ?, 1)",
+        "'lovelace' WHERE COALESCE(h.counted_from_ms > ?, TRUE)",
         (origin, since_ms),
     ).fetchone()
     return int(row[0])

@@ -1,0 +1,157 @@
+"""A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
+
+The server listens on a Unix socket in a temporary folder alone. It does not sync: no test takes its power away.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.agent import OpenLedger
+from payagent.store.db.committer import Checkpoint, Committer, Ownership
+from payagent.store.db.opening import migrate, open_database
+from payagent.store.db.postgresql import schema
+from payagent.store.db.postgresql.connection import PostgresqlConnection
+from payagent.store.db.postgresql.seals import PostgresqlSealer
+from payagent.store.db.readers import Readers
+from payagent.store.db.seals import Sealer
+from payagent.store.db.writer import Writer
+
+_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+needs_postgresql = pytest.mark.skipif(not _BINARIES, reason="PostgreSQL is missing (Debian's package postgresql)")
+
+_OWNER = "postgres" if os.geteuid() == 0 else None
+"""PostgreSQL refuses to run as root."""
+
+_TEMPLATE = "payagent_template"
+
+
+class Server:
+    """A running server. `url` names a database of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{_user()}@/{database}?host={self._folder}"
+
+    def new_database(self, template: str = _TEMPLATE) -> str:
+        """The URL of a new database, a copy of the template."""
+        self._count += 1
+        name = f"test_{self._count}"
+        with closing(PostgresqlConnection(self.url("postgres"))) as conn:
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+    def make_template(self) -> None:
+        with closing(PostgresqlConnection(self.url("postgres"))) as conn:
+            conn.execute(f"CREATE DATABASE {_TEMPLATE}")
+        with closing(PostgresqlConnection(self.url(_TEMPLATE))) as conn:
+            schema.create(conn)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    data = folder / "data"
+    if _OWNER is not None:
+        shutil.chown(folder, _OWNER, pwd.getpwnam(_OWNER).pw_gid)
+    try:
+        _run(
+            "initdb", "-D", str(data), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", _user()
+        )
+        options = f"-c listen_addresses='' -k {folder} -c fsync=off -c full_page_writes=off -c max_wal_size=64MB"
+        _run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
+        try:
+            found = Server(folder)
+            found.make_template()
+            yield found
+        finally:
+            _run("pg_ctl", "stop", "-w", "-D", str(data), "-m", "immediate")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _user() -> str:
+    return _OWNER or pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _run(program: str, *args: str) -> None:
+    command = [str(_BINARIES[-1].with_name(program)), *args]
+    done = subprocess.run(
+        command, user=_OWNER, group=_OWNER, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+class _Committer(Committer):
+    """The committer of the file, over a connection to PostgreSQL: one daemon alone, without a gate."""
+
+    def _open(self, url: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
+        conn: Any = PostgresqlConnection(url)
+        on_failure.callback(conn.close)
+        return conn, PostgresqlSealer(conn)
+
+    def tidy(self) -> None:
+        pass
+
+
+class _Writer(Writer):
+    _make = _Committer
+
+
+class _ThreadConnection(PostgresqlConnection):
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Readers(Readers):
+    @property
+    def conn(self) -> Any:
+        if getattr(self._local, "conn", None) is None:
+            self._local.conn = _ThreadConnection(str(self._path))
+        return self._local.conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Any]:
+        with closing(PostgresqlConnection(str(self._path))) as conn:
+            conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield conn
+
+
+def ledger_at(url: str) -> OpenLedger:
+    """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`."""
+    path: Any = url
+
+    def opened(_path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+        return _Writer(path, checkpoint=checkpoint, own=own), _Readers(path)
+
+    return opened
+
+
+_FIRST = ("apps", "intents", "invoices", "payments", "postings")
+"""Tables whose rows the guards of others look for, or take only before those of another."""
+
+
+def move_to_file(url: str, path: Path) -> None:
+    """Write a ledger on PostgreSQL into a new file, row by row, by the guards of the file."""
+    with closing(PostgresqlConnection(url)) as source, closing(open_database(path)) as target:
+        migrate(target)
+        target.execute("PRAGMA foreign_keys = OFF")
+        target.execute("BEGIN")
+        for name in (*_FIRST, *(name for name in schema.tables() if name not in _FIRST)):
+            table = schema.tables()[name]
+            columns = [column for column, _ in table.columns] + ["rowid"] * table.is_rowid
+            listed = ", ".join(f'"{column}"' for column in columns)
+            rows = source.execute(f"SELECT {listed} FROM {name} ORDER BY {table.number or '1'}")
+            target.executemany(f"INSERT INTO {name}({listed}) VALUES ({', '.join('?' * len(columns))})", rows)
+        target.execute("COMMIT")
