@@ -31,6 +31,7 @@ from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
@@ -239,17 +240,15 @@ async def _serve(
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
     async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (
-        agent,
-        topups,
+        fleet,
         notifiers,
         scheduler,
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
-        sessions = _sessions(agent.context, settings, listeners) if api.dashboard else None
+        sessions = _sessions(fleet.context, settings, listeners) if api.dashboard else None
         inner = create_app(
-            agent,
-            topups,
+            fleet,
             heartbeat=scheduler.stale,
             signer=lambda: signer.problem,
             allowed_hosts=hosts,
@@ -258,7 +257,7 @@ async def _serve(
             notifiers={one.name: one for one in notifiers},
         )
         app = ProxyApp(
-            agent,
+            fleet,
             inner,
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
@@ -267,17 +266,17 @@ async def _serve(
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
-                *(agent, inner, sessions, links, listeners.url, api.explorer_url),
+                *(fleet, inner, sessions, links, listeners.url, api.explorer_url),
                 _process_facts(settings, listeners, config),
                 is_devnet=settings.is_devnet,
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
-        server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
+        server = make_server(outer, partial(fleet.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
             read = partial(_reread, config, reread)
-            _read_on_sighup(ConfigReload(agent.context, settings, read, make_agent_config))
+            _read_on_sighup(ConfigReload(fleet.context, settings, read, make_agent_config))
         signer.watch(_stop)
         _freeze_startup_objects()
         announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -325,7 +324,7 @@ async def _running(
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-) -> AsyncIterator[tuple[Agent, TopupRunner, list[Notifier], Scheduler]]:
+) -> AsyncIterator[tuple[Fleet, list[Notifier], Scheduler]]:
     """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
@@ -347,8 +346,9 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
+        fleet = Fleet(HeldAccount(agent, topups))
         bots: set[str] = set()
-        targets |= {one.name: _target(one, redactor, agent, bots) for one in settings.notifications}
+        targets |= {one.name: _target(one, redactor, fleet, bots) for one in settings.notifications}
         await take_targets(agent.context, list(targets))
         notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
@@ -363,7 +363,7 @@ async def _running(
         scheduler.start()
         chats = [asyncio.create_task(one.run()) for one in targets.values() if isinstance(one, TelegramTarget)]
         try:
-            yield agent, topups, notifiers, scheduler
+            yield fleet, notifiers, scheduler
         finally:
             for task in chats:
                 task.cancel()
@@ -492,7 +492,7 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent, bots: set[str]) -> TargetPort:
+def _target(settings: NotificationSettings, redactor: Redactor, fleet: Fleet, bots: set[str]) -> TargetPort:
     """Build a target of notifications, by its kind.
 
     A webhook's key is redacted in the log as bytes too, which lack the prefix. The URL of a push is a secret: it
@@ -506,7 +506,7 @@ def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent, bo
                 "config_invalid", f"notifications: {settings.name} needs a bot of its own, not another target's"
             )
         bots.add(token)
-        return TelegramTarget(settings.name, TelegramBot(settings.url, token), agent.context, agent.decisions)
+        return TelegramTarget(settings.name, TelegramBot(settings.url, token), fleet)
     if settings.kind != "webhook":
         redactor.register(settings.url)
         return Push(settings.kind, settings.url, _secret(settings.secret_file, redactor, read_header_secret))

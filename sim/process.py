@@ -19,6 +19,7 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.ports import InProcess, Ports
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.provider import PacedProvider
 from payagent.core.problems import Refused
@@ -187,7 +188,7 @@ class SimProcess:
         merchants = host.merchants()
         self.chain_sync = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)
-        self.payer = ProxyPayer(self.agent)
+        self.payer = ProxyPayer(Fleet(HeldAccount(self.agent, self.topups)))
         self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:
