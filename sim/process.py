@@ -140,9 +140,9 @@ class InlineWriter:
         self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+    async def run(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> T:
         """Run a job as `store.db.writer.Writer.run` does."""
-        entry = Job(name, job, Unit(self.committer.conn))
+        entry = self.committer.job(name, job, account)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))
         if self._task is None:

@@ -35,7 +35,7 @@ from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.load import load_row
-from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses
+from payagent.store.rows import about, attempts_and_utxos, fleet, limit_counters, merchants, onchain, pauses
 from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")
@@ -157,7 +157,10 @@ class AgentContext:
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""
-        return row if self._writer.is_noted(row.attempt.number, row.account) else replace(row, is_noted=False)
+        number, account = row.attempt.number, row.account
+        if self._writer.is_noted(number, account) or fleet.is_noted(self.conn, number, account):
+            return row
+        return replace(row, is_noted=False)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
         """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""

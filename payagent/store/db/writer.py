@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job, Ownership
+from payagent.store.db.fence import Seat
 from payagent.store.db.unit import Unit
 
 T = TypeVar("T")
@@ -35,9 +36,14 @@ class Writer:
     """What commits the jobs; another class over another engine."""
 
     def __init__(
-        self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+        self,
+        path: Path,
+        *,
+        checkpoint: Checkpoint = lambda _name: None,
+        own: Ownership | None = None,
+        seat: Seat | None = None,
     ) -> None:
-        self._committer = self._make(path, checkpoint=checkpoint, own=own)
+        self._committer = self._make(path, checkpoint=checkpoint, own=own, seat=seat)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -49,27 +55,30 @@ class Writer:
     def commits(self) -> int:
         return self._committer.commits
 
-    def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
+    def submit(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> "Future[T]":
         """Queue a job. Its future completes after the commit and cannot be cancelled.
 
-        `name` is the commit point, for checkpoints.
+        `name` is the commit point, for checkpoints. `account`: the one that the job spends for, or whose payment's
+        state it moves; in a fleet it runs only while this daemon holds that account (`lease_lost`).
         """
         waiting: Future[T] = Future()
         waiting.set_running_or_notify_cancel()
-        self._put(name, job, waiting)
+        self._put(name, job, account, waiting)
         return waiting
 
-    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+    async def run(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> T:
         """Like `submit`, but awaited. Cancelling the caller does not cancel the job."""
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(name, job, waiting)
+        self._put(name, job, account, waiting)
         return await waiting
 
-    def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
+    def _put(
+        self, name: str, job: Callable[[Unit], T], account: int | None, waiting: "Future[T] | asyncio.Future[T]"
+    ) -> None:
         with self._lock:  # a job queued after the end marker would wait for ever
             if self._closed:
                 raise Refused("store_failed", "the ledger is closed")
-            self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
+            self._queue.put((self._committer.job(name, job, account), waiting))
 
     def is_noted(self, attempt: int | None, account: int = 0) -> bool:
         """Whether the account's attempt of this number may leave: the signer's own record has it."""
