@@ -58,20 +58,26 @@ class AgentContext:
         writer: Writes,
         readers: Readers,
         all_providers: Sequence[PacedProvider],
+        front: "AgentContext | None" = None,
     ) -> None:
+        """`front`: in a fleet, the context whose providers, waiters and counters the daemon's others share."""
         self.from_file = config
         """The config of the file alone. `config` is the one in force, with the changes made at run time."""
         self.config = config = overlaid(config, readers.conn)
+        self.account: int | None = config.account
+        """The account that its jobs work for. None: they write only what all accounts share."""
         self.ports = ports
-        self.all_providers = [
-            ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers
-        ]
+        self.all_providers: Sequence[ThrottledProvider] = (
+            [ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers]
+            if front is None
+            else front.all_providers
+        )
         self.chain = ChainView(
             config.network,
             restored_at_ms=about.restored_at_ms(readers.conn),
             external_spends=onchain.frozen_by(readers.conn),
         )
-        self.changes = Changes()
+        self.changes: Changes = Changes() if front is None else front.changes
         self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn, config.account))
         self._writer = writer
         self._readers = readers
@@ -80,13 +86,15 @@ class AgentContext:
         """The providers that the last pass believed. Transactions are submitted to these."""
         self.providers: Mapping[str, str | None] = {}
         """By name: why the last pass did not believe a provider; None if it did."""
-        self.refusals: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter() if front is None else front.refusals
         """How often each code was returned since the start, by the API, the proxy or a pass."""
-        self.purchases_refused: Counter[tuple[str, str, str]] = Counter()
+        self.purchases_refused: Counter[tuple[str, str, str]] = (
+            Counter() if front is None else front.purchases_refused
+        )
         """How often a purchase was refused since the start, by app id, merchant (`merchant_label`) and code."""
-        self.last_calls_ms: dict[str, int] = {}
+        self.last_calls_ms: dict[str, int] = {} if front is None else front.last_calls_ms
         """When each app's token was last shown to the API or the proxy since the start, by app id."""
-        self.time_to_served: dict[str, Histogram] = {}
+        self.time_to_served: dict[str, Histogram] = {} if front is None else front.time_to_served
         """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
         self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {}
@@ -131,7 +139,7 @@ class AgentContext:
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job as one write transaction. Wakes the callers that wait for the payment once it is durable."""
-        result = await self._writer.run(name, job)
+        result = await self._writer.run(name, job, self.account)
         if payment_id is not None:
             log.info(f"payment.{name}", payment=payment_id)
             self.changes.notify(payment_id)
@@ -150,6 +158,13 @@ class AgentContext:
         async with self._config_lock:
             self.config = await self.write("config", take)
             self.from_file = from_file
+
+    def adopt(self, front: "AgentContext") -> None:
+        """Put the front's config into force, for this context's own account."""
+        own = self.config.own, self.config.account
+        self.from_file = replace(front.from_file, own=own[0], account=own[1])
+        self.config = replace(front.config, own=own[0], account=own[1])
+        self.admission.take(self.config)
 
     def payment(self, payment_id: str) -> PaymentRow:
         """The payment as it is now. Refused: `not_found`."""
