@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.store.db.sql_text import places
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes
 
