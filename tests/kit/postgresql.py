@@ -9,21 +9,24 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kit.agent import OpenLedger
-from payagent.store.db.committer import Checkpoint, Committer, Ownership
+from kit.agent import DEVNET, WORDS, OpenLedger
+from kit.fleet import Record
+from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.engine import open_fleet_store
+from payagent.store.db.fence import Seat
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.readers import Readers
-from payagent.store.db.seals import Sealer
+from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
+from payagent.store.rows import fleet
+from payagent.wallet.keys import derive, seed_from_words
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 needs_postgresql = pytest.mark.skipif(not _BINARIES, reason="PostgreSQL is missing (Debian's package postgresql)")
@@ -93,47 +96,19 @@ def _run(program: str, *args: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-class _Committer(Committer):
-    """The committer of the file, over a connection to PostgreSQL: one daemon alone, without a gate."""
-
-    def _open(self, url: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
-        conn: Any = PostgresqlConnection(url)
-        on_failure.callback(conn.close)
-        return conn, PostgresqlSealer(conn)
-
-    def tidy(self) -> None:
-        pass
-
-
-class _Writer(Writer):
-    _make = _Committer
-
-
-class _ThreadConnection(PostgresqlConnection):
-    def __del__(self) -> None:
-        self.close()
-
-
-class _Readers(Readers):
-    @property
-    def conn(self) -> Any:
-        if getattr(self._local, "conn", None) is None:
-            self._local.conn = _ThreadConnection(str(self._path))
-        return self._local.conn
-
-    @contextmanager
-    def snapshot(self) -> Iterator[Any]:
-        with closing(PostgresqlConnection(str(self._path))) as conn:
-            conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            yield conn
-
-
 def ledger_at(url: str) -> OpenLedger:
-    """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`."""
-    path: Any = url
+    """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`: of a daemon that holds the account 0."""
 
-    def opened(_path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
-        return _Writer(path, checkpoint=checkpoint, own=own), _Readers(path)
+    def opened(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+        seat = Seat("daemon", "host", {0: Record()} if own is None else own.records)
+
+        def take(unit: Unit) -> None:
+            fleet.add_account(unit, 0, derive(seed_from_words(WORDS), DEVNET).address.text)
+            seat.hold(unit, fleet.take_accounts(unit, seat.holder, [0], 0))
+
+        writer, readers = open_fleet_store(url, path.parent, checkpoint=checkpoint, seat=seat)
+        writer.submit("take", take).result()
+        return writer, readers
 
     return opened
 

@@ -36,8 +36,9 @@ def on_postgresql(statement: str) -> str:
 @pytest.fixture(scope="module")
 def world(postgresql: Server) -> Iterator[PostgresqlConnection]:
     """A ledger with a row in each table of record."""
-    with closing(PostgresqlConnection(postgresql.new_database())) as conn:
+    with closing(PostgresqlConnection(postgresql.new_database(), {"payagent.holder": "daemon"})) as conn:
         conn.execute("BEGIN")
+        conn.execute("INSERT INTO accounts(account, address, holder) VALUES (0, 'addr0', 'daemon')")
         for statement in filter(str.strip, WORLD.split(";\n")):
             conn.execute(on_postgresql(statement))
         conn.execute("COMMIT")

@@ -284,9 +284,9 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
 def homes(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
     """(row number, account, account by the last event `home_set`) of every home."""
     return conn.execute(
-        "SELECT h.rowid, CAST(h.account AS TEXT), (SELECT detail ->> '$.account' "  # noqa: S608  our own names
-        f"FROM {_READABLE_EVENTS} WHERE payment_id IS NULL AND event = 'home_set' "
-        "AND detail ->> '$.origin' = h.origin AND detail ->> '$.partner' = h.partner ORDER BY seq DESC LIMIT 1) "
+        "SELECT h.rowid, CAST(h.account AS TEXT), (SELECT e.detail ->> 'account' "  # noqa: S608  our own names
+        f"FROM {_READABLE_EVENTS} e WHERE e.payment_id IS NULL AND e.event = 'home_set' "
+        "AND e.detail ->> 'origin' = h.origin AND e.detail ->> 'partner' = h.partner ORDER BY e.seq DESC LIMIT 1) "
         "FROM homes h ORDER BY h.rowid"
     )
 
@@ -294,9 +294,9 @@ def homes(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
 def request_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, time and outcome as in the row, as in the event `request_ended`) of every admission request."""
     rows = conn.execute(
-        "SELECT r.rowid, r.ended_at_ms, r.outcome, e.at_ms, e.detail ->> '$.outcome' "  # noqa: S608  our own names
+        "SELECT r.rowid, r.ended_at_ms, r.outcome, e.at_ms, e.detail ->> 'outcome' "  # noqa: S608  our own names
         f"FROM admission_requests r LEFT JOIN {_READABLE_EVENTS} e ON e.payment_id IS NULL "
-        "AND e.event = 'request_ended' AND e.detail ->> '$.request' = r.id ORDER BY r.rowid"
+        "AND e.event = 'request_ended' AND e.detail ->> 'request' = r.id ORDER BY r.rowid"
     )
     return ((number, (ended_at_ms, outcome), tuple(by_event)) for number, ended_at_ms, outcome, *by_event in rows)
 

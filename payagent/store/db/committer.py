@@ -120,6 +120,7 @@ class Committer:
     _select_gate = SELECT_GATE
     _timeline = 0
     """Of the database; a file has none."""
+    _ledger = "ledger.db"
 
     def __init__(
         self,
@@ -166,6 +167,7 @@ class Committer:
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and leave the result or the error in each. Never raises."""
         try:
+            self._make_ready()
             self._note_signed()
             heads, before = self._begin()
             if len(jobs) == 1 and self._seat is None:
@@ -192,7 +194,10 @@ class Committer:
             self._note_signed()
         except Exception as error:  # noqa: BLE001  the commit stays durable, but no attempt leaves before it is noted
             for job in jobs:
-                job.raised = error
+                job.raised = _for_caller(error)
+
+    def _make_ready(self) -> None:
+        """Before each commit. A file is always ready."""
 
     def tidy(self) -> None:
         """Move the write-ahead log into the ledger. An error fails no commit; the log only keeps growing."""
@@ -356,7 +361,7 @@ class Committer:
         reported = error
         if not isinstance(error, (Refused, SealingError)) or len(problems) > 1:
             reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-            reported = Refused("store_failed", f"ledger.db could not be written: {reasons}")
+            reported = Refused("store_failed", f"{self._ledger} could not be written: {reasons}")
         for job in jobs:
             job.raised = reported
 

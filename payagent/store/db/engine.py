@@ -19,8 +19,14 @@ def open_store(path: Path, *, checkpoint: Checkpoint, own: Ownership) -> tuple[W
 def open_fleet_store(
     url: str, folder: Path, *, checkpoint: Checkpoint, seat: Seat, password: str | None = None
 ) -> tuple[Writer, Readers]:
-    """The ledger on PostgreSQL, for a daemon of a fleet. `folder`: for its temporary files.
+    """The ledger on PostgreSQL, for a daemon of a fleet. `folder`: its data folder.
 
     Refused: `store_failed` if the database cannot be reached; `ledger_tampered` if guards are missing.
     """
-    raise NotImplementedError
+    from payagent.store.db.postgresql.committer import PostgresqlCommitter  # the extra `postgresql`
+    from payagent.store.db.postgresql.connection import Database
+    from payagent.store.db.postgresql.readers import PostgresqlReaders
+
+    database = Database(url, password)
+    writer = Writer(PostgresqlCommitter(database, seat=seat, checkpoint=checkpoint))
+    return writer, PostgresqlReaders(database, folder)

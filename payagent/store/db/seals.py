@@ -24,6 +24,9 @@ from payagent.store.db.triggers import KEPT
 SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
 """The tables whose rows are sealed."""
 
+OF_AN_ACCOUNT = frozenset({"admission_requests", "attempts", "external_spends", "payments", "prepaid_pools"})
+"""Those with a column for the account of the wallet. That of `postings` is the name of a book."""
+
 
 def row_text(conn: sqlite3.Connection, table: str) -> str:
     """SQL for the bytes of a row that go into its seal."""
@@ -48,7 +51,7 @@ def _read_row_text(conn: sqlite3.Connection, table: str) -> str:
         for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")
         if fixed is None or name in fixed
     }
-    account = columns.pop("account", None)
+    account = columns.pop("account", None) if table in OF_AN_ACCOUNT else None
     text = f"json_array(rowid, {', '.join(columns.values())}"
     if account is None:
         return f"CAST({text}) AS BLOB)"

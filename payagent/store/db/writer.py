@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job, Ownership
-from payagent.store.db.fence import Seat
 from payagent.store.db.unit import Unit
 
 T = TypeVar("T")
@@ -32,18 +31,17 @@ _Waiting = tuple[Job, Future[Any] | _Awaited]
 class Writer:
     """The committer's thread and the queue before it. Callable from any thread or task."""
 
-    _make = Committer
-    """What commits the jobs; another class over another engine."""
-
     def __init__(
         self,
-        path: Path,
+        place: Path | Committer,
         *,
         checkpoint: Checkpoint = lambda _name: None,
         own: Ownership | None = None,
-        seat: Seat | None = None,
     ) -> None:
-        self._committer = self._make(path, checkpoint=checkpoint, own=own, seat=seat)
+        """`place`: a file, or what commits the jobs."""
+        if isinstance(place, Path):
+            place = Committer(place, checkpoint=checkpoint, own=own)
+        self._committer = place
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False

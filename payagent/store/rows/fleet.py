@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.store.db.sql_text import places
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes
 
@@ -209,8 +208,7 @@ def add_request(unit: Unit, one: AdmissionRequest) -> None:
 def open_requests(conn: sqlite3.Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
     """The requests for these accounts that have not ended, in order."""
     rows = conn.execute(
-        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({places(len(accounts))}) ORDER BY ends_at_ms, id",
-        [*accounts],
+        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({_numbers(accounts)}) ORDER BY ends_at_ms, id"
     )
     return [AdmissionRequest(*row) for row in rows]
 

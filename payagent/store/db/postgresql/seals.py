@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from payagent.store.db.postgresql.schema import tables
-from payagent.store.db.seals import SEALED, Sealer
+from payagent.store.db.seals import OF_AN_ACCOUNT, SEALED, Sealer
 from payagent.store.db.triggers import KEPT
 
 if TYPE_CHECKING:
@@ -56,11 +56,15 @@ def _number(table: str) -> str:
 
 
 def _values(table: str) -> str:
-    """SQL: the number and the fixed columns of a row as a JSON array."""
+    """SQL: the number and the fixed columns of a row as a JSON array; its account stands last, if it is not 0."""
     fixed = KEPT[table].fixed
-    shown = [
-        _SHOWN[kind].format(f'"{name}"')
+    columns = {
+        name: _SHOWN[kind].format(f'"{name}"')
         for name, kind in tables()[table].columns
         if fixed is None or name in fixed
-    ]
-    return f"json_array({', '.join([_number(table), *shown])})"
+    }
+    account = columns.pop("account", None) if table in OF_AN_ACCOUNT else None
+    values = ", ".join([_number(table), *columns.values()])
+    if account is None:
+        return f"json_array({values})"
+    return f"(CASE account WHEN 0 THEN json_array({values}) ELSE json_array({values}, account) END)"
