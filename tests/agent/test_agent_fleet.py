@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.agent import ADA, APP, DEVNET, World, world_with_clock
-from kit.fleet_daemons import FleetDaemon, fleet_daemon, in_a_file
+from kit.agent import ADA, APP, World, world_with_clock
+from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
+from kit.postgresql import needs_postgresql
 
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
-from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner
-from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
 from payagent.store.rows import apps, fleet
-from payagent.store.rows.fleet import LEASE_MS
+
+Pair = tuple[FleetDaemon, FleetDaemon]
 
 
 @pytest.fixture
@@ -35,11 +35,17 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield zero
 
 
+@pytest.fixture(params=["file", pytest.param("postgresql", marks=needs_postgresql)])
+def ledger(world: World, request: pytest.FixtureRequest) -> SharedLedger:
+    is_file = request.param == "file"
+    return SharedLedger(world, None if is_file else request.getfixturevalue("postgresql").new_database())
+
+
 @pytest.fixture
-async def pair(world: World) -> AsyncIterator[tuple[FleetDaemon, FleetDaemon]]:
+async def pair(world: World, ledger: SharedLedger) -> AsyncIterator[tuple[FleetDaemon, FleetDaemon]]:
     """Two daemons; each holds an account and has read the chain."""
     async with AsyncExitStack() as stack:
-        one, two = [await stack.enter_async_context(fleet_daemon(world, in_a_file(world), name)) for name in "ab"]
+        one, two = [await stack.enter_async_context(fleet_daemon(world, ledger, name)) for name in "ab"]
         await one.fleet.keep_leases()
         await two.fleet.keep_leases()
         for daemon in (one, two):
@@ -47,20 +53,24 @@ async def pair(world: World) -> AsyncIterator[tuple[FleetDaemon, FleetDaemon]]:
         yield one, two
 
 
-def require_whole(daemon: FleetDaemon) -> None:
-    with daemon.context.snapshot() as conn:
-        found = verify(conn, Owner(daemon.world.account.address, DEVNET))
-        assert [one for one in found if isinstance(one, AuditFinding)] == []
+async def end_leases(daemon: FleetDaemon, of: str) -> None:
+    """As if the time of a dead daemon's leases were over."""
+
+    def job(unit: Unit) -> None:
+        unit.conn.execute("UPDATE accounts SET until_ms = 0 WHERE holder = ?", (of,))
+        unit.conn.execute("UPDATE daemons SET seen_at_ms = 0 WHERE id = ?", (of,))
+
+    await daemon.writer.run("test", job)
 
 
-async def test_a_second_daemon_takes_its_part_of_the_accounts(pair: tuple[FleetDaemon, FleetDaemon]) -> None:
+async def test_a_second_daemon_takes_its_part_of_the_accounts(pair: Pair, ledger: SharedLedger) -> None:
     one, two = pair
     assert (one.accounts, two.accounts) == ([0], [1])
-    require_whole(one)
+    ledger.require_whole()
 
 
 async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon]
+    world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
     ask = world.ask("once", key="k")
     found = await asyncio.gather(*(daemon.fleet.pay(ask) for daemon in pair * 3))
@@ -71,17 +81,17 @@ async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
             await daemon.run_pass()
         world.block()
     assert len(world.transactions()) == 1
-    require_whole(pair[0])
+    ledger.require_whole()
 
 
 async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon]
+    world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
     one, two = pair
     row = await one.pay("before it dies", key="k")
     assert row.account == 0
     await one.die()
-    world.clock.ahead_ms += LEASE_MS + 1
+    await end_leases(two, "a")
     await two.fleet.keep_leases()
     assert two.accounts == [0, 1]
     for _ in range(3):
@@ -90,12 +100,10 @@ async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
     assert two.context.payment(row.id).state is State.CONFIRMED
     again, is_new = await two.fleet.pay(world.ask("before it dies", key="k"))
     assert (again.id, is_new) == (row.id, False)
-    require_whole(two)
+    ledger.require_whole()
 
 
-async def test_a_pause_at_one_daemon_holds_at_the_other_from_its_commit_on(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon]
-) -> None:
+async def test_a_pause_at_one_daemon_holds_at_the_other_from_its_commit_on(world: World, pair: Pair) -> None:
     one, two = pair
     await pause(one.context, APP, "a look")
     with pytest.raises(Refused) as refused:
@@ -106,9 +114,9 @@ async def test_a_pause_at_one_daemon_holds_at_the_other_from_its_commit_on(
 
 
 async def test_a_daemon_without_accounts_has_its_purchases_made_by_the_holder(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon]
+    world: World, ledger: SharedLedger, pair: Pair
 ) -> None:
-    async with fleet_daemon(world, in_a_file(world), "c") as third:
+    async with fleet_daemon(world, ledger, "c") as third:
         await third.run_pass()
         assert third.accounts == []
         quote = await third.fleet.quote(world.ask("asked elsewhere"))
@@ -118,11 +126,11 @@ async def test_a_daemon_without_accounts_has_its_purchases_made_by_the_holder(
         assert row.state not in (State.RECEIVED, State.RESERVED)
         again, is_new = await third.fleet.pay(world.ask("asked elsewhere", key="k"))
         assert (again.id, is_new) == (row.id, False)
-    require_whole(pair[0])
+    ledger.require_whole()
 
 
 async def test_a_request_to_a_dead_holder_is_carried_out_by_the_next_one(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon]
+    world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
     one, two = pair
     row = await one.pay("before it dies", key="k")
@@ -130,15 +138,15 @@ async def test_a_request_to_a_dead_holder_is_carried_out_by_the_next_one(
     asked = asyncio.create_task(two.fleet.resolve(row.id, APP))
     while not fleet.open_requests(two.context.conn, [0]):
         await two.context.changes.wait("a commit", 0.05)
-    world.clock.ahead_ms += LEASE_MS + 1
+    await end_leases(two, "a")
     await two.fleet.keep_leases()
     await two.run_pass()
     assert (await asked).state is State.CANCELLING
-    require_whole(two)
+    ledger.require_whole()
 
 
 async def test_each_daemon_decides_cancels_and_sends_for_every_account(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon]
+    world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
     one, two = pair
     for daemon in pair:
@@ -159,10 +167,10 @@ async def test_each_daemon_decides_cancels_and_sends_for_every_account(
     sent, is_new = await two.fleet.send(APP, world.account.address, "lovelace", 2 * ADA, "s")
     again, _ = await one.fleet.send(APP, world.account.address, "lovelace", 2 * ADA, "s")
     assert (sent.account, is_new, again.id) == (1, True, sent.id)
-    require_whole(two)
+    ledger.require_whole()
 
 
-async def test_a_limit_set_at_one_daemon_is_shared_by_both(pair: tuple[FleetDaemon, FleetDaemon]) -> None:
+async def test_a_limit_set_at_one_daemon_is_shared_by_both(pair: Pair, ledger: SharedLedger) -> None:
     one, two = pair
     await set_limits(one.context, APP, None, None, "lovelace", {Window.TOTAL: 25 * ADA})
     found = await asyncio.gather(
@@ -171,10 +179,10 @@ async def test_a_limit_set_at_one_daemon_is_shared_by_both(pair: tuple[FleetDaem
     )
     refused = [error.code for error in found if isinstance(error, Refused)]
     assert refused == ["limit_exceeded"] * 3
-    require_whole(one)
+    ledger.require_whole()
 
 
-async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: tuple[FleetDaemon, FleetDaemon]) -> None:
+async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
     await pair[0].context.write("app", lambda unit: apps.revoke(unit, APP, 5))
     for daemon in pair:
         with pytest.raises(Refused) as refused:
@@ -184,9 +192,9 @@ async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: tuple[FleetDaemo
 
 @pytest.mark.parametrize("other", [{"config_hash": "other"}, {"count": 1}])
 async def test_a_daemon_with_other_settings_does_not_join(
-    world: World, pair: tuple[FleetDaemon, FleetDaemon], other: dict[str, object]
+    world: World, ledger: SharedLedger, pair: Pair, other: dict[str, object]
 ) -> None:
     with pytest.raises(Refused) as refused:
-        async with fleet_daemon(world, in_a_file(world), "c", **other):  # type: ignore[arg-type]
+        async with fleet_daemon(world, ledger, "c", **other):  # type: ignore[arg-type]
             pass
     assert refused.value.code == "config_invalid"

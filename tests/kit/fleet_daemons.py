@@ -4,11 +4,12 @@ They read the chain when a test says so. Leases go by the world's clock in a fil
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 
 from kit.agent import APP, DEVNET, FAST, WORDS, World
+from kit.postgresql import move_to_file
 from payagent.agent.agent import Agent
 from payagent.agent.base.ports import InProcess, Ports, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
@@ -17,10 +18,16 @@ from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.fleet.shared import NoSigner, Parts, SharedFleet
 from payagent.agent.topups.runner import TopupRunner
+from payagent.audit.finding import AuditFinding
+from payagent.audit.signed_bytes import Owner
+from payagent.audit.verify import verify
 from payagent.chain.blockfrost import Blockfrost
 from payagent.core.aggregate import PaymentRow
 from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.committer import Committer
+from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
+from payagent.store.db.opening import open_read_only
 from payagent.store.db.readers import Readers
 from payagent.store.db.signer_record import SignerFile, signer_file
 from payagent.store.db.writer import Writer
@@ -28,13 +35,31 @@ from payagent.store.rows import apps
 from payagent.store.rows.fleet import DaemonRow
 from payagent.wallet.keys import derive, seed_from_words
 
-OpenFleet = Callable[[Seat], tuple[Writer, Readers]]
 
+@dataclass(frozen=True)
+class SharedLedger:
+    """The ledger of all daemons: a file, where leases go by the world's clock, or a database by its URL."""
 
-def in_a_file(world: World) -> OpenFleet:
-    """One file for all daemons: there a lease goes by the world's clock."""
-    path = world.folder / "ledger.db"
-    return lambda seat: (Writer(path, seat=seat), Readers(path))
+    world: World
+    url: str | None = None
+
+    def open(self, seat: Seat) -> tuple[Writer, Readers]:
+        if self.url is None:
+            path = self.world.folder / "ledger.db"
+            return Writer(Committer(path, seat=seat)), Readers(path)
+        return open_fleet_store(self.url, self.world.folder, checkpoint=lambda _name: None, seat=seat)
+
+    def require_whole(self) -> None:
+        """`ledger verify` finds nothing."""
+        path = self.world.folder / "ledger.db"
+        if self.url is not None:
+            path = self.world.folder / "moved.db"
+            path.unlink(missing_ok=True)
+            move_to_file(self.url, path)
+        with closing(open_read_only(path)) as conn:
+            found = verify(conn, Owner(self.world.account.address, DEVNET))
+            findings = [one for one in found if isinstance(one, AuditFinding)]
+            assert not findings, findings
 
 
 @dataclass
@@ -81,7 +106,7 @@ class FleetDaemon:
 
 @asynccontextmanager
 async def fleet_daemon(
-    world: World, open_fleet: OpenFleet, name: str, count: int = 2, config_hash: str = "same"
+    world: World, ledger: SharedLedger, name: str, count: int = 2, config_hash: str = "same"
 ) -> AsyncIterator[FleetDaemon]:
     """A daemon of a fleet with `count` accounts, after it has joined."""
     folder = world.folder / name
@@ -89,7 +114,7 @@ async def fleet_daemon(
     accounts = [derive(seed_from_words(WORDS), DEVNET, number) for number in range(count)]
     records = {number: SignerFile(folder / signer_file(number)) for number in range(count)}
     seat = Seat(name, f"host of {name}", records)
-    writer, readers = open_fleet(seat)
+    writer, readers = ledger.open(seat)
     if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
         scopes = ["pay", "read", "operate", "approve"]
         await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))

@@ -250,7 +250,9 @@ class SharedFleet(Fleet):
 
     def _serve_requests(self) -> None:
         now_ms = fleet.database_ms(self.context.conn, self.context.ports.clock.now_ms())
-        for one in fleet.open_requests(self.context.conn, sorted(self.held)):
+        # an account that was just taken has to read the chain first
+        ready = [number for number, held in self.held.items() if held.agent.context.chain.tip is not None]
+        for one in fleet.open_requests(self.context.conn, sorted(ready)):
             if one.id not in self._serving:
                 is_late = one.ends_at_ms < now_ms
                 self._serving[one.id] = task = asyncio.ensure_future(self._serve(one, is_late=is_late))

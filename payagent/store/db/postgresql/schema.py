@@ -78,6 +78,8 @@ def tables() -> dict[str, Table]:
     """The tables by name."""
     found = {}
     for name, body, options in re.findall(r"CREATE TABLE (\w+) \((.*?)\n?\) STRICT(.*?);", _sql(), re.DOTALL):
+        # a migration put `account` on the line of the column before it
+        body = re.sub(r", (\w+ (?:INTEGER|TEXT|BLOB)\b)", r",\n  \1", body)
         columns = tuple(re.findall(r"^  (\w+) (INTEGER|TEXT|BLOB)\b", body, re.MULTILINE))
         own = re.search(r"^  (\w+) INTEGER PRIMARY KEY", body, re.MULTILINE)
         number = own[1] if own else None if "WITHOUT ROWID" in options else "rowid"
