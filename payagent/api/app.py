@@ -126,8 +126,8 @@ def create_app(
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    checks = partial(find, fleet.context, heartbeat, signer)
-    routers = [*(room.router for room in ROOMS), health_router(fleet.context, checks), metrics_router(checks)]
+    checks = partial(find, fleet, heartbeat, signer)
+    routers = [*(room.router for room in ROOMS), health_router(fleet, checks), metrics_router(checks)]
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)

@@ -1,16 +1,19 @@
 """A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
 
-The server listens on a Unix socket in a temporary folder alone. It does not sync: no test takes its power away.
+The server listens on a Unix socket in a temporary folder, and on loopback. It does not sync: no test
+takes its power away.
 """
 
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -38,14 +41,19 @@ _TEMPLATE = "payagent_template"
 
 
 class Server:
-    """A running server. `url` names a database of it."""
+    """A running server. `url` names a database of it, by its Unix socket; `tcp_url` by its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
+        self._port = port
         self._count = 0
 
     def url(self, database: str) -> str:
-        return f"postgresql://{_user()}@/{database}?host={self._folder}"
+        return f"postgresql://{_user()}@/{database}?host={self._folder}&port={self._port}"
+
+    def tcp_url(self, url: str) -> str:
+        """The database of a `url` by the server's port: a daemon's sandbox opens no Unix sockets."""
+        return f"postgresql://{_user()}@127.0.0.1:{self._port}{urlsplit(url).path}"
 
     def new_database(self, template: str = _TEMPLATE) -> str:
         """The URL of a new database, a copy of the template."""
@@ -72,10 +80,13 @@ def server() -> Iterator[Server]:
         _run(
             "initdb", "-D", str(data), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", _user()
         )
-        options = f"-c listen_addresses='' -k {folder} -c fsync=off -c full_page_writes=off -c max_wal_size=64MB"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} "
+        options += "-c fsync=off -c full_page_writes=off -c max_wal_size=64MB"
         _run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
         try:
-            found = Server(folder)
+            found = Server(folder, port)
             found.make_template()
             yield found
         finally:

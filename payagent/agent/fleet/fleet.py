@@ -29,6 +29,22 @@ class HeldAccount:
     topups: TopupRunner
 
 
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """A fleet as one of its daemons sees it.
+
+    `held`: the accounts that this daemon holds. `living`: how many daemons renewed within a lease. `accounts`: all
+    of them, each with its address and its holder's host. `lag_s`: seconds since this daemon renewed its leases.
+    `problem`: what keeps accounts from paying, or soon will.
+    """
+
+    held: tuple[int, ...]
+    living: int
+    accounts: tuple[tuple[int, str, str | None], ...]
+    lag_s: float
+    problem: str | None
+
+
 class Fleet:
     """Call it from one event loop."""
 
@@ -40,6 +56,10 @@ class Fleet:
     def context(self) -> AgentContext:
         """For reads, and for writes of what all accounts share."""
         return self.front.agent.context
+
+    def status(self) -> FleetStatus | None:
+        """None for a daemon alone on its ledger."""
+        return None
 
     @property
     def intake(self) -> Intake:

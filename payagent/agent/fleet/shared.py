@@ -30,7 +30,7 @@ from payagent.agent.base.requests import (
     PrepaidQuote,
 )
 from payagent.agent.chain_sync.providers import ProviderSelection
-from payagent.agent.fleet.fleet import Fleet, HeldAccount
+from payagent.agent.fleet.fleet import Fleet, FleetStatus, HeldAccount
 from payagent.agent.fleet.requests import (
     Outcome,
     dump_payment_request,
@@ -96,6 +96,22 @@ class SharedFleet(Fleet):
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
+        self._renewed_s = self._loop.time()
+
+    def status(self) -> FleetStatus:
+        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
+        clock_ms = fleet.database_ms(conn, now_ms)
+        living = {one.id: one for one in fleet.all_daemons(conn) if fleet.is_living(one, clock_ms)}
+        hosts = {name: one.host for name, one in living.items()}
+        rows = fleet.all_accounts(conn)
+        accounts = tuple((row.account, row.address, hosts.get(row.holder or "")) for row in rows)
+        lag_s, free = self._loop.time() - self._renewed_s, [number for number, _, host in accounts if host is None]
+        problem = None
+        if lag_s * 1000 > fleet.LEASE_MS:
+            problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
+        elif free:
+            problem = f"no daemon holds account {', '.join(map(str, free))}"
+        return FleetStatus(tuple(sorted(self.held)), len(living), accounts, lag_s, problem)
 
     # --- joining, leases
 
@@ -150,6 +166,7 @@ class SharedFleet(Fleet):
                 return taken, part
 
             _, part = await self.context.write("lease", job)
+            self._renewed_s = self._loop.time()
             for account in sorted(self._seat.held.keys() - self.held.keys()):
                 self.held[account] = await self._parts.start(account)
                 log.warning("fleet.account_taken", account=account, epoch=self._seat.held.get(account))

@@ -42,10 +42,11 @@ async def wallet(caller: Viewer) -> JsonResponse:
     A token with the pay scope alone sees the address and no balances."""
     context, now_ms = caller.context, caller.context.ports.clock.now_ms()
     if not caller.sees_all:
-        return JsonResponse(Wallet.of(context.config, context.chain, now_ms))
+        return JsonResponse(Wallet.of(context.config, context.chain, now_ms, fleet=caller.fleet.status()))
     utxos, balances = attempts_and_utxos.utxos(context.conn), journal.balances(context.conn)
     in_flight = payments.signed_holds(context.conn)
-    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances, in_flight))
+    status = caller.fleet.status()
+    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances, in_flight, status))
 
 
 @router.get("/v1/wallet/utxos", summary="List unspent UTxOs", responses=gives(Utxos, 200))
