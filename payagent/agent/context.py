@@ -20,7 +20,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
 from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.payment_view import has_proof
+from payagent.agent.base.payment_view import has_proof, wallet_address
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.commits.admission import Admission
@@ -64,6 +64,8 @@ class AgentContext:
         self.from_file = config
         """The config of the file alone. `config` is the one in force, with the changes made at run time."""
         self.config = config = overlaid(config, readers.conn)
+        self.public_address = config.own.text if front is None else front.config.own.text
+        """The address by which merchants know the wallet, whichever account pays."""
         self.account: int | None = config.account
         """The account that its jobs work for. None: they write only what all accounts share."""
         self.ports = ports
@@ -183,6 +185,10 @@ class AgentContext:
         if not row.is_noted:
             raise Refused("store_failed", f"the signer's record does not have the transaction of {row.id} yet")
         return row
+
+    def wallet_address(self, row: PaymentRow) -> str:
+        """As `agent.base.payment_view.wallet_address`."""
+        return wallet_address(self.conn, row, self.public_address)
 
     def is_ready(self, row: PaymentRow) -> bool:
         """Whether the merchant is expected to accept the proof now, by its `ready` setting.

@@ -280,7 +280,7 @@ class ProxyPayer:
         They name the same buyer as the first request, because an invoice is bound to it. If an earlier request
         bought a batch for another balance, they name that balance's owner.
         """
-        texts = retry_headers(row, request.merchant, self._context.config.own.text)
+        texts = retry_headers(row, request.merchant, self._context.wallet_address(row))
         proof = [(name.lower().encode(), value.encode()) for name, value in texts.items()]
         if row.prepaid.partner is not None and self._unpaid_calls.buyer(request) != Buyer(
             row.prepaid.partner, row.prepaid.wallet or ""

@@ -11,15 +11,18 @@ from kit.agent import ADA, APP, World, world_with_clock
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 
+from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
+from payagent.agent.topups.orders import TopupGoal
 from payagent.core.payment import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, fleet
+from payagent.store.rows import apps, fleet, prepaid
 
+TOPUP = TopupSource("POST", "/chat", '{"message": "more"}')
 Pair = tuple[FleetDaemon, FleetDaemon]
 
 
@@ -188,6 +191,23 @@ async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
         with pytest.raises(Refused) as refused:
             await daemon.pay("revoked")
         assert refused.value.code == "unauthorized"
+
+
+async def test_both_daemons_buy_prepaid_balance_from_its_home_account(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    world.settings(batch=3)
+    bought = await two.pay("a batch")
+    assert (bought.account, bought.prepaid.wallet) == (1, world.address)
+    for _ in range(2):
+        for daemon in pair:
+            await daemon.run_pass()
+        world.block()
+    row, _ = await one.fleet.order_topup(APP, "t", TopupGoal(world.origin, "lovelace", 20 * ADA, TOPUP))
+    assert prepaid.pool(one.context.conn, row.pool_id).account == 1
+    assert (await one.fleet.cancel_topup(row.id, APP)).stop_code is not None
+    ledger.require_whole()
 
 
 @pytest.mark.parametrize("other", [{"config_hash": "other"}, {"count": 1}])

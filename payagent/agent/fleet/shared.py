@@ -57,6 +57,9 @@ T = TypeVar("T")
 POLL_S = 0.1
 """How often a daemon looks whether anything was committed."""
 
+TAKE_S = 1
+"""How often a daemon looks for an account that nobody holds."""
+
 LOOK_S = 5
 """How often a daemon without accounts asks for the newest block."""
 
@@ -174,6 +177,14 @@ class SharedFleet(Fleet):
                 if not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
 
+    async def take_what_is_free(self) -> None:
+        """Take an account that was given back, or whose holder died, before the next renewal is due."""
+        conn, held = self.context.conn, self._seat.held
+        clock_ms = fleet.database_ms(conn, self.context.ports.clock.now_ms())
+        rows = fleet.all_accounts(conn)
+        if any(row.account not in held and (row.holder is None or row.until_ms < clock_ms) for row in rows):
+            await self.keep_leases()
+
     async def _give_back(self, account: int) -> None:
         await self._parts.stop(self.held.pop(account))
 
@@ -211,6 +222,7 @@ class SharedFleet(Fleet):
             self._every(fleet.RENEW_EVERY_S, self.keep_leases),
             self._every(POLL_S, self.poll),
             self._every(LOOK_S, self.look),
+            self._every(TAKE_S, self.take_what_is_free),
         )
 
     async def _every(self, seconds: float, run_once: Callable[[], Awaitable[None]]) -> None:
