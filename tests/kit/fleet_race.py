@@ -33,7 +33,7 @@ from payagent.wallet.utxo_index import UtxoIndex
 
 PAYEE = derive(seed_from_words(WORDS), DEVNET, 1_000).address
 ORIGIN, APP = "https://merchant.example", "app_race"
-PAYS, UTXO_LOVELACE, BATCH = 3_000_000, 5_000_000, 16
+PAYS, UTXO_LOVELACE, BATCH, FUNDED_AT_ONCE = 3_000_000, 5_000_000, 16, 100
 RULES = MerchantRules(
     first_use=True, price_rise_percent_max=25, stop_after_unserved=3, payments_in_flight_max=1_000_000
 )
@@ -67,10 +67,14 @@ class Racer:
         self._committer = PostgresqlCommitter(url, seat=self._seat)
 
     def begin(self, utxos: int) -> None:
-        for job, account in ((self._take, None), (lambda unit: self._fund(unit, utxos), self._number)):
-            one = self._committer.job("begin", job, account)
-            self._committer.commit([one])
-            one.outcome()
+        self._do(self._take, None)
+        for count in range(0, utxos, FUNDED_AT_ONCE):
+            self._do(lambda unit, count=count: self._fund(unit, count + FUNDED_AT_ONCE), self._number)  # type: ignore[misc]
+
+    def _do(self, job: Callable[[Unit], object], account: int | None) -> None:
+        one = self._committer.job("begin", job, account)
+        self._committer.commit([one])
+        one.outcome()
 
     def _take(self, unit: Unit) -> None:
         if not unit.conn.execute("SELECT 1 FROM apps").fetchone():

@@ -27,7 +27,7 @@ _DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 _END_IDLE = f"""
 SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid
 WHERE l.relation = 'gate'::regclass AND l.granted AND a.datname = current_database()
-AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS // 2} ms'
+AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS} ms'
 """  # noqa: S608  our own number
 """Ends the sessions that hold the gate and whose daemon does nothing. One that waits for a standby is active."""
 
