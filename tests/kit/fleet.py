@@ -11,6 +11,7 @@ from payagent.audit.finding import AuditFinding
 from payagent.audit.seals import check_seals
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import Seat
+from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.seals import last_seal
 from payagent.store.db.signer_record import LastSigned
 from payagent.store.db.unit import Unit
@@ -93,6 +94,15 @@ class Daemon:
     def take(self, accounts: list[int], now_ms: int) -> dict[int, int]:
         return self.run(self.taking(accounts, now_ms))
 
+    def end_leases(self) -> None:
+        """Let every lease be over, without waiting for it."""
+        self.run(lambda unit: unit.conn.execute("UPDATE accounts SET until_ms = 0"))
+
+    def take_over(self, accounts: list[int]) -> dict[int, int]:
+        """Take accounts from a daemon that did not renew."""
+        self.end_leases()
+        return self.take(accounts, 1)
+
     def renew(self, now_ms: int) -> None:
         self.run(lambda unit: fleet.renew(unit, self.name, now_ms))
 
@@ -133,13 +143,26 @@ class Daemon:
 
 @contextmanager
 def daemon_on(
-    path: Path, name: str, checkpoint: Checkpoint = lambda _name: None, made: Callable[..., Committer] = Committer
+    place: Path | str,
+    name: str,
+    checkpoint: Checkpoint = lambda _name: None,
+    made: Callable[..., Committer] | None = None,
 ) -> Iterator[Daemon]:
-    """A daemon on a ledger; `made`: its committer."""
+    """A daemon on a file, or on PostgreSQL by its URL. `made`: by another committer than the product's."""
     lost: list[int] = []
     seat = Seat(name, f"host of {name}", {0: Record(), 1: Record()}, lost.append)
-    committer = made(path, checkpoint=checkpoint, seat=seat)
+    made = made or (Committer if isinstance(place, Path) else PostgresqlCommitter)
+    committer = made(place, checkpoint=checkpoint, seat=seat)
     try:
         yield Daemon(name, seat, committer, lost)
     finally:
         committer.close()
+
+
+@contextmanager
+def pair_on(place: Path | str) -> Iterator[tuple[Daemon, Daemon]]:
+    """Two daemons on one ledger. The first holds both accounts of the wallet."""
+    with daemon_on(place, "one") as one, daemon_on(place, "two") as two:
+        one.add_accounts()
+        assert one.take([0, 1], 0) == {0: 1, 1: 1}
+        yield one, two

@@ -1,7 +1,8 @@
 """A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
 
-The server listens on a Unix socket in a temporary folder, and on loopback. It does not sync: no test
-takes its power away.
+The server listens on a Unix socket in a temporary folder, and on loopback. It does not sync: no test takes its power
+away. It has a synchronous standby that never comes. A session that sets `synchronous_commit = on` waits for it for
+ever.
 """
 
 import os
@@ -19,11 +20,12 @@ import pytest
 
 from kit.agent import DEVNET, WORDS, OpenLedger
 from kit.fleet import Record
-from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.committer import Checkpoint, Job, Ownership
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.postgresql import schema
+from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
@@ -63,6 +65,11 @@ class Server:
             conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
+    def restart(self) -> None:
+        """As after a crash: no session ends in order."""
+        _run("pg_ctl", "restart", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-m",
+             "immediate")  # fmt: skip
+
     def make_template(self) -> None:
         with closing(PostgresqlConnection(self.url("postgres"))) as conn:
             conn.execute(f"CREATE DATABASE {_TEMPLATE}")
@@ -82,8 +89,10 @@ def server() -> Iterator[Server]:
         )
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} "
-        options += "-c fsync=off -c full_page_writes=off -c max_wal_size=64MB"
+        options = (
+            f"-k {folder} -c listen_addresses=127.0.0.1 -p {port} -c fsync=off -c full_page_writes=off "
+            "-c max_wal_size=64MB -c synchronous_standby_names=nobody -c synchronous_commit=local"
+        )
         _run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
         try:
             found = Server(folder, port)
@@ -105,6 +114,19 @@ def _run(program: str, *args: str) -> None:
         command, user=_OWNER, group=_OWNER, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+class Impatient(PostgresqlCommitter):
+    """A daemon that asks for the gate only once."""
+
+    _gate_tries = 1
+
+
+class Unfenced(PostgresqlCommitter):
+    """A daemon with a bug: it runs jobs for accounts that it does not hold."""
+
+    def _is_fenced_off(self, _job: Job) -> bool:
+        return False
 
 
 def ledger_at(url: str) -> OpenLedger:

@@ -1,11 +1,11 @@
-"""The gate and the fence of a fleet, here on one file: who holds an account writes for it, and nobody else."""
+"""The gate and the fence of a fleet, on both engines: who holds an account writes for it, and nobody else."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from kit.fleet import Daemon, daemon_on
+from kit.fleet import Daemon, pair_on
+from kit.postgresql import needs_postgresql
 
 from payagent.core.problems import Refused
 from payagent.store.db.signer_record import LastSigned
@@ -15,14 +15,21 @@ from payagent.store.rows.fleet import LEASE_MS, AdmissionRequest
 Pair = tuple[Daemon, Daemon]
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+@pytest.fixture(params=["file", pytest.param("postgresql", marks=needs_postgresql)])
+def pair(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two daemons of a fleet on one ledger. The wallet has the accounts 0 and 1; the first daemon holds both."""
-    with ExitStack() as stack:
-        one, two = (stack.enter_context(daemon_on(tmp_path / "ledger.db", name)) for name in ("one", "two"))
-        one.add_accounts()
-        assert one.take([0, 1], 0) == {0: 1, 1: 1}
-        yield one, two
+    place: Path | str = tmp_path / "ledger.db"
+    if request.param == "postgresql":
+        place = request.getfixturevalue("postgresql").new_database()
+    with pair_on(place) as made:
+        yield made
+
+
+@pytest.fixture
+def by_clock(tmp_path: Path) -> Iterator[Pair]:
+    """The same on a file, where leases go by the daemons' clocks."""
+    with pair_on(tmp_path / "ledger.db") as made:
+        yield made
 
 
 def test_only_the_holder_of_an_account_writes_for_it(pair: Pair) -> None:
@@ -35,8 +42,8 @@ def test_only_the_holder_of_an_account_writes_for_it(pair: Pair) -> None:
     assert one.notes() == ["mine", "of all accounts"]
 
 
-def test_a_lease_can_be_taken_when_it_is_over_and_not_before(pair: Pair) -> None:
-    one, two = pair
+def test_a_lease_can_be_taken_when_it_is_over_and_not_before(by_clock: Pair) -> None:
+    one, two = by_clock
     assert two.take([0], LEASE_MS) == {}
     one.renew(5_000)
     assert two.take([0], LEASE_MS + 1) == {}
@@ -46,7 +53,7 @@ def test_a_lease_can_be_taken_when_it_is_over_and_not_before(pair: Pair) -> None
 
 def test_who_lost_an_account_is_told_at_its_next_commit(pair: Pair) -> None:
     one, two = pair
-    two.take([0], LEASE_MS + 1)
+    two.take_over([0])
     with pytest.raises(Refused, match="account 0"):
         one.note("stale", account=0)
     assert one.lost == [0]
@@ -54,8 +61,8 @@ def test_who_lost_an_account_is_told_at_its_next_commit(pair: Pair) -> None:
     assert (one.notes(), one.lost) == (["still mine"], [0])
 
 
-def test_a_lease_that_is_over_binds_nobody_while_no_other_took_it(pair: Pair) -> None:
-    one, _ = pair
+def test_a_lease_that_is_over_binds_nobody_while_no_other_took_it(by_clock: Pair) -> None:
+    one, _ = by_clock
     one.renew(100 * LEASE_MS)
     one.note("late", account=0)
     assert one.notes() == ["late"]
@@ -64,9 +71,9 @@ def test_a_lease_that_is_over_binds_nobody_while_no_other_took_it(pair: Pair) ->
 def test_a_job_from_before_a_loss_is_refused_after_the_account_came_back(pair: Pair) -> None:
     one, two = pair
     job = one.job("stale", account=0)
-    two.take([0], LEASE_MS + 1)
+    two.take_over([0])
     two.give_back(0)
-    assert one.take([0], LEASE_MS + 2) == {0: 3}
+    assert one.take([0], 2) == {0: 3}
     one.committer.commit([job])
     with pytest.raises(Refused, match="account 0"):
         job.outcome()
@@ -84,7 +91,8 @@ def test_an_account_is_given_back_at_once(pair: Pair) -> None:
 
 def test_a_takeover_that_is_not_committed_gives_nothing(pair: Pair) -> None:
     one, two = pair
-    take = two.taking([0], LEASE_MS + 1)
+    one.end_leases()
+    take = two.taking([0], 1)
     two.committer.commit([two.committer.job("take", lambda unit: take(unit) and 1 / 0)])
     with pytest.raises(Refused, match="account 0"):
         two.note("not taken", account=0)
@@ -93,7 +101,7 @@ def test_a_takeover_that_is_not_committed_gives_nothing(pair: Pair) -> None:
 
 def test_jobs_of_one_commit_are_fenced_each_by_its_account(pair: Pair) -> None:
     one, two = pair
-    two.take([0], LEASE_MS + 1)
+    two.take_over([0])
     jobs = [one.job("stale", account=0), one.job("mine", account=1), one.job("all", account=None)]
     one.committer.commit(jobs)
     assert [type(job.raised) for job in jobs] == [Refused, type(None), type(None)]
@@ -124,7 +132,7 @@ def test_a_record_has_only_attempts_of_accounts_that_its_daemon_held(pair: Pair)
     one.attempt(0)
     two.note("anything", account=None)
     assert (one.signed(0), two.signed(0)) == (LastSigned(1, "cc", 100), None)
-    two.take([0], LEASE_MS + 1)
+    two.take_over([0])
     assert two.signed(0) == LastSigned(1, "cc", 100)
 
 
@@ -160,9 +168,9 @@ def test_a_merchants_home_is_set_and_can_move(pair: Pair) -> None:
     one.require_whole()
 
 
-def test_daemons_that_renew_are_living(pair: Pair) -> None:
-    one, two = pair
-    for daemon in pair:
+def test_daemons_that_renew_are_living(by_clock: Pair) -> None:
+    one, two = by_clock
+    for daemon in by_clock:
         daemon.register(0)
     one.renew(LEASE_MS)
     living = {row.id: fleet.is_living(row, LEASE_MS + 1) for row in fleet.all_daemons(two.conn)}

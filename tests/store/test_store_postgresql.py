@@ -105,6 +105,25 @@ def test_no_table_of_record_can_be_emptied_at_once(conn: PostgresqlConnection, t
         conn.execute(f"TRUNCATE {table} CASCADE")
 
 
+@pytest.mark.parametrize("table", sorted(schema.FENCED))
+def test_no_row_of_an_account_changes_in_a_session_that_does_not_hold_it(
+    conn: PostgresqlConnection, table: str
+) -> None:
+    (column, _), *_ = schema.tables()[table].columns
+    change = f"UPDATE {table} SET {column} = {column}"
+    conn.execute("SET payagent.holder = 'another'")
+    with pytest.raises(sqlite3.IntegrityError, match="this daemon does not hold the account"):
+        conn.execute(change)
+
+
+@pytest.mark.parametrize("table", sorted(schema.FENCED))
+def test_a_missing_or_disabled_fence_is_noticed(conn: PostgresqlConnection, table: str) -> None:
+    conn.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_fence")
+    assert schema.missing_guards(conn) == [f"{table}_fence"]
+    conn.execute(f"DROP FUNCTION {table}_fence CASCADE")
+    assert schema.missing_guards(conn) == [f"{table}_fence"]
+
+
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: trigger.name)
 def test_a_missing_disabled_or_weakened_guard_is_noticed(conn: PostgresqlConnection, trigger: Trigger) -> None:
     assert schema.missing_guards(conn) == []

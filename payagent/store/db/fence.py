@@ -4,7 +4,7 @@ The gate is one row, which every commit locks first. It has the ends of the chai
 fence is read after it, in a statement of its own: the accounts whose holder this daemon is. A lease's end tells
 other daemons when they may take an account; only the fence says whether its holder may still write.
 
-May import: store.db. Never: takes or renews an account (store.rows.fleet).
+May import: core, store.db, sqlite3. Never: takes or renews an account (store.rows.fleet).
 """
 
 import sqlite3
@@ -59,7 +59,7 @@ class Seat:
         """
         return account in self._proven and account in self.held
 
-    def check(self, claims: "Mapping[int, Claim]", timeline: int) -> None:
+    def check(self, claims: "Mapping[int, AccountClaim]", timeline: int) -> None:
         """Compare what the daemon holds with what the fence says."""
         for account, epoch in tuple(self.held.items()):
             if account not in claims or claims[account].epoch != epoch:
@@ -77,7 +77,7 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class AccountClaim:
     """An account of which this daemon is the holder, as its row says. `noted`: as in the table `accounts`."""
 
     epoch: int
@@ -118,10 +118,10 @@ def leave_gate(conn: sqlite3.Connection, gate: Gate) -> None:
     )
 
 
-def claims_of(conn: sqlite3.Connection, holder: str) -> dict[int, Claim]:
+def claims_of(conn: sqlite3.Connection, holder: str) -> dict[int, AccountClaim]:
     """The fence: the accounts that a daemon holds. Ask after the gate, in this statement of its own."""
     rows = conn.execute("SELECT account, epoch, proven_timeline, noted FROM accounts WHERE holder = ?", (holder,))
-    return {account: Claim(epoch, timeline, noted) for account, epoch, timeline, noted in rows}
+    return {account: AccountClaim(epoch, timeline, noted) for account, epoch, timeline, noted in rows}
 
 
 def publish_noted(conn: sqlite3.Connection, host: str, account: int, noted: int) -> None:

@@ -21,14 +21,13 @@ from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.seals import Sealer
 
 _GATE_WAIT_MS = 1_500
-_GATE_TRIES = 4
 _DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Pauses between attempts to connect again, before the jobs that wait are told."""
 
 _END_IDLE = f"""
 SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid
 WHERE l.relation = 'gate'::regclass AND l.granted AND a.datname = current_database()
-AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS // 2} ms'
+AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS} ms'
 """  # noqa: S608  our own number
 """Ends the sessions that hold the gate and whose daemon does nothing. One that waits for a standby is active."""
 
@@ -44,6 +43,7 @@ class PostgresqlCommitter(Committer):
     conn: Any
     _select_gate = f"{SELECT_GATE} FOR UPDATE"
     _ledger = "the database"
+    _gate_tries = 4
 
     def __init__(
         self, database: Database | str, *, seat: Seat, checkpoint: Checkpoint = lambda _name: None
@@ -83,7 +83,7 @@ class PostgresqlCommitter(Committer):
                 time.sleep(delay_s)
 
     def _lock_gate(self) -> Gate:
-        for _ in range(_GATE_TRIES):
+        for _ in range(self._gate_tries):
             try:
                 return super()._lock_gate()
             except sqlite3.OperationalError as error:
@@ -93,7 +93,7 @@ class PostgresqlCommitter(Committer):
             self.conn.execute(_END_IDLE)
         raise Refused(
             "store_failed",
-            f"another daemon has held the gate of the database for {_GATE_TRIES * _GATE_WAIT_MS // 1000} s. "
+            f"another daemon has held the gate of the database for {self._gate_tries * _GATE_WAIT_MS // 1000} s. "
             "Nothing was committed. Ask again with the same key, and check that a synchronous standby runs",
         )
 

@@ -40,7 +40,7 @@ _AS_ON_SQLITE = (
 _TRUNCATED = "payagent_no_truncate"
 
 _OF_ATTEMPT = "(SELECT account FROM attempts WHERE tx_id = {row}.tx_id)"
-_FENCED = {
+FENCED = {
     "attempts": "{row}.account",
     "block_observations": _OF_ATTEMPT,
     "external_spends": "{row}.account",
@@ -107,7 +107,7 @@ def statements() -> Iterator[str]:
             yield from _numbering(table)
     for trigger in TRIGGERS:
         yield from guard(trigger)
-    for name in _FENCED:
+    for name in FENCED:
         yield from fence(name)
     yield _no_truncate()
     for name in sorted(KEPT):
@@ -187,7 +187,7 @@ def fence(table: str) -> tuple[str, str]:
 
     FOR SHARE waits for a takeover that is being committed, and then reads the row again.
     """
-    name, account = f"{table}_fence", _FENCED[table]
+    name, account = f"{table}_fence", FENCED[table]
     body = (
         f"  IF TG_OP = 'DELETE' THEN\n    own := {account.format(row='OLD')};\n"
         f"  ELSE\n    own := {account.format(row='NEW')};\n  END IF;\n"
@@ -255,7 +255,7 @@ def missing_guards(conn: "PostgresqlConnection") -> list[str]:
     (own_schema,) = conn.execute("SELECT current_schema()::text").fetchone() or ("",)
     present = {name: tuple(rest) for name, *rest in conn.execute(_PRESENT)}
     expected = {one.name: guard(one) for one in TRIGGERS}
-    expected |= {f"{name}_fence": fence(name) for name in _FENCED}
+    expected |= {f"{name}_fence": fence(name) for name in FENCED}
     expected |= {f"{name}_truncate": (_no_truncate(), _truncate_trigger(name)) for name in sorted(KEPT)}
     return [
         name
