@@ -431,7 +431,7 @@ async def _running_in_fleet(
             stack.callback(record.close)
         me = DaemonRow(
             ports.new_id("daemon"),
-            gethostname(),
+            f"{gethostname()}:{settings.data_dir}",  # whose signer's record an account's last attempt is in
             url,
             shared_settings_hash(settings),
             VERSION,

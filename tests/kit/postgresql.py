@@ -1,8 +1,8 @@
 """A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
 
-The server listens on a Unix socket in a temporary folder, and on loopback. It does not sync: no test takes its power
-away. It has a synchronous standby that never comes. A session that sets `synchronous_commit = on` waits for it for
-ever.
+The server listens on a Unix socket in a temporary folder, and on loopback. It does not sync: no test takes its
+power away. It has a synchronous standby that never comes. A session that sets `synchronous_commit = on` waits for
+it for ever.
 """
 
 import os
@@ -138,6 +138,7 @@ def ledger_at(url: str) -> OpenLedger:
         def take(unit: Unit) -> None:
             fleet.add_account(unit, 0, derive(seed_from_words(WORDS), DEVNET).address.text)
             seat.hold(unit, fleet.take_accounts(unit, seat.holder, [0], 0))
+            fleet.prove(unit, seat.holder, 0)
 
         writer, readers = open_fleet_store(url, path.parent, checkpoint=checkpoint, seat=seat)
         writer.submit("take", take).result()

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from payagent.agent.base.chain_view import ChainView
+from payagent.agent.base.chain_view import QUIET_MS, ChainView
 from payagent.agent.base.config import TopupSource, overlaid
 from payagent.agent.base.requests import (
     AdmittedPayment,
@@ -46,7 +46,8 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import is_batch
 from payagent.core.payment import UNSIGNED
 from payagent.core.problems import Refused
-from payagent.store.db.fence import Seat
+from payagent.store.db.fence import Seat, unproven
+from payagent.store.db.signer_record import lacks
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, events, fleet, intents, onchain, payments, prepaid, topups
 from payagent.store.rows.fleet import AdmissionRequest, DaemonRow, RequestKind
@@ -100,6 +101,7 @@ class SharedFleet(Fleet):
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
         self._renewed_s = self._loop.time()
+        self._unproven_from_ms: dict[int, int] = {}
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
@@ -153,7 +155,7 @@ class SharedFleet(Fleet):
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
-            def job(unit: Unit) -> tuple[dict[int, int], int]:
+            def job(unit: Unit) -> int:
                 fleet.renew(unit, me, now_ms)
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
@@ -164,18 +166,48 @@ class SharedFleet(Fleet):
                     for row in rows
                     if row.account not in held and (row.holder in (None, me) or row.until_ms < clock_ms)
                 ][: max(part - len(held), 0)]
-                taken = fleet.take_accounts(unit, me, free, now_ms) if free else {}
-                self._seat.hold(unit, taken)
-                return taken, part
+                self._seat.hold(unit, fleet.take_accounts(unit, me, free, now_ms) if free else {})
+                return part
 
-            _, part = await self.context.write("lease", job)
+            part = await self.context.write("lease", job)
             self._renewed_s = self._loop.time()
-            for account in sorted(self._seat.held.keys() - self.held.keys()):
+            taken = sorted(self._seat.held.keys() - self.held.keys())
+            if await self._prove() or taken:
+                # its fence reads what the last commits wrote
+                await self.context.write("lease", lambda _unit: None)
+            for account in taken:
                 self.held[account] = await self._parts.start(account)
+                self._note_proofs()
                 log.warning("fleet.account_taken", account=account, epoch=self._seat.held.get(account))
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
                 if not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
+
+    async def _prove(self) -> bool:
+        """Let accounts sign again after a failover: the ledger may have lost its last commits. True if any may.
+
+        An account may sign once the record of its last signer was found in the ledger, which only that host can
+        do. Otherwise it waits until all that may have been signed has landed or expired.
+        """
+        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
+        rows = fleet.unproven_accounts(conn)
+        self._unproven_from_ms = {row.account: self._unproven_from_ms.get(row.account, now_ms) for row in rows}
+        proven = False
+        for row in rows:
+            is_ours = row.last_signer in (None, self._me.host)
+            is_found = is_ours and not lacks(conn, self._seat.records[row.account].read(), row.account)
+            is_over = not is_ours and now_ms >= self._unproven_from_ms[row.account] + QUIET_MS
+            if row.holder is not None and (is_found or is_over):
+                proven = True
+                job = partial(fleet.prove, holder=row.holder, account=row.account)
+                await self.context.write("lease", job)
+                log.warning("fleet.account_proven", account=row.account, by_record=is_found)
+        return proven
+
+    def _note_proofs(self) -> None:
+        for account, held in self.held.items():
+            is_proven = self._seat.is_proven(account)
+            held.agent.context.chain.unproven = None if is_proven else unproven(account).detail
 
     async def take_what_is_free(self) -> None:
         """Take an account that was given back, or whose holder died, before the next renewal is due."""
@@ -253,6 +285,7 @@ class SharedFleet(Fleet):
             self._take_in_what_all_share()
             for name in changed | self._asked:
                 context.changes.notify(name)
+        self._note_proofs()
         if self.held:
             first = self.held[min(self.held)].agent.context
             _copy(first.chain, context.chain)
@@ -521,9 +554,12 @@ class SharedFleet(Fleet):
         return await self.context.write("home", job)
 
     def _richest(self) -> int:
-        """The account with most funds: one that is held here, if any of them has funds."""
-        funds = attempts_and_utxos.free_lovelace(self.context.conn)
-        have = self.held.keys() & funds.keys() or funds.keys() or self.held.keys() or {0}
+        """The account with most funds: one that is held here and may sign, if any of them has funds."""
+        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
+        funds, change = (attempts_and_utxos.free_lovelace(conn, state) for state in ("available", "pending"))
+        ready = {number for number, held in self.held.items() if held.agent.context.chain.is_ready(now_ms)}
+        here = self.held.keys()
+        have = ready & funds.keys() or ready & change.keys() or here & funds.keys() or funds.keys() or here or {0}
         return max(have, key=lambda account: (funds.get(account, 0), -account))
 
     def _at(self, account: int) -> HeldAccount:

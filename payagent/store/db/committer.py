@@ -24,6 +24,7 @@ import structlog
 from payagent.core.problems import Refused
 from payagent.store.db.fence import (
     SELECT_GATE,
+    SIGNING,
     Gate,
     Seat,
     claims_of,
@@ -31,6 +32,7 @@ from payagent.store.db.fence import (
     leave_gate,
     make_gate,
     publish_noted,
+    unproven,
 )
 from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
@@ -345,10 +347,11 @@ class Committer:
         """Refuse a job (`lease_lost`) whose account the daemon does not hold, or lost since it was asked for."""
         if self._seat is None or job.account is None:
             return False
-        if job.epoch is not None and self._seat.held.get(job.account) == job.epoch:
-            return False
-        job.raised = lease_lost(job.account)
-        return True
+        if job.epoch is None or self._seat.held.get(job.account) != job.epoch:
+            job.raised = lease_lost(job.account)
+        elif job.name in SIGNING and not self._seat.is_proven(job.account):
+            job.raised = unproven(job.account)
+        return job.raised is not None
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         """Undo the whole batch in memory, newest job first, and give every job the error."""

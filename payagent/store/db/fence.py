@@ -132,6 +132,18 @@ def publish_noted(conn: sqlite3.Connection, host: str, account: int, noted: int)
     conn.execute("UPDATE accounts SET noted = ?, last_signer = ? WHERE account = ?", (noted, host, account))
 
 
+SIGNING = frozenset({"sign", "cancel"})
+"""The jobs that record signed bytes. They run only for an account that is proven."""
+
+
+def unproven(account: int) -> Refused:
+    return Refused(
+        "ledger_behind",
+        f"the database failed over, and may lack the last transaction of account {account}. Nothing is signed "
+        "for it until its signer's record was found in the ledger, or the quiet time is over",
+    )
+
+
 def lease_lost(account: int) -> Refused:
     return Refused(
         "lease_lost",

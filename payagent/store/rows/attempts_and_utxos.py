@@ -113,11 +113,12 @@ def free_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
-def free_lovelace(conn: sqlite3.Connection) -> dict[int, int]:
-    """By account: the lovelace that coin selection may use."""
+def free_lovelace(conn: sqlite3.Connection, state: str = "available") -> dict[int, int]:
+    """By account: the lovelace in UTxOs of this state that no payment has reserved."""
     rows = conn.execute(
         "SELECT c.account, SUM(c.lovelace) FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref "
-        "WHERE c.state = 'available' AND r.payment_id IS NULL GROUP BY c.account"
+        "WHERE c.state = ? AND r.payment_id IS NULL GROUP BY c.account",
+        (state,),
     )
     return dict(rows.fetchall())
 

@@ -111,6 +111,12 @@ def all_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
     return [AccountRow(*row) for row in rows]
 
 
+def unproven_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
+    """The accounts for which nothing may be signed since the last failover, or that never signed."""
+    timeline = conn.execute("SELECT timeline FROM gate WHERE one = 1").fetchone()
+    return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline[0]]
+
+
 def take_accounts(unit: Unit, holder: str, wanted: Sequence[int], now_ms: int) -> dict[int, int]:
     """Take those of the wanted accounts that are free, whose lease is over, or that the daemon held before.
 
