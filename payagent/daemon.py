@@ -98,6 +98,7 @@ from payagent.store.db.lease import lease
 from payagent.store.db.opening import held_open, opening, require_ledger
 from payagent.store.db.readers import Readers, make_scratch
 from payagent.store.db.signer_record import SIGNER_FILE, SignerFile, signer_file
+from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import about, writes
 from payagent.store.rows.fleet import DaemonRow
@@ -303,7 +304,7 @@ async def _serve(
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
             read = partial(_reread, config, reread)
-            _read_on_sighup(ConfigReload(fleet.context, settings, read, make_agent_config))
+            _read_on_sighup(ConfigReload(fleet.context, settings, read, make_agent_config, _noting(fleet)))
         signer.watch(_stop)
         _freeze_startup_objects()
         announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -572,6 +573,16 @@ def _reread(config: Path, reread: Callable[[], Settings]) -> Settings:
     return reread()
 
 
+def _noting(fleet: Fleet) -> Callable[[Unit, Settings], None]:
+    """What a reload of the config tells the rest of a fleet."""
+
+    def note(unit: Unit, settings: Settings) -> None:
+        if isinstance(fleet, SharedFleet):
+            fleet.note_settings(unit, shared_settings_hash(settings))
+
+    return note
+
+
 def _read_on_sighup(config_reload: ConfigReload) -> None:
     tasks: set[asyncio.Task[None]] = set()
 
@@ -596,13 +607,20 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _put_first(unit: Unit, key: str, value: str) -> None:
+    """Another daemon of a fleet may start at the same time."""
+    if about.meta(unit.conn, key) is None:
+        writes.put_meta(unit, key, value)
+
+
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
     """Bind the database to one network and one address for good."""
     for key, value in (("network", settings.network), ("address", own.text)):
         bound = about.meta(readers.conn, key)
         if bound is None:
-            await writer.run("bind", partial(writes.put_meta, key=key, value=value))
-        elif bound != value:
+            await writer.run("bind", partial(_put_first, key=key, value=value))
+            bound = about.meta(readers.conn, key)
+        if bound != value:
             raise Refused(
                 "config_invalid", f"ledger.db belongs to {key} {bound}, but the configuration says {value}"
             )

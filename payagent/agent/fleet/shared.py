@@ -13,6 +13,7 @@ more than its part of the accounts while nothing of them is being signed.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -244,9 +245,14 @@ class SharedFleet(Fleet):
             task.cancel()
         await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
         async with self._leases:
-            for account in sorted(self.held):
-                await self._give_back(account)
-        await self.context.write("lease", lambda unit: fleet.forget_daemon(unit, self._me.id))
+            with suppress(Refused):  # without the database the leases end by themselves
+                for account in sorted(self.held):
+                    await self._give_back(account)
+                await self.context.write("lease", lambda unit: fleet.forget_daemon(unit, self._me.id))
+
+    def note_settings(self, unit: Unit, config_hash: str) -> None:
+        """Inside the commit of a reload: this daemon has other settings now."""
+        fleet.set_config_hash(unit, self._me.id, config_hash)
 
     async def run(self) -> None:
         """Keep leases and poll, until cancelled. An error delays only the next run."""
@@ -365,7 +371,7 @@ class SharedFleet(Fleet):
         return {"payment": (await decide(asked["payment_id"], Approver(**asked["by"]))).id}
 
     async def _ask(self, account: int, kind: RequestKind, request: str) -> Outcome:
-        """Ask the account's holder, and wait for the outcome. Refused: as the holder refuses; `not_signed_yet`."""
+        """Ask the account's holder, and wait for the outcome. Refused: as the holder refuses; `daemon_timeout`."""
         context = self.context
         name, now_ms = context.ports.new_id("ask"), context.ports.clock.now_ms()
 
@@ -615,7 +621,6 @@ def _found_row(found: tuple[PaymentRow, bool]) -> Outcome:
 
 def _not_taken(account: int) -> Refused:
     return Refused(
-        "not_signed_yet",
-        f"no daemon has carried it out for account {account} in {ASK_MS // 1000} s. Whether it was admitted is "
-        "not known. Send the same request again",
+        "daemon_timeout",
+        f"the holder of account {account} has not answered in {ASK_MS // 1000} s. Send the same request again",
     )

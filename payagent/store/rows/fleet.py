@@ -77,6 +77,10 @@ def register_daemon(unit: Unit, one: DaemonRow) -> None:
     )
 
 
+def set_config_hash(unit: Unit, daemon_id: str, config_hash: str) -> None:
+    unit.conn.execute("UPDATE daemons SET config_hash = ? WHERE id = ?", (config_hash, daemon_id))
+
+
 def forget_daemon(unit: Unit, daemon_id: str) -> None:
     """Remove a daemon that stopped, or that was last seen long ago."""
     unit.conn.execute("DELETE FROM daemons WHERE id = ?", (daemon_id,))
