@@ -110,7 +110,8 @@ def test_no_row_of_an_account_changes_in_a_session_that_does_not_hold_it(
     conn: PostgresqlConnection, table: str
 ) -> None:
     (column, _), *_ = schema.tables()[table].columns
-    change = f"UPDATE {table} SET {column} = {column}"
+    of_the_wallet = " WHERE account = 'wallet'" if table == "postings" else ""
+    change = f"UPDATE {table} SET {column} = {column}{of_the_wallet}"
     conn.execute("SET payagent.holder = 'another'")
     with pytest.raises(sqlite3.IntegrityError, match="this daemon does not hold the account"):
         conn.execute(change)
