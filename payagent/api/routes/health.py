@@ -38,7 +38,7 @@ def find(fleet: Fleet, heartbeat: Check, signer: Check) -> dict[str, str | None]
 
 
 def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
-    context, router = fleet.context, APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Check that the process answers", responses=gives(Health, 200))
@@ -48,7 +48,7 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
-        problems = checks()
+        problems, context = checks(), fleet.context
         ready, status = not any(problems.values()), fleet.status()
         in_fleet: dict[str, Any] = (
             {} if status is None else {"accounts": list(status.held), "daemons": status.living}
