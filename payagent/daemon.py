@@ -13,11 +13,13 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
+from socket import gethostname
 from urllib.parse import urlsplit
 
 import structlog
@@ -31,6 +33,8 @@ from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet, HeldAccount
+from payagent.agent.fleet.shared import NoSigner, Parts, SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
@@ -79,20 +83,33 @@ from payagent.settings.paths import (
     sandbox_plan,
     written_by_daemon,
 )
-from payagent.settings.schema import ApiSettings, NotificationSettings, ProviderSettings, Settings
-from payagent.signer.client import SignerProcess, unlocked
+from payagent.settings.schema import (
+    ApiSettings,
+    NotificationSettings,
+    ProviderSettings,
+    Settings,
+    shared_settings_hash,
+)
+from payagent.signer.client import AccountSigner, SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.engine import open_fleet_store
+from payagent.store.db.fence import Seat
 from payagent.store.db.lease import lease
 from payagent.store.db.opening import held_open, opening, require_ledger
 from payagent.store.db.readers import Readers, make_scratch
-from payagent.store.db.signer_record import SIGNER_FILE, SignerFile
+from payagent.store.db.signer_record import SIGNER_FILE, SignerFile, signer_file
+from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import about, writes
+from payagent.store.rows.fleet import DaemonRow
 from payagent.wallet.keys import Account
 
 log = structlog.get_logger("payagent.daemon")
 
 Announce = Callable[[Mapping[str, str]], None]
+
+Running = tuple[Fleet, list[Notifier], Callable[[], str | None]]
+"""What answers requests, what tells the targets, and why the chain was not read for too long, if so."""
 
 CLOCK_PATIENCE_S = 5.0
 """How long a start waits for a provider's time."""
@@ -139,7 +156,8 @@ def serve(
     _require_private_place(settings.data_dir, config)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
-        require_ledger(settings.data_dir / LEDGER_FILE)
+        if settings.store.url is None:
+            require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
         passphrase = passphrase_file(settings, environ, can_ask)
         plan = sandbox_plan(settings, config, passphrase)
@@ -148,7 +166,7 @@ def serve(
             _unlocked(settings, passphrase) as (account, signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             listen_unix(settings.api.socket) as unix,
-            held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
+            _held_open(settings) as use_for_temporary,
         ):
             _enter_sandbox(settings, plan, scratch, use_for_temporary)
             _warn_of_risks(settings)
@@ -160,6 +178,16 @@ def serve(
             )
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
+
+
+@contextmanager
+def _held_open(settings: Settings) -> Iterator[Callable[[Path], None]]:
+    """Keep the files of a ledger in place that is one (`store.db.opening.held_open`)."""
+    if settings.store.url is None:
+        with held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary:
+            yield use_for_temporary
+    else:
+        yield lambda _folder: None
 
 
 def _require_private_place(data_dir: Path, config: Path) -> None:
@@ -238,19 +266,18 @@ async def _serve(
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
-    async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (
-        agent,
-        topups,
+    running = _running if settings.store.url is None else _running_in_fleet
+    async with running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url) as (
+        fleet,
         notifiers,
-        scheduler,
+        heartbeat,
     ):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
-        sessions = _sessions(agent.context, settings, listeners) if api.dashboard else None
+        sessions = _sessions(fleet.context, settings, listeners) if api.dashboard else None
         inner = create_app(
-            agent,
-            topups,
-            heartbeat=scheduler.stale,
+            fleet,
+            heartbeat=heartbeat,
             signer=lambda: signer.problem,
             allowed_hosts=hosts,
             rates=rates,
@@ -258,7 +285,7 @@ async def _serve(
             notifiers={one.name: one for one in notifiers},
         )
         app = ProxyApp(
-            agent,
+            fleet,
             inner,
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
@@ -267,17 +294,17 @@ async def _serve(
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
-                *(agent, inner, sessions, links, listeners.url, api.explorer_url),
+                *(fleet, inner, sessions, links, listeners.url, api.explorer_url),
                 _process_facts(settings, listeners, config),
                 is_devnet=settings.is_devnet,
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
-        server = make_server(outer, partial(agent.context.ports.new_id, "call"), secure)
+        server = make_server(outer, partial(fleet.context.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
             read = partial(_reread, config, reread)
-            _read_on_sighup(ConfigReload(agent.context, settings, read, make_agent_config))
+            _read_on_sighup(ConfigReload(fleet.context, settings, read, make_agent_config, _noting(fleet)))
         signer.watch(_stop)
         _freeze_startup_objects()
         announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -325,7 +352,8 @@ async def _running(
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-) -> AsyncIterator[tuple[Agent, TopupRunner, list[Notifier], Scheduler]]:
+    _url: str,
+) -> AsyncIterator[Running]:
     """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
     database = settings.data_dir / LEDGER_FILE
     ports = Ports(SystemClock(), SystemRandomness())
@@ -347,8 +375,9 @@ async def _running(
             await recovery.begin()
         intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
         topups = TopupRunner(agent, merchants)
+        fleet = Fleet(HeldAccount(agent, topups))
         bots: set[str] = set()
-        targets |= {one.name: _target(one, redactor, agent, bots) for one in settings.notifications}
+        targets |= {one.name: _target(one, redactor, fleet, bots) for one in settings.notifications}
         await take_targets(agent.context, list(targets))
         notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
         scheduler = Scheduler(
@@ -363,7 +392,7 @@ async def _running(
         scheduler.start()
         chats = [asyncio.create_task(one.run()) for one in targets.values() if isinstance(one, TelegramTarget)]
         try:
-            yield agent, topups, notifiers, scheduler
+            yield fleet, notifiers, scheduler.stale
         finally:
             for task in chats:
                 task.cancel()
@@ -379,6 +408,107 @@ async def _running(
         record.close()
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {database}")
+
+
+@asynccontextmanager
+async def _running_in_fleet(
+    settings: Settings,
+    account: Account,
+    signer: SignerProcess,
+    links: ApprovalLinks | None,
+    egress: Egress,
+    redactor: Redactor,
+    checkpoint: Checkpoint,
+    url: str,
+) -> AsyncIterator[Running]:
+    """As `_running`, as one daemon of a fleet. The jobs of an account run while this daemon holds it.
+
+    What is done once for all accounts runs beside account 0.
+    """
+    ports, accounts = Ports(SystemClock(), SystemRandomness()), signer.accounts
+    async with AsyncExitStack() as stack:
+        records = {number: SignerFile(settings.data_dir / signer_file(number)) for number in range(len(accounts))}
+        for record in records.values():
+            stack.callback(record.close)
+        me = DaemonRow(
+            ports.new_id("daemon"),
+            f"{gethostname()}:{settings.data_dir}",  # whose signer's record an account's last attempt is in
+            url,
+            shared_settings_hash(settings),
+            VERSION,
+            ports.clock.now_ms(),
+        )
+        seat = Seat(me.id, me.host, records)
+        password = _secret(settings.store.password_file, redactor)
+        database = settings.store.url or ""
+        writer, readers = open_fleet_store(
+            database, settings.data_dir, checkpoint=checkpoint, seat=seat, password=password
+        )
+        stack.callback(writer.close)
+        providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
+        for blockfrost in providers:
+            stack.push_async_callback(blockfrost.aclose)
+        merchants = MerchantClient(egress.transport())
+        stack.push_async_callback(merchants.aclose)
+        await _require_right_clock(providers, ports.clock.now_ms)
+        await _bind(writer, readers, settings, account.address)
+        config = make_config(settings, account.address, redactor)
+        front = Agent(config, ports, writer, readers, providers, NoSigner())
+        schedulers: dict[HeldAccount, tuple[Scheduler, list[asyncio.Task[None]]]] = {}
+
+        def visit(number: int) -> HeldAccount:
+            own = replace(front.context.from_file, own=accounts[number].address, account=number)
+            signs = accounts[number].signer
+            own_signer = AccountSigner(signer, number, signs.public_key, signs.payment_key_hash)
+            agent = Agent(own, ports, writer, readers, (), own_signer, front.context)
+            return HeldAccount(agent, TopupRunner(agent, merchants))
+
+        async def start(number: int) -> HeldAccount:
+            held = visit(number)
+            recovery = Recovery(held.agent.context, records[number])
+            await recovery.begin()
+            if is_first := number == 0:
+                await take_targets(front.context, list(targets))
+            scheduler = Scheduler(
+                held.agent,
+                ChainSync(held.agent, merchants),
+                AlertMonitor(held.agent.context) if is_first else None,
+                held.topups,
+                recovery,
+                DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS,
+                notifiers if is_first else (),
+            )
+            scheduler.start()
+            chats = [one for one in targets.values() if isinstance(one, TelegramTarget)] if is_first else []
+            schedulers[held] = scheduler, [asyncio.create_task(one.run()) for one in chats]
+            return held
+
+        async def stop(held: HeldAccount) -> None:
+            scheduler, chats = schedulers.pop(held)
+            for chat in chats:
+                chat.cancel()
+            await asyncio.gather(*chats, return_exceptions=True)
+            await scheduler.stop()
+
+        def stale() -> str | None:
+            return next((why for scheduler, _ in schedulers.values() if (why := scheduler.stale())), None)
+
+        first = HeldAccount(front, TopupRunner(front, merchants))
+        addresses = tuple(one.address.text for one in accounts)
+        fleet = SharedFleet(first, me, seat, addresses, Parts(visit, start, stop))
+        bots: set[str] = set()
+        targets = {one.name: _target(one, redactor, fleet, bots) for one in settings.notifications}
+        for target in targets.values():
+            stack.push_async_callback(target.aclose)
+        notifiers = [Notifier(front.context, one, targets[one.name], links) for one in settings.notifications]
+        await fleet.join()
+        following = asyncio.create_task(fleet.run())
+        try:
+            yield fleet, notifiers, stale
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await fleet.leave()
 
 
 async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
@@ -443,6 +573,16 @@ def _reread(config: Path, reread: Callable[[], Settings]) -> Settings:
     return reread()
 
 
+def _noting(fleet: Fleet) -> Callable[[Unit, Settings], None]:
+    """What a reload of the config tells the rest of a fleet."""
+
+    def note(unit: Unit, settings: Settings) -> None:
+        if isinstance(fleet, SharedFleet):
+            fleet.note_settings(unit, shared_settings_hash(settings))
+
+    return note
+
+
 def _read_on_sighup(config_reload: ConfigReload) -> None:
     tasks: set[asyncio.Task[None]] = set()
 
@@ -467,13 +607,20 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _put_first(unit: Unit, key: str, value: str) -> None:
+    """Another daemon of a fleet may start at the same time."""
+    if about.meta(unit.conn, key) is None:
+        writes.put_meta(unit, key, value)
+
+
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
     """Bind the database to one network and one address for good."""
     for key, value in (("network", settings.network), ("address", own.text)):
         bound = about.meta(readers.conn, key)
         if bound is None:
-            await writer.run("bind", partial(writes.put_meta, key=key, value=value))
-        elif bound != value:
+            await writer.run("bind", partial(_put_first, key=key, value=value))
+            bound = about.meta(readers.conn, key)
+        if bound != value:
             raise Refused(
                 "config_invalid", f"ledger.db belongs to {key} {bound}, but the configuration says {value}"
             )
@@ -492,7 +639,7 @@ def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Bl
     return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
-def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent, bots: set[str]) -> TargetPort:
+def _target(settings: NotificationSettings, redactor: Redactor, fleet: Fleet, bots: set[str]) -> TargetPort:
     """Build a target of notifications, by its kind.
 
     A webhook's key is redacted in the log as bytes too, which lack the prefix. The URL of a push is a secret: it
@@ -506,7 +653,7 @@ def _target(settings: NotificationSettings, redactor: Redactor, agent: Agent, bo
                 "config_invalid", f"notifications: {settings.name} needs a bot of its own, not another target's"
             )
         bots.add(token)
-        return TelegramTarget(settings.name, TelegramBot(settings.url, token), agent.context, agent.decisions)
+        return TelegramTarget(settings.name, TelegramBot(settings.url, token), fleet)
     if settings.kind != "webhook":
         redactor.register(settings.url)
         return Push(settings.kind, settings.url, _secret(settings.secret_file, redactor, read_header_secret))

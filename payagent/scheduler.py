@@ -64,13 +64,13 @@ class _Every(BaseTrigger):  # type: ignore[misc]
 
 
 class Scheduler:
-    """Runs all jobs of the agent."""
+    """Runs all jobs of an agent. In a fleet, `alerts` and `notifiers` run beside one account alone."""
 
     def __init__(
         self,
         agent: Agent,
         chain_sync: ChainSync,
-        alerts: AlertMonitor,
+        alerts: AlertMonitor | None,
         topups: TopupRunner,
         recovery: Recovery,
         intervals: JobIntervals,
@@ -103,10 +103,10 @@ class Scheduler:
             ("merchants", self._chain_sync.merchant_polling.poll_merchants, self._intervals.merchants_s),
             ("unserved", self._agent.deliveries.give_up_unserved, self._intervals.merchants_s),
             ("prepaid", self._chain_sync.merchant_polling.observe_prepaid, self._intervals.prepaid_s),
-            ("alerts", self._alerts.run_once, self._intervals.alerts_s),
             ("topups", self._topups.run_once, self._intervals.prepaid_s),
             ("utxos", self._agent.utxo_pool.keep_ready, self._intervals.alerts_s),
             ("approvals", self._agent.decisions.deny_what_is_over, self._intervals.alerts_s),
+            *(("alerts", one.run_once, self._intervals.alerts_s) for one in (self._alerts,) if one is not None),
             *((f"notify {one.name}", one.run_once, self._intervals.alerts_s) for one in self._notifiers),
         ):
             self._scheduler.add_job(

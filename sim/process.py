@@ -19,6 +19,7 @@ from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.ports import InProcess, Ports
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.provider import PacedProvider
 from payagent.core.problems import Refused
@@ -139,9 +140,9 @@ class InlineWriter:
         self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+    async def run(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> T:
         """Run a job as `store.db.writer.Writer.run` does."""
-        entry = Job(name, job, Unit(self.committer.conn))
+        entry = self.committer.job(name, job, account)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))
         if self._task is None:
@@ -187,7 +188,7 @@ class SimProcess:
         merchants = host.merchants()
         self.chain_sync = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)
-        self.payer = ProxyPayer(self.agent)
+        self.payer = ProxyPayer(Fleet(HeldAccount(self.agent, self.topups)))
         self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:

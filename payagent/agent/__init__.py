@@ -101,6 +101,10 @@ Sub-packages, each importing only from those above it:
   topups      payments that raise a prepaid balance
     runner      `TopupRunner`: one step of each open top-up
     orders      the top-up inside a commit, and top-ups that the settings start
+  fleet       the accounts that this daemon holds, as one
+    fleet       `Fleet`: which agent serves a request
+    shared      `SharedFleet`: one of several daemons on one ledger: leases, polling, requests to other holders
+    requests    what a daemon asks of the holder of an account, as JSON
   operator    changes that an operator makes at run time
     apps, merchants, limits, pause  one module each
     alerts                          thresholds, and the log of alerts

@@ -13,7 +13,7 @@ import structlog
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.ports import Ports, Signatures, Writes
-from payagent.agent.base.requests import PaymentIntent, PaymentQuote, PaymentRequest
+from payagent.agent.base.requests import AfterAdmission, PaymentIntent, PaymentQuote, PaymentRequest
 from payagent.agent.commits.admission import require_same
 from payagent.agent.commits.rules import visible_to_app
 from payagent.agent.context import AgentContext
@@ -48,8 +48,9 @@ class Agent:
         readers: Readers,
         providers: Sequence[PacedProvider],
         signer: Signatures,
+        front: AgentContext | None = None,
     ) -> None:
-        self.context = context = AgentContext(config, ports, writer, readers, providers)
+        self.context = context = AgentContext(config, ports, writer, readers, providers, front)
         self.submitter = TxSubmitter(context)
         self.signing = PaymentSigner(context, signer)
         self.lifecycle = PaymentLifecycle(context, self.signing, self.submitter)
@@ -60,10 +61,13 @@ class Agent:
         self.deliveries = Deliveries(context, self.lifecycle)
         self.prepaid_calls = PrepaidCalls(context, self.intake)
 
-    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
+    async def pay(
+        self, payment_request: PaymentRequest, then: AfterAdmission | None = None
+    ) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment of its intent. The bool is True for a new payment.
 
         Returns once the attempt is durable, before it is submitted. If it raises `Refused`, nothing was signed.
+        `then` writes more into the commit that admits it.
         """
         now_ms = self.context.ports.clock.now_ms()
         try:
@@ -82,7 +86,7 @@ class Agent:
             return await self.lifecycle.once_signed(existing), False
         with self.signing.claim(intent.ids.payment):
             try:
-                admitted = await self.utxo_pool.admit(intent)
+                admitted = await self.utxo_pool.admit(intent, then)
             except Refused as refusal:
                 await self.intake.note_refusal(payment_request, refusal, intent, now_ms)
                 raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
@@ -95,6 +99,16 @@ class Agent:
             if admitted.plan is not None:
                 self.utxo_pool.look_ahead(admitted.plan)
             return carried_out
+
+    def existing(self, payment_request: PaymentRequest) -> PaymentRow | None:
+        """The payment that `pay` would find without a commit. Refused: as `pay`."""
+        now_ms = self.context.ports.clock.now_ms()
+        merchant = self.context.config.merchant(payment_request.origin)
+        try:
+            offers = self.intake.offers(merchant, payment_request, now_ms)
+        except Refused:
+            return self._paid_already(payment_request)
+        return self._existing_payment(self.intake.intent(payment_request, offers, now_ms))
 
     def _existing_payment(self, intent: PaymentIntent) -> PaymentRow | None:
         """The payment that admission would find, if nothing is left to decide or record.

@@ -20,7 +20,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
 from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.payment_view import has_proof
+from payagent.agent.base.payment_view import has_proof, wallet_address
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.commits.admission import Admission
@@ -35,7 +35,7 @@ from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.load import load_row
-from payagent.store.rows import about, attempts_and_utxos, limit_counters, merchants, onchain, pauses
+from payagent.store.rows import about, attempts_and_utxos, fleet, limit_counters, merchants, onchain, pauses
 from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")
@@ -58,20 +58,28 @@ class AgentContext:
         writer: Writes,
         readers: Readers,
         all_providers: Sequence[PacedProvider],
+        front: "AgentContext | None" = None,
     ) -> None:
+        """`front`: in a fleet, the context whose providers, waiters and counters the daemon's others share."""
         self.from_file = config
         """The config of the file alone. `config` is the one in force, with the changes made at run time."""
         self.config = config = overlaid(config, readers.conn)
+        self.public_address = config.own.text if front is None else front.config.own.text
+        """The address by which merchants know the wallet, whichever account pays."""
+        self.account: int | None = config.account
+        """The account that its jobs work for. None: they write only what all accounts share."""
         self.ports = ports
-        self.all_providers = [
-            ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers
-        ]
+        self.all_providers: Sequence[ThrottledProvider] = (
+            [ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers]
+            if front is None
+            else front.all_providers
+        )
         self.chain = ChainView(
             config.network,
             restored_at_ms=about.restored_at_ms(readers.conn),
             external_spends=onchain.frozen_by(readers.conn),
         )
-        self.changes = Changes()
+        self.changes: Changes = Changes() if front is None else front.changes
         self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn, config.account))
         self._writer = writer
         self._readers = readers
@@ -80,13 +88,15 @@ class AgentContext:
         """The providers that the last pass believed. Transactions are submitted to these."""
         self.providers: Mapping[str, str | None] = {}
         """By name: why the last pass did not believe a provider; None if it did."""
-        self.refusals: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter() if front is None else front.refusals
         """How often each code was returned since the start, by the API, the proxy or a pass."""
-        self.purchases_refused: Counter[tuple[str, str, str]] = Counter()
+        self.purchases_refused: Counter[tuple[str, str, str]] = (
+            Counter() if front is None else front.purchases_refused
+        )
         """How often a purchase was refused since the start, by app id, merchant (`merchant_label`) and code."""
-        self.last_calls_ms: dict[str, int] = {}
+        self.last_calls_ms: dict[str, int] = {} if front is None else front.last_calls_ms
         """When each app's token was last shown to the API or the proxy since the start, by app id."""
-        self.time_to_served: dict[str, Histogram] = {}
+        self.time_to_served: dict[str, Histogram] = {} if front is None else front.time_to_served
         """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
         self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {}
@@ -131,7 +141,7 @@ class AgentContext:
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job as one write transaction. Wakes the callers that wait for the payment once it is durable."""
-        result = await self._writer.run(name, job)
+        result = await self._writer.run(name, job, self.account)
         if payment_id is not None:
             log.info(f"payment.{name}", payment=payment_id)
             self.changes.notify(payment_id)
@@ -151,13 +161,23 @@ class AgentContext:
             self.config = await self.write("config", take)
             self.from_file = from_file
 
+    def adopt(self, front: "AgentContext") -> None:
+        """Put the front's config into force, for this context's own account."""
+        own = self.config.own, self.config.account
+        self.from_file = replace(front.from_file, own=own[0], account=own[1])
+        self.config = replace(front.config, own=own[0], account=own[1])
+        self.admission.take(self.config)
+
     def payment(self, payment_id: str) -> PaymentRow:
         """The payment as it is now. Refused: `not_found`."""
         return self.as_noted(load_row(self.conn, payment_id))
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""
-        return row if self._writer.is_noted(row.attempt.number, row.account) else replace(row, is_noted=False)
+        number, account = row.attempt.number, row.account
+        if self._writer.is_noted(number, account) or fleet.is_noted(self.conn, number, account):
+            return row
+        return replace(row, is_noted=False)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
         """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""
@@ -165,6 +185,10 @@ class AgentContext:
         if not row.is_noted:
             raise Refused("store_failed", f"the signer's record does not have the transaction of {row.id} yet")
         return row
+
+    def wallet_address(self, row: PaymentRow) -> str:
+        """As `agent.base.payment_view.wallet_address`."""
+        return wallet_address(self.conn, row, self.public_address)
 
     def is_ready(self, row: PaymentRow) -> bool:
         """Whether the merchant is expected to accept the proof now, by its `ready` setting.

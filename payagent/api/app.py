@@ -17,9 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from payagent.agent.agent import Agent
+from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.operator.notifier import Notifier
-from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.middleware import OuterMiddleware
 from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.api.http.rate_limit import RateLimiter, Rates
@@ -85,8 +84,7 @@ def answering(call: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 
 
 def create_app(
-    agent: Agent,
-    orders: TopupRunner,
+    fleet: Fleet,
     *,
     heartbeat: Check,
     signer: Check,
@@ -98,7 +96,7 @@ def create_app(
 ) -> FastPath:
     """Build the application.
 
-    `orders` runs top-ups. `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
+    `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
     reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
     limits. `body_s` is how long a request body may take. `sessions` are the dashboard's, unless it is off.
     `notifiers` tell the targets of notifications, by name.
@@ -112,25 +110,24 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.agent = agent
+    app.state.fleet = fleet
     app.state.streams = []
-    app.state.topups = orders
     app.state.body_s = body_s
     app.state.sessions = sessions
     app.state.notifiers = notifiers
     app.state.rate_limiter = RateLimiter(rates, time.monotonic)
     guarded = partial(
         OuterMiddleware,
-        new_id=partial(agent.context.ports.new_id, "call"),
+        new_id=partial(fleet.context.ports.new_id, "call"),
         allowed_hosts=allowed_hosts,
-        refusals=agent.context.refusals,
+        refusals=fleet.context.refusals,
     )
     app.add_middleware(guarded)
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    checks = partial(find, agent.context, heartbeat, signer)
-    routers = [*(room.router for room in ROOMS), health_router(agent.context, checks), metrics_router(checks)]
+    checks = partial(find, fleet, heartbeat, signer)
+    routers = [*(room.router for room in ROOMS), health_router(fleet, checks), metrics_router(checks)]
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)
@@ -186,6 +183,6 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 
 def _problem(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
     """Count the refusal and return it as a problem response."""
-    agent: Agent = request.app.state.agent
-    agent.context.refusals[refused.code] += 1
+    fleet: Fleet = request.app.state.fleet
+    fleet.context.refusals[refused.code] += 1
     return problem_response(refused, request.state.request_id, headers)

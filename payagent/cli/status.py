@@ -39,6 +39,7 @@ def status(terminal: Terminal, connect: Connect) -> None:
     answer = {
         **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
         **{key: wallet[key] for key in ("address", "assets", "chain")},
+        **{key: wallet[key] for key in ("accounts",) if key in wallet},
         **client.get("/v1/limits"),
         "spend_by_app": client.get("/v1/ledger/spend", by="app", since=since)["spend"],
         "awaiting_approval": waiting["payments"],
@@ -61,6 +62,7 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
             ("address", answer["address"]),
             *(("balance", _balance(row)) for row in answer["assets"]),
             ("newest block", str(answer["chain"]["tip_height"] or "not read yet")),
+            *(_account(row) for row in answer.get("accounts", ())),
         ]
     )
     terminal.line("\nSpent in the last 24 hours:")
@@ -72,6 +74,10 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.line("\nAlerts:" if answer["alerts"] else "\nNo alerts.")
     for row in answer["alerts"]:
         terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {_about(row)}")
+
+
+def _account(row: dict[str, Any]) -> tuple[str, str]:
+    return f"account {row['account']}", f"held by {row['holder']}" if row["holder"] else "held by no daemon"
 
 
 def _spent(answer: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -483,8 +483,9 @@ PROBLEMS: dict[str, Problem] = {
     "lease_lost": Problem(
         503,
         1,
-        "Another daemon has opened this ledger",
-        "Find the other daemon: only one machine may use the data folder. This one has stopped.",
+        "Another daemon has taken over",
+        "In a fleet, ask again with the same key: another daemon holds the account now. A daemon alone has "
+        "stopped: find the other one, because only one machine may use the data folder.",
         money="Committed payments are safe. Nothing was signed since.",
     ),
     "ledger_behind": Problem(

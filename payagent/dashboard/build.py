@@ -5,7 +5,7 @@ May import: agent, api, store.rows, dashboard. Never: serves anything.
 
 from collections.abc import Mapping
 
-from payagent.agent.agent import Agent
+from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.api.app import FastPath
 from payagent.api.http.sessions import Sessions
@@ -42,7 +42,7 @@ _EXPLORERS = {
 
 
 def create_dashboard(
-    agent: Agent,
+    fleet: Fleet,
     api: FastPath,
     sessions: Sessions,
     links: ApprovalLinks | None,
@@ -57,7 +57,7 @@ def create_dashboard(
     `explorer_url`: where a transaction's link leads, with {tx}; None: the network's usual one, and none on the
     devnet. `daemon`: what the settings page tells of this process.
     """
-    context = agent.context
+    context = fleet.context
     network = context.config.network.name
     renderer = Renderer(
         network="devnet" if is_devnet else network,
@@ -73,7 +73,7 @@ def create_dashboard(
 
     open_routes = SignInPages(sessions, renderer, note).routes
     if links is not None:
-        open_routes += LinkPages(agent, links, api.state.rate_limiter, renderer).routes
+        open_routes += LinkPages(fleet, links, api.state.rate_limiter, renderer).routes
     return Dashboard(
         api,
         sessions,

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from payagent.agent.agent import Agent
 from payagent.agent.base.requests import Approver
+from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.operator.approval_links import PREFIX, ApprovalLinks
 from payagent.agent.operator.limits import names_of
 from payagent.api.http.problems import problem_of, to_json
@@ -45,9 +45,9 @@ _TITLES = {
 class LinkPages:
     """The handlers of the links' pages."""
 
-    def __init__(self, agent: Agent, links: ApprovalLinks, rate_limiter: RateLimiter, renderer: Renderer) -> None:
-        self._agent = agent
-        self._context = agent.context
+    def __init__(self, fleet: Fleet, links: ApprovalLinks, rate_limiter: RateLimiter, renderer: Renderer) -> None:
+        self._fleet = fleet
+        self._context = fleet.context
         self._links = links
         self._rate_limiter = rate_limiter
         self._renderer = renderer
@@ -69,11 +69,11 @@ class LinkPages:
             return self._unknown()
         row, approval = linked
         given, way = await read_form(request), request.path_params["way"]
-        decisions, by = self._agent.decisions, Approver("link", terms_hash=approval.terms_hash)
+        by = Approver("link", terms_hash=approval.terms_hash)
         try:
             if way == "approve":
                 require_checked(self._shown(row, approval), given)
-            await (decisions.approve if way == "approve" else decisions.deny)(row.id, by)
+            await (self._fleet.approve if way == "approve" else self._fleet.deny)(row.id, by)
         except Refused as refused:
             self._context.refusals[refused.code] += 1
             return self._page(request, self._context.payment(row.id), approval, refused)

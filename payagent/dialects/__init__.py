@@ -35,6 +35,7 @@ from payagent.dialects.retry_answers import RetryAnswer, is_refusal, may_pass, r
 from payagent.dialects.status_answers import read_status
 
 __all__ = [
+    "NAMES_PAYER",
     "TIMED_BY_BLOCK",
     "WITH_STATUS",
     "HttpRequest",
@@ -75,6 +76,10 @@ _X402_KEYS = frozenset(("x402Version", "accepts", "x402", "paymentRequired", "pr
 _X402_HEADERS = frozenset((PAYMENT_REQUIRED, "x-payment-required"))
 _MATERIOS_HEADER = "x-402-payment-required"
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
+
+
+NAMES_PAYER = x402_v2.NAME
+"""The dialect whose proof names the address that paid."""
 
 
 def read_offers(response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from payagent.agent.agent import Agent
+from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.http.tokens import hash_token
 from payagent.outbound.egress import Egress
@@ -43,15 +43,15 @@ class Bounds:
 class ProxyApp:
     """The proxy; `then` is the API. There is one for the daemon's lifetime, and `close` closes its connections."""
 
-    def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
-        self._agent = agent
-        self._context = agent.context
+    def __init__(self, fleet: Fleet, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
+        self._fleet = fleet
+        self._context = fleet.context
         self._then = then
         self._bounds = bounds
         self._egress = egress
-        self._rules = Rules(bounds.allowed_hosts, bounds.read_timeout_s, agent.context.refusals)
+        self._rules = Rules(bounds.allowed_hosts, bounds.read_timeout_s, fleet.context.refusals)
         self._upstreams: dict[str, Upstream] = {}
-        self._payer = ProxyPayer(agent)
+        self._payer = ProxyPayer(fleet)
         self._rate_limiter = RateLimiter(bounds.rates, time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +63,7 @@ class ProxyApp:
             try:
                 request = read_request(scope, self._context.config, self._find_app)
             except MerchantRefused as refused:
-                await self._agent.intake.note_refused_call(
+                await self._fleet.intake.note_refused_call(
                     refused.app_id, refused.origin, refused.request, refused
                 )
                 raise

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import structlog
 
-from payagent.agent.agent import Agent
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
+from payagent.agent.fleet.fleet import Fleet
 from payagent.api.models.payments import Quote
 from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.aggregate import PaymentRow
@@ -74,12 +74,12 @@ class Proof:
 class ProxyPayer:
     """Serves proxy requests; the daemon has one."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._context = agent.context
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._context = fleet.context
         self._single_flight = SingleFlight()
         self._steps = ShieldedTasks()
-        self._unpaid_calls = UnpaidCalls(agent, self._steps)
+        self._unpaid_calls = UnpaidCalls(fleet, self._steps)
 
     async def run(self, exchange: Exchange) -> None:
         """Serve the request. Raises `Refused` only before any part of an answer was sent."""
@@ -95,7 +95,7 @@ class ProxyPayer:
             return
         payment_request = self._unpaid_calls.payment_request(exchange, payment_required)
         if exchange.request.dry_run:
-            quote = await self._agent.quote(payment_request)
+            quote = await self._fleet.quote(payment_request)
             exchange.client_body.close()
             await exchange.reply.json(Quote.of(quote, self._context.config))
             return
@@ -145,7 +145,7 @@ class ProxyPayer:
             if refused.code != "batch_in_progress" or exchange.left_s <= 0:
                 raise
         origin, buyer = exchange.request.merchant.origin, self._unpaid_calls.buyer(exchange.request)
-        await self._agent.prepaid_calls.wait_for_batch(origin, buyer, exchange.left_s)
+        await self._fleet.prepaid_calls.wait_for_batch(origin, buyer, exchange.left_s)
         await asyncio.sleep(_REQUEST_AGAIN_S)
         return None
 
@@ -159,7 +159,7 @@ class ProxyPayer:
 
         async def pay() -> tuple[PaymentRow, bool]:
             exchange.request.require_valid_token()
-            return await self._agent.pay(payment_request)
+            return await self._fleet.pay(payment_request)
 
         row, _ = await self._steps.run_to_end(pay())
         log.info("proxy.payment", payment=row.id)
@@ -201,7 +201,7 @@ class ProxyPayer:
             silence.cancel()
             response = await _read_answer(answer, proof)
             proof.row, said = await self._steps.run_to_end(
-                self._agent.deliveries.take_answer(
+                self._fleet.deliveries(shared.id).take_answer(
                     shared.id, response, shown_depth=depth, has_served=shared.is_served
                 )
             )
@@ -217,7 +217,9 @@ class ProxyPayer:
                 raise
             log.info("proxy.retry_lost", payment=shared.id, reason=str(error))
             if not (isinstance(error, Refused) and error.context.get("sent") is False):
-                await self._steps.run_to_end(self._agent.deliveries.record_unanswered(shared.id, str(error)))
+                await self._steps.run_to_end(
+                    self._fleet.deliveries(shared.id).record_unanswered(shared.id, str(error))
+                )
             return None
         finally:
             silence.cancel()
@@ -238,7 +240,7 @@ class ProxyPayer:
 
     def _note_silence(self, shared: SharedPayment) -> None:
         step = self._steps.start(
-            self._agent.deliveries.record_unanswered(shared.id, f"nothing came in {_SILENT_S:g} s")
+            self._fleet.deliveries(shared.id).record_unanswered(shared.id, f"nothing came in {_SILENT_S:g} s")
         )
         step.add_done_callback(log_failure)
 
@@ -253,7 +255,9 @@ class ProxyPayer:
 
         with shared.serving():
             await exchange.reply.stream(answer, before_end, _payment_headers(row))
-            await self._steps.run_to_end(self._agent.deliveries.record_delivery(shared.id, answer.status))
+            await self._steps.run_to_end(
+                self._fleet.deliveries(shared.id).record_delivery(shared.id, answer.status)
+            )
             shared.delivered()
 
     async def _until_ready(self, exchange: Exchange, row: PaymentRow) -> PaymentRow:
@@ -276,7 +280,7 @@ class ProxyPayer:
         They name the same buyer as the first request, because an invoice is bound to it. If an earlier request
         bought a batch for another balance, they name that balance's owner.
         """
-        texts = retry_headers(row, request.merchant, self._context.config.own.text)
+        texts = retry_headers(row, request.merchant, self._context.wallet_address(row))
         proof = [(name.lower().encode(), value.encode()) for name, value in texts.items()]
         if row.prepaid.partner is not None and self._unpaid_calls.buyer(request) != Buyer(
             row.prepaid.partner, row.prepaid.wallet or ""

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
-from payagent.agent.agent import Agent
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest, PrepaidQuote
+from payagent.agent.fleet.fleet import Fleet
 from payagent.core.payment import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import wants_wallet_address
@@ -35,15 +35,15 @@ from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 class UnpaidCalls:
     """Sends requests without a proof; the daemon has one."""
 
-    def __init__(self, agent: Agent, steps: ShieldedTasks) -> None:
-        self._agent = agent
-        self._context = agent.context
+    def __init__(self, fleet: Fleet, steps: ShieldedTasks) -> None:
+        self._fleet = fleet
+        self._context = fleet.context
         self._steps = steps
 
     async def send(self, exchange: Exchange, body: UpstreamBody) -> PaymentRequired | None:
         """Send the request without a proof. Returns a 402, or None after any other answer was forwarded."""
         headers, is_costly = exchange.request.headers, False
-        if self._agent.prepaid_calls.is_price_wanted(self._served_request(exchange.request)):
+        if self._fleet.prepaid_calls.is_price_wanted(self._served_request(exchange.request)):
             if await self._send_without_buyer(exchange, body):
                 return None
             body, is_costly = exchange.client_body.buffer, True
@@ -93,7 +93,7 @@ class UnpaidCalls:
 
     def prepaid_quote(self, request: ProxyRequest) -> PrepaidQuote | None:
         """For a dry run: quote what the request would use of a prepaid balance that would serve it."""
-        return self._agent.prepaid_calls.quote(self._served_request(request))
+        return self._fleet.prepaid_calls.quote(self._served_request(request))
 
     def buyer(self, request: ProxyRequest) -> Buyer:
         """Return the owner of the prepaid balance, from the headers. Two different values are refused."""
@@ -122,7 +122,7 @@ class UnpaidCalls:
                 payment_required = read_payment_required(
                     answer.status, answer.headers, raw, self._context.ports.clock.now_ms()
                 )
-                await self._agent.prepaid_calls.learn_price(
+                await self._fleet.prepaid_calls.learn_price(
                     self._served_request(exchange.request), self.payment_request(exchange, payment_required)
                 )
         return False
@@ -139,18 +139,18 @@ class UnpaidCalls:
         exchange.request.require_valid_token()
         begun = asyncio.Event()
         use_task = self._steps.start(
-            self._agent.prepaid_calls.let_through(self._served_request(exchange.request), is_costly=is_costly)
+            self._fleet.prepaid_calls.let_through(self._served_request(exchange.request), is_costly=is_costly)
         )
         try:
             use = await asyncio.shield(use_task)
             async with exchange.upstream.call(exchange.call(body, headers), begun.set) as answer:
                 if not is_served(answer.status):
-                    await self._steps.run_to_end(self._agent.prepaid_calls.give_back(use))
+                    await self._steps.run_to_end(self._fleet.prepaid_calls.give_back(use))
                     use = None
                 yield answer, use
         except Refused as refused:
             if refused.context.get("sent") is False:
-                await self._steps.run_to_end(self._agent.prepaid_calls.give_back(use))
+                await self._steps.run_to_end(self._fleet.prepaid_calls.give_back(use))
             raise
         except asyncio.CancelledError:
             if not begun.is_set():
@@ -161,7 +161,7 @@ class UnpaidCalls:
         """Give back the use of a request whose client disconnected before anything was sent."""
         with suppress(Refused):  # then there is no use to give back
             await asyncio.wait((use_task,))
-            await self._agent.prepaid_calls.give_back(use_task.result())
+            await self._fleet.prepaid_calls.give_back(use_task.result())
 
     async def _wants_wallet(self, exchange: Exchange, answer: UpstreamAnswer) -> bool:
         """Whether to repeat the request with the wallet's address: the merchant sells batches by address."""
@@ -188,7 +188,7 @@ class UnpaidCalls:
         finally:
             if is_served(answer.status):
                 await self._steps.run_to_end(
-                    self._agent.prepaid_calls.record_call(self._keyed_request(exchange), use)
+                    self._fleet.prepaid_calls.record_call(self._keyed_request(exchange), use)
                 )
 
     def _keyed_request(self, exchange: Exchange) -> ServedRequest:

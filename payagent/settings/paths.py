@@ -72,6 +72,7 @@ def sandbox_plan(settings: Settings, config: Path, passphrase: SecretFile | None
         config,
         settings.api.tls_certificate_file,
         settings.api.tls_key_file,
+        settings.store.password_file,
         *(target.secret_file for target in settings.notifications),
         *(provider.project_id_file for provider in settings.chain.providers),
         *(merchant.api_key_file for merchant in settings.merchants.values()),

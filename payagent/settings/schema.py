@@ -4,10 +4,12 @@ May import: pydantic, core, settings.field_types.
 Never: reads a source.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -380,6 +382,22 @@ class WalletSettings(SettingsTable):
     upkeep_fees_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_fees_per_day")
 
 
+class StoreSettings(SettingsTable):
+    """The PostgreSQL database that holds the ledger of several daemons. Without `url` it is ledger.db."""
+
+    url: Annotated[str, Field(pattern=r"^postgresql://[!-~]+$")] | None = None
+    password_file: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def _by_tcp_and_without_secrets(self) -> Self:
+        parts = urlsplit(self.url or "postgresql://localhost")
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            raise ValueError("url has a password. Write it into a file, and its path into password_file")
+        if not parts.hostname or "host" in parse_qs(parts.query):
+            raise ValueError("url has no host. Name the server's host: the daemon's sandbox opens no Unix sockets")
+        return self
+
+
 class KeystoreSettings(SettingsTable):
     """The CIP-1852 account whose one base address is the wallet, and its passphrase file."""
 
@@ -407,6 +425,7 @@ class Settings(SettingsTable):
     notifications: tuple[NotificationSettings, ...] = ()
     wallet: WalletSettings = WalletSettings()
     keystore: KeystoreSettings = KeystoreSettings()
+    store: StoreSettings = StoreSettings()
 
     @property
     def is_devnet(self) -> bool:
@@ -427,7 +446,7 @@ class Settings(SettingsTable):
 
     @model_validator(mode="after")
     def _accounts_of_a_fleet(self) -> Self:
-        if self.wallet.accounts > 1:
+        if self.wallet.accounts > 1 and self.store.url is None:
             raise ValueError(
                 "wallet.accounts: more than one account needs store.url, a ledger that several daemons can use. "
                 "Write accounts = 1"
@@ -471,6 +490,18 @@ def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
     """
     old, new = (settings.model_dump(mode="json", by_alias=True, exclude_none=True) for settings in (before, after))
     return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}
+
+
+_SHARED = ("network", "merchants", "limits", "approvals", "payments", "wallet")
+"""The tables in which all daemons of a fleet have the same values, but for paths."""
+
+
+def shared_settings_hash(settings: Settings) -> str:
+    """SHA-256 of the settings that all daemons of a fleet share."""
+    tree = settings.model_dump(mode="json", by_alias=True, exclude_none=True, include={*_SHARED})
+    for merchant in tree["merchants"].values():
+        merchant.pop("api_key_file", None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _differing(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:

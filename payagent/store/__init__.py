@@ -13,11 +13,13 @@ Where to look:
     schema     the migrations, which build a ledger, and the checks of the result
     opening    opens the file, or refuses it
     unit       one job's part of the open transaction
-    committer  commits several jobs at once (uses `lease`, `seals`, `signer_record`)
+    committer  commits several jobs at once (uses `seals`, `signer_record`)
+    fence      what a commit of a fleet's daemon asks first: the gate, and which accounts it holds
     writer     the thread that commits, and its queue
     readers    read-only connections, and a copy in one file
+    engine     opens a writer and readers, on a file or on PostgreSQL
     sql_text   pieces of SQL that both engines read
-    postgresql/  the same on PostgreSQL: connection, schema, seals
+    postgresql/  the same on PostgreSQL: connection, schema, seals, committer
   rows/        one module for each kind of row
     writes     the write steps that jobs are made of
     intents    intents, and the invoices for them
@@ -27,6 +29,7 @@ Where to look:
     journal    double entry: entries, balances, spend
     events     the hash-chained event log
     about      the ledger as a whole
+    fleet      daemons, accounts and their holders, requests to a holder
     limit_counters  what counts against limits (`prepaid_uses`: requests that a prepaid balance pays for)
   audit/       reads of the whole ledger, for the room `audit`
     payment_records  everything recorded about payments (`receipts`: about one payment)

@@ -90,7 +90,7 @@ async def phone(
 ) -> AsyncIterator[Phone]:
     async with world.run(terms=terms) as run:
         await run.run_pass()
-        target = TelegramTarget("phone", TelegramBot(telegram.url, TOKEN), run.context, run.agent.decisions)
+        target = TelegramTarget("phone", TelegramBot(telegram.url, TOKEN), run.fleet)
         task = asyncio.create_task(target.run())
         try:
             yield Phone(run, target, telegram)

@@ -365,7 +365,11 @@ async def test_late_passes_make_the_daemon_not_ready(api: Api) -> None:
 
 
 async def test_a_lost_signer_makes_the_daemon_not_ready(api: Api) -> None:
-    app = create_app(api.run.agent, api.run.topups, heartbeat=lambda: None, signer=lambda: "its process has ended")
+    app = create_app(
+        api.run.fleet,
+        heartbeat=lambda: None,
+        signer=lambda: "its process has ended",
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
         ready = await http.get("/readyz")
@@ -381,7 +385,7 @@ async def test_a_bug_is_an_internal_error_without_details(api: Api) -> None:
     def broken() -> str | None:
         raise RuntimeError("canary-7d1f")
 
-    app = create_app(api.run.agent, api.run.topups, heartbeat=broken, signer=lambda: None)
+    app = create_app(api.run.fleet, heartbeat=broken, signer=lambda: None)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
         answer = await http.get("/readyz")

@@ -18,7 +18,15 @@ from payagent.store.db.readers import Readers
 pytestmark = needs_postgresql
 
 
-OF_THE_FILE = ("path_of", "other_triggers", "broken_references", "row_texts", "event_texts", "version")
+OF_THE_FILE = (
+    "path_of",
+    "other_triggers",
+    "broken_references",
+    "row_texts",
+    "event_texts",
+    "version",
+    "database_ms",
+)
 """What only the file has, or PostgreSQL answers in another way."""
 
 

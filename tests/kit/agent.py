@@ -25,6 +25,7 @@ from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.aggregate import PaymentRow
@@ -280,6 +281,11 @@ class Run:
     def context(self) -> AgentContext:
         """The agent's."""
         return self.agent.context
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet of this one agent."""
+        return Fleet(HeldAccount(self.agent, self.topups))
 
     @property
     def commits(self) -> int:

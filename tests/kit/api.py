@@ -111,8 +111,7 @@ async def served(
     now_ms = run.context.ports.clock.now_ms
     sessions = None if links is None else Sessions(SystemRandomness(), time.monotonic, now_ms, links.origin)
     then = create_app(
-        run.agent,
-        run.topups,
+        run.fleet,
         heartbeat=heartbeat,
         signer=lambda: None,
         allowed_hosts=proxy.allowed_hosts,
@@ -120,13 +119,13 @@ async def served(
         body_s=body_s,
         sessions=sessions,
     )
-    proxied = ProxyApp(run.agent, then, proxy, Egress())
+    proxied = ProxyApp(run.fleet, then, proxy, Egress())
     app: ASGIApp = proxied
     if sessions is not None:
         facts = dict.fromkeys(("version", "started_at", "url", "socket", "config", "data_dir"), run.world.origin)
         facts["started_at"] = iso_time(now_ms())
         dashboard = create_dashboard(
-            run.agent, then, sessions, links, run.world.origin, None, facts, is_devnet=True
+            run.fleet, then, sessions, links, run.world.origin, None, facts, is_devnet=True
         )
         app = Doors(app, dashboard, frozenset({HOST}), LINK_HOST)
     unix_path = str(run.world.folder / "api.sock")

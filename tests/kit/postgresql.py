@@ -1,29 +1,37 @@
 """A PostgreSQL server for the tests of one process, and a new database with payagent's schema for each test.
 
-The server listens on a Unix socket in a temporary folder alone. It does not sync: no test takes its power away.
+The server listens on a Unix socket in a temporary folder, and on loopback. It does not sync: no test takes its
+power away. It has a synchronous standby that never comes. A session that sets `synchronous_commit = on` waits for
+it for ever.
 """
 
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from kit.agent import OpenLedger
-from payagent.store.db.committer import Checkpoint, Committer, Ownership
+from kit.agent import DEVNET, WORDS, OpenLedger
+from kit.fleet import Record
+from payagent.store.db.committer import Checkpoint, Job, Ownership
+from payagent.store.db.engine import open_fleet_store
+from payagent.store.db.fence import Seat
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.postgresql import schema
+from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.readers import Readers
-from payagent.store.db.seals import Sealer
+from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
+from payagent.store.rows import fleet
+from payagent.wallet.keys import derive, seed_from_words
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 needs_postgresql = pytest.mark.skipif(not _BINARIES, reason="PostgreSQL is missing (Debian's package postgresql)")
@@ -35,14 +43,19 @@ _TEMPLATE = "payagent_template"
 
 
 class Server:
-    """A running server. `url` names a database of it."""
+    """A running server. `url` names a database of it, by its Unix socket; `tcp_url` by its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
+        self._port = port
         self._count = 0
 
     def url(self, database: str) -> str:
-        return f"postgresql://{_user()}@/{database}?host={self._folder}"
+        return f"postgresql://{_user()}@/{database}?host={self._folder}&port={self._port}"
+
+    def tcp_url(self, url: str) -> str:
+        """The database of a `url` by the server's port: a daemon's sandbox opens no Unix sockets."""
+        return f"postgresql://{_user()}@127.0.0.1:{self._port}{urlsplit(url).path}"
 
     def new_database(self, template: str = _TEMPLATE) -> str:
         """The URL of a new database, a copy of the template."""
@@ -51,6 +64,11 @@ class Server:
         with closing(PostgresqlConnection(self.url("postgres"))) as conn:
             conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
+
+    def restart(self) -> None:
+        """As after a crash: no session ends in order."""
+        _run("pg_ctl", "restart", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-m",
+             "immediate")  # fmt: skip
 
     def make_template(self) -> None:
         with closing(PostgresqlConnection(self.url("postgres"))) as conn:
@@ -69,10 +87,15 @@ def server() -> Iterator[Server]:
         _run(
             "initdb", "-D", str(data), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", _user()
         )
-        options = f"-c listen_addresses='' -k {folder} -c fsync=off -c full_page_writes=off -c max_wal_size=64MB"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        options = (
+            f"-k {folder} -c listen_addresses=127.0.0.1 -p {port} -c fsync=off -c full_page_writes=off "
+            "-c max_wal_size=64MB -c synchronous_standby_names=nobody -c synchronous_commit=local"
+        )
         _run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
         try:
-            found = Server(folder)
+            found = Server(folder, port)
             found.make_template()
             yield found
         finally:
@@ -93,47 +116,33 @@ def _run(program: str, *args: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-class _Committer(Committer):
-    """The committer of the file, over a connection to PostgreSQL: one daemon alone, without a gate."""
+class Impatient(PostgresqlCommitter):
+    """A daemon that asks for the gate only once."""
 
-    def _open(self, url: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
-        conn: Any = PostgresqlConnection(url)
-        on_failure.callback(conn.close)
-        return conn, PostgresqlSealer(conn)
-
-    def tidy(self) -> None:
-        pass
+    _gate_tries = 1
 
 
-class _Writer(Writer):
-    _make = _Committer
+class Unfenced(PostgresqlCommitter):
+    """A daemon with a bug: it runs jobs for accounts that it does not hold."""
 
-
-class _ThreadConnection(PostgresqlConnection):
-    def __del__(self) -> None:
-        self.close()
-
-
-class _Readers(Readers):
-    @property
-    def conn(self) -> Any:
-        if getattr(self._local, "conn", None) is None:
-            self._local.conn = _ThreadConnection(str(self._path))
-        return self._local.conn
-
-    @contextmanager
-    def snapshot(self) -> Iterator[Any]:
-        with closing(PostgresqlConnection(str(self._path))) as conn:
-            conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            yield conn
+    def _is_fenced_off(self, _job: Job) -> bool:
+        return False
 
 
 def ledger_at(url: str) -> OpenLedger:
-    """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`."""
-    path: Any = url
+    """A ledger on PostgreSQL, for `kit.agent.World.open_ledger`: of a daemon that holds the account 0."""
 
-    def opened(_path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
-        return _Writer(path, checkpoint=checkpoint, own=own), _Readers(path)
+    def opened(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+        seat = Seat("daemon", "host", {0: Record()} if own is None else own.records)
+
+        def take(unit: Unit) -> None:
+            fleet.add_account(unit, 0, derive(seed_from_words(WORDS), DEVNET).address.text)
+            seat.hold(unit, fleet.take_accounts(unit, seat.holder, [0], 0))
+            fleet.prove(unit, seat.holder, 0)
+
+        writer, readers = open_fleet_store(url, path.parent, checkpoint=checkpoint, seat=seat)
+        writer.submit("take", take).result()
+        return writer, readers
 
     return opened
 

@@ -36,8 +36,9 @@ def on_postgresql(statement: str) -> str:
 @pytest.fixture(scope="module")
 def world(postgresql: Server) -> Iterator[PostgresqlConnection]:
     """A ledger with a row in each table of record."""
-    with closing(PostgresqlConnection(postgresql.new_database())) as conn:
+    with closing(PostgresqlConnection(postgresql.new_database(), {"payagent.holder": "daemon"})) as conn:
         conn.execute("BEGIN")
+        conn.execute("INSERT INTO accounts(account, address, holder) VALUES (0, 'addr0', 'daemon')")
         for statement in filter(str.strip, WORLD.split(";\n")):
             conn.execute(on_postgresql(statement))
         conn.execute("COMMIT")
@@ -102,6 +103,26 @@ def test_each_guard_alone_refuses_its_breach(conn: PostgresqlConnection, guard: 
 def test_no_table_of_record_can_be_emptied_at_once(conn: PostgresqlConnection, table: str) -> None:
     with pytest.raises(sqlite3.IntegrityError, match="rows are kept"):
         conn.execute(f"TRUNCATE {table} CASCADE")
+
+
+@pytest.mark.parametrize("table", sorted(schema.FENCED))
+def test_no_row_of_an_account_changes_in_a_session_that_does_not_hold_it(
+    conn: PostgresqlConnection, table: str
+) -> None:
+    (column, _), *_ = schema.tables()[table].columns
+    of_the_wallet = " WHERE account = 'wallet'" if table == "postings" else ""
+    change = f"UPDATE {table} SET {column} = {column}{of_the_wallet}"
+    conn.execute("SET payagent.holder = 'another'")
+    with pytest.raises(sqlite3.IntegrityError, match="this daemon does not hold the account"):
+        conn.execute(change)
+
+
+@pytest.mark.parametrize("table", sorted(schema.FENCED))
+def test_a_missing_or_disabled_fence_is_noticed(conn: PostgresqlConnection, table: str) -> None:
+    conn.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_fence")
+    assert schema.missing_guards(conn) == [f"{table}_fence"]
+    conn.execute(f"DROP FUNCTION {table}_fence CASCADE")
+    assert schema.missing_guards(conn) == [f"{table}_fence"]
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: trigger.name)

@@ -16,7 +16,7 @@ from payagent.store.rows import apps, events, writes
 from sim.run import run_share
 
 SEEDS = pick(10, 50)
-OF_THE_FILE = re.compile("PRAGMA|sqlite_master|AS BLOB|VACUUM")
+OF_THE_FILE = re.compile("PRAGMA|pragma_|sqlite_master|AS BLOB|VACUUM")
 """What is asked of the file alone, and the texts of rows, which are made in Python on PostgreSQL."""
 
 BOUNDS = re.compile("BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE")

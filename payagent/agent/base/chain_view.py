@@ -77,6 +77,7 @@ class ChainView:
     - `booked`: the tip up to which the ledger has all deposits. The providers had to agree on them.
     - `restored_at_ms`: when the ledger was restored from a backup, if it was.
     - `behind`: why the ledger lacks signed attempts (agent.chain_sync.recovery).
+    - `unproven`: why nothing is signed since the fleet's database failed over.
     - `is_compared`: whether the wallet's newest transactions were compared with the ledger since the start.
     - `external_spends`: tx ids of external spends that freeze signing until an operator unfreezes the wallet.
     - `unread`: why the last read of the chain (`look`) or of the wallet's past (`past`) is incomplete.
@@ -89,6 +90,7 @@ class ChainView:
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None
     behind: str | None = None
+    unproven: str | None = None
     is_compared: bool = False
     external_spends: tuple[str, ...] = ()
     unread: dict[str, str] = field(default_factory=dict)
@@ -157,6 +159,8 @@ class ChainView:
                 f"nothing is signed until {iso_time(until_ms)}: the ledger was restored from a backup at "
                 f"{iso_time(self.restored_at_ms)}, and transactions signed after that backup may still land",
             )
+        if self.unproven is not None:
+            raise Refused("ledger_behind", self.unproven)
         if self.behind is not None:
             raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", "past"))
         if self.external_spends:

@@ -18,8 +18,12 @@ T = TypeVar("T")
 class Writes(Protocol):
     """Makes jobs durable (store.db.writer)."""
 
-    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
-        """Run the job and return its result once its commit is durable. `name`: the job's, as in the log."""
+    async def run(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> T:
+        """Run the job and return its result once its commit is durable. `name`: the job's, as in the log.
+
+        `account`: the account that the job spends for, or whose payment's state it moves; None for what all
+        accounts share. In a fleet it is refused (`lease_lost`) unless this daemon holds the account.
+        """
 
     def is_noted(self, attempt: int | None, account: int = 0) -> bool:
         """Whether the signer's record of the account has the attempt of this number, so its proof may go."""

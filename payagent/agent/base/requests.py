@@ -5,7 +5,7 @@ May import: core, dialects, store.rows, wallet.transaction, agent.base. Never: d
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from payagent.agent.base.prepaid import Buyer, TopupPart
@@ -14,6 +14,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.origin import call_url
 from payagent.core.problems import Refused
 from payagent.dialects import HttpRequest, HttpResponse
+from payagent.store.db.unit import Unit
 from payagent.store.rows.approvals import Via
 from payagent.wallet.transaction import TxPlan
 
@@ -165,6 +166,10 @@ class AdmittedPayment:
     is_new: bool
     plan: TxPlan | None = None
     refusal: Refused | None = None
+
+
+AfterAdmission = Callable[[Unit, AdmittedPayment], None]
+"""Writes more into the commit that admitted a payment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class MerchantPolling:
         merchant = context.config.merchants.get(row.invoice.origin or "")
         if merchant is None or row.invoice.id is None or row.invoice.dialect not in WITH_STATUS:
             return
-        headers = merchant.call_headers(row, context.config.own.text)
+        headers = merchant.call_headers(row, context.public_address)
         status = await self._merchants.status(
             merchant.origin, row.invoice.id, headers=headers, timeout_s=merchant.timeout_s
         )
@@ -106,7 +106,7 @@ class MerchantPolling:
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
             # apps name buyers freely, so for another wallet it asks only after something was bought
-            is_asked = moved_ms > 0 or pool.wallet == context.config.own.text
+            is_asked = moved_ms > 0 or pool.wallet == context.public_address
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)

@@ -236,7 +236,7 @@ class Admission:
         An invoice that came before counts as it was read then, even if the config changed since.
         """
         invoice, tip = intent.invoice, self.planner.chain.tip
-        if tip is None or not is_lost(unit.conn, row, tip.slot):
+        if tip is None or row.account != self.planner.account or not is_lost(unit.conn, row, tip.slot):
             return False
         if not _is_alike(invoice, recorded or invoice, row):
             return False

@@ -33,7 +33,8 @@ log = structlog.get_logger("payagent.agent")
 class ConfigReload:
     """Reloads the config. One run at a time.
 
-    `read` reads the file as at the start; `make` turns it into the agent's config.
+    `read` reads the file as at the start; `make` turns it into the agent's config. `note` writes
+    more into the commit.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class ConfigReload:
         settings: Settings,
         read: Callable[[], Settings],
         make: Callable[[Settings], AgentConfig],
+        note: Callable[[Unit, Settings], None] = lambda _unit, _settings: None,
     ) -> None:
         self._context = context
         self._settings = settings
         self._read = read
         self._make = make
+        self._note = note
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
@@ -74,6 +77,7 @@ class ConfigReload:
         now_ms = self._context.ports.clock.now_ms()
 
         def record_change(unit: Unit) -> None:
+            self._note(unit, new)
             if changed:
                 writes.note(unit, None, "config_read", None, now_ms, {"changed": changed})
 

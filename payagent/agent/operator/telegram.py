@@ -4,7 +4,7 @@ A chat is paired by a code that an operator orders. Only paired chats are told a
 the chat that got it, pressed by the person who paired that chat, and only on the terms that the message showed.
 Start with `TelegramTarget.run`.
 
-May import: core, store, outbound, agent.context, agent.base, agent.payments, structlog.
+May import: core, store, outbound, agent.context, agent.base, agent.fleet, structlog.
 Never: decides by itself; takes a decision from what a button brings back; shows a token or a code.
 """
 
@@ -18,9 +18,8 @@ import structlog
 
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
-from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.operator.approval_links import WAYS, Way
-from payagent.agent.payments.decisions import Decisions
 from payagent.core.history import decision_in_words
 from payagent.core.money import format_amount
 from payagent.core.notifications import Missed, Notification
@@ -77,11 +76,11 @@ class PairingCode:
 class TelegramTarget:
     """One bot. `send` tells the paired chats; `run` is a task beside it."""
 
-    def __init__(self, name: str, bot: TelegramBot, context: AgentContext, decisions: Decisions) -> None:
+    def __init__(self, name: str, bot: TelegramBot, fleet: Fleet) -> None:
         self.name = name
         self._bot = bot
-        self._context = context
-        self._decisions = decisions
+        self._context = fleet.context
+        self._fleet = fleet
         self._code: PairingCode | None = None
         self._done: int | None = None
         self._ended: dict[str, dict[int, str | None]] = {}
@@ -307,7 +306,7 @@ class TelegramTarget:
         who = f"{self.name}, chat {press.chat_id}, user {press.user_id}"
         by = Approver("telegram", who, message.terms_hash)
         try:
-            await (self._decisions.approve if way == "approve" else self._decisions.deny)(message.payment_id, by)
+            await (self._fleet.approve if way == "approve" else self._fleet.deny)(message.payment_id, by)
         except Refused as refused:
             self._context.refusals[refused.code] += 1
             answer = f"{refused.problem.title}. {refused.money}"

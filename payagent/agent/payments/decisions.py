@@ -87,10 +87,12 @@ class Decisions:
             raise
 
     async def deny_what_is_over(self) -> None:
-        """Deny the payments whose time for a decision has run out."""
+        """Deny the account's payments whose time for a decision has run out."""
         now_ms, window_s = self._context.ports.clock.now_ms(), self._context.config.min_window_s
         approval_rules = self._context.admission.approval_rules
         for payment_id in approval_rules.over(self._context.conn, window_s, now_ms):
+            if self._context.payment(payment_id).account != self._context.account:
+                continue
             job = partial(
                 approval_rules.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms
             )

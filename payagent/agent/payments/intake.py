@@ -117,7 +117,7 @@ class Intake:
         headers = request.headers if request is not None else {}
         partner = self._context.config.merchant(origin).partner or ""
         return Buyer.named(
-            headers.get("x-partner", partner), headers.get("x-wallet-address", self._context.config.own.text)
+            headers.get("x-partner", partner), headers.get("x-wallet-address", self._context.public_address)
         )
 
     async def note_refusal(

@@ -84,7 +84,7 @@ class PaymentLifecycle:
         If the merchant submits the transaction, it is signed only when `is_requested`. A proof that nobody
         presents would have to be cancelled.
         """
-        if row.id in self._signing.claimed:
+        if row.id in self._signing.claimed or row.account != self._context.account:
             return
         now_ms = self._context.ports.clock.now_ms()
         slot = self._context.chain.require_ready(now_ms)
@@ -177,7 +177,7 @@ class PaymentLifecycle:
         At most one of the cancel and the paying attempt can be on the chain, whatever became of that attempt.
         Raises the refusals of `ChainView.require_ready`; then nothing has changed.
         """
-        if row.id in self._signing.claimed or self._context.is_paused:
+        if row.id in self._signing.claimed or row.account != self._context.account or self._context.is_paused:
             return
         now_ms = self._context.ports.clock.now_ms()
         slot = self._context.chain.require_ready(now_ms)

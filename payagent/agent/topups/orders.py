@@ -69,7 +69,7 @@ def announced_as(pool: Pool) -> str:
 
 
 def buyer_of(context: AgentContext, merchant: MerchantConfig) -> Buyer:
-    return Buyer(merchant.partner or "", context.config.own.text)
+    return Buyer(merchant.partner or "", context.public_address)
 
 
 def open_topup(

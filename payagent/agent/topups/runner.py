@@ -365,7 +365,7 @@ class TopupRunner:
         next(steps)
         poll_query = steps.send(row.attempt.tx_id).poll_query
         depth, request = context.depth(row), load_request(topup.request)
-        proof = retry_headers(row, merchant, context.config.own.text)
+        proof = retry_headers(row, merchant, context.wallet_address(row))
         if poll_query is not None:
             request, proof = request.with_query(poll_query), {}
         try:
@@ -463,7 +463,7 @@ class TopupRunner:
         )
 
     def _headers(self, merchant: MerchantConfig, request: TopupSource) -> dict[str, str]:
-        own = self._context.config.own.text
+        own = self._context.public_address
         content_type = {"Content-Type": "application/json"} if request.body else {}
         return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | content_type
 

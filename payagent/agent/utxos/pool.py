@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from payagent.agent.base.requests import AdmittedPayment, PaymentIntent
+from payagent.agent.base.requests import AdmittedPayment, AfterAdmission, PaymentIntent
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.intake import Intake
 from payagent.agent.payments.lifecycle import PaymentLifecycle
@@ -19,6 +19,7 @@ from payagent.agent.payments.sign import PaymentSigner
 from payagent.agent.utxos.queue import UtxoCheck, UtxoQueue
 from payagent.agent.utxos.upkeep import Means, UtxoUpkeep
 from payagent.core.money import LOVELACE
+from payagent.store.db.unit import Unit
 from payagent.store.rows import about, intents, payments
 from payagent.wallet.transaction import TxPlan
 
@@ -43,18 +44,24 @@ class UtxoPool:
         self._last_idle: tuple[object, int] = (None, 0)
         """The ledger's version at the last run that found nothing to do, and when that was."""
 
-    async def admit(self, intent: PaymentIntent) -> AdmittedPayment:
-        """Admit as `Admission.admit` does; if all UTxOs are in use, wait in the queue while change may come."""
+    async def admit(self, intent: PaymentIntent, then: AfterAdmission | None = None) -> AdmittedPayment:
+        """Admit as `Admission.admit` does; if all UTxOs are in use, wait in the queue while change may come.
+
+        `then` runs in the same commit.
+        """
 
         async def admit(can_wait: bool) -> AdmittedPayment:
             now_ms = self._context.ports.clock.now_ms()
-            job = partial(
-                self._context.admission.admit,
-                intent=intent,
-                now_ms=now_ms,
-                can_wait=can_wait,
-                on_record=self._intake.is_on_record(intent.app_id, intent.topup),
-            )
+            on_record = self._intake.is_on_record(intent.app_id, intent.topup)
+
+            def job(unit: Unit) -> AdmittedPayment:
+                admitted = self._context.admission.admit(
+                    unit, intent, now_ms, can_wait=can_wait, on_record=on_record
+                )
+                if then is not None:
+                    then(unit, admitted)
+                return admitted
+
             return await self._context.write("admit", job)
 
         config = self._context.config

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from payagent.api.models.base import absent
+
 
 class Health(BaseModel):
     status: Literal["ok"]
@@ -22,3 +24,5 @@ class Readiness(BaseModel):
     network: str
     checks: dict[str, str]
     providers: dict[str, str]
+    accounts: list[int] = absent("In a fleet: the accounts that this daemon holds.")
+    daemons: int = absent("In a fleet: how many daemons run.")

@@ -305,6 +305,7 @@ class Payment(BaseModel):
     def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
         """`more`: the fields that a subclass adds, and `approval`."""
         config = context.config
+        merchant, wallet = config.merchants.get(row.invoice.origin or ""), context.wallet_address(row)
         if row.problem.code is not None:
             more["reason"] = Reason(code=row.problem.code, reason=row.problem.reason, detail=row.problem.detail)
         return cls.model_validate(
@@ -325,7 +326,7 @@ class Payment(BaseModel):
                 "nonce_utxo": row.nonce_utxo,
                 "proof": row.invoice.proof,
                 "merchant_submits": row.invoice.merchant_submits,
-                "headers": retry_headers(row, config.merchants.get(row.invoice.origin or ""), config.own.text),
+                "headers": retry_headers(row, merchant, wallet),
                 "ready": context.is_ready(row),
                 "request_id": row.intent.request_id,
                 "merchant_status": row.merchant_status,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJson
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.fleet.fleet import FleetStatus
 from payagent.api.models.base import (
     Amounts,
     GivenUnits,
@@ -156,6 +157,14 @@ def chain_refusal(chain: ChainView, now_ms: int) -> Refused | None:
     return None
 
 
+class WalletAccount(BaseModel):
+    """An account of a fleet. `holder`: the host of the daemon that pays from it now; null: none does."""
+
+    account: int
+    address: str
+    holder: str | None
+
+
 class Wallet(BaseModel):
     """The wallet. A token with the pay scope alone gets null for `assets`, `utxos` and `frozen_by`."""
 
@@ -167,6 +176,7 @@ class Wallet(BaseModel):
         list[Hex] | None, Field(description="Transactions of other programs that froze signing until unfrozen.")
     ]
     chain: ChainStatus
+    accounts: list[WalletAccount] = absent("In a fleet: all accounts that it pays from.")
 
     @classmethod
     def of(
@@ -177,12 +187,18 @@ class Wallet(BaseModel):
         utxos: Sequence[UtxoRow] | None = None,
         balances: Iterable[Balance] = (),
         in_flight: Mapping[str, int] = MappingProxyType({}),
+        fleet: FleetStatus | None = None,
     ) -> Self:
         """Without `utxos`: only the details that an app needs for its requests."""
         operator_fields: dict[str, Any] = {"assets": None, "utxos": None, "frozen_by": None}
+        if fleet is not None:
+            operator_fields["accounts"] = [
+                {"account": number, "address": address, "holder": holder}
+                for number, address, holder in fleet.accounts
+            ]
         if utxos is not None:
             states = [utxo_state(utxo) for utxo in utxos]
-            operator_fields = {
+            operator_fields |= {
                 "assets": [
                     {"asset": asset, "in_flight": in_flight.get(asset, 0), **units}
                     for asset, units in wallet_units(utxos, balances).items()

@@ -44,7 +44,7 @@ async def approve(request: Request, caller: Decider, payment_id: PaymentId) -> J
     approval stays open until it times out. 409 `already_decided` says what was decided before. Only an app with
     the operate scope may decide on its own payment."""
     approver = await _approver(request, caller)
-    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), approver)
+    row = await caller.fleet.approve(_open_to(caller, payment_id), approver)
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 
@@ -58,7 +58,7 @@ async def deny(request: Request, caller: Decider, payment_id: PaymentId) -> Json
     """Nothing was signed, and what it held is released. Until the approval would have timed out, the same request
     is refused without a new approval."""
     approver = await _approver(request, caller)
-    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), approver)
+    row = await caller.fleet.deny(_open_to(caller, payment_id), approver)
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
 

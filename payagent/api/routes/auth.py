@@ -12,8 +12,8 @@ from fastapi import Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from payagent.agent.agent import Agent
 from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token
@@ -40,20 +40,20 @@ _BEARER = HTTPBearer(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The app that makes the request, and the agent. `via`: by its token, or by a session of the dashboard.
+    """The app that makes the request, and the fleet. `via`: by its token, or by a session of the dashboard.
 
     `dashboard`: the origin of the dashboard, if it is on.
     """
 
     app: AppRow
-    agent: Agent
+    fleet: Fleet
     token_hash: str = field(repr=False)
     via: Via = "token"
     dashboard: str | None = None
 
     @property
     def context(self) -> AgentContext:
-        return self.agent.context
+        return self.fleet.context
 
     @property
     def sees_all(self) -> bool:
@@ -144,16 +144,16 @@ def need(*scopes: str) -> Need:
     async def caller(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> Caller:
-        agent: Agent = request.app.state.agent
+        fleet: Fleet = request.app.state.fleet
         token_hash: str = request.scope.get(SESSION_TOKEN, "")
         via: Via = "dashboard" if token_hash else "token"
         VIA.set("dashboard" if token_hash else None)
         if credentials is not None:
             token_hash, via = hash_token(credentials.credentials), "token"
-        app = apps.by_token(agent.context.conn, token_hash, agent.context.latest_ms)
+        app = apps.by_token(fleet.context.conn, token_hash, fleet.context.latest_ms)
         if app is None:
             raise _unauthorized()
-        agent.context.note_call(app.id)
+        fleet.context.note_call(app.id)
         inside: ExitStack = request.state.inside
         inside.enter_context(request.app.state.rate_limiter.admit(app.id))
         if not app.scopes & set(scopes):
@@ -164,6 +164,6 @@ def need(*scopes: str) -> Need:
             )
         require_clear_query(request)
         sessions: Sessions | None = request.app.state.sessions
-        return Caller(app, agent, token_hash, via, None if sessions is None else sessions.origin)
+        return Caller(app, fleet, token_hash, via, None if sessions is None else sessions.origin)
 
     return caller

@@ -4,10 +4,12 @@ May import: core, agent, store, the rest of api, FastAPI. Never: asks the chain 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import APIRouter
 
 from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.models.health import Health, Readiness
 from payagent.api.models.openapi import gives
@@ -22,18 +24,20 @@ Check = Callable[[], str | None]
 """None if the check passes, else what is wrong."""
 
 
-def find(context: AgentContext, heartbeat: Check, signer: Check) -> dict[str, str | None]:
+def find(fleet: Fleet, heartbeat: Check, signer: Check) -> dict[str, str | None]:
     """What keeps payments from being made, or soon will, by check. None: the check passes."""
+    context, status = fleet.context, fleet.status()
     return {
         "chain": ChainStatus.of(context.chain, context.ports.clock.now_ms()).problem,
         "ledger": _ledger_problem(context),
         "sweeps": heartbeat(),
         "signer": signer(),
         "pause": _pause_problem(context),
+        **({} if status is None else {"fleet": status.problem}),
     }
 
 
-def health_router(context: AgentContext, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
+def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -44,8 +48,11 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
-        problems = checks()
-        ready = not any(problems.values())
+        problems, context = checks(), fleet.context
+        ready, status = not any(problems.values()), fleet.status()
+        in_fleet: dict[str, Any] = (
+            {} if status is None else {"accounts": list(status.held), "daemons": status.living}
+        )
         return JsonResponse(
             Readiness(
                 ready=ready,
@@ -53,6 +60,7 @@ def health_router(context: AgentContext, checks: Callable[[], dict[str, str | No
                 network=context.config.network.name,
                 checks={name: problem or "ok" for name, problem in problems.items()},
                 providers={name: problem or "ok" for name, problem in context.providers.items()},
+                **in_fleet,
             ),
             200 if ready else 503,
             None if ready else {"Retry-After": str(RETRY_AFTER_S)},

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from payagent.agent.context import OTHER, AgentContext
+from payagent.agent.fleet.fleet import FleetStatus
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
 from payagent.api.models.wallet import wallet_units
@@ -48,16 +49,19 @@ def metrics_router(checks: Checks) -> APIRouter:
     @router.get("/metrics", summary="Export metrics for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
         """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
-        context, problems = caller.context, checks()
+        context, problems, status = caller.context, checks(), caller.fleet.status()
         refusals = dict(sorted(context.refusals.items()))
-        text = await run_in_threadpool(lambda: write(families(context, problems, refusals)))
+        text = await run_in_threadpool(lambda: write(families(context, problems, refusals, status)))
         return Response(text, media_type=MEDIA_TYPE)
 
     return router
 
 
 def families(
-    context: AgentContext, checks: Mapping[str, str | None], refusals: Mapping[str, int]
+    context: AgentContext,
+    checks: Mapping[str, str | None],
+    refusals: Mapping[str, int],
+    status: FleetStatus | None,
 ) -> Iterator[Family]:
     """Every metric, in the order of the answer."""
     passed = {name: int(problem is None) for name, problem in checks.items()}
@@ -71,6 +75,17 @@ def families(
     yield from _wallet(context)
     yield from _merchants(context)
     yield from _providers(context)
+    if status is not None:
+        yield from _fleet(status)
+
+
+def _fleet(status: FleetStatus) -> Iterator[Family]:
+    living = alone(status.living)
+    yield Family("payagent_fleet_daemons", "gauge", "Daemons that renewed within a lease.", living)
+    held = {str(account): int(account in status.held) for account, _, _ in status.accounts}
+    yield Family("payagent_fleet_account_held", "gauge", "1 if this daemon holds it.", by_label("account", held))
+    lag = alone(int(status.lag_s))
+    yield Family("payagent_fleet_lag_seconds", "gauge", "Since this daemon renewed its leases.", lag)
 
 
 def _purchases(context: AgentContext) -> Iterator[Family]:

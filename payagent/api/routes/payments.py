@@ -106,7 +106,7 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     the limits. Then get the payment with `wait`, or repeat the request."""
     raw = await caller.json_body(request)
     payment_request = CreatePayment.payment_request(caller.app.id, raw, single_header(request, "Idempotency-Key"))
-    row, is_new = await caller.agent.pay(payment_request)
+    row, is_new = await caller.fleet.pay(payment_request)
     if row.state is State.AWAITING_APPROVAL:
         return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)), 202)
     return JsonResponse(Payment.of(caller.context, row), 201 if is_new else 200)
@@ -127,7 +127,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Nothing is reserved. Refused as the payment would be, except by limits: these are reported in `refusal`. If
     the invoice already has a payment, the refusal is `invoice_already_paid/same_intent`."""
     payment_request = CreatePayment.payment_request(caller.app.id, await caller.json_body(request), None)
-    return JsonResponse(Quote.of(await caller.agent.quote(payment_request), caller.context.config))
+    return JsonResponse(Quote.of(await caller.fleet.quote(payment_request), caller.context.config))
 
 
 @router.get("/v1/payments", summary="List payments, newest first", responses=gives(Payments, 200))
@@ -255,7 +255,7 @@ async def delivery(
         raise Refused("forbidden", "reporting another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.attempt.tx_id is None and row.state is not State.REPLACING):
         raise Refused("wrong_state", "the payment has no proof that can have been presented")
-    deliveries = caller.agent.deliveries
+    deliveries = caller.fleet.deliveries(row.id)
     if isinstance(answer, str):
         row, said = await deliveries.take_silence(row.id, answer)
     else:
@@ -272,7 +272,7 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     """If nothing was signed, the payment is rejected and its hold released. Otherwise another transaction sends
     its UTxOs back to the wallet, and the chain accepts at most one of the two. Refused with 409 if the payment is
     in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`)."""
-    row = await caller.agent.lifecycle.resolve(caller.payment(payment_id).id, caller.app.id)
+    row = await caller.fleet.resolve(caller.payment(payment_id).id, caller.app.id)
     return JsonResponse(Payment.of(caller.context, row))
 
 

@@ -38,7 +38,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Ask this before a dry run makes the request: the merchant would serve it and use up prepaid balance.
     Nothing is requested, counted or reserved. The answer uses our count and the merchant's last report."""
     question = PrepaidQuestion.read(await caller.json_body(request))
-    calls = caller.agent.prepaid_calls
+    calls = caller.fleet.prepaid_calls
     prepaid_quote = calls.quote(calls.call_of(caller.app.id, question.origin, question.request.request()))
     return JsonResponse(PrepaidQuoteAnswer.of(prepaid_quote, caller.context.config))
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from payagent.agent.base.requests import PrepaidQuote
 from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import JsonResponse
@@ -49,8 +50,8 @@ router = APIRouter(tags=["prepaid"])
 
 
 def _topups(request: Request) -> TopupRunner:
-    orders: TopupRunner = request.app.state.topups
-    return orders
+    fleet: Fleet = request.app.state.fleet
+    return fleet.topups
 
 
 Orders = Annotated[TopupRunner, Depends(_topups)]
@@ -72,9 +73,9 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     key = read_key(single_header(request, "Idempotency-Key"))
     body = CreateTopup.read(await caller.json_body(request), caller.context.config)
     if not body.dry_run:
-        row, is_new = await orders.order(caller.app.id, key, body.goal)
+        row, is_new = await caller.fleet.order_topup(caller.app.id, key, body.goal)
         return JsonResponse(_topup(caller.context, row), 201 if is_new else 200)
-    plan = await orders.plan(caller.app.id, body.goal)
+    plan = await caller.fleet.plan_topup(caller.app.id, body.goal)
     if isinstance(plan, PrepaidQuote):
         return JsonResponse(PrepaidQuoteAnswer.of(plan, caller.context.config))
     return JsonResponse(TopupQuote.of(plan, caller.context.config))
@@ -110,7 +111,7 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
     """It ends at once. If one of its payments is open, it is `stopping` until the merchant has accepted the proof.
     What it bought stays. Refused with 409 if it has ended."""
     caller.require_valid_token()  # `orders` was fetched in another thread
-    return JsonResponse(_topup(caller.context, await orders.cancel(topup_id, caller.app.id)))
+    return JsonResponse(_topup(caller.context, await caller.fleet.cancel_topup(topup_id, caller.app.id)))
 
 
 def _topup(context: AgentContext, row: TopupRow) -> Topup:

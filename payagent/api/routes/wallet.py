@@ -42,10 +42,11 @@ async def wallet(caller: Viewer) -> JsonResponse:
     A token with the pay scope alone sees the address and no balances."""
     context, now_ms = caller.context, caller.context.ports.clock.now_ms()
     if not caller.sees_all:
-        return JsonResponse(Wallet.of(context.config, context.chain, now_ms))
+        return JsonResponse(Wallet.of(context.config, context.chain, now_ms, fleet=caller.fleet.status()))
     utxos, balances = attempts_and_utxos.utxos(context.conn), journal.balances(context.conn)
     in_flight = payments.signed_holds(context.conn)
-    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances, in_flight))
+    status = caller.fleet.status()
+    return JsonResponse(Wallet.of(context.config, context.chain, now_ms, utxos, balances, in_flight, status))
 
 
 @router.get("/v1/wallet/utxos", summary="List unspent UTxOs", responses=gives(Utxos, 200))
@@ -63,10 +64,10 @@ async def utxos(caller: Reader) -> JsonResponse:
 )
 async def split(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key you can repeat the request safely. Without one, each makes a transaction."""
-    agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
+    fleet, key = caller.fleet, read_key(single_header(request, "Idempotency-Key"))
     order = SplitOrder.read(await caller.json_body(request))
-    row, is_new = await agent.transfers.split(caller.app.id, order.count, order.lovelace, key)
-    return JsonResponse(Payment.of(agent.context, row), 201 if is_new else 200)
+    row, is_new = await fleet.split(caller.app.id, order.count, order.lovelace, key)
+    return JsonResponse(Payment.of(fleet.context, row), 201 if is_new else 200)
 
 
 @router.post(
@@ -78,16 +79,16 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 )
 async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key you can repeat the request safely. Without one, each makes a transaction."""
-    agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
+    fleet, key = caller.fleet, read_key(single_header(request, "Idempotency-Key"))
     order = SendFunds.read(await caller.json_body(request))
-    to = order.destination(agent.context.config.network)
+    to = order.destination(fleet.context.config.network)
     if order.all:
-        row, is_new = await agent.transfers.send_all(caller.app.id, to, key)
+        row, is_new = await fleet.send_all(caller.app.id, to, key)
     else:
-        row, is_new = await agent.transfers.send(caller.app.id, to, order.asset, order.units, key)
-    left_behind = transfers.left_behind_of(agent.context.conn, row.id)
+        row, is_new = await fleet.send(caller.app.id, to, order.asset, order.units, key)
+    left_behind = transfers.left_behind_of(fleet.context.conn, row.id)
     more = {} if left_behind is None else {"left_behind": left_behind}
-    return JsonResponse(Transfer.of(agent.context, row, **more), 201 if is_new else 200)
+    return JsonResponse(Transfer.of(fleet.context, row, **more), 201 if is_new else 200)
 
 
 @router.post(

@@ -3,8 +3,10 @@
 Jobs that share a commit run in savepoints: a job that raises changes nothing and does not affect the others. When
 the commit itself fails, none of the jobs took place. Every job learns its result or its error.
 The rows that the jobs add to the tables of record are sealed in the same commit (store.db.seals).
-With an `Ownership`, a batch is committed only if no other daemon has opened the ledger since. A batch that added
-an attempt is answered only after the signer's own record has that attempt (store.db.signer_record).
+With an `Ownership`, a batch is committed only if no other daemon has opened the ledger since. With a `Seat` in a
+fleet, each commit goes through the gate, and a job runs only if the fence says that the daemon holds its account
+(store.db.fence). A batch that added an attempt is answered only after the signer's own record has that attempt
+(store.db.signer_record).
 
 May import: core, store.db, sqlite3, structlog. Never: runs a job twice; reports a job as done before its commit is
 durable.
@@ -20,8 +22,21 @@ from typing import Any
 import structlog
 
 from payagent.core.problems import Refused
+from payagent.store.db.fence import (
+    SELECT_GATE,
+    SIGNING,
+    Gate,
+    Seat,
+    claims_of,
+    lease_lost,
+    leave_gate,
+    make_gate,
+    publish_noted,
+    unproven,
+)
 from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
+from payagent.store.db.schema import newest_migration
 from payagent.store.db.seals import SEALED, Sealer
 from payagent.store.db.signer_record import (
     LastSigned,
@@ -44,15 +59,22 @@ _SELECT_BEGIN = (
     f"(SELECT data_version FROM pragma_data_version), {SELECT_HEADS}"
 )
 _ATTEMPTS = SEALED.index("attempts")
+_ENTRIES = SEALED.index("entries")
 
 
 @dataclass(slots=True)
 class Job:
-    """A job that waits for its commit; then its result, or the error that it or the commit raised."""
+    """A job that waits for its commit; then its result, or the error that it or the commit raised.
+
+    `account`: the account of the wallet that it works for, if it works for one. `epoch`: of that account, when the
+    daemon asked for the job; None if it did not hold the account.
+    """
 
     name: str
     run: Callable[[Unit], Any]
     unit: Unit
+    account: int | None = None
+    epoch: int | None = None
     result: Any = None
     raised: BaseException | None = None
 
@@ -97,12 +119,28 @@ def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
 class Committer:
     """Owns the writing connection and makes one commit of several jobs. For one thread at a time."""
 
+    _select_gate = SELECT_GATE
+    _timeline = 0
+    """Of the database; a file has none."""
+    _ledger = "ledger.db"
+
     def __init__(
-        self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+        self,
+        path: Path,
+        *,
+        checkpoint: Checkpoint = lambda _name: None,
+        own: Ownership | None = None,
+        seat: Seat | None = None,
     ) -> None:
+        """`own` for a daemon alone on its ledger, `seat` for one of a fleet; neither for another program."""
+        self._own, self._seat = own, seat
+        self._gate: Gate | None = None
+        self._known: dict[int, int] = {}
+        """The epochs of the accounts whose signer's record was compared with the ledger."""
         with opening(path), ExitStack() as on_failure:
             self.conn, self._sealer = self._open(path, on_failure)
-            self._own = own
+            if seat is not None:
+                make_gate(self.conn, newest_migration(), self._timeline)
             self._records = {} if own is None else own.records
             self._noted = dict.fromkeys(self._records, 0)
             self._may_lack = own is not None
@@ -123,26 +161,33 @@ class Committer:
         migrate(conn)
         return conn, Sealer(conn)
 
+    def job(self, name: str, run: Callable[[Unit], Any], account: int | None = None) -> Job:
+        """A job for a later `commit`. Make it in the task that asks for it."""
+        epoch = None if self._seat is None or account is None else self._seat.held.get(account)
+        return Job(name, run, Unit(self.conn), account, epoch)
+
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and leave the result or the error in each. Never raises."""
         try:
+            self._make_ready()
             self._note_signed()
             heads, before = self._begin()
-            if len(jobs) == 1:
+            if len(jobs) == 1 and self._seat is None:
                 before = self._run_alone(jobs[0], heads) or before
             else:
                 for job in jobs:
                     self._run_one(job, heads)
             last = self._seal(before)
+            self._leave(heads)
             for job in jobs:
                 self._checkpoint(f"before {job.name}")
-            self.conn.execute("COMMIT")
+            self._end()
         except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
             self._fail(jobs, error)
             return
-        self._sealer.keep(last)
+        self._sealer.keep(last, None if self._seat is None else self._sealer.head[0])
         self.commits += 1
-        self._may_lack |= self._own is not None and last[_ATTEMPTS] != before[_ATTEMPTS]
+        self._may_lack |= bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
         # the commit is durable: an error from a checkpoint must not reach the jobs' callers
         with suppress(BaseException):
             for job in jobs:
@@ -151,7 +196,10 @@ class Committer:
             self._note_signed()
         except Exception as error:  # noqa: BLE001  the commit stays durable, but no attempt leaves before it is noted
             for job in jobs:
-                job.raised = error
+                job.raised = _for_caller(error)
+
+    def _make_ready(self) -> None:
+        """Before each commit. A file is always ready."""
 
     def tidy(self) -> None:
         """Move the write-ahead log into the ledger. An error fails no commit; the log only keeps growing."""
@@ -161,8 +209,14 @@ class Committer:
             log.warning("ledger.log_grows", why=str(error) or type(error).__name__)
 
     def is_noted(self, attempt: int | None, account: int = 0) -> bool:
-        """Whether the signer's record of the account has the attempt of this number. True without a record."""
-        return self._own is None or attempt is None or attempt <= self._noted.get(account, 0)
+        """Whether the signer's record of the account has the attempt of this number. True without a record.
+
+        In a fleet, False for an account that this daemon does not hold (`store.rows.fleet.is_noted`).
+        """
+        if attempt is None or (self._own is None and self._seat is None):
+            return True
+        is_ours = self._seat is None or account in self._seat.held
+        return is_ours and attempt <= self._noted.get(account, 0)
 
     def close(self) -> None:
         self.conn.close()
@@ -183,6 +237,7 @@ class Committer:
 
         Runs at the start too, for an attempt that a killed process had no time to note.
         """
+        self._meet_accounts()
         if not self._may_lack:
             return
         for account, record in self._records.items():
@@ -196,17 +251,57 @@ class Committer:
                 self._noted[account] = last.attempts
         self._may_lack = False
 
+    def _meet_accounts(self) -> None:
+        """In a fleet: use the records of the accounts held now. Each is compared with the ledger at a takeover."""
+        if self._seat is None or self._seat.held == self._known:
+            return
+        held = self._seat.held
+        self._records = {account: self._seat.records[account] for account in held}
+        for account in held:
+            if self._known.get(account) != held[account]:
+                self._noted[account] = self._initially_noted(account, self._records[account].read())
+                self._may_lack = True
+        self._known = dict(held)
+
     def _begin(self) -> tuple[Heads, tuple[int, ...]]:
         """Begin a commit: its heads, and each table's last row.
 
         Refused: `lease_lost`, if another daemon has written its epoch. It owns the ledger now.
         """
+        if self._seat is not None:
+            return self._enter(self._seat)
         self.conn.execute("BEGIN IMMEDIATE")
         epoch, version, *heads = self.conn.execute(_SELECT_BEGIN).fetchone()
         if self._own is not None and epoch != self._own.epoch:
             self._own.on_lost()
             raise Refused("lease_lost", "another daemon has opened this ledger, so this one stopped writing")
         return Heads(*heads), self._sealer.last_rows(version)
+
+    def _enter(self, seat: Seat) -> tuple[Heads, tuple[int, ...]]:
+        """Begin a commit of a fleet: lock the gate, then ask the fence. Each is a statement of its own."""
+        self._gate = self._lock_gate()
+        claims = claims_of(self.conn, seat.holder)
+        seat.check(claims, self._timeline)
+        for account in seat.held:
+            noted = self._noted.get(account, 0)
+            if account in self._known and noted > claims[account].noted:
+                publish_noted(self.conn, seat.host, account, noted)
+        rows = self._sealer.last_rows(self._gate.seal_seq)
+        return Heads(self._gate.event_seq, self._gate.event_hash, rows[_ENTRIES]), rows
+
+    def _lock_gate(self) -> Gate:
+        self.conn.execute("BEGIN IMMEDIATE")
+        return Gate(*self.conn.execute(self._select_gate).fetchone())
+
+    def _leave(self, heads: Heads) -> None:
+        """The last write of a commit of a fleet."""
+        if self._gate is not None:
+            seal_seq, seal_hash = self._sealer.head
+            gate = Gate(heads.event_seq, heads.event_hash, seal_seq, seal_hash, self._timeline)
+            leave_gate(self.conn, gate)
+
+    def _end(self) -> None:
+        self.conn.execute("COMMIT")
 
     def _seal(self, before: tuple[int, ...]) -> tuple[int, ...]:
         try:
@@ -234,6 +329,8 @@ class Committer:
         return None
 
     def _run_one(self, job: Job, heads: Heads) -> None:
+        if self._is_fenced_off(job):
+            return
         job.unit.begin(heads)
         self.conn.execute("SAVEPOINT job")
         try:
@@ -246,6 +343,16 @@ class Committer:
             self.conn.execute("ROLLBACK TO job")
         self.conn.execute("RELEASE job")
 
+    def _is_fenced_off(self, job: Job) -> bool:
+        """Refuse a job (`lease_lost`) whose account the daemon does not hold, or lost since it was asked for."""
+        if self._seat is None or job.account is None:
+            return False
+        if job.epoch is None or self._seat.held.get(job.account) != job.epoch:
+            job.raised = lease_lost(job.account)
+        elif job.name in SIGNING and not self._seat.is_proven(job.account):
+            job.raised = unproven(job.account)
+        return job.raised is not None
+
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         """Undo the whole batch in memory, newest job first, and give every job the error."""
         problems = [error]
@@ -257,7 +364,7 @@ class Committer:
         reported = error
         if not isinstance(error, (Refused, SealingError)) or len(problems) > 1:
             reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-            reported = Refused("store_failed", f"ledger.db could not be written: {reasons}")
+            reported = Refused("store_failed", f"{self._ledger} could not be written: {reasons}")
         for job in jobs:
             job.raised = reported
 

@@ -42,7 +42,7 @@ def failure(error: DatabaseError) -> Refused | None:
     """`store_failed` if the file or its disk is to blame; None if it is a bug in our SQL."""
     is_ours = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     if not is_ours and type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
-        return Refused("store_failed", f"ledger.db cannot be read or written: {error}")
+        return Refused("store_failed", f"the ledger cannot be read or written: {error}")
     return None
 
 

@@ -65,6 +65,13 @@ def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
     return [one.name for one in migrations.pending(_database(conn))]
 
 
+@cache
+def newest_migration() -> str:
+    """The name of the last migration that this payagent knows."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        return lacking_migrations(empty)[-1]
+
+
 def require_known(conn: sqlite3.Connection) -> None:
     """Refused: `ledger_newer` if a newer payagent applied a migration that this one does not know."""
     with closing(sqlite3.connect(":memory:")) as empty:

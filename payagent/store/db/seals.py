@@ -104,6 +104,8 @@ class Sealer:
         self._select_last = f"SELECT {last}"
         self._confirmed: tuple[int, tuple[int, ...]] | None = None
         self._version = 0
+        self.head = (0, GENESIS)
+        """(seq, hash) of the newest seal, after `seal`."""
         self._select_added = _SELECT_HEAD + "".join(
             f" UNION ALL SELECT {place}, {number}, {text} FROM {SEALED[place]} WHERE {number} > ?{place + 1}"  # noqa: S608
             for place, (number, text) in enumerate(selected)
@@ -123,6 +125,7 @@ class Sealer:
         """The number of each table's last row. Numbers confirmed by `keep` are used once.
 
         `version`: PRAGMA data_version, if the caller has read it. It changes when another connection has written.
+        In a fleet, the number of the newest seal.
         """
         confirmed, self._confirmed = self._confirmed, None
         self._version = self._conn.execute("PRAGMA data_version").fetchone()[0] if version is None else version
@@ -131,13 +134,17 @@ class Sealer:
         rows: tuple[int, ...] = self._conn.execute(self._select_last).fetchone()
         return rows
 
-    def keep(self, rows: tuple[int, ...]) -> None:
-        """Confirm that the commit that began with `last_rows` took place and left these last rows."""
-        self._confirmed = (self._version, rows)
+    def keep(self, rows: tuple[int, ...], version: int | None = None) -> None:
+        """Confirm that the commit that began with `last_rows` took place and left these last rows.
+
+        `version`: as the next `last_rows` will get it, if the commit changed it.
+        """
+        self._confirmed = (self._version if version is None else version, rows)
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
         """Seal the rows above these numbers, if any; return the new last row numbers."""
         (_, seq, prev_hash), *rows = sorted(self._conn.execute(self._select_added, after))
+        self.head = seq, prev_hash
         if not rows:
             return after
         numbers = {
@@ -147,8 +154,8 @@ class Sealer:
         what = json.dumps(spans, separators=(",", ":"))
         texts = [self._text_of(text) for _, _, text in rows]
         marks = marks_of(texts)
+        self.head = seq + 1, seal_hash(prev_hash, seq + 1, what, marks, texts)
         self._conn.execute(
-            "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",
-            (seq + 1, what, marks, seal_hash(prev_hash, seq + 1, what, marks, texts)),
+            "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)", (seq + 1, what, marks, self.head[1])
         )
         return tuple(numbers[place][-1] if place in numbers else n for place, n in enumerate(after))

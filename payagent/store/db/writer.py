@@ -31,13 +31,17 @@ _Waiting = tuple[Job, Future[Any] | _Awaited]
 class Writer:
     """The committer's thread and the queue before it. Callable from any thread or task."""
 
-    _make = Committer
-    """What commits the jobs; another class over another engine."""
-
     def __init__(
-        self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+        self,
+        place: Path | Committer,
+        *,
+        checkpoint: Checkpoint = lambda _name: None,
+        own: Ownership | None = None,
     ) -> None:
-        self._committer = self._make(path, checkpoint=checkpoint, own=own)
+        """`place`: a file, or what commits the jobs."""
+        if isinstance(place, Path):
+            place = Committer(place, checkpoint=checkpoint, own=own)
+        self._committer = place
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -49,27 +53,30 @@ class Writer:
     def commits(self) -> int:
         return self._committer.commits
 
-    def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
+    def submit(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> "Future[T]":
         """Queue a job. Its future completes after the commit and cannot be cancelled.
 
-        `name` is the commit point, for checkpoints.
+        `name` is the commit point, for checkpoints. `account`: the one that the job spends for, or whose payment's
+        state it moves; in a fleet it runs only while this daemon holds that account (`lease_lost`).
         """
         waiting: Future[T] = Future()
         waiting.set_running_or_notify_cancel()
-        self._put(name, job, waiting)
+        self._put(name, job, account, waiting)
         return waiting
 
-    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+    async def run(self, name: str, job: Callable[[Unit], T], account: int | None = None) -> T:
         """Like `submit`, but awaited. Cancelling the caller does not cancel the job."""
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(name, job, waiting)
+        self._put(name, job, account, waiting)
         return await waiting
 
-    def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
+    def _put(
+        self, name: str, job: Callable[[Unit], T], account: int | None, waiting: "Future[T] | asyncio.Future[T]"
+    ) -> None:
         with self._lock:  # a job queued after the end marker would wait for ever
             if self._closed:
                 raise Refused("store_failed", "the ledger is closed")
-            self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
+            self._queue.put((self._committer.job(name, job, account), waiting))
 
     def is_noted(self, attempt: int | None, account: int = 0) -> bool:
         """Whether the account's attempt of this number may leave: the signer's own record has it."""

@@ -113,6 +113,16 @@ def free_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
+def free_lovelace(conn: sqlite3.Connection, state: str = "available") -> dict[int, int]:
+    """By account: the lovelace in UTxOs of this state that no payment has reserved."""
+    rows = conn.execute(
+        "SELECT c.account, SUM(c.lovelace) FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref "
+        "WHERE c.state = ? AND r.payment_id IS NULL GROUP BY c.account",
+        (state,),
+    )
+    return dict(rows.fetchall())
+
+
 def utxos_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[UtxoRow]:
     rows = conn.execute(f"{_UTXO} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
     return [_utxo(row) for row in rows]

@@ -238,6 +238,14 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
     return _payment(row) if row else None
 
 
+def account_of_intent(conn: sqlite3.Connection, intent_id: str) -> int | None:
+    """The account that the intent's last payment was to be paid from; None without one."""
+    row = conn.execute(
+        "SELECT account FROM payments WHERE intent_id = ? ORDER BY seq DESC LIMIT 1", (intent_id,)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:
     """The id of the only payment that was admitted for this invoice or has an attempt for it; None if there is
     none.

@@ -3,13 +3,16 @@
 It runs the store's SQL texts, which both engines read (`postgresql_text` has the rest), and raises the errors of
 sqlite3 that the store catches. Like a connection to the file it begins no transaction by itself.
 An integer goes as int8, whatever its size. Sums come back as int, and JSON as the text that was written.
+A server that does not answer is given up after a few seconds. Only a server that takes writes is connected to, so
+after a failover that is the new one.
 
 May import: core, store.db, sqlite3, psycopg. Never: retries a statement; cancels one.
 """
 
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -32,8 +35,22 @@ _WORDS = {"CROSS JOIN": "JOIN", "json_array(": "json_build_array("}
 
 _STATEMENTS = {
     "BEGIN IMMEDIATE": "BEGIN",
-    "PRAGMA data_version": "SELECT data_version FROM pragma_data_version",
+    # every commit writes the gate, and this is the number of the last one
+    "PRAGMA data_version": "SELECT xmin::text::bigint FROM gate",
 }
+
+_OPTIONS: Mapping[str, Any] = {
+    "client_encoding": "utf8",
+    "target_session_attrs": "read-write",
+    "connect_timeout": 3,
+    "keepalives": 1,
+    "keepalives_idle": 1,
+    "keepalives_interval": 1,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 3_000,
+}
+
+_LOCK_TIMEOUT = "55P03"
 
 _NOT_TEXT = ("22021", "22P02", "22P05")
 """PostgreSQL's codes for a text or JSON with the character NUL, or with half of a surrogate pair."""
@@ -63,19 +80,75 @@ class _WholeLoader(Loader):
         return int(bytes(data))
 
 
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database. `url` has no password."""
+
+    url: str
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return self.url
+
+
 class PostgresqlConnection:
     """One connection. For one thread at a time, unless it only reads."""
 
     total_changes = 0
-    """Changes of its own that `pragma_data_version` does not show: none, unlike on SQLite."""
+    """Changes of its own that PRAGMA data_version does not show: none, unlike on SQLite."""
 
-    def __init__(self, url: str) -> None:
-        self._conn = psycopg.connect(url, autocommit=True, cursor_factory=RawCursor, client_encoding="utf8")
+    def __init__(self, database: Database | str, settings: Mapping[str, str] | None = None) -> None:
+        """`settings`: of the session, by their names.
+
+        sqlite3.OperationalError if the server cannot be reached.
+        """
+        self._database = Database(database) if isinstance(database, str) else database
+        self._settings = settings or {}
+        self.warnings: list[str] = []
+        """What the server warned of. A warning at a COMMIT means that a standby may lack it."""
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect, or connect again. sqlite3.OperationalError if the server cannot be reached."""
+        try:
+            self._conn = psycopg.connect(
+                self._database.url,
+                autocommit=True,
+                cursor_factory=RawCursor,
+                password=self._database.password,
+                **_OPTIONS,
+            )
+        except psycopg.Error as error:
+            raise _for_the_store(error) from error
         self._conn.prepared_max = _PREPARED_MAX
+        self._conn.add_notice_handler(self._take_notice)
         adapters = self._conn.adapters
         adapters.register_dumper(int, Int8Dumper)
         adapters.register_loader("numeric", _WholeLoader)
         adapters.register_loader("json", TextLoader)
+        for name, value in self._settings.items():
+            self.execute("SELECT set_config(?, ?, FALSE)", (name, value))
+
+    def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warnings.append(str(notice.message_primary))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection broke or was closed."""
+        return self._conn.closed
+
+    def clock_ms(self) -> int:
+        """The time by the server's clock, in milliseconds since 1970 UTC."""
+        (now_ms,) = self.execute("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint").fetchone() or (
+            0,
+        )
+        return int(now_ms)
+
+    def timeline(self) -> int:
+        """The number of the server's history. It rises with each failover."""
+        (file,) = self.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone() or ("0",)
+        return int(file[:8], 16)
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> "psycopg.Cursor[Any]":
         """Run one statement of the store. Its rows are tuples.
@@ -100,7 +173,9 @@ class PostgresqlConnection:
         return self._conn.info.transaction_status != pq.TransactionStatus.IDLE
 
     def rollback(self) -> None:
-        self._conn.rollback()
+        """Undo the open transaction. The server does so itself if the connection is lost."""
+        if not self.is_lost:
+            self._conn.rollback()
 
     def close(self) -> None:
         self._conn.close()
@@ -117,6 +192,8 @@ def _for_the_store(error: psycopg.Error) -> Exception:
     if isinstance(error, psycopg.IntegrityError):
         return sqlite3.IntegrityError(error.diag.message_primary)
     found = sqlite3.OperationalError(str(error))
+    if error.sqlstate == _LOCK_TIMEOUT:
+        found.sqlite_errorcode = sqlite3.SQLITE_BUSY
     if isinstance(error, (psycopg.ProgrammingError, psycopg.DataError)):
         found.sqlite_errorcode = sqlite3.SQLITE_ERROR
     return found

@@ -3,7 +3,8 @@
 INTEGER is BIGINT, BLOB is BYTEA, TEXT is ordered by its bytes. JSON that queries look into is `json`, which keeps
 its text. A table without a number of its own has a last column `rowid`. Row numbers go on from the highest, never
 from a sequence: a rollback would leave a gap.
-Guards are triggers as on SQLite. One more keeps the tables of record from TRUNCATE.
+Guards are triggers as on SQLite. One more keeps the tables of record from TRUNCATE. The fence is asked a second
+time here: a trigger refuses the row of an account that the session's daemon (`payagent.holder`) does not hold.
 
 May import: store.db. Never: reads or writes a row; makes the views, which are for people who read the file.
 """
@@ -33,13 +34,29 @@ _AS_ON_SQLITE = (
     "CREATE FUNCTION strftime(text, bigint, text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ "
     "SELECT to_char(to_timestamp($2) AT TIME ZONE 'UTC', replace(replace(replace(replace(replace("
     """$1, 'T', '"T"'), '%Y', 'YYYY'), '%m', 'MM'), '%d', 'DD'), '%H', 'HH24')) $$""",
-    # rises with each transaction that wrote
-    "CREATE VIEW pragma_data_version AS "
-    "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS data_version",
 )
 """The parts of SQLite that the store's queries use and PostgreSQL lacks."""
 
 _TRUNCATED = "payagent_no_truncate"
+
+_OF_ATTEMPT = "(SELECT account FROM attempts WHERE tx_id = {row}.tx_id)"
+FENCED = {
+    "attempts": "{row}.account",
+    "block_observations": _OF_ATTEMPT,
+    "external_spends": "{row}.account",
+    "holds": "(SELECT account FROM payments WHERE id = {row}.payment_id)",
+    "payments": "{row}.account",
+    "postings": "CASE WHEN {row}.account ~ '^(wallet|held)(/|$)' "
+    "THEN COALESCE(NULLIF(split_part({row}.account, '/', 2), ''), '0')::bigint END",
+    "prepaid_pools": "{row}.account",
+    "reservations": "(SELECT account FROM utxos WHERE ref = {row}.ref)",
+    "submissions": _OF_ATTEMPT,
+    "utxos": "{row}.account",
+}
+"""Every table whose rows are an account's, and SQL of a row's account; NULL: the row is nobody's."""
+
+_ANYBODYS = ("delivery", "updated_at_ms")
+"""The columns of a payment that any daemon may change: a client may report a delivery to each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +78,8 @@ def tables() -> dict[str, Table]:
     """The tables by name."""
     found = {}
     for name, body, options in re.findall(r"CREATE TABLE (\w+) \((.*?)\n?\) STRICT(.*?);", _sql(), re.DOTALL):
+        # a migration put `account` on the line of the column before it
+        body = re.sub(r", (\w+ (?:INTEGER|TEXT|BLOB)\b)", r",\n  \1", body)
         columns = tuple(re.findall(r"^  (\w+) (INTEGER|TEXT|BLOB)\b", body, re.MULTILINE))
         own = re.search(r"^  (\w+) INTEGER PRIMARY KEY", body, re.MULTILINE)
         number = own[1] if own else None if "WITHOUT ROWID" in options else "rowid"
@@ -88,6 +107,8 @@ def statements() -> Iterator[str]:
             yield from _numbering(table)
     for trigger in TRIGGERS:
         yield from guard(trigger)
+    for name in FENCED:
+        yield from fence(name)
     yield _no_truncate()
     for name in sorted(KEPT):
         yield _truncate_trigger(name)
@@ -161,6 +182,32 @@ def guard(trigger: Trigger) -> tuple[str, str]:
     return _function(trigger.name, body), _trigger(trigger)
 
 
+def fence(table: str) -> tuple[str, str]:
+    """The function and the trigger that refuse a row of an account which this session's daemon does not hold.
+
+    FOR SHARE waits for a takeover that is being committed, and then reads the row again.
+    """
+    name, account = f"{table}_fence", FENCED[table]
+    body = (
+        f"  IF TG_OP = 'DELETE' THEN\n    own := {account.format(row='OLD')};\n"
+        f"  ELSE\n    own := {account.format(row='NEW')};\n  END IF;\n"
+        "  IF own IS NOT NULL THEN\n"
+        "    PERFORM 1 FROM accounts WHERE account = own AND holder = current_setting('payagent.holder', TRUE) "
+        "FOR SHARE;\n"
+        f"    IF NOT FOUND THEN\n      RAISE EXCEPTION USING ERRCODE = '{_BROKEN}', "
+        "MESSAGE = 'this daemon does not hold the account';\n    END IF;\n  END IF;\n"
+        "  IF TG_OP = 'DELETE' THEN\n    RETURN OLD;\n  END IF;\n  RETURN NEW;\n"
+    )
+    deletes = "" if table in KEPT else "DELETE OR "
+    columns = [column for column, _ in tables()[table].columns if column not in _ANYBODYS]
+    updates = f"UPDATE OF {', '.join(columns)}" if table == "payments" else "UPDATE"
+    return (
+        _function(name, body, "DECLARE own bigint;\n"),
+        f"CREATE TRIGGER {name} BEFORE INSERT OR {deletes}{updates} ON {table} "
+        f"FOR EACH ROW EXECUTE FUNCTION {name}()",
+    )
+
+
 def _condition(table: str, when: str) -> str:
     """A guard's condition on PostgreSQL: sums of integers have no highest value, and JSON is compared as text."""
     if when == "1":
@@ -171,8 +218,11 @@ def _condition(table: str, when: str) -> str:
     return re.sub(r"\browid\b", str(tables()[table].number), text)
 
 
-def _function(name: str, body: str) -> str:
-    return f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $function$\nBEGIN\n{body}END\n$function$"
+def _function(name: str, body: str, declared: str = "") -> str:
+    return (
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$function$\n{declared}BEGIN\n{body}END\n$function$"
+    )
 
 
 def _trigger(trigger: Trigger) -> str:
@@ -205,6 +255,7 @@ def missing_guards(conn: "PostgresqlConnection") -> list[str]:
     (own_schema,) = conn.execute("SELECT current_schema()::text").fetchone() or ("",)
     present = {name: tuple(rest) for name, *rest in conn.execute(_PRESENT)}
     expected = {one.name: guard(one) for one in TRIGGERS}
+    expected |= {f"{name}_fence": fence(name) for name in FENCED}
     expected |= {f"{name}_truncate": (_no_truncate(), _truncate_trigger(name)) for name in sorted(KEPT)}
     return [
         name

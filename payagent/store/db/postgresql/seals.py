@@ -56,7 +56,7 @@ def _number(table: str) -> str:
 
 
 def _values(table: str) -> str:
-    """SQL: the number and the fixed columns of a row as a JSON array."""
+    """SQL: the number and the fixed columns of a row as a JSON array; its account stands last, if it is not 0."""
     fixed = KEPT[table].fixed
     columns = [
         (name, _SHOWN[kind].format(f'"{name}"'), kind)

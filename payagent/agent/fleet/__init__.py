@@ -1,0 +1,1 @@
+"""The accounts that this daemon holds, seen as one wallet. Start at `fleet`."""

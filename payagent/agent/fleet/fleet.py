@@ -1,0 +1,135 @@
+"""`Fleet`: the agents of the accounts that this daemon holds. The API, the proxy and the dashboard know only it.
+
+A daemon on a file holds the one account 0 for ever. `front` is the agent that reads for all accounts and writes
+what they share; on a file it is that account's agent.
+
+May import: core, store, the rest of agent. Never: pays itself; writes a payment.
+"""
+
+from dataclasses import dataclass
+
+from payagent.agent.agent import Agent
+from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
+from payagent.agent.context import AgentContext
+from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.payments.intake import Intake
+from payagent.agent.payments.prepaid_calls import PrepaidCalls
+from payagent.agent.topups.orders import TopupGoal
+from payagent.agent.topups.runner import TopupPlan, TopupRunner
+from payagent.core.address import Address
+from payagent.core.aggregate import PaymentRow
+from payagent.store.rows.topups import TopupRow
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAccount:
+    """What pays from one account."""
+
+    agent: Agent
+    topups: TopupRunner
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """A fleet as one of its daemons sees it.
+
+    `held`: the accounts that this daemon holds. `living`: how many daemons renewed within a lease. `accounts`: all
+    of them, each with its address and its holder's host. `lag_s`: seconds since this daemon renewed its leases.
+    `problem`: what keeps accounts from paying, or soon will.
+    """
+
+    held: tuple[int, ...]
+    living: int
+    accounts: tuple[tuple[int, str, str | None], ...]
+    lag_s: float
+    problem: str | None
+
+
+class Fleet:
+    """Call it from one event loop."""
+
+    def __init__(self, front: HeldAccount) -> None:
+        self.front = front
+        self.held = {front.agent.context.config.account: front}
+
+    @property
+    def context(self) -> AgentContext:
+        """For reads, and for writes of what all accounts share."""
+        return self.front.agent.context
+
+    def status(self) -> FleetStatus | None:
+        """None for a daemon alone on its ledger."""
+        return None
+
+    @property
+    def intake(self) -> Intake:
+        return self.front.agent.intake
+
+    @property
+    def prepaid_calls(self) -> PrepaidCalls:
+        return self.front.agent.prepaid_calls
+
+    @property
+    def topups(self) -> TopupRunner:
+        """For reads. Orders go through the fleet."""
+        return self.front.topups
+
+    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
+        """As `Agent.pay`."""
+        return await self._first().agent.pay(payment_request)
+
+    async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
+        """As `Agent.quote`."""
+        return await self._first().agent.quote(payment_request, count)
+
+    def deliveries(self, payment_id: str) -> Deliveries:
+        """What records the deliveries of a payment."""
+        return self._of(payment_id).agent.deliveries
+
+    async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
+        """As `Decisions.approve`."""
+        return await self._of(payment_id).agent.decisions.approve(payment_id, by)
+
+    async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
+        """As `Decisions.deny`."""
+        return await self._of(payment_id).agent.decisions.deny(payment_id, by)
+
+    async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
+        """As `PaymentLifecycle.resolve`."""
+        return await self._of(payment_id).agent.lifecycle.resolve(payment_id, app_id)
+
+    async def send(
+        self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """As `Transfers.send`."""
+        return await self._first().agent.transfers.send(app_id, to, asset, units, key)
+
+    async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
+        """As `Transfers.send_all`."""
+        return await self._first().agent.transfers.send_all(app_id, to, key)
+
+    async def split(
+        self, app_id: str, count: int, lovelace: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """As `Transfers.split`."""
+        return await self._first().agent.transfers.split(app_id, count, lovelace, key)
+
+    async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
+        """As `TopupRunner.order`."""
+        return await self._first().topups.order(app_id, key, goal)
+
+    async def plan_topup(self, app_id: str, goal: TopupGoal) -> TopupPlan | PrepaidQuote:
+        """As `TopupRunner.plan`."""
+        return await self._first().topups.plan(app_id, goal)
+
+    async def cancel_topup(self, topup_id: str, app_id: str) -> TopupRow:
+        """As `TopupRunner.cancel`."""
+        return await self._first().topups.cancel(topup_id, app_id)
+
+    def _first(self) -> HeldAccount:
+        return self.held[min(self.held)]
+
+    def _of(self, payment_id: str) -> HeldAccount:
+        if self.held == {0: self.front}:
+            return self.front
+        return self.held[self.context.payment(payment_id).account]

@@ -1,0 +1,626 @@
+"""`SharedFleet`: one of several daemons on one ledger. It takes accounts, renews their leases and gives some back.
+
+A request goes to the account that its payment has. For a new purchase that is the merchant's home account if it
+sells prepaid balance, else an account held here that has funds, else one held elsewhere. What the holder of
+another account must do is a row in `admission_requests`: the holder does it and ends the row, and the daemon that
+asked answers as its own. Both see it by polling the ledger.
+Start at `run`.
+
+May import: core, store, structlog, the rest of agent. Never: signs for an account that it does not hold; keeps
+more than its part of the accounts while nothing of them is being signed.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import structlog
+
+from payagent.agent.base.chain_view import QUIET_MS, ChainView
+from payagent.agent.base.config import TopupSource, overlaid
+from payagent.agent.base.requests import (
+    AdmittedPayment,
+    Approver,
+    PaymentIntent,
+    PaymentQuote,
+    PaymentRequest,
+    PrepaidQuote,
+)
+from payagent.agent.chain_sync.providers import ProviderSelection
+from payagent.agent.fleet.fleet import Fleet, FleetStatus, HeldAccount
+from payagent.agent.fleet.requests import (
+    Outcome,
+    dump_payment_request,
+    dump_refusal,
+    load_payment_request,
+    read_outcome,
+)
+from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.topups.orders import TopupGoal
+from payagent.agent.topups.runner import TopupPlan
+from payagent.core.address import Address, parse_address
+from payagent.core.aggregate import PaymentRow
+from payagent.core.invoice import is_batch
+from payagent.core.payment import UNSIGNED
+from payagent.core.problems import Refused
+from payagent.store.db.fence import Seat, unproven
+from payagent.store.db.signer_record import lacks
+from payagent.store.db.unit import Unit
+from payagent.store.rows import attempts_and_utxos, events, fleet, intents, onchain, payments, prepaid, topups
+from payagent.store.rows.fleet import AdmissionRequest, DaemonRow, RequestKind
+from payagent.store.rows.topups import TopupRow
+
+T = TypeVar("T")
+
+POLL_S = 0.1
+"""How often a daemon looks whether anything was committed."""
+
+TAKE_S = 1
+"""How often a daemon looks for an account that nobody holds."""
+
+LOOK_S = 5
+"""How often a daemon without accounts asks for the newest block."""
+
+ASK_MS = 30_000
+"""How long the holder of an account may take to begin what it is asked. A takeover fits into it."""
+
+TRIES = 3
+"""How often a request is made again after this daemon lost the account that was to carry it out."""
+
+log = structlog.get_logger("payagent.fleet")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Starts and stops what runs for an account. `visit` makes the same without a job, to quote from it."""
+
+    visit: Callable[[int], HeldAccount]
+    start: Callable[[int], Awaitable[HeldAccount]]
+    stop: Callable[[HeldAccount], Awaitable[None]]
+
+
+class SharedFleet(Fleet):
+    """One daemon of a fleet. `front` holds no account: its context's `account` is None, and its signer refuses."""
+
+    def __init__(self, front: HeldAccount, me: DaemonRow, seat: Seat, addresses: tuple[str, ...], parts: Parts):
+        super().__init__(front)
+        front.agent.context.account = None
+        self.held: dict[int, HeldAccount] = {}
+        self._me = me
+        self._seat = seat
+        self._addresses = addresses
+        self._parts = parts
+        self._providers = ProviderSelection(front.agent.context)
+        self._seq = 0
+        self._asked: set[str] = set()
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._leases = asyncio.Lock()
+        self._renewed_s = self._loop.time()
+        self._unproven_from_ms: dict[int, int] = {}
+
+    def status(self) -> FleetStatus:
+        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
+        clock_ms = fleet.database_ms(conn, now_ms)
+        living = {one.id: one for one in fleet.all_daemons(conn) if fleet.is_living(one, clock_ms)}
+        hosts = {name: one.host for name, one in living.items()}
+        rows = fleet.all_accounts(conn)
+        accounts = tuple((row.account, row.address, hosts.get(row.holder or "")) for row in rows)
+        lag_s, free = self._loop.time() - self._renewed_s, [number for number, _, host in accounts if host is None]
+        problem = None
+        if lag_s * 1000 > fleet.LEASE_MS:
+            problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
+        elif free:
+            problem = f"no daemon holds account {', '.join(map(str, free))}"
+        return FleetStatus(tuple(sorted(self.held)), len(living), accounts, lag_s, problem)
+
+    # --- joining, leases
+
+    async def join(self) -> None:
+        """Register this daemon and take its part of the accounts.
+
+        Refused: `config_invalid` if the fleet has another version, config or wallet.
+        """
+        now_ms = self.context.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            clock_ms = fleet.database_ms(unit.conn, now_ms)
+            for one in fleet.all_daemons(unit.conn):
+                if fleet.is_living(one, clock_ms):
+                    require_alike(one, self._me)
+                else:
+                    fleet.forget_daemon(unit, one.id)
+            for account, address in enumerate(self._addresses):
+                fleet.add_account(unit, account, address)
+            for row in fleet.all_accounts(unit.conn):
+                if row.account >= len(self._addresses) or row.address != self._addresses[row.account]:
+                    raise Refused(
+                        "config_invalid",
+                        f"account {row.account} of this fleet is {row.address}, which is not among the "
+                        f"{len(self._addresses)} accounts of this keystore. Use the fleet's recovery words, "
+                        "keystore.account and wallet.accounts",
+                    )
+            fleet.register_daemon(unit, self._me)
+
+        await self.context.write("join", job)
+        self._seat.on_lost = self._tell_lost
+        await self.keep_leases()
+
+    async def keep_leases(self) -> None:
+        """Renew the leases, take what is free up to this daemon's part, and give back what is above it."""
+        async with self._leases:
+            now_ms, me = self.context.ports.clock.now_ms(), self._me.id
+
+            def job(unit: Unit) -> int:
+                fleet.renew(unit, me, now_ms)
+                clock_ms = fleet.database_ms(unit.conn, now_ms)
+                living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
+                rows, held = fleet.all_accounts(unit.conn), self._seat.held
+                part = -(-len(rows) // max(living, 1))
+                free = [
+                    row.account
+                    for row in rows
+                    if row.account not in held and (row.holder in (None, me) or row.until_ms < clock_ms)
+                ][: max(part - len(held), 0)]
+                self._seat.hold(unit, fleet.take_accounts(unit, me, free, now_ms) if free else {})
+                return part
+
+            part = await self.context.write("lease", job)
+            self._renewed_s = self._loop.time()
+            taken = sorted(self._seat.held.keys() - self.held.keys())
+            if await self._prove() or taken:
+                # its fence reads what the last commits wrote
+                await self.context.write("lease", lambda _unit: None)
+            for account in taken:
+                self.held[account] = await self._parts.start(account)
+                self._note_proofs()
+                log.warning("fleet.account_taken", account=account, epoch=self._seat.held.get(account))
+            for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
+                if not self.held[account].agent.signing.claimed:
+                    await self._give_back(account)
+
+    async def _prove(self) -> bool:
+        """Let accounts sign again after a failover: the ledger may have lost its last commits. True if any may.
+
+        An account may sign once the record of its last signer was found in the ledger, which only that host can
+        do. Otherwise it waits until all that may have been signed has landed or expired.
+        """
+        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
+        rows = fleet.unproven_accounts(conn)
+        self._unproven_from_ms = {row.account: self._unproven_from_ms.get(row.account, now_ms) for row in rows}
+        proven = False
+        for row in rows:
+            is_ours = row.last_signer in (None, self._me.host)
+            is_found = is_ours and not lacks(conn, self._seat.records[row.account].read(), row.account)
+            is_over = not is_ours and now_ms >= self._unproven_from_ms[row.account] + QUIET_MS
+            if row.holder is not None and (is_found or is_over):
+                proven = True
+                job = partial(fleet.prove, holder=row.holder, account=row.account)
+                await self.context.write("lease", job)
+                log.warning("fleet.account_proven", account=row.account, by_record=is_found)
+        return proven
+
+    def _note_proofs(self) -> None:
+        for account, held in self.held.items():
+            is_proven = self._seat.is_proven(account)
+            held.agent.context.chain.unproven = None if is_proven else unproven(account).detail
+
+    async def take_what_is_free(self) -> None:
+        """Take an account that was given back, or whose holder died, before the next renewal is due."""
+        conn, held = self.context.conn, self._seat.held
+        clock_ms = fleet.database_ms(conn, self.context.ports.clock.now_ms())
+        rows = fleet.all_accounts(conn)
+        if any(row.account not in held and (row.holder is None or row.until_ms < clock_ms) for row in rows):
+            await self.keep_leases()
+
+    async def _give_back(self, account: int) -> None:
+        await self._parts.stop(self.held.pop(account))
+
+        def job(unit: Unit) -> None:
+            fleet.give_back(unit, self._me.id, account)
+            self._seat.let_go(unit, account)
+
+        await self.context.write("lease", job)
+        log.warning("fleet.account_given_back", account=account)
+
+    def _tell_lost(self, account: int) -> None:
+        """Called on the writer's thread."""
+        self._loop.call_soon_threadsafe(self._lose, account)
+
+    def _lose(self, account: int) -> None:
+        """Another daemon has the account, or the connection was lost: drop what this one knows of it."""
+        held = self.held.pop(account, None)
+        if held is not None:
+            log.warning("fleet.account_lost", account=account)
+            self._spawn(self._parts.stop(held))
+
+    async def leave(self) -> None:
+        """Give all accounts back and end."""
+        for task in (*self._serving.values(), *self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+        async with self._leases:
+            with suppress(Refused):  # without the database the leases end by themselves
+                for account in sorted(self.held):
+                    await self._give_back(account)
+                await self.context.write("lease", lambda unit: fleet.forget_daemon(unit, self._me.id))
+
+    def note_settings(self, unit: Unit, config_hash: str) -> None:
+        """Inside the commit of a reload: this daemon has other settings now."""
+        fleet.set_config_hash(unit, self._me.id, config_hash)
+
+    async def run(self) -> None:
+        """Keep leases and poll, until cancelled. An error delays only the next run."""
+        await asyncio.gather(
+            self._every(fleet.RENEW_EVERY_S, self.keep_leases),
+            self._every(POLL_S, self.poll),
+            self._every(LOOK_S, self.look),
+            self._every(TAKE_S, self.take_what_is_free),
+        )
+
+    async def _every(self, seconds: float, run_once: Callable[[], Awaitable[None]]) -> None:
+        failure = ""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await run_once()
+                failure = ""
+            except Exception as error:
+                if repr(error) != failure:
+                    failure = repr(error)
+                    log.warning("fleet.failed", error=failure, exc_info=not isinstance(error, Refused))
+
+    def _spawn(self, work: Coroutine[Any, Any, None] | Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- polling
+
+    async def poll(self) -> None:
+        """Take in what other daemons committed, and begin what they ask of the accounts held here."""
+        context = self.context
+        seq = fleet.event_seq(context.conn)
+        if seq != self._seq:
+            changed, self._seq = events.payments_after(context.conn, self._seq), seq
+            self._take_in_what_all_share()
+            for name in changed | self._asked:
+                context.changes.notify(name)
+        self._note_proofs()
+        if self.held:
+            first = self.held[min(self.held)].agent.context
+            _copy(first.chain, context.chain)
+            context.providers, context.submit_providers = first.providers, first.submit_providers
+            self._serve_requests()
+
+    async def look(self) -> None:
+        """Read the newest block while no account is held here: quotes and `readyz` need it."""
+        if not self.held and (view := await self._providers.observe()) is not None:
+            self.context.take_tip(view.tip)
+            self.context.chain.is_compared = True  # by the accounts' holders
+
+    def _take_in_what_all_share(self) -> None:
+        """The config with what was changed at run time, and whether an external spend froze the wallet."""
+        front = self.context
+        config, frozen = overlaid(front.from_file, front.conn), onchain.frozen_by(front.conn)
+        if config != front.config:
+            front.config = config
+            front.admission.take(config)
+        for context in (front, *(one.agent.context for one in self.held.values())):
+            context.chain.external_spends = frozen
+            if replace(context.config, own=config.own, account=config.account) != config:
+                context.adopt(front)
+
+    def _serve_requests(self) -> None:
+        now_ms = fleet.database_ms(self.context.conn, self.context.ports.clock.now_ms())
+        # an account that was just taken has to read the chain first
+        ready = [number for number, held in self.held.items() if held.agent.context.chain.tip is not None]
+        for one in fleet.open_requests(self.context.conn, sorted(ready)):
+            if one.id not in self._serving:
+                is_late = one.ends_at_ms < now_ms
+                self._serving[one.id] = task = asyncio.ensure_future(self._serve(one, is_late=is_late))
+                task.add_done_callback(partial(self._served, one.id))
+
+    def _served(self, name: str, _task: asyncio.Task[None]) -> None:
+        del self._serving[name]
+
+    async def _serve(self, one: AdmissionRequest, *, is_late: bool) -> None:
+        """Do what another daemon asks, and end its request."""
+        try:
+            if is_late:
+                raise _not_taken(one.account)
+            outcome = json.dumps(await self._carry_out(one, self.held[one.account]))
+        except Refused as refusal:
+            if refusal.code == "lease_lost":
+                return  # its next holder finds it open
+            outcome = dump_refusal(refusal)
+        now_ms = self.context.ports.clock.now_ms()
+        await self.context.write("request", lambda unit: fleet.end_request(unit, one.id, outcome, now_ms))
+
+    async def _carry_out(self, one: AdmissionRequest, held: HeldAccount) -> Outcome:
+        now_ms = self.context.ports.clock.now_ms()
+        if one.kind == "pay":
+
+            def end(unit: Unit, admitted: AdmittedPayment) -> None:
+                refusal = admitted.refusal
+                outcome = _found(admitted.payment_id, admitted.is_new) if refusal is None else None
+                text = json.dumps(outcome) if refusal is None else dump_refusal(refusal)
+                fleet.end_request(unit, one.id, text, now_ms)
+
+            return _found_row(await held.agent.pay(load_payment_request(one.request), end))
+        asked = json.loads(one.request)
+        if one.kind == "transfer":
+            return _found_row(await self._transfer(held, **asked))
+        if one.kind == "topup" and "goal" in asked:
+            goal = asked["goal"]
+            source = None if goal["request"] is None else TopupSource(**goal["request"])
+            row, is_new = await held.topups.order(
+                asked["app_id"], asked["key"], TopupGoal(goal["origin"], goal["unit"], goal["units"], source)
+            )
+            return {"topup": row.id, "is_new": is_new}
+        if one.kind == "topup":
+            return {"topup": (await held.topups.cancel(asked["topup_id"], asked["app_id"])).id}
+        if one.kind == "cancel":
+            return {"payment": (await held.agent.lifecycle.resolve(asked["payment_id"], asked["app_id"])).id}
+        decide = held.agent.decisions.approve if one.kind == "approve" else held.agent.decisions.deny
+        return {"payment": (await decide(asked["payment_id"], Approver(**asked["by"]))).id}
+
+    async def _ask(self, account: int, kind: RequestKind, request: str) -> Outcome:
+        """Ask the account's holder, and wait for the outcome. Refused: as the holder refuses; `daemon_timeout`."""
+        context = self.context
+        name, now_ms = context.ports.new_id("ask"), context.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            ends_at_ms = fleet.database_ms(unit.conn, now_ms) + ASK_MS
+            fleet.add_request(unit, AdmissionRequest(name, account, kind, self._me.id, request, ends_at_ms))
+
+        self._asked.add(name)
+        try:
+            await context.write("ask", job)
+            async with asyncio.timeout(ASK_MS / 1000):
+                while (row := fleet.request_of(context.conn, name)) is None or row.outcome is None:
+                    await context.changes.wait(name, POLL_S)
+        except TimeoutError:
+            raise _not_taken(account) from None
+        finally:
+            self._asked.discard(name)
+        return read_outcome(row.outcome)
+
+    # --- what the API asks
+
+    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
+        async def pay(account: int) -> tuple[PaymentRow, bool]:
+            if (held := self.held.get(account)) is not None:
+                return await held.agent.pay(payment_request)
+            if (row := self.front.agent.existing(payment_request)) is not None and row.state not in UNSIGNED:
+                return row, False
+            found = await self._ask(account, "pay", dump_payment_request(payment_request))
+            return await self._once_signed(found["payment"]), found["is_new"]
+
+        return await self._trying(lambda: self._account_for(payment_request), pay)
+
+    async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
+        held = self._at(await self._account_for(payment_request))
+        return await held.agent.quote(payment_request, count)
+
+    def deliveries(self, payment_id: str) -> Deliveries:
+        return self.held.get(self.context.payment(payment_id).account, self.front).agent.deliveries
+
+    async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
+        return await self._decide("approve", payment_id, by)
+
+    async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
+        return await self._decide("deny", payment_id, by)
+
+    async def _decide(self, kind: RequestKind, payment_id: str, by: Approver) -> PaymentRow:
+        account = self.context.payment(payment_id).account
+        if (held := self.held.get(account)) is not None:
+            decisions = held.agent.decisions
+            return await (decisions.approve if kind == "approve" else decisions.deny)(payment_id, by)
+        asked = {"via": by.via, "app_id": by.app_id, "terms_hash": by.terms_hash}
+        await self._ask(account, kind, json.dumps({"payment_id": payment_id, "by": asked}))
+        return self.context.payment(payment_id)
+
+    async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
+        account = self.context.payment(payment_id).account
+        if (held := self.held.get(account)) is not None:
+            return await held.agent.lifecycle.resolve(payment_id, app_id)
+        await self._ask(account, "cancel", json.dumps({"payment_id": payment_id, "app_id": app_id}))
+        return self.context.payment(payment_id)
+
+    async def send(
+        self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        return await self._ask_transfer(app_id, key, to=to.text, asset=asset, units=units)
+
+    async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
+        return await self._ask_transfer(app_id, key, to=to.text)
+
+    async def split(
+        self, app_id: str, count: int, lovelace: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        return await self._ask_transfer(app_id, key, count=count, units=lovelace)
+
+    async def _ask_transfer(self, app_id: str, key: str | None, **asked: object) -> tuple[PaymentRow, bool]:
+        async def transfer(account: int) -> tuple[PaymentRow, bool]:
+            if (held := self.held.get(account)) is not None:
+                return await self._transfer(held, app_id=app_id, key=key, **asked)  # type: ignore[arg-type]
+            found = await self._ask(account, "transfer", json.dumps({"app_id": app_id, "key": key, **asked}))
+            return await self._once_signed(found["payment"]), found["is_new"]
+
+        async def account() -> int:
+            known = self._known_account(app_id, None if key is None else f"key:{key}")
+            return self._richest() if known is None else known
+
+        return await self._trying(account, transfer)
+
+    async def _transfer(
+        self,
+        held: HeldAccount,
+        app_id: str,
+        key: str | None,
+        to: str | None = None,
+        asset: str | None = None,
+        units: int = 0,
+        count: int = 0,
+    ) -> tuple[PaymentRow, bool]:
+        transfers = held.agent.transfers
+        if to is None:
+            return await transfers.split(app_id, count, units, key)
+        address = parse_address(to, held.agent.context.config.network)
+        if asset is None:
+            return await transfers.send_all(app_id, address, key)
+        return await transfers.send(app_id, address, asset, units, key)
+
+    async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
+        account = await self._home(goal.origin, self.context.config.merchant(goal.origin).partner or "")
+        if (held := self.held.get(account)) is not None:
+            return await held.topups.order(app_id, key, goal)
+        request = goal.request
+        source = None if request is None else {name.name: getattr(request, name.name) for name in fields(request)}
+        shown = {"origin": goal.origin, "unit": goal.unit, "units": goal.units, "request": source}
+        asked = json.dumps({"app_id": app_id, "key": key, "goal": shown})
+        found = await self._ask(account, "topup", asked)
+        return self.topups.find(found["topup"]), found["is_new"]
+
+    async def plan_topup(self, app_id: str, goal: TopupGoal) -> TopupPlan | PrepaidQuote:
+        account = await self._home(goal.origin, self.context.config.merchant(goal.origin).partner or "")
+        return await self._at(account).topups.plan(app_id, goal)
+
+    async def cancel_topup(self, topup_id: str, app_id: str) -> TopupRow:
+        row = self.topups.find(topup_id)
+        account = prepaid.pool(self.context.conn, row.pool_id).account
+        if (held := self.held.get(account)) is not None:
+            return await held.topups.cancel(topup_id, app_id)
+        await self._ask(account, "topup", json.dumps({"topup_id": topup_id, "app_id": app_id}))
+        return self.topups.find(topup_id)
+
+    # --- which account
+
+    async def _trying(self, account: Callable[[], Awaitable[int]], work: Callable[[int], Awaitable[T]]) -> T:
+        """Do the work, and again if this daemon loses the account: its next holder finds what was done."""
+        for _ in range(TRIES - 1):
+            try:
+                return await work(chosen := await account())
+            except Refused as refusal:
+                if refusal.code != "lease_lost":
+                    raise
+                self._lose(chosen)
+        return await work(await account())
+
+    async def _account_for(self, payment_request: PaymentRequest) -> int:
+        """The account that pays: the one that the purchase has, the merchant's home account, or one with funds."""
+        known = self._known_account(payment_request.app_id, payment_request.key(None))
+        if known is not None:
+            return known
+        if payment_request.topup is not None:
+            row = topups.find(self.context.conn, payment_request.topup.topup)
+            if row is not None:
+                return prepaid.pool(self.context.conn, row.pool_id).account
+        intent = self._intent(payment_request)
+        if intent is None:
+            return self._richest()
+        known = self._known_account(intent.app_id, intent.key)
+        if known is not None:
+            return known
+        if payment_request.topup is not None or any(is_batch(offer.batch_target) for offer in intent.offers):
+            return await self._home(payment_request.origin, intent.buyer.partner)
+        return self._richest()
+
+    def _intent(self, payment_request: PaymentRequest) -> PaymentIntent | None:
+        """The purchase; None if its 402 is not understood, which any account refuses alike."""
+        now_ms, intake = self.context.ports.clock.now_ms(), self.intake
+        try:
+            merchant = self.context.config.merchant(payment_request.origin)
+            return intake.intent(payment_request, intake.offers(merchant, payment_request, now_ms), now_ms)
+        except Refused:
+            return None
+
+    def _known_account(self, app_id: str, key: str | None) -> int | None:
+        stored = None if key is None else intents.live_intent(self.context.conn, app_id, key)
+        return None if stored is None else payments.account_of_intent(self.context.conn, stored.id)
+
+    async def _home(self, origin: str, partner: str) -> int:
+        """The home account of the merchant, which is set when it is first needed."""
+        if (home := fleet.home_of(self.context.conn, origin, partner)) is not None:
+            return home
+        chosen, now_ms = self._richest(), self.context.ports.clock.now_ms()
+
+        def job(unit: Unit) -> int:
+            if (home := fleet.home_of(unit.conn, origin, partner)) is not None:
+                return home
+            fleet.set_home(unit, origin, partner, chosen, now_ms)
+            return chosen
+
+        return await self.context.write("home", job)
+
+    def _richest(self) -> int:
+        """The account with most funds: one that is held here and may sign, if any of them has funds."""
+        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
+        funds, change = (attempts_and_utxos.free_lovelace(conn, state) for state in ("available", "pending"))
+        ready = {number for number, held in self.held.items() if held.agent.context.chain.is_ready(now_ms)}
+        here = self.held.keys()
+        have = ready & funds.keys() or ready & change.keys() or here & funds.keys() or funds.keys() or here or {0}
+        return max(have, key=lambda account: (funds.get(account, 0), -account))
+
+    def _at(self, account: int) -> HeldAccount:
+        """What answers for an account without a commit of its own, held or not."""
+        if (held := self.held.get(account)) is None:
+            held = self._parts.visit(account)
+            held.agent.context.account = None
+            _copy(self.context.chain, held.agent.context.chain)
+        return held
+
+    async def _once_signed(self, payment_id: str) -> PaymentRow:
+        return await self.front.agent.lifecycle.once_signed(self.context.payment(payment_id))
+
+
+class NoSigner:
+    """The signer of an agent that holds no account."""
+
+    public_key = bytes(32)
+
+    async def signature(self, body: bytes, paid: int) -> bytes:
+        raise Refused("lease_lost", "this daemon does not hold the account. Nothing was signed. Send it again")
+
+
+def require_alike(one: DaemonRow, me: DaemonRow) -> None:
+    """Refuse (`config_invalid`) to join a fleet whose living daemon has another version or config."""
+    if one.version != me.version:
+        raise Refused(
+            "config_invalid",
+            f"the daemon on {one.host} runs payagent {one.version}, this is {me.version}. Nothing was changed. "
+            "Install the same version on both",
+        )
+    if one.config_hash != me.config_hash:
+        raise Refused(
+            "config_invalid",
+            f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments or "
+            "wallet. Nothing was changed. Give both the same values",
+        )
+
+
+def _copy(source: ChainView, target: ChainView) -> None:
+    """What one account's pass saw of the chain, for what is read on behalf of all."""
+    for one in fields(ChainView):
+        setattr(target, one.name, getattr(source, one.name))
+
+
+def _found(payment_id: str, is_new: bool) -> Outcome:
+    return {"payment": payment_id, "is_new": is_new}
+
+
+def _found_row(found: tuple[PaymentRow, bool]) -> Outcome:
+    return _found(found[0].id, found[1])
+
+
+def _not_taken(account: int) -> Refused:
+    return Refused(
+        "daemon_timeout",
+        f"the holder of account {account} has not answered in {ASK_MS // 1000} s. Send the same request again",
+    )

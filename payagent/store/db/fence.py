@@ -1,0 +1,152 @@
+"""The gate and the fence: the daemons of a fleet commit one after another, each only for accounts that it holds.
+
+The gate is one row, which every commit locks first. It has the ends of the chains of events and of seals. The
+fence is read after it, in a statement of its own: the accounts whose holder this daemon is. A lease's end tells
+other daemons when they may take an account; only the fence says whether its holder may still write.
+
+May import: core, store.db, sqlite3. Never: takes or renews an account (store.rows.fleet).
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from payagent.core.problems import Refused
+from payagent.store.db.heads import SELECT_HEADS
+from payagent.store.db.seals import last_seal
+from payagent.store.db.signer_record import SignerRecord
+from payagent.store.db.unit import Unit
+
+
+@dataclass(slots=True)
+class Seat:
+    """One daemon's claims in a fleet.
+
+    `holder`: the daemon's id, random and new with each start. `host`: its machine's name. `records`: the signer's
+    record for each account of the wallet. `on_lost` is called on the writer's thread with each account that
+    another daemon has taken, or that must be taken again because the connection was lost.
+    `held`: the epoch of each account that this daemon holds. Read it anywhere; only jobs and the committer change
+    it.
+    """
+
+    holder: str
+    host: str
+    records: Mapping[int, SignerRecord]
+    on_lost: Callable[[int], None] = lambda _account: None
+    held: dict[int, int] = field(default_factory=dict)
+    _proven: frozenset[int] = frozenset()
+
+    def hold(self, unit: Unit, epochs: Mapping[int, int]) -> None:
+        """Hold the accounts that a job has just taken (`store.rows.fleet.take_accounts`)."""
+        self._become(unit, {**self.held, **epochs})
+
+    def let_go(self, unit: Unit, account: int) -> None:
+        """Hold an account no more, after `store.rows.fleet.give_back`. `on_lost` is not called."""
+        self._become(unit, {one: epoch for one, epoch in self.held.items() if one != account})
+
+    def _become(self, unit: Unit, held: dict[int, int]) -> None:
+        before, self.held = self.held, held
+
+        def undo() -> None:
+            self.held = before
+
+        unit.undo(undo)
+
+    def is_proven(self, account: int) -> bool:
+        """Whether the account's last signer was found in the ledger since the last failover, so it may sign.
+
+        As of the last commit. False for an account that this daemon does not hold.
+        """
+        return account in self._proven and account in self.held
+
+    def check(self, claims: "Mapping[int, AccountClaim]", timeline: int) -> None:
+        """Compare what the daemon holds with what the fence says."""
+        for account, epoch in tuple(self.held.items()):
+            if account not in claims or claims[account].epoch != epoch:
+                self._lose(account)
+        self._proven = frozenset(one for one, claim in claims.items() if claim.proven_timeline == timeline)
+
+    def lose_all(self) -> None:
+        """The connection was lost. Each account must be taken again, and its payments be read again."""
+        for account in tuple(self.held):
+            self._lose(account)
+
+    def _lose(self, account: int) -> None:
+        self.held = {one: epoch for one, epoch in self.held.items() if one != account}
+        self.on_lost(account)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountClaim:
+    """An account of which this daemon is the holder, as its row says. `noted`: as in the table `accounts`."""
+
+    epoch: int
+    proven_timeline: int | None
+    noted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file."""
+
+    event_seq: int
+    event_hash: str
+    seal_seq: int
+    seal_hash: str
+    timeline: int
+
+
+SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline FROM gate WHERE one = 1"
+
+
+def make_gate(conn: sqlite3.Connection, schema: str, timeline: int) -> None:
+    """Make the gate's row of a ledger that had one daemon until now. `schema`: its newest migration."""
+    if conn.execute(SELECT_GATE).fetchone() is None:
+        event_seq, event_hash, _ = conn.execute(f"SELECT {SELECT_HEADS}").fetchone()
+        conn.execute(
+            "INSERT INTO gate(one, event_seq, event_hash, seal_seq, seal_hash, timeline, schema) "
+            "VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT (one) DO NOTHING",
+            (event_seq, event_hash, *last_seal(conn), timeline, schema),
+        )
+
+
+def leave_gate(conn: sqlite3.Connection, gate: Gate) -> None:
+    """Write the ends of both chains back. Every commit does: it also shows readers that there was one."""
+    conn.execute(
+        "UPDATE gate SET event_seq = ?, event_hash = ?, seal_seq = ?, seal_hash = ?, timeline = ? WHERE one = 1",
+        (gate.event_seq, gate.event_hash, gate.seal_seq, gate.seal_hash, gate.timeline),
+    )
+
+
+def claims_of(conn: sqlite3.Connection, holder: str) -> dict[int, AccountClaim]:
+    """The fence: the accounts that a daemon holds. Ask after the gate, in this statement of its own."""
+    rows = conn.execute("SELECT account, epoch, proven_timeline, noted FROM accounts WHERE holder = ?", (holder,))
+    return {account: AccountClaim(epoch, timeline, noted) for account, epoch, timeline, noted in rows}
+
+
+def publish_noted(conn: sqlite3.Connection, host: str, account: int, noted: int) -> None:
+    """Tell the fleet that the host's signer record has the account's attempts up to this one.
+
+    Other daemons present a proof only then.
+    """
+    conn.execute("UPDATE accounts SET noted = ?, last_signer = ? WHERE account = ?", (noted, host, account))
+
+
+SIGNING = frozenset({"sign", "cancel"})
+"""The jobs that record signed bytes. They run only for an account that is proven."""
+
+
+def unproven(account: int) -> Refused:
+    return Refused(
+        "ledger_behind",
+        f"the database failed over, and may lack the last transaction of account {account}. Nothing is signed "
+        "for it until its signer's record was found in the ledger, or the quiet time is over",
+    )
+
+
+def lease_lost(account: int) -> Refused:
+    return Refused(
+        "lease_lost",
+        f"another daemon has taken over account {account}, or this one has to take it again. Nothing of this "
+        "request was committed. Send it again with the same key",
+    )

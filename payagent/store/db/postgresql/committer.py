@@ -1,0 +1,118 @@
+"""Commits on PostgreSQL, as one daemon of a fleet: through the gate, and connected again after a loss.
+
+The outcome of a commit is unknown if the connection is lost in it, or if the server warns: then the commit may be
+missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
+taken again (`Seat.lose_all`).
+
+May import: core, store.db, sqlite3. Never: cancels a statement; waits for the gate without an end.
+"""
+
+import sqlite3
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from payagent.core.problems import Refused
+from payagent.store.db.committer import Checkpoint, Committer, Job
+from payagent.store.db.fence import SELECT_GATE, Gate, Seat
+from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.schema import missing_guards
+from payagent.store.db.postgresql.seals import PostgresqlSealer
+from payagent.store.db.seals import Sealer
+
+_GATE_WAIT_MS = 1_500
+_DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Pauses between attempts to connect again, before the jobs that wait are told."""
+
+_END_IDLE = f"""
+SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid
+WHERE l.relation = 'gate'::regclass AND l.granted AND a.datname = current_database()
+AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS} ms'
+"""  # noqa: S608  our own number
+"""Ends the sessions that hold the gate and whose daemon does nothing. One that waits for a standby is active."""
+
+_UNKNOWN = (
+    "the database did not confirm a commit, so whether it took place is unknown. Nothing was sent for it. "
+    "Ask again with the same key: what was committed is found"
+)
+
+
+class PostgresqlCommitter(Committer):
+    """The committer of a daemon of a fleet. For one thread at a time."""
+
+    conn: Any
+    _select_gate = f"{SELECT_GATE} FOR UPDATE"
+    _ledger = "the database"
+    _gate_tries = 4
+
+    def __init__(
+        self, database: Database | str, *, seat: Seat, checkpoint: Checkpoint = lambda _name: None
+    ) -> None:
+        place: Any = database
+        super().__init__(place, checkpoint=checkpoint, seat=seat)
+
+    def _open(self, place: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
+        holder = "" if self._seat is None else self._seat.holder
+        settings = {
+            "payagent.holder": holder,
+            "lock_timeout": str(_GATE_WAIT_MS),
+            "idle_in_transaction_session_timeout": "2s",
+        }
+        conn: Any = PostgresqlConnection(place, settings)
+        on_failure.callback(conn.close)
+        if missing := missing_guards(conn):
+            raise Refused("ledger_tampered", f"the database lacks the triggers {', '.join(missing)}")
+        self._timeline = conn.timeline()
+        return conn, PostgresqlSealer(conn)
+
+    def tidy(self) -> None:
+        """The server does so."""
+
+    def _make_ready(self) -> None:
+        """Connect again if the connection was lost."""
+        self._notice_loss()
+        for delay_s in (*_DELAYS_S, None):
+            if not self.conn.is_lost:
+                return
+            try:
+                self.conn.connect()
+                self._timeline = self.conn.timeline()
+            except sqlite3.OperationalError:
+                if delay_s is None:
+                    raise
+                time.sleep(delay_s)
+
+    def _lock_gate(self) -> Gate:
+        for _ in range(self._gate_tries):
+            try:
+                return super()._lock_gate()
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                    raise
+            self.conn.rollback()
+            self.conn.execute(_END_IDLE)
+        raise Refused(
+            "store_failed",
+            f"another daemon has held the gate of the database for {self._gate_tries * _GATE_WAIT_MS // 1000} s. "
+            "Nothing was committed. Ask again with the same key, and check that a synchronous standby runs",
+        )
+
+    def _end(self) -> None:
+        self.conn.warnings.clear()
+        try:
+            self.conn.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if self.conn.is_lost:
+                raise Refused("store_failed", _UNKNOWN) from error
+            raise
+        if self.conn.warnings:
+            self.conn.close()
+            raise Refused("store_failed", f"{_UNKNOWN}. The database says: {self.conn.warnings[0]}")
+
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+        super()._fail(jobs, error)
+        self._notice_loss()
+
+    def _notice_loss(self) -> None:
+        if self._seat is not None and self.conn.is_lost:
+            self._seat.lose_all()

@@ -1,0 +1,54 @@
+"""Read-only connections to PostgreSQL: one for each thread, and one for long reads.
+
+May import: core, store.db. Never: writes.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from payagent.core.problems import Refused
+from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.readers import Readers
+
+_READ_ONLY = {"default_transaction_read_only": "on"}
+
+
+class _ThreadConnection(PostgresqlConnection):
+    """Closes itself when no one references it."""
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it was never connected
+            self.close()
+
+
+class PostgresqlReaders(Readers):
+    """Read-only connections. A thread whose connection was lost gets a new one."""
+
+    def __init__(self, database: Database | str, folder: Path) -> None:
+        """`folder`: whose disk is watched; the database's is another's concern."""
+        super().__init__(folder / "ledger.db")
+        self._database = database
+
+    @property
+    def conn(self) -> Any:
+        conn: _ThreadConnection | None = getattr(self._local, "conn", None)
+        if conn is None or conn.is_lost:
+            conn = self._local.conn = _ThreadConnection(self._database, _READ_ONLY)
+        return conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Any]:
+        with closing(PostgresqlConnection(self._database)) as conn:
+            conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield conn
+
+    @contextmanager
+    def copied(self) -> Iterator[BinaryIO]:
+        """Refused: `not_found`. The database's own tools copy it."""
+        yield from ()
+        raise Refused(
+            "not_found",
+            "the ledger is on PostgreSQL, so there is no file to copy. Use `payagent store copy --to FILE`",
+        )

@@ -1,0 +1,240 @@
+"""A fleet's own rows: its daemons, who holds which account, the home of each merchant, and requests to holders.
+
+Leases go by the database's clock. In a file they go by the caller's.
+
+May import: core, store. Never: decides which accounts a daemon should hold.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from payagent.store.db.unit import Unit
+from payagent.store.rows import writes
+
+LEASE_MS = 10_000
+RENEW_EVERY_S = 3
+"""A daemon renews its leases this often. It may miss two renewals."""
+
+RequestKind = Literal["pay", "approve", "deny", "cancel", "transfer", "topup"]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonRow:
+    """A daemon. `config_hash`: of the settings that all daemons share. `seen_at_ms`: when it last renewed."""
+
+    id: str
+    host: str
+    url: str
+    config_hash: str
+    version: str
+    seen_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    """An account of the wallet and its lease. From `until_ms` on another daemon may take it."""
+
+    account: int
+    address: str
+    holder: str | None
+    epoch: int
+    until_ms: int
+    noted: int
+    last_signer: str | None
+    proven_timeline: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRequest:
+    """What a daemon asks the holder of an account to do until `ends_at_ms`. `request`, `outcome`: JSON."""
+
+    id: str
+    account: int
+    kind: RequestKind
+    asked_by: str
+    request: str
+    ends_at_ms: int
+    ended_at_ms: int | None = None
+    outcome: str | None = None
+
+
+def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
+    """The time by the database's clock; a file has none and takes the caller's."""
+    clock = getattr(conn, "clock_ms", None)
+    return now_ms if clock is None else int(clock())
+
+
+# --- daemons
+
+
+def register_daemon(unit: Unit, one: DaemonRow) -> None:
+    """Add a daemon, as seen now. Its `seen_at_ms` counts only in a file."""
+    unit.conn.execute(
+        "INSERT INTO daemons(id, host, url, config_hash, version, seen_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (one.id, one.host, one.url, one.config_hash, one.version, database_ms(unit.conn, one.seen_at_ms)),
+    )
+
+
+def set_config_hash(unit: Unit, daemon_id: str, config_hash: str) -> None:
+    unit.conn.execute("UPDATE daemons SET config_hash = ? WHERE id = ?", (config_hash, daemon_id))
+
+
+def forget_daemon(unit: Unit, daemon_id: str) -> None:
+    """Remove a daemon that stopped, or that was last seen long ago."""
+    unit.conn.execute("DELETE FROM daemons WHERE id = ?", (daemon_id,))
+
+
+def all_daemons(conn: sqlite3.Connection) -> list[DaemonRow]:
+    """Every daemon that registered and was not forgotten, those that died included; in the order of their ids."""
+    rows = conn.execute("SELECT id, host, url, config_hash, version, seen_at_ms FROM daemons ORDER BY id")
+    return [DaemonRow(*row) for row in rows]
+
+
+def is_living(one: DaemonRow, now_ms: int) -> bool:
+    """Whether a daemon renewed within a lease. `now_ms`: as `database_ms` says."""
+    return now_ms < one.seen_at_ms + LEASE_MS
+
+
+# --- accounts
+
+
+def add_account(unit: Unit, account: int, address: str) -> None:
+    """Add an account of the wallet, held by nobody; one that is there stays as it is."""
+    unit.conn.execute(
+        "INSERT INTO accounts(account, address) VALUES (?, ?) ON CONFLICT DO NOTHING", (account, address)
+    )
+
+
+def all_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
+    rows = conn.execute(
+        "SELECT account, address, holder, epoch, until_ms, noted, last_signer, proven_timeline FROM accounts "
+        "ORDER BY account"
+    )
+    return [AccountRow(*row) for row in rows]
+
+
+def unproven_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
+    """The accounts for which nothing may be signed since the last failover, or that never signed."""
+    timeline = conn.execute("SELECT timeline FROM gate WHERE one = 1").fetchone()
+    return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline[0]]
+
+
+def take_accounts(unit: Unit, holder: str, wanted: Sequence[int], now_ms: int) -> dict[int, int]:
+    """Take those of the wanted accounts that are free, whose lease is over, or that the daemon held before.
+
+    Returns the new epoch of each. The job then calls `Seat.hold` with them.
+    """
+    now_ms = database_ms(unit.conn, now_ms)
+    rows = unit.conn.execute(
+        "UPDATE accounts SET holder = ?1, epoch = epoch + 1, until_ms = ?2 "  # noqa: S608  our own names
+        f"WHERE (holder IS NULL OR holder = ?1 OR until_ms < ?3) AND account IN ({_numbers(wanted)}) "
+        "RETURNING account, epoch",
+        (holder, now_ms + LEASE_MS, now_ms),
+    )
+    taken = dict(sorted(rows.fetchall()))
+    for account, epoch in taken.items():
+        detail = {"account": str(account), "epoch": str(epoch), "holder": holder}
+        writes.note(unit, None, "account_taken", None, now_ms, detail)
+    return taken
+
+
+def _numbers(accounts: Sequence[int]) -> str:
+    return ", ".join(str(int(one)) for one in accounts) or "NULL"
+
+
+def renew(unit: Unit, holder: str, now_ms: int) -> None:
+    """Renew the leases of a daemon, also one that is over: nobody has taken the account meanwhile."""
+    now_ms = database_ms(unit.conn, now_ms)
+    unit.conn.execute("UPDATE accounts SET until_ms = ? WHERE holder = ?", (now_ms + LEASE_MS, holder))
+    unit.conn.execute("UPDATE daemons SET seen_at_ms = ? WHERE id = ?", (now_ms, holder))
+
+
+def give_back(unit: Unit, holder: str, account: int) -> None:
+    """Let any daemon take the account. The job then calls `Seat.let_go`. Sign nothing of it meanwhile."""
+    unit.conn.execute(
+        "UPDATE accounts SET holder = NULL, until_ms = 0 WHERE account = ? AND holder = ?", (account, holder)
+    )
+
+
+def prove(unit: Unit, holder: str, account: int) -> None:
+    """Record that the account's last signer was found in the ledger, as it is since the last failover."""
+    unit.conn.execute(
+        "UPDATE accounts SET proven_timeline = (SELECT timeline FROM gate WHERE one = 1) "
+        "WHERE account = ? AND holder = ?",
+        (account, holder),
+    )
+
+
+def is_noted(conn: sqlite3.Connection, attempt: int | None, account: int) -> bool:
+    """Whether the signer's record of the account's holder has this attempt, so that any daemon may present it."""
+    row = conn.execute("SELECT 1 FROM accounts WHERE account = ? AND noted >= ?", (account, attempt)).fetchone()
+    return row is not None
+
+
+def event_seq(conn: sqlite3.Connection) -> int:
+    """The number of the last event, for waiting until anything happened; 0 without a fleet."""
+    row = conn.execute("SELECT event_seq FROM gate WHERE one = 1").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+# --- homes
+
+
+def home_of(conn: sqlite3.Connection, origin: str, partner: str) -> int | None:
+    """The account that buys prepaid balance at a merchant; None before the first purchase."""
+    row = conn.execute("SELECT account FROM homes WHERE origin = ? AND partner = ?", (origin, partner)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def set_home(unit: Unit, origin: str, partner: str, account: int, now_ms: int) -> None:
+    """Make this account the merchant's home, in place of another one too."""
+    changed = unit.conn.execute(
+        "UPDATE homes SET account = ? WHERE origin = ? AND partner = ?", (account, origin, partner)
+    )
+    if changed.rowcount == 0:
+        unit.conn.execute(
+            "INSERT INTO homes(origin, partner, account) VALUES (?, ?, ?)", (origin, partner, account)
+        )
+    detail = {"origin": origin, "partner": partner, "account": str(account)}
+    writes.note(unit, None, "home_set", None, now_ms, detail)
+
+
+# --- requests to the holder of an account
+
+_REQUEST = "SELECT id, account, kind, asked_by, request, ends_at_ms, ended_at_ms, outcome FROM admission_requests"
+
+
+def add_request(unit: Unit, one: AdmissionRequest) -> None:
+    """Ask the account's holder. Its `ends_at_ms` goes by `database_ms`."""
+    unit.conn.execute(
+        "INSERT INTO admission_requests(id, account, kind, asked_by, request, ends_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (one.id, one.account, one.kind, one.asked_by, one.request, one.ends_at_ms),
+    )
+
+
+def open_requests(conn: sqlite3.Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
+    """The requests for these accounts that have not ended, in order."""
+    rows = conn.execute(
+        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({_numbers(accounts)}) ORDER BY ends_at_ms, id"
+    )
+    return [AdmissionRequest(*row) for row in rows]
+
+
+def request_of(conn: sqlite3.Connection, request_id: str) -> AdmissionRequest | None:
+    """A request, open or ended; None if there is none."""
+    row = conn.execute(f"{_REQUEST} WHERE id = ?", (request_id,)).fetchone()
+    return None if row is None else AdmissionRequest(*row)
+
+
+def end_request(unit: Unit, request_id: str, outcome: str, now_ms: int) -> None:
+    """End an open request with its outcome (JSON). One that has ended stays as it is."""
+    row = unit.conn.execute(
+        "UPDATE admission_requests SET ended_at_ms = ?, outcome = ? WHERE id = ? AND ended_at_ms IS NULL "
+        "RETURNING id",
+        (now_ms, outcome, request_id),
+    ).fetchone()
+    if row is not None:
+        writes.note(unit, None, "request_ended", None, now_ms, {"request": request_id, "outcome": outcome})

@@ -1,0 +1,250 @@
+"""Several daemons on one ledger answer as one wallet: each account is paid from by one of them at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kit.agent import ADA, APP, World, world_with_clock
+from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
+from kit.postgresql import needs_postgresql
+
+from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.config import TopupSource
+from payagent.agent.base.requests import Approver
+from payagent.agent.operator.limits import set_limits
+from payagent.agent.operator.pause import pause, unpause
+from payagent.agent.topups.orders import TopupGoal
+from payagent.core.payment import State
+from payagent.core.policy import Window
+from payagent.core.problems import Refused
+from payagent.store.db.unit import Unit
+from payagent.store.rows import apps, fleet, prepaid
+
+TOPUP = TopupSource("POST", "/chat", '{"message": "more"}')
+Pair = tuple[FleetDaemon, FleetDaemon]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Accounts 0 and 1 of one wallet have a UTxO each."""
+    with world_with_clock(tmp_path) as zero:
+        zero.clock.stop()
+        zero.fund(60 * ADA, 50 * ADA)
+        one = zero.of_account(1)
+        one.fund(40 * ADA, 30 * ADA)
+        one.http.close()
+        yield zero
+
+
+@pytest.fixture(params=["file", pytest.param("postgresql", marks=needs_postgresql)])
+def ledger(world: World, request: pytest.FixtureRequest) -> SharedLedger:
+    is_file = request.param == "file"
+    return SharedLedger(world, None if is_file else request.getfixturevalue("postgresql").new_database())
+
+
+@pytest.fixture
+async def pair(world: World, ledger: SharedLedger) -> AsyncIterator[tuple[FleetDaemon, FleetDaemon]]:
+    """Two daemons; each holds an account and has read the chain."""
+    async with AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(fleet_daemon(world, ledger, name)) for name in "ab"]
+        await one.fleet.keep_leases()
+        await two.fleet.keep_leases()
+        for daemon in (one, two):
+            await daemon.run_pass()
+        yield one, two
+
+
+async def end_leases(daemon: FleetDaemon, of: str) -> None:
+    """As if the time of a dead daemon's leases were over."""
+
+    def job(unit: Unit) -> None:
+        unit.conn.execute("UPDATE accounts SET until_ms = 0 WHERE holder = ?", (of,))
+        unit.conn.execute("UPDATE daemons SET seen_at_ms = 0 WHERE id = ?", (of,))
+
+    await daemon.writer.run("test", job)
+
+
+async def test_a_second_daemon_takes_its_part_of_the_accounts(pair: Pair, ledger: SharedLedger) -> None:
+    one, two = pair
+    assert (one.accounts, two.accounts) == ([0], [1])
+    ledger.require_whole()
+
+
+async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    ask = world.ask("once", key="k")
+    found = await asyncio.gather(*(daemon.fleet.pay(ask) for daemon in pair * 3))
+    assert len({row.id for row, _ in found}) == 1
+    assert sum(is_new for _, is_new in found) == 1
+    for _ in range(2):
+        for daemon in pair:
+            await daemon.run_pass()
+        world.block()
+    assert len(world.transactions()) == 1
+    ledger.require_whole()
+
+
+async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    row = await one.pay("before it dies", key="k")
+    assert row.account == 0
+    await one.die()
+    await end_leases(two, "a")
+    await two.fleet.keep_leases()
+    assert two.accounts == [0, 1]
+    for _ in range(3):
+        world.block()
+        await two.run_pass()
+    assert two.context.payment(row.id).state is State.CONFIRMED
+    again, is_new = await two.fleet.pay(world.ask("before it dies", key="k"))
+    assert (again.id, is_new) == (row.id, False)
+    ledger.require_whole()
+
+
+async def test_a_pause_at_one_daemon_holds_at_the_other_from_its_commit_on(world: World, pair: Pair) -> None:
+    one, two = pair
+    await pause(one.context, APP, "a look")
+    with pytest.raises(Refused) as refused:
+        await two.pay("paused")
+    assert refused.value.code == "paused"
+    await unpause(two.context, APP)
+    assert (await one.pay("goes on")).state is State.SIGNED
+
+
+async def test_a_daemon_without_accounts_has_its_purchases_made_by_the_holder(
+    world: World, ledger: SharedLedger, pair: Pair
+) -> None:
+    async with fleet_daemon(world, ledger, "c") as third:
+        await third.run_pass()
+        assert third.accounts == []
+        quote = await third.fleet.quote(world.ask("asked elsewhere"))
+        assert quote.refusal is None
+        row, is_new = await third.fleet.pay(world.ask("asked elsewhere", key="k"))
+        assert is_new
+        assert row.state not in (State.RECEIVED, State.RESERVED)
+        again, is_new = await third.fleet.pay(world.ask("asked elsewhere", key="k"))
+        assert (again.id, is_new) == (row.id, False)
+    ledger.require_whole()
+
+
+async def test_a_request_to_a_dead_holder_is_carried_out_by_the_next_one(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    row = await one.pay("before it dies", key="k")
+    await one.die()
+    asked = asyncio.create_task(two.fleet.resolve(row.id, APP))
+    while not fleet.open_requests(two.context.conn, [0]):
+        await two.context.changes.wait("a commit", 0.05)
+    await end_leases(two, "a")
+    await two.fleet.keep_leases()
+    await two.run_pass()
+    assert (await asked).state is State.CANCELLING
+    ledger.require_whole()
+
+
+async def test_each_daemon_decides_cancels_and_sends_for_every_account(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    for daemon in pair:
+        config = replace(daemon.context.from_file, approval_required_above={"lovelace": 0})
+        await daemon.context.take_config(config, lambda _unit: None)
+        for held in daemon.fleet.held.values():
+            held.agent.context.adopt(daemon.context)
+    asked = [await one.pay(text) for text in ("approved", "denied")]
+    assert {row.state for row in asked} == {State.AWAITING_APPROVAL}
+    by = Approver("token", APP)
+    approved, denied = await two.fleet.approve(asked[0].id, by), await two.fleet.deny(asked[1].id, by)
+    assert approved.state in (State.SIGNED, State.IN_FLIGHT)
+    assert denied.state is State.DENIED
+    assert (await two.fleet.resolve(approved.id, APP)).state is State.CANCELLING
+    with pytest.raises(Refused) as refused:
+        await two.fleet.deny(denied.id, by)
+    assert refused.value.code == "already_decided"
+    sent, is_new = await two.fleet.send(APP, world.account.address, "lovelace", 2 * ADA, "s")
+    again, _ = await one.fleet.send(APP, world.account.address, "lovelace", 2 * ADA, "s")
+    assert (sent.account, is_new, again.id) == (1, True, sent.id)
+    ledger.require_whole()
+
+
+async def test_a_limit_set_at_one_daemon_is_shared_by_both(pair: Pair, ledger: SharedLedger) -> None:
+    one, two = pair
+    await set_limits(one.context, APP, None, None, "lovelace", {Window.TOTAL: 25 * ADA})
+    found = await asyncio.gather(
+        *(daemon.pay(f"{daemon.context.ports.new_id('m')}") for daemon in (one, two, one, two)),
+        return_exceptions=True,
+    )
+    refused = [error.code for error in found if isinstance(error, Refused)]
+    assert refused == ["limit_exceeded"] * 3
+    ledger.require_whole()
+
+
+async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
+    await pair[0].context.write("app", lambda unit: apps.revoke(unit, APP, 5))
+    for daemon in pair:
+        with pytest.raises(Refused) as refused:
+            await daemon.pay("revoked")
+        assert refused.value.code == "unauthorized"
+
+
+async def test_both_daemons_buy_prepaid_balance_from_its_home_account(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    world.settings(batch=3)
+    bought = await two.pay("a batch")
+    assert (bought.account, bought.prepaid.wallet) == (1, world.address)
+    for _ in range(2):
+        for daemon in pair:
+            await daemon.run_pass()
+        world.block()
+    row, _ = await one.fleet.order_topup(APP, "t", TopupGoal(world.origin, "lovelace", 20 * ADA, TOPUP))
+    assert prepaid.pool(one.context.conn, row.pool_id).account == 1
+    assert (await one.fleet.cancel_topup(row.id, APP)).stop_code is not None
+    ledger.require_whole()
+
+
+async def test_after_a_failover_nothing_is_signed_until_the_last_signers_record_was_found(
+    pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    if ledger.url is not None:
+        pytest.skip("the database's timeline is its own")
+    for daemon in pair:
+        await daemon.pay(f"last of {daemon.accounts}")
+    for daemon in pair:
+        await daemon.fleet.keep_leases()
+        daemon.fail_over()
+    await two.die()
+    await end_leases(one, "b")
+    with pytest.raises(Refused) as refused:
+        await one.pay("too early")
+    assert refused.value.code == "ledger_behind"
+    await one.fleet.keep_leases()
+    assert one.accounts == [0, 1]
+    one.world.block()
+    await one.run_pass()
+    assert (await one.pay("its own record was found")).account == 0
+    assert one.fleet.held[1].agent.context.chain.unproven is not None
+    one.world.clock.ahead_ms += QUIET_MS + 1
+    await one.fleet.keep_leases()
+    await one.fleet.poll()
+    assert one.fleet.held[1].agent.context.chain.unproven is None
+    ledger.require_whole()
+
+
+@pytest.mark.parametrize("other", [{"config_hash": "other"}, {"count": 1}])
+async def test_a_daemon_with_other_settings_does_not_join(
+    world: World, ledger: SharedLedger, pair: Pair, other: dict[str, object]
+) -> None:
+    with pytest.raises(Refused) as refused:
+        async with fleet_daemon(world, ledger, "c", **other):  # type: ignore[arg-type]
+            pass
+    assert refused.value.code == "config_invalid"

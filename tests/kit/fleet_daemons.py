@@ -1,0 +1,165 @@
+"""Daemons of a fleet without their processes: each has its seat, its writer and a `SharedFleet`, on one ledger.
+
+They read the chain when a test says so. Leases go by the world's clock in a file.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+
+from kit.agent import APP, DEVNET, FAST, WORDS, World
+from kit.postgresql import move_to_file
+from payagent.agent.agent import Agent
+from payagent.agent.base.ports import InProcess, Ports, SystemRandomness
+from payagent.agent.chain_sync.recovery import Recovery
+from payagent.agent.chain_sync.sync import ChainSync
+from payagent.agent.context import AgentContext
+from payagent.agent.fleet.fleet import HeldAccount
+from payagent.agent.fleet.shared import NoSigner, Parts, SharedFleet
+from payagent.agent.topups.runner import TopupRunner
+from payagent.audit.finding import AuditFinding
+from payagent.audit.signed_bytes import Owner
+from payagent.audit.verify import verify
+from payagent.chain.blockfrost import Blockfrost
+from payagent.core.aggregate import PaymentRow
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.committer import Committer
+from payagent.store.db.engine import open_fleet_store
+from payagent.store.db.fence import Seat
+from payagent.store.db.opening import open_read_only
+from payagent.store.db.readers import Readers
+from payagent.store.db.signer_record import SignerFile, signer_file
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
+from payagent.store.rows.fleet import DaemonRow
+from payagent.wallet.keys import derive, seed_from_words
+
+
+@dataclass(frozen=True)
+class SharedLedger:
+    """The ledger of all daemons: a file, where leases go by the world's clock, or a database by its URL."""
+
+    world: World
+    url: str | None = None
+
+    def open(self, seat: Seat) -> tuple[Writer, Readers]:
+        if self.url is None:
+            path = self.world.folder / "ledger.db"
+            return Writer(Committer(path, seat=seat)), Readers(path)
+        return open_fleet_store(self.url, self.world.folder, checkpoint=lambda _name: None, seat=seat)
+
+    def require_whole(self) -> None:
+        """`ledger verify` finds nothing."""
+        path = self.world.folder / "ledger.db"
+        if self.url is not None:
+            path = self.world.folder / "moved.db"
+            path.unlink(missing_ok=True)
+            move_to_file(self.url, path)
+        with closing(open_read_only(path)) as conn:
+            found = verify(conn, Owner(self.world.account.address, DEVNET))
+            findings = [one for one in found if isinstance(one, AuditFinding)]
+            assert not findings, findings
+
+
+@dataclass
+class FleetDaemon:
+    """One daemon."""
+
+    world: World
+    fleet: SharedFleet
+    writer: Writer
+    syncs: dict[int, tuple[ChainSync, Recovery]] = field(default_factory=dict)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def context(self) -> AgentContext:
+        return self.fleet.context
+
+    @property
+    def accounts(self) -> list[int]:
+        return sorted(self.fleet.held)
+
+    async def run_pass(self) -> None:
+        """A pass of each account held here, until all that it started is submitted."""
+        for account in self.accounts:
+            sync, recovery = self.syncs[account]
+            await sync.run_once()
+            await recovery.run_once(sync.provider_selection.view)
+            await self.fleet.held[account].agent.submitter.drain(10)
+        await self.fleet.look()
+        await self.fleet.poll()
+
+    async def pay(self, message: str, key: str | None = None) -> PaymentRow:
+        row, _ = await self.fleet.pay(self.world.ask(message, key=key))
+        return row
+
+    def fail_over(self) -> None:
+        """As if the database had another timeline now, whose first commits may lack the last ones."""
+        self.writer._committer._timeline = 1
+
+    async def die(self) -> None:
+        """End at once, without giving anything back: nothing of it runs or commits any more."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for held in self.fleet.held.values():
+            await held.agent.submitter.drain(10)
+        self.writer.close()
+
+
+@asynccontextmanager
+async def fleet_daemon(
+    world: World, ledger: SharedLedger, name: str, count: int = 2, config_hash: str = "same"
+) -> AsyncIterator[FleetDaemon]:
+    """A daemon of a fleet with `count` accounts, after it has joined."""
+    folder = world.folder / name
+    folder.mkdir(exist_ok=True)
+    accounts = [derive(seed_from_words(WORDS), DEVNET, number) for number in range(count)]
+    records = {number: SignerFile(folder / signer_file(number)) for number in range(count)}
+    seat = Seat(name, f"host of {name}", records)
+    writer, readers = ledger.open(seat)
+    if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
+        scopes = ["pay", "read", "operate", "approve"]
+        await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
+    provider, merchants = Blockfrost("devnet", world.devnet.chain_url, None, FAST), MerchantClient()
+    ports = Ports(world.clock, SystemRandomness())
+    front = Agent(world.terms, ports, writer, readers, [provider], NoSigner())
+    syncs: dict[int, tuple[ChainSync, Recovery]] = {}
+
+    def visit(number: int) -> HeldAccount:
+        config = replace(front.context.from_file, own=accounts[number].address, account=number)
+        signer = InProcess(accounts[number].signer)
+        agent = Agent(config, ports, writer, readers, [], signer, front.context)
+        return HeldAccount(agent, TopupRunner(agent, merchants))
+
+    async def start(number: int) -> HeldAccount:
+        held = visit(number)
+        recovery = Recovery(held.agent.context, records[number])
+        await recovery.begin()
+        syncs[number] = ChainSync(held.agent, merchants), recovery
+        return held
+
+    async def stop(held: HeldAccount) -> None:
+        await held.agent.submitter.drain(10)
+
+    me = DaemonRow(name, f"host of {name}", f"http://{name}", config_hash, "1", 0)
+    addresses = tuple(account.address.text for account in accounts)
+    fleet = SharedFleet(
+        HeldAccount(front, TopupRunner(front, merchants)),
+        replace(me, seen_at_ms=world.clock.now_ms()),
+        seat,
+        addresses,
+        Parts(visit, start, stop),
+    )
+    one = FleetDaemon(world, fleet, writer, syncs)
+    try:
+        await fleet.join()
+        one.tasks.append(asyncio.create_task(fleet.run()))
+        yield one
+    finally:
+        await one.die()
+        await merchants.aclose()
+        await provider.aclose()
+        for record in records.values():
+            record.close()

@@ -1,0 +1,295 @@
+"""Several daemons on PostgreSQL: their races, and a daemon, a connection or a server that fails."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.effort import pick
+from kit.fleet import Daemon, Record, daemon_on, pair_on
+from kit.postgresql import Impatient, Server, Unfenced, needs_postgresql
+
+import payagent
+from payagent.core.problems import Refused
+from payagent.store.db.engine import open_fleet_store
+from payagent.store.db.fence import Seat
+from payagent.store.db.postgresql.connection import PostgresqlConnection
+from payagent.store.db.postgresql.readers import PostgresqlReaders
+from payagent.store.rows import fleet
+
+pytestmark = needs_postgresql
+
+Pair = tuple[Daemon, Daemon]
+
+TESTS = Path(__file__).parents[1]
+FAR_AHEAD_MS = 10**15
+
+
+@pytest.fixture
+def url(postgresql: Server) -> str:
+    return postgresql.new_database()
+
+
+@pytest.fixture
+def pair(url: str) -> Iterator[Pair]:
+    """Two daemons. The first holds the accounts 0 and 1."""
+    with pair_on(url) as made:
+        yield made
+
+
+@contextmanager
+def operator(url: str) -> Iterator[PostgresqlConnection]:
+    """A session of a person at the database."""
+    with closing(PostgresqlConnection(url)) as conn:
+        yield conn
+
+
+def session_of(daemon: Daemon) -> int:
+    return int(daemon.conn.execute("SELECT pg_backend_pid()").fetchone()[0])
+
+
+def started(module: str, *args: str) -> "subprocess.Popen[str]":
+    """A daemon of the kit in a process of its own."""
+    places = os.pathsep.join([str(TESTS), str(Path(payagent.__file__).parents[1])])
+    return subprocess.Popen(
+        [sys.executable, "-m", f"kit.{module}", *args],
+        env={**os.environ, "PYTHONPATH": places},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+# --- races
+
+ASKS = pick(400, 10_000)
+"""Admissions that are asked for, by three daemons together."""
+
+
+def test_racing_daemons_reach_a_limit_exactly_and_buy_each_purchase_once(url: str) -> None:
+    purchases = ASKS * 2 // 5
+    limit_units = purchases // 2 * 3_200_000
+    orders = ((0, purchases, 1), (purchases - 1, -1, -1), (0, purchases, 2))
+    with ExitStack() as stack:
+        racers = []
+        for number, order in enumerate(orders):
+            args = (number, purchases // 2 + 20, limit_units, *order)
+            racers.append(stack.enter_context(started("fleet_race", url, *map(str, args))))
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        told: Counter[str] = Counter()
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        for racer in racers:
+            assert racer.stdout is not None
+            for line in racer.stdout:
+                name, count = line.rsplit(" ", 1)
+                told[name] += int(count)
+            assert racer.wait() == 0
+    assert sum(told.values()) == ASKS
+    with operator(url) as conn:
+        held = conn.execute("SELECT counted_units FROM holds WHERE stage = 'payment'").fetchall()
+        (cost,) = {units for (units,) in held}
+        assert len(held) == limit_units // cost
+        live = "SELECT intent_id FROM payments WHERE state = 'reserved'"
+        keys = f"SELECT idempotency_key FROM intents WHERE id IN ({live})"
+        bought = conn.execute(keys).fetchall()
+        assert len(bought) == len(set(bought)) == len(held)
+        assert len(set(conn.execute("SELECT account FROM payments WHERE state = 'reserved'").fetchall())) > 1
+    with daemon_on(url, "judge") as judge:
+        judge.require_whole()
+
+
+# --- leases and the trigger
+
+
+def test_leases_go_by_the_databases_clock(pair: Pair) -> None:
+    _, two = pair
+    assert two.take([0], FAR_AHEAD_MS) == {}
+
+
+def test_a_trigger_refuses_a_daemon_without_a_fence(pair: Pair, url: str) -> None:
+    one, _ = pair
+    with daemon_on(url, "unfenced", made=Unfenced) as unfenced:
+        with pytest.raises(sqlite3.IntegrityError, match="does not hold the account"):
+            unfenced.attempt(0)
+        one.attempt(0)
+        with pytest.raises(sqlite3.IntegrityError, match="does not hold the account"):
+            unfenced.run(lambda unit: unit.conn.execute("UPDATE payments SET state = 'in_flight'"))
+        with pytest.raises(sqlite3.IntegrityError, match="does not hold the account"):
+            unfenced.run(lambda unit: unit.conn.execute("INSERT INTO submissions VALUES (1, 'cc', 'p', 1)"))
+        assert unfenced.take_over([0]) == {0: 2}
+        unfenced.run(lambda unit: unit.conn.execute("UPDATE payments SET state = 'in_flight'"))
+
+
+def test_any_daemon_reports_a_delivery(pair: Pair) -> None:
+    one, two = pair
+    one.attempt(0)
+    two.run(lambda unit: unit.conn.execute("UPDATE payments SET delivery = 'presented', updated_at_ms = 2"))
+    assert one.conn.execute("SELECT delivery FROM payments").fetchall() == [("presented",)]
+
+
+# --- a daemon that stops
+
+
+def test_a_daemon_that_is_paused_in_the_gate_holds_the_others_up_for_seconds_only(pair: Pair, url: str) -> None:
+    one, two = pair
+    one.give_back(0)
+    with started("fleet_stopped", url) as stopped:
+        _, status = os.waitpid(stopped.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        two.note("meanwhile", account=None)
+        two.take_over([0])
+        two.note("taken", account=0)
+        os.kill(stopped.pid, signal.SIGCONT)
+        assert stopped.stdout is not None
+        assert stopped.stdout.read().splitlines() == ["store_failed", "lease_lost", "[0]"]
+    assert two.notes() == ["meanwhile", "taken"]
+
+
+# --- a connection or a server that fails
+
+
+def lose(daemon: Daemon, text: str, error: str) -> None:
+    """A commit of a lost connection: its caller is told, and every account must be taken again."""
+    with pytest.raises(Refused, match=error) as refused:
+        daemon.note(text, account=0)
+    assert refused.value.code == "store_failed"
+    assert (sorted(daemon.lost), daemon.seat.held) == ([0, 1], {})
+    with pytest.raises(Refused, match="account 0") as fenced:
+        daemon.note("before it is taken", account=0)
+    assert fenced.value.code == "lease_lost"
+    assert daemon.take([0, 1], 0) == {0: 2, 1: 2}
+    daemon.note("again", account=0)
+
+
+def test_after_a_restart_of_the_server_a_daemon_takes_its_accounts_again(pair: Pair, postgresql: Server) -> None:
+    one, _ = pair
+    one.note("before", account=0)
+    postgresql.restart()
+    lose(one, "lost", "the database could not be written")
+    assert one.notes() == ["before", "again"]
+
+
+def test_a_connection_lost_before_the_commit_changes_nothing(pair: Pair, url: str) -> None:
+    one, two = pair
+
+    def cut(name: str) -> None:
+        if name == "before cut":
+            with operator(url) as conn:
+                conn.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER), 5000)", (session_of_cut,))
+
+    one.give_back(0)
+    one.give_back(1)
+    with daemon_on(url, "cut", cut) as daemon:
+        session_of_cut = session_of(daemon)
+        assert daemon.take([0, 1], 0) == {0: 2, 1: 2}
+        with pytest.raises(Refused, match="whether it took place is unknown"):
+            daemon.note("cut", account=0)
+        assert sorted(daemon.lost) == [0, 1]
+        daemon.take([0], 0)
+        daemon.note("again", account=0)
+    assert two.notes() == ["again"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"), [("pg_terminate_backend", "unknown"), ("pg_cancel_backend", "canceling wait")]
+)
+def test_a_commit_that_a_standby_may_lack_has_an_unknown_outcome(
+    pair: Pair, url: str, ends: str, told: str
+) -> None:
+    """The server commits it all the same: terminated, it tells nothing; cancelled, it only warns."""
+    one, two = pair
+    session = session_of(one)
+    one.conn.execute("SET synchronous_commit = on")
+    with ThreadPoolExecutor(1) as pool, operator(url) as conn:
+        waiting = pool.submit(lose, one, "landed", told)
+        while not _waits_for_a_standby(conn, session):
+            pass
+        conn.execute(f"SELECT {ends}(CAST(? AS INTEGER))", (session,))
+        waiting.result()
+    assert two.notes() == ["landed", "again"]
+    two.require_whole()
+
+
+def _waits_for_a_standby(conn: Any, session: int) -> bool:
+    asked = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = ?"
+    return conn.execute(asked, (session,)).fetchone() is not None
+
+
+def test_a_daemon_that_waits_for_a_standby_keeps_the_gate(pair: Pair, url: str) -> None:
+    one, _ = pair
+    session = session_of(one)
+    with daemon_on(url, "impatient", made=Impatient) as impatient, ThreadPoolExecutor(1) as pool:
+        one.conn.execute("SET synchronous_commit = on")
+        with operator(url) as conn:
+            waiting = pool.submit(lose, one, "landed", "canceling wait")
+            while not _waits_for_a_standby(conn, session):
+                pass
+            with pytest.raises(Refused, match="another daemon has held the gate"):
+                impatient.note("waits", account=None)
+            assert _waits_for_a_standby(conn, session)
+            conn.execute("SELECT pg_cancel_backend(CAST(? AS INTEGER))", (session,))
+            waiting.result()
+        impatient.note("goes on", account=None)
+        assert one.notes() == ["landed", "again", "goes on"]
+
+
+def test_after_a_failover_no_account_is_proven(pair: Pair, url: str) -> None:
+    one, _ = pair
+    one.prove(0)
+    one.renew(0)
+    assert one.seat.is_proven(0)
+    with operator(url) as conn:
+        conn.execute("UPDATE accounts SET proven_timeline = proven_timeline - 1")
+    one.renew(0)
+    assert not one.seat.is_proven(0)
+
+
+# --- opening, and reading
+
+
+def test_a_database_out_of_reach_is_refused_by_name(tmp_path: Path) -> None:
+    seat = Seat("one", "host", {0: Record()})
+    with pytest.raises(Refused, match="cannot be used") as refused:
+        open_fleet_store(f"postgresql:///no?host={tmp_path}", tmp_path, checkpoint=lambda _name: None, seat=seat)
+    assert refused.value.code == "store_failed"
+
+
+def test_a_database_without_a_guard_is_refused_by_name(url: str) -> None:
+    with operator(url) as conn:
+        conn.execute("DROP TRIGGER payments_fence ON payments")
+    with pytest.raises(Refused, match="payments_fence") as refused, daemon_on(url, "one"):
+        pass
+    assert refused.value.code == "ledger_tampered"
+
+
+def test_readers_see_each_commit_write_nothing_and_survive_a_restart(
+    pair: Pair, url: str, tmp_path: Path, postgresql: Server
+) -> None:
+    one, _ = pair
+    readers = PostgresqlReaders(url, tmp_path)
+    with readers.snapshot() as before:
+        version = before.execute("PRAGMA data_version").fetchone()
+        one.note("told", account=0)
+        assert (fleet.event_seq(readers.conn), fleet.event_seq(before)) == (3, 2)
+        assert before.execute("PRAGMA data_version").fetchone() == version
+        assert readers.conn.execute("PRAGMA data_version").fetchone() != version
+        for conn in (before, readers.conn):
+            with pytest.raises(sqlite3.OperationalError, match="read-only"):
+                conn.execute("DELETE FROM daemons")
+    postgresql.restart()
+    with pytest.raises(sqlite3.OperationalError):
+        fleet.event_seq(readers.conn)
+    assert fleet.event_seq(readers.conn) == 3
