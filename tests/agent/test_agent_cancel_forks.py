@@ -320,12 +320,12 @@ async def test_the_next_payment_spends_an_output_that_descends_from_every_earlie
     writer = Writer(tmp_path / "ledger.db")
     await writer.run("put", two_voids)
     with pytest.raises(Refused, match="cancel_too_recent"):
-        await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int"))
+        await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int", 0))
     await writer.run("put", join)
-    nonce_utxo = await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int"))
+    nonce_utxo = await writer.run("ask", lambda unit: nonce_utxo_of(unit, "int", 0))
     assert nonce_utxo is not None
     assert nonce_utxo.ref == "both#0"
-    assert await writer.run("ask", lambda unit: nonce_utxo_of(unit, "another")) is None
+    assert await writer.run("ask", lambda unit: nonce_utxo_of(unit, "another", 0)) is None
     writer.close()
 
 

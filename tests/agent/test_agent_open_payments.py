@@ -43,7 +43,7 @@ def steps_after_one_commit(payer: Payer, rows: OpenPayments) -> int:
 
 
 def test_the_reads_of_a_pass_do_not_grow_with_the_open_payments(payer: Payer) -> None:
-    rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
+    rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn, config=SimpleNamespace(account=0)))  # type: ignore[arg-type]
     open_some(payer, range(10))
     steps_after_one_commit(payer, rows)
     few = steps_after_one_commit(payer, rows)
@@ -53,7 +53,7 @@ def test_the_reads_of_a_pass_do_not_grow_with_the_open_payments(payer: Payer) ->
 
 
 def test_open_payments_in_memory_equal_the_ledger(payer: Payer) -> None:
-    rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
+    rows = OpenPayments(SimpleNamespace(conn=payer.readers.conn, config=SimpleNamespace(account=0)))  # type: ignore[arg-type]
 
     def as_in_the_ledger() -> bool:
         return rows.open(tuple(State)) == payments.open_payments(payer.readers.conn)
