@@ -216,7 +216,10 @@ def admissions(payers: dict[int, Payer], rounds: int) -> dict[int, dict[str, Spr
 def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
     """Milliseconds of what the API reads and makes JSON of, by what it is."""
     conn, terms, chain, now_ms = payer.readers.conn, payer.terms, payer.chain, payer.now_ms
-    context = cast(AgentContext, SimpleNamespace(config=terms, is_ready=lambda _row: False))
+    context = cast(
+        AgentContext,
+        SimpleNamespace(config=terms, is_ready=lambda _row: False, wallet_address=lambda _row: terms.own.text),
+    )
 
     def page(**only: Any) -> Callable[[], object]:
         every = {"app_id": None, "state": None, "origin": None, "since_ms": None, "before_seq": None} | only
