@@ -131,7 +131,10 @@ def without_guards_of(stack: ExitStack, *names: str) -> None:
     """A ledger is built without the guards whose names begin so, and is not refused for it."""
     kept = tuple(one for one in schema.TRIGGERS if not one.name.startswith(names))
     put(stack, schema, "TRIGGERS", kept)
-    put(stack, schema, "TRIGGERS_M004", "\n".join(one.sql for one in kept))
+    begins = tuple(f"{verb} TRIGGER {name}" for verb in ("CREATE", "DROP") for name in names)
+    for part in ("TRIGGERS_M004", "ACCOUNTS"):
+        lines = getattr(schema, part).splitlines()
+        put(stack, schema, part, "\n".join(line for line in lines if not line.startswith(begins)))
 
 
 # --- when bytes leave --------------------------------------------------------------------------------------------
