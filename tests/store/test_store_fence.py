@@ -1,6 +1,8 @@
 """The gate and the fence of a fleet, on both engines: who holds an account writes for it, and nobody else."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,15 @@ def test_daemons_that_renew_are_living(by_clock: Pair) -> None:
     assert living == {"one": True, "two": False}
     two.run(lambda unit: fleet.forget_daemon(unit, "two"))
     assert [row.id for row in fleet.all_daemons(one.conn)] == ["one"]
+
+
+def test_a_failover_that_lost_commits_leaves_no_gap_in_the_seals(by_clock: Pair, tmp_path: Path) -> None:
+    one, two = by_clock
+    with closing(sqlite3.connect(tmp_path / "standby.db")) as standby:
+        one.conn.backup(standby)
+        one.committer.commit([one.job("lost", None), one.job("lost too", None)])
+        standby.backup(two.conn)
+    two.note("in their place", None)  # its seal has the number of the lost one
+    one.note("after it", None)
+    one.require_whole()
+    assert one.notes() == ["in their place", "after it"]

@@ -185,7 +185,7 @@ class Committer:
         except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
             self._fail(jobs, error)
             return
-        self._sealer.keep(last, None if self._seat is None else self._sealer.head[0])
+        self._sealer.keep(last, None if self._seat is None else self._sealer.head[1])
         self.commits += 1
         self._may_lack |= bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
         # the commit is durable: an error from a checkpoint must not reach the jobs' callers
@@ -286,7 +286,7 @@ class Committer:
             noted = self._noted.get(account, 0)
             if account in self._known and noted > claims[account].noted:
                 publish_noted(self.conn, seat.host, account, noted)
-        rows = self._sealer.last_rows(self._gate.seal_seq)
+        rows = self._sealer.last_rows(self._gate.seal_hash)
         return Heads(self._gate.event_seq, self._gate.event_hash, rows[_ENTRIES]), rows
 
     def _lock_gate(self) -> Gate:

@@ -102,8 +102,8 @@ class Sealer:
             for table, (number, _) in zip(SEALED, selected, strict=True)
         )
         self._select_last = f"SELECT {last}"
-        self._confirmed: tuple[int, tuple[int, ...]] | None = None
-        self._version = 0
+        self._confirmed: tuple[int | str, tuple[int, ...]] | None = None
+        self._version: int | str = 0
         self.head = (0, GENESIS)
         """(seq, hash) of the newest seal, after `seal`."""
         self._select_added = _SELECT_HEAD + "".join(
@@ -121,11 +121,11 @@ class Sealer:
         text: bytes = selected
         return text
 
-    def last_rows(self, version: int | None = None) -> tuple[int, ...]:
+    def last_rows(self, version: int | str | None = None) -> tuple[int, ...]:
         """The number of each table's last row. Numbers confirmed by `keep` are used once.
 
         `version`: PRAGMA data_version, if the caller has read it. It changes when another connection has written.
-        In a fleet, the number of the newest seal.
+        In a fleet, the hash of the newest seal: after a failover, its number may be that of another one.
         """
         confirmed, self._confirmed = self._confirmed, None
         self._version = self._conn.execute("PRAGMA data_version").fetchone()[0] if version is None else version
@@ -134,7 +134,7 @@ class Sealer:
         rows: tuple[int, ...] = self._conn.execute(self._select_last).fetchone()
         return rows
 
-    def keep(self, rows: tuple[int, ...], version: int | None = None) -> None:
+    def keep(self, rows: tuple[int, ...], version: int | str | None = None) -> None:
         """Confirm that the commit that began with `last_rows` took place and left these last rows.
 
         `version`: as the next `last_rows` will get it, if the commit changed it.
