@@ -32,6 +32,7 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
 from payagent.core.prometheus import Histogram
 from payagent.core.retry_schedule import may_be_shown
+from payagent.store.db.fence import lease_lost
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.load import load_row
@@ -68,6 +69,8 @@ class AgentContext:
         """The address by which merchants know the wallet, whichever account pays."""
         self.account: int | None = config.account
         """The account that its jobs work for. None: they write only what all accounts share."""
+        self.is_lost = False
+        """Whether the daemon lost the account. It may have it again, with another context that read it anew."""
         self.ports = ports
         self.all_providers: Sequence[ThrottledProvider] = (
             [ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers]
@@ -141,6 +144,8 @@ class AgentContext:
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job as one write transaction. Wakes the callers that wait for the payment once it is durable."""
+        if self.is_lost and self.account is not None:
+            raise lease_lost(self.account)
         result = await self._writer.run(name, job, self.account)
         if payment_id is not None:
             log.info(f"payment.{name}", payment=payment_id)

@@ -248,3 +248,16 @@ async def test_a_daemon_with_other_settings_does_not_join(
         async with fleet_daemon(world, ledger, "c", **other):  # type: ignore[arg-type]
             pass
     assert refused.value.code == "config_invalid"
+
+
+async def test_what_began_before_a_loss_writes_nothing_when_the_account_is_back(pair: Pair) -> None:
+    one, two = pair
+    before = one.fleet.held[0].agent.context
+    await end_leases(two, "a")
+    await two.fleet.keep_leases()
+    await end_leases(one, "b")
+    await one.fleet.keep_leases()
+    assert 0 in one.accounts
+    with pytest.raises(Refused) as refused:
+        await before.write("test", lambda _unit: None)
+    assert refused.value.code == "lease_lost"

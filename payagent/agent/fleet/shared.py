@@ -177,7 +177,12 @@ class SharedFleet(Fleet):
                 # its fence reads what the last commits wrote
                 await self.context.write("lease", lambda _unit: None)
             for account in taken:
-                self.held[account] = await self._parts.start(account)
+                epoch = self._seat.held.get(account)
+                held = self.held[account] = await self._parts.start(account)
+                if self._seat.held.get(account) != epoch:  # lost while it started
+                    held.agent.context.is_lost = True
+                    self._lose(account)
+                    continue
                 self._note_proofs()
                 log.warning("fleet.account_taken", account=account, epoch=self._seat.held.get(account))
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
@@ -219,7 +224,9 @@ class SharedFleet(Fleet):
             await self.keep_leases()
 
     async def _give_back(self, account: int) -> None:
-        await self._parts.stop(self.held.pop(account))
+        held = self.held.pop(account)
+        await self._parts.stop(held)
+        held.agent.context.is_lost = True
 
         def job(unit: Unit) -> None:
             fleet.give_back(unit, self._me.id, account)
@@ -229,7 +236,9 @@ class SharedFleet(Fleet):
         log.warning("fleet.account_given_back", account=account)
 
     def _tell_lost(self, account: int) -> None:
-        """Called on the writer's thread."""
+        """Called on the writer's thread, before the same commit may take the account again."""
+        if (held := self.held.get(account)) is not None:
+            held.agent.context.is_lost = True
         self._loop.call_soon_threadsafe(self._lose, account)
 
     def _lose(self, account: int) -> None:
