@@ -74,6 +74,7 @@ LATER = frozenset(
         "cancel_too_recent",
         "internal_error",
         "invoice_expired",
+        "lease_lost",
         "ledger_behind",
         "merchant_in_flight_limit",
         "merchant_timeout",
