@@ -1,19 +1,14 @@
-"""Opens a ledger for a daemon: in a file, or on PostgreSQL by its URL.
+"""Opens a ledger on PostgreSQL for a daemon of a fleet.
 
 May import: store.db. Never: imports psycopg for a file.
 """
 
 from pathlib import Path
 
-from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.committer import Checkpoint
 from payagent.store.db.fence import Seat
 from payagent.store.db.readers import Readers
 from payagent.store.db.writer import Writer
-
-
-def open_store(path: Path, *, checkpoint: Checkpoint, own: Ownership) -> tuple[Writer, Readers]:
-    """The ledger in a file, for a daemon that is alone on it."""
-    return Writer(path, checkpoint=checkpoint, own=own), Readers(path)
 
 
 def open_fleet_store(

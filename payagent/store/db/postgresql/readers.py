@@ -50,5 +50,5 @@ class PostgresqlReaders(Readers):
         yield from ()
         raise Refused(
             "not_found",
-            "the ledger is on PostgreSQL, so there is no file to copy. Use `payagent store copy --to FILE`",
+            "the ledger is on PostgreSQL, so there is no file to copy. Copy it by the database's own tools",
         )
