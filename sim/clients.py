@@ -126,7 +126,7 @@ class BuyerTask:
         if first.status != 402:
             return False
         with self._asking():
-            row, _ = await life.call(life.agent.pay(self._payment_request(first)))
+            row, _ = await life.call(life.fleet.pay(self._payment_request(first)))
         if row.kind == "invoice":
             self.payment = row.id
             world.judge.answered(goal.sha256, row.id, None if life.is_over else life.conn)
@@ -139,13 +139,13 @@ class BuyerTask:
         for _ in range(3):
             depth = await life.call(_depth_if_ready(life, row))
             if depth is None:
-                row = await life.call(life.agent.context.wait(row.id, 20 + world.draw() * 60))
+                row = await life.call(life.fleet.context.wait(row.id, 20 + world.draw() * 60))
                 depth = await life.call(_depth_if_ready(life, row))
             if depth is None or row.state in WITHOUT_PROOF:
                 if world.draw() < 0.3:
                     return False  # gives up waiting: the next try begins with a new request
                 continue
-            merchant = life.agent.context.config.merchants.get(row.invoice.origin or "")
+            merchant = life.fleet.context.config.merchants.get(row.invoice.origin or "")
             proof = retry_headers(row, merchant, world.wallet)
             headers = {name.lower(): value for name, value in proof.items()}
             if not headers:
@@ -154,10 +154,10 @@ class BuyerTask:
             if world.draw() < 0.2:
                 continue  # it never reports the answer to the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
-            row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
+            row, advice = await life.call(life.fleet.deliveries(row.id).take_answer(row.id, response, shown_depth=depth))
             if advice.verdict is RetryVerdict.SERVED:
                 self.is_served = True  # served, whatever happens to the daemon now
-                await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
+                await life.call(life.fleet.deliveries(row.id).record_delivery(row.id, answer.status))
                 return True
             if advice.again_after_s is None:
                 return False
@@ -242,9 +242,9 @@ class BuyerTask:
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
         if goal.key is not None:
             headers.append((b"idempotency-key", goal.key.encode()))
-        merchant = life.agent.context.config.merchants[goal.shop.origin]
+        merchant = life.fleet.context.config.merchants[goal.shop.origin]
         keys = (goal.key.encode(),) if goal.key is not None else ()
-        find_app = partial(apps.by_id, life.agent.context.conn, goal.app_id)
+        find_app = partial(apps.by_id, life.fleet.context.conn, goal.app_id)
         request = ProxyRequest(
             goal.app_id, merchant, "POST", goal.path.encode(), headers, True, keys, None, None, False, find_app
         )
@@ -270,7 +270,7 @@ class BuyerTask:
 
 async def _depth_if_ready(life: SimProcess, row: PaymentRow) -> int | None:
     """Return how deep the payment's transaction is if its proof may be shown, else None."""
-    context = life.agent.context
+    context = life.fleet.context
     return context.depth(row) if context.is_ready(row) else None
 
 

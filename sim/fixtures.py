@@ -17,9 +17,9 @@ API_KEY = "canary-of-an-api-key"
 
 
 @cache
-def account() -> Account:
-    """A wallet from fixed words. Its keys protect nothing."""
-    return derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
+def account(number: int = 0) -> Account:
+    """An account of a wallet from fixed words. Its keys protect nothing."""
+    return derive(seed_from_words("abandon " * 23 + "art"), NETWORK, number)
 
 
 @cache

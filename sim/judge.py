@@ -61,6 +61,7 @@ class Signed:
     origin: str
     invoice_id: str | None
     is_topup: bool
+    account: int = 0
 
 
 class Market(Protocol):
@@ -75,7 +76,7 @@ class Market(Protocol):
 
 _ATTEMPTS = """
 SELECT a.rowid, a.tx_id, a.payment_id, a.kind, a.nonce_utxo, a.cbor, i.idempotency_key, i.request,
-       COALESCE(v.origin, ''), v.invoice_id, p.topup_id
+       COALESCE(v.origin, ''), v.invoice_id, p.topup_id, a.account
 FROM attempts a JOIN payments p ON p.id = a.payment_id JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = a.invoice_seq WHERE a.rowid > ? ORDER BY a.rowid
 """
@@ -88,7 +89,7 @@ class Judge:
         self._net = net
         self._story = story
         self._owner = owner
-        self._own = owner.address.raw
+        self._own = frozenset(one.raw for one in (owner.address, *owner.accounts.values()))
         self._market = market
         self._last_row = 0
         self.signed: dict[str, Signed] = {}
@@ -113,7 +114,8 @@ class Judge:
             self._last_row = row[0]
             request = (row[7] or "").rpartition(" ")[2]
             purchase = row[6] if row[10] is not None or not request else request
-            signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9], row[10] is not None)
+            is_topup = row[10] is not None
+            signed = Signed(*row[1:6], purchase, row[8], row[9], is_topup, row[11])
             first_signed = self.signed.setdefault(signed.tx_id, signed)
             if first_signed.cbor != signed.cbor:
                 self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
@@ -170,7 +172,8 @@ class Judge:
         slot = self._net.chain.tip.slot
         for tx_id, lost in self._forgotten.items():
             ttl_slot = self._net.hoard[tx_id].ttl_slot or 0
-            if lost.kind == "pay" and slot < ttl_slot and not self._is_in_block(tx_id):
+            is_open = lost.kind == "pay" and slot < ttl_slot and not self._is_in_block(tx_id)
+            if is_open and lost.account == signed.account:
                 reason = f"{tx_id[:8]} is forgotten and could land till {ttl_slot}"
                 self._story.violate("I1", f"{signed.tx_id[:8]} is signed at slot {slot}, {reason}")
 
@@ -223,7 +226,7 @@ class Judge:
             self._story.violate("I3", f"{signed.tx_id[:8]} is no payment: {error}")
             return
         paid = sorted(
-            (out.address, *_of_asset(out.lovelace, out.assets)) for out in tx.outputs if out.address != self._own
+            (out.address, *_of_asset(out.lovelace, out.assets)) for out in tx.outputs if out.address not in self._own
         )
         if tx.fee_lovelace > FEE_MAX_LOVELACE:
             self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")
@@ -367,13 +370,14 @@ class Judge:
         booked: dict[str, int] = {}
         held: dict[str, int] = {}
         for account, asset, units in journal.balances(conn):
-            if account in (WALLET, HELD):
+            if (name := account.partition("/")[0]) in (WALLET, HELD):
                 booked[asset] = booked.get(asset, 0) + units
-            if account == HELD:
-                held[asset] = units
+            if name == HELD and units:
+                held[asset] = held.get(asset, 0) + units
         true: dict[str, int] = {}
         states = dict(conn.execute("SELECT ref, state FROM utxos").fetchall())
-        for (tx_id, index), out in self._net.chain.utxos_at(self._own):
+        utxos = (utxo for own in sorted(self._own) for utxo in self._net.chain.utxos_at(own))
+        for (tx_id, index), out in utxos:
             state = states.get(f"{tx_id}#{index}")
             if state != ("available" if out.datum_hash is None else "locked"):
                 self._story.violate("I2", f"{tx_id[:8]}#{index} is ours on the chain, and {state} in the ledger")

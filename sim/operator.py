@@ -60,7 +60,7 @@ class SimOperator:
             await self._sleep(world, self.rng.uniform(60, 500))
             try:
                 life = await world.life()
-                await life.call(pause(life.agent.context, APP, "a drill"))
+                await life.call(pause(life.fleet.context, APP, "a drill"))
                 self._signed_before = _count(life.conn)
                 world.story.reach("an operator stops all signing")
             except (DeadError, Refused):
@@ -75,7 +75,7 @@ class SimOperator:
         while True:
             try:
                 life = await world.life()
-                await life.call(unpause(life.agent.context, APP))
+                await life.call(unpause(life.fleet.context, APP))
                 return
             except (DeadError, Refused):
                 await asyncio.sleep(20)
@@ -97,9 +97,9 @@ class SimOperator:
         by = Approver("token", APP)
         try:
             if way == "approve":
-                await life.call(life.agent.decisions.approve(payment_id, by))
+                await life.call(life.fleet.approve(payment_id, by))
             else:
-                await life.call(life.agent.decisions.deny(payment_id, by))
+                await life.call(life.fleet.deny(payment_id, by))
             world.story.reach(f"a person says yes or no: {way}")
         except Refused as refused:
             world.story.reach(f"a decision is refused: {refused.name}")

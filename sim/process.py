@@ -134,7 +134,7 @@ class InlineReaders(Readers):
 class InlineWriter:
     """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
 
-    def __init__(self, life: "SimProcess", committer: Committer) -> None:
+    def __init__(self, life: "Daemon", committer: Committer) -> None:
         self._life = life
         self.committer = committer
         self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
@@ -164,8 +164,11 @@ class InlineWriter:
                 done.set_result(None)
 
 
-class SimProcess:
-    """A running daemon."""
+class Daemon:
+    """A running daemon: its tasks, and the faults of its commits."""
+
+    fleet: Fleet
+    payer: ProxyPayer
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -173,6 +176,82 @@ class SimProcess:
         self._dies_in: str | None = None
         is_seldom = host.weak_job == "void"
         self._weak, self._weak_disk = (WEAK_AT_VOID, WEAK_DISK_AT_VOID) if is_seldom else (WEAK, WEAK_DISK)
+
+    @property
+    def conn(self) -> Connection:
+        """A connection that shows the committed state, as the process sees it."""
+        raise NotImplementedError
+
+    def commit(self, jobs: list[Job]) -> None:
+        """Commit jobs once, with faults drawn for each commit."""
+        raise NotImplementedError
+
+    def die(self, why: str) -> None:
+        """Die at once, with everything in progress. The files stay as they are."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Shut down in order."""
+        raise NotImplementedError
+
+    def _draw_death(self, names: list[str]) -> None:
+        host = self._host
+        is_weak = host.weak_job in names and not host.is_calm
+        if host.rng.random() < (self._weak if is_weak else host.mix().crash_in_commit):
+            self._dies_in = f"{host.rng.choice(('before', 'after'))} {host.rng.choice(names)}"
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that dies with the process."""
+        with self._host.loop.owned_by(self):
+            task = self._host.loop.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """Report a task that a bug ended, because otherwise no one would notice."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.is_over and not isinstance(error, Refused):
+            self._host.failed_inside("a task of the daemon", repr(error))
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a client's request in the daemon. Raises `DeadError` if the daemon ends first."""
+        if self.is_over:
+            work.close()
+            raise DeadError
+        task = self.spawn(work)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.cancelled() or self.is_over:  # results of a dead process reach no one
+            raise DeadError
+        return task.result()
+
+    def _checkpoint(self, name: str) -> None:
+        if name.startswith("before ") and name == self._dies_in:
+            raise OSError("the process dies")
+        host = self._host
+        is_weak = name == f"before {host.weak_job}" and not host.is_calm
+        if name.startswith("before ") and host.rng.random() < (
+            self._weak_disk if is_weak else host.mix().disk_error
+        ):
+            raise OSError("input/output error")
+
+    async def _every(self, intervals: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        while True:
+            try:
+                await act()
+            except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
+                self._host.failed_inside("a beat", repr(error))
+            await asyncio.sleep(self._host.beat_s * intervals)
+
+
+class SimProcess(Daemon):
+    """A daemon alone on its ledger."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._full = False
         self._is_taken_over = self._is_leaving = False
         self._leased = ExitStack()
@@ -188,7 +267,8 @@ class SimProcess:
         merchants = host.merchants()
         self.chain_sync = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)
-        self.payer = ProxyPayer(Fleet(HeldAccount(self.agent, self.topups)))
+        self.fleet = Fleet(HeldAccount(self.agent, self.topups))
+        self.payer = ProxyPayer(self.fleet)
         self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:
@@ -230,41 +310,10 @@ class SimProcess:
         """A connection that shows the committed state, as the process sees it."""
         return self._readers.conn
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task that dies with the process."""
-        with self._host.loop.owned_by(self):
-            task = self._host.loop.create_task(work)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        """Report a task that a bug ended, because otherwise no one would notice."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.is_over and not isinstance(error, Refused):
-            self._host.failed_inside("a task of the daemon", repr(error))
-
-    async def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a client's request in the daemon. Raises `DeadError` if the daemon ends first."""
-        if self.is_over:
-            work.close()
-            raise DeadError
-        task = self.spawn(work)
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if task.cancelled() or self.is_over:  # results of a dead process reach no one
-            raise DeadError
-        return task.result()
-
     def commit(self, jobs: list[Job]) -> None:
         """Commit jobs once, with faults drawn for each commit."""
-        host, rng, mix = self._host, self._host.rng, self._host.mix()
-        names = [job.name for job in jobs]
-        is_weak = host.weak_job in names and not host.is_calm
-        if rng.random() < (self._weak if is_weak else mix.crash_in_commit):
-            self._dies_in = f"{rng.choice(('before', 'after'))} {rng.choice(names)}"
+        host = self._host
+        self._draw_death([job.name for job in jobs])
         self._draw_full()
         before = self._committer.commits
         self._committer.commit(jobs)
@@ -278,16 +327,6 @@ class SimProcess:
         if self._dies_in is not None:
             host.story.reach(f"a death {self._dies_in}")
             self.die(self._dies_in)
-
-    def _checkpoint(self, name: str) -> None:
-        if name.startswith("before ") and name == self._dies_in:
-            raise OSError("the process dies")
-        host = self._host
-        is_weak = name == f"before {host.weak_job}" and not host.is_calm
-        if name.startswith("before ") and host.rng.random() < (
-            self._weak_disk if is_weak else host.mix().disk_error
-        ):
-            raise OSError("input/output error")
 
     def _draw_full(self) -> None:
         host, mix = self._host, self._host.mix()
@@ -321,11 +360,3 @@ class SimProcess:
         self._host.loop.end_tasks_of(self)
         self._committer.close()
         self._leased.close()
-
-    async def _every(self, intervals: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        while True:
-            try:
-                await act()
-            except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
-                self._host.failed_inside("a beat", repr(error))
-            await asyncio.sleep(self._host.beat_s * intervals)

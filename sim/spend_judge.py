@@ -4,7 +4,7 @@ May import: core, devnet, store's connection, sim.trace.
 Never: uses the agent's own sums.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from payagent.core.ledger import EXTERNAL, FEES, WALLET, merchant_account, prepaid_account
@@ -32,7 +32,7 @@ _STATES = "SELECT id, state, kind = 'invoice', tx_id FROM payments"
 class Spend:
     """One of our transactions: its payment, and what it takes from the wallet if it lands."""
 
-    def __init__(self, payment: str, origin: str, is_cancel: bool, tx: Tx, own: bytes) -> None:
+    def __init__(self, payment: str, origin: str, is_cancel: bool, tx: Tx, own: Set[bytes]) -> None:
         self.payment = payment
         self.tx_id = tx.tx_id
         self.origin = origin
@@ -41,7 +41,7 @@ class Spend:
         self.given: dict[str, int] = {}
         """Units by asset that its outputs pay to others."""
         for out in tx.outputs:
-            if out.address != own:
+            if out.address not in own:
                 for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
                     self.given[asset] = self.given.get(asset, 0) + units
         self.spent = dict(self.given) if origin else {}

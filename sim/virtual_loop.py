@@ -71,6 +71,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
         self.rounds = 0
+        self._paused: dict[object, list[asyncio.Handle]] = {}
         self.before_round: Callable[[], None] = lambda: None
 
     def time(self) -> float:
@@ -93,6 +94,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
             yield
         finally:
             OWNER.reset(token)
+
+    def pause(self, owner: object, seconds: float) -> None:
+        """Run nothing of an owner for some time, from the next round on. What becomes due meanwhile runs then."""
+        self._paused.setdefault(owner, [])
+        self.call_later(seconds, self.resume, owner, context=Context())
+
+    def resume(self, owner: object) -> None:
+        self._ready.extend(self._paused.pop(owner, ()))
+
+    def _hold_back(self) -> None:
+        ready, self._ready = self._ready, deque()
+        for handle in ready:
+            owner: Any = handle._context.get(OWNER)  # type: ignore[attr-defined]
+            self._paused.get(owner, self._ready).append(handle)
 
     def end_tasks_of(self, owner: object) -> None:
         """Cancel an owner's tasks in the order in which they began."""
@@ -135,13 +150,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """One round: time advances if nothing is ready; due timers become ready; all ready handles run."""
-        timers, ready = self._timers, self._ready
+        timers = self._timers
         while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
-        is_due_now = bool(ready) or self._stopping  # type: ignore[attr-defined]
+        is_due_now = bool(self._ready) or self._stopping  # type: ignore[attr-defined]
         self.pass_time(self.now_s if is_due_now else timers[0][0] if timers else None)
         while timers and timers[0][0] <= self.now_s:
-            ready.append(heapq.heappop(timers)[2])
+            self._ready.append(heapq.heappop(timers)[2])
+        if self._paused:
+            self._hold_back()
+        ready = self._ready
         for _ in range(len(ready)):
             handle: Any = ready.popleft()
             if handle._cancelled:

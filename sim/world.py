@@ -107,10 +107,9 @@ class World:
             for number, terms in enumerate(self.plan.shops)
             for shop in [self._shop(number, terms)]
         }
-        owner = Owner(account().address, NETWORK)
         # its own random numbers, so that the judge changes nothing
         judge_rng = Random(f"{seed} judge")  # noqa: S311
-        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, judge_rng)
+        self.judge = self._make_judge(judge_rng)
         self.coverage = Coverage(self.net, self.story)
         self.pools = PrepaidJudge(self.story, self)
         self.operator = self._draw_operator(seed)
@@ -121,6 +120,10 @@ class World:
         self._is_put_back = False
         self.asking: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[Any]] = []
+
+    def _make_judge(self, rng: Random) -> Judge:
+        owner = Owner(account().address, NETWORK)
+        return Judge(self.net, self.story, owner, self, self.plan.per_day_units, rng)
 
     def _draw_plan(self, seed: int) -> SeedPlan:
         return draw_plan(self.rng, seed)
@@ -180,9 +183,12 @@ class World:
         # makes the digests differ of two runs that no other line tells apart
         self.story.tell(f"the end: {self.loop.rounds} rounds, record {last_hash[:16]}, next draw {self.draw()}")
         self.judge.search(self.disk.path)
-        await life.stop()
+        await self._stop(life)
         for task in self._tasks:
             task.cancel()
+
+    async def _stop(self, life: SimProcess) -> None:
+        await life.stop()
 
     def _shop(self, number: int, terms: ShopTerms) -> SimShop:
         count, refused_below = self.plan.turned_down, self.plan.refused_below[number]
@@ -223,7 +229,10 @@ class World:
             self.story.reach("a stranger sends tokens that nobody wants")
         if datum_hash is not None:
             self.story.reach("a stranger sends a coin with a datum")
-        self.net.node.faucet(account().address.raw, lovelace, assets, datum_hash)
+        self.net.node.faucet(self._deposited_to(), lovelace, assets, datum_hash)
+
+    def _deposited_to(self) -> bytes:
+        return account().address.raw
 
     def _wants(self) -> list[ClientGoal]:
         wants = self._draw_wants()
@@ -254,7 +263,7 @@ class World:
         for _ in range(5):
             life = await self.life()
             try:
-                await life.call(life.topups.order("app_test", "top-up", goal))
+                await life.call(life.fleet.order_topup("app_test", "top-up", goal))
             except (DeadError, Refused) as error:
                 self.story.reach(f"a top-up is not taken: {getattr(error, 'code', 'the daemon died')}")
                 await asyncio.sleep(60)
@@ -359,10 +368,10 @@ class World:
         while True:
             await asyncio.sleep(120)
             life = await self.life()
-            if life.agent.context.chain.external_spends:
+            if life.fleet.context.chain.external_spends:
                 self.story.reach("signing is frozen since coins were spent elsewhere")
                 try:
-                    await life.call(unfreeze(life.agent.context, "app_test"))
+                    await life.call(unfreeze(life.fleet.context, "app_test"))
                 except (DeadError, Refused):
                     continue
 

@@ -298,7 +298,7 @@ class SharedFleet(Fleet):
         if seq != self._seq:
             changed, self._seq = events.payments_after(context.conn, self._seq), seq
             self._take_in_what_all_share()
-            for name in changed | self._asked:
+            for name in sorted(changed | self._asked):
                 context.changes.notify(name)
         self._note_proofs()
         if self.held:

@@ -85,14 +85,18 @@ def open_read_only(
     )
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
     """The writing connection: WAL with synchronous=FULL, so a commit survives a power loss.
 
     Savepoint journals stay in memory. A payment's is large enough that SQLite would otherwise create and delete a
     temporary file for each.
     """
     conn = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS_CACHED
+        path,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS_CACHED,
+        factory=factory,
     )
     with ExitStack() as on_failure:
         on_failure.callback(conn.close)
