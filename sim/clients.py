@@ -21,9 +21,10 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.core.aggregate import PaymentRow
+from payagent.core.pay_and_retry import Answered
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problems import Refused
-from payagent.dialects import RetryVerdict, make_response
+from payagent.dialects import HttpResponse, RetryVerdict, make_response
 from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.exchange import Exchange
 from payagent.proxy.request import ProxyRequest
@@ -32,7 +33,7 @@ from payagent.proxy.request_scope import Rules, run_request
 from payagent.store.rows import apps
 from sim.judge import Judge
 from sim.merchants import SimResponse, SimShop, SimUpstream, UnreachedError
-from sim.process import DeadError, SimProcess
+from sim.process import Daemon, DeadError
 from sim.trace import Trace
 from sim.virtual_loop import VirtualLoop
 
@@ -75,7 +76,7 @@ class ClientWorld(Protocol):
     asking: Counter[str]
     """How many clients wait for the daemon now, by purchase."""
 
-    async def life(self) -> SimProcess:
+    async def life(self) -> Daemon:
         """The daemon, as soon as it runs."""
 
     def draw(self) -> float:
@@ -118,7 +119,7 @@ class BuyerTask:
 
     # --- by hand
 
-    async def _by_hand(self, life: SimProcess) -> bool:
+    async def _by_hand(self, life: Daemon) -> bool:
         goal, world = self._goal, self._world
         first = await goal.shop.call("POST", goal.path, self._headers(), goal.body)
         if 200 <= first.status < 300:
@@ -133,7 +134,7 @@ class BuyerTask:
         world.story.tell(f"{goal.text}: {row.id} is {row.state}")
         return await self._present(life, row)
 
-    async def _present(self, life: SimProcess, row: PaymentRow) -> bool:
+    async def _present(self, life: Daemon, row: PaymentRow) -> bool:
         """Wait until the proof is ready, within limits, and present it up to three times."""
         goal, world = self._goal, self._world
         for _ in range(3):
@@ -154,10 +155,10 @@ class BuyerTask:
             if world.draw() < 0.2:
                 continue  # it never reports the answer to the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
-            row, advice = await life.call(life.fleet.deliveries(row.id).take_answer(row.id, response, shown_depth=depth))
+            row, advice = await life.call(_take_answer(life, row.id, response, depth))
             if advice.verdict is RetryVerdict.SERVED:
                 self.is_served = True  # served, whatever happens to the daemon now
-                await life.call(life.fleet.deliveries(row.id).record_delivery(row.id, answer.status))
+                await life.call(_record_delivery(life, row.id, answer.status))
                 return True
             if advice.again_after_s is None:
                 return False
@@ -202,7 +203,7 @@ class BuyerTask:
 
     # --- by the proxy
 
-    async def _by_proxy(self, life: SimProcess) -> bool:
+    async def _by_proxy(self, life: Daemon) -> bool:
         """Let the proxy's payer make the request. The client hangs up when it has waited long enough."""
         gone: asyncio.Future[None] = self._world.loop.create_future()
         patience_s = 60 + self._world.draw() * 400
@@ -222,7 +223,7 @@ class BuyerTask:
             return True
         return False
 
-    async def _request(self, life: SimProcess, gone: asyncio.Future[None]) -> int | None:
+    async def _request(self, life: Daemon, gone: asyncio.Future[None]) -> int | None:
         goal = self._goal
         bodies = [{"type": "http.request", "body": goal.body, "more_body": False}]
         statuses: list[int] = []
@@ -268,10 +269,21 @@ class BuyerTask:
         return statuses[0] if statuses else None
 
 
-async def _depth_if_ready(life: SimProcess, row: PaymentRow) -> int | None:
+async def _depth_if_ready(life: Daemon, row: PaymentRow) -> int | None:
     """Return how deep the payment's transaction is if its proof may be shown, else None."""
     context = life.fleet.context
     return context.depth(row) if context.is_ready(row) else None
+
+
+async def _take_answer(
+    life: Daemon, payment_id: str, response: HttpResponse, depth: int
+) -> tuple[PaymentRow, Answered]:
+    deliveries = life.fleet.deliveries(payment_id)
+    return await deliveries.take_answer(payment_id, response, shown_depth=depth)
+
+
+async def _record_delivery(life: Daemon, payment_id: str, status: int) -> None:
+    await life.fleet.deliveries(payment_id).record_delivery(payment_id, status)
 
 
 def _end(connection: asyncio.Future[None]) -> None:

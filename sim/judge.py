@@ -115,7 +115,7 @@ class Judge:
             request = (row[7] or "").rpartition(" ")[2]
             purchase = row[6] if row[10] is not None or not request else request
             is_topup = row[10] is not None
-            signed = Signed(*row[1:6], purchase, row[8], row[9], is_topup, row[11])
+            signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9], is_topup, row[11])
             first_signed = self.signed.setdefault(signed.tx_id, signed)
             if first_signed.cbor != signed.cbor:
                 self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
@@ -226,7 +226,9 @@ class Judge:
             self._story.violate("I3", f"{signed.tx_id[:8]} is no payment: {error}")
             return
         paid = sorted(
-            (out.address, *_of_asset(out.lovelace, out.assets)) for out in tx.outputs if out.address not in self._own
+            (out.address, *_of_asset(out.lovelace, out.assets))
+            for out in tx.outputs
+            if out.address not in self._own
         )
         if tx.fee_lovelace > FEE_MAX_LOVELACE:
             self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")

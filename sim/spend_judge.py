@@ -20,11 +20,12 @@ Lines = dict[tuple[str, str], int]
 
 _BOOKED = """
 SELECT j.payment_id, p.asset, SUM(p.units) FROM entries j JOIN postings p ON p.entry_id = j.id
-WHERE j.payment_id IS NOT NULL AND p.account NOT IN (?, ?) GROUP BY j.payment_id, p.asset
+WHERE j.payment_id IS NOT NULL AND p.account NOT IN (?, ?)
+AND p.account NOT LIKE 'wallet/%' GROUP BY j.payment_id, p.asset
 """
 _LINES = """
 SELECT p.account, p.asset, SUM(p.units) FROM entries j JOIN postings p ON p.entry_id = j.id
-WHERE j.payment_id = ? AND p.account <> ? GROUP BY p.account, p.asset
+WHERE j.payment_id = ? AND p.account <> ? AND p.account NOT LIKE 'wallet/%' GROUP BY p.account, p.asset
 """
 _STATES = "SELECT id, state, kind = 'invoice', tx_id FROM payments"
 
