@@ -32,10 +32,13 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.command(epilog=example("scripts/sim --seeds 0..2000"))
 @click.option("--seeds", type=_Seeds(), default="0..200", show_default=True, help="From A up to B, without B.")
 @click.option("--processes", type=click.IntRange(1, 256), help="Number of processes. Default: one per processor.")
+@click.option(
+    "--fleet", is_flag=True, help="Run several daemons over one ledger. Its seeds are worlds of their own."
+)
 @click.option("--story", is_flag=True, help="Print the trace of each seed, step by step.")
 @output_options
 @pass_terminal
-def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) -> None:
+def sim(terminal: Terminal, seeds: range, processes: int | None, fleet: bool, story: bool) -> None:
     """Run the real agent in a simulated world.
 
     Each seed is a separate world. Its chain forks, its providers and merchants lose answers and lie, its disk
@@ -43,14 +46,16 @@ def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) ->
     ledger equals the chain. The same seed gives the same run. The exit code is 0 only if no invariant was
     violated. The trace of the first seed that failed is printed step by step.
     """
+    from sim.fleet_world import FleetWorld
     from sim.run import Result, Stopwatch, run_seeds, tell_story
+    from sim.world import World
 
-    watch, total = Stopwatch(), Result()
+    watch, total, world = Stopwatch(), Result(), FleetWorld if fleet else World
     if story:
         for seed in seeds:
-            for line in tell_story(seed):
+            for line in tell_story(seed, world):
                 terminal.say(line)
-    for part in run_seeds(seeds, processes):
+    for part in run_seeds(seeds, processes, world=world):
         total.add(part)
         for seed, violation in part.violations.items():
             terminal.say(f"seed {seed}: {violation}")
@@ -58,7 +63,7 @@ def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) ->
     if total.violations and not story:
         first = min(total.violations)
         terminal.say(f"seed {first}, step by step:")
-        for line in tell_story(first):
+        for line in tell_story(first, world):
             terminal.say(line)
     summary = total.as_json(watch.seconds)
     terminal.give(summary, lambda: _show(terminal, summary))

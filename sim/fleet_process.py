@@ -158,14 +158,6 @@ class FleetWriter(InlineWriter):
                 done.set_result(None)
 
 
-class _OwnClock:
-    def __init__(self, daemon: "FleetProcess", host: FleetHost) -> None:
-        self._daemon, self._host = daemon, host
-
-    def now_ms(self) -> int:
-        return self._host.true_now_ms() + self._daemon.clock_off_ms
-
-
 class _Draws:
     def __init__(self, host: FleetHost) -> None:
         self._host = host
@@ -183,7 +175,7 @@ class FleetProcess(Daemon):
         super().__init__(host)
         self.number = number
         self.clock_off_ms = 0
-        self._ports = Ports(_OwnClock(self, host), _Draws(host))
+        self._ports = Ports(self, _Draws(host))
         self._records = {one: host.record(number, one) for one in range(host.accounts)}
         name = f"host{number}"
         row = DaemonRow(self._ports.new_id("daemon"), name, f"http://{name}", "same", "1", host.true_now_ms())
@@ -202,6 +194,10 @@ class FleetProcess(Daemon):
         self.fleet: SharedFleet = SharedFleet(first, row, self._seat, addresses, parts)
         self.payer = ProxyPayer(self.fleet)
 
+    def now_ms(self) -> int:
+        """By its host's clock."""
+        return self._host.true_now_ms() + self.clock_off_ms
+
     async def begin(self) -> None:
         await self.fleet.join()
         host, shared = self._host, self.fleet
@@ -218,11 +214,13 @@ class FleetProcess(Daemon):
 
         self.spawn(repeat())
 
-    async def _try(self, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    async def _try(self, act: Callable[[], Coroutine[Any, Any, object]], held: HeldAccount | None = None) -> None:
+        """Run a step. One whose account was lost meanwhile may miss the rows that it began with."""
         try:
             await act()
         except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
-            self._host.failed_inside("a beat", repr(error))
+            if held is None or held in self._running:
+                self._host.failed_inside("a beat", repr(error))
 
     # --- accounts
 
@@ -260,7 +258,7 @@ class FleetProcess(Daemon):
     def _beat(self, held: HeldAccount, beats: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
         async def repeat() -> None:
             while held in self._running:
-                await self._try(act)
+                await self._try(act, held)
                 await asyncio.sleep(self._host.beat_s * beats)
 
         self.spawn(repeat())

@@ -1,7 +1,7 @@
 """The world of several daemons over one ledger: they stand still, die and lose the database's last commits.
 
-Its seeds are its own (`scripts/sim --fleet`). Each daemon is on a host with its clock and its signer's records. All
-have the words of all accounts. Leases go by the database's clock.
+Its seeds are its own (`scripts/sim --fleet`). Each daemon is on a host with its clock and its signer's records.
+All have the words of all accounts. Leases go by the database's clock.
 Start at `FleetWorld.run`.
 
 May import: the rest of sim, and the other rooms as far as the setup needs them.
@@ -169,7 +169,8 @@ class FleetWorld(World):
         is_held_up = any(chain.behind is not None or bool(chain.external_spends) for chain in chains)
         rows = fleet.all_accounts(self._view)
         is_unproven = any(row.holder is None or row.proven_timeline != self.timeline for row in rows)
-        return is_held_up or is_unproven or _is_open(self._view)
+        is_asked = bool(fleet.open_requests(self._view, range(self.accounts)))
+        return is_held_up or is_unproven or is_asked or _is_open(self._view)
 
     # --- faults
 

@@ -1,6 +1,6 @@
 """Runs many seeds in shares on several processes, and adds up their results.
 
-May import: the standard library, sim.coverage, sim.stage.
+May import: the standard library, sim.coverage, sim.stage, sim.world.
 Never: hides a failed seed; lets the sharing change a seed's result.
 """
 
@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from multiprocessing import get_context
 from typing import Any
 
 from sim.coverage import LISTED
 from sim.stage import SimStage
+from sim.world import World
 
 SHARE = 25
 
@@ -53,10 +55,10 @@ class Result:
         }
 
 
-def run_share(seeds: range) -> Result:
+def run_share(seeds: range, world: type[World] = World) -> Result:
     """Run these seeds in this process, one after the other."""
     result = Result()
-    stage = SimStage()
+    stage = SimStage(world)
     try:
         for seed in seeds:
             story = stage.run(seed)
@@ -70,21 +72,26 @@ def run_share(seeds: range) -> Result:
     return result
 
 
-def run_seeds(seeds: range, processes: int | None = None, prepare: Prepare = _nothing) -> Iterator[Result]:
+def run_seeds(
+    seeds: range,
+    processes: int | None = None,
+    prepare: Prepare = _nothing,
+    world: type[World] = World,
+) -> Iterator[Result]:
     """Yield the results of the shares in order, using one process per processor by default."""
     shares = [seeds[at : at + SHARE] for at in range(0, len(seeds), SHARE)]
     count = processes or len(os.sched_getaffinity(0))
     if count == 1 or len(shares) == 1:
         prepare()
-        yield from map(run_share, shares)
+        yield from map(run_share, shares, repeat(world))
         return
     with ProcessPoolExecutor(min(count, len(shares)), get_context("spawn"), prepare) as pool:
-        yield from pool.map(run_share, shares)
+        yield from pool.map(run_share, shares, repeat(world))
 
 
-def tell_story(seed: int) -> list[str]:
+def tell_story(seed: int, world: type[World] = World) -> list[str]:
     """Run one seed again, and return its trace line by line."""
-    stage = SimStage()
+    stage = SimStage(world)
     try:
         return stage.run(seed, keep_story=True).lines
     finally:

@@ -7,7 +7,7 @@ The trigger behind the fence is not among them: only PostgreSQL has it. Its test
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -15,7 +15,7 @@ from payagent.store.db import committer
 from payagent.store.db.committer import Committer, Job
 from payagent.store.db.fence import Seat
 from payagent.store.rows.fleet import LEASE_MS
-from sim.fleet_process import FleetProcess, FleetWriter
+from sim.fleet_process import FleetProcess
 from sim.fleet_world import FleetWorld
 from sim.stage import SimStage
 
@@ -65,9 +65,22 @@ def gate_off() -> Mutant:
 
 def until_trusted() -> Mutant:
     """The holder of a lease goes on writing until the lease's end by its own clock, whoever has the account."""
-    real_job, real_hold = Committer.job, Seat.hold
-    until_ms: dict[Seat, int] = {}
-    return {}
+    real = FleetProcess.commit
+    daemons: dict[str, FleetProcess] = {}
+    until_ms: dict[str, int] = {}
+
+    def commit(self: FleetProcess, jobs: list[Job]) -> None:
+        daemons[self.id] = self
+        real(self, jobs)
+        if any(job.name == "lease" and job.raised is None for job in jobs):
+            until_ms[self.id] = self.now_ms() + LEASE_MS
+
+    def check(self: Seat, claims: Any, timeline: int) -> None:
+        _prove_only(self, claims, timeline)
+        if self.held and daemons[self.holder].now_ms() >= until_ms.get(self.holder, 0):
+            self.lose_all()
+
+    return {(FleetProcess, "commit"): commit, (Seat, "check"): check}
 
 
 MUTANTS: dict[str, Callable[[], Mutant]] = {
@@ -81,10 +94,35 @@ MUTANTS: dict[str, Callable[[], Mutant]] = {
 def switched_on(name: str) -> Iterator[None]:
     changes = MUTANTS[name]()
     patches = [patch.object(place, attribute, made) for (place, attribute), made in changes.items()]
-    for one in patches:
-        one.start()
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for one in patches:
-            one.stop()
+            stack.enter_context(one)
+        yield
+
+
+def first_failure(seeds: range) -> tuple[int, str] | None:
+    """A seed and what it violates. A step that fails does not count, since that is how a bug may be put in."""
+    stage = SimStage(FleetWorld)
+    try:
+        for seed in seeds:
+            violations = [what for what in stage.run(seed).violations if not what.startswith(NOT_COUNTED)]
+            if violations:
+                return seed, violations[0]
+    finally:
+        stage.close()
+    return None
+
+
+def kill(name: str, seeds: range) -> tuple[int, str] | None:
+    """The first seed that finds the bug, and what it violates; None if every seed lets it live."""
+    with switched_on(name):
+        found = first_failure(seeds)
+    if found is not None and first_failure(range(found[0], found[0] + 1)) is not None:
+        return kill(name, range(found[0] + 1, seeds.stop))  # it fails without the bug too
+    return found
+
+
+if __name__ == "__main__":
+    first, _, last = sys.argv[2].partition("..")
+    for chosen in MUTANTS if sys.argv[1] == "all" else [sys.argv[1]]:
+        print(f"{chosen}: {kill(chosen, range(int(first), int(last)))}", flush=True)

@@ -1,0 +1,54 @@
+"""The simulator with several daemons over one ledger: no seed violates an invariant, and seeded bugs are found."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from kit.effort import pick
+from kit.simulation import require_clean
+from simulation.fleet_mutants import MUTANTS, kill
+from simulation.sources import ROOT, base_seed
+
+from sim.fleet_world import FleetWorld
+from sim.run import Result, run_seeds
+
+SEEDS = pick(5, 500)
+FOUND_FROM = {"fence off": 0, "gate off": 0, "until trusted by its holder": 0}
+"""Seeds from which on a bug is found soon."""
+
+
+def run_command(*arguments: str, hash_seed: str = "0") -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sim.cli", "--fleet", *arguments, "--processes", "1", "--json"],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.mark.timeout(3600)
+def test_no_seed_of_a_fleet_violates_an_invariant() -> None:
+    base, total = base_seed(), Result()
+    for share in run_seeds(range(base, base + SEEDS), world=FleetWorld):
+        total.add(share)
+    require_clean(total)
+    assert total.seeds == SEEDS
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.timeout(600)
+def test_the_simulator_finds_a_seeded_bug_of_a_fleet(name: str) -> None:
+    first = FOUND_FROM[name]
+    assert kill(name, range(first, first + 60)) is not None
+
+
+def test_the_command_runs_the_same_fleet_again() -> None:
+    once, again = (run_command("--seeds", "0..1", hash_seed=one) for one in "12")
+    assert once["reached"] == again["reached"]
+    assert once["violations"] == 0
