@@ -2,7 +2,7 @@
 
 `python tests/simulation/fleet_mutants.py NAME 0..300` prints the first seed that finds one, and what it violates.
 The trigger behind the fence is not among them: only PostgreSQL has it. Its test is
-`tests/store/test_store_fleet_postgresql.py`.
+`tests/store/test_store_postgresql_fleet.py`.
 """
 
 import sys
