@@ -64,23 +64,28 @@ def gate_off() -> Mutant:
 
 
 def until_trusted() -> Mutant:
-    """The holder of a lease goes on writing until the lease's end by its own clock, whoever has the account."""
-    real = FleetProcess.commit
-    daemons: dict[str, FleetProcess] = {}
+    """The holder of a lease looks at its own clock before each commit, and not at who has the account in it."""
+    real_commit, real_pause = FleetProcess.commit, FleetProcess.maybe_pause
     until_ms: dict[str, int] = {}
+    over: set[str] = set()
+
+    async def maybe_pause(self: FleetProcess, when: str, names: list[str]) -> None:
+        if when == "before" and self.now_ms() >= until_ms.get(self.id, 0):
+            over.add(self.id)
+        await real_pause(self, when, names)
 
     def commit(self: FleetProcess, jobs: list[Job]) -> None:
-        daemons[self.id] = self
-        real(self, jobs)
+        real_commit(self, jobs)
         if any(job.name == "lease" and job.raised is None for job in jobs):
             until_ms[self.id] = self.now_ms() + LEASE_MS
 
     def check(self: Seat, claims: Any, timeline: int) -> None:
         _prove_only(self, claims, timeline)
-        if self.held and daemons[self.holder].now_ms() >= until_ms.get(self.holder, 0):
+        if self.holder in over:
+            over.remove(self.holder)
             self.lose_all()
 
-    return {(FleetProcess, "commit"): commit, (Seat, "check"): check}
+    return {(FleetProcess, "maybe_pause"): maybe_pause, (FleetProcess, "commit"): commit, (Seat, "check"): check}
 
 
 MUTANTS: dict[str, Callable[[], Mutant]] = {
