@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from payagent.store.db import committer
 from payagent.store.db.committer import Committer, Job
-from payagent.store.db.fence import Seat
+from payagent.store.db.fence import AccountClaim, Seat
 from payagent.store.rows.fleet import LEASE_MS
 from sim.fleet_process import FleetProcess
 from sim.fleet_world import FleetWorld
@@ -27,7 +27,11 @@ NOT_COUNTED = ("BUG",)
 
 def fence_off() -> Mutant:
     """A daemon goes on for an account that another has taken: it never asks who holds it."""
-    return {(Seat, "check"): _prove_only, (Committer, "_is_fenced_off"): lambda _self, _job: False}
+    return {
+        (Seat, "check"): _prove_only,
+        (Committer, "_is_fenced_off"): lambda _self, _job: False,
+        (committer, "claims_of"): _claims_of_all,
+    }
 
 
 def _prove_only(self: Seat, claims: Any, timeline: int) -> None:
@@ -85,7 +89,18 @@ def until_trusted() -> Mutant:
             over.remove(self.holder)
             self.lose_all()
 
-    return {(FleetProcess, "maybe_pause"): maybe_pause, (FleetProcess, "commit"): commit, (Seat, "check"): check}
+    return {
+        (FleetProcess, "maybe_pause"): maybe_pause,
+        (FleetProcess, "commit"): commit,
+        (Seat, "check"): check,
+        (committer, "claims_of"): _claims_of_all,
+    }
+
+
+def _claims_of_all(conn: Any, _holder: str) -> dict[int, AccountClaim]:
+    """The claims to all accounts, whoever holds them."""
+    rows = conn.execute("SELECT account, epoch, proven_timeline, noted FROM accounts")
+    return {account: AccountClaim(*rest) for account, *rest in rows}
 
 
 MUTANTS: dict[str, Callable[[], Mutant]] = {
