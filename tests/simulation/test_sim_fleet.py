@@ -15,7 +15,7 @@ from sim.fleet_world import FleetWorld
 from sim.run import Result, run_seeds
 
 SEEDS = pick(5, 500)
-SOON = ("fence off", "gate off")
+SOON = ("fence off", "gate off", "until trusted by its holder")
 """Bugs that are found soon. `fleet_mutants.py` tries all."""
 
 
