@@ -33,7 +33,7 @@ from payagent.proxy.request_scope import Rules, run_request
 from payagent.store.rows import apps
 from sim.judge import Judge
 from sim.merchants import SimResponse, SimShop, SimUpstream, UnreachedError
-from sim.process import Daemon, DeadError
+from sim.process import DeadError, SimDaemon
 from sim.trace import Trace
 from sim.virtual_loop import VirtualLoop
 
@@ -76,7 +76,7 @@ class ClientWorld(Protocol):
     asking: Counter[str]
     """How many clients wait for the daemon now, by purchase."""
 
-    async def life(self) -> Daemon:
+    async def life(self) -> SimDaemon:
         """The daemon, as soon as it runs."""
 
     def draw(self) -> float:
@@ -119,7 +119,7 @@ class BuyerTask:
 
     # --- by hand
 
-    async def _by_hand(self, life: Daemon) -> bool:
+    async def _by_hand(self, life: SimDaemon) -> bool:
         goal, world = self._goal, self._world
         first = await goal.shop.call("POST", goal.path, self._headers(), goal.body)
         if 200 <= first.status < 300:
@@ -134,7 +134,7 @@ class BuyerTask:
         world.story.tell(f"{goal.text}: {row.id} is {row.state}")
         return await self._present(life, row)
 
-    async def _present(self, life: Daemon, row: PaymentRow) -> bool:
+    async def _present(self, life: SimDaemon, row: PaymentRow) -> bool:
         """Wait until the proof is ready, within limits, and present it up to three times."""
         goal, world = self._goal, self._world
         for _ in range(3):
@@ -203,7 +203,7 @@ class BuyerTask:
 
     # --- by the proxy
 
-    async def _by_proxy(self, life: Daemon) -> bool:
+    async def _by_proxy(self, life: SimDaemon) -> bool:
         """Let the proxy's payer make the request. The client hangs up when it has waited long enough."""
         gone: asyncio.Future[None] = self._world.loop.create_future()
         patience_s = 60 + self._world.draw() * 400
@@ -223,7 +223,7 @@ class BuyerTask:
             return True
         return False
 
-    async def _request(self, life: Daemon, gone: asyncio.Future[None]) -> int | None:
+    async def _request(self, life: SimDaemon, gone: asyncio.Future[None]) -> int | None:
         goal = self._goal
         bodies = [{"type": "http.request", "body": goal.body, "more_body": False}]
         statuses: list[int] = []
@@ -269,20 +269,20 @@ class BuyerTask:
         return statuses[0] if statuses else None
 
 
-async def _depth_if_ready(life: Daemon, row: PaymentRow) -> int | None:
+async def _depth_if_ready(life: SimDaemon, row: PaymentRow) -> int | None:
     """Return how deep the payment's transaction is if its proof may be shown, else None."""
     context = life.fleet.context
     return context.depth(row) if context.is_ready(row) else None
 
 
 async def _take_answer(
-    life: Daemon, payment_id: str, response: HttpResponse, depth: int
+    life: SimDaemon, payment_id: str, response: HttpResponse, depth: int
 ) -> tuple[PaymentRow, Answered]:
     deliveries = life.fleet.deliveries(payment_id)
     return await deliveries.take_answer(payment_id, response, shown_depth=depth)
 
 
-async def _record_delivery(life: Daemon, payment_id: str, status: int) -> None:
+async def _record_delivery(life: SimDaemon, payment_id: str, status: int) -> None:
     await life.fleet.deliveries(payment_id).record_delivery(payment_id, status)
 
 

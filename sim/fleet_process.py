@@ -33,7 +33,7 @@ from payagent.store.db.unit import Connection
 from payagent.store.rows import fleet
 from payagent.store.rows.fleet import DaemonRow
 from sim.fixtures import account
-from sim.process import MERCHANTS_EVERY_BEATS, Daemon, Host, InlineReaders, InlineWriter
+from sim.process import MERCHANTS_EVERY_BEATS, Host, InlineReaders, InlineWriter, SimDaemon
 
 PAUSES_S = (2.0, 12.0, 12.0, 40.0, 200.0)
 """A lease is over after 10 s."""
@@ -166,7 +166,7 @@ class _Draws:
         return self._host.rng.randbytes(count).hex()
 
 
-class FleetProcess(Daemon):
+class FleetProcess(SimDaemon):
     """A daemon of a fleet on the host of this number."""
 
     _host: FleetHost

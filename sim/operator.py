@@ -18,7 +18,7 @@ from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import payments
 from sim.fixtures import ADA
-from sim.process import Daemon, DeadError
+from sim.process import DeadError, SimDaemon
 from sim.trace import Trace
 
 APP = "app_test"
@@ -33,7 +33,7 @@ class OperatorWorld(Protocol):
     story: Trace
     is_calm: bool
 
-    async def life(self) -> Daemon:
+    async def life(self) -> SimDaemon:
         """The daemon, as soon as it runs."""
 
 
@@ -93,7 +93,7 @@ class SimOperator:
                 if way:
                     await self._decide(world, life, way, row.id)
 
-    async def _decide(self, world: OperatorWorld, life: Daemon, way: str, payment_id: str) -> None:
+    async def _decide(self, world: OperatorWorld, life: SimDaemon, way: str, payment_id: str) -> None:
         by = Approver("token", APP)
         try:
             if way == "approve":

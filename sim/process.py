@@ -134,7 +134,7 @@ class InlineReaders(Readers):
 class InlineWriter:
     """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
 
-    def __init__(self, life: "Daemon", committer: Committer) -> None:
+    def __init__(self, life: "SimDaemon", committer: Committer) -> None:
         self._life = life
         self.committer = committer
         self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
@@ -164,7 +164,7 @@ class InlineWriter:
                 done.set_result(None)
 
 
-class Daemon:
+class SimDaemon:
     """A running daemon: its tasks, and the faults of its commits."""
 
     fleet: Fleet
@@ -247,7 +247,7 @@ class Daemon:
             await asyncio.sleep(self._host.beat_s * intervals)
 
 
-class SimProcess(Daemon):
+class SimProcess(SimDaemon):
     """A daemon alone on its ledger."""
 
     def __init__(self, host: Host) -> None:
