@@ -134,6 +134,10 @@ class AgentContext:
         """A consistent read of the ledger as it is now, for long reads."""
         return self._readers.snapshot()
 
+    def audited(self) -> AbstractContextManager[Connection]:
+        """The ledger as it is now, in a file, for checks of every row."""
+        return self._readers.audited()
+
     def room_problem(self) -> str | None:
         """Why the disk is about to be full; None while there is room."""
         return self._readers.room_problem()

@@ -159,6 +159,7 @@ PROBLEMS: dict[str, Problem] = {
         reasons={
             "file": ProblemReason("The file exists already"),
             "keystore": ProblemReason("A keystore exists already"),
+            "ledger": ProblemReason("The database has a ledger already", "Name an empty database."),
             "app": ProblemReason(
                 "An app with this name exists already",
                 "Choose another name, or give that app a new token: payagent app rotate-token NAME.",
@@ -505,6 +506,13 @@ PROBLEMS: dict[str, Problem] = {
         "transactions land or expire. Find out which purchases are paid. Then start over in another folder: "
         "`payagent init --restore FILE`.",
         money="Without the ledger payagent could pay twice, so it does not start.",
+        reasons={
+            "tables": ProblemReason(
+                "The database has no ledger",
+                "Check store.url. To move a ledger there: `payagent store copy --to URL`. For a new wallet: "
+                "`payagent store migrate --url URL`.",
+            ),
+        },
     ),
     "ledger_newer": Problem(
         503,

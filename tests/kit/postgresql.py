@@ -23,10 +23,10 @@ from kit.fleet import Record
 from payagent.store.db.committer import Checkpoint, Job, Ownership
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
-from payagent.store.db.opening import migrate, open_database
-from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import PostgresqlConnection
+from payagent.store.db.postgresql.migrate import bring_up_to_date
+from payagent.store.db.postgresql.move import write_file
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
@@ -74,7 +74,7 @@ class Server:
         with closing(PostgresqlConnection(self.url("postgres"))) as conn:
             conn.execute(f"CREATE DATABASE {_TEMPLATE}")
         with closing(PostgresqlConnection(self.url(_TEMPLATE))) as conn:
-            schema.create(conn)
+            bring_up_to_date(conn)
 
 
 @contextmanager
@@ -147,20 +147,6 @@ def ledger_at(url: str) -> OpenLedger:
     return opened
 
 
-_FIRST = ("apps", "intents", "invoices", "payments", "postings")
-"""Tables whose rows the guards of others look for, or take only before those of another."""
-
-
 def move_to_file(url: str, path: Path) -> None:
-    """Write a ledger on PostgreSQL into a new file, row by row, by the guards of the file."""
-    with closing(PostgresqlConnection(url)) as source, closing(open_database(path)) as target:
-        migrate(target)
-        target.execute("PRAGMA foreign_keys = OFF")
-        target.execute("BEGIN")
-        for name in (*_FIRST, *(name for name in schema.tables() if name not in _FIRST)):
-            table = schema.tables()[name]
-            columns = [column for column, _ in table.columns] + ["rowid"] * table.is_rowid
-            listed = ", ".join(f'"{column}"' for column in columns)
-            rows = source.execute(f"SELECT {listed} FROM {name} ORDER BY {table.number or '1'}")
-            target.executemany(f"INSERT INTO {name}({listed}) VALUES ({', '.join('?' * len(columns))})", rows)
-        target.execute("COMMIT")
+    """Write a ledger on PostgreSQL into a new file."""
+    write_file(url, path)

@@ -330,7 +330,7 @@ def _report(context: AgentContext, earlier_head: Head | None, reports: list[Veri
     found = 0
     head: Head | None = None
     yield '{"findings":['
-    with context.snapshot() as conn:
+    with context.audited() as conn:
         for result in verify(conn, Owner(config.own, config.network), earlier_head):
             if isinstance(result, AuditFinding):
                 found += 1

@@ -47,7 +47,7 @@ def failure(error: DatabaseError) -> Refused | None:
 
 
 @contextmanager
-def opening(path: Path) -> Iterator[None]:
+def opening(path: Path | str) -> Iterator[None]:
     """Inside this context, SQLite's errors about an unusable file become `store_failed`."""
     try:
         yield

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkstemp
 from typing import BinaryIO
@@ -64,12 +64,16 @@ class Readers:
             conn.execute("SELECT 1 FROM entries LIMIT 1").fetchone()  # the snapshot begins here
             yield conn
 
+    def audited(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A snapshot of a file, for checks of every row."""
+        return self.snapshot()
+
     @contextmanager
     def copied(self) -> Iterator[BinaryIO]:
         """The ledger as it is now, in an open file in SCRATCH that is already unlinked and so leaves nothing
         behind.
         """
-        handle, name = mkstemp(dir=_scratch(self._path.parent))
+        handle, name = mkstemp(dir=scratch(self._path.parent))
         with os.fdopen(handle, "rb") as file:
             try:
                 with closing(open_read_only(self._path)) as conn:
@@ -79,15 +83,16 @@ class Readers:
             yield file
 
 
-def make_scratch(folder: Path) -> Path:
+def makescratch(folder: Path) -> Path:
     """Create or empty the scratch folder. Call it only when nothing can be using it."""
-    scratch = _scratch(folder)
-    for leftover in scratch.iterdir():
+    made = scratch(folder)
+    for leftover in made.iterdir():
         leftover.unlink()
-    return scratch
+    return made
 
 
-def _scratch(folder: Path) -> Path:
-    scratch = folder / SCRATCH
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    return scratch
+def scratch(folder: Path) -> Path:
+    """The scratch folder beside a ledger; it is created if it is missing."""
+    made = folder / SCRATCH
+    made.mkdir(mode=0o700, exist_ok=True)
+    return made

@@ -66,17 +66,21 @@ def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
 
 
 @cache
+def known_migrations() -> tuple[str, ...]:
+    """The names of the migrations that this payagent knows, oldest first."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        return tuple(lacking_migrations(empty))
+
+
 def newest_migration() -> str:
     """The name of the last migration that this payagent knows."""
-    with closing(sqlite3.connect(":memory:")) as empty:
-        return lacking_migrations(empty)[-1]
+    return known_migrations()[-1]
 
 
 def require_known(conn: sqlite3.Connection) -> None:
     """Refused: `ledger_newer` if a newer payagent applied a migration that this one does not know."""
-    with closing(sqlite3.connect(":memory:")) as empty:
-        known = lacking_migrations(empty)
-    if newer := [one.name for one in migrations.applied(_database(conn)) if one.name not in known]:
+    applied = [one.name for one in migrations.applied(_database(conn))]
+    if newer := [name for name in applied if name not in known_migrations()]:
         raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")
 
 

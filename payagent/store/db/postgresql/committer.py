@@ -16,7 +16,7 @@ from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
-from payagent.store.db.postgresql.schema import missing_guards
+from payagent.store.db.postgresql.migrate import require_guards, require_known
 from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.seals import Sealer
 
@@ -60,8 +60,8 @@ class PostgresqlCommitter(Committer):
         }
         conn: Any = PostgresqlConnection(place, settings)
         on_failure.callback(conn.close)
-        if missing := missing_guards(conn):
-            raise Refused("ledger_tampered", f"the database lacks the triggers {', '.join(missing)}")
+        require_known(conn)
+        require_guards(conn)
         self._timeline = conn.timeline()
         return conn, PostgresqlSealer(conn)
 

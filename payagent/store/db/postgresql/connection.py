@@ -11,7 +11,7 @@ May import: core, store.db, sqlite3, psycopg. Never: retries a statement; cancel
 
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -26,6 +26,8 @@ from payagent.core.problems import Refused
 
 _PREPARED_MAX = 512
 """Prepared statements that a connection keeps, as on SQLite."""
+
+_STREAMED_ROWS = 1_000
 
 _TOKENS = re.compile(
     r"(?P<kept>'(?:[^']|'')*')|\?(?P<number>\d*)|(?P<hint> INDEXED BY \w+)|\b(?P<word>CROSS JOIN|json_array\()"
@@ -167,6 +169,16 @@ class PostgresqlConnection:
                 cursor.executemany(postgresql_text(sql), rows)
             except psycopg.Error as error:
                 raise _for_the_store(error) from error
+
+    def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query without values, by a cursor on the server. Inside a transaction."""
+        try:
+            with self._conn.cursor("rows") as cursor:
+                cursor.itersize = _STREAMED_ROWS
+                cursor.execute(postgresql_text(sql))
+                yield from cursor
+        except psycopg.Error as error:
+            raise _for_the_store(error) from error
 
     @property
     def in_transaction(self) -> bool:

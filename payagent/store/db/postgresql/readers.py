@@ -3,14 +3,16 @@
 May import: core, store.db. Never: writes.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any, BinaryIO
 
-from payagent.core.problems import Refused
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
-from payagent.store.db.readers import Readers
+from payagent.store.db.postgresql.move import write_file
+from payagent.store.db.readers import Readers, scratch
 
 _READ_ONLY = {"default_transaction_read_only": "on"}
 
@@ -45,10 +47,25 @@ class PostgresqlReaders(Readers):
             yield conn
 
     @contextmanager
+    def audited(self) -> Iterator[Any]:
+        """As a file: the checks of every row read one, also in other processes."""
+        with self._in_file() as path, Readers(path).snapshot() as conn:
+            yield conn
+
+    @contextmanager
     def copied(self) -> Iterator[BinaryIO]:
-        """Refused: `not_found`. The database's own tools copy it."""
-        yield from ()
-        raise Refused(
-            "not_found",
-            "the ledger is on PostgreSQL, so there is no file to copy. Copy it by the database's own tools",
-        )
+        """As on SQLite, written from a snapshot."""
+        with self._in_file() as path, path.open("rb") as file:
+            yield file
+
+    @contextmanager
+    def _in_file(self) -> Iterator[Path]:
+        """The ledger as it is now, in a file in SCRATCH that is removed at the end."""
+        handle, name = mkstemp(dir=scratch(self._path.parent))
+        os.close(handle)
+        path = Path(name)
+        try:
+            write_file(self._database, path)
+            yield path
+        finally:
+            path.unlink()

@@ -1,0 +1,134 @@
+"""Moves a ledger between a file and a database, row by row: numbers, texts and seals stay as they are.
+
+A ledger in a database is read in one snapshot, by a cursor on the server, while daemons go on. An empty database is
+filled in one commit. Its triggers are off until the end of that commit, and no other session can write meanwhile:
+rows of today would not pass them one by one, such as an attempt for an earlier invoice of its payment.
+
+May import: core, store.db, sqlite3. Never: writes to the ledger that it reads.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from payagent.core.problems import Refused
+from payagent.store.db import opening
+from payagent.store.db.fence import Gate, leave_gate, make_gate
+from payagent.store.db.heads import SELECT_HEADS
+from payagent.store.db.postgresql import schema
+from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.migrate import bring_up_to_date, require_guards, require_known
+from payagent.store.db.schema import newest_migration
+from payagent.store.db.seals import last_seal
+from payagent.store.db.triggers import TRIGGERS
+
+_OF_A_RUN = frozenset({"boot", "daemons", "gate"})
+"""Tables about running daemons: nothing of them is moved."""
+
+_BATCH_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class LastSigner:
+    """The host that moves a ledger, and its signer's records that were found in it: account to attempt."""
+
+    host: str
+    noted: Mapping[int, int] = field(default_factory=dict)
+
+
+def write_file(database: Database | str, path: Path) -> None:
+    """Write the ledger in a database into an empty file, in today's form. It has no -wal file beside it.
+
+    Refused: `ledger_tampered` if guards are missing in the database; `ledger_missing`, `ledger_newer`.
+    """
+    with closing(PostgresqlConnection(database)) as source:
+        source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        require_known(source)
+        require_guards(source)
+        opening.bring_up_to_date(path)
+        with closing(sqlite3.connect(path, isolation_level=None)) as target:
+            target.execute("BEGIN")
+            for trigger in TRIGGERS:
+                target.execute(f"DROP TRIGGER {trigger.name}")
+            for table in _moved():
+                target.executemany(_insert(table), source.stream(_select(table)))
+            target.execute(_RELEASED)
+            for trigger in TRIGGERS:
+                target.execute(trigger.sql)
+            target.execute("COMMIT")
+
+
+def fill(database: Database | str, path: Path, signer: LastSigner) -> None:
+    """Write a ledger of today's form from a file into an empty database, of whose tables this role is the owner.
+
+    `signer`: it may sign at once for the accounts whose record was found.
+    Refused: `already_exists/ledger`; `ledger_newer`; `store_failed` for a role that does not own the tables.
+    """
+    with (
+        closing(opening.open_read_only(path)) as source,
+        closing(PostgresqlConnection(database)) as target,
+    ):
+        bring_up_to_date(target)
+        target.execute("BEGIN")
+        for name in schema.tables():
+            target.execute(f"ALTER TABLE {name} DISABLE TRIGGER USER")
+        for name in schema.tables().keys() - {"gate"}:
+            if target.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() is not None:  # noqa: S608  our own names
+                raise Refused(
+                    "already_exists/ledger", f"the table {name} of {database} has rows, so nothing was copied"
+                )
+        for table in _moved():
+            cursor = source.execute(_select(table))
+            while rows := cursor.fetchmany(_BATCH_ROWS):
+                target.executemany(_insert(table), rows)
+        _hand_over(target, signer)
+        target.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        for name in schema.tables():
+            target.execute(f"ALTER TABLE {name} ENABLE TRIGGER USER")
+        target.execute("COMMIT")
+        target.execute("ANALYZE")
+
+
+_RELEASED = "UPDATE accounts SET holder = NULL, until_ms = 0, proven_timeline = NULL"
+
+
+def _hand_over(target: PostgresqlConnection, signer: LastSigner) -> None:
+    """Write the gate, and who signed last for which account. A ledger of one daemon has no accounts yet."""
+    timeline = target.timeline()
+    target.execute(
+        "INSERT INTO accounts(account, address) SELECT 0, value FROM meta WHERE key = 'address' "
+        "ON CONFLICT DO NOTHING"
+    )
+    for account, noted in signer.noted.items():
+        target.execute(
+            "UPDATE accounts SET noted = ?1, last_signer = ?2, proven_timeline = ?3 "
+            "WHERE account = ?4 AND COALESCE(last_signer, ?2) = ?2",
+            (noted, signer.host, timeline, account),
+        )
+    make_gate(target, newest_migration(), timeline)
+    event_seq, event_hash, _ = target.execute(f"SELECT {SELECT_HEADS}").fetchone() or ()
+    leave_gate(target, Gate(event_seq, event_hash, *last_seal(target), timeline))
+
+
+def _moved() -> Iterator[schema.Table]:
+    """The tables that are moved, each after those that it refers to."""
+    tables = schema.tables()
+    order = TopologicalSorter({name: schema.parents(table) for name, table in tables.items()}).static_order()
+    return (tables[name] for name in order if name not in _OF_A_RUN)
+
+
+def _columns(table: schema.Table) -> list[str]:
+    return [f'"{name}"' for name, _ in table.columns] + ["rowid"] * table.is_rowid
+
+
+def _select(table: schema.Table) -> str:
+    return f"SELECT {', '.join(_columns(table))} FROM {table.name} ORDER BY {table.number or '1'}"  # noqa: S608
+
+
+def _insert(table: schema.Table) -> str:
+    columns = _columns(table)
+    marks = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table.name}({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  our own names
