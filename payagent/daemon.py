@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from socket import gethostname
 from urllib.parse import urlsplit
 
 import structlog
@@ -78,6 +77,7 @@ from payagent.settings.paths import (
     LEDGER_FILE,
     LINKS_KEY_FILE,
     WORDS_FILE,
+    host_of,
     passphrase_file,
     require_config_out_of_reach,
     sandbox_plan,
@@ -432,7 +432,7 @@ async def _running_in_fleet(
             stack.callback(record.close)
         me = DaemonRow(
             ports.new_id("daemon"),
-            f"{gethostname()}:{settings.data_dir}",  # whose signer's record an account's last attempt is in
+            host_of(settings),
             url,
             shared_settings_hash(settings),
             VERSION,

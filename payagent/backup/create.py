@@ -10,11 +10,31 @@ from payagent.backup.archive import KEYSTORE, LEDGER, VERSION, Manifest, measure
 from payagent.backup.staging import put, workshop, writing
 from payagent.backup.verify import Tell, checked
 from payagent.core.problems import Refused
-from payagent.secret_file import sync_folder
+from payagent.secret_file import read_secret_file, sync_folder
 from payagent.settings.schema import Settings
 from payagent.store.audit.copy import copy_ledger
+from payagent.store.db.engine import copy_to_file
 from payagent.store.db.opening import require_ledger
 from payagent.wallet.keystore import read_header
+
+
+def copy_of_ledger(settings: Settings, target: Path) -> None:
+    """Write the ledger into a new file, as it is at one moment, also while daemons run.
+
+    Refused: `ledger_missing`, `ledger_newer`, `ledger_tampered`, `store_failed`, `write_failed/backup`.
+    """
+    target.touch(mode=0o600)
+    if settings.store.url is not None:
+        copy_to_file(settings.store.url, target, store_password(settings))
+        return
+    ledger = settings.data_dir / LEDGER
+    require_ledger(ledger)
+    copy_ledger(ledger, target)
+
+
+def store_password(settings: Settings) -> str | None:
+    path = settings.store.password_file
+    return None if path is None else read_secret_file(path)
 
 
 def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:
@@ -23,8 +43,7 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
     Raises `file_invalid` when the ledger fails verification (no restore would accept it), `write_failed`,
     `already_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.
     """
-    ledger, keystore = settings.data_dir / LEDGER, settings.data_dir / KEYSTORE
-    require_ledger(ledger)
+    keystore = settings.data_dir / KEYSTORE
     read_header(keystore)
     if target.exists() or target.is_symlink():
         raise Refused("already_exists/file", f"{target} exists already")
@@ -32,7 +51,7 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
         tell("copying the ledger")
         (folder / KEYSTORE).touch(mode=0o600)
         (folder / KEYSTORE).write_bytes(keystore.read_bytes())
-        copy_ledger(ledger, folder / LEDGER)
+        copy_of_ledger(settings, folder / LEDGER)
         header, contents, head = checked(folder, tell)
         manifest = Manifest(
             version=VERSION,

@@ -72,6 +72,11 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
     than the config's, `already_exists` or `ledger_newer`.
     """
     data_dir = settings.data_dir
+    if settings.store.url is not None:
+        raise Refused(
+            "config_invalid",
+            "a backup is restored into a file: restore it without store.url, then `payagent store copy --to URL`",
+        )
     with undone_on_failure() as undo:
         make_private_folder(data_dir, undo)
         require_none(data_dir)

@@ -17,7 +17,6 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, opened
-from payagent.settings.paths import LEDGER_FILE
 from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.rows import apps, merchants
 from payagent.store.rows import limit_counters as spending
@@ -111,7 +110,7 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
     rows += [
         (token.asset, window, units) for token in from_file.assets for window, units in token.most_units.items()
     ]
-    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:  # else it has its own check
+    with suppress(Refused), opened(settings) as conn:  # else it has its own check
         rows += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
     for asset, window, units in dict.fromkeys(rows):
         bound = None if units is None else from_file.signed_less(Window(window), asset, units)
@@ -125,7 +124,7 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
 
 def _apps(settings: Settings) -> Iterator[Choice]:
     """Apps that pay without limits of their own: a stolen token could spend all that the wallet allows."""
-    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:
+    with suppress(Refused), opened(settings) as conn:
         bound = {limit.scope.app for limit in spending.limits(conn)}
         for app in apps.all_apps(conn):
             token = apps.last_token(conn, app.id)
@@ -139,7 +138,7 @@ def _apps(settings: Settings) -> Iterator[Choice]:
 
 
 def _no_merchants(settings: Settings) -> Iterator[Choice]:
-    with suppress(Refused), opened(settings.data_dir / LEDGER_FILE) as conn:
+    with suppress(Refused), opened(settings) as conn:
         if not settings.merchants and not merchants.all_merchants(conn):
             fix = "payagent merchants add NAME --origin https://HOST"
             yield "merchants", f"there is none, so nothing can be paid; start the daemon and run: {fix}"

@@ -1,16 +1,17 @@
 """The result of one check, the ledger opened for checks, and the wallet's address.
 
-May import: core, settings, store, wallet.keystore.
+May import: core, secret_file, settings, store, wallet.keystore.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from payagent.core.problems import Refused
-from payagent.settings.paths import KEYSTORE_FILE
+from payagent.secret_file import read_secret_file
+from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE
 from payagent.settings.schema import Settings
+from payagent.store.db.engine import read_fleet_store
 from payagent.store.db.opening import require_ledger
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection
@@ -52,13 +53,22 @@ def own_address(settings: Settings) -> str | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Connection]:
+def opened(settings: Settings) -> Iterator[Connection]:
     """A read-only connection. Raises `ledger_missing`, `ledger_newer` or `store_failed`."""
-    require_ledger(path)
+    path, url = settings.data_dir / LEDGER_FILE, settings.store.url
+    if url is None:
+        require_ledger(path)
     try:
-        with closing(Readers(path).conn) as conn:
+        readers = Readers(path) if url is None else read_fleet_store(url, settings.data_dir, password_of(settings))
+        with closing(readers.conn) as conn:
             yield conn
     except Refused:
         raise
-    except Exception as error:  # noqa: BLE001  whatever SQLite raises: only the store imports SQLite
-        raise Refused("store_failed", f"{path} cannot be read: {error}") from None
+    except Exception as error:  # noqa: BLE001  whatever the database raises: only the store imports its library
+        raise Refused("store_failed", f"{url or path} cannot be read: {error}") from None
+
+
+def password_of(settings: Settings) -> str | None:
+    """The password of `store.url`; None if it needs none."""
+    path = settings.store.password_file
+    return None if path is None else read_secret_file(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult, finding, opened, own_address
+from payagent.doctor.check_result import CheckResult, finding, opened, own_address, password_of
 from payagent.outbound.telegram import bot_token
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
@@ -36,6 +36,7 @@ from payagent.settings.paths import (
     written_by_daemon,
 )
 from payagent.settings.schema import Settings
+from payagent.store.db.engine import owns_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, events, journal, merchants, paired_chats
@@ -57,8 +58,11 @@ def _files(
     yield finding("config file", lambda: _config(settings, config, looked_for, environ))
     yield finding("data folder", lambda: _data_folder(data_dir))
     yield finding("keystore", lambda: _keystore(settings))
-    yield finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE))
-    yield _ledger(settings)
+    if settings.store.url is None:
+        yield finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE))
+        yield _ledger(settings)
+    else:
+        yield _database(settings, settings.store.url)
     yield finding("socket folder", lambda: _socket_folder(settings.api.socket.parent))
     yield finding("set at run time", lambda: _set_at_run_time(settings))
     yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
@@ -68,7 +72,7 @@ def _files(
         if target.secret_file is not None:
             yield finding(f"secret of {target.name}", partial(_target_secret, target.kind, target.secret_file))
         if target.kind == "telegram":
-            yield _chats(data_dir / LEDGER_FILE, target.name)
+            yield _chats(settings, target.name)
     if os.path.lexists(data_dir / LINKS_KEY_FILE):
         yield finding("links' key", lambda: _secret(data_dir / LINKS_KEY_FILE))
     for name, merchant in settings.merchants.items():
@@ -124,17 +128,32 @@ def _ledger_file(path: Path) -> str:
 def _ledger(settings: Settings) -> CheckResult:
     """Whether the ledger is sound. One that the next start migrates is not checked yet."""
     path = settings.data_dir / LEDGER_FILE
-    with suppress(Refused), opened(path) as conn:
+    with suppress(Refused), opened(settings) as conn:
         if lacking_migrations(conn):
             detail = f"{path} is from an older payagent: the daemon migrates it when it starts"
             return CheckResult("ledger", detail, is_warning=True)
     return finding("ledger", lambda: _books(settings))
 
 
+def _database(settings: Settings, url: str) -> CheckResult:
+    """Whether the database can be reached, has the tables and their guards, and keeps them from the daemon."""
+    try:
+        is_owner = owns_tables(url, password_of(settings))
+    except Refused as refused:
+        return CheckResult("database", refused.detail, refused)
+    detail = f"{url} has the tables and all triggers"
+    if is_owner:
+        detail = (
+            f"the daemon's role owns the tables of {url}, so it could switch their triggers off; make another "
+            "role for it, as docs/how-to/move-to-postgresql.md says"
+        )
+    return CheckResult("database", detail, is_warning=is_owner)
+
+
 def _books(settings: Settings) -> str:
     """Check the ledger read-only: triggers, balanced postings, unbroken event chain, right wallet."""
     path = settings.data_dir / LEDGER_FILE
-    with opened(path) as conn:
+    with opened(settings) as conn:
         missing, broken = missing_guards(conn), events.broken_event(conn)
         recorded = {key: about.meta(conn, key) for key in ("network", "address")}
         sums: dict[str, int] = {}
@@ -155,7 +174,7 @@ def _books(settings: Settings) -> str:
 
 def _set_at_run_time(settings: Settings) -> str:
     """Run-time settings, the config entries they override, and limits of merchants that are gone."""
-    with opened(settings.data_dir / LEDGER_FILE) as conn:
+    with opened(settings) as conn:
         limits, added = spending.limits(conn), merchants.all_merchants(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
     hidden = [name for name, merchant in settings.merchants.items() if name in names or merchant.origin in origins]
@@ -199,10 +218,10 @@ def _target_secret(kind: str, path: Path) -> str:
     return f"{path} exists and is private"
 
 
-def _chats(ledger: Path, target: str) -> CheckResult:
+def _chats(settings: Settings, target: str) -> CheckResult:
     """Whether a chat is paired with a Telegram target. The ledger has a check of its own."""
     paired = 0
-    with suppress(Refused), opened(ledger) as conn:
+    with suppress(Refused), opened(settings) as conn:
         paired = len(paired_chats.of_target(conn, target))
     if paired:
         return CheckResult(f"chats of {target}", f"{paired} paired")

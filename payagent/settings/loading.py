@@ -17,7 +17,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.settings.config_file import ENV_PREFIX, NOT_SETTINGS, Tree, default_paths, find_config, read_toml
 from payagent.settings.field_types import named
-from payagent.settings.schema import MerchantSettings, Settings, SettingsTable
+from payagent.settings.schema import MerchantSettings, Settings, SettingsTable, StoreSettings
 
 _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
@@ -52,6 +52,15 @@ def load_settings(
     except ValidationError as error:
         lines = [_explain(dict(item), path, environ, overrides or {}) for item in error.errors()]
     raise Refused("config_invalid", "\n".join(lines))
+
+
+def read_store_url(url: str) -> str:
+    """A URL for `store.url`. Refused `config_invalid` if it cannot be one, or has a password."""
+    try:
+        StoreSettings(url=url)
+    except ValidationError as error:
+        raise Refused("config_invalid", f"the URL of the database: {error.errors()[0]['msg']}") from None
+    return url
 
 
 def read_merchant(name: str, table: Mapping[str, object], network: str) -> MerchantSettings:

@@ -7,6 +7,7 @@ Never: reads a secret.
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from socket import gethostname
 
 from payagent import sandbox
 from payagent.core.problems import Refused
@@ -18,6 +19,12 @@ KEYSTORE_FILE = "keystore.json"
 LEDGER_FILE = "ledger.db"
 LINKS_KEY_FILE = "approval-links.key"
 """The key that signs approval links. It is in the data dir."""
+
+
+def host_of(settings: Settings) -> str:
+    """The name of this host in a fleet: whose signer's record an account's last attempt is in."""
+    return f"{gethostname()}:{settings.data_dir}"
+
 
 WORDS_FILE = "recovery-words.txt"
 """New recovery words that no terminal could show. `payagent init` leaves them in the data dir."""

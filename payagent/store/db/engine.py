@@ -1,12 +1,15 @@
-"""Opens a ledger on PostgreSQL for a daemon of a fleet.
+"""Opens a ledger on PostgreSQL, for a daemon of a fleet or a command beside it. Moves it to a file and back.
 
 May import: store.db. Never: imports psycopg for a file.
 """
 
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from payagent.store.db.committer import Checkpoint
 from payagent.store.db.fence import Seat
+from payagent.store.db.opening import opening
 from payagent.store.db.readers import Readers
 from payagent.store.db.writer import Writer
 
@@ -25,3 +28,56 @@ def open_fleet_store(
     database = Database(url, password)
     writer = Writer(PostgresqlCommitter(database, seat=seat, checkpoint=checkpoint))
     return writer, PostgresqlReaders(database, folder)
+
+
+def read_fleet_store(url: str, folder: Path, password: str | None) -> Readers:
+    """Reads of a ledger on PostgreSQL, for a command beside the daemons. `folder`: the wallet's data folder."""
+    from payagent.store.db.postgresql.connection import Database
+    from payagent.store.db.postgresql.readers import PostgresqlReaders
+
+    return PostgresqlReaders(Database(url, password), folder)
+
+
+def copy_to_file(url: str, path: Path, password: str | None) -> None:
+    """Write a ledger on PostgreSQL into an empty file, as it is at one moment.
+
+    Refused: `ledger_missing`, `ledger_newer`, `ledger_tampered`; `store_failed` without the database.
+    """
+    from payagent.store.db.postgresql.connection import Database
+    from payagent.store.db.postgresql.move import write_file
+
+    with opening(url):
+        write_file(Database(url, password), path)
+
+
+def copy_to_database(path: Path, url: str, password: str | None, host: str, noted: Mapping[int, int]) -> None:
+    """Fill an empty database, of whose tables this role is the owner, with a ledger of today's form.
+
+    `noted`: for each account of which `host` has the signer's record, the attempt in it; the ledger has it.
+    Refused: `already_exists/ledger`, `ledger_newer`, `store_failed`.
+    """
+    from payagent.store.db.postgresql.connection import Database
+    from payagent.store.db.postgresql.move import fill
+
+    with opening(url):
+        fill(Database(url, password), path, host, noted)
+
+
+def migrate_database(url: str) -> bool:
+    """Make the tables in an empty database. True if they were made. Refused: `ledger_newer`, `store_failed`."""
+    from payagent.store.db.postgresql.connection import PostgresqlConnection
+    from payagent.store.db.postgresql.migrate import bring_up_to_date
+
+    with opening(url), closing(PostgresqlConnection(url)) as conn:
+        return bring_up_to_date(conn)
+
+
+def owns_tables(url: str, password: str | None) -> bool:
+    """Whether the role of the URL owns the tables. Refused: as `copy_to_file`."""
+    from payagent.store.db.postgresql import migrate
+    from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+
+    with opening(url), closing(PostgresqlConnection(Database(url, password))) as conn:
+        migrate.require_known(conn)
+        migrate.require_guards(conn)
+        return migrate.owns_tables(conn)

@@ -83,7 +83,7 @@ class Readers:
             yield file
 
 
-def makescratch(folder: Path) -> Path:
+def make_scratch(folder: Path) -> Path:
     """Create or empty the scratch folder. Call it only when nothing can be using it."""
     made = scratch(folder)
     for leftover in made.iterdir():

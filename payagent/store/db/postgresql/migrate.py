@@ -3,6 +3,8 @@
 May import: core, store.db. Never: changes a database whose tables this role does not own.
 """
 
+from typing import Any
+
 from payagent.core.problems import Refused
 from payagent.store.db.fence import make_gate
 from payagent.store.db.opening import opening
@@ -10,7 +12,8 @@ from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.schema import known_migrations, newest_migration
 
-def bring_up_to_date(conn: PostgresqlConnection) -> bool:
+
+def bring_up_to_date(conn: Any) -> bool:
     """Make the schema in an empty database. True if it was made. This role becomes the owner of the tables.
 
     Refused: `ledger_newer`; `store_failed` if this role may not make tables.

@@ -1,8 +1,9 @@
 """Moves a ledger between a file and a database, row by row: numbers, texts and seals stay as they are.
 
-A ledger in a database is read in one snapshot, by a cursor on the server, while daemons go on. An empty database is
-filled in one commit. Its triggers are off until the end of that commit, and no other session can write meanwhile:
-rows of today would not pass them one by one, such as an attempt for an earlier invoice of its payment.
+A ledger in a database is read in one snapshot, by a cursor on the server, while daemons go on. An empty database
+is filled in one commit. Its triggers are off until the end of that commit, and no other session can write
+meanwhile: not every row of today would pass them one by one, such as an attempt for an earlier invoice of its
+payment.
 
 May import: core, store.db, sqlite3. Never: writes to the ledger that it reads.
 """
@@ -10,9 +11,9 @@ May import: core, store.db, sqlite3. Never: writes to the ledger that it reads.
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from payagent.core.problems import Refused
 from payagent.store.db import opening
@@ -29,14 +30,6 @@ _OF_A_RUN = frozenset({"boot", "daemons", "gate"})
 """Tables about running daemons: nothing of them is moved."""
 
 _BATCH_ROWS = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class LastSigner:
-    """The host that moves a ledger, and its signer's records that were found in it: account to attempt."""
-
-    host: str
-    noted: Mapping[int, int] = field(default_factory=dict)
 
 
 def write_file(database: Database | str, path: Path) -> None:
@@ -61,10 +54,11 @@ def write_file(database: Database | str, path: Path) -> None:
             target.execute("COMMIT")
 
 
-def fill(database: Database | str, path: Path, signer: LastSigner) -> None:
+def fill(database: Database | str, path: Path, host: str, noted: Mapping[int, int]) -> None:
     """Write a ledger of today's form from a file into an empty database, of whose tables this role is the owner.
 
-    `signer`: it may sign at once for the accounts whose record was found.
+    `noted`: for each account of which `host` has the signer's record, the attempt in it. The ledger has that
+    attempt, so the account may sign at once.
     Refused: `already_exists/ledger`; `ledger_newer`; `store_failed` for a role that does not own the tables.
     """
     with (
@@ -84,7 +78,7 @@ def fill(database: Database | str, path: Path, signer: LastSigner) -> None:
             cursor = source.execute(_select(table))
             while rows := cursor.fetchmany(_BATCH_ROWS):
                 target.executemany(_insert(table), rows)
-        _hand_over(target, signer)
+        _hand_over(target, host, noted)
         target.execute("SET CONSTRAINTS ALL IMMEDIATE")
         for name in schema.tables():
             target.execute(f"ALTER TABLE {name} ENABLE TRIGGER USER")
@@ -95,22 +89,23 @@ def fill(database: Database | str, path: Path, signer: LastSigner) -> None:
 _RELEASED = "UPDATE accounts SET holder = NULL, until_ms = 0, proven_timeline = NULL"
 
 
-def _hand_over(target: PostgresqlConnection, signer: LastSigner) -> None:
+def _hand_over(target: PostgresqlConnection, host: str, noted: Mapping[int, int]) -> None:
     """Write the gate, and who signed last for which account. A ledger of one daemon has no accounts yet."""
+    conn: Any = target
     timeline = target.timeline()
     target.execute(
         "INSERT INTO accounts(account, address) SELECT 0, value FROM meta WHERE key = 'address' "
         "ON CONFLICT DO NOTHING"
     )
-    for account, noted in signer.noted.items():
+    for account, attempt in noted.items():
         target.execute(
             "UPDATE accounts SET noted = ?1, last_signer = ?2, proven_timeline = ?3 "
             "WHERE account = ?4 AND COALESCE(last_signer, ?2) = ?2",
-            (noted, signer.host, timeline, account),
+            (attempt, host, timeline, account),
         )
-    make_gate(target, newest_migration(), timeline)
-    event_seq, event_hash, _ = target.execute(f"SELECT {SELECT_HEADS}").fetchone() or ()
-    leave_gate(target, Gate(event_seq, event_hash, *last_seal(target), timeline))
+    make_gate(conn, newest_migration(), timeline)
+    event_seq, event_hash, _ = conn.execute(f"SELECT {SELECT_HEADS}").fetchone()
+    leave_gate(conn, Gate(event_seq, event_hash, *last_seal(conn), timeline))
 
 
 def _moved() -> Iterator[schema.Table]:

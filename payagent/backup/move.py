@@ -1,0 +1,112 @@
+"""Moves the ledger from the file of one daemon to PostgreSQL, or back.
+
+Tokens and apps are in the ledger. A signer's record stays with its key, and the ledger is compared with it.
+May import: core, secret_file, settings, store, wallet.keystore, audit.finding, the rest of backup.
+Never: changes the ledger that it moves; moves one that a daemon uses.
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+from payagent.audit.finding import Head
+from payagent.backup.archive import KEYSTORE, LEDGER
+from payagent.backup.create import copy_of_ledger, store_password
+from payagent.backup.staging import put, workshop, writing
+from payagent.backup.verify import Tell, checked
+from payagent.core.problems import Refused
+from payagent.secret_file import sync_folder
+from payagent.settings.paths import host_of
+from payagent.settings.schema import Settings
+from payagent.store.audit.copy import Contents
+from payagent.store.db.engine import copy_to_database, migrate_database, read_fleet_store
+from payagent.store.db.lease import lease
+from payagent.store.db.opening import bring_up_to_date, open_read_only
+from payagent.store.db.signer_record import SignerFile, caught_up_at, lacks, signer_file
+from payagent.store.rows import fleet
+
+Moved = tuple[Contents, Head]
+"""What was moved, and its newest seal."""
+
+
+def move_to_database(settings: Settings, url: str, tell: Tell) -> Moved:
+    """Copy ledger.db into an empty database. The ledger is checked first, as for a backup.
+
+    Refused: `already_running`, `already_exists/ledger`, `ledger_behind`, `file_invalid`, and as `back_up`.
+    """
+    with (
+        lease(settings.data_dir, (LEDGER, KEYSTORE)),
+        writing(),
+        workshop(settings.data_dir / ".moving") as folder,
+    ):
+        moved = _staged(settings, folder, tell)
+        tell("writing to the database")
+        noted = _noted(settings, folder)
+        copy_to_database(folder / LEDGER, url, store_password(settings), host_of(settings), noted)
+    return moved
+
+
+def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
+    """Copy the ledger in the database of the config into a new file.
+
+    Refused: `already_running` if a daemon of the fleet is alive or came up meanwhile; `already_exists/file`,
+    `ledger_behind`, `file_invalid`, and as `back_up`.
+    """
+    if target.exists() or target.is_symlink():
+        raise Refused("already_exists/file", f"{target} exists already")
+    before = _unused(settings)
+    with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        moved = _staged(settings, folder, tell)
+        _noted(settings, folder)
+        if _unused(settings) != before:
+            raise Refused("already_running", "a daemon wrote to the database meanwhile, so nothing was copied")
+        put(folder / LEDGER, target)
+        sync_folder(target.parent)
+    return moved
+
+
+def make_tables(url: str) -> bool:
+    """Make the tables in an empty database, as the role of the URL. True if they were made.
+
+    Refused: `ledger_newer`, `store_failed`.
+    """
+    return migrate_database(url)
+
+
+def _staged(settings: Settings, folder: Path, tell: Tell) -> Moved:
+    """A copy of the ledger in today's form and of the keystore's file in a folder, checked."""
+    tell("copying the ledger")
+    (folder / KEYSTORE).touch(mode=0o600)
+    (folder / KEYSTORE).write_bytes((settings.data_dir / KEYSTORE).read_bytes())
+    copy_of_ledger(settings, folder / LEDGER)
+    bring_up_to_date(folder / LEDGER)
+    _, found, head = checked(folder, tell)
+    return found, head
+
+
+def _noted(settings: Settings, folder: Path) -> dict[int, int]:
+    """For each account of which this host has the signer's record: the attempt in it.
+
+    Refused: `ledger_behind` if the ledger lacks that attempt and no daemon has waited for it.
+    """
+    noted = {}
+    with closing(open_read_only(folder / LEDGER)) as conn:
+        for account in range(settings.wallet.accounts):
+            path = settings.data_dir / signer_file(account)
+            signed = SignerFile(path).read()
+            if signed is None:
+                continue
+            caught_up = caught_up_at(conn, signed, account)
+            if caught_up is None and lacks(conn, signed, account):
+                raise Refused("ledger_behind", f"{path} names the transaction {signed.tx_id}; the ledger lacks it")
+            noted[account] = signed.attempts if caught_up is None else caught_up
+    return noted
+
+
+def _unused(settings: Settings) -> object:
+    """What the last commit to the database left. Refused: `already_running` if a daemon of the fleet is alive."""
+    readers = read_fleet_store(settings.store.url or "", settings.data_dir, store_password(settings))
+    with closing(readers.conn) as conn:
+        clock_ms = fleet.database_ms(conn, 0)
+        if living := [one.host for one in fleet.all_daemons(conn) if fleet.is_living(one, clock_ms)]:
+            raise Refused("already_running", f"these daemons use the database: {', '.join(living)}")
+        return conn.execute("PRAGMA data_version").fetchone()
