@@ -51,8 +51,9 @@ def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
     Refused: `already_running` if a daemon of the fleet is alive or came up meanwhile; `already_exists/file`,
     `ledger_behind`, `file_invalid`, and as `back_up`.
     """
-    if target.exists() or target.is_symlink():
-        raise Refused("already_exists/file", f"{target} exists already")
+    for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm"))):
+        if path.exists() or path.is_symlink():  # a log of another ledger would be read into this one
+            raise Refused("already_exists/file", f"{path} exists already")
     before = _unused(settings)
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
         moved = _staged(settings, folder, tell)

@@ -1,0 +1,149 @@
+"""`payagent store`: a ledger goes to PostgreSQL and back, as the page about it says."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kit.cli import Result, Shop, checks, clean_environ, invoke, running, until
+from kit.pages import blocks
+from kit.postgresql import Server, needs_postgresql
+
+from payagent.devnet.server import DevnetThread
+from payagent.store.db.postgresql.connection import PostgresqlConnection
+
+pytestmark = needs_postgresql
+
+PAGE = "docs/how-to/move-to-postgresql.md"
+SERVICE, HOST = "/var/lib/payagent", "db.example"
+FUNDS_LOVELACE = 100_000_000
+
+
+@dataclass
+class Moved:
+    """A wallet whose ledger was moved to PostgreSQL. `owner`: the database's URL for the tables' owner."""
+
+    shop: Shop
+    owner: str
+    while_running: Result
+    said: Result
+    again: Result
+
+
+@pytest.fixture(scope="module")
+def moved(postgresql: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
+    with DevnetThread(block_time_s=1) as devnet:
+        shop = Shop(devnet, tmp_path_factory.mktemp("moved"))
+        with closing(shop.http):
+            for _ in range(3):
+                shop.control("faucet", address=shop.made["address"], lovelace=str(FUNDS_LOVELACE))
+            owner = made_by_the_page(postgresql)
+            with running(shop):
+                pay(shop, "on a file")
+                while_running = shop.payagent("store", "copy", "--to", owner)
+            _stop, copy, away, _check = blocks("Copy the ledger", PAGE)
+            said = run(copy, shop, {f"postgresql://payagent_owner@{HOST}/payagent": owner})
+            again = shop.payagent("store", "copy", "--to", owner)
+            run(away, shop, {SERVICE: str(shop.data_dir)})
+            with shop.config.open("a") as config:
+                config.write(f'[store]\nurl = "{owner.replace("payagent_owner", "payagent")}"\n')
+            yield Moved(shop, owner, while_running, said, again)
+
+
+def made_by_the_page(server: Server) -> str:
+    """The URL of the page's database for its owner, with tables."""
+    roles, privileges = blocks("Make the database", PAGE, "sql")
+    execute(server.url("postgres"), roles)
+    here = server.tcp_url(server.url("payagent")).replace("postgres@", "payagent_owner@")
+    execute(here, privileges)
+    (make,) = blocks("Make the database", PAGE)
+    words = make.split()
+    made = invoke(*words[1:-1], here)
+    assert (made.code, made.json) == (0, {"made": True}), made.err
+    assert invoke(*words[1:-1], here).json == {"made": False}
+    return here
+
+
+def execute(url: str, statements: str) -> None:
+    with closing(PostgresqlConnection(url)) as conn:
+        for statement in filter(str.strip, statements.split(";\n")):
+            conn.execute(statement)
+
+
+def run(block: str, shop: Shop, places: dict[str, str]) -> Result:
+    """Run a block of the page, with other places for those it names."""
+    for place, here in places.items():
+        assert place in block
+        block = block.replace(place, here)
+    environ = clean_environ() | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PAYAGENT_CONFIG": str(shop.config),
+    }
+    done = subprocess.run(
+        ["bash", "-ec", block], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def pay(shop: Shop, message: str) -> None:
+    until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+    paid = shop.payagent("pay", shop.saved(message), "--merchant", "t")
+    assert paid.code == 0, paid.err
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+
+
+def test_a_ledger_moves_only_while_no_daemon_uses_it_and_into_an_empty_database_alone(moved: Moved) -> None:
+    assert moved.while_running.problem == "already_running"
+    assert moved.said.json["payments"] == 1
+    assert moved.again.problem == "already_exists/ledger"
+
+
+def test_the_owner_of_the_tables_changes_no_row_of_a_moved_ledger(moved: Moved) -> None:
+    with closing(PostgresqlConnection(moved.owner)) as conn:
+        for statement in ("DELETE FROM events", "UPDATE attempts SET fee_lovelace = 1", "TRUNCATE seals"):
+            with pytest.raises(sqlite3.IntegrityError):
+                conn.execute(statement)
+
+
+def test_a_moved_ledger_pays_and_comes_back_with_the_same_seals_and_tokens(moved: Moved, tmp_path: Path) -> None:
+    shop = moved.shop
+    with running(shop):
+        *_, check = blocks("Copy the ledger", PAGE)
+        run(check, shop, {})
+        pay(shop, "on PostgreSQL")
+        verified = shop.payagent("ledger", "verify", "--head", moved.said.json["head"])
+        assert (verified.code, verified.json["findings"]) == (0, []), verified.err
+        assert verified.json["checked"]["payments"] == 2
+        assert shop.payagent("ledger", "reconcile").code == 0
+        exported = shop.payagent("ledger", "export", "--format", "jsonl").out
+        assert shop.payagent("ledger", "snapshot", tmp_path / "books.db").code == 0
+        with closing(sqlite3.connect(tmp_path / "books.db")) as books:
+            assert books.execute("SELECT COUNT(*) FROM v_payments").fetchone() == (2,)
+        backup = shop.payagent("backup", tmp_path / "wallet.tar")
+        assert (backup.code, backup.json["payments"]) == (0, 2), backup.err
+        in_use = shop.payagent("store", "copy", "--to", tmp_path / "ledger.db")
+        assert in_use.problem == "already_running"
+        assert checks(shop.config)["database"]["warning"] is False
+    restored = shop.config_of(tmp_path / "restored")
+    restored.write_text(without_database(restored))
+    assert invoke("restore", tmp_path / "wallet.tar", "--config", restored).code == 0
+
+    (back,) = blocks("Go back to a file", PAGE)
+    run(back, shop, {SERVICE: str(shop.data_dir)})
+    shop.config.write_text(without_database(shop.config))
+    with running(shop):
+        verified = shop.payagent("ledger", "verify", "--head", moved.said.json["head"])
+        assert (verified.code, verified.json["findings"]) == (0, []), verified.err
+        assert shop.payagent("ledger", "export", "--format", "jsonl").out == exported
+        pay(shop, "on a file again")
+        assert len(shop.payments()) == 3
+
+
+def without_database(config: Path) -> str:
+    return config.read_text().partition("[store]")[0]
