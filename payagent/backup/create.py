@@ -10,7 +10,8 @@ from payagent.backup.archive import KEYSTORE, LEDGER, VERSION, Manifest, measure
 from payagent.backup.staging import put, workshop, writing
 from payagent.backup.verify import Tell, checked
 from payagent.core.problems import Refused
-from payagent.secret_file import read_secret_file, sync_folder
+from payagent.secret_file import sync_folder
+from payagent.settings.loading import store_password
 from payagent.settings.schema import Settings
 from payagent.store.audit.copy import copy_ledger
 from payagent.store.db.engine import copy_to_file
@@ -30,11 +31,6 @@ def copy_of_ledger(settings: Settings, target: Path) -> None:
     ledger = settings.data_dir / LEDGER
     require_ledger(ledger)
     copy_ledger(ledger, target)
-
-
-def store_password(settings: Settings) -> str | None:
-    path = settings.store.password_file
-    return None if path is None else read_secret_file(path)
 
 
 def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from payagent.audit.finding import Head
 from payagent.backup.archive import KEYSTORE, LEDGER
-from payagent.backup.create import copy_of_ledger, store_password
+from payagent.backup.create import copy_of_ledger
 from payagent.backup.staging import put, workshop, writing
 from payagent.backup.verify import Tell, checked
 from payagent.core.problems import Refused
 from payagent.secret_file import sync_folder
+from payagent.settings.loading import store_password
 from payagent.settings.paths import host_of
 from payagent.settings.schema import Settings
 from payagent.store.audit.copy import Contents

@@ -1,6 +1,6 @@
 """The result of one check, the ledger opened for checks, and the wallet's address.
 
-May import: core, secret_file, settings, store, wallet.keystore.
+May import: core, settings, store, wallet.keystore.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
-from payagent.secret_file import read_secret_file
+from payagent.settings.loading import store_password
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE
 from payagent.settings.schema import Settings
 from payagent.store.db.engine import read_fleet_store
@@ -59,16 +59,12 @@ def opened(settings: Settings) -> Iterator[Connection]:
     if url is None:
         require_ledger(path)
     try:
-        readers = Readers(path) if url is None else read_fleet_store(url, settings.data_dir, password_of(settings))
+        readers = (
+            Readers(path) if url is None else read_fleet_store(url, settings.data_dir, store_password(settings))
+        )
         with closing(readers.conn) as conn:
             yield conn
     except Refused:
         raise
     except Exception as error:  # noqa: BLE001  whatever the database raises: only the store imports its library
         raise Refused("store_failed", f"{url or path} cannot be read: {error}") from None
-
-
-def password_of(settings: Settings) -> str | None:
-    """The password of `store.url`; None if it needs none."""
-    path = settings.store.password_file
-    return None if path is None else read_secret_file(path)

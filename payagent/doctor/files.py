@@ -13,7 +13,7 @@ from pathlib import Path
 from payagent.api.http.tls import server_context
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult, finding, opened, own_address, password_of
+from payagent.doctor.check_result import CheckResult, finding, opened, own_address
 from payagent.outbound.telegram import bot_token
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
@@ -24,6 +24,7 @@ from payagent.secret_file import (
     require_unchanged_by_others,
 )
 from payagent.settings.config_file import TOKEN_FILE
+from payagent.settings.loading import store_password
 from payagent.settings.paths import (
     CREDENTIAL_NAME,
     KEYSTORE_FILE,
@@ -138,7 +139,7 @@ def _ledger(settings: Settings) -> CheckResult:
 def _database(settings: Settings, url: str) -> CheckResult:
     """Whether the database can be reached, has the tables and their guards, and keeps them from the daemon."""
     try:
-        is_owner = owns_tables(url, password_of(settings))
+        is_owner = owns_tables(url, store_password(settings))
     except Refused as refused:
         return CheckResult("database", refused.detail, refused)
     detail = f"{url} has the tables and all triggers"

@@ -1,7 +1,7 @@
 """Merges the config file with the environment and flags, and validates the result (decision 0002).
 
 Start with `load_settings`.
-May import: pydantic, core, settings.config_file, settings.field_types, settings.schema.
+May import: pydantic, core, secret_file, settings.config_file, settings.field_types, settings.schema.
 Never: repeats a value in an error.
 """
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
+from payagent.secret_file import read_secret_file
 from payagent.settings.config_file import ENV_PREFIX, NOT_SETTINGS, Tree, default_paths, find_config, read_toml
 from payagent.settings.field_types import named
 from payagent.settings.schema import MerchantSettings, Settings, SettingsTable, StoreSettings
@@ -61,6 +62,12 @@ def read_store_url(url: str) -> str:
     except ValidationError as error:
         raise Refused("config_invalid", f"the URL of the database: {error.errors()[0]['msg']}") from None
     return url
+
+
+def store_password(settings: Settings) -> str | None:
+    """The password of `store.url`; None if it needs none."""
+    path = settings.store.password_file
+    return None if path is None else read_secret_file(path)
 
 
 def read_merchant(name: str, table: Mapping[str, object], network: str) -> MerchantSettings:

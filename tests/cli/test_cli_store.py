@@ -1,6 +1,7 @@
 """`payagent store`: a ledger goes to PostgreSQL and back, as the page about it says."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from kit.postgresql import Server, needs_postgresql
 
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.postgresql.connection import PostgresqlConnection
+from payagent.store.db.signer_record import LastSigned, SignerFile
 
 pytestmark = needs_postgresql
 
@@ -102,6 +104,30 @@ def test_a_ledger_moves_only_while_no_daemon_uses_it_and_into_an_empty_database_
     assert moved.while_running.problem == "already_running"
     assert moved.said.json["payments"] == 1
     assert moved.again.problem == "already_exists/ledger"
+
+
+def test_a_ledger_that_is_older_than_the_signers_record_is_not_moved(
+    moved: Moved, postgresql: Server, tmp_path: Path
+) -> None:
+    shop, data = moved.shop, tmp_path / "data"
+    data.mkdir(mode=0o700)
+    for path in (shop.data_dir / "keystore.json", *(shop.data_dir / "moved").iterdir()):
+        shutil.copy(path, data)
+    SignerFile(data / "signer.json").write(LastSigned(9, "ff" * 32, 1))
+    config = shop.config_of(data)
+    config.write_text(without_database(config))
+    empty = postgresql.tcp_url(postgresql.new_database("template0"))
+    assert invoke("store", "copy", "--to", empty, "--config", config).problem == "ledger_behind"
+    with closing(PostgresqlConnection(empty)) as conn:
+        assert conn.execute("SELECT to_regclass('apps')::text").fetchone() == (None,)
+
+
+def test_the_doctor_warns_of_a_daemon_that_owns_the_tables(moved: Moved, tmp_path: Path) -> None:
+    config = moved.shop.config_of(tmp_path / "data")
+    config.write_text(without_database(config) + f'[store]\nurl = "{moved.owner}"\n')
+    check = checks(config)["database"]
+    assert (check["ok"], check["warning"]) == (True, True)
+    assert "the daemon's role owns the tables" in check["detail"]
 
 
 def test_the_owner_of_the_tables_changes_no_row_of_a_moved_ledger(moved: Moved) -> None:
