@@ -22,7 +22,8 @@ from payagent.wallet.keystore import read_header
 def copy_of_ledger(settings: Settings, target: Path) -> None:
     """Write the ledger into a new file, as it is at one moment, also while daemons run.
 
-    Refused: `ledger_missing`, `ledger_newer`, `ledger_tampered`, `store_failed`, `write_failed/backup`.
+    Refused: `ledger_missing`, `tables_missing`, `ledger_newer`, `ledger_tampered`, `store_failed`,
+    `write_failed/backup`.
     """
     target.touch(mode=0o600)
     if settings.store.url is not None:

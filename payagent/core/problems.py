@@ -506,13 +506,6 @@ PROBLEMS: dict[str, Problem] = {
         "transactions land or expire. Find out which purchases are paid. Then start over in another folder: "
         "`payagent init --restore FILE`.",
         money="Without the ledger payagent could pay twice, so it does not start.",
-        reasons={
-            "tables": ProblemReason(
-                "The database has no ledger",
-                "Check store.url. To move a ledger there: `payagent store copy --to URL`. For a new wallet: "
-                "`payagent store migrate --url URL`.",
-            ),
-        },
     ),
     "ledger_newer": Problem(
         503,
@@ -771,6 +764,14 @@ PROBLEMS: dict[str, Problem] = {
         "Free or repair the disk. If that does not help, restart payagent. Nothing is signed meanwhile.",
         money="Committed payments are safe.",
         retryable=True,
+    ),
+    "tables_missing": Problem(
+        503,
+        2,
+        "The database has no ledger",
+        "Check store.url. To move a ledger there, run `payagent store copy --to URL`. For a new wallet, run "
+        "`payagent store migrate --url URL`.",
+        money="Without the ledger payagent could pay twice, so it does not start.",
     ),
     "terms_changed": Problem(
         409,

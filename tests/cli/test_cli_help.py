@@ -63,7 +63,7 @@ def test_completion_prints_the_script_of_the_shell(shell: str) -> None:
 
 def test_a_shell_gets_completions_of_commands_subcommands_and_options() -> None:
     for typed, completed in (
-        ("payagent st", "status"),
+        ("payagent sta", "status"),
         ("payagent wallet sp", "split"),
         ("payagent log --fo", "--follow"),
     ):

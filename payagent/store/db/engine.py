@@ -41,7 +41,7 @@ def read_fleet_store(url: str, folder: Path, password: str | None) -> Readers:
 def copy_to_file(url: str, path: Path, password: str | None) -> None:
     """Write a ledger on PostgreSQL into an empty file, as it is at one moment.
 
-    Refused: `ledger_missing`, `ledger_newer`, `ledger_tampered`; `store_failed` without the database.
+    Refused: `tables_missing`, `ledger_newer`, `ledger_tampered`; `store_failed` without the database.
     """
     from payagent.store.db.postgresql.connection import Database
     from payagent.store.db.postgresql.move import write_file

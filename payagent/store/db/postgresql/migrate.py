@@ -30,12 +30,12 @@ def bring_up_to_date(conn: Any) -> bool:
 
 
 def require_known(conn: PostgresqlConnection) -> None:
-    """Refused: `ledger_newer` if a newer payagent made or changed the tables; `ledger_missing` without tables.
+    """Refused: `ledger_newer` if a newer payagent made or changed the tables; `tables_missing` without tables.
 
     A daemon makes no tables: an empty ledger knows of no earlier payment.
     """
     if not _has_tables(conn):
-        raise Refused("ledger_missing/tables", "the database has no tables of payagent")
+        raise Refused("tables_missing", "the database has no tables of payagent")
     for (name,) in conn.execute("SELECT schema FROM gate"):
         if name not in known_migrations():
             raise Refused("ledger_newer", f"the database was changed by a newer payagent: {name}")

@@ -35,7 +35,7 @@ _BATCH_ROWS = 1_000
 def write_file(database: Database | str, path: Path) -> None:
     """Write the ledger in a database into an empty file, in today's form. It has no -wal file beside it.
 
-    Refused: `ledger_tampered` if guards are missing in the database; `ledger_missing`, `ledger_newer`.
+    Refused: `ledger_tampered` if guards are missing in the database; `tables_missing`, `ledger_newer`.
     """
     with closing(PostgresqlConnection(database)) as source:
         source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
