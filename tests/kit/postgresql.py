@@ -128,6 +128,12 @@ class Impatient(PostgresqlCommitter):
     _gate_tries = 1
 
 
+class Patient(PostgresqlCommitter):
+    """A daemon that asks for the gate twice while nobody gets through."""
+
+    _gate_tries = 2
+
+
 class Unfenced(PostgresqlCommitter):
     """A daemon with a bug: it runs jobs for accounts that it does not hold."""
 
