@@ -65,13 +65,13 @@ def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
     return [one.name for one in migrations.pending(_database(conn))]
 
 
-@cache
 def known_migrations() -> tuple[str, ...]:
     """The names of the migrations that this payagent knows, oldest first."""
     with closing(sqlite3.connect(":memory:")) as empty:
         return tuple(lacking_migrations(empty))
 
 
+@cache
 def newest_migration() -> str:
     """The name of the last migration that this payagent knows."""
     return known_migrations()[-1]
