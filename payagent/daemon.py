@@ -438,7 +438,7 @@ async def _running_in_fleet(
             VERSION,
             ports.clock.now_ms(),
         )
-        seat = Seat(me.id, me.host, records)
+        seat = Seat(me.id, me.host, records, is_synchronous=settings.store.synchronous)
         password = _secret(settings.store.password_file, redactor)
         database = settings.store.url or ""
         writer, readers = open_fleet_store(
