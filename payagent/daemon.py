@@ -457,7 +457,7 @@ def _open_store(
         writer = Writer(database, checkpoint=checkpoint, own=own)
         with opening(database):
             return (writer, Readers(database)), None
-    seat = Seat(ports.new_id("daemon"), host_of(settings), records)
+    seat = Seat(ports.new_id("daemon"), host_of(settings), records, is_synchronous=settings.store.synchronous)
     password = _secret(settings.store.password_file, redactor)
     store = open_fleet_store(
         settings.store.url, settings.data_dir, checkpoint=checkpoint, seat=seat, password=password

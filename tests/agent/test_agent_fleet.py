@@ -11,7 +11,6 @@ from kit.agent import ADA, APP, World, world_with_clock
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 
-from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.limits import set_limits
@@ -208,35 +207,6 @@ async def test_both_daemons_buy_prepaid_balance_from_its_home_account(
     row, _ = await one.fleet.order_topup(APP, "t", TopupGoal(world.origin, "lovelace", 20 * ADA, TOPUP))
     assert prepaid.pool(one.context.conn, row.pool_id).account == 1
     assert (await one.fleet.cancel_topup(row.id, APP)).stop_code is not None
-    ledger.require_whole()
-
-
-async def test_after_a_failover_nothing_is_signed_until_the_last_signers_record_was_found(
-    pair: Pair, ledger: SharedLedger
-) -> None:
-    one, two = pair
-    if ledger.url is not None:
-        pytest.skip("the database's timeline is its own")
-    for daemon in pair:
-        await daemon.pay(f"last of {daemon.accounts}")
-    for daemon in pair:
-        await daemon.fleet.keep_leases()
-        daemon.fail_over()
-    await two.die()
-    await end_leases(one, "b")
-    with pytest.raises(Refused) as refused:
-        await one.pay("too early")
-    assert refused.value.code == "ledger_behind"
-    await one.fleet.keep_leases()
-    assert one.accounts == [0, 1]
-    one.world.block()
-    await one.run_pass()
-    assert (await one.pay("its own record was found")).account == 0
-    assert one.fleet.held[1].agent.context.chain.unproven is not None
-    one.world.clock.ahead_ms += QUIET_MS + 1
-    await one.fleet.keep_leases()
-    await one.fleet.poll()
-    assert one.fleet.held[1].agent.context.chain.unproven is None
     ledger.require_whole()
 
 

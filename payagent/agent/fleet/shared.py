@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from payagent.agent.base.chain_view import QUIET_MS, ChainView
+from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import TopupSource, overlaid
 from payagent.agent.base.requests import (
     AdmittedPayment,
@@ -31,6 +31,7 @@ from payagent.agent.base.requests import (
     PrepaidQuote,
 )
 from payagent.agent.chain_sync.providers import ProviderSelection
+from payagent.agent.fleet import failover
 from payagent.agent.fleet.fleet import Fleet, FleetStatus, HeldAccount
 from payagent.agent.fleet.requests import (
     Outcome,
@@ -48,7 +49,6 @@ from payagent.core.invoice import is_batch
 from payagent.core.payment import UNSIGNED
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat, unproven
-from payagent.store.db.signer_record import lacks
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, events, fleet, intents, onchain, payments, prepaid, topups
 from payagent.store.rows.fleet import AdmissionRequest, DaemonRow, RequestKind
@@ -102,7 +102,7 @@ class SharedFleet(Fleet):
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
         self._renewed_s = self._loop.time()
-        self._unproven_from_ms: dict[int, int] = {}
+        self._behind_seq = 0
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
@@ -130,6 +130,7 @@ class SharedFleet(Fleet):
 
         def job(unit: Unit) -> None:
             clock_ms = fleet.database_ms(unit.conn, now_ms)
+            failover.note_awaited(unit, clock_ms)
             for one in fleet.all_daemons(unit.conn):
                 if fleet.is_living(one, clock_ms):
                     require_alike(one, self._me)
@@ -148,6 +149,7 @@ class SharedFleet(Fleet):
             fleet.register_daemon(unit, self._me)
 
         await self.context.write("join", job)
+        self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost = self._tell_lost
         await self.keep_leases()
 
@@ -156,9 +158,10 @@ class SharedFleet(Fleet):
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
-            def job(unit: Unit) -> int:
-                fleet.renew(unit, me, now_ms)
+            def job(unit: Unit) -> tuple[int, bool]:
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
+                failover.check_records(unit, self._seat, clock_ms)
+                fleet.renew(unit, me, now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
                 part = -(-len(rows) // max(living, 1))
@@ -168,12 +171,12 @@ class SharedFleet(Fleet):
                     if row.account not in held and (row.holder in (None, me) or row.until_ms < clock_ms)
                 ][: max(part - len(held), 0)]
                 self._seat.hold(unit, fleet.take_accounts(unit, me, free, now_ms) if free else {})
-                return part
+                return part, failover.prove(unit, self._seat, clock_ms)
 
-            part = await self.context.write("lease", job)
+            part, has_proven = await self.context.write("lease", job)
             self._renewed_s = self._loop.time()
             taken = sorted(self._seat.held.keys() - self.held.keys())
-            if await self._prove() or taken:
+            if has_proven or taken:
                 # its fence reads what the last commits wrote
                 await self.context.write("lease", lambda _unit: None)
             for account in taken:
@@ -188,27 +191,6 @@ class SharedFleet(Fleet):
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
                 if not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
-
-    async def _prove(self) -> bool:
-        """Let accounts sign again after a failover: the ledger may have lost its last commits. True if any may.
-
-        An account may sign once the record of its last signer was found in the ledger, which only that host can
-        do. Otherwise it waits until all that may have been signed has landed or expired.
-        """
-        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
-        rows = fleet.unproven_accounts(conn)
-        self._unproven_from_ms = {row.account: self._unproven_from_ms.get(row.account, now_ms) for row in rows}
-        proven = False
-        for row in rows:
-            is_ours = row.last_signer in (None, self._me.host)
-            is_found = is_ours and not lacks(conn, self._seat.records[row.account].read(), row.account)
-            is_over = not is_ours and now_ms >= self._unproven_from_ms[row.account] + QUIET_MS
-            if row.holder is not None and (is_found or is_over):
-                proven = True
-                job = partial(fleet.prove, holder=row.holder, account=row.account)
-                await self.context.write("lease", job)
-                log.warning("fleet.account_proven", account=row.account, by_record=is_found)
-        return proven
 
     def _note_proofs(self) -> None:
         for account, held in self.held.items():
@@ -298,6 +280,7 @@ class SharedFleet(Fleet):
         if seq != self._seq:
             changed, self._seq = events.payments_after(context.conn, self._seq), seq
             self._take_in_what_all_share()
+            self._begin_anew_if_behind()
             for name in sorted(changed | self._asked):
                 context.changes.notify(name)
         self._note_proofs()
@@ -324,6 +307,15 @@ class SharedFleet(Fleet):
             context.chain.external_spends = frozen
             if replace(context.config, own=config.own, account=config.account) != config:
                 context.adopt(front)
+
+    def _begin_anew_if_behind(self) -> None:
+        """Begin each account held here anew, as after a takeover: a daemon noticed that the ledger is behind."""
+        behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
+        if behind_seq > self._behind_seq:
+            self._behind_seq = behind_seq
+            for account, held in tuple(self.held.items()):
+                held.agent.context.is_lost = True
+                self._lose(account)
 
     def _serve_requests(self) -> None:
         now_ms = fleet.database_ms(self.context.conn, self.context.ports.clock.now_ms())
@@ -609,8 +601,8 @@ def require_alike(one: DaemonRow, me: DaemonRow) -> None:
     if one.config_hash != me.config_hash:
         raise Refused(
             "config_invalid",
-            f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments or "
-            "wallet. Nothing was changed. Give both the same values",
+            f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments, "
+            "wallet or store.synchronous. Nothing was changed. Give both the same values",
         )
 
 

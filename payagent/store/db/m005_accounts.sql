@@ -10,7 +10,8 @@ CREATE TABLE gate (
   seal_seq INTEGER NOT NULL,
   seal_hash TEXT NOT NULL,
   timeline INTEGER NOT NULL,
-  schema TEXT NOT NULL
+  schema TEXT NOT NULL,
+  system TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE daemons (
   id TEXT PRIMARY KEY,

@@ -158,13 +158,33 @@ def give_back(unit: Unit, holder: str, account: int) -> None:
     )
 
 
+def database_of(conn: sqlite3.Connection) -> dict[str, str]:
+    """The database's server and its timeline, as the gate has them."""
+    row = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
+    return {"system": str(row[0]), "timeline": str(row[1])}
+
+
 def prove(unit: Unit, holder: str, account: int) -> None:
-    """Record that the account's last signer was found in the ledger, as it is since the last failover."""
+    """Let an account sign: the ledger has all that was signed for it before the last failover."""
     unit.conn.execute(
         "UPDATE accounts SET proven_timeline = (SELECT timeline FROM gate WHERE one = 1) "
         "WHERE account = ? AND holder = ?",
         (account, holder),
     )
+
+
+def hosts_compared(conn: sqlite3.Connection, after_seq: int) -> set[str]:
+    """The hosts that compared their signer's records with the ledger since an event."""
+    rows = conn.execute(
+        "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?",
+        (after_seq,),
+    )
+    return {host for (host,) in rows}
+
+
+def unprove_all(unit: Unit) -> None:
+    """Let no account sign, from this commit on, at any daemon."""
+    unit.conn.execute("UPDATE accounts SET proven_timeline = NULL")
 
 
 def is_noted(conn: sqlite3.Connection, attempt: int | None, account: int) -> bool:

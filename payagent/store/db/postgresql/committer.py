@@ -15,10 +15,12 @@ from typing import Any
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
+from payagent.store.db.postgresql import server
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
 from payagent.store.db.postgresql.migrate import require_guards, require_known
 from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.seals import Sealer
+from payagent.store.db.signer_record import DatabaseMark
 
 _GATE_WAIT_MS = 1_500
 _DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -62,8 +64,22 @@ class PostgresqlCommitter(Committer):
         on_failure.callback(conn.close)
         require_known(conn)
         require_guards(conn)
-        self._timeline = conn.timeline()
+        self._meet(conn)
         return conn, PostgresqlSealer(conn)
+
+    def _meet(self, conn: PostgresqlConnection) -> None:
+        """Use a new connection. Refused: `config_invalid`, with what is wrong with the server."""
+        server.require_direct(conn)
+        if self._seat is not None and self._seat.is_synchronous:
+            server.require_synchronous(conn)
+        records = {} if self._seat is None else self._seat.records
+        system, timeline = conn.system(), conn.timeline()
+        server.require_own_ledger(conn, system, records)
+        server.require_newest_timeline(timeline, self._timeline, system, records)
+        self._system, self._timeline = system, timeline
+
+    def _mark(self) -> DatabaseMark | None:
+        return DatabaseMark(self._system, self._timeline, *self._signed_in)
 
     def tidy(self) -> None:
         """The server does so."""
@@ -76,7 +92,10 @@ class PostgresqlCommitter(Committer):
                 return
             try:
                 self.conn.connect()
-                self._timeline = self.conn.timeline()
+                self._meet(self.conn)
+            except Refused as refused:
+                self.conn.close()
+                raise Refused("store_failed", refused.detail) from None
             except sqlite3.OperationalError:
                 if delay_s is None:
                     raise

@@ -147,6 +147,16 @@ class PostgresqlConnection:
         )
         return int(now_ms)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the session is the server's own. A pooler gives out numbers of its own for its sessions."""
+        return self.execute("SELECT pg_backend_pid()").fetchone() == (self._conn.info.backend_pid,)
+
+    def system(self) -> str:
+        """The identifier of the server's data, which its standbys share."""
+        (system,) = self.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone() or ("",)
+        return str(system)
+
     def timeline(self) -> int:
         """The number of the server's history. It rises with each failover."""
         (file,) = self.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone() or ("0",)
