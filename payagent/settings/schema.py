@@ -497,9 +497,12 @@ _SHARED = ("network", "merchants", "limits", "approvals", "payments", "wallet")
 
 
 def shared_settings_hash(settings: Settings) -> str:
-    """SHA-256 of the settings that all daemons of a fleet share."""
-    tree = settings.model_dump(mode="json", by_alias=True, exclude_none=True, include={*_SHARED})
-    for merchant in tree["merchants"].values():
+    """SHA-256 of the settings that all daemons of a fleet share, without those that have their default.
+
+    So a newer payagent that has more settings agrees with an older one.
+    """
+    tree = settings.model_dump(mode="json", by_alias=True, exclude_defaults=True, include={*_SHARED})
+    for merchant in tree.get("merchants", {}).values():
         merchant.pop("api_key_file", None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
