@@ -66,12 +66,9 @@ def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
     return moved
 
 
-def make_tables(url: str) -> bool:
-    """Make the tables in an empty database, as the role of the URL. True if they were made.
-
-    Refused: `ledger_newer`, `store_failed`.
-    """
-    return migrate_database(url)
+def make_tables(url: str, daemon_role: str | None) -> bool:
+    """Make or migrate the tables, as the role of the URL (`store.db.engine.migrate_database`)."""
+    return migrate_database(url, daemon_role)
 
 
 def _staged(settings: Settings, folder: Path, tell: Tell) -> Moved:

@@ -498,10 +498,13 @@ _SHARED = ("network", "merchants", "limits", "approvals", "payments", "wallet")
 
 
 def shared_settings_hash(settings: Settings) -> str:
-    """SHA-256 of the settings that all daemons of a fleet share."""
+    """SHA-256 of the settings that all daemons of a fleet share, without those that have their default.
+
+    So a newer payagent that has more settings agrees with an older one.
+    """
     shared: Any = {**dict.fromkeys(_SHARED, True), "store": {"synchronous"}}
-    tree = settings.model_dump(mode="json", by_alias=True, exclude_none=True, include=shared)
-    for merchant in tree["merchants"].values():
+    tree = settings.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=shared)
+    for merchant in tree.get("merchants", {}).values():
         merchant.pop("api_key_file", None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

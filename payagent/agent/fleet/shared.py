@@ -124,7 +124,7 @@ class SharedFleet(Fleet):
     async def join(self) -> None:
         """Register this daemon and take its part of the accounts.
 
-        Refused: `config_invalid` if the fleet has another version, config or wallet.
+        Refused: `config_invalid` if the fleet has a newer version, or another config or wallet.
         """
         now_ms = self.context.ports.clock.now_ms()
 
@@ -591,12 +591,12 @@ class NoSigner:
 
 
 def require_alike(one: DaemonRow, me: DaemonRow) -> None:
-    """Refuse (`config_invalid`) to join a fleet whose living daemon has another version or config."""
-    if one.version != me.version:
+    """Refuse (`config_invalid`) to join a fleet whose living daemon has a newer version or another config."""
+    if _release(one.version) > _release(me.version):
         raise Refused(
             "config_invalid",
             f"the daemon on {one.host} runs payagent {one.version}, this is {me.version}. Nothing was changed. "
-            "Install the same version on both",
+            f"Install {one.version} here too",
         )
     if one.config_hash != me.config_hash:
         raise Refused(
@@ -604,6 +604,10 @@ def require_alike(one: DaemonRow, me: DaemonRow) -> None:
             f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments, "
             "wallet or store.synchronous. Nothing was changed. Give both the same values",
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _copy(source: ChainView, target: ChainView) -> None:

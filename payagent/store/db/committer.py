@@ -37,7 +37,7 @@ from payagent.store.db.fence import (
 )
 from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
-from payagent.store.db.schema import newest_migration
+from payagent.store.db.schema import migrations_after, newest_migration
 from payagent.store.db.seals import SEALED, Sealer
 from payagent.store.db.signer_record import (
     DatabaseMark,
@@ -288,8 +288,16 @@ class Committer:
         return Heads(*heads), self._sealer.last_rows(version)
 
     def _enter(self, seat: Seat) -> tuple[Heads, tuple[int, ...]]:
-        """Begin a commit of a fleet: lock the gate, then ask the fence. Each is a statement of its own."""
+        """Begin a commit of a fleet: lock the gate, then ask the fence. Each is a statement of its own.
+
+        Refused: `ledger_newer`, if a newer payagent changed the tables. Its daemons take the accounts over.
+        """
         self._gate = self._lock_gate()
+        try:
+            migrations_after(self._gate.schema)
+        except Refused:
+            seat.lose_all()
+            raise
         if self._gate.timeline != self._timeline:
             fail_over(self.conn, self._gate.timeline, self._timeline, is_synchronous=seat.is_synchronous)
         claims = claims_of(self.conn, seat.holder)
@@ -309,8 +317,8 @@ class Committer:
         """The last write of a commit of a fleet."""
         if self._gate is not None:
             seal_seq, seal_hash = self._sealer.head
-            gate = Gate(heads.event_seq, heads.event_hash, seal_seq, seal_hash, self._timeline)
-            leave_gate(self.conn, gate)
+            chains = (heads.event_seq, heads.event_hash, seal_seq, seal_hash)
+            leave_gate(self.conn, Gate(*chains, self._timeline, self._gate.schema))
 
     def _end(self) -> None:
         self.conn.execute("COMMIT")

@@ -17,6 +17,9 @@ from payagent.store.db.seals import last_seal
 from payagent.store.db.signer_record import LastSigned, SignerRecord, is_forgotten
 from payagent.store.db.unit import Unit
 
+LEASE_MS = 10_000
+"""A daemon that renewed within this time is living."""
+
 
 @dataclass(slots=True)
 class Seat:
@@ -105,16 +108,20 @@ class AccountClaim:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file."""
+    """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file.
+
+    `schema`: the newest migration of the tables.
+    """
 
     event_seq: int
     event_hash: str
     seal_seq: int
     seal_hash: str
     timeline: int
+    schema: str
 
 
-SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline FROM gate WHERE one = 1"
+SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline, schema FROM gate WHERE one = 1"
 
 
 def make_gate(conn: sqlite3.Connection, schema: str, timeline: int) -> None:

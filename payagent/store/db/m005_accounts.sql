@@ -19,6 +19,7 @@ CREATE TABLE daemons (
   url TEXT NOT NULL,
   config_hash TEXT NOT NULL,
   version TEXT NOT NULL,
+  schema TEXT NOT NULL,
   seen_at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE accounts (

@@ -6,7 +6,7 @@ May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -77,6 +77,14 @@ def newest_migration() -> str:
     return known_migrations()[-1]
 
 
+def migrations_after(name: str) -> tuple[str, ...]:
+    """The migrations that a ledger lacks whose newest one is this. Refused: `ledger_newer` if it is unknown."""
+    known = known_migrations()
+    if name not in known:
+        raise Refused("ledger_newer", f"the ledger was changed by a newer payagent: {name}")
+    return known[known.index(name) + 1 :]
+
+
 def require_known(conn: sqlite3.Connection) -> None:
     """Refused: `ledger_newer` if a newer payagent applied a migration that this one does not know."""
     applied = [one.name for one in migrations.applied(_database(conn))]
@@ -84,11 +92,14 @@ def require_known(conn: sqlite3.Connection) -> None:
         raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")
 
 
-def bring_up_to_date(conn: sqlite3.Connection) -> None:
-    """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`."""
+def bring_up_to_date(conn: sqlite3.Connection, without: Sequence[str] = ()) -> None:
+    """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`.
+
+    `without`: the last migrations, which are not run.
+    """
     require_known(conn)
     if lacking_migrations(conn):
-        migrations.apply(_database(conn))
+        migrations.apply(_database(conn), stop_before=without)
 
 
 def _database(conn: sqlite3.Connection) -> Database:

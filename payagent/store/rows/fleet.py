@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from payagent.store.db.fence import LEASE_MS as LEASE_MS
+from payagent.store.db.schema import newest_migration
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes
 
-LEASE_MS = 10_000
 RENEW_EVERY_S = 3
 """A daemon renews its leases this often. It may miss two renewals."""
 
@@ -70,10 +71,14 @@ def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
 
 
 def register_daemon(unit: Unit, one: DaemonRow) -> None:
-    """Add a daemon, as seen now. Its `seen_at_ms` counts only in a file."""
+    """Add a daemon of this payagent, as seen now. Its `seen_at_ms` counts only in a file."""
     unit.conn.execute(
-        "INSERT INTO daemons(id, host, url, config_hash, version, seen_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-        (one.id, one.host, one.url, one.config_hash, one.version, database_ms(unit.conn, one.seen_at_ms)),
+        "INSERT INTO daemons(id, host, url, config_hash, version, schema, seen_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(one.id, one.host, one.url, one.config_hash, one.version),
+            *(newest_migration(), database_ms(unit.conn, one.seen_at_ms)),
+        ),
     )
 
 

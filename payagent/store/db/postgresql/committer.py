@@ -4,7 +4,7 @@ The outcome of a commit is unknown if the connection is lost in it, or if the se
 missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
 taken again (`Seat.lose_all`).
 
-May import: core, store.db, sqlite3. Never: cancels a statement; waits for the gate without an end.
+May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for the gate without an end.
 """
 
 import sqlite3
@@ -12,15 +12,24 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import structlog
+
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
 from payagent.store.db.postgresql import server
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
-from payagent.store.db.postgresql.migrate import require_guards, require_known
+from payagent.store.db.postgresql.migrate import (
+    bring_up_to_date,
+    lacking,
+    owns_tables,
+    require_guards,
+)
 from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.seals import Sealer
 from payagent.store.db.signer_record import DatabaseMark
+
+log = structlog.get_logger("payagent.store")
 
 _GATE_WAIT_MS = 1_500
 _DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -37,6 +46,15 @@ _UNKNOWN = (
     "the database did not confirm a commit, so whether it took place is unknown. Nothing was sent for it. "
     "Ask again with the same key: what was committed is found"
 )
+
+
+def _migrate(conn: Any) -> None:
+    """Migrate the tables at the start of their owner. If that cannot be done yet, the older ones do."""
+    try:
+        bring_up_to_date(conn)
+    except Refused as refused:
+        conn.rollback()
+        log.warning("ledger.not_migrated", why=refused.detail)
 
 
 class PostgresqlCommitter(Committer):
@@ -62,7 +80,8 @@ class PostgresqlCommitter(Committer):
         }
         conn: Any = PostgresqlConnection(place, settings)
         on_failure.callback(conn.close)
-        require_known(conn)
+        if lacking(conn) and owns_tables(conn):
+            _migrate(conn)
         require_guards(conn)
         self._meet(conn)
         return conn, PostgresqlSealer(conn)

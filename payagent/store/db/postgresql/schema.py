@@ -102,6 +102,11 @@ def statements() -> Iterator[str]:
     for index in re.findall(r"CREATE (?:UNIQUE )?INDEX .*?;", _sql(), re.DOTALL):
         yield _expression(index.rstrip(";").replace("type = 'approval.asked',", "(type = 'approval.asked'),"))
     yield from references
+    yield from guards()
+
+
+def guards() -> Iterator[str]:
+    """Everything that watches over the rows of today's tables."""
     for table in tables().values():
         if table.number is not None and table.name not in _COUNTED_BY_US:
             yield from _numbering(table)
@@ -124,6 +129,20 @@ def parents(table: Table) -> set[str]:
 def create(conn: "PostgresqlConnection") -> None:
     """Make the schema in an empty database, inside a transaction."""
     for statement in statements():
+        conn.execute(statement)
+
+
+_GUARDING = """
+SELECT DISTINCT t.tgfoid::regproc::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace
+"""
+
+
+def replace_guards(conn: "PostgresqlConnection") -> None:
+    """Make the guards of today's tables in place of earlier ones, inside a transaction."""
+    for (function,) in conn.execute(_GUARDING).fetchall():
+        conn.execute(f"DROP FUNCTION {function} CASCADE")
+    for statement in guards():
         conn.execute(statement)
 
 
