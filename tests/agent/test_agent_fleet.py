@@ -14,6 +14,7 @@ from kit.postgresql import needs_postgresql
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import Approver
+from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
 from payagent.agent.topups.orders import TopupGoal
@@ -93,6 +94,46 @@ async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
         world.block()
     assert len(world.transactions()) == 1
     ledger.require_whole()
+
+
+async def lose_connection(daemon: FleetDaemon) -> None:
+    """As the writer does when it connects again."""
+    assert daemon.writer._committer._seat is not None
+    daemon.writer._committer._seat.lose_all()
+    await asyncio.sleep(0)
+
+
+async def test_an_account_lost_with_the_connection_is_left_to_the_others(pair: Pair, ledger: SharedLedger) -> None:
+    one, two = pair
+    await end_leases(one, "b")
+    await one.fleet.keep_leases()
+    assert one.accounts == [0, 1]
+    await lose_connection(one)
+    await two.fleet.keep_leases()  # there are two of them again
+    await one.fleet.keep_leases()
+    assert one.accounts == [0]
+    await end_leases(one, "a", is_dead=False)
+    await one.fleet.keep_leases()
+    await two.fleet.keep_leases()
+    assert (one.accounts, two.accounts) == ([0], [1])
+    ledger.require_whole()
+
+
+async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) -> None:
+    one, two = pair
+    parts = one.fleet._parts
+
+    async def start(account: int) -> HeldAccount:
+        await end_leases(two, "a")
+        await two.fleet.keep_leases()
+        await one.context.write("test", lambda _unit: None)
+        return await parts.start(account)
+
+    one.fleet._parts = replace(parts, start=start)
+    await lose_connection(one)
+    await end_leases(one, "b")
+    await one.fleet.keep_leases()
+    assert (one.accounts, two.accounts) == ([], [0, 1])
 
 
 async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(

@@ -163,7 +163,7 @@ class SharedFleet(Fleet):
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
             def job(unit: Unit) -> int:
-                fleet.renew(unit, me, now_ms)
+                fleet.renew(unit, me, sorted(self._seat.held), now_ms)
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
@@ -178,19 +178,18 @@ class SharedFleet(Fleet):
 
             part = await self.context.write("lease", job)
             self._renewed_s = self._loop.time()
-            taken = sorted(self._seat.held.keys() - self.held.keys())
+            taken = {one: epoch for one, epoch in sorted(self._seat.held.items()) if one not in self.held}
             if await self._prove() or taken:
                 # its fence reads what the last commits wrote
                 await self.context.write("lease", lambda _unit: None)
-            for account in taken:
-                epoch = self._seat.held.get(account)
+            for account, epoch in taken.items():
                 held = self.held[account] = await self._parts.start(account)
-                if self._seat.held.get(account) != epoch:  # lost while it started
+                if self._seat.held.get(account) != epoch:  # lost meanwhile
                     held.agent.context.is_lost = True
                     self._lose(account)
                     continue
                 self._note_proofs()
-                log.warning("fleet.account_taken", account=account, epoch=self._seat.held.get(account))
+                log.warning("fleet.account_taken", account=account, epoch=epoch)
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
                 if not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
