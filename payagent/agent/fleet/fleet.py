@@ -18,6 +18,7 @@ from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan, TopupRunner
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
+from payagent.core.problems import Refused
 from payagent.store.rows.topups import TopupRow
 
 
@@ -104,8 +105,12 @@ class Fleet:
         """As `Transfers.send`."""
         return await self._first().agent.transfers.send(app_id, to, asset, units, key)
 
-    async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
-        """As `Transfers.send_all`."""
+    async def send_all(
+        self, app_id: str, to: Address, key: str | None = None, account: int | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """As `Transfers.send_all`, from one account. Refused: `bad_request` if the wallet has no such account."""
+        if account is not None and account not in self.held:
+            raise no_account(account)
         return await self._first().agent.transfers.send_all(app_id, to, key)
 
     async def split(
@@ -133,3 +138,7 @@ class Fleet:
         if self.held == {0: self.front}:
             return self.front
         return self.held[self.context.payment(payment_id).account]
+
+
+def no_account(account: int) -> Refused:
+    return Refused("bad_request", f"the wallet has no account {account}", key="account")

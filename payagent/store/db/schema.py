@@ -67,11 +67,15 @@ def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
 
 def known_migrations() -> tuple[str, ...]:
     """The names of the migrations that this payagent knows, oldest first."""
-    with closing(sqlite3.connect(":memory:")) as empty:
-        return tuple(lacking_migrations(empty))
+    return _names(migrations)
 
 
 @cache
+def _names(known: Migrations) -> tuple[str, ...]:
+    with closing(sqlite3.connect(":memory:")) as empty:
+        return tuple(one.name for one in known.pending(_database(empty)))
+
+
 def newest_migration() -> str:
     """The name of the last migration that this payagent knows."""
     return known_migrations()[-1]

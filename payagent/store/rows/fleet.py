@@ -149,10 +149,17 @@ def _numbers(accounts: Sequence[int]) -> str:
     return ", ".join(str(int(one)) for one in accounts) or "NULL"
 
 
-def renew(unit: Unit, holder: str, now_ms: int) -> None:
-    """Renew the leases of a daemon, also one that is over: nobody has taken the account meanwhile."""
+def renew(unit: Unit, holder: str, held: Sequence[int], now_ms: int) -> None:
+    """Renew a daemon's leases of the accounts that it holds, also one that is over: nobody has taken it meanwhile.
+
+    An account that only its row calls the daemon's is left to whoever takes it: the daemon lost it with its
+    connection.
+    """
     now_ms = database_ms(unit.conn, now_ms)
-    unit.conn.execute("UPDATE accounts SET until_ms = ? WHERE holder = ?", (now_ms + LEASE_MS, holder))
+    unit.conn.execute(
+        f"UPDATE accounts SET until_ms = ? WHERE holder = ? AND account IN ({_numbers(held)})",  # noqa: S608
+        (now_ms + LEASE_MS, holder),
+    )
     unit.conn.execute("UPDATE daemons SET seen_at_ms = ? WHERE id = ?", (now_ms, holder))
 
 
