@@ -1,4 +1,4 @@
-"""`python -m kit.fleet_race URL SCOPE NUMBER UTXOS LIMIT_UNITS FIRST END STEP`: one of the daemons that admit at once.
+"""`python -m kit.fleet_race URL SCOPE NUMBER UTXOS LIMIT_UNITS FIRST END STEP`: a daemon that admits in a race.
 
 The real admission, in commits of up to 16, with a limit of the wallet, the app or the merchant (SCOPE). It prints
 what became of the purchases FIRST, FIRST + STEP and so on until END. A commit that did not get the gate is asked

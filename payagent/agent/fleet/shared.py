@@ -40,6 +40,7 @@ from payagent.agent.fleet.requests import (
     read_outcome,
 )
 from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan
 from payagent.core.address import Address, parse_address
@@ -411,7 +412,8 @@ class SharedFleet(Fleet):
             found = await self._ask(account, "pay", dump_payment_request(payment_request))
             return await self._once_signed(found["payment"]), found["is_new"]
 
-        return await self._trying(lambda: self._account_for(payment_request), pay)
+        row, is_new = await self._trying(lambda: self._account_for(payment_request), pay)
+        return await self._once_noted(row), is_new
 
     async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
         held = self._at(await self._account_for(payment_request))
@@ -587,6 +589,18 @@ class SharedFleet(Fleet):
 
     async def _once_signed(self, payment_id: str) -> PaymentRow:
         return await self.front.agent.lifecycle.once_signed(self.context.payment(payment_id))
+
+    async def _once_noted(self, row: PaymentRow) -> PaymentRow:
+        """The payment once its proof may be shown: its holder tells so just after it signed.
+
+        If the holder does not, because it died, the payment is answered without its proof.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SIGNING_PATIENCE_S):
+                while not row.is_noted:
+                    await self.context.changes.wait(row.id, POLL_S)
+                    row = self.context.payment(row.id)
+        return row
 
 
 class NoSigner:
