@@ -130,12 +130,6 @@ class SharedFleet(Fleet):
         now_ms = self.context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
-            clock_ms = fleet.database_ms(unit.conn, now_ms)
-            for one in fleet.all_daemons(unit.conn):
-                if fleet.is_living(one, clock_ms):
-                    require_alike(one, self._me)
-                else:
-                    fleet.forget_daemon(unit, one.id)
             for account, address in enumerate(self._addresses):
                 fleet.add_account(unit, account, address)
             for row in fleet.all_accounts(unit.conn):
@@ -146,11 +140,21 @@ class SharedFleet(Fleet):
                         f"{len(self._addresses)} accounts of this keystore. Use the fleet's recovery words, "
                         "keystore.account and wallet.accounts",
                     )
-            fleet.register_daemon(unit, self._me)
+            self._register(unit, now_ms)
 
         await self.context.write("join", job)
         self._seat.on_lost = self._tell_lost
         await self.keep_leases()
+
+    def _register(self, unit: Unit, now_ms: int) -> None:
+        """Add this daemon to those of the fleet, and forget the dead ones. Refused: as `join`."""
+        clock_ms = fleet.database_ms(unit.conn, now_ms)
+        for one in fleet.all_daemons(unit.conn):
+            if fleet.is_living(one, clock_ms):
+                require_alike(one, self._me)
+            else:
+                fleet.forget_daemon(unit, one.id)
+        fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 
     async def keep_leases(self) -> None:
         """Renew the leases, take what is free up to this daemon's part, and give back what is above it."""
@@ -158,6 +162,8 @@ class SharedFleet(Fleet):
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
             def job(unit: Unit) -> int:
+                if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
+                    self._register(unit, now_ms)  # another that joined took it for dead
                 fleet.renew(unit, me, now_ms)
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
@@ -263,6 +269,8 @@ class SharedFleet(Fleet):
     def note_settings(self, unit: Unit, config_hash: str) -> None:
         """Inside the commit of a reload: this daemon has other settings now."""
         fleet.set_config_hash(unit, self._me.id, config_hash)
+        unit.undo(partial(setattr, self, "_me", self._me))
+        self._me = replace(self._me, config_hash=config_hash)
 
     async def run(self) -> None:
         """Keep leases and poll, until cancelled. An error delays only the next run."""
