@@ -80,6 +80,17 @@ async def test_a_second_daemon_takes_its_part_of_the_accounts(pair: Pair, ledger
     ledger.require_whole()
 
 
+async def test_a_daemon_that_was_taken_for_dead_belongs_to_the_fleet_again(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    await end_leases(one, "b")
+    async with fleet_daemon(world, ledger, "c"):
+        assert [status.living for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
+        await two.fleet.keep_leases()
+        assert [status.living for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
+
+
 async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
     world: World, pair: Pair, ledger: SharedLedger
 ) -> None:

@@ -41,6 +41,7 @@ from payagent.agent.fleet.requests import (
     read_outcome,
 )
 from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan
 from payagent.core.address import Address, parse_address
@@ -135,13 +136,6 @@ class SharedFleet(Fleet):
         now_ms = self.context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
-            clock_ms = fleet.database_ms(unit.conn, now_ms)
-            failover.note_awaited(unit, clock_ms)
-            for one in fleet.all_daemons(unit.conn):
-                if fleet.is_living(one, clock_ms):
-                    require_alike(one, self._me)
-                else:
-                    fleet.forget_daemon(unit, one.id)
             for account, address in enumerate(self._addresses):
                 fleet.add_account(unit, account, address)
             for row in fleet.all_accounts(unit.conn):
@@ -152,12 +146,23 @@ class SharedFleet(Fleet):
                         f"{len(self._addresses)} accounts of this keystore. Use the fleet's recovery words, "
                         "keystore.account and wallet.accounts",
                     )
-            fleet.register_daemon(unit, self._me)
+            self._register(unit, now_ms)
 
         await self.context.write("join", job)
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost = self._tell_lost
         await self.keep_leases()
+
+    def _register(self, unit: Unit, now_ms: int) -> None:
+        """Add this daemon to those of the fleet, and forget the dead ones. Refused: as `join`."""
+        clock_ms = fleet.database_ms(unit.conn, now_ms)
+        failover.note_awaited(unit, clock_ms)
+        for one in fleet.all_daemons(unit.conn):
+            if fleet.is_living(one, clock_ms):
+                require_alike(one, self._me)
+            else:
+                fleet.forget_daemon(unit, one.id)
+        fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 
     async def keep_leases(self) -> None:
         """Renew the leases, take what is free up to this daemon's part, and give back what is above it."""
@@ -165,6 +170,8 @@ class SharedFleet(Fleet):
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
             def job(unit: Unit) -> tuple[int, bool]:
+                if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
+                    self._register(unit, now_ms)  # another that joined took it for dead
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
                 failover.check_records(unit, self._seat, clock_ms)
                 fleet.renew(unit, me, sorted(self._seat.held), now_ms)
@@ -249,6 +256,8 @@ class SharedFleet(Fleet):
     def note_settings(self, unit: Unit, config_hash: str) -> None:
         """Inside the commit of a reload: this daemon has other settings now."""
         fleet.set_config_hash(unit, self._me.id, config_hash)
+        unit.undo(partial(setattr, self, "_me", self._me))
+        self._me = replace(self._me, config_hash=config_hash)
 
     async def run(self) -> None:
         """Keep leases and poll, until cancelled. An error delays only the next run."""
@@ -421,7 +430,8 @@ class SharedFleet(Fleet):
             found = await self._ask(account, "pay", dump_payment_request(payment_request))
             return await self._once_signed(found["payment"]), found["is_new"]
 
-        return await self._trying(lambda: self._accounts_for(payment_request), pay)
+        row, is_new = await self._trying(lambda: self._accounts_for(payment_request), pay)
+        return await self._once_noted(row), is_new
 
     async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
         account, *_ = await self._accounts_for(payment_request)
@@ -621,6 +631,18 @@ class SharedFleet(Fleet):
 
     async def _once_signed(self, payment_id: str) -> PaymentRow:
         return await self.front.agent.lifecycle.once_signed(self.context.payment(payment_id))
+
+    async def _once_noted(self, row: PaymentRow) -> PaymentRow:
+        """The payment once its proof may be shown: its holder tells so just after it signed.
+
+        If the holder does not, because it died, the payment is answered without its proof.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SIGNING_PATIENCE_S):
+                while not row.is_noted:
+                    await self.context.changes.wait(row.id, POLL_S)
+                    row = self.context.payment(row.id)
+        return row
 
 
 class NoSigner:
