@@ -7,22 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.agent import ADA, APP, World, daily, world_with_clock
+from kit.agent import ADA, APP, DEVNET, World, daily, world_with_clock
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import HeldAccount
+from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
 from payagent.agent.topups.orders import TopupGoal
+from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, fleet, prepaid
+from payagent.store.rows import alerts, apps, fleet, prepaid
+from payagent.wallet.keys import derive, seed_from_words
 
+ELSEWHERE = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET).address
 TOPUP = TopupSource("POST", "/chat", '{"message": "more"}')
 TOKEN = "ab" * 28 + "55534454"
 Pair = tuple[FleetDaemon, FleetDaemon]
@@ -250,6 +254,21 @@ async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
         with pytest.raises(Refused) as refused:
             await daemon.pay("revoked")
         assert refused.value.code == "unauthorized"
+
+
+async def test_an_alert_about_the_wallet_counts_the_funds_of_all_accounts(
+    world: World, ledger: SharedLedger
+) -> None:
+    world.terms = replace(world.terms, wallet_below_lovelace=150 * ADA)
+    async with fleet_daemon(world, ledger, "a") as one:
+        await one.run_pass()
+        monitor = AlertMonitor(one.fleet.held[0].agent.context)
+        await monitor.run_once()
+        assert alerts.after(one.context.conn, 0) == []  # 110 and 70 ADA
+        await one.fleet.send(APP, ELSEWHERE, LOVELACE, 40 * ADA)
+        await monitor.run_once()
+        (alert,) = alerts.after(one.context.conn, 0)
+        assert (alert.kind, int(alert.facts["left"]) // ADA) == ("wallet_low", 139)
 
 
 async def test_both_daemons_buy_prepaid_balance_from_its_home_account(

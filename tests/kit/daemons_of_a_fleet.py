@@ -49,7 +49,7 @@ class Member:
             self.process.stderr.close()
 
 
-def furnish(folder: Path, devnet: DevnetThread, url: str, more: str = "") -> Path:
+def furnish(folder: Path, devnet: DevnetThread, url: str, more: str = "", accounts: int = len(ADDRESSES)) -> Path:
     """A daemon's folder: keystore and config."""
     data = folder / "data"
     data.mkdir(mode=0o700, parents=True)
@@ -62,7 +62,7 @@ def furnish(folder: Path, devnet: DevnetThread, url: str, more: str = "") -> Pat
         f'[[chain.providers]]\nkind = "blockfrost"\nbase_url = "{devnet.chain_url}"\n'
         f'[keystore]\npassphrase_file = "{folder}/passphrase"\n'
         f'[merchants.t]\norigin = "{devnet.merchant_url}"\npartner = "demo"\n'
-        f'[store]\nurl = "{url}"\n[wallet]\naccounts = {len(ADDRESSES)}\n{more}'
+        f'[store]\nurl = "{url}"\n[wallet]\naccounts = {accounts}\n{more}'
     )
     return folder
 

@@ -6,6 +6,7 @@ what they share; on a file it is that account's agent.
 May import: core, store, the rest of agent. Never: pays itself; writes a payment.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.agent.agent import Agent
@@ -19,6 +20,7 @@ from payagent.agent.topups.runner import TopupPlan, TopupRunner
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.problems import Refused
+from payagent.store.rows.fleet import AccountRow, DaemonRow, is_living
 from payagent.store.rows.topups import TopupRow
 
 
@@ -34,16 +36,22 @@ class HeldAccount:
 class FleetStatus:
     """A fleet as one of its daemons sees it.
 
-    `held`: the accounts that this daemon holds. `living`: how many daemons renewed within a lease. `accounts`: all
-    of them, each with its address and its holder's host. `lag_s`: seconds since this daemon renewed its leases.
-    `problem`: what keeps accounts from paying, or soon will.
+    `held`: the accounts that this daemon holds. `accounts`: all of them, with their leases. `daemons`: those that
+    registered and were not forgotten. `at_ms`: when both were read, by the database's clock. `lag_s`: seconds
+    since this daemon renewed its leases. `problem`: what keeps accounts from paying, or soon will.
     """
 
     held: tuple[int, ...]
-    living: int
-    accounts: tuple[tuple[int, str, str | None], ...]
+    accounts: tuple[AccountRow, ...]
+    daemons: tuple[DaemonRow, ...]
+    at_ms: int
     lag_s: float
     problem: str | None
+
+    @property
+    def living(self) -> Mapping[str, DaemonRow]:
+        """The daemons that renewed within a lease, by id."""
+        return {one.id: one for one in self.daemons if is_living(one, self.at_ms)}
 
 
 class Fleet:

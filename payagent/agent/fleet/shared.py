@@ -113,18 +113,16 @@ class SharedFleet(Fleet):
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
-        clock_ms = fleet.database_ms(conn, now_ms)
-        living = {one.id: one for one in fleet.all_daemons(conn) if fleet.is_living(one, clock_ms)}
-        hosts = {name: one.host for name, one in living.items()}
-        rows = fleet.all_accounts(conn)
-        accounts = tuple((row.account, row.address, hosts.get(row.holder or "")) for row in rows)
-        lag_s, free = self._loop.time() - self._renewed_s, [number for number, _, host in accounts if host is None]
+        at_ms, rows, daemons = fleet.database_ms(conn, now_ms), fleet.all_accounts(conn), fleet.all_daemons(conn)
+        living = {one.id for one in daemons if fleet.is_living(one, at_ms)}
+        free = [row.account for row in rows if row.holder not in living]
+        lag_s = self._loop.time() - self._renewed_s
         problem = None
         if lag_s * 1000 > fleet.LEASE_MS:
             problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
         elif free:
             problem = f"no daemon holds account {', '.join(map(str, free))}"
-        return FleetStatus(tuple(sorted(self.held)), len(living), accounts, lag_s, problem)
+        return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), at_ms, lag_s, problem)
 
     # --- joining, leases
 
