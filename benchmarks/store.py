@@ -4,7 +4,7 @@ All ledgers are measured in turn, one round after the other, so that what else t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.prepaid import Buyer
-from payagent.agent.base.requests import Ids, PaymentIntent
+from payagent.agent.base.requests import AdmittedPayment, Ids, PaymentIntent
 from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.admission import Admission
@@ -42,7 +42,7 @@ from payagent.core.policy import Scope, limits_of
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import about, apps, journal, payments
+from payagent.store.rows import apps, journal, payments
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.approvals import count_awaiting
 from payagent.store.rows.journal import EVERYTHING
@@ -51,8 +51,10 @@ from payagent.wallet.transaction import TxPlan, sign
 from payagent.wallet.utxo_index import UtxoIndex
 
 NETWORK = NETWORKS["devnet"]
-ACCOUNT = derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
+WORDS = "abandon " * 23 + "art"
 """The wallet of scripts/make_ledger."""
+
+ACCOUNT = derive(seed_from_words(WORDS), NETWORK)
 
 ORIGIN, APP = "https://merchant.example", "app_bot"
 PAID = (
@@ -75,11 +77,14 @@ Lines = dict[str, list[tuple[float, float]]]
 class Payer:
     """Admits, signs and follows payments by the agent's own jobs, on a writer of its own. The chain is made up."""
 
-    def __init__(self, path: Path, utxos: int, batch_target: int | None = None) -> None:
-        """The wallet has so many coins of which each pays one payment, and no other. What is bought are single
-        calls, or batches of so many."""
-        self._batch_target = batch_target
-        self.writer, self.readers = Writer(path), Readers(path)
+    def __init__(
+        self, place: Path | tuple[Writer, Readers], utxos: int, batch_target: int | None = None, account: int = 0
+    ) -> None:
+        """The account has so many coins of which each pays one payment, and no other. What is bought are single
+        calls, or batches of so many. `place`: a file, or an open ledger."""
+        self._batch_target, self._number = batch_target, account
+        self._account = derive(seed_from_words(WORDS), NETWORK, account)
+        self.writer, self.readers = (Writer(place), Readers(place)) if isinstance(place, Path) else place
         self.now_ms = SystemClock().now_ms()
         began_s = self.now_ms // 1000 - 1_000_000
         tip = Tip(50_000, 1_000_000, "ab" * 32, self.now_ms // 1000)
@@ -87,7 +92,7 @@ class Payer:
         wallet, one = limits_of(LOVELACE, WINDOWS), limits_of(LOVELACE, WINDOWS, Scope(APP, ORIGIN))
         self.terms = AgentConfig(
             network=NETWORK,
-            own=ACCOUNT.address,
+            own=self._account.address,
             merchants={ORIGIN: MerchantConfig("t", ORIGIN, "bench", None, "confirmed", 5, rules=RULES)},
             limits=(*wallet, *one),
             decimals={},
@@ -95,6 +100,7 @@ class Payer:
             void_depth=15,
             settle_depth=2160,
             min_window_s=120,
+            account=account,
         )
         self.utxos = UtxoIndex()
         self._admission = Admission.by(self.terms, self.utxos, self.chain)
@@ -102,31 +108,45 @@ class Payer:
 
     def do(self, job: Callable[[Unit], Any]) -> Any:
         """Run a job in a commit of its own; what it returned."""
-        return self.writer.submit("bench", job).result()
+        return self.writer.submit("bench", job, self._number).result()
 
     def _begin(self, unit: Unit, utxos: int) -> None:
-        if about.meta(unit.conn, "network") is None:
+        if not unit.conn.execute("SELECT 1 FROM apps").fetchone():
             apps.add_with_token(unit, APP, "bot", "0" * 64, ("pay", "read"), 1)
-        own = ACCOUNT.address.text
-        listed = [ChainUtxo(f"{n:064x}", 0, own, UTXO_LOVELACE, {}, None, False, False) for n in range(utxos)]
-        known = [row for row in queries.utxos(unit.conn) if row.state == "available"]
+        own, first = self._account.address.text, self._number << 32
+        ids = [f"{first + n:064x}" for n in range(utxos)]
+        listed = [ChainUtxo(one, 0, own, UTXO_LOVELACE, {}, None, False, False) for one in ids]
+        known = [
+            row for row in queries.utxos(unit.conn) if row.state == "available" and row.account == self._number
+        ]
         there = [
             ChainUtxo(c.tx_id, c.output_index, own, c.lovelace, dict(c.assets), None, False, False) for c in known
         ]
-        sync(unit, Listing((*there, *listed), frozenset()), self.utxos, self.now_ms)
+        listing = Listing((*there, *listed), frozenset())
+        sync(unit, listing, self.utxos, self.now_ms, account=self._number)
 
     def admit(self, number: int) -> TxPlan:
         """The commit that admits a payment."""
-        purchase = self._purchase(number)
-        admitted = self.do(lambda unit: self._admission.admit(unit, purchase, self.now_ms))
-        if admitted.plan is None:
-            raise RuntimeError(f"payment {number} was not admitted: {admitted}")
-        plan: TxPlan = admitted.plan
+        (plan,) = self.admit_at_once((number,))
         return plan
+
+    def admit_at_once(self, numbers: Iterable[int]) -> list[TxPlan]:
+        """The commits that admit payments which wait at the same time."""
+        purchases = [self._purchase(number) for number in numbers]
+        waiting = [self.writer.submit("bench", self._admitting(one), self._number) for one in purchases]
+        plans = []
+        for admitted in (one.result() for one in waiting):
+            if admitted.plan is None:
+                raise RuntimeError(f"a payment was not admitted: {admitted}")
+            plans.append(admitted.plan)
+        return plans
+
+    def _admitting(self, purchase: PaymentIntent) -> Callable[[Unit], AdmittedPayment]:
+        return lambda unit: self._admission.admit(unit, purchase, self.now_ms)
 
     def record(self, number: int, plan: TxPlan, cbor: bytes) -> None:
         """The commit that makes its signed bytes durable."""
-        own = ACCOUNT.address.raw
+        own = self._account.address.raw
         self.do(lambda unit: steps.record_attempt(unit, payment_id(number), plan, cbor, own, self.now_ms))
 
     def follow(self, number: int, plan: TxPlan) -> None:
@@ -167,7 +187,7 @@ class Payer:
             heard_at_ms=self.now_ms + 1,  # after the last batch was served
             max_total_units=None,
             min_window_s=120,
-            buyer=Buyer("bench", ACCOUNT.address.text),
+            buyer=Buyer("bench", self._account.address.text),
         )
 
 

@@ -78,7 +78,8 @@ class Server:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
+def server(more: str = "") -> Iterator[Server]:
+    """`more`: further options, which override those of the tests."""
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     data = folder / "data"
     if _OWNER is not None:
@@ -91,7 +92,7 @@ def server() -> Iterator[Server]:
             port = free.getsockname()[1]
         options = (
             f"-k {folder} -c listen_addresses=127.0.0.1 -p {port} -c fsync=off -c full_page_writes=off "
-            "-c max_wal_size=64MB -c synchronous_standby_names=nobody -c synchronous_commit=local"
+            f"-c max_wal_size=64MB -c synchronous_standby_names=nobody -c synchronous_commit=local {more}"
         )
         _run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
         try:

@@ -1,0 +1,36 @@
+"""The benchmark of a fleet: its daemons admit on both engines, and the ratio is judged. No time is asserted."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from kit.postgresql import Server, needs_postgresql
+
+from benchmarks import fleet
+from benchmarks.fleet import FILE, TCP, WAITING
+from benchmarks.measure import Spread
+from payagent.store.db.postgresql.connection import PostgresqlConnection
+
+pytestmark = needs_postgresql
+
+ADMITTED = "SELECT COUNT(*) FROM payments WHERE state = 'reserved'"
+
+
+def test_daemons_on_a_file_and_on_postgresql_admit_what_they_are_told(postgresql: Server, tmp_path: Path) -> None:
+    path, url = tmp_path / "ledger.db", postgresql.new_database()
+    places = ((str(path), 0), (postgresql.tcp_url(url), 1))
+    for place, account in places:
+        with fleet.running(place, account, 5) as daemon:
+            assert daemon.admit(4, 2) > 0
+            assert daemon.admit(1, 1) > 0
+    for conn in (sqlite3.connect(path), PostgresqlConnection(url)):
+        with closing(conn):
+            assert conn.execute(ADMITTED).fetchone() == (5,)
+
+
+def test_an_admission_on_postgresql_is_judged_beside_one_on_sqlite() -> None:
+    def holds(ms: float) -> bool:
+        (bound,) = fleet.as_part({(FILE, WAITING): Spread.of([1.0]), (TCP, WAITING): Spread.of([ms])}).bounds
+        return bound.holds
+
+    assert [holds(9.9), holds(10.1)] == [True, False]
