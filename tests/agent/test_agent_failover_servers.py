@@ -17,6 +17,8 @@ from kit.postgresql_pair import server_pair
 from payagent.agent.fleet import failover
 from payagent.core.aggregate import PaymentRow
 from payagent.core.problems import Refused
+from payagent.store.db.fence import Seat
+from payagent.store.db.postgresql.committer import PostgresqlCommitter
 
 pytestmark = needs_postgresql
 
@@ -103,6 +105,8 @@ async def test_an_asynchronous_failover_that_loses_a_payment_signs_nothing_befor
     with server_pair(is_synchronous=False) as servers:
         ledger = SharedLedger(world, servers.url)
         async with two_daemons(world, ledger, is_synchronous=False) as (one, two):
+            with pytest.raises(Refused, match="synchronous_standby_names is ''"):
+                PostgresqlCommitter(servers.url, seat=Seat("c", "host of c", {}, is_synchronous=True))
             servers.leave_standby_behind()
             lost = await pay(two, "lost with the primary")
             world.block()

@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import psycopg
 
 from kit.cli import until
 from kit.daemon import children
-from kit.postgresql import _BINARIES, _OWNER, _run, _user
+from kit.postgresql import _BINARIES, _OWNER, _run, _user, free_port
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.postgresql.migrate import bring_up_to_date
 
@@ -35,7 +34,7 @@ class ServerPair:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
         self._stack = stack
-        self._ports = [_free_port(), _free_port()]
+        self._ports = [free_port(), free_port()]
         folders = ",".join([str(folder)] * 2)
         self.url = f"postgresql://{_user()}@/postgres?host={folders}&port={','.join(map(str, self._ports))}"
         hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports)
@@ -132,8 +131,3 @@ def server_pair(*, is_synchronous: bool) -> Iterator[ServerPair]:
         made = ServerPair(folder, stack)
         made.start(is_synchronous)
         yield made
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])

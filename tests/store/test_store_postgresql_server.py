@@ -1,10 +1,8 @@
 """A daemon commits only to its own ledger on a server that keeps what the config claims."""
 
-import os
-import pwd
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from payagent.store.db.engine import copy_to_database, copy_to_file
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.signer_record import DatabaseMark, LastSigned
+from payagent.store.db.signer_record import DatabaseMark, lacks
 
 pytestmark = needs_postgresql
 
@@ -53,30 +51,84 @@ def signed_on(url: str) -> Iterator[tuple[Daemon, Record]]:
         yield one, record
 
 
-@pytest.mark.parametrize(
-    ("names", "commit", "told"),
-    [("", "on", "synchronous_standby_names is ''"), ("*", "local", "synchronous_commit is local")],
-)
-def test_a_claim_of_a_synchronous_standby_that_the_server_does_not_keep_is_refused(
-    url: str, names: str, commit: str, told: str
-) -> None:
-    database = url.partition("@/")[2].partition("?")[0]
-    execute(url, f"ALTER DATABASE {database} SET synchronous_commit = {commit}")
-    with settings(url, names):
-        assert told in refusal(url, is_synchronous=True)
-
-
-@contextmanager
-def settings(url: str, names: str) -> Iterator[None]:
-    """The server's `synchronous_standby_names`, for new sessions too."""
-    if names:
-        yield
-        return
-    execute(url, "ALTER SYSTEM SET synchronous_standby_names = ''")
-    yield
+def test_a_session_whose_commits_do_not_wait_for_the_standby_is_refused(url: str) -> None:
+    assert "synchronous_commit is local" in refusal(url, is_synchronous=True)
 
 
 @needs_pooler
 def test_a_pooler_is_refused(postgresql: Server, url: str) -> None:
     with pooler(postgresql.tcp_url(url)) as through:
         assert "leads to a pooler" in refusal(through)
+
+
+def test_the_record_has_the_database_and_the_end_of_its_chain(url: str) -> None:
+    with signed_on(url) as (one, record):
+        mark = record.last and record.last.database
+        assert mark is not None
+        assert (mark.system, mark.timeline) == (one.conn.system(), one.conn.timeline())
+        asked = "SELECT hash FROM events WHERE seq = ?"
+        assert one.conn.execute(asked, (mark.event_seq,)).fetchone() == (mark.event_hash,)
+
+
+def test_the_ledger_of_another_server_is_refused(url: str) -> None:
+    with signed_on(url) as (_, record):
+        pass
+    execute(url, "UPDATE gate SET system = '1'")
+    assert "belongs to the database server 1" in refusal(url, record)
+
+
+def test_a_second_database_for_one_wallet_is_refused(url: str, postgresql: Server) -> None:
+    with signed_on(url) as (_, record):
+        pass
+    assert record.last is not None
+    assert record.last.database is not None
+    elsewhere = replace(record.last, database=replace(record.last.database, system="1"))
+    second = postgresql.new_database()
+    assert "signed for account 0 on the database server 1" in refusal(second, Record(elsewhere))
+    with daemon_on(second, "new"):
+        pass  # a host that never signed
+
+
+def test_a_ledger_that_was_moved_is_used_with_the_record_of_its_old_server(
+    url: str, postgresql: Server, tmp_path: Path
+) -> None:
+    with signed_on(url) as (_, record):
+        pass
+    assert record.last is not None
+    assert record.last.database is not None
+    record.last = replace(record.last, database=replace(record.last.database, system="1"))
+    execute(url, "UPDATE gate SET system = '1'")
+    moved = postgresql.new_database("template0")
+    copy_to_file(url, tmp_path / "ledger.db", None)
+    copy_to_database(tmp_path / "ledger.db", moved, None, "host of one", {0: 1})
+    with closing(PostgresqlCommitter(moved, seat=Seat("one", "host of one", {0: record}))):
+        pass
+
+
+def test_an_old_primary_is_refused(url: str) -> None:
+    with signed_on(url) as (one, record):
+        mark = DatabaseMark(one.conn.system(), one.conn.timeline() + 1, 0, "")
+    assert record.last is not None
+    assert "it is an old primary" in refusal(url, Record(replace(record.last, database=mark)))
+
+
+def test_a_daemon_that_is_led_to_an_old_primary_commits_nothing(url: str) -> None:
+    with daemon_on(url, "one") as one:
+        one.committer._timeline += 1  # as if it had come back from the new primary
+        one.conn.close()
+        with pytest.raises(Refused, match="it is an old primary") as refused:
+            one.note("lost", account=None)
+        assert refused.value.code == "store_failed"
+        with pytest.raises(Refused, match="it is an old primary"):
+            one.note("lost", account=None)
+    with daemon_on(url, "two") as two:
+        assert two.notes() == []
+
+
+def test_a_record_with_another_past_than_the_ledger_is_ahead(url: str) -> None:
+    with signed_on(url) as (one, record):
+        assert record.last is not None
+        assert not lacks(one.conn, record.last)
+        assert record.last.database is not None
+        other = replace(record.last, database=replace(record.last.database, event_hash="0" * 64))
+        assert lacks(one.conn, other)
