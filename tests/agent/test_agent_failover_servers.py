@@ -2,16 +2,18 @@
 
 import asyncio
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from kit.agent import ADA, World, world_with_clock
 from kit.effort import IS_LONG
 from kit.failover import act, pay, refusals, signed, wait_quiet
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
-from kit.postgresql import needs_postgresql
+from kit.postgresql import Server, needs_postgresql
 from kit.postgresql_pair import server_pair
 
 from payagent.agent.fleet import failover
@@ -19,6 +21,7 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
+from payagent.store.db.postgresql.connection import PostgresqlConnection
 
 pytestmark = needs_postgresql
 
@@ -55,6 +58,15 @@ async def two_daemons(
             await daemon.fleet.keep_leases()
         world.block()
         yield one, two
+
+
+def put_back(database: str, server: Server, dump: Path) -> None:
+    """Put an old dump in the database's place, as its administrator."""
+    name = urlsplit(database).path[1:]
+    with closing(PostgresqlConnection(server.url("postgres"))) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    subprocess.run(["psql", "-q", "-d", database, "-f", dump], check=True, capture_output=True)
 
 
 async def connect_again(*daemons: FleetDaemon) -> None:
@@ -125,3 +137,26 @@ async def test_an_asynchronous_failover_that_loses_a_payment_signs_nothing_befor
             for daemon in here:
                 await pay(daemon, f"after the quiet time, by {daemon.accounts}")
         ledger.require_whole()
+
+
+async def test_a_database_put_back_from_an_old_dump_freezes_all_accounts_by_one_daemons_record(
+    world: World, postgresql: Server, tmp_path: Path
+) -> None:
+    database = postgresql.new_database()
+    ledger = SharedLedger(world, database)
+    async with two_daemons(world, ledger, is_synchronous=False) as (one, two):
+        dump = tmp_path / "old.sql"
+        subprocess.run(["pg_dump", "-d", database, "-f", dump], check=True)
+        lost = await pay(two, "after the dump")
+        world.block()
+        put_back(database, postgresql, dump)
+        await connect_again(one, two, one)
+        assert lost.attempt.tx_id not in attempts(one)
+        before = signed(one)
+        for daemon in (one, two):
+            assert await refusals(daemon) == {"ledger_behind"}
+        await wait_quiet(world, one, two)
+        assert signed(one) == before
+        for daemon in (one, two):
+            await pay(daemon, f"after the quiet time, by {daemon.accounts}")
+    ledger.require_whole()
