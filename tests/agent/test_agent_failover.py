@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, World, world_with_clock
+from kit.failover import act, pay, refusals, signed, wait_quiet
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 
-from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.fleet.failover import AWAITED_MS
-from payagent.core.aggregate import PaymentRow
-from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain
 
@@ -51,21 +49,6 @@ async def pair(world: World, ledger: SharedLedger) -> AsyncIterator[Pair]:
         yield one, two
 
 
-async def act(*daemons: FleetDaemon) -> None:
-    """What the daemons do again and again: renew, take in what others did, and read the chain."""
-    for daemon in daemons * 3:
-        await daemon.fleet.keep_leases()
-        await daemon.run_pass()
-
-
-async def wait_quiet(world: World, *daemons: FleetDaemon) -> None:
-    """Let the quiet time pass."""
-    await act(*daemons)
-    world.clock.ahead_ms += QUIET_MS + 2_000
-    world.block()
-    await act(*daemons)
-
-
 async def take_all(daemon: FleetDaemon, of: str) -> None:
     """Take a daemon's accounts, as if it had been silent for longer than its leases."""
 
@@ -76,28 +59,6 @@ async def take_all(daemon: FleetDaemon, of: str) -> None:
     await daemon.writer.run("test", job)
     await act(daemon)
     assert daemon.accounts == [0, 1]
-
-
-async def pay(daemon: FleetDaemon, message: str) -> PaymentRow:
-    """Pay from the first account that the daemon holds, and submit the transaction."""
-    agent = daemon.fleet.held[daemon.accounts[0]].agent
-    row, _ = await agent.pay(daemon.world.ask(message))
-    await agent.submitter.drain(10)
-    return daemon.context.payment(row.id)
-
-
-async def refusals(daemon: FleetDaemon) -> set[str]:
-    """Why no account that the daemon holds pays."""
-    codes = set()
-    for account in daemon.accounts:
-        with pytest.raises(Refused) as refused:
-            await daemon.fleet.held[account].agent.pay(daemon.world.ask(f"too early for {account}"))
-        codes.add(refused.value.code)
-    return codes
-
-
-def signed(daemon: FleetDaemon) -> int:
-    return int(daemon.context.conn.execute("SELECT COUNT(*) FROM attempts").fetchone()[0])
 
 
 async def test_after_a_failover_nothing_is_signed_until_each_daemon_has_compared_its_records(

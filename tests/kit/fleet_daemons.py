@@ -128,7 +128,7 @@ class FleetDaemon:
     async def die(self) -> None:
         """End at once, without giving anything back: nothing of it runs or commits any more."""
         await self.stand_still()
-        for held in self.fleet.held.values():
+        for held in tuple(self.fleet.held.values()):
             await held.agent.submitter.drain(10)
         self.writer.close()
 

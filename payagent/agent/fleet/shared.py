@@ -176,12 +176,15 @@ class SharedFleet(Fleet):
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
                 part = -(-len(rows) // max(living, 1))
+                lost = [row for row in rows if row.account not in held]
+                own = [row.account for row in lost if row.holder == me]  # nobody else takes these
                 free = [
                     row.account
-                    for row in rows
-                    if row.account not in held and (row.holder in (None, me) or row.until_ms < clock_ms)
-                ][: max(part - len(held), 0)]
-                self._seat.hold(unit, fleet.take_accounts(unit, me, free, now_ms) if free else {})
+                    for row in lost
+                    if row.holder != me and (row.holder is None or row.until_ms < clock_ms)
+                ]
+                wanted = own + free[: max(part - len(held) - len(own), 0)]
+                self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
                 return part, failover.prove(unit, self._seat, clock_ms)
 
             part, has_proven = await self.context.write("lease", job)
