@@ -18,6 +18,7 @@ from kit.recorded_sql import answers
 
 from payagent.store.db.engine import copy_to_database
 from payagent.store.db.postgresql.connection import PostgresqlConnection
+from payagent.store.db.postgresql.migrate import bring_up_to_date
 from payagent.store.db.postgresql.schema import missing_guards
 from payagent.store.db.readers import Readers
 
@@ -55,8 +56,11 @@ def asked() -> Asked:
 def lived(
     tmp_path_factory: pytest.TempPathFactory, postgresql: Server, asked: Asked
 ) -> Iterator[tuple[str, Past]]:
-    """The URL of a ledger on PostgreSQL, and the same ledger in a file."""
+    """The URL of a ledger on PostgreSQL, of a daemon whose role has only its rights, and the same in a file."""
     folder, url = tmp_path_factory.mktemp("lived"), postgresql.new_database()
+    with closing(PostgresqlConnection(url)) as operator:
+        operator.execute("CREATE ROLE daemon LOGIN")
+        bring_up_to_date(operator, "daemon")
     execute = PostgresqlConnection.execute
 
     def noting(conn: PostgresqlConnection, sql: str, values: Any = ()) -> Any:
@@ -65,7 +69,7 @@ def lived(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PostgresqlConnection, "execute", noting)
-        with past(folder, ledger_at(url)) as one:
+        with past(folder, ledger_at(re.sub("//[^@]*@", "//daemon@", url))) as one:
             patch.undo()
             move_to_file(url, folder / "moved.db")
             yield url, replace(one, path=folder / "moved.db")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli import Result, Shop, checks, clean_environ, invoke, running, until, write_private
+from kit.next_release import upgraded
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
 
@@ -129,6 +130,13 @@ def test_the_doctor_warns_of_a_daemon_that_owns_the_tables(moved: Moved, tmp_pat
     check = checks(config)["database"]
     assert (check["ok"], check["warning"]) == (True, True)
     assert "the daemon's role owns the tables" in check["detail"]
+
+
+def test_the_doctor_says_that_the_tables_lack_a_change(moved: Moved) -> None:
+    with upgraded():
+        check = checks(moved.shop.config)["database"]
+    assert (check["ok"], check["warning"]) == (True, True)
+    assert "once every daemon is upgraded, run `payagent store migrate`" in check["detail"]
 
 
 def test_the_owner_of_the_tables_changes_no_row_of_a_moved_ledger(moved: Moved) -> None:
