@@ -66,7 +66,7 @@ def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
     return moved
 
 
-def make_tables(url: str, daemon_role: str | None) -> bool:
+def make_tables(url: str, daemon_role: str | None = None) -> bool:
     """Make or migrate the tables, as the role of the URL (`store.db.engine.migrate_database`)."""
     return migrate_database(url, daemon_role)
 

@@ -56,6 +56,10 @@ def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
     else:
         terminal.line()
         _show_balances(terminal, answer["assets"])
+    if accounts := answer.get("accounts"):
+        terminal.line()
+        rows = [(str(row["account"]), row["holder"] or "nobody", row["address"]) for row in accounts]
+        terminal.table(("account", "held by", "address"), rows)
     if (problem := answer["chain"]["problem"]) is not None:
         terminal.say(f"Nothing can be spent now: {problem}")
 

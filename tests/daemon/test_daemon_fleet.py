@@ -4,11 +4,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 from kit.cli import until
 from kit.daemon import refused
-from kit.daemons_of_a_fleet import ADDRESSES, furnish, three
-from kit.http import NO_TLS
+from kit.daemons_of_a_fleet import ADDRESSES, asked, furnish, three
 from kit.postgresql import Server, move_to_file, needs_postgresql
 
 from payagent.audit.finding import AuditFinding
@@ -20,19 +18,6 @@ from payagent.devnet.server import DevnetThread
 from payagent.store.db.opening import open_read_only
 
 pytestmark = needs_postgresql
-
-
-def asked(devnet: DevnetThread, message: str) -> dict[str, object]:
-    """The merchant's 402 for a request, as a client forwards it."""
-    headers = {"X-Partner": "demo", "X-Wallet-Address": ADDRESSES[0]}
-    answer = httpx.post(
-        f"{devnet.merchant_url}/chat", json={"message": message}, headers=headers, verify=NO_TLS, trust_env=False
-    )
-    assert answer.status_code == 402
-    return {
-        "origin": devnet.merchant_url,
-        "response": {"status": 402, "headers": dict(answer.headers), "body": answer.json()},
-    }
 
 
 def test_three_daemons_pay_as_one_and_others_go_on_when_one_is_killed(tmp_path: Path, postgresql: Server) -> None:

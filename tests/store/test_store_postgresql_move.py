@@ -76,7 +76,7 @@ def test_a_filled_database_has_its_guards_and_goes_on_from_the_last_seal(file: P
 
 
 def test_a_database_with_rows_is_refused_and_unchanged(file: Path, url: str) -> None:
-    migrate_database(url, None)
+    migrate_database(url)
     with closing(PostgresqlConnection(url)) as conn:
         conn.execute("INSERT INTO meta(key, value) VALUES ('network', 'devnet')")
         with pytest.raises(Refused, match="the table meta") as refused:
@@ -110,10 +110,10 @@ def test_a_database_with_a_guard_switched_off_is_neither_copied_nor_verified(
 
 
 def test_tables_of_a_newer_payagent_are_refused(url: str, tmp_path: Path) -> None:
-    assert migrate_database(url, None)
+    assert migrate_database(url)
     with closing(PostgresqlConnection(url)) as conn:
         conn.execute("UPDATE gate SET schema = 'm999_later'")
-    for use in (lambda: migrate_database(url, None), lambda: copy_to_file(url, tmp_path / "back.db", None)):
+    for use in (lambda: migrate_database(url), lambda: copy_to_file(url, tmp_path / "back.db", None)):
         with pytest.raises(Refused, match="m999_later") as refused:
             use()
         assert refused.value.code == "ledger_newer"

@@ -63,7 +63,7 @@ def copy_to_database(path: Path, url: str, password: str | None, host: str, note
         fill(Database(url, password), path, host, noted)
 
 
-def migrate_database(url: str, daemon_role: str | None) -> bool:
+def migrate_database(url: str, daemon_role: str | None = None) -> bool:
     """Make the tables in an empty database, or run the migrations that they lack. True if any were lacking.
 
     `daemon_role` gets the rights of a daemon.

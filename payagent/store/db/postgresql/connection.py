@@ -180,6 +180,18 @@ class PostgresqlConnection:
             except psycopg.Error as error:
                 raise _for_the_store(error) from error
 
+    def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Add many rows to a table. Errors: as `execute`."""
+        try:
+            with (
+                self._conn.cursor() as cursor,
+                cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as to,
+            ):
+                for row in rows:
+                    to.write_row(row)
+        except psycopg.Error as error:
+            raise _for_the_store(error) from error
+
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query without values, by a cursor on the server. Inside a transaction."""
         try:

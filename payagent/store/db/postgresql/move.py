@@ -28,8 +28,6 @@ from payagent.store.db.seals import last_seal
 _OF_A_RUN = frozenset({"boot", "daemons", "gate"})
 """Tables about running daemons: nothing of them is moved."""
 
-_BATCH_ROWS = 1_000
-
 
 def write_file(database: Database | str, path: Path) -> None:
     """Write the ledger in a database into an empty file, in today's form. It has no -wal file beside it.
@@ -46,7 +44,9 @@ def write_file(database: Database | str, path: Path) -> None:
             for name, _ in triggers:
                 target.execute(f"DROP TRIGGER {name}")
             for table, columns in _moved(target):
-                target.executemany(_insert(table, columns), source.stream(_select(table, columns)))
+                marks = ", ".join("?" * len(columns))
+                insert = f"INSERT INTO {table.name}({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  our own names
+                target.executemany(insert, source.stream(_select(table, columns)))
             target.execute(_RELEASED)
             for _, sql in triggers:
                 target.execute(sql)
@@ -75,9 +75,7 @@ def fill(database: Database | str, path: Path, host: str, noted: Mapping[int, in
                     "already_exists/ledger", f"the table {name} of {database} has rows, so nothing was copied"
                 )
         for table, columns in _moved(source):
-            cursor = source.execute(_select(table, columns))
-            while rows := cursor.fetchmany(_BATCH_ROWS):
-                target.executemany(_insert(table, columns), rows)
+            target.copy_in(table.name, columns, source.execute(_select(table, columns)))
         _hand_over(target, host, noted)
         target.execute("SET CONSTRAINTS ALL IMMEDIATE")
         for name in schema.tables():
@@ -120,8 +118,3 @@ def _moved(file: sqlite3.Connection) -> Iterator[tuple[schema.Table, list[str]]]
 
 def _select(table: schema.Table, columns: list[str]) -> str:
     return f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY {table.number or '1'}"  # noqa: S608
-
-
-def _insert(table: schema.Table, columns: list[str]) -> str:
-    marks = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table.name}({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  our own names
