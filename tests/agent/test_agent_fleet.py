@@ -95,6 +95,21 @@ async def test_a_daemon_that_was_taken_for_dead_belongs_to_the_fleet_again(
         assert [status.living for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
 
 
+async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
+    world: World, ledger: SharedLedger
+) -> None:
+    async with fleet_daemon(world, ledger, "a") as one, fleet_daemon(world, ledger, "b") as two:
+        await one.fleet.look()
+        await one.fleet.poll()
+        assert not one.context.chain.is_ready(world.clock.now_ms())
+        await end_leases(two, "a")
+        await two.fleet.keep_leases()
+        await one.writer.run("test", lambda _unit: None)
+        await one.run_pass()
+        assert one.accounts == []
+        assert one.context.chain.is_ready(world.clock.now_ms())
+
+
 async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
     world: World, pair: Pair, ledger: SharedLedger
 ) -> None:

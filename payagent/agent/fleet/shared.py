@@ -308,8 +308,10 @@ class SharedFleet(Fleet):
     async def look(self) -> None:
         """Read the newest block while no account is held here: quotes and `readyz` need it."""
         if not self.held and (view := await self._providers.observe()) is not None:
+            chain = self.context.chain
             self.context.take_tip(view.tip)
-            self.context.chain.is_compared = True  # by the accounts' holders
+            chain.is_compared = True  # by the accounts' holders
+            chain.behind = chain.unproven = None  # as an account that was held here may have been
 
     def _take_in_what_all_share(self) -> None:
         """The config with what was changed at run time, and whether an external spend froze the wallet."""
