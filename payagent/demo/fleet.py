@@ -133,13 +133,13 @@ def _config_of(wallet: Made, base: Database, folder: Path) -> Path:
 
 def _open(first: Stage, daemons: Sequence[Daemon], say: Say) -> Sequence[Stage]:
     """Start the daemons, fund an account for each, and wait until each can pay."""
+    for daemon in daemons[1:]:
+        daemon.start()
     first.start_daemon()
     addresses = [row["address"] for row in first.api("GET", "/v1/wallet")["accounts"]]
     fleet = [replace(first, daemon=daemon, addresses=addresses) for daemon in daemons]
     for address in addresses:
         first.control("faucet", {"address": address, "lovelace": str(FUNDS_LOVELACE)})
-    for on in fleet[1:]:
-        on.daemon.start()
     for on in fleet:
         on.until(f"the daemon at {on.daemon.url} holds one account", partial(_holds_one, on))
     total = len(addresses) * FUNDS_LOVELACE

@@ -12,6 +12,7 @@ from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 
 from payagent.agent.base.config import TopupSource
+from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.operator.alerts import AlertMonitor
@@ -22,6 +23,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
+from payagent.dialects import make_response
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, apps, fleet, prepaid
 from payagent.wallet.keys import derive, seed_from_words
@@ -269,6 +271,29 @@ async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
         with pytest.raises(Refused) as refused:
             await daemon.pay("revoked")
         assert refused.value.code == "unauthorized"
+
+
+async def test_a_proof_that_was_answered_pending_waits_for_a_block_whichever_context_is_asked(
+    world: World, ledger: SharedLedger
+) -> None:
+    world.settings(confirmations=3)
+    merchant = replace(world.terms.merchants[world.origin], ready="auto")
+    world.terms = replace(world.terms, confirm_depth=3, merchants={world.origin: merchant})
+    async with fleet_daemon(world, ledger, "a") as one:
+        await one.run_pass()
+        row = await one.pay("hello")
+        await one.run_pass()
+        world.block()
+        await one.run_pass()
+        row = one.context.payment(row.id)
+        assert one.context.is_ready(row)
+        answer = world.call("hello", retry_headers(row, None, world.address))
+        pending = make_response(answer.status_code, dict(answer.headers), answer.text)
+        row, _ = await one.fleet.deliveries(row.id).take_answer(row.id, pending)
+        assert not one.context.is_ready(row)
+        world.block()
+        await one.run_pass()
+        assert one.context.is_ready(one.context.payment(row.id))
 
 
 async def test_an_alert_about_the_wallet_counts_the_funds_of_all_accounts(
