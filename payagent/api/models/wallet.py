@@ -79,7 +79,10 @@ class SendFunds(RequestBody):
     address: Annotated[object, WithJsonSchema({"type": "string"})]
     asset: Annotated[str, PlainValidator(_own_asset, json_schema_input_type=str)] = LOVELACE
     units: Annotated[GivenUnits, InSupply] = absent("How much to send.")
-    all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything.")
+    all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything of one account.")
+    account: Annotated[int, Field(ge=0)] = absent(
+        "With `all`: the account, of a fleet's `accounts`. Without it, the one that has most ADA."
+    )
 
     def destination(self, network: Network) -> Address:
         """Refused: `transfer_invalid`, and `bad_request` unless either `units` or `all` is given."""
@@ -87,6 +90,8 @@ class SendFunds(RequestBody):
             raise Refused("bad_request", "give either units or all", key="units")
         if {"all", "asset"} <= self.model_fields_set:
             raise Refused("bad_request", "all goes with no asset", key="all")
+        if {"units", "account"} <= self.model_fields_set:
+            raise Refused("bad_request", "account goes with all", key="account")
         with own_order(key="address"):
             return parse_address(self.address, network)
 
