@@ -92,9 +92,9 @@ async def test_a_daemon_that_was_taken_for_dead_belongs_to_the_fleet_again(
     one, two = pair
     await end_leases(one, "b")
     async with fleet_daemon(world, ledger, "c"):
-        assert [status.living for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
+        assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
         await two.fleet.keep_leases()
-        assert [status.living for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
+        assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
 
 
 async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
