@@ -97,7 +97,7 @@ from payagent.store.db.fence import Seat
 from payagent.store.db.lease import lease
 from payagent.store.db.opening import held_open, opening, require_ledger
 from payagent.store.db.readers import Readers, make_scratch
-from payagent.store.db.signer_record import SIGNER_FILE, SignerFile, signer_file
+from payagent.store.db.signer_record import SignerFile, signer_file
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import about, writes
@@ -266,8 +266,7 @@ async def _serve(
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
-    running = _running if settings.store.url is None else _running_in_fleet
-    async with running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url) as (
+    async with _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url) as (
         fleet,
         notifiers,
         heartbeat,
@@ -352,98 +351,21 @@ async def _running(
     egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
-    _url: str,
-) -> AsyncIterator[Running]:
-    """Run the agent and its scheduler, and stop them in an order that cuts nothing off."""
-    database = settings.data_dir / LEDGER_FILE
-    ports = Ports(SystemClock(), SystemRandomness())
-    record = SignerFile(settings.data_dir / SIGNER_FILE)
-    is_lost = threading.Event()
-    own = Ownership(ports.new_id("boot"), record, partial(_stop_without_lease, is_lost))
-    writer = Writer(database, checkpoint=checkpoint, own=own)
-    providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
-    merchants = MerchantClient(egress.transport())
-    targets: dict[str, TargetPort] = {}
-    try:
-        await _require_right_clock(providers, ports.clock.now_ms)
-        config = make_config(settings, account.address, redactor)
-        with opening(database):
-            readers = Readers(database)
-            await _bind(writer, readers, settings, account.address)
-            agent = Agent(config, ports, writer, readers, providers, signer)
-            recovery = Recovery(agent.context, record)
-            await recovery.begin()
-        intervals = DEVNET_INTERVALS if settings.is_devnet else NETWORK_INTERVALS
-        topups = TopupRunner(agent, merchants)
-        fleet = Fleet(HeldAccount(agent, topups))
-        bots: set[str] = set()
-        targets |= {one.name: _target(one, redactor, fleet, bots) for one in settings.notifications}
-        await take_targets(agent.context, list(targets))
-        notifiers = [Notifier(agent.context, one, targets[one.name], links) for one in settings.notifications]
-        scheduler = Scheduler(
-            agent,
-            ChainSync(agent, merchants),
-            AlertMonitor(agent.context),
-            topups,
-            recovery,
-            intervals,
-            notifiers,
-        )
-        scheduler.start()
-        chats = [asyncio.create_task(one.run()) for one in targets.values() if isinstance(one, TelegramTarget)]
-        try:
-            yield fleet, notifiers, scheduler.stale
-        finally:
-            for task in chats:
-                task.cancel()
-            await asyncio.gather(*chats, return_exceptions=True)
-            await scheduler.stop()
-    finally:
-        await merchants.aclose()
-        for target in targets.values():
-            await target.aclose()
-        for blockfrost in providers:
-            await blockfrost.aclose()
-        writer.close()
-        record.close()
-    if is_lost.is_set():
-        raise Refused("lease_lost", f"another daemon has opened {database}")
-
-
-@asynccontextmanager
-async def _running_in_fleet(
-    settings: Settings,
-    account: Account,
-    signer: SignerProcess,
-    links: ApprovalLinks | None,
-    egress: Egress,
-    redactor: Redactor,
-    checkpoint: Checkpoint,
     url: str,
 ) -> AsyncIterator[Running]:
-    """As `_running`, as one daemon of a fleet. The jobs of an account run while this daemon holds it.
+    """Run what pays and its jobs, and stop them in an order that cuts nothing off.
 
-    What is done once for all accounts runs beside account 0.
+    A daemon of a fleet runs the jobs of an account while it holds it. What is done once for all accounts runs
+    beside account 0.
     """
     ports, accounts = Ports(SystemClock(), SystemRandomness()), signer.accounts
+    is_lost = threading.Event()
     async with AsyncExitStack() as stack:
         records = {number: SignerFile(settings.data_dir / signer_file(number)) for number in range(len(accounts))}
         for record in records.values():
             stack.callback(record.close)
-        me = DaemonRow(
-            ports.new_id("daemon"),
-            host_of(settings),
-            url,
-            shared_settings_hash(settings),
-            VERSION,
-            ports.clock.now_ms(),
-        )
-        seat = Seat(me.id, me.host, records)
-        password = _secret(settings.store.password_file, redactor)
-        database = settings.store.url or ""
-        writer, readers = open_fleet_store(
-            database, settings.data_dir, checkpoint=checkpoint, seat=seat, password=password
-        )
+        store, seat = _open_store(settings, ports, records, is_lost, checkpoint, redactor)
+        writer, readers = store
         stack.callback(writer.close)
         providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
         for blockfrost in providers:
@@ -451,9 +373,11 @@ async def _running_in_fleet(
         merchants = MerchantClient(egress.transport())
         stack.push_async_callback(merchants.aclose)
         await _require_right_clock(providers, ports.clock.now_ms)
-        await _bind(writer, readers, settings, account.address)
         config = make_config(settings, account.address, redactor)
-        front = Agent(config, ports, writer, readers, providers, NoSigner())
+        with opening(settings.store.url or settings.data_dir / LEDGER_FILE):
+            await _bind(writer, readers, settings, account.address)
+            front = Agent(config, ports, writer, readers, providers, signer if seat is None else NoSigner())
+        first = HeldAccount(front, TopupRunner(front, merchants))
         schedulers: dict[HeldAccount, tuple[Scheduler, list[asyncio.Task[None]]]] = {}
 
         def visit(number: int) -> HeldAccount:
@@ -463,8 +387,7 @@ async def _running_in_fleet(
             agent = Agent(own, ports, writer, readers, (), own_signer, front.context)
             return HeldAccount(agent, TopupRunner(agent, merchants))
 
-        async def start(number: int) -> HeldAccount:
-            held = visit(number)
+        async def start(held: HeldAccount, number: int) -> HeldAccount:
             recovery = Recovery(held.agent.context, records[number])
             await recovery.begin()
             if is_first := number == 0:
@@ -493,22 +416,59 @@ async def _running_in_fleet(
         def stale() -> str | None:
             return next((why for scheduler, _ in schedulers.values() if (why := scheduler.stale())), None)
 
-        first = HeldAccount(front, TopupRunner(front, merchants))
-        addresses = tuple(one.address.text for one in accounts)
-        fleet = SharedFleet(first, me, seat, addresses, Parts(visit, start, stop))
+        if seat is None:
+            fleet = Fleet(first)
+        else:
+            me = DaemonRow(
+                *(seat.holder, seat.host, url, shared_settings_hash(settings), VERSION, ports.clock.now_ms())
+            )
+            addresses = tuple(one.address.text for one in accounts)
+            parts = Parts(visit, lambda number: start(visit(number), number), stop)
+            fleet = SharedFleet(first, me, seat, addresses, parts)
         bots: set[str] = set()
         targets = {one.name: _target(one, redactor, fleet, bots) for one in settings.notifications}
         for target in targets.values():
             stack.push_async_callback(target.aclose)
         notifiers = [Notifier(front.context, one, targets[one.name], links) for one in settings.notifications]
-        await fleet.join()
-        following = asyncio.create_task(fleet.run())
-        try:
-            yield fleet, notifiers, stale
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-            await fleet.leave()
+        if isinstance(fleet, SharedFleet):
+            await fleet.join()
+            stack.push_async_callback(_leave, fleet, asyncio.create_task(fleet.run()))
+        else:
+            with opening(settings.data_dir / LEDGER_FILE):
+                await start(first, 0)
+            stack.push_async_callback(stop, first)
+        yield fleet, notifiers, stale
+    if is_lost.is_set():
+        raise Refused("lease_lost", f"another daemon has opened {settings.data_dir / LEDGER_FILE}")
+
+
+def _open_store(
+    settings: Settings,
+    ports: Ports,
+    records: Mapping[int, SignerFile],
+    is_lost: threading.Event,
+    checkpoint: Checkpoint,
+    redactor: Redactor,
+) -> tuple[tuple[Writer, Readers], Seat | None]:
+    """Open the ledger: in the data folder, where `is_lost` is set if another daemon opens it, or with others."""
+    if settings.store.url is None:
+        database = settings.data_dir / LEDGER_FILE
+        own = Ownership(ports.new_id("boot"), records[0], partial(_stop_without_lease, is_lost))
+        writer = Writer(database, checkpoint=checkpoint, own=own)
+        with opening(database):
+            return (writer, Readers(database)), None
+    seat = Seat(ports.new_id("daemon"), host_of(settings), records, is_synchronous=settings.store.synchronous)
+    password = _secret(settings.store.password_file, redactor)
+    store = open_fleet_store(
+        settings.store.url, settings.data_dir, checkpoint=checkpoint, seat=seat, password=password
+    )
+    return store, seat
+
+
+async def _leave(fleet: SharedFleet, following: asyncio.Task[None]) -> None:
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await fleet.leave()
 
 
 async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:

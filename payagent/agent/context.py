@@ -102,7 +102,7 @@ class AgentContext:
         self.time_to_served: dict[str, Histogram] = {} if front is None else front.time_to_served
         """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
         self._config_lock = asyncio.Lock()
-        self._pending: dict[str, int] = {}
+        self._pending: dict[str, int] = {} if front is None else front._pending
         """Payments whose merchant answered "pending", with the height of the newest block at that time."""
 
     def merchant_label(self, origin: str | None) -> str:
@@ -232,7 +232,8 @@ class AgentContext:
     def take_tip(self, tip: Tip) -> None:
         """Take the newest block. A proof that was answered "pending" before it may be presented again."""
         self.chain.tip = tip
-        self._pending = {name: height for name, height in self._pending.items() if height >= tip.height}
+        for name in [name for name, height in self._pending.items() if height < tip.height]:
+            del self._pending[name]
         self.changes.notify_block()
 
     def note_pending(self, row: PaymentRow, presented_depth: int) -> None:

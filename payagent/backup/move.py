@@ -22,8 +22,8 @@ from payagent.store.audit.copy import Contents
 from payagent.store.db.engine import copy_to_database, migrate_database, read_fleet_store
 from payagent.store.db.lease import lease
 from payagent.store.db.opening import bring_up_to_date, open_read_only
-from payagent.store.db.signer_record import SignerFile, caught_up_at, lacks, signer_file
-from payagent.store.rows import fleet
+from payagent.store.db.signer_record import SignerFile, is_forgotten, lacks, last_signed, signer_file
+from payagent.store.rows import fleet, onchain
 
 Moved = tuple[Contents, Head]
 """What was moved, and its newest seal."""
@@ -66,12 +66,9 @@ def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
     return moved
 
 
-def make_tables(url: str) -> bool:
-    """Make the tables in an empty database, as the role of the URL. True if they were made.
-
-    Refused: `ledger_newer`, `store_failed`.
-    """
-    return migrate_database(url)
+def make_tables(url: str, daemon_role: str | None = None) -> bool:
+    """Make or migrate the tables, as the role of the URL (`store.db.engine.migrate_database`)."""
+    return migrate_database(url, daemon_role)
 
 
 def _staged(settings: Settings, folder: Path, tell: Tell) -> Moved:
@@ -97,10 +94,13 @@ def _noted(settings: Settings, folder: Path) -> dict[int, int]:
             signed = SignerFile(path).read()
             if signed is None:
                 continue
-            caught_up = caught_up_at(conn, signed, account)
-            if caught_up is None and lacks(conn, signed, account):
+            if not lacks(conn, signed, account):
+                noted[account] = signed.attempts
+                continue
+            if is_forgotten(conn, signed, account) or onchain.is_behind(conn, account):
                 raise Refused("ledger_behind", f"{path} names the transaction {signed.tx_id}; the ledger lacks it")
-            noted[account] = signed.attempts if caught_up is None else caught_up
+            last = last_signed(conn, account)
+            noted[account] = 0 if last is None else last.attempts
     return noted
 
 

@@ -1,4 +1,4 @@
-"""Read the whole history of an address as of one tip: its transactions, their movements and its UTxOs.
+"""Read the whole history of the wallet's addresses as of one tip: its transactions, their movements and its UTxOs.
 
 A transaction's movement never changes, so it is read once. The list of transactions and the UTxOs can change. They
 are read again until the tip is the same before and after the read. The result is `Unknown` if the tip keeps
@@ -8,7 +8,7 @@ Never: returns a part as if it were the whole; calls so fast that other reads ge
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -16,6 +16,9 @@ from typing import TypeVar
 from payagent.chain.provider import AddressTx, ChainProvider, ChainUtxo, Found, Movement, Read, Tip, Unknown
 
 T = TypeVar("T")
+
+_Touched = tuple[str, str]
+"""A transaction, and one of its addresses."""
 
 AT_REST_PASSES = 8
 INDEX_LAG_S = 600
@@ -42,10 +45,10 @@ class History:
     utxos: tuple[ChainUtxo, ...]
 
 
-async def read_history(provider: ChainProvider, address: str, since_s: int) -> History | Unknown:
-    """Read the history, or say why it could not be read."""
-    movements: dict[str, Movement] = {}
-    listed: tuple[AddressTx, ...] = ()
+async def read_history(provider: ChainProvider, addresses: Sequence[str], since_s: int) -> History | Unknown:
+    """Read the history of the wallet's addresses as one, or say why it could not be read."""
+    movements: dict[_Touched, Movement] = {}
+    listed: dict[_Touched, AddressTx] = {}
     earlier_tip: Tip | None = None
     for _ in range(AT_REST_PASSES):
         tip = await _answered(provider.tip, len(movements))
@@ -54,34 +57,54 @@ async def read_history(provider: ChainProvider, address: str, since_s: int) -> H
         if earlier_tip is not None and not isinstance(await provider.block(earlier_tip.hash), Found):
             earlier_tip = None
         from_s = since_s if earlier_tip is None else max(since_s, earlier_tip.time_s - INDEX_LAG_S)
-        newer = await _answered(partial(provider.transactions, address, from_s), len(movements))
-        if not isinstance(newer, Found):
-            return _unknown("transactions", newer)
-        listed = (*(tx for tx in listed if earlier_tip is not None and tx.time_s < from_s), *newer.value)
-        failure = await _read_movements(provider, address, newer.value, movements)
-        utxos = failure or await _answered(partial(provider.utxos, address), len(movements))
-        if not isinstance(utxos, Found):
-            return _unknown("utxos", utxos)
-        if await provider.tip() == tip and all(tx.tx_id in movements for tx in listed):
-            moved = {tx.tx_id: movements[tx.tx_id] for tx in listed}
-            return History(tip.value, listed, moved, utxos.value)
+        listed = {one: tx for one, tx in listed.items() if earlier_tip is not None and tx.time_s < from_s}
+        utxos: list[ChainUtxo] = []
+        for address in addresses:
+            newer = await _answered(partial(provider.transactions, address, from_s), len(movements))
+            if not isinstance(newer, Found):
+                return _unknown("transactions", newer)
+            newer_here = {(tx.tx_id, address): tx for tx in newer.value}
+            failure = await _read_movements(provider, newer_here, movements)
+            unspent = failure or await _answered(partial(provider.utxos, address), len(movements))
+            if not isinstance(unspent, Found):
+                return _unknown("utxos", unspent)
+            listed |= newer_here
+            utxos += unspent.value
+        if await provider.tip() == tip and listed.keys() <= movements.keys():
+            return _as_one(tip.value, listed, movements, utxos)
         earlier_tip = tip.value
     return Unknown("the chain kept changing while it was read")
 
 
+def _as_one(
+    tip: Tip,
+    listed: Mapping[_Touched, AddressTx],
+    movements: Mapping[_Touched, Movement],
+    utxos: Sequence[ChainUtxo],
+) -> History:
+    """A transaction between two of the addresses is one transaction, with what it moved at both."""
+    moved: dict[str, Movement] = {}
+    in_order = sorted(listed.items(), key=lambda item: item[1].block_height)
+    for (tx_id, address), _ in in_order:
+        before, here = moved.get(tx_id, Movement({}, {})), movements[tx_id, address]
+        moved[tx_id] = Movement({**before.spent, **here.spent}, {**before.made, **here.made})
+    transactions = {tx_id: tx for (tx_id, _), tx in in_order}
+    return History(tip, tuple(transactions.values()), moved, tuple(utxos))
+
+
 async def _read_movements(
-    provider: ChainProvider, address: str, listed: tuple[AddressTx, ...], movements: dict[str, Movement]
+    provider: ChainProvider, listed: Iterable[_Touched], movements: dict[_Touched, Movement]
 ) -> Unknown | None:
     """Add the movements not read yet. One that is not found is left out: a fork removed it after it was listed."""
-    for tx in listed:
-        if tx.tx_id not in movements:
+    for tx_id, address in listed:
+        if (tx_id, address) not in movements:
             if len(movements) >= PACED_AFTER:
                 await asyncio.sleep(PACE_S)
-            moved = await _answered(partial(provider.movement, tx.tx_id, address), len(movements))
+            moved = await _answered(partial(provider.movement, tx_id, address), len(movements))
             if isinstance(moved, Unknown):
                 return moved
             if isinstance(moved, Found):
-                movements[tx.tx_id] = moved.value
+                movements[tx_id, address] = moved.value
     return None
 
 

@@ -224,18 +224,24 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
     terminal.line(f'  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\'')
 
 
-@payagent.command(epilog=example("payagent demo"))
+@payagent.command(epilog=example("payagent demo", "payagent demo --fleet"))
+@click.option("--fleet", is_flag=True, help="Show three daemons on one PostgreSQL. One is killed while it pays.")
 @pass_terminal
-def demo(terminal: Terminal) -> int:
+def demo(terminal: Terminal, fleet: bool) -> int:
     """Show payments on a devnet and verify every step.
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
-    It takes about 15 seconds and leaves nothing behind. Exit code 0 only if every step was verified.
+    With --fleet it starts a PostgreSQL server too, and three daemons. It takes about 15 seconds, with --fleet 30.
+    It leaves nothing behind. Exit code 0 only if every step was verified.
     """
     from payagent.demo import DemoFailed, run_demo
+    from payagent.demo.fleet import missing, run_fleet_demo
 
+    if fleet and (lacks := missing(os.environ)) is not None:
+        raise click.UsageError(lacks)
+    run = run_fleet_demo if fleet else run_demo
     try:
-        run_demo(terminal.line, terminal.waiting, os.environ)
+        run(terminal.line, terminal.waiting, os.environ)
     except DemoFailed as failed:
         terminal.say(f"The demo failed: {failed}")
         return 1

@@ -39,7 +39,7 @@ def status(terminal: Terminal, connect: Connect) -> None:
     answer = {
         **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
         **{key: wallet[key] for key in ("address", "assets", "chain")},
-        **{key: wallet[key] for key in ("accounts",) if key in wallet},
+        **{key: wallet[key] for key in ("accounts", "daemons") if key in wallet},
         **client.get("/v1/limits"),
         "spend_by_app": client.get("/v1/ledger/spend", by="app", since=since)["spend"],
         "awaiting_approval": waiting["payments"],
@@ -63,6 +63,7 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
             *(("balance", _balance(row)) for row in answer["assets"]),
             ("newest block", str(answer["chain"]["tip_height"] or "not read yet")),
             *(_account(row) for row in answer.get("accounts", ())),
+            *(_daemon(row) for row in answer.get("daemons", ())),
         ]
     )
     terminal.line("\nSpent in the last 24 hours:")
@@ -78,6 +79,11 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
 
 def _account(row: dict[str, Any]) -> tuple[str, str]:
     return f"account {row['account']}", f"held by {row['holder']}" if row["holder"] else "held by no daemon"
+
+
+def _daemon(row: dict[str, Any]) -> tuple[str, str]:
+    state = "renewed its leases" if row["living"] else "gone: it renewed its leases"
+    return f"daemon {row['host']}", f"{state} {row['lag_s']} s ago"
 
 
 def _spent(answer: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`payagent store`: moves the ledger between a file and PostgreSQL, and makes the tables there.
+"""`payagent store`: moves the ledger between a file and PostgreSQL, and makes or migrates the tables there.
 
 May import: click, core, cli; payagent.backup and settings inside functions.
 Never: changes the ledger that it moves.
@@ -62,19 +62,24 @@ def copy(terminal: Terminal, to: str, config: Path | None) -> None:
     terminal.say("The old ledger is unchanged. Move it away before you start a daemon on the copy.")
 
 
-@store.command(epilog=example("payagent store migrate --url postgresql://owner@db.example/payagent"))
+@store.command(
+    epilog=example("payagent store migrate --url postgresql://owner@db.example/payagent --daemon-role payagent")
+)
 @click.option("--url", required=True, metavar="URL", help="The database, with the role that shall own the tables.")
+@click.option("--daemon-role", metavar="NAME", help="Let this role do what a daemon does, and no more.")
 @output_options
 @pass_terminal
-def migrate(terminal: Terminal, url: str) -> None:
-    """Make the tables of a ledger in an empty database.
+def migrate(terminal: Terminal, url: str, daemon_role: str | None) -> None:
+    """Make the tables in an empty database, or bring those of an older payagent up to date.
 
     Run it as a role that the daemons do not use: an owner can switch off the triggers that guard the ledger. Its
     password is where PostgreSQL's own programs look: PGPASSFILE or ~/.pgpass.
+
+    Daemons may run meanwhile. While one is of a payagent that does not know a change, nothing is changed.
     """
     from payagent.backup.move import make_tables
     from payagent.settings.loading import read_store_url
 
-    made = make_tables(read_store_url(url))
-    said = "made the tables" if made else "the tables are up to date"
+    made = make_tables(read_store_url(url), daemon_role)
+    said = "made the tables, or brought them up to date" if made else "the tables are up to date"
     terminal.give({"made": made}, lambda: terminal.line(said))

@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,10 +28,16 @@ from payagent.cli.options import (
     talks_to_daemon,
 )
 from payagent.cli.pay import in_words
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import ProblemError, Terminal
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, Tokens, parse_ada
 from payagent.core.problems import Refused
+
+if TYPE_CHECKING:
+    from payagent.cli.daemon_client import OperatorClient
+
+NOTHING_TO_SEND = ("not_enough_funds", "asset_not_allowed")
+"""What an account refuses that is empty, or has only tokens that may not leave."""
 
 key_option = click.option("--key", metavar="TEXT", help="Idempotency key: the same key is the same transfer.")
 
@@ -56,6 +62,10 @@ def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
     else:
         terminal.line()
         _show_balances(terminal, answer["assets"])
+    if accounts := answer.get("accounts"):
+        terminal.line()
+        rows = [(str(row["account"]), row["holder"] or "nobody", row["address"]) for row in accounts]
+        terminal.table(("account", "held by", "address"), rows)
     if (problem := answer["chain"]["problem"]) is not None:
         terminal.say(f"Nothing can be spent now: {problem}")
 
@@ -134,7 +144,12 @@ def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str 
 @click.argument("to", metavar="ADDRESS")
 @click.option("--amount", metavar="AMOUNT", help=AMOUNT_HELP)
 @asset_option
-@click.option("--all", "everything", is_flag=True, help="Send everything that is available and may leave.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Send everything that is available and may leave. In a fleet: one transfer for each account.",
+)
 @click.option("--yes", is_flag=True, help="Send without asking. Required with --all, and in scripts.")
 @key_option
 @talks_to_daemon
@@ -155,6 +170,9 @@ def send(
 
     Without --key each run is a new transfer. If an error leaves open whether the transfer was made, check
     `payagent payments list` before you run it again.
+
+    In a fleet one account sends an amount. --all sends from one account after the other, in a payment for each.
+    An account with nothing to send is left out.
     """
     if everything == (amount is not None) or (everything and asset is not None):
         raise click.UsageError("use --amount AMOUNT (for a token with --asset), or --all")
@@ -165,7 +183,31 @@ def send(
             why = "--all empties the wallet" if everything else "there is no terminal to ask"
             raise click.UsageError(f"{why}: nothing was sent; add --yes to send")
         click.confirm(f"Send {amount}{'' if asset is None else ' of ' + asset} to {to}?", abort=True, err=True)
-    _show_transfer(terminal, client.post("/v1/wallet/send", body, key))
+    accounts = client.get("/v1/wallet").get("accounts") if everything else None
+    if accounts is None:
+        _show_transfer(terminal, client.post("/v1/wallet/send", body, key))
+    else:
+        _send_accounts(terminal, client, body, [one["account"] for one in accounts], key)
+
+
+def _send_accounts(
+    terminal: Terminal, client: "OperatorClient", body: Mapping[str, object], accounts: list[int], key: str | None
+) -> None:
+    """Send all of each account. Refused only if none has anything to send, or for another reason."""
+    empty = []
+    for account in accounts:
+        own_key = None if key is None else f"{key}/{account}"
+        try:
+            payment = client.post("/v1/wallet/send", {**body, "account": account}, own_key)
+        except ProblemError as problem:
+            if problem.problem.get("code") not in NOTHING_TO_SEND:
+                raise
+            empty.append(problem)
+            terminal.say(f"Account {account}: {problem.problem.get('detail')}.")
+        else:
+            _show_transfer(terminal, payment)
+    if len(empty) == len(accounts):
+        raise empty[0]
 
 
 @wallet.command(epilog=example("payagent wallet unfreeze", "payagent wallet unfreeze --reviewed 0123...cdef"))

@@ -769,8 +769,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         2,
         "The database has no ledger",
-        "Check store.url. To move a ledger there, run `payagent store copy --to URL`. For a new wallet, run "
-        "`payagent store migrate --url URL`.",
+        "Check store.url. To move a ledger there, a new one too, run `payagent store copy --to URL`.",
         money="Without the ledger payagent could pay twice, so it does not start.",
     ),
     "terms_changed": Problem(

@@ -1,26 +1,23 @@
 """demo: shows payagent at work in plain words, and checks every step against the chain.
 
-Start at `run_demo`, which plays the scenes. `stage` starts devnet and daemon; `verify` has the checks.
+Start at `run_demo`, which plays the scenes. `fleet` plays those of several daemons. `stage` starts devnet and
+daemon; `verify` has the checks.
 
-May import: core, httpx.
+May import: core.
 Never: says that something happened which was not verified.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
-
-import httpx
 
 from payagent.core.cost_headers import PAYMENT_HEADER
 from payagent.core.money import LOVELACE, format_ada
 from payagent.demo import verify
+from payagent.demo.purchase import Purchase, Say, say_payment, show_books, was_submitted
 from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
 
 __all__ = ["DemoFailed", "run_demo"]
-
-Say = Callable[[str], None]
 
 FUNDS_LOVELACE = 500_000_000
 TOKENS = 1_000
@@ -61,11 +58,11 @@ def _open(on: Stage, say: Say) -> None:
 def _pay_with_shares(on: Stage, say: Say) -> None:
     say("")
     say("2. A paid request, with revenue shares")
-    call = _Call(on, "What is a proof of stake?")
+    call = Purchase(on, "What is a proof of stake?")
     say(f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.")
     say("   The client passes the 402 to payagent, which answers before it submits anything:")
     payment = call.pay()
-    _say_payment(payment, say)
+    say_payment(payment, say)
     served = call.retry()
     say("   In a block and confirmed. The client retries with the proof and is served:")
     say(f"   {served}")
@@ -82,9 +79,9 @@ def _pay_with_tokens(on: Stage, say: Say) -> None:
     on.until("the tokens arrive", lambda: _available(on, TOKEN) == TOKENS)
     shares = [{"role": "platform", "units": "20"}]
     on.set_merchant(asset=TOKEN, price="250", splits=shares)
-    call = _Call(on, "And what is a native token?")
+    call = Purchase(on, "And what is a native token?")
     payment = call.pay()
-    _say_payment(payment, say)
+    say_payment(payment, say)
     call.retry()
     left = _available(on, TOKEN)
     require(left == TOKENS - 270, f"{left} tokens are left, not {TOKENS - 270}")
@@ -97,10 +94,10 @@ def _pay_flux(on: Stage, say: Say) -> None:
     on.set_merchant(
         asset=LOVELACE, price="3000000", splits=[{"role": "creator", "units": "1500000"}], dialect="flux"
     )
-    call = _Call(on, "The same in another dialect, please.")
+    call = Purchase(on, "The same in another dialect, please.")
     payment = call.pay()
     require(payment["dialect"] == "flux", f"the 402 was read as {payment['dialect']}")
-    _say_payment(payment, say)
+    say_payment(payment, say)
     call.retry()
     say("   Served.")
 
@@ -110,10 +107,10 @@ def _survive_kill(on: Stage, say: Say) -> None:
     say("5. The daemon is killed between submission and answer")
     on.set_merchant(dialect="t-backend", price="5000000", splits=[])
     on.control("faults", {"on": "submit", "kind": "hang", "accept": "now", "count": 1})
-    call = _Call(on, "Are you still there?")
+    call = Purchase(on, "Are you still there?")
     payment = call.pay()
     say(f"   Paying with transaction {payment['tx_hash']}.")
-    on.until("the submission arrives", lambda: _was_submitted(on))
+    on.until("the submission arrives", lambda: was_submitted(on))
     process = on.daemon.kill()
     say(f"   The network accepted it but does not answer. Now: kill -9 of process {process}.")
     on.control("faults", {"clear": True})
@@ -193,7 +190,7 @@ def _call_a_tool(on: Stage, say: Say) -> None:
         progress("   waiting: the tool's answer")
         text, payment_id = call_tool(on, "report", {"topic": "Hydra"})
     payment = on.api("GET", f"/v1/payments/{payment_id}")
-    _say_payment(payment, say)
+    say_payment(payment, say)
     verify.paid(on, payment)
     verify.transactions(on, before=before, count=1)
     say("   The agent holds no key, and reads only the answer:")
@@ -203,95 +200,9 @@ def _call_a_tool(on: Stage, say: Say) -> None:
 def _close(on: Stage, say: Say) -> None:
     say("")
     say("9. The ledger")
-    on.until("nothing is in flight", lambda: _held(on) == 0)
-    balance = on.api("GET", "/v1/ledger/balance")
-    for row in balance["balances"]:
-        say(f"   {_amount(row['asset'], row['units']):>18}  {_account(on, row['account'])}")
-    chain = verify.books(on, balance["balances"])
-    say("   The postings of each asset sum to zero.")
-    amounts = ", ".join(_amount(asset, units) for asset, units in sorted(chain.items(), reverse=True))
-    say(f"   The chain shows {amounts} at the wallet's address.")
-    say("   The ledger agrees, to the unit.")
-
-
-class _Call:
-    """One request of a client until it is served: the 402, the payment, the retry."""
-
-    def __init__(self, on: Stage, message: str) -> None:
-        self._on = on
-        self._body = json.dumps({"message": message}).encode()
-        self.transactions_before = len(verify.transactions_of(on))
-        self.refused = on.call(self._body, {"x-wallet-address": on.wallet.address})
-        require(self.refused.status_code == httpx.codes.PAYMENT_REQUIRED, "the merchant did not answer 402")
-        self._payment: Json = {}
-
-    def pay(self) -> Json:
-        """Give the 402 to the daemon. The idempotency key is always the same, so the payment is too."""
-        body = {
-            "origin": self._on.devnet.merchant_url,
-            "request": {
-                "method": "POST",
-                "path": "/chat",
-                "body_sha256": hashlib.sha256(self._body).hexdigest(),
-            },
-            "response": {
-                "status": self.refused.status_code,
-                "headers": dict(self.refused.headers),
-                "body": self.refused.json(),
-            },
-        }
-        key = hashlib.sha256(self._body).hexdigest()[:16]
-        self._payment = self._on.api("POST", "/v1/payments", body, {"idempotency-key": key})
-        return self._payment
-
-    def retry(self) -> str:
-        """Wait until the proof is ready, retry with it, report the delivery, check the chain. Return the reply."""
-        self._on.until("the payment is confirmed", self._is_ready)
-        served = self._on.call(self._body, self._payment["headers"])
-        require(served.is_success, f"the retry was answered with {served.status_code}: {served.text[:300]}")
-        path = f"/v1/payments/{self._payment['id']}/delivery"
-        payment = self._on.api("POST", path, {"status": served.status_code})
-        require(payment["delivery"] == "accepted", "the delivery was not recorded")
-        verify.paid(self._on, self._payment)
-        return str(served.json()["reply"])
-
-    def _is_ready(self) -> bool:
-        self._payment = self._on.api("GET", f"/v1/payments/{self._payment['id']}")
-        return bool(self._payment["ready"])
-
-
-def _say_payment(payment: Json, say: Say) -> None:
-    say(f"   transaction  {payment['tx_hash']}")
-    for output in payment["outputs"]:
-        amount = _amount(output["asset"], output["units"])
-        say(f"   {output['role']:<11}  {amount:>12} to {output['address'][:28]}...")
-    say(f"   fee          {_amount(LOVELACE, payment['fee']):>12}")
-
-
-def _was_submitted(on: Stage) -> bool:
-    return bool(on.control("state")["faults"]["triggered"].get("submit:hang"))
+    show_books(on, say)
 
 
 def _available(on: Stage, asset: str) -> int:
     rows = on.api("GET", "/v1/wallet")["assets"]
     return sum(int(row["available"]) for row in rows if row["asset"] == asset)
-
-
-def _held(on: Stage) -> int:
-    return sum(int(row["held"]) for row in on.api("GET", "/v1/wallet")["assets"])
-
-
-def _account(on: Stage, account: str) -> str:
-    words = {
-        "wallet": "in the wallet, available",
-        "held": "in the wallet, held for payments",
-        "fees": "paid as fees",
-        "external": "received from outside",
-        f"merchant:{on.devnet.merchant_url}": "paid to the merchant and used",
-        f"prepaid:{on.devnet.merchant_url}": "prepaid at the merchant",
-    }
-    return words.get(account, account)
-
-
-def _amount(asset: str, units: str | int) -> str:
-    return format_ada(int(units)) if asset == LOVELACE else f"{units} demo"

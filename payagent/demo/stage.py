@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +65,10 @@ class Daemon:
     """`payagent serve` as a child process."""
 
     def __init__(self, config: Path, folder: Path, environ: Mapping[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         self._config = config
         self._log = folder / "daemon.log"
-        variables = {name: environ[name] for name in _CHILD_VARIABLES if name in environ}
-        self._environ = variables | {"HOME": str(folder)}
+        self._environ = child_environ(folder, environ)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -117,13 +116,14 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The running parts, and calls to each of them."""
+    """The running parts, and calls to each of them. `addresses`: of the wallet's accounts."""
 
     devnet: DevnetThread
     daemon: Daemon
     wallet: Made
     http: httpx.Client
     waiting: Waiting
+    addresses: Sequence[str]
 
     def api(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
@@ -188,23 +188,23 @@ class Stage:
 def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
     """Start everything, and stop everything however the block ends."""
     with (
-        _stopped_by_signals(),
+        stopped_by_signals(),
         TemporaryDirectory(prefix="payagent-demo-") as name,
         DevnetThread(block_time_s=BLOCK_TIME_S) as devnet,
         httpx.Client(trust_env=False, timeout=PATIENCE_S) as http,
     ):
         folder = Path(name)
-        wallet = _make_wallet(folder, devnet)
+        wallet = make_wallet(folder, devnet)
         daemon = Daemon(wallet.config, folder, environ)
         try:
-            yield Stage(devnet, daemon, wallet, http, waiting)
+            yield Stage(devnet, daemon, wallet, http, waiting, [wallet.address])
         except DemoFailed as failed:
             raise DemoFailed(f"{failed}\nThe daemon's last log lines:\n{daemon.last_lines()}") from None
         finally:
             daemon.stop()
 
 
-def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
+def make_wallet(folder: Path, devnet: DevnetThread) -> Made:
     """Make a wallet as `payagent init` does, and add token limits and a top-up request to its config."""
     passphrase_file = folder / "passphrase"
     passphrase = secrets.token_urlsafe(24)
@@ -228,7 +228,7 @@ def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """Make SIGTERM and SIGHUP end the demo as Ctrl-C does, so that the daemon is stopped too."""
 
     def stop(_number: int, _frame: object) -> None:
@@ -249,6 +249,11 @@ def _json(answer: httpx.Response) -> Json:
     return dict(body)
 
 
-def _free_port() -> int:
+def child_environ(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a payagent of the demo: no setting of the caller's reaches it."""
+    return {name: environ[name] for name in _CHILD_VARIABLES if name in environ} | {"HOME": str(folder)}
+
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

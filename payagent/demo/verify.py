@@ -32,8 +32,8 @@ def transactions(on: Stage, *, before: int, count: int) -> None:
 
 
 def transactions_of(on: Stage) -> list[Any]:
-    """Every transaction of the wallet's address, oldest first."""
-    return _all_pages(on, f"/addresses/{on.wallet.address}/transactions")
+    """Every transaction of the wallet's addresses, oldest first at each."""
+    return [row for address in on.addresses for row in _all_pages(on, f"/addresses/{address}/transactions")]
 
 
 def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
@@ -43,7 +43,7 @@ def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
     for row in balances:
         asset, units = row["asset"], int(row["units"])
         sums[asset] = sums.get(asset, 0) + units
-        if row["account"] in ("wallet", "held"):
+        if row["account"].partition("/")[0] in ("wallet", "held"):
             owned[asset] = owned.get(asset, 0) + units
     require(not any(sums.values()), f"the postings do not sum to zero: {sums}")
     chain = _owned_on_chain(on)
@@ -53,9 +53,10 @@ def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
 
 def _owned_on_chain(on: Stage) -> dict[str, int]:
     owned: dict[str, int] = {}
-    for utxo in _all_pages(on, f"/addresses/{on.wallet.address}/utxos"):
-        for part in utxo["amount"]:
-            owned[part["unit"]] = owned.get(part["unit"], 0) + int(part["quantity"])
+    for address in on.addresses:
+        for utxo in _all_pages(on, f"/addresses/{address}/utxos"):
+            for part in utxo["amount"]:
+                owned[part["unit"]] = owned.get(part["unit"], 0) + int(part["quantity"])
     return owned
 
 

@@ -37,7 +37,7 @@ from payagent.settings.paths import (
     written_by_daemon,
 )
 from payagent.settings.schema import Settings
-from payagent.store.db.engine import owns_tables
+from payagent.store.db.engine import look_at_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, events, journal, merchants, paired_chats
@@ -139,7 +139,7 @@ def _ledger(settings: Settings) -> CheckResult:
 def _database(settings: Settings, url: str) -> CheckResult:
     """Whether the database can be reached, has the tables and their guards, and keeps them from the daemon."""
     try:
-        is_owner = owns_tables(url, store_password(settings))
+        is_owner, lacking = look_at_tables(url, store_password(settings))
     except Refused as refused:
         return CheckResult("database", refused.detail, refused)
     detail = f"{url} has the tables and all triggers"
@@ -148,7 +148,12 @@ def _database(settings: Settings, url: str) -> CheckResult:
             f"the daemon's role owns the tables of {url}, so it could switch their triggers off; make another "
             "role for it, as docs/how-to/move-to-postgresql.md says"
         )
-    return CheckResult("database", detail, is_warning=is_owner)
+    if lacking:
+        detail = (
+            f"the tables of {url} are from an older payagent, and the daemons run on them as they are; once every "
+            "daemon is upgraded, run `payagent store migrate`"
+        )
+    return CheckResult("database", detail, is_warning=is_owner or bool(lacking))
 
 
 def _books(settings: Settings) -> str:

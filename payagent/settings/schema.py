@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
@@ -387,6 +387,7 @@ class StoreSettings(SettingsTable):
 
     url: Annotated[str, Field(pattern=r"^postgresql://[!-~]+$")] | None = None
     password_file: AbsolutePath | None = None
+    synchronous: bool = False
 
     @model_validator(mode="after")
     def _by_tcp_and_without_secrets(self) -> Self:
@@ -497,9 +498,13 @@ _SHARED = ("network", "merchants", "limits", "approvals", "payments", "wallet")
 
 
 def shared_settings_hash(settings: Settings) -> str:
-    """SHA-256 of the settings that all daemons of a fleet share."""
-    tree = settings.model_dump(mode="json", by_alias=True, exclude_none=True, include={*_SHARED})
-    for merchant in tree["merchants"].values():
+    """SHA-256 of the settings that all daemons of a fleet share, without those that have their default.
+
+    So a newer payagent that has more settings agrees with an older one.
+    """
+    shared: Any = {**dict.fromkeys(_SHARED, True), "store": {"synchronous"}}
+    tree = settings.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=shared)
+    for merchant in tree.get("merchants", {}).values():
         merchant.pop("api_key_file", None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

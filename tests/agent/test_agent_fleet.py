@@ -1,29 +1,36 @@
 """Several daemons on one ledger answer as one wallet: each account is paid from by one of them at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.agent import ADA, APP, World, world_with_clock
+from kit.agent import ADA, APP, DEVNET, World, daily, world_with_clock
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 
-from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.config import TopupSource
+from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
+from payagent.agent.fleet.fleet import HeldAccount
+from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
 from payagent.agent.topups.orders import TopupGoal
+from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
+from payagent.dialects import make_response
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, fleet, prepaid
+from payagent.store.rows import alerts, apps, fleet, prepaid
+from payagent.wallet.keys import derive, seed_from_words
 
+ELSEWHERE = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET).address
 TOPUP = TopupSource("POST", "/chat", '{"message": "more"}')
+TOKEN = "ab" * 28 + "55534454"
 Pair = tuple[FleetDaemon, FleetDaemon]
 
 
@@ -32,11 +39,16 @@ def world(tmp_path: Path) -> Iterator[World]:
     """Accounts 0 and 1 of one wallet have a UTxO each."""
     with world_with_clock(tmp_path) as zero:
         zero.clock.stop()
+        zero.terms = replace(zero.terms, limits=zero.terms.limits + daily(1000, 1000, TOKEN))
         zero.fund(60 * ADA, 50 * ADA)
-        one = zero.of_account(1)
-        one.fund(40 * ADA, 30 * ADA)
-        one.http.close()
+        fund_account_one(zero, 40 * ADA, 30 * ADA)
         yield zero
+
+
+def fund_account_one(world: World, *lovelace: int, assets: Mapping[str, int] | None = None) -> None:
+    one = world.of_account(1)
+    one.fund(*lovelace, assets=assets)
+    one.http.close()
 
 
 @pytest.fixture(params=["file", pytest.param("postgresql", marks=needs_postgresql)])
@@ -57,12 +69,13 @@ async def pair(world: World, ledger: SharedLedger) -> AsyncIterator[tuple[FleetD
         yield one, two
 
 
-async def end_leases(daemon: FleetDaemon, of: str) -> None:
-    """As if the time of a dead daemon's leases were over."""
+async def end_leases(daemon: FleetDaemon, of: str, *, is_dead: bool = True) -> None:
+    """As if the time of a daemon's leases were over."""
 
     def job(unit: Unit) -> None:
         unit.conn.execute("UPDATE accounts SET until_ms = 0 WHERE holder = ?", (of,))
-        unit.conn.execute("UPDATE daemons SET seen_at_ms = 0 WHERE id = ?", (of,))
+        if is_dead:
+            unit.conn.execute("UPDATE daemons SET seen_at_ms = 0 WHERE id = ?", (of,))
 
     await daemon.writer.run("test", job)
 
@@ -71,6 +84,32 @@ async def test_a_second_daemon_takes_its_part_of_the_accounts(pair: Pair, ledger
     one, two = pair
     assert (one.accounts, two.accounts) == ([0], [1])
     ledger.require_whole()
+
+
+async def test_a_daemon_that_was_taken_for_dead_belongs_to_the_fleet_again(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    await end_leases(one, "b")
+    async with fleet_daemon(world, ledger, "c"):
+        assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
+        await two.fleet.keep_leases()
+        assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
+
+
+async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
+    world: World, ledger: SharedLedger
+) -> None:
+    async with fleet_daemon(world, ledger, "a") as one, fleet_daemon(world, ledger, "b") as two:
+        await one.fleet.look()
+        await one.fleet.poll()
+        assert not one.context.chain.is_ready(world.clock.now_ms())
+        await end_leases(two, "a")
+        await two.fleet.keep_leases()
+        await one.writer.run("test", lambda _unit: None)
+        await one.run_pass()
+        assert one.accounts == []
+        assert one.context.chain.is_ready(world.clock.now_ms())
 
 
 async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
@@ -86,6 +125,46 @@ async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
         world.block()
     assert len(world.transactions()) == 1
     ledger.require_whole()
+
+
+async def lose_connection(daemon: FleetDaemon) -> None:
+    """As the writer does when it connects again."""
+    assert daemon.writer._committer._seat is not None
+    daemon.writer._committer._seat.lose_all()
+    await asyncio.sleep(0)
+
+
+async def test_an_account_lost_with_the_connection_is_left_to_the_others(pair: Pair, ledger: SharedLedger) -> None:
+    one, two = pair
+    await end_leases(one, "b")
+    await one.fleet.keep_leases()
+    assert one.accounts == [0, 1]
+    await lose_connection(one)
+    await two.fleet.keep_leases()  # there are two of them again
+    await one.fleet.keep_leases()
+    assert one.accounts == [0]
+    await end_leases(one, "a", is_dead=False)
+    await one.fleet.keep_leases()
+    await two.fleet.keep_leases()
+    assert (one.accounts, two.accounts) == ([0], [1])
+    ledger.require_whole()
+
+
+async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) -> None:
+    one, two = pair
+    parts = one.fleet._parts
+
+    async def start(account: int) -> HeldAccount:
+        await end_leases(two, "a")
+        await two.fleet.keep_leases()
+        await one.context.write("test", lambda _unit: None)
+        return await parts.start(account)
+
+    one.fleet._parts = replace(parts, start=start)
+    await lose_connection(one)
+    await end_leases(one, "b")
+    await one.fleet.keep_leases()
+    assert (one.accounts, two.accounts) == ([], [0, 1])
 
 
 async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
@@ -194,6 +273,44 @@ async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
         assert refused.value.code == "unauthorized"
 
 
+async def test_a_proof_that_was_answered_pending_waits_for_a_block_whichever_context_is_asked(
+    world: World, ledger: SharedLedger
+) -> None:
+    world.settings(confirmations=3)
+    merchant = replace(world.terms.merchants[world.origin], ready="auto")
+    world.terms = replace(world.terms, confirm_depth=3, merchants={world.origin: merchant})
+    async with fleet_daemon(world, ledger, "a") as one:
+        await one.run_pass()
+        row = await one.pay("hello")
+        await one.run_pass()
+        world.block()
+        await one.run_pass()
+        row = one.context.payment(row.id)
+        assert one.context.is_ready(row)
+        answer = world.call("hello", retry_headers(row, None, world.address))
+        pending = make_response(answer.status_code, dict(answer.headers), answer.text)
+        row, _ = await one.fleet.deliveries(row.id).take_answer(row.id, pending)
+        assert not one.context.is_ready(row)
+        world.block()
+        await one.run_pass()
+        assert one.context.is_ready(one.context.payment(row.id))
+
+
+async def test_an_alert_about_the_wallet_counts_the_funds_of_all_accounts(
+    world: World, ledger: SharedLedger
+) -> None:
+    world.terms = replace(world.terms, wallet_below_lovelace=150 * ADA)
+    async with fleet_daemon(world, ledger, "a") as one:
+        await one.run_pass()
+        monitor = AlertMonitor(one.fleet.held[0].agent.context)
+        await monitor.run_once()
+        assert alerts.after(one.context.conn, 0) == []  # 110 and 70 ADA
+        await one.fleet.send(APP, ELSEWHERE, LOVELACE, 40 * ADA)
+        await monitor.run_once()
+        (alert,) = alerts.after(one.context.conn, 0)
+        assert (alert.kind, int(alert.facts["left"]) // ADA) == ("wallet_low", 139)
+
+
 async def test_both_daemons_buy_prepaid_balance_from_its_home_account(
     world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
@@ -211,32 +328,85 @@ async def test_both_daemons_buy_prepaid_balance_from_its_home_account(
     ledger.require_whole()
 
 
-async def test_after_a_failover_nothing_is_signed_until_the_last_signers_record_was_found(
-    pair: Pair, ledger: SharedLedger
+async def test_a_token_is_paid_from_the_account_that_has_it(
+    world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
     one, two = pair
-    if ledger.url is not None:
-        pytest.skip("the database's timeline is its own")
-    for daemon in pair:
-        await daemon.pay(f"last of {daemon.accounts}")
-    for daemon in pair:
-        await daemon.fleet.keep_leases()
-        daemon.fail_over()
-    await two.die()
-    await end_leases(one, "b")
+    fund_account_one(world, 5 * ADA, assets={TOKEN: 500})
+    await two.run_pass()
+    world.settings(asset=TOKEN, price="250", splits=[])
+    assert (await one.fleet.quote(world.ask("its price"))).refusal is None
+    assert (await one.pay("for a token")).account == 1
+    ledger.require_whole()
+
+
+async def test_the_next_account_pays_when_the_first_has_only_pending_change(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, _ = pair
+    paid = [await one.pay(f"call {number}") for number in range(3)]
+    assert [row.account for row in paid] == [0, 0, 1]
+    ledger.require_whole()
+
+
+async def test_a_purchase_refused_for_lack_of_funds_is_paid_from_the_account_that_got_them(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    world.settings(price=str(200 * ADA), splits=[])
     with pytest.raises(Refused) as refused:
-        await one.pay("too early")
-    assert refused.value.code == "ledger_behind"
-    await one.fleet.keep_leases()
-    assert one.accounts == [0, 1]
-    one.world.block()
-    await one.run_pass()
-    assert (await one.pay("its own record was found")).account == 0
-    assert one.fleet.held[1].agent.context.chain.unproven is not None
-    one.world.clock.ahead_ms += QUIET_MS + 1
-    await one.fleet.keep_leases()
-    await one.fleet.poll()
-    assert one.fleet.held[1].agent.context.chain.unproven is None
+        await one.pay("too much", key="k")
+    assert refused.value.code == "not_enough_funds"
+    fund_account_one(world, 300 * ADA)
+    await two.run_pass()
+    assert (await one.pay("too much", key="k")).account == 1
+    ledger.require_whole()
+
+
+async def test_each_account_is_emptied_by_a_transfer_of_its_own(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, _ = pair
+    sent = [(await one.fleet.send_all(APP, world.account.address, f"s{n}", n))[0] for n in (0, 1)]
+    assert [row.account for row in sent] == [0, 1]
+    with pytest.raises(Refused) as refused:
+        await one.fleet.send_all(APP, world.account.address, None, 2)
+    assert refused.value.code == "bad_request"
+    ledger.require_whole()
+
+
+async def test_what_an_operator_orders_is_done_by_the_daemon_that_took_the_account_meanwhile(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    for daemon in pair:
+        config = replace(daemon.context.from_file, approval_required_above={"lovelace": 15 * ADA})
+        await daemon.context.take_config(config, lambda _unit: None)
+        for held in daemon.fleet.held.values():
+            held.agent.context.adopt(daemon.context)
+    paid = await one.pay("to cancel")
+    world.settings(price=str(20 * ADA), splits=[])
+    asked = await one.pay("to decide")
+    topup, _ = await one.fleet.order_topup(APP, "t", TopupGoal(world.origin, "lovelace", 20 * ADA, TOPUP))
+    assert asked.state is State.AWAITING_APPROVAL
+    orders = (
+        lambda: one.fleet.resolve(paid.id, APP),
+        lambda: one.fleet.deny(asked.id, Approver("token", APP)),
+        lambda: one.fleet.order_topup(APP, "t", TopupGoal(world.origin, "lovelace", 20 * ADA, TOPUP)),
+        lambda: one.fleet.cancel_topup(topup.id, APP),
+    )
+    for order in orders:
+        await end_leases(two, "a")
+        await two.fleet.keep_leases()
+        await two.run_pass()
+        assert one.accounts == [0]  # it has not noticed
+        await order()
+        assert two.accounts == [0, 1]
+        await end_leases(one, "b", is_dead=False)
+        await one.fleet.keep_leases()
+        await one.run_pass()
+    assert one.context.payment(paid.id).state is State.CANCELLING
+    assert one.context.payment(asked.id).state is State.DENIED
     ledger.require_whole()
 
 

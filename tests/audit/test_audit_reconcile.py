@@ -374,12 +374,12 @@ async def test_the_history_is_read_again_while_new_blocks_arrive_but_not_forever
 
     world.fund(50 * ADA)
     source = Moving("moving", world.devnet.chain_url, None)
-    history = await read_history(source, world.address, 0)
+    history = await read_history(source, [world.address], 0)
     assert not isinstance(history, Unknown)
     assert (len(history.transactions), len(history.utxos)) == (4, 4)
     assert {tx.tx_id for tx in history.transactions} == {utxo.tx_id for utxo in history.utxos}
     moves = 1000
-    assert isinstance(await read_history(source, world.address, 0), Unknown)
+    assert isinstance(await read_history(source, [world.address], 0), Unknown)
     await source.aclose()
 
 
@@ -398,7 +398,7 @@ async def test_a_fork_during_the_read_leaves_nothing_of_the_lost_branch(world: W
     world.fund(50 * ADA)
     world.fund(5 * ADA)
     source = Forking("forking", world.devnet.chain_url, None)
-    history = await read_history(source, world.address, 0)
+    history = await read_history(source, [world.address], 0)
     assert not isinstance(history, Unknown)
     assert [sum(sum(value.values()) for value in moved.made.values()) for moved in history.movements.values()] == [
         50 * ADA,

@@ -30,7 +30,7 @@ class Provider:
         if not self.answers:
             return Unknown("left alone for a while")
         self.answers -= 1
-        return Found(Movement({}, {}))
+        return Found(Movement({f"spent at {address}": {"lovelace": 1}}, {f"made at {address}": {"lovelace": 1}}))
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         return Found(())
@@ -42,7 +42,7 @@ async def test_a_longer_outage_is_waited_out_when_more_history_was_already_read(
 ) -> None:
     provider = Provider(2000, answers, 60)
     monkeypatch.setattr(history.asyncio, "sleep", provider.sleep)
-    read = await read_history(provider, "", 0)  # type: ignore[arg-type]
+    read = await read_history(provider, [""], 0)  # type: ignore[arg-type]
     assert isinstance(read, History) is is_whole
     monkeypatch.undo()
 
@@ -50,4 +50,12 @@ async def test_a_longer_outage_is_waited_out_when_more_history_was_already_read(
 async def test_a_provider_that_stays_down_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider(2000, 1000, 10**6)
     monkeypatch.setattr(history.asyncio, "sleep", provider.sleep)
-    assert isinstance(await read_history(provider, "", 0), Unknown)  # type: ignore[arg-type]
+    assert isinstance(await read_history(provider, [""], 0), Unknown)  # type: ignore[arg-type]
+
+
+async def test_a_transaction_between_two_addresses_of_the_wallet_is_one_with_what_it_moved_at_both() -> None:
+    read = await read_history(Provider(1, 2, 0), ["a", "b"], 0)  # type: ignore[arg-type]
+    assert isinstance(read, History)
+    (tx,) = read.transactions
+    moved = read.movements[tx.tx_id]
+    assert (set(moved.spent), set(moved.made)) == ({"spent at a", "spent at b"}, {"made at a", "made at b"})

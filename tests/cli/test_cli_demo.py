@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from kit.cli import spawn, until
+from kit.cli import invoke, spawn, until
 from kit.pages import ROOT
+from kit.postgresql import needs_postgresql
 
 from payagent import demo
 from payagent.demo import DemoFailed, run_demo, verify
@@ -70,6 +72,37 @@ def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert not Path(f"/proc/{daemon}").exists()
+
+
+@needs_postgresql
+def test_the_demo_of_a_fleet_carries_on_when_a_daemon_is_killed_and_leaves_nothing_behind() -> None:
+    # PostgreSQL runs as another user, who could not enter a folder of pytest's
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        command = spawn(
+            "demo", "--fleet", environ={"TMPDIR": folder}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        out, err = command.communicate(timeout=180)
+        assert list(Path(folder).iterdir()) == []
+    assert (command.returncode, err) == (0, ""), out + err
+    for words in (
+        "pays from account 2",
+        "kill -9",
+        "takes account",
+        "sum to zero",
+        "to the unit",
+        "ledger verify",
+    ):
+        assert words in out
+    assert out.count("The chain shows one transaction.") == 2
+    assert out.endswith("Every step was verified. Nothing is left behind.\n")
+
+
+def test_without_the_extra_the_demo_of_a_fleet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    result = invoke("demo", "--fleet")
+    assert result.code == 2
+    assert "[postgresql]" in result.err
 
 
 @contextmanager

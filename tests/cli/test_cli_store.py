@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.cli import Result, Shop, checks, clean_environ, invoke, running, until
+from kit.cli import Result, Shop, checks, clean_environ, invoke, running, until, write_private
+from kit.next_release import upgraded
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
 
@@ -53,21 +55,21 @@ def moved(postgresql: Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
             again = shop.payagent("store", "copy", "--to", owner)
             run(away, shop, {SERVICE: str(shop.data_dir)})
             with shop.config.open("a") as config:
-                config.write(f'[store]\nurl = "{owner.replace("payagent_owner", "payagent")}"\n')
+                url = owner.replace("payagent_owner", "payagent")
+                config.write(f'[store]\nurl = "{url}"\n[wallet]\naccounts = 2\n')
             yield Moved(shop, owner, while_running, said, again)
 
 
 def made_by_the_page(server: Server) -> str:
     """The URL of the page's database for its owner, with tables."""
-    roles, privileges = blocks("Make the database", PAGE, "sql")
+    (roles,) = blocks("Make the database", PAGE, "sql")
     execute(server.url("postgres"), roles)
     here = server.tcp_url(server.url("payagent")).replace("postgres@", "payagent_owner@")
-    execute(here, privileges)
     (make,) = blocks("Make the database", PAGE)
-    words = make.split()
-    made = invoke(*words[1:-1], here)
+    words = [here if word.startswith("postgresql://") else word for word in make.split()[1:]]
+    made = invoke(*words)
     assert (made.code, made.json) == (0, {"made": True}), made.err
-    assert invoke(*words[1:-1], here).json == {"made": False}
+    assert invoke(*words).json == {"made": False}
     return here
 
 
@@ -130,11 +132,61 @@ def test_the_doctor_warns_of_a_daemon_that_owns_the_tables(moved: Moved, tmp_pat
     assert "the daemon's role owns the tables" in check["detail"]
 
 
+def test_the_doctor_says_that_the_tables_lack_a_change(moved: Moved) -> None:
+    with upgraded():
+        check = checks(moved.shop.config)["database"]
+    assert (check["ok"], check["warning"]) == (True, True)
+    assert "once every daemon is upgraded, run `payagent store migrate`" in check["detail"]
+
+
 def test_the_owner_of_the_tables_changes_no_row_of_a_moved_ledger(moved: Moved) -> None:
     with closing(PostgresqlConnection(moved.owner)) as conn:
         for statement in ("DELETE FROM events", "UPDATE attempts SET fee_lovelace = 1", "TRUNCATE seals"):
             with pytest.raises(sqlite3.IntegrityError):
                 conn.execute(statement)
+
+
+def test_the_daemons_role_empties_no_table_of_record_and_changes_no_table(moved: Moved) -> None:
+    with closing(PostgresqlConnection(moved.owner.replace("payagent_owner", "payagent"))) as conn:
+        for statement in (
+            "DELETE FROM accounts",
+            "DELETE FROM events",
+            "TRUNCATE utxos",
+            "ALTER TABLE events DISABLE TRIGGER USER",
+            "DROP TABLE limits",
+            "CREATE TABLE more (one BIGINT)",
+        ):
+            with pytest.raises(sqlite3.OperationalError, match=r"permission denied|must be owner"):
+                conn.execute(statement)
+
+
+def test_a_second_machine_joins_with_copies_of_the_firsts_files(moved: Moved, tmp_path: Path) -> None:
+    first, second = moved.shop, copy(moved.shop)
+    second.folder, second.config, second.data_dir = tmp_path, tmp_path / "config.toml", tmp_path / "data"
+    second.data_dir.mkdir(mode=0o700)
+    for name in ("passphrase", "data/keystore.json", "data/operator.token"):
+        shutil.copy(first.folder / name, tmp_path / name)
+    write_private(second.config, first.config.read_text().replace(str(first.folder), str(tmp_path)))
+    with running(first), running(second):
+        until(lambda: len(holders(second)) == 2, "each does not hold an account")
+        shown = second.payagent("wallet", "--human").out
+        for account in second.payagent("wallet").json["accounts"]:
+            assert f"{account['account']}        {account['holder']}" in shown
+            assert account["address"] in shown
+            first.control("faucet", address=account["address"], lovelace=str(FUNDS_LOVELACE))
+        until(lambda: len(second.payagent("wallet", "utxos").json["utxos"]) > 4, "no deposit")
+        token = write_private(tmp_path / "token", first.payagent("app", "add", "bot").json["token"])
+        for shop in (first, second):
+            saved = first.saved(f"at {shop.folder}")
+            paid = shop.payagent("pay", saved, "--merchant", "t", "--token-file", token)
+            assert paid.code == 0, paid.err
+        until(lambda: {row["state"] for row in first.payments()} == {"confirmed"}, "not confirmed")
+        assert first.payments() == second.payments()
+
+
+def holders(shop: Shop) -> set[str]:
+    """Who holds the accounts."""
+    return {row["holder"] for row in shop.payagent("wallet").json["accounts"]} - {None}
 
 
 def test_a_moved_ledger_pays_and_comes_back_with_the_same_seals_and_tokens(moved: Moved, tmp_path: Path) -> None:
@@ -143,16 +195,17 @@ def test_a_moved_ledger_pays_and_comes_back_with_the_same_seals_and_tokens(moved
         *_, check = blocks("Copy the ledger", PAGE)
         run(check, shop, {})
         pay(shop, "on PostgreSQL")
+        count = len(shop.payments())
         verified = shop.payagent("ledger", "verify", "--head", moved.said.json["head"])
         assert (verified.code, verified.json["findings"]) == (0, []), verified.err
-        assert verified.json["checked"]["payments"] == 2
+        assert verified.json["checked"]["payments"] == count
         assert shop.payagent("ledger", "reconcile").code == 0
         exported = shop.payagent("ledger", "export", "--format", "jsonl").out
         assert shop.payagent("ledger", "snapshot", tmp_path / "books.db").code == 0
         with closing(sqlite3.connect(tmp_path / "books.db")) as books:
-            assert books.execute("SELECT COUNT(*) FROM v_payments").fetchone() == (2,)
+            assert books.execute("SELECT COUNT(*) FROM v_payments").fetchone() == (count,)
         backup = shop.payagent("backup", tmp_path / "wallet.tar")
-        assert (backup.code, backup.json["payments"]) == (0, 2), backup.err
+        assert (backup.code, backup.json["payments"]) == (0, count), backup.err
         in_use = shop.payagent("store", "copy", "--to", tmp_path / "ledger.db")
         assert in_use.problem == "already_running"
         assert checks(shop.config)["database"]["warning"] is False
@@ -168,7 +221,7 @@ def test_a_moved_ledger_pays_and_comes_back_with_the_same_seals_and_tokens(moved
         assert (verified.code, verified.json["findings"]) == (0, []), verified.err
         assert shop.payagent("ledger", "export", "--format", "jsonl").out == exported
         pay(shop, "on a file again")
-        assert len(shop.payments()) == 3
+        assert len(shop.payments()) == count + 1
 
 
 def without_database(config: Path) -> str:

@@ -1,14 +1,15 @@
 """Several `payagent serve` on one PostgreSQL: one wallet, one set of books, and no daemon that is missed."""
 
+import json
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 from kit.cli import until
 from kit.daemon import refused
-from kit.daemons_of_a_fleet import ADDRESSES, furnish, three
-from kit.http import NO_TLS
+from kit.daemons_of_a_fleet import ADDRESSES, TOKEN, asked, furnish, three
 from kit.postgresql import Server, move_to_file, needs_postgresql
 
 from payagent.audit.finding import AuditFinding
@@ -16,23 +17,22 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
+from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.opening import open_read_only
 
 pytestmark = needs_postgresql
 
 
-def asked(devnet: DevnetThread, message: str) -> dict[str, object]:
-    """The merchant's 402 for a request, as a client forwards it."""
-    headers = {"X-Partner": "demo", "X-Wallet-Address": ADDRESSES[0]}
-    answer = httpx.post(
-        f"{devnet.merchant_url}/chat", json={"message": message}, headers=headers, verify=NO_TLS, trust_env=False
-    )
-    assert answer.status_code == 402
-    return {
-        "origin": devnet.merchant_url,
-        "response": {"status": 402, "headers": dict(answer.headers), "body": answer.json()},
-    }
+def send_all(folder: Path) -> list[dict[str, Any]]:
+    """The payments that `payagent wallet send --all` shows at the daemon of this folder."""
+    token = folder / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    command = (sys.executable, "-m", "payagent", "wallet", "send", role_address("creator").text, "--all", "--yes")
+    files = ("--config", str(folder / "config.toml"), "--token-file", str(token))
+    done = subprocess.run((*command, *files, "--json"), capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_three_daemons_pay_as_one_and_others_go_on_when_one_is_killed(tmp_path: Path, postgresql: Server) -> None:
@@ -61,6 +61,11 @@ def test_three_daemons_pay_as_one_and_others_go_on_when_one_is_killed(tmp_path: 
         wallet = two.http.get("/v1/wallet").json()
         assert [row["address"] for row in wallet["accounts"]] == ADDRESSES
         assert two.http.get("/metrics").text.count("payagent_fleet_account_held{") == len(ADDRESSES)
+
+        ids = [row["id"] for row in send_all(tmp_path / "b")]
+        assert len(ids) == len(ADDRESSES)
+        until(lambda: {shown({"id": name}) for name in ids} == {"confirmed"}, "not sent")
+        assert two.http.get("/v1/wallet").json()["assets"][0]["total"] == "0"
     move_to_file(database, tmp_path / "ledger.db")
     with closing(open_read_only(tmp_path / "ledger.db")) as conn:
         owner = Owner(parse_address(ADDRESSES[0], NETWORKS["devnet"]), NETWORKS["devnet"])

@@ -1,5 +1,6 @@
 """The daemon as a process: its folder, its start, and its stop."""
 
+import os
 import re
 import signal
 import socket
@@ -39,8 +40,8 @@ def write_config(folder: Path, devnet: DevnetThread, network: str = "devnet") ->
     )
 
 
-def command(folder: Path, *python: str) -> list[str]:
-    return [sys.executable, *python, "-m", "payagent", "serve", "--config", str(folder / "config.toml")]
+def command(folder: Path, *python: str, module: str = "payagent") -> list[str]:
+    return [sys.executable, *python, "-m", module, "serve", "--config", str(folder / "config.toml")]
 
 
 def start(folder: Path, preexec_fn: Callable[[], None] | None = None) -> tuple["subprocess.Popen[str]", Path]:
@@ -56,9 +57,16 @@ def start_on_port(folder: Path) -> tuple["subprocess.Popen[str]", int]:
 
 
 def announced(
-    folder: Path, preexec_fn: Callable[[], None] | None = None
+    folder: Path, preexec_fn: Callable[[], None] | None = None, module: str = "payagent"
 ) -> tuple["subprocess.Popen[str]", int, Path]:
-    process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
+    """`module`: another one that starts the daemon, such as `kit.next_release`."""
+    process = subprocess.Popen(
+        command(folder, module=module),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec_fn,
+    )
     assert process.stderr is not None
     line = ""
     for line in process.stderr:

@@ -42,6 +42,11 @@ class Member:
         assert answer.status_code in (200, 201), answer.text
         return dict(answer.json())
 
+    def leave(self) -> None:
+        """Stop in order: the others take its accounts at once."""
+        self.process.terminate()
+        assert self.process.wait(60) == 0
+
     def stop(self) -> None:
         self.process.kill()
         self.process.wait(20)
@@ -49,7 +54,7 @@ class Member:
             self.process.stderr.close()
 
 
-def furnish(folder: Path, devnet: DevnetThread, url: str, more: str = "") -> Path:
+def furnish(folder: Path, devnet: DevnetThread, url: str, more: str = "", accounts: int = len(ADDRESSES)) -> Path:
     """A daemon's folder: keystore and config."""
     data = folder / "data"
     data.mkdir(mode=0o700, parents=True)
@@ -62,15 +67,28 @@ def furnish(folder: Path, devnet: DevnetThread, url: str, more: str = "") -> Pat
         f'[[chain.providers]]\nkind = "blockfrost"\nbase_url = "{devnet.chain_url}"\n'
         f'[keystore]\npassphrase_file = "{folder}/passphrase"\n'
         f'[merchants.t]\norigin = "{devnet.merchant_url}"\npartner = "demo"\n'
-        f'[store]\nurl = "{url}"\n[wallet]\naccounts = {len(ADDRESSES)}\n{more}'
+        f'[store]\nurl = "{url}"\n[wallet]\naccounts = {accounts}\n{more}'
     )
     return folder
 
 
+def asked(devnet: DevnetThread, message: str) -> dict[str, object]:
+    """The merchant's 402 for a request, as a client forwards it."""
+    headers = {"X-Partner": "demo", "X-Wallet-Address": ADDRESSES[0]}
+    answer = httpx.post(
+        f"{devnet.merchant_url}/chat", json={"message": message}, headers=headers, verify=NO_TLS, trust_env=False
+    )
+    assert answer.status_code == 402
+    return {
+        "origin": devnet.merchant_url,
+        "response": {"status": 402, "headers": dict(answer.headers), "body": answer.json()},
+    }
+
+
 @contextmanager
-def member(folder: Path) -> Iterator[Member]:
-    """A daemon that has announced itself."""
-    process, port, _ = announced(folder)
+def member(folder: Path, module: str = "payagent") -> Iterator[Member]:
+    """A daemon that has announced itself. `module`: as for `kit.daemon.announced`."""
+    process, port, _ = announced(folder, module=module)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with httpx.Client(
         base_url=f"http://127.0.0.1:{port}", headers=headers, verify=NO_TLS, trust_env=False, timeout=60

@@ -47,7 +47,7 @@ async def require_whole(run: Run) -> None:
         ]
         assert found == []
         source = run.context.all_providers[0]
-        history = await read_history(source, world.address, 0)
+        history = await read_history(source, [world.address], 0)
         assert isinstance(history, History), history
         asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
         told = list(reconcile(conn, history, asked, history.tip.height, 0, is_forked=False))

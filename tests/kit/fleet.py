@@ -104,7 +104,7 @@ class Daemon:
         return self.take(accounts, 1)
 
     def renew(self, now_ms: int) -> None:
-        self.run(lambda unit: fleet.renew(unit, self.name, now_ms))
+        self.run(lambda unit: fleet.renew(unit, self.name, sorted(self.seat.held), now_ms))
 
     def prove(self, account: int) -> None:
         self.run(lambda unit: fleet.prove(unit, self.name, account))

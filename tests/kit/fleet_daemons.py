@@ -4,9 +4,11 @@ They read the chain when a test says so. Leases go by the world's clock in a fil
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from kit.agent import APP, DEVNET, FAST, WORDS, World
 from kit.postgresql import move_to_file
@@ -48,6 +50,22 @@ class SharedLedger:
             path = self.world.folder / "ledger.db"
             return Writer(Committer(path, seat=seat)), Readers(path)
         return open_fleet_store(self.url, self.world.folder, checkpoint=lambda _name: None, seat=seat)
+
+    def copy_file(self, target: Path) -> None:
+        """Copy the file as it is, as a standby has it."""
+        with (
+            closing(sqlite3.connect(self.world.folder / "ledger.db")) as conn,
+            closing(sqlite3.connect(target)) as to,
+        ):
+            conn.backup(to)
+
+    def put_back(self, source: Path) -> None:
+        """Put an earlier copy in the file's place, while daemons use it."""
+        with (
+            closing(sqlite3.connect(self.world.folder / "ledger.db")) as to,
+            closing(sqlite3.connect(source)) as conn,
+        ):
+            conn.backup(to)
 
     def require_whole(self) -> None:
         """`ledger verify` finds nothing."""
@@ -94,30 +112,42 @@ class FleetDaemon:
         row, _ = await self.fleet.pay(self.world.ask(message, key=key))
         return row
 
-    def fail_over(self) -> None:
-        """As if the database had another timeline now, whose first commits may lack the last ones."""
-        self.writer._committer._timeline = 1
+    def fail_over(self, timeline: int = 1) -> None:
+        """As if the connection was lost, and the database had another timeline now."""
+        committer = self.writer._committer
+        committer._timeline = timeline
+        assert committer._seat is not None
+        committer._seat.lose_all()
 
-    async def die(self) -> None:
-        """End at once, without giving anything back: nothing of it runs or commits any more."""
+    async def stand_still(self) -> None:
+        """Keep no lease and poll for nothing any more, but when a test says so."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        for held in self.fleet.held.values():
+
+    async def die(self) -> None:
+        """End at once, without giving anything back: nothing of it runs or commits any more."""
+        await self.stand_still()
+        for held in tuple(self.fleet.held.values()):
             await held.agent.submitter.drain(10)
         self.writer.close()
 
 
 @asynccontextmanager
 async def fleet_daemon(
-    world: World, ledger: SharedLedger, name: str, count: int = 2, config_hash: str = "same"
+    world: World,
+    ledger: SharedLedger,
+    name: str,
+    count: int = 2,
+    config_hash: str = "same",
+    is_synchronous: bool = False,
 ) -> AsyncIterator[FleetDaemon]:
     """A daemon of a fleet with `count` accounts, after it has joined."""
     folder = world.folder / name
     folder.mkdir(exist_ok=True)
     accounts = [derive(seed_from_words(WORDS), DEVNET, number) for number in range(count)]
     records = {number: SignerFile(folder / signer_file(number)) for number in range(count)}
-    seat = Seat(name, f"host of {name}", records)
+    seat = Seat(name, f"host of {name}", records, is_synchronous=is_synchronous)
     writer, readers = ledger.open(seat)
     if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
         scopes = ["pay", "read", "operate", "approve"]

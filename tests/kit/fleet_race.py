@@ -1,12 +1,16 @@
-"""`python -m kit.fleet_race URL NUMBER UTXOS LIMIT_UNITS FIRST END STEP`: one of the daemons that admit at once.
+"""`python -m kit.fleet_race URL SCOPE NUMBER UTXOS LIMIT_UNITS FIRST END STEP`: a daemon that admits in a race.
 
-The real admission, in commits of up to 16. It prints what became of the purchases FIRST, FIRST + STEP and so on
-until END.
+The real admission, in commits of up to 16, with a limit of the wallet, the app or the merchant (SCOPE). It prints
+what became of the purchases FIRST, FIRST + STEP and so on until END. A commit that did not get the gate is asked
+for again, as a client would.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from kit.agent import DEVNET, WORDS
 from kit.fleet import Record
@@ -24,7 +28,7 @@ from payagent.core.invoice import Invoice, Output
 from payagent.core.merchant_rules import MerchantRules
 from payagent.core.money import LOVELACE
 from payagent.core.network import SlotClock
-from payagent.core.policy import limits_of
+from payagent.core.policy import ANY, WALLET, Scope, limits_of
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
@@ -36,6 +40,9 @@ from payagent.wallet.utxo_index import UtxoIndex
 PAYEE = derive(seed_from_words(WORDS), DEVNET, 1_000).address
 ORIGIN, APP = "https://merchant.example", "app_race"
 PAYS, UTXO_LOVELACE, BATCH, FUNDED_AT_ONCE = 3_000_000, 5_000_000, 16, 100
+T = TypeVar("T")
+SCOPES = {"wallet": WALLET, "app": Scope(APP), "merchant": Scope(ANY, ORIGIN)}
+NO_LIMIT_UNITS = 10**15
 RULES = MerchantRules(
     first_use=True, price_rise_percent_max=25, stop_after_unserved=3, payments_in_flight_max=1_000_000
 )
@@ -44,7 +51,7 @@ RULES = MerchantRules(
 class Racer:
     """A daemon that holds the account of its number. The chain is made up."""
 
-    def __init__(self, url: str, number: int, limit_units: int) -> None:
+    def __init__(self, url: str, scope: str, number: int, limit_units: int) -> None:
         self._account = derive(seed_from_words(WORDS), DEVNET, number)
         self._number = number
         self._now_ms = SystemClock().now_ms()
@@ -56,7 +63,10 @@ class Racer:
             network=DEVNET,
             own=self._account.address,
             merchants={ORIGIN: MerchantConfig("m", ORIGIN, "race", None, "confirmed", 5, rules=RULES)},
-            limits=limits_of(LOVELACE, {"per_payment": limit_units, "per_day": limit_units}),
+            limits=(
+                *(() if scope == "wallet" else limits_of(LOVELACE, {"per_day": NO_LIMIT_UNITS})),
+                *limits_of(LOVELACE, {"per_payment": limit_units, "per_day": limit_units}, SCOPES[scope]),
+            ),
             decimals={},
             confirm_depth=3,
             void_depth=15,
@@ -69,9 +79,26 @@ class Racer:
         self._committer = PostgresqlCommitter(url, seat=self._seat)
 
     def begin(self, utxos: int) -> None:
-        self._do(self._take, None)
+        self._until_through(lambda: self._do(self._take, None))
         for count in range(0, utxos, FUNDED_AT_ONCE):
-            self._do(lambda unit, count=count: self._fund(unit, count + FUNDED_AT_ONCE), self._number)  # type: ignore[misc]
+            fund = partial(self._fund, utxos=count + FUNDED_AT_ONCE)
+            self._until_through(partial(self._do, fund, self._number))
+
+    def _until_through(self, work: Callable[[], T]) -> T:
+        while True:
+            try:
+                return work()
+            except Refused as refused:
+                if refused.code not in ("store_failed", "lease_lost"):
+                    raise
+                self._begin_again()
+
+    def _begin_again(self) -> None:
+        with suppress(Refused):
+            self._do(self._take, None)
+            free = attempts_and_utxos.free_utxos(self._committer.conn, self._number)
+            self._utxos = UtxoIndex(utxo_of(row) for row in free)
+            self._admission = Admission.by(self._config, self._utxos, self._chain)
 
     def _do(self, job: Callable[[Unit], object], account: int | None) -> None:
         one = self._committer.job("begin", job, account)
@@ -95,15 +122,7 @@ class Racer:
     def race(self, purchases: range) -> Counter[str]:
         found: Counter[str] = Counter()
         for first in range(0, len(purchases), BATCH):
-            batch = purchases[first : first + BATCH]
-            try:
-                found.update(self._ask(batch))
-            except Refused:  # on a slow machine the gate may be lost; what was committed is found
-                self._do(self._take, None)
-                free = attempts_and_utxos.free_utxos(self._committer.conn, self._number)
-                self._utxos = UtxoIndex(utxo_of(row) for row in free)
-                self._admission = Admission.by(self._config, self._utxos, self._chain)
-                found.update(self._ask(batch))
+            found.update(self._until_through(partial(self._ask, purchases[first : first + BATCH])))
         return found
 
     def _ask(self, purchases: range) -> list[str]:
@@ -141,8 +160,8 @@ class Racer:
         )
 
 
-def main(url: str, number: int, utxos: int, limit_units: int, first: int, end: int, step: int) -> None:
-    racer = Racer(url, number, limit_units)
+def main(url: str, scope: str, number: int, utxos: int, limit_units: int, first: int, end: int, step: int) -> None:
+    racer = Racer(url, scope, number, limit_units)
     racer.begin(utxos)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -151,4 +170,4 @@ def main(url: str, number: int, utxos: int, limit_units: int, first: int, end: i
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

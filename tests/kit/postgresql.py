@@ -93,8 +93,7 @@ def server(more: str = "") -> Iterator[Server]:
         _run(
             "initdb", "-D", str(data), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", _user()
         )
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         options = (
             f"-k {folder} -c listen_addresses=127.0.0.1 -p {port} -c fsync=off -c full_page_writes=off "
             f"-c max_wal_size=64MB -c synchronous_standby_names=nobody -c synchronous_commit=local {more}"
@@ -108,6 +107,11 @@ def server(more: str = "") -> Iterator[Server]:
             _run("pg_ctl", "stop", "-w", "-D", str(data), "-m", "immediate")
     finally:
         shutil.rmtree(folder)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def _user() -> str:

@@ -101,6 +101,16 @@ def test_a_takeover_that_is_not_committed_gives_nothing(pair: Pair) -> None:
     one.note("mine", account=0)
 
 
+def test_a_daemon_commits_nothing_to_tables_of_a_newer_payagent_and_lets_its_accounts_go(pair: Pair) -> None:
+    one, two = pair
+    two.conn.execute("UPDATE gate SET schema = 'm999_later'")
+    for account in (0, None):
+        with pytest.raises(Refused, match="m999_later") as refused:
+            one.note("on newer tables", account)
+        assert refused.value.code == "ledger_newer"
+    assert (one.lost, one.notes()) == ([0, 1], [])
+
+
 def test_jobs_of_one_commit_are_fenced_each_by_its_account(pair: Pair) -> None:
     one, two = pair
     two.take_over([0])

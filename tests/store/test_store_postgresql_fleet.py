@@ -74,15 +74,19 @@ def started(module: str, *args: str) -> "subprocess.Popen[str]":
 ASKS = pick(400, 10_000)
 """Admissions that are asked for, by three daemons together."""
 
+SCOPES = ("wallet", "app", "merchant")[: pick(1, 3)]
+"""Whose limit it is."""
 
-def test_racing_daemons_reach_a_limit_exactly_and_buy_each_purchase_once(url: str) -> None:
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_racing_daemons_reach_a_limit_exactly_and_buy_each_purchase_once(url: str, scope: str) -> None:
     purchases = ASKS * 2 // 5
     limit_units = purchases // 2 * 3_200_000
     orders = ((0, purchases, 1), (purchases - 1, -1, -1), (0, purchases, 2))
     with ExitStack() as stack:
         racers = []
         for number, order in enumerate(orders):
-            args = (number, purchases // 2 + 20, limit_units, *order)
+            args = (scope, number, purchases // 2 + 20, limit_units, *order)
             racers.append(stack.enter_context(started("fleet_race", url, *map(str, args))))
         for racer in racers:
             assert racer.stdout is not None

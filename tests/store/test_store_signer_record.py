@@ -2,12 +2,13 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from payagent.core.problems import Refused
-from payagent.store.db.signer_record import LastSigned, SignerFile
+from payagent.store.db.signer_record import DatabaseMark, LastSigned, SignerFile
 
 
 def signed(number: int) -> LastSigned:
@@ -160,3 +161,15 @@ def test_closing_leaves_no_file_open(path: Path, record: SignerFile) -> None:
         record.write(signed(number))
     record.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_the_database_of_the_attempt_is_read_back_and_checked(path: Path, record: SignerFile) -> None:
+    mark = DatabaseMark("7713746154079813402", 2, 40, "ab" * 32)
+    record.write(signed(1))
+    record.write(replace(signed(2), database=mark))
+    found = SignerFile(path).read()
+    assert found == signed(2)
+    assert found is not None
+    assert found.database == mark
+    path.write_bytes(path.read_bytes().replace(b'"timeline": 2', b'"timeline": 1'))
+    assert SignerFile(path).read() == signed(1)

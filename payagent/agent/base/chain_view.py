@@ -77,7 +77,7 @@ class ChainView:
     - `booked`: the tip up to which the ledger has all deposits. The providers had to agree on them.
     - `restored_at_ms`: when the ledger was restored from a backup, if it was.
     - `behind`: why the ledger lacks signed attempts (agent.chain_sync.recovery).
-    - `unproven`: why nothing is signed since the fleet's database failed over.
+    - `unproven`: why nothing is signed while the fleet's database may lack attempts (agent.fleet.failover).
     - `is_compared`: whether the wallet's newest transactions were compared with the ledger since the start.
     - `external_spends`: tx ids of external spends that freeze signing until an operator unfreezes the wallet.
     - `unread`: why the last read of the chain (`look`) or of the wallet's past (`past`) is incomplete.

@@ -114,6 +114,8 @@ class ExternalSpends:
         context, chain = self._context, self._context.chain
         if chain.is_compared or chain.behind is not None:
             return None
+        if chain.unproven is not None:
+            return chain.unproven  # a spend that the ledger lacks may be one of ours
         slots, slot = chain.slots, self._last_slot
         since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
         if not view.is_current:
@@ -141,7 +143,7 @@ class ExternalSpends:
         """Recheck known external spends, search for unknown ones, and void the payments that they overtook."""
         if view.is_current:
             await self._recheck(view)
-        if self._context.chain.behind is None:
+        if self._context.chain.behind is None and self._context.chain.unproven is None:
             await self._find(view, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
         if view.is_final:
             await self._weigh(view)

@@ -33,8 +33,8 @@ from payagent.core.network import ROLLBACK_S
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.core.utxo import UtxoEvent
-from payagent.store.db.signer_record import SignerRecord, caught_up_at, lacks, last_signed
-from payagent.store.db.unit import Connection, Unit
+from payagent.store.db.signer_record import SignerRecord, is_forgotten, last_signed
+from payagent.store.db.unit import Unit
 from payagent.store.executor import raise_alert, write
 from payagent.store.rows import attempts_and_utxos, onchain, writes
 from payagent.wallet.utxo_index import UtxoIndex
@@ -267,9 +267,8 @@ class Recovery:
     async def begin(self) -> None:
         """Compare the ledger with the signer's record, before anything is signed."""
         conn, account = self._context.conn, self._account
-        is_open = _is_open(conn, account)
-        is_caught_up = caught_up_at(conn, self._signed, account) is not None
-        if not is_open and not is_caught_up and lacks(conn, self._signed, account):
+        is_open = onchain.is_behind(conn, account)
+        if not is_open and is_forgotten(conn, self._signed, account):
             await self._record_behind()
         elif is_open:
             self._load_status()
@@ -349,7 +348,8 @@ class Recovery:
         begun, _, at_ms = onchain.last_of_account(conn, "quiet_begun", self._account)
         self._is_noticed = True
         self._quiet_from_ms = at_ms if begun > noticed else None
-        self._since_s = int(json.loads(detail)["since_s"])
+        is_new = last_signed(conn, self._account) is None  # what it forgot may be its whole past
+        self._since_s = -LAG_S if is_new else int(json.loads(detail)["since_s"])
         when = (
             f"{QUIET_MS // 60_000} minutes after our clock agrees with the chain's"
             if self._quiet_from_ms is None
@@ -374,9 +374,3 @@ class Recovery:
         writes.note(unit, None, "caught_up", None, now_ms, detail)
         if was_empty and is_for_good and any(spend.seen.block_height <= deep for spend in booked):
             settle(unit, deep, now_ms, account)
-
-
-def _is_open(conn: Connection, account: int) -> bool:
-    """Whether the ledger was found to be behind and has not caught up with the account since."""
-    behind, _, _ = onchain.last_of_wallet(conn, "ledger_behind")
-    return behind > onchain.last_of_account(conn, "caught_up", account)[0]

@@ -6,6 +6,7 @@ what they share; on a file it is that account's agent.
 May import: core, store, the rest of agent. Never: pays itself; writes a payment.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.agent.agent import Agent
@@ -18,6 +19,8 @@ from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan, TopupRunner
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
+from payagent.core.problems import Refused
+from payagent.store.rows.fleet import AccountRow, DaemonRow, is_living
 from payagent.store.rows.topups import TopupRow
 
 
@@ -33,16 +36,22 @@ class HeldAccount:
 class FleetStatus:
     """A fleet as one of its daemons sees it.
 
-    `held`: the accounts that this daemon holds. `living`: how many daemons renewed within a lease. `accounts`: all
-    of them, each with its address and its holder's host. `lag_s`: seconds since this daemon renewed its leases.
-    `problem`: what keeps accounts from paying, or soon will.
+    `held`: the accounts that this daemon holds. `accounts`: all of them, with their leases. `daemons`: those that
+    registered and were not forgotten. `at_ms`: when both were read, by the database's clock. `lag_s`: seconds
+    since this daemon renewed its leases. `problem`: what keeps accounts from paying, or soon will.
     """
 
     held: tuple[int, ...]
-    living: int
-    accounts: tuple[tuple[int, str, str | None], ...]
+    accounts: tuple[AccountRow, ...]
+    daemons: tuple[DaemonRow, ...]
+    at_ms: int
     lag_s: float
     problem: str | None
+
+    @property
+    def living(self) -> Mapping[str, DaemonRow]:
+        """The daemons that renewed within a lease, by id."""
+        return {one.id: one for one in self.daemons if is_living(one, self.at_ms)}
 
 
 class Fleet:
@@ -104,8 +113,12 @@ class Fleet:
         """As `Transfers.send`."""
         return await self._first().agent.transfers.send(app_id, to, asset, units, key)
 
-    async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
-        """As `Transfers.send_all`."""
+    async def send_all(
+        self, app_id: str, to: Address, key: str | None = None, account: int | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """As `Transfers.send_all`, from one account. Refused: `bad_request` if the wallet has no such account."""
+        if account is not None and account not in self.held:
+            raise no_account(account)
         return await self._first().agent.transfers.send_all(app_id, to, key)
 
     async def split(
@@ -133,3 +146,7 @@ class Fleet:
         if self.held == {0: self.front}:
             return self.front
         return self.held[self.context.payment(payment_id).account]
+
+
+def no_account(account: int) -> Refused:
+    return Refused("bad_request", f"the wallet has no account {account}", key="account")

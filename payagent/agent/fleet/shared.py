@@ -1,7 +1,7 @@
 """`SharedFleet`: one of several daemons on one ledger. It takes accounts, renews their leases and gives some back.
 
 A request goes to the account that its payment has. For a new purchase that is the merchant's home account if it
-sells prepaid balance, else an account held here that has funds, else one held elsewhere. What the holder of
+sells prepaid balance, else an account held here that has the funds, else one held elsewhere. What the holder of
 another account must do is a row in `admission_requests`: the holder does it and ends the row, and the daemon that
 asked answers as its own. Both see it by polling the ledger.
 Start at `run`.
@@ -12,15 +12,15 @@ more than its part of the accounts while nothing of them is being signed.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
-from payagent.agent.base.chain_view import QUIET_MS, ChainView
+from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.config import TopupSource, overlaid
 from payagent.agent.base.requests import (
     AdmittedPayment,
@@ -31,7 +31,8 @@ from payagent.agent.base.requests import (
     PrepaidQuote,
 )
 from payagent.agent.chain_sync.providers import ProviderSelection
-from payagent.agent.fleet.fleet import Fleet, FleetStatus, HeldAccount
+from payagent.agent.fleet import failover
+from payagent.agent.fleet.fleet import Fleet, FleetStatus, HeldAccount, no_account
 from payagent.agent.fleet.requests import (
     Outcome,
     dump_payment_request,
@@ -40,17 +41,20 @@ from payagent.agent.fleet.requests import (
     read_outcome,
 )
 from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan
 from payagent.core.address import Address, parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import is_batch
+from payagent.core.money import LOVELACE
 from payagent.core.payment import UNSIGNED
+from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat, unproven
-from payagent.store.db.signer_record import lacks
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos, events, fleet, intents, onchain, payments, prepaid, topups
+from payagent.store.rows import events, fleet, intents, onchain, payments, prepaid, topups
+from payagent.store.rows.attempts_and_utxos import free_units
 from payagent.store.rows.fleet import AdmissionRequest, DaemonRow, RequestKind
 from payagent.store.rows.topups import TopupRow
 
@@ -70,6 +74,9 @@ ASK_MS = 30_000
 
 TRIES = 3
 """How often a request is made again after this daemon lost the account that was to carry it out."""
+
+LACKS_FUNDS = frozenset({"funds_pending", "not_enough_funds", "utxos_too_small"})
+"""Refusals by an account whose UTxOs do not suffice now. Another account's may."""
 
 log = structlog.get_logger("payagent.fleet")
 
@@ -102,39 +109,31 @@ class SharedFleet(Fleet):
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
         self._renewed_s = self._loop.time()
-        self._unproven_from_ms: dict[int, int] = {}
+        self._behind_seq = 0
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
-        clock_ms = fleet.database_ms(conn, now_ms)
-        living = {one.id: one for one in fleet.all_daemons(conn) if fleet.is_living(one, clock_ms)}
-        hosts = {name: one.host for name, one in living.items()}
-        rows = fleet.all_accounts(conn)
-        accounts = tuple((row.account, row.address, hosts.get(row.holder or "")) for row in rows)
-        lag_s, free = self._loop.time() - self._renewed_s, [number for number, _, host in accounts if host is None]
+        at_ms, rows, daemons = fleet.database_ms(conn, now_ms), fleet.all_accounts(conn), fleet.all_daemons(conn)
+        living = {one.id for one in daemons if fleet.is_living(one, at_ms)}
+        free = [row.account for row in rows if row.holder not in living]
+        lag_s = self._loop.time() - self._renewed_s
         problem = None
         if lag_s * 1000 > fleet.LEASE_MS:
             problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
         elif free:
             problem = f"no daemon holds account {', '.join(map(str, free))}"
-        return FleetStatus(tuple(sorted(self.held)), len(living), accounts, lag_s, problem)
+        return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), at_ms, lag_s, problem)
 
     # --- joining, leases
 
     async def join(self) -> None:
         """Register this daemon and take its part of the accounts.
 
-        Refused: `config_invalid` if the fleet has another version, config or wallet.
+        Refused: `config_invalid` if the fleet has a newer version, or another config or wallet.
         """
         now_ms = self.context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
-            clock_ms = fleet.database_ms(unit.conn, now_ms)
-            for one in fleet.all_daemons(unit.conn):
-                if fleet.is_living(one, clock_ms):
-                    require_alike(one, self._me)
-                else:
-                    fleet.forget_daemon(unit, one.id)
             for account, address in enumerate(self._addresses):
                 fleet.add_account(unit, account, address)
             for row in fleet.all_accounts(unit.conn):
@@ -145,70 +144,66 @@ class SharedFleet(Fleet):
                         f"{len(self._addresses)} accounts of this keystore. Use the fleet's recovery words, "
                         "keystore.account and wallet.accounts",
                     )
-            fleet.register_daemon(unit, self._me)
+            self._register(unit, now_ms)
 
         await self.context.write("join", job)
+        self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost = self._tell_lost
         await self.keep_leases()
+
+    def _register(self, unit: Unit, now_ms: int) -> None:
+        """Add this daemon to those of the fleet, and forget the dead ones. Refused: as `join`."""
+        clock_ms = fleet.database_ms(unit.conn, now_ms)
+        failover.note_awaited(unit, clock_ms)
+        for one in fleet.all_daemons(unit.conn):
+            if fleet.is_living(one, clock_ms):
+                require_alike(one, self._me)
+            else:
+                fleet.forget_daemon(unit, one.id)
+        fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 
     async def keep_leases(self) -> None:
         """Renew the leases, take what is free up to this daemon's part, and give back what is above it."""
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
-            def job(unit: Unit) -> int:
-                fleet.renew(unit, me, now_ms)
+            def job(unit: Unit) -> tuple[int, bool]:
+                if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
+                    self._register(unit, now_ms)  # another that joined took it for dead
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
+                failover.check_records(unit, self._seat, clock_ms)
+                fleet.renew(unit, me, sorted(self._seat.held), now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
                 part = -(-len(rows) // max(living, 1))
+                lost = [row for row in rows if row.account not in held]
+                own = [row.account for row in lost if row.holder == me]  # nobody else takes these
                 free = [
                     row.account
-                    for row in rows
-                    if row.account not in held and (row.holder in (None, me) or row.until_ms < clock_ms)
-                ][: max(part - len(held), 0)]
-                self._seat.hold(unit, fleet.take_accounts(unit, me, free, now_ms) if free else {})
-                return part
+                    for row in lost
+                    if row.holder != me and (row.holder is None or row.until_ms < clock_ms)
+                ]
+                wanted = own + free[: max(part - len(held) - len(own), 0)]
+                self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
+                return part, failover.prove(unit, self._seat, clock_ms)
 
-            part = await self.context.write("lease", job)
+            part, has_proven = await self.context.write("lease", job)
             self._renewed_s = self._loop.time()
-            taken = sorted(self._seat.held.keys() - self.held.keys())
-            if await self._prove() or taken:
+            taken = {one: epoch for one, epoch in sorted(self._seat.held.items()) if one not in self.held}
+            if has_proven or taken:
                 # its fence reads what the last commits wrote
                 await self.context.write("lease", lambda _unit: None)
-            for account in taken:
-                epoch = self._seat.held.get(account)
+            for account, epoch in taken.items():
                 held = self.held[account] = await self._parts.start(account)
-                if self._seat.held.get(account) != epoch:  # lost while it started
+                if self._seat.held.get(account) != epoch:  # lost meanwhile
                     held.agent.context.is_lost = True
                     self._lose(account)
                     continue
                 self._note_proofs()
-                log.warning("fleet.account_taken", account=account, epoch=self._seat.held.get(account))
+                log.warning("fleet.account_taken", account=account, epoch=epoch)
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
                 if not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
-
-    async def _prove(self) -> bool:
-        """Let accounts sign again after a failover: the ledger may have lost its last commits. True if any may.
-
-        An account may sign once the record of its last signer was found in the ledger, which only that host can
-        do. Otherwise it waits until all that may have been signed has landed or expired.
-        """
-        conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
-        rows = fleet.unproven_accounts(conn)
-        self._unproven_from_ms = {row.account: self._unproven_from_ms.get(row.account, now_ms) for row in rows}
-        proven = False
-        for row in rows:
-            is_ours = row.last_signer in (None, self._me.host)
-            is_found = is_ours and not lacks(conn, self._seat.records[row.account].read(), row.account)
-            is_over = not is_ours and now_ms >= self._unproven_from_ms[row.account] + QUIET_MS
-            if row.holder is not None and (is_found or is_over):
-                proven = True
-                job = partial(fleet.prove, holder=row.holder, account=row.account)
-                await self.context.write("lease", job)
-                log.warning("fleet.account_proven", account=row.account, by_record=is_found)
-        return proven
 
     def _note_proofs(self) -> None:
         for account, held in self.held.items():
@@ -262,6 +257,8 @@ class SharedFleet(Fleet):
     def note_settings(self, unit: Unit, config_hash: str) -> None:
         """Inside the commit of a reload: this daemon has other settings now."""
         fleet.set_config_hash(unit, self._me.id, config_hash)
+        unit.undo(partial(setattr, self, "_me", self._me))
+        self._me = replace(self._me, config_hash=config_hash)
 
     async def run(self) -> None:
         """Keep leases and poll, until cancelled. An error delays only the next run."""
@@ -298,6 +295,7 @@ class SharedFleet(Fleet):
         if seq != self._seq:
             changed, self._seq = events.payments_after(context.conn, self._seq), seq
             self._take_in_what_all_share()
+            self._begin_anew_if_behind()
             for name in sorted(changed | self._asked):
                 context.changes.notify(name)
         self._note_proofs()
@@ -310,8 +308,10 @@ class SharedFleet(Fleet):
     async def look(self) -> None:
         """Read the newest block while no account is held here: quotes and `readyz` need it."""
         if not self.held and (view := await self._providers.observe()) is not None:
+            chain = self.context.chain
             self.context.take_tip(view.tip)
-            self.context.chain.is_compared = True  # by the accounts' holders
+            chain.is_compared = True  # by the accounts' holders
+            chain.behind = chain.unproven = None  # as an account that was held here may have been
 
     def _take_in_what_all_share(self) -> None:
         """The config with what was changed at run time, and whether an external spend froze the wallet."""
@@ -324,6 +324,15 @@ class SharedFleet(Fleet):
             context.chain.external_spends = frozen
             if replace(context.config, own=config.own, account=config.account) != config:
                 context.adopt(front)
+
+    def _begin_anew_if_behind(self) -> None:
+        """Begin each account held here anew, as after a takeover: a daemon noticed that the ledger is behind."""
+        behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
+        if behind_seq > self._behind_seq:
+            self._behind_seq = behind_seq
+            for account, held in tuple(self.held.items()):
+                held.agent.context.is_lost = True
+                self._lose(account)
 
     def _serve_requests(self) -> None:
         now_ms = fleet.database_ms(self.context.conn, self.context.ports.clock.now_ms())
@@ -343,7 +352,11 @@ class SharedFleet(Fleet):
         try:
             if is_late:
                 raise _not_taken(one.account)
-            outcome = json.dumps(await self._carry_out(one, self.held[one.account]))
+            held = self.held[one.account]
+            if one.kind == "pay":
+                outcome = json.dumps(await self._pay_for(one, held))
+            else:
+                outcome = json.dumps(await self._carry_out(one.kind, json.loads(one.request), held))
         except Refused as refusal:
             if refusal.code == "lease_lost":
                 return  # its next holder finds it open
@@ -351,33 +364,42 @@ class SharedFleet(Fleet):
         now_ms = self.context.ports.clock.now_ms()
         await self.context.write("request", lambda unit: fleet.end_request(unit, one.id, outcome, now_ms))
 
-    async def _carry_out(self, one: AdmissionRequest, held: HeldAccount) -> Outcome:
+    async def _pay_for(self, one: AdmissionRequest, held: HeldAccount) -> Outcome:
         now_ms = self.context.ports.clock.now_ms()
-        if one.kind == "pay":
 
-            def end(unit: Unit, admitted: AdmittedPayment) -> None:
-                refusal = admitted.refusal
-                outcome = _found(admitted.payment_id, admitted.is_new) if refusal is None else None
-                text = json.dumps(outcome) if refusal is None else dump_refusal(refusal)
-                fleet.end_request(unit, one.id, text, now_ms)
+        def end(unit: Unit, admitted: AdmittedPayment) -> None:
+            refusal = admitted.refusal
+            outcome = _found(admitted.payment_id, admitted.is_new) if refusal is None else None
+            text = json.dumps(outcome) if refusal is None else dump_refusal(refusal)
+            fleet.end_request(unit, one.id, text, now_ms)
 
-            return _found_row(await held.agent.pay(load_payment_request(one.request), end))
-        asked = json.loads(one.request)
-        if one.kind == "transfer":
-            return _found_row(await self._transfer(held, **asked))
-        if one.kind == "topup" and "goal" in asked:
-            goal = asked["goal"]
-            source = None if goal["request"] is None else TopupSource(**goal["request"])
-            row, is_new = await held.topups.order(
+        row, is_new = await held.agent.pay(load_payment_request(one.request), end)
+        return _found(row.id, is_new)
+
+    async def _carry_out(self, kind: RequestKind, asked: Mapping[str, Any], held: HeldAccount) -> Outcome:
+        """Do for an account held here what was asked of this daemon or of another."""
+        if kind == "transfer":
+            row, is_new = await self._transfer(held, **asked)
+            return _found(row.id, is_new)
+        if kind == "topup" and "goal" in asked:
+            goal, source = asked["goal"], asked["goal"]["request"]
+            source = None if source is None else TopupSource(**source)
+            topup, is_new = await held.topups.order(
                 asked["app_id"], asked["key"], TopupGoal(goal["origin"], goal["unit"], goal["units"], source)
             )
-            return {"topup": row.id, "is_new": is_new}
-        if one.kind == "topup":
+            return {"topup": topup.id, "is_new": is_new}
+        if kind == "topup":
             return {"topup": (await held.topups.cancel(asked["topup_id"], asked["app_id"])).id}
-        if one.kind == "cancel":
+        if kind == "cancel":
             return {"payment": (await held.agent.lifecycle.resolve(asked["payment_id"], asked["app_id"])).id}
-        decide = held.agent.decisions.approve if one.kind == "approve" else held.agent.decisions.deny
+        decide = held.agent.decisions.approve if kind == "approve" else held.agent.decisions.deny
         return {"payment": (await decide(asked["payment_id"], Approver(**asked["by"]))).id}
+
+    async def _do(self, kind: RequestKind, asked: Mapping[str, object], account: int) -> Outcome:
+        """Carry out what is asked of an account, here or at its holder."""
+        if (held := self.held.get(account)) is not None:
+            return await self._carry_out(kind, asked, held)
+        return await self._ask(account, kind, json.dumps(asked))
 
     async def _ask(self, account: int, kind: RequestKind, request: str) -> Outcome:
         """Ask the account's holder, and wait for the outcome. Refused: as the holder refuses; `daemon_timeout`."""
@@ -411,62 +433,63 @@ class SharedFleet(Fleet):
             found = await self._ask(account, "pay", dump_payment_request(payment_request))
             return await self._once_signed(found["payment"]), found["is_new"]
 
-        return await self._trying(lambda: self._account_for(payment_request), pay)
+        row, is_new = await self._trying(lambda: self._accounts_for(payment_request), pay)
+        return await self._once_noted(row), is_new
 
     async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
-        held = self._at(await self._account_for(payment_request))
-        return await held.agent.quote(payment_request, count)
+        account, *_ = await self._accounts_for(payment_request)
+        return await self._at(account).agent.quote(payment_request, count)
 
     def deliveries(self, payment_id: str) -> Deliveries:
         return self.held.get(self.context.payment(payment_id).account, self.front).agent.deliveries
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
-        return await self._decide("approve", payment_id, by)
+        return await self._order("approve", payment_id, by=asdict(by))
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
-        return await self._decide("deny", payment_id, by)
-
-    async def _decide(self, kind: RequestKind, payment_id: str, by: Approver) -> PaymentRow:
-        account = self.context.payment(payment_id).account
-        if (held := self.held.get(account)) is not None:
-            decisions = held.agent.decisions
-            return await (decisions.approve if kind == "approve" else decisions.deny)(payment_id, by)
-        asked = {"via": by.via, "app_id": by.app_id, "terms_hash": by.terms_hash}
-        await self._ask(account, kind, json.dumps({"payment_id": payment_id, "by": asked}))
-        return self.context.payment(payment_id)
+        return await self._order("deny", payment_id, by=asdict(by))
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
-        account = self.context.payment(payment_id).account
-        if (held := self.held.get(account)) is not None:
-            return await held.agent.lifecycle.resolve(payment_id, app_id)
-        await self._ask(account, "cancel", json.dumps({"payment_id": payment_id, "app_id": app_id}))
+        return await self._order("cancel", payment_id, app_id=app_id)
+
+    async def _order(self, kind: RequestKind, payment_id: str, **asked: object) -> PaymentRow:
+        async def accounts() -> list[int]:
+            return [self.context.payment(payment_id).account]
+
+        await self._trying(accounts, partial(self._do, kind, {"payment_id": payment_id, **asked}))
         return self.context.payment(payment_id)
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
-        return await self._ask_transfer(app_id, key, to=to.text, asset=asset, units=units)
+        return await self._ask_transfer(app_id, key, (asset, units), to=to.text, asset=asset, units=units)
 
-    async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
-        return await self._ask_transfer(app_id, key, to=to.text)
+    async def send_all(
+        self, app_id: str, to: Address, key: str | None = None, account: int | None = None
+    ) -> tuple[PaymentRow, bool]:
+        if account is not None and account not in range(len(self._addresses)):
+            raise no_account(account)
+        return await self._ask_transfer(app_id, key, (LOVELACE, 1), account, to=to.text)
 
     async def split(
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
-        return await self._ask_transfer(app_id, key, count=count, units=lovelace)
+        return await self._ask_transfer(app_id, key, (LOVELACE, count * lovelace), count=count, units=lovelace)
 
-    async def _ask_transfer(self, app_id: str, key: str | None, **asked: object) -> tuple[PaymentRow, bool]:
-        async def transfer(account: int) -> tuple[PaymentRow, bool]:
-            if (held := self.held.get(account)) is not None:
-                return await self._transfer(held, app_id=app_id, key=key, **asked)  # type: ignore[arg-type]
-            found = await self._ask(account, "transfer", json.dumps({"app_id": app_id, "key": key, **asked}))
-            return await self._once_signed(found["payment"]), found["is_new"]
+    async def _ask_transfer(
+        self, app_id: str, key: str | None, needed: tuple[str, int], account: int | None = None, **asked: object
+    ) -> tuple[PaymentRow, bool]:
+        """`account`: the only one that may send; None: one that has what is needed."""
 
-        async def account() -> int:
+        async def accounts() -> list[int]:
             known = self._known_account(app_id, None if key is None else f"key:{key}")
-            return self._richest() if known is None else known
+            chosen = account if known is None else known
+            return self._able(needed) if chosen is None else [chosen]
 
-        return await self._trying(account, transfer)
+        found = await self._trying(
+            accounts, partial(self._do, "transfer", {"app_id": app_id, "key": key, **asked})
+        )
+        return await self._once_signed(found["payment"]), found["is_new"]
 
     async def _transfer(
         self,
@@ -487,59 +510,62 @@ class SharedFleet(Fleet):
         return await transfers.send(app_id, address, asset, units, key)
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
-        account = await self._home(goal.origin, self.context.config.merchant(goal.origin).partner or "")
-        if (held := self.held.get(account)) is not None:
-            return await held.topups.order(app_id, key, goal)
-        request = goal.request
-        source = None if request is None else {name.name: getattr(request, name.name) for name in fields(request)}
-        shown = {"origin": goal.origin, "unit": goal.unit, "units": goal.units, "request": source}
-        asked = json.dumps({"app_id": app_id, "key": key, "goal": shown})
-        found = await self._ask(account, "topup", asked)
+        asked = {"app_id": app_id, "key": key, "goal": asdict(goal)}
+        found = await self._trying(lambda: self._home_of_topup(goal), partial(self._do, "topup", asked))
         return self.topups.find(found["topup"]), found["is_new"]
 
     async def plan_topup(self, app_id: str, goal: TopupGoal) -> TopupPlan | PrepaidQuote:
-        account = await self._home(goal.origin, self.context.config.merchant(goal.origin).partner or "")
+        (account,) = await self._home_of_topup(goal)
         return await self._at(account).topups.plan(app_id, goal)
 
     async def cancel_topup(self, topup_id: str, app_id: str) -> TopupRow:
-        row = self.topups.find(topup_id)
-        account = prepaid.pool(self.context.conn, row.pool_id).account
-        if (held := self.held.get(account)) is not None:
-            return await held.topups.cancel(topup_id, app_id)
-        await self._ask(account, "topup", json.dumps({"topup_id": topup_id, "app_id": app_id}))
+        async def accounts() -> list[int]:
+            return [prepaid.pool(self.context.conn, self.topups.find(topup_id).pool_id).account]
+
+        await self._trying(accounts, partial(self._do, "topup", {"topup_id": topup_id, "app_id": app_id}))
         return self.topups.find(topup_id)
 
     # --- which account
 
-    async def _trying(self, account: Callable[[], Awaitable[int]], work: Callable[[int], Awaitable[T]]) -> T:
-        """Do the work, and again if this daemon loses the account: its next holder finds what was done."""
+    async def _trying(
+        self, accounts: Callable[[], Awaitable[list[int]]], work: Callable[[int], Awaitable[T]]
+    ) -> T:
+        """Do the work for the first of the accounts. For the second, if the first lacks the funds.
+
+        Done again if this daemon loses the account: its next holder finds what was done.
+        """
         for _ in range(TRIES - 1):
+            first, *others = await accounts()
             try:
-                return await work(chosen := await account())
+                return await work(first)
             except Refused as refusal:
+                if refusal.code in LACKS_FUNDS and others:
+                    return await work(others[0])
                 if refusal.code != "lease_lost":
                     raise
-                self._lose(chosen)
-        return await work(await account())
+                self._lose(first)
+        first, *_ = await accounts()
+        return await work(first)
 
-    async def _account_for(self, payment_request: PaymentRequest) -> int:
-        """The account that pays: the one that the purchase has, the merchant's home account, or one with funds."""
+    async def _accounts_for(self, payment_request: PaymentRequest) -> list[int]:
+        """The accounts that may pay, best first: the purchase's own, the merchant's home, or who has the funds."""
         known = self._known_account(payment_request.app_id, payment_request.key(None))
         if known is not None:
-            return known
+            return [known]
         if payment_request.topup is not None:
             row = topups.find(self.context.conn, payment_request.topup.topup)
             if row is not None:
-                return prepaid.pool(self.context.conn, row.pool_id).account
+                return [prepaid.pool(self.context.conn, row.pool_id).account]
         intent = self._intent(payment_request)
         if intent is None:
-            return self._richest()
+            return self._able()
         known = self._known_account(intent.app_id, intent.key)
         if known is not None:
-            return known
+            return [known]
+        needed = [(offer.asset, offer.total_units) for offer in intent.offers]
         if payment_request.topup is not None or any(is_batch(offer.batch_target) for offer in intent.offers):
-            return await self._home(payment_request.origin, intent.buyer.partner)
-        return self._richest()
+            return await self._home(payment_request.origin, intent.buyer.partner, *needed)
+        return self._able(*needed)
 
     def _intent(self, payment_request: PaymentRequest) -> PaymentIntent | None:
         """The purchase; None if its 402 is not understood, which any account refuses alike."""
@@ -554,11 +580,17 @@ class SharedFleet(Fleet):
         stored = None if key is None else intents.live_intent(self.context.conn, app_id, key)
         return None if stored is None else payments.account_of_intent(self.context.conn, stored.id)
 
-    async def _home(self, origin: str, partner: str) -> int:
-        """The home account of the merchant, which is set when it is first needed."""
+    async def _home_of_topup(self, goal: TopupGoal) -> list[int]:
+        partner = self.context.config.merchant(goal.origin).partner or ""
+        return await self._home(
+            goal.origin, partner, (LOVELACE, 1) if goal.unit == CALLS else (goal.unit, goal.units)
+        )
+
+    async def _home(self, origin: str, partner: str, *needed: tuple[str, int]) -> list[int]:
+        """The home account of the merchant alone. It is set when it is first needed."""
         if (home := fleet.home_of(self.context.conn, origin, partner)) is not None:
-            return home
-        chosen, now_ms = self._richest(), self.context.ports.clock.now_ms()
+            return [home]
+        chosen, now_ms = self._able(*needed)[0], self.context.ports.clock.now_ms()
 
         def job(unit: Unit) -> int:
             if (home := fleet.home_of(unit.conn, origin, partner)) is not None:
@@ -566,16 +598,31 @@ class SharedFleet(Fleet):
             fleet.set_home(unit, origin, partner, chosen, now_ms)
             return chosen
 
-        return await self.context.write("home", job)
+        return [await self.context.write("home", job)]
 
-    def _richest(self) -> int:
-        """The account with most funds: one that is held here and may sign, if any of them has funds."""
+    def _able(self, *needed: tuple[str, int]) -> list[int]:
+        """The accounts that have one of the needed (asset, units), or will once change confirms.
+
+        First those held here that may sign, then those that have it now, then those with most ADA. If none has
+        enough, the one that has most.
+        """
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
-        funds, change = (attempts_and_utxos.free_lovelace(conn, state) for state in ("available", "pending"))
-        ready = {number for number, held in self.held.items() if held.agent.context.chain.is_ready(now_ms)}
-        here = self.held.keys()
-        have = ready & funds.keys() or ready & change.keys() or here & funds.keys() or funds.keys() or here or {0}
-        return max(have, key=lambda account: (funds.get(account, 0), -account))
+        needed = needed or ((LOVELACE, 1),)
+        free = {asset: free_units(conn, asset) for asset in {LOVELACE, *dict(needed)}}
+        coming = {asset: free_units(conn, asset, "pending") for asset, _ in needed}
+
+        def units_of(account: int, asset: str) -> int:
+            return free[asset].get(account, 0) + coming[asset].get(account, 0)
+
+        def rank(account: int) -> tuple[bool, bool, bool, int, int]:
+            held = self.held.get(account)
+            is_ready = held is not None and held.agent.context.chain.is_ready(now_ms)
+            has_now = any(free[asset].get(account, 0) >= units for asset, units in needed)
+            return is_ready, held is not None, has_now, free[LOVELACE].get(account, 0), -account
+
+        ranked = sorted(range(len(self._addresses)), key=rank, reverse=True)
+        able = [one for one in ranked if any(units_of(one, asset) >= units for asset, units in needed)]
+        return able or [max(ranked, key=lambda account: units_of(account, needed[0][0]))]
 
     def _at(self, account: int) -> HeldAccount:
         """What answers for an account without a commit of its own, held or not."""
@@ -588,6 +635,18 @@ class SharedFleet(Fleet):
     async def _once_signed(self, payment_id: str) -> PaymentRow:
         return await self.front.agent.lifecycle.once_signed(self.context.payment(payment_id))
 
+    async def _once_noted(self, row: PaymentRow) -> PaymentRow:
+        """The payment once its proof may be shown: its holder tells so just after it signed.
+
+        If the holder does not, because it died, the payment is answered without its proof.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SIGNING_PATIENCE_S):
+                while not row.is_noted:
+                    await self.context.changes.wait(row.id, POLL_S)
+                    row = self.context.payment(row.id)
+        return row
+
 
 class NoSigner:
     """The signer of an agent that holds no account."""
@@ -599,19 +658,23 @@ class NoSigner:
 
 
 def require_alike(one: DaemonRow, me: DaemonRow) -> None:
-    """Refuse (`config_invalid`) to join a fleet whose living daemon has another version or config."""
-    if one.version != me.version:
+    """Refuse (`config_invalid`) to join a fleet whose living daemon has a newer version or another config."""
+    if _release(one.version) > _release(me.version):
         raise Refused(
             "config_invalid",
             f"the daemon on {one.host} runs payagent {one.version}, this is {me.version}. Nothing was changed. "
-            "Install the same version on both",
+            f"Install {one.version} here too",
         )
     if one.config_hash != me.config_hash:
         raise Refused(
             "config_invalid",
-            f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments or "
-            "wallet. Nothing was changed. Give both the same values",
+            f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments, "
+            "wallet or store.synchronous. Nothing was changed. Give both the same values",
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _copy(source: ChainView, target: ChainView) -> None:
@@ -622,10 +685,6 @@ def _copy(source: ChainView, target: ChainView) -> None:
 
 def _found(payment_id: str, is_new: bool) -> Outcome:
     return {"payment": payment_id, "is_new": is_new}
-
-
-def _found_row(found: tuple[PaymentRow, bool]) -> Outcome:
-    return _found(found[0].id, found[1])
 
 
 def _not_taken(account: int) -> Refused:

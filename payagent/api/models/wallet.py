@@ -79,7 +79,10 @@ class SendFunds(RequestBody):
     address: Annotated[object, WithJsonSchema({"type": "string"})]
     asset: Annotated[str, PlainValidator(_own_asset, json_schema_input_type=str)] = LOVELACE
     units: Annotated[GivenUnits, InSupply] = absent("How much to send.")
-    all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything.")
+    all: Annotated[Literal[True], BeforeValidator(_true)] = absent("Send everything of one account.")
+    account: Annotated[int, Field(ge=0)] = absent(
+        "With `all`: the account, of a fleet's `accounts`. Without it, the one that has most ADA."
+    )
 
     def destination(self, network: Network) -> Address:
         """Refused: `transfer_invalid`, and `bad_request` unless either `units` or `all` is given."""
@@ -87,6 +90,8 @@ class SendFunds(RequestBody):
             raise Refused("bad_request", "give either units or all", key="units")
         if {"all", "asset"} <= self.model_fields_set:
             raise Refused("bad_request", "all goes with no asset", key="all")
+        if {"units", "account"} <= self.model_fields_set:
+            raise Refused("bad_request", "account goes with all", key="account")
         with own_order(key="address"):
             return parse_address(self.address, network)
 
@@ -158,11 +163,30 @@ def chain_refusal(chain: ChainView, now_ms: int) -> Refused | None:
 
 
 class WalletAccount(BaseModel):
-    """An account of a fleet. `holder`: the host of the daemon that pays from it now; null: none does."""
+    """An account of a fleet. `holder`: the host of the daemon that pays from it now; null: none does.
+
+    From `leased_until` on another daemon may take it; null: nobody holds it. By the database's clock.
+    """
 
     account: int
     address: str
     holder: str | None
+    leased_until: Time | None
+
+
+class DaemonOfFleet(BaseModel):
+    """A daemon of a fleet, and the accounts that it holds. `url`: its own API.
+
+    `lag_s`: seconds since it last renewed its leases. After 10 s it is `living` no more, and others take its
+    accounts.
+    """
+
+    host: str
+    url: str
+    version: str
+    accounts: list[int]
+    lag_s: int
+    living: bool
 
 
 class Wallet(BaseModel):
@@ -177,6 +201,7 @@ class Wallet(BaseModel):
     ]
     chain: ChainStatus
     accounts: list[WalletAccount] = absent("In a fleet: all accounts that it pays from.")
+    daemons: list[DaemonOfFleet] = absent("In a fleet: its daemons. One that died stays until another starts.")
 
     @classmethod
     def of(
@@ -192,10 +217,7 @@ class Wallet(BaseModel):
         """Without `utxos`: only the details that an app needs for its requests."""
         operator_fields: dict[str, Any] = {"assets": None, "utxos": None, "frozen_by": None}
         if fleet is not None:
-            operator_fields["accounts"] = [
-                {"account": number, "address": address, "holder": holder}
-                for number, address, holder in fleet.accounts
-            ]
+            operator_fields["accounts"] = _accounts(fleet)
         if utxos is not None:
             states = [utxo_state(utxo) for utxo in utxos]
             operator_fields |= {
@@ -205,6 +227,7 @@ class Wallet(BaseModel):
                 ],
                 "utxos": {state: states.count(state) for state in UtxoCounts.model_fields},
                 "frozen_by": list(chain.external_spends),
+                **({} if fleet is None else {"daemons": _daemons(fleet)}),
             }
         return cls(
             network=config.network.name,
@@ -212,6 +235,33 @@ class Wallet(BaseModel):
             chain=ChainStatus.of(chain, now_ms),
             **operator_fields,
         )
+
+
+def _accounts(fleet: FleetStatus) -> list[WalletAccount]:
+    hosts = {name: one.host for name, one in fleet.living.items()}
+    return [
+        WalletAccount(
+            account=row.account,
+            address=row.address,
+            holder=hosts.get(row.holder or ""),
+            leased_until=row.until_ms if row.holder is not None else None,
+        )
+        for row in fleet.accounts
+    ]
+
+
+def _daemons(fleet: FleetStatus) -> list[DaemonOfFleet]:
+    return [
+        DaemonOfFleet(
+            host=one.host,
+            url=one.url,
+            version=one.version,
+            accounts=[row.account for row in fleet.accounts if row.holder == one.id],
+            lag_s=max(fleet.at_ms - one.seen_at_ms, 0) // 1000,
+            living=one.id in fleet.living,
+        )
+        for one in sorted(fleet.daemons, key=lambda one: (one.host, one.url))
+    ]
 
 
 def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:

@@ -51,7 +51,7 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
         problems, context = checks(), fleet.context
         ready, status = not any(problems.values()), fleet.status()
         in_fleet: dict[str, Any] = (
-            {} if status is None else {"accounts": list(status.held), "daemons": status.living}
+            {} if status is None else {"accounts": list(status.held), "daemons": len(status.living)}
         )
         return JsonResponse(
             Readiness(

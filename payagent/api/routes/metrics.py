@@ -80,9 +80,10 @@ def families(
 
 
 def _fleet(status: FleetStatus) -> Iterator[Family]:
-    living = alone(status.living)
+    living = alone(len(status.living))
     yield Family("payagent_fleet_daemons", "gauge", "Daemons that renewed within a lease.", living)
-    held = {str(account): int(account in status.held) for account, _, _ in status.accounts}
+    accounts = [row.account for row in status.accounts]
+    held = {str(account): int(account in status.held) for account in accounts}
     yield Family("payagent_fleet_account_held", "gauge", "1 if this daemon holds it.", by_label("account", held))
     lag = alone(int(status.lag_s))
     yield Family("payagent_fleet_lag_seconds", "gauge", "Since this daemon renewed its leases.", lag)

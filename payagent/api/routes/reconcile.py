@@ -1,4 +1,4 @@
-"""/v1/ledger/reconcile: compares the ledger with the wallet's address, as a provider shows it now.
+"""/v1/ledger/reconcile: compares the ledger with the wallet's addresses, as a provider shows them now.
 
 May import: core, agent, audit, chain.address_history and chain.provider, store, the rest of api, FastAPI. Never:
 writes, but for the alert after the comparison; treats a missing answer as agreement.
@@ -34,6 +34,7 @@ from payagent.chain.provider import ChainProvider, NotFound, Read, Tip, TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
+from payagent.store.rows.about import account_addresses
 from payagent.store.rows.onchain import under_way_since_ms
 
 T = TypeVar("T")
@@ -155,8 +156,9 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
 async def _results(context: AgentContext, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
     """All results, from the first provider that has the complete history."""
     doubts = []
+    addresses = list(account_addresses(context.conn).values()) or [context.config.own.text]
     for provider in context.submit_providers:
-        history = await read_history(provider, context.config.own.text, bounds.since_s)
+        history = await read_history(provider, addresses, bounds.since_s)
         if isinstance(history, History):
             answer.provider, answer.tip = provider.name, history.tip
             async for result in _compare(context, provider, history, bounds):

@@ -83,7 +83,8 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
     order = SendFunds.read(await caller.json_body(request))
     to = order.destination(fleet.context.config.network)
     if order.all:
-        row, is_new = await fleet.send_all(caller.app.id, to, key)
+        account = order.account if "account" in order.model_fields_set else None
+        row, is_new = await fleet.send_all(caller.app.id, to, key, account)
     else:
         row, is_new = await fleet.send(caller.app.id, to, order.asset, order.units, key)
     left_behind = transfers.left_behind_of(fleet.context.conn, row.id)

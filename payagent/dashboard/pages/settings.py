@@ -24,6 +24,7 @@ GOOD = {
     "sweeps": "the jobs run on time",
     "signer": "the process with the key answers",
     "pause": "signing is on",
+    "fleet": "every account is held, and this daemon's leases are fresh",
 }
 """What a check that passes says."""
 
@@ -34,6 +35,7 @@ async def show(visit: Visit) -> Response:
     counters = await _provider_counters(visit)
     targets = (await visit.api.get("/v1/notifications"))["notifications"]
     sent = await visit.api.get("/v1/notifications/deliveries", limit=DELIVERIES)
+    wallet = await visit.api.get("/v1/wallet")
     return await visit.page(
         "settings.html",
         checks=[
@@ -55,6 +57,8 @@ async def show(visit: Visit) -> Response:
         ],
         targets=targets,
         deliveries=sent["deliveries"],
+        daemons=wallet.get("daemons", []),
+        accounts=wallet.get("accounts", []),
     )
 
 

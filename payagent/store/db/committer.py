@@ -15,7 +15,7 @@ durable.
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from payagent.store.db.fence import (
     Gate,
     Seat,
     claims_of,
+    fail_over,
     lease_lost,
     leave_gate,
     make_gate,
@@ -36,9 +37,10 @@ from payagent.store.db.fence import (
 )
 from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
-from payagent.store.db.schema import newest_migration
+from payagent.store.db.schema import migrations_after, newest_migration
 from payagent.store.db.seals import SEALED, Sealer
 from payagent.store.db.signer_record import (
+    DatabaseMark,
     LastSigned,
     SignerRecord,
     caught_up_at,
@@ -139,6 +141,8 @@ class Committer:
         self._gate: Gate | None = None
         self._known: dict[int, int] = {}
         """The epochs of the accounts whose signer's record was compared with the ledger."""
+        self._signed_in = (0, "")
+        """Number and hash of the event that ended the last commit, if that commit added an attempt."""
         with opening(path), ExitStack() as on_failure:
             self.conn, self._sealer = self._open(path, on_failure)
             if seat is not None:
@@ -189,7 +193,9 @@ class Committer:
             return
         self._sealer.keep(last, None if self._seat is None else self._sealer.head[1])
         self.commits += 1
-        self._may_lack |= bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
+        has_signed = bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
+        self._may_lack |= has_signed
+        self._signed_in = (heads.event_seq, heads.event_hash) if has_signed else (0, "")
         # the commit is durable: an error from a checkpoint must not reach the jobs' callers
         with suppress(BaseException):
             for job in jobs:
@@ -246,12 +252,16 @@ class Committer:
             last = last_signed(self.conn, account)
             if last is not None and last.attempts > self._noted[account]:
                 try:
-                    record.write(last)
+                    record.write(replace(last, database=self._mark()))
                 except OSError as error:
                     detail = f"{signer_file(account)}, the signer's own record, could not be written: {error}"
                     raise Refused("store_failed", detail) from error
                 self._noted[account] = last.attempts
         self._may_lack = False
+
+    def _mark(self) -> DatabaseMark | None:
+        """Which database the ledger is in, for the signer's record. A file has none."""
+        return None
 
     def _meet_accounts(self) -> None:
         """In a fleet: use the records of the accounts held now. Each is compared with the ledger at a takeover."""
@@ -280,8 +290,18 @@ class Committer:
         return Heads(*heads), self._sealer.last_rows(version)
 
     def _enter(self, seat: Seat) -> tuple[Heads, tuple[int, ...]]:
-        """Begin a commit of a fleet: lock the gate, then ask the fence. Each is a statement of its own."""
+        """Begin a commit of a fleet: lock the gate, then ask the fence. Each is a statement of its own.
+
+        Refused: `ledger_newer`, if a newer payagent changed the tables. Its daemons take the accounts over.
+        """
         self._gate = self._lock_gate()
+        try:
+            migrations_after(self._gate.schema)
+        except Refused:
+            seat.lose_all()
+            raise
+        if self._gate.timeline != self._timeline:
+            fail_over(self.conn, self._gate.timeline, self._timeline, is_synchronous=seat.is_synchronous)
         claims = claims_of(self.conn, seat.holder)
         seat.check(claims, self._timeline)
         for account in seat.held:
@@ -299,8 +319,8 @@ class Committer:
         """The last write of a commit of a fleet."""
         if self._gate is not None:
             seal_seq, seal_hash = self._sealer.head
-            gate = Gate(heads.event_seq, heads.event_hash, seal_seq, seal_hash, self._timeline)
-            leave_gate(self.conn, gate)
+            chains = (heads.event_seq, heads.event_hash, seal_seq, seal_hash)
+            leave_gate(self.conn, Gate(*chains, self._timeline, self._gate.schema))
 
     def _end(self) -> None:
         self.conn.execute("COMMIT")

@@ -63,21 +63,24 @@ def copy_to_database(path: Path, url: str, password: str | None, host: str, note
         fill(Database(url, password), path, host, noted)
 
 
-def migrate_database(url: str) -> bool:
-    """Make the tables in an empty database. True if they were made. Refused: `ledger_newer`, `store_failed`."""
+def migrate_database(url: str, daemon_role: str | None = None) -> bool:
+    """Make the tables in an empty database, or run the migrations that they lack. True if any were lacking.
+
+    `daemon_role` gets the rights of a daemon.
+    Refused: `ledger_newer`, `store_failed`; `already_running` if a living daemon does not know a migration.
+    """
     from payagent.store.db.postgresql.connection import PostgresqlConnection
     from payagent.store.db.postgresql.migrate import bring_up_to_date
 
     with opening(url), closing(PostgresqlConnection(url)) as conn:
-        return bring_up_to_date(conn)
+        return bring_up_to_date(conn, daemon_role)
 
 
-def owns_tables(url: str, password: str | None) -> bool:
-    """Whether the role of the URL owns the tables. Refused: as `copy_to_file`."""
+def look_at_tables(url: str, password: str | None) -> tuple[bool, tuple[str, ...]]:
+    """Whether the URL's role owns the tables, and the migrations that they lack. Refused: as `copy_to_file`."""
     from payagent.store.db.postgresql import migrate
     from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
 
     with opening(url), closing(PostgresqlConnection(Database(url, password))) as conn:
-        migrate.require_known(conn)
         migrate.require_guards(conn)
-        return migrate.owns_tables(conn)
+        return migrate.owns_tables(conn), migrate.lacking(conn)

@@ -8,14 +8,17 @@ May import: core, store.db, sqlite3. Never: takes or renews an account (store.ro
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from payagent.core.problems import Refused
 from payagent.store.db.heads import SELECT_HEADS
 from payagent.store.db.seals import last_seal
-from payagent.store.db.signer_record import SignerRecord
+from payagent.store.db.signer_record import LastSigned, SignerRecord, is_forgotten
 from payagent.store.db.unit import Unit
+
+LEASE_MS = 10_000
+"""A daemon that renewed within this time is living."""
 
 
 @dataclass(slots=True)
@@ -25,15 +28,18 @@ class Seat:
     `holder`: the daemon's id, random and new with each start. `host`: its machine's name. `records`: the signer's
     record for each account of the wallet. `on_lost` is called on the writer's thread with each account that
     another daemon has taken, or that must be taken again because the connection was lost.
+    `is_synchronous`: each commit is on a standby before it counts, so a failover loses none.
     `held`: the epoch of each account that this daemon holds. Read it anywhere; only jobs and the committer change
-    it.
+    it. `is_compared`: whether the records were compared with the ledger over this connection.
     """
 
     holder: str
     host: str
     records: Mapping[int, SignerRecord]
     on_lost: Callable[[int], None] = lambda _account: None
+    is_synchronous: bool = False
     held: dict[int, int] = field(default_factory=dict)
+    is_compared: bool = False
     _proven: frozenset[int] = frozenset()
 
     def hold(self, unit: Unit, epochs: Mapping[int, int]) -> None:
@@ -52,8 +58,22 @@ class Seat:
 
         unit.undo(undo)
 
+    def compare(self, unit: Unit) -> Iterator[tuple[int, LastSigned]]:
+        """Compare the records with the ledger, once for each connection. Yields what the ledger has forgotten."""
+        if self.is_compared:
+            return
+        for account, record in self.records.items():
+            signed = record.read()
+            if signed is not None and is_forgotten(unit.conn, signed, account):
+                yield account, signed
+        self.is_compared = True
+        unit.undo(self._compare_again)
+
+    def _compare_again(self) -> None:
+        self.is_compared = False
+
     def is_proven(self, account: int) -> bool:
-        """Whether the account's last signer was found in the ledger since the last failover, so it may sign.
+        """Whether the ledger has all that was signed for the account before the last failover, so it may sign.
 
         As of the last commit. False for an account that this daemon does not hold.
         """
@@ -68,6 +88,7 @@ class Seat:
 
     def lose_all(self) -> None:
         """The connection was lost. Each account must be taken again, and its payments be read again."""
+        self._compare_again()
         for account in tuple(self.held):
             self._lose(account)
 
@@ -87,16 +108,20 @@ class AccountClaim:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file."""
+    """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file.
+
+    `schema`: the newest migration of the tables.
+    """
 
     event_seq: int
     event_hash: str
     seal_seq: int
     seal_hash: str
     timeline: int
+    schema: str
 
 
-SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline FROM gate WHERE one = 1"
+SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline, schema FROM gate WHERE one = 1"
 
 
 def make_gate(conn: sqlite3.Connection, schema: str, timeline: int) -> None:
@@ -116,6 +141,13 @@ def leave_gate(conn: sqlite3.Connection, gate: Gate) -> None:
         "UPDATE gate SET event_seq = ?, event_hash = ?, seal_seq = ?, seal_hash = ?, timeline = ? WHERE one = 1",
         (gate.event_seq, gate.event_hash, gate.seal_seq, gate.seal_hash, gate.timeline),
     )
+
+
+def fail_over(conn: sqlite3.Connection, before: int, timeline: int, *, is_synchronous: bool) -> None:
+    """The first commit since the database failed over: no account is proven, unless no commit can be lost."""
+    conn.execute("UPDATE gate SET timeline = ? WHERE one = 1", (timeline,))
+    if is_synchronous:
+        conn.execute("UPDATE accounts SET proven_timeline = ? WHERE proven_timeline = ?", (timeline, before))
 
 
 def claims_of(conn: sqlite3.Connection, holder: str) -> dict[int, AccountClaim]:
@@ -139,8 +171,8 @@ SIGNING = frozenset({"sign", "cancel"})
 def unproven(account: int) -> Refused:
     return Refused(
         "ledger_behind",
-        f"the database failed over, and may lack the last transaction of account {account}. Nothing is signed "
-        "for it until its signer's record was found in the ledger, or the quiet time is over",
+        f"the database may lack the last transaction of account {account}. Nothing is signed for it until the "
+        "ledger has what each daemon signed, or the quiet time is over",
     )
 
 

@@ -10,7 +10,8 @@ CREATE TABLE gate (
   seal_seq INTEGER NOT NULL,
   seal_hash TEXT NOT NULL,
   timeline INTEGER NOT NULL,
-  schema TEXT NOT NULL
+  schema TEXT NOT NULL,
+  system TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE daemons (
   id TEXT PRIMARY KEY,
@@ -18,6 +19,7 @@ CREATE TABLE daemons (
   url TEXT NOT NULL,
   config_hash TEXT NOT NULL,
   version TEXT NOT NULL,
+  schema TEXT NOT NULL,
   seen_at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE accounts (

@@ -6,7 +6,7 @@ May import: core, store.db, sqlite3. Never: writes a row.
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -134,10 +134,10 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
         yield use_for_temporary
 
 
-def bring_up_to_date(path: Path) -> None:
-    """Migrate a ledger that is not in use to the current schema. Refused: `ledger_newer`."""
+def bring_up_to_date(path: Path, without: Sequence[str] = ()) -> None:
+    """Migrate a ledger that is not in use. Refused: `ledger_newer`. `without`: the last migrations, not run."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        schema.bring_up_to_date(conn)
+        schema.bring_up_to_date(conn, without)
 
 
 def migrate(conn: sqlite3.Connection) -> None:

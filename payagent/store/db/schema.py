@@ -6,7 +6,7 @@ May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -65,16 +65,28 @@ def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
     return [one.name for one in migrations.pending(_database(conn))]
 
 
-@cache
 def known_migrations() -> tuple[str, ...]:
     """The names of the migrations that this payagent knows, oldest first."""
+    return _names(migrations)
+
+
+@cache
+def _names(known: Migrations) -> tuple[str, ...]:
     with closing(sqlite3.connect(":memory:")) as empty:
-        return tuple(lacking_migrations(empty))
+        return tuple(one.name for one in known.pending(_database(empty)))
 
 
 def newest_migration() -> str:
     """The name of the last migration that this payagent knows."""
     return known_migrations()[-1]
+
+
+def migrations_after(name: str) -> tuple[str, ...]:
+    """The migrations that a ledger lacks whose newest one is this. Refused: `ledger_newer` if it is unknown."""
+    known = known_migrations()
+    if name not in known:
+        raise Refused("ledger_newer", f"the ledger was changed by a newer payagent: {name}")
+    return known[known.index(name) + 1 :]
 
 
 def require_known(conn: sqlite3.Connection) -> None:
@@ -84,11 +96,14 @@ def require_known(conn: sqlite3.Connection) -> None:
         raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")
 
 
-def bring_up_to_date(conn: sqlite3.Connection) -> None:
-    """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`."""
+def bring_up_to_date(conn: sqlite3.Connection, without: Sequence[str] = ()) -> None:
+    """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`.
+
+    `without`: the last migrations, which are not run.
+    """
     require_known(conn)
     if lacking_migrations(conn):
-        migrations.apply(_database(conn))
+        migrations.apply(_database(conn), stop_before=without)
 
 
 def _database(conn: sqlite3.Connection) -> Database:

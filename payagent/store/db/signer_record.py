@@ -4,6 +4,7 @@ Each account of the wallet has a record of its own.
 
 A ledger that lacks that attempt is older than the signer: someone restored a copy, or the ledger was lost and
 created anew. A backup never contains the record, because it would then be as old as the ledger that it checks.
+In a fleet the record also has where that ledger was: the database server, its timeline, and the end of its chain.
 
 May import: core, secret_file, sqlite3. Never: records an attempt that is not durable in the ledger.
 """
@@ -12,9 +13,9 @@ import hashlib
 import json
 import os
 import sqlite3
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from payagent.core.problems import Refused
 from payagent.secret_file import sync_folder
@@ -32,12 +33,29 @@ _PLACE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseMark:
+    """The database with the attempt: its server's identifier and timeline, and the event that ended its commit.
+
+    `event_seq` is 0 if that event is not known, because another daemon committed the attempt.
+    """
+
+    system: str
+    timeline: int
+    event_seq: int
+    event_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class LastSigned:
-    """The last durable attempt of an account, and its number among all attempts in the order of their commits."""
+    """The last durable attempt of an account, and its number among all attempts in the order of their commits.
+
+    `database`: where it was committed; None for a file.
+    """
 
     attempts: int
     tx_id: str
     ttl_slot: int
+    database: DatabaseMark | None = field(default=None, compare=False)
 
 
 class SignerRecord(Protocol):
@@ -82,7 +100,8 @@ class SignerFile:
         return max(records, key=lambda signed: signed.attempts)
 
     def write(self, signed: LastSigned) -> None:
-        line = json.dumps(asdict(signed) | {"check": _check(signed)}).encode()
+        values = {key: value for key, value in asdict(signed).items() if value is not None}
+        line = json.dumps(values | {"check": _check(signed)}).encode()
         place = line.ljust(_PLACE_BYTES - 1) + b"\n"
         if self._handle is not None and self._is_there(self._handle):
             self._write_in_turn(self._handle, place)
@@ -129,18 +148,28 @@ class SignerFile:
 
 def _check(signed: LastSigned) -> str:
     """A checksum that a torn slot does not match."""
-    return hashlib.sha256(f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}".encode()).hexdigest()[:16]
+    text = f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}"
+    if signed.database is not None:
+        text += " " + " ".join(map(str, asdict(signed.database).values()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read(place: bytes, *, is_alone: bool) -> LastSigned | None:
     """The record in a slot; None if torn or empty. A single line without a checksum was written as a whole."""
     try:
         values = json.loads(place)
-        signed = LastSigned(int(values["attempts"]), str(values["tx_id"]), int(values["ttl_slot"]))
+        mark = _read_mark(values["database"]) if "database" in values else None
+        signed = LastSigned(int(values["attempts"]), str(values["tx_id"]), int(values["ttl_slot"]), mark)
         is_whole = values["check"] == _check(signed) if "check" in values else is_alone
         return signed if is_whole else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _read_mark(values: Any) -> DatabaseMark:
+    return DatabaseMark(
+        str(values["system"]), int(values["timeline"]), int(values["event_seq"]), str(values["event_hash"])
+    )
 
 
 def last_signed(conn: sqlite3.Connection, account: int = 0) -> LastSigned | None:
@@ -152,12 +181,32 @@ def last_signed(conn: sqlite3.Connection, account: int = 0) -> LastSigned | None
 
 
 def lacks(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> bool:
-    """Whether the signer signed an attempt for the account that the ledger does not have."""
+    """Whether the signer signed an attempt for the account that the ledger does not have.
+
+    In a fleet, also whether the ledger has another past than the one in which that attempt was committed.
+    """
     if signed is None:
         return False
     row = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
     last = last_signed(conn, account)
-    return row is None or last is None or last.attempts < signed.attempts
+    if row is None or last is None or last.attempts < signed.attempts:
+        return True
+    mark = signed.database
+    if mark is None or mark.event_seq == 0:
+        return False
+    end = conn.execute("SELECT hash FROM events WHERE seq = ?", (mark.event_seq,)).fetchone()
+    return bool(end != (mark.event_hash,))
+
+
+def is_forgotten(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> bool:
+    """Whether the ledger lacks what the signer signed, and no event says that this was noticed."""
+    if signed is None or not lacks(conn, signed, account) or caught_up_at(conn, signed, account) is not None:
+        return False
+    noticed = conn.execute(
+        "SELECT 1 FROM events WHERE payment_id IS NULL AND event = 'ledger_behind' AND detail ->> 'signed' = ?",
+        (signed.tx_id,),
+    )
+    return noticed.fetchone() is None
 
 
 def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> int | None:

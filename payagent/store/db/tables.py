@@ -573,6 +573,8 @@ CREATE TABLE seals (
 -- The tables from here on are for a fleet, several daemons on one ledger. A daemon alone leaves them empty.
 
 -- Each commit locks this row first. It has the ends of both chains, and what the last commit saw of the database.
+-- system: the identifier of the database server for which the ledger was made.
+-- schema: the newest migration of the tables.
 CREATE TABLE gate (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   event_seq INTEGER NOT NULL,
@@ -580,16 +582,18 @@ CREATE TABLE gate (
   seal_seq INTEGER NOT NULL,
   seal_hash TEXT NOT NULL,
   timeline INTEGER NOT NULL,
-  schema TEXT NOT NULL
+  schema TEXT NOT NULL,
+  system TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
--- The daemons of a fleet. id: random, new with each start.
+-- The daemons of a fleet. id: random, new with each start. schema: the newest migration that it knows.
 CREATE TABLE daemons (
   id TEXT PRIMARY KEY,
   host TEXT NOT NULL,
   url TEXT NOT NULL,
   config_hash TEXT NOT NULL,
   version TEXT NOT NULL,
+  schema TEXT NOT NULL,
   seen_at_ms INTEGER NOT NULL
 ) STRICT;
 

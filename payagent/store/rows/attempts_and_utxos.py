@@ -1,6 +1,6 @@
 """Attempts, and the UTxOs that they spend and make: which are available, pending, missing, spent or rolled back.
 
-May import: core.payment, store.rows, sqlite3. Never: writes.
+May import: core, store.rows, sqlite3. Never: writes.
 """
 
 import json
@@ -8,6 +8,7 @@ import sqlite3
 import sys
 
 from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
+from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.store.rows.payments import payment
 
@@ -113,14 +114,17 @@ def free_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
-def free_lovelace(conn: sqlite3.Connection, state: str = "available") -> dict[int, int]:
-    """By account: the lovelace in UTxOs of this state that no payment has reserved."""
-    rows = conn.execute(
-        "SELECT c.account, SUM(c.lovelace) FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref "
-        "WHERE c.state = ? AND r.payment_id IS NULL GROUP BY c.account",
-        (state,),
-    )
-    return dict(rows.fetchall())
+def free_units(conn: sqlite3.Connection, asset: str, state: str = "available") -> dict[int, int]:
+    """By account: the units of an asset in UTxOs of this state that no payment has reserved."""
+    free = "FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref WHERE c.state = ? AND r.payment_id IS NULL"
+    if asset == LOVELACE:
+        rows = conn.execute(f"SELECT c.account, SUM(c.lovelace) {free} GROUP BY c.account", (state,))
+        return dict(rows.fetchall())
+    found: dict[int, int] = {}
+    sql = f"SELECT c.account, c.assets {free} AND instr(c.assets, ?) > 0"
+    for account, assets in conn.execute(sql, (state, asset)):
+        found[account] = found.get(account, 0) + json.loads(assets).get(asset, 0)
+    return found
 
 
 def utxos_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[UtxoRow]:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from payagent.store.db.fence import LEASE_MS as LEASE_MS
+from payagent.store.db.schema import newest_migration
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes
 
-LEASE_MS = 10_000
 RENEW_EVERY_S = 3
 """A daemon renews its leases this often. It may miss two renewals."""
 
@@ -70,10 +71,14 @@ def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
 
 
 def register_daemon(unit: Unit, one: DaemonRow) -> None:
-    """Add a daemon, as seen now. Its `seen_at_ms` counts only in a file."""
+    """Add a daemon of this payagent, as seen now. Its `seen_at_ms` counts only in a file."""
     unit.conn.execute(
-        "INSERT INTO daemons(id, host, url, config_hash, version, seen_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-        (one.id, one.host, one.url, one.config_hash, one.version, database_ms(unit.conn, one.seen_at_ms)),
+        "INSERT INTO daemons(id, host, url, config_hash, version, schema, seen_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(one.id, one.host, one.url, one.config_hash, one.version),
+            *(newest_migration(), database_ms(unit.conn, one.seen_at_ms)),
+        ),
     )
 
 
@@ -144,10 +149,17 @@ def _numbers(accounts: Sequence[int]) -> str:
     return ", ".join(str(int(one)) for one in accounts) or "NULL"
 
 
-def renew(unit: Unit, holder: str, now_ms: int) -> None:
-    """Renew the leases of a daemon, also one that is over: nobody has taken the account meanwhile."""
+def renew(unit: Unit, holder: str, held: Sequence[int], now_ms: int) -> None:
+    """Renew a daemon's leases of the accounts that it holds, also one that is over: nobody has taken it meanwhile.
+
+    An account that only its row calls the daemon's is left to whoever takes it: the daemon lost it with its
+    connection.
+    """
     now_ms = database_ms(unit.conn, now_ms)
-    unit.conn.execute("UPDATE accounts SET until_ms = ? WHERE holder = ?", (now_ms + LEASE_MS, holder))
+    unit.conn.execute(
+        f"UPDATE accounts SET until_ms = ? WHERE holder = ? AND account IN ({_numbers(held)})",  # noqa: S608
+        (now_ms + LEASE_MS, holder),
+    )
     unit.conn.execute("UPDATE daemons SET seen_at_ms = ? WHERE id = ?", (now_ms, holder))
 
 
@@ -158,13 +170,33 @@ def give_back(unit: Unit, holder: str, account: int) -> None:
     )
 
 
+def database_of(conn: sqlite3.Connection) -> dict[str, str]:
+    """The database's server and its timeline, as the gate has them."""
+    row = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
+    return {"system": str(row[0]), "timeline": str(row[1])}
+
+
 def prove(unit: Unit, holder: str, account: int) -> None:
-    """Record that the account's last signer was found in the ledger, as it is since the last failover."""
+    """Let an account sign: the ledger has all that was signed for it before the last failover."""
     unit.conn.execute(
         "UPDATE accounts SET proven_timeline = (SELECT timeline FROM gate WHERE one = 1) "
         "WHERE account = ? AND holder = ?",
         (account, holder),
     )
+
+
+def hosts_compared(conn: sqlite3.Connection, after_seq: int) -> set[str]:
+    """The hosts that compared their signer's records with the ledger since an event."""
+    rows = conn.execute(
+        "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?",
+        (after_seq,),
+    )
+    return {host for (host,) in rows}
+
+
+def unprove_all(unit: Unit) -> None:
+    """Let no account sign, from this commit on, at any daemon."""
+    unit.conn.execute("UPDATE accounts SET proven_timeline = NULL")
 
 
 def is_noted(conn: sqlite3.Connection, attempt: int | None, account: int) -> bool:

@@ -160,6 +160,12 @@ def last_of_account(conn: sqlite3.Connection, event: str, account: int) -> tuple
     return row or (0, "{}", 0)
 
 
+def is_behind(conn: sqlite3.Connection, account: int) -> bool:
+    """Whether the ledger was found to be behind and has not caught up with the account since."""
+    behind, _, _ = last_of_wallet(conn, "ledger_behind")
+    return behind > last_of_account(conn, "caught_up", account)[0]
+
+
 def about_account(account: int) -> dict[str, str]:
     """The part of an event's detail that says which account it is about; nothing for the first."""
     return {"account": str(account)} if account else {}

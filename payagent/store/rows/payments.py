@@ -239,9 +239,11 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
 
 
 def account_of_intent(conn: sqlite3.Connection, intent_id: str) -> int | None:
-    """The account that the intent's last payment was to be paid from; None without one."""
+    """The account of the intent's last payment that was not rejected or denied; None without one."""
     row = conn.execute(
-        "SELECT account FROM payments WHERE intent_id = ? ORDER BY seq DESC LIMIT 1", (intent_id,)
+        "SELECT account FROM payments WHERE intent_id = ? AND state NOT IN ('rejected', 'denied') "
+        "ORDER BY seq DESC LIMIT 1",
+        (intent_id,),
     ).fetchone()
     return None if row is None else int(row[0])
 

@@ -4,8 +4,8 @@ The outcome of a commit is unknown if the connection is lost in it, or if the se
 missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
 taken again (`Seat.lose_all`).
 
-May import: core, store.db, sqlite3. Never: cancels a statement; waits for a gate that
-no daemon gets through.
+May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for a gate that no daemon gets
+through.
 """
 
 import sqlite3
@@ -13,13 +13,24 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import structlog
+
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
+from payagent.store.db.postgresql import server
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
-from payagent.store.db.postgresql.migrate import require_guards, require_known
+from payagent.store.db.postgresql.migrate import (
+    bring_up_to_date,
+    lacking,
+    owns_tables,
+    require_guards,
+)
 from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.seals import Sealer
+from payagent.store.db.signer_record import DatabaseMark
+
+log = structlog.get_logger("payagent.store")
 
 _GATE_WAIT_MS = 1_500
 _DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -36,6 +47,15 @@ _UNKNOWN = (
     "the database did not confirm a commit, so whether it took place is unknown. Nothing was sent for it. "
     "Ask again with the same key: what was committed is found"
 )
+
+
+def _migrate(conn: Any) -> None:
+    """Migrate the tables at the start of their owner. If that cannot be done yet, the older ones do."""
+    try:
+        bring_up_to_date(conn)
+    except Refused as refused:
+        conn.rollback()
+        log.warning("ledger.not_migrated", why=refused.detail)
 
 
 class PostgresqlCommitter(Committer):
@@ -63,10 +83,25 @@ class PostgresqlCommitter(Committer):
         }
         conn: Any = PostgresqlConnection(place, settings)
         on_failure.callback(conn.close)
-        require_known(conn)
+        if lacking(conn) and owns_tables(conn):
+            _migrate(conn)
         require_guards(conn)
-        self._timeline = conn.timeline()
+        self._meet(conn)
         return conn, PostgresqlSealer(conn)
+
+    def _meet(self, conn: PostgresqlConnection) -> None:
+        """Use a new connection. Refused: `config_invalid`, with what is wrong with the server."""
+        server.require_direct(conn)
+        if self._seat is not None and self._seat.is_synchronous:
+            server.require_synchronous(conn)
+        records = {} if self._seat is None else self._seat.records
+        system, timeline = conn.system(), conn.timeline()
+        server.require_own_ledger(conn, system, records)
+        server.require_newest_timeline(timeline, self._timeline, system, records)
+        self._system, self._timeline = system, timeline
+
+    def _mark(self) -> DatabaseMark | None:
+        return DatabaseMark(self._system, self._timeline, *self._signed_in)
 
     def tidy(self) -> None:
         """The server does so."""
@@ -79,7 +114,10 @@ class PostgresqlCommitter(Committer):
                 return
             try:
                 self.conn.connect()
-                self._timeline = self.conn.timeline()
+                self._meet(self.conn)
+            except Refused as refused:
+                self.conn.close()
+                raise Refused("store_failed", refused.detail) from None
             except sqlite3.OperationalError:
                 if delay_s is None:
                     raise

@@ -147,6 +147,16 @@ class PostgresqlConnection:
         )
         return int(now_ms)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the session is the server's own. A pooler gives out numbers of its own for its sessions."""
+        return self.execute("SELECT pg_backend_pid()").fetchone() == (self._conn.info.backend_pid,)
+
+    def system(self) -> str:
+        """The identifier of the server's data, which its standbys share."""
+        (system,) = self.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone() or ("",)
+        return str(system)
+
     def timeline(self) -> int:
         """The number of the server's history. It rises with each failover."""
         (file,) = self.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone() or ("0",)
@@ -169,6 +179,18 @@ class PostgresqlConnection:
                 cursor.executemany(postgresql_text(sql), rows)
             except psycopg.Error as error:
                 raise _for_the_store(error) from error
+
+    def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Add many rows to a table. Errors: as `execute`."""
+        try:
+            with (
+                self._conn.cursor() as cursor,
+                cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as to,
+            ):
+                for row in rows:
+                    to.write_row(row)
+        except psycopg.Error as error:
+            raise _for_the_store(error) from error
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query without values, by a cursor on the server. Inside a transaction."""

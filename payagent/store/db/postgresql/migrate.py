@@ -1,49 +1,95 @@
-"""Makes the schema in an empty database, and refuses one of a newer payagent.
+"""Makes the schema in an empty database, or migrates one of an older payagent; refuses one of a newer.
+
+A migration runs inside the gate, so nobody commits meanwhile, and only when every living daemon knows it. Until
+then newer daemons run on the older tables (docs/decisions/0030).
 
 May import: core, store.db. Never: changes a database whose tables this role does not own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from payagent.core.problems import Refused
-from payagent.store.db.fence import make_gate
+from payagent.store.db.fence import LEASE_MS, make_gate
 from payagent.store.db.opening import opening
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.schema import known_migrations, newest_migration
+from payagent.store.db.schema import known_migrations, migrations_after, newest_migration
+
+CHANGES: Mapping[str, str] = {}
+"""The SQL of each migration after m005, the first fleet's, by its name. The guards are made anew after it."""
+
+EMPTIED = ("address_pins", "daemons", "limits", "merchants", "notification_cursors", "reservations", "utxos")
+"""The tables whose rows a daemon deletes."""
 
 
-def bring_up_to_date(conn: Any) -> bool:
-    """Make the schema in an empty database. True if it was made. This role becomes the owner of the tables.
+def bring_up_to_date(conn: Any, daemon_role: str | None = None) -> bool:
+    """Make the schema in an empty database, or run the migrations that it lacks. True if it lacked anything.
 
-    Refused: `ledger_newer`; `store_failed` if this role may not make tables.
+    This role is the owner of the tables. `daemon_role` may then do what a daemon does, and no more.
+    Refused: `ledger_newer`; `already_running` if a living daemon does not know a migration; `store_failed` if this
+    role may not change tables.
     """
-    if is_empty := not _has_tables(conn):
-        with opening("the database"):
-            conn.execute("BEGIN")
+    with opening("the database"):
+        conn.execute("BEGIN")
+        if is_empty := not _has_tables(conn):
             schema.create(conn)
             make_gate(conn, newest_migration(), conn.timeline())
-            conn.execute("COMMIT")
+        is_changed = is_empty or _migrate(conn)
+        if daemon_role is not None:
+            _grant(conn, '"{}"'.format(daemon_role.replace('"', '""')))
+        conn.execute("COMMIT")
+        if is_changed:
             conn.execute("ANALYZE")  # a plan made for tables of unknown size stays cached
-    require_known(conn)
-    return is_empty
+    return is_changed
 
 
-def require_known(conn: PostgresqlConnection) -> None:
-    """Refused: `ledger_newer` if a newer payagent made or changed the tables; `tables_missing` without tables.
+def _migrate(conn: PostgresqlConnection) -> bool:
+    """Run the migrations that the tables lack. True if there were any."""
+    if not lacking(conn):
+        return False
+    conn.execute("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE")  # who waits for its row would hold a lock meanwhile
+    names = lacking(conn)
+    living = "SELECT host, version, schema FROM daemons WHERE seen_at_ms > ?"
+    for host, version, known in conn.execute(living, (conn.clock_ms() - LEASE_MS,)):
+        if known in known_migrations()[:-1]:
+            raise Refused(
+                "already_running",
+                f"the daemon on {host} runs payagent {version}, which does not know {names[-1]}. "
+                "Nothing was changed. Upgrade it, then ask again",
+            )
+    for name in names:
+        for statement in CHANGES[name].split(";\n"):
+            conn.execute(statement)
+        conn.execute("UPDATE gate SET schema = ?", (name,))
+    if names:
+        schema.replace_guards(conn)
+    return bool(names)
 
-    A daemon makes no tables: an empty ledger knows of no earlier payment.
+
+def _grant(conn: PostgresqlConnection, role: str) -> None:
+    conn.execute(f"GRANT SELECT, INSERT, UPDATE ON {', '.join(schema.tables())} TO {role}")
+    conn.execute(f"GRANT DELETE ON {', '.join(EMPTIED)} TO {role}")
+
+
+def lacking(conn: PostgresqlConnection) -> tuple[str, ...]:
+    """The migrations that the tables lack.
+
+    Refused: `ledger_newer` if a newer payagent made or changed the tables; `tables_missing` without tables. A
+    daemon makes no tables: an empty ledger knows of no earlier payment.
     """
     if not _has_tables(conn):
         raise Refused("tables_missing", "the database has no tables of payagent")
-    for (name,) in conn.execute("SELECT schema FROM gate"):
-        if name not in known_migrations():
-            raise Refused("ledger_newer", f"the database was changed by a newer payagent: {name}")
+    (newest,) = conn.execute("SELECT schema FROM gate").fetchone() or ("",)
+    return migrations_after(newest)
 
 
 def require_guards(conn: PostgresqlConnection) -> None:
-    """Refused: `ledger_tampered`, with the names of the guards that are missing, altered or disabled."""
-    if missing := schema.missing_guards(conn):
+    """Refused: `ledger_tampered`, with the names of the guards that are missing, altered or disabled.
+
+    While the tables lack a migration, the daemons that it waits for check its older guards.
+    """
+    if not lacking(conn) and (missing := schema.missing_guards(conn)):
         raise Refused("ledger_tampered", f"the database lacks the triggers {', '.join(missing)}")
 
 

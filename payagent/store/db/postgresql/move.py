@@ -21,15 +21,12 @@ from payagent.store.db.fence import Gate, leave_gate, make_gate
 from payagent.store.db.heads import SELECT_HEADS
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
-from payagent.store.db.postgresql.migrate import bring_up_to_date, require_guards, require_known
+from payagent.store.db.postgresql.migrate import bring_up_to_date, lacking, require_guards
 from payagent.store.db.schema import newest_migration
 from payagent.store.db.seals import last_seal
-from payagent.store.db.triggers import TRIGGERS
 
 _OF_A_RUN = frozenset({"boot", "daemons", "gate"})
 """Tables about running daemons: nothing of them is moved."""
-
-_BATCH_ROWS = 1_000
 
 
 def write_file(database: Database | str, path: Path) -> None:
@@ -39,19 +36,22 @@ def write_file(database: Database | str, path: Path) -> None:
     """
     with closing(PostgresqlConnection(database)) as source:
         source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        require_known(source)
         require_guards(source)
-        opening.bring_up_to_date(path)
+        opening.bring_up_to_date(path, without=lacking(source))
         with closing(sqlite3.connect(path, isolation_level=None)) as target:
+            triggers = target.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
             target.execute("BEGIN")
-            for trigger in TRIGGERS:
-                target.execute(f"DROP TRIGGER {trigger.name}")
-            for table in _moved():
-                target.executemany(_insert(table), source.stream(_select(table)))
+            for name, _ in triggers:
+                target.execute(f"DROP TRIGGER {name}")
+            for table, columns in _moved(target):
+                marks = ", ".join("?" * len(columns))
+                insert = f"INSERT INTO {table.name}({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  our own names
+                target.executemany(insert, source.stream(_select(table, columns)))
             target.execute(_RELEASED)
-            for trigger in TRIGGERS:
-                target.execute(trigger.sql)
+            for _, sql in triggers:
+                target.execute(sql)
             target.execute("COMMIT")
+    opening.bring_up_to_date(path)
 
 
 def fill(database: Database | str, path: Path, host: str, noted: Mapping[int, int]) -> None:
@@ -74,10 +74,8 @@ def fill(database: Database | str, path: Path, host: str, noted: Mapping[int, in
                 raise Refused(
                     "already_exists/ledger", f"the table {name} of {database} has rows, so nothing was copied"
                 )
-        for table in _moved():
-            cursor = source.execute(_select(table))
-            while rows := cursor.fetchmany(_BATCH_ROWS):
-                target.executemany(_insert(table), rows)
+        for table, columns in _moved(source):
+            target.copy_in(table.name, columns, source.execute(_select(table, columns)))
         _hand_over(target, host, noted)
         target.execute("SET CONSTRAINTS ALL IMMEDIATE")
         for name in schema.tables():
@@ -105,25 +103,18 @@ def _hand_over(target: PostgresqlConnection, host: str, noted: Mapping[int, int]
         )
     make_gate(conn, newest_migration(), timeline)
     event_seq, event_hash, _ = conn.execute(f"SELECT {SELECT_HEADS}").fetchone()
-    leave_gate(conn, Gate(event_seq, event_hash, *last_seal(conn), timeline))
+    leave_gate(conn, Gate(event_seq, event_hash, *last_seal(conn), timeline, newest_migration()))
 
 
-def _moved() -> Iterator[schema.Table]:
-    """The tables that are moved, each after those that it refers to."""
+def _moved(file: sqlite3.Connection) -> Iterator[tuple[schema.Table, list[str]]]:
+    """The tables that are moved and the columns that they have in the file, each after those that it refers to."""
     tables = schema.tables()
     order = TopologicalSorter({name: schema.parents(table) for name, table in tables.items()}).static_order()
-    return (tables[name] for name in order if name not in _OF_A_RUN)
+    for name in order:
+        columns = [f'"{column}"' for _, column, *_ in file.execute(f"PRAGMA table_info({name})")]
+        if columns and name not in _OF_A_RUN:  # one of an older payagent lacks the newest tables
+            yield tables[name], columns + ["rowid"] * tables[name].is_rowid
 
 
-def _columns(table: schema.Table) -> list[str]:
-    return [f'"{name}"' for name, _ in table.columns] + ["rowid"] * table.is_rowid
-
-
-def _select(table: schema.Table) -> str:
-    return f"SELECT {', '.join(_columns(table))} FROM {table.name} ORDER BY {table.number or '1'}"  # noqa: S608
-
-
-def _insert(table: schema.Table) -> str:
-    columns = _columns(table)
-    marks = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table.name}({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  our own names
+def _select(table: schema.Table, columns: list[str]) -> str:
+    return f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY {table.number or '1'}"  # noqa: S608

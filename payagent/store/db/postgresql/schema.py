@@ -29,13 +29,16 @@ _COUNTED_BY_US = {"boot", "entries", "events", "seals"}
 _AS_ON_SQLITE = (
     "CREATE FUNCTION instr(text, text) RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT strpos($1, $2)'",
     "CREATE FUNCTION json_valid(json) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT TRUE'",
-    "CREATE FUNCTION json_each(text) RETURNS TABLE (value text) LANGUAGE sql IMMUTABLE AS "
+    "CREATE FUNCTION json_each(text) RETURNS TABLE (value text) LANGUAGE sql IMMUTABLE STRICT ROWS 4 AS "
     "'SELECT json_array_elements_text($1::json)'",
     "CREATE FUNCTION strftime(text, bigint, text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ "
     "SELECT to_char(to_timestamp($2) AT TIME ZONE 'UTC', replace(replace(replace(replace(replace("
     """$1, 'T', '"T"'), '%Y', 'YYYY'), '%m', 'MM'), '%d', 'DD'), '%H', 'HH24')) $$""",
 )
 """The parts of SQLite that the store's queries use and PostgreSQL lacks."""
+
+_LAST_OF_ACCOUNT = "CREATE INDEX attempts_of_account ON attempts(account, rowid)"
+"""Else all attempts would be read for an account that never signed. In a file there is one account."""
 
 _TRUNCATED = "payagent_no_truncate"
 
@@ -101,7 +104,13 @@ def statements() -> Iterator[str]:
         yield f"CREATE TABLE {table.name} ({_body(table, body)}\n)"
     for index in re.findall(r"CREATE (?:UNIQUE )?INDEX .*?;", _sql(), re.DOTALL):
         yield _expression(index.rstrip(";").replace("type = 'approval.asked',", "(type = 'approval.asked'),"))
+    yield _LAST_OF_ACCOUNT
     yield from references
+    yield from guards()
+
+
+def guards() -> Iterator[str]:
+    """Everything that watches over the rows of today's tables."""
     for table in tables().values():
         if table.number is not None and table.name not in _COUNTED_BY_US:
             yield from _numbering(table)
@@ -124,6 +133,20 @@ def parents(table: Table) -> set[str]:
 def create(conn: "PostgresqlConnection") -> None:
     """Make the schema in an empty database, inside a transaction."""
     for statement in statements():
+        conn.execute(statement)
+
+
+_GUARDING = """
+SELECT DISTINCT t.tgfoid::regproc::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace
+"""
+
+
+def replace_guards(conn: "PostgresqlConnection") -> None:
+    """Make the guards of today's tables in place of earlier ones, inside a transaction."""
+    for (function,) in conn.execute(_GUARDING).fetchall():
+        conn.execute(f"DROP FUNCTION {function} CASCADE")
+    for statement in guards():
         conn.execute(statement)
 
 

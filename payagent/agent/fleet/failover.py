@@ -1,0 +1,89 @@
+"""Which accounts may sign when the ledger may have lost commits: the database failed over, or was put back.
+
+Any daemon that was alive at the end of the ledger may have taken any account after that, and signed. So an account
+may sign when the host of each of them has compared its signer's records with the ledger. A record that the ledger
+lacks freezes all accounts, and so does a host that does not come back in time. Each account then waits for the
+quiet time and reads the chain (agent.chain_sync.recovery).
+All functions run inside the gate. Start at `check_records`.
+
+May import: core, store, structlog, agent.chain_sync. Never: lets an account sign that is frozen.
+"""
+
+import json
+
+import structlog
+
+from payagent.agent.chain_sync.recovery import note_behind
+from payagent.store.db.fence import Seat
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import fleet, onchain, writes
+
+AWAITED_MS = 60_000
+"""How long the daemons that were alive have to come back."""
+
+log = structlog.get_logger("payagent.fleet")
+
+
+def note_awaited(unit: Unit, now_ms: int) -> None:
+    """Note whose records are awaited, in the first commit on another server or timeline.
+
+    Call it before any daemon is forgotten or renews. `now_ms`: as `store.rows.fleet.database_ms` says.
+    """
+    database = fleet.database_of(unit.conn)
+    if database.items() <= _awaited(unit.conn)[1].items():
+        return
+    daemons = fleet.all_daemons(unit.conn)
+    end_ms = max((one.seen_at_ms for one in daemons), default=0)
+    hosts = sorted({one.host for one in daemons if fleet.is_living(one, end_ms)})
+    writes.note(unit, None, "records_awaited", None, now_ms, {**database, "hosts": hosts})
+
+
+def check_records(unit: Unit, seat: Seat, now_ms: int) -> None:
+    """Compare this host's records, once for each connection. What the ledger lacks freezes all accounts."""
+    note_awaited(unit, now_ms)
+    for account, signed in seat.compare(unit):
+        _freeze(unit, now_ms, signed.tx_id, account)
+        log.warning("ledger.behind", account=account, signed=signed.tx_id)
+
+
+def _freeze(unit: Unit, now_ms: int, signed: str | None = None, account: int = 0) -> None:
+    note_behind(unit, signed, now_ms, account)
+    fleet.unprove_all(unit)
+
+
+def prove(unit: Unit, seat: Seat, now_ms: int) -> bool:
+    """Let those accounts sign that may, after `check_records`. True if there are any new ones."""
+    conn = unit.conn
+    if not (unproven := fleet.unproven_accounts(conn)):
+        return False
+    behind, _, _ = onchain.last_of_wallet(conn, "ledger_behind")
+    awaited, detail, at_ms = _awaited(conn)
+    if behind < awaited and not seat.is_synchronous:
+        missing = _missing(unit, set(detail["hosts"]), awaited, seat.host, now_ms)
+        if missing and now_ms >= at_ms + AWAITED_MS:
+            _freeze(unit, now_ms)
+            log.warning("ledger.behind", missing=sorted(missing))
+        if missing:
+            return False
+    proven = [
+        row
+        for row in unproven
+        if row.holder is not None and onchain.last_of_account(conn, "caught_up", row.account)[0] >= behind
+    ]
+    for row in proven:
+        fleet.prove(unit, row.holder or "", row.account)
+        log.warning("fleet.account_proven", account=row.account)
+    return bool(proven)
+
+
+def _awaited(conn: Connection) -> tuple[int, dict[str, list[str]], int]:
+    seq, detail, at_ms = onchain.last_of_wallet(conn, "records_awaited")
+    return seq, json.loads(detail), at_ms
+
+
+def _missing(unit: Unit, hosts: set[str], awaited: int, host: str, now_ms: int) -> set[str]:
+    """The hosts that have not compared their records yet. This one has."""
+    compared = fleet.hosts_compared(unit.conn, awaited)
+    if host in hosts - compared:
+        writes.note(unit, None, "records_compared", None, now_ms, {"host": host})
+    return hosts - compared - {host}

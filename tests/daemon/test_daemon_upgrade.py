@@ -1,0 +1,65 @@
+"""A fleet of three real daemons is upgraded one after the other, and pays all the while."""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from kit.cli import invoke, until
+from kit.daemon import refused
+from kit.daemons_of_a_fleet import asked, member, three
+from kit.next_release import NAME, OLDER, VERSION, upgraded
+from kit.postgresql import Server, needs_postgresql
+
+from payagent.core.version import VERSION as OLD_VERSION
+from payagent.devnet.server import DevnetThread
+from payagent.store.db.postgresql.connection import PostgresqlConnection
+
+pytestmark = needs_postgresql
+
+LATER = "kit.next_release"
+
+
+def test_a_fleet_of_three_is_upgraded_one_by_one_and_migrated_at_the_end(
+    tmp_path: Path, postgresql: Server
+) -> None:
+    url = postgresql.tcp_url(postgresql.new_database())
+
+    def schema() -> str:
+        with closing(PostgresqlConnection(url)) as conn:
+            (name,) = conn.execute("SELECT schema FROM gate").fetchone()
+            return str(name)
+
+    with DevnetThread(block_time_s=1) as devnet, three(tmp_path, devnet, url) as members, ExitStack() as stack:
+
+        def each_pays(why: str) -> None:
+            until(lambda: all(one.ready()["ready"] for one in members), "not each is ready")
+            for number, one in enumerate(members):
+                assert one.pay(asked(devnet, f"{why} {number}"), f"{why}-{number}")["state"] != "rejected"
+
+        def upgrade(number: int) -> None:
+            members[number].leave()
+            members[number] = stack.enter_context(member(tmp_path / "abc"[number], LATER))
+
+        upgrade(0)
+        each_pays("one-is-newer")
+        with upgraded():
+            migrated = invoke("store", "migrate", "--url", url)
+        assert migrated.problem == "already_running"
+        assert f"runs payagent {OLD_VERSION}, which does not know {NAME}" in migrated.error["detail"]
+        upgrade(1)
+        each_pays("one-is-older")
+        assert schema() == OLDER
+
+        members[2].leave()
+        code, said = refused(tmp_path / "c")
+        assert code == 2
+        assert f"runs payagent {VERSION}, this is {OLD_VERSION}" in said
+        assert schema() == OLDER
+
+        members[2] = stack.enter_context(member(tmp_path / "c", LATER))
+        assert schema() == NAME
+        each_pays("all-are-newer")
+        for one in members:
+            one.leave()
+        code, said = refused(tmp_path / "a")
+        assert code == 2
+        assert f"changed by a newer payagent: {NAME}" in said
