@@ -175,6 +175,9 @@ async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
     assert row.account == 0
     await one.die()
     await end_leases(two, "a")
+    status = two.fleet.status()
+    assert status is not None
+    assert status.problem is None, "it pays meanwhile"
     await two.fleet.keep_leases()
     assert two.accounts == [0, 1]
     for _ in range(3):

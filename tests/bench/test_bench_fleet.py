@@ -7,8 +7,7 @@ from pathlib import Path
 from kit.postgresql import Server, needs_postgresql
 
 from benchmarks import fleet
-from benchmarks.fleet import FILE, TCP, WAITING
-from benchmarks.measure import Spread
+from benchmarks.fleet import FILE, TCP, WAITING, Taken
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 
 pytestmark = needs_postgresql
@@ -21,8 +20,11 @@ def test_daemons_on_a_file_and_on_postgresql_admit_what_they_are_told(postgresql
     places = ((str(path), 0), (postgresql.tcp_url(url), 1))
     for place, account in places:
         with fleet.running(place, account, 5) as daemon:
-            assert daemon.admit(4, 2) > 0
-            assert daemon.admit(1, 1) > 0
+            taken = fleet.Taken()
+            fleet.admit([daemon], 4, 2, postgresql.pid, taken)
+            fleet.admit([daemon], 1, 1, postgresql.pid, taken)
+            assert (len(taken.ms), taken.admitted) == (2, 5)
+            assert taken.cpu_ms > 0
     for conn in (sqlite3.connect(path), PostgresqlConnection(url)):
         with closing(conn):
             assert conn.execute(ADMITTED).fetchone() == (5,)
@@ -30,7 +32,8 @@ def test_daemons_on_a_file_and_on_postgresql_admit_what_they_are_told(postgresql
 
 def test_an_admission_on_postgresql_is_judged_beside_one_on_sqlite() -> None:
     def holds(ms: float) -> bool:
-        (bound,) = fleet.as_part({(FILE, WAITING): Spread.of([1.0]), (TCP, WAITING): Spread.of([ms])}).bounds
+        took = {(FILE, WAITING): Taken([1.0], 0.001, 1), (TCP, WAITING): Taken([1.0], ms / 1000, 1)}
+        (bound,) = fleet.as_part(took).bounds
         return bound.holds
 
     assert [holds(9.9), holds(10.1)] == [True, False]

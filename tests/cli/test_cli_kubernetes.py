@@ -155,7 +155,7 @@ def pod(folder: Path, devnet: DevnetThread, url: str) -> Iterator[Pod]:
             file.write_text(content.get(key, "not-used"))
             file.chmod(0o440)  # as the kubelet leaves it
     config = folder / "etc/payagent/config.toml"
-    here = made.mapped(CONFIG).replace('"0.0.0.0', '"127.0.0.1')
+    here = made.mapped(CONFIG).replace('"0.0.0.0', '"127.0.0.1').replace("synchronous = true\n", "")
     for key, value in (
         ("network", "devnet"),
         ("base_url", devnet.chain_url),

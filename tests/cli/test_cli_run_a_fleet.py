@@ -194,14 +194,17 @@ def test_the_pages_commands_make_a_fleet_in_which_one_machine_may_stop(tmp_path:
                 until(lambda: asked(port, first, body).status_code in (200, 201), "nothing is paid")
                 before = asked(port, first, body).json()
 
-                process.terminate()
-                assert process.wait(30) == 0
                 (ask,) = blocks("Put a load balancer before them", PAGE)
                 connect = f"connect-to = {NAME}:8402:127.0.0.1:{port}"
-                until(
-                    lambda: len(json.loads(second.run(ask, curl=connect))["accounts"]) == 3,
-                    "the accounts are not taken",
-                )
+
+                def held() -> int:
+                    """How many accounts the daemon holds that answers."""
+                    return len(json.loads(second.run(ask, curl=connect))["accounts"])
+
+                until(lambda: {held(), held()} == {1, 2}, "the balancer does not send clients to both")
+                process.terminate()
+                assert process.wait(30) == 0
+                until(lambda: held() == 3, "the accounts are not taken")
                 after = asked(port, first, body)
                 assert (after.status_code, after.json()["id"]) == (200, before["id"])
                 until(lambda: asked(port, first, body).json()["state"] == "confirmed", "it is not confirmed")

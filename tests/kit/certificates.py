@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(folder: Path, *hosts: str) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and further names, and its private key, readable only by its owner."""
+    """A self-signed certificate for 127.0.0.1 and these names, and its private key, readable only by its owner."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, hosts)]
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a merchant")])

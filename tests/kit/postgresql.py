@@ -65,6 +65,11 @@ class Server:
             conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process."""
+        return int((self._folder / "data/postmaster.pid").read_text().split()[0])
+
     def restart(self) -> None:
         """As after a crash: no session ends in order."""
         _run("pg_ctl", "restart", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-m",
@@ -125,6 +130,12 @@ class Impatient(PostgresqlCommitter):
     """A daemon that asks for the gate only once."""
 
     _gate_tries = 1
+
+
+class Patient(PostgresqlCommitter):
+    """A daemon that asks for the gate twice while nobody gets through."""
+
+    _gate_tries = 2
 
 
 class Unfenced(PostgresqlCommitter):

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from kit.effort import pick
 from kit.fleet import Daemon, Record, daemon_on, pair_on
-from kit.postgresql import Impatient, Server, Unfenced, needs_postgresql
+from kit.postgresql import Impatient, Patient, Server, Unfenced, needs_postgresql
 
 import payagent
 from payagent.core.problems import Refused
@@ -116,6 +117,42 @@ def test_racing_daemons_reach_a_limit_exactly_and_buy_each_purchase_once(url: st
 
 
 # --- leases and the trigger
+
+
+def test_a_daemon_waits_for_its_turn_as_long_as_others_commit(pair: Pair, url: str) -> None:
+    one, two = pair
+    hold = (
+        "SELECT 1 FROM gate FOR UPDATE",
+        "UPDATE gate SET timeline = timeline",
+        "SELECT pg_sleep(1.8)",
+    )
+
+    def held_by(conn: PostgresqlConnection) -> None:
+        for statement in ("BEGIN", *hold, "COMMIT"):
+            conn.execute(statement)
+
+    with operator(url) as first, operator(url) as second, ThreadPoolExecutor(2) as pool:
+        for conn in (first, second):
+            pool.submit(held_by, conn)
+            while not one.conn.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type IN ('Timeout', 'Lock') AND pid = ?",
+                (conn._conn.info.backend_pid,),
+            ).fetchone():
+                pass
+        with daemon_on(url, "patient", made=Patient) as patient:
+            patient.note("its turn", account=None)
+    assert two.notes() == ["its turn"]
+
+
+def test_a_daemon_lets_others_commit_between_many_jobs_of_its_own(url: str, tmp_path: Path) -> None:
+    seat, held = Seat("daemon", "host", {0: Record()}), Event()
+    writer, _ = open_fleet_store(url, tmp_path, checkpoint=lambda _name: None, seat=seat)
+    with closing(writer):
+        waiting = [writer.submit("wait", lambda _unit: held.wait(60))]
+        waiting += [writer.submit("job", lambda _unit: True) for _ in range(40)]
+        held.set()
+        assert all(one.result() for one in waiting)
+        assert writer.commits >= 3
 
 
 def test_leases_go_by_the_databases_clock(pair: Pair) -> None:

@@ -68,10 +68,8 @@ class PaymentRules:
         clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
-        checks = {
-            policy.ask(limit, limit_counters.counted(conn, limit, clock_ms), spend, count): limit
-            for limit in binding
-        }
+        counted = limit_counters.counted_for_each(conn, binding, clock_ms)
+        checks = {policy.ask(limit, units, spend, count): limit for limit, units in counted.items()}
         bounds = policy.ask_bounds(
             spend, paid_asset, intent.most_units(paid_asset), self._topup_left(conn, intent, clock_ms), count
         )

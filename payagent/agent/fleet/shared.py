@@ -120,8 +120,8 @@ class SharedFleet(Fleet):
         problem = None
         if lag_s * 1000 > fleet.LEASE_MS:
             problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
-        elif free:
-            problem = f"no daemon holds account {', '.join(map(str, free))}"
+        elif len(free) == len(rows):  # one that is free is soon taken, and others pay meanwhile
+            problem = "no daemon holds an account"
         return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), at_ms, lag_s, problem)
 
     # --- joining, leases

@@ -172,11 +172,9 @@ def require_room(
     for asset in _paid_in(cost):
         app_row.require_may_pay(call.origin, asset)
     counted = prepaid_uses.counting(conn, pool.id, call.app_id, cost)
-    checks = {
-        policy.ask(limit, limit_counters.counted(conn, limit, clock_ms), counted): limit
-        for limit in _own_limits(conn, call, from_file)
-        if counted.get(limit.asset)
-    }
+    own = [limit for limit in _own_limits(conn, call, from_file) if counted.get(limit.asset)]
+    spent = limit_counters.counted_for_each(conn, own, clock_ms)
+    checks = {policy.ask(limit, units, counted): limit for limit, units in spent.items()}
     tightest = policy.tightest(checks)
     if tightest is not None:
         frees_at_ms = when_it_frees(conn, checks[tightest], tightest, clock_ms)

@@ -125,6 +125,8 @@ class Committer:
     _timeline = 0
     """Of the database; a file has none."""
     _ledger = "ledger.db"
+    jobs_max = 256
+    """How many jobs may share a commit."""
 
     def __init__(
         self,

@@ -18,7 +18,6 @@ from payagent.store.db.committer import Checkpoint, Committer, Job, Ownership
 from payagent.store.db.unit import Unit
 
 T = TypeVar("T")
-BATCH_MAX = 256
 QUIET_S = 0.02
 QUIET_COMMITS = 32
 """After this many commits, the first pause of QUIET_S without a job is used to move the log into the ledger."""
@@ -106,7 +105,7 @@ class Writer:
         entry = self._next()
         while entry is not None:
             batch.append(entry)
-            if len(batch) == BATCH_MAX:
+            if len(batch) == self._committer.jobs_max:
                 return batch, False
             try:
                 entry = self._queue.get_nowait()

@@ -4,7 +4,8 @@ The outcome of a commit is unknown if the connection is lost in it, or if the se
 missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
 taken again (`Seat.lose_all`).
 
-May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for the gate without an end.
+May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for a gate that no daemon gets
+through.
 """
 
 import sqlite3
@@ -64,6 +65,8 @@ class PostgresqlCommitter(Committer):
     _select_gate = f"{SELECT_GATE} FOR UPDATE"
     _ledger = "the database"
     _gate_tries = 4
+    jobs_max = 16
+    """The other daemons wait meanwhile."""
 
     def __init__(
         self, database: Database | str, *, seat: Seat, checkpoint: Checkpoint = lambda _name: None
@@ -121,7 +124,8 @@ class PostgresqlCommitter(Committer):
                 time.sleep(delay_s)
 
     def _lock_gate(self) -> Gate:
-        for _ in range(self._gate_tries):
+        tries, version = 0, None
+        while tries < self._gate_tries:
             try:
                 return super()._lock_gate()
             except sqlite3.OperationalError as error:
@@ -129,6 +133,8 @@ class PostgresqlCommitter(Committer):
                     raise
             self.conn.rollback()
             self.conn.execute(_END_IDLE)
+            before, version = version, self.conn.execute("PRAGMA data_version").fetchone()
+            tries = tries + 1 if version == before else 1  # others commit: it is only their turn
         raise Refused(
             "store_failed",
             f"another daemon has held the gate of the database for {self._gate_tries * _GATE_WAIT_MS // 1000} s. "
