@@ -18,6 +18,7 @@ LONG = (
     "test_kills_daemon.py",
     "test_sim_mutants.py",
     "test_daemon_start.py",
+    "test_daemon_upgrade.py",
     "test_client_pay_and_retry.py",
     "test_day.py",
     "test_sim_soak.py",

@@ -63,14 +63,17 @@ def copy(terminal: Terminal, to: str, config: Path | None) -> None:
 
 
 @store.command(
-    epilog=example("payagent store migrate --url postgresql://owner@db.example/payagent --daemon-role payagent")
+    epilog=example(
+        "payagent store migrate --daemon-role payagent \\",
+        "  --url postgresql://owner@db.example/payagent",
+    )
 )
 @click.option("--url", required=True, metavar="URL", help="The database, with the role that shall own the tables.")
 @click.option("--daemon-role", metavar="NAME", help="Let this role do what a daemon does, and no more.")
 @output_options
 @pass_terminal
 def migrate(terminal: Terminal, url: str, daemon_role: str | None) -> None:
-    """Make the tables in an empty database, or bring those of an older payagent up to date.
+    """Make the tables in a database, or update them.
 
     Run it as a role that the daemons do not use: an owner can switch off the triggers that guard the ledger. Its
     password is where PostgreSQL's own programs look: PGPASSFILE or ~/.pgpass.
