@@ -15,6 +15,7 @@ from payagent.agent.base.config import TopupSource
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import HeldAccount
+from payagent.agent.fleet.shared import BLIND_MS
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
@@ -110,6 +111,34 @@ async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
         await one.run_pass()
         assert one.accounts == []
         assert one.context.chain.is_ready(world.clock.now_ms())
+
+
+async def test_accounts_of_a_daemon_that_cannot_read_the_chain_go_to_one_that_can(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+
+    async def pass_time(ms: int, *faults: str) -> None:
+        for _ in range(0, ms, 5_000):
+            world.clock.ahead_ms += 5_000
+            for kind in faults:
+                world.fault("reads", kind)
+            await two.run_pass()
+            world.control("faults", clear=True)
+            await one.run_pass()
+            for daemon in (two, one):
+                await daemon.fleet.keep_leases()
+
+    await pass_time(BLIND_MS + 2 * fleet.LEASE_MS, "server")
+    if ledger.url is not None:  # where leases go by the database's clock
+        await end_leases(one, "b")
+        await one.fleet.keep_leases()
+    await one.run_pass()
+    await two.fleet.keep_leases()
+    assert (one.accounts, two.accounts) == ([0, 1], [])
+    assert (await one.pay("goes on")).state is State.SIGNED
+    await pass_time(120_000)
+    assert (one.accounts, two.accounts) == ([0], [1])
 
 
 async def test_the_same_key_at_both_daemons_at_once_is_one_payment(

@@ -76,10 +76,10 @@ class Purchase:
 class DrillFleet:
     """Daemons of one wallet. What they write and where they listen is under `folder`."""
 
-    def __init__(self, folder: Path, devnet: DevnetThread, server: Server) -> None:
+    def __init__(self, folder: Path, devnet: DevnetThread, server: Server, database: str | None) -> None:
         self.folder = folder
         self.devnet = devnet
-        self.database = server.new_database()
+        self.database = server.new_database() if database is None else database
         self.url = server.tcp_url(self.database)
         self.daemons: dict[str, ForkedDaemon] = {}
         self.purchases: dict[str, Purchase] = {}
@@ -95,6 +95,11 @@ class DrillFleet:
             for _ in range(UTXOS):
                 self.control("faucet", address=address, lovelace=str(UTXO_LOVELACE))
         self.control("blocks", count=1)
+
+    def reconnect(self) -> None:
+        """The judges' own connection, after a restart of the server."""
+        self.conn.close()
+        self.conn.connect()
 
     def close(self) -> None:
         self._stack.close()
@@ -303,10 +308,10 @@ def _seen(devnet: Devnet) -> tuple[list[int], set[str], list[str]]:
 
 
 @contextmanager
-def drill_fleet(folder: Path, server: Server, names: str) -> Iterator[DrillFleet]:
-    """A fleet with a daemon of each name. They are ready. Blocks come every second."""
+def drill_fleet(folder: Path, server: Server, names: str, database: str | None = None) -> Iterator[DrillFleet]:
+    """A fleet with a daemon of each name. They are ready. Blocks come every second. `database`: its URL, if made."""
     with DevnetThread(block_time_s=1) as devnet:
-        made = DrillFleet(folder, devnet, server)
+        made = DrillFleet(folder, devnet, server, database)
         try:
             for name in names:
                 made.start(name)

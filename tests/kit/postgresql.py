@@ -8,6 +8,7 @@ it for ever.
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from kit.agent import DEVNET, WORDS, OpenLedger
+from kit.cli import until
+from kit.daemon import children
 from kit.fleet import Record
 from payagent.store.db.committer import Checkpoint, Job, Ownership
 from payagent.store.db.engine import open_fleet_store
@@ -74,6 +77,35 @@ class Server:
         """As after a crash: no session ends in order."""
         _run("pg_ctl", "restart", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-m",
              "immediate")  # fmt: skip
+
+    def crash(self) -> None:
+        """Every process of it is killed, and it starts again."""
+        postmaster = int((self._folder / "data/postmaster.pid").read_text().split()[0])
+        killed = (postmaster, *children(postmaster))
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in killed), "the server is not dead")
+        self.restart()
+
+    @contextmanager
+    def on_small_disk(self) -> Iterator[tuple[str, Path]]:
+        """The URL of a new database on a disk of 64 megabytes, and that disk; skipped for who may not mount one."""
+        disk = self._folder / "small"
+        disk.mkdir()
+        owner = pwd.getpwnam(_user())
+        options = f"size=64m,mode=700,uid={owner.pw_uid},gid={owner.pw_gid}"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            with closing(PostgresqlConnection(self.url("postgres"))) as conn:
+                conn.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+                conn.execute(f"CREATE DATABASE on_small_disk TEMPLATE {_TEMPLATE} TABLESPACE small")
+                yield self.url("on_small_disk"), disk
+                conn.execute("DROP DATABASE on_small_disk WITH (FORCE)")
+                conn.execute("DROP TABLESPACE small")
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
 
     def make_template(self) -> None:
         with closing(PostgresqlConnection(self.url("postgres"))) as conn:

@@ -78,6 +78,7 @@ SCOPES = ("wallet", "app", "merchant")[: pick(1, 3)]
 """Whose limit it is."""
 
 
+@pytest.mark.timeout(pick(300, 3600))
 @pytest.mark.parametrize("scope", SCOPES)
 def test_racing_daemons_reach_a_limit_exactly_and_buy_each_purchase_once(url: str, scope: str) -> None:
     purchases = ASKS * 2 // 5

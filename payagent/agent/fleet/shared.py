@@ -69,6 +69,9 @@ TAKE_S = 1
 LOOK_S = 5
 """How often a daemon without accounts asks for the newest block."""
 
+BLIND_MS = 30_000
+"""How long a daemon keeps its accounts from the others without a provider that it believes."""
+
 ASK_MS = 30_000
 """How long the holder of an account may take to begin what it is asked. A takeover fits into it."""
 
@@ -110,6 +113,7 @@ class SharedFleet(Fleet):
         self._leases = asyncio.Lock()
         self._renewed_s = self._loop.time()
         self._behind_seq = 0
+        self._saw_chain_ms = front.agent.context.ports.clock.now_ms()
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
@@ -163,9 +167,15 @@ class SharedFleet(Fleet):
         fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 
     async def keep_leases(self) -> None:
-        """Renew the leases, take what is free up to this daemon's part, and give back what is above it."""
+        """Renew the leases, take what is free up to this daemon's part, and give back what is above it.
+
+        A daemon that cannot read the chain does neither: others that can take its accounts.
+        """
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
+            if now_ms > self._saw_chain_ms + BLIND_MS:
+                await self.context.write("lease", lambda _unit: None)  # notices that an account was taken
+                return
 
             def job(unit: Unit) -> tuple[int, bool]:
                 if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
@@ -304,6 +314,8 @@ class SharedFleet(Fleet):
             _copy(first.chain, context.chain)
             context.providers, context.submit_providers = first.providers, first.submit_providers
             self._serve_requests()
+        if None in context.providers.values():  # one is believed
+            self._saw_chain_ms = context.ports.clock.now_ms()
 
     async def look(self) -> None:
         """Read the newest block while no account is held here: quotes and `readyz` need it."""
