@@ -2,7 +2,7 @@
 
 Start at `run_fleet_demo`.
 
-May import: core, httpx, the rest of demo.
+May import: core, devnet, init, httpx, the rest of demo.
 Never: says that something happened which was not verified.
 """
 
@@ -21,7 +21,7 @@ import httpx
 
 from payagent.core.money import format_ada
 from payagent.demo import verify
-from payagent.demo.postgresql import Database, database, pg_ctl
+from payagent.demo.postgresql import DemoDatabase, database, pg_ctl
 from payagent.demo.purchase import Purchase, Say, say_payment, show_books, was_submitted
 from payagent.demo.stage import (
     BLOCK_TIME_S,
@@ -98,7 +98,7 @@ def _fleet(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> Iterator[S
             raise DemoFailed(f"{failed}\nThe daemons' last log lines:\n{logs}") from None
 
 
-def _move_ledger(wallet: Made, base: Database, folder: Path, environ: Mapping[str, str]) -> None:
+def _move_ledger(wallet: Made, base: DemoDatabase, folder: Path, environ: Mapping[str, str]) -> None:
     """As an operator does, with `payagent store copy`: the wallet's apps and tokens are in the database then."""
     _write_store(wallet.config, base, url=None)
     command = [sys.executable, "-m", "payagent", "store", "copy", "--to", base.url, "--config", str(wallet.config)]
@@ -108,7 +108,7 @@ def _move_ledger(wallet: Made, base: Database, folder: Path, environ: Mapping[st
     require(done.returncode == 0, f"`payagent store copy` ended with {done.returncode}: {done.stderr[-600:]}")
 
 
-def _write_store(config: Path, base: Database, url: str | None) -> None:
+def _write_store(config: Path, base: DemoDatabase, url: str | None) -> None:
     """Add the database's password to a config, and its URL."""
     password_file = config.with_name("database-password")
     password_file.touch(mode=0o600)
@@ -119,7 +119,7 @@ def _write_store(config: Path, base: Database, url: str | None) -> None:
             file.write(f'url = "{url}"\n[wallet]\naccounts = {len(NAMES)}\n')
 
 
-def _config_of(wallet: Made, base: Database, folder: Path) -> Path:
+def _config_of(wallet: Made, base: DemoDatabase, folder: Path) -> Path:
     """The folder of one daemon: the wallet's keystore, and a config like the wallet's for this database."""
     data_dir, config = folder / "data", folder / "config.toml"
     data_dir.mkdir(mode=0o700, parents=True)

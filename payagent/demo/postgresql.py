@@ -21,7 +21,7 @@ OWNER = "payagent"
 
 
 @dataclass(frozen=True, slots=True)
-class Database:
+class DemoDatabase:
     """An empty database: its URL, and the password of its owner."""
 
     url: str
@@ -35,7 +35,7 @@ def pg_ctl(environ: Mapping[str, str]) -> str | None:
 
 
 @contextmanager
-def database(environ: Mapping[str, str]) -> Iterator[Database]:
+def database(environ: Mapping[str, str]) -> Iterator[DemoDatabase]:
     """Start a server, and stop it however the block ends."""
     program = pg_ctl(environ) or "pg_ctl"
     folder = Path(mkdtemp(prefix="payagent-demo-"))
@@ -47,7 +47,7 @@ def database(environ: Mapping[str, str]) -> Iterator[Database]:
         _run(as_user, program, "initdb", "-D", data, "-o", _initdb_options(folder))
         _run(as_user, program, "start", "-w", "-D", data, "-l", folder / "log", "-o", options)
         try:
-            yield Database(f"postgresql://{OWNER}@127.0.0.1:{port}/postgres", password)
+            yield DemoDatabase(f"postgresql://{OWNER}@127.0.0.1:{port}/postgres", password)
         finally:
             _run(as_user, program, "stop", "-w", "-D", data, "-m", "immediate")
     finally:

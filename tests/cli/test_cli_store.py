@@ -169,6 +169,11 @@ def test_a_second_machine_joins_with_copies_of_the_firsts_files(moved: Moved, tm
     write_private(second.config, first.config.read_text().replace(str(first.folder), str(tmp_path)))
     with running(first), running(second):
         until(lambda: len(holders(second)) == 2, "each does not hold an account")
+        status, migrate = blocks("Upgrade a fleet", "docs/how-to/upgrade.md")
+        assert run(status, second, {}).json["ready"] is True
+        assert run(migrate, second, {f"postgresql://payagent_owner@{HOST}/payagent": moved.owner}).json == {
+            "made": False
+        }
         shown = second.payagent("wallet", "--human").out
         for account in second.payagent("wallet").json["accounts"]:
             assert f"{account['account']}        {account['holder']}" in shown

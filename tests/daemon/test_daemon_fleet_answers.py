@@ -37,7 +37,7 @@ from payagent.mcp.server import open_server
 pytestmark = needs_postgresql
 
 OF_A_PROCESS = {
-    "/readyz": ("accounts",),
+    "/readyz": ("accounts", "lag_s"),
     "/v1/apps": ("last_call_at",),
     "/v1/payments": ("page",),
     "/v1/payments/{payment_id}": ("depth",),
@@ -310,6 +310,8 @@ def test_status_and_metrics_show_the_fleet(two: Two) -> None:
     assert shown.code == 0, shown.err
     assert re.search(r"account 0 +held by .*/[ab]/data$", shown.out, re.M)
     assert len(re.findall(r"daemon .*/[ab]/data +renewed its leases [0-9]+ s ago", shown.out)) == 2
+    ready = two.other.ready()
+    assert (ready["daemons"], ready["lag_s"] < 10) == (2, True)
     told = set(re.findall(r"^# TYPE (payagent_fleet_[a-z_]+)", two.other.http.get("/metrics").text, re.M))
     page = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text()
     assert told == set(re.findall(r"^\| `(payagent_fleet_[a-z_]+)", page, re.M))

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def _take_fence_away(_pipe: Connection) -> None:
 
 ACTIONS: dict[str, Callable[[Connection], object]] = {
     "kill": lambda _pipe: os.kill(os.getpid(), signal.SIGKILL),
-    "stop": lambda _pipe: os.kill(os.getpid(), signal.SIGSTOP),
+    "stop": lambda _pipe: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP),  # at once, unlike os.kill
     "wait": lambda pipe: pipe.recv(),
     "an hour ahead": _set_an_hour_ahead,
     "without a fence": _take_fence_away,
@@ -105,6 +106,8 @@ class ForkedDaemon:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.is_out = False
+        """Whether it was killed or stopped."""
         self._pipe, theirs = _FORKS.Pipe()
         self._log = folder / "log"
         self.process: BaseProcess = _FORKS.Process(target=_serve, args=(folder / "config.toml", self._log, theirs))
@@ -113,7 +116,7 @@ class ForkedDaemon:
         assert self._pipe.poll(BORN_S), self.log
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.http = httpx.Client(
-            base_url=self._pipe.recv(), headers=headers, verify=NO_TLS, trust_env=False, timeout=20
+            base_url=self._pipe.recv(), headers=headers, verify=NO_TLS, trust_env=False, timeout=15
         )
 
     @property
@@ -127,13 +130,12 @@ class ForkedDaemon:
         """Carry out an action at a commit point, or at the next one."""
         self._pipe.send((point, action))
 
-    def has_reached(self) -> bool:
-        """Whether the daemon came to the point of its order. True once."""
+    def _has_reached(self) -> bool:
         return self._pipe.poll() and bool(self._pipe.recv())
 
     def reach(self) -> None:
         """Wait until the daemon has come to the point of its order."""
-        until(self.has_reached, f"the order was not reached: {self.log[-2000:]}")
+        until(self._has_reached, "the point of the order was not reached")
 
     def go_on(self) -> None:
         """End its `wait`."""
@@ -142,6 +144,7 @@ class ForkedDaemon:
     def wake(self) -> None:
         """End its `stop`."""
         assert self.process.pid is not None
+        self.is_out = False
         os.kill(self.process.pid, signal.SIGCONT)
 
     def end(self) -> None:

@@ -83,6 +83,18 @@ def test_a_migration_that_fails_changes_nothing(url: str) -> None:
         assert (schema.missing_guards(conn), newest(url)) == ([], OLDER)
 
 
+def test_a_migration_gives_way_to_a_long_read(url: str) -> None:
+    with closing(PostgresqlConnection(url)) as export:
+        export.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        export.execute("SELECT COUNT(*) FROM payments")
+        with upgraded(), pytest.raises(Refused, match="lock timeout"):
+            migrated(url)
+        with daemon_on(url, "old") as old:
+            old.note("goes on", account=None)
+    with upgraded():
+        assert migrated(url)
+
+
 def test_a_newer_payagent_copies_older_tables_into_a_file_of_its_own_form(url: str, tmp_path: Path) -> None:
     with daemon_on(url, "old") as old:
         old.note("kept", account=None)

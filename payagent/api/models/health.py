@@ -26,3 +26,4 @@ class Readiness(BaseModel):
     providers: dict[str, str]
     accounts: list[int] = absent("In a fleet: the accounts that this daemon holds.")
     daemons: int = absent("In a fleet: how many daemons run.")
+    lag_s: int = absent("In a fleet: seconds since this daemon renewed its leases.")

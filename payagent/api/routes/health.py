@@ -50,9 +50,10 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
     async def readyz() -> JsonResponse:
         problems, context = checks(), fleet.context
         ready, status = not any(problems.values()), fleet.status()
-        in_fleet: dict[str, Any] = (
-            {} if status is None else {"accounts": list(status.held), "daemons": len(status.living)}
-        )
+        in_fleet: dict[str, Any] = {}
+        if status is not None:
+            accounts, daemons = list(status.held), len(status.living)
+            in_fleet = {"accounts": accounts, "daemons": daemons, "lag_s": int(status.lag_s)}
         return JsonResponse(
             Readiness(
                 ready=ready,

@@ -48,6 +48,7 @@ def _migrate(conn: PostgresqlConnection) -> bool:
     """Run the migrations that the tables lack. True if there were any."""
     if not lacking(conn):
         return False
+    conn.execute("SET LOCAL lock_timeout = '1s'")  # nobody commits while this waits for somebody's long read
     conn.execute("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE")  # who waits for its row would hold a lock meanwhile
     names = lacking(conn)
     living = "SELECT host, version, schema FROM daemons WHERE seen_at_ms > ?"
