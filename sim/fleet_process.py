@@ -33,6 +33,7 @@ from payagent.store.db.unit import Connection
 from payagent.store.rows import fleet
 from payagent.store.rows.fleet import DaemonRow
 from sim.fixtures import account
+from sim.fleet_fence import REFUSAL, install_fence
 from sim.process import MERCHANTS_EVERY_BEATS, Host, InlineReaders, InlineWriter, SimDaemon
 
 PAUSES_S = (2.0, 12.0, 12.0, 40.0, 200.0)
@@ -44,7 +45,7 @@ LEASE_DEATHS = 0.05
 
 DRAIN_S = 10
 
-_ACCOUNTS = "SELECT account, holder, proven_timeline FROM accounts"
+_PROVEN = "SELECT account FROM accounts WHERE proven_timeline = ?"
 _LAST_ATTEMPT = "SELECT COALESCE(MAX(rowid), 0) FROM attempts"
 _SIGNED_FOR = "SELECT DISTINCT account FROM attempts WHERE rowid > ?"
 
@@ -106,6 +107,8 @@ class FleetCommitter(Committer):
         self._is_lost = False
         self.took_place = False
         """Whether the last commit took place, whatever its callers were told."""
+        self.foreign_rows: list[str] = []
+        """The tables of which it wrote rows for an account that the daemon does not hold."""
         super().__init__(path, checkpoint=checkpoint, seat=seat)
 
     def _open(self, path: Path, on_failure: ExitStack) -> tuple[sqlite3.Connection, Sealer]:
@@ -113,10 +116,12 @@ class FleetCommitter(Committer):
         on_failure.callback(conn.close)
         conn.clock_ms = self._host.true_now_ms  # type: ignore[attr-defined]
         migrate(conn)
+        install_fence(conn, self._seat_of_ours.holder, self.foreign_rows.append)
         return conn, Sealer(conn)
 
     def _make_ready(self) -> None:
         self.took_place = False
+        self.foreign_rows.clear()
         if self._is_lost or self._timeline != self._host.timeline:
             self._is_lost, self._timeline = False, self._host.timeline
             self._seat_of_ours.lose_all()
@@ -219,7 +224,7 @@ class FleetProcess(SimDaemon):
         try:
             await act()
         except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
-            if held is None or held in self._running:
+            if held is None or (held in self._running and not held.agent.context.is_lost):
                 self._host.failed_inside("a beat", repr(error))
 
     # --- accounts
@@ -280,20 +285,18 @@ class FleetProcess(SimDaemon):
             await asyncio.sleep(0)
 
     def commit(self, jobs: list[Job]) -> None:
-        """Commit jobs once. Check that each was for an account of ours, and each signature for a proven one."""
+        """Commit jobs once. Check that they write for accounts of ours alone, and sign for proven ones."""
         host, names = self._host, [job.name for job in jobs]
         if names != ["lease"] or host.rng.random() < LEASE_DEATHS:
             self._draw_death(names)
         conn = self._committer.conn
-        before = conn.execute(_ACCOUNTS).fetchall()
         (last,) = conn.execute(_LAST_ATTEMPT).fetchone()
         self._committer.commit(jobs)
         if self._committer.took_place:
-            ours = {row[0] for row in (*before, *conn.execute(_ACCOUNTS)) if row[1] == self.id}
-            for job in jobs:
-                if job.raised is None and job.account is not None and job.account not in ours:
-                    host.story.violate("I6", f"a daemon commits {job.name} for account {job.account} of another")
-            proven = {row[0] for row in conn.execute(_ACCOUNTS) if row[2] == host.timeline}
+            if self._committer.foreign_rows and all(job.raised is None for job in jobs):
+                tables = " ".join(sorted(set(self._committer.foreign_rows)))
+                host.story.violate("I6", f"{names} write {tables} for an account of another daemon")
+            proven = {account for (account,) in conn.execute(_PROVEN, (host.timeline,))}
             for (signed_for,) in conn.execute(_SIGNED_FOR, (last,)):
                 if signed_for not in proven:
                     host.story.violate("I1", f"something is signed for account {signed_for}, which is not proven")
@@ -302,6 +305,8 @@ class FleetProcess(SimDaemon):
             if isinstance(job.raised, Refused) and job.raised.code == "lease_lost":
                 host.story.reach("a job comes after its account was taken")
                 host.story.tell(f"{self.id}: {job.name} is refused, its account was taken")
+            elif REFUSAL in str(job.raised):
+                host.story.reach("the trigger refuses a row")
         if self._dies_in is not None:
             host.story.reach(f"a death {self._dies_in}")
             self.die(self._dies_in)

@@ -58,6 +58,9 @@ class FleetWorld(World):
         self._fleet_faults = FleetFaults(own.choice((0.0, 0.02, 0.05)), own.choice((0.0, 0.01, 0.03)))
         self._fails_over_s = own.uniform(60, 900) if own.random() < 0.35 else None
         self._tail_s = own.choice(TAILS_S)
+        self._dies_with_it = own.randrange(self._count) if own.random() < 0.5 else None
+        """The host that is lost together with the primary, and its signer's records with it."""
+        self._lost: int | None = None
         self.timeline = 0
         self._records: dict[tuple[int, int], FleetRecord] = {}
         self._daemons: dict[int, FleetProcess] = {}
@@ -111,7 +114,7 @@ class FleetWorld(World):
         self.judge.committed(self._view, synced=True)
 
     def _start_one(self, number: int) -> None:
-        if self.is_away:
+        if self.is_away or number == self._lost:
             return
         one = self._daemons[number] = FleetProcess(self, number)
         self.story.tell(f"{one.id} starts on host{number}")
@@ -190,6 +193,10 @@ class FleetWorld(World):
         self.story.reach("the database fails over")
         self.story.tell(f"the database fails over to timeline {self.timeline}")
         self.operator.forgets()
+        if self._dies_with_it is not None:
+            self._lost = self._dies_with_it
+            self.story.reach("a host is lost with the primary")
+            self._daemons[self._lost].die("its host is lost")
         self.judge.is_failed_over = True
         self.judge.put_back(self._view)
         self._reborn()

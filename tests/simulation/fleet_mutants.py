@@ -1,13 +1,14 @@
 """Seeded bugs of a fleet that the simulator must find: what keeps two daemons from one account is switched off.
 
 `python tests/simulation/fleet_mutants.py NAME 0..300` prints the first seed that finds one, and what it violates.
-The trigger behind the fence is not among them: only PostgreSQL has it. Its test is
-`tests/store/test_store_postgresql_fleet.py`.
+The trigger behind the fence refuses what a daemon without a fence writes. So the fence is found to be off only
+together with the trigger, and the trigger alone never: nothing reaches it.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from payagent.store.db import committer
 from payagent.store.db.committer import Committer, Job
 from payagent.store.db.fence import AccountClaim, Seat
 from payagent.store.rows.fleet import LEASE_MS
+from sim import fleet_fence, fleet_process
 from sim.fleet_process import FleetProcess
 from sim.fleet_world import FleetWorld
 from sim.stage import SimStage
@@ -23,6 +25,9 @@ Mutant = dict[tuple[Any, str], Any]
 """What takes the place of each (object, attribute)."""
 
 NOT_COUNTED = ("BUG",)
+
+
+TRIGGER_OFF: Mutant = {(fleet_process, "install_fence"): partial(fleet_fence.install_fence, refuses=False)}
 
 
 def fence_off() -> Mutant:
@@ -104,15 +109,24 @@ def _claims_of_all(conn: Any, _holder: str) -> dict[int, AccountClaim]:
 
 
 MUTANTS: dict[str, Callable[[], Mutant]] = {
-    "fence off": fence_off,
+    "fence and trigger off": lambda: fence_off() | TRIGGER_OFF,
     "gate off": gate_off,
+    "until trusted by its holder, trigger off": lambda: until_trusted() | TRIGGER_OFF,
+}
+HARMLESS: dict[str, Callable[[], Mutant]] = {
+    "fence off": fence_off,
+    "trigger off": lambda: TRIGGER_OFF,
     "until trusted by its holder": until_trusted,
 }
+"""Bugs with which no row of another's account is written: the trigger or the fence refuses it.
+
+Such a daemon does not learn that it lost an account, so its payments may come to a halt.
+"""
 
 
 @contextmanager
 def switched_on(name: str) -> Iterator[None]:
-    changes = MUTANTS[name]()
+    changes = (MUTANTS | HARMLESS)[name]()
     patches = [patch.object(place, attribute, made) for (place, attribute), made in changes.items()]
     with ExitStack() as stack:
         for one in patches:
@@ -140,6 +154,20 @@ def kill(name: str, seeds: range) -> tuple[int, str] | None:
     if found is not None and first_failure(range(found[0], found[0] + 1)) is not None:
         return kill(name, range(found[0] + 1, seeds.stop))  # it fails without the bug too
     return found
+
+
+def foreign_writes(name: str, seeds: range) -> tuple[list[str], int]:
+    """With a bug: the rows of another's account that were written, and how often the trigger refused one."""
+    stage, found, refused = SimStage(FleetWorld), list[str](), 0
+    try:
+        with switched_on(name):
+            for seed in seeds:
+                story = stage.run(seed)
+                found += [what for what in story.violations if what.startswith("I6")]
+                refused += story.reached["the trigger refuses a row"]
+    finally:
+        stage.close()
+    return found, refused
 
 
 if __name__ == "__main__":

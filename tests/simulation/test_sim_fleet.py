@@ -8,15 +8,13 @@ import sys
 import pytest
 from kit.effort import pick
 from kit.simulation import require_clean
-from simulation.fleet_mutants import kill
+from simulation.fleet_mutants import MUTANTS, foreign_writes, kill
 from simulation.sources import ROOT, base_seed
 
 from sim.fleet_world import FleetWorld
 from sim.run import Result, run_seeds
 
 SEEDS = pick(5, 500)
-SOON = ("fence off", "gate off", "until trusted by its holder")
-"""Bugs that are found soon. `fleet_mutants.py` tries all."""
 
 
 def run_command(*arguments: str, hash_seed: str = "0") -> dict[str, object]:
@@ -41,10 +39,18 @@ def test_no_seed_of_a_fleet_violates_an_invariant() -> None:
     assert total.seeds == SEEDS
 
 
-@pytest.mark.parametrize("name", SOON)
+@pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.timeout(600)
 def test_the_simulator_finds_a_seeded_bug_of_a_fleet(name: str) -> None:
     assert kill(name, range(60)) is not None
+
+
+@pytest.mark.parametrize("name", ["fence off", "until trusted by its holder"])
+@pytest.mark.timeout(600)
+def test_the_trigger_refuses_what_a_daemon_writes_for_an_account_of_another(name: str) -> None:
+    written, refused = foreign_writes(name, range(pick(3, 30)))
+    assert written == []
+    assert refused > 0
 
 
 def test_the_command_runs_the_same_fleet_again() -> None:

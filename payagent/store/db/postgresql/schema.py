@@ -49,14 +49,18 @@ FENCED = {
     "external_spends": "{row}.account",
     "holds": "(SELECT account FROM payments WHERE id = {row}.payment_id)",
     "payments": "{row}.account",
-    "postings": "CASE WHEN {row}.account ~ '^(wallet|held)(/|$)' "
-    "THEN COALESCE(NULLIF(split_part({row}.account, '/', 2), ''), '0')::bigint END",
+    "postings": "CASE WHEN {row}.account IN ('wallet', 'held') THEN 0 "
+    "WHEN {row}.account LIKE 'wallet/%' OR {row}.account LIKE 'held/%' "
+    "THEN CAST(substr({row}.account, instr({row}.account, '/') + 1) AS INTEGER) END",
     "prepaid_pools": "{row}.account",
     "reservations": "(SELECT account FROM utxos WHERE ref = {row}.ref)",
     "submissions": _OF_ATTEMPT,
     "utxos": "{row}.account",
 }
-"""Every table whose rows are an account's, and SQL of a row's account; NULL: the row is nobody's."""
+"""Every table whose rows are an account's, and SQL of a row's account; NULL: the row is nobody's.
+
+SQLite reads it too: the simulator has the same fence.
+"""
 
 _ANYBODYS = ("delivery", "updated_at_ms")
 """The columns of a payment that any daemon may change: a client may report a delivery to each."""
@@ -209,6 +213,13 @@ def guard(trigger: Trigger) -> tuple[str, str]:
     return _function(trigger.name, body), _trigger(trigger)
 
 
+def fenced_changes(table: str) -> tuple[str, ...]:
+    """The changes of a row that the fence asks about."""
+    columns = [column for column, _ in tables()[table].columns if column not in _ANYBODYS]
+    update = f"UPDATE OF {', '.join(columns)}" if table == "payments" else "UPDATE"
+    return ("INSERT", update) if table in KEPT else ("INSERT", "DELETE", update)
+
+
 def fence(table: str) -> tuple[str, str]:
     """The function and the trigger that refuse a row of an account which this session's daemon does not hold.
 
@@ -225,12 +236,9 @@ def fence(table: str) -> tuple[str, str]:
         "MESSAGE = 'this daemon does not hold the account';\n    END IF;\n  END IF;\n"
         "  IF TG_OP = 'DELETE' THEN\n    RETURN OLD;\n  END IF;\n  RETURN NEW;\n"
     )
-    deletes = "" if table in KEPT else "DELETE OR "
-    columns = [column for column, _ in tables()[table].columns if column not in _ANYBODYS]
-    updates = f"UPDATE OF {', '.join(columns)}" if table == "payments" else "UPDATE"
     return (
         _function(name, body, "DECLARE own bigint;\n"),
-        f"CREATE TRIGGER {name} BEFORE INSERT OR {deletes}{updates} ON {table} "
+        f"CREATE TRIGGER {name} BEFORE {' OR '.join(fenced_changes(table))} ON {table} "
         f"FOR EACH ROW EXECUTE FUNCTION {name}()",
     )
 
