@@ -66,7 +66,7 @@ POLL_S = 0.1
 TAKE_S = 1
 """How often a daemon looks for an account that nobody holds."""
 
-LOOK_S = 5
+LOOK_S = 10
 """How often a daemon without accounts asks for the newest block."""
 
 BLIND_MS = 30_000
