@@ -107,7 +107,7 @@ class SharedFleet(Fleet):
         self._leases = asyncio.Lock()
         self._renewed_s = self._loop.time()
         self._unproven_from_ms: dict[int, int] = {}
-        self._saw_chain_ms = front.agent.context.ports.clock.now_ms()
+        self._saw_chain_ms: int | None = None
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
@@ -167,15 +167,14 @@ class SharedFleet(Fleet):
         """
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
-            if now_ms > self._saw_chain_ms + BLIND_MS:
-                await self.context.write("lease", lambda _unit: None)  # notices that an account was taken
-                return
 
-            def job(unit: Unit) -> int:
+            def job(unit: Unit) -> int | None:
+                clock_ms = fleet.database_ms(unit.conn, now_ms)
+                if self._is_blind(clock_ms):
+                    return None
                 if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
                     self._register(unit, now_ms)  # another that joined took it for dead
                 fleet.renew(unit, me, now_ms)
-                clock_ms = fleet.database_ms(unit.conn, now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
                 part = -(-len(rows) // max(living, 1))
@@ -188,6 +187,8 @@ class SharedFleet(Fleet):
                 return part
 
             part = await self.context.write("lease", job)
+            if part is None:
+                return
             self._renewed_s = self._loop.time()
             taken = sorted(self._seat.held.keys() - self.held.keys())
             if await self._prove() or taken:
@@ -205,6 +206,12 @@ class SharedFleet(Fleet):
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
                 if not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
+
+    def _is_blind(self, clock_ms: int) -> bool:
+        """Whether no pass has believed a provider for a while."""
+        if self._saw_chain_ms is None or None in self.context.providers.values():
+            self._saw_chain_ms = clock_ms
+        return clock_ms > self._saw_chain_ms + BLIND_MS
 
     async def _prove(self) -> bool:
         """Let accounts sign again after a failover: the ledger may have lost its last commits. True if any may.
@@ -325,8 +332,6 @@ class SharedFleet(Fleet):
             _copy(first.chain, context.chain)
             context.providers, context.submit_providers = first.providers, first.submit_providers
             self._serve_requests()
-        if None in context.providers.values():  # one is believed
-            self._saw_chain_ms = context.ports.clock.now_ms()
 
     async def look(self) -> None:
         """Read the newest block while no account is held here: quotes and `readyz` need it."""
