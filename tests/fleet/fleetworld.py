@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from fleetforks import ForkedDaemon, forked
+from fleetforks import ForkedDaemon
 from fleetrelay import Relay, relay
 from kit.cli import until
-from kit.daemons_of_a_fleet import ADDRESSES, add_app, furnish
+from kit.daemons_of_a_fleet import ADDRESSES, TOKEN, add_app, furnish
 from kit.http import NO_TLS
 from kit.postgresql import Server, move_to_file
 
@@ -51,14 +51,14 @@ _WITNESS = (
     "CREATE TABLE witness (what text, account bigint, holder text, writer text)",
     "CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
     "INSERT INTO witness SELECT TG_TABLE_NAME, account, holder, current_setting('payagent.holder', TRUE) "
-    "FROM accounts WHERE account = NEW.account AND holder IS DISTINCT FROM current_setting('payagent.holder', TRUE); "
-    "RETURN NULL; END $$",
+    "FROM accounts WHERE account = NEW.account "
+    "AND holder IS DISTINCT FROM current_setting('payagent.holder', TRUE); RETURN NULL; END $$",
     *(
         f"CREATE TRIGGER witness AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION witness()"
         for table in ("payments", "attempts")
     ),
 )
-"""Notes who writes a payment or an attempt for an account that another daemon holds. payagent does not know of it."""
+"""Notes who writes a payment or an attempt for an account of another daemon. payagent does not know of it."""
 
 
 @dataclass
@@ -116,7 +116,9 @@ class DrillFleet:
         if not folder.exists():
             furnish(folder, self.devnet, url or self.url, CONFIG)
             config = folder / "config.toml"
-            config.write_text(config.read_text().replace(self.devnet.chain_url, chain_url or self.devnet.chain_url))
+            config.write_text(
+                config.read_text().replace(self.devnet.chain_url, chain_url or self.devnet.chain_url)
+            )
         elif name in self.daemons:
             self.daemons[name].end()
         one = self.daemons[name] = ForkedDaemon(folder)
@@ -146,9 +148,8 @@ class DrillFleet:
             seen = [one.ready() for one in self.daemons.values()]
             held = sorted(account for one in seen for account in one.get("accounts", ()))
             most = -(-len(ADDRESSES) // len(seen))
-            return (
-                all(one["ready"] and len(one["accounts"]) <= most for one in seen)
-                and held == list(range(len(ADDRESSES)))
+            return all(one["ready"] and len(one["accounts"]) <= most for one in seen) and held == list(
+                range(len(ADDRESSES))
             )
 
         until(is_shared, "the accounts are not shared by all daemons")
@@ -183,7 +184,9 @@ class DrillFleet:
     def ask(self, one: Purchase, at: str) -> dict[str, Any] | None:
         """Ask a daemon to pay; None if it refused, or died."""
         try:
-            answer = self.daemons[at].http.post("/v1/payments", json=one.body, headers={"Idempotency-Key": one.key})
+            answer = self.daemons[at].http.post(
+                "/v1/payments", json=one.body, headers={"Idempotency-Key": one.key}
+            )
         except httpx.HTTPError:
             return None
         told = dict(answer.json())
@@ -194,6 +197,11 @@ class DrillFleet:
         one.payment_id, one.tx_hash = told["id"], told["tx_hash"]
         self.purchases[one.key] = one
         return told
+
+    def call_by_proxy(self, at: str) -> int:
+        """The status of a call of the merchant by a daemon's proxy."""
+        token, body = {"X-Payagent-Token": TOKEN}, {"message": f"by the proxy of {at}"}
+        return self.daemons[at].http.post("/proxy/t/chat", json=body, headers=token, timeout=60).status_code
 
     def buy(self, at: str) -> Purchase:
         """Pay for a new purchase, first asked at this daemon and then at the others."""
@@ -276,7 +284,9 @@ class DrillFleet:
         own, unspent, landed = self.devnet.run(_seen)
         known = {ref for (ref,) in self.conn.execute("SELECT ref FROM utxos WHERE state = 'available'")}
         booked = [
-            self.conn.execute("SELECT SUM(units) FROM postings WHERE account = ?", (wallet_account(one),)).fetchone()
+            self.conn.execute(
+                "SELECT SUM(units) FROM postings WHERE account = ?", (wallet_account(one),)
+            ).fetchone()
             for one in range(len(own))
         ]
         found = {
@@ -309,7 +319,7 @@ def _seen(devnet: Devnet) -> tuple[list[int], set[str], list[str]]:
 
 @contextmanager
 def drill_fleet(folder: Path, server: Server, names: str, database: str | None = None) -> Iterator[DrillFleet]:
-    """A fleet with a daemon of each name. They are ready. Blocks come every second. `database`: its URL, if made."""
+    """A fleet with a daemon of each name, all ready. Blocks come every second. `database`: its URL, if made."""
     with DevnetThread(block_time_s=1) as devnet:
         made = DrillFleet(folder, devnet, server, database)
         try:
