@@ -214,7 +214,8 @@ class SharedFleet(Fleet):
                 self._note_proofs()
                 log.warning("fleet.account_taken", account=account, epoch=epoch)
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
-                if not self.held[account].agent.signing.claimed:
+                given = self.held.get(account)  # it may be lost while the one before is given back
+                if given is not None and not given.agent.signing.claimed:
                     await self._give_back(account)
 
     def _is_blind(self, clock_ms: int) -> bool:
