@@ -31,7 +31,6 @@ from payagent.core.network import NETWORKS
 from payagent.devnet.server import Devnet, DevnetThread
 from payagent.store.db.opening import open_read_only
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.rows import fleet
 
 ADA = 1_000_000
 PRICE_UNITS = 3 * ADA
@@ -83,7 +82,7 @@ class DrillFleet:
         self.url = server.tcp_url(self.database)
         self.daemons: dict[str, ForkedDaemon] = {}
         self.purchases: dict[str, Purchase] = {}
-        self.conn = PostgresqlConnection(self.database)
+        self.conn: Any = PostgresqlConnection(self.database)
         self._stack = ExitStack()
         self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=15)
         self._keys = itertools.count()
@@ -136,10 +135,6 @@ class DrillFleet:
         assert port is not None
         one = self._stack.enter_context(relay(port))
         return one, self.devnet.chain_url.replace(f":{port}/", f":{one.port}/")
-
-    def holders(self) -> dict[int, str | None]:
-        """By account: the id of the daemon that holds it."""
-        return {row.account: row.holder for row in fleet.all_accounts(self.conn)}
 
     def until_shared(self) -> None:
         """Wait until each daemon is ready, and all accounts are held, by as many daemons as can be."""
@@ -275,7 +270,7 @@ class DrillFleet:
 
     def trespasses(self) -> list[tuple[str, int]]:
         """(table, account) of each payment and attempt that a daemon wrote for an account that it did not hold."""
-        return self.conn.execute("SELECT what, account FROM witness ORDER BY what, account").fetchall()
+        return list(self.conn.execute("SELECT what, account FROM witness ORDER BY what, account"))
 
     def _differences(self) -> list[str]:
         """Between what was bought, the ledger and the chain."""
