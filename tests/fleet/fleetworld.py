@@ -123,18 +123,12 @@ class DrillFleet:
         one = self.daemons[name] = ForkedDaemon(folder)
         return one
 
-    def relay_to_database(self) -> tuple[Relay, str]:
-        """A relay, and the database's URL by it."""
-        port = urlsplit(self.url).port
+    def relay_to(self, url: str) -> tuple[Relay, str]:
+        """A relay to a server, and the URL by it."""
+        port = urlsplit(url).port
         assert port is not None
         one = self._stack.enter_context(relay(port))
-        return one, self.url.replace(f":{port}/", f":{one.port}/")
-
-    def relay_to_chain(self) -> tuple[Relay, str]:
-        port = urlsplit(self.devnet.chain_url).port
-        assert port is not None
-        one = self._stack.enter_context(relay(port))
-        return one, self.devnet.chain_url.replace(f":{port}/", f":{one.port}/")
+        return one, url.replace(f":{port}/", f":{one.port}/")
 
     def until_shared(self) -> None:
         """Wait until each daemon is ready, and all accounts are held, by as many daemons as can be."""
@@ -177,7 +171,7 @@ class DrillFleet:
     # --- shoppers
 
     def ask(self, one: Purchase, at: str) -> dict[str, Any] | None:
-        """Ask a daemon to pay; None if it refused, or died."""
+        """Ask a daemon to pay; None if it refused, died, or has no proof yet."""
         try:
             answer = self.daemons[at].http.post(
                 "/v1/payments", json=one.body, headers={"Idempotency-Key": one.key}
@@ -187,6 +181,8 @@ class DrillFleet:
         told = dict(answer.json())
         if answer.status_code not in (200, 201):
             one.codes.append(told["code"])
+            return None
+        if told["tx_hash"] is None:  # its holder died before it told that it had signed
             return None
         assert one.tx_hash in (None, told["tx_hash"]), (one, told)
         one.payment_id, one.tx_hash = told["id"], told["tx_hash"]
