@@ -1,6 +1,7 @@
 """`scripts/evidence fleet`: daemons of a fleet are killed and stopped at every commit point, and times are taken.
 
-Prints the rows of docs/evidence/fleet.md. The judges of a drill end the run if they find something.
+Prints the rows of docs/evidence/fleet.md. The judges of a drill end the run if they find something. Its exit status is
+1 if an account was not taken within its lease and two seconds, or if the others stood still for three.
 """
 
 import sys
@@ -14,6 +15,10 @@ from fleetrounds import DAEMONS, Failure, every_round, run_round
 from fleetworld import drill_fleet
 from kit.postgresql import server
 from simulation.report import machine
+
+from payagent.store.rows.fleet import LEASE_MS
+
+TAKEN_WITHIN_MS, STALLED_MAX_MS = 2_000, 3_000
 
 
 def main() -> int:
@@ -40,7 +45,11 @@ def main() -> int:
                     action, side, [one for one in failures if (one.action, one.point.split()[0]) == (action, side)]
                 )
             )
-    return 0
+    is_in_time = all(
+        one.taken_s * 1000 <= LEASE_MS + TAKEN_WITHIN_MS and one.stalled_s * 1000 <= STALLED_MAX_MS
+        for one in failures
+    )
+    return 0 if is_in_time else 1
 
 
 def _row(action: str, side: str, failures: Sequence[Failure]) -> str:

@@ -31,7 +31,6 @@ from payagent.core.network import NETWORKS
 from payagent.devnet.server import Devnet, DevnetThread
 from payagent.store.db.opening import open_read_only
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.rows import fleet
 
 ADA = 1_000_000
 PRICE_UNITS = 3 * ADA
@@ -83,7 +82,7 @@ class DrillFleet:
         self.url = server.tcp_url(self.database)
         self.daemons: dict[str, ForkedDaemon] = {}
         self.purchases: dict[str, Purchase] = {}
-        self.conn = PostgresqlConnection(self.database)
+        self.conn: Any = PostgresqlConnection(self.database)
         self._stack = ExitStack()
         self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=15)
         self._keys = itertools.count()
@@ -124,22 +123,12 @@ class DrillFleet:
         one = self.daemons[name] = ForkedDaemon(folder)
         return one
 
-    def relay_to_database(self) -> tuple[Relay, str]:
-        """A relay, and the database's URL by it."""
-        port = urlsplit(self.url).port
+    def relay_to(self, url: str) -> tuple[Relay, str]:
+        """A relay to a server, and the URL by it."""
+        port = urlsplit(url).port
         assert port is not None
         one = self._stack.enter_context(relay(port))
-        return one, self.url.replace(f":{port}/", f":{one.port}/")
-
-    def relay_to_chain(self) -> tuple[Relay, str]:
-        port = urlsplit(self.devnet.chain_url).port
-        assert port is not None
-        one = self._stack.enter_context(relay(port))
-        return one, self.devnet.chain_url.replace(f":{port}/", f":{one.port}/")
-
-    def holders(self) -> dict[int, str | None]:
-        """By account: the id of the daemon that holds it."""
-        return {row.account: row.holder for row in fleet.all_accounts(self.conn)}
+        return one, url.replace(f":{port}/", f":{one.port}/")
 
     def until_shared(self) -> None:
         """Wait until each daemon is ready, and all accounts are held, by as many daemons as can be."""
@@ -182,7 +171,7 @@ class DrillFleet:
     # --- shoppers
 
     def ask(self, one: Purchase, at: str) -> dict[str, Any] | None:
-        """Ask a daemon to pay; None if it refused, or died."""
+        """Ask a daemon to pay; None if it refused, died, or has no proof yet."""
         try:
             answer = self.daemons[at].http.post(
                 "/v1/payments", json=one.body, headers={"Idempotency-Key": one.key}
@@ -192,6 +181,8 @@ class DrillFleet:
         told = dict(answer.json())
         if answer.status_code not in (200, 201):
             one.codes.append(told["code"])
+            return None
+        if told["tx_hash"] is None:  # its holder died before it told that it had signed
             return None
         assert one.tx_hash in (None, told["tx_hash"]), (one, told)
         one.payment_id, one.tx_hash = told["id"], told["tx_hash"]
@@ -275,7 +266,7 @@ class DrillFleet:
 
     def trespasses(self) -> list[tuple[str, int]]:
         """(table, account) of each payment and attempt that a daemon wrote for an account that it did not hold."""
-        return self.conn.execute("SELECT what, account FROM witness ORDER BY what, account").fetchall()
+        return list(self.conn.execute("SELECT what, account FROM witness ORDER BY what, account"))
 
     def _differences(self) -> list[str]:
         """Between what was bought, the ledger and the chain."""

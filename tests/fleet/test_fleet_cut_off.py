@@ -35,8 +35,8 @@ class Cut:
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory, postgresql: Server) -> Iterator[Cut]:
     with drill_fleet(tmp_path_factory.mktemp("fleet"), postgresql, "") as drill:
-        database, url = drill.relay_to_database()
-        chain, chain_url = drill.relay_to_chain()
+        database, url = drill.relay_to(drill.url)
+        chain, chain_url = drill.relay_to(drill.devnet.chain_url)
         drill.start("a", url, chain_url)
         drill.start("b")
         drill.until_shared()

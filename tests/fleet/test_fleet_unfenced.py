@@ -33,4 +33,4 @@ def test_what_a_daemon_without_a_fence_writes_is_refused_or_found(tmp_path: Path
         for table in FENCED:
             drill.conn.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_fence")
         drill.ask(drill.wanted(), "a")
-        assert ("payments", 0) in drill.trespasses()
+        assert "payments" in {table for table, _ in drill.trespasses()}
