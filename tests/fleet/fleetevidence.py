@@ -1,7 +1,7 @@
 """`scripts/evidence fleet`: daemons of a fleet are killed and stopped at every commit point, and times are taken.
 
-Prints the rows of docs/evidence/fleet.md. The judges of a drill end the run if they find something. Its exit status is
-1 if an account was not taken within its lease and two seconds, or if the others stood still for three.
+Prints the rows of docs/evidence/fleet.md. The judges of a drill end the run if they find something. Exit status 1:
+an account was not taken within its lease and two seconds, or the others stood still for three.
 """
 
 import sys
