@@ -16,6 +16,7 @@ LONG = (
     "test_sim_seeds.py",
     "test_fuzz.py",
     "test_kills_daemon.py",
+    "test_fleet_failures.py",
     "test_sim_mutants.py",
     "test_daemon_start.py",
     "test_daemon_upgrade.py",

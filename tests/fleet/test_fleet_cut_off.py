@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 import pytest
 from fleetrelay import Relay, Way
-from fleetworld import DrillFleet, Purchase, drill_fleet
+from fleetworld import DrillFleet, drill_fleet
 from kit.cli import until
-from kit.effort import pick
+from kit.effort import IS_LONG
 from kit.postgresql import Server, needs_postgresql
 
 pytestmark = needs_postgresql
+
+
+_PAYMENT = "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id WHERE i.idempotency_key = ?"
+WRITTEN = {"admit": _PAYMENT, "sign": f"SELECT 1 FROM attempts WHERE payment_id IN ({_PAYMENT})"}
+"""What a commit of a purchase writes."""
 
 
 @dataclass
@@ -30,15 +35,15 @@ class Cut:
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory, postgresql: Server) -> Iterator[Cut]:
     with drill_fleet(tmp_path_factory.mktemp("fleet"), postgresql, "") as drill:
-        database, url = drill.relay_to_database()
-        chain, chain_url = drill.relay_to_chain()
+        database, url = drill.relay_to(drill.url)
+        chain, chain_url = drill.relay_to(drill.devnet.chain_url)
         drill.start("a", url, chain_url)
         drill.start("b")
         drill.until_shared()
         yield Cut(drill, database, chain)
 
 
-@pytest.mark.parametrize("point", ["admit", "sign"])
+@pytest.mark.parametrize("point", WRITTEN)
 @pytest.mark.parametrize(("way", "took_place"), [("requests are lost", False), ("answers are lost", True)])
 def test_who_lost_the_answer_to_a_commit_is_told_the_truth_when_it_asks_again(
     cut: Cut, point: str, way: Way, took_place: bool
@@ -53,12 +58,7 @@ def test_who_lost_the_answer_to_a_commit_is_told_the_truth_when_it_asks_again(
         assert told.result() is None
     cut.database.become("open")
     assert one.codes == ["store_failed"]
-    rows = drill.conn.execute(
-        "SELECT tx_id IS NOT NULL FROM payments WHERE intent_id = (SELECT id FROM intents WHERE idempotency_key = ?)",
-        (f"key:{one.key}",),
-    ).fetchall()
-    if point == "admit":
-        assert len(rows) == took_place
+    assert len(drill.conn.execute(WRITTEN[point], (f"key:{one.key}",)).fetchall()) == took_place
     drill.pay(one, "a")
     drill.until_shared()
     drill.judge()
@@ -72,5 +72,41 @@ def test_a_daemon_cut_off_from_the_database_pays_nothing_and_loses_its_accounts(
     drill.pay(one, "b")
     cut.until_lost()
     cut.database.become("open")
+    drill.until_shared()
+    drill.judge()
+
+
+@pytest.mark.skipif(not IS_LONG, reason="takes 40 s of waiting; tests/agent/test_agent_fleet.py has it without")
+def test_accounts_of_a_daemon_cut_off_from_the_chain_go_to_one_that_is_not(cut: Cut) -> None:
+    drill = cut.drill
+    cut.chain.become("closed")
+    cut.until_lost()
+    assert drill.ask(drill.wanted(), "a") is not None
+    cut.chain.become("open")
+    drill.until_shared()
+    drill.judge()
+
+
+def test_while_a_merchants_home_has_no_holder_a_batch_waits_and_single_calls_go_on(cut: Cut) -> None:
+    drill, single = cut.drill, cut.drill.wanted()
+    drill.sell(batch=2)
+    home = drill.buy("b")
+    drill.serve(home, "b")
+    assert drill.call_by_proxy("b") == 200
+    ((account,),) = drill.conn.execute("SELECT account FROM homes").fetchall()
+    (holder,) = [name for name, one in drill.daemons.items() if account in one.ready()["accounts"]]
+    (other,) = drill.daemons.keys() - {holder}
+    drill.daemons[holder].end()
+    drill.daemons[holder].is_out = True
+    with ThreadPoolExecutor(1) as pool:
+        batch = drill.wanted()
+        waiting = pool.submit(drill.pay, batch, other)
+        assert drill.ask(single, other) is not None
+        assert not waiting.done()
+        waiting.result()
+    drill.sell(batch=1)
+    accounts = "SELECT account FROM payments WHERE id IN (?, ?)"
+    assert drill.conn.execute(accounts, (home.payment_id, batch.payment_id)).fetchall() == [(account,)] * 2
+    drill.start(holder)
     drill.until_shared()
     drill.judge()

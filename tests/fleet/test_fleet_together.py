@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
 from fleetworld import PRICE_UNITS, DrillFleet, Purchase, drill_fleet
 from kit.cli import until
-from kit.daemons_of_a_fleet import TOKEN
 from kit.postgresql import Server, needs_postgresql
 
 from payagent.store.rows import fleet
@@ -36,7 +36,7 @@ def test_the_same_key_at_all_daemons_at_once_is_one_payment(drill: DrillFleet) -
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
             one = drill.wanted()
-            told = [answer for answer in pool.map(lambda name: drill.ask(one, name), "abc") if answer is not None]
+            told = [answer for answer in pool.map(partial(drill.ask, one), "abc") if answer is not None]
             assert len(told) == 3, one.codes
             assert len({(answer["id"], answer["tx_hash"], str(answer["headers"])) for answer in told}) == 1
 
@@ -66,17 +66,11 @@ def counted(drill: DrillFleet) -> dict[str, str]:
 
 def test_a_batch_wanted_at_two_daemons_is_bought_once_from_its_home_account(drill: DrillFleet) -> None:
     drill.sell(batch=4)
-
-    def call(at: str) -> int:
-        token = {"X-Payagent-Token": TOKEN}
-        body = {"message": f"one of a batch, at {at}"}
-        return drill.daemons[at].http.post("/proxy/t/chat", json=body, headers=token, timeout=60).status_code
-
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(call, "ab")) == [200, 200]
+        assert list(pool.map(drill.call_by_proxy, "ab")) == [200, 200]
     balance = {"bought": "4", "used": "2", "left": "2"}
     until(lambda: counted(drill) == balance, "the batch is not counted")
-    assert [call("b"), call("a")] == [200, 200]
+    assert [drill.call_by_proxy(at) for at in "ba"] == [200, 200]
     until(
         lambda: counted(drill) == {"bought": "4", "used": "4", "left": "0"}, "a call of the batch is not counted"
     )

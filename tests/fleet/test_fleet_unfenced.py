@@ -1,4 +1,4 @@
-"""A daemon that never asks who holds an account: the trigger refuses its rows; without the trigger a judge finds them."""
+"""A daemon that never asks who holds an account: the trigger refuses its rows, or a judge finds them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ pytestmark = needs_postgresql
 
 
 def wake_unfenced(drill: DrillFleet) -> None:
-    """Stop the holder of all accounts until another has them. It has no fence when it is woken, and is asked to pay."""
+    """Stop the holder of all accounts until another has them. When woken it has no fence."""
     one, other = drill.daemons["a"], drill.start("b")
     drill.until_shared()
     one.order("without a fence")
@@ -33,4 +33,4 @@ def test_what_a_daemon_without_a_fence_writes_is_refused_or_found(tmp_path: Path
         for table in FENCED:
             drill.conn.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_fence")
         drill.ask(drill.wanted(), "a")
-        assert ("payments", 0) in drill.trespasses()
+        assert "payments" in {table for table, _ in drill.trespasses()}

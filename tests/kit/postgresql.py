@@ -89,7 +89,7 @@ class Server:
 
     @contextmanager
     def on_small_disk(self) -> Iterator[tuple[str, Path]]:
-        """The URL of a new database on a disk of 64 megabytes, and that disk; skipped for who may not mount one."""
+        """The URL of a new database on a disk of 64 megabytes, and that disk. Skipped if none can be mounted."""
         disk = self._folder / "small"
         disk.mkdir()
         owner = pwd.getpwnam(_user())

@@ -20,14 +20,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from simulation import profiled, report
+from simulation import fleet_mutants, profiled, report
 from simulation.mutants import MUTANTS, kill
 from simulation.sources import ROOT, base_seed, commit, package_hash
 
+from sim.fleet_world import FleetWorld
 from sim.run import Result, run_share
+from sim.world import World
 
 Line = dict[str, Any]
-WORK = ROOT / ".evidence/simulation.jsonl"
+WORK, FLEET_WORK = ROOT / ".evidence/simulation.jsonl", ROOT / ".evidence/fleet-seeds.jsonl"
 SHARE = 200
 AGAIN_PER_SHARE = 10
 """Of so many seeds of each the digest is kept, and the sample that is run again is drawn from them."""
@@ -93,9 +95,9 @@ class Share:
     wall_s: float
 
 
-def run_timed(first: int, last: int) -> Share:
+def run_timed(first: int, last: int, world: type[World]) -> Share:
     cpu_s, wall_s = time.process_time(), time.monotonic()
-    result = run_share(range(first, last))
+    result = run_share(range(first, last), world)
     return Share(result, time.process_time() - cpu_s, time.monotonic() - wall_s)
 
 
@@ -103,10 +105,11 @@ def run_seeds(log: Log, options: argparse.Namespace) -> None:
     base, count = options.base, options.seeds
     done = {(line["first"], line["last"]) for line in log.of("seeds")}
     shares = [(at, min(at + SHARE, base + count)) for at in range(base, base + count, SHARE)]
-    todo = [share for share in shares if share not in done]
+    world = FleetWorld if options.fleet else World
+    todo = [(*share, world) for share in shares if share not in done]
     say(f"seeds {base}..{base + count}: {len(shares) - len(todo)} of {len(shares)} shares are there")
     violations = 0
-    for number, ((first, last), share) in enumerate(spread(options.processes, run_timed, todo), 1):
+    for number, ((first, last, _), share) in enumerate(spread(options.processes, run_timed, todo), 1):
         violations += len(share.result.violations)
         log.add(
             "seeds",
@@ -167,10 +170,16 @@ def kill_one(name: str, base: int) -> tuple[int, int, str] | None:
     return kill(name, range(base, base + MUTANT_SEEDS))
 
 
+def kill_one_of_a_fleet(name: str, base: int) -> tuple[int, int, str] | None:
+    found = fleet_mutants.kill(name, range(base, base + MUTANT_SEEDS))
+    return None if found is None else (found[0] - base + 1, *found)
+
+
 def run_mutants(log: Log, options: argparse.Namespace) -> None:
     done = {line["name"] for line in log.of("mutants")}
-    todo = [(name, options.base) for name in MUTANTS if name not in done]
-    for (name, _), found in spread(options.processes, kill_one, todo):
+    names, kill_it = (fleet_mutants.MUTANTS, kill_one_of_a_fleet) if options.fleet else (MUTANTS, kill_one)
+    todo = [(name, options.base) for name in names if name not in done]
+    for (name, _), found in spread(options.processes, kill_it, todo):
         took, seed, violated = found or (None, None, None)
         log.add("mutants", name=name, took=took, seed=seed, violated=violated)
         say(f"{name}: " + (f"killed by seed {took}" if found else f"lives through {MUTANT_SEEDS} seeds"))
@@ -188,10 +197,11 @@ def profile(log: Log, options: argparse.Namespace) -> None:
 def write_report(log: Log, options: argparse.Namespace) -> None:
     if not log.of("seeds"):
         sys.exit("nothing was run yet")
-    for path in report.write(log.lines, options.out):
+    for path in report.write(log.lines, options.out, of_fleet=options.fleet):
         say(f"written: {path}")
 
 
+FLEET_STAGES = ("seeds", "mutants", "report")
 STAGES = {"seeds": run_seeds, "replay": replay, "mutants": run_mutants, "profile": profile, "report": write_report}
 
 
@@ -201,22 +211,25 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser(
         prog="scripts/evidence",
-        description="Run the simulator over many seeds and write docs/evidence/simulation.md. "
+        description="Run the simulator over many seeds and write docs/evidence/simulation.md, or fleet-seeds.md. "
         "`scripts/evidence soak` and `scripts/evidence kills` are the two other long runs (--help).",
     )
     parser.add_argument(
         "stage", nargs="?", choices=("all", *STAGES), default="all", help="all: each in this order"
     )
-    parser.add_argument("--seeds", type=int, default=100_000, metavar="N")
+    parser.add_argument("--fleet", action="store_true", help="several daemons over one ledger")
+    parser.add_argument("--seeds", type=int, metavar="N", help="default: 100000, with --fleet 20000")
     parser.add_argument("--base", type=int, default=base_seed(), help="the first seed; by default it follows from "
                         "the sources")  # fmt: skip
     parser.add_argument("--sample", type=int, default=500, metavar="N", help="how many seeds are run again")
     parser.add_argument("--processes", type=int, default=PROCESSORS, metavar="N")
-    parser.add_argument("--work", type=Path, default=WORK, help="the file of what is done")
+    parser.add_argument("--work", type=Path, help="the file of what is done")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence", help="where the report goes")
     options = parser.parse_args()
-    log = Log(options.work)
-    for stage in STAGES if options.stage == "all" else (options.stage,):
+    options.seeds = options.seeds or (20_000 if options.fleet else 100_000)
+    log = Log(options.work or (FLEET_WORK if options.fleet else WORK))
+    every = FLEET_STAGES if options.fleet else tuple(STAGES)
+    for stage in every if options.stage == "all" else (options.stage,):
         STAGES[stage](log, options)
     failed: Counter[str] = Counter()
     failed["violations"] = sum(len(line["violations"]) for line in log.of("seeds"))

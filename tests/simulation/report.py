@@ -33,9 +33,14 @@ LEFT_OUT = """\
 """
 
 
-def write(lines: Sequence[Line], folder: Path) -> list[Path]:
-    """Both forms, for people and for programs."""
+def write(lines: Sequence[Line], folder: Path, *, of_fleet: bool = False) -> list[Path]:
+    """Both forms, for people and for programs. Of a fleet, the page alone."""
     told = summary(lines)
+    if of_fleet:
+        folder.mkdir(parents=True, exist_ok=True)
+        page = folder / "fleet-seeds.md"
+        page.write_text(as_fleet_page(told), encoding="utf-8")
+        return [page]
     page, data = folder / "simulation.md", folder / "simulation.json"
     folder.mkdir(parents=True, exist_ok=True)
     page.write_text(as_page(told), encoding="utf-8")
@@ -109,14 +114,36 @@ def as_page(told: dict[str, Any]) -> str:
     return "\n".join([*lines[:first], *contents, "", *lines[first:]])
 
 
+def as_fleet_page(told: dict[str, Any]) -> str:
+    head = [
+        "# The simulation of a fleet",
+        "",
+        "Written by `scripts/evidence --fleet`.",
+        "`scripts/sim --fleet --seeds A..B --story` shows any of its seeds step by step.",
+        "",
+    ]
+    counts = sorted(told["reached"].items(), key=lambda pair: pair[1])
+    reached = ["## What was reached", "", "| times | event |", "|---|---|"]
+    reached += [f"| {count:,} | {event} |" for event, count in counts]
+    bugs = [line.replace("mutants.py", "fleet_mutants.py") for line in _mutants(told)]
+    lines = [*head, *_program(told), "", *_verdict(told), "", *_speed(told), "", *reached, "", *bugs, ""]
+    return "\n".join(lines)
+
+
 def _head(told: dict[str, Any]) -> list[str]:
-    machine = told["machine"]
     return [
         "# The simulation",
         "",
         "Written by `scripts/evidence`; the same numbers for programs are in [simulation.json](simulation.json).",
         "`scripts/sim --seeds A..B --story` shows any of its seeds step by step.",
         "",
+        *_program(told),
+    ]
+
+
+def _program(told: dict[str, Any]) -> list[str]:
+    machine = told["machine"]
+    return [
         f"Program: sources {told['package'][:16]}, at commit {', '.join(told['commits'])}.",
         f"Machine: {machine['processors']} processors ({machine['cpu']}), {machine['system']}, "
         f"Python {machine['python']}, SQLite {machine['sqlite']}.",

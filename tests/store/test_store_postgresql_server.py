@@ -1,5 +1,6 @@
 """A daemon commits only to its own ledger on a server that keeps what the config claims."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from kit.postgresql_pooler import needs_pooler, pooler
 from payagent.core.problems import Refused
 from payagent.store.db.engine import copy_to_database, copy_to_file
 from payagent.store.db.fence import Seat
+from payagent.store.db.postgresql import committer
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.signer_record import DatabaseMark, lacks
@@ -132,3 +134,19 @@ def test_a_record_with_another_past_than_the_ledger_is_ahead(url: str) -> None:
         assert record.last.database is not None
         other = replace(record.last, database=replace(record.last.database, event_hash="0" * 64))
         assert lacks(one.conn, other)
+
+
+def test_a_server_that_does_not_show_its_identifier_gets_no_commit(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "_DELAYS_S", (0.0, 0.0))
+    execute(url, "DO $$ BEGIN CREATE ROLE lowly LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    execute(url, "GRANT ALL ON ALL TABLES IN SCHEMA public TO lowly")
+    with daemon_on(re.sub(r"//\w+@", "//lowly@", url), "one") as one:
+        one.note("before", account=None)
+        execute(url, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        one.conn.close()
+        with pytest.raises(Refused, match="permission denied"):
+            one.note("after", account=None)
+    with daemon_on(url, "two") as two:
+        assert two.notes() == ["before"]

@@ -235,14 +235,13 @@ def take_in(
     return event
 
 
-def note_behind(unit: Unit, signed: str | None, now_ms: int, account: int = 0) -> None:
+def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
     """Record that the ledger does not know all that was signed, so a restart does not start over.
 
     That holds for all accounts, since what another one signed may be lost too. `signed`: the last attempt in the
-    signer's record of this account, if it has one.
+    signer's record that is ahead, if one is.
     """
-    known_ms = 0 if last_signed(unit.conn, account) is None else onchain.last_event_ms(unit.conn)
-    detail = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
+    detail = {"signed": signed, "since_s": onchain.last_event_ms(unit.conn) // 1000 - LAG_S}
     writes.note(unit, None, "ledger_behind", None, now_ms, detail)
 
 
@@ -336,9 +335,7 @@ class Recovery:
 
     async def _record_behind(self) -> None:
         now_ms = self._context.ports.clock.now_ms()
-        await self._context.write(
-            "scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms, self._account)
-        )
+        await self._context.write("scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms))
         log.warning("ledger.behind", signed=self._signed_tx_id)
         self._load_status()
 
@@ -348,7 +345,7 @@ class Recovery:
         begun, _, at_ms = onchain.last_of_account(conn, "quiet_begun", self._account)
         self._is_noticed = True
         self._quiet_from_ms = at_ms if begun > noticed else None
-        is_new = last_signed(conn, self._account) is None  # what it forgot may be its whole past
+        is_new = last_signed(conn, self._account) is None  # what the ledger forgot may be its whole past
         self._since_s = -LAG_S if is_new else int(json.loads(detail)["since_s"])
         when = (
             f"{QUIET_MS // 60_000} minutes after our clock agrees with the chain's"

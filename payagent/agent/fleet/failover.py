@@ -27,6 +27,7 @@ log = structlog.get_logger("payagent.fleet")
 def note_awaited(unit: Unit, now_ms: int) -> None:
     """Note whose records are awaited, in the first commit on another server or timeline.
 
+    After a move by `payagent store copy`, they are also those of the last signers on other hosts.
     Call it before any daemon is forgotten or renews. `now_ms`: as `store.rows.fleet.database_ms` says.
     """
     database = fleet.database_of(unit.conn)
@@ -34,20 +35,22 @@ def note_awaited(unit: Unit, now_ms: int) -> None:
         return
     daemons = fleet.all_daemons(unit.conn)
     end_ms = max((one.seen_at_ms for one in daemons), default=0)
-    hosts = sorted({one.host for one in daemons if fleet.is_living(one, end_ms)})
-    writes.note(unit, None, "records_awaited", None, now_ms, {**database, "hosts": hosts})
+    hosts = {one.host for one in daemons if fleet.is_living(one, end_ms)}
+    rows = fleet.all_accounts(unit.conn)
+    hosts |= {row.last_signer for row in rows if row.last_signer is not None and row.proven_timeline is None}
+    writes.note(unit, None, "records_awaited", None, now_ms, {**database, "hosts": sorted(hosts)})
 
 
 def check_records(unit: Unit, seat: Seat, now_ms: int) -> None:
     """Compare this host's records, once for each connection. What the ledger lacks freezes all accounts."""
     note_awaited(unit, now_ms)
     for account, signed in seat.compare(unit):
-        _freeze(unit, now_ms, signed.tx_id, account)
+        _freeze(unit, now_ms, signed.tx_id)
         log.warning("ledger.behind", account=account, signed=signed.tx_id)
 
 
-def _freeze(unit: Unit, now_ms: int, signed: str | None = None, account: int = 0) -> None:
-    note_behind(unit, signed, now_ms, account)
+def _freeze(unit: Unit, now_ms: int, signed: str | None = None) -> None:
+    note_behind(unit, signed, now_ms)
     fleet.unprove_all(unit)
 
 

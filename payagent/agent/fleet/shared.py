@@ -113,7 +113,7 @@ class SharedFleet(Fleet):
         self._leases = asyncio.Lock()
         self._renewed_s = self._loop.time()
         self._behind_seq = 0
-        self._saw_chain_ms = front.agent.context.ports.clock.now_ms()
+        self._saw_chain_ms: int | None = None
 
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
@@ -173,14 +173,13 @@ class SharedFleet(Fleet):
         """
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
-            if now_ms > self._saw_chain_ms + BLIND_MS:
-                await self.context.write("lease", lambda _unit: None)  # notices that an account was taken
-                return
 
-            def job(unit: Unit) -> tuple[int, bool]:
+            def job(unit: Unit) -> tuple[int, bool] | None:
+                clock_ms = fleet.database_ms(unit.conn, now_ms)
+                if self._is_blind(clock_ms):
+                    return None
                 if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
                     self._register(unit, now_ms)  # another that joined took it for dead
-                clock_ms = fleet.database_ms(unit.conn, now_ms)
                 failover.check_records(unit, self._seat, clock_ms)
                 fleet.renew(unit, me, sorted(self._seat.held), now_ms)
                 living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
@@ -197,7 +196,10 @@ class SharedFleet(Fleet):
                 self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
                 return part, failover.prove(unit, self._seat, clock_ms)
 
-            part, has_proven = await self.context.write("lease", job)
+            found = await self.context.write("lease", job)
+            if found is None:
+                return
+            part, has_proven = found
             self._renewed_s = self._loop.time()
             taken = {one: epoch for one, epoch in sorted(self._seat.held.items()) if one not in self.held}
             if has_proven or taken:
@@ -212,8 +214,15 @@ class SharedFleet(Fleet):
                 self._note_proofs()
                 log.warning("fleet.account_taken", account=account, epoch=epoch)
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
-                if not self.held[account].agent.signing.claimed:
+                given = self.held.get(account)  # it may be lost while the one before is given back
+                if given is not None and not given.agent.signing.claimed:
                     await self._give_back(account)
+
+    def _is_blind(self, clock_ms: int) -> bool:
+        """Whether no pass has believed a provider for a while."""
+        if self._saw_chain_ms is None or None in self.context.providers.values():
+            self._saw_chain_ms = clock_ms
+        return clock_ms > self._saw_chain_ms + BLIND_MS
 
     def _note_proofs(self) -> None:
         for account, held in self.held.items():
@@ -314,8 +323,6 @@ class SharedFleet(Fleet):
             _copy(first.chain, context.chain)
             context.providers, context.submit_providers = first.providers, first.submit_providers
             self._serve_requests()
-        if None in context.providers.values():  # one is believed
-            self._saw_chain_ms = context.ports.clock.now_ms()
 
     async def look(self) -> None:
         """Read the newest block while no account is held here: quotes and `readyz` need it."""

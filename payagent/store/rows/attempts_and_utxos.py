@@ -114,15 +114,23 @@ def free_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     return [_utxo(row) for row in rows]
 
 
+_FREE = "FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref WHERE c.state = ? AND r.payment_id IS NULL"
+
+
 def free_units(conn: sqlite3.Connection, asset: str, state: str = "available") -> dict[int, int]:
     """By account: the units of an asset in UTxOs of this state that no payment has reserved."""
-    free = "FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref WHERE c.state = ? AND r.payment_id IS NULL"
-    if asset == LOVELACE:
-        rows = conn.execute(f"SELECT c.account, SUM(c.lovelace) {free} GROUP BY c.account", (state,))
-        return dict(rows.fetchall())
+    return _free_lovelace(conn, state) if asset == LOVELACE else _free_tokens(conn, asset, state)
+
+
+def _free_lovelace(conn: sqlite3.Connection, state: str) -> dict[int, int]:
+    rows = conn.execute(f"SELECT c.account, SUM(c.lovelace) {_FREE} GROUP BY c.account", (state,))
+    return dict(rows.fetchall())
+
+
+def _free_tokens(conn: sqlite3.Connection, asset: str, state: str) -> dict[int, int]:
     found: dict[int, int] = {}
-    sql = f"SELECT c.account, c.assets {free} AND instr(c.assets, ?) > 0"
-    for account, assets in conn.execute(sql, (state, asset)):
+    rows = conn.execute(f"SELECT c.account, c.assets {_FREE} AND instr(c.assets, ?) > 0", (state, asset))
+    for account, assets in rows:
         found[account] = found.get(account, 0) + json.loads(assets).get(asset, 0)
     return found
 

@@ -119,6 +119,7 @@ class PostgresqlCommitter(Committer):
                 self.conn.close()
                 raise Refused("store_failed", refused.detail) from None
             except sqlite3.OperationalError:
+                self.conn.close()  # a server that was not looked at gets no commit
                 if delay_s is None:
                     raise
                 time.sleep(delay_s)
