@@ -1,4 +1,4 @@
-"""Admissions through the gate of a fleet on PostgreSQL, beside those of one daemon on a file; and takeovers.
+"""Admissions through the gate of a fleet on PostgreSQL, beside those of one daemon on a file.
 
 Each daemon is a process with an account, a writer and the agent's own jobs; the chain is made up. All daemons are
 up from the start and take turns, so that what else the machine does befalls them alike.
@@ -7,12 +7,11 @@ up from the start and take turns, so that what else the machine does befalls the
 
 PLACE is a file or a URL. It then carries out lines of stdin, FIRST COUNT WAITING, and prints how many seconds and
 how many seconds of processor time each took.
-May import: payagent, the rest of benchmarks, tests/kit for the server and daemons. Never: signs for an
+May import: payagent, the rest of benchmarks, tests/kit for the server and the signer's record. Never: signs for an
 account of another daemon.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kit import postgresql
-from kit.daemons_of_a_fleet import Member, member, three
 from kit.fleet import Record
 
 from benchmarks.measure import Spread, cpu_s
 from benchmarks.results import Bars, Bound, Cell, Options, Part, Ratio, Table
-from benchmarks.stage import ROOT, until
+from benchmarks.stage import ROOT
 from benchmarks.store import NETWORK, WORDS, Payer
-from payagent.devnet.server import DevnetThread
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.connection import PostgresqlConnection
@@ -38,7 +35,6 @@ from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import fleet
-from payagent.store.rows.fleet import LEASE_MS
 from payagent.wallet.keys import derive, seed_from_words
 
 WAITING = 64
@@ -46,8 +42,8 @@ WAITING = 64
 
 DAEMONS = 3
 WARM = 2 * WAITING
-RATIO_MAX = 10.0
-"""Of processor time. Runs gave 5 to 6: this notices only a collapse."""
+RATIO_MAX = 20.0
+"""Of processor time. Runs beside other work gave 5 to 10: this notices only a collapse."""
 
 FILE, SOCKET, TCP = "SQLite", "PostgreSQL, Unix socket", "PostgreSQL, TCP"
 THREE = f"{TCP}, {DAEMONS} daemons"
@@ -130,39 +126,7 @@ def measure(options: Options) -> Part:
         for _ in range(rounds):
             for name, group, count, waiting in turns:
                 admit(group, count, waiting, server.pid, taken.setdefault((name, waiting), Taken()))
-        part = as_part(taken)
-        lost_s = takeovers(server, Path(folder), options.pick(2, 6))
-    part.tables.append(
-        Table(
-            f"Takeover after kill -9, s (a lease is {LEASE_MS // 1000} s)",
-            ("kills", "median", "worst"),
-            [(len(lost_s), statistics.median(lost_s), max(lost_s))],
-        )
-    )
-    return part
-
-
-def takeovers(server: postgresql.Server, folder: Path, kills: int) -> list[float]:
-    """Seconds from `kill -9` of one of three real daemons until another holds its account."""
-    url = server.tcp_url(server.new_database())
-    taken: list[float] = []
-    with ExitStack() as stack:
-        devnet = stack.enter_context(DevnetThread(block_time_s=1))
-        members = stack.enter_context(three(folder / "fleet", devnet, url))
-        for kill in range(kills):
-            at = kill % DAEMONS
-            others = members[:at] + members[at + 1 :]
-            until(lambda: all(_held(one) == 1 for one in members), "each daemon holds an account")
-            members[at].stop()
-            began_s = time.perf_counter()
-            until(lambda: sum(map(_held, others)) == DAEMONS, "the account is taken")  # noqa: B023  within the round
-            taken.append(time.perf_counter() - began_s)
-            members[at] = stack.enter_context(member(folder / "fleet" / "abc"[at]))
-    return taken
-
-
-def _held(daemon: Member) -> int:
-    return len(daemon.ready()["accounts"])
+    return as_part(taken)
 
 
 def admit(daemons: Sequence[Daemon], count: int, waiting: int, server: int, taken: Taken) -> None:

@@ -36,4 +36,4 @@ def test_an_admission_on_postgresql_is_judged_beside_one_on_sqlite() -> None:
         (bound,) = fleet.as_part(took).bounds
         return bound.holds
 
-    assert [holds(9.9), holds(10.1)] == [True, False]
+    assert [holds(19.9), holds(20.1)] == [True, False]
