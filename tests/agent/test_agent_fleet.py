@@ -386,6 +386,7 @@ async def test_a_purchase_refused_for_lack_of_funds_is_paid_from_the_account_tha
     with pytest.raises(Refused) as refused:
         await one.pay("too much", key="k")
     assert refused.value.code == "not_enough_funds"
+    assert "account 0 was to pay, and accounts are not paid from together" in refused.value.detail
     fund_account_one(world, 300 * ADA)
     await two.run_pass()
     assert (await one.pay("too much", key="k")).account == 1

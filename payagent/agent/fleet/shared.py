@@ -560,6 +560,11 @@ class SharedFleet(Fleet):
             except Refused as refusal:
                 if refusal.code in LACKS_FUNDS and others:
                     return await work(others[0])
+                if refusal.code == "not_enough_funds":
+                    detail = (
+                        f"{refusal.detail}; account {first} was to pay, and accounts are not paid from together"
+                    )
+                    raise Refused(refusal.name, detail, **refusal.context) from None
                 if refusal.code != "lease_lost":
                     raise
                 self._lose(first)
