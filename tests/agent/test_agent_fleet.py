@@ -257,6 +257,22 @@ async def test_a_request_to_a_dead_holder_is_carried_out_by_the_next_one(
     ledger.require_whole()
 
 
+async def test_a_transfer_without_a_key_that_is_carried_out_twice_is_one(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    world.fund(200 * ADA, 200 * ADA)
+    await one.run_pass()
+    row, _ = await two.fleet.send(APP, ELSEWHERE, "lovelace", 100 * ADA)
+    (asked,) = two.context.conn.execute("SELECT id FROM admission_requests").fetchone()
+    request = fleet.request_of(two.context.conn, asked)
+    assert request is not None
+    await one.fleet._serve(request, is_late=False)  # as after a COMMIT whose outcome was lost
+    rows = two.context.conn.execute("SELECT id FROM payments").fetchall()
+    assert rows == [(row.id,)]
+    ledger.require_whole()
+
+
 async def test_each_daemon_decides_cancels_and_sends_for_every_account(
     world: World, pair: Pair, ledger: SharedLedger
 ) -> None:

@@ -488,6 +488,9 @@ class SharedFleet(Fleet):
     ) -> tuple[PaymentRow, bool]:
         if account is not None and account not in range(len(self._addresses)):
             raise no_account(account)
+        if account is None and (key is None or self._known_account(app_id, f"key:{key}") is None):
+            free = free_units(self.context.conn, LOVELACE)
+            account = max(range(len(self._addresses)), key=lambda one: (free.get(one, 0), -one))
         return await self._ask_transfer(app_id, key, (LOVELACE, 1), account, to=to.text)
 
     async def split(
@@ -498,10 +501,14 @@ class SharedFleet(Fleet):
     async def _ask_transfer(
         self, app_id: str, key: str | None, needed: tuple[str, int], account: int | None = None, **asked: object
     ) -> tuple[PaymentRow, bool]:
-        """`account`: the only one that may send; None: one that has what is needed."""
+        """`account`: the only one that may send; None: one that has what is needed.
+
+        Without a key it gets one here, so it stays one transfer if the account's next holder carries it out.
+        """
+        key = self.context.ports.new_id("order") if key is None else key
 
         async def accounts() -> list[int]:
-            known = self._known_account(app_id, None if key is None else f"key:{key}")
+            known = self._known_account(app_id, f"key:{key}")
             chosen = account if known is None else known
             return self._able(needed) if chosen is None else [chosen]
 
@@ -529,6 +536,7 @@ class SharedFleet(Fleet):
         return await transfers.send(app_id, address, asset, units, key)
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
+        key = self.context.ports.new_id("order") if key is None else key  # as of a transfer
         asked = {"app_id": app_id, "key": key, "goal": asdict(goal)}
         found = await self._trying(lambda: self._home_of_topup(goal), partial(self._do, "topup", asked))
         return self.topups.find(found["topup"]), found["is_new"]
@@ -714,5 +722,6 @@ def _found(payment_id: str, is_new: bool) -> Outcome:
 def _not_taken(account: int) -> Refused:
     return Refused(
         "daemon_timeout",
-        f"the holder of account {account} has not answered in {ASK_MS // 1000} s. Send the same request again",
+        f"the holder of account {account} has not answered in {ASK_MS // 1000} s, and may still carry this out. "
+        "Send the same request again with its key. Without a key, look at the payments first",
     )

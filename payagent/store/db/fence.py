@@ -179,6 +179,6 @@ def unproven(account: int) -> Refused:
 def lease_lost(account: int) -> Refused:
     return Refused(
         "lease_lost",
-        f"another daemon has taken over account {account}, or this one has to take it again. Nothing of this "
-        "request was committed. Send it again with the same key",
+        f"another daemon has taken over account {account}, or this one has to take it again. Nothing more is "
+        "done for this request here. Send it again with the same key: what was committed is found",
     )
