@@ -325,6 +325,7 @@ class FleetProcess(SimDaemon):
         """End at once. Idempotent."""
         if not self.is_over:
             self.is_over = True
-            self._host.loop.resume(self)
-            self._host.loop.end_tasks_of(self)
+            if not self._host.loop.is_closed():  # as after a run that failed
+                self._host.loop.resume(self)
+                self._host.loop.end_tasks_of(self)
             self._committer.close()

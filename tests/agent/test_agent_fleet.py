@@ -153,6 +153,12 @@ async def test_the_same_key_at_both_daemons_at_once_is_one_payment(
     ledger.require_whole()
 
 
+def stop_renewing(*daemons: FleetDaemon) -> None:
+    """From now on a daemon renews, takes and notices only what the test says."""
+    for daemon in daemons:
+        daemon.tasks.pop().cancel()
+
+
 async def lose_connection(daemon: FleetDaemon) -> None:
     """As the writer does when it connects again."""
     assert daemon.writer._committer._seat is not None
@@ -162,6 +168,7 @@ async def lose_connection(daemon: FleetDaemon) -> None:
 
 async def test_an_account_lost_with_the_connection_is_left_to_the_others(pair: Pair, ledger: SharedLedger) -> None:
     one, two = pair
+    stop_renewing(one, two)
     await end_leases(one, "b")
     await one.fleet.keep_leases()
     assert one.accounts == [0, 1]
@@ -178,6 +185,7 @@ async def test_an_account_lost_with_the_connection_is_left_to_the_others(pair: P
 
 async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) -> None:
     one, two = pair
+    stop_renewing(one, two)
     parts = one.fleet._parts
 
     async def start(account: int) -> HeldAccount:
@@ -441,6 +449,8 @@ async def test_what_an_operator_orders_is_done_by_the_daemon_that_took_the_accou
         lambda: one.fleet.order_topup(APP, "t", TopupGoal(world.origin, "lovelace", 20 * ADA, TOPUP)),
         lambda: one.fleet.cancel_topup(topup.id, APP),
     )
+    stop_renewing(one)
+    await one.run_pass()
     for order in orders:
         await end_leases(two, "a")
         await two.fleet.keep_leases()

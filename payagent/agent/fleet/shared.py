@@ -214,8 +214,7 @@ class SharedFleet(Fleet):
                 self._note_proofs()
                 log.warning("fleet.account_taken", account=account, epoch=epoch)
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
-                given = self.held.get(account)  # it may be lost while the one before is given back
-                if given is not None and not given.agent.signing.claimed:
+                if account in self.held and not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
 
     def _is_blind(self, clock_ms: int) -> bool:
@@ -238,7 +237,8 @@ class SharedFleet(Fleet):
             await self.keep_leases()
 
     async def _give_back(self, account: int) -> None:
-        held = self.held.pop(account)
+        if (held := self.held.pop(account, None)) is None:
+            return  # it was lost while another was given back
         await self._parts.stop(held)
         held.agent.context.is_lost = True
 
