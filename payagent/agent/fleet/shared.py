@@ -111,6 +111,7 @@ class SharedFleet(Fleet):
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
+        self._has_joined = False
         self._renewed_s = self._loop.time()
         self._behind_seq = 0
         self._saw_chain_ms: int | None = None
@@ -151,6 +152,7 @@ class SharedFleet(Fleet):
             self._register(unit, now_ms)
 
         await self.context.write("join", job)
+        self._has_joined = True
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost = self._tell_lost
         await self.keep_leases()
@@ -263,15 +265,25 @@ class SharedFleet(Fleet):
             self._spawn(self._parts.stop(held))
 
     async def leave(self) -> None:
-        """Give all accounts back and end."""
-        for task in (*self._serving.values(), *self._tasks):
+        """Stop what runs for the accounts, give them all back and end. Writes nothing unless this daemon joined."""
+        for task in self._serving.values():
             task.cancel()
-        await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
         async with self._leases:
+            for held in self.held.values():
+                self._spawn(self._parts.stop(held))
+            self.held.clear()
+            await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+            if not self._has_joined:
+                return
+
+            def job(unit: Unit) -> None:
+                for account in sorted(self._seat.held):
+                    fleet.give_back(unit, self._me.id, account)
+                    self._seat.let_go(unit, account)
+                fleet.forget_daemon(unit, self._me.id)
+
             with suppress(Refused):  # without the database the leases end by themselves
-                for account in sorted(self.held):
-                    await self._give_back(account)
-                await self.context.write("lease", lambda unit: fleet.forget_daemon(unit, self._me.id))
+                await self.context.write("lease", job)
 
     def note_settings(self, unit: Unit, config_hash: str) -> None:
         """Inside the commit of a reload: this daemon has other settings now."""
