@@ -119,7 +119,7 @@ class SharedFleet(Fleet):
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
         at_ms, rows, daemons = fleet.database_ms(conn, now_ms), fleet.all_accounts(conn), fleet.all_daemons(conn)
-        living = {one.id for one in daemons if fleet.is_living(one, at_ms)}
+        living = {one.id: one for one in daemons if fleet.is_living(one, at_ms)}
         free = [row.account for row in rows if row.holder not in living]
         lag_s = self._loop.time() - self._renewed_s
         problem = None
@@ -127,7 +127,7 @@ class SharedFleet(Fleet):
             problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
         elif len(free) == len(rows):  # one that is free is soon taken, and others pay meanwhile
             problem = "no daemon holds an account"
-        return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), at_ms, lag_s, problem)
+        return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), living, at_ms, lag_s, problem)
 
     # --- joining, leases
 
@@ -184,7 +184,7 @@ class SharedFleet(Fleet):
                     self._register(unit, now_ms)  # another that joined took it for dead
                 failover.check_records(unit, self._seat, clock_ms)
                 fleet.renew(unit, me, sorted(self._seat.held), now_ms)
-                living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
+                living = len(fleet.living_daemons(unit.conn, clock_ms))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
                 part = -(-len(rows) // max(living, 1))
                 lost = [row for row in rows if row.account not in held]
