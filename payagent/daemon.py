@@ -431,8 +431,9 @@ async def _running(
             stack.push_async_callback(target.aclose)
         notifiers = [Notifier(front.context, one, targets[one.name], links) for one in settings.notifications]
         if isinstance(fleet, SharedFleet):
+            stack.push_async_callback(fleet.leave)
             await fleet.join()
-            stack.push_async_callback(_leave, fleet, asyncio.create_task(fleet.run()))
+            stack.push_async_callback(_end, asyncio.create_task(fleet.run()))
         else:
             with opening(settings.data_dir / LEDGER_FILE):
                 await start(first, 0)
@@ -465,10 +466,9 @@ def _open_store(
     return store, seat
 
 
-async def _leave(fleet: SharedFleet, following: asyncio.Task[None]) -> None:
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
-    await fleet.leave()
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:

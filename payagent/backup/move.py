@@ -23,7 +23,10 @@ from payagent.store.db.engine import copy_to_database, migrate_database, read_fl
 from payagent.store.db.lease import lease
 from payagent.store.db.opening import bring_up_to_date, open_read_only
 from payagent.store.db.signer_record import SignerFile, is_forgotten, lacks, last_signed, signer_file
-from payagent.store.rows import fleet, onchain
+from payagent.store.rows import fleet, onchain, payments
+
+_NAMED = 5
+"""A refusal names at most so many payments."""
 
 Moved = tuple[Contents, Head]
 """What was moved, and its newest seal."""
@@ -49,17 +52,17 @@ def move_to_database(settings: Settings, url: str, tell: Tell) -> Moved:
 def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
     """Copy the ledger in the database of the config into a new file.
 
-    Refused: `already_running` if a daemon of the fleet is alive or came up meanwhile; `already_exists/file`,
-    `ledger_behind`, `file_invalid`, and as `back_up`.
+    Refused: `already_running` if a daemon of the fleet is alive or came up meanwhile; `wrong_state` if payments of
+    other accounts than the first are open; `already_exists/file`, `ledger_behind`, `file_invalid`, and as `back_up`.
     """
     for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm"))):
         if path.exists() or path.is_symlink():  # a log of another ledger would be read into this one
             raise Refused("already_exists/file", f"{path} exists already")
-    before = _unused(settings)
+    before = _last_commit(settings)
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
         moved = _staged(settings, folder, tell)
         _noted(settings, folder)
-        if _unused(settings) != before:
+        if _last_commit(settings) != before:
             raise Refused("already_running", "a daemon wrote to the database meanwhile, so nothing was copied")
         put(folder / LEDGER, target)
         sync_folder(target.parent)
@@ -104,11 +107,21 @@ def _noted(settings: Settings, folder: Path) -> dict[int, int]:
     return noted
 
 
-def _unused(settings: Settings) -> object:
-    """What the last commit to the database left. Refused: `already_running` if a daemon of the fleet is alive."""
+def _last_commit(settings: Settings) -> object:
+    """The number of the last commit to a database that can be moved to a file.
+
+    Refused: `already_running` if a daemon of the fleet is alive; `wrong_state` if payments of other accounts than
+    the first are open.
+    """
     readers = read_fleet_store(settings.store.url or "", settings.data_dir, store_password(settings))
     with closing(readers.conn) as conn:
-        clock_ms = fleet.database_ms(conn, 0)
-        if living := [one.host for one in fleet.all_daemons(conn) if fleet.is_living(one, clock_ms)]:
+        if living := [one.host for one in fleet.living_daemons(conn, fleet.database_ms(conn, 0))]:
             raise Refused("already_running", f"these daemons use the database: {', '.join(living)}")
+        if unsettled := payments.open_in_other_accounts(conn):
+            names = ", ".join(unsettled[:_NAMED])
+            raise Refused(
+                "wrong_state",
+                f"{len(unsettled)} payments of other accounts than the first are not settled: {names}. A daemon on a "
+                "file would never settle them. Start the fleet, and copy the ledger once they are",
+            )
         return conn.execute("PRAGMA data_version").fetchone()

@@ -142,18 +142,19 @@ def _database(settings: Settings, url: str) -> CheckResult:
         is_owner, lacking = look_at_tables(url, store_password(settings))
     except Refused as refused:
         return CheckResult("database", refused.detail, refused)
-    detail = f"{url} has the tables and all triggers"
+    warnings = []
     if is_owner:
-        detail = (
+        warnings.append(
             f"the daemon's role owns the tables of {url}, so it could switch their triggers off; make another "
             "role for it, as docs/how-to/move-to-postgresql.md says"
         )
     if lacking:
-        detail = (
+        warnings.append(
             f"the tables of {url} are from an older payagent, and the daemons run on them as they are; once every "
             "daemon is upgraded, run `payagent store migrate`"
         )
-    return CheckResult("database", detail, is_warning=is_owner or bool(lacking))
+    detail = ". Also: ".join(warnings) or f"{url} has the tables and all triggers"
+    return CheckResult("database", detail, is_warning=bool(warnings))
 
 
 def _books(settings: Settings) -> str:

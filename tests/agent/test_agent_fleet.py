@@ -15,7 +15,7 @@ from payagent.agent.base.config import TopupSource
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import HeldAccount
-from payagent.agent.fleet.shared import BLIND_MS
+from payagent.agent.fleet.shared import BLIND_MS, SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
@@ -199,6 +199,48 @@ async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) 
     await end_leases(one, "b")
     await one.fleet.keep_leases()
     assert (one.accounts, two.accounts) == ([], [0, 1])
+
+
+async def test_a_daemon_that_leaves_gives_its_accounts_back_and_is_forgotten(
+    pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    await one.stand_still()
+    await one.fleet.leave()
+    status = two.fleet.status()
+    assert status is not None
+    assert [(row.account, row.holder) for row in status.accounts] == [(0, None), (1, "b")]
+    assert [row.id for row in status.daemons] == ["b"]
+
+
+async def test_a_daemon_that_leaves_without_the_database_stops_all_its_accounts(
+    world: World, ledger: SharedLedger
+) -> None:
+    stopped = []
+    async with fleet_daemon(world, ledger, "a") as one:
+        await one.stand_still()
+        parts, held = one.fleet._parts, list(one.fleet.held.values())
+
+        async def stop(account: HeldAccount) -> None:
+            stopped.append(account)
+            await parts.stop(account)
+
+        one.fleet._parts = replace(parts, stop=stop)
+        one.writer.close()
+        await one.fleet.leave()
+    assert (len(held), stopped) == (2, held)
+
+
+async def test_a_daemon_that_never_joined_leaves_without_a_commit(pair: Pair) -> None:
+    one, two = pair
+    joined = one.fleet
+    await one.stand_still()
+    commits = one.writer.commits
+    await SharedFleet(joined.front, joined._me, joined._seat, joined._addresses, joined._parts).leave()
+    assert one.writer.commits == commits
+    status = two.fleet.status()
+    assert status is not None
+    assert sorted(status.living) == ["a", "b"]
 
 
 async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(

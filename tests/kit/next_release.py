@@ -21,14 +21,14 @@ def m999_later(db: Database) -> None:
 def upgraded(change: str = "CREATE TABLE later (one BIGINT PRIMARY KEY)") -> Iterator[None]:
     """This process is of the later release. `change`: its migration on PostgreSQL."""
     schema.migrations()(m999_later)
-    schema.known_migrations.cache_clear()
+    schema._names.cache_clear()
     before, migrate.CHANGES = migrate.CHANGES, {**migrate.CHANGES, NAME: change}
     try:
         yield
     finally:
         migrate.CHANGES = before
         schema.migrations._migrations.pop()
-        schema.known_migrations.cache_clear()
+        schema._names.cache_clear()
 
 
 if __name__ == "__main__":

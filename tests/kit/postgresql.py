@@ -170,6 +170,12 @@ class Patient(PostgresqlCommitter):
     _gate_tries = 2
 
 
+class Hasty(PostgresqlCommitter):
+    """A daemon that waits for the answer to a COMMIT only briefly."""
+
+    _commit_patience_s = 2
+
+
 class Unfenced(PostgresqlCommitter):
     """A daemon with a bug: it runs jobs for accounts that it does not hold."""
 

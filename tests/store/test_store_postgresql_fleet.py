@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kit.effort import pick
 from kit.fleet import Daemon, Record, daemon_on, pair_on
-from kit.postgresql import Impatient, Patient, Server, Unfenced, needs_postgresql
+from kit.postgresql import Hasty, Impatient, Patient, Server, Unfenced, needs_postgresql
 
 import payagent
 from payagent.core.problems import Refused
@@ -286,6 +286,38 @@ def test_a_daemon_that_waits_for_a_standby_keeps_the_gate(pair: Pair, url: str) 
             waiting.result()
         impatient.note("goes on", account=None)
         assert one.notes() == ["landed", "again", "goes on"]
+
+
+def test_a_commit_that_is_never_answered_has_an_unknown_outcome(pair: Pair, url: str) -> None:
+    """As on a primary that lost its standbys and still runs. The daemon goes on once that one is ended."""
+    one, two = pair
+    one.give_back(0)
+    with daemon_on(url, "hasty", made=Hasty) as hasty, operator(url) as conn:
+        assert hasty.take([0], 0) == {0: 2}
+        session = session_of(hasty)
+        hasty.conn.execute("SET synchronous_commit = on")
+        with pytest.raises(Refused, match="whether it took place is unknown") as refused:
+            hasty.note("landed", account=0)
+        assert (refused.value.code, hasty.lost) == ("store_failed", [0])
+        assert _waits_for_a_standby(conn, session)
+        conn.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER), 5000)", (session,))
+        assert hasty.take([0], 0) == {0: 3}
+        hasty.note("again", account=0)
+    assert two.notes() == ["landed", "again"]
+    two.require_whole()
+
+
+def test_a_daemon_that_waits_for_the_gate_ends_only_daemons(url: str) -> None:
+    with operator(url) as reader, daemon_on(url, "impatient", made=Impatient) as impatient:
+        reader.execute("CREATE ROLE someone SUPERUSER LOGIN")
+        with operator(f"postgresql://someone@{url.partition('@')[2]}") as other:
+            for conn, lock in ((reader, ""), (other, "FOR UPDATE")):
+                conn.execute("BEGIN")
+                conn.execute(f"SELECT 1 FROM gate {lock}")
+            with pytest.raises(Refused, match="has held the gate"):
+                impatient.note("waits", account=None)
+            for conn in (reader, other):
+                assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_after_a_failover_no_account_is_proven(pair: Pair, url: str) -> None:

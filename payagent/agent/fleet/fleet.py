@@ -20,7 +20,7 @@ from payagent.agent.topups.runner import TopupPlan, TopupRunner
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.problems import Refused
-from payagent.store.rows.fleet import AccountRow, DaemonRow, is_living
+from payagent.store.rows.fleet import AccountRow, DaemonRow
 from payagent.store.rows.topups import TopupRow
 
 
@@ -37,21 +37,18 @@ class FleetStatus:
     """A fleet as one of its daemons sees it.
 
     `held`: the accounts that this daemon holds. `accounts`: all of them, with their leases. `daemons`: those that
-    registered and were not forgotten. `at_ms`: when both were read, by the database's clock. `lag_s`: seconds
+    registered and were not forgotten. `living`: those of them that renewed within a lease, by id. `at_ms`: when all
+    were read, by the database's clock. `lag_s`: seconds
     since this daemon renewed its leases. `problem`: what keeps accounts from paying, or soon will.
     """
 
     held: tuple[int, ...]
     accounts: tuple[AccountRow, ...]
     daemons: tuple[DaemonRow, ...]
+    living: Mapping[str, DaemonRow]
     at_ms: int
     lag_s: float
     problem: str | None
-
-    @property
-    def living(self) -> Mapping[str, DaemonRow]:
-        """The daemons that renewed within a lease, by id."""
-        return {one.id: one for one in self.daemons if is_living(one, self.at_ms)}
 
 
 class Fleet:

@@ -111,6 +111,7 @@ class SharedFleet(Fleet):
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
+        self._has_joined = False
         self._renewed_s = self._loop.time()
         self._behind_seq = 0
         self._saw_chain_ms: int | None = None
@@ -118,7 +119,7 @@ class SharedFleet(Fleet):
     def status(self) -> FleetStatus:
         conn, now_ms = self.context.conn, self.context.ports.clock.now_ms()
         at_ms, rows, daemons = fleet.database_ms(conn, now_ms), fleet.all_accounts(conn), fleet.all_daemons(conn)
-        living = {one.id for one in daemons if fleet.is_living(one, at_ms)}
+        living = {one.id: one for one in daemons if fleet.is_living(one, at_ms)}
         free = [row.account for row in rows if row.holder not in living]
         lag_s = self._loop.time() - self._renewed_s
         problem = None
@@ -126,7 +127,7 @@ class SharedFleet(Fleet):
             problem = f"this daemon renewed its leases {lag_s:.0f} s ago, so another may take its accounts"
         elif len(free) == len(rows):  # one that is free is soon taken, and others pay meanwhile
             problem = "no daemon holds an account"
-        return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), at_ms, lag_s, problem)
+        return FleetStatus(tuple(sorted(self.held)), tuple(rows), tuple(daemons), living, at_ms, lag_s, problem)
 
     # --- joining, leases
 
@@ -151,6 +152,7 @@ class SharedFleet(Fleet):
             self._register(unit, now_ms)
 
         await self.context.write("join", job)
+        self._has_joined = True
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost = self._tell_lost
         await self.keep_leases()
@@ -182,7 +184,7 @@ class SharedFleet(Fleet):
                     self._register(unit, now_ms)  # another that joined took it for dead
                 failover.check_records(unit, self._seat, clock_ms)
                 fleet.renew(unit, me, sorted(self._seat.held), now_ms)
-                living = sum(fleet.is_living(one, clock_ms) for one in fleet.all_daemons(unit.conn))
+                living = len(fleet.living_daemons(unit.conn, clock_ms))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
                 part = -(-len(rows) // max(living, 1))
                 lost = [row for row in rows if row.account not in held]
@@ -263,15 +265,25 @@ class SharedFleet(Fleet):
             self._spawn(self._parts.stop(held))
 
     async def leave(self) -> None:
-        """Give all accounts back and end."""
-        for task in (*self._serving.values(), *self._tasks):
+        """Stop what runs for the accounts, give them all back and end. Writes nothing unless this daemon joined."""
+        for task in self._serving.values():
             task.cancel()
-        await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
         async with self._leases:
+            for held in self.held.values():
+                self._spawn(self._parts.stop(held))
+            self.held.clear()
+            await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+            if not self._has_joined:
+                return
+
+            def job(unit: Unit) -> None:
+                for account in sorted(self._seat.held):
+                    fleet.give_back(unit, self._me.id, account)
+                    self._seat.let_go(unit, account)
+                fleet.forget_daemon(unit, self._me.id)
+
             with suppress(Refused):  # without the database the leases end by themselves
-                for account in sorted(self.held):
-                    await self._give_back(account)
-                await self.context.write("lease", lambda unit: fleet.forget_daemon(unit, self._me.id))
+                await self.context.write("lease", job)
 
     def note_settings(self, unit: Unit, config_hash: str) -> None:
         """Inside the commit of a reload: this daemon has other settings now."""

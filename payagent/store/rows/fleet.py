@@ -102,6 +102,11 @@ def is_living(one: DaemonRow, now_ms: int) -> bool:
     return now_ms < one.seen_at_ms + LEASE_MS
 
 
+def living_daemons(conn: sqlite3.Connection, now_ms: int) -> list[DaemonRow]:
+    """The daemons that renewed within a lease. `now_ms`: as `database_ms` says."""
+    return [one for one in all_daemons(conn) if is_living(one, now_ms)]
+
+
 # --- accounts
 
 

@@ -330,6 +330,15 @@ def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
     return dict(conn.execute("SELECT state, COUNT(*) FROM payments GROUP BY state").fetchall())
 
 
+def open_in_other_accounts(conn: sqlite3.Connection) -> list[str]:
+    """The payments of accounts above 0 that may still change, also those that wait for approval; oldest first."""
+    rows = conn.execute(
+        "SELECT id FROM payments p WHERE account <> 0 AND (state NOT IN ('settled', 'rejected', 'denied', 'void') "
+        "OR EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)) ORDER BY seq"
+    )
+    return [payment_id for (payment_id,) in rows]
+
+
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     """(all payments, those whose state may still change)."""
     ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)

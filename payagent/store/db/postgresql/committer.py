@@ -1,7 +1,7 @@
 """Commits on PostgreSQL, as one daemon of a fleet: through the gate, and connected again after a loss.
 
-The outcome of a commit is unknown if the connection is lost in it, or if the server warns: then the commit may be
-missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
+The outcome of a commit is unknown if the connection is lost in it, if the server does not answer it in time, or if
+the server warns: then the commit may be missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
 taken again (`Seat.lose_all`).
 
 May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for a gate that no daemon gets
@@ -38,10 +38,11 @@ _DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 _END_IDLE = f"""
 SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid
-WHERE l.relation = 'gate'::regclass AND l.granted AND a.datname = current_database()
+WHERE l.relation = 'gate'::regclass AND l.granted AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
+AND a.datname = current_database() AND a.usename = current_user
 AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS} ms'
 """  # noqa: S608  our own number
-"""Ends the sessions that hold the gate and whose daemon does nothing. One that waits for a standby is active."""
+"""Ends the daemons' sessions that hold the gate while their daemon does nothing. One that waits for a standby is active."""
 
 _UNKNOWN = (
     "the database did not confirm a commit, so whether it took place is unknown. Nothing was sent for it. "
@@ -65,6 +66,8 @@ class PostgresqlCommitter(Committer):
     _select_gate = f"{SELECT_GATE} FOR UPDATE"
     _ledger = "the database"
     _gate_tries = 4
+    _commit_patience_s: float = 30
+    """A primary that lost its standbys answers no COMMIT for as long as it runs."""
     jobs_max = 16
     """The other daemons wait meanwhile."""
 
@@ -145,7 +148,7 @@ class PostgresqlCommitter(Committer):
     def _end(self) -> None:
         self.conn.warnings.clear()
         try:
-            self.conn.execute("COMMIT")
+            self.conn.commit(self._commit_patience_s)
         except sqlite3.OperationalError as error:
             if self.conn.is_lost:
                 raise Refused("store_failed", _UNKNOWN) from error

@@ -9,11 +9,15 @@ after a failover that is the new one.
 May import: core, store.db, sqlite3, psycopg. Never: retries a statement; cancels one.
 """
 
+import os
 import re
+import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from threading import Timer
 from typing import Any
 
 import psycopg
@@ -172,6 +176,24 @@ class PostgresqlConnection:
             return self._conn.execute(postgresql_text(sql), values)
         except psycopg.Error as error:
             raise _for_the_store(error) from error
+
+    def commit(self, patience_s: float) -> None:
+        """End the open transaction. A server that does not answer in time is left: the connection is lost then.
+
+        Errors: as `execute`.
+        """
+        timer = Timer(patience_s, self._cut)
+        timer.start()
+        try:
+            self.execute("COMMIT")
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _cut(self) -> None:
+        """Shut the socket down from another thread: whoever waits for the server gets an error."""
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self._conn.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         with self._conn.cursor() as cursor:
