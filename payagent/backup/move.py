@@ -122,7 +122,7 @@ def _last_commit(settings: Settings) -> object:
             names = ", ".join(unsettled[:_NAMED])
             raise Refused(
                 "wrong_state",
-                f"{len(unsettled)} payments of other accounts than the first are not settled: {names}. A daemon on "
-                "a file would never settle them. Start the fleet, and copy the ledger once they are",
+                f"{len(unsettled)} of the payments of other accounts than the first are not settled: {names}. A "
+                "daemon on a file would never settle them. Start the fleet, and copy the ledger once they are",
             )
         return conn.execute("PRAGMA data_version").fetchone()
