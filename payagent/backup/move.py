@@ -53,7 +53,8 @@ def move_to_file(settings: Settings, target: Path, tell: Tell) -> Moved:
     """Copy the ledger in the database of the config into a new file.
 
     Refused: `already_running` if a daemon of the fleet is alive or came up meanwhile; `wrong_state` if payments of
-    other accounts than the first are open; `already_exists/file`, `ledger_behind`, `file_invalid`, and as `back_up`.
+    other accounts than the first are open; `already_exists/file`, `ledger_behind`, `file_invalid`, and as
+    `back_up`.
     """
     for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm"))):
         if path.exists() or path.is_symlink():  # a log of another ledger would be read into this one
@@ -121,7 +122,7 @@ def _last_commit(settings: Settings) -> object:
             names = ", ".join(unsettled[:_NAMED])
             raise Refused(
                 "wrong_state",
-                f"{len(unsettled)} payments of other accounts than the first are not settled: {names}. A daemon on a "
-                "file would never settle them. Start the fleet, and copy the ledger once they are",
+                f"{len(unsettled)} of the payments of other accounts than the first are not settled: {names}. A "
+                "daemon on a file would never settle them. Start the fleet, and copy the ledger once they are",
             )
         return conn.execute("PRAGMA data_version").fetchone()

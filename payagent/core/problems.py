@@ -761,8 +761,8 @@ PROBLEMS: dict[str, Problem] = {
         503,
         1,
         "The ledger cannot be read or written",
-        "Free or repair the disk. If that does not help, restart payagent. On PostgreSQL, check the server and its "
-        "standbys, then ask again with the same key. Nothing is signed meanwhile.",
+        "Free or repair the disk. If that does not help, restart payagent. On PostgreSQL, check the server and "
+        "its standbys, then ask again with the same key. Nothing is signed meanwhile.",
         money="Committed payments are safe.",
         retryable=True,
     ),

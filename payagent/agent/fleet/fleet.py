@@ -37,8 +37,8 @@ class FleetStatus:
     """A fleet as one of its daemons sees it.
 
     `held`: the accounts that this daemon holds. `accounts`: all of them, with their leases. `daemons`: those that
-    registered and were not forgotten. `living`: those of them that renewed within a lease, by id. `at_ms`: when all
-    were read, by the database's clock. `lag_s`: seconds
+    registered and were not forgotten. `living`: those of them that renewed within a lease, by id. `at_ms`: when
+    they were read, by the database's clock. `lag_s`: seconds
     since this daemon renewed its leases. `problem`: what keeps accounts from paying, or soon will.
     """
 

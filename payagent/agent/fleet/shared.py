@@ -265,7 +265,7 @@ class SharedFleet(Fleet):
             self._spawn(self._parts.stop(held))
 
     async def leave(self) -> None:
-        """Stop what runs for the accounts, give them all back and end. Writes nothing unless this daemon joined."""
+        """Stop what runs for the accounts, give them all back and end. Without `join` it writes nothing."""
         for task in self._serving.values():
             task.cancel()
         async with self._leases:

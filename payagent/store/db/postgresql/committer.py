@@ -1,8 +1,8 @@
 """Commits on PostgreSQL, as one daemon of a fleet: through the gate, and connected again after a loss.
 
-The outcome of a commit is unknown if the connection is lost in it, if the server does not answer it in time, or if
-the server warns: then the commit may be missing on a standby. Either is treated like a restart. The callers get `store_failed`, and each account must be
-taken again (`Seat.lose_all`).
+The outcome of a commit is unknown if the connection is lost in it, if the server does not answer in time, or if it
+warns: then the commit may be missing on a standby. Each is treated like a restart. The callers get `store_failed`,
+and each account must be taken again (`Seat.lose_all`).
 
 May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for a gate that no daemon gets
 through.
@@ -42,7 +42,7 @@ WHERE l.relation = 'gate'::regclass AND l.granted AND l.mode IN ('RowShareLock',
 AND a.datname = current_database() AND a.usename = current_user
 AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - INTERVAL '{_GATE_WAIT_MS} ms'
 """  # noqa: S608  our own number
-"""Ends the daemons' sessions that hold the gate while their daemon does nothing. One that waits for a standby is active."""
+"""Ends sessions of daemons that hold the gate and do nothing. One that waits for a standby is active."""
 
 _UNKNOWN = (
     "the database did not confirm a commit, so whether it took place is unknown. Nothing was sent for it. "
