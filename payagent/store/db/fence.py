@@ -110,7 +110,7 @@ class AccountClaim:
 class Gate:
     """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file.
 
-    `schema`: the newest migration of the tables.
+    `schema`: the newest migration of the tables. `is_synchronous`: whether commits wait for a standby now.
     """
 
     event_seq: int
@@ -119,6 +119,7 @@ class Gate:
     seal_hash: str
     timeline: int
     schema: str
+    is_synchronous: bool = True
 
 
 SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline, schema FROM gate WHERE one = 1"
