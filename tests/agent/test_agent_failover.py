@@ -10,6 +10,7 @@ from kit.failover import act, pay, refusals, signed, wait_quiet
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 
 from payagent.agent.fleet.failover import AWAITED_MS
+from payagent.agent.fleet.shared import BLIND_MS
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain
 
@@ -169,9 +170,53 @@ class TestLostTakeover:
         assert [spend.tx_id for spend in spends] == [lost]
         ledger.require_whole()
 
+    @pytest.mark.parametrize("is_started_again", [False, True])
+    async def test_a_host_that_comes_back_after_the_quiet_time_freezes_nothing_again(
+        self, pair: Pair, ledger: SharedLedger, world: World, lost: str, is_started_again: bool
+    ) -> None:
+        one, two = pair
+        await act(one)
+        world.clock.ahead_ms += AWAITED_MS
+        await act(one)
+        await wait_quiet(world, one)
+        await pay(one, "after the quiet time")
+        if is_started_again:
+            two.seat.last_event = (0, "")
+        await act(two, one)
+        for daemon in pair:
+            await pay(daemon, f"the late host is back: {daemon.accounts}")
+        ledger.require_whole()
+
+
+@pytest.mark.parametrize("is_synchronous", [False, True], ids=["dump", "PITR of a synchronous server"])
+async def test_a_daemon_that_saw_more_than_a_ledger_that_was_put_back_freezes_all_accounts(
+    pair: Pair, ledger: SharedLedger, world: World, tmp_path: Path, is_synchronous: bool
+) -> None:
+    one, two = pair
+    one.seat.is_synchronous = is_synchronous
+    ledger.copy_file(tmp_path / "old.db")
+    lost = await pay(two, "lost")
+    await one.fleet.keep_leases()
+    world.block()
+    ledger.put_back(tmp_path / "old.db")
+    for daemon in pair:
+        daemon.fail_over(timeline=int(is_synchronous))
+    await act(one)
+    assert await refusals(one) == {"ledger_behind"}
+    before = signed(one)
+    await act(two)
+    assert await refusals(two) == {"ledger_behind"}
+    await wait_quiet(world, *pair)
+    assert signed(one) == before
+    for daemon in pair:
+        await pay(daemon, f"after the quiet time, by {daemon.accounts}")
+    spends = onchain.external_spends_on_chain(one.context.conn, account=lost.account)
+    assert [spend.tx_id for spend in spends] == [lost.attempt.tx_id]
+    ledger.require_whole()
+
 
 async def test_a_ledger_that_was_put_back_freezes_all_accounts_by_any_record(
-    pair: Pair, ledger: SharedLedger, world: World, tmp_path: Path
+    pair: Pair, ledger: SharedLedger, tmp_path: Path
 ) -> None:
     one, two = pair
     ledger.copy_file(tmp_path / "old.db")
@@ -179,11 +224,46 @@ async def test_a_ledger_that_was_put_back_freezes_all_accounts_by_any_record(
     ledger.put_back(tmp_path / "old.db")
     for daemon in pair:
         daemon.fail_over(timeline=0)
-    await act(one)
-    await pay(one, "nobody knows yet")
-    await act(two)
+        daemon.seat.last_event = (0, "")  # it was started again
+    await act(two, one)
     assert await refusals(one) == {"ledger_behind"}
     assert await refusals(two) == {"ledger_behind"}
+
+
+async def test_a_daemon_that_leaves_right_after_a_failover_compares_its_records_first(
+    pair: Pair, ledger: SharedLedger, world: World, tmp_path: Path
+) -> None:
+    one, two = pair
+    ledger.copy_file(tmp_path / "standby.db")
+    await pay(two, "lost with the primary")
+    world.block()
+    ledger.put_back(tmp_path / "standby.db")
+    for daemon in pair:
+        daemon.fail_over()
+    await two.fleet.leave()
+    await act(one)
+    assert await refusals(one) == {"ledger_behind"}
+    await wait_quiet(world, one)
+    await pay(one, "after the quiet time")
+    ledger.require_whole()
+
+
+async def test_a_daemon_that_cannot_read_the_chain_compares_its_records_all_the_same(
+    pair: Pair, ledger: SharedLedger, world: World
+) -> None:
+    one, two = pair
+    for daemon in pair:
+        daemon.fail_over()
+    two.context.providers = {"devnet": "it does not answer"}
+    world.clock.ahead_ms += BLIND_MS + 1
+    world.block()
+    await act(one)
+    assert await refusals(one) == {"ledger_behind"}
+    await two.fleet.keep_leases()
+    assert two.accounts == []
+    await act(one)
+    await pay(one, "all was found")
+    ledger.require_whole()
 
 
 async def test_after_a_move_nothing_is_signed_before_the_last_signer_on_another_host_is_back(

@@ -139,7 +139,7 @@ async def test_an_asynchronous_failover_that_loses_a_payment_signs_nothing_befor
         ledger.require_whole()
 
 
-async def test_a_database_put_back_from_an_old_dump_freezes_all_accounts_by_one_daemons_record(
+async def test_a_database_put_back_from_an_old_dump_freezes_all_accounts_by_the_first_daemon_that_saw_more(
     world: World, postgresql: Server, tmp_path: Path
 ) -> None:
     database = postgresql.new_database()
@@ -148,9 +148,12 @@ async def test_a_database_put_back_from_an_old_dump_freezes_all_accounts_by_one_
         dump = tmp_path / "old.sql"
         subprocess.run(["pg_dump", "-d", database, "-f", dump], check=True)
         lost = await pay(two, "after the dump")
+        await one.fleet.keep_leases()
         world.block()
         put_back(database, postgresql, dump)
-        await connect_again(one, two, one)
+        await connect_again(one)
+        assert await refusals(one) == {"ledger_behind"}
+        await connect_again(two, one)
         assert lost.attempt.tx_id not in attempts(one)
         before = signed(one)
         for daemon in (one, two):

@@ -87,6 +87,7 @@ class FleetDaemon:
     world: World
     fleet: SharedFleet
     writer: Writer
+    seat: Seat
     syncs: dict[int, tuple[ChainSync, Recovery]] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -116,8 +117,7 @@ class FleetDaemon:
         """As if the connection was lost, and the database had another timeline now."""
         committer = self.writer._committer
         committer._timeline = timeline
-        assert committer._seat is not None
-        committer._seat.lose_all()
+        self.seat.lose_all()
 
     async def stand_still(self) -> None:
         """Keep no lease and poll for nothing any more, but when a test says so."""
@@ -182,7 +182,7 @@ async def fleet_daemon(
         addresses,
         Parts(visit, start, stop),
     )
-    one = FleetDaemon(world, fleet, writer, syncs)
+    one = FleetDaemon(world, fleet, writer, seat, syncs)
     try:
         await fleet.join()
         one.tasks.append(asyncio.create_task(fleet.run()))

@@ -53,9 +53,11 @@ class ServerPair:
             "-U",
             _user(),
         )
-        self._begin(0, f"-c synchronous_standby_names={names}")
+        with Path(self._data(0), "postgresql.conf").open("a") as settings:
+            settings.write(f"synchronous_standby_names = '{names}'\n")
+        self._begin(0)
         _run("pg_basebackup", "-D", self._data(1), "-d", self._place(0), "-R", "-c", "fast", "--no-sync")
-        self._begin(1, f"-c synchronous_standby_names={names}")
+        self._begin(1)
         with closing(PostgresqlConnection(self.url)) as conn:
             bring_up_to_date(conn)
 
@@ -65,8 +67,8 @@ class ServerPair:
     def _place(self, number: int) -> str:
         return f"host={self._folder} port={self._ports[number]} user={_user()}"
 
-    def _begin(self, number: int, more: str) -> None:
-        options = f"-k {self._folder} -p {self._ports[number]} {_OPTIONS} {more}"
+    def _begin(self, number: int) -> None:
+        options = f"-k {self._folder} -p {self._ports[number]} {_OPTIONS}"
         log = str(self._folder / f"log{number}")
         _run("pg_ctl", "start", "-w", "-D", self._data(number), "-l", log, "-o", options)
         self._stack.callback(self._kill, number)
@@ -79,6 +81,14 @@ class ServerPair:
         with closing(PostgresqlConnection(self.url)) as conn:
             asked = "SELECT 1 FROM pg_stat_replication"
             until(lambda: conn.execute(asked).fetchone() is None, "the standby still receives")
+
+    def stop_waiting_for_standbys(self) -> None:
+        """Let the primary's commits wait for no standby from now on."""
+        with psycopg.connect(f"{self._place(0)} dbname=postgres", autocommit=True) as primary:
+            primary.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+            primary.execute("SELECT pg_reload_conf()")
+            asked = "SHOW synchronous_standby_names"
+            until(lambda: primary.execute(asked).fetchone() == ("",), "the primary still waits")
 
     def kill_primary(self) -> None:
         self._kill(0)

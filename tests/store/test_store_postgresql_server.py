@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kit.fleet import Daemon, Record, daemon_on
 from kit.postgresql import Server, needs_postgresql
+from kit.postgresql_pair import server_pair
 from kit.postgresql_pooler import needs_pooler, pooler
 
 from payagent.core.problems import Refused
@@ -55,6 +56,18 @@ def signed_on(url: str) -> Iterator[tuple[Daemon, Record]]:
 
 def test_a_session_whose_commits_do_not_wait_for_the_standby_is_refused(url: str) -> None:
     assert "synchronous_commit is local" in refusal(url, is_synchronous=True)
+
+
+def test_nothing_is_committed_once_the_primary_waits_for_no_standby_any_more() -> None:
+    with server_pair(is_synchronous=True) as servers:
+        seat = Seat("one", "host of one", {}, is_synchronous=True)
+        with closing(PostgresqlCommitter(servers.url, seat=seat)) as made:
+            one = Daemon("one", seat, made)
+            one.note("on both", account=None)
+            servers.stop_waiting_for_standbys()
+            with pytest.raises(Refused, match="waits for no standby") as refused:
+                one.note("on the primary alone", account=None)
+            assert (refused.value.code, one.notes()) == ("store_failed", ["on both"])
 
 
 @needs_pooler

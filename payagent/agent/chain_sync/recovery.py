@@ -291,8 +291,8 @@ class Recovery:
         if spends and not self._is_noticed:
             await self._record_behind()
             return
-        deep = chain.tip.height - context.config.settle_depth
-        await context.write("scan", lambda unit: self._catch_up(unit, spends, deep, view.is_for_good, now_ms))
+        tip = chain.tip
+        await context.write("scan", lambda unit: self._catch_up(unit, spends, tip, view.is_for_good, now_ms))
         chain.behind, chain.is_compared = None, True
         log.warning("ledger.caught_up", transactions=len(spends))
 
@@ -355,16 +355,18 @@ class Recovery:
         self._context.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or expired"
 
     def _catch_up(
-        self, unit: Unit, spends: Sequence[ExternalSpend], deep: int, is_for_good: bool, now_ms: int
+        self, unit: Unit, spends: Sequence[ExternalSpend], tip: Tip, is_for_good: bool, now_ms: int
     ) -> None:
-        """Book what was found. Spends up to the height `deep` are final, and are not read again."""
+        """Book what was found up to this tip. Deep spends are final, and are not read again."""
         account, utxos = self._account, self._context.utxos
+        deep = tip.height - self._context.config.settle_depth
         was_empty = not onchain.external_spends_on_chain(unit.conn, account=account)
         booked = [spend for spend in spends if take_in(unit, spend, "forgotten_spend", utxos, now_ms, account)]
         last = last_signed(unit.conn, account)
         detail = {
             "signed": self._signed_tx_id,
             "attempts": 0 if last is None else last.attempts,
+            "slot": tip.slot,
             "transactions": [spend.seen.tx_id for spend in booked],
             **onchain.about_account(account),
         }

@@ -4,7 +4,8 @@ Any daemon that was alive at the end of the ledger may have taken any account af
 may sign when the host of each of them has compared its signer's records with the ledger. A record that the ledger
 lacks freezes all accounts, and so does a host that does not come back in time. Each account then waits for the
 quiet time and reads the chain (agent.chain_sync.recovery).
-All functions run inside the gate. Start at `check_records`.
+A ledger that lacks what a running daemon saw freezes them too. All functions run inside the gate. Start at
+`check_records`.
 
 May import: core, store, structlog, agent.chain_sync. Never: lets an account sign that is frozen.
 """
@@ -42,11 +43,21 @@ def note_awaited(unit: Unit, now_ms: int) -> None:
 
 
 def check_records(unit: Unit, seat: Seat, now_ms: int) -> None:
-    """Compare this host's records, once for each connection. What the ledger lacks freezes all accounts."""
+    """Compare what this host signed and saw with the ledger, in the first commit over each connection.
+
+    What the ledger lacks freezes all accounts.
+    """
     note_awaited(unit, now_ms)
-    for account, signed in seat.compare(unit):
+    forgotten = tuple(seat.compare(unit))
+    for account, signed in forgotten:
         _freeze(unit, now_ms, signed.tx_id)
         log.warning("ledger.behind", account=account, signed=signed.tx_id)
+    behind, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
+    if not forgotten and seat.has_seen_more(unit) and behind <= seat.behind_seq:
+        _freeze(unit, now_ms)
+        log.warning("ledger.behind", last_event=seat.last_event[0])
+    if seat.host in _missing(unit.conn):
+        writes.note(unit, None, "records_compared", None, now_ms, {"host": seat.host})
 
 
 def _freeze(unit: Unit, now_ms: int, signed: str | None = None) -> None:
@@ -60,9 +71,9 @@ def prove(unit: Unit, seat: Seat, now_ms: int) -> bool:
     if not (unproven := fleet.unproven_accounts(conn)):
         return False
     behind, _, _ = onchain.last_of_wallet(conn, "ledger_behind")
-    awaited, detail, at_ms = _awaited(conn)
+    awaited, _, at_ms = _awaited(conn)
     if behind < awaited and not seat.is_synchronous:
-        missing = _missing(unit, set(detail["hosts"]), awaited, seat.host, now_ms)
+        missing = _missing(conn)
         if missing and now_ms >= at_ms + AWAITED_MS:
             _freeze(unit, now_ms)
             log.warning("ledger.behind", missing=sorted(missing))
@@ -84,9 +95,7 @@ def _awaited(conn: Connection) -> tuple[int, dict[str, list[str]], int]:
     return seq, json.loads(detail), at_ms
 
 
-def _missing(unit: Unit, hosts: set[str], awaited: int, host: str, now_ms: int) -> set[str]:
-    """The hosts that have not compared their records yet. This one has."""
-    compared = fleet.hosts_compared(unit.conn, awaited)
-    if host in hosts - compared:
-        writes.note(unit, None, "records_compared", None, now_ms, {"host": host})
-    return hosts - compared - {host}
+def _missing(conn: Connection) -> set[str]:
+    """The hosts that have not compared their records yet."""
+    awaited, detail, _ = _awaited(conn)
+    return set(detail["hosts"]) - fleet.hosts_compared(conn, awaited)

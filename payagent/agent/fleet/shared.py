@@ -154,8 +154,13 @@ class SharedFleet(Fleet):
         await self.context.write("join", job)
         self._has_joined = True
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
-        self._seat.on_lost = self._tell_lost
+        self._seat.on_lost, self._seat.on_connect = self._tell_lost, self._check_records
         await self.keep_leases()
+
+    def _check_records(self, unit: Unit) -> None:
+        """Called on the writer's thread."""
+        now_ms = fleet.database_ms(unit.conn, self.context.ports.clock.now_ms())
+        failover.check_records(unit, self._seat, now_ms)
 
     def _register(self, unit: Unit, now_ms: int) -> None:
         """Add this daemon to those of the fleet, and forget the dead ones. Refused: as `join`."""
@@ -178,11 +183,11 @@ class SharedFleet(Fleet):
 
             def job(unit: Unit) -> tuple[int, bool] | None:
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
+                self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
                 if self._is_blind(clock_ms):
                     return None
                 if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
                     self._register(unit, now_ms)  # another that joined took it for dead
-                failover.check_records(unit, self._seat, clock_ms)
                 fleet.renew(unit, me, sorted(self._seat.held), now_ms)
                 living = len(fleet.living_daemons(unit.conn, clock_ms))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held
@@ -359,7 +364,7 @@ class SharedFleet(Fleet):
     def _begin_anew_if_behind(self) -> None:
         """Begin each account held here anew, as after a takeover: a daemon noticed that the ledger is behind."""
         behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
-        if behind_seq > self._behind_seq:
+        if behind_seq != self._behind_seq:  # lower, in an older ledger
             self._behind_seq = behind_seq
             for account, held in tuple(self.held.items()):
                 held.agent.context.is_lost = True

@@ -178,6 +178,11 @@ class Committer:
             self._make_ready()
             self._note_signed()
             heads, before = self._begin()
+            if self._seat is not None and self._seat.on_connect is not None and not self._seat.is_compared:
+                first = self.job("connect", self._seat.on_connect)
+                jobs = [first, *jobs]
+                first.unit.begin(heads)
+                first.run(first.unit)  # nothing is committed if it fails
             if len(jobs) == 1 and self._seat is None:
                 before = self._run_alone(jobs[0], heads) or before
             else:
@@ -193,6 +198,8 @@ class Committer:
             return
         self._sealer.keep(last, None if self._seat is None else self._sealer.head[1])
         self.commits += 1
+        if self._seat is not None:
+            self._seat.last_event = (heads.event_seq, heads.event_hash)
         has_signed = bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
         self._may_lack |= has_signed
         self._signed_in = (heads.event_seq, heads.event_hash) if has_signed else (0, "")

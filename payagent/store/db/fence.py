@@ -31,6 +31,9 @@ class Seat:
     `is_synchronous`: each commit is on a standby before it counts, so a failover loses none.
     `held`: the epoch of each account that this daemon holds. Read it anywhere; only jobs and the committer change
     it. `is_compared`: whether the records were compared with the ledger over this connection.
+    `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
+    `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
+    the last event `ledger_behind` that it knows.
     """
 
     holder: str
@@ -40,6 +43,9 @@ class Seat:
     is_synchronous: bool = False
     held: dict[int, int] = field(default_factory=dict)
     is_compared: bool = False
+    on_connect: Callable[[Unit], None] | None = None
+    last_event: tuple[int, str] = (0, "")
+    behind_seq: int = 0
     _proven: frozenset[int] = frozenset()
 
     def hold(self, unit: Unit, epochs: Mapping[int, int]) -> None:
@@ -68,6 +74,12 @@ class Seat:
                 yield account, signed
         self.is_compared = True
         unit.undo(self._compare_again)
+
+    def has_seen_more(self, unit: Unit) -> bool:
+        """Whether the ledger lacks the last event that this daemon saw: somebody put an older one in its place."""
+        seq, end = self.last_event
+        found = unit.conn.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+        return seq > 0 and found != (end,)
 
     def _compare_again(self) -> None:
         self.is_compared = False
@@ -110,7 +122,7 @@ class AccountClaim:
 class Gate:
     """The gate's row. `timeline`: of the database, as its last commit saw it; 0 in a file.
 
-    `schema`: the newest migration of the tables.
+    `schema`: the newest migration of the tables. `is_synchronous`: whether commits wait for a standby now.
     """
 
     event_seq: int
@@ -119,6 +131,7 @@ class Gate:
     seal_hash: str
     timeline: int
     schema: str
+    is_synchronous: bool = True
 
 
 SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline, schema FROM gate WHERE one = 1"

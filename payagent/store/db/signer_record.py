@@ -210,14 +210,17 @@ def is_forgotten(conn: sqlite3.Connection, signed: LastSigned | None, account: i
 
 
 def caught_up_at(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> int | None:
-    """The account's last attempt in a ledger when it caught up with this very record; None if it has not.
+    """The account's last attempt in a ledger when it caught up; None if it has not since this record was written.
 
-    The record stays unchanged until the next attempt is noted.
+    It has if it caught up with this very record, or after the recorded attempt had landed or expired. The record
+    stays unchanged until the next attempt is noted.
     """
     row = conn.execute(
-        "SELECT detail ->> 'signed', detail ->> 'attempts' FROM events "
+        "SELECT detail ->> 'signed', detail ->> 'attempts', detail ->> 'slot' FROM events "
         "WHERE payment_id IS NULL AND event = 'caught_up' AND COALESCE(detail ->> 'account', '0') = ? "
         "ORDER BY seq DESC LIMIT 1",
         (str(account),),
     ).fetchone()
-    return int(row[1]) if row is not None and signed is not None and row[0] == signed.tx_id else None
+    if row is None or signed is None:
+        return None
+    return int(row[1]) if row[0] == signed.tx_id or int(row[2] or 0) > signed.ttl_slot else None

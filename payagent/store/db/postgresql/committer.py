@@ -18,6 +18,7 @@ import structlog
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
+from payagent.store.db.heads import Heads
 from payagent.store.db.postgresql import server
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
 from payagent.store.db.postgresql.migrate import (
@@ -63,7 +64,7 @@ class PostgresqlCommitter(Committer):
     """The committer of a daemon of a fleet. For one thread at a time."""
 
     conn: Any
-    _select_gate = f"{SELECT_GATE} FOR UPDATE"
+    _select_gate = f"{SELECT_GATE} FOR UPDATE".replace(" FROM", f", {server.IS_SYNCHRONOUS} FROM", 1)
     _ledger = "the database"
     _gate_tries = 4
     _commit_patience_s: float = 30
@@ -126,6 +127,16 @@ class PostgresqlCommitter(Committer):
                 if delay_s is None:
                     raise
                 time.sleep(delay_s)
+
+    def _enter(self, seat: Seat) -> tuple[Heads, tuple[int, ...]]:
+        begun = super()._enter(seat)
+        if seat.is_synchronous and not (self._gate and self._gate.is_synchronous):
+            raise Refused(
+                "store_failed",
+                "the database waits for no standby any more, so a failover could lose payments. Nothing was "
+                "committed. Set synchronous_standby_names and synchronous_commit again, then ask again",
+            )
+        return begun
 
     def _lock_gate(self) -> Gate:
         tries, version = 0, None

@@ -10,6 +10,12 @@ from payagent.core.problems import Refused
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.signer_record import SignerRecord, lacks
 
+IS_SYNCHRONOUS = (
+    "current_setting('synchronous_standby_names') <> '' "
+    "AND current_setting('synchronous_commit') IN ('on', 'remote_apply')"
+)
+"""Whether a commit waits for a standby."""
+
 
 def require_direct(conn: PostgresqlConnection) -> None:
     if not conn.is_direct:
@@ -22,8 +28,8 @@ def require_direct(conn: PostgresqlConnection) -> None:
 
 def require_synchronous(conn: PostgresqlConnection) -> None:
     asked = "SELECT current_setting('synchronous_standby_names'), current_setting('synchronous_commit')"
-    names, commit = conn.execute(asked).fetchone() or ("", "")
-    if not names or commit not in ("on", "remote_apply"):
+    names, commit, is_synchronous = conn.execute(f"{asked}, {IS_SYNCHRONOUS}").fetchone() or ("", "", False)
+    if not is_synchronous:
         raise Refused(
             "config_invalid",
             f"store.synchronous is true, but on the server synchronous_standby_names is '{names}' and "
