@@ -269,7 +269,7 @@ class LongJudge(Judge):
 
     def outflow_is_booked(self, conn: Connection) -> None:
         """I2 at all times: what is held or posted is no less than what the wallet lacks of what it was given."""
-        left = sum(out.lovelace for _, out in self._net.chain.utxos_at(self._own))
+        left = sum(out.lovelace for own in self._own for _, out in self._net.chain.utxos_at(own))
         booked = sum(
             units
             for account_name, asset, units in journal.balances(conn)
