@@ -34,6 +34,7 @@ OF_THE_FILE = (
     "version",
     "database_ms",
     "fleet.event_seq",
+    "fleet.database_of",
 )
 """What only the file has, or PostgreSQL answers in another way."""
 

@@ -117,7 +117,7 @@ def test_a_ledger_that_is_older_than_the_signers_record_is_not_moved(
     data.mkdir(mode=0o700)
     for path in (shop.data_dir / "keystore.json", *(shop.data_dir / "moved").iterdir()):
         shutil.copy(path, data)
-    SignerFile(data / "signer.json").write(LastSigned(9, "ff" * 32, 1))
+    SignerFile(data / "signer.json").write(LastSigned(9, "ff" * 32, 10**9))
     config = shop.config_of(data)
     config.write_text(without_database(config))
     empty = postgresql.tcp_url(postgresql.new_database("template0"))
