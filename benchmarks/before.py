@@ -37,7 +37,7 @@ Turn = tuple[float, float]
 
 def measure(options: Options) -> Part:
     turns, count = options.pick(3, 9), options.pick(100, 300)
-    utxos = [UTXO_LOVELACE] * count
+    utxos = [UTXO_LOVELACE] * 2 * count  # two small ones may go into one payment
     with (
         checked_out(options.before) as tree,
         stage(utxos, devnet_options=BLOCKS) as ours,
