@@ -698,7 +698,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence", help="where the report goes")
     options = parser.parse_args()
     silence()
-    told = run_soak(Size(options.days, options.payments, options.run_once, options.fork_hours, options.seed))
+    told = run_soak(Size(options.days, options.payments, options.beat, options.fork_hours, options.seed))
     for path, text in (
         (options.out / "soak.md", as_page(told)),
         (options.out / "soak.json", json.dumps(told) + "\n"),
