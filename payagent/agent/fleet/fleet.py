@@ -38,8 +38,8 @@ class FleetStatus:
 
     `held`: the accounts that this daemon holds. `accounts`: all of them, with their leases. `daemons`: those that
     registered and were not forgotten. `living`: those of them that renewed within a lease, by id. `at_ms`: when
-    they were read, by the database's clock. `lag_s`: seconds
-    since this daemon renewed its leases. `problem`: what keeps accounts from paying, or soon will.
+    they were read, by the database's clock. `lag_s`: seconds since this daemon renewed its leases. `problem`: what
+    keeps accounts from paying, or soon will.
     """
 
     held: tuple[int, ...]

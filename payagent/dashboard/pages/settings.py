@@ -24,7 +24,7 @@ GOOD = {
     "sweeps": "the jobs run on time",
     "signer": "the process with the key answers",
     "pause": "signing is on",
-    "fleet": "every account is held, and this daemon's leases are fresh",
+    "fleet": "an account is held, and this daemon's leases are fresh",
 }
 """What a check that passes says."""
 
