@@ -45,7 +45,7 @@ def prepare(job: dict[str, Any]) -> Callable[[], str]:
 
 
 def _value(held: dict[str, Any]) -> Value:
-    value = Value.from_utxo(held["lovelace"])
+    value = Value.from_coin(held["lovelace"])
     for name, units in held["assets"]:
         value.add_asset(bytes.fromhex(name[:56]), bytes.fromhex(name[56:]), units)
     return value

@@ -1,8 +1,11 @@
-"""Tests share code only through tests/kit: no file imports a test module."""
+"""Tests share code only through tests/kit: no file imports a test module. The long runs, which no test does, start."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parents[1]
 
@@ -26,3 +29,10 @@ def test_no_file_imports_a_test_module() -> None:
 def test_an_import_of_a_test_module_is_found() -> None:
     source = "import kit\nimport agent.test_a\nfrom api import test_b\ndef f():\n    from test_c import world\n"
     assert list(imported_tests(source)) == ["agent.test_a", "test_b", "test_c"]
+
+
+@pytest.mark.parametrize("run", [(), ("soak",), ("kills",), ("fleet",)], ids=" ".join)
+def test_a_long_run_starts(run: tuple[str, ...]) -> None:
+    script = TESTS.parent / "scripts/evidence"
+    done = subprocess.run([script, *run, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["usage:", "scripts/evidence"]), done.stderr

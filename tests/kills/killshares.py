@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from killcampaign import EVERY_POINT
-from simulation.all_providers import ROOT
+from simulation.sources import ROOT
 from simulation.evidence import Log, say
 from simulation.report import machine
 
