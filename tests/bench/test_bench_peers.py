@@ -110,7 +110,7 @@ def test_a_peer_faster_than_payagent_breaks_the_bound() -> None:
     def row(builder: str, ms: float) -> Row:
         return Row("ada", 1, builder, VALID, Spread.of([ms]), 170_000)
 
-    told = part(Found([row(US, 0.05), row(CHECKED, 0.08), row("other", 0.06)]))
-    ahead = {bound.name.split(" ahead")[0]: bound.holds for bound in told.bounds if bound.at_least}
+    told = part(Found([row(US, 0.05), row(CHECKED, 0.13), row("other", 0.06)]))
+    ahead = {bound.name.split(" beside")[0]: bound.holds for bound in told.bounds if bound.at_least}
     assert ahead == {US: True, CHECKED: False}
     assert [(ratio.other, round(ratio.times, 2)) for ratio in told.ratios] == [("other", 1.2)]

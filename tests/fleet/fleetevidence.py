@@ -4,6 +4,7 @@ Prints the rows of docs/evidence/fleet.md. The judges of a drill end the run if 
 an account was not taken within its lease and two seconds, or the others stood still for three.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -22,6 +23,11 @@ TAKEN_WITHIN_MS, STALLED_MAX_MS = 2_000, 3_000
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="scripts/evidence fleet",
+        description="Kill and stop daemons at every commit point, and print the rows of docs/evidence/fleet.md.",
+        epilog="Example: scripts/evidence fleet",
+    ).parse_args()
     began_s, failures = time.monotonic(), list[Failure]()
     with (
         tempfile.TemporaryDirectory(prefix="fleet") as folder,
