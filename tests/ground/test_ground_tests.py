@@ -1,4 +1,4 @@
-"""Tests share code only through tests/kit: no file imports a test module. The long runs, which no test does, start."""
+"""Tests share code only through tests/kit: no file imports a test module. Each long run starts."""
 
 import ast
 import subprocess

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from killcampaign import EVERY_POINT
-from simulation.sources import ROOT
 from simulation.evidence import Log, say
 from simulation.report import machine
+from simulation.sources import ROOT
 
 Line = dict[str, Any]
 WORK = ROOT / ".evidence/kills.jsonl"
