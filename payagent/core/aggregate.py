@@ -190,13 +190,15 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """The payment whose attempt makes a UTxO. `tx_id`: its current attempt, which may be another one."""
+    """The payment whose attempt makes a UTxO. `tx_id`: its current attempt, which may be another one.
+
+    `is_settled`: it has reserved nothing, because no rollback reaches its end any more.
+    """
 
     payment_id: str
     state: State
     tx_id: str | None
-    void_tx_id: str | None
-    code: str | None
+    is_settled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,20 +219,9 @@ class OwnUtxo:
 
     @property
     def is_never_made(self) -> bool:
-        """Whether its maker is void because a rollback took the deposit that it spends."""
+        """Whether its maker ended with another transaction or none, and no rollback can change that."""
         maker = self.maker
-        return maker is not None and maker.state is State.VOID and maker.code == "deposit_rolled_back"
-
-    @property
-    def has_rival(self) -> bool:
-        """Whether another transaction than the one that makes it won."""
-        maker = self.maker
-        return (
-            maker is not None
-            and maker.tx_id != self.row.tx_id
-            and maker.state in ON_CHAIN | {State.VOID}
-            and bool(maker.void_tx_id or maker.tx_id)
-        )
+        return maker is not None and maker.is_settled and maker.tx_id != self.row.tx_id
 
 
 @dataclass(frozen=True, slots=True)

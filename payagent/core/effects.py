@@ -88,7 +88,6 @@ class Inputs(StrEnum):
     SPEND = "spent"
     UNSPEND = "unspent"
     RELEASE = "released"
-    RELEASE_FINAL = "released; forgotten where another transaction won"
 
 
 class Outputs(StrEnum):
@@ -138,7 +137,7 @@ _BLOCK_LOST_AFTER_BOOKS = Effect(
     outputs=Outputs.UNMAKE,
     prepaid=PrepaidEffect.TAKE_BACK,
 )
-_SETTLE = Effect(inputs=Inputs.RELEASE_FINAL, outputs=Outputs.FORGET_OTHERS)
+_SETTLE = Effect(inputs=Inputs.RELEASE, outputs=Outputs.FORGET_OTHERS)
 
 _RESERVE = Effect(journal=Journal.RESERVE, hold=HoldMove.PLACE, inputs=Inputs.RESERVE)
 _REPLACE = Effect(inputs=Inputs.RESERVE)
@@ -531,12 +530,12 @@ def _unspend(step: _Step) -> Iterator[Change]:
         yield from move_utxo(own.row, UtxoEvent.UNSPENT if own.is_made else UtxoEvent.UNSPENT_UNMADE)
 
 
-def _released(step: _Step, *, is_final: bool = False) -> Iterator[Change]:
+def _released(step: _Step) -> Iterator[Change]:
     """The reservations end. What can never exist is deleted."""
     reserved = step.payment.reserved
     yield Unreserve(step.payment.row.id)
     for own in reserved:
-        is_never = own.row.state == UtxoState.PENDING and (own.is_never_made or (is_final and own.has_rival))
+        is_never = own.row.state == UtxoState.PENDING and own.is_never_made
         event = UtxoEvent.RELEASED_NEVER if is_never else UtxoEvent.RELEASED
         yield from move_utxo(own.row, event, is_reserved=False)
 
@@ -547,7 +546,6 @@ _INPUTS: dict[Inputs, Callable[[_Step], Iterator[Change]]] = {
     Inputs.SPEND: _spend,
     Inputs.UNSPEND: _unspend,
     Inputs.RELEASE: _released,
-    Inputs.RELEASE_FINAL: lambda step: _released(step, is_final=True),
 }
 
 

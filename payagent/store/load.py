@@ -15,7 +15,8 @@ from payagent.store.rows import onchain, payments
 
 _UTXO = (
     "json_array(c.ref, c.tx_id, c.output_index, c.lovelace, json(c.assets), c.source, c.state, r.payment_id, "
-    "c.account, c.spent_by, p.id, p.state, p.tx_id, p.void_tx_id, p.code)"
+    "c.account, c.spent_by, p.id, p.state, p.tx_id, "
+    "NOT EXISTS (SELECT 1 FROM reservations o WHERE o.payment_id = p.id))"
 )
 _UTXOS = (
     "utxos c LEFT JOIN reservations r ON r.ref = c.ref LEFT JOIN attempts m ON m.tx_id = c.tx_id "
@@ -102,5 +103,5 @@ def _is_spent_by_other(payment: LoadedPayment, ref: str) -> bool:
 
 def _own_utxo(values: list[Any]) -> OwnUtxo:
     maker_id = values[10]
-    maker = None if maker_id is None else Maker(maker_id, State(values[11]), *values[12:])
+    maker = None if maker_id is None else Maker(maker_id, State(values[11]), values[12], bool(values[13]))
     return OwnUtxo(UtxoRow(*values[:9]), values[9], maker)

@@ -84,7 +84,7 @@ INPUT = OwnUtxo(utxo("d0#0", 20_000_000, "available"), None, None)
 CHANGE = OwnUtxo(
     utxo("t1#1", 17_830_000, "pending", source="change", reserved_for=None),
     None,
-    Maker("pay", State.IN_FLIGHT, "t1", None, None),
+    Maker("pay", State.IN_FLIGHT, "t1", is_settled=False),
 )
 ATTEMPT = AttemptRow("t1", "pay", "pay", "d0#0", 1, ("d0#0",), b"", FEE, 900)
 ROW = PaymentRow(
@@ -245,7 +245,7 @@ def test_an_external_spend_of_the_inputs_is_lost_first() -> None:
 
 @pytest.mark.parametrize(("is_made", "state"), [(True, "missing"), (False, "pending")])
 def test_what_an_external_spend_took_is_ours_again(is_made: bool, state: str) -> None:
-    maker = Maker("other", State.IN_BLOCK if is_made else State.IN_FLIGHT, "t9", None, None)
+    maker = Maker("other", State.IN_BLOCK if is_made else State.IN_FLIGHT, "t9", is_settled=False)
     own = OwnUtxo(utxo("t9#0", 5, "spent", source="change"), "x1", maker)
     row = ExternalSpendRow("x1", False, ("t9#0",), {"lovelace": 5}, "b0", 5, 50)
     changes = tuple(lose_external_spend({"t9#0": own}, AddExternalSpend(row, "p"), {"t9#0": "spent"}))
@@ -304,12 +304,12 @@ def test_a_block_lost_before_anything_was_posted_touches_no_books() -> None:
 
 
 def test_settling_ends_the_reservations_and_forgets_what_cannot_exist() -> None:
-    rival = Maker("other", State.CONFIRMED, "t8", None, None)
+    rival = Maker("other", State.SETTLED, "t8", is_settled=True)
     orphan = OwnUtxo(utxo("t7#0", 5, "pending", source="change"), None, rival)
     never = OwnUtxo(
         utxo("t6#0", 5, "pending", source="change"),
         None,
-        Maker("third", State.VOID, None, None, "deposit_rolled_back"),
+        Maker("third", State.VOID, None, is_settled=True),
     )
     first = replace(ATTEMPT, tx_id="t0")
     unused = OwnUtxo(utxo("t0#1", 5, "pending", source="change", reserved_for=None), None, None)
@@ -321,6 +321,16 @@ def test_settling_ends_the_reservations_and_forgets_what_cannot_exist() -> None:
     assert only(changes, Free).utxo.ref == "d0#0"
     void = apply(at(State.VOID, attempts=(ATTEMPT,), utxos=utxos), Event.SETTLE, Facts())
     assert every(void, MovePayment) == [], "a void payment stays void"
+
+
+@pytest.mark.parametrize("state", [State.IN_BLOCK, State.CONFIRMED, State.VOID])
+def test_settling_keeps_an_input_whose_rival_could_still_lose_its_block(state: State) -> None:
+    """Its maker, an earlier attempt of another payment, could land after all, and then it needs the change."""
+    rival = Maker("other", state, "t8", is_settled=False)
+    pending = OwnUtxo(utxo("t7#0", 5, "pending", source="change"), None, rival)
+    void = apply(at(State.VOID, utxos={"t7#0": pending}), Event.SETTLE, Facts())
+    assert only(void, Unreserve).payment_id == "pay"
+    assert every(void, ForgetUtxo) == every(void, Free) == []
 
 
 @pytest.mark.parametrize("cause", VoidBy)
@@ -401,5 +411,5 @@ def test_a_payment_knows_its_parts() -> None:
     assert [one.row.ref for one in PAYMENT.reserved] == ["d0#0"]
     assert INPUT.is_made
     assert not CHANGE.is_made
-    assert not OwnUtxo(CHANGE.row, None, None).has_rival
+    assert not OwnUtxo(CHANGE.row, None, None).is_never_made
     assert (ROW.shown_by, ROW.problem.name, INPUT.row.is_gone) == ("t1", None, False)

@@ -386,7 +386,7 @@ def _nonce_utxo_dropped_later(stack: ExitStack) -> None:
 def _child_kept(stack: ExitStack) -> None:
     """The child is resubmitted for ever, although its parent can never land."""
     put(stack, queries, "rival_of", lambda *_: None)
-    put(stack, OwnUtxo, "has_rival", property(lambda _: False))
+    put(stack, OwnUtxo, "is_never_made", property(lambda _: False))
 
 
 @mutant("a lost answer is used twice")
