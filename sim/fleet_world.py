@@ -66,6 +66,7 @@ class FleetWorld(World):
         self._daemons: dict[int, FleetProcess] = {}
         self._ready: list[FleetProcess] = []
         self._deposits = 0
+        self._is_ordering = False
         super().__init__(seed, folder, template, keep_story=keep_story)
         self._view = open_read_only(self.disk.path)
 
@@ -172,7 +173,7 @@ class FleetWorld(World):
         is_held_up = any(chain.behind is not None or bool(chain.external_spends) for chain in chains)
         rows = fleet.all_accounts(self._view)
         is_unproven = any(row.holder is None or row.proven_timeline != self.timeline for row in rows)
-        is_asked = bool(fleet.open_requests(self._view, range(self.accounts)))
+        is_asked = self._is_ordering or bool(fleet.open_requests(self._view, range(self.accounts)))
         return is_held_up or is_unproven or is_asked or _is_open(self._view)
 
     # --- faults
@@ -228,6 +229,7 @@ class FleetWorld(World):
                 life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
             )
             act = self.rng.choice(("split", "send", "resolve", "resolve"))
+            self._is_ordering = True
             try:
                 if act == "split":
                     await life.call(life.fleet.split("app_test", 2, 4 * ADA))
@@ -237,6 +239,8 @@ class FleetWorld(World):
                     await life.call(life.fleet.resolve(self.rng.choice(rows).id, "app_test"))
             except (DeadError, Refused):
                 continue
+            finally:
+                self._is_ordering = False
             self.story.reach(f"an operator orders: {act}")
 
     async def _unfreeze(self) -> None:

@@ -13,6 +13,7 @@ from payagent.agent.fleet.failover import AWAITED_MS
 from payagent.agent.fleet.shared import BLIND_MS
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain
+from payagent.store.rows.fleet import LEASE_MS
 
 Pair = tuple[FleetDaemon, FleetDaemon]
 
@@ -169,6 +170,25 @@ class TestLostTakeover:
         spends = onchain.external_spends_on_chain(one.context.conn)
         assert [spend.tx_id for spend in spends] == [lost]
         ledger.require_whole()
+
+    async def test_a_daemon_that_stood_still_at_the_end_of_the_ledger_is_awaited_too(
+        self, pair: Pair, ledger: SharedLedger, world: World, tmp_path: Path
+    ) -> None:
+        """It may have gone on in the lost commits, and signed."""
+        one, two = pair
+        world.clock.ahead_ms += 3 * LEASE_MS
+        await act(one)
+        ledger.copy_file(tmp_path / "standby.db")
+        await take_all(two, "a")
+        await pay(two, "lost with the primary")
+        ledger.put_back(tmp_path / "standby.db")
+        await two.die()
+        one.fail_over()
+        await act(one)
+        assert await refusals(one) == {"ledger_behind"}
+        world.clock.ahead_ms += AWAITED_MS
+        await act(one)
+        assert (await refusals(one), one.accounts) == ({"ledger_behind"}, [0, 1])
 
     @pytest.mark.parametrize("is_started_again", [False, True])
     async def test_a_host_that_comes_back_after_the_quiet_time_freezes_nothing_again(

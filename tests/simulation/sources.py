@@ -22,9 +22,9 @@ def base_seed() -> int:
     return int(package_hash()[:15], 16) % BASE_SEEDS
 
 
-def regressions() -> list[int]:
-    """Seeds that failed once; each line is a seed and why."""
-    lines = (ROOT / "tests/simulation/regressions.txt").read_text(encoding="utf-8").splitlines()
+def regressions(name: str = "regressions.txt") -> list[int]:
+    """Seeds that failed once; each line of the file is a seed and why."""
+    lines = (ROOT / "tests/simulation" / name).read_text(encoding="utf-8").splitlines()
     return [int(line.split()[0]) for line in lines if line.strip() and not line.startswith("#")]
 
 

@@ -9,7 +9,7 @@ import pytest
 from kit.effort import pick
 from kit.simulation import require_clean
 from simulation.fleet_mutants import MUTANTS, foreign_writes, kill
-from simulation.sources import ROOT, base_seed
+from simulation.sources import ROOT, base_seed, regressions
 
 from sim.fleet_world import FleetWorld
 from sim.run import Result, run_seeds
@@ -37,6 +37,15 @@ def test_no_seed_of_a_fleet_violates_an_invariant() -> None:
         total.add(share)
     require_clean(total)
     assert total.seeds == SEEDS
+
+
+@pytest.mark.timeout(600)
+def test_no_formerly_failing_seed_of_a_fleet_fails_again() -> None:
+    total = Result()
+    for seed in regressions("fleet_regressions.txt"):
+        for share in run_seeds(range(seed, seed + 1), processes=1, world=FleetWorld):
+            total.add(share)
+    require_clean(total)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

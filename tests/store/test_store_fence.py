@@ -83,6 +83,20 @@ def test_a_job_from_before_a_loss_is_refused_after_the_account_came_back(pair: P
     assert one.notes() == ["new"]
 
 
+def test_a_job_from_before_a_failover_is_refused_though_the_epoch_is_the_same_again(pair: Pair) -> None:
+    """The failover lost the takeover in which the daemon got this epoch."""
+    one, _ = pair
+    job = one.job("stale", account=0)
+    one.conn.execute("UPDATE accounts SET epoch = epoch - 1 WHERE account = 0")
+    one.seat.lose_all()
+    assert one.take([0], 2) == {0: 1}
+    one.committer.commit([job])
+    with pytest.raises(Refused, match="account 0"):
+        job.outcome()
+    one.note("new", account=0)
+    assert one.notes() == ["new"]
+
+
 def test_an_account_is_given_back_at_once(pair: Pair) -> None:
     one, two = pair
     one.give_back(1)

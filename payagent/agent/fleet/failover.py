@@ -1,9 +1,9 @@
 """Which accounts may sign when the ledger may have lost commits: the database failed over, or was put back.
 
-Any daemon that was alive at the end of the ledger may have taken any account after that, and signed. So an account
-may sign when the host of each of them has compared its signer's records with the ledger. A record that the ledger
-lacks freezes all accounts, and so does a host that does not come back in time. Each account then waits for the
-quiet time and reads the chain (agent.chain_sync.recovery).
+Any daemon that was seen in the last ten minutes of the ledger may have taken any account after that, and signed,
+even if it stood still just then. So an account may sign when the host of each of them has compared its signer's
+records with the ledger. A record that the ledger lacks freezes all accounts, and so does a host that does not come
+back in time. Each account then waits for the quiet time and reads the chain (agent.chain_sync.recovery).
 A ledger that lacks what a running daemon saw freezes them too. All functions run inside the gate. Start at
 `check_records`.
 
@@ -20,7 +20,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import fleet, onchain, writes
 
 AWAITED_MS = 60_000
-"""How long the daemons that were alive have to come back."""
+"""How long these daemons have to come back."""
 
 log = structlog.get_logger("payagent.fleet")
 
@@ -36,7 +36,7 @@ def note_awaited(unit: Unit, now_ms: int) -> None:
         return
     daemons = fleet.all_daemons(unit.conn)
     end_ms = max((one.seen_at_ms for one in daemons), default=0)
-    hosts = {one.host for one in daemons if fleet.is_living(one, end_ms)}
+    hosts = {one.host for one in daemons if fleet.may_return(one, end_ms)}
     rows = fleet.all_accounts(unit.conn)
     hosts |= {row.last_signer for row in rows if row.last_signer is not None and row.proven_timeline is None}
     writes.note(unit, None, "records_awaited", None, now_ms, {**database, "hosts": sorted(hosts)})

@@ -163,13 +163,13 @@ class SharedFleet(Fleet):
         failover.check_records(unit, self._seat, now_ms)
 
     def _register(self, unit: Unit, now_ms: int) -> None:
-        """Add this daemon to those of the fleet, and forget the dead ones. Refused: as `join`."""
+        """Add this daemon to those of the fleet, and forget those that do not return. Refused: as `join`."""
         clock_ms = fleet.database_ms(unit.conn, now_ms)
         failover.note_awaited(unit, clock_ms)
         for one in fleet.all_daemons(unit.conn):
             if fleet.is_living(one, clock_ms):
                 require_alike(one, self._me)
-            else:
+            elif one.host == self._me.host or not fleet.may_return(one, clock_ms):
                 fleet.forget_daemon(unit, one.id)
         fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 
@@ -186,8 +186,8 @@ class SharedFleet(Fleet):
                 self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
                 if self._is_blind(clock_ms):
                     return None
-                if me not in {one.id for one in fleet.all_daemons(unit.conn)}:
-                    self._register(unit, now_ms)  # another that joined took it for dead
+                if me not in {one.id for one in fleet.living_daemons(unit.conn, clock_ms)}:
+                    self._register(unit, now_ms)  # others took it for dead, and may have joined meanwhile
                 fleet.renew(unit, me, sorted(self._seat.held), now_ms)
                 living = len(fleet.living_daemons(unit.conn, clock_ms))
                 rows, held = fleet.all_accounts(unit.conn), self._seat.held

@@ -69,7 +69,8 @@ class Job:
     """A job that waits for its commit; then its result, or the error that it or the commit raised.
 
     `account`: the account of the wallet that it works for, if it works for one. `epoch`: of that account, when the
-    daemon asked for the job; None if it did not hold the account.
+    daemon asked for the job; None if it did not hold the account. `losses`: of the seat, at that time. After a
+    failover that lost a takeover, the next one has its epoch again.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Job:
     unit: Unit
     account: int | None = None
     epoch: int | None = None
+    losses: int = 0
     result: Any = None
     raised: BaseException | None = None
 
@@ -169,8 +171,9 @@ class Committer:
 
     def job(self, name: str, run: Callable[[Unit], Any], account: int | None = None) -> Job:
         """A job for a later `commit`. Make it in the task that asks for it."""
-        epoch = None if self._seat is None or account is None else self._seat.held.get(account)
-        return Job(name, run, Unit(self.conn), account, epoch)
+        if self._seat is None or account is None:
+            return Job(name, run, Unit(self.conn), account)
+        return Job(name, run, Unit(self.conn), account, self._seat.held.get(account), self._seat.losses)
 
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and leave the result or the error in each. Never raises."""
@@ -376,7 +379,8 @@ class Committer:
         """Refuse a job (`lease_lost`) whose account the daemon does not hold, or lost since it was asked for."""
         if self._seat is None or job.account is None:
             return False
-        if job.epoch is None or self._seat.held.get(job.account) != job.epoch:
+        held = self._seat.held.get(job.account), self._seat.losses
+        if job.epoch is None or held != (job.epoch, job.losses):
             job.raised = lease_lost(job.account)
         elif job.name in SIGNING and not self._seat.is_proven(job.account):
             job.raised = unproven(job.account)

@@ -33,7 +33,7 @@ class Seat:
     it. `is_compared`: whether the records were compared with the ledger over this connection.
     `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
     `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
-    the last event `ledger_behind` that it knows.
+    the last event `ledger_behind` that it knows. `losses`: how often the connection was lost.
     """
 
     holder: str
@@ -46,6 +46,7 @@ class Seat:
     on_connect: Callable[[Unit], None] | None = None
     last_event: tuple[int, str] = (0, "")
     behind_seq: int = 0
+    losses: int = 0
     _proven: frozenset[int] = frozenset()
 
     def hold(self, unit: Unit, epochs: Mapping[int, int]) -> None:
@@ -101,6 +102,7 @@ class Seat:
     def lose_all(self) -> None:
         """The connection was lost. Each account must be taken again, and its payments be read again."""
         self._compare_again()
+        self.losses += 1
         for account in tuple(self.held):
             self._lose(account)
 

@@ -18,6 +18,9 @@ from payagent.store.rows import writes
 RENEW_EVERY_S = 3
 """A daemon renews its leases this often. It may miss two renewals."""
 
+RETURN_MS = 600_000
+"""A daemon that was not seen for so long is forgotten: it is not expected to return."""
+
 RequestKind = Literal["pay", "approve", "deny", "cancel", "transfer", "topup"]
 
 
@@ -100,6 +103,11 @@ def all_daemons(conn: sqlite3.Connection) -> list[DaemonRow]:
 def is_living(one: DaemonRow, now_ms: int) -> bool:
     """Whether a daemon renewed within a lease. `now_ms`: as `database_ms` says."""
     return now_ms < one.seen_at_ms + LEASE_MS
+
+
+def may_return(one: DaemonRow, now_ms: int) -> bool:
+    """Whether a daemon was seen so lately that it may go on, or start again. `now_ms`: as `database_ms` says."""
+    return now_ms < one.seen_at_ms + RETURN_MS
 
 
 def living_daemons(conn: sqlite3.Connection, now_ms: int) -> list[DaemonRow]:
