@@ -119,10 +119,15 @@ class FleetCommitter(Committer):
         install_fence(conn, self._seat_of_ours.holder, self.foreign_rows.append)
         return conn, Sealer(conn)
 
+    @property
+    def has_failed_over(self) -> bool:
+        """Whether the database failed over, and no commit noticed it yet."""
+        return self._timeline != self._host.timeline
+
     def _make_ready(self) -> None:
         self.took_place = False
         self.foreign_rows.clear()
-        if self._is_lost or self._timeline != self._host.timeline:
+        if self._is_lost or self.has_failed_over:
             self._is_lost, self._timeline = False, self._host.timeline
             self._seat_of_ours.lose_all()
 
@@ -220,11 +225,12 @@ class FleetProcess(SimDaemon):
         self.spawn(repeat())
 
     async def _try(self, act: Callable[[], Coroutine[Any, Any, object]], held: HeldAccount | None = None) -> None:
-        """Run a step. One whose account was lost meanwhile may miss the rows that it began with."""
+        """Run a step. It may miss the rows that it began with, if its account or the last commits were lost."""
         try:
             await act()
         except Exception as error:  # noqa: BLE001  the daemon logs it and goes on
-            if held is None or (held in self._running and not held.agent.context.is_lost):
+            is_its_own = held is None or (held in self._running and not held.agent.context.is_lost)
+            if is_its_own and not self._committer.has_failed_over:
                 self._host.failed_inside("a beat", repr(error))
 
     # --- accounts
