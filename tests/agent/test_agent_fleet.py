@@ -27,6 +27,7 @@ from payagent.core.problems import Refused
 from payagent.dialects import make_response
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, apps, fleet, prepaid
+from payagent.store.rows.fleet import DaemonRow
 from payagent.wallet.keys import derive, seed_from_words
 
 ELSEWHERE = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET).address
@@ -96,6 +97,37 @@ async def test_a_daemon_that_was_taken_for_dead_belongs_to_the_fleet_again(
         assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
         await two.fleet.keep_leases()
         assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
+
+
+def stand_still_for_a_minute(unit: Unit) -> None:
+    """As if no daemon had renewed for so long."""
+    unit.conn.execute("UPDATE daemons SET seen_at_ms = seen_at_ms - 60000")
+
+
+async def test_daemons_that_knew_each_other_go_on_after_an_outage_whatever_their_settings(pair: Pair) -> None:
+    """A reload or an upgrade had reached one of them when the database was away for longer than the leases."""
+    one, two = pair
+    for daemon in pair:
+        await daemon.stand_still()
+        await daemon.fleet.keep_leases()
+    await one.writer.run("reload", lambda unit: one.fleet.note_settings(unit, "others"))
+    await one.writer.run("test", stand_still_for_a_minute)
+    for daemon in (one, two, one):
+        await daemon.fleet.keep_leases()
+    assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
+
+
+async def test_a_daemon_that_stood_still_while_another_joined_with_other_settings_stays_out(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    for daemon in pair:
+        await daemon.stand_still()
+    await one.writer.run("test", stand_still_for_a_minute)
+    async with fleet_daemon(world, ledger, "c", config_hash="others"):
+        with pytest.raises(Refused) as refused:
+            await two.fleet.keep_leases()
+        assert refused.value.code == "config_invalid"
 
 
 async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
@@ -206,6 +238,8 @@ async def test_a_daemon_that_leaves_gives_its_accounts_back_and_is_forgotten(
 ) -> None:
     one, two = pair
     await one.stand_still()
+    killed = DaemonRow("a before it was killed", "host of a", "http://a", "same", "1", 0)
+    await two.writer.run("test", lambda unit: fleet.register_daemon(unit, killed))
     await one.fleet.leave()
     status = two.fleet.status()
     assert status is not None

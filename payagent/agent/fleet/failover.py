@@ -1,7 +1,7 @@
 """Which accounts may sign when the ledger may have lost commits: the database failed over, or was put back.
 
 Any daemon that was seen in the last ten minutes of the ledger may have taken any account after that, and signed,
-even if it stood still just then. So an account may sign when the host of each of them has compared its signer's
+even if it stood still at the end. So an account may sign when the host of each of them has compared its signer's
 records with the ledger. A record that the ledger lacks freezes all accounts, and so does a host that does not come
 back in time. Each account then waits for the quiet time and reads the chain (agent.chain_sync.recovery).
 A ledger that lacks what a running daemon saw freezes them too. All functions run inside the gate. Start at

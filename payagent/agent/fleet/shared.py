@@ -112,6 +112,7 @@ class SharedFleet(Fleet):
         self._loop = asyncio.get_running_loop()
         self._leases = asyncio.Lock()
         self._has_joined = False
+        self._known: frozenset[str] = frozenset()
         self._renewed_s = self._loop.time()
         self._behind_seq = 0
         self._saw_chain_ms: int | None = None
@@ -163,12 +164,16 @@ class SharedFleet(Fleet):
         failover.check_records(unit, self._seat, now_ms)
 
     def _register(self, unit: Unit, now_ms: int) -> None:
-        """Add this daemon to those of the fleet, and forget those that do not return. Refused: as `join`."""
+        """Add this daemon to those of the fleet, and forget those that do not return.
+
+        Refused: as `join`, by a daemon that was not there when this one last renewed.
+        """
         clock_ms = fleet.database_ms(unit.conn, now_ms)
         failover.note_awaited(unit, clock_ms)
         for one in fleet.all_daemons(unit.conn):
             if fleet.is_living(one, clock_ms):
-                require_alike(one, self._me)
+                if one.id not in self._known:
+                    require_alike(one, self._me)
             elif one.host == self._me.host or not fleet.may_return(one, clock_ms):
                 fleet.forget_daemon(unit, one.id)
         fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
@@ -181,7 +186,7 @@ class SharedFleet(Fleet):
         async with self._leases:
             now_ms, me = self.context.ports.clock.now_ms(), self._me.id
 
-            def job(unit: Unit) -> tuple[int, bool] | None:
+            def job(unit: Unit) -> tuple[int, bool, frozenset[str]] | None:
                 clock_ms = fleet.database_ms(unit.conn, now_ms)
                 self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
                 if self._is_blind(clock_ms):
@@ -201,12 +206,13 @@ class SharedFleet(Fleet):
                 ]
                 wanted = own + free[: max(part - len(held) - len(own), 0)]
                 self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
-                return part, failover.prove(unit, self._seat, clock_ms)
+                known = frozenset(one.id for one in fleet.all_daemons(unit.conn))
+                return part, failover.prove(unit, self._seat, clock_ms), known
 
             found = await self.context.write("lease", job)
             if found is None:
                 return
-            part, has_proven = found
+            part, has_proven, self._known = found
             self._renewed_s = self._loop.time()
             taken = {one: epoch for one, epoch in sorted(self._seat.held.items()) if one not in self.held}
             if has_proven or taken:
@@ -285,7 +291,7 @@ class SharedFleet(Fleet):
                 for account in sorted(self._seat.held):
                     fleet.give_back(unit, self._me.id, account)
                     self._seat.let_go(unit, account)
-                fleet.forget_daemon(unit, self._me.id)
+                fleet.forget_host(unit, self._me.host)
 
             with suppress(Refused):  # without the database the leases end by themselves
                 await self.context.write("lease", job)

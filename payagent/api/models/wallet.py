@@ -201,7 +201,9 @@ class Wallet(BaseModel):
     ]
     chain: ChainStatus
     accounts: list[WalletAccount] = absent("In a fleet: all accounts that it pays from.")
-    daemons: list[DaemonOfFleet] = absent("In a fleet: its daemons. One that died stays until another starts.")
+    daemons: list[DaemonOfFleet] = absent(
+        "In a fleet: its daemons. One that died stays until another starts, ten minutes at least."
+    )
 
     @classmethod
     def of(

@@ -173,7 +173,8 @@ class Committer:
         """A job for a later `commit`. Make it in the task that asks for it."""
         if self._seat is None or account is None:
             return Job(name, run, Unit(self.conn), account)
-        return Job(name, run, Unit(self.conn), account, self._seat.held.get(account), self._seat.losses)
+        losses = self._seat.losses  # read first, since the writer's thread may be losing the account now
+        return Job(name, run, Unit(self.conn), account, self._seat.held.get(account), losses)
 
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and leave the result or the error in each. Never raises."""

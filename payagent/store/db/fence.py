@@ -33,7 +33,7 @@ class Seat:
     it. `is_compared`: whether the records were compared with the ledger over this connection.
     `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
     `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
-    the last event `ledger_behind` that it knows. `losses`: how often the connection was lost.
+    the last event `ledger_behind` that it knows. `losses`: grows whenever the connection was lost.
     """
 
     holder: str
@@ -102,9 +102,9 @@ class Seat:
     def lose_all(self) -> None:
         """The connection was lost. Each account must be taken again, and its payments be read again."""
         self._compare_again()
-        self.losses += 1
         for account in tuple(self.held):
             self._lose(account)
+        self.losses += 1  # last: a job that is made meanwhile belongs to the time before
 
     def _lose(self, account: int) -> None:
         self.held = {one: epoch for one, epoch in self.held.items() if one != account}

@@ -90,8 +90,13 @@ def set_config_hash(unit: Unit, daemon_id: str, config_hash: str) -> None:
 
 
 def forget_daemon(unit: Unit, daemon_id: str) -> None:
-    """Remove a daemon that stopped, or that was last seen long ago."""
+    """Remove a daemon that was last seen long ago, or that another one of its host has followed."""
     unit.conn.execute("DELETE FROM daemons WHERE id = ?", (daemon_id,))
+
+
+def forget_host(unit: Unit, host: str) -> None:
+    """Remove the daemon that stops on a host, and those that died there before it."""
+    unit.conn.execute("DELETE FROM daemons WHERE host = ?", (host,))
 
 
 def all_daemons(conn: sqlite3.Connection) -> list[DaemonRow]:
