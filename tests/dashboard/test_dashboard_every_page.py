@@ -123,6 +123,15 @@ def show(at: Tab, me: Visitor, address: str) -> Page:
     return at.page
 
 
+def test_a_payment_scrolls_sideways_on_no_screen_whatever_its_request_is_called(me: Visitor, opened: Tab) -> None:
+    addresses = set(re.findall(r"/ui/payments/pay_\w+", me.get("/ui/payments").text))
+    assert len(addresses) == 6
+    for address in addresses:
+        page = show(opened, me, address)
+        page.set_viewport_size({"width": min(WIDTHS), "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= min(WIDTHS), page.inner_text("main .head")
+
+
 @pytest.mark.parametrize("path", SHOWN)
 def test_a_page_scrolls_sideways_on_no_screen(me: Visitor, opened: Tab, address: str) -> None:
     page = show(opened, me, address)
