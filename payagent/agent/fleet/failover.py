@@ -20,7 +20,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import fleet, onchain, writes
 
 AWAITED_MS = 60_000
-"""How long these daemons have to come back."""
+"""How long the awaited hosts have to come back."""
 
 log = structlog.get_logger("payagent.fleet")
 

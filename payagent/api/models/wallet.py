@@ -202,7 +202,7 @@ class Wallet(BaseModel):
     chain: ChainStatus
     accounts: list[WalletAccount] = absent("In a fleet: all accounts that it pays from.")
     daemons: list[DaemonOfFleet] = absent(
-        "In a fleet: its daemons. One that died stays until another starts, ten minutes at least."
+        "In a fleet: its daemons. One that died is listed for ten minutes or longer, unless it restarts."
     )
 
     @classmethod

@@ -69,8 +69,8 @@ class Job:
     """A job that waits for its commit; then its result, or the error that it or the commit raised.
 
     `account`: the account of the wallet that it works for, if it works for one. `epoch`: of that account, when the
-    daemon asked for the job; None if it did not hold the account. `losses`: of the seat, at that time. After a
-    failover that lost a takeover, the next one has its epoch again.
+    daemon asked for the job; None if it did not hold the account. `losses`: the seat's count of lost connections
+    then. The epoch alone is not enough: if a failover loses a takeover, the next one gets the same epoch.
     """
 
     name: str

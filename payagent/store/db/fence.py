@@ -33,7 +33,7 @@ class Seat:
     it. `is_compared`: whether the records were compared with the ledger over this connection.
     `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
     `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
-    the last event `ledger_behind` that it knows. `losses`: grows whenever the connection was lost.
+    the last event `ledger_behind` that it knows. `losses`: grows whenever the connection is lost.
     """
 
     holder: str
