@@ -6,7 +6,7 @@ import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import TOKEN, Shop
 from kit.dashboard import visitor
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
 
@@ -64,6 +64,21 @@ def test_lowering_a_limit_acts_at_once(shop: Shop, browser: Browser) -> None:
         shop.payagent("limits", "set", "--per-day", "30 ADA")
         expect(row).to_contain_text("of 30 ADA")
         expect(at.page.locator("#notice")).to_contain_text("20.5 ADA at most")  # until another page is opened
+
+
+def test_a_page_shows_what_changed_before_its_stream_opened(shop: Shop, browser: Browser) -> None:
+    shop.payagent("limits", "set", "--per-day", "40 ADA")
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        held: list[Route] = []
+        at.page.route("**/ui/events", lambda route: held.append(route))
+        with at.page.expect_request("**/ui/events"):
+            at.page.goto(f"{origin}/ui/limits")
+        row = at.page.locator("#limits tr", has_text="Last 24 hours").first
+        expect(row).to_contain_text("of 40 ADA")
+        shop.payagent("limits", "set", "--per-day", "30 ADA")
+        held[-1].continue_()  # any before it is of the page that was left
+        expect(row).to_contain_text("of 30 ADA")
 
 
 def test_a_first_limit_of_ada_acts_at_once_and_one_of_a_token_waits(shop: Shop, browser: Browser) -> None:

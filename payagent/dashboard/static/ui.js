@@ -94,7 +94,7 @@ function listen() { // a browser opens six connections to a host, so only a tab 
   if (document.hidden) return;
   stream = new EventSource("/ui/events");
   stream.onopen = () => {
-    if (isLost) changed(0);
+    changed(0); // of what changed after the page was made it was not told
     isLost = false;
     seconds = 1;
     say();
@@ -124,7 +124,8 @@ if (document.querySelector("#main > #refusal")) {
   document.addEventListener("visibilitychange", () => {
     stream?.close();
     clearTimeout(again);
-    isLost = true; // of what changed meanwhile it was not told
+    clearTimeout(timer); // a hidden tab asks for nothing
+    due = Infinity;
     listen();
   });
   listen();
