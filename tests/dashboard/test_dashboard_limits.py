@@ -77,7 +77,7 @@ def test_a_page_shows_what_changed_before_its_stream_opened(shop: Shop, browser:
         row = at.page.locator("#limits tr", has_text="Last 24 hours").first
         expect(row).to_contain_text("of 40 ADA")
         shop.payagent("limits", "set", "--per-day", "30 ADA")
-        held[-1].continue_()  # any before it is of the page that was left
+        held[-1].continue_()  # an earlier one belongs to the page before
         expect(row).to_contain_text("of 30 ADA")
 
 

@@ -94,7 +94,7 @@ function listen() { // a browser opens six connections to a host, so only a tab 
   if (document.hidden) return;
   stream = new EventSource("/ui/events");
   stream.onopen = () => {
-    changed(0); // of what changed after the page was made it was not told
+    changed(0); // the stream does not tell what changed before it opened
     isLost = false;
     seconds = 1;
     say();
