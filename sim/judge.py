@@ -82,6 +82,12 @@ LEFT JOIN invoices v ON v.seq = a.invoice_seq WHERE a.rowid > ? ORDER BY a.rowid
 """
 
 
+_STATE_BEFORE = """
+SELECT state FROM events WHERE payment_id = ? AND state IS NOT NULL
+AND seq < (SELECT MIN(seq) FROM events WHERE payment_id = ?) ORDER BY seq DESC LIMIT 1
+"""
+
+
 class Judge:
     """The judge of one run."""
 
@@ -318,8 +324,9 @@ class Judge:
         """I8: one purchase has one payment until that payment ended without paying.
 
         If a fork brings an earlier payment's transaction back, that payment is reported again. Its successor
-        spends an output of the earlier one's end, so it can no longer land. `conn` is None if the daemon has died
-        since its answer; then the next answer is checked.
+        spends an output of the earlier one's end, so it can no longer land. A fork can also bring the earlier
+        payment back before a late answer of its successor arrives; then it counts that it had ended when the
+        successor was made. `conn` is None if the daemon has died since its answer; then the next one is checked.
         """
         self._accepted[payment_id] = None
         before = self._answers.get(purchase)
@@ -328,7 +335,8 @@ class Judge:
                 return
             row, now = payments.payment(conn, before), payments.payment(conn, payment_id)
             is_back = row is not None and now is not None and now.seq < row.seq and now.state in ON_CHAIN
-            if not is_back and (row is None or row.state not in ENDED_WITHOUT_PAYING):
+            has_ended = row is not None and row.state in ENDED_WITHOUT_PAYING
+            if not (is_back or has_ended or _had_ended(conn, before, payment_id)):
                 state = None if row is None else row.state
                 self._story.violate("I8", f"{purchase[:16]} was {before} ({state}), now it is {payment_id}")
         self._answers[purchase] = payment_id
@@ -403,6 +411,12 @@ def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tup
 def _of_asset(lovelace: int, assets: Mapping[str, int]) -> tuple[str, int]:
     """The asset and units that an output is for. With a token, its lovelace is only the min-ADA."""
     return next(iter(assets.items())) if assets else (LOVELACE, lovelace)
+
+
+def _had_ended(conn: Connection, payment_id: str, successor_id: str) -> bool:
+    """Whether a payment had ended without paying when its successor was made."""
+    row = conn.execute(_STATE_BEFORE, (payment_id, successor_id)).fetchone()
+    return row is not None and row[0] in ENDED_WITHOUT_PAYING
 
 
 def _exclude(first: Mapping[str, Tx], second: Mapping[str, Tx]) -> bool:
