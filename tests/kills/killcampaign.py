@@ -58,14 +58,14 @@ def rejecting(point: str) -> Cycle:
 
 
 def at_random() -> Cycle:
-    """A daemon killed from outside at a random moment, counted from its start or from when it serves.
+    """A daemon killed from outside at a random moment, counted from its start or from when clients can buy.
 
-    On a slow machine few would otherwise live long enough to serve.
+    On a slow machine few would otherwise live long enough to submit anything.
     """
 
     async def cycle(lane: Lane) -> None:
         life = await lane.start()
-        await (life.is_ready() if lane.world.random.random() < 0.5 else life.pid)
+        await (life.opened() if lane.world.random.random() < 0.5 else life.pid)
         await asyncio.sleep(lane.world.random.uniform(0.0, 1.0))
         await buried(lane, "random", life.end(signal.SIGKILL))
 

@@ -15,12 +15,16 @@ BORN_S = 20.0
 
 
 class Life:
-    """One process from start to end. `ready` has where it listens, `killing_at` where it kills itself."""
+    """One process from start to end.
+
+    `ready` has where it listens, `open` is done once clients can buy, `killing_at` is where it kills itself.
+    """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.pid: asyncio.Future[int] = loop.create_future()
         self.ready: asyncio.Future[dict[str, str]] = loop.create_future()
+        self.open: asyncio.Future[None] = loop.create_future()
         self.exit: asyncio.Future[int] = loop.create_future()
         self.killing_at: str | None = None
         self.failed: str | None = None
@@ -32,6 +36,10 @@ class Life:
         if not self.ready.done() and not self.exit.done():
             raise TimeoutError("a daemon neither served nor ended")
         return self.ready.done()
+
+    async def opened(self) -> None:
+        """Waits until clients can buy, or it is dead, or it seems to stand still."""
+        await asyncio.wait((self.open, self.exit), timeout=BORN_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def end(self, number: signal.Signals) -> int:
         """Send a signal if the process still runs; returns its exit status."""

@@ -206,6 +206,7 @@ class Lane:
             if await self._sees_chain(life, *door):
                 self._door = door
                 self._opened.set()
+                life.open.set_result(None)
                 await asyncio.shield(life.exit)
                 self._opened.clear()
         if life.failed is not None:
