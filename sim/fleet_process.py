@@ -312,7 +312,7 @@ class FleetProcess(SimDaemon):
                 host.story.reach("a job comes after its account was taken")
                 host.story.tell(f"{self.id}: {job.name} is refused, its account was taken")
             elif REFUSAL in str(job.raised):
-                host.story.reach("the trigger refuses a row")
+                host.story.violate("I6", f"{job.name} came through the fence, and the trigger refused it")
         if self._dies_in is not None:
             host.story.reach(f"a death {self._dies_in}")
             self.die(self._dies_in)

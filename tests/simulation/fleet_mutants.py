@@ -1,8 +1,8 @@
 """Seeded bugs of a fleet that the simulator must find: what keeps two daemons from one account is switched off.
 
 `python tests/simulation/fleet_mutants.py NAME 0..300` prints the first seed that finds one, and what it violates.
-The trigger behind the fence refuses what a daemon without a fence writes. So the fence is found to be off only
-together with the trigger, and the trigger alone never: nothing reaches it.
+No seed can find that the trigger alone is off, since nothing comes through the fence to it. The daemon itself
+notices a guard that is missing or disabled (tests/store/test_store_postgresql.py).
 """
 
 import sys
@@ -108,25 +108,22 @@ def _claims_of_all(conn: Any, _holder: str) -> dict[int, AccountClaim]:
     return {account: AccountClaim(*rest) for account, *rest in rows}
 
 
-MUTANTS: dict[str, Callable[[], Mutant]] = {
-    "fence and trigger off": lambda: fence_off() | TRIGGER_OFF,
-    "gate off": gate_off,
-    "until trusted by its holder, trigger off": lambda: until_trusted() | TRIGGER_OFF,
-}
-HARMLESS: dict[str, Callable[[], Mutant]] = {
+BEHIND_THE_TRIGGER: dict[str, Callable[[], Mutant]] = {
     "fence off": fence_off,
-    "trigger off": lambda: TRIGGER_OFF,
     "until trusted by its holder": until_trusted,
 }
-"""Bugs with which no row of another's account is written: the trigger or the fence refuses it.
-
-Such a daemon does not learn that it lost an account, so its payments may come to a halt.
-"""
+"""Bugs with which the trigger still refuses the rows of another's account."""
+MUTANTS: dict[str, Callable[[], Mutant]] = {
+    **BEHIND_THE_TRIGGER,
+    "fence and trigger off": lambda: fence_off() | TRIGGER_OFF,
+    "until trusted by its holder, trigger off": lambda: until_trusted() | TRIGGER_OFF,
+    "gate off": gate_off,
+}
 
 
 @contextmanager
 def switched_on(name: str) -> Iterator[None]:
-    changes = (MUTANTS | HARMLESS)[name]()
+    changes = MUTANTS[name]()
     patches = [patch.object(place, attribute, made) for (place, attribute), made in changes.items()]
     with ExitStack() as stack:
         for one in patches:
@@ -156,18 +153,16 @@ def kill(name: str, seeds: range) -> tuple[int, str] | None:
     return found
 
 
-def foreign_writes(name: str, seeds: range) -> tuple[list[str], int]:
-    """With a bug: the rows of another's account that were written, and how often the trigger refused one."""
-    stage, found, refused = SimStage(FleetWorld), list[str](), 0
+def trespasses(name: str, seeds: range) -> list[str]:
+    """With a bug: what was tried or written for an account of another daemon."""
+    stage, found = SimStage(FleetWorld), list[str]()
     try:
         with switched_on(name):
             for seed in seeds:
-                story = stage.run(seed)
-                found += [what for what in story.violations if what.startswith("I6")]
-                refused += story.reached["the trigger refuses a row"]
+                found += [what for what in stage.run(seed).violations if what.startswith("I6")]
     finally:
         stage.close()
-    return found, refused
+    return found
 
 
 if __name__ == "__main__":

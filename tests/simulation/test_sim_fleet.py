@@ -8,7 +8,7 @@ import sys
 import pytest
 from kit.effort import pick
 from kit.simulation import require_clean
-from simulation.fleet_mutants import MUTANTS, foreign_writes, kill
+from simulation.fleet_mutants import BEHIND_THE_TRIGGER, MUTANTS, kill, trespasses
 from simulation.sources import ROOT, base_seed, regressions
 
 from sim.fleet_world import FleetWorld
@@ -54,12 +54,12 @@ def test_the_simulator_finds_a_seeded_bug_of_a_fleet(name: str) -> None:
     assert kill(name, range(60)) is not None
 
 
-@pytest.mark.parametrize("name", ["fence off", "until trusted by its holder"])
+@pytest.mark.parametrize("name", BEHIND_THE_TRIGGER)
 @pytest.mark.timeout(600)
 def test_the_trigger_refuses_what_a_daemon_writes_for_an_account_of_another(name: str) -> None:
-    written, refused = foreign_writes(name, range(pick(3, 30)))
-    assert written == []
-    assert refused > 0
+    tried = trespasses(name, range(pick(3, 30)))
+    assert tried
+    assert all(what.endswith("the trigger refused it") for what in tried)
 
 
 def test_the_command_runs_the_same_fleet_again() -> None:
