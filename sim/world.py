@@ -403,12 +403,16 @@ class World:
 
     async def _settle(self) -> None:
         """Wait until nothing is open. Long waits for TTLs are spent with the daemon stopped."""
-        ends_s, times = self.loop.time() + QUIET_MAX_S, 0
+        ends_s, times, is_refilled = self.loop.time() + QUIET_MAX_S, 0, False
         while self.loop.time() < ends_s:
             await asyncio.sleep(100)
             life = await self.life()
             if not self._is_anything_open(life):
                 break
+            if not is_refilled and self.loop.time() >= ends_s and _has_no_fee(life.conn):
+                self.story.reach("a wallet that cannot pay a fee is refilled")
+                self.net.node.faucet(self._deposited_to(), 10 * ADA, {})
+                is_refilled, ends_s = True, self.loop.time() + QUIET_MAX_S
             if times < AWAY_MAX and _is_stuck(life.conn):
                 times += 1
                 await self._be_away(life)
@@ -583,6 +587,11 @@ def _is_open(conn: Connection) -> bool:
     is_any = conn.execute(f"SELECT 1 FROM payments WHERE state NOT IN ({marks})", ended).fetchone()  # noqa: S608
     is_ordered = conn.execute("SELECT 1 FROM topups WHERE ended_at_ms IS NULL").fetchone()
     return is_any is not None or is_ordered is not None or bool(payments.watched_voids(conn))
+
+
+def _has_no_fee(conn: Connection) -> bool:
+    """Whether all ADA of the wallet is in UTxOs of payments, so that a cancel may lack its fee."""
+    return not any(utxo.state == "available" and utxo.reserved_for is None for utxo in queries.utxos(conn))
 
 
 def _is_stuck(conn: Connection) -> bool:
