@@ -426,11 +426,11 @@ def _key_outside(stack: ExitStack) -> None:
         await asyncio.sleep(1)
         return await pay(self, ask)
 
-    def admit_by_what_was(self: Any, unit: Any, intent: Any, **more: Any) -> Any:
+    def admit_by_what_was(self: Any, unit: Any, intent: Any, *rest: Any, **more: Any) -> Any:
         if intent.response not in seen:
-            return admit(self, unit, intent, **more)
+            return admit(self, unit, intent, *rest, **more)
         with patch.object(intents, "live_intent", lambda *_: seen[intent.response]):
-            return admit(self, unit, intent, **more)
+            return admit(self, unit, intent, *rest, **more)
 
     put(stack, Agent, "pay", pay_by_what_was)
     put(stack, admission.Admission, "admit", admit_by_what_was)
@@ -439,13 +439,13 @@ def _key_outside(stack: ExitStack) -> None:
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
-    pay, decide, counted = Agent.pay, rules.PaymentRules.require_within_limits, spending.counted
+    pay, decide = Agent.pay, rules.PaymentRules.require_within_limits
     seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
         clock_ms = self.context.admission.rules.clock_ms(self.context.conn, self.context.ports.clock.now_ms())
         limits = self.context.config.limits
-        seen[ask.received] = {limit: counted(self.context.conn, limit, clock_ms) for limit in limits}
+        seen[ask.received] = spending.counted_for_each(self.context.conn, limits, clock_ms)
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -453,7 +453,11 @@ def _policy_outside(stack: ExitStack) -> None:
         spent = seen.get(intent.response)
         if spent is None:
             return decide(self, conn, intent, *rest, **named)
-        with patch.object(rules.limit_counters, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
+
+        def by_what_was(_conn: Any, limits: Any, _clock_ms: Any) -> dict[Limit, int]:
+            return {limit: spent[limit] for limit in limits}
+
+        with patch.object(rules.limit_counters, "counted_for_each", by_what_was):
             return decide(self, conn, intent, *rest, **named)
 
     put(stack, Agent, "pay", pay_by_what_was)
@@ -507,8 +511,8 @@ def _fee_as_price(stack: ExitStack) -> None:
     """All accounts together come to the same, and what is left in the wallet too."""
     real = ledger.post
 
-    def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
-        return real(hold, {**spent, LOVELACE: spent.get(LOVELACE, 0) + fee_lovelace}, 0, account)
+    def post(hold: Any, spent: Any, fee_lovelace: int, *rest: Any) -> Any:
+        return real(hold, {**spent, LOVELACE: spent.get(LOVELACE, 0) + fee_lovelace}, 0, *rest)
 
     put(stack, ledger, "post", post)
 
@@ -518,9 +522,9 @@ def _riding_left_out(stack: ExitStack) -> None:
     """The token went to the merchant; the ADA that its outputs must hold is thought to be in the wallet."""
     real = ledger.post
 
-    def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
+    def post(hold: Any, spent: Any, fee_lovelace: int, *rest: Any) -> Any:
         tokens = {asset: units for asset, units in spent.items() if asset != LOVELACE}
-        return real(hold, tokens or spent, fee_lovelace, account)
+        return real(hold, tokens or spent, fee_lovelace, *rest)
 
     put(stack, ledger, "post", post)
 
@@ -553,7 +557,7 @@ def _key_recorded(stack: ExitStack) -> None:
 
 @mutant("an older ledger is not noticed")
 def _not_noticed(stack: ExitStack) -> None:
-    put(stack, scan, "lacks", lambda *_: False)
+    put(stack, scan, "is_forgotten", lambda *_: False)
 
 
 @mutant("an older ledger signs as soon as the chain was read")
@@ -649,14 +653,18 @@ def _first_failure(seeds: range) -> tuple[int, str] | None:
     """A seed and what it violates.
 
     What verify finds does not count, since a payer with the bug would verify by it; nor does a step that fails,
-    since that is how the bug was put in.
+    since that is how the bug was put in. A wrong number of arguments is another mistake: the function that puts
+    the bug in no longer fits the program, and AssertionError is raised.
     """
     stage = SimStage()
     try:
         for seed in seeds:
-            violations = [what for what in stage.run(seed).violations if not what.startswith(NOT_COUNTED)]
-            if violations:
-                return seed, violations[0]
+            violations = stage.run(seed).violations
+            misfit = [what for what in violations if what.startswith("BUG") and "TypeError" in what]
+            assert not misfit, misfit[0]
+            counted = [what for what in violations if not what.startswith(NOT_COUNTED)]
+            if counted:
+                return seed, counted[0]
     finally:
         stage.close()
     return None

@@ -10,7 +10,7 @@ from os import sched_getaffinity
 import pytest
 from kit.effort import pick
 from simulation import effect_mutants
-from simulation.mutants import kill
+from simulation.mutants import MUTANTS, kill
 
 SEEDS_MAX = 60
 SOON = (
@@ -42,6 +42,13 @@ def test_the_simulator_finds_seeded_bugs(capsys: pytest.CaptureFixture[str]) -> 
         for name, found in kills.items():
             print(f"{name}: " + ("lives" if found is None else f"killed by seed {found[0]}: {found[2]}"))
     assert [name for name, found in kills.items() if found is None] == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_seeded_bug_still_fits_the_program(name: str) -> None:
+    """`kill` raises if what puts the bug in has no place for it, or is called with other arguments."""
+    kill(name, range(1))
 
 
 OF_THE_TABLE = (
