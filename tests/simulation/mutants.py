@@ -653,8 +653,8 @@ def _first_failure(seeds: range) -> tuple[int, str] | None:
     """A seed and what it violates.
 
     What verify finds does not count, since a payer with the bug would verify by it; nor does a step that fails,
-    since that is how the bug was put in. A wrong number of arguments is another mistake: the function that puts
-    the bug in no longer fits the program, and AssertionError is raised.
+    since that is how the bug was put in. AssertionError: a step fails with TypeError, because the bug replaces a
+    function that is called with other arguments now.
     """
     stage = SimStage()
     try:

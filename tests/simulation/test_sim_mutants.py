@@ -44,11 +44,10 @@ def test_the_simulator_finds_seeded_bugs(capsys: pytest.CaptureFixture[str]) -> 
     assert [name for name, found in kills.items() if found is None] == []
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_seeded_bug_still_fits_the_program(name: str) -> None:
-    """`kill` raises if what puts the bug in has no place for it, or is called with other arguments."""
-    kill(name, range(1))
+    """`kill` raises if the bug replaces what is gone, or a function that is called with other arguments now."""
+    kill(name, range(4))
 
 
 OF_THE_TABLE = (
