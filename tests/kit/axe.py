@@ -16,7 +16,8 @@ _RUN = "axe.run(document, {resultTypes: ['violations']}).then((told) => JSON.str
 
 def serious(page: Page) -> list[str]:
     """Each serious or critical finding: its rule, and the elements."""
-    page.evaluate("Promise.all(document.getAnimations().map((one) => one.finished))")  # colours that fade
+    # colours that fade: until each has ended, or its part was replaced by a fresh one
+    page.evaluate("Promise.allSettled(document.getAnimations().map((one) => one.finished))")
     page.evaluate(SCRIPT.read_text())  # by the debugger, which no policy of the page concerns
     found: list[dict[str, Any]] = json.loads(page.evaluate(_RUN))
     return [
