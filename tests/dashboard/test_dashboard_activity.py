@@ -1,9 +1,11 @@
 """The activity page says what `payagent log` says; the settings page shows health, providers and sessions."""
 
+import re
+
 import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import Shop
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
 
@@ -50,6 +52,24 @@ def test_signing_out_is_an_event(shop: Shop, browser: Browser) -> None:
         at.page.wait_for_url("**/ui/sign-in")
     last = shop.payagent("log", "--kind", "dashboard", "--human").out.splitlines()[-1]
     assert last.endswith("operator      signed out of the dashboard")
+
+
+def test_a_live_page_that_signs_out_leads_nowhere_else(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+
+        def after_the_stream_told_of_it(route: Route) -> None:
+            asked, host = route.request, origin.removeprefix("http://")
+            here = f"http://127.0.0.1:{host.partition(':')[2]}/ui/sign-out"
+            with at.page.expect_response(re.compile("/ui/sign-in")):
+                headers = {**asked.all_headers(), "host": host, "sec-fetch-site": "same-origin"}
+                answer = shop.http.post(here, content=asked.post_data_buffer, headers=headers)
+            route.fulfill(status=answer.status_code, headers=dict(answer.headers))
+
+        origin = sign_in(at.page, shop)
+        expect(at.page.locator("#live")).to_contain_text("Live")
+        at.page.route("**/ui/sign-out", after_the_stream_told_of_it)
+        at.page.get_by_role("button", name="Sign out").click()
+        at.page.wait_for_url("**/ui/sign-in")
 
 
 def test_text_of_others_is_shown_and_runs_nothing(shop: Shop, browser: Browser) -> None:

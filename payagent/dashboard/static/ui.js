@@ -4,7 +4,7 @@
 
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
 const live = document.getElementById("live");
-let seconds = 1, timer, due = Infinity, stream, again, isLost = false, last = new Date();
+let seconds = 1, timer, due = Infinity, stream, again, isLost = false, isLeaving = false, last = new Date();
 
 function localTimes() {
   for (const time of document.querySelectorAll("time[datetime]")) {
@@ -19,7 +19,7 @@ function say() {
 
 async function refresh() {
   const answer = await fetch(location.href, { headers: { accept: "text/html", "payagent-refresh": "1" } });
-  if (answer.redirected) return location.assign(answer.url); // the session has ended
+  if (answer.redirected) return isLeaving || location.assign(answer.url); // the session has ended
   if (!answer.ok) throw new Error(answer.status);
   const text = await answer.text();
   const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
@@ -115,6 +115,10 @@ document.addEventListener("click", async (event) => {
   await navigator.clipboard.writeText(button.dataset.copy);
   live.textContent = "Copied.";
   setTimeout(say, 2000);
+});
+
+document.addEventListener("submit", () => { // where its answer leads comes first
+  isLeaving = true;
 });
 
 localTimes();
