@@ -117,9 +117,7 @@ document.addEventListener("click", async (event) => {
   setTimeout(say, 2000);
 });
 
-document.addEventListener("submit", () => { // where its answer leads comes first
-  isLeaving = true;
-});
+document.addEventListener("submit", () => (isLeaving = true)); // the form's answer says where to go
 
 localTimes();
 if (document.querySelector("#main > #refusal")) {
