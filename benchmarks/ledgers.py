@@ -57,7 +57,7 @@ def folder() -> Iterator[Path]:
 
 
 def _path(name: str) -> Path:
-    made_by = hashlib.sha256(schema.RELEASE_0_1_0.encode() + MAKER.read_bytes()).hexdigest()[:12]
+    made_by = hashlib.sha256(schema.tables_now().encode() + MAKER.read_bytes()).hexdigest()[:12]
     return KEPT / f"{made_by}-{name}.db"
 
 

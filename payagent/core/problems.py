@@ -514,6 +514,14 @@ PROBLEMS: dict[str, Problem] = {
         "Start that version or a newer one. docs/how-to/upgrade.md says how to go back.",
         money="The ledger is unchanged. Open payments go on when the right version runs.",
     ),
+    "ledger_older": Problem(
+        503,
+        2,
+        "The ledger is from before 0.1.0",
+        "Let the payagent that wrote it finish its open payments, and keep its data folder for your records. Then "
+        "start over in another folder: `payagent init --restore FILE`.",
+        money="The ledger is unchanged, and the wallet's funds stay on the chain.",
+    ),
     "ledger_tampered": Problem(
         503,
         2,

@@ -18,19 +18,17 @@ from kit.audit import (
     findings,
     fresh,
     head_of,
-    of_an_older_payagent,
     tamper,
     told,
     unguarded,
 )
+from kit.next_release import NAME, upgraded
 from kit.pages import blocks
 from kit.payments import replace_parent, wait_for_void
-from sqlite_utils import Database
 
 from payagent.audit.signed_bytes import Owner
 from payagent.core.address import encode_address
 from payagent.store.db.opening import migrate
-from payagent.store.db.schema import migrations
 from payagent.store.db.seals import SEALED
 from payagent.store.db.triggers import KEPT, TRIGGERS
 
@@ -466,17 +464,9 @@ def test_verify_names_an_approval_for_which_nothing_was_held(lived: Past, tmp_pa
 
 def test_verify_says_when_the_ledger_is_from_an_older_payagent(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
-    of_an_older_payagent(path)
-    (only,) = findings(path, lived.owner)
-    assert (only.row, "of an older payagent" in only.what) == ("m005_accounts", True)
-
-
-def test_verify_says_so_of_a_ledger_that_lacks_todays_columns(lived: Past, tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        migrations.apply(Database(conn), stop_before="m005_accounts")
-    found = findings(path, lived.owner)
-    assert ("_sqlite_migrations", "m005_accounts") in {(one.table, one.row) for one in found}
+    with upgraded():
+        (only,) = findings(path, lived.owner)
+    assert (only.row, "of an older payagent" in only.what) == (NAME, True)
 
 
 OF_NOTHING = [

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, Clock, Relay, World
-from kit.audit import of_an_older_payagent
 from kit.backup import NOBODY, listing, put_back, settings_of, taken
+from kit.next_release import upgraded
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.ports import Ports, SystemRandomness
-from payagent.backup.archive import LEDGER
 from payagent.backup.compare_chain import Differences
 from payagent.backup.restore import restore
 from payagent.core.payment import State
@@ -67,8 +66,8 @@ async def test_a_backup_taken_while_payments_run_has_everything_before_it(world:
 async def test_a_newer_payagent_refuses_to_back_up_an_older_ledger(world: World) -> None:
     """The older payagent could not read a backup made by the newer one."""
     await lost_payment(world)
-    of_an_older_payagent(world.folder / LEDGER)
-    with pytest.raises(Refused, match="of an older payagent: use that version, or start this one") as caught:
+    older = "of an older payagent: use that version, or start this one"
+    with upgraded(), pytest.raises(Refused, match=older) as caught:
         taken(world, "second.tar")
     assert caught.value.name == "file_invalid/backup"
 

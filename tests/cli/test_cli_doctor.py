@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from kit.agent import Relay
-from kit.audit import of_an_older_payagent
 from kit.cli import Shop, checks, invoke, spawn, write_private
+from kit.next_release import upgraded
 
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -137,8 +137,8 @@ def test_doctor_says_that_no_merchant_is_configured(safe: Path, data: Path) -> N
 
 
 def test_doctor_warns_of_a_ledger_of_an_older_payagent(closed_shop: Shop, data: Path) -> None:
-    of_an_older_payagent(data / "ledger.db")
-    found = checks(closed_shop.config_of(data))["ledger"]
+    with upgraded():
+        found = checks(closed_shop.config_of(data))["ledger"]
     assert (found["ok"], found["warning"], found["fix"]) == (True, True, None), "the next start upgrades it"
     assert "from an older payagent" in found["detail"]
 

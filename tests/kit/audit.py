@@ -204,12 +204,6 @@ def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[AuditF
         return [one for one in verify(conn, owner, noted) if isinstance(one, AuditFinding)]
 
 
-def of_an_older_payagent(path: Path) -> None:
-    """Remove the record of the last migration from the ledger."""
-    with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm005%'")
-
-
 def head_of(path: Path, owner: Owner) -> Head:
     with Readers(path).snapshot() as conn:
         (head,) = (one for one in verify(conn, owner) if isinstance(one, Head))

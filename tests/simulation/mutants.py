@@ -123,18 +123,16 @@ def without_guards(stack: ExitStack) -> None:
 
 def leave_out(stack: ExitStack, rule: str, instead: str = "") -> None:
     """A ledger is built without this rule."""
-    assert rule in schema.RELEASE_0_1_0, rule
-    put(stack, schema, "RELEASE_0_1_0", schema.RELEASE_0_1_0.replace(rule, instead))
+    first = schema.MIGRATIONS["m001_schema"]
+    assert rule in first.sqlite, rule
+    without = replace(first, sqlite=first.sqlite.replace(rule, instead))
+    put_in(stack, schema.MIGRATIONS, "m001_schema", without)
 
 
 def without_guards_of(stack: ExitStack, *names: str) -> None:
     """A ledger is built without the guards whose names begin so, and is not refused for it."""
     kept = tuple(one for one in schema.TRIGGERS if not one.name.startswith(names))
     put(stack, schema, "TRIGGERS", kept)
-    begins = tuple(f"{verb} TRIGGER {name}" for verb in ("CREATE", "DROP") for name in names)
-    for part in ("TRIGGERS_M004", "ACCOUNTS"):
-        lines = getattr(schema, part).splitlines()
-        put(stack, schema, part, "\n".join(line for line in lines if not line.startswith(begins)))
 
 
 # --- when bytes leave --------------------------------------------------------------------------------------------

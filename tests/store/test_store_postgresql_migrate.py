@@ -14,7 +14,7 @@ import payagent.store
 from payagent.core.problems import Refused
 from payagent.store.db.postgresql import migrate, schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.schema import lacking_migrations, migrations_after
+from payagent.store.db.schema import Migration, lacking_migrations, missing_guards
 
 pytestmark = needs_postgresql
 
@@ -33,10 +33,6 @@ def newest(url: str) -> str:
     with closing(PostgresqlConnection(url)) as conn:
         (name,) = conn.execute("SELECT schema FROM gate").fetchone()
         return str(name)
-
-
-def test_each_migration_since_the_first_fleet_is_one_for_postgresql_too() -> None:
-    assert tuple(migrate.CHANGES) == migrations_after("m005_accounts")
 
 
 def test_tables_of_an_older_payagent_are_migrated_once_with_all_guards(url: str) -> None:
@@ -75,7 +71,7 @@ def test_a_daemon_that_owns_the_tables_migrates_them_at_its_start(url: str) -> N
 
 
 def test_a_migration_that_fails_changes_nothing(url: str) -> None:
-    broken = "CREATE TABLE later (one BIGINT PRIMARY KEY);\nCREATE TABLE meta (one BIGINT)"
+    broken = Migration("", "CREATE TABLE later (one BIGINT PRIMARY KEY);\nCREATE TABLE meta (one BIGINT)")
     with upgraded(broken), pytest.raises(Refused, match='"meta" already exists'):
         migrated(url)
     with closing(PostgresqlConnection(url)) as conn:
@@ -103,7 +99,26 @@ def test_a_newer_payagent_copies_older_tables_into_a_file_of_its_own_form(url: s
         with closing(sqlite3.connect(tmp_path / "ledger.db")) as file:
             assert lacking_migrations(file) == []
             assert file.execute("SELECT COUNT(*) FROM later").fetchone() == (0,)
+            assert missing_guards(file) == []
             assert file.execute("SELECT event FROM events").fetchall() == [("told",)]
+
+
+def test_tables_from_before_the_first_release_are_refused(url: str) -> None:
+    with closing(PostgresqlConnection(url)) as conn:
+        conn.execute("UPDATE gate SET schema = 'm005_accounts'")
+    with pytest.raises(Refused, match=r"a payagent from before 0\.1\.0 wrote the database") as refused:
+        migrated(url)
+    assert refused.value.code == "ledger_older"
+
+
+def test_new_tables_are_those_of_migrated_ones(postgresql: Server, url: str) -> None:
+    columns = "SELECT table_name::text, column_name::text FROM information_schema.columns ORDER BY 1, 2"
+    with upgraded(), closing(PostgresqlConnection(postgresql.new_database("template0"))) as new:
+        assert migrate.bring_up_to_date(new)
+        assert migrated(url)
+        with closing(PostgresqlConnection(url)) as older:
+            assert older.execute(columns).fetchall() == new.execute(columns).fetchall()
+        assert (schema.missing_guards(new), "later" in schema.tables()["readiness"].body) == ([], True)
 
 
 def test_a_daemon_may_delete_from_the_tables_that_the_store_deletes_from() -> None:

@@ -1,7 +1,7 @@
 """Rules that SQL itself enforces, whatever Python does: each row of the tables here breaks one rule."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -9,13 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.guards import ATTEMPT, BREACHES, INVOICE, PAY2, PAY3, PAYMENT, TURNED_BREACHES, WORLD, turn
-from sqlite_utils import Database, Migrations
+from kit.next_release import CHANGE, NAME, upgraded
 
-from payagent.store.db import schema
-from payagent.store.db.opening import migrate, open_database
-from payagent.store.db.schema import bring_up_to_date, lacking_migrations, missing_guards
-from payagent.store.db.tables import TABLES, VIEWS
+from payagent.core.problems import Refused
+from payagent.store.db.opening import migrate, open_database, require_ledger
+from payagent.store.db.schema import (
+    Migration,
+    bring_up_to_date,
+    changed_views,
+    lacking_migrations,
+    missing_guards,
+)
 from payagent.store.db.triggers import GUARDS, KEPT, TRIGGERS, Trigger
+from payagent.store.db.writer import Writer
 
 
 @pytest.fixture
@@ -299,38 +305,50 @@ def built(conn: sqlite3.Connection) -> list[tuple[str, ...]]:
     return conn.execute(f"SELECT type, name, tbl_name, sql FROM sqlite_master {of_ours}").fetchall()
 
 
-def test_the_migrations_build_the_current_schema() -> None:
-    """Changed tables, views or triggers reach an existing ledger only by a migration."""
-    with closing(memory()) as migrated, closing(memory()) as today:
-        bring_up_to_date(migrated)
-        today.executescript("\n".join((TABLES, VIEWS, *(trigger.sql for trigger in TRIGGERS))))
-        assert built(migrated) == built(today)
+def test_a_migrated_ledger_equals_a_new_one_and_is_guarded() -> None:
+    with closing(memory()) as older, closing(memory()) as new:
+        bring_up_to_date(older)
+        with upgraded():
+            for conn in (older, new):
+                bring_up_to_date(conn)
+            assert built(older) == built(new)
+            assert (missing_guards(older), changed_views(older), lacking_migrations(older)) == ([], [], [])
+            bring_up_to_date(older)
+            assert built(older) == built(new)
 
 
-def test_a_migration_runs_once_and_is_rolled_back_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    later, is_broken = Migrations("payagent"), True
-    later()(schema.m001_release_0_1_0)
-    later()(schema.m002_notifications)
-    later()(schema.m003_approval_messages)
-    later()(schema.m004_one_trigger_for_each_change)
-    later()(schema.m005_accounts)
+def test_a_migration_may_change_rows_that_triggers_guard() -> None:
+    with closing(memory()) as conn:
+        bring_up_to_date(conn)
+        conn.execute("INSERT INTO meta VALUES ('address', 'one')")
+        with upgraded(Migration("UPDATE meta SET value = 'two'", "")):
+            bring_up_to_date(conn)
+        assert conn.execute("SELECT value FROM meta").fetchone() == ("two",)
 
-    @later()
-    def m006_later(db: Database) -> None:
-        db.execute("CREATE TABLE later (id INTEGER) STRICT")
-        if is_broken:
-            raise RuntimeError("half done")
 
+def test_a_migration_that_fails_changes_nothing_and_runs_at_the_next_start() -> None:
     with closing(memory()) as conn:
         bring_up_to_date(conn)
         before = built(conn)
-        names = (*schema.known_migrations(), "m006_later")
-        monkeypatch.setattr(schema, "migrations", later)
-        monkeypatch.setattr(schema, "known_migrations", lambda: names)
-        with pytest.raises(RuntimeError):
-            bring_up_to_date(conn)
-        assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, ["m006_later"], False)
-        is_broken = False
-        for _ in range(2):
+        with upgraded(Migration(f"{CHANGE.sqlite};\nCREATE TABLE meta (one INTEGER)", "")):
+            with pytest.raises(sqlite3.OperationalError, match="already exists"):
+                bring_up_to_date(conn)
+            assert (built(conn), lacking_migrations(conn), conn.in_transaction) == (before, [NAME], False)
+        with upgraded():
             bring_up_to_date(conn)
             assert (len(built(conn)), lacking_migrations(conn)) == (len(before) + 1, [])
+
+
+@pytest.mark.parametrize("opens", [Writer, require_ledger])
+def test_a_ledger_from_before_the_first_release_is_refused_and_unchanged(
+    tmp_path: Path, opens: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "ledger.db"
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("UPDATE _sqlite_migrations SET name = 'm001_release_0_1_0'")
+    before = path.read_bytes()
+    with pytest.raises(Refused, match=r"a payagent from before 0\.1\.0 wrote ledger\.db") as caught:
+        opens(path)
+    assert caught.value.code == "ledger_older"
+    assert path.read_bytes() == before

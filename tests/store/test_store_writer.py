@@ -431,7 +431,7 @@ def test_a_ledger_of_a_newer_payagent_is_not_opened(path: Path, opens: Callable[
     with closing(sqlite3.connect(path)) as conn, conn:
         columns = "migration_set, name, applied_at"
         conn.execute(f"INSERT INTO _sqlite_migrations({columns}) VALUES ('payagent', 'm999_later', 't')")
-    with pytest.raises(Refused, match="newer payagent: m999_later") as caught:
+    with pytest.raises(Refused, match=r"newer payagent changed ledger\.db: m999_later") as caught:
         opens(path)
     assert caught.value.name == "ledger_newer"
     assert caught.value.problem.exit_code == 2, "otherwise a service manager would restart it again and again"

@@ -1,109 +1,111 @@
 """The schema of ledger.db: creates it, migrates an older one, and compares it with the expected one.
 
-The migrations build every ledger, a new one too. The current tables, views and guards define the result.
+`MIGRATIONS` begins with the first schema and goes on with the changes since. A new ledger gets all of it, so each
+change is written once. Triggers and views are made anew after a migration.
 
-May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row.
+May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row, except in a migration.
 """
 
+import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
 from payagent.core.problems import Refused
-from payagent.store.db.tables import VIEWS
+from payagent.store.db.tables import TABLES, VIEWS
 from payagent.store.db.triggers import TRIGGERS
 
-RELEASE_0_1_0 = Path(__file__).with_name("release_0_1_0.sql").read_text()
 
-NOTIFICATIONS = Path(__file__).with_name("m002_notifications.sql").read_text()
-APPROVAL_MESSAGES = Path(__file__).with_name("m003_approval_messages.sql").read_text()
-ACCOUNTS = Path(__file__).with_name("m005_accounts.sql").read_text()
-TRIGGERS_M004 = Path(__file__).with_name("m004_triggers.sql").read_text()
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A change of the tables as SQL for each engine. A ";" at the end of a line separates statements.
 
-migrations = Migrations("payagent")
-"""One function for each change, oldest first. Its SQL is frozen: it uses nothing of today's schema."""
+    Empty if only triggers or views change.
+    """
 
-
-@migrations()
-def m001_release_0_1_0(db: Database) -> None:
-    for statement in RELEASE_0_1_0.split(";\n"):  # sqlite-utils' executescript is eight times slower
-        db.execute(statement)
+    sqlite: str
+    postgresql: str
 
 
-@migrations()
-def m002_notifications(db: Database) -> None:
-    for statement in NOTIFICATIONS.split(";\n"):
-        db.execute(statement)
+MIGRATIONS = {"m001_schema": Migration(TABLES, "")}
+"""The migrations by name, oldest first. PostgreSQL's tables are made from those of SQLite (`tables_now`).
 
+Add no column to a table of `seals.SEALED`: it would change the bytes that earlier seals cover.
+"""
 
-@migrations()
-def m003_approval_messages(db: Database) -> None:
-    for statement in APPROVAL_MESSAGES.split(";\n"):
-        db.execute(statement)
-
-
-@migrations()
-def m004_one_trigger_for_each_change(db: Database) -> None:
-    for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-        db.execute(f"DROP TRIGGER {name}")
-    for line in TRIGGERS_M004.splitlines():
-        db.execute(line)
-
-
-@migrations()
-def m005_accounts(db: Database) -> None:
-    for statement in ACCOUNTS.split(";\n"):
-        db.execute(statement)
+_BEFORE_0_1_0 = {
+    *("m001_release_0_1_0", "m002_notifications", "m003_approval_messages"),
+    *("m004_one_trigger_for_each_change", "m005_accounts"),
+}
 
 
 def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
     """Names of migrations that this payagent will apply when it first opens the ledger for writing."""
-    return [one.name for one in migrations.pending(_database(conn))]
-
-
-def known_migrations() -> tuple[str, ...]:
-    """The names of the migrations that this payagent knows, oldest first."""
-    return _names(migrations)
-
-
-@cache
-def _names(known: Migrations) -> tuple[str, ...]:
-    with closing(sqlite3.connect(":memory:")) as empty:
-        return tuple(one.name for one in known.pending(_database(empty)))
+    return [one.name for one in _migrations().pending(_database(conn))]
 
 
 def newest_migration() -> str:
     """The name of the last migration that this payagent knows."""
-    return known_migrations()[-1]
+    return list(MIGRATIONS)[-1]
 
 
 def migrations_after(name: str) -> tuple[str, ...]:
-    """The migrations that a ledger lacks whose newest one is this. Refused: `ledger_newer` if it is unknown."""
-    known = known_migrations()
-    if name not in known:
-        raise Refused("ledger_newer", f"the ledger was changed by a newer payagent: {name}")
+    """The migrations that a ledger lacks whose newest one is this. Refused: as `require_known`."""
+    _require_known("the database", [name])
+    known = tuple(MIGRATIONS)
     return known[known.index(name) + 1 :]
 
 
 def require_known(conn: sqlite3.Connection) -> None:
-    """Refused: `ledger_newer` if a newer payagent applied a migration that this one does not know."""
-    applied = [one.name for one in migrations.applied(_database(conn))]
-    if newer := [name for name in applied if name not in known_migrations()]:
-        raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")
+    """Refused: `ledger_newer` if a newer payagent applied a migration that this one does not know;
+    `ledger_older` if the ledger is from before 0.1.0.
+    """
+    _require_known("ledger.db", [one.name for one in _migrations().applied(_database(conn))])
+
+
+def _require_known(ledger: str, applied: Iterable[str]) -> None:
+    unknown = [name for name in applied if name not in MIGRATIONS]
+    if _BEFORE_0_1_0.intersection(unknown):
+        raise Refused("ledger_older", f"a payagent from before 0.1.0 wrote {ledger}")
+    if unknown:
+        raise Refused("ledger_newer", f"a newer payagent changed {ledger}: {', '.join(unknown)}")
 
 
 def bring_up_to_date(conn: sqlite3.Connection, without: Sequence[str] = ()) -> None:
     """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`.
 
-    `without`: the last migrations, which are not run.
+    `without`: the last migrations, which are not run. The triggers and views of today are missing then.
     """
     require_known(conn)
-    if lacking_migrations(conn):
-        migrations.apply(_database(conn), stop_before=without)
+    if set(lacking_migrations(conn)) <= set(without):
+        return
+    db = _database(conn)
+    with db.atomic():
+        made = "SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')"
+        for kind, name in conn.execute(made).fetchall():
+            conn.execute(f'DROP {kind} "{name}"')
+        _migrations().apply(db, stop_before=without)
+        if not without:
+            _run(db, VIEWS)
+            for trigger in TRIGGERS:
+                conn.execute(trigger.sql)
+
+
+def _migrations() -> Migrations:
+    """The migrations as sqlite-utils runs them and records that they ran."""
+    found = Migrations("payagent")
+    for name, migration in MIGRATIONS.items():
+        found(name=name)(lambda db, sql=migration.sqlite: _run(db, sql))
+    return found
+
+
+def _run(db: Database, sql: str) -> None:
+    for statement in sql.split(";\n"):  # sqlite-utils' executescript is eight times slower
+        db.execute(statement)
 
 
 def _database(conn: sqlite3.Connection) -> Database:
@@ -132,3 +134,12 @@ def _views() -> Mapping[str, str]:
     with closing(sqlite3.connect(":memory:")) as empty:
         empty.executescript(VIEWS)
         return dict(empty.execute(_STORED_VIEWS).fetchall())
+
+
+def tables_now() -> str:
+    """The tables and indexes that all migrations make, as SQL without comments."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        for migration in MIGRATIONS.values():
+            empty.executescript(migration.sqlite)
+        made = empty.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+        return re.sub("--.*", "", "\n".join(f"{sql};" for (sql,) in made))

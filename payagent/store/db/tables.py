@@ -36,7 +36,7 @@ CREATE TABLE apps (
   created_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- What an app shows to be let in; only its hash is kept. One at a time is good: the next one ends it.
+-- Bearer tokens. Only the hash is stored. An app has one valid token; issuing another revokes it.
 CREATE TABLE tokens (
   hash TEXT PRIMARY KEY,
   app_id TEXT NOT NULL REFERENCES apps(id),
@@ -115,7 +115,8 @@ CREATE TABLE payments (
   reason TEXT,
   detail TEXT,
   created_at_ms INTEGER NOT NULL,
-  updated_at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0,
+  updated_at_ms INTEGER NOT NULL,
+  account INTEGER NOT NULL DEFAULT 0,
   CHECK ((kind = 'invoice') = (invoice_seq IS NOT NULL)),
   CHECK ((first_invoice_seq IS NULL) = (invoice_seq IS NULL)),
   CHECK ((nonce_utxo IS NULL) = (state IN ('received', 'awaiting_approval', 'rejected', 'denied'))
@@ -255,7 +256,8 @@ CREATE TABLE attempts (
   cbor BLOB NOT NULL,
   fee_lovelace INTEGER NOT NULL CHECK (fee_lovelace > 0),
   ttl_slot INTEGER NOT NULL,
-  signed_at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0,
+  signed_at_ms INTEGER NOT NULL,
+  account INTEGER NOT NULL DEFAULT 0,
   FOREIGN KEY (payment_id, nonce_utxo) REFERENCES payments(id, nonce_utxo),
   CHECK (instr(' ' || inputs || ' ', ' ' || nonce_utxo || ' ') > 0)
 ) STRICT;
@@ -294,7 +296,8 @@ CREATE TABLE utxos (
   assets TEXT NOT NULL,
   source TEXT NOT NULL CHECK (source IN ('deposit', 'change')),
   state TEXT NOT NULL CHECK (state IN ('pending', 'available', 'locked', 'spent', 'missing', 'rolled_back')),
-  spent_by TEXT, account INTEGER NOT NULL DEFAULT 0,
+  spent_by TEXT,
+  account INTEGER NOT NULL DEFAULT 0,
   CHECK ((state = 'spent') = (spent_by IS NOT NULL))
 ) STRICT;
 CREATE INDEX utxos_by_state ON utxos(state);
@@ -313,8 +316,9 @@ CREATE TABLE external_spends (
   block_height INTEGER NOT NULL,
   block_slot INTEGER NOT NULL,
   provider TEXT NOT NULL,
-  at_ms INTEGER NOT NULL
-, account INTEGER NOT NULL DEFAULT 0) STRICT;
+  at_ms INTEGER NOT NULL,
+  account INTEGER NOT NULL DEFAULT 0
+) STRICT;
 CREATE INDEX external_spends_by_tx ON external_spends(tx_id);
 
 CREATE TABLE reservations (
@@ -378,7 +382,8 @@ CREATE TABLE prepaid_pools (
   origin TEXT NOT NULL,
   partner TEXT NOT NULL,
   wallet TEXT NOT NULL,
-  created_at_ms INTEGER NOT NULL, account INTEGER NOT NULL DEFAULT 0,
+  created_at_ms INTEGER NOT NULL,
+  account INTEGER NOT NULL DEFAULT 0,
   UNIQUE (origin, partner, wallet)
 ) STRICT;
 

@@ -6,7 +6,6 @@ then newer daemons run on the older tables (docs/decisions/0030).
 May import: core, store.db. Never: changes a database whose tables this role does not own.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from payagent.core.problems import Refused
@@ -14,10 +13,7 @@ from payagent.store.db.fence import LEASE_MS, make_gate
 from payagent.store.db.opening import opening
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.schema import known_migrations, migrations_after, newest_migration
-
-CHANGES: Mapping[str, str] = {}
-"""The SQL of each migration after m005, the first fleet's, by its name. The guards are made anew after it."""
+from payagent.store.db.schema import MIGRATIONS, migrations_after, newest_migration
 
 EMPTIED = ("address_pins", "daemons", "limits", "merchants", "notification_cursors", "reservations", "utxos")
 """The tables whose rows a daemon deletes."""
@@ -53,14 +49,14 @@ def _migrate(conn: PostgresqlConnection) -> bool:
     names = lacking(conn)
     living = "SELECT host, version, schema FROM daemons WHERE seen_at_ms > ?"
     for host, version, known in conn.execute(living, (conn.clock_ms() - LEASE_MS,)):
-        if known in known_migrations()[:-1]:
+        if known in list(MIGRATIONS)[:-1]:
             raise Refused(
                 "already_running",
                 f"the daemon on {host} runs payagent {version}, which does not know {names[-1]}. "
                 "Nothing was changed. Upgrade it, then ask again",
             )
     for name in names:
-        for statement in CHANGES[name].split(";\n"):
+        for statement in MIGRATIONS[name].postgresql.split(";\n"):
             conn.execute(statement)
         conn.execute("UPDATE gate SET schema = ?", (name,))
     if names:
@@ -76,8 +72,9 @@ def _grant(conn: PostgresqlConnection, role: str) -> None:
 def lacking(conn: PostgresqlConnection) -> tuple[str, ...]:
     """The migrations that the tables lack.
 
-    Refused: `ledger_newer` if a newer payagent made or changed the tables; `tables_missing` without tables. A
-    daemon makes no tables: an empty ledger knows of no earlier payment.
+    Refused: `ledger_newer` if a newer payagent made or changed the tables; `ledger_older` if one from before
+    0.1.0 made them; `tables_missing` without tables. A daemon makes no tables: an empty ledger knows of no
+    earlier payment.
     """
     if not _has_tables(conn):
         raise Refused("tables_missing", "the database has no tables of payagent")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from payagent.store.db.tables import TABLES
+from payagent.store.db.schema import tables_now
 from payagent.store.db.triggers import KEPT, TRIGGERS, UNBALANCED, Trigger
 
 if TYPE_CHECKING:
@@ -84,18 +84,16 @@ class Table:
 def tables() -> dict[str, Table]:
     """The tables by name."""
     found = {}
-    for name, body, options in re.findall(r"CREATE TABLE (\w+) \((.*?)\n?\) STRICT(.*?);", _sql(), re.DOTALL):
-        # a migration put `account` on the line of the column before it
+    for name, body, options in re.findall(
+        r"CREATE TABLE (\w+) \((.*?)\n?\) STRICT(.*?);", tables_now(), re.DOTALL
+    ):
+        # ALTER TABLE puts a column on the line of the one before it
         body = re.sub(r", (\w+ (?:INTEGER|TEXT|BLOB)\b)", r",\n  \1", body)
         columns = tuple(re.findall(r"^  (\w+) (INTEGER|TEXT|BLOB)\b", body, re.MULTILINE))
         own = re.search(r"^  (\w+) INTEGER PRIMARY KEY", body, re.MULTILINE)
         number = own[1] if own else None if "WITHOUT ROWID" in options else "rowid"
         found[name] = Table(name, columns, body, number)
     return found
-
-
-def _sql() -> str:
-    return re.sub(r"--.*", "", TABLES)
 
 
 def statements() -> Iterator[str]:
@@ -106,7 +104,7 @@ def statements() -> Iterator[str]:
         body, own = _without_references(table)
         references += own
         yield f"CREATE TABLE {table.name} ({_body(table, body)}\n)"
-    for index in re.findall(r"CREATE (?:UNIQUE )?INDEX .*?;", _sql(), re.DOTALL):
+    for index in re.findall(r"CREATE (?:UNIQUE )?INDEX .*?;", tables_now(), re.DOTALL):
         yield _expression(index.rstrip(";").replace("type = 'approval.asked',", "(type = 'approval.asked'),"))
     yield _LAST_OF_ACCOUNT
     yield from references
