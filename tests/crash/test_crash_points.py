@@ -1,8 +1,7 @@
 """The agent dies at a commit of five payments and restarts on what the disk held: all five still complete.
 
 The script has over a hundred sites ("before" and "after" each commit). The sample takes one of each of some names,
-and the long set takes every 6th. Both change daily and are printed. `CRASH_SITES=all` takes all, `CRASH_SITES=3,17`
-those.
+the long set every 6th; both change daily and are printed. `CRASH_SITES=all` takes all, `CRASH_SITES=3,17` those.
 """
 
 import asyncio
