@@ -57,7 +57,9 @@ def wallet(folder: Path, devnet: DevnetThread) -> Path:
     writer.submit("app", lambda unit: apps.add_with_token(unit, "app", "op", token_hash, scopes, 1)).result()
     writer.close()
     faucet = {"address": OWN.address.text, "lovelace": "100000000"}
-    httpx.post(f"{devnet.origin}/devnet/faucet", json=faucet, verify=NO_TLS, trust_env=False).raise_for_status()
+    with httpx.Client(base_url=f"{devnet.origin}/devnet", verify=NO_TLS, trust_env=False) as control:
+        control.post("/faucet", json=faucet).raise_for_status()
+        control.post("/blocks", json={"count": 1}).raise_for_status()
     return folder
 
 

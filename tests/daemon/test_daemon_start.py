@@ -26,6 +26,7 @@ from kit.daemon import (
     SOMEBODY,
     WORDS,
     announced,
+    announced_at,
     command,
     health,
     log_of_a_run,
@@ -54,7 +55,7 @@ FEW_FILES = 128
 
 
 def test_the_socket_is_private_to_its_owner_and_removed_at_the_stop(folder: Path) -> None:
-    process, path = start(folder, module="payagent")
+    process, path = start(folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert health(socket.AF_UNIX, str(path)).startswith(b"HTTP/1.1 200 ")
@@ -79,15 +80,15 @@ def test_a_log_that_nobody_reads_does_not_block_the_daemon(folder: Path) -> None
 def test_recovery_words_and_a_provider_in_clear_are_warned_of_at_each_start(folder: Path) -> None:
     """0.0.0.0 is not a loopback address. Nobody answers there, and the daemon still starts."""
     config, words = folder / "config.toml", folder / "data/recovery-words.txt"
-    log = log_of_a_run(folder)
-    assert [line for line in log if str(words) in line or "provider.in_clear" in line] == []
+    assert re.findall("words.left|provider.in_clear", "".join(log_of_a_run(folder))) == []
     words.write_text(WORDS)
     more = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://0.0.0.0:1/api/v0"\n'
     config.write_text(config.read_text().replace("[keystore]", more + "[keystore]"))
     log = log_of_a_run(folder)
-    (of_words,) = [line for line in log if str(words) in line]
-    (of_provider,) = [line for line in log if "provider.in_clear" in line]
+    (of_words,) = [line for line in log if "words.left" in line]
     assert '"level": "warning"' in of_words
+    assert str(words) in of_words
+    (of_provider,) = [line for line in log if "provider.in_clear" in line]
     assert '"level": "warning"' in of_provider
     assert '"blockfrost-2"' in of_provider
     assert "https://" in of_provider
@@ -519,26 +520,19 @@ def test_the_port_answers_only_to_loopback_and_configured_host_names(folder: Pat
 
 def test_idle_connections_do_not_block_the_socket_or_fill_the_log(folder: Path) -> None:
     """There are more of them than file descriptors; after a while the port is usable again."""
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command(folder), stderr=log, preexec_fn=_with_few_files)
-    try:
-        found = None
-        while not found:
-            assert process.poll() is None
-            found = re.search(r" on http://127\.0\.0\.1:([0-9]+) and (.+)\n", (folder / "log").read_text())
-        port, path = int(found[1]), found[2]
-        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * FEW_FILES)]
-        assert b" 200 " in health(socket.AF_UNIX, path)
-        for connection in idle:
-            connection.settimeout(60)
-            with suppress(ConnectionError):
-                assert connection.recv(1) == b""
-            connection.close()
-        assert b" 200 " in health(socket.AF_INET, ("127.0.0.1", port))
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
-    assert (folder / "log").stat().st_size < 20_000
+    process, url, path = announced_at(folder, preexec_fn=_with_few_files)
+    port = int(url.rpartition(":")[2])
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * FEW_FILES)]
+    assert b" 200 " in health(socket.AF_UNIX, path)
+    for connection in idle:
+        connection.settimeout(60)
+        with suppress(ConnectionError):
+            assert connection.recv(1) == b""
+        connection.close()
+    assert b" 200 " in health(socket.AF_INET, ("127.0.0.1", port))
+    code, talk = stop(process)
+    assert code == 0
+    assert len(talk) < 20_000
 
 
 def _with_few_files() -> None:

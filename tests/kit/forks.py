@@ -17,7 +17,9 @@ import sys
 import tempfile
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 
+IMPORTED = ("payagent.cli.main", "payagent.cli.sd_notify", "payagent.daemon", "payagent.settings.loading")
 HANG_S = 120.0
 NUMBER_BYTES = 4
 ORDER_BYTES_MAX = 1 << 17
@@ -154,12 +156,11 @@ def _become(order: bytes, stderr: int) -> None:
 
 
 if __name__ == "__main__":
-    import payagent.cli.main
-    import payagent.cli.sd_notify
-    import payagent.daemon
-    import payagent.settings.loading
+    from payagent.cli import main
 
+    for name in IMPORTED:
+        import_module(name)
     gc.collect()
     gc.freeze()
     serve()
-    payagent.cli.main()
+    main()
