@@ -22,8 +22,10 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest.mock import patch
 
 import httpx
+from kit.cli import Result, invoke
 from kit.http import NO_TLS
 
 from payagent.api.http.tokens import hash_token
@@ -75,19 +77,24 @@ class Day:
     daemon: subprocess.Popen[bytes] | None = None
     api: str = ""
     is_sample: bool = False
-    """Check the receipt of one payment of each kind to each merchant, and not of every payment."""
+    """Run the commands in this process, and check only one receipt for each kind of payment and merchant."""
 
-    def command(self, *words: str, exit_code: int = 0, stdin: str | None = None) -> str:
+    def command(self, *words: str, exit_code: int = 0) -> str:
         """Run a payagent command and return its stdout."""
-        done = subprocess.run(
-            [sys.executable, "-m", "payagent", *words],
-            capture_output=True, text=True, env=self.environ, input=stdin, timeout=PATIENCE_S * 2, check=False,
-        )  # fmt: skip
+        if self.is_sample:
+            with patch.dict(os.environ, self.environ, clear=True):
+                done = invoke(*words)
+        else:
+            told = subprocess.run(
+                [sys.executable, "-m", "payagent", *words],
+                capture_output=True, text=True, env=self.environ, timeout=PATIENCE_S * 2, check=False,
+            )  # fmt: skip
+            done = Result(told.returncode, told.stdout, told.stderr)
         require(
-            done.returncode == exit_code,
-            f"payagent {' '.join(words)}: exit {done.returncode}, not {exit_code}\n{done.stdout}{done.stderr}",
+            done.code == exit_code,
+            f"payagent {' '.join(words)}: exit {done.code}, not {exit_code}\n{done.out}{done.err}",
         )
-        return done.stdout
+        return done.out
 
     def told(self, *words: str, exit_code: int = 0) -> dict[str, Any]:
         return dict(json.loads(self.command(*words, "--json", exit_code=exit_code)))
