@@ -17,7 +17,7 @@ from kit.postgresql_pair import server_pair
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 
-pytestmark = needs_postgresql
+pytestmark = [needs_postgresql, pytest.mark.timeout(1200)]
 
 SYNCHRONOUS = "PAYAGENT_STORE__SYNCHRONOUS"
 

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kit.cli import invoke, until, write_private
 from kit.daemon import refused
 from kit.daemons_of_a_fleet import ADDRESSES, TOKEN, asked, fleet_of, furnish
@@ -19,7 +20,7 @@ from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.opening import open_read_only
 
-pytestmark = needs_postgresql
+pytestmark = [needs_postgresql, pytest.mark.timeout(1200)]
 
 
 def send_all(folder: Path) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from payagent.devnet.server import DevnetThread
 from payagent.mcp.daemon import AppClient
 from payagent.mcp.server import open_server
 
-pytestmark = needs_postgresql
+pytestmark = [needs_postgresql, pytest.mark.timeout(1200)]
 
 OF_A_PROCESS = {
     "/readyz": ("accounts", "lag_s"),

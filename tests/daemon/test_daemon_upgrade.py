@@ -3,6 +3,7 @@
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pytest
 from kit.cli import invoke, until
 from kit.daemon import refused
 from kit.daemons_of_a_fleet import asked, fleet_of, member
@@ -14,7 +15,7 @@ from payagent.core.version import VERSION as OLD_VERSION
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 
-pytestmark = needs_postgresql
+pytestmark = [needs_postgresql, pytest.mark.timeout(1200)]
 
 LATER = "kit.next_release"
 

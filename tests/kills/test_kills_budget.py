@@ -24,7 +24,7 @@ from payagent.core.policy import WALLET
 from payagent.devnet.merchant import role_address
 from payagent.store.rows import limit_counters as spending
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 CLIENTS = 10
 WANTED = pick(30, 100)

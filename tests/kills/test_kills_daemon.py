@@ -18,7 +18,7 @@ from killforks import ForkServer
 from killworld import SHOPPERS, World, running_world
 from kit.effort import IS_LONG, pick
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 POINTS = (
     *("after admit", "before sign", "after sign", "before submit", "after submit", "before answer"),

@@ -100,6 +100,7 @@ def announced_at(folder: Path, *more: str, **how: Any) -> tuple[Process, str, st
     for line in process.stderr:
         if found := re.fullmatch(r"payagent serves devnet on (\S+) and (.+)\n", line):
             return process, found[1], found[2]
+    process.stderr.close()
     raise AssertionError(f"the daemon ended with {process.wait(60)}: {line}")
 
 
