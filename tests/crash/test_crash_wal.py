@@ -28,6 +28,7 @@ from kit.crash import (
     findings,
     head_of,
 )
+from kit.effort import IS_LONG, pick
 
 from payagent.audit.finding import AuditFinding, Head
 from payagent.audit.signed_bytes import Owner
@@ -37,8 +38,10 @@ from payagent.store.db.opening import require_ledger
 from payagent.store.db.writer import Writer
 
 HEADER, FRAME_HEADER = 32, 24
-COMMITS = 5
+COMMITS = pick(2, 5)
 """How many of the last commits the tests cut into."""
+BITS = pick(1, 3)
+"""How many bits are flipped in each frame of the last commit, one at a time."""
 
 Seal = tuple[int, str]
 
@@ -165,7 +168,7 @@ def _torn(crashed: Crashed) -> Iterator[tuple[str, bytes]]:
         half = log[: at + frame // 2] + bytes(frame - frame // 2) + log[at + frame :]
         if half != log:  # a page that SQLite filled less than half is unchanged
             yield f"{at}: half", half
-        for _ in range(3):
+        for _ in range(BITS):
             position, bit = rng.randrange(at, at + frame), 1 << rng.randrange(8)
             yield (
                 f"{position}: bit {bit}",
@@ -177,7 +180,8 @@ def test_a_torn_commit_is_dropped_as_a_whole(crashed: Crashed, tmp_path: Path) -
     before = crashed.expected(crashed.durable[-2])
     for number, (what, log) in enumerate(_torn(crashed)):
         path = crashed.with_log(tmp_path / str(number), log)
-        assert opened(crashed.world, path) == before, what
+        # ledgers with the same last seal are the same, so one is verified
+        assert opened(crashed.world, path, verified=number == 0 or IS_LONG) == before, what
 
 
 def test_verify_with_a_noted_head_finds_a_durable_commit_lost_to_corruption(

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from kit.cli import until
 from kit.daemon import refused
-from kit.daemons_of_a_fleet import ADDRESSES, furnish, three
-from kit.effort import IS_LONG
+from kit.daemons_of_a_fleet import ADDRESSES, fleet_of, furnish
+from kit.effort import long_only
 from kit.http import NO_TLS
 from kit.postgresql import Server, needs_postgresql
 from kit.postgresql_pair import server_pair
@@ -17,7 +17,7 @@ from kit.postgresql_pair import server_pair
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 
-pytestmark = needs_postgresql
+pytestmark = [needs_postgresql, pytest.mark.timeout(1200)]
 
 SYNCHRONOUS = "PAYAGENT_STORE__SYNCHRONOUS"
 
@@ -56,7 +56,7 @@ def test_a_daemon_whose_server_keeps_no_synchronous_standby_does_not_start(
     assert "synchronous_commit is local" in said
 
 
-@pytest.mark.skipif(not IS_LONG, reason="the sample has the same drill without processes")
+@long_only
 def test_daemons_go_on_when_the_primary_and_one_of_them_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +64,7 @@ def test_daemons_go_on_when_the_primary_and_one_of_them_are_killed(
     with (
         server_pair(is_synchronous=True) as servers,
         DevnetThread(block_time_s=1) as devnet,
-        three(tmp_path, devnet, servers.tcp_url) as (one, two, third),
+        fleet_of(3, tmp_path, devnet, servers.tcp_url) as (one, two, third),
         ThreadPoolExecutor(8) as pool,
     ):
         paid = [one.pay(asked(devnet, "before"), "before")]

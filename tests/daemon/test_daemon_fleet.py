@@ -1,15 +1,14 @@
 """Several `payagent serve` on one PostgreSQL: one wallet, one set of books, and no daemon that is missed."""
 
 import json
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from kit.cli import until
+import pytest
+from kit.cli import invoke, until, write_private
 from kit.daemon import refused
-from kit.daemons_of_a_fleet import ADDRESSES, TOKEN, asked, furnish, three
+from kit.daemons_of_a_fleet import ADDRESSES, TOKEN, asked, fleet_of, furnish
 from kit.postgresql import Server, move_to_file, needs_postgresql
 
 from payagent.audit.finding import AuditFinding
@@ -21,24 +20,21 @@ from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.opening import open_read_only
 
-pytestmark = needs_postgresql
+pytestmark = [needs_postgresql, pytest.mark.timeout(1200)]
 
 
 def send_all(folder: Path) -> list[dict[str, Any]]:
     """The payments that `payagent wallet send --all` shows at the daemon of this folder."""
-    token = folder / "token"
-    token.write_text(TOKEN)
-    token.chmod(0o600)
-    command = (sys.executable, "-m", "payagent", "wallet", "send", role_address("creator").text, "--all", "--yes")
-    files = ("--config", str(folder / "config.toml"), "--token-file", str(token))
-    done = subprocess.run((*command, *files, "--json"), capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    files = ("--config", folder / "config.toml", "--token-file", write_private(folder / "token", TOKEN))
+    done = invoke("wallet", "send", role_address("creator").text, "--all", "--yes", *files, "--json")
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
 
 
 def test_three_daemons_pay_as_one_and_others_go_on_when_one_is_killed(tmp_path: Path, postgresql: Server) -> None:
     database = postgresql.new_database()
     url = postgresql.tcp_url(database)
-    with DevnetThread(block_time_s=1) as devnet, three(tmp_path, devnet, url) as members:
+    with DevnetThread(block_time_s=1) as devnet, fleet_of(3, tmp_path, devnet, url) as members:
         one, two, third = members
         held = [account for member in members for account in member.ready()["accounts"]]
         assert sorted(held) == [0, 1, 2]

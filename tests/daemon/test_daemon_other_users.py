@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from kit.canaries import plant
-from kit.daemon import SOMEBODY, announced, children, furnish, health, stop
+from kit.daemon import SOMEBODY, Process, announced, children, furnish, health, stop
 from kit.webhook import target
 
 from payagent.devnet.server import DevnetThread
@@ -32,7 +32,7 @@ def traced(pid):
 
 def connected(path):
     with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout(20)
+        door.settimeout(60)
         door.connect(path)
         door.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n")
         return door.recv(100).decode()
@@ -40,7 +40,7 @@ def connected(path):
 def asked(url, headers={}):
     try:
         request = urllib.request.Request(url, headers=headers)
-        with urllib.request.build_opener().open(request, timeout=20) as answer:
+        with urllib.request.build_opener().open(request, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -77,13 +77,13 @@ def write_private(path: Path, text: str) -> None:
 def stranger(*wanted: Try) -> list[list[object]]:
     """What another user gets for each attempt."""
     command = [sys.executable, "-c", STRANGER, json.dumps(wanted), str(SOMEBODY)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     told = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(told) == len(wanted), result.stderr
     return told
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder(devnet: DevnetThread) -> Iterator[Path]:
     """A folder open to everyone, so that only the daemon's own protection is in the way."""
     with TemporaryDirectory(prefix="payagent-strangers-") as name:
@@ -106,8 +106,8 @@ def folder(devnet: DevnetThread) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def daemon(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
+@pytest.fixture(scope="module")
+def daemon(folder: Path) -> Iterator[tuple[Process, int, Path]]:
     """The process, its port and its socket."""
     process, port, path = announced(folder)
     try:
@@ -116,9 +116,7 @@ def daemon(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
         assert stop(process)[0] == 0
 
 
-def test_another_user_cannot_read_files_or_call_the_api(
-    folder: Path, daemon: tuple["subprocess.Popen[str]", int, Path]
-) -> None:
+def test_another_user_cannot_read_files_or_call_the_api(folder: Path, daemon: tuple[Process, int, Path]) -> None:
     process, port, path = daemon
     (launcher,) = children(process.pid)
     (signer,) = children(launcher)
@@ -142,12 +140,14 @@ def test_another_user_cannot_read_files_or_call_the_api(
 
 
 def test_the_socket_answers_only_its_owner_even_when_its_mode_is_open_to_all(
-    daemon: tuple["subprocess.Popen[str]", int, Path],
+    daemon: tuple[Process, int, Path],
 ) -> None:
     """The other user connects and is dropped before a byte is read; the owner is still served."""
     _, _, path = daemon
     path.parent.chmod(0o755)
     path.chmod(0o666)
     ((_, _, answer),) = stranger(("connect", str(path)))
+    path.chmod(0o600)
+    path.parent.chmod(0o700)
     assert answer in ("", "ConnectionResetError", "BrokenPipeError")
     assert b" 200 " in health(1, str(path))

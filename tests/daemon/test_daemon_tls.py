@@ -1,9 +1,7 @@
 """A port that other machines can reach: TLS only, and only if the operator asks for it."""
 
 import re
-import signal
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from kit.certificates import certificate
-from kit.daemon import command, refused
+from kit.daemon import announced_at, refused, stop
 from kit.http import NO_TLS
 
 
@@ -35,20 +33,11 @@ def set_listen(folder: Path, listen: str, tls: bool = True) -> None:
 @contextmanager
 def running(folder: Path, *more: str) -> Iterator[tuple[str, str]]:
     """A daemon's port and its socket."""
-    with subprocess.Popen([*command(folder), *more], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.fullmatch(r"payagent serves devnet on (\S+) and (.+)\n", line):
-                try:
-                    yield found[1], found[2]
-                finally:
-                    process.send_signal(signal.SIGTERM)
-                    process.communicate(timeout=60)
-                assert process.returncode == 0
-                return
-    raise AssertionError(lines)
+    process, url, path = announced_at(folder, *more)
+    try:
+        yield url, path
+    finally:
+        assert stop(process)[0] == 0
 
 
 def test_other_machines_reach_the_port_only_over_tls(secured: Path) -> None:
@@ -119,6 +108,6 @@ def _no_pem(folder: Path) -> str:
 @pytest.mark.parametrize("spoil", [_no_files, _half, _open_key, _other_key, _no_key, _no_pem])
 def test_the_daemon_refuses_to_start_without_a_valid_certificate_and_key(secured: Path, spoil: object) -> None:
     sentence = spoil(secured)  # type: ignore[operator]
-    code, talk = refused(secured, more=("--allow-remote",))
+    code, talk = refused(secured, "--allow-remote")
     assert code == 2, talk
     assert sentence in talk

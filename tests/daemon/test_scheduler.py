@@ -101,7 +101,7 @@ async def test_a_failed_pass_does_not_stop_the_scheduler() -> None:
     sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     assert sweeps.stale() is not None
-    await asyncio.wait_for(chain_sync.several.wait(), 10)
+    await asyncio.wait_for(chain_sync.several.wait(), 60)
     assert sweeps.stale() is None
     await sweeps.stop()
 
@@ -136,7 +136,7 @@ async def test_the_scheduler_checks_for_expired_approvals() -> None:
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(agent.asked.wait(), 10)
+    await asyncio.wait_for(agent.asked.wait(), 60)
     await sweeps.stop()
 
 
@@ -144,12 +144,12 @@ async def test_passes_do_not_overlap() -> None:
     chain_sync = Watch()
     sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(chain_sync.started.wait(), 10)
+    await asyncio.wait_for(chain_sync.started.wait(), 60)
     for _ in range(20):
         await asyncio.sleep(0.01)
     assert chain_sync.looks == 1
     chain_sync.go_on.set()
-    await asyncio.wait_for(chain_sync.several.wait(), 10)
+    await asyncio.wait_for(chain_sync.several.wait(), 60)
     assert chain_sync.at_once_max == 1
     await sweeps.stop()
 
@@ -160,8 +160,8 @@ async def test_an_idle_wallet_has_rare_passes_and_a_busy_one_frequent_passes() -
     intervals = replace(FAST, idle_s=3600, merchants_s=0.01)
     sweeps = Scheduler(Agent(), chain_sync, Quiet(), Quiet(), Quiet(), intervals)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(chain_sync.started.wait(), 10)
-    async with asyncio.timeout(10):
+    await asyncio.wait_for(chain_sync.started.wait(), 60)
+    async with asyncio.timeout(60):
         while chain_sync.polls < 20:
             await asyncio.sleep(0.001)
     assert chain_sync.looks == 1
@@ -174,12 +174,12 @@ async def test_a_stop_lets_the_running_pass_end_and_starts_no_other() -> None:
     agent, chain_sync = Agent(), Watch()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(chain_sync.started.wait(), 10)
+    await asyncio.wait_for(chain_sync.started.wait(), 60)
     stopping = asyncio.create_task(sweeps.stop())
     await asyncio.sleep(0)
     assert not stopping.done()
     chain_sync.go_on.set()
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 60)
     assert (chain_sync.looks, chain_sync.ended) == (1, 1)
     assert agent.drained_s is not None
     assert agent.drained_s < DRAIN_S, "the running pass used up part of the time that a stop has"
@@ -190,7 +190,7 @@ async def test_readiness_reports_the_trouble_of_the_last_pass() -> None:
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
-    await asyncio.wait_for(chain_sync.several.wait(), 10)
+    await asyncio.wait_for(chain_sync.several.wait(), 60)
     assert sweeps.stale() == "blockfrost-1: its newest block could not be read"
     await sweeps.stop()
 
@@ -211,7 +211,7 @@ def written() -> Iterator[io.StringIO]:
 async def looks(chain_sync: Watch, count: int) -> None:
     """Wait until so many more passes have ended."""
     wanted = chain_sync.ended + count
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while chain_sync.ended < wanted:
             await asyncio.sleep(0.001)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-WANTED = 100
 Json = dict[str, Any]
 Call = Callable[..., Awaitable[httpx.Response]]
 
@@ -51,11 +50,12 @@ class Client:
     call: Call
     number: int
     token: str
+    wanted: int
     paid: dict[str, Json] = field(default_factory=dict)
     refused: int = 0
 
     async def want_everything(self) -> None:
-        for number in range(WANTED):
+        for number in range(self.wanted):
             await self.want(b'{"message": "client %d wants %d"}' % (self.number, number))
 
     async def want(self, body: bytes) -> None:
@@ -83,15 +83,15 @@ class Client:
 
 async def run(orders: Json) -> list[Json]:
     async with (
-        httpx.AsyncClient(trust_env=False) as http,
-        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=orders["socket"]), timeout=10) as daemon,
+        httpx.AsyncClient(trust_env=False, timeout=60) as http,
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=orders["socket"]), timeout=60) as daemon,
     ):
         shop = Shop(http, orders["merchant_url"], orders["wallet"])
 
         async def call(method: str, path: str, **options: Any) -> httpx.Response:
             return await daemon.request(method, f"http://payagent{path}", **options)
 
-        clients = [Client(shop, call, number, token) for number, token in orders["clients"]]
+        clients = [Client(shop, call, *client) for client in orders["clients"]]
         await asyncio.gather(*(client.want_everything() for client in clients))
     return [{"paid": client.paid, "refused": client.refused} for client in clients]
 

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 from killchecks import at_death, at_peace
+from killforks import fork_server
 from killworld import SHOPPERS, Lane, World, running_world
 
 POINTS = ("admit", "sign", "submit", "answer", "observe", "confirm", "settle", "deposit", "delivery", "merchant")
@@ -28,7 +29,7 @@ RARE_POINTS = ("bind", "reject")
 SIDES = ("before", "after")
 RUNNING = tuple(f"{side} {point}" for point in POINTS for side in SIDES)
 EVERY_POINT = (*RUNNING, *(f"{side} {point}" for point in RARE_POINTS for side in SIDES))
-REACHED_S = 20.0
+REACHED_S = 120.0
 
 Cycle = Callable[[Lane], Awaitable[None]]
 
@@ -152,7 +153,7 @@ def summary(world: World, seconds: float) -> str:
 async def campaign(kills: int, seed: int, result: Path | None = None) -> int:
     began_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="kills"))
-    async with running_world(folder, seed, lanes=3) as made:
+    async with fork_server() as forks, running_world(folder, forks, seed, lanes=3) as made:
         for lane in made.lanes:
             await first_starts(lane)
         await run(made, mixed(kills - sum(made.kills.values()), made))

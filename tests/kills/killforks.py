@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BORN_S = 20.0
+BORN_S = 120.0
 
 
 class Life:

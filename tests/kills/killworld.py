@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from killforks import ForkServer, Life, cold_start, fork_server
+from killforks import ForkServer, Life, cold_start
 from kit.http import NO_TLS
 
 from payagent.core.network import NETWORKS
@@ -40,7 +40,7 @@ TOKEN_UTXOS, TOKEN_UTXO_UNITS = 12, 1_000_000
 CONFIRM_DEPTH, SETTLE_DEPTH = 2, 6
 BLOCK_EVERY_S = 1.0
 """A slot's: daemons believe no chain that goes on growing faster than its slots."""
-STUCK_S = 45.0
+STUCK_S = 120.0
 SHOPPERS = 6
 
 
@@ -227,7 +227,7 @@ class Lane:
             await asyncio.wait_for(asyncio.shield(life.exit), timeout_s)
         return life.exit.done()
 
-    async def call(self, method: str, path: str, timeout_s: float = 10.0, **options: Any) -> httpx.Response:
+    async def call(self, method: str, path: str, timeout_s: float = 60.0, **options: Any) -> httpx.Response:
         """Send a request to the current daemon; raises httpx.TransportError if it dies meanwhile."""
         await self._opened.wait()
         assert self._door is not None
@@ -362,7 +362,7 @@ class World:
         self.devnet = devnet
         self.forks = forks
         self.random = random.Random(seed)
-        self.http = httpx.AsyncClient(verify=NO_TLS, limits=httpx.Limits(max_connections=None))
+        self.http = httpx.AsyncClient(verify=NO_TLS, timeout=60, limits=httpx.Limits(max_connections=None))
         self.lanes: list[Lane] = []
         self.violations: list[str] = []
         self.kills: Counter[str] = Counter()
@@ -520,15 +520,14 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(folder: Path, seed: int, lanes: int) -> AsyncIterator[World]:
+async def running_world(folder: Path, forks: ForkServer, seed: int, lanes: int) -> AsyncIterator[World]:
     """A world with funded wallets and blocks that come; everything in it is gone at the end."""
     with DevnetThread() as devnet:
-        async with fork_server() as server:
-            made = World(folder, seed, devnet, server)
-            try:
-                for _ in range(lanes):
-                    await made.add_lane()
-                made.spawn(made.produce())
-                yield made
-            finally:
-                await made.aclose()
+        made = World(folder, seed, devnet, forks)
+        try:
+            for _ in range(lanes):
+                await made.add_lane()
+            made.spawn(made.produce())
+            yield made
+        finally:
+            await made.aclose()

@@ -13,23 +13,28 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from killbudget import WANTED, Client, Json, Shop, in_a_process_of_its_own
+from killbudget import Client, Json, Shop, in_a_process_of_its_own
 from killchecks import copy_of_dead
-from killworld import TOKEN, Lane, World, running_world
+from killforks import BORN_S, ForkServer
+from killworld import STUCK_S, TOKEN, Lane, World, running_world
+from kit.effort import pick
 
 from payagent.audit.limits import check_limits
 from payagent.core.policy import WALLET
 from payagent.devnet.merchant import role_address
 from payagent.store.rows import limit_counters as spending
 
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
+
 CLIENTS = 10
+WANTED = pick(30, 100)
 DAY_LOVELACE, PRICE_LOVELACE = 20_000_000, 1_000_000
 FIT = 17
 KILLS = (
     *(("after admit", 2), ("before sign", 2), ("after sign", 3), ("before admit", 3), ("after submit", 2)),
     *(("before answer", 1), ("after admit", 5), ("before admit", 20), ("after admit", 40), ("before admit", 60)),
-)
-RANDOM_KILLS = 6
+)[: pick(6, 10)]
+RANDOM_KILLS = pick(2, 6)
 
 
 async def _clients(lane: Lane) -> list[Client]:
@@ -40,7 +45,7 @@ async def _clients(lane: Lane) -> list[Client]:
     for number in range(CLIENTS):
         added = await lane.call("POST", "/v1/apps", json={"name": f"client-{number}"})
         shop = Shop(lane.world.http, lane.world.devnet.merchant_url, lane.address)
-        clients.append(Client(shop, lane.call, number, added.json()["token"]))
+        clients.append(Client(shop, lane.call, number, added.json()["token"], WANTED))
     return clients
 
 
@@ -51,7 +56,7 @@ async def _want_everything(lane: Lane, clients: list[Client]) -> None:
         "socket": str(lane.dir / "s"),
         "merchant_url": lane.world.devnet.merchant_url,
         "wallet": lane.address,
-        "clients": [[client.number, client.token] for client in there],
+        "clients": [[client.number, client.token, WANTED] for client in there],
     }
     *_, told = await asyncio.gather(
         *(client.want_everything() for client in here), in_a_process_of_its_own(orders)
@@ -84,7 +89,7 @@ def _spent(world: World) -> Iterator[tuple[str, int]]:
 async def _start_a_second(lane: Lane) -> None:
     """Start a second daemon on the same wallet: it is refused, and the first one goes on."""
     second = lane.world.forks.start(lane.config, lane.log, None, None)
-    await asyncio.wait_for(asyncio.shield(second.exit), 30)
+    await asyncio.wait_for(asyncio.shield(second.exit), BORN_S)
     assert "already_running" in str(second.failed)
 
 
@@ -110,9 +115,8 @@ async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
     return kills
 
 
-@pytest.mark.timeout(300)
-async def test_a_daily_budget_of_20_ada_holds_while_daemons_are_killed(tmp_path: Path) -> None:
-    async with running_world(tmp_path, seed=20, lanes=1) as made:
+async def test_a_daily_budget_of_20_ada_holds_while_daemons_are_killed(tmp_path: Path, forks: ForkServer) -> None:
+    async with running_world(tmp_path, forks, seed=20, lanes=1) as made:
         (lane,) = made.lanes
         settings = {"price": str(PRICE_LOVELACE), "asset": "lovelace", "splits": [], "timeout": 7200}
         (await made.http.post(f"{made.devnet.merchant_url}/merchant/settings", json=settings)).raise_for_status()
@@ -147,7 +151,7 @@ async def test_a_daily_budget_of_20_ada_holds_while_daemons_are_killed(tmp_path:
 
 
 async def _confirmed(lane: Lane, payment_id: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(STUCK_S):
         while (await lane.call("GET", f"/v1/payments/{payment_id}?wait=1")).json()["state"] not in (
             "confirmed",
             "settled",

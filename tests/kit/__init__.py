@@ -4,7 +4,8 @@ agent, payments, handover, external_spends, providers, prepaid, merchants, upkee
                                     the real agent on a devnet, and what its tests do and check
 api, api_operations, event_stream   the running API
 proxy, client, sdk_merchant         a raw merchant, the proxy, paying programs, the x402 SDK's merchant
-daemon, cli, terminal, webhook      the daemon and the command as processes, a terminal, a receiver of news
+daemon, forks, cli, terminal, webhook
+                                    the daemon and the command as processes, a terminal, a receiver of news
 push_services, telegram             fakes of the services that bring news to people
 audit, backup, crash, simulation    ledgers with a history, backups, a process that dies, the simulator
 devnet, wallet, certificates, http  a wallet on the devnet, random wallets, certificates, HTTP clients

@@ -1,6 +1,5 @@
-"""Three `payagent serve` of one wallet on one PostgreSQL, each with a folder of its own."""
+"""Several `payagent serve` of one wallet on one PostgreSQL, each with a folder of its own."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import httpx
 
 from kit.canaries import plant
 from kit.cli import until
-from kit.daemon import PASSPHRASE, WORDS, announced
+from kit.daemon import PASSPHRASE, WORDS, Process, announced
 from kit.fleet import Record
 from kit.http import NO_TLS
 from payagent.api.http.tokens import hash_token
@@ -31,7 +30,7 @@ ADDRESSES = [derive(seed_from_words(WORDS), NETWORKS["devnet"], number).address.
 class Member:
     """One daemon's process."""
 
-    process: "subprocess.Popen[str]"
+    process: Process
     http: httpx.Client
 
     def ready(self) -> dict[str, Any]:
@@ -49,7 +48,7 @@ class Member:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
         if self.process.stderr is not None:
             self.process.stderr.close()
 
@@ -86,7 +85,7 @@ def asked(devnet: DevnetThread, message: str) -> dict[str, object]:
 
 
 @contextmanager
-def member(folder: Path, module: str = "payagent") -> Iterator[Member]:
+def member(folder: Path, module: str | None = None) -> Iterator[Member]:
     """A daemon that has announced itself. `module`: as for `kit.daemon.announced`."""
     process, port, _ = announced(folder, module=module)
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -113,15 +112,18 @@ def add_app(url: str, folder: Path) -> None:
 
 
 @contextmanager
-def three(folder: Path, devnet: DevnetThread, url: str) -> Iterator[list[Member]]:
-    """Three daemons, each ready with one account that has funds."""
+def fleet_of(count: int, folder: Path, devnet: DevnetThread, url: str) -> Iterator[list[Member]]:
+    """So many daemons, each ready with one account that has funds."""
     add_app(url, folder)
     control = httpx.Client(base_url=devnet.origin, verify=NO_TLS, trust_env=False)
     with ExitStack() as stack, control:
-        for address in ADDRESSES:
+        for address in ADDRESSES[:count]:
             control.post("/devnet/faucet", json={"address": address, "lovelace": "100000000"}).raise_for_status()
         control.post("/devnet/blocks", json={"count": 1}).raise_for_status()
-        members = [stack.enter_context(member(furnish(folder / name, devnet, url))) for name in "abc"]
+        members = [
+            stack.enter_context(member(furnish(folder / name, devnet, url, accounts=count)))
+            for name in "abc"[:count]
+        ]
         until(
             lambda: all(one.ready()["ready"] and len(one.ready()["accounts"]) == 1 for one in members),
             "the daemons do not each hold an account",
