@@ -56,7 +56,7 @@ def test_a_daemon_whose_server_keeps_no_synchronous_standby_does_not_start(
     assert "synchronous_commit is local" in said
 
 
-@pytest.mark.skipif(not IS_LONG, reason="the sample has the same drill without processes")
+@pytest.mark.skipif(not IS_LONG, reason="only --long runs it: the sample has this drill without processes")
 def test_daemons_go_on_when_the_primary_and_one_of_them_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
