@@ -41,13 +41,12 @@ boot_services() {
     sed -E 's/^S[0-9]{2}//; s/\.service$//' | sort -u
 }
 
-# without_services COMMAND...: runs COMMAND; Debian's packages then do not start their services. Packages ask POLICY
+# without_services COMMAND...: runs COMMAND while Debian's packages start, stop and restart no service: they ask POLICY
 # first. If the machine has one of its own, it stays in force.
 without_services() (
   if [ ! -e "$POLICY" ]; then
     trap 'rm -f "$POLICY"' EXIT
-    # shellcheck disable=SC2016  # the arguments are POLICY's
-    printf '#!/bin/sh\ncase " $* " in *" start "*) exit 101 ;; esac\n' >"$POLICY" && chmod 755 "$POLICY"
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY" && chmod 755 "$POLICY"
   fi
   "$@"
 )
@@ -63,8 +62,8 @@ install_system() {
   apt-get update -q >&2 && without_services apt-get install -q -y --no-install-recommends "${@:2}" >&2
   status=$?
   for service in $(comm -13 <(printf '%s\n' "$before") <(boot_services)); do
-    deb-systemd-helper disable "$service.service" >&2
-    [ ! -e "$ETC/init.d/$service" ] || update-rc.d "$service" disable >&2
+    say "$service is not to start at boot"
+    update-rc.d "$service" disable >&2 || systemctl disable "$service" >&2
   done
   return "$status"
 }
