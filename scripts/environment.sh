@@ -32,12 +32,40 @@ find_python() {
   die "Python 3.11 or newer is needed; python3, python3.13, python3.12 and python3.11 are missing or older"
 }
 
-# install_system WHY PACKAGE...: as root on Debian or its kin; fails where that is not so.
+ETC=/etc
+POLICY=/usr/sbin/policy-rc.d
+
+# The services that systemd or sysvinit starts at boot.
+boot_services() {
+  find "$ETC"/systemd/system/*.wants "$ETC"/rc[2-5].d \( -name '*.service' -o -name 'S[0-9][0-9]*' \) -printf '%f\n' 2>/dev/null |
+    sed -E 's/^S[0-9]{2}//; s/\.service$//' | sort -u
+}
+
+# without_services COMMAND...: runs COMMAND while Debian's packages start, stop and restart no service: they ask POLICY
+# first. If the machine has one of its own, it stays in force.
+without_services() (
+  if [ ! -e "$POLICY" ]; then
+    trap 'rm -f "$POLICY"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY" && chmod 755 "$POLICY"
+  fi
+  "$@"
+)
+
+# install_system WHY PACKAGE...: as root on Debian or its kin; fails where that is not so. A service that comes with
+# a package is neither started nor left enabled: payagent starts the servers that it needs itself.
 install_system() {
+  local before status service
+  local -x DEBIAN_FRONTEND=noninteractive
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
   say "$1: installing the system package ${*:2} with apt-get"
-  DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${@:2}" >&2
+  before=$(boot_services)
+  apt-get update -q >&2 && without_services apt-get install -q -y --no-install-recommends "${@:2}" >&2
+  status=$?
+  for service in $(comm -13 <(printf '%s\n' "$before") <(boot_services)); do
+    say "$service is not to start at boot"
+    update-rc.d "$service" disable >&2 || systemctl disable "$service" >&2
+  done
+  return "$status"
 }
 
 # A .venv that was copied from another folder, or whose Python is gone, is not usable.

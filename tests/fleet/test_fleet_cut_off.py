@@ -76,7 +76,7 @@ def test_a_daemon_cut_off_from_the_database_pays_nothing_and_loses_its_accounts(
     drill.judge()
 
 
-@pytest.mark.skipif(not IS_LONG, reason="takes 40 s of waiting; tests/agent/test_agent_fleet.py has it without")
+@pytest.mark.skipif(not IS_LONG, reason="only --long waits 40 s; tests/agent/test_agent_fleet.py does not wait")
 def test_accounts_of_a_daemon_cut_off_from_the_chain_go_to_one_that_is_not(cut: Cut) -> None:
     drill = cut.drill
     cut.chain.become("closed")

@@ -153,17 +153,3 @@ def test_the_readmes_commands_are_valid_shell() -> None:
 @pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/lock", ".ci/run"])
 def test_the_scripts_are_executable(name: str) -> None:
     assert (ROOT / name).stat().st_mode & 0o111 == 0o111
-
-
-def test_the_scripts_name_a_system_package_and_the_reason_before_they_install_it() -> None:
-    script = """
-    . scripts/environment.sh
-    id() { echo 0; }
-    apt-get() { echo "apt-get $*"; }
-    install_system "the pages' examples call curl" curl
-    """
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    said, *run = done.stderr.splitlines()
-    assert said == "==> the pages' examples call curl: installing the system package curl with apt-get"
-    assert [line.split()[:2] for line in run] == [["apt-get", "update"], ["apt-get", "install"]]
-    assert run[1].endswith(" curl")

@@ -1,6 +1,7 @@
 """Tests share code only through tests/kit: no file imports a test module. Each long run starts."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_no_file_imports_a_test_module() -> None:
 def test_an_import_of_a_test_module_is_found() -> None:
     source = "import kit\nimport agent.test_a\nfrom api import test_b\ndef f():\n    from test_c import world\n"
     assert list(imported_tests(source)) == ["agent.test_a", "test_b", "test_c"]
+
+
+def test_the_reason_of_each_test_that_only_a_long_run_has_names_the_option() -> None:
+    marks = re.compile(r"skipif\(\s*not IS_LONG,\s*reason=([^)]*)")
+    reasons = [reason for path in TESTS.rglob("test_*.py") for reason in marks.findall(path.read_text())]
+    assert reasons
+    assert [reason for reason in reasons if "--long" not in reason] == []
 
 
 @pytest.mark.parametrize("run", [(), ("soak",), ("kills",), ("fleet",)], ids=" ".join)
