@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import httpx
@@ -10,7 +9,6 @@ import pytest
 from kit.cli import Shop, invoke, running, spawn, until
 from kit.http import NO_TLS
 
-from payagent.api.http.server import GRACE_S
 from payagent.devnet.server import DevnetThread
 
 
@@ -85,13 +83,12 @@ def stop_while_streaming(shop: Shop) -> None:
     headers = {"Authorization": f"Bearer {shop.made['token']}"}
     with (
         running(shop) as daemon,
-        httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=30) as http,
+        httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=60) as http,
         http.stream("GET", "/v1/events") as stream,
     ):
         lines = stream.iter_lines()
         assert next(lines) == ": from here on"
-        started_s = time.monotonic()
         daemon.terminate()
-        assert daemon.wait(20) == 0
-        assert time.monotonic() - started_s < GRACE_S
-        assert [line for line in lines if line] == []
+        assert [line for line in lines if line] == [], "uvicorn cuts the stream off after a grace"
+        assert daemon.wait(60) == 0
+    assert "graceful shutdown exceeded" not in (shop.folder / "daemon.log").read_text()
