@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kit.canaries import plant
-from kit.cli import PASSPHRASE, invoke, write_private
+from kit.cli import PASSPHRASE, invoke, make_cheap, write_private
 from kit.terminal import at_terminal
 
 from payagent.core.problems import Refused
@@ -29,6 +29,7 @@ def made(tmp_path: Path) -> Path:
     )
     assert result.code == 0, result.err
     plant("a token", result.json["token"])
+    make_cheap(tmp_path / "data/keystore.json", (tmp_path / "data/recovery-words.txt").read_text().strip())
     write_private(tmp_path / "new", NEW + "\n")
     return tmp_path
 

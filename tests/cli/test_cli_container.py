@@ -61,7 +61,7 @@ class Containers:
         for other, needs in SERVICES[name].get("depends_on", {}).items():
             process = self._processes.get(other) or self._processes.setdefault(other, self.up(other))
             if needs["condition"] == "service_healthy":
-                until(lambda other=other: self._is_healthy(other), f"{other} is not healthy")
+                until(lambda other=other: self._is_healthy(other), f"{other} is not healthy", every_s=1)
             else:
                 assert needs["condition"] == "service_completed_successfully"
                 assert process.wait(60) == 0, other
@@ -77,7 +77,7 @@ class Containers:
     def down(self) -> None:
         for process in reversed(self._processes.values()):
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def of_image(instruction: str) -> list[str]:

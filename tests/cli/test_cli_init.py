@@ -74,25 +74,30 @@ def test_the_config_is_valid_and_holds_the_given_options(tmp_path: Path) -> None
     assert settings.keystore.passphrase_file == tmp_path / "passphrase"
 
 
-@pytest.mark.parametrize(
-    ("origin", "mode"),
-    [
-        ("https://api-v3.fluxpointstudios.com", "additional"),
-        ("https://API-v3.fluxpointstudios.com:443/", "additional"),
-        ("https://api-v2.fluxpointstudios.com", None),
-        ("https://api-v3.fluxpointstudios.com:8443", None),
-        ("https://api.example.com", None),
-    ],
-)
-def test_the_config_sets_the_split_mode_for_the_t_backend_only(
-    tmp_path: Path, origin: str, mode: str | None
-) -> None:
-    made(tmp_path, "--merchant", f"other={origin}", "--partner", "other=demo")
+MODES = {
+    "https://api-v3.fluxpointstudios.com": "additional",
+    "https://api-v2.fluxpointstudios.com": None,
+    "https://api-v3.fluxpointstudios.com:8443": None,
+    "https://api.example.com": None,
+}
+
+
+def test_the_config_sets_the_split_mode_for_the_t_backend_only(tmp_path: Path) -> None:
+    named = {f"other-{number}": origin for number, origin in enumerate(MODES)}
+    options = (("--merchant", f"{name}={origin}", "--partner", f"{name}=demo") for name, origin in named.items())
+    made(tmp_path, *itertools.chain.from_iterable(options))
     merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
-    assert (merchants["t"].split_mode, merchants["other"].split_mode) == (None, mode)
+    assert merchants["t"].split_mode is None
+    assert {origin: merchants[name].split_mode for name, origin in named.items()} == MODES
     lines = (tmp_path / "config.toml").read_text().splitlines()
     told = [before for before, line in itertools.pairwise(lines) if line == 'split_mode = "additional"']
-    assert [("on top" in one, one[0]) for one in told] == ([] if mode is None else [(True, "#")])
+    assert [("on top" in one, one[0]) for one in told] == [(True, "#")]
+
+
+def test_the_t_backend_is_known_however_its_origin_is_written(tmp_path: Path) -> None:
+    made(tmp_path, "--merchant", "other=https://API-v3.fluxpointstudios.com:443/", "--partner", "other=demo")
+    merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
+    assert merchants["other"].split_mode == "additional"
 
 
 def test_a_data_dir_from_the_environment_is_written_to_the_config(

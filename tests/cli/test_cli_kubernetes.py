@@ -19,6 +19,7 @@ from kit.certificates import certificate
 from kit.cli import clean_environ, until
 from kit.daemon import PASSPHRASE, WORDS
 from kit.daemons_of_a_fleet import TOKEN, add_app
+from kit.effort import long_only
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
 
@@ -176,6 +177,7 @@ def pod(folder: Path, devnet: DevnetThread, url: str) -> Iterator[Pod]:
             daemon.terminate()
 
 
+@long_only
 @needs_postgresql
 def test_a_pods_containers_start_a_daemon_that_passes_its_readiness_probe(
     tmp_path: Path, postgresql: Server

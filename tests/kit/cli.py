@@ -110,12 +110,12 @@ def clean_environ() -> dict[str, str]:
     return {n: v for n, v in os.environ.items() if not n.startswith("PAYAGENT_") and n != "XDG_RUNTIME_DIR"}
 
 
-def until(reached: Callable[[], object], what: str) -> None:
+def until(reached: Callable[[], object], what: str, every_s: float = 0.1) -> None:
     """Wait until the condition holds."""
     end_s = time.monotonic() + PATIENCE_S
     while not reached():
         assert time.monotonic() < end_s, what
-        time.sleep(0.1)
+        time.sleep(every_s)
 
 
 def write_private(path: Path, text: str) -> Path:
