@@ -96,7 +96,7 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
 
 
 def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(paid: Shop) -> None:
-    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=60)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_update'").fetchone()
         conn.execute("DROP TRIGGER entries_update")
         (ref,) = conn.execute("SELECT ref FROM entries WHERE kind = 'deposit' ORDER BY id").fetchone()
@@ -112,7 +112,7 @@ def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(
 
 
 def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
-    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=60)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_delete'").fetchone()
         conn.execute("DROP TRIGGER invoices_delete")
         told = paid.payagent("ledger", "verify", "--human")

@@ -61,7 +61,7 @@ def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_a_backup_is_private_and_holds_its_three_members(again: Again) -> None:

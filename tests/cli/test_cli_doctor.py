@@ -63,7 +63,7 @@ def data(closed_shop: Shop, tmp_path: Path) -> Path:
     folder.mkdir(mode=0o700)
     write_private(folder / "keystore.json", (closed_shop.data_dir / "keystore.json").read_text())
     writer = Writer(folder / "ledger.db")
-    writer.submit("history", write_history).result(10)
+    writer.submit("history", write_history).result(60)
     writer.close()
     return folder
 
@@ -131,7 +131,7 @@ def test_doctor_says_that_no_merchant_is_configured(safe: Path, data: Path) -> N
     assert "payagent merchants add" in warned(safe)["merchants"]
     writer = Writer(data / "ledger.db")
     row = MerchantRow("t", "https://shop.example", {})
-    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(10)
+    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(60)
     writer.close()
     assert "merchants" not in warned(safe)
 
@@ -259,7 +259,7 @@ def warned(config: Path) -> dict[str, str]:
 def safe(data: Path, tmp_path: Path) -> Path:
     """A config for real money that gives no warning."""
     writer = Writer(data / "ledger.db")
-    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(10)
+    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(60)
     writer.close()
     secrets = tmp_path / "secrets"
     secrets.mkdir(mode=0o700)
@@ -328,7 +328,7 @@ def test_doctor_warns_of_a_run_time_limit_above_the_signers_limit(safe: Path, da
     writer = Writer(data / "ledger.db")
     for window, ada in ((Window.PAYMENT, 20), (Window.DAY, 41), (Window.MONTH, 900)):
         limit = Limit(Scope(), LOVELACE, window, ada * 1_000_000)
-        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(10)
+        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(60)
     writer.close()
     ((name, told),) = warned(safe).items()
     assert name == "limits.per_day"
@@ -341,14 +341,14 @@ def test_doctor_reports_a_limit_for_an_origin_that_is_no_merchants(closed_shop: 
     here = load_settings(closed_shop.config, {"HOME": str(data)}).merchants["t"].origin
     for origin in (here, "https://moved.example"):
         limit = Limit(Scope(merchant=origin), LOVELACE, Window.DAY, 5)
-        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(10)
+        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(60)
     writer.close()
     told = checks(closed_shop.config_of(data))["set at run time"]
     assert "limits for https://moved.example" in told["detail"]
     assert here not in told["detail"]
     writer = Writer(data / "ledger.db")
     row = MerchantRow("t", "https://instead.example", {})
-    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(10)
+    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(60)
     writer.close()
     told = checks(closed_shop.config_of(data))["set at run time"]
     assert f"limits for {here}, which is no merchant's origin" in told["detail"]
@@ -373,7 +373,7 @@ def test_doctor_warns_of_an_app_without_its_own_limits(safe: Path, data: Path) -
         spending.set_limit(unit, Limit(Scope("app_bound"), LOVELACE, Window.DAY, 5))
 
     writer = Writer(data / "ledger.db")
-    writer.submit("apps", write).result(10)
+    writer.submit("apps", write).result(60)
     writer.close()
     ((name, told),) = warned(safe).items()
     assert name == "app bot"

@@ -17,7 +17,7 @@ def test_a_pause_survives_a_kill_of_the_daemon_until_it_is_resumed(closed_shop: 
         assert (again.json["reason"], again.json["already"]) == ("the token leaked", True)
         assert "already paused" in again.err
         assert "another one" in (shop.folder / "daemon.log").read_text()
-        daemon.wait(20)
+        daemon.wait(60)
     (shop.folder / "s").unlink()  # the socket that a killed daemon leaves
     with (shop.folder / "daemon.log").open("a") as log:
         second = spawn("serve", "--config", shop.config, stdout=log, stderr=subprocess.STDOUT)
@@ -35,4 +35,4 @@ def test_a_pause_survives_a_kill_of_the_daemon_until_it_is_resumed(closed_shop: 
         assert shop.payagent("pay", shop.saved("after it"), "--merchant", "t").code == 0
     finally:
         second.terminate()
-        second.wait(20)
+        second.wait(60)
