@@ -6,8 +6,10 @@ import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 from kit.cli import PASSPHRASE, Shop, checks, invoke, spawn, until, write_private
+from kit.http import NO_TLS
 from kit.terminal import at_terminal
 
 
@@ -94,7 +96,7 @@ def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tm
     assert "not-the-passphrase" not in err
 
 
-def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
+def test_a_stop_ends_an_event_stream_and_an_upload_and_logs_no_traceback(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
     """The merchant does not read the upload. Before it a second daemon on the wallet is refused."""
@@ -108,7 +110,15 @@ def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
         second = spawn("serve", "--config", config, stderr=subprocess.PIPE)
         assert "another payagent runs" in second.communicate(timeout=60)[1]
         assert second.returncode == 2
-        with socket.socket(socket.AF_UNIX) as client:
+        transport = httpx.HTTPTransport(uds=str(door), verify=NO_TLS)
+        by_token = {"Authorization": f"Bearer {closed_shop.made['token']}"}
+        with (
+            httpx.Client(transport=transport, base_url="http://localhost", headers=by_token, timeout=60) as http,
+            http.stream("GET", "/v1/events") as stream,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            events = stream.iter_lines()
+            assert next(events) == ": from here on"
             client.settimeout(60)
             client.connect(str(door))
             head = (
@@ -118,10 +128,12 @@ def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
             with merchant.accept()[0], client.makefile("rb") as answers:
                 daemon.terminate()
                 answer = answers.read()
+                assert [line for line in events if line] == [], "uvicorn cuts a stream off after a grace"
         assert daemon.wait(60) == 0
     assert answer.startswith(b"HTTP/1.1 504 ")
     assert b'"code":"daemon_timeout"' in answer
     assert "Traceback" not in log.read_text()
+    assert "graceful shutdown exceeded" not in log.read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
