@@ -1,6 +1,5 @@
 """`payagent doctor`: what it reports about the ledger, files, providers and risky settings."""
 
-import json
 import os
 import shlex
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from kit.agent import Relay
 from kit.audit import of_an_older_payagent
-from kit.cli import Shop, checks, invoke, spawn, write_private
+from kit.cli import Shop, checks, invoke, write_private
 
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -162,20 +161,18 @@ def test_doctor_names_a_provider_like_readyz(safe: Path, data: Path) -> None:
     assert str(check["detail"]).startswith("https://localhost:9/api: provider blockfrost-2: ")
 
 
-@pytest.mark.parametrize("status", [400, 404, 405])
-def test_doctor_reports_a_provider_that_accepts_no_transactions(
-    closed_shop: Shop, data: Path, status: int
-) -> None:
+def test_doctor_reports_a_provider_that_accepts_no_transactions(closed_shop: Shop, data: Path) -> None:
     """Blockfrost's own backend serves the chain and leaves submitting to another program."""
     config = closed_shop.config_of(data)
     with Relay(closed_shop.devnet).serving() as relay:
         config.write_text(config.read_text().replace(closed_shop.devnet.chain_url, relay.url))
         assert checks(config)["provider 1"]["ok"]
-        no_path = {"status_code": status, "message": "Invalid path. Please check https://docs.blockfrost.io/"}
-        relay.tell("/tx/submit", status, no_path)
-        check = checks(config)["provider 1"]
-    assert not check["ok"]
-    assert "/tx/submit" in str(check["detail"])
+        for status in (400, 404, 405):
+            no_path = {"status_code": status, "message": "Invalid path. Please check https://docs.blockfrost.io/"}
+            relay.tell("/tx/submit", status, no_path)
+            check = checks(config)["provider 1"]
+            assert not check["ok"], status
+            assert "/tx/submit" in str(check["detail"])
 
 
 @pytest.mark.parametrize("name", ["keystore.json", "ledger.db"])
@@ -183,13 +180,7 @@ def test_doctor_does_not_hang_on_a_named_pipe_in_place_of_a_file(closed_shop: Sh
     path = data / name
     path.unlink()
     os.mkfifo(path, 0o600)
-    process = spawn("doctor", "--json", "--config", closed_shop.config_of(data), stdout=subprocess.PIPE)
-    try:
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    wrong = {check["name"] for check in json.loads(out)["checks"] if not check["ok"]}
+    wrong = {check["name"] for check in checks(closed_shop.config_of(data)).values() if not check["ok"]}
     assert {"keystore.json": "keystore", "ledger.db": "ledger"}[name] in wrong
 
 
