@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from kit.agent import ADA, World
-from kit.mcp_proxy import LINKS, WAYS, Market, buyer, market
+from kit.mcp_proxy import LINKS, WAYS, Bought, Market, buyer, market
 from kit.sdk_mcp_merchant import REPORT, SdkMcpMerchant
 from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, Tool
@@ -46,6 +46,14 @@ async def settled(merchant: SdkMcpMerchant) -> None:
     assert list(merchant.payments.values()) == [1]
 
 
+def names_payment(bought: Bought) -> bool:
+    return "pay_" in bought.told
+
+
+def awaits_approval(bought: Bought) -> bool:
+    return bought.code == "awaiting_approval"
+
+
 def lost() -> CallToolResult:
     raise MCPError(INTERNAL_ERROR, "the reply was lost")
 
@@ -60,7 +68,7 @@ async def test_a_reply_lost_after_the_settlement_is_paid_once_and_the_agent_is_t
             return lost()
 
         merchant.after = lose_one
-        first, again = await agent.buy(), await agent.buy()
+        first, again = await agent.buy_until(names_payment), await agent.buy_until(names_payment)
         await settled(merchant)
         (payment,) = at.payments
         for told in (first, again):
@@ -119,7 +127,7 @@ async def test_a_server_that_asks_for_more_after_it_was_paid_gets_nothing_more(
     async with buyer(at, way, f"{merchant.url}/mcp", answer_after_s=1) as agent:
         merchant.after = lambda: merchant.asking(str(40 * ADA), INJECTION)
         for _ in range(2):
-            bought = await agent.buy()
+            bought = await agent.buy_until(names_payment)
             assert (bought.text, bought.code) == (None, NOT_YET[way])
             assert at.payments[0].id in bought.told
             assert "\\u001b" not in bought.told
@@ -135,7 +143,7 @@ async def test_a_price_that_rose_since_the_last_call_is_put_before_a_person(
         assert (await agent.buy()).text == ABOUT
     async with buyer(at, way, f"{merchant.url}/mcp", answer_after_s=1) as agent:
         merchant.demand = merchant.asking(str(40 * ADA)).structured_content
-        dearer = await agent.buy()
+        dearer = await agent.buy_until(awaits_approval)
     assert (dearer.text, dearer.code) == (None, "awaiting_approval")
     assert list(merchant.payments.values()) == [1]
 
@@ -160,7 +168,7 @@ async def test_a_demand_of_a_megabyte_after_the_payment_gets_nothing_more_and_is
 ) -> None:
     merchant.after = lambda: hostile
     async with buyer(at, way, f"{merchant.url}/mcp", answer_after_s=1) as agent:
-        bought = await agent.buy()
+        bought = await agent.buy_until(names_payment)
         await settled(merchant)
     assert (bought.text, bought.code) == (None, NOT_YET[way])
     assert at.payments[0].id in bought.told
@@ -192,7 +200,7 @@ async def test_an_agent_is_told_no_token_no_proof_and_no_link_that_decides(
             return "".join(seen) + (await wallet.read_resource("payagent://ledger")).model_dump_json()
 
         async with buyer(at, way, url, answer_after_s=1) as agent:
-            waits = await agent.buy()
+            waits = await agent.buy_until(awaits_approval)
             assert waits.code == "awaiting_approval"
             told += waits.told + await look()
             approval = approvals.of_payment(at.api.run.context.conn, at.payments[0].id)
