@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from kit.cli import clean_environ, until
+from kit.effort import long_only
 from kit.pages import blocks
 
 from payagent.secret_file import require_out_of_reach
@@ -138,6 +139,7 @@ def test_a_client_container_reaches_nothing_but_the_socket_and_its_token() -> No
     assert all(service["read_only"] and service["cap_drop"] == ["ALL"] for service in SERVICES.values())
 
 
+@long_only
 def test_the_compose_file_is_well_formed() -> None:
     check = ["check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
     checked = subprocess.run([sys.executable, "-m", *check], capture_output=True, text=True, check=False)

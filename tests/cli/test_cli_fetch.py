@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -452,8 +453,11 @@ def test_invalid_arguments_exit_with_2(street: Street, arguments: tuple[str, ...
     assert fetch(street.shop, *arguments).code == 2
 
 
-def test_without_the_daemon_nothing_is_sent(closed_shop: Shop) -> None:
-    got = fetch(closed_shop, f"{closed_shop.devnet.merchant_url}/chat", "-d", CALL)
+def test_without_the_daemon_nothing_is_sent(street: Street) -> None:
+    away = copy(street.shop)
+    away.config = street.shop.folder / "away.toml"
+    away.config.write_text(street.shop.config.read_text().replace(f"{street.shop.folder}/s", "/none/s"))
+    before = street.raw.connections
+    got = fetch(away, f"{street.raw.url}/chat", "-d", CALL)
     assert (got.code, got.problem) == (4, "daemon_not_running")
-    state = closed_shop.http.get(f"{closed_shop.devnet.merchant_url}/merchant/state").json()
-    assert state["invoices"] == []
+    assert street.raw.connections == before

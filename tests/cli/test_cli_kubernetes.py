@@ -63,6 +63,7 @@ def secrets() -> dict[str, dict[str, str]]:
     return made
 
 
+@long_only
 def test_the_manifests_are_what_kubernetes_reads() -> None:
     assert len(OBJECTS) == len({manifest.name for manifest in MANIFESTS}) + 3
     check = [sys.executable, "-m", "kubernetes_validate", "--strict", *map(str, MANIFESTS)]
