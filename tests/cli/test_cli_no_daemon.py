@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from kit.cli import PASSPHRASE, Shop, checks, invoke, spawn, until, write_private
+from kit.effort import long_only
 from kit.http import NO_TLS
 from kit.terminal import at_terminal
 
@@ -85,6 +86,7 @@ def test_a_missing_config_exits_with_2(tmp_path: Path) -> None:
     assert (result.code, result.problem) == (2, "config_invalid")
 
 
+@long_only
 def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tmp_path: Path) -> None:
     wrong = write_private(tmp_path / "wrong", "not-the-passphrase")
     config = tmp_path / "config.toml"
@@ -153,32 +155,28 @@ def test_a_socket_of_another_user_is_never_connected_to(closed_shop: Shop, tmp_p
             squatter.accept()
 
 
+def asking(shop: Shop, folder: Path) -> Path:
+    """A config whose daemon asks for the passphrase, and whose socket has a folder of its own."""
+    config = folder / "config.toml"
+    text = shop.config.read_text().replace("passphrase_file", "# passphrase_file")
+    config.write_text(text.replace(str(shop.folder / "s"), str(folder / "api/s")))
+    return config
+
+
 def test_a_daemon_stopped_at_the_passphrase_prompt_restores_the_terminals_echo(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file"))
-    with at_terminal("serve", "--config", config) as session:
+    with at_terminal("serve", "--config", asking(closed_shop, tmp_path)) as session:
         session.expect("Passphrase of the keystore")
         assert not session.is_echoing()
+        assert not (tmp_path / "api").exists(), "it listens too early"
         session.terminate()
         assert session.end() == 0
         assert session.is_echoing()
 
 
-def test_ctrl_c_ends_the_daemon_at_the_passphrase_prompt_and_while_it_serves(
-    closed_shop: Shop, tmp_path: Path
-) -> None:
-    config = tmp_path / "config.toml"
-    text = closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file")
-    config.write_text(text.replace(str(closed_shop.folder / "s"), str(tmp_path / "api/s")))
-    with at_terminal("serve", "--config", config) as session:
-        session.expect("Passphrase of the keystore")
-        assert not (tmp_path / "api").exists()
-        session.interrupt()
-        assert session.end() == 130
-    assert "interrupted" in session.seen
-    with at_terminal("serve", "--config", config) as session:
+def test_ctrl_c_ends_the_daemon_and_removes_its_socket(closed_shop: Shop, tmp_path: Path) -> None:
+    with at_terminal("serve", "--config", asking(closed_shop, tmp_path)) as session:
         session.expect("Passphrase of the keystore")
         session.type(PASSPHRASE)
         session.expect("payagent serves devnet")
@@ -186,3 +184,13 @@ def test_ctrl_c_ends_the_daemon_at_the_passphrase_prompt_and_while_it_serves(
         session.interrupt()
         assert session.end() == 0
     assert not os.path.lexists(tmp_path / "api/s")
+
+
+@long_only
+def test_ctrl_c_at_the_passphrase_prompt_ends_the_daemon(closed_shop: Shop, tmp_path: Path) -> None:
+    with at_terminal("serve", "--config", asking(closed_shop, tmp_path)) as session:
+        session.expect("Passphrase of the keystore")
+        session.interrupt()
+        assert session.end() == 130
+    assert "interrupted" in session.seen
+    assert not (tmp_path / "api").exists()

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from kit.cli import Shop, checks, running, spawn, until
+from kit.cli import Shop, checks, readiness, running, spawn, until
 
 
 def test_a_pause_survives_a_kill_of_the_daemon_until_it_is_resumed(closed_shop: Shop) -> None:
@@ -22,7 +22,7 @@ def test_a_pause_survives_a_kill_of_the_daemon_until_it_is_resumed(closed_shop: 
     with (shop.folder / "daemon.log").open("a") as log:
         second = spawn("serve", "--config", shop.config, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until(lambda: "paused" in checks(shop.config)["daemon"]["detail"], "the daemon does not tell of a pause")
+        until(lambda: readiness(shop.folder / "s").get("code") == "paused", "the daemon does not tell of a pause")
         told = checks(shop.config)["daemon"]
         assert (told["ok"], told["code"]) == (False, "paused")
         assert "payagent resume" in told["fix"]
@@ -30,7 +30,7 @@ def test_a_pause_survives_a_kill_of_the_daemon_until_it_is_resumed(closed_shop: 
         assert (refused.code, refused.problem) == (4, "paused")
         assert "the token leaked" in refused.error["detail"]
         assert shop.payments() == []
-        until(lambda: "chain" not in checks(shop.config)["daemon"]["detail"], "the chain is not seen")
+        until(lambda: readiness(shop.folder / "s")["checks"]["chain"] == "ok", "the chain is not seen")
         assert shop.payagent("resume", "--human").out == "payagent signs again.\n"
         assert shop.payagent("pay", shop.saved("after it"), "--merchant", "t").code == 0
     finally:

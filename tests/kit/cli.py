@@ -209,7 +209,12 @@ def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[sub
 
 def _is_ready(shop: Shop, process: subprocess.Popen[str]) -> bool:
     assert process.poll() is None, (shop.folder / "daemon.log").read_text()
+    return bool(readiness(shop.folder / "s").get("ready"))
+
+
+def readiness(socket: Path) -> dict[str, Any]:
+    """The answer of a daemon's /readyz. Empty while none answers."""
     try:
-        return bool(OperatorClient(DaemonPaths(shop.folder / "s", shop.data_dir), None).readiness()["ready"])
+        return OperatorClient(DaemonPaths(socket, socket.parent), None).readiness()
     except Refused:
-        return False
+        return {}
