@@ -58,12 +58,19 @@ def http(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx
 
 
 @pytest.fixture(scope="module")
-def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Path]]:
-    """A client of the command while no daemon runs, and where the daemon's socket would be."""
+def idle_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A wallet whose daemon does not run, beside the shop."""
     with DevnetThread() as devnet:
-        closed = Shop(devnet, tmp_path_factory.mktemp("closed"))
-        with closed.http, bare(closed) as url, client(url) as http:
-            yield http, closed.folder / "s"
+        idle = Shop(devnet, tmp_path_factory.mktemp("idle"))
+        with idle.http:
+            yield idle
+
+
+@pytest.fixture(scope="module")
+def unserved(idle_shop: Shop) -> Iterator[httpx.Client]:
+    """A client of the command while no daemon runs."""
+    with bare(idle_shop) as url, client(url) as http:
+        yield http
 
 
 def test_a_client_without_a_token_is_served_and_the_daemon_pays(shop: Shop, http: httpx.Client) -> None:
@@ -125,13 +132,15 @@ def test_a_token_sent_by_the_client_is_ignored(http: httpx.Client) -> None:
     assert got.json() == {"status": "ok"}
 
 
-def test_without_the_daemon_requests_get_daemon_not_running(unserved: tuple[httpx.Client, Path]) -> None:
-    got = unserved[0].get("/health")
+def test_without_the_daemon_requests_get_daemon_not_running(unserved: httpx.Client) -> None:
+    got = unserved.get("/health")
     assert (got.status_code, got.json()["code"]) == (503, "daemon_not_running")
 
 
-def test_a_request_during_which_the_daemon_ends_gets_daemon_timeout(unserved: tuple[httpx.Client, Path]) -> None:
-    http, path = unserved
+def test_a_request_during_which_the_daemon_ends_gets_daemon_timeout(
+    idle_shop: Shop, unserved: httpx.Client
+) -> None:
+    path = idle_shop.folder / "s"
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.bind(str(path))
         daemon.listen()
@@ -143,9 +152,9 @@ def test_a_request_during_which_the_daemon_ends_gets_daemon_timeout(unserved: tu
 
         ends = threading.Thread(target=hear_and_end)
         ends.start()
-        got = http.post("/chat")
+        got = unserved.post("/chat")
         ends.join()
-    path.unlink()
+        path.unlink()
     assert (got.status_code, got.json()["code"]) == (504, "daemon_timeout")
 
 
@@ -178,9 +187,9 @@ with socket.fromfd(int(sys.argv[1]), socket.AF_UNIX, socket.SOCK_STREAM) as list
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_the_token_is_not_given_to_another_users_process(unserved: tuple[httpx.Client, Path]) -> None:
+def test_the_token_is_not_given_to_another_users_process(idle_shop: Shop) -> None:
     """Another user listens on the daemon's socket: what counts is which user called `listen`."""
-    http, path = unserved
+    path = idle_shop.folder / "s"
     with socket.socket(socket.AF_UNIX) as taken:
         taken.bind(str(path))
         thief = subprocess.Popen(
@@ -189,9 +198,13 @@ def test_the_token_is_not_given_to_another_users_process(unserved: tuple[httpx.C
             stdout=subprocess.PIPE,
             text=True,
         )
-        with thief:
+        try:
             assert thief.stdout is not None
             assert thief.stdout.readline() == "on\n"
-            assert http.get("/health").json()["code"] == "config_invalid"
+            with bare(idle_shop) as url, client(url) as http:
+                assert http.get("/health").json()["code"] == "config_invalid"
             assert thief.stdout.readline() == "b''\n"
-    path.unlink()
+        finally:
+            thief.kill()
+            thief.communicate()
+            path.unlink()
