@@ -13,7 +13,7 @@ from typing import TextIO
 import pytest
 from kit.canaries import plant
 from kit.cli import Result, Shop, spawn, write_private
-from kit.effort import pick
+from kit.effort import long_only, pick
 from kit.terminal import Session, at_terminal
 
 from payagent.api.http.tokens import hash_token
@@ -178,6 +178,7 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
     assert _restore(tmp_path, restored, passphrase) == address
 
 
+@long_only
 def test_init_with_all_that_it_needs_asks_nothing_even_at_a_terminal(tmp_path: Path) -> None:
     passphrase = write_private(tmp_path / "passphrase", PASSPHRASE)
     files = (
@@ -195,6 +196,7 @@ def test_init_with_all_that_it_needs_asks_nothing_even_at_a_terminal(tmp_path: P
     assert "first program" not in session.seen
 
 
+@long_only
 def test_init_for_a_public_test_network_asks_for_the_project_id_file(tmp_path: Path) -> None:
     passphrase = write_private(tmp_path / "passphrase", PASSPHRASE)
     project_id = write_private(tmp_path / "project-id", "preprodCanary")
