@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from kit.agent import ADA, World
-from kit.cli import clean_environ, invoke, spawn
+from kit.cli import clean_environ, spawn
+from kit.effort import pick
 from kit.mcp import AgentShop
 from kit.mcp_proxy import TOPIC, Market, market
 from kit.pages import blocks
@@ -234,18 +235,13 @@ CANNOT_SERVE = (
 )
 
 
-async def test_the_command_ends_if_it_cannot_serve(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_command_ends_if_it_cannot_serve(world: World) -> None:
     async with market(world, absent="http://127.0.0.1:1") as at:
-        for name, value in at.environ.items():
-            monkeypatch.setenv(name, value)
-        for url, code, exit_code in CANNOT_SERVE:
-            ended = await asyncio.to_thread(invoke, "mcp", "proxy", url)
-            assert (ended.code, ended.out, ended.error["code"]) == (exit_code, "", code)
-        url, code, exit_code = CANNOT_SERVE[0]
-        process = spawn("mcp", "proxy", url, environ=at.environ, stdout=-1, stderr=-1)
-        out, err = await asyncio.to_thread(process.communicate, timeout=60)
-    assert (process.returncode, out) == (exit_code, "")
-    assert json.loads(err.splitlines()[-1])["code"] == code
+        for url, code, exit_code in CANNOT_SERVE[: pick(1, 3)]:
+            process = spawn("mcp", "proxy", url, environ=at.environ, stdout=-1, stderr=-1)
+            out, err = await asyncio.to_thread(process.communicate, timeout=60)
+            assert (process.returncode, out) == (exit_code, "")
+            assert json.loads(err.splitlines()[-1])["code"] == code
 
 
 def test_the_commands_of_the_page_work(shop: AgentShop) -> None:
