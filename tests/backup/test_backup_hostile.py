@@ -7,9 +7,11 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from copy import copy
 from io import BytesIO
 from pathlib import Path
@@ -269,16 +271,18 @@ async def test_a_full_disk_ends_backup_and_restore_with_an_error_and_leaves_no_f
     data_dir = world.folder if name == "backup" else world.folder.with_name("restored")
     settings_of(data_dir)
     file = backup.with_name("second.tar") if name == "backup" else backup
-    before = listing(world.folder.parent)
 
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
 
-    process = command(name, file, data_dir, preexec_fn=little_room)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, ""), err
-    assert json.loads(err)["reason"] == "backup"
-    assert listing(world.folder.parent) == before
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as conn:
+        conn.execute("SELECT 1 FROM apps").fetchone()  # the ledger is open, as a running daemon has it
+        before = listing(world.folder.parent)
+        process = command(name, file, data_dir, preexec_fn=little_room)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (2, ""), err
+        assert json.loads(err)["reason"] == "backup"
+        assert listing(world.folder.parent) == before
 
 
 async def test_a_killed_restore_leaves_no_wallet_and_does_not_block_the_next_one(

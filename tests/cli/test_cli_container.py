@@ -121,6 +121,7 @@ def without_fee(shown: str) -> str:
     return re.sub(r"(?<=^200 13)\d{6} ", " ", shown)
 
 
+@long_only
 def test_the_pages_commands_let_a_client_container_pay(tmp_path: Path) -> None:
     with containers(tmp_path) as made:
         outs = [docker(made, line) for line in (*lines("Try it"), *lines("Let a client container pay"))]

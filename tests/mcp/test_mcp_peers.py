@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kit.cli import clean_environ
-from kit.effort import pick
+from kit.effort import long_only, pick
 from kit.mcp import AgentShop
 
 PEERS = Path(__file__).parent / "peers"
@@ -65,7 +65,8 @@ async def test_the_typescript_client_pays_and_reads(
     assert len(shop.payments()) == before + 1
 
 
-@pytest.mark.parametrize("way", ["http", "stdio"][: pick(1, 2)])
+@long_only
+@pytest.mark.parametrize("way", ["http", "stdio"])
 async def test_the_inspectors_cli_lists_the_tools_and_pays(shop: AgentShop, url: str, way: str) -> None:
     before = len(shop.payments())
     server = [url, "--transport", "http"] if way == "http" else shop.command
