@@ -4,17 +4,18 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from kit.effort import long_only
 from kit.postgresql import Server, needs_postgresql
 
 from benchmarks import fleet
 from benchmarks.fleet import FILE, TCP, WAITING, Taken
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 
-pytestmark = needs_postgresql
-
 ADMITTED = "SELECT COUNT(*) FROM payments WHERE state = 'reserved'"
 
 
+@long_only
+@needs_postgresql
 def test_daemons_on_a_file_and_on_postgresql_admit_what_they_are_told(postgresql: Server, tmp_path: Path) -> None:
     path, url = tmp_path / "ledger.db", postgresql.new_database()
     places = ((str(path), 0), (postgresql.tcp_url(url), 1))

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Any
 
 import httpx
 import pytest
 from kit.canaries import plant
-from kit.cli import Result, Shop, clean_environ, spawn, write_private
+from kit.cli import Result, Shop, clean_environ, write_private
+from kit.effort import pick
 from kit.http import NO_TLS
 from kit.pages import blocks
 from kit.scripted_model import scripted_model
@@ -244,8 +244,7 @@ def test_the_skills_commands_quote_and_buy_and_say_what_is_left(shop: Shop, tmp_
     (commands,) = blocks("Without MCP", "docs/agents/payagent/SKILL.md")
     said = commands.replace("https://api.example.com/answer", f"{shop.devnet.merchant_url}/x402/premium")
     lines = [shlex.split(line.replace("agent.token", str(token_file))) for line in said.splitlines()]
-    codes = [spawn(*line[1:], "--config", shop.config, stdout=DEVNULL, stderr=DEVNULL).wait(60) for line in lines]
-    assert codes == [10, 0, 0, 0]
+    assert [shop.payagent(*line[1:]).code for line in lines] == [10, 0, 0, 0]
     assert shop.payments()[0]["delivery"] == "accepted"
 
 
@@ -278,7 +277,7 @@ def test_an_agent_buys_within_its_budget_and_is_told_of_a_refusal(shop: Shop, tm
             [sys.executable, "-c", program],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=180,
             check=False,
             env=clean_environ() | environ,
             cwd=tmp_path,
@@ -288,6 +287,7 @@ def test_an_agent_buys_within_its_budget_and_is_told_of_a_refusal(shop: Shop, tm
 
     with scripted_model() as base_url:
         assert run(base_url).startswith("I bought this: Cardano is a proof-of-stake chain")
-        assert run(base_url).startswith("I bought this: Not bought: limit_exceeded. ")
+        if recipe in RECIPES[: pick(1, 2)]:
+            assert run(base_url).startswith("I bought this: Not bought: limit_exceeded. ")
     spent = [row for row in shop.payagent("limits").json["limits"] if row["app"] == name]
     assert 2_000_000 < int(spent[0]["spent"]) < 3_000_000

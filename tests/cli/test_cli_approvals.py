@@ -85,7 +85,7 @@ def test_the_documented_client_ends_when_its_payment_is_denied(asking: Shop) -> 
             until(lambda: asking.payagent(*waiting).json["payments"], "no approval was requested")
             (payment,) = asking.payagent(*waiting).json["payments"]
             assert asking.payagent("payments", "deny", payment["id"]).code == 0
-            _, told = client.communicate(timeout=30)
+            _, told = client.communicate(timeout=60)
         finally:
             client.kill()
     assert (client.returncode, "'code': 'approval_denied', 'reason': 'person'" in told) == (1, True), told

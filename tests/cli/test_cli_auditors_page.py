@@ -1,6 +1,7 @@
-"""The commands of the pages for auditors, run on the ledger of a wallet that paid."""
+"""The commands of the pages for auditors, run on the ledger of a wallet that paid, and receipts of it."""
 
 import io
+import json
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from kit.cli import TOKEN, Shop, clean_environ, until
+from kit.cli import TOKEN, Shop, clean_environ, invoke, spawn, until
 from kit.pages import blocks
 
 from payagent.cli.ledger import show_reconciled
@@ -96,7 +97,7 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
 
 
 def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(paid: Shop) -> None:
-    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=60)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_update'").fetchone()
         conn.execute("DROP TRIGGER entries_update")
         (ref,) = conn.execute("SELECT ref FROM entries WHERE kind = 'deposit' ORDER BY id").fetchone()
@@ -112,7 +113,7 @@ def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(
 
 
 def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
-    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=60)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_delete'").fetchone()
         conn.execute("DROP TRIGGER invoices_delete")
         told = paid.payagent("ledger", "verify", "--human")
@@ -120,3 +121,62 @@ def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
     assert told.code == 1
     assert "invoices_delete" in told.out
     assert "1 finding:" in told.out
+
+
+@pytest.fixture(scope="module")
+def receipt(shop: Shop) -> str:
+    assert shop.payagent("pay", shop.saved("receipt"), "--merchant", "t").code == 0
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+    taken = shop.payagent("payments", "show", shop.payments()[0]["id"], "--receipt")
+    assert (taken.code, taken.err) == (0, "")
+    return taken.out
+
+
+def test_a_receipt_is_checked_without_a_daemon_a_config_or_a_network(receipt: str, tmp_path: Path) -> None:
+    (tmp_path / "receipt.json").write_text(receipt)
+    started = spawn(
+        *("ledger", "verify", "--receipt", tmp_path / "receipt.json", "--human"),
+        environ={"HOME": str(tmp_path)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, err) == (0, "")
+    told = json.loads(receipt)
+    assert out.startswith(f"clean: {told['payment']['id']}\n")
+    assert told["payment"]["block"]["hash"] in out
+    assert f"payagent ledger verify --head {told['ledger']['head']}" in out
+
+
+def test_a_changed_receipt_is_reported_and_exits_1(receipt: str, tmp_path: Path) -> None:
+    changed = json.loads(receipt)
+    changed["invoice"]["outputs"][0]["units"] = "1"
+    file = tmp_path / "receipt.json"
+    file.write_text(json.dumps(changed))
+    found = invoke("ledger", "verify", "--receipt", file)
+    assert found.code == 1
+    assert not found.json["clean"]
+    assert "its terms hash does not match its terms" in [one["what"] for one in found.json["findings"]]
+    human = invoke("ledger", "verify", "--receipt", file, "--human")
+    assert (human.code, f"invoices {changed['invoice']['invoice_id']}: " in human.out) == (1, True)
+
+
+def test_the_head_in_a_receipt_is_still_in_the_ledger(shop: Shop, receipt: str) -> None:
+    head = json.loads(receipt)["ledger"]["head"]
+    assert shop.payagent("ledger", "verify", "--head", head).code == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "payagent-receipt/1"}', "[" * 100_000])
+def test_a_file_that_is_not_a_receipt_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "receipt.json"
+    file.write_text(text)
+    refused = invoke("ledger", "verify", "--receipt", file)
+    assert (refused.code, refused.out, refused.problem) == (2, "", "file_invalid/receipt")
+
+
+def test_a_missing_file_or_two_sources_are_usage_errors(tmp_path: Path) -> None:
+    assert invoke("ledger", "verify", "--receipt", tmp_path / "none").problem == "usage"
+    (tmp_path / "r").write_text("{}")
+    both = invoke("ledger", "verify", "--receipt", tmp_path / "r", "--head", f"1:{'0' * 64}")
+    assert (both.code, both.problem) == (2, "usage")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.cli import PASSPHRASE, Shop, checks, clean_environ, invoke, spawn, until
+from kit.cli import PASSPHRASE, Shop, checks, clean_environ, invoke, readiness, spawn, until
 from kit.pages import blocks
 
 BIN = Path(sys.executable).parent
@@ -51,17 +51,16 @@ def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
 
 
 @pytest.fixture(scope="module")
-def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
+def daemon(shop: Shop, again: Again) -> Iterator["subprocess.Popen[str]"]:
     """A daemon on the restored wallet; it sees the chain and is not ready yet."""
     process = spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL)
     try:
-        until(
-            lambda: "restored" in checks(again.config)["daemon"]["detail"], "it does not say that it was restored"
-        )
+        until(lambda: readiness(shop.folder / "again.s").get("code") == "restored_recently", "it is not restored")
+        assert "restored" in checks(again.config)["daemon"]["detail"]
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_a_backup_is_private_and_holds_its_three_members(again: Again) -> None:

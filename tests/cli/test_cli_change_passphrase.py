@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 from kit.canaries import plant
-from kit.cli import PASSPHRASE, invoke, write_private
+from kit.cli import PASSPHRASE, invoke, make_cheap, write_private
 from kit.terminal import at_terminal
 
 from payagent.core.problems import Refused
@@ -19,18 +20,29 @@ SOMEBODY = 12_345
 NEW = plant("the new passphrase", "another canary for the keystore")
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that `payagent init` makes."""
+    folder = tmp_path_factory.mktemp("original")
     result = invoke(
         *("init", "--json", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0"),
-        *("--passphrase-file", write_private(tmp_path / "passphrase", PASSPHRASE)),
-        *("--config", tmp_path / "config.toml", "--data-dir", tmp_path / "data"),
+        *("--passphrase-file", write_private(folder / "passphrase", PASSPHRASE)),
+        *("--config", folder / "config.toml", "--data-dir", folder / "data"),
     )
     assert result.code == 0, result.err
     plant("a token", result.json["token"])
-    write_private(tmp_path / "new", NEW + "\n")
-    return tmp_path
+    make_cheap(folder / "data/keystore.json", (folder / "data/recovery-words.txt").read_text().strip())
+    write_private(folder / "new", NEW + "\n")
+    return folder
+
+
+@pytest.fixture
+def made(original: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    folder = Path(shutil.copytree(original, tmp_path / "made"))
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace(str(original), str(folder)))
+    return folder
 
 
 def change(folder: Path) -> list[str | Path]:

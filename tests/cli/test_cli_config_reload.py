@@ -5,20 +5,57 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
-from kit.cli import Shop, checks, running, spawn, until
+from kit.cli import PATIENCE_S, Shop, checks, running, spawn, until
+from kit.effort import pick
+
+
+class Daemon:
+    """The daemon of the file's shop. It runs on while it has read the plain config last."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.plain = shop.config.read_text()
+        self.process: subprocess.Popen[str] | None = None
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        self.process = self._stack.enter_context(running(self.shop))
+        until(lambda: self.shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+
+    def stop(self) -> None:
+        self.process = None
+        self._stack.close()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.stop()
+        (self.shop.folder / "s").unlink()  # the socket that a killed daemon leaves
+
+    def reset(self) -> None:
+        """Let the next test find the plain config."""
+        self.shop.config.write_text(self.plain)
+        if self.process is not None:
+            read_again(self, self.plain, "config.read")
+
+
+@pytest.fixture(scope="module")
+def only_daemon(closed_shop: Shop) -> Iterator[Daemon]:
+    closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    daemon = Daemon(closed_shop)
+    yield daemon
+    daemon.stop()
 
 
 @pytest.fixture
-def daemon(closed_shop: Shop) -> Iterator["subprocess.Popen[str]"]:
-    plain = closed_shop.config.read_text()
-    closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
-    with running(closed_shop) as process:
-        until(lambda: closed_shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
-        yield process
-    closed_shop.config.write_text(plain)
+def daemon(only_daemon: Daemon) -> Iterator[Daemon]:
+    if only_daemon.process is None:
+        only_daemon.start()
+    yield only_daemon
+    only_daemon.reset()
 
 
 def told(shop: Shop, event: str) -> list[dict[str, object]]:
@@ -26,13 +63,19 @@ def told(shop: Shop, event: str) -> list[dict[str, object]]:
     return [said for line in lines if line.startswith("{") and (said := json.loads(line))["event"] == event]
 
 
-def read_again(shop: Shop, daemon: "subprocess.Popen[str]", text: str, event: str) -> dict[str, object]:
+def read_again(daemon: Daemon, text: str, event: str) -> dict[str, object]:
     """Write the file and send SIGHUP; returns the daemon's log line."""
-    count = len(told(shop, event))
-    shop.config.write_text(text)
-    daemon.send_signal(signal.SIGHUP)
-    until(lambda: len(told(shop, event)) > count, f"no {event}")
-    return told(shop, event)[-1]
+    daemon.shop.config.write_text(text)
+    return reloaded(daemon, event)
+
+
+def reloaded(daemon: Daemon, event: str) -> dict[str, object]:
+    """Send SIGHUP; returns the daemon's log line."""
+    assert daemon.process is not None
+    count = len(told(daemon.shop, event))
+    daemon.process.send_signal(signal.SIGHUP)
+    until(lambda: len(told(daemon.shop, event)) > count, f"no {event}")
+    return told(daemon.shop, event)[-1]
 
 
 def recorded(shop: Shop) -> object:
@@ -51,14 +94,12 @@ def most(shop: Shop, limit: str) -> tuple[str, str]:
     return row["most"], row["set_by"]
 
 
-def test_a_reload_applies_limits_thresholds_and_merchants(
-    closed_shop: Shop, daemon: "subprocess.Popen[str]"
-) -> None:
-    shop = closed_shop
+def test_a_reload_applies_limits_thresholds_and_merchants(daemon: Daemon) -> None:
+    shop = daemon.shop
     shop.settings(price="2000000", splits=[])
     text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n[approvals]\nrequired_above = "1 ADA"\n'
     text = text.replace("[merchants.t]", "[merchants.renamed]")
-    said = read_again(shop, daemon, text, "config.read")
+    said = read_again(daemon, text, "config.read")
     changed = said["changed"]
     assert isinstance(changed, dict)
     assert sorted(changed) == ["approvals.required_above", "limits.per_day", "merchants.renamed", "merchants.t"]
@@ -71,16 +112,14 @@ def test_a_reload_applies_limits_thresholds_and_merchants(
     assert [row["name"] for row in shop.payagent("merchants").json["merchants"]] == ["renamed"]
     assert shop.payagent("pay", shop.saved("asked now"), "--merchant", "renamed").code == 8
     shop.payagent("limits", "set", "--per-day", "40 ADA")
-    read_again(shop, daemon, text.replace("50 ADA", "60 ADA"), "config.read")
+    read_again(daemon, text.replace("50 ADA", "60 ADA"), "config.read")
     assert most(shop, "per_day") == ("40000000", "operator")
     shop.payagent("limits", "set", "--per-day", "config")
     assert most(shop, "per_day") == ("60000000", "config")
 
 
-def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(
-    closed_shop: Shop, daemon: "subprocess.Popen[str]"
-) -> None:
-    shop, before = closed_shop, most(closed_shop, "per_day")
+def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(daemon: Daemon) -> None:
+    shop, before = daemon.shop, most(daemon.shop, "per_day")
     plain = shop.config.read_text()
     for added, why in (
         ('\n[limits]\nper_day = "50 ADA"\nper_dya = "1 ADA"\n', "per_dya"),
@@ -89,23 +128,22 @@ def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(
         ('\n[limits]\nper_day = "50 ADA"\n[payments]\nconfirm_depth = 9\n', "payments.confirm_depth"),
         ('\n[limits]\nper_day = "50 ADA"\n[proxy]\npayment_timeout_s = 9\n', "proxy.payment_timeout_s"),
     ):
-        said = read_again(shop, daemon, plain + added, "config.refused")
+        said = read_again(daemon, plain + added, "config.refused")
         assert why in str(said["why"]), said
         shop.config.write_text(plain)  # the command reads the file too
         assert most(shop, "per_day") == before
-    read_again(shop, daemon, plain + '\n[limits]\nper_day = "50 ADA"\n', "config.read")
+    read_again(daemon, plain + '\n[limits]\nper_day = "50 ADA"\n', "config.read")
     assert most(shop, "per_day")[0] == "50000000"
-    assert daemon.poll() is None
+    assert daemon.process is not None
+    assert daemon.process.poll() is None
 
 
-def test_a_merchant_added_at_run_time_survives_a_kill_and_is_paid(
-    closed_shop: Shop, daemon: "subprocess.Popen[str]"
-) -> None:
-    shop = closed_shop
+def test_a_merchant_added_at_run_time_survives_a_kill_and_is_paid(daemon: Daemon) -> None:
+    shop = daemon.shop
     shop.settings(price="2000000", splits=[])
     text = "\n".join(line for line in shop.config.read_text().splitlines() if "merchants.t" not in line)
     text = text.replace(f'origin = "{shop.devnet.merchant_url}"\n', "").replace('partner = "demo"\n', "")
-    read_again(shop, daemon, text, "config.read")
+    read_again(daemon, text, "config.read")
     assert shop.payagent("merchants").json["merchants"] == []
     inside = ["http://localhost:3000", "http://shop.internal"]
     resource_origins = [part for origin in inside for part in ("--resource-origin", origin)]
@@ -113,55 +151,48 @@ def test_a_merchant_added_at_run_time_survives_a_kill_and_is_paid(
     added = shop.payagent("merchants", "add", "shop", *origin, "--partner", "demo", *resource_origins)
     assert (added.code, added.json["merchants"][0]["set_by"]) == (0, "operator"), added.err
     daemon.kill()
-    daemon.wait(20)
-    (shop.folder / "s").unlink()
-    with running(shop):
-        assert shop.payagent("merchants").json["merchants"][0]["resource_origins"] == inside
-        paid = shop.payagent("pay", shop.saved("from the added one"), "--merchant", "shop")
-        assert paid.code == 0, paid.err
-        assert "1 merchants" in checks(shop.config)["set at run time"]["detail"]
-        again = shop.payagent("merchants", "add", "shop", "--origin", "https://x.example")
-        assert (again.code, again.problem) == (2, "already_exists/merchant")
-        assert shop.payagent("merchants", "remove", "shop").code == 0
-        refused = shop.payagent("pay", shop.saved("gone"), "--origin", shop.devnet.merchant_url)
-        assert (refused.code, refused.problem) == (6, "merchant_not_allowed")
+    daemon.start()
+    assert shop.payagent("merchants").json["merchants"][0]["resource_origins"] == inside
+    paid = shop.payagent("pay", shop.saved("from the added one"), "--merchant", "shop")
+    assert paid.code == 0, paid.err
+    assert "1 merchants" in checks(shop.config)["set at run time"]["detail"]
+    again = shop.payagent("merchants", "add", "shop", "--origin", "https://x.example")
+    assert (again.code, again.problem) == (2, "already_exists/merchant")
+    assert shop.payagent("merchants", "remove", "shop").code == 0
+    refused = shop.payagent("pay", shop.saved("gone"), "--origin", shop.devnet.merchant_url)
+    assert (refused.code, refused.problem) == (6, "merchant_not_allowed")
 
 
-def test_a_config_replaced_beside_the_keystore_is_not_read_and_that_is_logged(
-    closed_shop: Shop, daemon: "subprocess.Popen[str]"
-) -> None:
-    """The sandbox (`fence`) hides new files there: the daemon says so and keeps its config."""
-    shop = closed_shop
-    new = shop.config.with_name("new.toml")
-    new.write_text(shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n')
-    count = len(told(shop, "config.refused"))
-    new.rename(shop.config)
-    daemon.send_signal(signal.SIGHUP)
-    until(lambda: len(told(shop, "config.refused")) > count, "it was read")
-    said = str(told(shop, "config.refused")[-1]["why"])
-    assert str(shop.config) in said
-    assert "start the daemon again" in said
-    assert most(shop, "per_day")[1] == "config"
-
-
-def test_a_config_that_others_can_write_is_not_reloaded(
-    closed_shop: Shop, daemon: "subprocess.Popen[str]"
-) -> None:
-    shop, before = closed_shop, most(closed_shop, "per_day")
+def test_a_config_that_others_can_write_is_not_reloaded(daemon: Daemon) -> None:
+    shop, before = daemon.shop, most(daemon.shop, "per_day")
     mode = shop.config.stat().st_mode
     shop.config.chmod(0o666)
     try:
         text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n'
-        assert "can be changed by others" in str(read_again(shop, daemon, text, "config.refused")["why"])
+        assert "can be changed by others" in str(read_again(daemon, text, "config.refused")["why"])
         assert most(shop, "per_day") == before
     finally:
         shop.config.chmod(mode)
 
 
-@pytest.mark.parametrize("moment", ["| payagent.cli.sd_notify", "signer.started"])
-def test_a_sighup_during_the_start_is_not_lost(closed_shop: Shop, moment: str) -> None:
+def test_a_config_replaced_beside_the_keystore_is_not_read_and_that_is_logged(daemon: Daemon) -> None:
+    """The sandbox (`fence`) hides new files there: the daemon says so and keeps its config."""
+    shop = daemon.shop
+    new = shop.config.with_name("new.toml")
+    new.write_text(shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n')
+    new.rename(shop.config)
+    said = str(reloaded(daemon, "config.refused")["why"])
+    assert str(shop.config) in said
+    assert "start the daemon again" in said
+    assert most(shop, "per_day")[1] == "config"
+    daemon.stop()  # it can read its config no more
+
+
+@pytest.mark.parametrize("moment", ["| payagent.cli.sd_notify", "signer.started"][: pick(1, 2)])
+def test_a_sighup_during_the_start_is_not_lost(only_daemon: Daemon, moment: str) -> None:
     """Python logs each imported module: after the last one most of the start is over."""
-    shop, plain = closed_shop, closed_shop.config.read_text()
+    only_daemon.stop()
+    shop, plain = only_daemon.shop, only_daemon.plain
     path = shop.folder / "daemon.log"
     with path.open("a") as log:
         read, before = len(told(shop, "config.read")), log.tell()
@@ -176,5 +207,5 @@ def test_a_sighup_during_the_start_is_not_lost(closed_shop: Shop, moment: str) -
         assert most(shop, "per_day") == ("50000000", "config")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
         shop.config.write_text(plain)

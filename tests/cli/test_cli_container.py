@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from kit.cli import clean_environ, until
+from kit.effort import long_only
 from kit.pages import blocks
 
 from payagent.secret_file import require_out_of_reach
@@ -61,7 +62,7 @@ class Containers:
         for other, needs in SERVICES[name].get("depends_on", {}).items():
             process = self._processes.get(other) or self._processes.setdefault(other, self.up(other))
             if needs["condition"] == "service_healthy":
-                until(lambda other=other: self._is_healthy(other), f"{other} is not healthy")
+                until(lambda other=other: self._is_healthy(other), f"{other} is not healthy", every_s=1)
             else:
                 assert needs["condition"] == "service_completed_successfully"
                 assert process.wait(60) == 0, other
@@ -77,7 +78,7 @@ class Containers:
     def down(self) -> None:
         for process in reversed(self._processes.values()):
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def of_image(instruction: str) -> list[str]:
@@ -120,6 +121,7 @@ def without_fee(shown: str) -> str:
     return re.sub(r"(?<=^200 13)\d{6} ", " ", shown)
 
 
+@long_only
 def test_the_pages_commands_let_a_client_container_pay(tmp_path: Path) -> None:
     with containers(tmp_path) as made:
         outs = [docker(made, line) for line in (*lines("Try it"), *lines("Let a client container pay"))]
@@ -138,6 +140,7 @@ def test_a_client_container_reaches_nothing_but_the_socket_and_its_token() -> No
     assert all(service["read_only"] and service["cap_drop"] == ["ALL"] for service in SERVICES.values())
 
 
+@long_only
 def test_the_compose_file_is_well_formed() -> None:
     check = ["check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
     checked = subprocess.run([sys.executable, "-m", *check], capture_output=True, text=True, check=False)

@@ -1,10 +1,10 @@
-"""`payagent demo`: every step is verified, it is quick, and it leaves nothing behind."""
+"""`payagent demo`: every step is verified, and it leaves nothing behind."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from kit.cli import invoke, spawn, until
+from kit.effort import long_only
 from kit.pages import ROOT
 from kit.postgresql import needs_postgresql
 
 from payagent import demo
 from payagent.demo import DemoFailed, run_demo, verify
-from payagent.demo.stage import Progress, stage
+from payagent.demo.stage import Progress, Stage, stage
 
 
 def children(pid: int) -> list[int]:
@@ -27,11 +28,9 @@ def children(pid: int) -> list[int]:
 
 
 def test_the_demo_verifies_every_step_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    started_s = time.monotonic()
     process = spawn("demo", environ={"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
-    assert time.monotonic() - started_s < 60
     for words in (
         "revenue shares",
         "native token",
@@ -54,14 +53,40 @@ def without_figures(text: str) -> str:
     return re.sub(r" +", " ", re.sub(r"(?:addr_test1|pay_)\w+|[0-9a-f]{64}|[0-9][0-9.:]*", "#", text))
 
 
-def test_without_the_extra_the_demo_names_it_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def in_silence() -> Iterator[Progress]:
+    yield lambda _text: None
+
+
+@pytest.fixture(scope="module")
+def on() -> Iterator[Stage]:
+    """The demo's parts, without a daemon."""
+    with stage(in_silence, {}) as parts:
+        yield parts
+
+
+def test_without_the_extra_the_demo_names_it_and_goes_on(on: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)
     told: list[str] = []
-    with stage(in_silence, {}) as on:
-        demo._call_a_tool(on, told.append)
+    demo._call_a_tool(on, told.append)
     assert "needs the extra mcp. Run pipx install" in told[-1]
 
 
+def test_a_signal_during_the_demo_stops_its_daemon() -> None:
+    before = {*children(os.getpid())}
+
+    def play() -> None:
+        with stage(in_silence, {}) as parts:
+            parts.daemon.start()
+            assert len({*children(os.getpid())} - before) == 1
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        play()
+    assert {*children(os.getpid())} == before
+
+
+@long_only
 def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:
     log = tmp_path / "out"
     with log.open("w") as out:
@@ -74,6 +99,7 @@ def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:
     assert not Path(f"/proc/{daemon}").exists()
 
 
+@long_only
 @needs_postgresql
 def test_the_demo_of_a_fleet_carries_on_when_a_daemon_is_killed_and_leaves_nothing_behind() -> None:
     # PostgreSQL runs as another user, who could not enter a folder of pytest's
@@ -105,11 +131,6 @@ def test_without_the_extra_the_demo_of_a_fleet_says_what_to_install(monkeypatch:
     assert "[postgresql]" in result.err
 
 
-@contextmanager
-def in_silence() -> Iterator[Progress]:
-    yield lambda _text: None
-
-
 def test_the_demo_fails_with_the_daemons_output_when_the_daemon_ends(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nprint('no more', flush=True)\nos._exit(7)\n")
     told: list[str] = []
@@ -118,29 +139,28 @@ def test_the_demo_fails_with_the_daemons_output_when_the_daemon_ends(tmp_path: P
     assert not any("verified" in line for line in told)
 
 
-def test_the_demo_fails_when_payment_or_ledger_differ_from_the_chain() -> None:
-    with stage(in_silence, {}) as on:
-        address = on.wallet.address
-        tx_hash = on.control("faucet", {"address": address, "lovelace": "7000000"})["tx_hash"]
-        on.control("blocks", {"count": 1})
-        output = {"role": "pay_to", "address": address, "asset": "lovelace", "units": "7000000"}
-        paid = {"tx_hash": tx_hash, "fee": on.chain(f"/txs/{tx_hash}")["fees"], "outputs": [output]}
-        verify.paid(on, paid)
-        for wrong in (
-            {"fee": "1"},
-            {"outputs": [output | {"units": "7000001"}]},
-            {"outputs": [output | {"address": "addr_test1"}]},
-        ):
-            with pytest.raises(DemoFailed):
-                verify.paid(on, paid | wrong)
+def test_the_demo_fails_when_payment_or_ledger_differ_from_the_chain(on: Stage) -> None:
+    address = on.wallet.address
+    tx_hash = on.control("faucet", {"address": address, "lovelace": "7000000"})["tx_hash"]
+    on.control("blocks", {"count": 1})
+    output = {"role": "pay_to", "address": address, "asset": "lovelace", "units": "7000000"}
+    paid = {"tx_hash": tx_hash, "fee": on.chain(f"/txs/{tx_hash}")["fees"], "outputs": [output]}
+    verify.paid(on, paid)
+    for wrong in (
+        {"fee": "1"},
+        {"outputs": [output | {"units": "7000001"}]},
+        {"outputs": [output | {"address": "addr_test1"}]},
+    ):
         with pytest.raises(DemoFailed):
-            verify.transactions(on, before=0, count=0)
-        rows = [
-            {"account": "wallet", "asset": "lovelace", "units": "7000000"},
-            {"account": "external", "asset": "lovelace", "units": "-7000000"},
-        ]
-        verify.books(on, rows)
-        with pytest.raises(DemoFailed, match="sum"):
-            verify.books(on, rows[:1])
-        with pytest.raises(DemoFailed, match="chain"):
-            verify.books(on, [rows[0] | {"units": "7000001"}, rows[1] | {"units": "-7000001"}])
+            verify.paid(on, paid | wrong)
+    with pytest.raises(DemoFailed):
+        verify.transactions(on, before=0, count=0)
+    rows = [
+        {"account": "wallet", "asset": "lovelace", "units": "7000000"},
+        {"account": "external", "asset": "lovelace", "units": "-7000000"},
+    ]
+    verify.books(on, rows)
+    with pytest.raises(DemoFailed, match="sum"):
+        verify.books(on, rows[:1])
+    with pytest.raises(DemoFailed, match="chain"):
+        verify.books(on, [rows[0] | {"units": "7000001"}, rows[1] | {"units": "-7000001"}])

@@ -1,6 +1,5 @@
 """`payagent doctor`: what it reports about the ledger, files, providers and risky settings."""
 
-import json
 import os
 import shlex
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kit.agent import Relay
-from kit.cli import Shop, checks, invoke, spawn, write_private
+from kit.cli import Shop, checks, invoke, write_private
 from kit.next_release import upgraded
 
 from payagent.core import ledger
@@ -63,7 +62,7 @@ def data(closed_shop: Shop, tmp_path: Path) -> Path:
     folder.mkdir(mode=0o700)
     write_private(folder / "keystore.json", (closed_shop.data_dir / "keystore.json").read_text())
     writer = Writer(folder / "ledger.db")
-    writer.submit("history", write_history).result(10)
+    writer.submit("history", write_history).result(60)
     writer.close()
     return folder
 
@@ -131,7 +130,7 @@ def test_doctor_says_that_no_merchant_is_configured(safe: Path, data: Path) -> N
     assert "payagent merchants add" in warned(safe)["merchants"]
     writer = Writer(data / "ledger.db")
     row = MerchantRow("t", "https://shop.example", {})
-    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(10)
+    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(60)
     writer.close()
     assert "merchants" not in warned(safe)
 
@@ -162,20 +161,18 @@ def test_doctor_names_a_provider_like_readyz(safe: Path, data: Path) -> None:
     assert str(check["detail"]).startswith("https://localhost:9/api: provider blockfrost-2: ")
 
 
-@pytest.mark.parametrize("status", [400, 404, 405])
-def test_doctor_reports_a_provider_that_accepts_no_transactions(
-    closed_shop: Shop, data: Path, status: int
-) -> None:
+def test_doctor_reports_a_provider_that_accepts_no_transactions(closed_shop: Shop, data: Path) -> None:
     """Blockfrost's own backend serves the chain and leaves submitting to another program."""
     config = closed_shop.config_of(data)
     with Relay(closed_shop.devnet).serving() as relay:
         config.write_text(config.read_text().replace(closed_shop.devnet.chain_url, relay.url))
         assert checks(config)["provider 1"]["ok"]
-        no_path = {"status_code": status, "message": "Invalid path. Please check https://docs.blockfrost.io/"}
-        relay.tell("/tx/submit", status, no_path)
-        check = checks(config)["provider 1"]
-    assert not check["ok"]
-    assert "/tx/submit" in str(check["detail"])
+        for status in (400, 404, 405):
+            no_path = {"status_code": status, "message": "Invalid path. Please check https://docs.blockfrost.io/"}
+            relay.tell("/tx/submit", status, no_path)
+            check = checks(config)["provider 1"]
+            assert not check["ok"], status
+            assert "/tx/submit" in str(check["detail"])
 
 
 @pytest.mark.parametrize("name", ["keystore.json", "ledger.db"])
@@ -183,13 +180,7 @@ def test_doctor_does_not_hang_on_a_named_pipe_in_place_of_a_file(closed_shop: Sh
     path = data / name
     path.unlink()
     os.mkfifo(path, 0o600)
-    process = spawn("doctor", "--json", "--config", closed_shop.config_of(data), stdout=subprocess.PIPE)
-    try:
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    wrong = {check["name"] for check in json.loads(out)["checks"] if not check["ok"]}
+    wrong = {check["name"] for check in checks(closed_shop.config_of(data)).values() if not check["ok"]}
     assert {"keystore.json": "keystore", "ledger.db": "ledger"}[name] in wrong
 
 
@@ -259,7 +250,7 @@ def warned(config: Path) -> dict[str, str]:
 def safe(data: Path, tmp_path: Path) -> Path:
     """A config for real money that gives no warning."""
     writer = Writer(data / "ledger.db")
-    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(10)
+    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(60)
     writer.close()
     secrets = tmp_path / "secrets"
     secrets.mkdir(mode=0o700)
@@ -328,7 +319,7 @@ def test_doctor_warns_of_a_run_time_limit_above_the_signers_limit(safe: Path, da
     writer = Writer(data / "ledger.db")
     for window, ada in ((Window.PAYMENT, 20), (Window.DAY, 41), (Window.MONTH, 900)):
         limit = Limit(Scope(), LOVELACE, window, ada * 1_000_000)
-        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(10)
+        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(60)
     writer.close()
     ((name, told),) = warned(safe).items()
     assert name == "limits.per_day"
@@ -341,14 +332,14 @@ def test_doctor_reports_a_limit_for_an_origin_that_is_no_merchants(closed_shop: 
     here = load_settings(closed_shop.config, {"HOME": str(data)}).merchants["t"].origin
     for origin in (here, "https://moved.example"):
         limit = Limit(Scope(merchant=origin), LOVELACE, Window.DAY, 5)
-        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(10)
+        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(60)
     writer.close()
     told = checks(closed_shop.config_of(data))["set at run time"]
     assert "limits for https://moved.example" in told["detail"]
     assert here not in told["detail"]
     writer = Writer(data / "ledger.db")
     row = MerchantRow("t", "https://instead.example", {})
-    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(10)
+    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(60)
     writer.close()
     told = checks(closed_shop.config_of(data))["set at run time"]
     assert f"limits for {here}, which is no merchant's origin" in told["detail"]
@@ -373,7 +364,7 @@ def test_doctor_warns_of_an_app_without_its_own_limits(safe: Path, data: Path) -
         spending.set_limit(unit, Limit(Scope("app_bound"), LOVELACE, Window.DAY, 5))
 
     writer = Writer(data / "ledger.db")
-    writer.submit("apps", write).result(10)
+    writer.submit("apps", write).result(60)
     writer.close()
     ((name, told),) = warned(safe).items()
     assert name == "app bot"

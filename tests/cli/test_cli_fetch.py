@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +28,8 @@ from payagent.devnet.server import DevnetThread
 
 BINARY = bytes(range(256)) * 300
 CALL = '{"message": "hello"}'
+DEEP = 100
+"""Confirmations that come only when a test makes the blocks."""
 
 
 class Raw(ThreadingHTTPServer):
@@ -314,11 +317,11 @@ def test_a_max_in_ada_refuses_a_merchant_that_switches_to_tokens(street: Street)
 
 def test_a_payment_already_made_is_found_whatever_max_says(street: Street) -> None:
     """A second command for a request in flight costs nothing, so --max does not refuse it."""
-    street.shop.settings(confirmations=8)
+    street.shop.settings(confirmations=DEEP)
     words = (street.chat, "-d", '{"message": "found"}')
     first = hurried(street, *words)
     assert first.returncode == 8
-    street.shop.settings(confirmations=1)
+    street.shop.control("blocks", count=DEEP)
     before = len(street.shop.payments())
     assert fetch(street.shop, *words, "--max", "0.5 ADA").code == 0
     assert len(street.shop.payments()) == before
@@ -328,7 +331,7 @@ def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
     """A fetch with a short timeout."""
     process = spawn(
         *("fetch", *words, "--config", street.shop.config),
-        environ={"PAYAGENT_PROXY__PAYMENT_TIMEOUT_S": "3"},
+        environ={"PAYAGENT_PROXY__PAYMENT_TIMEOUT_S": "10"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -381,7 +384,7 @@ def test_a_redirect_after_paying_is_reported_and_not_followed(street: Street) ->
 def test_paid_but_not_yet_served_exits_with_8_and_a_later_command_is_served(street: Street) -> None:
     for merchant in street.shop.payagent("merchants").json["merchants"]:
         assert street.shop.payagent("merchants", "resume", merchant["name"]).code == 0
-    street.shop.settings(confirmations=8)
+    street.shop.settings(confirmations=DEEP)
     words = (street.chat, "-d", '{"message": "later"}')
     ended = hurried(street, *words)
     assert ended.returncode == 8, ended.stderr
@@ -390,7 +393,7 @@ def test_paid_but_not_yet_served_exits_with_8_and_a_later_command_is_served(stre
     assert error["payment"] == street.shop.payments()[0]["id"]
     assert json.loads(error["merchant_answer"]["body"]) == {"detail": {"status": "pending"}}
     before = len(street.shop.payments())
-    street.shop.settings(confirmations=1)
+    street.shop.control("blocks", count=DEEP)
     assert fetch(street.shop, *words).code == 0
     assert len(street.shop.payments()) == before
 
@@ -416,7 +419,7 @@ def test_a_terminal_shows_progress_while_waiting(street: Street) -> None:
 
 
 def test_an_interrupted_wait_is_continued_by_the_same_command(street: Street) -> None:
-    street.shop.settings(confirmations=8)
+    street.shop.settings(confirmations=DEEP)
     words = ("fetch", street.chat, "-d", '{"message": "stop"}', "--config", street.shop.config)
     with at_terminal(*words) as session:
         session.expect("confirmed, ")
@@ -424,7 +427,7 @@ def test_an_interrupted_wait_is_continued_by_the_same_command(street: Street) ->
         session.expect("continues. Run the same command")
         assert session.end() == 130
     before = len(street.shop.payments())
-    street.shop.settings(confirmations=1)
+    street.shop.control("blocks", count=DEEP)
     assert fetch(street.shop, *words[1:4]).code == 0
     assert len(street.shop.payments()) == before
 
@@ -450,8 +453,11 @@ def test_invalid_arguments_exit_with_2(street: Street, arguments: tuple[str, ...
     assert fetch(street.shop, *arguments).code == 2
 
 
-def test_without_the_daemon_nothing_is_sent(closed_shop: Shop) -> None:
-    got = fetch(closed_shop, f"{closed_shop.devnet.merchant_url}/chat", "-d", CALL)
+def test_without_the_daemon_nothing_is_sent(street: Street) -> None:
+    away = copy(street.shop)
+    away.config = street.shop.folder / "away.toml"
+    away.config.write_text(street.shop.config.read_text().replace(f"{street.shop.folder}/s", "/none/s"))
+    before = street.raw.connections
+    got = fetch(away, f"{street.raw.url}/chat", "-d", CALL)
     assert (got.code, got.problem) == (4, "daemon_not_running")
-    state = closed_shop.http.get(f"{closed_shop.devnet.merchant_url}/merchant/state").json()
-    assert state["invoices"] == []
+    assert street.raw.connections == before

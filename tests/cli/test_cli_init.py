@@ -4,13 +4,12 @@ import itertools
 import json
 import os
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
 from kit.agent import WORDS
 from kit.canaries import plant
-from kit.cli import PASSPHRASE, Result, invoke, spawn, write_private
+from kit.cli import PASSPHRASE, Result, invoke, write_private
 
 from payagent.secret_file import require_unchanged_by_others
 from payagent.settings.loading import load_settings
@@ -36,11 +35,18 @@ def made(folder: Path, *more: str | Path) -> Result:
     return result
 
 
-def test_init_makes_private_files_and_says_where(tmp_path: Path) -> None:
-    result = made(tmp_path)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A folder with what `init` made, and what it said."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, made(folder, "--project-id-file", folder / "blockfrost")
+
+
+def test_init_makes_private_files_and_says_where(one: tuple[Path, Result]) -> None:
+    folder, result = one
     assert result.out.count("\n") == 1
     assert set(result.json) == {"config", "data_dir", "address", "token"}
-    data = tmp_path / "data"
+    data = folder / "data"
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()}
     assert files == dict.fromkeys(("keystore.json", "ledger.db", "operator.token", "recovery-words.txt"), 0o600)
@@ -48,51 +54,56 @@ def test_init_makes_private_files_and_says_where(tmp_path: Path) -> None:
     assert (data / "operator.token").read_text().strip() == result.json["token"]
 
 
-def test_init_prints_no_secret_except_the_token_once(tmp_path: Path) -> None:
-    result = made(tmp_path)
-    words = (tmp_path / "data/recovery-words.txt").read_text().strip()
+def test_init_prints_no_secret_except_the_token_once(one: tuple[Path, Result]) -> None:
+    folder, result = one
+    words = (folder / "data/recovery-words.txt").read_text().strip()
     assert len(words.split()) == 24
-    places = result.out + result.err + (tmp_path / "config.toml").read_text()
-    places += (tmp_path / "data/ledger.db").read_bytes().decode(errors="ignore")
-    places += (tmp_path / "data/keystore.json").read_text()
+    places = result.out + result.err + (folder / "config.toml").read_text()
+    places += (folder / "data/ledger.db").read_bytes().decode(errors="ignore")
+    places += (folder / "data/keystore.json").read_text()
     assert PASSPHRASE not in places
     assert words not in places
     assert places.count(result.json["token"]) == 1
 
 
-def test_the_config_is_valid_and_holds_the_given_options(tmp_path: Path) -> None:
-    made(tmp_path)
-    settings = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)})
+def test_the_config_is_valid_and_holds_the_given_options(one: tuple[Path, Result]) -> None:
+    folder, _ = one
+    settings = load_settings(folder / "config.toml", {"HOME": str(folder)})
     assert settings.network == "devnet"
     assert settings.chain.providers[0].base_url == CHAIN
     assert (settings.merchants["t"].origin, settings.merchants["t"].partner) == (MERCHANT, "demo")
     assert (
         "`auto_below` in [merchants.t.topup], the first top-up may follow at once"
-        in (tmp_path / "config.toml").read_text()
+        in (folder / "config.toml").read_text()
     )
-    assert settings.data_dir == tmp_path / "data"
-    assert settings.keystore.passphrase_file == tmp_path / "passphrase"
+    assert settings.data_dir == folder / "data"
+    assert settings.keystore.passphrase_file == folder / "passphrase"
 
 
-@pytest.mark.parametrize(
-    ("origin", "mode"),
-    [
-        ("https://api-v3.fluxpointstudios.com", "additional"),
-        ("https://API-v3.fluxpointstudios.com:443/", "additional"),
-        ("https://api-v2.fluxpointstudios.com", None),
-        ("https://api-v3.fluxpointstudios.com:8443", None),
-        ("https://api.example.com", None),
-    ],
-)
-def test_the_config_sets_the_split_mode_for_the_t_backend_only(
-    tmp_path: Path, origin: str, mode: str | None
-) -> None:
-    made(tmp_path, "--merchant", f"other={origin}", "--partner", "other=demo")
+MODES = {
+    "https://api-v3.fluxpointstudios.com": "additional",
+    "https://api-v2.fluxpointstudios.com": None,
+    "https://api-v3.fluxpointstudios.com:8443": None,
+    "https://api.example.com": None,
+}
+
+
+def test_the_config_sets_the_split_mode_for_the_t_backend_only(tmp_path: Path) -> None:
+    named = {f"other-{number}": origin for number, origin in enumerate(MODES)}
+    options = (("--merchant", f"{name}={origin}", "--partner", f"{name}=demo") for name, origin in named.items())
+    made(tmp_path, *itertools.chain.from_iterable(options))
     merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
-    assert (merchants["t"].split_mode, merchants["other"].split_mode) == (None, mode)
+    assert merchants["t"].split_mode is None
+    assert {origin: merchants[name].split_mode for name, origin in named.items()} == MODES
     lines = (tmp_path / "config.toml").read_text().splitlines()
     told = [before for before, line in itertools.pairwise(lines) if line == 'split_mode = "additional"']
-    assert [("on top" in one, one[0]) for one in told] == ([] if mode is None else [(True, "#")])
+    assert [("on top" in one, one[0]) for one in told] == [(True, "#")]
+
+
+def test_the_t_backend_is_known_however_its_origin_is_written(tmp_path: Path) -> None:
+    made(tmp_path, "--merchant", "other=https://API-v3.fluxpointstudios.com:443/", "--partner", "other=demo")
+    merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
+    assert merchants["other"].split_mode == "additional"
 
 
 def test_a_data_dir_from_the_environment_is_written_to_the_config(
@@ -108,13 +119,13 @@ def test_a_data_dir_from_the_environment_is_written_to_the_config(
     assert load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).data_dir == folder
 
 
-def test_restored_words_give_the_same_address_and_are_not_written(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir(), second.mkdir()
-    address = made(first).json["address"]
-    again = made(second, "--restore", first / "data/recovery-words.txt")
-    assert again.json["address"] == address
-    assert not (second / "data/recovery-words.txt").exists()
+def test_restored_words_give_the_same_address_and_are_not_written(
+    one: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder, first = one
+    again = made(tmp_path, "--restore", folder / "data/recovery-words.txt")
+    assert again.json["address"] == first.json["address"]
+    assert not (tmp_path / "data/recovery-words.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -264,9 +275,9 @@ def test_without_a_terminal_init_names_the_missing_options(tmp_path: Path) -> No
         assert option in result.error["detail"]
 
 
-def test_init_writes_the_path_of_the_project_id_file_and_does_not_read_it(tmp_path: Path) -> None:
-    made(tmp_path, "--project-id-file", tmp_path / "blockfrost")
-    assert f'project_id_file = "{tmp_path}/blockfrost"' in (tmp_path / "config.toml").read_text()
+def test_init_writes_the_path_of_the_project_id_file_and_does_not_read_it(one: tuple[Path, Result]) -> None:
+    folder, _ = one
+    assert f'project_id_file = "{folder}/blockfrost"' in (folder / "config.toml").read_text()
 
 
 def listing(folder: Path) -> set[str]:
@@ -285,18 +296,15 @@ def test_errors_for_people_say_what_happened_and_what_to_do(tmp_path: Path) -> N
         json.loads(err)
 
 
-def test_relative_paths_are_stored_as_absolute_paths(tmp_path: Path) -> None:
-    write_private(tmp_path / "passphrase", PASSPHRASE)
-    process = spawn(
+def test_relative_paths_are_stored_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_private(Path("passphrase"), PASSPHRASE)
+    result = invoke(
         *("init", "--network", "devnet", "--chain-url", CHAIN, "--passphrase-file", "passphrase"),
         *("--config", "config.toml", "--data-dir", "data"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
     )
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    plant("a token", json.loads(out)["token"])
+    assert result.code == 0, result.err
+    plant("a token", result.json["token"])
     settings = load_settings(tmp_path / "config.toml", {"HOME": "/"})
     assert settings.data_dir == tmp_path / "data"
     assert settings.keystore.passphrase_file == tmp_path / "passphrase"

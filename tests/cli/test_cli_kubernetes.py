@@ -19,6 +19,7 @@ from kit.certificates import certificate
 from kit.cli import clean_environ, until
 from kit.daemon import PASSPHRASE, WORDS
 from kit.daemons_of_a_fleet import TOKEN, add_app
+from kit.effort import long_only
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
 
@@ -62,6 +63,7 @@ def secrets() -> dict[str, dict[str, str]]:
     return made
 
 
+@long_only
 def test_the_manifests_are_what_kubernetes_reads() -> None:
     assert len(OBJECTS) == len({manifest.name for manifest in MANIFESTS}) + 3
     check = [sys.executable, "-m", "kubernetes_validate", "--strict", *map(str, MANIFESTS)]
@@ -176,6 +178,7 @@ def pod(folder: Path, devnet: DevnetThread, url: str) -> Iterator[Pod]:
             daemon.terminate()
 
 
+@long_only
 @needs_postgresql
 def test_a_pods_containers_start_a_daemon_that_passes_its_readiness_probe(
     tmp_path: Path, postgresql: Server

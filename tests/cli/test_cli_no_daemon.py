@@ -2,13 +2,15 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
-from kit.cli import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
+from kit.cli import PASSPHRASE, Shop, checks, invoke, spawn, until, write_private
+from kit.effort import long_only, pick
+from kit.http import NO_TLS
 from kit.terminal import at_terminal
 
 
@@ -21,33 +23,30 @@ def test_without_a_daemon_the_command_says_how_to_start_it(closed_shop: Shop, co
         assert words in said
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("-</dev/null", "empty"),
-        ("-<&-", "empty"),
-        ("empty", "empty"),
-        (".", "directory"),
-        ("none.json", "no such file"),
-    ],
-)
 def test_a_402_that_cannot_be_read_is_a_usage_error(
-    closed_shop: Shop, tmp_path: Path, source: str, said: str
+    closed_shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the file is named, and without asking the daemon."""
-    (tmp_path / "empty").touch()
-    file, redirected, stdin = source.partition("<")
+    monkeypatch.chdir(tmp_path)
+    Path("empty").touch()
+    for file, said in (("empty", "empty"), (".", "directory"), ("none.json", "no such file")):
+        result = closed_shop.payagent("pay", file, "--merchant", "t")
+        assert (result.code, result.out, result.error["code"]) == (2, "", "usage")
+        assert said in result.error["detail"].lower()
+
+
+@pytest.mark.parametrize("stdin", ["<&-", "</dev/null"][: pick(1, 2)])
+def test_a_402_from_an_empty_or_closed_standard_input_is_a_usage_error(closed_shop: Shop, stdin: str) -> None:
     started = spawn(
-        *("pay", file, "--merchant", "t", "--config", closed_shop.config),
-        under=("sh", "-c", f'"$@" {redirected}{stdin}', "sh"),
-        cwd=tmp_path,
+        *("pay", "-", "--merchant", "t", "--config", closed_shop.config),
+        under=("sh", "-c", f'"$@" {stdin}', "sh"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     out, err = started.communicate(timeout=60)
     error = json.loads(err)
     assert (started.returncode, out, error["code"]) == (2, "", "usage")
-    assert said in error["detail"].lower()
+    assert "empty" in error["detail"].lower()
 
 
 def test_setting_no_limit_is_a_usage_error_before_the_daemon_is_asked(closed_shop: Shop) -> None:
@@ -88,6 +87,7 @@ def test_a_missing_config_exits_with_2(tmp_path: Path) -> None:
     assert (result.code, result.problem) == (2, "config_invalid")
 
 
+@long_only
 def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tmp_path: Path) -> None:
     wrong = write_private(tmp_path / "wrong", "not-the-passphrase")
     config = tmp_path / "config.toml"
@@ -99,18 +99,7 @@ def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tm
     assert "not-the-passphrase" not in err
 
 
-def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
-    with running(closed_shop) as process:
-        assert (closed_shop.folder / "s").is_socket()
-        second = spawn("serve", "--config", closed_shop.config, stderr=subprocess.PIPE)
-        assert "another payagent runs" in second.communicate(timeout=60)[1]
-        assert second.returncode == 2
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-    assert not os.path.lexists(closed_shop.folder / "s")
-
-
-def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
+def test_a_stop_ends_an_event_stream_and_an_upload_and_logs_no_traceback(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
     """The merchant does not read the upload."""
@@ -121,8 +110,16 @@ def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
         config.write_text(of_ours + origin)
         daemon = spawn("serve", "--config", config, stderr=writes)
         until(lambda: "payagent serves" in log.read_text(), "the daemon does not serve")
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(30)
+        transport = httpx.HTTPTransport(uds=str(door), verify=NO_TLS)
+        by_token = {"Authorization": f"Bearer {closed_shop.made['token']}"}
+        with (
+            httpx.Client(transport=transport, base_url="http://localhost", headers=by_token, timeout=60) as http,
+            http.stream("GET", "/v1/events") as stream,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            events = stream.iter_lines()
+            assert next(events) == ": from here on"
+            client.settimeout(60)
             client.connect(str(door))
             head = (
                 f"Host: localhost\r\nX-Payagent-Token: {closed_shop.made['token']}\r\nContent-Length: 9999999\r\n"
@@ -131,7 +128,8 @@ def test_an_upload_cut_off_by_a_stop_gets_daemon_timeout_and_logs_no_traceback(
             with merchant.accept()[0], client.makefile("rb") as answers:
                 daemon.terminate()
                 answer = answers.read()
-        assert daemon.wait(20) == 0
+                assert [line for line in events if line] == [], "it ends by itself, before it is cut off"
+        assert daemon.wait(60) == 0
     assert answer.startswith(b"HTTP/1.1 504 ")
     assert b'"code":"daemon_timeout"' in answer
     assert "Traceback" not in log.read_text()
@@ -154,34 +152,42 @@ def test_a_socket_of_another_user_is_never_connected_to(closed_shop: Shop, tmp_p
             squatter.accept()
 
 
+def asking(shop: Shop, folder: Path) -> Path:
+    """A config whose daemon asks for the passphrase, and whose socket has a folder of its own."""
+    config = folder / "config.toml"
+    text = shop.config.read_text().replace("passphrase_file", "# passphrase_file")
+    config.write_text(text.replace(str(shop.folder / "s"), str(folder / "api/s")))
+    return config
+
+
 def test_a_daemon_stopped_at_the_passphrase_prompt_restores_the_terminals_echo(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file"))
-    with at_terminal("serve", "--config", config) as session:
+    with at_terminal("serve", "--config", asking(closed_shop, tmp_path)) as session:
         session.expect("Passphrase of the keystore")
         assert not session.is_echoing()
+        assert not (tmp_path / "api").exists(), "it listens too early"
         session.terminate()
         assert session.end() == 0
         assert session.is_echoing()
 
 
-def test_ctrl_c_at_the_passphrase_prompt_ends_the_daemon_before_it_listens(
-    closed_shop: Shop, tmp_path: Path
-) -> None:
-    config = tmp_path / "config.toml"
-    text = closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file")
-    config.write_text(text.replace(str(closed_shop.folder / "s"), str(tmp_path / "api/s")))
-    with at_terminal("serve", "--config", config) as session:
-        session.expect("Passphrase of the keystore")
-        assert not (tmp_path / "api").exists()
-        session.interrupt()
-        assert session.end() == 130
-    assert "interrupted" in session.seen
-    with at_terminal("serve", "--config", config) as session:
+def test_ctrl_c_ends_the_daemon_and_removes_its_socket(closed_shop: Shop, tmp_path: Path) -> None:
+    with at_terminal("serve", "--config", asking(closed_shop, tmp_path)) as session:
         session.expect("Passphrase of the keystore")
         session.type(PASSPHRASE)
         session.expect("payagent serves devnet")
+        assert (tmp_path / "api/s").is_socket()
         session.interrupt()
         assert session.end() == 0
+    assert not os.path.lexists(tmp_path / "api/s")
+
+
+@long_only
+def test_ctrl_c_at_the_passphrase_prompt_ends_the_daemon(closed_shop: Shop, tmp_path: Path) -> None:
+    with at_terminal("serve", "--config", asking(closed_shop, tmp_path)) as session:
+        session.expect("Passphrase of the keystore")
+        session.interrupt()
+        assert session.end() == 130
+    assert "interrupted" in session.seen
+    assert not (tmp_path / "api").exists()

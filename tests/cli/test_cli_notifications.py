@@ -11,40 +11,46 @@ from kit.webhook import SECRET, Receiver, target
 PAGE = "docs/how-to/receive-notifications.md"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with Receiver().serving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
 def told(closed_shop: Shop, receiver: Receiver) -> Iterator[Shop]:
     """A running daemon without money that tells the receiver of payments only."""
     secret = write_private(closed_shop.folder / "hook", SECRET + "\n")
-    before = closed_shop.config.read_text()
     table = target(receiver.url, secret, more='events = ["signing.*", "alert.cleared"]\n')
-    closed_shop.config.write_text(before + table)
+    closed_shop.config.write_text(closed_shop.config.read_text() + table)
     with running(closed_shop):
         yield closed_shop
-    closed_shop.config.write_text(before)
 
 
 def test_targets_are_listed_tried_and_sent_again(told: Shop, receiver: Receiver) -> None:
     sent = told.payagent("notifications", "test", "ops")
-    assert (sent.code, sent.json["problem"], receiver.types()) == (0, None, ["test"])
+    assert (sent.code, sent.json["problem"], receiver.types()[-1]) == (0, None, "test")
     receiver.status = 503
     missed = told.payagent("notifications", "test", "ops", "--human")
     assert (missed.code, missed.out) == (4, "Not taken: it answered 503.\n")
     assert told.payagent("notifications", "test", "nobody").problem == "not_found"
 
     told.payagent("pause")
-    until(lambda: len(receiver.calls) >= 3, "the target is not told")
+    until(lambda: receiver.types()[-1] == "signing.paused", "the target is not told")
     until(lambda: log(told)[0]["last_problem"], "the failure is not noted")
     (waiting,) = log(told, "--state", "waiting", "--target", "ops")
     assert (waiting["type"], waiting["last_problem"]) == ("signing.paused", "it answered 503")
     (listed,) = told.payagent("notifications").json["notifications"]
     assert (listed["name"], listed["kind"], listed["events"]) == ("ops", "webhook", ["signing.*", "alert.cleared"])
-    assert (listed["waiting"], listed["last_delivered_at"]) == (1, None)
+    assert listed["waiting"] == 1
     assert "it answered 503" in told.payagent("notifications", "list", "--human").out
 
     receiver.status = 204
     assert told.payagent("notifications", "replay", waiting["id"]).json["state"] == "waiting"
     until(lambda: log(told)[0]["state"] == "delivered", "it is not delivered")
     assert receiver.ids()[-1] == waiting["id"]
+    (after,) = told.payagent("notifications").json["notifications"]
+    assert (after["waiting"], after["last_delivered_at"] == listed["last_delivered_at"]) == (0, False)
     assert "signing.paused" in told.payagent("notifications", "log", "--human").out
     told.payagent("resume")
     until(lambda: receiver.types()[-1] == "alert.cleared", "the end is not told")
@@ -72,6 +78,8 @@ def test_the_dashboard_shows_the_targets_tests_one_and_sends_again(told: Shop, r
     assert f'action="/ui/settings/deliveries/{sent}/replay"' in page
     me.post(f"/ui/settings/deliveries/{sent}/replay", me.hidden("/ui/settings"))
     until(lambda: receiver.ids().count(sent) > 1, "it is not sent again")
+    told.payagent("resume")
+    until(lambda: receiver.types()[-1] == "alert.cleared", "the end is not told")
 
 
 def log(shop: Shop, *more: str) -> list[dict[str, object]]:

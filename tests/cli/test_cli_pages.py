@@ -1,10 +1,12 @@
 """The commands of the operators' pages, run as they stand on the wallet of a running daemon."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from kit.cli import Shop, clean_environ
 from kit.pages import blocks
 
@@ -20,19 +22,32 @@ PAGES = (
     ("stop-signing", "Stop all signing", 1),
     ("see-what-happens", "See what payagent does", 2),
     ("use-the-dashboard", "Use the dashboard", 2),
-    ("complete-commands", "Complete commands with the Tab key", 3),
 )
 """Name and title of a page, and how many of its blocks ask for nothing but this wallet."""
+COMPLETE = "docs/how-to/complete-commands.md"
 
 
-def test_the_commands_of_the_operators_pages_work(shop: Shop) -> None:
-    environ = clean_environ() | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PAYAGENT_CONFIG": str(shop.config),
-        "HOME": str(shop.folder),
-    }
+def test_the_commands_of_the_operators_pages_work(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(shop.folder))
     for name, title, count in PAGES:
-        command = ["bash", "-ec", "".join(blocks(title, f"docs/how-to/{name}.md")[:count])]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
-        assert run.returncode == 0, f"{name}: {run.stderr}"
-        assert run.stdout or name == "complete-commands", name
+        for line in "".join(blocks(title, f"docs/how-to/{name}.md")[:count]).splitlines():
+            command, *words = shlex.split(line)
+            assert command == "payagent"
+            ran = shop.payagent(*words)
+            assert (ran.code, bool(ran.out)) == (0, True), f"{name}: {line}: {ran.err}"
+
+
+def test_the_commands_for_completions_write_the_shells_files(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["bash", "-ec", "".join(blocks("Complete commands with the Tab key", COMPLETE)[:3])]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=clean_environ() | {"PATH": path, "HOME": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr
+    for file in (".bashrc", ".zshrc", ".config/fish/completions/payagent.fish"):
+        assert "_PAYAGENT_COMPLETE" in (tmp_path / file).read_text()

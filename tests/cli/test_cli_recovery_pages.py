@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from kit.canaries import plant
 from kit.cli import Result, Shop, clean_environ, running, spawn, until, write_private
+from kit.effort import long_only
 from kit.pages import blocks
 
 from payagent.devnet.server import DevnetThread
@@ -84,6 +85,7 @@ def make_of_words(block: str, shop: Shop, folder: Path) -> None:
     assert json.loads(made)["address"] == shop.made["address"]
 
 
+@long_only
 def test_a_moved_wallet_pays_at_once_and_the_old_folder_starts_no_daemon(paid: Shop, tmp_path: Path) -> None:
     old, new = on(paid, tmp_path / "old"), on(paid, tmp_path / "new")
     shutil.copytree(paid.data_dir, old.data_dir)
@@ -101,9 +103,9 @@ def test_a_moved_wallet_pays_at_once_and_the_old_folder_starts_no_daemon(paid: S
     assert refusal(old) == "config_invalid"
 
 
-def test_the_words_make_the_same_keystore_under_a_new_passphrase(paid: Shop, tmp_path: Path) -> None:
-    shop = on(paid, tmp_path / "data")
-    shutil.copytree(paid.data_dir, shop.data_dir)
+def test_the_words_make_the_same_keystore_under_a_new_passphrase(closed_shop: Shop, tmp_path: Path) -> None:
+    shop = on(closed_shop, tmp_path / "data")
+    shutil.copytree(closed_shop.data_dir, shop.data_dir)
     before = files(shop.data_dir)
     make, put = blocks("You have the 24 recovery words", "docs/how-to/recover-from-a-lost-passphrase.md")
     write_private(tmp_path / "new-passphrase", NEW_PASSPHRASE)
@@ -114,10 +116,10 @@ def test_the_words_make_the_same_keystore_under_a_new_passphrase(paid: Shop, tmp
     assert {name for name in before | after if before.get(name) != after.get(name)} == {"keystore.json"}
 
 
-def test_the_words_make_a_new_ledger_for_the_same_address(paid: Shop, tmp_path: Path) -> None:
-    shutil.copy(paid.folder / "passphrase", tmp_path / "passphrase")
+def test_the_words_make_a_new_ledger_for_the_same_address(closed_shop: Shop, tmp_path: Path) -> None:
+    shutil.copy(closed_shop.folder / "passphrase", tmp_path / "passphrase")
     (make,) = blocks("Begin a new ledger", "docs/how-to/recover-a-lost-ledger.md")
-    make_of_words(make, paid, tmp_path)
+    make_of_words(make, closed_shop, tmp_path)
     assert {"ledger.db", "keystore.json", "operator.token"} <= files(tmp_path / "again/data").keys()
 
 

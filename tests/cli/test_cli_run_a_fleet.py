@@ -19,6 +19,7 @@ import pytest
 import yaml
 from kit.certificates import certificate
 from kit.cli import Shop, clean_environ, invoke, spawn, until
+from kit.effort import long_only
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
 
@@ -87,7 +88,7 @@ def serving(machine: Machine) -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def is_ready(machine: Machine) -> bool:
@@ -177,6 +178,7 @@ def test_the_config_of_the_page_is_valid(tmp_path: Path) -> None:
         assert [yaml.safe_load(block) for block in blocks(section, PAGE, "yaml")]
 
 
+@long_only
 @needs_postgresql
 @needs_haproxy
 def test_the_pages_commands_make_a_fleet_in_which_one_machine_may_stop(tmp_path: Path, postgresql: Server) -> None:
@@ -203,7 +205,7 @@ def test_the_pages_commands_make_a_fleet_in_which_one_machine_may_stop(tmp_path:
 
                 until(lambda: {held(), held()} == {1, 2}, "the balancer does not send clients to both")
                 process.terminate()
-                assert process.wait(30) == 0
+                assert process.wait(60) == 0
                 until(lambda: held() == 3, "the accounts are not taken")
                 after = asked(port, first, body)
                 assert (after.status_code, after.json()["id"]) == (200, before["id"])

@@ -11,16 +11,32 @@ from pathlib import Path
 import pytest
 from cli import under_unit
 from kit.cli import Shop, invoke, running, spawn, until
+from kit.effort import long_only
+
+from payagent.cli.sd_notify import service_manager
 
 UNIT = Path(__file__).parents[2] / "config/payagent.service"
 EXPOSURE_MAX_TENTHS = 15
 
 
-@pytest.mark.parametrize("prefix", ["", "\0"], ids=["a path", "abstract"])
-def test_the_service_manager_is_notified_when_the_daemon_listens(
-    closed_shop: Shop, tmp_path: Path, prefix: str
-) -> None:
-    name = f"{prefix}{tmp_path / 'notify'}"
+def test_a_service_manager_is_notified_at_a_path_and_at_an_abstract_name(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "notify"), f"\0{tmp_path / 'notify'}"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.settimeout(60)
+            manager.bind(name)
+            with service_manager({"NOTIFY_SOCKET": name.replace("\0", "@")}) as tell_ready:
+                tell_ready("serves")
+            assert manager.recv(4096) == b"READY=1\nSTATUS=serves"
+
+
+def test_a_service_manager_that_cannot_be_notified_is_no_error() -> None:
+    for environ in ({}, {"NOTIFY_SOCKET": "/nowhere/notify"}):
+        with service_manager(environ) as tell_ready:
+            tell_ready("serves")
+
+
+def test_the_service_manager_is_notified_when_the_daemon_listens(closed_shop: Shop, tmp_path: Path) -> None:
+    name = f"\0{tmp_path / 'notify'}"
     environ = {"NOTIFY_SOCKET": name.replace("\0", "@")}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(60)
@@ -30,18 +46,19 @@ def test_the_service_manager_is_notified_when_the_daemon_listens(
             ready, status = manager.recv(4096).decode().split("\n")
         finally:
             daemon.terminate()
-            assert daemon.wait(30) == 0
+            assert daemon.wait(60) == 0
     assert ready == "READY=1"
     assert status.startswith("STATUS=payagent serves devnet on http://127.0.0.1:")
 
 
+@long_only
 def test_the_daemon_starts_when_the_service_manager_cannot_be_notified(closed_shop: Shop) -> None:
     environ = {"NOTIFY_SOCKET": "/nowhere/notify"}
     with spawn("serve", "--config", closed_shop.config, environ=environ, stderr=subprocess.PIPE) as daemon:
         assert daemon.stderr is not None
         assert any("serves devnet" in line for line in daemon.stderr)
         daemon.terminate()
-        assert daemon.wait(30) == 0
+        assert daemon.wait(60) == 0
 
 
 def test_the_unit_starts_a_command_that_exists() -> None:

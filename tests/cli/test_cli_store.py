@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli import Result, Shop, checks, clean_environ, invoke, running, until, write_private
+from kit.effort import long_only
 from kit.next_release import upgraded
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
@@ -185,6 +186,7 @@ def test_the_daemons_role_empties_no_table_of_record_and_changes_no_table(moved:
                 conn.execute(statement)
 
 
+@long_only
 def test_a_second_machine_joins_with_copies_of_the_firsts_files(moved: Moved, tmp_path: Path) -> None:
     first, second = moved.shop, copy(moved.shop)
     second.folder, second.config, second.data_dir = tmp_path, tmp_path / "config.toml", tmp_path / "data"

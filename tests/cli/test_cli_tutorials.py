@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli import Shop, checks, until, write_private
+from kit.effort import long_only
 from kit.pages import blocks
 from kit.walk import ACTIVATE, walked
 
@@ -21,6 +22,7 @@ AUDIT = ("Audit a month", "docs/tutorial/audit-a-month.md")
 NEEDS_SYSTEMD = re.compile(r"systemctl|systemd-|useradd|runuser|pip install")
 
 
+@long_only
 @needs_curl
 def test_the_agent_is_refused_when_its_budget_is_used_up(tmp_path: Path) -> None:
     (*walk, stop) = blocks(*BUDGET)
@@ -49,6 +51,7 @@ def test_init_for_preprod_writes_what_the_page_says(tmp_path: Path) -> None:
     assert address.startswith("addr_test1")
 
 
+@long_only
 @needs_curl
 def test_the_commands_for_preprod_pay_on_a_devnet(closed_shop: Shop, tmp_path: Path) -> None:
     (*walk, stop) = blocks(*PREPROD)

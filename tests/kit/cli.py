@@ -20,9 +20,13 @@ from kit.agent import take_only_hashes
 from kit.canaries import plant
 from kit.http import NO_TLS
 from payagent.cli import run
+from payagent.cli.daemon_client import OperatorClient
 from payagent.cli.terminal import Terminal
-from payagent.core.problems import name_of
+from payagent.core.network import NETWORKS
+from payagent.core.problems import Refused, name_of
 from payagent.devnet.server import DevnetThread
+from payagent.settings.config_file import DaemonPaths
+from payagent.wallet.new_keystore import create
 
 PASSPHRASE = plant("the passphrase", "canary-passphrase-of-the-cli")
 TOKEN = "5c" * 28 + "636c69"
@@ -67,7 +71,7 @@ class Result:
 
 def invoke(*arguments: str | Path) -> Result:
     """Run a command in this process, with pipes for streams."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", newline=""), io.StringIO()
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
     try:
@@ -76,7 +80,8 @@ def invoke(*arguments: str | Path) -> Result:
         logger.handlers[:] = handlers
         logger.setLevel(level)
         structlog.reset_defaults()
-    return Result(code, out.getvalue(), err.getvalue())
+    out.flush()
+    return Result(code, out.buffer.getvalue().decode(), err.getvalue())
 
 
 def checks(config: Path) -> dict[str, Any]:
@@ -105,18 +110,24 @@ def clean_environ() -> dict[str, str]:
     return {n: v for n, v in os.environ.items() if not n.startswith("PAYAGENT_") and n != "XDG_RUNTIME_DIR"}
 
 
-def until(reached: Callable[[], object], what: str) -> None:
+def until(reached: Callable[[], object], what: str, every_s: float = 0.1) -> None:
     """Wait until the condition holds."""
     end_s = time.monotonic() + PATIENCE_S
     while not reached():
         assert time.monotonic() < end_s, what
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def write_private(path: Path, text: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(text)
     return path
+
+
+def make_cheap(keystore: Path, words: str) -> None:
+    """Encrypt the words of a devnet's keystore anew, so that opening it takes no processor time."""
+    keystore.unlink()
+    create(keystore, words, PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
 
 
 class Shop:
@@ -127,7 +138,7 @@ class Shop:
         self.folder = folder
         self.config = folder / "config.toml"
         self.data_dir = folder / "data"
-        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
+        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=PATIENCE_S)
         made = invoke(*self.init_arguments())
         assert made.code == 0, made.err
         self.made = made.json
@@ -135,6 +146,7 @@ class Shop:
         words = self.data_dir / "recovery-words.txt"
         self.words = plant("the recovery words", words.read_text().strip())
         words.unlink()
+        make_cheap(self.data_dir / "keystore.json", self.words)
         with self.config.open("a") as config:
             config.write(_ADDED.format(socket=folder / "s", token=TOKEN))
         take_only_hashes(devnet)
@@ -192,9 +204,17 @@ def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[sub
             yield process
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE_S)
 
 
 def _is_ready(shop: Shop, process: subprocess.Popen[str]) -> bool:
     assert process.poll() is None, (shop.folder / "daemon.log").read_text()
-    return any(check["name"] == "daemon" and check["ok"] for check in shop.payagent("doctor").json["checks"])
+    return bool(readiness(shop.folder / "s").get("ready"))
+
+
+def readiness(socket: Path) -> dict[str, Any]:
+    """The answer of a daemon's /readyz. Empty while none answers."""
+    try:
+        return OperatorClient(DaemonPaths(socket, socket.parent), None).readiness()
+    except Refused:
+        return {}

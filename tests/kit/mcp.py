@@ -113,13 +113,6 @@ class AgentShop:
         async with Client(server, **options) as client:
             yield client
 
-    @asynccontextmanager
-    async def http(self, **options: Any) -> AsyncIterator[Client]:
-        """The official client of `payagent mcp --listen`."""
-        with self.listening() as url:
-            async with Client(url, **options) as client:
-                yield client
-
     @contextmanager
     def listening(self) -> Iterator[str]:
         """The URL of a `payagent mcp --listen`."""
@@ -133,7 +126,7 @@ class AgentShop:
             yield json.loads(process.stdout.readline())["mcp"]
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
     @asynccontextmanager
     async def here(self, answer_after_s: float = 45.0, **options: Any) -> AsyncIterator[Client]:

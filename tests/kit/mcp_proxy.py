@@ -1,8 +1,9 @@
 """`payagent mcp proxy` between an official MCP client and a paid MCP server, with a running daemon."""
 
+import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,6 +130,13 @@ class Buyer:
             text = json.loads(text)["content"][0]["text"]
         return Bought(text, None if is_served else got["code"] or got["outcome"], result.model_dump_json())
 
+    async def buy_until(self, is_so: Callable[[Bought], bool]) -> Bought:
+        """Buy, and again while the call's patience ends too early, as it may on a slow machine."""
+        async with asyncio.timeout(60):
+            while not is_so(bought := await self.buy()):
+                pass
+        return bought
+
 
 WAYS = ("proxy", "wallet")
 
@@ -152,5 +160,5 @@ async def market(world: World, **merchants: str) -> AsyncIterator[Market]:
     known |= world.terms.merchants
     async with world.run(terms=lambda given: replace(given, merchants=known)) as run:
         await run.run_pass()
-        async with served(run, links=LINKS) as api, blocks(run):
+        async with served(run, links=LINKS) as api, blocks(run, every_s=0.1):
             yield Market(api)

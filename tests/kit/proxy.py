@@ -300,14 +300,14 @@ def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) ->
 
 
 @asynccontextmanager
-async def blocks(run: Run) -> AsyncIterator[None]:
+async def blocks(run: Run, every_s: float = 0.02) -> AsyncIterator[None]:
     """A chain that makes blocks by itself, and an agent that runs its passes."""
 
     async def go_on() -> None:
         while True:
             await asyncio.to_thread(run.world.block)
             await run.run_pass()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(every_s)
 
     task = asyncio.create_task(go_on())
     try:

@@ -1,5 +1,6 @@
 """A pseudo-terminal that runs the command; the test reads and types."""
 
+import io
 import os
 import pty
 import select
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kit.cli import PATIENCE_S, clean_environ
+from payagent.cli import run
+from payagent.cli.terminal import Terminal
 
 _IN_A_TERMINAL = (
     "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
@@ -88,3 +91,15 @@ def at_terminal(
         process.kill()
         process.wait()
         os.close(master)
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(*arguments: object) -> str:
+    """What a command shows on a terminal, run in this process. COLUMNS is its width."""
+    screen = _Screen()
+    assert run([*map(str, arguments)], Terminal(_Screen(), screen, screen)) == 0, screen.getvalue()
+    return screen.getvalue()

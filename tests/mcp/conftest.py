@@ -23,6 +23,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShop]:
                 yield AgentShop(at, raw)
 
 
+@pytest.fixture(scope="module")
+def url(shop: AgentShop) -> Iterator[str]:
+    """Where a `payagent mcp --listen` serves."""
+    with shop.listening() as at:
+        yield at
+
+
 @pytest.fixture
 def usual_terms(shop: AgentShop) -> None:
     shop.at.settings(price="2000000", asset="lovelace", splits=[], batch=1, confirmations=0)

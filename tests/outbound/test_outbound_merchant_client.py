@@ -66,7 +66,7 @@ async def open_shop(balance: bytes | None, credits: bytes | None = None) -> Asyn
         await server.wait_closed()
 
 
-async def ask(origin: str, timeout_s: int = 5) -> Observed | None:
+async def ask(origin: str, timeout_s: int = 60) -> Observed | None:
     client = MerchantClient()
     try:
         return await client.prepaid(origin, "demo", WALLET, headers=HEADERS, timeout_s=timeout_s)
@@ -230,7 +230,7 @@ async def test_what_a_server_sends_unasked_is_not_the_next_answer() -> None:
     client, other = MerchantClient(), MerchantClient()
 
     async def status_of(asked: MerchantClient) -> int:
-        return (await asked.call(url, "GET", body=b"", headers={}, timeout_s=5)).status
+        return (await asked.call(url, "GET", body=b"", headers={}, timeout_s=60)).status
 
     assert [await status_of(client), await status_of(client), len(writers)] == [200, 200, 1]
     writers[0].write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
@@ -255,8 +255,8 @@ async def test_a_merchant_that_does_not_answer_gives_no_balance_within_the_timeo
 
 
 async def test_the_balance_answer_is_kept_when_the_credits_do_not_answer() -> None:
-    async with open_shop(PUZZLE, None) as shop:
-        observed = await ask(shop.origin, timeout_s=1)
+    async with open_shop(PUZZLE, b"") as shop:
+        observed = await ask(shop.origin)
     assert observed is not None
     assert (observed.source, observed.body) == ("balance", '{"balance": "plenty"}')
 
@@ -275,7 +275,7 @@ async def test_the_status_of_an_invoice_is_read_only_from_a_valid_answer(said: b
     async with open_shop(None) as shop:
         shop.answers["/payments/status/inv%2F1"] = said
         client = MerchantClient()
-        told = await client.status(shop.origin, "inv/1", headers=HEADERS, timeout_s=5)
+        told = await client.status(shop.origin, "inv/1", headers=HEADERS, timeout_s=60)
         await client.aclose()
     assert told == status
 
@@ -340,7 +340,7 @@ class TestCall:
     async def test_a_timeout_and_a_refused_connection_have_their_codes(self) -> None:
         async with open_shop(None) as shop:
             with pytest.raises(Refused, match="merchant_timeout"):
-                await call(f"{shop.origin}/payments/balance")
+                await call(f"{shop.origin}/payments/balance", timeout_s=1)
         with pytest.raises(Refused, match="merchant_unreachable"):
             await call("http://127.0.0.1:9/")
 
@@ -350,10 +350,10 @@ class TestCall:
             assert json.loads(heard.record())["body_base64"] == "/wA="
 
 
-async def call(url: str, body: bytes = b"") -> MerchantReply:
+async def call(url: str, body: bytes = b"", timeout_s: int = 60) -> MerchantReply:
     client = MerchantClient()
     try:
-        return await client.call(url, "POST", body=body, headers=HEADERS, timeout_s=1)
+        return await client.call(url, "POST", body=body, headers=HEADERS, timeout_s=timeout_s)
     finally:
         await client.aclose()
 
@@ -367,7 +367,7 @@ async def test_a_missing_invoice_status_is_logged_once_and_so_is_its_return() ->
         async with open_shop(None) as shop:
             with capture_logs() as lines:
                 for shop.answers[path] in answers:
-                    await client.status(shop.origin, "inv", headers={}, timeout_s=5)
+                    await client.status(shop.origin, "inv", headers={}, timeout_s=60)
     finally:
         await client.aclose()
     assert [(line["event"], line.get("why")) for line in lines] == [

@@ -66,15 +66,15 @@ async def test_the_body_has_type_timestamp_and_data(receiver: Receiver) -> None:
 
 async def test_a_webhook_that_asks_to_wait_gets_nothing_until_then(receiver: Receiver) -> None:
     webhook = Webhook(receiver.url, KEY)
-    receiver.status, receiver.retry_after = 503, "60"
+    receiver.status, receiver.retry_after = 503, "3600"
     try:
-        assert await webhook.send(NEWS, {}, 1) == Missed("it answered 503", 60)
+        assert await webhook.send(NEWS, {}, 1) == Missed("it answered 503", 3600)
         receiver.status = 204
         waiting = await webhook.send(NEWS, {}, 1)
     finally:
         await webhook.aclose()
     assert waiting is not None
-    assert waiting.why == "it asked to wait 60 s more"
+    assert re.fullmatch("it asked to wait 3[0-9]{3} s more", waiting.why)
     assert len(receiver.calls) == 1
 
 
