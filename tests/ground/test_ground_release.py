@@ -10,8 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 ROOT = Path(__file__).parents[2]
 RELEASE = runpy.run_path(str(ROOT / "scripts/release"))
@@ -54,6 +52,9 @@ def test_the_packages_have_every_module_of_the_commit(dist: Path) -> None:
 def test_the_bill_of_materials_is_valid_and_lists_every_locked_package_with_its_hashes(dist: Path) -> None:
     text = (dist / "sbom.cdx.json").read_text()
     sbom = json.loads(text)
+    from cyclonedx.schema import SchemaVersion  # slow to import: each worker would do so to collect the tests
+    from cyclonedx.validation.json import JsonStrictValidator
+
     assert JsonStrictValidator(SchemaVersion.from_version(sbom["specVersion"])).validate_str(text) is None
     locked = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert {(part["name"], part["version"]) for part in sbom["components"]} == {*locked}
