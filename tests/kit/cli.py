@@ -18,6 +18,7 @@ import structlog
 
 from kit.agent import take_only_hashes
 from kit.canaries import plant
+from kit.forks import Forked, Process
 from kit.http import NO_TLS
 from payagent.cli import run
 from payagent.cli.daemon_client import OperatorClient
@@ -195,10 +196,15 @@ class Shop:
 
 
 @contextmanager
-def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
-    """The daemon, ready; its log is beside the config."""
+def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[Process]:
+    """The daemon, ready; its log is beside the config. Forked, unless a shell starts it (`under`)."""
+    command = ("serve", "--config", str(shop.config), *more)
     with (shop.folder / "daemon.log").open("a") as log:
-        process = spawn("serve", "--config", shop.config, *more, under=under, stdout=log, stderr=log)
+        process: Process = (
+            spawn(*command, under=under, stdout=log, stderr=log)
+            if under
+            else Forked(*command, environ=clean_environ(), log=log)
+        )
         try:
             until(lambda: _is_ready(shop, process), "the daemon is not ready")
             yield process
@@ -207,7 +213,7 @@ def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[sub
             process.wait(PATIENCE_S)
 
 
-def _is_ready(shop: Shop, process: subprocess.Popen[str]) -> bool:
+def _is_ready(shop: Shop, process: Process) -> bool:
     assert process.poll() is None, (shop.folder / "daemon.log").read_text()
     return bool(readiness(shop.folder / "s").get("ready"))
 

@@ -17,14 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit.canaries import plant
-from kit.forks import Forked
+from kit.forks import Forked, Process
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.writer import Writer
 from payagent.wallet.new_keystore import create
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
-Process = Forked | subprocess.Popen[str]
 SOMEBODY = 12_345
 PASSPHRASE = plant("the passphrase", "a canary in a passphrase")
 

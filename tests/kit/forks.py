@@ -1,7 +1,7 @@
 """`payagent` as a process forked from one that has imported it: real in all but the import, which takes a second.
 
 As a program it is the fork server. An order is a message on its stdin, a Unix socket: arguments and environment as
-JSON, with the file descriptors of the new process's stderr and of a pipe for two numbers, its id and its exit
+JSON, with the file descriptors of the new process's output and of a pipe for two numbers, its id and its exit
 status. The processes end with the server, and the server ends with the tests.
 """
 
@@ -15,9 +15,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from typing import IO
 
 IMPORTED = ("payagent.cli.main", "payagent.cli.sd_notify", "payagent.daemon", "payagent.settings.loading")
 HANG_S = 120.0
@@ -28,14 +30,19 @@ ORDER_BYTES_MAX = 1 << 17
 class Forked:
     """A running `payagent`, as `subprocess.Popen` shows one."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(
+        self, *arguments: str, environ: Mapping[str, str] | None = None, log: IO[str] | None = None
+    ) -> None:
+        """It writes into `log`, or into the pipe `stderr`."""
         stderr, theirs = os.pipe()
         self._status, status = os.pipe()
-        order = json.dumps([arguments, {**os.environ}]).encode()
-        socket.send_fds(_server(), [order], [theirs, status])
+        order = json.dumps([arguments, {**(os.environ if environ is None else environ)}]).encode()
+        socket.send_fds(_server(), [order], [theirs if log is None else log.fileno(), status])
         os.close(theirs)
         os.close(status)
         self.stderr = os.fdopen(stderr)
+        if log is not None:
+            self.stderr.close()
         self.returncode: int | None = None
         self.pid = self._told(HANG_S)
         assert self.pid is not None
@@ -76,6 +83,9 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+Process = Forked | subprocess.Popen[str]
 
 
 @cache
@@ -123,7 +133,7 @@ def serve() -> None:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
                 sys.exit()
-            stderr, status = descriptors
+            output, status = descriptors
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -131,8 +141,8 @@ def serve() -> None:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 for number in (orders.detach(), woken, wake, status, *running.values()):
                     os.close(number)
-                return _become(order, stderr)
-            os.close(stderr)
+                return _become(order, output)
+            os.close(output)
             running[pid] = status
             _tell(status, pid)
 
@@ -142,9 +152,10 @@ def _tell(pipe: int, number: int) -> None:
         os.write(pipe, number.to_bytes(NUMBER_BYTES, "big", signed=True))
 
 
-def _become(order: bytes, stderr: int) -> None:
-    os.dup2(stderr, 2)
-    os.close(stderr)
+def _become(order: bytes, output: int) -> None:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
