@@ -81,6 +81,8 @@ make_venv() {
     install_system "$python cannot make a virtual environment" "$package" ||
       die "$python cannot make a virtual environment; install the package $package, then run this again"
   fi
+  # --clear would empty the folder that a link leads to, which belongs to another tree.
+  if [ -L "$VENV" ]; then rm "$VENV"; fi
   say "making ${VENV##*/} with $("$python" --version) ($python)"
   "$python" -m venv --clear "$VENV" || die "$python could not make $VENV"
 }

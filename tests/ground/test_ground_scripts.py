@@ -140,3 +140,15 @@ def test_a_policy_of_the_machine_stays(tmp_path: Path) -> None:
     policy.write_text("of the machine")
     assert bash(f"POLICY={policy}\nwithout_services echo done") == "done\n"
     assert policy.read_text() == "of the machine"
+
+
+def test_an_environment_that_is_a_link_to_another_trees_is_replaced_and_not_emptied(tmp_path: Path) -> None:
+    theirs, link, python = tmp_path / "theirs", tmp_path / ".venv", tmp_path / "python"
+    theirs.mkdir()
+    link.symlink_to(theirs)
+    python.write_text('#!/bin/sh\nif [ "$2" = venv ]; then mkdir "$4"; fi\n')
+    python.chmod(0o755)
+    bash(f"VENV={link}\nfind_python() {{ echo {python}; }}\nmake_venv")
+    assert theirs.is_dir()
+    assert link.is_dir()
+    assert not link.is_symlink()
