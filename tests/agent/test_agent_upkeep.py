@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from kit.effort import pick
 from kit.payments import attempts, pass_time_of
 from kit.upkeep import DAY_S, DEPTH, HOUR_S, PER_DAY, burst, keep, kept, land, own_orders
 
@@ -19,6 +20,8 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, upkeep
 
 JUNK = "ab" * 28
+MANY = pick(40, 80)
+"""More concurrent payments than UTxOs that a day's fees of a test can make."""
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     """The codes of the refusals among so many concurrent payments."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-    await run.agent.submitter.drain(30)
+    await run.agent.submitter.drain(60)
     found = [answer for answer in answers if isinstance(answer, BaseException)]
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
@@ -138,7 +141,7 @@ class TestBurst:
             for number in range(2 * DEPTH):
                 rows.append(await run.pay(f"call {number}"))
                 await run.agent.utxo_pool.keep_ready()
-                await run.agent.submitter.drain(10)
+                await run.agent.submitter.drain(60)
             assert own_orders(run)[0].kind == "split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -396,19 +399,19 @@ class TestUtxosKeptReady:
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=250_000)
         ) as run:
             await run.run_pass()
-            await refused(world, run, 80, "a")
+            await refused(world, run, MANY, "a")
             await land(run)
             await keep(run)
             (split,) = own_orders(run)
             assert len(split.outputs) < 30
             assert (split.attempt.fee_lovelace or 0) <= 250_000
             await land(run)
-            await refused(world, run, 80, "b")
+            await refused(world, run, MANY, "b")
             await land(run)
             await keep(run)
             assert len(own_orders(run)) == 1, "the day's fees are used up"
             await pass_time_of(world, run, DAY_S + 60)
-            await refused(world, run, 80, "c")
+            await refused(world, run, MANY, "c")
             await land(run)
             await keep(run)
             assert len(own_orders(run)) == 2

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from kit.agent import World, with_terms, world_with_clock
 from kit.api import Api, require_problem, served
 from kit.canaries import plant
+from kit.effort import pick
 from kit.event_stream import following
 from kit.http import NO_TLS
 
@@ -115,15 +117,15 @@ async def test_a_caller_may_supply_its_own_token_once_and_only_of_full_length(ap
 async def test_revocation_takes_effect_at_once_also_for_waits_and_streams(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.submitter.drain(10)  # below it waits for the block
+    await api.run.agent.submitter.drain(60)  # below it waits for the block
     async with following(api, "bot") as stream:
-        waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
+        waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=60"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
         assert (told["active"], told["revoked_at"] is None) == (False, False)
         require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
         require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "unauthorized")
         await stream.end()
-        await api.run.agent.submitter.drain(10)
+        await api.run.agent.submitter.drain(60)
         api.world.block()
         await api.run.run_pass()
         require_problem(await waiting, "unauthorized")
@@ -161,20 +163,25 @@ async def _all_of(pieces: AsyncIterator[bytes]) -> None:
         continue
 
 
-@pytest.mark.parametrize("end", ["revoke", "rotate-token"])
+LATE = [
+    (PAY, None),
+    ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
+    ("/v1/apps/bot/rotate-token", {}),
+    ("/v1/limits", {"limits": {"per_day": "5000000"}}),
+    ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
+]
+ENDS = ("revoke", "rotate-token")
+
+
 @pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (PAY, None),
-        ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
-        ("/v1/apps/bot/rotate-token", {}),
-        ("/v1/limits", {"limits": {"per_day": "5000000"}}),
-        ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
-    ],
+    ("call", "end"),
+    pick(list(zip(LATE, cycle(ENDS))), list(product(LATE, ENDS))),
+    ids=lambda given: str(given)[:40],
 )
 async def test_a_request_whose_token_is_revoked_or_rotated_before_its_body_arrives_does_nothing(
-    api: Api, path: str, body: dict[str, object] | None, end: str
+    api: Api, call: tuple[str, dict[str, object] | None], end: str
 ) -> None:
+    path, body = call
     await add(api, scopes=["pay", "operate", "read", "approve"])
 
     async def end_token() -> None:

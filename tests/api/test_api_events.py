@@ -43,7 +43,7 @@ async def test_a_client_that_resumes_from_its_last_event_id_misses_nothing(api: 
         await api.pay("a")
         seen = await stream.next()
     await api.pay("b")
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     newest, _ = events.last_event(api.run.context.conn)
     assert newest > 4
     for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
@@ -62,7 +62,7 @@ async def test_an_app_with_the_pay_scope_sees_events_of_its_own_payments_only(ap
         "note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"})
     )
     last = await api.pay("ours, too", app="payer")
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     newest, _ = events.last_event(api.run.context.conn)
     async with following(api, "payer", params={"after": 0}) as stream:
         mine = [await stream.next()]
@@ -112,7 +112,7 @@ async def test_an_invalid_event_id_or_parameter_is_refused(api: Api, asked: dict
 
 async def test_an_app_at_its_stream_limit_may_open_another_after_closing_one(api: Api) -> None:
     async with httpx.AsyncClient(
-        base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=30
+        base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=60
     ) as http:
         api.clients["first"] = http
         open_ones = [following(api) for _ in range(events_room.STREAMS_OF_APP_MAX)]
@@ -136,7 +136,12 @@ async def test_streams_opened_at_the_same_time_do_not_exceed_the_apps_limit(api:
 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
-        base_url=api.url, headers=api.as_("reader").headers, trust_env=False, timeout=30, limits=limits
+        base_url=api.url,
+        headers=api.as_("reader").headers,
+        verify=NO_TLS,
+        trust_env=False,
+        timeout=60,
+        limits=limits,
     ) as http:
         got = await asyncio.gather(*(status(http) for _ in range(4 * events_room.STREAMS_OF_APP_MAX)))
     assert got.count(200) == events_room.STREAMS_OF_APP_MAX
@@ -172,7 +177,7 @@ async def test_stopping_the_daemon_ends_event_streams_at_once(world: World) -> N
         ended: list[asyncio.Task[None]] = []
         async with served(run) as api:
             http = httpx.AsyncClient(
-                base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=30
+                base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=60
             )
             stream = http.stream("GET", "/v1/events")
             answer = await stream.__aenter__()

@@ -17,7 +17,7 @@ FUNDED_LOVELACE = 500_000_000
 
 
 async def confirm(api: Api) -> None:
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
 
 

@@ -33,7 +33,7 @@ async def api(world: World) -> AsyncIterator[Api]:
 async def carry_out(api: Api) -> None:
     for _ in range(12):
         await api.run.topups.run_once()
-        await api.run.agent.submitter.drain(10)
+        await api.run.agent.submitter.drain(60)
         await api.run.settle_down()
 
 

@@ -198,7 +198,7 @@ class SdkMerchant:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._server.ready.wait(10):
+        if not self._server.ready.wait(60):
             raise TimeoutError("the merchant did not start")
         return self
 
