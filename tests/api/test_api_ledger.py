@@ -126,9 +126,11 @@ async def test_verify_checks_that_a_head_noted_earlier_is_still_in_the_ledger(ap
     assert (await http.get("/v1/alerts")).json()["alerts"] == [], "a head that a caller made up alarms nobody"
 
 
-@pytest.mark.parametrize(
-    ("chosen", "kinds"),
-    [
+async def test_entries_balance_and_export_apply_the_same_filters(api: Api) -> None:
+    await api.pay()
+    await api.run.agent.submitter.drain(60)
+    http = api.as_("reader")
+    for chosen, kinds in [
         ({}, {"deposit", "reserve"}),
         ({"merchant": "t"}, {"reserve"}),
         ({"app": "first"}, {"reserve"}),
@@ -139,25 +141,18 @@ async def test_verify_checks_that_a_head_noted_earlier_is_still_in_the_ledger(ap
         ({"until": "2000-01-01T00:00:00Z"}, set()),
         ({"since": "2000-01-01T00:00:00Z", "asset": "ADA"}, {"deposit", "reserve"}),
         ({"asset": "5c" * 28}, set()),
-    ],
-)
-async def test_entries_balance_and_export_apply_the_same_filters(
-    api: Api, chosen: dict[str, str], kinds: set[str]
-) -> None:
-    await api.pay()
-    await api.run.agent.submitter.drain(60)
-    http = api.as_("reader")
-    entries = (await http.get("/v1/ledger/entries", params=chosen)).json()["entries"]
-    assert {entry["kind"] for entry in entries} == kinds
-    exported = await http.get("/v1/ledger/export", params=chosen)
-    rows = list(csv.DictReader(io.StringIO(exported.text)))
-    assert {row["entry"] for row in rows if row["entry"]} == {str(entry["id"]) for entry in entries}
-    sums: dict[str, int] = {}
-    for entry in entries:
-        for posting in entry["postings"]:
-            sums[posting["account"]] = sums.get(posting["account"], 0) + int(posting["units"])
-    balances = (await http.get("/v1/ledger/balance", params=chosen)).json()["balances"]
-    assert {row["account"]: int(row["units"]) for row in balances} == {a: n for a, n in sums.items() if n}
+    ]:
+        entries = (await http.get("/v1/ledger/entries", params=chosen)).json()["entries"]
+        assert {entry["kind"] for entry in entries} == kinds
+        exported = await http.get("/v1/ledger/export", params=chosen)
+        rows = list(csv.DictReader(io.StringIO(exported.text)))
+        assert {row["entry"] for row in rows if row["entry"]} == {str(entry["id"]) for entry in entries}
+        sums: dict[str, int] = {}
+        for entry in entries:
+            for posting in entry["postings"]:
+                sums[posting["account"]] = sums.get(posting["account"], 0) + int(posting["units"])
+        balances = (await http.get("/v1/ledger/balance", params=chosen)).json()["balances"]
+        assert {row["account"]: int(row["units"]) for row in balances} == {a: n for a, n in sums.items() if n}
 
 
 async def test_uses_of_a_prepaid_balance_are_listed_under_the_app_that_made_the_request(api: Api) -> None:

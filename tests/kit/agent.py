@@ -37,7 +37,7 @@ from payagent.core.payment import State
 from payagent.core.policy import Limit, limits_of
 from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx
-from payagent.devnet.server import DevnetThread
+from payagent.devnet.server import Devnet, DevnetThread
 from payagent.dialects import make_response
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.committer import Checkpoint, Ownership
@@ -135,10 +135,13 @@ class World:
 
     def fund(self, *lovelace: int, assets: Mapping[str, int] | None = None) -> None:
         """One UTxO for each amount, in a block of their own."""
-        for amount in lovelace:
-            tokens = {"assets": {unit: str(n) for unit, n in assets.items()}} if assets else {}
-            self.control("faucet", address=self.address, lovelace=str(amount), **tokens)
-        self.block()
+
+        def put(devnet: Devnet) -> None:
+            for amount in lovelace:
+                devnet.node.faucet(self.account.address.raw, amount, assets or {})
+            devnet.node.make_blocks(1)
+
+        self.devnet.run(put)
 
     def fund_with_datum(self, lovelace: int) -> str:
         """A UTxO with a datum hash, in a block of its own; return its ref."""
@@ -162,7 +165,7 @@ class World:
         return other
 
     def block(self, count: int = 1) -> None:
-        self.control("blocks", count=count)
+        self.devnet.run(lambda devnet: devnet.node.make_blocks(count))
 
     def fault(self, on: str, kind: str, **more: object) -> None:
         self.control("faults", on=on, kind=kind, **more)
