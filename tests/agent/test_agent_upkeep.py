@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, Run, World, daily, with_terms, world_with_clock
-from kit.effort import pick
 from kit.payments import attempts, pass_time_of
 from kit.upkeep import DAY_S, DEPTH, HOUR_S, PER_DAY, burst, keep, kept, land, own_orders
 
@@ -20,8 +19,6 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, upkeep
 
 JUNK = "ab" * 28
-MANY = pick(40, 80)
-"""More concurrent payments than UTxOs that a day's fees of a test can make."""
 
 
 @pytest.fixture
@@ -399,19 +396,19 @@ class TestUtxosKeptReady:
             terms=with_terms(unconfirmed_ancestors_max=0, upkeep_fees_per_day_lovelace=250_000)
         ) as run:
             await run.run_pass()
-            await refused(world, run, MANY, "a")
+            await refused(world, run, 80, "a")
             await land(run)
             await keep(run)
             (split,) = own_orders(run)
             assert len(split.outputs) < 30
             assert (split.attempt.fee_lovelace or 0) <= 250_000
             await land(run)
-            await refused(world, run, MANY, "b")
+            await refused(world, run, 80, "b")
             await land(run)
             await keep(run)
             assert len(own_orders(run)) == 1, "the day's fees are used up"
             await pass_time_of(world, run, DAY_S + 60)
-            await refused(world, run, MANY, "c")
+            await refused(world, run, 80, "c")
             await land(run)
             await keep(run)
             assert len(own_orders(run)) == 2
