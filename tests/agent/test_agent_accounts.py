@@ -144,7 +144,7 @@ async def test_a_purchase_of_one_account_is_found_by_the_other(worlds: tuple[Wor
         row, _ = await first.agent.pay(ask)
         again, is_new = await second.agent.pay(ask)
         assert (again.id, again.account, is_new) == (row.id, 0, False)
-        await first.agent.submitter.drain(10)
+        await first.agent.submitter.drain(60)
         await both_pass(first, second, blocks=1)
         require_whole(first, second)
 
@@ -195,7 +195,7 @@ async def test_the_listings_of_an_account_have_nothing_of_another(worlds: tuple[
     async with running(worlds) as (first, second):
         await both_pass(first, second)
         await first.agent.transfers.split(APP, 3, 8 * ADA)
-        await first.agent.submitter.drain(10)
+        await first.agent.submitter.drain(60)
         await both_pass(first, second, blocks=1)
         await first.pay("in a block")
         await both_pass(first, second, blocks=1)
@@ -247,7 +247,7 @@ async def test_an_account_buys_for_its_own_top_ups_alone(worlds: tuple[World, Wo
         await second.topups.run_once()
         assert payments.payments_of_topup(second.context.conn, order.id) == []
         await first.topups.run_once()
-        await first.agent.submitter.drain(10)
+        await first.agent.submitter.drain(60)
         (row,) = payments.payments_of_topup(first.context.conn, order.id)
         (pool,) = prepaid.all_pools(first.context.conn)
         assert (row.account, pool.account, pool.wallet) == (0, 0, zero.address)
@@ -327,7 +327,7 @@ async def test_money_sent_from_one_account_to_another_is_booked_once_in_each(wor
         await both_pass(first, second)
         to = second.world.account.address
         row, _ = await first.agent.transfers.send(APP, to, "lovelace", 7 * ADA)
-        await first.agent.submitter.drain(10)
+        await first.agent.submitter.drain(60)
         first.world.block()
         await second.run_pass()  # it books its deposit before the sender's payment is seen in its block
         assert second.owned() == {"lovelace": FUNDS[1] + 7 * ADA}
@@ -344,7 +344,7 @@ async def test_a_cancelled_payment_returns_its_money_to_its_own_account(worlds: 
         row = await second.pay("hangs")
         second.world.control("faults", clear=True)
         await second.agent.lifecycle.resolve(row.id, APP)
-        await second.agent.submitter.drain(10)
+        await second.agent.submitter.drain(60)
         await both_pass(first, second, blocks=1)
         await wait_for_void(second.world, second)
         await first.run_pass()

@@ -115,7 +115,7 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         row = await ask(run)
         approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.attempt.tx_id is not None
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert world.transactions() == [approved.attempt.tx_id]
@@ -216,7 +216,7 @@ async def test_the_first_of_two_concurrent_decisions_counts_and_the_second_is_re
         assert (refused.code, refused.problem.status) == ("already_decided", 409)
         assert refused.context["decision"] == {"approve": "approved", "deny": "denied"}[first]
         assert refused.context["state"] in ("denied", "reserved", "signed", "in_flight")
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         assert len(world.transactions()) == (first == "approve")
 
@@ -331,7 +331,7 @@ async def test_a_pending_approval_survives_a_restart(world: World) -> None:
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert spent(run) > PRICE
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -393,7 +393,7 @@ async def test_an_approval_checks_limits_pauses_tokens_and_chain_at_the_time_of_
         await refuses(run, row, "chain_not_ready")
         run.context.chain.problem = None
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -516,7 +516,7 @@ async def test_an_approved_payment_that_never_landed_does_not_move_to_another_in
         row = await ask(run)
         world.fault("submit", "drop")
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         world.control("faults", clear=True)
         world.clock.ahead_ms += 620_000

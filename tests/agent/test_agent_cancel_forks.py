@@ -64,7 +64,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
     world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
     row, _ = await run.agent.pay(ask(world))
     await show(world, run, row)
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     await run.settle_down()
     await wait_for_void(world, run)
     assert run.state(row.id) is State.VOID
@@ -90,7 +90,7 @@ async def test_a_void_payment_that_lands_on_a_fork_is_booked_while_the_next_paym
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": policy})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         if policy == "client":
             await run.settle_down()
         depth = fork_before(world, run.context.payment(first.id))
@@ -117,7 +117,7 @@ async def test_a_payment_that_spends_a_cancels_output_lands_again_with_it_after_
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": "client"})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         world.block(fork_before(world, run.context.payment(first.id)) + 2)
         await run.run_pass()
@@ -337,7 +337,7 @@ async def test_a_repeated_cancel_with_the_same_bytes_is_the_same_attempt(world: 
         row = await run.pay()
         world.clock.stop()
         cancelled = await run.agent.lifecycle.resolve(row.id, APP)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         world.block()
         await run.run_pass()
         assert run.context.payment(row.id).attempt.tx_id == row.attempt.tx_id, (

@@ -100,7 +100,7 @@ class TestCommitPoints:
         async with world.run() as run:
             await run.settle_down(2)
             run.agent.submitter.submit(row.id)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             assert run.state(row.id) is State.SIGNED
             assert queries.submissions(run.context.conn, row.attempt.tx_id or "") == (0, 0)
             assert run.books()["held"]
@@ -237,7 +237,7 @@ class TestLimits:
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
             await run.run_pass()
             await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             assert (await run.pay()).state is State.IN_FLIGHT
 
     async def test_a_release_that_cannot_be_committed_keeps_the_hold_and_its_utxos(self, world: World) -> None:
@@ -298,7 +298,7 @@ class TestCallerView:
             await run.run_pass()
             ask = world.ask()
             row, is_new = await run.agent.pay(ask)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             await run.agent.deliveries.record_delivery(row.id, 200)
             again, is_new_again = await run.agent.pay(ask)
@@ -381,7 +381,7 @@ class TestCallerView:
         async with on_clock.run() as run:
             await run.run_pass()
             row, _ = await run.agent.transfers.send("app_test", somebody_else(on_clock), "lovelace", 5 * ADA)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert row.invoice.expires_at_ms is None
             await run.pass_time(1, 3_580)

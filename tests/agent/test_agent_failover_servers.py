@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from kit.agent import ADA, World, world_with_clock
-from kit.effort import IS_LONG
+from kit.effort import long_only
 from kit.failover import act, pay, refusals, signed, wait_quiet
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import Server, needs_postgresql
@@ -24,8 +24,6 @@ from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 
 pytestmark = needs_postgresql
-
-only_long = pytest.mark.skipif(not IS_LONG, reason="a sample runs the other cases; --long runs this one too")
 
 
 @pytest.fixture
@@ -108,7 +106,7 @@ async def test_a_synchronous_failover_loses_no_payment_and_stops_nobody(world: W
 
 
 @pytest.mark.parametrize(
-    "is_signer_alive", [True, pytest.param(False, marks=only_long)], ids=["signer alive", "signer dead"]
+    "is_signer_alive", [True, pytest.param(False, marks=long_only)], ids=["signer alive", "signer dead"]
 )
 async def test_an_asynchronous_failover_that_loses_a_payment_signs_nothing_before_the_quiet_time(
     world: World, is_signer_alive: bool, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, DEVNET, World, daily, world_with_clock
+from kit.effort import pick
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 
@@ -53,7 +54,12 @@ def fund_account_one(world: World, *lovelace: int, assets: Mapping[str, int] | N
     one.http.close()
 
 
-@pytest.fixture(params=["file", pytest.param("postgresql", marks=needs_postgresql)])
+PLACES = ["file", pytest.param("postgresql", marks=needs_postgresql)]
+on_each = pytest.mark.parametrize("ledger", PLACES, indirect=True)
+"""Marks a test that the sample runs on PostgreSQL too."""
+
+
+@pytest.fixture(params=pick(["file"], PLACES))
 def ledger(world: World, request: pytest.FixtureRequest) -> SharedLedger:
     is_file = request.param == "file"
     return SharedLedger(world, None if is_file else request.getfixturevalue("postgresql").new_database())
@@ -277,6 +283,7 @@ async def test_a_daemon_that_never_joined_leaves_without_a_commit(pair: Pair) ->
     assert sorted(status.living) == ["a", "b"]
 
 
+@on_each
 async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
     world: World, pair: Pair, ledger: SharedLedger
 ) -> None:

@@ -340,7 +340,7 @@ class Walk:
                     # refusals are expected: no funds, no chain, no disk
                     with contextlib.suppress(Refused):
                         await self.step(run, moves.choice(self.MOVES))
-                    await run.agent.submitter.drain(10)
+                    await run.agent.submitter.drain(60)
                     assert_memory(run)
         self.failing_often = 0.0
         world.control("faults", clear=True)
@@ -388,7 +388,7 @@ class Walk:
                 self.failing_often = choice([0.0, 0.0, 0.15])
 
 
-@pytest.mark.parametrize("seed", [*range(pick(18, 38)), 162, 195])
+@pytest.mark.parametrize("seed", [*range(pick(4, 38)), 162, 195])
 async def test_random_payments_forks_and_faults_end_with_books_that_match_the_chain(
     world: World, seed: int
 ) -> None:

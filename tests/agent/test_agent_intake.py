@@ -165,7 +165,7 @@ async def test_recording_of_further_invoices_of_an_intent_is_rate_limited(world:
         await run.run_pass()
         first = world.ask(key="one")
         row, _ = await run.agent.pay(first)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         body, (id_,) = json.dumps(first.response.body), [row.invoice.id]
         others = [
             replace(first, response=make_response(402, {}, json.loads(body.replace(str(id_), f"{id_}-{n}"))))

@@ -231,7 +231,7 @@ async def test_many_small_payments_to_many_merchants_stay_within_the_wallets_lim
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {one.code for one in refused} == {"limit_exceeded"}
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         spent = spending.totals(run.context.conn, WALLET)["lovelace"]
         assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
         by_merchant = [spending.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]

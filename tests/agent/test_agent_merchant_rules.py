@@ -142,7 +142,7 @@ class TestPinnedAddresses:
                 world.settings(pay_to=pay_to(name), splits=[])
                 asks.append(world.ask(name))
             ended = [row for row, _ in await asyncio.gather(*(run.agent.pay(ask) for ask in asks))]
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
             assert len(ended) == 2
             assert merchants.pins(run.context.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
@@ -672,7 +672,7 @@ async def test_an_invoice_sent_again_with_other_terms_is_refused_and_raises_one_
             with pytest.raises(Refused, match="terms_changed"):
                 await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
         assert alerts.raised(run.context.conn, "terms_changed") == [f"terms:{world.origin}"]
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         assert len(world.waiting()) == 2
         await resume(run.context, APP, "t")
         assert alerts.raised(run.context.conn, "terms_changed") == []

@@ -95,7 +95,7 @@ async def test_a_pause_lets_signed_payments_finish(world: World) -> None:
         ask = world.ask()
         row, _ = await run.agent.pay(ask)
         await pause(run.context, APP, "")
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         again, is_new = await run.agent.pay(ask)

@@ -128,7 +128,7 @@ async def test_a_repeated_payment_request_is_answered_without_a_commit(world: Wo
         await run.run_pass()
         ask = world.ask("hello")
         first, is_new = await run.agent.pay(ask)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         commits = run.commits
         again, is_new_again = await run.agent.pay(ask)
         assert (first.id, is_new, is_new_again) == (again.id, True, False)
@@ -144,7 +144,7 @@ async def test_fifty_concurrent_requests_of_one_intent_make_one_payment(world: W
         assert len({row.id for row, _ in answers}) == len({row.attempt.tx_id for row, _ in answers}) == 1
         assert sum(is_new for _, is_new in answers) == 1
         assert all(row.attempt.tx_id is not None for row, _ in answers)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert len(world.transactions()) == 1
 
@@ -155,7 +155,7 @@ async def test_fifty_concurrent_intents_are_paid_from_sixty_utxos(world: World) 
         await run.run_pass()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(50)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-        await run.agent.submitter.drain(30)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         rows = [run.context.payment(row.id) for row, _ in answers]
         assert {row.state for row in rows} == {State.CONFIRMED}
@@ -176,7 +176,7 @@ async def test_concurrent_payments_stay_within_the_limits(world: World) -> None:
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {refusal.code for refusal in refused} == {"limit_exceeded"}
         assert len(paid) + len(refused) == 20
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         taken = -sum(units for units in run.books()["external"].values()) - run.books()["wallet"]["lovelace"]
         assert 26 * ADA < taken <= 40 * ADA
 
@@ -342,14 +342,14 @@ async def test_transfers_to_ourselves_are_confirmed_and_cost_only_their_fees(wor
     async with world.run() as run:
         await run.run_pass()
         split, _ = await run.agent.transfers.split("app_test", 5, 10 * ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert run.context.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
         assert len(run.context.utxos) >= 6
         out = world.account.address
         swept, _ = await run.agent.transfers.send_all("app_test", out)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert run.context.payment(swept.id).state is State.CONFIRMED
         assert len(run.context.utxos) == 1
@@ -363,7 +363,7 @@ async def test_the_largest_allowed_split_fits_in_one_transaction(world: World) -
     async with world.run() as run:
         await run.run_pass()
         await run.agent.transfers.split("app_test", SPLIT_COUNT_MAX, ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert len(run.context.utxos) == SPLIT_COUNT_MAX + 1
         assert run.owned() == world.on_chain()

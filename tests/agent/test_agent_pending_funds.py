@@ -47,7 +47,7 @@ async def test_concurrent_payments_from_a_single_utxo_are_refused_until_the_chan
         for ask in asks:
             await run.settle_down()
             await run.agent.pay(ask)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
         await run.settle_down()
         assert len(world.transactions()) == 3
 

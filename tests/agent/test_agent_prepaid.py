@@ -107,7 +107,7 @@ async def test_only_one_batch_is_bought_at_a_time(run: Run) -> None:
     (row,) = [one[0] for one in results if isinstance(one, tuple)]
     assert all(one.context["payment"] == row.id for one in refused)
     assert not run.context.purchases_refused, "each may simply be tried again"
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     await run.settle_down()
     with pytest.raises(Refused, match="batch_in_progress"):
         await run.agent.pay(run.world.ask("too early: the merchant has not credited it"))
@@ -172,7 +172,7 @@ async def test_a_refusal_that_made_no_payment_is_recorded(run: Run) -> None:
     assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]
     assert told[0]["origin"] == "https://elsewhere.example"
     assert "invoiceId" in told[1]["received"]
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     require_whole(run, in_flight=True)
 
 
@@ -284,7 +284,7 @@ async def test_the_merchant_is_not_polled_for_a_buyer_until_something_is_paid(ru
     await run.chain_sync.merchant_polling.observe_prepaid()
     assert prepaid.last_observation(run.context.conn, pool.id) is None
     await run.agent.pay(replace(ask, max_total_units=None, idempotency_key="paid"))
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     await run.settle_down()
     await run.chain_sync.merchant_polling.observe_prepaid()
     assert prepaid.last_observation(run.context.conn, pool.id) is not None
@@ -383,7 +383,7 @@ async def test_uses_of_a_batch_stop_counting_against_the_app_when_its_payment_is
     assert spending.totals(run.context.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
     await run.agent.lifecycle.resolve(row.id, "app_test")
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     for _ in range(6):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
@@ -407,7 +407,7 @@ async def test_uses_of_a_paid_batch_keep_counting_however_many_later_payments_ar
         run.world.fault("submit", "drop", count=1)
         row = await run.pay(name)
         await run.agent.lifecycle.resolve(row.id, "app_test")
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         for _ in range(6):
             run.world.clock.ahead_ms += 61_000
             await run.settle_down()
@@ -423,7 +423,7 @@ async def test_uses_of_a_pending_batch_count_even_if_the_batch_before_it_failed(
     first = await run.pay("first")
     run.world.control("faults", clear=True)
     await run.agent.lifecycle.resolve(first.id, "app_test")
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     for _ in range(2):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()

@@ -1,9 +1,9 @@
 """Providers that lie, lose, stall and forget, and chains that fork: one transaction per payment, correct books."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
-from kit.agent import ADA, Run, World, with_terms
+from kit.agent import ADA, PATIENT, Run, World, with_terms
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.ports import InProcess
@@ -65,7 +65,7 @@ async def test_a_failed_or_false_submit_answer_never_leads_to_a_second_transacti
 
 async def test_a_payment_is_confirmed_although_the_provider_hangs_on_submit(world: World) -> None:
     world.fund(50 * ADA)
-    async with world.run() as run:
+    async with world.run(timeouts=replace(PATIENT, submit_s=1)) as run:
         await run.run_pass()
         world.fault("submit", "hang", count=1, accept="now")
         row = await run.pay()
@@ -397,7 +397,7 @@ async def test_after_a_restart_open_attempts_are_resubmitted_a_few_at_a_time(
         for _ in range(3):
             await run.chain_sync.run_once()
             sent.append(run.agent.submitter.count)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
         assert max(sent) == 2
         counts = [queries.submissions(run.context.conn, row.attempt.tx_id or "")[0] for row in paid]
         assert min(counts) >= 2, "each was resubmitted once"

@@ -43,7 +43,7 @@ async def test_resuming_payments_while_requests_sign_them_pays_each_once(world: 
             await run.agent.pay(ask)
         stop.set()
         await sweeping
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert len(world.transactions()) == 30
 
@@ -63,7 +63,7 @@ async def test_a_payment_is_made_once_even_if_its_caller_disconnects(world: Worl
         await run.context.write("flush", lambda _unit: None)  # the job that the caller queued has run
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down(2)
         assert world.transactions() == [row.attempt.tx_id]
         assert run.owned() == world.on_chain()
@@ -80,9 +80,9 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         world.block()
         ask, begun, release = world.ask(), threading.Event(), threading.Event()
         waiting = run.context._writer._queue  # type: ignore[attr-defined]
-        held = asyncio.create_task(run.context.write("hold", lambda _unit: (begun.set(), release.wait(10))))
+        held = asyncio.create_task(run.context.write("hold", lambda _unit: (begun.set(), release.wait(60))))
         try:
-            await asyncio.to_thread(begun.wait, 10)
+            await asyncio.to_thread(begun.wait, 60)
             looking = asyncio.create_task(run.run_pass())
             while not waiting.qsize():
                 await asyncio.sleep(0)
@@ -92,7 +92,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         finally:
             release.set()
         await asyncio.gather(held, looking, paying)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         row = run.context.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
         assert row.invoice.id != first.invoice.id
@@ -155,7 +155,7 @@ async def test_a_pass_that_fails_halfway_still_resubmits_open_attempts(movable_w
         failing[0] = "before deposit"
         with pytest.raises(Refused, match="store_failed"):
             await run.run_pass()
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         assert world.waiting() == [row.attempt.tx_id]
         failing[0] = ""
         await run.settle_down()

@@ -303,7 +303,7 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
         await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         await run.pay_in_block("three")
     put(world, None)
@@ -449,7 +449,7 @@ class TestDataFolderRestoredFromSnapshot:
         async with world.run(record=record) as run:
             await run.run_pass()
             await run.agent.transfers.send(APP, world.account.address, "lovelace", 1 * ADA)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             ledger, signed = copied(world), (world.folder / SIGNER_FILE).read_bytes()
             world.fund(50 * ADA)

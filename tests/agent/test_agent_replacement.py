@@ -133,7 +133,7 @@ class TestSameInvoice:
             await run.run_pass()
             world.fault("submit", "drop")
             row, _ = await run.agent.transfers.send_all(APP, world.account.address)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -391,7 +391,7 @@ class TestNextInvoice:
         if settings:
             world.settings(**settings)
         row, is_new = await run.agent.pay(world.ask())
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         assert (row.id, is_new) == (first.id, False)
         return first, run.context.payment(row.id)
 
@@ -423,10 +423,10 @@ class TestNextInvoice:
             await run.run_pass()
             world.fault("submit", "drop")
             first, _ = await run.agent.pay(world.ask_of(answer))
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask())
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert run.context.payment(first.id).invoice.id != first.invoice.id
             world.clock.ahead_ms -= 310_000
@@ -446,11 +446,11 @@ class TestNextInvoice:
                 await run.agent.pay(world.ask_of(answer, key="one", max_total_units=1))
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             first, low = run.context.payment(paid.id), height(world)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask(key="two"))
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             second = run.context.payment(first.id)
             assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
@@ -477,13 +477,13 @@ class TestNextInvoice:
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(first, key="one", max_total_units=1))
             paid, _ = await run.agent.pay(world.ask_of(first, key="two"))
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await pass_time_of(world, run, 310)
             second = world.call("hello")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             row = run.context.payment(row.id)
             assert (row.id, row.nonce_utxo, row.state) == (paid.id, paid.nonce_utxo, State.CONFIRMED)
@@ -501,7 +501,7 @@ class TestNextInvoice:
             await run.run_pass()
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask(key="two"))
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await pass_time_of(world, run, 310)
             second, from_file = world.call("hello"), run.context.from_file
             merchants = {origin: replace(one, proof="signed_cbor") for origin, one in from_file.merchants.items()}
@@ -616,7 +616,7 @@ class TestNextInvoice:
             row, _ = await run.agent.pay(again)
             assert (row.id, len(attempts(run, row))) == (first.id, 2)
             assert row.invoice.id != first.invoice.id
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -671,7 +671,7 @@ class TestResolve:
             row = await lose(world, run)
             world.control("faults", clear=True)
             resolved = await run.agent.lifecycle.resolve(row.id, APP)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             assert (resolved.state, resolved.problem.name) == (
                 State.CANCELLING,
                 "payment_void/cancelled_by_operator",
@@ -693,7 +693,7 @@ class TestResolve:
             await run.run_pass()
             row = await run.pay()
             await run.agent.lifecycle.resolve(row.id, APP)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert (run.state(row.id), run.context.payment(row.id).attempt.tx_id) == (
                 State.CONFIRMED,
@@ -729,7 +729,7 @@ class TestResolve:
             await run.run_pass()
             row = await run.pay()
             await run.agent.lifecycle.resolve(row.id, APP)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -750,7 +750,7 @@ class TestResolve:
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
             assert (await run.agent.lifecycle.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -774,7 +774,7 @@ class TestRepeatedTransfer:
                 row, _ = await agent.transfers.split(APP, 2, 10 * ADA, "K")
             else:
                 row, _ = await agent.transfers.send_all(APP, to, "K")
-            await agent.submitter.drain(10)
+            await agent.submitter.drain(60)
             return agent.context.payment(row.id)
 
         async with world.run() as run:
@@ -785,7 +785,7 @@ class TestRepeatedTransfer:
             first = await order(run)
             world.control("faults", clear=True)
             await run.agent.lifecycle.resolve(first.id, APP)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await wait_for_void(world, run)
             void = run.context.payment(first.id)
             again = await order(run)

@@ -171,7 +171,7 @@ class Day:
         before = {key: self.allowed.least(key) for key in self.allowed.limits}
         told = await self._quote(wanted[0]) if len(wanted) == 1 else None
         answers = await asyncio.gather(*(self.run.agent.pay(one) for one in wanted), return_exceptions=True)
-        await self.run.agent.submitter.drain(10)
+        await self.run.agent.submitter.drain(60)
         paid = [(answer[0], one) for answer, one in zip(answers, wanted, strict=True) if isinstance(answer, tuple)]
         for row, one in sorted(paid, key=lambda pair: pair[0].seq):
             self._admitted(row, one)
@@ -203,7 +203,7 @@ class Day:
         """A block, a pass over it, and the model brought up to date."""
         await self.run.settle_down()
         await self.run.agent.decisions.deny_what_is_over()
-        await self.run.agent.submitter.drain(10)
+        await self.run.agent.submitter.drain(60)
         self.take_stock()
 
     def take_stock(self) -> None:
@@ -262,7 +262,7 @@ class Day:
         units = max(1, row.outputs[0].units + self.random.choice([-ADA, -1, 0, 1, ADA]))
         ask = self.ask(before.app_id, before.origin, row.outputs[0].asset, units, None)
         again, is_new = await self.run.agent.pay(replace(ask, request=before.request))
-        await self.run.agent.submitter.drain(10)
+        await self.run.agent.submitter.drain(60)
         assert (again.id, is_new) == (row.id, False)
         self.seen["again"] += 1
         self.take_stock()
@@ -300,7 +300,7 @@ class Day:
             self.allowed.bought[row.id] = asked
             self.take_stock()
             return
-        await self.run.agent.submitter.drain(10)
+        await self.run.agent.submitter.drain(60)
         self._counts(decided.id, asked.app, asked.merchant, self._takes(self.run.context.payment(decided.id)))
         self.seen["approved"] += 1
 

@@ -47,7 +47,7 @@ def telegram() -> Iterator[Telegram]:
 
 
 async def until(reached: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not reached():
             await asyncio.sleep(0.02)
 

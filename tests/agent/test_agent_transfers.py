@@ -49,7 +49,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 async def emptied(run: Run) -> PaymentRow:
     row, _ = await run.agent.transfers.send_all(APP, somebody_else(run.world))
-    await run.agent.submitter.drain(10)
+    await run.agent.submitter.drain(60)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
@@ -129,7 +129,7 @@ async def test_ada_held_with_an_unsendable_token_can_be_sent_by_amount(world: Wo
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.run_pass()
         await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 7 * ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert world.on_chain()[DUST] == 1
         assert world.on_chain()["lovelace"] < 2 * ADA
@@ -141,7 +141,7 @@ async def test_send_all_to_our_own_address_gathers_every_utxo(world: World) -> N
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.run_pass()
         row, _ = await run.agent.transfers.send_all(APP, world.account.address)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert len(run.context.utxos) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.attempt.fee_lovelace or 0), DUST: 1}

@@ -182,7 +182,7 @@ async def test_a_lost_parent_is_resubmitted_before_its_child(world: World) -> No
         rows = await family(world, run, "a", "b", "c")
         world.control("faults", clear=True)
         run.agent.submitter.submit(rows[2].id)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         assert world.waiting() == [row.attempt.tx_id for row in rows]
         await run.settle_down()
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
@@ -195,7 +195,7 @@ async def test_a_split_spends_pending_change(world: World) -> None:
         await run.run_pass()
         await run.pay("first")
         row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
         assert_at_rest(world, run)
@@ -215,7 +215,7 @@ class TestChildWithoutParent:
         parent, child = await family(world, run, "parent", "child")
         world.control("faults", clear=True)
         await run.agent.lifecycle.resolve(parent.id, APP)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await wait_for_void(world, run)
         await wait_for_void(world, run)
         return [parent, child]
@@ -389,7 +389,7 @@ class TestCancelWithMissingInputs:
             await run.run_pass()
             world.control("faults", clear=True)
             assert (await run.agent.lifecycle.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [
                 {row.nonce_utxo, other.ref},
                 {row.nonce_utxo},
@@ -407,5 +407,5 @@ class TestCancelWithMissingInputs:
         utxos = queries.utxos_reserved_for(run.context.conn, row.id)
         assert len(utxos) == 2
         await run.agent.lifecycle.resolve(row.id, APP)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         return row, next(utxo for utxo in utxos if utxo.ref != row.nonce_utxo)

@@ -47,7 +47,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     """The codes of the refusals among so many concurrent payments."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-    await run.agent.submitter.drain(30)
+    await run.agent.submitter.drain(60)
     found = [answer for answer in answers if isinstance(answer, BaseException)]
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
@@ -138,7 +138,7 @@ class TestBurst:
             for number in range(2 * DEPTH):
                 rows.append(await run.pay(f"call {number}"))
                 await run.agent.utxo_pool.keep_ready()
-                await run.agent.submitter.drain(10)
+                await run.agent.submitter.drain(60)
             assert own_orders(run)[0].kind == "split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)

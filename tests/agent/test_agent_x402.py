@@ -138,7 +138,7 @@ async def test_a_payment_refused_before_it_was_broadcast_is_cancelled(world: Wor
         assert (advice.verdict, advice.again_after_s) == (RetryVerdict.REFUSED, None)
         assert (row.state, row.problem.name) == (State.CANCELLING, "payment_void/merchant_refused")
         assert retry_headers(row, None, world.address) == {}
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         await wait_for_void(world, run)
         assert run.state(row.id) is State.VOID
@@ -155,7 +155,7 @@ async def test_two_concurrent_reports_of_one_refusal_both_see_the_payment_being_
         row, _ = await run.agent.pay(ask(world))
         answers = await asyncio.gather(show(world, run, row), show(world, run, row))
         assert [row.state for _, row, _ in answers] == [State.CANCELLING] * 2
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
 
 
 async def test_a_refusal_received_while_the_chain_is_away_cancels_after_a_restart(world: World) -> None:
@@ -214,7 +214,7 @@ async def test_when_the_payer_must_broadcast_the_transaction_is_submitted_before
     async with world.run() as run:
         await run.run_pass()
         row, _ = await run.agent.pay(ask(world))
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         assert (row.invoice.merchant_submits, row.invoice.proof) == (False, "signed_cbor")
         assert world.waiting() == [row.attempt.tx_id]
         assert not run.context.is_ready(run.context.payment(row.id))

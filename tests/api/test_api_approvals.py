@@ -64,7 +64,7 @@ async def test_an_approver_sees_the_transaction_the_limits_and_the_history_with_
     approver = await add_app(api, "approver", "approve")
     api.world.settings(price="2000000", splits=[])
     before = await api.pay("before")
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     api.world.settings(price="6000000")
     asked = await ask(api)
@@ -97,7 +97,7 @@ async def test_an_approver_sees_the_agreed_price_and_the_pinned_addresses(world:
         request = {"method": "POST", "path": "/chat?v=1", "body_sha256": "ab" * 32}
         world.settings(price="2000000", splits=[])
         await api.pay("before", app="payer", request=request)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         world.settings(price="3000000")
         body = api.body("after", request=request | {"body_sha256": "cd" * 32})
@@ -128,7 +128,7 @@ async def test_an_approval_signs_the_payment_and_a_later_decision_is_refused(api
     assert approved.status_code == 200, approved.text
     assert approved.json()["headers"]["X-Payment"] == approved.json()["tx_hash"]
     assert (approved.json()["approval"]["decision"], approved.json()["approval"]["by"]) == ("approved", "approver")
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     payer = (await api.as_("payer").get(f"/v1/payments/{asked['id']}?wait=5")).json()
     assert payer["state"] == "confirmed"

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from kit.agent import World, with_terms, world_with_clock
 from kit.api import Api, require_problem, served
 from kit.canaries import plant
+from kit.effort import pick
 from kit.event_stream import following
 from kit.http import NO_TLS
 
@@ -115,15 +117,15 @@ async def test_a_caller_may_supply_its_own_token_once_and_only_of_full_length(ap
 async def test_revocation_takes_effect_at_once_also_for_waits_and_streams(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.submitter.drain(10)  # below it waits for the block
+    await api.run.agent.submitter.drain(60)  # below it waits for the block
     async with following(api, "bot") as stream:
-        waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
+        waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=60"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
         assert (told["active"], told["revoked_at"] is None) == (False, False)
         require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
         require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "unauthorized")
         await stream.end()
-        await api.run.agent.submitter.drain(10)
+        await api.run.agent.submitter.drain(60)
         api.world.block()
         await api.run.run_pass()
         require_problem(await waiting, "unauthorized")
@@ -161,20 +163,25 @@ async def _all_of(pieces: AsyncIterator[bytes]) -> None:
         continue
 
 
-@pytest.mark.parametrize("end", ["revoke", "rotate-token"])
+LATE = [
+    (PAY, None),
+    ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
+    ("/v1/apps/bot/rotate-token", {}),
+    ("/v1/limits", {"limits": {"per_day": "5000000"}}),
+    ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
+]
+ENDS = ("revoke", "rotate-token")
+
+
 @pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (PAY, None),
-        ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
-        ("/v1/apps/bot/rotate-token", {}),
-        ("/v1/limits", {"limits": {"per_day": "5000000"}}),
-        ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
-    ],
+    ("call", "end"),
+    pick(list(zip(LATE, cycle(ENDS))), list(product(LATE, ENDS))),
+    ids=lambda given: str(given)[:40],
 )
 async def test_a_request_whose_token_is_revoked_or_rotated_before_its_body_arrives_does_nothing(
-    api: Api, path: str, body: dict[str, object] | None, end: str
+    api: Api, call: tuple[str, dict[str, object] | None], end: str
 ) -> None:
+    path, body = call
     await add(api, scopes=["pay", "operate", "read", "approve"])
 
     async def end_token() -> None:
@@ -310,9 +317,9 @@ async def test_an_app_cannot_revoke_an_app_with_more_scopes(api: Api) -> None:
     assert (await client.post("/v1/apps/other-operator/revoke")).json()["active"] is False
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
+async def test_an_invalid_body_adds_no_app(api: Api) -> None:
+    before = await names(api)
+    for body, code in [
         ({"name": "payer"}, "already_exists/app"),
         ({"name": "app_payer"}, "already_exists/app"),
         ({"name": "a b"}, "bad_request"),
@@ -327,12 +334,9 @@ async def test_an_app_cannot_revoke_an_app_with_more_scopes(api: Api) -> None:
         ({"name": "x", "expires_at": "tomorrow"}, "bad_request"),
         ({"name": "x", "expires_at": "9999-12-31T23:59:59-05:00"}, "bad_request"),
         ({"name": "x", "limit": {}}, "bad_request"),
-    ],
-)
-async def test_an_invalid_body_adds_no_app(api: Api, body: dict[str, object], code: str) -> None:
-    before = await names(api)
-    require_problem(await api.http.post("/v1/apps", json=body), code)
-    assert await names(api) == before
+    ]:
+        require_problem(await api.http.post("/v1/apps", json=body), code)
+        assert await names(api) == before
 
 
 async def test_a_limit_set_at_run_time_counts_at_once_and_after_a_restart(api: Api) -> None:
@@ -402,9 +406,9 @@ async def _events(api: Api, name: str) -> list[dict[str, Any]]:
         return [one["data"] for one in await stream.until("sign") if one["event"] == name]
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
+async def test_an_invalid_body_sets_no_limit(api: Api) -> None:
+    before = (await api.http.get("/v1/limits")).json()
+    for body, code in [
         ({"limits": {}}, "bad_request"),
         ({"limits": {"per_year": "1"}}, "bad_request"),
         ({"limits": {"per_day": "-1"}}, "bad_request"),
@@ -412,9 +416,6 @@ async def _events(api: Api, name: str) -> list[dict[str, Any]]:
         ({"limits": {"per_day": "1"}, "app": "nobody"}, "not_found"),
         ({"limits": {"per_day": "1"}, "merchant": "nobody"}, "not_found"),
         ({"limits": {"per_day": "1"}, "merchant": None}, "bad_request"),
-    ],
-)
-async def test_an_invalid_body_sets_no_limit(api: Api, body: dict[str, object], code: str) -> None:
-    before = (await api.http.get("/v1/limits")).json()
-    require_problem(await api.http.post("/v1/limits", json=body), code)
-    assert (await api.http.get("/v1/limits")).json() == before
+    ]:
+        require_problem(await api.http.post("/v1/limits", json=body), code)
+        assert (await api.http.get("/v1/limits")).json() == before

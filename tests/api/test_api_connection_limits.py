@@ -19,11 +19,11 @@ from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from payagent.api.http.connection_limits import HEAD_LINES_MAX, ConnectionLimits, bounded
 from payagent.api.http.tls import Handshakes, server_context
 
-HEAD_S = 0.3
+HEAD_S = 1.0
 READ_S = 1.0
 BOUNDS = ConnectionLimits(tcp=5, unix=3, backlog=8)
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-PATIENCE_S = 20
+PATIENCE_S = 60
 MANY = 16 * 1024 * 1024
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -7,6 +7,7 @@ import time
 import pytest
 from kit.agent import DEVNET, World, daily, with_terms
 from kit.api import Api, served
+from kit.effort import pick
 from kit.hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
 from kit.hostile_x402 import hostile_x402s
 
@@ -66,7 +67,9 @@ async def test_no_hostile_402_is_paid(world: World, monkeypatch: pytest.MonkeyPa
             told = {row.id: (await _code(api, _exact(api, row)), row.code) for row in rows}
             assert {id: codes for id, codes in told.items() if codes[0] != codes[1]} == {}
             told = {
-                row.id: (await _code(api, _embedded(api, row)), row.code) for row in rows if row.id != "E1-spaces"
+                row.id: (await _code(api, _embedded(api, row)), row.code)
+                for row in rows[:: pick(3, 1)]
+                if row.id != "E1-spaces"
             }
             strict = "invoice_invalid/json"
             assert {id: codes for id, codes in told.items() if codes[0] not in (codes[1], strict)} == {}

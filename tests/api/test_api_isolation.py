@@ -5,7 +5,6 @@ import re
 from functools import partial
 from typing import Any
 
-import pytest
 from kit.api import Api, require_problem
 from kit.api_operations import BLIND, OPERATIONS
 from kit.canaries import plant
@@ -28,27 +27,27 @@ async def test_the_isolation_table_lists_every_operation(api: Api) -> None:
     assert calls - PUBLIC == OPERATIONS.keys()
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-async def test_no_operation_reveals_another_apps_payment(api: Api, operation: str) -> None:
-    """Searches the answer for the other app's ids, transaction, amount and name."""
+async def test_no_operation_reveals_another_apps_payment(api: Api) -> None:
+    """Searches each answer for the other app's ids, transaction, amount and name."""
     api.world.settings(price="11000000")
     theirs = await api.pay("a secret of the other", app="other")
     api.world.settings(price="10000000")
-    expected, body = OPERATIONS[operation]
-    method, path = operation.split(" ")
-    if body == "stream":
-        return await _streams_nothing(api, theirs)
-    call = {"origin": api.world.origin, "request": {"method": "POST", "path": "/chat"}}
-    content = api.body("mine") if body == "402" else call if body == "call" else body
-    for name in ("{payment_id}", "{topup_id}", "{name}"):
-        path = path.replace(name, "other" if name == "{name}" else str(theirs["id"]))
-    answer = await api.as_("payer").request(method, path, json=content)
-    if expected is not BLIND:
-        require_problem(answer, expected)
-        return None
-    assert answer.status_code in (200, 201), answer.text
-    _tells_nothing(answer.text, theirs)
-    return None
+    for operation, (expected, body) in OPERATIONS.items():
+        if body == "stream":
+            await _streams_nothing(api, theirs)
+            continue
+        method, path = operation.split(" ")
+        call = {"origin": api.world.origin, "request": {"method": "POST", "path": "/chat"}}
+        content = api.body(f"mine by {operation}") if body == "402" else call if body == "call" else body
+        for name in ("{payment_id}", "{topup_id}", "{name}"):
+            path = path.replace(name, "other" if name == "{name}" else str(theirs["id"]))
+        answer = await api.as_("payer").request(method, path, json=content)
+        if expected is BLIND:
+            assert answer.status_code in (200, 201), (operation, answer.text)
+            _tells_nothing(answer.text, theirs)
+        else:
+            assert answer.status_code >= 400, operation
+            require_problem(answer, expected)
 
 
 async def _streams_nothing(api: Api, theirs: dict[str, Any]) -> None:

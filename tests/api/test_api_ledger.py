@@ -41,7 +41,7 @@ async def test_verify_is_clean_until_somebody_changes_the_ledger(api: Api) -> No
         ("sqlite_master", "invoices_insert"),
     }
     assert (told["clean"], told["found"]) == (False, 4)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (raised := (await api.as_("reader").get("/v1/alerts")).json()["alerts"]):
             await asyncio.sleep(0.01)
     assert [(one["kind"], one["facts"]["found"]) for one in raised] == [("books_wrong", "4")]
@@ -61,7 +61,7 @@ async def test_a_client_that_hangs_up_on_a_snapshot_leaves_no_copy_on_disk(api: 
     await reader.readuntil(b"\r\n")
     assert len(copies()) == 1
     writer.transport.abort()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while copies():
             await asyncio.sleep(0.01)
 
@@ -79,15 +79,15 @@ async def test_a_client_that_hangs_up_during_verify_does_not_block_others(
                 yield Progress("payments", 1)
         finally:
             ending.set()
-            was_answered.append(answered.wait(5))
+            was_answered.append(answered.wait(60))
 
     monkeypatch.setattr(books, "verify", check)
     async with api.as_("reader").stream("GET", "/v1/ledger/verify") as answer:
         await anext(answer.aiter_raw())
-    assert await asyncio.to_thread(ending.wait, 20)
+    assert await asyncio.to_thread(ending.wait, 60)
     assert (await api.http.get("/healthz")).status_code == 200
     answered.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not was_answered:
             await asyncio.sleep(0.01)
     assert was_answered == [True]
@@ -126,9 +126,11 @@ async def test_verify_checks_that_a_head_noted_earlier_is_still_in_the_ledger(ap
     assert (await http.get("/v1/alerts")).json()["alerts"] == [], "a head that a caller made up alarms nobody"
 
 
-@pytest.mark.parametrize(
-    ("chosen", "kinds"),
-    [
+async def test_entries_balance_and_export_apply_the_same_filters(api: Api) -> None:
+    await api.pay()
+    await api.run.agent.submitter.drain(60)
+    http = api.as_("reader")
+    for chosen, kinds in [
         ({}, {"deposit", "reserve"}),
         ({"merchant": "t"}, {"reserve"}),
         ({"app": "first"}, {"reserve"}),
@@ -139,31 +141,24 @@ async def test_verify_checks_that_a_head_noted_earlier_is_still_in_the_ledger(ap
         ({"until": "2000-01-01T00:00:00Z"}, set()),
         ({"since": "2000-01-01T00:00:00Z", "asset": "ADA"}, {"deposit", "reserve"}),
         ({"asset": "5c" * 28}, set()),
-    ],
-)
-async def test_entries_balance_and_export_apply_the_same_filters(
-    api: Api, chosen: dict[str, str], kinds: set[str]
-) -> None:
-    await api.pay()
-    await api.run.agent.submitter.drain(10)
-    http = api.as_("reader")
-    entries = (await http.get("/v1/ledger/entries", params=chosen)).json()["entries"]
-    assert {entry["kind"] for entry in entries} == kinds
-    exported = await http.get("/v1/ledger/export", params=chosen)
-    rows = list(csv.DictReader(io.StringIO(exported.text)))
-    assert {row["entry"] for row in rows if row["entry"]} == {str(entry["id"]) for entry in entries}
-    sums: dict[str, int] = {}
-    for entry in entries:
-        for posting in entry["postings"]:
-            sums[posting["account"]] = sums.get(posting["account"], 0) + int(posting["units"])
-    balances = (await http.get("/v1/ledger/balance", params=chosen)).json()["balances"]
-    assert {row["account"]: int(row["units"]) for row in balances} == {a: n for a, n in sums.items() if n}
+    ]:
+        entries = (await http.get("/v1/ledger/entries", params=chosen)).json()["entries"]
+        assert {entry["kind"] for entry in entries} == kinds
+        exported = await http.get("/v1/ledger/export", params=chosen)
+        rows = list(csv.DictReader(io.StringIO(exported.text)))
+        assert {row["entry"] for row in rows if row["entry"]} == {str(entry["id"]) for entry in entries}
+        sums: dict[str, int] = {}
+        for entry in entries:
+            for posting in entry["postings"]:
+                sums[posting["account"]] = sums.get(posting["account"], 0) + int(posting["units"])
+        balances = (await http.get("/v1/ledger/balance", params=chosen)).json()["balances"]
+        assert {row["account"]: int(row["units"]) for row in balances} == {a: n for a, n in sums.items() if n}
 
 
 async def test_uses_of_a_prepaid_balance_are_listed_under_the_app_that_made_the_request(api: Api) -> None:
     api.world.settings(batch=4)
     row = await api.pay(app="payer", request={"method": "POST", "path": "/chat", "body_sha256": "ab" * 32})
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     await api.run.agent.deliveries.record_delivery(str(row["id"]), 200)
     buyer = Buyer("demo", api.world.address)
@@ -189,7 +184,7 @@ async def test_entries_can_be_filtered_by_a_merchants_name_or_origin(api: Api) -
 
 async def test_an_app_with_the_read_scope_may_compare_the_ledger_with_the_chain(api: Api) -> None:
     await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     answer = (await api.as_("reader").get("/v1/ledger/reconcile")).json()
     assert (answer["clean"], answer["complete"], answer["found"], answer["findings"]) == (True, True, 0, [])
     assert answer["checked"] == {"transactions": 5, "utxos": 5}
@@ -217,18 +212,18 @@ async def test_a_client_that_hangs_up_during_reconcile_does_not_close_the_connec
 
     def compare(conn: sqlite3.Connection, *_: object, **__: object) -> Iterator[Never]:
         reading.set()
-        gone.wait(20)
+        gone.wait(60)
         conn.execute("SELECT COUNT(*) FROM entries").fetchone()
         read.set()
         yield from ()
 
     monkeypatch.setattr(reconcile, "reconcile", compare)
     async with api.as_("reader").stream("GET", "/v1/ledger/reconcile"):
-        assert await asyncio.to_thread(reading.wait, 20)
+        assert await asyncio.to_thread(reading.wait, 60)
     (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "reconcile"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not task.cancelling():
             await asyncio.sleep(0.005)
     await asyncio.wait((task,), timeout=0.1)  # time enough to end before the thread, if it did
     gone.set()
-    assert await asyncio.to_thread(read.wait, 20)
+    assert await asyncio.to_thread(read.wait, 60)

@@ -49,7 +49,7 @@ async def test_a_program_learns_which_headers_its_requests_to_a_merchant_carry(w
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 async def test_a_payment_shows_its_depth_in_blocks(api: Api, blocks: int) -> None:
     payment = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down(blocks)
     told = (await api.http.get(f"/v1/payments/{payment['id']}")).json()
     assert told["depth"] == (blocks or None)
@@ -72,7 +72,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
 
 async def test_an_operator_sees_a_merchants_pins_prices_and_unserved_streak(guarded: Api) -> None:
     await guarded.pay(request={"method": "POST", "path": "/chat?x=1", "body_sha256": "0" * 64})
-    await guarded.run.agent.submitter.drain(10)
+    await guarded.run.agent.submitter.drain(60)
     on_its_way = (await guarded.as_("operator").get("/v1/merchants/t")).json()
     assert on_its_way["in_flight"] == 1
     await guarded.run.settle_down()
@@ -137,7 +137,7 @@ async def test_an_operator_pins_a_new_address_and_unpins_it_again(guarded: Api) 
 
 async def test_a_merchant_stopped_after_an_unserved_payment_is_paid_again_after_resume(guarded: Api) -> None:
     row = await guarded.pay("first")
-    await guarded.run.agent.submitter.drain(10)
+    await guarded.run.agent.submitter.drain(60)
     await guarded.run.settle_down()
     await guarded.run.pass_time(1, 301)
     await guarded.run.agent.deliveries.record_delivery(str(row["id"]), 402)

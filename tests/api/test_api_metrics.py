@@ -37,7 +37,7 @@ async def test_metrics_follow_a_payment_from_hold_to_confirmation(api: Api) -> N
     assert before['payagent_payments{state="in_flight"}'] == 0
     assert {f'payagent_payments{{state="{state}"}}' for state in State} <= before.keys()
     row = await api.pay("first")
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     spent = 13_000_000 + int(str(row["fee"]))
     held = await numbers(api)
     assert held['payagent_payments{state="in_flight"}'] == 1
@@ -87,7 +87,7 @@ async def test_every_refusal_is_counted_by_its_code(api: Api) -> None:
 async def test_spend_and_refused_purchases_are_shown_by_app_and_merchant(api: Api) -> None:
     for message, app in (("one", "first"), ("two", "payer"), ("three", "payer")):
         await api.pay(message, app=app)
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     api.world.settings(price="2000000000")
     await api.as_("payer").post("/v1/payments", json=api.body("too much"))
@@ -128,7 +128,7 @@ async def test_the_time_to_served_runs_from_the_request_to_the_first_served_deli
 async def test_the_latency_of_each_operation_of_a_provider_is_measured(api: Api) -> None:
     before = await numbers(api)
     await api.pay("first")
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     found = await numbers(api)
     name = 'payagent_provider_latency_seconds_count{{provider="devnet",operation="{}"}}'
     assert found[name.format("submit")] == 1

@@ -16,7 +16,7 @@ async def test_a_pause_refuses_payments_and_transfers_until_an_operator_resumes(
     assert ready.status_code == 503
     assert told["since"] in ready.json()["checks"]["pause"]
     assert "leaked" not in ready.text
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     assert (await api.http.get(f"/v1/payments/{paid['id']}?wait=5")).json()["state"] == "confirmed"
     refused = await api.http.post("/v1/quotes", json=api.body("after"))

@@ -41,7 +41,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_request_served(api
     assert "X-Idempotency-Key" not in paid["headers"]
     assert paid["ready"] is False
 
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
     assert (seen["state"], seen["ready"]) == ("confirmed", True)
@@ -90,7 +90,7 @@ async def test_the_proof_of_a_batch_names_the_partner_and_wallet_it_was_bought_f
         paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": message})).json()
         other = {api.world.origin: replace(api.run.context.config.merchants[api.world.origin], partner="since")}
         await api.run.context.take_config(replace(api.run.context.from_file, merchants=other), lambda _unit: None)
-        await api.run.agent.submitter.drain(10)
+        await api.run.agent.submitter.drain(60)
         await api.run.settle_down()
         seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
         assert {name: seen["headers"][name] for name in who} == who
@@ -113,7 +113,7 @@ async def test_a_reported_delivery_survives_a_crash_right_after_it(world: World)
         await run.run_pass()
         async with served(run) as api:
             paid = await api.pay()
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
     assert dead
@@ -129,7 +129,7 @@ async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api
     assert Counter(answer.status_code for answer in answers) == {201: 1, 200: 49}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len({answer.json()["headers"]["X-Payment"] for answer in answers}) == 1
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     assert len(api.world.transactions()) == 1
 
@@ -174,18 +174,18 @@ async def test_a_402_body_is_accepted_as_json_as_text_or_as_base64(api: Api) -> 
 
 async def test_a_wait_ends_as_soon_as_the_state_changes(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     waiting = asyncio.create_task(api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 60}))
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     assert not done
     await api.run.settle_down()
-    answer = await asyncio.wait_for(waiting, 10)
+    answer = await asyncio.wait_for(waiting, 60)
     assert answer.json()["state"] in ("in_block", "confirmed")
 
 
 async def test_a_wait_ends_when_its_time_is_up(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     answer = await api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 1})
     assert answer.json()["state"] == "in_flight"
 
@@ -440,7 +440,7 @@ async def test_no_url_in_a_402_is_requested(api: Api) -> None:
         assert paid.status_code == 201, paid.text
         path = f"/v1/payments/{paid.json()['id']}"
         await api.http.post(f"{path}/delivery", json={"status": 502})
-        await api.run.agent.submitter.drain(10)
+        await api.run.agent.submitter.drain(60)
         await api.run.settle_down()
         assert (await api.http.get(path)).json()["state"] == "confirmed"
         assert called == []

@@ -16,7 +16,7 @@ from payagent.api.http.rate_limit import BODY_BYTES, BURST_S, RateLimiter, Rates
 from payagent.core.problems import Refused
 from payagent.proxy.app import Bounds
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 BODY_S = 0.3
 UNFINISHED = "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 500\r\n"
 

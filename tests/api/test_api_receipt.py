@@ -25,7 +25,7 @@ async def test_a_receipt_holds_the_whole_payment_from_the_402_to_the_answer_of_t
     request = {"method": "POST", "path": "/chat?fast=1", "body_sha256": "ab" * 32}
     body = api.body(request=request)
     paid = (await api.http.post("/v1/payments", json=body)).json()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     too_soon = {"status": 402, "body": {"error": "x"}}
     await api.http.post(f"/v1/payments/{paid['id']}/delivery", json=too_soon)

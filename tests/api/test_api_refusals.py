@@ -1,6 +1,5 @@
 """The list of refused purchases."""
 
-import pytest
 from kit.agent import World
 from kit.api import Api, require_problem, served
 
@@ -59,11 +58,9 @@ async def test_refusals_are_filtered_and_paged(api: Api) -> None:
     assert (first["refusals"][1:], rest["refusals"], rest["cursor"]) == (rows[:2], rows[2:], None)
 
 
-@pytest.mark.parametrize(
-    "query", [{"app": "nobody"}, {"merchant": "nobody"}, {"since": "today"}, {"state": "void"}]
-)
-async def test_an_invalid_filter_of_refusals_is_refused(api: Api, query: dict[str, str]) -> None:
-    require_problem(await api.http.get("/v1/ledger/refusals", params=query), "bad_request")
+async def test_an_invalid_filter_of_refusals_is_refused(api: Api) -> None:
+    for query in [{"app": "nobody"}, {"merchant": "nobody"}, {"since": "today"}, {"state": "void"}]:
+        require_problem(await api.http.get("/v1/ledger/refusals", params=query), "bad_request")
 
 
 async def test_a_refusal_survives_a_restart_and_the_removal_of_its_merchant(world: World) -> None:

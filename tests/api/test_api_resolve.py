@@ -6,7 +6,7 @@ from kit.api import Api
 async def test_an_in_flight_payment_is_cancelled_and_its_history_shows_by_whom(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert answer.status_code == 200, answer.text
     resolved = answer.json()
@@ -23,7 +23,7 @@ async def test_an_in_flight_payment_is_cancelled_and_its_history_shows_by_whom(a
 async def test_only_the_last_attempts_change_is_listed_as_pending(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     cancel = (await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})).json()["tx_hash"]
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}
@@ -42,7 +42,7 @@ async def test_resolve_needs_the_operate_scope_and_an_existing_payment(api: Api)
 
 async def test_a_confirmed_payment_cannot_be_resolved(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "wrong_state")

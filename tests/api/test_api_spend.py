@@ -6,7 +6,6 @@ from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 
-import pytest
 from kit.agent import World
 from kit.api import Api, served
 
@@ -17,7 +16,7 @@ FUNDED_LOVELACE = 500_000_000
 
 
 async def confirm(api: Api) -> None:
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
 
 
@@ -99,13 +98,17 @@ async def test_a_removed_merchant_is_reported_by_its_origin(world: World) -> Non
         assert (row["merchant"], row["origin"]) == (world.origin, world.origin)
 
 
-@pytest.mark.parametrize(
-    "query",
-    [{"by": "merchants"}, {"by": ""}, {"by": "merchant day"}, {"by": "merchant,"}, {"text": ""}, {"per": "x"}],
-)
-async def test_an_invalid_spend_query_is_refused(api: Api, query: dict[str, str]) -> None:
-    answer = await api.http.get("/v1/ledger/spend", params=query)
-    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+async def test_an_invalid_spend_query_is_refused(api: Api) -> None:
+    for query in [
+        {"by": "merchants"},
+        {"by": ""},
+        {"by": "merchant day"},
+        {"by": "merchant,"},
+        {"text": ""},
+        {"per": "x"},
+    ]:
+        answer = await api.http.get("/v1/ledger/spend", params=query)
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
 async def test_a_text_filter_selects_the_same_payment_in_every_report(api: Api) -> None:

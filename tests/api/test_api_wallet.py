@@ -27,7 +27,7 @@ async def test_the_wallet_shows_available_held_and_total_at_every_step(api: Api)
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
     assert wallet["chain"]["tip_height"] == api.run.context.chain.tip.height  # type: ignore[union-attr]
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     left = str(500_000_000 - spent)
     assert await totals(api) == {"lovelace": {"available": left, "held": "0", "in_flight": "0", "total": left}}
@@ -49,7 +49,7 @@ async def test_a_split_makes_equal_utxos_and_a_send_pays_exactly_the_amount(api:
     send = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "units": "7000000"})
     assert (send.status_code, send.json()["kind"]) == (201, "send")
     assert send.json()["headers"] == {}
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     assert [utxo["lovelace"] for utxo in utxos].count("5000000") == 7
@@ -91,7 +91,7 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
                 ("lovelace", str(112_000_000 - int(sent.json()["fee"]))),
                 (TOKEN, "12"),
             }
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert world.on_chain() == {}
             assert await totals(api) == {
@@ -113,7 +113,7 @@ async def test_send_all_names_what_it_may_not_send_and_sends_the_rest(world: Wor
             assert (behind["utxos"], behind["lovelace"], behind["assets"]) == (1, "2000000", [TOKEN])
             assert "[[limits.assets]]" in behind["detail"]
             assert again.json()["left_behind"] == behind
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert world.on_chain() == {"lovelace": 2_000_000, TOKEN: 12}
             refused = await api.http.post("/v1/wallet/send", json=order)
@@ -130,7 +130,7 @@ async def test_a_native_token_is_sent_in_its_own_units(world: World) -> None:
             order = {"address": PAYEE, "asset": TOKEN, "units": "5"}
             sent = await api.http.post("/v1/wallet/send", json=order)
             assert sent.status_code == 201, sent.text
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
             assert world.on_chain()[TOKEN] == 7
             assert (await totals(api))[TOKEN] == {"available": "7", "held": "0", "in_flight": "0", "total": "7"}
@@ -160,7 +160,7 @@ async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(wor
 
 async def test_a_payments_entries_are_listed_in_pages_and_each_balances(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.submitter.drain(10)
+    await api.run.agent.submitter.drain(60)
     await api.run.settle_down()
     reader = api.as_("reader")
     mine = (await reader.get("/v1/ledger/entries", params={"payment": paid["id"]})).json()["entries"]

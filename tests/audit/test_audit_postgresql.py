@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from kit.agent import APP
 from kit.audit import Past, findings, past
+from kit.effort import long_only
 from kit.postgresql import Server, ledger_at, move_to_file, needs_postgresql
 from kit.recorded_sql import answers
 
@@ -104,6 +105,7 @@ def _in_order(name: str, answer: object) -> object:
     return sorted(answer, key=repr) if name.endswith("begun") and isinstance(answer, list) else answer
 
 
+@long_only
 def test_no_statement_about_a_payment_reads_a_whole_table(
     lived: tuple[str, Past], asked: Asked, postgresql: Server, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from kit.agent import ADA, DEVNET, Clock, World, with_terms, world_with_clock
 from kit.audit import Past
+from kit.effort import pick
 from kit.payments import pass_time_of
 from kit.upkeep import HOUR_S, burst, keep, kept, land, own_orders
 from kit.x402 import ask as ask_x402
@@ -96,6 +97,11 @@ def leaves(value: object, at: Place = ()) -> Iterator[Place]:
         yield at
 
 
+def sampled(receipt: Receipt) -> list[Place]:
+    """Every fourth place of a value; the long run takes all."""
+    return list(leaves(receipt))[:: pick(4, 1)]
+
+
 def others(value: object) -> list[object]:
     """Other values that could stand there."""
     if isinstance(value, bool):
@@ -135,7 +141,7 @@ def is_seen(receipt: Receipt) -> bool:
 def unseen(receipt: Receipt) -> list[str]:
     """The places where a change goes unnoticed."""
     found = []
-    for at in leaves(receipt):
+    for at in sampled(receipt):
         for value in others(value_at(receipt, at)):
             if not is_seen(changed(receipt, at, value)):
                 found.append(".".join(map(str, at)))
@@ -458,7 +464,7 @@ def test_a_value_of_the_wrong_type_anywhere_in_a_receipt_is_refused_or_found(all
         deep = [deep]
     hostile = [None, -1, 10**30, 1.5, "-0", "9" * 40, [], {"x": 1}, deep]
     receipt = all_receipts[0]
-    for at in leaves(receipt):
+    for at in sampled(receipt):
         for value in hostile:
             is_same = value_at(receipt, at) == value
             assert (

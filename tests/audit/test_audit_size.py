@@ -34,9 +34,10 @@ from payagent.store.rows import about
 from payagent.store.rows.journal import EVERYTHING
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
-FEW, MANY = 300, 600
+FEW = 300 if os.environ.get("LONG_TESTS") == "1" else 150  # without `kit`, since this file also runs by hand
+MANY = 2 * FEW
 PEAK_MAX_BYTES = 4_000_000
-GROWTH_MAX_BYTES = 500_000
+GROWTH_MAX_BYTES = 500_000 * FEW // 300
 PROCESSES = {resource.RUSAGE_SELF: "the first process", resource.RUSAGE_CHILDREN: "its helpers"}
 
 
@@ -94,7 +95,7 @@ def counted(conn: Connection) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize("form", get_args(Format))
 def test_an_export_does_not_hold_the_whole_ledger_in_memory(ledgers: tuple[Path, Path], form: Format) -> None:
     few, many = (peak_bytes(lambda path=path: chars_of(path, form)) for path in ledgers)
-    assert chars_of(ledgers[1], form) > 300_000
+    assert chars_of(ledgers[1], form) > 500 * MANY
     assert many < PEAK_MAX_BYTES
     assert many < few + GROWTH_MAX_BYTES
 
@@ -164,7 +165,7 @@ def test_helper_processes_end_when_the_daemon_is_killed(ledgers: tuple[Path, Pat
     for helper in helpers:
         waiting = select.poll()
         waiting.register(helper, select.POLLIN)
-        ended = waiting.poll(20_000)
+        ended = waiting.poll(60_000)
         os.close(helper)
         assert ended
 

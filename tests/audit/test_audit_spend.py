@@ -35,7 +35,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             await pass_ttl(world, run)
             await wait_for_void(world, run)
             await run.agent.transfers.send("app_test", STRANGER, "lovelace", 3 * ADA)
-            await run.agent.submitter.drain(10)
+            await run.agent.submitter.drain(60)
             await run.settle_down()
 
     clock = Clock()

@@ -22,6 +22,7 @@ from kit.audit import (
     told,
     unguarded,
 )
+from kit.effort import pick
 from kit.next_release import NAME, upgraded
 from kit.pages import blocks
 from kit.payments import replace_parent, wait_for_void
@@ -55,7 +56,7 @@ def test_the_documented_program_computes_the_head_and_detects_a_deleted_row(live
 
     assert run(lived.path) == (0, f"head {head_of(lived.path, lived.owner)}\n")
     with unguarded(fresh(lived.path, tmp_path / "full")) as conn:
-        for table in SEALED:
+        for table in SEALED[:: pick(5, 1)]:
             copy = tmp_path / f"{table}.db"
             with closing(sqlite3.connect(copy, isolation_level=None)) as changed:
                 conn.backup(changed)
@@ -232,6 +233,11 @@ class Opened:
         found = [number for (number,) in self.conn.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
         return [found[0], found[len(found) // 2], found[-1]]
 
+    def sample(self, table: str) -> list[int]:
+        """A middle row; the long run takes the first and the last too."""
+        numbers = self.numbers(table)
+        return pick(numbers[1:2], numbers)
+
     def names(self, table: str, number: int) -> set[tuple[str, str]]:
         """The names a finding may give the row."""
         columns = [row[1] for row in self.conn.execute(f"PRAGMA table_info({table})")]
@@ -259,7 +265,7 @@ def test_verify_names_the_row_when_any_column_is_changed(opened: Opened, table: 
     value = OTHER_VALUE.format(column, "'x'" if kinds[column] == "TEXT" else "100000")
     if kinds[column] == "BLOB":
         value = f"CAST({value} AS BLOB)"
-    for number in opened.numbers(table):
+    for number in opened.sample(table):
         names = opened.names(table, number)
         with opened.changed(f"UPDATE {table} SET {column} = {value} WHERE rowid = {number}") as found:
             assert found & names, (names, found)
@@ -267,8 +273,8 @@ def test_verify_names_the_row_when_any_column_is_changed(opened: Opened, table: 
 
 @pytest.mark.parametrize("table", sorted(KEPT))
 def test_verify_names_a_row_that_was_removed(opened: Opened, table: str) -> None:
-    numbers = opened.numbers(table)
-    for number in numbers if table != "seals" else numbers[:-1]:
+    numbers = opened.sample(table)
+    for number in numbers if table != "seals" else numbers[:2]:
         with opened.changed(f"DELETE FROM {table} WHERE rowid = {number}") as found:
             assert (table, str(number)) in found, (number, found)
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ import httpx
 import pytest
 from kit.agent import World
 from kit.canaries import plant
-from kit.client import UTXOS, WAYS, Program, Start, open_shop, refusal
+from kit.client import BOTH, UTXOS, WAYS, Program, Start, both_ways, open_shop, refusal
 from kit.proxy import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.api.http.rate_limit import Rates
@@ -37,9 +36,7 @@ def test_importing_the_client_loads_no_third_party_package_besides_httpx() -> No
         "import sys, httpx; before = set(sys.modules); import payagent.client\n"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
     )
-    started_s = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.monotonic() - started_s < 5
     assert run.stdout.split() == ["payagent"]
     rooms = subprocess.run(
         [sys.executable, "-c", "import sys, payagent.client; print(*sys.modules)"],
@@ -78,6 +75,7 @@ def test_an_invalid_token_or_daemon_address_is_refused(daemon: str, token: str) 
     assert TOKEN not in str(caught.value)
 
 
+@both_ways
 async def test_the_token_may_come_from_the_environment_and_the_daemon_may_be_a_socket(
     shop: Place, start: Start, environ_token: None
 ) -> None:
@@ -103,6 +101,7 @@ async def test_an_unknown_token_is_refused_only_for_a_request_that_costs(shop: P
     assert (error.code, TOKEN in str(error)) == ("unauthorized", False)
 
 
+@both_ways
 async def test_without_the_daemon_only_requests_that_cost_fail(shop: Place, start: Start, tmp_path: Path) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -121,6 +120,7 @@ async def test_without_the_daemon_only_requests_that_cost_fail(shop: Place, star
     assert wall.retries == []
 
 
+@both_ways
 async def test_a_transport_serves_one_client_after_another(shop: Place, start: Start) -> None:
     """Like httpx's own: a program makes one transport, and a client wherever it needs one."""
     wall = shop.peer.answers["/chat"] = Paywall()
@@ -128,11 +128,11 @@ async def test_a_transport_serves_one_client_after_another(shop: Place, start: S
     pays = program.transport()
 
     def blocking(path: str) -> int:
-        with httpx.Client(transport=pays, timeout=30) as http:
+        with httpx.Client(transport=pays, timeout=60) as http:
             return http.get(shop.peer.url + path).status_code
 
     async def waiting(path: str) -> int:
-        async with httpx.AsyncClient(transport=pays, timeout=30) as http:
+        async with httpx.AsyncClient(transport=pays, timeout=60) as http:
             return (await http.get(shop.peer.url + path)).status_code
 
     for path in ("/chat?1", "/chat?2"):
@@ -147,7 +147,7 @@ FORKS = """
 import os, sys, httpx
 from payagent.client import PayAgentTransport
 daemon, url = sys.argv[1:]
-http = httpx.Client(transport=PayAgentTransport(daemon=daemon), timeout=30)
+http = httpx.Client(transport=PayAgentTransport(daemon=daemon), timeout=60)
 assert http.get(url + "?parent").status_code == 200
 go, ready = os.pipe()
 children = []
@@ -209,7 +209,7 @@ async def test_a_daemon_that_starts_late_still_provides_the_headers_of_a_first_r
         assert len(at.payments) == 1
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BOTH)
 async def test_the_client_waits_for_a_daemon_that_is_slow_to_accept(way: str) -> None:
     """The daemon or the program may be busy: after paying, that is no reason to report a timeout."""
 
@@ -267,6 +267,7 @@ class Relay:
         server.close()
 
 
+@both_ways
 async def test_a_delivery_that_the_daemon_missed_is_reported_later(shop: Place, start: Start) -> None:
     """Otherwise the next identical request would show the used proof, and the merchant would always refuse it."""
     async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
@@ -316,7 +317,7 @@ async def test_a_delivery_whose_report_was_cut_off_is_reported_later(
         await telling.wait()
         first.cancel()
         await asyncio.wait((first,))
-        second = await asyncio.wait_for(http.get(f"{shop.peer.url}/chat"), 20)
+        second = await asyncio.wait_for(http.get(f"{shop.peer.url}/chat"), 60)
     assert (second.status_code, len(shop.payments), wall.served) == (200, 2, 2)
     assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
 
@@ -404,7 +405,7 @@ async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]], told_la
 
     Showing the proof of `told_late`, which was served before, is an error.
     """
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await call()
@@ -495,7 +496,7 @@ class ByteByByte(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield part
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BOTH)
 async def test_reading_an_answer_in_many_small_pieces_takes_linear_time(way: str) -> None:
     """A merchant that answers 4xx byte by byte could block an event loop for minutes."""
     Weighed.asked = 0
@@ -520,7 +521,7 @@ def test_a_request_body_is_kept_whole_even_when_only_part_of_it_was_sent(sent: i
     replay.end()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BOTH)
 async def test_no_more_of_a_request_body_is_read_than_can_be_kept(way: str) -> None:
     """A body may have no end."""
     taken: list[bytes] = []

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from kit.agent import ADA, World
-from kit.client import WAYS, Program, Start, end_patience, open_shop, refusal
+from kit.client import WAYS, Program, Start, both_ways, end_patience, open_shop, refusal
 from kit.commitments import commitment_to
+from kit.effort import pick
 from kit.http import NO_TLS
 from kit.proxy import (
     BOUND,
@@ -38,6 +39,7 @@ def redirecting(status: int, to: str) -> Any:
     return saying(f"HTTP/1.1 {status} Moved\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode())
 
 
+@both_ways
 async def test_a_request_is_paid_and_served(shop: Place, start: Start) -> None:
     answer = await start().call(f"{shop.run.world.origin}/chat", "POST", content=BODY)
     assert answer.status_code == 200, answer.text
@@ -92,6 +94,7 @@ async def test_a_request_served_from_a_prepaid_batch_is_not_paid_again(shop: Pla
     assert len(shop.payments) == 1
 
 
+@both_ways
 async def test_concurrent_requests_buy_one_batch(shop: Place, start: Start) -> None:
     shop.run.world.settings(batch=10)
     program, url = start(), f"{shop.run.world.origin}/chat"
@@ -279,7 +282,8 @@ async def test_a_202_whose_receipt_says_pending_is_retried_with_the_same_proof(
     assert payment.delivery is Delivery.ACCEPTED
 
 
-@pytest.mark.parametrize("size", [0, 1000, 1024 * 1024 + 1, 3_000_000])
+@pytest.mark.parametrize("size", pick([1024 * 1024 + 1], [0, 1000, 1024 * 1024 + 1, 3_000_000]))
+@both_ways
 async def test_a_streamed_body_is_sent_again_with_the_proof(shop: Place, start: Start, size: int) -> None:
     wall = shop.peer.answers["/images"] = Paywall()
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -291,6 +295,7 @@ async def test_a_streamed_body_is_sent_again_with_the_proof(shop: Place, start: 
     assert [call.line for call in wall.retries] == [b"POST /images?n=1 HTTP/1.1"]
 
 
+@both_ways
 async def test_a_request_whose_body_is_too_big_to_replay_is_not_paid(shop: Place, start: Start) -> None:
     shop.peer.answers["/images"] = Paywall()
     program = start(spool_bytes=1000)
@@ -346,6 +351,7 @@ async def test_the_same_proof_is_shown_until_the_request_is_served(shop: Place, 
     assert tries == [payment.attempt.tx_id] * 3
 
 
+@both_ways
 async def test_after_a_timeout_the_next_request_shows_the_same_proof(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,14 +442,15 @@ async def test_a_transaction_refused_by_the_merchant_is_a_void_payment(shop: Pla
 
 async def test_a_paid_request_may_take_longer_than_the_clients_timeout(shop: Place, start: Start) -> None:
     async def slow(heard: Heard) -> None:
-        await asyncio.sleep(1.2)  # the time that settling takes, not a wait for an event
+        await asyncio.sleep(6)  # the time that settling takes, not a wait for an event
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
 
     wall = shop.peer.answers["/chat"] = Paywall(serve=slow)
-    assert (await start().call(f"{shop.peer.url}/chat", timeout=0.6)).text == "slow"
+    assert (await start().call(f"{shop.peer.url}/chat", timeout=5)).text == "slow"
     assert len(wall.retries) == 1
 
 
+@both_ways
 async def test_a_payment_counts_as_delivered_only_when_the_answer_was_read_to_its_end(
     shop: Place, start: Start
 ) -> None:
@@ -712,6 +719,7 @@ async def test_a_402_that_payagent_cannot_pay_is_passed_on_unchanged(shop: Place
     assert shop.payments == []
 
 
+@both_ways
 async def test_a_long_402_is_passed_on_whole(shop: Place, start: Start) -> None:
     body = b"[" + b"1," * 200_000 + b"1]"
     shop.peer.answers["/chat"] = saying(as_402(None, body=body))
@@ -740,6 +748,7 @@ async def test_a_402_that_is_a_decompression_bomb_is_passed_on_without_decompres
     assert shop.payments == []
 
 
+@both_ways
 async def test_a_request_without_a_402_passes_unchanged(shop: Place, start: Start) -> None:
     raw = b"HTTP/1.1 418 Teapot\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 5\r\n\r\nshort"
     shop.peer.answers["/a%2Fb"] = saying(raw)

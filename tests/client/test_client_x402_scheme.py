@@ -14,6 +14,7 @@ import requests
 from kit.agent import World
 from kit.api import Api, served
 from kit.client import UTXOS
+from kit.http import NO_TLS
 from kit.proxy import blocks
 from kit.sdk_merchant import SdkMerchant
 from x402 import x402Client, x402ClientSync
@@ -50,7 +51,7 @@ class Market:
     def sdk(self, **options: Any) -> httpx.AsyncClient:
         client = x402Client()
         client.set_spend_controls(False)  # the limits are the daemon's; ADA is no dollar
-        return x402HttpxClient(self.scheme.connect(client), timeout=60, trust_env=False, **options)
+        return x402HttpxClient(self.scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False, **options)
 
     async def call(self, path: str, method: str = "GET", **more: Any) -> httpx.Response:
         """In a thread, as a program that is not the daemon: the SDK calls a scheme without letting others run."""
@@ -102,7 +103,9 @@ async def test_the_sdks_client_pays_the_sdks_server(
 async def test_a_402_that_names_the_decoded_path_is_paid_and_served(world: World) -> None:
     """The SDK's FastAPI middleware names the path as the framework decoded it, with a blank."""
     async with market(world, confirmations=-1) as at:
-        unpaid = httpx.get(f"{at.merchant.url}/notes/a%20b", trust_env=False).headers["PAYMENT-REQUIRED"]
+        unpaid = httpx.get(f"{at.merchant.url}/notes/a%20b", verify=NO_TLS, trust_env=False).headers[
+            "PAYMENT-REQUIRED"
+        ]
         assert json.loads(base64.b64decode(unpaid))["resource"]["url"] == f"{at.merchant.url}/notes/a b"
         assert (await at.call("/notes/a%20b")).json() == {"note": "a b"}
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
@@ -133,7 +136,7 @@ async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
             client.set_spend_controls(False)
             for network in ("cardano:*", "cip34:*"):
                 client.register(network, at.scheme)
-            async with x402HttpxClient(client, timeout=60, trust_env=False) as http:
+            async with x402HttpxClient(client, verify=NO_TLS, timeout=60, trust_env=False) as http:
                 return await http.get(f"{at.merchant.url}/premium")
 
         answer = await asyncio.to_thread(lambda: asyncio.run(call()))
@@ -143,7 +146,7 @@ async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
 
 async def test_a_slow_settlement_is_shown_the_same_payload_by_the_next_request(world: World) -> None:
     """After the timeout the program has the 402; its next request shows the signed payload."""
-    async with market(world, ticking=False, patience_s=1.2, confirmations=1, wait_s=0) as at:
+    async with market(world, ticking=False, patience_s=5.0, confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 402
         assert at.merchant.handled.total() == 1
         assert at.payments[0].delivery is Delivery.PRESENTED
@@ -176,12 +179,17 @@ async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: W
         headers = {"Authorization": f"Bearer {at.api.tokens['payer']}"}
 
         async def use_up(_context: Any) -> None:
-            while httpx.get(f"{at.api.url}/v1/limits", headers=headers, trust_env=False).status_code != 429:
+            while (
+                httpx.get(f"{at.api.url}/v1/limits", headers=headers, verify=NO_TLS, trust_env=False).status_code
+                != 429
+            ):
                 continue
 
         async def one() -> httpx.Response:
             client = x402Client().set_spend_controls(False).on_after_payment_creation(use_up)
-            async with x402HttpxClient(at.scheme.connect(client), timeout=60, trust_env=False) as http:
+            async with x402HttpxClient(
+                at.scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False
+            ) as http:
                 return await http.get(f"{at.merchant.url}/premium")
 
         assert (await asyncio.to_thread(lambda: asyncio.run(one()))).status_code == 200

@@ -65,7 +65,7 @@ def ok(ask: Ask) -> None:
 
 def patience_s(check: Check) -> float:
     """A hanging answer is given up soon; any other is waited for, however busy the machine is."""
-    return 0.3 if check is hangs else 20
+    return 0.3 if check is hangs else 60
 
 
 SUBMITS: dict[str, tuple[Check, bool]] = {

@@ -83,7 +83,7 @@ class HostileMerchant:
     url: str = ""
 
     def __post_init__(self) -> None:
-        self._http = httpx.Client(base_url=self.world.origin, verify=NO_TLS, trust_env=False, timeout=10)
+        self._http = httpx.Client(base_url=self.world.origin, verify=NO_TLS, trust_env=False, timeout=60)
         self._closing = threading.Event()
         self._first: Reply | None = None
         self._first_at_s = 0.0
@@ -160,7 +160,7 @@ class HostileMerchant:
         self.counts[self.mode if self.mode not in _STATUS else "5xx_after_settle"] += 1
         match self.mode:
             case "accept_then_timeout":
-                self._closing.wait(10)
+                self._closing.wait(60)
                 return None
             case "slow_answer":
                 self._closing.wait(max(0.0, self._first_at_s + self.slow_s - time.monotonic()))
@@ -212,9 +212,13 @@ class Purchase:
     path: str
     body: bytes
 
-    def send(self, client: httpx.Client, base: str, headers: Mapping[str, str]) -> httpx.Response:
+    def send(
+        self, client: httpx.Client, base: str, headers: Mapping[str, str], timeout_s: float = 60
+    ) -> httpx.Response:
         kind = {"Content-Type": "application/json"} if self.body else {}
-        return client.request(self.method, base + self.path, content=self.body, headers={**kind, **headers})
+        return client.request(
+            self.method, base + self.path, content=self.body, headers={**kind, **headers}, timeout=timeout_s
+        )
 
 
 @dataclass
@@ -229,7 +233,7 @@ class Naive:
     def __post_init__(self) -> None:
         self.account = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET)
         self._spent: set[str] = set()
-        self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=self.patience_s)
+        self._http = httpx.Client(verify=NO_TLS, trust_env=False)
 
     def buy(self, purchase: Purchase) -> bool:
         """Whether it was served within its tries; a failed request starts over."""
@@ -240,7 +244,8 @@ class Naive:
                     answer = purchase.send(self._http, self.merchant.url, headers)
                     for _ in range(2):
                         if answer.status_code == 402:
-                            answer = purchase.send(self._http, self.merchant.url, headers | self._pay(answer))
+                            proof = self._pay(answer)
+                            answer = purchase.send(self._http, self.merchant.url, headers | proof, self.patience_s)
                     if answer.status_code == 200:
                         return True
                 except httpx.TransportError:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hostile.hostile_merchant import (
 )
 from kit.agent import ADA, Run, World, world_with_clock
 from kit.api import Api, served
+from kit.effort import pick
 from kit.http import NO_TLS
 
 from payagent.agent.base.config import MerchantConfig
@@ -36,9 +38,9 @@ from payagent.audit.verify import verify
 from payagent.core import retry_schedule as showing
 from payagent.proxy.app import Bounds
 
-HURRIED = Bounds(read_timeout_s=1, payment_timeout_s=10)
+HURRIED = Bounds(read_timeout_s=3, payment_timeout_s=60)
 """For a merchant that does not answer. With the others the test waits, however busy the machine is."""
-PATIENT = Bounds(read_timeout_s=10, payment_timeout_s=10)
+PATIENT = Bounds(read_timeout_s=60, payment_timeout_s=60)
 SLOW_CLIENT_S, SLOW_ANSWER_S = 2.0, 1.6
 TALK = Purchase("POST", "/chat", b'{"message": "hello"}')
 WAYS = {
@@ -46,6 +48,7 @@ WAYS = {
     "signed_cbor": TALK,
     "x402": Purchase("GET", "/x402/report?day=1", b""),
 }
+T_BACKEND = ("tx_hash", "signed_cbor")
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ class Place:
 
     async def delivered(self) -> dict[str, Any]:
         """The payment, once its delivery is recorded: a client has its answer a moment earlier."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (payment := await self.payment())["delivery"] != "accepted":
                 await asyncio.sleep(0.005)
         return payment
@@ -116,6 +119,10 @@ async def place(world: World, way: str, mode: str) -> AsyncIterator[Place]:
 # --- the two ways through the daemon -----------------------------------------------------------------------------
 
 
+def patience_s(at: Place) -> float:
+    return SLOW_CLIENT_S if at.merchant.mode == "slow_answer" else 60
+
+
 async def call_proxy(at: Place) -> bool:
     """Request through the proxy, retrying as HTTP clients do; True when it was served."""
     headers = {"X-Payagent-Token": at.api.tokens["first"]}
@@ -124,7 +131,7 @@ async def call_proxy(at: Place) -> bool:
     if at.purchase.body:
         headers["Content-Type"] = "application/json"
     async with httpx.AsyncClient(
-        base_url=at.api.url, verify=NO_TLS, trust_env=False, timeout=SLOW_CLIENT_S
+        base_url=at.api.url, verify=NO_TLS, trust_env=False, timeout=patience_s(at)
     ) as client:
         for _ in range(TRIES):
             try:
@@ -170,11 +177,10 @@ async def call_api(at: Place) -> bool:
         own["Content-Type"] = "application/json"
     digest = sha256(purchase.body).hexdigest()
     request = {"method": purchase.method, "path": purchase.path, "body_sha256": digest}
-    patience_s = SLOW_CLIENT_S if at.merchant.mode == "slow_answer" else 10
     async with httpx.AsyncClient(base_url=at.merchant.url, verify=NO_TLS, trust_env=False) as client:
 
         async def call(proof: dict[str, str]) -> httpx.Response:
-            timeout_s = patience_s if proof else 10  # the merchant is hostile only after paying
+            timeout_s = patience_s(at) if proof else 60  # the merchant is hostile only after paying
             calling = client.request(
                 purchase.method, purchase.path, content=purchase.body, headers=own | proof, timeout=timeout_s
             )
@@ -186,7 +192,7 @@ async def call_api(at: Place) -> bool:
             body = {"origin": at.merchant.url, "request": request, "response": told}
             made = await api.http.post("/v1/payments", json=body)
             assert made.status_code in (200, 201), made.text
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (payment := await at.payment(wait_s=5))["ready"]:
                     assert payment["state"] in ("signed", "in_flight")
             assert payment["state"] == "in_flight"
@@ -207,6 +213,8 @@ async def call_api(at: Place) -> bool:
 
 
 DRIVERS = {"proxy": call_proxy, "api": call_api}
+EACH_ONCE = list(zip(MODES, cycle(WAYS), cycle(DRIVERS)))
+"""Each mode once: the sample."""
 
 
 # --- the battery -------------------------------------------------------------------------------------------------
@@ -274,9 +282,7 @@ async def again(at: Place, payment: dict[str, Any]) -> bool:
     return answer.status_code == 200
 
 
-@pytest.mark.parametrize("driver", list(DRIVERS))
-@pytest.mark.parametrize("way", list(WAYS))
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "way", "driver"), pick(EACH_ONCE, list(product(MODES, WAYS, DRIVERS))))
 async def test_a_request_is_settled_once_whatever_the_merchant_answers(
     world: World, mode: str, way: str, driver: str
 ) -> None:
@@ -284,8 +290,10 @@ async def test_a_request_is_settled_once_whatever_the_merchant_answers(
         await buy_in_spite(at, driver)
 
 
-@pytest.mark.parametrize("way", ["tx_hash", "signed_cbor"])
-@pytest.mark.parametrize("mode", STATUS_MODES)
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    pick(list(zip(STATUS_MODES, cycle(T_BACKEND))), list(product(STATUS_MODES, T_BACKEND))),
+)
 async def test_a_merchants_status_of_its_invoice_does_not_change_the_payment(
     world: World, mode: str, way: str
 ) -> None:
@@ -299,7 +307,7 @@ async def test_a_merchants_status_of_its_invoice_does_not_change_the_payment(
         await buy_in_spite(at, "proxy")
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", pick(["x402"], list(WAYS)))
 async def test_a_payment_that_is_never_served_stays_confirmed_and_its_proof_valid(
     on_clock: World, way: str
 ) -> None:
@@ -324,12 +332,13 @@ async def test_a_payment_that_is_never_served_stays_confirmed_and_its_proof_vali
 def test_a_naive_client_that_signs_for_every_402_pays_more_than_once(world: World) -> None:
     """The control: these tests catch a client that pays every 402. An honest merchant it pays once as well."""
     paid: dict[tuple[str, str], int] = {}
-    for way, purchase in WAYS.items():
+    ways = pick(["tx_hash"], list(WAYS))
+    for way, purchase in ((way, WAYS[way]) for way in ways):
         for number, mode in enumerate(MODES):
             set_up(world, way)
             before = len(settlements(world))
             with HostileMerchant(world, mode, slow_s=1.0).serving() as merchant:
-                naive = Naive(world, merchant, way, 0.4 if mode in SILENT else 10)
+                naive = Naive(world, merchant, way, 0.4 if mode in SILENT else 60)
                 for _ in range(10):
                     world.control("faucet", address=naive.account.address.text, lovelace=str(20 * ADA))
                 world.block()
@@ -340,6 +349,6 @@ def test_a_naive_client_that_signs_for_every_402_pays_more_than_once(world: Worl
                 assert merchant.counts[mode] > 0
             world.block()
             paid[way, mode] = len(settlements(world)) - before
-    for way in WAYS:
+    for way in ways:
         assert paid[way, "clean"] == 1
         assert sum(paid[way, mode] > 1 for mode in MODES) >= 4, paid

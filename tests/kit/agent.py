@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import httpx
 
 from kit.canaries import plant
 from kit.http import NO_TLS
+from kit.ledger import lay_ledger
 from payagent.agent.agent import Agent
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.ports import InProcess, Ports, SystemClock, SystemRandomness
@@ -35,7 +37,7 @@ from payagent.core.payment import State
 from payagent.core.policy import Limit, limits_of
 from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx
-from payagent.devnet.server import DevnetThread
+from payagent.devnet.server import Devnet, DevnetThread
 from payagent.dialects import make_response
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.committer import Checkpoint, Ownership
@@ -49,7 +51,7 @@ WORDS = plant("the recovery words", "abandon " * 23 + "art")
 DEVNET = NETWORKS["devnet"]
 ADA = 1_000_000
 APP = "app_test"
-FAST = Timeouts(connect_s=2, call_s=3, pages_s=10, submit_s=2)
+PATIENT = Timeouts(connect_s=60, call_s=60, pages_s=120, submit_s=60)
 
 
 def daily(per_payment: int, per_day: int, asset: str = "lovelace") -> tuple[Limit, ...]:
@@ -82,7 +84,14 @@ OpenLedger = Callable[[Path, Checkpoint, Ownership | None], tuple[Writer, Reader
 
 
 def ledger_in_a_file(path: Path, checkpoint: Checkpoint, own: Ownership | None) -> tuple[Writer, Readers]:
+    lay_ledger(path)
     return Writer(path, checkpoint=checkpoint, own=own), Readers(path)
+
+
+@cache
+def own_account(number: int = 0) -> Account:
+    """An account of the wallet."""
+    return derive(seed_from_words(WORDS), DEVNET, number)
 
 
 class World:
@@ -92,9 +101,9 @@ class World:
         self.devnet = devnet
         self.folder = folder
         self.open_ledger: OpenLedger = ledger_in_a_file
-        self.account: Account = derive(seed_from_words(WORDS), DEVNET)
+        self.account = own_account()
         self.clock = Clock()
-        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
+        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=60)
         self.terms = AgentConfig(
             network=DEVNET,
             own=self.account.address,
@@ -126,10 +135,13 @@ class World:
 
     def fund(self, *lovelace: int, assets: Mapping[str, int] | None = None) -> None:
         """One UTxO for each amount, in a block of their own."""
-        for amount in lovelace:
-            tokens = {"assets": {unit: str(n) for unit, n in assets.items()}} if assets else {}
-            self.control("faucet", address=self.address, lovelace=str(amount), **tokens)
-        self.block()
+
+        def put(devnet: Devnet) -> None:
+            for amount in lovelace:
+                devnet.node.faucet(self.account.address.raw, amount, assets or {})
+            devnet.node.make_blocks(1)
+
+        self.devnet.run(put)
 
     def fund_with_datum(self, lovelace: int) -> str:
         """A UTxO with a datum hash, in a block of its own; return its ref."""
@@ -148,12 +160,12 @@ class World:
     def of_account(self, number: int) -> "World":
         """Another account of the same wallet, on the same ledger."""
         other = World(self.devnet, self.folder)
-        other.clock, other.account = self.clock, derive(seed_from_words(WORDS), DEVNET, number)
+        other.clock, other.account = self.clock, own_account(number)
         other.terms = replace(self.terms, own=other.account.address, account=number)
         return other
 
     def block(self, count: int = 1) -> None:
-        self.control("blocks", count=count)
+        self.devnet.run(lambda devnet: devnet.node.make_blocks(count))
 
     def fault(self, on: str, kind: str, **more: object) -> None:
         self.control("faults", on=on, kind=kind, **more)
@@ -234,7 +246,7 @@ class World:
         signer: Signer | None = None,
         providers: Mapping[str, str] | None = None,
         record: SignerRecord | None = None,
-        timeouts: Timeouts = FAST,
+        timeouts: Timeouts = PATIENT,
         writer: Writer | None = None,
     ) -> AsyncIterator["Run"]:
         """One run of the agent. `providers` are base URLs by name; the default is the devnet alone.
@@ -259,7 +271,7 @@ class World:
                 await recovery.begin()
             yield Run(self, agent, ChainSync(agent, merchants), TopupRunner(agent, merchants), recovery)
         finally:
-            await agent.submitter.drain(10)
+            await agent.submitter.drain(60)
             await merchants.aclose()
             for source in adapters:
                 await source.aclose()
@@ -297,12 +309,12 @@ class Run:
         await self.chain_sync.run_once()
         if self.recovery is not None:
             await self.recovery.run_once(self.chain_sync.provider_selection.view)
-        await self.agent.submitter.drain(10)
+        await self.agent.submitter.drain(60)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
         """Pay for a request and submit its transaction."""
         row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
-        await self.agent.submitter.drain(10)
+        await self.agent.submitter.drain(60)
         return self.context.payment(row.id)
 
     async def settle_down(self, blocks: int = 1) -> None:
@@ -415,7 +427,7 @@ class Relay:
 
     def __init__(self, devnet: DevnetThread) -> None:
         self.upstream = devnet.chain_url
-        self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=10)
+        self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=60)
         self._told: dict[str, Told] = {}
         self.swallows = False
         """Whether it answers OK to a submission and drops it."""
@@ -423,6 +435,8 @@ class Relay:
         relay = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
                 relay._serve(self)
 

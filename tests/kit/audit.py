@@ -59,10 +59,10 @@ async def live(world: World) -> None:
         world.settings(batch=1)
         await use_the_batch(run)
         await run.agent.transfers.split("app_test", 3, 10 * ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         await run.agent.transfers.send("app_test", world.account.address, "lovelace", 5 * ADA)
-        await run.agent.submitter.drain(10)
+        await run.agent.submitter.drain(60)
         await run.settle_down()
         await decide_on_some(world, run)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
@@ -96,7 +96,7 @@ async def decide_on_some(world: World, run: Run) -> None:
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.decisions.approve(approved.id, by)
     await agent.decisions.deny(denied.id, by)
-    await agent.submitter.drain(10)
+    await agent.submitter.drain(60)
     await run.settle_down()
     agent.context.admission.rules.approval_required_above = {}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 _TOKEN = re.compile(rb"pa_[A-Za-z0-9_-]{43}")
-_ANY_TOKEN = re.compile(rb"(?=(%b))" % _TOKEN.pattern)
+_BEGIN, _TOKEN_BYTES = b"pa_", 46
 _TOKENS: dict[bytes, str] = {}
 _OTHERS: dict[bytes, str] = {}
 _LONGEST_OF_ITS_OWN = 10_000
@@ -56,5 +56,12 @@ def _names_in(path: Path) -> list[str]:
 def _inside(content: bytes) -> dict[bytes, str]:
     """The planted secrets in it, with their names."""
     others = {secret: name for secret, name in _OTHERS.items() if secret in content}
-    tokens = {token: _TOKENS[token] for token in _ANY_TOKEN.findall(content) if token in _TOKENS}
-    return others | tokens
+    return others | {token: _TOKENS[token] for token in _tokens_in(content)}
+
+
+def _tokens_in(content: bytes) -> Iterator[bytes]:
+    at = content.find(_BEGIN)
+    while at >= 0:
+        if (token := content[at : at + _TOKEN_BYTES]) in _TOKENS:
+            yield token
+        at = content.find(_BEGIN, at + 1)

@@ -128,7 +128,7 @@ class Purse:
         ref = (rows[coin]["tx_hash"], rows[coin]["output_index"])
         return signed(self.who, [ref], [*outputs, change], ttl=ttl)
 
-    def submit(self, raw: bytes, timeout_s: float = 5.0) -> httpx.Response:
+    def submit(self, raw: bytes, timeout_s: float = 60.0) -> httpx.Response:
         headers, url = {"content-type": "application/cbor"}, self.devnet.chain_url + "/tx/submit"
         return httpx.post(url, content=raw, headers=headers, timeout=timeout_s, verify=NO_TLS)
 

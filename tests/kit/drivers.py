@@ -14,7 +14,8 @@ from x402 import x402Client
 from x402.http.clients import x402HttpxClient
 
 from kit.agent import ADA, APP
-from kit.client import WAYS, Program
+from kit.client import BOTH, Program
+from kit.http import NO_TLS
 from kit.proxy import Place
 from payagent.agent.base.config import TopupSource
 from payagent.agent.topups.orders import TopupGoal
@@ -76,7 +77,7 @@ async def _sdk(at: Place) -> AsyncIterator[Buy]:
         async def call(origin: str) -> int:
             client = x402Client()
             client.set_spend_controls(False)
-            async with x402HttpxClient(scheme.connect(client), timeout=60, trust_env=False) as http:
+            async with x402HttpxClient(scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False) as http:
                 return (await http.post(f"{origin}/chat", content=BODY)).status_code
 
         async def buy(origin: str) -> int:
@@ -105,7 +106,7 @@ async def _topup(at: Place) -> AsyncIterator[Buy]:
 
 
 _DRIVERS: dict[str, Any] = {
-    **{way: _transport(way) for way in WAYS},
+    **{way: _transport(way) for way in BOTH},
     "proxy": _proxy,
     "fetch": _fetch_tool,
     "sdk": _sdk,

@@ -10,7 +10,7 @@ import httpx
 
 from kit.api import Api
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 class Stream:

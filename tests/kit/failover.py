@@ -28,7 +28,7 @@ async def pay(daemon: FleetDaemon, message: str) -> PaymentRow:
     """Pay from the first account that the daemon holds, and submit the transaction."""
     agent = daemon.fleet.held[daemon.accounts[0]].agent
     row, _ = await agent.pay(daemon.world.ask(message))
-    await agent.submitter.drain(10)
+    await agent.submitter.drain(60)
     return daemon.context.payment(row.id)
 
 

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kit.agent import APP, DEVNET, FAST, WORDS, World
+from kit.agent import APP, DEVNET, PATIENT, World, own_account
+from kit.ledger import lay_ledger
 from kit.postgresql import move_to_file
 from payagent.agent.agent import Agent
 from payagent.agent.base.ports import InProcess, Ports, SystemRandomness
@@ -35,7 +36,6 @@ from payagent.store.db.signer_record import SignerFile, signer_file
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
 from payagent.store.rows.fleet import DaemonRow
-from payagent.wallet.keys import derive, seed_from_words
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class SharedLedger:
     def open(self, seat: Seat) -> tuple[Writer, Readers]:
         if self.url is None:
             path = self.world.folder / "ledger.db"
+            lay_ledger(path)
             return Writer(Committer(path, seat=seat)), Readers(path)
         return open_fleet_store(self.url, self.world.folder, checkpoint=lambda _name: None, seat=seat)
 
@@ -105,7 +106,7 @@ class FleetDaemon:
             sync, recovery = self.syncs[account]
             await sync.run_once()
             await recovery.run_once(sync.provider_selection.view)
-            await self.fleet.held[account].agent.submitter.drain(10)
+            await self.fleet.held[account].agent.submitter.drain(60)
         await self.fleet.look()
         await self.fleet.poll()
 
@@ -129,7 +130,7 @@ class FleetDaemon:
         """End at once, without giving anything back: nothing of it runs or commits any more."""
         await self.stand_still()
         for held in tuple(self.fleet.held.values()):
-            await held.agent.submitter.drain(10)
+            await held.agent.submitter.drain(60)
         self.writer.close()
 
 
@@ -145,14 +146,14 @@ async def fleet_daemon(
     """A daemon of a fleet with `count` accounts, after it has joined."""
     folder = world.folder / name
     folder.mkdir(exist_ok=True)
-    accounts = [derive(seed_from_words(WORDS), DEVNET, number) for number in range(count)]
+    accounts = [own_account(number) for number in range(count)]
     records = {number: SignerFile(folder / signer_file(number)) for number in range(count)}
     seat = Seat(name, f"host of {name}", records, is_synchronous=is_synchronous)
     writer, readers = ledger.open(seat)
     if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
         scopes = ["pay", "read", "operate", "approve"]
         await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
-    provider, merchants = Blockfrost("devnet", world.devnet.chain_url, None, FAST), MerchantClient()
+    provider, merchants = Blockfrost("devnet", world.devnet.chain_url, None, PATIENT), MerchantClient()
     ports = Ports(world.clock, SystemRandomness())
     front = Agent(world.terms, ports, writer, readers, [provider], NoSigner())
     syncs: dict[int, tuple[ChainSync, Recovery]] = {}
@@ -171,7 +172,7 @@ async def fleet_daemon(
         return held
 
     async def stop(held: HeldAccount) -> None:
-        await held.agent.submitter.drain(10)
+        await held.agent.submitter.drain(60)
 
     me = DaemonRow(name, f"host of {name}", f"http://{name}", config_hash, "1", 0)
     addresses = tuple(account.address.text for account in accounts)

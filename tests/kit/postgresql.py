@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kit.agent import DEVNET, WORDS, OpenLedger
+from kit.agent import OpenLedger, own_account
 from kit.cli import until
 from kit.daemon import children
 from kit.fleet import Record
@@ -34,7 +34,6 @@ from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import fleet
-from payagent.wallet.keys import derive, seed_from_words
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 needs_postgresql = pytest.mark.skipif(not _BINARIES, reason="PostgreSQL is missing (Debian's package postgresql)")
@@ -190,7 +189,7 @@ def ledger_at(url: str) -> OpenLedger:
         seat = Seat("daemon", "host", {0: Record()} if own is None else own.records)
 
         def take(unit: Unit) -> None:
-            fleet.add_account(unit, 0, derive(seed_from_words(WORDS), DEVNET).address.text)
+            fleet.add_account(unit, 0, own_account().address.text)
             seat.hold(unit, fleet.take_accounts(unit, seat.holder, [0], 0))
             fleet.prove(unit, seat.holder, 0)
 

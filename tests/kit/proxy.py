@@ -5,6 +5,7 @@ The merchant records every request byte for byte and answers as a test scripts; 
 
 import asyncio
 import base64
+import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,7 +26,7 @@ from payagent.proxy.app import Bounds
 from payagent.proxy.exchange import Exchange
 from payagent.store.rows import payments
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -301,12 +302,18 @@ def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) ->
 
 @asynccontextmanager
 async def blocks(run: Run, every_s: float = 0.02) -> AsyncIterator[None]:
-    """A chain that makes blocks by itself, and an agent that runs its passes."""
+    """A chain that makes blocks by itself, and an agent that runs its passes.
+
+    Five blocks follow each transaction, as deep as a merchant of these tests waits for. Otherwise they are rare.
+    """
 
     async def go_on() -> None:
-        while True:
-            await asyncio.to_thread(run.world.block)
-            await run.run_pass()
+        left = 5
+        for turn in itertools.count():
+            left = 5 if run.world.waiting() else left - 1
+            if left >= 0 or turn % 50 == 0:
+                await asyncio.to_thread(run.world.block)
+                await run.run_pass()
             await asyncio.sleep(every_s)
 
     task = asyncio.create_task(go_on())

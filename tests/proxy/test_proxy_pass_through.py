@@ -23,21 +23,18 @@ FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 # --- the request -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
+async def test_path_and_query_are_forwarded_byte_for_byte(at: Place) -> None:
+    for target in [
         "/",
         "/a//b/../c/./%2e%2e/%2F%zz;v=1,2",
         "/chat?",
         "/chat?q=a+b%20c&q=&&x[]=1&u=http://x/?y#frag",
         "/%E2%82%AC/" + "long" * 2000,
         "/proxy/t/again?~=1",
-    ],
-)
-async def test_path_and_query_are_forwarded_byte_for_byte(at: Place, target: str) -> None:
-    assert (await at.ask(target)).body == b"ok"
-    # uvicorn takes an empty query for none
-    assert at.peer.calls[0].line == f"GET {target.removesuffix('?')} HTTP/1.1".encode()
+    ]:
+        assert (await at.ask(target)).body == b"ok"
+        # uvicorn takes an empty query for none
+        assert at.peer.calls[-1].line == f"GET {target.removesuffix('?')} HTTP/1.1".encode()
 
 
 async def test_a_url_without_a_path_is_the_merchants_root(at: Place) -> None:
@@ -46,11 +43,11 @@ async def test_a_url_without_a_path_is_the_merchants_root(at: Place) -> None:
     assert [call.line for call in at.peer.calls] == [b"GET / HTTP/1.1", b"GET /?a=1 HTTP/1.1"]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-async def test_every_method_is_forwarded(at: Place, method: str) -> None:
-    assert (await at.ask(method=method, body=b"a body")).body == b"ok"
-    assert at.peer.calls[0].line == f"{method} /chat HTTP/1.1".encode()
-    assert at.peer.calls[0].body == b"a body"
+async def test_every_method_is_forwarded(at: Place) -> None:
+    for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]:
+        assert (await at.ask(method=method, body=b"a body")).body == b"ok"
+        assert at.peer.calls[-1].line == f"{method} /chat HTTP/1.1".encode()
+        assert at.peer.calls[-1].body == b"a body"
 
 
 async def test_headers_are_forwarded_in_order_without_hop_by_hop_headers(at: Place) -> None:
@@ -118,7 +115,7 @@ async def test_a_body_streams_to_the_merchant_as_it_arrives(at: Place) -> None:
     at.peer.answers["/chat"] = read_slowly
     async with at.wire() as wire:
         await wire.say(at.call("/chat", "Content-Length: 12", method="POST") + b"first ")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await first.wait()
         await wire.say(b"second")
         assert (await wire.answer()).body == b"ok"
@@ -165,15 +162,15 @@ async def test_an_answer_is_returned_without_hop_by_hop_and_x_payagent_headers(a
     ]
 
 
-@pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
-async def test_a_redirect_is_returned_and_not_followed(at: Place, status: str) -> None:
-    elsewhere = f"{at.peer.url}/elsewhere"
-    at.peer.answers["/chat"] = saying(
-        f"HTTP/1.1 {status} Moved\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n".encode()
-    )
-    got = await at.ask(method="POST", body=b"x")
-    assert (got.status, got.values("location")) == (int(status), [elsewhere])
-    assert [call.path for call in at.peer.calls] == ["/chat"]
+async def test_a_redirect_is_returned_and_not_followed(at: Place) -> None:
+    for status in ["301", "302", "303", "307", "308"]:
+        elsewhere = f"{at.peer.url}/elsewhere"
+        at.peer.answers["/chat"] = saying(
+            f"HTTP/1.1 {status} Moved\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        got = await at.ask(method="POST", body=b"x")
+        assert (got.status, got.values("location")) == (int(status), [elsewhere])
+        assert {call.path for call in at.peer.calls} == {"/chat"}
 
 
 async def test_answers_without_a_body_are_returned_without_one(at: Place) -> None:
@@ -307,7 +304,7 @@ async def test_a_request_body_that_arrives_too_slowly_is_refused(world: World, m
     async def want(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 0\r\n\r\n")
 
-    async with place(world, Bounds(read_timeout_s=0.3)) as at:
+    async with place(world, Bounds(read_timeout_s=2)) as at:
         at.peer.answers["/chat"] = want
         async with at.wire() as wire:
             await wire.say(at.call("/chat", "Content-Length: 500", method="POST") + b"{")
@@ -346,7 +343,7 @@ async def test_request_and_answer_bodies_stream_at_the_same_time(at: Place) -> N
         await wire.say(b"one ")
         assert (await wire.head()).status == 200
         for part in (b"one ", b"two ", b"last"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await wire.reader.readexactly(4) == part
             if part != b"last":
                 await wire.say(b"two " if part == b"one " else b"last")
@@ -462,7 +459,7 @@ async def test_a_client_that_hangs_up_ends_the_request_to_the_merchant(at: Place
         while not at.peer.calls:
             await asyncio.sleep(0.005)
         wire.hang_up()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await hung_up.wait()
 
 
@@ -481,7 +478,7 @@ async def test_a_client_that_hangs_up_during_a_stream_ends_it(at: Place) -> None
         await wire.head()
         assert await wire.chunk() == b"data: 1\n\n"
         wire.hang_up()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await hung_up.wait()
 
 
@@ -511,7 +508,7 @@ async def test_a_client_that_hangs_up_during_a_stalled_upload_ends_the_answer(
             still = still + 1 if left == before else 0
         assert left
         wire.hang_up()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await hung_up.wait()
 
 
@@ -537,7 +534,7 @@ async def test_a_client_that_hangs_up_while_its_upload_is_stopped_leaves_no_conn
         async with upstream.call(UpstreamRequest(b"POST", b"/chat", [], Upload())) as answered:
             await answered.peek(100)
 
-    async with Peer().running() as peer, asyncio.timeout(10):
+    async with Peer().running() as peer, asyncio.timeout(60):
         peer.answers["/chat"] = answer
         calling = asyncio.create_task(call(Upstream(Target.of_origin(peer.url), 5)))
         await stopping.wait()
@@ -626,7 +623,7 @@ async def dripping(world: World, begins: bytes, more: bytes) -> tuple[int, objec
 
     async with place(world, Bounds(read_timeout_s=0.3, payment_timeout_s=0.5)) as at:
         at.peer.answers["/chat"] = drip
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(60):
             got = await at.ask()
     return got.status, json.loads(got.body or b"")["code"]
 
@@ -693,9 +690,9 @@ async def test_an_answer_body_that_passes_through_may_arrive_slowly(world: World
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n")
         for _ in range(24):  # together longer than the read timeout
             await heard.say(b"x")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.25)
 
-    async with place(world, Bounds(read_timeout_s=1, payment_timeout_s=0.5)) as at:
+    async with place(world, Bounds(read_timeout_s=5, payment_timeout_s=0.5)) as at:
         at.peer.answers["/chat"] = drip
         assert (await at.ask()).body == b"x" * 24
 
@@ -754,15 +751,17 @@ async def test_the_clients_own_authorization_is_forwarded(at: Place) -> None:
     assert second.header("authorization") is None
 
 
-@pytest.mark.parametrize(
-    "header",
-    ["X-Nothing: 1", f"Authorization: {FOREIGN}", "X-Payagent-Token: pa_wrong", "Proxy-Authorization: Basic eDp5"],
-)
-async def test_without_a_valid_token_nothing_is_forwarded(at: Place, header: str) -> None:
-    got = await at.ask("/chat", header, token=False)
-    assert got.status == 401
-    assert b'"unauthorized"' in (got.body or b"")
-    assert at.peer.calls == []
+async def test_without_a_valid_token_nothing_is_forwarded(at: Place) -> None:
+    for header in [
+        "X-Nothing: 1",
+        f"Authorization: {FOREIGN}",
+        "X-Payagent-Token: pa_wrong",
+        "Proxy-Authorization: Basic eDp5",
+    ]:
+        got = await at.ask("/chat", header, token=False)
+        assert got.status == 401
+        assert b'"unauthorized"' in (got.body or b"")
+        assert at.peer.calls == []
 
 
 async def test_a_token_in_the_path_appears_in_no_answer_or_log(
@@ -810,9 +809,8 @@ async def test_a_refused_merchant_is_listed_and_counted_by_app(at: Place) -> Non
     assert [one["event"] for one in logged[:2]] == ["refused", "refused"]
 
 
-@pytest.mark.parametrize(
-    ("headers", "status", "code"),
-    [
+async def test_an_invalid_request_is_refused_before_anything_is_forwarded(at: Place) -> None:
+    for headers, status, code in [
         (["Origin: http://evil.example"], 403, b'"web_page"'),
         (["Sec-Fetch-Site: cross-site"], 403, b'"web_page"'),
         (["Upgrade: websocket", "Connection: Upgrade"], 501, b'"websocket_not_supported"'),
@@ -820,15 +818,11 @@ async def test_a_refused_merchant_is_listed_and_counted_by_app(at: Place) -> Non
         (["X-Payagent-Max-Cost: 5 USDM"], 400, b'"bad_request"'),
         (["X-Payagent-Max-Cost: 5", "X-Payagent-Max-Cost: 6"], 400, b'"bad_request"'),
         (["X-Payagent-Dry-Run: yes"], 400, b'"bad_request"'),
-    ],
-)
-async def test_an_invalid_request_is_refused_before_anything_is_forwarded(
-    at: Place, headers: list[str], status: int, code: bytes
-) -> None:
-    got = await at.ask("/chat", *headers)
-    assert (got.status, got.values("content-type")) == (status, ["application/problem+json"])
-    assert code in (got.body or b"")
-    assert at.peer.calls == []
+    ]:
+        got = await at.ask("/chat", *headers)
+        assert (got.status, got.values("content-type")) == (status, ["application/problem+json"])
+        assert code in (got.body or b"")
+        assert at.peer.calls == []
 
 
 async def test_a_foreign_host_name_is_refused(at: Place) -> None:

@@ -343,9 +343,8 @@ async def test_an_answer_other_than_402_is_not_paid(shop: Place) -> None:
 # --- what is not paid --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "code"),
-    [
+async def test_a_402_that_is_not_an_invoice_is_refused_with_its_code(shop: Place) -> None:
+    for answer, status, code in [
         (as_402("Payment required"), 422, "not_an_invoice"),
         (as_402({"status": "pending"}), 422, "not_an_invoice"),
         (as_402(None, body=b"<html>pay me</html>"), 422, "invoice_invalid"),
@@ -354,15 +353,11 @@ async def test_an_answer_other_than_402_is_not_paid(shop: Place) -> None:
         (as_402(None, body=b"[" * 600_000), 413, "body_too_big"),
         (as_402(None, "Content-Encoding: gzip", body=gzip.compress(b" " * 100_000_000)), 413, "body_too_big"),
         (b"HTTP/1.1 402 Pay\r\nContent-Length: 0\r\n\r\n", 422, "invoice_invalid"),
-    ],
-)
-async def test_a_402_that_is_not_an_invoice_is_refused_with_its_code(
-    shop: Place, answer: bytes, status: int, code: str
-) -> None:
-    shop.peer.answers["/chat"] = saying(answer)
-    got = await shop.ask()
-    assert (got.status, problem(got)["code"]) == (status, code)
-    assert shop.payments == []
+    ]:
+        shop.peer.answers["/chat"] = saying(answer)
+        got = await shop.ask()
+        assert (got.status, problem(got)["code"]) == (status, code)
+        assert shop.payments == []
 
 
 async def test_a_402_above_the_limits_or_the_funds_is_refused_with_its_code(shop: Place) -> None:
@@ -553,7 +548,7 @@ async def test_after_a_client_hangs_up_the_next_request_shows_the_same_proof(sho
     shop.peer.answers["/chat"] = wall
     async with shop.wire() as wire:
         await wire.say(shop.call())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await has_proof.wait()
         wire.hang_up()
     assert (await shop.ask()).body == b"served"

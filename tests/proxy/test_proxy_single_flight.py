@@ -142,7 +142,7 @@ async def test_when_the_first_client_hangs_up_the_next_request_uses_its_payment(
     shop.peer.answers["/chat"] = wall
     async with shop.wire() as first:
         await first.say(shop.call())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await has_proof.wait()
         second = asyncio.create_task(shop.ask())
         await shop.until(lambda: len(wall.firsts) == 2, "the second call has its 402")
@@ -212,15 +212,15 @@ async def test_a_refusal_after_the_client_hung_up_is_logged(shop: Place) -> None
 
     def pause(unit: Unit) -> None:
         is_admitting.set()
-        assert gone.wait(20)
+        assert gone.wait(60)
         pauses.begin(unit, APP, "while nobody looks", agent.context.ports.clock.now_ms())
 
     with capture_logs() as told:
         blocking = asyncio.create_task(agent.context.write("pause", pause))
-        await asyncio.to_thread(is_admitting.wait, 20)
+        await asyncio.to_thread(is_admitting.wait, 60)
         async with shop.wire() as client:
             await client.say(shop.call())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not await agent.signing.give_way():  # until its payment waits for the writer
                     await asyncio.sleep(0.005)
             client.hang_up()

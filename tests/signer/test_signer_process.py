@@ -42,11 +42,15 @@ ROOT = Path(__file__).parents[2]
 Unlocked = tuple[Account, SignerProcess]
 
 
+def furnished(folder: Path) -> Path:
+    create(folder / "keystore.json", WORDS, PASSPHRASE, PREPROD, scrypt_n=16)
+    passphrase_of(folder, PASSPHRASE)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    create(tmp_path / "keystore.json", WORDS, PASSPHRASE, PREPROD, scrypt_n=16)
-    passphrase_of(tmp_path, PASSPHRASE)
-    return tmp_path
+    return furnished(tmp_path)
 
 
 def passphrase_of(folder: Path, text: str) -> SecretFile:
@@ -64,9 +68,10 @@ def unlocking(folder: Path, network: str = "preprod", number: int = 0) -> Iterat
         yield account, signer
 
 
-@pytest.fixture
-def signer(folder: Path) -> Iterator[Unlocked]:
-    with unlocking(folder) as found:
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unlocked]:
+    """One process for all tests that leave it running."""
+    with unlocking(furnished(tmp_path_factory.mktemp("signer"))) as found:
         yield found
 
 
@@ -90,7 +95,7 @@ def send(pid: int, number: int) -> None:
 
 
 def until_ended(pid: int) -> None:
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while not has_ended(pid):
         assert time.monotonic() < end_s, f"{pid} lives on"
         time.sleep(0.01)
@@ -295,7 +300,7 @@ def test_a_confined_process_cannot_open_files_start_programs_or_use_the_network(
         its.close()
         assert ours.recv(1000) == b"[]"
         told = [ours.recv(1000).decode() for _ in range(9)]
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert told == [
         f"{name}: PermissionError"
         for name in ("open", "socket", "unix socket", "pair", "process", "program", "kill", "remove", "write")
@@ -507,15 +512,15 @@ except OSError as error:
 # How it ends
 
 
-def test_a_killed_signer_is_lost_for_good_and_signs_nothing(signer: Unlocked) -> None:
-    _, process = signer
-    send(process.pid, signal.SIGKILL)
-    until_ended(process.pid)
-    for _ in range(2):
-        with pytest.raises(Refused) as caught:
-            process.sign(b"whatever", 0)
-        assert caught.value.name == "signer_lost"
-    assert process.problem is not None
+def test_a_killed_signer_is_lost_for_good_and_signs_nothing(folder: Path) -> None:
+    with unlocking(folder) as (_, process):
+        send(process.pid, signal.SIGKILL)
+        until_ended(process.pid)
+        for _ in range(2):
+            with pytest.raises(Refused) as caught:
+                process.sign(b"whatever", 0)
+            assert caught.value.name == "signer_lost"
+        assert process.problem is not None
 
 
 def test_stop_signals_for_the_daemon_do_not_stop_the_signer(signer: Unlocked) -> None:
@@ -664,7 +669,7 @@ with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{
         pid, holder = map(int, daemon.stdout.readline().split())
         try:
             daemon.kill()
-            daemon.wait(20)
+            daemon.wait(60)
             until_ended(pid)
         finally:
             with suppress(ProcessLookupError):
@@ -692,5 +697,5 @@ with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{
         pid = int(daemon.stdout.readline())
         assert not has_ended(pid)
         daemon.kill()
-        daemon.wait(20)
+        daemon.wait(60)
         until_ended(pid)
