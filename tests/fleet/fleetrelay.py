@@ -36,10 +36,13 @@ class Relay:
         with suppress(OSError):
             while True:
                 near, _ = self._listening.accept()
-                if self._way == "closed":
+                try:
+                    if self._way == "closed":
+                        raise ConnectionRefusedError
+                    far = socket.create_connection(self._to)
+                except ConnectionError:
                     near.close()
                     continue
-                far = socket.create_connection(self._to)
                 for one in (near, far):
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._ends |= {near, far}

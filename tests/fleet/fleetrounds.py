@@ -1,6 +1,7 @@
 """Rounds of a drill: the holders of all accounts are killed or stopped at commit points, and another carries on.
 
-Three accounts and four daemons, of which one holds none. In a round each of the other three fails once.
+Three accounts, and one daemon more than fail in a round. `DAEMONS` are those of a long run: one holds no account,
+and in a round each of the other three fails once.
 """
 
 import threading
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from fleetrelay import Relay, Way
 from fleetworld import UTXO_LOVELACE, DrillFleet
 from kit.cli import until
 from kit.daemons_of_a_fleet import ADDRESSES
@@ -51,16 +53,16 @@ def every_round() -> Iterator[list[Failure]]:
 def run_round(drill: DrillFleet, failures: Sequence[Failure]) -> None:
     """Let the holders fail, see others take their accounts, put the fleet together again, and judge."""
     held = {name: one.ready()["accounts"] for name, one in drill.daemons.items()}
-    (spare,) = [name for name, accounts in held.items() if not accounts]
-    victims = [(name, account) for name, accounts in sorted(held.items()) for account in accounts]
+    victims = [(name, account) for name, accounts in sorted(held.items()) for account in accounts][: len(failures)]
+    spare = min(held.keys() - {name for name, _ in victims}, key=lambda name: len(held[name]))
     with ThreadPoolExecutor(len(failures)) as pool:
         failing = [
             pool.submit(_fail, drill, name, account, failure, spare)
-            for (name, account), failure in zip(victims, failures, strict=False)
+            for (name, account), failure in zip(victims, failures, strict=True)
         ]
         for one in failing:
             one.result()
-    for (name, _), failure in zip(victims, failures, strict=False):
+    for (name, _), failure in zip(victims, failures, strict=True):
         if failure.action == "kill":
             drill.start(name)
         else:
@@ -98,3 +100,27 @@ def _provoke(drill: DrillFleet, name: str, account: int, spare: str, is_over: th
         with suppress(httpx.HTTPError):  # its holder refuses to cancel it: it is on the chain
             drill.daemons[spare].http.post(f"/v1/payments/{one.payment_id}/resolve")
             drill.control("faucet", address=ADDRESSES[account], lovelace=str(UTXO_LOVELACE))
+
+
+_PAYMENT = "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id WHERE i.idempotency_key = ?"
+WRITTEN = {"admit": _PAYMENT, "sign": f"SELECT 1 FROM attempts WHERE payment_id IN ({_PAYMENT})"}
+"""What a commit of a purchase writes."""
+
+
+def lose_answer(drill: DrillFleet, database: Relay, point: str, way: Way) -> None:
+    """Let `a` lose its database in a commit of a purchase. Who asks again is told whether it took place."""
+    one = drill.wanted()
+    drill.daemons["a"].order("wait", f"before {point}")
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(drill.ask, one, "a")
+        drill.daemons["a"].reach()
+        database.become(way)
+        drill.daemons["a"].go_on()
+        assert told.result() is None
+    database.become("open")
+    assert one.codes == ["store_failed"]
+    took_place = way == "answers are lost"
+    assert len(drill.conn.execute(WRITTEN[point], (f"key:{one.key}",)).fetchall()) == took_place
+    drill.pay(one, "a")
+    drill.until_shared()
+    drill.judge()

@@ -35,7 +35,10 @@ from payagent.store.db.postgresql.connection import PostgresqlConnection
 ADA = 1_000_000
 PRICE_UNITS = 3 * ADA
 UTXOS, UTXO_LOVELACE = 12, 40 * ADA
-PATIENCE_S = 90
+PATIENCE_S = 180
+SHOPPER_PATIENCE_S = 15
+"""A shopper that asks several daemons waits so long for each: one of them may have been stopped."""
+
 ADDRESSES_RAW = [parse_address(text, NETWORKS["devnet"]).raw for text in ADDRESSES]
 
 CONFIG = """\
@@ -84,7 +87,7 @@ class DrillFleet:
         self.purchases: dict[str, Purchase] = {}
         self.conn: Any = PostgresqlConnection(self.database)
         self._stack = ExitStack()
-        self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=15)
+        self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=60)
         self._keys = itertools.count()
         for statement in _WITNESS:
             self.conn.execute(statement)
@@ -137,7 +140,7 @@ class DrillFleet:
             seen = [one.ready() for one in self.daemons.values()]
             held = sorted(account for one in seen for account in one.get("accounts", ()))
             most = -(-len(ADDRESSES) // len(seen))
-            return all(one["ready"] and len(one["accounts"]) <= most for one in seen) and held == list(
+            return all(one.get("ready") and len(one["accounts"]) <= most for one in seen) and held == list(
                 range(len(ADDRESSES))
             )
 
@@ -170,11 +173,11 @@ class DrillFleet:
 
     # --- shoppers
 
-    def ask(self, one: Purchase, at: str) -> dict[str, Any] | None:
+    def ask(self, one: Purchase, at: str, patience_s: float = 60) -> dict[str, Any] | None:
         """Ask a daemon to pay; None if it refused, died, or has no proof yet."""
         try:
             answer = self.daemons[at].http.post(
-                "/v1/payments", json=one.body, headers={"Idempotency-Key": one.key}
+                "/v1/payments", json=one.body, headers={"Idempotency-Key": one.key}, timeout=patience_s
             )
         except httpx.HTTPError:
             return None
@@ -192,7 +195,7 @@ class DrillFleet:
     def call_by_proxy(self, at: str) -> int:
         """The status of a call of the merchant by a daemon's proxy."""
         token, body = {"X-Payagent-Token": TOKEN}, {"message": f"by the proxy of {at}"}
-        return self.daemons[at].http.post("/proxy/t/chat", json=body, headers=token, timeout=60).status_code
+        return self.daemons[at].http.post("/proxy/t/chat", json=body, headers=token).status_code
 
     def buy(self, at: str) -> Purchase:
         """Pay for a new purchase, first asked at this daemon and then at the others."""
@@ -202,7 +205,7 @@ class DrillFleet:
 
     def pay(self, one: Purchase, at: str) -> None:
         for name in self._beginning_at(at):
-            if self.ask(one, name) is not None:
+            if self.ask(one, name, SHOPPER_PATIENCE_S) is not None:
                 return
 
     def _beginning_at(self, name: str) -> Iterator[str]:
@@ -245,9 +248,10 @@ class DrillFleet:
         for name in self._beginning_at(at):
             with suppress(httpx.HTTPError):
                 payment = f"/v1/payments/{one.payment_id}"
-                told = self.daemons[name].http.get(f"{payment}?wait=5").json()
+                http, patience_s = self.daemons[name].http, SHOPPER_PATIENCE_S
+                told = http.get(f"{payment}?wait=5", timeout=patience_s).json()
                 if told.get("ready") and self.ask_merchant(one.key, told["headers"]).status_code == 200:
-                    self.daemons[name].http.post(f"{payment}/delivery", json={"status": 200}).raise_for_status()
+                    http.post(f"{payment}/delivery", json={"status": 200}, timeout=patience_s).raise_for_status()
                     one.is_served = True
                     return
 

@@ -1,4 +1,7 @@
-"""A daemon that is cut off from the database or the chain, and a COMMIT whose answer is lost."""
+"""A daemon that is cut off from the database or the chain, and a COMMIT whose answer is lost.
+
+The sample has one such COMMIT, in test_fleet_together.py.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,17 +9,13 @@ from dataclasses import dataclass
 
 import pytest
 from fleetrelay import Relay, Way
+from fleetrounds import WRITTEN, lose_answer
 from fleetworld import DrillFleet, drill_fleet
 from kit.cli import until
-from kit.effort import IS_LONG
+from kit.effort import long_only
 from kit.postgresql import Server, needs_postgresql
 
-pytestmark = needs_postgresql
-
-
-_PAYMENT = "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id WHERE i.idempotency_key = ?"
-WRITTEN = {"admit": _PAYMENT, "sign": f"SELECT 1 FROM attempts WHERE payment_id IN ({_PAYMENT})"}
-"""What a commit of a purchase writes."""
+pytestmark = [needs_postgresql, long_only]
 
 
 @dataclass
@@ -44,24 +43,11 @@ def cut(tmp_path_factory: pytest.TempPathFactory, postgresql: Server) -> Iterato
 
 
 @pytest.mark.parametrize("point", WRITTEN)
-@pytest.mark.parametrize(("way", "took_place"), [("requests are lost", False), ("answers are lost", True)])
+@pytest.mark.parametrize("way", ["requests are lost", "answers are lost"])
 def test_who_lost_the_answer_to_a_commit_is_told_the_truth_when_it_asks_again(
-    cut: Cut, point: str, way: Way, took_place: bool
+    cut: Cut, point: str, way: Way
 ) -> None:
-    drill, one = cut.drill, cut.drill.wanted()
-    drill.daemons["a"].order("wait", f"before {point}")
-    with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(drill.ask, one, "a")
-        drill.daemons["a"].reach()
-        cut.database.become(way)
-        drill.daemons["a"].go_on()
-        assert told.result() is None
-    cut.database.become("open")
-    assert one.codes == ["store_failed"]
-    assert len(drill.conn.execute(WRITTEN[point], (f"key:{one.key}",)).fetchall()) == took_place
-    drill.pay(one, "a")
-    drill.until_shared()
-    drill.judge()
+    lose_answer(cut.drill, cut.database, point, way)
 
 
 def test_a_daemon_cut_off_from_the_database_pays_nothing_and_loses_its_accounts(cut: Cut) -> None:
@@ -76,7 +62,6 @@ def test_a_daemon_cut_off_from_the_database_pays_nothing_and_loses_its_accounts(
     drill.judge()
 
 
-@pytest.mark.skipif(not IS_LONG, reason="only --long waits 40 s; tests/agent/test_agent_fleet.py does not wait")
 def test_accounts_of_a_daemon_cut_off_from_the_chain_go_to_one_that_is_not(cut: Cut) -> None:
     drill = cut.drill
     cut.chain.become("closed")

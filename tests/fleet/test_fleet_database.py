@@ -1,25 +1,16 @@
-"""PostgreSQL restarts, crashes or has a full disk: payments wait, then go on."""
+"""PostgreSQL has a full disk: payments wait, then go on."""
 
 from contextlib import suppress
 from pathlib import Path
 
 from fleetworld import drill_fleet
+from kit.effort import long_only
 from kit.postgresql import Server, needs_postgresql
 
 pytestmark = needs_postgresql
 
 
-def test_payments_go_on_after_a_restart_and_a_crash_of_the_database(tmp_path: Path, postgresql: Server) -> None:
-    with drill_fleet(tmp_path, postgresql, "ab") as drill:
-        for fail in (postgresql.restart, postgresql.crash):
-            with drill.shopping("a", "b"):
-                drill.buy("a")
-                fail()
-                drill.buy("b")
-        drill.reconnect()
-        drill.judge()
-
-
+@long_only
 def test_payments_wait_while_the_databases_disk_is_full(tmp_path: Path, postgresql: Server) -> None:
     with postgresql.on_small_disk() as (url, disk), drill_fleet(tmp_path, postgresql, "ab", url) as drill:
         ballast = disk / "ballast"

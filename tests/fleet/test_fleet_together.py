@@ -1,11 +1,18 @@
-"""Several `payagent serve` on one PostgreSQL, with nothing but a wrong clock: they pay, and obey, as one."""
+"""Three `payagent serve` on one PostgreSQL pay, and obey, as one, also when one of them or the database fails.
+
+Each failure is here once. `./scripts/test --long` has all of them, in test_fleet_cut_off.py and
+test_fleet_failures.py.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import httpx
 import pytest
+from fleetrelay import Relay
+from fleetrounds import Failure, lose_answer, run_round
 from fleetworld import PRICE_UNITS, DrillFleet, Purchase, drill_fleet
 from kit.cli import until
 from kit.postgresql import Server, needs_postgresql
@@ -15,10 +22,28 @@ from payagent.store.rows import fleet
 pytestmark = needs_postgresql
 
 
+@dataclass
+class Cut:
+    """The fleet. What `a` says to the database goes through a relay."""
+
+    drill: DrillFleet
+    database: Relay
+
+
 @pytest.fixture(scope="module")
-def drill(tmp_path_factory: pytest.TempPathFactory, postgresql: Server) -> Iterator[DrillFleet]:
-    with drill_fleet(tmp_path_factory.mktemp("fleet"), postgresql, "abc") as made:
-        yield made
+def cut(tmp_path_factory: pytest.TempPathFactory, postgresql: Server) -> Iterator[Cut]:
+    with drill_fleet(tmp_path_factory.mktemp("fleet"), postgresql, "") as drill:
+        database, url = drill.relay_to(drill.url)
+        drill.start("a", url)
+        drill.start("b")
+        drill.start("c")
+        drill.until_shared()
+        yield Cut(drill, database)
+
+
+@pytest.fixture
+def drill(cut: Cut) -> DrillFleet:
+    return cut.drill
 
 
 def refused(drill: DrillFleet, at: str) -> list[str]:
@@ -79,6 +104,26 @@ def test_a_batch_wanted_at_two_daemons_is_bought_once_from_its_home_account(dril
     ((payment_id, tx_hash, account),) = drill.conn.execute(bought).fetchall()
     assert drill.conn.execute("SELECT account FROM homes").fetchall() == [(account,)]
     drill.purchases["batch"] = Purchase("batch", {}, payment_id, tx_hash, is_served=True)
+
+
+def test_who_lost_the_answer_to_a_signing_is_told_the_truth_when_it_asks_again(cut: Cut) -> None:
+    lose_answer(cut.drill, cut.database, "sign", "answers are lost")
+
+
+def test_when_a_holder_is_killed_and_another_stopped_the_third_carries_on(drill: DrillFleet) -> None:
+    """The second stands still in the gate."""
+    run_round(drill, [Failure("kill", "before sign"), Failure("stop", "before admit")])
+
+
+def test_payments_go_on_after_a_restart_and_a_crash_of_the_database(drill: DrillFleet, postgresql: Server) -> None:
+    for fail in (postgresql.restart, postgresql.crash):
+        with drill.shopping("a", "b"):
+            drill.buy("a")
+            fail()
+            drill.buy("b")
+    drill.reconnect()
+    drill.until_shared()
+    drill.judge()
 
 
 def test_a_clock_an_hour_off_moves_no_lease(drill: DrillFleet) -> None:

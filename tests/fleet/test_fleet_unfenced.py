@@ -1,9 +1,13 @@
-"""A daemon that never asks who holds an account: the trigger refuses its rows, or a judge finds them."""
+"""A daemon that never asks who holds an account: the trigger refuses its rows, or a judge finds them.
+
+The sample has the trigger without processes (tests/store/test_store_postgresql_fleet.py).
+"""
 
 from pathlib import Path
 
 from fleetworld import DrillFleet, drill_fleet
 from kit.cli import until
+from kit.effort import long_only
 from kit.postgresql import Server, needs_postgresql
 
 from payagent.store.db.postgresql.schema import FENCED
@@ -23,6 +27,7 @@ def wake_unfenced(drill: DrillFleet) -> None:
     one.wake()
 
 
+@long_only
 def test_what_a_daemon_without_a_fence_writes_is_refused_or_found(tmp_path: Path, postgresql: Server) -> None:
     with drill_fleet(tmp_path, postgresql, "a") as drill:
         wake_unfenced(drill)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kit.postgresql import _OWNER, _user, free_port
+from kit.postgresql_cluster import OWNER, USER, free_port
 
 _PROGRAM = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 needs_pooler = pytest.mark.skipif(_PROGRAM is None, reason="pgbouncer is missing (Debian's package pgbouncer)")
@@ -23,20 +23,20 @@ def pooler(url: str) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="pool-"))
     config = folder / "pgbouncer.ini"
     config.write_text(
-        f"[databases]\n* = host={parts.hostname} port={parts.port} user={_user()}\n"
+        f"[databases]\n* = host={parts.hostname} port={parts.port} user={USER}\n"
         f"[pgbouncer]\npool_mode = transaction\nauth_type = any\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
         "unix_socket_dir =\n"
     )
     folder.chmod(0o755)
     try:
         with subprocess.Popen(
-            [str(_PROGRAM), str(config)], user=_OWNER, group=_OWNER, cwd="/", stderr=subprocess.PIPE, text=True
+            [str(_PROGRAM), str(config)], user=OWNER, group=OWNER, cwd="/", stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr is not None
             said = next((line for line in process.stderr if "process up" in line), None)
             assert said is not None
             try:
-                yield f"postgresql://{_user()}@127.0.0.1:{port}{parts.path}"
+                yield f"postgresql://{USER}@127.0.0.1:{port}{parts.path}"
             finally:
                 process.kill()
     finally:

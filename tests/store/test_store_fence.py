@@ -1,4 +1,7 @@
-"""The gate and the fence of a fleet, on both engines: who holds an account writes for it, and nobody else."""
+"""The gate and the fence of a fleet: who holds an account writes for it, and nobody else.
+
+One test runs on both engines. `./scripts/test --long` runs all of them on both.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kit.effort import pick
 from kit.fleet import Daemon, pair_on
 from kit.postgresql import needs_postgresql
 
@@ -17,7 +21,10 @@ from payagent.store.rows.fleet import LEASE_MS, AdmissionRequest
 Pair = tuple[Daemon, Daemon]
 
 
-@pytest.fixture(params=["file", pytest.param("postgresql", marks=needs_postgresql)])
+ENGINES = ["file", pytest.param("postgresql", marks=needs_postgresql)]
+
+
+@pytest.fixture(params=ENGINES[: pick(1, 2)])
 def pair(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two daemons of a fleet on one ledger. The wallet has the accounts 0 and 1; the first daemon holds both."""
     place: Path | str = tmp_path / "ledger.db"
@@ -125,6 +132,7 @@ def test_a_daemon_commits_nothing_to_tables_of_a_newer_payagent_and_lets_its_acc
     assert (one.lost, one.notes()) == ([0, 1], [])
 
 
+@pytest.mark.parametrize("pair", ENGINES, indirect=True)
 def test_jobs_of_one_commit_are_fenced_each_by_its_account(pair: Pair) -> None:
     one, two = pair
     two.take_over([0])

@@ -14,9 +14,10 @@ from threading import Event
 from typing import Any
 
 import pytest
+from kit.cli import until
 from kit.effort import pick
 from kit.fleet import Daemon, Record, daemon_on, pair_on
-from kit.postgresql import Hasty, Impatient, Patient, Server, Unfenced, needs_postgresql
+from kit.postgresql import Impatient, Patient, Server, Unfenced, needs_postgresql
 
 import payagent
 from payagent.core.problems import Refused
@@ -55,6 +56,17 @@ def operator(url: str) -> Iterator[PostgresqlConnection]:
 
 def session_of(daemon: Daemon) -> int:
     return int(daemon.conn.execute("SELECT pg_backend_pid()").fetchone()[0])
+
+
+def until_waiting(conn: Any, session: int, *, standby: bool = False) -> None:
+    """Wait until a session waits: in a commit for a standby, or else for a lock or in a sleep."""
+    until(lambda: waits(conn, session, standby=standby), "the session does not wait")
+
+
+def waits(conn: Any, session: int, *, standby: bool) -> bool:
+    awaited = "wait_event = 'SyncRep'" if standby else "wait_event_type IN ('Timeout', 'Lock')"
+    asked = f"SELECT 1 FROM pg_stat_activity WHERE {awaited} AND pid = ?"
+    return conn.execute(asked, (session,)).fetchone() is not None
 
 
 def started(module: str, *args: str) -> "subprocess.Popen[str]":
@@ -125,21 +137,17 @@ def test_a_daemon_waits_for_its_turn_as_long_as_others_commit(pair: Pair, url: s
     hold = (
         "SELECT 1 FROM gate FOR UPDATE",
         "UPDATE gate SET timeline = timeline",
-        "SELECT pg_sleep(1.8)",
+        "SELECT pg_sleep(1.8)",  # together longer than `Patient` waits for one of them
     )
 
     def held_by(conn: PostgresqlConnection) -> None:
         for statement in ("BEGIN", *hold, "COMMIT"):
             conn.execute(statement)
 
-    with operator(url) as first, operator(url) as second, ThreadPoolExecutor(2) as pool:
-        for conn in (first, second):
+    with operator(url) as first, operator(url) as second, operator(url) as third, ThreadPoolExecutor(3) as pool:
+        for conn in (first, second, third):
             pool.submit(held_by, conn)
-            while not one.conn.execute(
-                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type IN ('Timeout', 'Lock') AND pid = ?",
-                (conn._conn.info.backend_pid,),
-            ).fetchone():
-                pass
+            until_waiting(one.conn, conn._conn.info.backend_pid)
         with daemon_on(url, "patient", made=Patient) as patient:
             patient.note("its turn", account=None)
     assert two.notes() == ["its turn"]
@@ -230,7 +238,7 @@ def test_a_connection_lost_before_the_commit_changes_nothing(pair: Pair, url: st
     def cut(name: str) -> None:
         if name == "before cut":
             with operator(url) as conn:
-                conn.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER), 5000)", (session_of_cut,))
+                conn.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER), 60000)", (session_of_cut,))
 
     one.give_back(0)
     one.give_back(1)
@@ -257,17 +265,11 @@ def test_a_commit_that_a_standby_may_lack_has_an_unknown_outcome(
     one.conn.execute("SET synchronous_commit = on")
     with ThreadPoolExecutor(1) as pool, operator(url) as conn:
         waiting = pool.submit(lose, one, "landed", told)
-        while not _waits_for_a_standby(conn, session):
-            pass
+        until_waiting(conn, session, standby=True)
         conn.execute(f"SELECT {ends}(CAST(? AS INTEGER))", (session,))
         waiting.result()
     assert two.notes() == ["landed", "again"]
     two.require_whole()
-
-
-def _waits_for_a_standby(conn: Any, session: int) -> bool:
-    asked = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = ?"
-    return conn.execute(asked, (session,)).fetchone() is not None
 
 
 def test_a_daemon_that_waits_for_a_standby_keeps_the_gate(pair: Pair, url: str) -> None:
@@ -277,11 +279,10 @@ def test_a_daemon_that_waits_for_a_standby_keeps_the_gate(pair: Pair, url: str) 
         one.conn.execute("SET synchronous_commit = on")
         with operator(url) as conn:
             waiting = pool.submit(lose, one, "landed", "canceling wait")
-            while not _waits_for_a_standby(conn, session):
-                pass
+            until_waiting(conn, session, standby=True)
             with pytest.raises(Refused, match="another daemon has held the gate"):
                 impatient.note("waits", account=None)
-            assert _waits_for_a_standby(conn, session)
+            assert waits(conn, session, standby=True)
             conn.execute("SELECT pg_cancel_backend(CAST(? AS INTEGER))", (session,))
             waiting.result()
         impatient.note("goes on", account=None)
@@ -292,15 +293,17 @@ def test_a_commit_that_is_never_answered_has_an_unknown_outcome(pair: Pair, url:
     """As on a primary that lost its standbys and still runs. The daemon goes on once that one is ended."""
     one, two = pair
     one.give_back(0)
-    with daemon_on(url, "hasty", made=Hasty) as hasty, operator(url) as conn:
+    with daemon_on(url, "hasty") as hasty, operator(url) as conn, pytest.MonkeyPatch.context() as patch:
         assert hasty.take([0], 0) == {0: 2}
         session = session_of(hasty)
         hasty.conn.execute("SET synchronous_commit = on")
+        patch.setattr(hasty.committer, "_commit_patience_s", 0.5)
         with pytest.raises(Refused, match="whether it took place is unknown") as refused:
             hasty.note("landed", account=0)
+        patch.undo()
         assert (refused.value.code, hasty.lost) == ("store_failed", [0])
-        assert _waits_for_a_standby(conn, session)
-        conn.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER), 5000)", (session,))
+        assert waits(conn, session, standby=True)
+        conn.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER), 60000)", (session,))
         assert hasty.take([0], 0) == {0: 3}
         hasty.note("again", account=0)
     assert two.notes() == ["landed", "again"]

@@ -27,7 +27,7 @@ def test_no_query_about_utxos_scans_all_utxos(tmp_path: Path, name: str) -> None
 
     writer = Writer(tmp_path / "ledger.db")
     try:
-        steps = writer.submit("plan", plan).result(10)
+        steps = writer.submit("plan", plan).result(60)
     finally:
         writer.close()
     assert any(step.startswith("SEARCH c USING INDEX utxos_by_state") for step in steps), steps
@@ -44,7 +44,7 @@ def test_the_payment_query_returns_a_column_for_each_field(tmp_path: Path) -> No
 
     writer = Writer(tmp_path / "ledger.db")
     try:
-        columns = writer.submit("names", names).result(10)
+        columns = writer.submit("names", names).result(60)
     finally:
         writer.close()
     row = payments.PaymentRow

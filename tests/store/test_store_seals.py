@@ -60,8 +60,8 @@ def test_a_missing_table_raises_a_database_error(path: Path) -> None:
 
 def test_a_seal_is_computed_as_documented(path: Path) -> None:
     writer = Writer(path)
-    writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
-    writer.submit("more", add_rows).result(10)
+    writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(60)
+    writer.submit("more", add_rows).result(60)
     writer.close()
     before, (seq, what, marks, own) = seals(path)
     assert (before[0], before[1], seq, what) == (1, {"meta": [1, 1]}, 2, {"apps": [1, 1], "meta": [2, 3]})
@@ -81,7 +81,7 @@ def test_the_account_of_a_row_is_sealed_only_if_it_is_not_the_first(path: Path) 
         job = partial(
             prepaid.ensure_pool, origin="o", partner=f"p{account}", wallet="w", now_ms=5, account=account
         )
-        writer.submit("pool", job).result(10)
+        writer.submit("pool", job).result(60)
     writer.close()
     with closing(open_read_only(path)) as conn:
         texts = [json.loads(text) for _, text in books.row_texts(conn, "prepaid_pools")]
@@ -92,7 +92,7 @@ def test_the_account_of_a_row_is_sealed_only_if_it_is_not_the_first(path: Path) 
 def test_the_account_of_a_posting_is_sealed_where_it_always_stood(path: Path) -> None:
     writer = Writer(path)
     booked = Book(deposit({"lovelace": 5}), ref="aa#0")
-    writer.submit("deposit", lambda unit: executor.write(unit, (booked,), 5)).result(10)
+    writer.submit("deposit", lambda unit: executor.write(unit, (booked,), 5)).result(60)
     writer.close()
     with closing(open_read_only(path)) as conn:
         texts = [json.loads(text) for _, text in books.row_texts(conn, "postings")]
@@ -103,7 +103,7 @@ def test_rows_another_connection_adds_are_not_sealed(path: Path) -> None:
     """This is how `ledger verify` finds a row that somebody added to the file."""
     writer = Writer(path)
     for number in range(3):
-        writer.submit("ours", lambda unit, n=number: records.put_meta(unit, f"ours {n}", "x")).result(10)
+        writer.submit("ours", lambda unit, n=number: records.put_meta(unit, f"ours {n}", "x")).result(60)
         with closing(sqlite3.connect(path)) as conn, conn:
             conn.execute("INSERT INTO meta(key, value) VALUES (?, 'forged')", (f"theirs {number}",))
     writer.close()
@@ -134,9 +134,9 @@ def test_a_bug_in_sealing_is_not_reported_as_a_disk_error(path: Path, monkeypatc
     writer = Writer(path)
     monkeypatch.setattr("payagent.store.db.seals.marks_of", broken)
     with pytest.raises(SealingError, match="a bug"):
-        writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
+        writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(60)
     monkeypatch.undo()
-    writer.submit("second", lambda unit: records.put_meta(unit, "second", "x")).result(10)
+    writer.submit("second", lambda unit: records.put_meta(unit, "second", "x")).result(60)
     writer.close()
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 1]}]
 
@@ -152,27 +152,27 @@ def test_only_committed_rows_are_sealed(path: Path) -> None:
     writer = Writer(path)
     for job in (refuse, break_commit):
         with pytest.raises(Refused):
-            writer.submit("not", job).result(10)
-    writer.submit("nothing", lambda unit: unit.conn.execute("SELECT 1")).result(10)
-    writer.submit("more", add_rows).result(10)
+            writer.submit("not", job).result(60)
+    writer.submit("nothing", lambda unit: unit.conn.execute("SELECT 1")).result(60)
+    writer.submit("more", add_rows).result(60)
     writer.close()
     assert [(seq, what) for seq, what, *_ in seals(path)] == [(1, {"apps": [1, 1], "meta": [1, 2]})]
 
 
 def test_a_later_commit_does_not_seal_a_row_somebody_else_wrote(path: Path) -> None:
     writer = Writer(path)
-    writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
+    writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(60)
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("INSERT INTO meta VALUES ('mine', 'x')")
     conn.close()
-    writer.submit("third", lambda unit: records.put_meta(unit, "third", "x")).result(10)
+    writer.submit("third", lambda unit: records.put_meta(unit, "third", "x")).result(60)
     writer.close()
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 1]}, {"meta": [3, 3]}]
 
 
 def test_only_the_fixed_columns_of_a_row_are_sealed(path: Path) -> None:
     writer = Writer(path)
-    writer.submit("app", add_rows).result(10)
+    writer.submit("app", add_rows).result(60)
 
     def open_intent(unit: Unit) -> None:
         executor.open_intent(
@@ -180,8 +180,8 @@ def test_only_the_fixed_columns_of_a_row_are_sealed(path: Path) -> None:
             origin="o", request=None, request_id="r", now_ms=5,
         )  # fmt: skip
 
-    writer.submit("intent", open_intent).result(10)
-    writer.submit("end", lambda unit: executor.write(unit, (EndIntent("int"),), 6, holds.NoFreeUtxos())).result(10)
+    writer.submit("intent", open_intent).result(60)
+    writer.submit("end", lambda unit: executor.write(unit, (EndIntent("int"),), 6, holds.NoFreeUtxos())).result(60)
     writer.close()
     assert [what for _, what, *_ in seals(path)][1:] == [{"intents": [1, 1]}]
     text = b'[1,"int","app","k",1,"f","o",null,"r",5]'

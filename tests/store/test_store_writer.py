@@ -4,13 +4,13 @@ import asyncio
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from kit.cli import until
 
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Committer, Ownership
@@ -44,11 +44,11 @@ async def test_waiting_jobs_share_a_commit(path: Path) -> None:
 
     def wait(_unit: Unit) -> None:
         hold.set()
-        let_go.wait(10)
+        let_go.wait(60)
 
     writer = Writer(path)
     first = asyncio.create_task(writer.run("wait", wait))
-    await asyncio.to_thread(hold.wait, 10)
+    await asyncio.to_thread(hold.wait, 60)
     others = [asyncio.create_task(writer.run("put", put(f"k{n:02}"))) for n in range(64)]
     await asyncio.sleep(0)
     let_go.set()
@@ -62,11 +62,8 @@ def test_the_write_ahead_log_is_copied_into_the_ledger_when_idle(path: Path) -> 
     """Otherwise a later commit would have to wait for it."""
     writer = Writer(path)
     for number in range(40):
-        writer.submit("put", put(f"key-{number}")).result(10)
-    end_s = time.monotonic() + 10
-    while b"key-39" not in path.read_bytes() and time.monotonic() < end_s:
-        time.sleep(0.005)
-    assert b"key-39" in path.read_bytes()
+        writer.submit("put", put(f"key-{number}")).result(60)
+    until(lambda: b"key-39" in path.read_bytes(), "the log is not copied into the ledger")
     writer.close()
 
 
@@ -143,13 +140,13 @@ def together(writer: Writer, jobs: dict[str, Job]) -> dict[str, "Future[object]"
 
     def wait(_unit: Unit) -> None:
         started.set()
-        let_go.wait(10)
+        let_go.wait(60)
 
     first = writer.submit("wait", wait)
-    assert started.wait(10)
+    assert started.wait(60)
     futures = {name: writer.submit(name, job) for name, job in jobs.items()}
     let_go.set()
-    first.result(10)
+    first.result(60)
     return futures
 
 
@@ -167,7 +164,7 @@ def taking(memory: list[str], name: str) -> Job:
 
 def refused(future: "Future[object]") -> str:
     with pytest.raises(Refused) as raised:
-        future.result(10)
+        future.result(60)
     assert raised.value.name == "store_failed"
     return raised.value.detail
 
@@ -184,7 +181,7 @@ def test_a_failed_savepoint_release_undoes_every_job_of_the_commit(path: Path) -
     for future in futures.values():
         assert "no such savepoint" in refused(future)
     assert memory == []
-    assert writer.submit("after", put("after")).result(10)
+    assert writer.submit("after", put("after")).result(60)
     writer.close()
     assert keys(path) == ["after"]
 
@@ -203,7 +200,7 @@ def test_a_full_disk_fails_every_job_of_the_commit_and_says_so(path: Path) -> No
     for future in futures.values():
         assert "disk is full" in refused(future)
     assert memory == []
-    assert writer.submit("after", put("after")).result(10)
+    assert writer.submit("after", put("after")).result(60)
     writer.close()
     assert keys(path) == ["after"]
 
@@ -221,7 +218,7 @@ def test_an_error_in_a_checkpoint_before_the_commit_fails_every_job(path: Path, 
     for future in futures.values():
         assert (str(error) or type(error).__name__) in refused(future)
     assert memory == []
-    assert writer.submit("a", taking(memory, "third")).result(10) == "third"
+    assert writer.submit("a", taking(memory, "third")).result(60) == "third"
     writer.close()
     assert (memory, keys(path)) == (["third"], ["third"])
 
@@ -236,8 +233,8 @@ def test_an_error_in_a_checkpoint_after_the_commit_does_not_lose_results(path: P
 
     writer = Writer(path, checkpoint=checkpoint)
     futures = together(writer, {"a": taking(memory, "first"), "b": taking(memory, "second")})
-    assert [future.result(10) for future in futures.values()] == ["first", "second"]
-    assert writer.submit("c", taking(memory, "third")).result(10) == "third"
+    assert [future.result(60) for future in futures.values()] == ["first", "second"]
+    assert writer.submit("c", taking(memory, "third")).result(60) == "third"
     writer.close()
     assert memory == ["first", "second", "third"]
     assert keys(path) == ["first", "second", "third"]
@@ -259,7 +256,7 @@ def test_a_failing_undo_does_not_stop_the_other_undos(path: Path) -> None:
     for future in futures.values():
         assert "undo broke" in refused(future)
     assert memory == []
-    assert writer.submit("after", put("after")).result(10)
+    assert writer.submit("after", put("after")).result(60)
     writer.close()
     assert keys(path) == ["after"]
 
@@ -269,12 +266,12 @@ async def test_a_cancelled_callers_job_is_still_written_once(path: Path) -> None
 
     def slow(unit: Unit) -> None:
         started.set()
-        let_go.wait(10)
+        let_go.wait(60)
         unit.conn.execute("INSERT INTO meta VALUES ('once', 'x')")
 
     writer = Writer(path)
     task = asyncio.create_task(writer.run("slow", slow))
-    await asyncio.to_thread(started.wait, 10)
+    await asyncio.to_thread(started.wait, 60)
     task.cancel()
     let_go.set()
     with pytest.raises(asyncio.CancelledError):
@@ -288,7 +285,7 @@ async def test_each_caller_of_a_shared_commit_gets_its_own_jobs_result(path: Pat
 
     def wait(_unit: Unit) -> None:
         started.set()
-        let_go.wait(10)
+        let_go.wait(60)
 
     def refuse(_unit: Unit) -> None:
         raise Refused("not_found", "on purpose")
@@ -298,13 +295,13 @@ async def test_each_caller_of_a_shared_commit_gets_its_own_jobs_result(path: Pat
 
     writer = Writer(path)
     first = asyncio.create_task(writer.run("wait", wait))
-    await asyncio.to_thread(started.wait, 10)
+    await asyncio.to_thread(started.wait, 60)
     jobs = (taking([], "a"), refuse, run_out, put("given up"), taking([], "b"))
     tasks = [asyncio.create_task(writer.run("job", job)) for job in jobs]
     await asyncio.sleep(0)
     tasks[3].cancel()
     let_go.set()
-    told = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 10)
+    told = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 60)
     writer.close()
     assert [type(one).__name__ for one in told[2:5]] == ["Refused", "RuntimeError", "CancelledError"]
     assert [told[1], told[5]] == ["a", "b"]
@@ -316,7 +313,7 @@ def test_a_caller_whose_event_loop_is_gone_does_not_block_others(path: Path) -> 
 
     def wait(_unit: Unit) -> None:
         started.set()
-        let_go.wait(10)
+        let_go.wait(60)
 
     async def begin_and_go() -> None:
         task = asyncio.create_task(writer.run("gone", put("gone")))
@@ -325,13 +322,13 @@ def test_a_caller_whose_event_loop_is_gone_does_not_block_others(path: Path) -> 
 
     writer = Writer(path)
     first = writer.submit("wait", wait)
-    assert started.wait(10)
+    assert started.wait(60)
     asyncio.run(begin_and_go())
     other = writer.submit("other", put("other"))
     let_go.set()
-    first.result(10)
-    other.result(10)
-    assert writer.submit("after", put("after")).result(10)
+    first.result(60)
+    other.result(60)
+    assert writer.submit("after", put("after")).result(60)
     writer.close()
     assert keys(path) == ["after", "gone", "other"]
 
@@ -340,7 +337,7 @@ def test_a_queued_job_cannot_be_cancelled(path: Path) -> None:
     writer = Writer(path)
     future = writer.submit("put", put("k"))
     assert not future.cancel()
-    future.result(10)
+    future.result(60)
     writer.close()
     assert keys(path) == ["k"]
 
@@ -353,7 +350,7 @@ def test_checkpoints_run_before_and_after_the_commit(path: Path) -> None:
             seen.append((name, conn.execute("SELECT COUNT(*) FROM meta").fetchone()[0]))
 
     writer = Writer(path, checkpoint=checkpoint)
-    writer.submit("C2", put("k")).result(10)
+    writer.submit("C2", put("k")).result(60)
     writer.close()
     assert seen == [("before C2", 0), ("after C2", 1)]
 
@@ -367,7 +364,7 @@ def test_the_ledger_file_is_durable_and_private(path: Path) -> None:
             unit.conn.execute("PRAGMA synchronous").fetchone()[0],
             unit.conn.execute("PRAGMA foreign_keys").fetchone()[0],
         ),
-    ).result(10)
+    ).result(60)
     assert modes == ("wal", 2, 1)
     assert path.stat().st_mode & 0o777 == 0o600
     writer.close()
@@ -406,10 +403,10 @@ def test_a_job_submitted_during_close_is_run_or_refused(path: Path) -> None:
 
             asking = threading.Thread(target=ask, args=(writer, last, started))
             asking.start()
-            assert started.wait(10)
+            assert started.wait(60)
             writer.close()
-            asking.join(10)
-            assert last[0].result(10) is None, round_
+            asking.join(60)
+            assert last[0].result(60) is None, round_
     finally:
         sys.setswitchinterval(before_s)
 
@@ -479,7 +476,7 @@ def payment(path: Path) -> None:
             "updated_at_ms) VALUES ('pay1', 'send', 'app', 'int', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1)"
         )
 
-    writer.submit("setup", job).result(10)
+    writer.submit("setup", job).result(60)
     writer.close()
 
 
