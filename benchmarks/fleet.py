@@ -47,7 +47,7 @@ RATIO_MAX = 20.0
 
 FILE, SOCKET, TCP = "SQLite", "PostgreSQL, Unix socket", "PostgreSQL, TCP"
 THREE = f"{TCP}, {DAEMONS} daemons"
-DURABLE = "-c fsync=on -c full_page_writes=on -c synchronous_standby_names=''"
+DURABLE = "fsync = on\nfull_page_writes = on\n"
 
 HOW = f"""\
 Each admission is the agent's own job, with ten sums for limits, on the real writer: `synchronous=FULL` on SQLite,

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import gzip
 import json
 import logging
 import ssl
@@ -39,6 +38,7 @@ from kit.blockfrost_rows import (
     utxo_row,
 )
 from kit.effort import pick
+from kit.http import compressed
 
 from payagent.agent.chain_sync.follow_up import SENT_AT_ONCE_MAX
 from payagent.chain.blockfrost import Blockfrost, Timeouts
@@ -301,14 +301,12 @@ async def test_an_answer_the_operator_can_fix_says_how(
     assert told in read.reason
 
 
-BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
-
-
-@pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
+@pytest.mark.parametrize("coding", ["gzip", "gzip, gzip"])
 async def test_a_decompression_bomb_is_unknown_and_takes_little_memory(
-    provider: FaultyProvider, blockfrost: Blockfrost, coding: str, body: bytes
+    provider: FaultyProvider, blockfrost: Blockfrost, coding: str
 ) -> None:
     """No encoding was requested; the libraries decompress it all the same."""
+    body = compressed(b'"' + b"a" * 200_000_000, coding)
     provider.routes["GET /blocks/latest"] = Reply(body, headers={"Content-Encoding": coding})
     read, peak_bytes = await measured(blockfrost.tip())
     assert isinstance(read, Unknown)

@@ -13,7 +13,7 @@ from kit.agent import ADA, World
 from kit.client import WAYS, Program, Start, both_ways, end_patience, open_shop, refusal
 from kit.commitments import commitment_to
 from kit.effort import pick
-from kit.http import NO_TLS
+from kit.http import NO_TLS, compressed
 from kit.proxy import (
     BOUND,
     SERVED,
@@ -727,15 +727,15 @@ async def test_a_long_402_is_passed_on_whole(shop: Place, start: Start) -> None:
     assert (answer.status_code, answer.content) == (402, body)
 
 
-BOMB = gzip.compress(b" " * 100_000_000)
 MEMORY_MAX_BYTES = 16 * 2**20
 
 
-@pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
+@pytest.mark.parametrize("coding", ["gzip", "gzip, gzip"])
 async def test_a_402_that_is_a_decompression_bomb_is_passed_on_without_decompressing(
-    shop: Place, start: Start, coding: str, body: bytes
+    shop: Place, start: Start, coding: str
 ) -> None:
     """Whether to decompress it is up to the program."""
+    body = compressed(b" " * 100_000_000, coding)
     shop.peer.answers["/chat"] = saying(as_402(None, f"Content-Encoding: {coding}", body=body))
     tracemalloc.start()
     try:

@@ -90,9 +90,9 @@ class Server:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
+def server(settings: str = _SETTINGS) -> Iterator[Server]:
     with cluster_folder() as folder:
-        cluster = Cluster(folder, settings=_SETTINGS)
+        cluster = Cluster(folder, settings=settings)
         cluster.start()
         try:
             yield Server(cluster)
