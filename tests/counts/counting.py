@@ -30,8 +30,9 @@ PAYMENTS = 20
 """How many payments are counted after a first one, which prepares statements and warms caches."""
 
 UTXOS = (1, 1_000, 10_000)
-FEW, MANY = 5, 45
-"""How many payments each of two callgrind runs builds; both include the start of Python."""
+BUILT_FROM = UTXOS[:2]
+WARM_UP, BUILT = 5, 40
+"""How many payments callgrind sees built from each wallet: before, and while it counts."""
 
 Counts = dict[str, float]
 
@@ -67,8 +68,8 @@ async def of_the_agent(folder: Path) -> Counts:
     """
     (folder / "guarded").mkdir()
     (folder / "bare").mkdir()
-    both = await _counted(folder / "guarded", is_guarded=True)
-    statements = await _counted(folder / "bare", is_guarded=False)
+    both = await counted(folder / "guarded", is_guarded=True)
+    statements = await counted(folder / "bare", is_guarded=False)
     counts = {name: count for name, count in statements.items() if name.startswith("statements")}
     guards = {
         name.replace("statements", "guard runs"): both[name] - count
@@ -90,7 +91,7 @@ async def least_of_the_agent(folder: Path) -> Counts:
     return least
 
 
-async def _counted(folder: Path, *, is_guarded: bool) -> Counts:
+async def counted(folder: Path, *, is_guarded: bool) -> Counts:
     """Statements and commits of a payment until it is submitted; provider requests for one more, and when idle."""
     from kit.agent import ADA, world_with_clock
 
@@ -160,34 +161,42 @@ def _peak_kib(work: Callable[[], object]) -> float:
 
 
 def instructions_of_building() -> Counts:
-    """Instructions of one payment: the difference of two runs divided by the difference in payments.
+    """Instructions of one payment. The calls of `getppid` divide what callgrind counts into parts.
 
     Raises `FileNotFoundError` where valgrind is not installed.
     """
-    told: Counts = {}
-    for utxos in UTXOS[:2]:
-        few, many = (_begin(utxos, loops) for loops in (FEW, MANY))
-        told[f"instructions to build and sign, {utxos} coins"] = (_ended(many) - _ended(few)) / (MANY - FEW)
-    return told
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "part"
+        options = ("--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={out}")
+        run = subprocess.run(
+            ("valgrind", *options, sys.executable, __file__, "--build"),
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if run.returncode:
+            raise RuntimeError(f"callgrind failed: {run.stderr[-500:]}")
+        parts = [_instructions(Path(f"{out}.{number}")) for number in range(1, 2 * len(BUILT_FROM) + 1)]
+    names = (f"instructions to build and sign, {utxos} coins" for utxos in BUILT_FROM)
+    return dict(zip(names, (part / BUILT for part in parts[1::2]), strict=True))
 
 
-def _begin(utxos: int, loops: int) -> subprocess.Popen[str]:
-    program = (sys.executable, __file__, "--build", str(utxos), str(loops))
-    return subprocess.Popen(
-        ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *program),
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _ended(run: subprocess.Popen[str]) -> int:
-    _, told = run.communicate(timeout=240)
-    found = re.search(r"Collected : (\d+)", told)
-    if run.returncode or found is None:
-        raise RuntimeError(f"callgrind failed: {told[-500:]}")
+def _instructions(part: Path) -> int:
+    found = re.search(r"^(?:totals|summary): (\d+)$", part.read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{part.name} has no sum")
     return int(found[1])
+
+
+def build_between_marks() -> None:
+    """What callgrind runs: the payments that are counted stand between two calls of `getppid`."""
+    for utxos in BUILT_FROM:
+        work = builder(utxos)
+        for count in (WARM_UP, BUILT):
+            for _ in range(count):
+                work()
+            os.getppid()
 
 
 def count_all() -> Counts:
@@ -217,13 +226,10 @@ def grown(counts: Counts, before: Counts) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/counts/counting.py", description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="make what is counted the baseline")
-    parser.add_argument("--build", nargs=2, type=int, metavar=("COINS", "LOOPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.build is not None:
-        utxos, loops = options.build
-        work = builder(utxos)
-        for _ in range(loops):
-            work()
+    if options.build:
+        build_between_marks()
         return 0
     counts = count_all()
     before = baseline() if BASELINE.exists() else {}

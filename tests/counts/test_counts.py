@@ -57,4 +57,4 @@ async def test_ten_extra_statements_per_payment_are_noticed(
         add(unit, **values)
 
     monkeypatch.setattr(executor, "open_payment", with_more)
-    assert "statements of a payment, asked for to sent" in told(await counting.of_the_agent(tmp_path))
+    assert "statements of a payment, asked for to sent" in told(await counting.counted(tmp_path, is_guarded=False))

@@ -4,15 +4,19 @@
 An exception, more than a second of processor time for one input and a growth of more than 64 MB are findings: the
 run then exits with a code other than 0 and names the file with the input. `--gather FOLDER` rebuilds the committed
 corpus from itself, the examples of the other tests and the folder, and keeps the inputs that add coverage.
+
+`run.py -` reads lines from standard input, each with the arguments of one run. It imports the code once and forks
+for each run, whose output goes to the file `said` in its `--found` folder. It prints the exit codes.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +34,10 @@ STARTED_S = time.monotonic()
 HANG_S = 1.0
 """In processor time, so that a busy machine causes no finding."""
 GROWTH_KB = 64 * 1024
-ENDLESS_S = 60
+ENDLESS_S = 600
 
 
-def read_arguments() -> argparse.Namespace:
+def read_arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("target")
     parser.add_argument("files", nargs="*", help="run these inputs alone")
@@ -44,7 +48,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--bug", action="store_true", help="run the target over code with a mistake in it")
     parser.add_argument("--gather", type=Path, metavar="FOLDER")
     parser.add_argument("--raw", help=argparse.SUPPRESS)
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(given)
 
 
 def bounded(fuzzed: Callable[[bytes], None]) -> Callable[[bytes], None]:
@@ -88,14 +92,42 @@ def gather(name: str, folder: Path, found: Path) -> None:
 
 
 def main() -> None:
-    arguments = read_arguments()
-    name = arguments.target
-    found = arguments.found or Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    if sys.argv[1:] == ["-"]:
+        fork_each([line.split() for line in sys.stdin])
+        return
+    arguments = read_arguments(sys.argv[1:])
     if arguments.gather is not None:
-        return gather(name, arguments.gather, found)
+        found = arguments.found or Path(tempfile.mkdtemp(prefix=f"fuzz-{arguments.target}-"))
+        gather(arguments.target, arguments.gather, found)
+    else:
+        fuzz(arguments, load_targets())
+
+
+def load_targets() -> dict[str, "Target"]:
     with atheris.instrument_imports(include=["payagent", "h11"]):
         from targets import TARGETS
-    target = TARGETS[name]
+    return TARGETS
+
+
+def fork_each(lines: list[list[str]]) -> None:
+    targets = load_targets()
+    for line in lines:
+        child = os.fork()
+        if child == 0:
+            arguments = read_arguments(line)
+            arguments.found.mkdir(parents=True)
+            said = os.open(arguments.found / "said", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            fuzz(arguments, targets)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def fuzz(arguments: argparse.Namespace, targets: dict[str, "Target"]) -> None:
+    name = arguments.target
+    found = arguments.found or Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    target = targets[name]
     fuzzed = bounded(target.bug if arguments.bug else target.run)
     if arguments.raw is not None:
         options = arguments.raw.split()
@@ -103,7 +135,6 @@ def main() -> None:
         options = [__file__, *options_of(arguments, target, found)]
     atheris.Setup(options, fuzzed)
     atheris.Fuzz()
-    return None
 
 
 def options_of(arguments: argparse.Namespace, target: "Target", found: Path) -> list[str]:

@@ -6,6 +6,7 @@ Where SQL itself would refuse the mistake, its guards are taken off, so that it 
 """
 
 import asyncio
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -97,7 +98,28 @@ def _bounded(
 
 
 def put(stack: ExitStack, where: object, name: str, what: object) -> None:
+    require_fit(name, getattr(where, name), what)
     stack.enter_context(patch.object(where, name, what))
+
+
+def require_fit(name: str, real: object, what: object) -> None:
+    """AssertionError: `what` replaces a function and cannot be called as that is, with or without its defaults."""
+    if not (inspect.isfunction(real) and callable(what)):
+        return
+    taken = inspect.signature(real).parameters.values()
+    calls = [[one for one in taken if every or one.default is one.empty] for every in (True, False)]
+    if not any(_takes(what, call) for call in calls):
+        raise AssertionError(f"{name} takes {', '.join(one.name for one in taken)}")
+
+
+def _takes(what: Callable[..., Any], call: list[inspect.Parameter]) -> bool:
+    positional = [one.name for one in call if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    keywords = {one.name: None for one in call if one.kind is one.KEYWORD_ONLY}
+    try:
+        inspect.signature(what).bind(*positional, **keywords)
+    except TypeError:
+        return False
+    return True
 
 
 def put_in(stack: ExitStack, table: dict[Any, Any], key: Any, what: Any) -> None:

@@ -14,7 +14,7 @@ from simulation.sources import ROOT, base_seed, regressions
 from sim.fleet_world import FleetWorld
 from sim.run import Result, run_seeds
 
-SEEDS = pick(5, 500)
+SEEDS = pick(3, 500)
 
 
 def run_command(*arguments: str, hash_seed: str = "0") -> dict[str, object]:
@@ -42,22 +42,38 @@ def test_no_seed_of_a_fleet_violates_an_invariant() -> None:
 @pytest.mark.timeout(600)
 def test_no_formerly_failing_seed_of_a_fleet_fails_again() -> None:
     total = Result()
-    for seed in regressions("fleet_regressions.txt"):
+    for seed in regressions("fleet_regressions.txt")[: pick(1, 100)]:
         for share in run_seeds(range(seed, seed + 1), processes=1, world=FleetWorld):
             total.add(share)
     require_clean(total)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+FOUND_BY = {
+    "fence off": 0,
+    "until trusted by its holder": 0,
+    "fence and trigger off": 0,
+    "until trusted by its holder, trigger off": 0,
+    "gate off": 1,
+}
+"""Each bug with a seed that finds it. In a changed program it may be one of the seeds after it."""
+SEEDS_MAX = 60
+SOME = ["gate off"]
+
+
+def seeds_of(name: str) -> range:
+    return range(FOUND_BY[name], FOUND_BY[name] + SEEDS_MAX)
+
+
+@pytest.mark.parametrize("name", pick(SOME, list(MUTANTS)))
 @pytest.mark.timeout(600)
 def test_the_simulator_finds_a_seeded_bug_of_a_fleet(name: str) -> None:
-    assert kill(name, range(60)) is not None
+    assert kill(name, seeds_of(name)) is not None
 
 
-@pytest.mark.parametrize("name", BEHIND_THE_TRIGGER)
+@pytest.mark.parametrize("name", pick(["until trusted by its holder"], list(BEHIND_THE_TRIGGER)))
 @pytest.mark.timeout(600)
 def test_the_trigger_refuses_what_a_daemon_writes_for_an_account_of_another(name: str) -> None:
-    tried = trespasses(name, range(pick(3, 30)))
+    tried = trespasses(name, seeds_of(name), least=pick(1, 30))
     assert tried
     assert all(what.endswith("the trigger refused it") for what in tried)
 

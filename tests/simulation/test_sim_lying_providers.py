@@ -25,7 +25,7 @@ from sim.seed_plan import SeedPlan
 from sim.stage import SimStage
 from sim.world import World
 
-SEEDS, WANTS, WITHIN_S = pick(4, 8), 6, 900.0
+SEEDS, WANTS, WITHIN_S = pick(2, 8), 6, 900.0
 SHARE_PERCENT = 99
 TRIES = 12
 """How often a client retries: enough for a merchant that waits for blocks until the invoice expires."""

@@ -8,12 +8,13 @@ from sqlite3 import Connection
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 import pytest
+from kit.effort import pick
 from simulation import soak
 from simulation.soak import Size, Soak
 
 from payagent.agent.chain_sync import recovery as scan
 
-PAYMENTS = 60
+PAYMENTS = pick(40, 60)
 _NO_STATE = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, Connection)
 """A connection keeps weak references to its cursors, even dead ones, until there are 200 of them."""
 
@@ -60,7 +61,7 @@ def _name(one: object) -> str:
 
 def held_after(payments: int, folder: Path) -> Counter[str]:
     folder.mkdir()
-    run = Held(Size(days=1.2, payments=payments, beat_s=60, fork_hours=0), folder)
+    run = Held(Size(days=1.2, payments=payments, beat_s=pick(120, 60), fork_hours=0), folder)
     run.run()
     assert run.story.violations == []
     assert run.served > 0.8 * payments
