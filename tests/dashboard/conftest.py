@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from kit.browser import chromium
-from kit.cli import Shop, running, until
+from kit.cli import Shop, until
+from kit.dashboard import running_daemon
 from playwright.sync_api import Browser
 
 from payagent.devnet.server import DevnetThread
@@ -18,7 +19,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             at.config.write_text(at.config.read_text() + '\n[approvals]\nrequired_above = "5 ADA"\n')
             for _ in range(6):
                 at.control("faucet", address=at.made["address"], lovelace="100000000")
-            with running(at):
+            with running_daemon(at):
                 until(lambda: len(at.payagent("wallet", "utxos").json["utxos"]) == 6, "no deposit")
                 yield at
 

@@ -35,6 +35,7 @@ def test_the_activity_says_what_the_log_says(shop: Shop, browser: Browser) -> No
 def test_the_activity_says_by_which_way_a_change_was_made(shop: Shop, browser: Browser) -> None:
     with tab(browser) as at:
         origin = sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/")
         at.page.get_by_role("button", name="Pause signing").click()
         assert shop.payagent("resume").code == 0
         at.page.goto(f"{origin}/ui/activity?kind=signing")
@@ -47,7 +48,7 @@ def test_the_activity_says_by_which_way_a_change_was_made(shop: Shop, browser: B
 
 def test_signing_out_is_an_event(shop: Shop, browser: Browser) -> None:
     with tab(browser) as at:
-        sign_in(at.page, shop)
+        at.page.goto(f"{sign_in(at.page, shop)}/ui/")
         at.page.get_by_role("button", name="Sign out").click()
         at.page.wait_for_url("**/ui/sign-in")
     last = shop.payagent("log", "--kind", "dashboard", "--human").out.splitlines()[-1]
@@ -66,6 +67,7 @@ def test_a_live_page_that_signs_out_leads_nowhere_else(shop: Shop, browser: Brow
             route.fulfill(status=answer.status_code, headers=dict(answer.headers))
 
         origin = sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/")
         expect(at.page.locator("#live")).to_contain_text("Live")
         at.page.route("**/ui/sign-out", after_the_stream_told_of_it)
         at.page.get_by_role("button", name="Sign out").click()

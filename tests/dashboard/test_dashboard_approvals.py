@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from kit.browser import needs_browser, sign_in, tab
-from kit.cli import Shop, running, until
+from kit.browser import needs_browser, sign_in, sign_in_by_link, tab
+from kit.cli import Shop, until
+from kit.dashboard import running_daemon
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from payagent.devnet.merchant import role_address
@@ -28,7 +29,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         with at.http:
             for _ in range(6):
                 at.control("faucet", address=at.made["address"], lovelace="100000000")
-            with running(at):
+            with running_daemon(at):
                 until(lambda: len(at.payagent("wallet", "utxos").json["utxos"]) == 6, "no deposit")
                 at.settings(price="2000000", splits=[], batch=1, confirmations=0)
                 first = buy(at, "first")
@@ -76,7 +77,7 @@ def test_a_price_that_rose_is_shown_beside_the_agreed_one_and_approved(shop: Sho
         shop.settings(price="3000000")
         asked = buy(shop, "dearer", purpose='<img src=x onerror="alert(1)">')
         one = card(at.page, asked)
-        expect(one).to_be_visible(timeout=10_000)
+        expect(one).to_be_visible()
         expect(one.locator(".swap")).to_contain_text(
             re.compile("Agreed before.*2.000000.*50% more.*3.000000", re.S)
         )
@@ -138,7 +139,7 @@ def test_a_payment_is_denied_without_javascript_by_an_app_that_sees_approvals_al
     shop.settings(price="9000000")
     asked = buy(shop, "too dear")
     with tab(browser, 390, scripts=False) as at:
-        origin = sign_in(at.page, shop, "--app", "approver")
+        origin = sign_in_by_link(at.page, shop, "--app", "approver")
         assert at.page.url == f"{origin}/ui/approvals"
         for path in ("/ui/payments", f"/ui/payments/{asked}", "/ui/wallet"):
             answer = at.page.goto(origin + path)

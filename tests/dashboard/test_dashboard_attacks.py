@@ -56,7 +56,7 @@ def refusals(shop: Shop) -> int:
 
 def raw(me: Visitor, head: str) -> bytes:
     """The first line of the answer to a request, which is sent as it stands."""
-    with socket.create_connection(("127.0.0.1", int(me.host.rpartition(":")[2])), 10) as connection:
+    with socket.create_connection(("127.0.0.1", int(me.host.rpartition(":")[2])), 60) as connection:
         connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
         return connection.recv(4096).split(b"\r\n")[0]
 
@@ -354,7 +354,7 @@ def test_a_body_that_is_no_form_is_refused(
 
 
 def test_a_form_that_does_not_end_is_given_up(slow_form: socket.socket, operator: Visitor) -> None:
-    slow_form.settimeout(20)
+    slow_form.settimeout(120)
     assert slow_form.recv(4096).split()[1] == b"408"
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import httpx
 import pytest
 from kit.browser import needs_browser, tab
-from kit.cli import Shop, running, until, write_private
+from kit.cli import Shop, until, write_private
+from kit.dashboard import running_daemon
 from kit.http import NO_TLS
 from kit.webhook import Receiver, target
 from playwright.sync_api import Browser, expect
@@ -75,7 +76,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with (
         Receiver().serving() as receiver,
         DevnetThread(block_time_s=1) as devnet,
-        httpx.Client(verify=NO_TLS, trust_env=False, timeout=10) as browser,
+        httpx.Client(verify=NO_TLS, trust_env=False, timeout=60) as browser,
     ):
         shop = Shop(devnet, tmp_path_factory.mktemp("shop"))
         with socket.socket() as free:
@@ -87,7 +88,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
             config.write(target(receiver.url, secret))
         with shop.http:
             shop.control("faucet", address=shop.made["address"], lovelace="100000000")
-            with running(shop, "--listen", f"127.0.0.1:{port}"):
+            with running_daemon(shop, "--listen", f"127.0.0.1:{port}"):
                 until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
                 shop.settings(price="6000000", splits=[])
                 yield Desk(shop, port, receiver, browser)

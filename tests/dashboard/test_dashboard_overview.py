@@ -4,8 +4,8 @@ import re
 from decimal import Decimal
 
 import pytest
-from kit.browser import needs_browser, sign_in, tab
-from kit.cli import Shop
+from kit.browser import needs_browser, sign_in, sign_in_by_link, tab
+from kit.cli import Shop, until
 from playwright.sync_api import Browser, expect
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
@@ -17,11 +17,11 @@ def ada(text: str) -> Decimal:
 
 def test_a_payment_appears_without_a_reload(shop: Shop, browser: Browser) -> None:
     with tab(browser) as at:
-        sign_in(at.page, shop)
+        sign_in_by_link(at.page, shop)
         at.page.evaluate("window.isSamePage = true")
         shop.payagent("pay", shop.saved("a fresh payment"), "--merchant", "t")
         (made,) = shop.payments()
-        expect(at.page.locator(f"#row-{made['id']}")).to_be_visible(timeout=10_000)
+        expect(at.page.locator(f"#row-{made['id']}")).to_be_visible()
         assert at.page.evaluate("window.isSamePage")
 
 
@@ -30,13 +30,13 @@ def test_a_hidden_tab_holds_no_stream_and_is_fresh_again_when_it_is_seen(shop: S
         Object.defineProperty(document, "hidden", {value: isHidden, configurable: true});
         document.dispatchEvent(new Event("visibilitychange")); }"""
     with tab(browser) as at:
-        sign_in(at.page, shop)
+        at.page.goto(f"{sign_in(at.page, shop)}/ui/")
         expect(at.page.locator("#live")).to_contain_text("Live")
         at.page.evaluate("window.isSamePage = true")
         at.page.evaluate(turn, True)
         shop.payagent("pay", shop.saved("while nobody looks"), "--merchant", "t")
         row = at.page.locator(f"#row-{shop.payments()[0]['id']}")
-        at.page.wait_for_timeout(1000)
+        until(lambda: shop.payments()[0]["state"] in ("confirmed", "settled"), "not confirmed")
         expect(row).to_have_count(0)
         at.page.evaluate(turn, False)
         expect(row).to_be_visible()
@@ -46,7 +46,7 @@ def test_a_hidden_tab_holds_no_stream_and_is_fresh_again_when_it_is_seen(shop: S
 
 def test_the_parts_of_the_wallet_add_up_to_its_total(shop: Shop, browser: Browser) -> None:
     with tab(browser) as at:
-        sign_in(at.page, shop)
+        at.page.goto(f"{sign_in(at.page, shop)}/ui/")
         total = Decimal(shop.payagent("wallet").json["assets"][0]["total"]) / 1_000_000
         parts = [at.page.locator("#money .huge .amt").inner_text()]
         parts += at.page.locator("#money .parts .amt").all_inner_texts()

@@ -36,8 +36,8 @@ def test_new_payments_and_states_appear_and_focus_and_scroll_stay(shop: Shop, br
         place = row.evaluate("row => row.getBoundingClientRect().top")
         made = pay(shop, "meanwhile")
         new = at.page.locator("#rows tr").first
-        expect(new).to_have_id(made, timeout=10_000)
-        expect(new).to_contain_text("confirmed", timeout=15_000)
+        expect(new).to_have_id(made)
+        expect(new).to_contain_text("confirmed")
         expect(row.get_by_role("link")).to_be_focused()
         assert abs(row.evaluate("row => row.getBoundingClientRect().top") - place) < 2
         assert at.page.evaluate("window.isSamePage")

@@ -161,7 +161,7 @@ def test_a_frozen_wallet_says_why_and_is_unfrozen_by_the_terminal(shop: Shop, br
         origin = sign_in(at.page, shop)
         at.page.goto(f"{origin}/ui/wallet")
         tx = spend_elsewhere(shop)
-        expect(at.page.get_by_text("another program spent from it")).to_be_visible(timeout=10_000)
+        expect(at.page.get_by_text("another program spent from it")).to_be_visible()
         at.page.get_by_role("button", name="Unfreeze").click()
         code = at.page.locator("pre strong").inner_text()
         unfrozen = shop.payagent("dashboard", "confirm", code, "--yes")

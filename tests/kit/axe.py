@@ -18,7 +18,8 @@ def serious(page: Page) -> list[str]:
     """Each serious or critical finding: its rule, and the elements."""
     # colours that fade: until each has ended, or its part was replaced by a fresh one
     page.evaluate("Promise.allSettled(document.getAnimations().map((one) => one.finished))")
-    page.evaluate(SCRIPT.read_text())  # by the debugger, which no policy of the page concerns
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(SCRIPT.read_text())  # by the debugger, which no policy of the page concerns
     found: list[dict[str, Any]] = json.loads(page.evaluate(_RUN))
     return [
         f"{one['id']} ({one['impact']}): {', '.join(node['html'][:160] for node in one['nodes'])}"

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from kit.cli import Shop
+from kit.dashboard import visitor
 
 CHROMIUM = shutil.which("chromium")
+PATIENCE_MS = 120_000
+"""The limit of every wait, only against hanging: a busy machine may be slow."""
+expect.set_options(timeout=PATIENCE_MS)
+
 LOCAL = re.compile(r"(.*\.)?localhost|127\.0\.0\.1")
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing (Debian's package chromium)")
@@ -22,7 +27,9 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing
 def chromium() -> Iterator[Browser]:
     """A browser without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--no-proxy-server"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--no-proxy-server"], timeout=PATIENCE_MS
+        )
         try:
             yield browser
         finally:
@@ -50,6 +57,7 @@ def tab(browser: Browser, width: int = 1280, *, dark: bool = False, scripts: boo
         locale="en-GB",
         timezone_id="Europe/Vienna",
     )
+    context.set_default_timeout(PATIENCE_MS)
     opened = Tab(context.new_page())
 
     def on_console(message: ConsoleMessage) -> None:
@@ -76,7 +84,14 @@ def tab(browser: Browser, width: int = 1280, *, dark: bool = False, scripts: boo
 
 
 def sign_in(page: Page, shop: Shop, *options: str) -> str:
-    """Sign in by a new link. Returns the dashboard's origin."""
+    """Give the page a new session, without opening anything. Returns the dashboard's origin."""
+    me = visitor(shop, *options)
+    page.context.add_cookies([me.browser_cookie])
+    return me.origin
+
+
+def sign_in_by_link(page: Page, shop: Shop, *options: str) -> str:
+    """The same as a person does it: open a new link, and press its button."""
     link = shop.payagent("dashboard", *options).json["url"]
     page.goto(link)
     page.get_by_role("button", name="Open the dashboard").click()

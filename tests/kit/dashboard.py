@@ -2,15 +2,17 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import unescape
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from kit.cli import Shop
+from kit.cli import Shop, spawn, until
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.sessions import Session, Sessions
 from payagent.dashboard.app import COOKIE, Dashboard, DashboardPage
@@ -34,6 +36,19 @@ class Visitor:
     @property
     def origin(self) -> str:
         return f"http://{self.host}"
+
+    @property
+    def browser_cookie(self) -> Any:
+        """The session's cookie as Playwright takes it. A browser keeps a secure one of payagent.localhost too."""
+        name, _, value = self.cookie.partition("=")
+        return {
+            "name": name,
+            "value": value,
+            "url": f"https://{self.host}",
+            "httpOnly": True,
+            "secure": True,
+            "sameSite": "Strict",
+        }
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.http.get(self.server + path, headers=self._headers(headers))
@@ -69,8 +84,9 @@ class Visitor:
 
 def visitor(shop: Shop, *options: str) -> Visitor:
     """Somebody who has just signed in by a new link; `options` are those of `payagent dashboard`."""
-    found = stranger(shop)
-    answer = found.enter(shop.payagent("dashboard", *options).json["url"])
+    link = shop.payagent("dashboard", *options).json["url"]
+    found = _at_host_of(link, shop)
+    answer = found.enter(link)
     assert answer.status_code == 303, answer.text
     assert found.cookie.startswith(f"{COOKIE}=")
     return found
@@ -78,9 +94,38 @@ def visitor(shop: Shop, *options: str) -> Visitor:
 
 def stranger(shop: Shop) -> Visitor:
     """Somebody at the dashboard's host who has not signed in."""
-    host = urlsplit(shop.payagent("dashboard").json["url"]).netloc
-    port = host.rpartition(":")[2]
-    return Visitor(shop.http, f"http://127.0.0.1:{port}", host)
+    return _at_host_of(shop.payagent("dashboard").json["url"], shop)
+
+
+def _at_host_of(link: str, shop: Shop) -> Visitor:
+    host = urlsplit(link).netloc
+    return Visitor(shop.http, f"http://127.0.0.1:{host.rpartition(':')[2]}", host)
+
+
+@contextmanager
+def running_daemon(shop: Shop, *more: str) -> Iterator[None]:
+    """The daemon, ready; its log is beside the config.
+
+    As `kit.cli.running`, but it asks only the daemon: the doctor cannot run beside a browser, because it needs an
+    event loop of its own.
+    """
+    shop.http.timeout = httpx.Timeout(60)
+    with (shop.folder / "daemon.log").open("a") as log:
+        process = spawn("serve", "--config", shop.config, *more, stdout=log, stderr=log)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, (shop.folder / "daemon.log").read_text()
+            if not (shop.folder / "s").exists():
+                return False
+            status = shop.payagent("status")
+            return status.code == 0 and bool(status.json["ready"])
+
+        try:
+            until(is_ready, "the daemon is not ready")
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 class Stub:

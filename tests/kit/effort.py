@@ -2,7 +2,12 @@
 
 import os
 
+import pytest
+
 IS_LONG = os.environ.get("LONG_TESTS") == "1"
+
+long_only = pytest.mark.skipif(not IS_LONG, reason="only ./scripts/test --long runs this")
+"""Marks a test that only the long run has."""
 
 
 def pick(sample: int, whole: int) -> int:
