@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, expect, sync_playwright
 
 from kit.cli import Shop
 from kit.dashboard import visitor
@@ -23,6 +23,35 @@ LOCAL = re.compile(r"(.*\.)?localhost|127\.0\.0\.1")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing (Debian's package chromium)")
 
 
+@dataclass
+class Tab:
+    """A page with what went wrong on it: errors and policy violations on its console, and hosts that it asked."""
+
+    page: Page
+    has_scripts: bool
+    wrong: list[str] = field(default_factory=list)
+
+    def require_clean(self) -> None:
+        assert self.wrong == [], self.wrong
+
+    def on_console(self, message: ConsoleMessage) -> None:
+        # a page that is shown with the status of its refusal is no error of the page
+        if message.type == "error" and "status of 4" not in message.text and "ERR_" not in message.text:
+            self.wrong.append(message.text)
+
+    def watch(self, route: Route) -> None:
+        host = urlsplit(route.request.url).hostname or ""
+        if LOCAL.fullmatch(host):
+            route.continue_()
+        else:
+            self.wrong.append(f"asked {host}")
+            route.abort()
+
+
+_idle: list[Tab] = []
+"""Tabs of the browser that no test uses. The first page of a new one takes the processor time of four others."""
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser without a window."""
@@ -33,54 +62,50 @@ def chromium() -> Iterator[Browser]:
         try:
             yield browser
         finally:
+            _idle.clear()
             browser.close()
 
 
-@dataclass
-class Tab:
-    """A page with what went wrong on it: errors and policy violations on its console, and hosts that it asked."""
-
-    page: Page
-    wrong: list[str] = field(default_factory=list)
-
-    def require_clean(self) -> None:
-        assert self.wrong == [], self.wrong
-
-
 @contextmanager
-def tab(browser: Browser, width: int = 1280, *, dark: bool = False, scripts: bool = True) -> Iterator[Tab]:
-    """A new, empty profile's page. It fails if the page logs an error or asks another host."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme="dark" if dark else "light",
-        java_script_enabled=scripts,
-        locale="en-GB",
-        timezone_id="Europe/Vienna",
-    )
-    context.set_default_timeout(PATIENCE_MS)
-    opened = Tab(context.new_page())
-
-    def on_console(message: ConsoleMessage) -> None:
-        # a page that is shown with the status of its refusal is no error of the page
-        if message.type == "error" and "status of 4" not in message.text and "ERR_" not in message.text:
-            opened.wrong.append(message.text)
-
-    def watch(route: Route) -> None:
-        host = urlsplit(route.request.url).hostname or ""
-        if LOCAL.fullmatch(host):
-            route.continue_()
-        else:
-            opened.wrong.append(f"asked {host}")
-            route.abort()
-
-    opened.page.on("console", on_console)
-    opened.page.on("pageerror", lambda error: opened.wrong.append(str(error)))
-    opened.page.route("**/*", watch)
+def tab(browser: Browser, width: int = 1280, *, scripts: bool = True) -> Iterator[Tab]:
+    """A page without cookies. The test fails if the page logs an error or asks another host."""
+    opened = next((one for one in _idle if one.has_scripts == scripts), None)
+    if opened is None:
+        opened = _new_tab(browser, scripts=scripts)
+    else:
+        _idle.remove(opened)
+    opened.wrong.clear()
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    opened.page.route("**/*", opened.watch)
     try:
         yield opened
         opened.require_clean()
-    finally:
-        context.close()
+        _leave(opened.page)
+    except BaseException:
+        opened.page.context.close()
+        raise
+    _idle.append(opened)
+
+
+def _leave(page: Page) -> None:
+    """Sign out, and leave the page for one that does nothing. The browser draws it in the same process."""
+    page.unroute_all(behavior="ignoreErrors")
+    page.context.clear_cookies()
+    try:
+        page.goto(urljoin(page.url, "/ui/sign-in"))
+    except Error:  # its server is gone
+        page.goto("about:blank")
+
+
+def _new_tab(browser: Browser, *, scripts: bool) -> Tab:
+    context = browser.new_context(
+        color_scheme="light", java_script_enabled=scripts, locale="en-GB", timezone_id="Europe/Vienna"
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    opened = Tab(context.new_page(), scripts)
+    opened.page.on("console", opened.on_console)
+    opened.page.on("pageerror", lambda error: opened.wrong.append(str(error)))
+    return opened
 
 
 def sign_in(page: Page, shop: Shop, *options: str) -> str:

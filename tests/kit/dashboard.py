@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from kit.cli import Shop, spawn, until
+from kit.cli import Shop, spawn
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.sessions import Session, Sessions
 from payagent.dashboard.app import COOKIE, Dashboard, DashboardPage
@@ -109,7 +110,7 @@ def running_daemon(shop: Shop, *more: str) -> Iterator[None]:
     As `kit.cli.running`, but it asks only the daemon: the doctor cannot run beside a browser, because it needs an
     event loop of its own.
     """
-    shop.http.timeout = httpx.Timeout(60)
+    shop.http.timeout = httpx.Timeout(120)
     with (shop.folder / "daemon.log").open("a") as log:
         process = spawn("serve", "--config", shop.config, *more, stdout=log, stderr=log)
 
@@ -121,11 +122,12 @@ def running_daemon(shop: Shop, *more: str) -> Iterator[None]:
             return status.code == 0 and bool(status.json["ready"])
 
         try:
-            until(is_ready, "the daemon is not ready")
+            while not is_ready():
+                time.sleep(0.1)
             yield
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(120)
 
 
 class Stub:
