@@ -24,7 +24,7 @@ from payagent.devnet.server import DevnetThread
 from payagent.store.db import readers
 
 ROOT = Path(__file__).parents[2]
-FEW, MANY = pick(300, 1_000), pick(3_000, 10_000)
+FEW, MANY = pick(100, 1_000), pick(1_000, 10_000)
 GROWTH_MAX = 1.1
 WHOLE = ("/ui/events", "/ui/ledger/export", "/ui/ledger/snapshot")
 """A stream, and downloads that are as long as the ledger."""

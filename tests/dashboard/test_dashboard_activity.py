@@ -5,6 +5,7 @@ import re
 import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import Shop
+from kit.dashboard import visitor
 from playwright.sync_api import Browser, Route, expect
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
@@ -74,16 +75,12 @@ def test_a_live_page_that_signs_out_leads_nowhere_else(shop: Shop, browser: Brow
         at.page.wait_for_url("**/ui/sign-in")
 
 
-def test_text_of_others_is_shown_and_runs_nothing(shop: Shop, browser: Browser) -> None:
+def test_text_of_others_is_shown_and_runs_nothing(shop: Shop) -> None:
     assert shop.payagent("pause", "--reason", HOSTILE).code == 0
-    try:
-        with tab(browser, width=320) as at:
-            origin = sign_in(at.page, shop)
-            at.page.goto(f"{origin}/ui/activity")
-            expect(at.page.locator("#events")).to_contain_text("<script>alert(1)</script>")
-            assert at.page.evaluate("document.documentElement.scrollWidth") == 320
-    finally:
-        assert shop.payagent("resume").code == 0
+    assert shop.payagent("resume").code == 0
+    events = visitor(shop).get("/ui/activity").text.partition('id="events"')[2]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in events
+    assert "<script>alert" not in events
 
 
 def test_settings_show_health_and_count_what_a_provider_is_asked(shop: Shop, browser: Browser) -> None:

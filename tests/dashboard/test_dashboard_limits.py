@@ -123,14 +123,18 @@ def test_reverting_to_the_config_waits_for_the_terminal(shop: Shop, browser: Bro
 
 
 def test_an_amount_that_is_not_readable_is_refused_with_what_was_typed(shop: Shop, browser: Browser) -> None:
-    before = in_force(shop)
+    before, me = in_force(shop), visitor(shop)
+    for typed in ("-3", "0.0000001", "99999999999999"):
+        answer = me.post(
+            "/ui/limits", me.hidden("/ui/limits") | {"limit": "per_day", "amount": typed, "act": "set"}
+        )
+        assert "amount_invalid" in answer.text, typed
+        assert f'value="{typed}"' in answer.text
     with tab(browser) as at:
-        origin = sign_in(at.page, shop)
-        for typed in ("1,5", "-3", "0.0000001", "99999999999999"):
-            order(at.page, origin, typed)
-            expect(at.page.locator("#refusal")).to_contain_text("amount_invalid")
-            assert at.page.get_by_label("At most").input_value() == typed
-            expect(at.page.locator("#live")).to_contain_text("Not live since")
+        order(at.page, sign_in(at.page, shop), "1,5")
+        expect(at.page.locator("#refusal")).to_contain_text("amount_invalid")
+        assert at.page.get_by_label("At most").input_value() == "1,5"
+        expect(at.page.locator("#live")).to_contain_text("Not live since")
     assert in_force(shop) == before
 
 
