@@ -41,8 +41,9 @@ def x402_with(*headers: str, body: bytes) -> Answer:
     return answer
 
 
-async def test_a_receipt_is_clean_whatever_body_came_with_the_terms(shop: Place) -> None:
-    for body in [
+@pytest.mark.parametrize(
+    "body",
+    [
         b"<pre>\x1b[31mPay first\x00</pre>",
         b"\xef\xbb\xbf{}",
         b'{"a": 1, "a": 2}',
@@ -50,10 +51,13 @@ async def test_a_receipt_is_clean_whatever_body_came_with_the_terms(shop: Place)
         "é".encode() * (256 * 1024),
         b'"' * (512 * 1024),
         b"\xff" * (512 * 1024),
-    ]:
-        shop.peer.answers["/chat"] = x402_with(body=body)
-        assert (await shop.ask()).body == b"served"
-        assert await findings(shop) == []
+    ],
+    ids=["controls", "bom", "key_twice", "deep", "long", "quotes", "bytes"],
+)
+async def test_a_receipt_is_clean_whatever_body_came_with_the_terms(shop: Place, body: bytes) -> None:
+    shop.peer.answers["/chat"] = x402_with(body=body)
+    assert (await shop.ask()).body == b"served"
+    assert await findings(shop) == []
 
 
 async def test_a_receipt_is_clean_whatever_headers_came_with_the_terms(shop: Place) -> None:
