@@ -35,7 +35,7 @@ from payagent.devnet.x402 import Shop
 
 HAS_MCP = find_spec("mcp") is not None
 _GRACE_S = 1
-_READY_S = 10.0
+_READY_S = 60.0
 _T = TypeVar("_T")
 
 

@@ -31,7 +31,7 @@ from payagent.wallet.new_keystore import create
 
 PASSPHRASE = plant("the passphrase", "canary-passphrase-of-the-cli")
 TOKEN = "5c" * 28 + "636c69"
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 _ADDED = """
 [api]

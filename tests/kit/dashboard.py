@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from kit.cli import Shop, spawn
+from kit.cli import Shop, running
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.sessions import Session, Sessions
 from payagent.dashboard.app import COOKIE, Dashboard, DashboardPage
@@ -105,29 +104,10 @@ def _at_host_of(link: str, shop: Shop) -> Visitor:
 
 @contextmanager
 def running_daemon(shop: Shop, *more: str) -> Iterator[None]:
-    """The daemon, ready; its log is beside the config.
-
-    As `kit.cli.running`, but it asks only the daemon: the doctor cannot run beside a browser, because it needs an
-    event loop of its own.
-    """
+    """As `kit.cli.running`, with patience for the pages of a busy machine."""
     shop.http.timeout = httpx.Timeout(120)
-    with (shop.folder / "daemon.log").open("a") as log:
-        process = spawn("serve", "--config", shop.config, *more, stdout=log, stderr=log)
-
-        def is_ready() -> bool:
-            assert process.poll() is None, (shop.folder / "daemon.log").read_text()
-            if not (shop.folder / "s").exists():
-                return False
-            status = shop.payagent("status")
-            return status.code == 0 and bool(status.json["ready"])
-
-        try:
-            while not is_ready():
-                time.sleep(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait(120)
+    with running(shop, *more):
+        yield
 
 
 class Stub:
