@@ -198,6 +198,10 @@ class TestWindows:
         assert frees_ms is not None
         assert counts_from_ms(window, frees_ms - 1) <= start_ms < counts_from_ms(window, frees_ms)
 
+    def test_a_day_counts_from_the_start_of_a_span_of_five_minutes(self) -> None:
+        assert counts_from_ms(Window.DAY, 86_400_000 + 299_999) == 0
+        assert counts_from_ms(Window.DAY, 86_400_000 + 300_000) == 300_000
+
     def test_the_announced_time_is_when_enough_units_are_free(self) -> None:
         spans = [SpendSpan(0, 3), SpendSpan(300_000, 4), SpendSpan(900_000, 5)]
         day = [frees_at_ms(Window.DAY, spans, units) for units in (1, 3, 4, 7, 8, 12, 13)]

@@ -1,7 +1,6 @@
 """Every hostile 402 is refused with its code, and the valid 402 it was made from is accepted."""
 
-import pytest
-from kit.hostile_402s import TOKEN, TOKEN_DECIMALS, Base, Hostile, address, bases, hostile_402s
+from kit.hostile_402s import TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
 from kit.hostile_x402 import hostile_x402s, x402_bases
 
 from payagent.core.address import parse_address
@@ -35,27 +34,28 @@ def reading(name: str) -> Reading:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "base"),
-    [
-        pytest.param(name, base, id=f"{name}-{key}")
-        for name, (known, _, _) in SETS.items()
-        for key, base in known.items()
-    ],
-)
-def test_the_valid_402_behind_each_hostile_one_is_accepted(name: str, base: Base) -> None:
-    (invoice,) = read_offers(parse_response(402, base.headers, base.text.encode()), reading(name))
-    assert invoice.outputs[0].address.text == address(NETWORKS[name], 0, 0x50)
-    assert invoice.total_units in (10_000_000, 12_000_000)
+def test_the_valid_402_behind_each_hostile_one_is_accepted() -> None:
+    for name, (known, _, _) in SETS.items():
+        for key, base in known.items():
+            (invoice,) = read_offers(parse_response(402, base.headers, base.text.encode()), reading(name))
+            assert invoice.outputs[0].address.text == address(NETWORKS[name], 0, 0x50), (name, key)
+            assert invoice.total_units in (10_000_000, 12_000_000), (name, key)
 
 
-@pytest.mark.parametrize(("name", "row"), [pytest.param(n, row, id=f"{n}-{row.id}") for n, row in DIALECT_ROWS])
-def test_a_hostile_402_is_refused_with_its_code(name: str, row: Hostile) -> None:
-    with pytest.raises(Refused) as refused:
+def test_a_hostile_402_is_refused_with_its_code() -> None:
+    assert len(DIALECT_ROWS) > 1000
+    wrong = {(name, row.id): said for name, row in DIALECT_ROWS if (said := outcome(name, row)) != row.code}
+    assert wrong == {}
+
+
+def outcome(name: str, row: Hostile) -> str:
+    """The code of the refusal, which says printably and shortly why."""
+    try:
         read_offers(parse_response(row.status, row.headers, row.raw), reading(name))
-    assert refused.value.name == row.code
-    assert len(refused.value.detail) < 2_000
-    assert refused.value.detail.isprintable()
+    except Refused as refused:
+        is_shown = len(refused.detail) < 2_000 and refused.detail.isprintable()
+        return refused.name if is_shown else f"{refused.name}: {refused.detail!r}"
+    return "read as an invoice"
 
 
 def test_402s_that_only_the_agent_can_refuse_are_read_as_invoices() -> None:

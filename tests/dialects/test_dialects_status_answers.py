@@ -32,6 +32,11 @@ def test_each_known_status_word_gets_its_meaning(word: str, said: str) -> None:
         assert read_status(body) == said
 
 
+@pytest.mark.parametrize("body", [None, "pending", ["pending"], {}, {"status": 1}, {"detail": "pending"}])
+def test_an_answer_without_a_status_word_is_unknown(body: object) -> None:
+    assert read_status(body) == "unknown"
+
+
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
