@@ -1,8 +1,11 @@
 """Sample sizes of repeated and random tests: a sample, or all with `./scripts/test --long`."""
 
 import os
+from typing import TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 IS_LONG = os.environ.get("LONG_TESTS") == "1"
 
@@ -10,6 +13,6 @@ long_only = pytest.mark.skipif(not IS_LONG, reason="only ./scripts/test --long r
 """Marks a test that only the long run has."""
 
 
-def pick(sample: int, whole: int) -> int:
-    """The sample size for this run."""
+def pick(sample: T, whole: T) -> T:
+    """The sample, or the whole: a size or the cases themselves."""
     return whole if IS_LONG else sample
