@@ -43,9 +43,10 @@ from payagent.agent.topups.runner import TopupRunner
 from payagent.api.app import create_app
 from payagent.api.http.listeners import Listeners, listen_unix
 from payagent.api.http.rate_limit import Rates
-from payagent.api.http.server import listen_tcp, make_server
+from payagent.api.http.server import listen_tcp
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
+from payagent.api.waiting import Entrance
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found
 from payagent.core.address import Address
@@ -92,6 +93,7 @@ from payagent.settings.schema import (
 )
 from payagent.signer.client import AccountSigner, SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
 from payagent.store.db.lease import lease
@@ -111,8 +113,18 @@ Announce = Callable[[Mapping[str, str]], None]
 Running = tuple[Fleet, list[Notifier], Callable[[], str | None]]
 """What answers requests, what tells the targets, and why the chain was not read for too long, if so."""
 
+Opened = tuple[tuple[Writer, Readers], Seat | None]
+"""The ledger, and the daemon's seat in a fleet."""
+
+LOOK_AGAIN_S = 1.0
+"""How often a daemon that starts looks whether a host of its database answers."""
+
 CLOCK_PATIENCE_S = 5.0
 """How long a start waits for a provider's time."""
+
+
+class _StoppedError(Exception):
+    """A signal ended the daemon while it waited for its database."""
 
 
 def serve(
@@ -266,11 +278,16 @@ async def _serve(
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
-    async with _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url) as (
-        fleet,
-        notifiers,
-        heartbeat,
-    ):
+    places = {"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network}
+    new_id = partial(Ports(SystemClock(), SystemRandomness()).new_id, "call")
+    entrance = Entrance(listeners, settings.network, settings.api.allowed_hosts, new_id, partial(announce, places))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(entrance.close)
+        running = _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url, entrance)
+        try:
+            fleet, notifiers, heartbeat = await stack.enter_async_context(running)
+        except _StoppedError:
+            return
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
         sessions = _sessions(fleet.context, settings, listeners) if api.dashboard else None
@@ -289,7 +306,6 @@ async def _serve(
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
-        plain, secure = listeners.sorted()
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
@@ -298,17 +314,15 @@ async def _serve(
                 is_devnet=settings.is_devnet,
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
-        server = make_server(outer, partial(fleet.context.ports.new_id, "call"), secure)
-        server.stop_on_signal()
+        entrance.server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
             read = partial(_reread, config, reread)
             _read_on_sighup(ConfigReload(fleet.context, settings, read, make_agent_config, _noting(fleet)))
         signer.watch(_stop)
         _freeze_startup_objects()
-        announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
-            await server.serve(sockets=plain)
+            await entrance.serve(outer)
         finally:
             app.close()
 
@@ -352,6 +366,7 @@ async def _running(
     redactor: Redactor,
     checkpoint: Checkpoint,
     url: str,
+    entrance: Entrance,
 ) -> AsyncIterator[Running]:
     """Run what pays and its jobs, and stop them in an order that cuts nothing off.
 
@@ -364,7 +379,9 @@ async def _running(
         records = {number: SignerFile(settings.data_dir / signer_file(number)) for number in range(len(accounts))}
         for record in records.values():
             stack.callback(record.close)
-        store, seat = _open_store(settings, ports, records, is_lost, checkpoint, redactor)
+        own_file = DaemonFile(settings.data_dir / DAEMON_FILE)
+        open_store = partial(_open_store, settings, ports, records, own_file, is_lost, checkpoint, redactor)
+        store, seat = open_store() if settings.store.url is None else await _once_open(open_store, entrance)
         writer, readers = store
         stack.callback(writer.close)
         providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
@@ -447,10 +464,11 @@ def _open_store(
     settings: Settings,
     ports: Ports,
     records: Mapping[int, SignerFile],
+    own_file: DaemonFile,
     is_lost: threading.Event,
     checkpoint: Checkpoint,
     redactor: Redactor,
-) -> tuple[tuple[Writer, Readers], Seat | None]:
+) -> Opened:
     """Open the ledger: in the data folder, where `is_lost` is set if another daemon opens it, or with others."""
     if settings.store.url is None:
         database = settings.data_dir / LEDGER_FILE
@@ -458,12 +476,31 @@ def _open_store(
         writer = Writer(database, checkpoint=checkpoint, own=own)
         with opening(database):
             return (writer, Readers(database)), None
-    seat = Seat(ports.new_id("daemon"), host_of(settings), records, is_synchronous=settings.store.synchronous)
+    seat = Seat(
+        *(ports.new_id("daemon"), host_of(settings), records),
+        is_synchronous=settings.store.synchronous,
+        own_file=own_file,
+    )
     password = _secret(settings.store.password_file, redactor)
     store = open_fleet_store(
         settings.store.url, settings.data_dir, checkpoint=checkpoint, seat=seat, password=password
     )
     return store, seat
+
+
+async def _once_open(open_store: Callable[[], Opened], entrance: Entrance) -> Opened:
+    """Open the ledger of a fleet, off the event loop, as soon as the hosts that it must wait for answer."""
+    waits_for = None
+    while True:
+        try:
+            return await asyncio.to_thread(open_store)
+        except Refused as refused:
+            if "waits_for" not in refused.context:
+                raise
+            if waits_for != (waits_for := refused.context["waits_for"]):
+                log.warning("daemon.waits", waits_for=waits_for, why=refused.detail)
+            if not await entrance.wait(refused, LOOK_AGAIN_S):
+                raise _StoppedError from None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

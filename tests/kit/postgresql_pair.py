@@ -67,8 +67,8 @@ class ServerPair:
     def _place(self, number: int) -> str:
         return f"host={self._folder} port={self._ports[number]} user={_user()}"
 
-    def _begin(self, number: int) -> None:
-        options = f"-k {self._folder} -p {self._ports[number]} {_OPTIONS}"
+    def _begin(self, number: int, more: str = "") -> None:
+        options = f"-k {self._folder} -p {self._ports[number]} {_OPTIONS} {more}"
         log = str(self._folder / f"log{number}")
         _run("pg_ctl", "start", "-w", "-D", self._data(number), "-l", log, "-o", options)
         self._stack.callback(self._kill, number)
@@ -92,6 +92,37 @@ class ServerPair:
 
     def kill_primary(self) -> None:
         self._kill(0)
+
+    def kill_standby(self) -> None:
+        self._kill(1)
+
+    def host(self, number: int) -> str:
+        """How a server is named in a URL: the first is the primary, the second its standby."""
+        return f"127.0.0.1:{self._ports[number]}"
+
+    def tcp_url_in(self, *order: int) -> str:
+        """As `tcp_url`, with the servers in this order."""
+        return f"postgresql://{_user()}@{','.join(map(self.host, order))}/postgres"
+
+    def url_of(self, number: int) -> str:
+        """One server, whether or not it takes writes."""
+        return f"postgresql://{_user()}@/postgres?host={self._folder}&port={self._ports[number]}"
+
+    def start_again(self, number: int) -> None:
+        """As a host that boots does, without what its processes left. As a primary it waits for no standby."""
+        (self._folder / f".s.PGSQL.{self._ports[number]}.lock").unlink(missing_ok=True)
+        self._begin(number, "-c synchronous_standby_names=''")
+
+    def freeze_primary(self) -> None:
+        """Its processes stand still: it accepts connections and never answers."""
+        pid = int((Path(self._data(0)) / "postmaster.pid").read_text().split()[0])
+        for one in (pid, *children(pid)):
+            os.kill(one, signal.SIGSTOP)
+
+    def turn_away(self, number: int) -> None:
+        """Let a server refuse new sessions by its rules for authentication."""
+        (Path(self._data(number)) / "pg_hba.conf").write_text("host all all all reject\n")
+        _run("pg_ctl", "reload", "-D", self._data(number))
 
     def _kill(self, number: int) -> None:
         pid_file = Path(self._data(number)) / "postmaster.pid"
