@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from payagent.api.app import answering
 from payagent.api.http.listeners import Listeners
 from payagent.api.http.middleware import OuterMiddleware
-from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse, problem_response
+from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.api.http.server import make_server
-from payagent.api.models.health import Health, Readiness
+from payagent.api.models.health import Health
+from payagent.api.routes.health import without_ledger
 from payagent.core.problems import Refused
 from payagent.core.version import VERSION
 
@@ -34,7 +35,7 @@ class Entrance:
     ) -> None:
         """`announce` is called once, when the server begins to answer."""
         self._plain, secure = listeners.sorted()
-        self.server = make_server(self._call, new_id, secure)
+        self.server = make_server(self, new_id, secure)
         self._app: ASGIApp = OuterMiddleware(answering(self._answer), new_id, allowed_hosts, Counter())
         self._network = network
         self._announce = announce
@@ -65,16 +66,12 @@ class Entrance:
             self._serving = asyncio.create_task(self.server.serve(sockets=self._plain))
         return self._serving
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         if request.url.path == "/healthz":
             return JsonResponse(Health(status="ok", version=VERSION))
         if request.url.path == "/readyz":
-            checks = {"ledger": self._why.detail}
-            readiness = Readiness(
-                ready=False, code=self._why.code, network=self._network, checks=checks, providers={}
-            )
-            return JsonResponse(readiness, 503, {"Retry-After": str(RETRY_AFTER_S)})
+            return without_ledger(self._why, self._network)
         return problem_response(self._why, request.state.request_id)
