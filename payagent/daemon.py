@@ -13,10 +13,10 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,13 +40,12 @@ from payagent.agent.operator.config_reload import ConfigReload
 from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.agent.topups.runner import TopupRunner
-from payagent.api.app import create_app
+from payagent.api.app import Entrance, create_app
 from payagent.api.http.listeners import Listeners, listen_unix
 from payagent.api.http.rate_limit import Rates
-from payagent.api.http.server import listen_tcp
+from payagent.api.http.server import listen_tcp, make_server
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
-from payagent.api.waiting import Entrance
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found
 from payagent.core.address import Address
@@ -185,9 +184,10 @@ def serve(
             log_signer = log.warning if missing else log.info
             log_signer("signer.started", pid=signer.pid, not_possible_here=missing)
             listeners = Listeners(unix, tcp, context)
-            asyncio.run(
-                _serve(settings, account, signer, listeners, announce, redactor, checkpoint, config, reread)
-            )
+            with suppress(_StoppedError):
+                asyncio.run(
+                    _serve(settings, account, signer, listeners, announce, redactor, checkpoint, config, reread)
+                )
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
 
@@ -278,16 +278,28 @@ async def _serve(
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
-    places = {"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network}
     new_id = partial(Ports(SystemClock(), SystemRandomness()).new_id, "call")
-    entrance = Entrance(listeners, settings.network, settings.api.allowed_hosts, new_id, partial(announce, places))
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(entrance.close)
-        running = _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url, entrance)
-        try:
-            fleet, notifiers, heartbeat = await stack.enter_async_context(running)
-        except _StoppedError:
-            return
+    entrance = Entrance(settings.network, settings.api.allowed_hosts, new_id)
+    plain, secure = listeners.sorted()
+    server = make_server(entrance, new_id, secure)
+
+    @cache
+    def serving() -> asyncio.Task[None]:
+        """Answer from now on, until a signal."""
+        server.stop_on_signal()
+        announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
+        return asyncio.create_task(server.serve(sockets=plain))
+
+    async def wait(why: Refused) -> None:
+        """Tell requests for a moment why the ledger is not open. Raises `_StoppedError` after a signal."""
+        if why.detail != entrance.why.detail:
+            log.warning("daemon.waits", why=why.detail)
+        entrance.why = why
+        if (await asyncio.wait([serving()], timeout=LOOK_AGAIN_S))[0]:
+            raise _StoppedError
+
+    running = _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url, wait)
+    async with running as (fleet, notifiers, heartbeat):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
         sessions = _sessions(fleet.context, settings, listeners) if api.dashboard else None
@@ -314,7 +326,8 @@ async def _serve(
                 is_devnet=settings.is_devnet,
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
-        entrance.server.stop_on_signal()
+        entrance.app = outer
+        server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
             read = partial(_reread, config, reread)
@@ -322,7 +335,7 @@ async def _serve(
         signer.watch(_stop)
         _freeze_startup_objects()
         try:
-            await entrance.serve(outer)
+            await serving()
         finally:
             app.close()
 
@@ -366,7 +379,7 @@ async def _running(
     redactor: Redactor,
     checkpoint: Checkpoint,
     url: str,
-    entrance: Entrance,
+    wait: Callable[[Refused], Awaitable[None]],
 ) -> AsyncIterator[Running]:
     """Run what pays and its jobs, and stop them in an order that cuts nothing off.
 
@@ -381,7 +394,7 @@ async def _running(
             stack.callback(record.close)
         own_file = DaemonFile(settings.data_dir / DAEMON_FILE)
         open_store = partial(_open_store, settings, ports, records, own_file, is_lost, checkpoint, redactor)
-        store, seat = open_store() if settings.store.url is None else await _once_open(open_store, entrance)
+        store, seat = open_store() if settings.store.url is None else await _once_open(open_store, wait)
         writer, readers = store
         stack.callback(writer.close)
         providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
@@ -488,19 +501,15 @@ def _open_store(
     return store, seat
 
 
-async def _once_open(open_store: Callable[[], Opened], entrance: Entrance) -> Opened:
-    """Open the ledger of a fleet, off the event loop, as soon as the hosts that it must wait for answer."""
-    waits_for = None
+async def _once_open(open_store: Callable[[], Opened], wait: Callable[[Refused], Awaitable[None]]) -> Opened:
+    """Open the ledger of a fleet as soon as the hosts of its database answer that it must wait for."""
     while True:
         try:
             return await asyncio.to_thread(open_store)
         except Refused as refused:
             if "waits_for" not in refused.context:
                 raise
-            if waits_for != (waits_for := refused.context["waits_for"]):
-                log.warning("daemon.waits", waits_for=waits_for, why=refused.detail)
-            if not await entrance.wait(refused, LOOK_AGAIN_S):
-                raise _StoppedError from None
+            await wait(refused)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -44,7 +44,7 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Check that the process answers", responses=gives(Health, 200))
     async def healthz() -> JsonResponse:
-        return JsonResponse(Health(status="ok", version=VERSION))
+        return alive()
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))
@@ -73,6 +73,10 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
         )
 
     return router
+
+
+def alive() -> JsonResponse:
+    return JsonResponse(Health(status="ok", version=VERSION))
 
 
 def without_ledger(why: Refused, network: str) -> JsonResponse:

@@ -1,63 +1,51 @@
 """What a daemon of a fleet keeps about itself in its data folder, in `daemon.json`: the databases that it used.
 
 The newest timeline of each database server tells an old primary from the new one, also after a restart. The file
-is replaced as a whole. A sandboxed daemon cannot read the new file (`payagent.sandbox`), so it is read once.
+is replaced as a whole. A sandboxed daemon cannot read the new one (`payagent.sandbox`), so it is read once.
 
 May import: core, secret_file. Never: forgets a timeline.
 """
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from payagent.core.problems import Refused
-from payagent.secret_file import put_in_place
+from payagent.secret_file import make_secret_file, put_in_place
 
 DAEMON_FILE = "daemon.json"
 
 
 class DaemonFile:
-    """The file, or the same in memory alone without a `path`."""
+    """The file; without a `path`, the same in memory.
+
+    `timelines`: the newest timeline that was used on this machine, by the identifier of the database server.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         """Refused: `store_failed` for a file that payagent did not write."""
         self._path = path
-        self._values: dict[str, Any] = {"timelines": {}}
-        if path is None or not path.exists():
-            return
+        self.timelines: dict[str, int] = {}
         try:
-            self._values = {**self._values, **json.loads(path.read_bytes())}
-            self._values["timelines"] = {str(key): int(one) for key, one in self._values["timelines"].items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            if path is not None and path.exists():
+                self.timelines = {key: int(one) for key, one in json.loads(path.read_bytes())["timelines"].items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise Refused(
                 "store_failed",
-                f"{path} cannot be read: {error}. It names the database timelines that this machine has used, so "
-                "nothing was changed. Stop every server but the primary, then remove the file",
+                f"{path} cannot be read: {error!r}. It names the database timelines that this machine used, so "
+                "nothing was changed. Stop every database server but the primary, then remove the file",
             ) from None
 
-    @property
-    def timelines(self) -> Mapping[str, int]:
-        """The newest timeline that was used on this machine, by the database server's identifier."""
-        return dict(self._values["timelines"])
-
     def note_timeline(self, system: str, timeline: int) -> None:
-        """Keep a timeline, if it is newer. Returns when it is durable. Refused: `store_failed`."""
-        known = self.timelines
-        if timeline > known.get(system, 0):
-            self._write(self._values | {"timelines": {**known, system: timeline}})
-
-    def _write(self, values: dict[str, Any]) -> None:
+        """Keep a timeline, if it is newer. It is durable then. Refused: `store_failed`."""
+        if timeline <= self.timelines.get(system, 0):
+            return
+        timelines = self.timelines | {system: timeline}
         if self._path is not None:
             new = self._path.with_name(f".{self._path.name}.new")
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-                with os.fdopen(os.open(new, flags, 0o600), "w") as file:
-                    json.dump(values, file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                new.unlink(missing_ok=True)
+                make_secret_file(new, json.dumps({"timelines": timelines}))
                 put_in_place(new, self._path)
-            except OSError as error:
+            except (OSError, Refused) as error:
                 raise Refused("store_failed", f"{self._path} could not be written: {error}") from error
-        self._values = values
+        self.timelines = timelines

@@ -78,17 +78,17 @@ class PostgresqlCommitter(Committer):
     ) -> None:
         self.hosts = Hosts(Database(database) if isinstance(database, str) else database, seat)
         """Which server the connection is to. The readers follow it."""
-        place: Any = self.hosts
+        place: Any = database
         super().__init__(place, checkpoint=checkpoint, seat=seat)
 
-    def _open(self, place: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
+    def _open(self, _place: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
         holder = "" if self._seat is None else self._seat.holder
         settings = {
             "payagent.holder": holder,
             "lock_timeout": str(_GATE_WAIT_MS),
             "idle_in_transaction_session_timeout": "2s",
         }
-        conn: Any = PostgresqlConnection(place.look(), settings)
+        conn: Any = PostgresqlConnection(self.hosts.look(), settings)
         on_failure.callback(conn.close)
         is_older = bool(lacking(conn))
         self._meet(conn)  # before anything is changed on the server
@@ -104,11 +104,10 @@ class PostgresqlCommitter(Committer):
             server.require_synchronous(conn)
         records = {} if self._seat is None else self._seat.records
         system, timeline = conn.system(), conn.timeline()
-        server.require_newest_timeline(timeline, max(self._timeline, self.hosts.recorded.get(system, 0)))
-        self.hosts.note(system, timeline)
         server.require_own_ledger(conn, system, records)
+        server.require_newest_timeline(timeline, max(self._timeline, self.hosts.timeline), system, records)
+        self.hosts.use(system, timeline)
         self._system, self._timeline = system, timeline
-        self.hosts.follow()
 
     def _mark(self) -> DatabaseMark | None:
         return DatabaseMark(self._system, self._timeline, *self._signed_in)

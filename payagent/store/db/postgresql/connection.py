@@ -100,9 +100,8 @@ class Database:
 
     @property
     def host(self) -> str:
-        """The name of that host, and its port if the URL has one."""
-        name = self.place.get("host") or self.place.get("hostaddr") or "localhost"
-        return f"{name}:{self.place['port']}" if self.place.get("port") else name
+        """That host and its port, as the URL names them."""
+        return ":".join(filter(None, self.place.values())) or "localhost"
 
 
 class PostgresqlConnection:
@@ -173,11 +172,6 @@ class PostgresqlConnection:
         """The identifier of the server's data, which its standbys share."""
         (system,) = self.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone() or ("",)
         return str(system)
-
-    def started(self) -> str:
-        """When the server started, to the microsecond."""
-        (started,) = self.execute("SELECT pg_postmaster_start_time()::text").fetchone() or ("",)
-        return str(started)
 
     def timeline(self) -> int:
         """The number of the server's history. It rises with each failover."""

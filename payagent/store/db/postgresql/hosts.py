@@ -9,16 +9,14 @@ May import: core, store.db, sqlite3, psycopg, structlog. Never: commits; waits f
 
 import re
 import sqlite3
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
-from threading import Thread
 from typing import Literal
 
-import psycopg
+import psycopg.conninfo
 import structlog
-from psycopg.conninfo import conninfo_to_dict
 
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat
@@ -28,6 +26,7 @@ from payagent.store.db.postgresql.server import require_newest_timeline
 LOOK_S = 5
 """How long the hosts have to answer. One whose processes are stopped accepts a connection and says nothing."""
 
+_HOSTS_MAX = 32
 _LISTS = ("host", "hostaddr", "port")
 """The parameters of a URL that have a value for each host, or one for all."""
 
@@ -87,8 +86,8 @@ def choose(
         )
     writable = list({(one.system, one.started): one for one in answers if one.kind == "writable"}.values())
     if not writable:
-        said = "; ".join(f"{one.database.host}: {one.why}" for one in answers)
-        raise sqlite3.OperationalError(f"no host of store.url takes writes. {said}")
+        reasons = [f"{one.database.host}: {one.why}" for one in answers]
+        raise sqlite3.OperationalError(f"no host takes writes. {'; '.join(reasons)}")
     best = max(writable, key=lambda one: one.timeline)
     for one in writable:
         if one is not best and (one.system != best.system or one.timeline == best.timeline):
@@ -98,7 +97,7 @@ def choose(
                 "Payments may be in either, so nothing was changed. Stop the one that should not",
             )
     known = recorded.get(best.system, 0)
-    require_newest_timeline(best.timeline, known)
+    require_newest_timeline(best.timeline, known, best.system, {})
     away = [one for one in answers if one.kind in ("silent", "refuses")]
     if away and not is_synchronous and not best.timeline > known > 0:
         hosts = ", ".join(one.database.host for one in away)
@@ -112,113 +111,87 @@ def choose(
     return best
 
 
-def newest(database: Database) -> Database:
-    """The server that a command beside the daemons uses. Errors: as `choose`, and it waits for no host."""
-    return choose(_ask_all(database), {}, is_synchronous=True, is_starting=False).database
+def newest(url: str, password: str | None = None) -> Database:
+    """The server that a command beside the daemons uses. Errors: as `choose`, but it waits for no host."""
+    return choose(_ask_all(Database(url, password)), {}, is_synchronous=True, is_starting=False).database
 
 
 class Hosts:
-    """The hosts of `store.url`, for one daemon: its writer looks, and its readers follow."""
+    """The hosts of `store.url`, for one daemon: its writer looks, and its readers follow.
+
+    `timeline`: of the server that the writer was told to connect to; 0 before its first look.
+    """
 
     def __init__(self, database: Database, seat: Seat | None) -> None:
         self._database = database
         self._seat = seat or Seat("", "", {})
-        self._chosen: HostAnswer | None = None
-        self._is_starting = True
+        self.timeline = 0
+        self._found = database
         self._server: Database | Refused = Refused("store_failed", "the database was not looked for yet")
-
-    def __str__(self) -> str:
-        return str(self._database)
 
     @property
     def server(self) -> Database:
         """The server that the writer uses. Refused: `store_failed`, with the reason, while there is none."""
-        if isinstance(server := self._server, Refused):
-            raise Refused("store_failed", server.detail, **server.context)
-        return server
-
-    @property
-    def recorded(self) -> dict[str, int]:
-        """As for `choose`: in the daemon's own file, and in the signer's records."""
-        found = dict(self._seat.own_file.timelines)
-        for record in self._seat.records.values():
-            mark = None if (signed := record.read()) is None else signed.database
-            if mark is not None:
-                found[mark.system] = max(mark.timeline, found.get(mark.system, 0))
+        if isinstance(found := self._server, Refused):
+            raise Refused("store_failed", found.detail, **found.context)
         return found
 
     def look(self) -> Database:
-        """Ask all hosts which server the writer shall connect to. Errors: as `choose`."""
-        answers = _ask_all(self._database)
+        """Ask all hosts which server the writer shall connect to. Errors: as `choose`; readers get them too."""
+        answers, seat = _ask_all(self._database), self._seat
         try:
             best = choose(
-                answers, self.recorded, is_synchronous=self._seat.is_synchronous, is_starting=self._is_starting
+                *(answers, seat.own_file.timelines),
+                is_synchronous=seat.is_synchronous,
+                is_starting=self.timeline == 0,
             )
-        except Refused as refused:
-            self._server = refused
-            raise
-        except sqlite3.OperationalError as error:
-            self._server = Refused("store_failed", str(error))
+        except Exception as error:
+            self._server = error if isinstance(error, Refused) else Refused("store_failed", str(error))
             raise
         for one in answers:
             if one.kind == "writable" and one.timeline < best.timeline:
-                used = {"used": best.database.host, "newest_timeline": best.timeline}
-                log.warning("store.old_primary", host=one.database.host, timeline=one.timeline, **used)
+                log.warning(
+                    "store.old_primary", host=one.database.host, timeline=one.timeline, used=best.database.host
+                )
         if self._server != best.database:
             self._server = Refused("store_failed", f"payagent is connecting to {best.database.host}. Ask again")
-        self._chosen = best
+        self._found, self.timeline = best.database, best.timeline
         return best.database
 
-    def note(self, system: str, timeline: int) -> None:
-        """Keep the timeline on this machine, before anything is committed over the writer's new connection.
-
-        sqlite3.OperationalError if that leads to another server than the one that answered.
-        """
-        if self._chosen is None or (system, timeline) != (self._chosen.system, self._chosen.timeline):
-            raise sqlite3.OperationalError("the database changed its server while payagent connected to it")
+    def use(self, system: str, timeline: int) -> None:
+        """The writer is connected: keep the timeline on this machine, and let the readers follow."""
         self._seat.own_file.note_timeline(system, timeline)
-
-    def follow(self) -> None:
-        """Let the readers use the writer's server from now on."""
-        if self._chosen is not None:
-            self._server, self._is_starting = self._chosen.database, False
+        self._server = self._found
 
 
 def hosts_of(database: Database) -> list[Database]:
     """The same database at each host that its URL names. Refused: `config_invalid`."""
     try:
-        named = conninfo_to_dict(database.url)
-    except psycopg.Error as error:
-        raise Refused("config_invalid", f"the URL of the database cannot be read: {error}") from None
-    lists = {name: str(named[name]).split(",") for name in _LISTS if named.get(name)}
-    count = max(map(len, lists.values()), default=1)
-    if any(len(values) not in (1, count) for values in lists.values()):
-        raise Refused("config_invalid", "the URL of the database has another number of ports than of hosts")
-    places = [{name: values[n % len(values)] for name, values in lists.items()} for n in range(count)]
-    return [replace(database, place=place) for place in places]
+        named = psycopg.conninfo.conninfo_to_dict(database.url)
+        lists = {name: str(named[name]).split(",") for name in _LISTS if named.get(name)}
+        count = max(map(len, lists.values()), default=1)
+        full = [values * (count if len(values) == 1 else 1) for values in lists.values()]
+        rows = list(zip(*full, strict=True)) or [()]
+    except (psycopg.Error, ValueError) as error:
+        raise Refused("config_invalid", f"the hosts in the URL of the database cannot be read: {error}") from None
+    return [replace(database, place=dict(zip(lists, row, strict=True))) for row in rows]
 
 
 def _ask_all(database: Database) -> list[HostAnswer]:
-    """Ask all hosts at once. One that has not answered in time is silent, whatever it says later."""
-    hosts = hosts_of(database)
-    answers = [HostAnswer(one, "silent", why=f"it said nothing for {LOOK_S} s") for one in hosts]
-
-    def ask(number: int) -> None:
-        answers[number] = _ask(hosts[number])
-
-    threads = [Thread(target=ask, args=(number,), daemon=True) for number in range(len(hosts))]
-    for thread in threads:
-        thread.start()
-    end_s = time.monotonic() + LOOK_S
-    for thread in threads:
-        thread.join(max(end_s - time.monotonic(), 0))
-    return list(answers)
+    """Ask all hosts at once. One that does not answer in time is silent."""
+    pool = ThreadPoolExecutor(_HOSTS_MAX)
+    asked = {pool.submit(_ask, one): one for one in hosts_of(database)}
+    wait(asked, LOOK_S)
+    pool.shutdown(wait=False)
+    why = f"it said nothing for {LOOK_S} s"
+    return [one.result() if one.done() else HostAnswer(at, "silent", why=why) for one, at in asked.items()]
 
 
 def _ask(database: Database) -> HostAnswer:
     try:
         with closing(PostgresqlConnection(database)) as conn:
-            return HostAnswer(database, "writable", conn.timeline(), conn.system(), conn.started())
+            started = conn.execute("SELECT pg_postmaster_start_time()::text").fetchone()
+            return HostAnswer(database, "writable", conn.timeline(), conn.system(), str(started))
     except sqlite3.Error as error:
         why = " ".join(str(error).split())
     if _READ_ONLY.search(why):

@@ -63,8 +63,10 @@ def require_own_ledger(conn: Any, system: str, records: Mapping[int, SignerRecor
         conn.execute("UPDATE gate SET system = ?", (system,))
 
 
-def require_newest_timeline(timeline: int, newest: int) -> None:
-    """Refuse a server that others have left behind by a failover. `newest`: the one that this host has used."""
+def require_newest_timeline(timeline: int, known: int, system: str, records: Mapping[int, SignerRecord]) -> None:
+    """Refuse a server that others have left behind by a failover. `known`: what this daemon saw before."""
+    marks = [signed.database for record in records.values() if (signed := record.read()) is not None]
+    newest = max([known, *(one.timeline for one in marks if one is not None and one.system == system)])
     if timeline < newest:
         raise Refused(
             "config_invalid",
