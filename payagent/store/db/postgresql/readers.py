@@ -41,9 +41,8 @@ class PostgresqlReaders(Readers):
     @property
     def conn(self) -> Any:
         conn: _ThreadConnection | None = getattr(self._local, "conn", None)
-        database = self._database
-        if conn is None or conn.is_lost or conn.database != database:
-            conn = self._local.conn = _ThreadConnection(database, _READ_ONLY)
+        while conn is None or conn.is_lost or conn.database != self._database:
+            conn = self._local.conn = _ThreadConnection(self._database, _READ_ONLY)
         return conn
 
     @contextmanager
