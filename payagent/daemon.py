@@ -13,10 +13,10 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ from payagent.agent.operator.config_reload import ConfigReload
 from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.agent.topups.runner import TopupRunner
-from payagent.api.app import create_app
+from payagent.api.app import Entrance, create_app
 from payagent.api.http.listeners import Listeners, listen_unix
 from payagent.api.http.rate_limit import Rates
 from payagent.api.http.server import listen_tcp, make_server
@@ -92,6 +92,7 @@ from payagent.settings.schema import (
 )
 from payagent.signer.client import AccountSigner, SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
+from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
 from payagent.store.db.lease import lease
@@ -111,8 +112,18 @@ Announce = Callable[[Mapping[str, str]], None]
 Running = tuple[Fleet, list[Notifier], Callable[[], str | None]]
 """What answers requests, what tells the targets, and why the chain was not read for too long, if so."""
 
+Opened = tuple[tuple[Writer, Readers], Seat | None]
+"""The ledger, and the daemon's seat in a fleet."""
+
+LOOK_AGAIN_S = 1.0
+"""How often a daemon that starts looks whether a host of its database answers."""
+
 CLOCK_PATIENCE_S = 5.0
 """How long a start waits for a provider's time."""
+
+
+class _StoppedError(Exception):
+    """A signal ended the daemon while it waited for its database."""
 
 
 def serve(
@@ -173,9 +184,10 @@ def serve(
             log_signer = log.warning if missing else log.info
             log_signer("signer.started", pid=signer.pid, not_possible_here=missing)
             listeners = Listeners(unix, tcp, context)
-            asyncio.run(
-                _serve(settings, account, signer, listeners, announce, redactor, checkpoint, config, reread)
-            )
+            with suppress(_StoppedError):
+                asyncio.run(
+                    _serve(settings, account, signer, listeners, announce, redactor, checkpoint, config, reread)
+                )
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
 
@@ -266,11 +278,28 @@ async def _serve(
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until `_stop` has a handler
     egress = _egress(settings)
-    async with _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url) as (
-        fleet,
-        notifiers,
-        heartbeat,
-    ):
+    new_id = partial(Ports(SystemClock(), SystemRandomness()).new_id, "call")
+    entrance = Entrance(settings.network, settings.api.allowed_hosts, new_id)
+    plain, secure = listeners.sorted()
+    server = make_server(entrance, new_id, secure)
+
+    @cache
+    def serving() -> asyncio.Task[None]:
+        """Answer from now on, until a signal."""
+        server.stop_on_signal()
+        announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
+        return asyncio.create_task(server.serve(sockets=plain))
+
+    async def wait(why: Refused) -> None:
+        """Tell requests for a moment why the ledger is not open. Raises `_StoppedError` after a signal."""
+        if why.detail != entrance.why.detail:
+            log.warning("daemon.waits", why=why.detail)
+        entrance.why = why
+        if (await asyncio.wait([serving()], timeout=LOOK_AGAIN_S))[0]:
+            raise _StoppedError
+
+    running = _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url, wait)
+    async with running as (fleet, notifiers, heartbeat):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.allowed_hosts
         rates = Rates(api.rate_limit_per_s, api.concurrent_requests_max)
         sessions = _sessions(fleet.context, settings, listeners) if api.dashboard else None
@@ -289,7 +318,6 @@ async def _serve(
             ProxyBounds(proxy.body_buffer_bytes_max, proxy.read_timeout_s, proxy.payment_timeout_s, hosts, rates),
             egress,
         )
-        plain, secure = listeners.sorted()
         outer: ASGIApp = app
         if sessions is not None:
             dashboard = create_dashboard(
@@ -298,7 +326,7 @@ async def _serve(
                 is_devnet=settings.is_devnet,
             )
             outer = Doors(app, dashboard, frozenset({HOST}) | api.dashboard_hosts, _link_host(links))
-        server = make_server(outer, partial(fleet.context.ports.new_id, "call"), secure)
+        entrance.app = outer
         server.stop_on_signal()
         if reread is not None:
             make_agent_config = partial(make_config, own=account.address, redactor=redactor)
@@ -306,9 +334,8 @@ async def _serve(
             _read_on_sighup(ConfigReload(fleet.context, settings, read, make_agent_config, _noting(fleet)))
         signer.watch(_stop)
         _freeze_startup_objects()
-        announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
-            await server.serve(sockets=plain)
+            await serving()
         finally:
             app.close()
 
@@ -352,6 +379,7 @@ async def _running(
     redactor: Redactor,
     checkpoint: Checkpoint,
     url: str,
+    wait: Callable[[Refused], Awaitable[None]],
 ) -> AsyncIterator[Running]:
     """Run what pays and its jobs, and stop them in an order that cuts nothing off.
 
@@ -364,7 +392,9 @@ async def _running(
         records = {number: SignerFile(settings.data_dir / signer_file(number)) for number in range(len(accounts))}
         for record in records.values():
             stack.callback(record.close)
-        store, seat = _open_store(settings, ports, records, is_lost, checkpoint, redactor)
+        own_file = DaemonFile(settings.data_dir / DAEMON_FILE)
+        open_store = partial(_open_store, settings, ports, records, own_file, is_lost, checkpoint, redactor)
+        store, seat = open_store() if settings.store.url is None else await _once_open(open_store, wait)
         writer, readers = store
         stack.callback(writer.close)
         providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
@@ -447,10 +477,11 @@ def _open_store(
     settings: Settings,
     ports: Ports,
     records: Mapping[int, SignerFile],
+    own_file: DaemonFile,
     is_lost: threading.Event,
     checkpoint: Checkpoint,
     redactor: Redactor,
-) -> tuple[tuple[Writer, Readers], Seat | None]:
+) -> Opened:
     """Open the ledger: in the data folder, where `is_lost` is set if another daemon opens it, or with others."""
     if settings.store.url is None:
         database = settings.data_dir / LEDGER_FILE
@@ -458,12 +489,27 @@ def _open_store(
         writer = Writer(database, checkpoint=checkpoint, own=own)
         with opening(database):
             return (writer, Readers(database)), None
-    seat = Seat(ports.new_id("daemon"), host_of(settings), records, is_synchronous=settings.store.synchronous)
+    seat = Seat(
+        *(ports.new_id("daemon"), host_of(settings), records),
+        is_synchronous=settings.store.synchronous,
+        own_file=own_file,
+    )
     password = _secret(settings.store.password_file, redactor)
     store = open_fleet_store(
         settings.store.url, settings.data_dir, checkpoint=checkpoint, seat=seat, password=password
     )
     return store, seat
+
+
+async def _once_open(open_store: Callable[[], Opened], wait: Callable[[Refused], Awaitable[None]]) -> Opened:
+    """Open the ledger of a fleet as soon as the hosts of its database answer that it must wait for."""
+    while True:
+        try:
+            return await asyncio.to_thread(open_store)
+        except Refused as refused:
+            if "waits_for" not in refused.context:
+                raise
+            await wait(refused)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

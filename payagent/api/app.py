@@ -5,6 +5,7 @@ Never: starts anything; serves a page with a script, which would be loaded from 
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import cache, partial
 from typing import Any
@@ -43,7 +44,7 @@ from payagent.api.routes import (
     topups,
     wallet,
 )
-from payagent.api.routes.health import Check, find, health_router
+from payagent.api.routes.health import Check, alive, find, health_router, without_ledger
 from payagent.api.routes.metrics import metrics_router
 from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
@@ -81,6 +82,28 @@ def answering(call: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
         await answer(scope, receive, send)
 
     return app
+
+
+class Entrance:
+    """The application of a daemon's server. `app`: what answers, from when the ledger is open on.
+
+    Until then /healthz and /readyz answer, and all else is refused for the reason `why`.
+    """
+
+    def __init__(self, network: str, allowed_hosts: Set[str], new_id: Callable[[], str]) -> None:
+        self.why = Refused("store_failed", "the ledger is being opened")
+        self.app: ASGIApp = OuterMiddleware(answering(self._answer), new_id, allowed_hosts, Counter())
+        self._network = network
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        if request.url.path == "/healthz":
+            return alive()
+        if request.url.path == "/readyz":
+            return without_ledger(self.why, self._network)
+        return problem_response(self.why, request.state.request_id)
 
 
 def create_app(

@@ -55,8 +55,12 @@ class Cluster:
         self.folder, self.port = folder, free_port()
         self._data = folder / name
         subprocess.run(["cp", "-a", "--reflink=auto", _ready(), self._data], check=True)
+        self.set(f"{_SETTINGS}port = {self.port}\nunix_socket_directories = '{folder}'\n{settings}")
+
+    def set(self, settings: str) -> None:
+        """Lines of its configuration, for its next start. The last one of a name counts."""
         with (self._data / "postgresql.conf").open("a") as file:
-            file.write(f"{_SETTINGS}port = {self.port}\nunix_socket_directories = '{folder}'\n{settings}")
+            file.write(f"{settings}\n")
 
     def url(self, database: str = LEDGER) -> str:
         """A database by the server's Unix socket."""
@@ -65,8 +69,7 @@ class Cluster:
     def follow(self, primary: "Cluster") -> None:
         """Make this the standby of another cluster, before both of them start."""
         place = f"host={primary.folder} port={primary.port} user={USER}"
-        with (self._data / "postgresql.conf").open("a") as file:
-            file.write(f"primary_conninfo = '{place}'\n")
+        self.set(f"primary_conninfo = '{place}'")
         (self._data / "standby.signal").touch()
 
     def start(self) -> None:
@@ -79,6 +82,16 @@ class Cluster:
 
     def promote(self) -> None:
         self._control("promote")
+
+    def freeze(self) -> None:
+        """Let its processes stand still: it accepts connections and never answers. End it by `kill`."""
+        for pid in (self.pid, *children(self.pid)):
+            os.kill(pid, signal.SIGSTOP)
+
+    def turn_away(self) -> None:
+        """Refuse new sessions by the rules for authentication."""
+        (self._data / "pg_hba.conf").write_text("local all all trust\nhost all all all reject\n")
+        self._control("reload")
 
     @property
     def pid(self) -> int:

@@ -28,11 +28,11 @@ class ServerPair:
         self._primary = Cluster(folder, "primary", settings)
         self._standby = Cluster(folder, "standby", settings)
         self._standby.follow(self._primary)
-        ports = self._primary.port, self._standby.port
-        folders, numbers = ",".join([str(folder)] * 2), ",".join(map(str, ports))
-        self.url = f"postgresql://{USER}@/{LEDGER}?host={folders}&port={numbers}"
-        self.tcp_url = f"postgresql://{USER}@{','.join(f'127.0.0.1:{port}' for port in ports)}/{LEDGER}"
-        for one in (self._primary, self._standby):
+        self._both = (self._primary, self._standby)
+        folders, ports = ",".join([str(folder)] * 2), ",".join(str(one.port) for one in self._both)
+        self.url = f"postgresql://{USER}@/{LEDGER}?host={folders}&port={ports}"
+        self.tcp_url = self.tcp_url_in(0, 1)
+        for one in self._both:
             one.start()
             stack.callback(one.stop)
         self._until_it_receives("WHERE state = 'streaming'")
@@ -65,6 +65,35 @@ class ServerPair:
 
     def kill_primary(self) -> None:
         self._primary.kill()
+
+    def kill_standby(self) -> None:
+        self._standby.kill()
+
+    def host(self, number: int) -> str:
+        """How a server is named in a URL: the first is the primary, the second its standby."""
+        return f"127.0.0.1:{self._both[number].port}"
+
+    def tcp_url_in(self, *order: int) -> str:
+        """As `tcp_url`, with the servers in this order."""
+        return f"postgresql://{USER}@{','.join(map(self.host, order))}/{LEDGER}"
+
+    def url_of(self, number: int) -> str:
+        """One server, whether or not it takes writes."""
+        return self._both[number].url()
+
+    def start_again(self, number: int) -> None:
+        """As a host that boots does. As a primary it waits for no standby."""
+        self._both[number].set("synchronous_standby_names = ''")
+        self._both[number].start()
+
+    def freeze_primary(self) -> None:
+        """Its processes stand still: it accepts connections and never answers."""
+        self._primary.freeze()
+        self._stack.callback(self._primary.kill)
+
+    def turn_away(self, number: int) -> None:
+        """Let a server refuse new sessions by its rules for authentication."""
+        self._both[number].turn_away()
 
     def promote(self, is_synchronous: bool) -> None:
         self._standby.promote()

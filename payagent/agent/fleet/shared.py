@@ -238,6 +238,8 @@ class SharedFleet(Fleet):
 
     def _note_proofs(self) -> None:
         for account, held in self.held.items():
+            if account not in self._seat.held:
+                continue  # it was lost with the connection, and no commit may be missing
             is_proven = self._seat.is_proven(account)
             held.agent.context.chain.unproven = None if is_proven else unproven(account).detail
 

@@ -14,6 +14,7 @@ from payagent.api.http.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.models.health import Health, Readiness
 from payagent.api.models.openapi import gives
 from payagent.api.models.wallet import ChainStatus, chain_refusal
+from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.core.version import VERSION
 from payagent.store.rows import about, pauses
@@ -43,13 +44,17 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Check that the process answers", responses=gives(Health, 200))
     async def healthz() -> JsonResponse:
-        return JsonResponse(Health(status="ok", version=VERSION))
+        return alive()
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Check that payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
-        problems, context = checks(), fleet.context
-        ready, status = not any(problems.values()), fleet.status()
+        context = fleet.context
+        try:
+            problems, status = checks(), fleet.status()
+        except Refused as why:
+            return without_ledger(why, context.config.network.name)
+        ready = not any(problems.values())
         in_fleet: dict[str, Any] = {}
         if status is not None:
             accounts, daemons = list(status.held), len(status.living)
@@ -68,6 +73,17 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
         )
 
     return router
+
+
+def alive() -> JsonResponse:
+    return JsonResponse(Health(status="ok", version=VERSION))
+
+
+def without_ledger(why: Refused, network: str) -> JsonResponse:
+    """What /readyz answers while the ledger cannot be used."""
+    checks = {"ledger": why.detail}
+    readiness = Readiness(ready=False, code=why.code, network=network, checks=checks, providers={})
+    return JsonResponse(readiness, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _code(context: AgentContext, problems: dict[str, str | None]) -> str | None:

@@ -25,17 +25,20 @@ def open_fleet_store(
     from payagent.store.db.postgresql.connection import Database
     from payagent.store.db.postgresql.readers import PostgresqlReaders
 
-    database = Database(url, password)
-    writer = Writer(PostgresqlCommitter(database, seat=seat, checkpoint=checkpoint))
-    return writer, PostgresqlReaders(database, folder)
+    committer = PostgresqlCommitter(Database(url, password), seat=seat, checkpoint=checkpoint)
+    return Writer(committer), PostgresqlReaders(committer.hosts, folder)
 
 
 def read_fleet_store(url: str, folder: Path, password: str | None) -> Readers:
-    """Reads of a ledger on PostgreSQL, for a command beside the daemons. `folder`: the wallet's data folder."""
-    from payagent.store.db.postgresql.connection import Database
+    """Reads of a ledger on PostgreSQL, for a command beside the daemons. `folder`: the wallet's data folder.
+
+    Refused: `store_failed` without the database.
+    """
+    from payagent.store.db.postgresql.hosts import newest
     from payagent.store.db.postgresql.readers import PostgresqlReaders
 
-    return PostgresqlReaders(Database(url, password), folder)
+    with opening(url):
+        return PostgresqlReaders(newest(url, password), folder)
 
 
 def copy_to_file(url: str, path: Path, password: str | None) -> None:
@@ -43,11 +46,11 @@ def copy_to_file(url: str, path: Path, password: str | None) -> None:
 
     Refused: `tables_missing`, `ledger_newer`, `ledger_tampered`; `store_failed` without the database.
     """
-    from payagent.store.db.postgresql.connection import Database
+    from payagent.store.db.postgresql.hosts import newest
     from payagent.store.db.postgresql.move import write_file
 
     with opening(url):
-        write_file(Database(url, password), path)
+        write_file(newest(url, password), path)
 
 
 def copy_to_database(path: Path, url: str, password: str | None, host: str, noted: Mapping[int, int]) -> None:
@@ -56,11 +59,11 @@ def copy_to_database(path: Path, url: str, password: str | None, host: str, note
     `noted`: for each account of which `host` has the signer's record, the attempt in it; the ledger has it.
     Refused: `already_exists/ledger`, `ledger_newer`, `store_failed`.
     """
-    from payagent.store.db.postgresql.connection import Database
+    from payagent.store.db.postgresql.hosts import newest
     from payagent.store.db.postgresql.move import fill
 
     with opening(url):
-        fill(Database(url, password), path, host, noted)
+        fill(newest(url, password), path, host, noted)
 
 
 def migrate_database(url: str, daemon_role: str | None = None) -> bool:
@@ -70,17 +73,19 @@ def migrate_database(url: str, daemon_role: str | None = None) -> bool:
     Refused: `ledger_newer`, `store_failed`; `already_running` if a living daemon does not know a migration.
     """
     from payagent.store.db.postgresql.connection import PostgresqlConnection
+    from payagent.store.db.postgresql.hosts import newest
     from payagent.store.db.postgresql.migrate import bring_up_to_date
 
-    with opening(url), closing(PostgresqlConnection(url)) as conn:
+    with opening(url), closing(PostgresqlConnection(newest(url))) as conn:
         return bring_up_to_date(conn, daemon_role)
 
 
 def look_at_tables(url: str, password: str | None) -> tuple[bool, tuple[str, ...]]:
     """Whether the URL's role owns the tables, and the migrations that they lack. Refused: as `copy_to_file`."""
     from payagent.store.db.postgresql import migrate
-    from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+    from payagent.store.db.postgresql.connection import PostgresqlConnection
+    from payagent.store.db.postgresql.hosts import newest
 
-    with opening(url), closing(PostgresqlConnection(Database(url, password))) as conn:
+    with opening(url), closing(PostgresqlConnection(newest(url, password))) as conn:
         migrate.require_guards(conn)
         return migrate.owns_tables(conn), migrate.lacking(conn)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from payagent.core.problems import Refused
+from payagent.store.db.daemon_file import DaemonFile
 from payagent.store.db.heads import SELECT_HEADS
 from payagent.store.db.seals import last_seal
 from payagent.store.db.signer_record import LastSigned, SignerRecord, is_forgotten
@@ -33,7 +34,8 @@ class Seat:
     it. `is_compared`: whether the records were compared with the ledger over this connection.
     `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
     `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
-    the last event `ledger_behind` that it knows. `losses`: grows whenever the connection is lost.
+    the last event `ledger_behind` that it knows. `losses`: grows whenever the connection is lost. `own_file`:
+    what this machine knows of the databases that it has used.
     """
 
     holder: str
@@ -47,6 +49,7 @@ class Seat:
     last_event: tuple[int, str] = (0, "")
     behind_seq: int = 0
     losses: int = 0
+    own_file: DaemonFile = field(default_factory=DaemonFile)
     _proven: frozenset[int] = frozenset()
 
     def hold(self, unit: Unit, epochs: Mapping[int, int]) -> None:

@@ -21,6 +21,7 @@ from payagent.store.db.fence import SELECT_GATE, Gate, Seat
 from payagent.store.db.heads import Heads
 from payagent.store.db.postgresql import server
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.hosts import Hosts
 from payagent.store.db.postgresql.migrate import (
     bring_up_to_date,
     lacking,
@@ -75,22 +76,25 @@ class PostgresqlCommitter(Committer):
     def __init__(
         self, database: Database | str, *, seat: Seat, checkpoint: Checkpoint = lambda _name: None
     ) -> None:
+        self.hosts = Hosts(Database(database) if isinstance(database, str) else database, seat)
+        """Which server the connection is to. The readers follow it."""
         place: Any = database
         super().__init__(place, checkpoint=checkpoint, seat=seat)
 
-    def _open(self, place: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
+    def _open(self, _place: Any, on_failure: ExitStack) -> tuple[Any, Sealer]:
         holder = "" if self._seat is None else self._seat.holder
         settings = {
             "payagent.holder": holder,
             "lock_timeout": str(_GATE_WAIT_MS),
             "idle_in_transaction_session_timeout": "2s",
         }
-        conn: Any = PostgresqlConnection(place, settings)
+        conn: Any = PostgresqlConnection(self.hosts.look(), settings)
         on_failure.callback(conn.close)
-        if lacking(conn) and owns_tables(conn):
+        is_older = bool(lacking(conn))
+        self._meet(conn)  # before anything is changed on the server
+        if is_older and owns_tables(conn):
             _migrate(conn)
         require_guards(conn)
-        self._meet(conn)
         return conn, PostgresqlSealer(conn)
 
     def _meet(self, conn: PostgresqlConnection) -> None:
@@ -101,7 +105,8 @@ class PostgresqlCommitter(Committer):
         records = {} if self._seat is None else self._seat.records
         system, timeline = conn.system(), conn.timeline()
         server.require_own_ledger(conn, system, records)
-        server.require_newest_timeline(timeline, self._timeline, system, records)
+        server.require_newest_timeline(timeline, max(self._timeline, self.hosts.timeline), system, records)
+        self.hosts.use(system, timeline)
         self._system, self._timeline = system, timeline
 
     def _mark(self) -> DatabaseMark | None:
@@ -117,11 +122,11 @@ class PostgresqlCommitter(Committer):
             if not self.conn.is_lost:
                 return
             try:
-                self.conn.connect()
+                self.conn.connect(self.hosts.look())
                 self._meet(self.conn)
             except Refused as refused:
                 self.conn.close()
-                raise Refused("store_failed", refused.detail) from None
+                raise Refused("store_failed", refused.detail, **refused.context) from None
             except sqlite3.OperationalError:
                 self.conn.close()  # a server that was not looked at gets no commit
                 if delay_s is None:

@@ -57,6 +57,7 @@ _OPTIONS: Mapping[str, Any] = {
 }
 
 _LOCK_TIMEOUT = "55P03"
+_NO_RIGHT = "42501"
 
 _NOT_TEXT = ("22021", "22P02", "22P05")
 """PostgreSQL's codes for a text or JSON with the character NUL, or with half of a surrogate pair."""
@@ -88,13 +89,19 @@ class _WholeLoader(Loader):
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database. `url` has no password."""
+    """A database. `url` has no password. `place`: the parameters of one of its hosts, in place of all of them."""
 
     url: str
     password: str | None = field(default=None, repr=False)
+    place: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.url
+
+    @property
+    def host(self) -> str:
+        """That host and its port, as the URL names them."""
+        return ":".join(filter(None, self.place.values())) or "localhost"
 
 
 class PostgresqlConnection:
@@ -108,24 +115,29 @@ class PostgresqlConnection:
 
         sqlite3.OperationalError if the server cannot be reached.
         """
-        self._database = Database(database) if isinstance(database, str) else database
+        self.database = Database(database) if isinstance(database, str) else database
         self._settings = settings or {}
         self.warnings: list[str] = []
         """What the server warned of. A warning at a COMMIT means that a standby may lack it."""
         self.connect()
 
-    def connect(self) -> None:
-        """Connect, or connect again. sqlite3.OperationalError if the server cannot be reached."""
+    def connect(self, database: Database | None = None) -> None:
+        """Connect, or connect again, to another server if one is given.
+
+        sqlite3.OperationalError if the server cannot be reached.
+        """
+        self.database = database or self.database
         try:
             self._conn = psycopg.connect(
-                self._database.url,
+                self.database.url,
                 autocommit=True,
                 cursor_factory=RawCursor,
-                password=self._database.password,
-                **_OPTIONS,
+                password=self.database.password,
+                **{**_OPTIONS, **self.database.place},
             )
         except psycopg.Error as error:
             raise _for_the_store(error) from error
+        self._role = self._conn.info.user
         self._conn.prepared_max = _PREPARED_MAX
         self._conn.add_notice_handler(self._take_notice)
         adapters = self._conn.adapters
@@ -175,7 +187,7 @@ class PostgresqlConnection:
         try:
             return self._conn.execute(postgresql_text(sql), values)
         except psycopg.Error as error:
-            raise _for_the_store(error) from error
+            raise _for_the_store(error, self._role) from error
 
     def commit(self, patience_s: float) -> None:
         """End the open transaction. A server that does not answer in time is left: the connection is lost then.
@@ -200,7 +212,7 @@ class PostgresqlConnection:
             try:
                 cursor.executemany(postgresql_text(sql), rows)
             except psycopg.Error as error:
-                raise _for_the_store(error) from error
+                raise _for_the_store(error, self._role) from error
 
     def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Add many rows to a table. Errors: as `execute`."""
@@ -212,7 +224,7 @@ class PostgresqlConnection:
                 for row in rows:
                     to.write_row(row)
         except psycopg.Error as error:
-            raise _for_the_store(error) from error
+            raise _for_the_store(error, self._role) from error
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query without values, by a cursor on the server. Inside a transaction."""
@@ -222,7 +234,7 @@ class PostgresqlConnection:
                 cursor.execute(postgresql_text(sql))
                 yield from cursor
         except psycopg.Error as error:
-            raise _for_the_store(error) from error
+            raise _for_the_store(error, self._role) from error
 
     @property
     def in_transaction(self) -> bool:
@@ -237,7 +249,7 @@ class PostgresqlConnection:
         self._conn.close()
 
 
-def _for_the_store(error: psycopg.Error) -> Exception:
+def _for_the_store(error: psycopg.Error, role: str = "") -> Exception:
     """The error as the store knows it: a rule that a row breaks, a bug in our SQL, or a database out of reach."""
     if error.sqlstate in _NOT_TEXT or (isinstance(error, psycopg.DataError) and "NUL" in str(error)):
         return Refused(
@@ -247,6 +259,11 @@ def _for_the_store(error: psycopg.Error) -> Exception:
         )
     if isinstance(error, psycopg.IntegrityError):
         return sqlite3.IntegrityError(error.diag.message_primary)
+    if error.sqlstate == _NO_RIGHT:
+        return sqlite3.OperationalError(
+            f"the role {role} lacks a right: {error.diag.message_primary}. As the owner of the tables, run "
+            f"`payagent store migrate --daemon-role {role}`"
+        )
     found = sqlite3.OperationalError(str(error))
     if error.sqlstate == _LOCK_TIMEOUT:
         found.sqlite_errorcode = sqlite3.SQLITE_BUSY

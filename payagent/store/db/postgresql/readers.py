@@ -11,6 +11,7 @@ from tempfile import mkstemp
 from typing import Any, BinaryIO
 
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.hosts import Hosts
 from payagent.store.db.postgresql.move import write_file
 from payagent.store.db.readers import Readers, scratch
 
@@ -26,17 +27,21 @@ class _ThreadConnection(PostgresqlConnection):
 
 
 class PostgresqlReaders(Readers):
-    """Read-only connections. A thread whose connection was lost gets a new one."""
+    """Read-only connections. A thread whose connection was lost, or leads to another server, gets a new one."""
 
-    def __init__(self, database: Database | str, folder: Path) -> None:
-        """`folder`: whose disk is watched; the database's is another's concern."""
+    def __init__(self, database: Database | Hosts | str, folder: Path) -> None:
+        """`folder`: whose disk is watched; the database's is another's concern. `Hosts`: those of a writer."""
         super().__init__(folder / "ledger.db")
-        self._database = database
+        self._place = Database(database) if isinstance(database, str) else database
+
+    @property
+    def _database(self) -> Database:
+        return self._place.server if isinstance(self._place, Hosts) else self._place
 
     @property
     def conn(self) -> Any:
         conn: _ThreadConnection | None = getattr(self._local, "conn", None)
-        if conn is None or conn.is_lost:
+        while conn is None or conn.is_lost or conn.database != self._database:
             conn = self._local.conn = _ThreadConnection(self._database, _READ_ONLY)
         return conn
 

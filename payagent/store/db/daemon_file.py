@@ -1,0 +1,51 @@
+"""What a daemon of a fleet keeps about itself in its data folder, in `daemon.json`: the databases that it used.
+
+The newest timeline of each database server tells an old primary from the new one, also after a restart. The file
+is replaced as a whole. A sandboxed daemon cannot read the new one (`payagent.sandbox`), so it is read once.
+
+May import: core, secret_file. Never: forgets a timeline.
+"""
+
+import json
+from pathlib import Path
+
+from payagent.core.problems import Refused
+from payagent.secret_file import make_secret_file, put_in_place
+
+DAEMON_FILE = "daemon.json"
+
+
+class DaemonFile:
+    """The file; without a `path`, the same in memory.
+
+    `timelines`: the newest timeline that was used on this machine, by the identifier of the database server.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Refused: `store_failed` for a file that payagent did not write."""
+        self._path = path
+        self.timelines: dict[str, int] = {}
+        try:
+            if path is not None and path.exists():
+                self.timelines = {key: int(one) for key, one in json.loads(path.read_bytes())["timelines"].items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise Refused(
+                "store_failed",
+                f"{path} cannot be read: {error!r}. It names the database timelines that this machine used, so "
+                "nothing was changed. Stop every database server but the primary, then remove the file",
+            ) from None
+
+    def note_timeline(self, system: str, timeline: int) -> None:
+        """Keep a timeline, if it is newer. It is durable then. Refused: `store_failed`."""
+        if timeline <= self.timelines.get(system, 0):
+            return
+        timelines = self.timelines | {system: timeline}
+        if self._path is not None:
+            new = self._path.with_name(f".{self._path.name}.new")
+            try:
+                new.unlink(missing_ok=True)
+                make_secret_file(new, json.dumps({"timelines": timelines}))
+                put_in_place(new, self._path)
+            except (OSError, Refused) as error:
+                raise Refused("store_failed", f"{self._path} could not be written: {error}") from error
+        self.timelines = timelines
