@@ -20,6 +20,7 @@ import yaml
 from kit.certificates import certificate
 from kit.cli import Shop, clean_environ, invoke, spawn, until
 from kit.effort import long_only
+from kit.http import free_port
 from kit.pages import blocks
 from kit.postgresql import Server, needs_postgresql
 
@@ -94,11 +95,6 @@ def serving(machine: Machine) -> Iterator["subprocess.Popen[str]"]:
 def is_ready(machine: Machine) -> bool:
     status = invoke("status", "--config", machine.config)
     return status.code == 0 and status.json["ready"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def is_open(port: int) -> bool:

@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import httpx
 from kit.cli import Result, invoke
-from kit.http import NO_TLS
+from kit.http import NO_TLS, free_port
 
 from payagent.api.http.tokens import hash_token
 from payagent.devnet.server import DevnetThread
@@ -192,7 +192,7 @@ def morning(day: Day) -> None:
         **{app: "pat_" + secrets.token_hex(24) for app in ("chat", "research")},
     }
     _add_apps(day)
-    port = _free_port()
+    port = free_port()
     day.api = f"http://127.0.0.1:{port}"
     text = day.config.read_text()
     require("[api]" not in text, "the config has an [api] table of its own")
@@ -368,13 +368,6 @@ def _receipts(day: Day) -> None:
         day.command("ledger", "verify", "--receipt", str(file))
     states = sorted({row["state"] for row in rows})
     day.say(f"receipts: {len(rows)} payments ({', '.join(states)}), each checked by itself")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import pytest
 
 from kit.cli import until
 from kit.daemon import children
+from kit.http import free_port
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.postgresql.migrate import bring_up_to_date
 
@@ -165,11 +165,6 @@ def _leave(folder: Path, in_use: int) -> None:
 def _give_away(folder: Path) -> None:
     if OWNER is not None:
         shutil.chown(folder, OWNER, pwd.getpwnam(OWNER).pw_gid)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def program(name: str) -> str:

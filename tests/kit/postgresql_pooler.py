@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kit.postgresql_cluster import OWNER, USER, free_port
+from kit.http import free_port
+from kit.postgresql_cluster import OWNER, USER
 
 _PROGRAM = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 needs_pooler = pytest.mark.skipif(_PROGRAM is None, reason="pgbouncer is missing (Debian's package pgbouncer)")

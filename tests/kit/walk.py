@@ -1,21 +1,16 @@
 """Run the commands of a page as they stand, on other ports and in other folders."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kit.cli import clean_environ
+from kit.http import free_port
 
 TIMEOUT_S = 180
 ACTIVATE = ". .venv/bin/activate"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def walked(
