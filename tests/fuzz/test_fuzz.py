@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     }
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SEEDS)
 def test_fuzzing_each_target_finds_nothing(runs: dict[str, Run], name: str) -> None:
     run = runs[name]
@@ -59,7 +59,7 @@ def test_fuzzing_each_target_finds_nothing(runs: dict[str, Run], name: str) -> N
     assert int(ran[1]) >= RUNS > len(list((CORPUS / name).iterdir())), "it ran more inputs than the corpus has"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SEEDS)
 def test_fuzzing_code_with_a_planted_mistake_finds_it(runs: dict[str, Run], name: str) -> None:
     """For `body402` and `address` no corpus input shows it; some thousand runs do on average."""
