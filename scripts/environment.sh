@@ -5,7 +5,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
 PY=$VENV/bin/python
 
-# What the caller's shell says of other Pythons is not for this one.
+# Ignore the caller's Python settings.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 unset PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIREMENT PIP_CONSTRAINT PIP_NO_BINARY PIP_REQUIRE_VIRTUALENV
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
@@ -34,6 +34,7 @@ find_python() {
 
 ETC=/etc
 POLICY=/usr/sbin/policy-rc.d
+POLICY_MARK="# of payagent's scripts: remove it if none of them runs"
 
 # The services that systemd or sysvinit starts at boot.
 boot_services() {
@@ -44,14 +45,14 @@ boot_services() {
 # without_services COMMAND...: runs COMMAND while Debian's packages start, stop and restart no service: they ask POLICY
 # first. If the machine has one of its own, it stays in force.
 without_services() (
-  if [ ! -e "$POLICY" ]; then
+  if [ ! -e "$POLICY" ] || grep -q "$POLICY_MARK" "$POLICY"; then
     trap 'rm -f "$POLICY"' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$POLICY" && chmod 755 "$POLICY"
+    printf '#!/bin/sh\n%s\nexit 101\n' "$POLICY_MARK" >"$POLICY" && chmod 755 "$POLICY"
   fi
   "$@"
 )
 
-# install_system WHY PACKAGE...: as root on Debian or its kin; fails where that is not so. A service that comes with
+# install_system WHY PACKAGE...: needs root and apt-get, and fails otherwise. A service that comes with
 # a package is neither started nor left enabled: payagent starts the servers that it needs itself.
 install_system() {
   local before status service
@@ -62,7 +63,7 @@ install_system() {
   apt-get update -q >&2 && without_services apt-get install -q -y --no-install-recommends "${@:2}" >&2
   status=$?
   for service in $(comm -13 <(printf '%s\n' "$before") <(boot_services)); do
-    say "$service is not to start at boot"
+    say "disabling $service at boot"
     update-rc.d "$service" disable >&2 || systemctl disable "$service" >&2
   done
   return "$status"

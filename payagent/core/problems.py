@@ -518,8 +518,8 @@ PROBLEMS: dict[str, Problem] = {
         503,
         2,
         "The ledger is from before 0.1.0",
-        "Let the payagent that wrote it finish its open payments, and keep its data folder for your records. Then "
-        "start over in another folder: `payagent init --restore FILE`.",
+        "Finish its open payments with the payagent that wrote it, and keep the ledger for your records. Then run "
+        "`payagent init --restore WORDS_FILE` with an empty data folder or database.",
         money="The ledger is unchanged, and the wallet's funds stay on the chain.",
     ),
     "ledger_tampered": Problem(

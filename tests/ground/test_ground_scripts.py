@@ -128,7 +128,7 @@ def test_a_service_that_comes_with_a_package_is_neither_started_nor_left_enabled
         "apt-get update -q",
         "apt-get install -q -y --no-install-recommends haproxy",
         "start: 101",
-        "==> haproxy is not to start at boot",
+        "==> disabling haproxy at boot",
         "update-rc.d haproxy disable",
         "status 7",
     ]

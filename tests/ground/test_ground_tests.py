@@ -34,7 +34,7 @@ def test_an_import_of_a_test_module_is_found() -> None:
 
 def test_the_reason_of_each_test_that_only_a_long_run_has_names_the_option() -> None:
     marks = re.compile(r"skipif\(\s*not IS_LONG,\s*reason=([^)]*)")
-    reasons = [reason for path in TESTS.rglob("test_*.py") for reason in marks.findall(path.read_text())]
+    reasons = [reason for path in TESTS.rglob("*.py") for reason in marks.findall(path.read_text())]
     assert reasons
     assert [reason for reason in reasons if "--long" not in reason] == []
 

@@ -14,9 +14,5 @@ long_only = pytest.mark.skipif(not IS_LONG, reason="only ./scripts/test --long r
 
 
 def pick(sample: T, whole: T) -> T:
-    """The sample, or the whole: a size or the cases themselves."""
+    """Return `whole` with `--long`, else `sample`: a size, or the cases themselves."""
     return whole if IS_LONG else sample
-
-
-long_only = pytest.mark.skipif(not IS_LONG, reason="only ./scripts/test --long runs this")
-"""Marks a test that only the long run has."""

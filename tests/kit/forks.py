@@ -1,4 +1,4 @@
-"""`payagent` as a process forked from one that has imported it: real in all but the import, which takes a second.
+"""`payagent` as a process forked from one that has imported it. It skips only the import, which takes two seconds.
 
 As a program it is the fork server. An order is a message on its stdin, a Unix socket: arguments and environment as
 JSON, with the file descriptors of the new process's output and of a pipe for two numbers, its id and its exit
@@ -51,7 +51,9 @@ class Forked:
         """The next number from the server, unless there is none yet."""
         if not select.select([self._status], [], [], timeout_s)[0]:
             return None
-        return int.from_bytes(os.read(self._status, NUMBER_BYTES), "big", signed=True)
+        number = os.read(self._status, NUMBER_BYTES)
+        assert len(number) == NUMBER_BYTES, "the fork server has ended"
+        return int.from_bytes(number, "big", signed=True)
 
     def poll(self) -> int | None:
         return self._wait(0)
@@ -76,7 +78,8 @@ class Forked:
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # the server has just reaped it
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

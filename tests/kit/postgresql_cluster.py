@@ -44,7 +44,7 @@ autovacuum = off
 min_wal_size = 16MB
 max_wal_size = 64MB
 """
-"""No test takes a server's power away."""
+"""No test simulates a power loss."""
 
 
 class Cluster:
@@ -58,7 +58,7 @@ class Cluster:
         self.set(f"{_SETTINGS}port = {self.port}\nunix_socket_directories = '{folder}'\n{settings}")
 
     def set(self, settings: str) -> None:
-        """Lines of its configuration, for its next start. The last one of a name counts."""
+        """Append settings. They apply at the next start, and the last value of a name wins."""
         with (self._data / "postgresql.conf").open("a") as file:
             file.write(f"{settings}\n")
 
@@ -95,7 +95,7 @@ class Cluster:
 
     @property
     def pid(self) -> int:
-        """Of the server's first process."""
+        """The postmaster's."""
         return int(self._pid_file.read_text().split()[0])
 
     def kill(self) -> None:
@@ -135,6 +135,7 @@ def _ready() -> Path:
     with (folder / "lock").open("w") as making:
         fcntl.flock(making, fcntl.LOCK_EX)
         if not (folder / "ready").exists():
+            shutil.rmtree(folder / "making", ignore_errors=True)
             _make(folder, folder / "making")
             (folder / "making").rename(folder / "ready")
     atexit.register(_leave, folder, in_use)

@@ -87,7 +87,7 @@ class ServerPair:
         self._both[number].start()
 
     def freeze_primary(self) -> None:
-        """Its processes stand still: it accepts connections and never answers."""
+        """Suspend its processes: it accepts connections and never answers."""
         self._primary.freeze()
         self._stack.callback(self._primary.kill)
 

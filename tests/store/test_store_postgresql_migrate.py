@@ -70,6 +70,15 @@ def test_a_daemon_that_owns_the_tables_migrates_them_at_its_start(url: str) -> N
         assert newest(url) == NAME
 
 
+def test_a_migration_may_change_rows_that_triggers_guard(url: str) -> None:
+    with closing(PostgresqlConnection(url)) as conn:
+        conn.execute("INSERT INTO meta(key, value) VALUES ('address', 'one')")
+        with upgraded(Migration("", "UPDATE meta SET value = 'two'")):
+            assert migrated(url)
+        assert conn.execute("SELECT value FROM meta WHERE key = 'address'").fetchone() == ("two",)
+        assert schema.missing_guards(conn) == []
+
+
 def test_a_migration_that_fails_changes_nothing(url: str) -> None:
     broken = Migration("", "CREATE TABLE later (one BIGINT PRIMARY KEY);\nCREATE TABLE meta (one BIGINT)")
     with upgraded(broken), pytest.raises(Refused, match='"meta" already exists'):
@@ -112,7 +121,10 @@ def test_tables_from_before_the_first_release_are_refused(url: str) -> None:
 
 
 def test_new_tables_are_those_of_migrated_ones(postgresql: Server, url: str) -> None:
-    columns = "SELECT table_name::text, column_name::text FROM information_schema.columns ORDER BY 1, 2"
+    columns = (
+        "SELECT table_name::text, column_name::text, data_type::text, column_default::text, is_nullable::text "
+        "FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
+    )
     with upgraded(), closing(PostgresqlConnection(postgresql.new_database("template0"))) as new:
         assert migrate.bring_up_to_date(new)
         assert migrated(url)

@@ -1,5 +1,6 @@
 """Rules that SQL itself enforces, whatever Python does: each row of the tables here breaks one rule."""
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,7 +20,9 @@ from payagent.store.db.schema import (
     changed_views,
     lacking_migrations,
     missing_guards,
+    newest_migration,
 )
+from payagent.store.db.tables import TABLES, VIEWS
 from payagent.store.db.triggers import GUARDS, KEPT, TRIGGERS, Trigger
 from payagent.store.db.writer import Writer
 
@@ -303,6 +306,15 @@ def memory() -> sqlite3.Connection:
 def built(conn: sqlite3.Connection) -> list[tuple[str, ...]]:
     of_ours = "WHERE tbl_name <> '_sqlite_migrations' ORDER BY type, name"
     return conn.execute(f"SELECT type, name, tbl_name, sql FROM sqlite_master {of_ours}").fetchall()
+
+
+def test_what_ledgers_have_changes_only_by_a_migration() -> None:
+    """Each has the first tables for good, and the triggers and views of its newest migration."""
+    later = "\n".join((VIEWS, *(trigger.sql for trigger in TRIGGERS)))
+    found = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (TABLES, later)]
+    assert (newest_migration(), found) == ("m001_schema", ["a451045756c9aaac", "2891f8f7049e5ca5"]), (
+        "add a migration, then change this line"
+    )
 
 
 def test_a_migrated_ledger_equals_a_new_one_and_is_guarded() -> None:

@@ -37,10 +37,8 @@ MIGRATIONS = {"m001_schema": Migration(TABLES, "")}
 Add no column to a table of `seals.SEALED`: it would change the bytes that earlier seals cover.
 """
 
-_BEFORE_0_1_0 = {
-    *("m001_release_0_1_0", "m002_notifications", "m003_approval_messages"),
-    *("m004_one_trigger_for_each_change", "m005_accounts"),
-}
+_BEFORE_0_1_0 = {"m001_release_0_1_0", "m005_accounts"}
+"""The first and the last migration before: a file names all of its migrations, a database the last."""
 
 
 def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
@@ -54,7 +52,7 @@ def newest_migration() -> str:
 
 
 def migrations_after(name: str) -> tuple[str, ...]:
-    """The migrations that a ledger lacks whose newest one is this. Refused: as `require_known`."""
+    """The migrations after this one. Refused: as `require_known`."""
     _require_known("the database", [name])
     known = tuple(MIGRATIONS)
     return known[known.index(name) + 1 :]
@@ -78,7 +76,7 @@ def _require_known(ledger: str, applied: Iterable[str]) -> None:
 def bring_up_to_date(conn: sqlite3.Connection, without: Sequence[str] = ()) -> None:
     """Run the migrations that a ledger lacks; in a new file, all of them. Refused: as `require_known`.
 
-    `without`: the last migrations, which are not run. The triggers and views of today are missing then.
+    `without`: the last migrations, which are not run. If given, no triggers or views are created.
     """
     require_known(conn)
     if set(lacking_migrations(conn)) <= set(without):

@@ -1,4 +1,4 @@
-"""The tables and views of ledger.db, as SQL.
+"""The tables and views of ledger.db, as SQL. `TABLES` is frozen: `schema.MIGRATIONS` has what changes them.
 
 The constraints are the last defence of the exactly-once rules; they hold whatever the Python code does.
 An intent has at most one live payment. An invoice has at most one payment ever, whichever attempt was signed for

@@ -55,13 +55,16 @@ def _migrate(conn: PostgresqlConnection) -> bool:
                 f"the daemon on {host} runs payagent {version}, which does not know {names[-1]}. "
                 "Nothing was changed. Upgrade it, then ask again",
             )
+    if not names:
+        return False
+    schema.drop_guards(conn)
     for name in names:
         for statement in MIGRATIONS[name].postgresql.split(";\n"):
             conn.execute(statement)
         conn.execute("UPDATE gate SET schema = ?", (name,))
-    if names:
-        schema.replace_guards(conn)
-    return bool(names)
+    for statement in schema.guards():
+        conn.execute(statement)
+    return True
 
 
 def _grant(conn: PostgresqlConnection, role: str) -> None:

@@ -85,7 +85,7 @@ def tables() -> dict[str, Table]:
     """The tables by name."""
     found = {}
     for name, body, options in re.findall(
-        r"CREATE TABLE (\w+) \((.*?)\n?\) STRICT(.*?);", tables_now(), re.DOTALL
+        r'CREATE TABLE "?(\w+)"? \((.*?)\n?\) STRICT(.*?);', tables_now(), re.DOTALL
     ):
         # ALTER TABLE puts a column on the line of the one before it
         body = re.sub(r", (\w+ (?:INTEGER|TEXT|BLOB)\b)", r",\n  \1", body)
@@ -144,12 +144,10 @@ WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace
 """
 
 
-def replace_guards(conn: "PostgresqlConnection") -> None:
-    """Make the guards of today's tables in place of earlier ones, inside a transaction."""
+def drop_guards(conn: "PostgresqlConnection") -> None:
+    """Drop all guards, inside the transaction that makes those of `guards`."""
     for (function,) in conn.execute(_GUARDING).fetchall():
         conn.execute(f"DROP FUNCTION {function} CASCADE")
-    for statement in guards():
-        conn.execute(statement)
 
 
 def _without_references(table: Table) -> tuple[str, list[str]]:
