@@ -290,12 +290,19 @@ async def _serve(
         announce({"api": listeners.url, "socket": str(settings.api.socket), "network": settings.network})
         return asyncio.create_task(server.serve(sockets=plain))
 
-    async def wait(why: Refused) -> None:
-        """Tell requests for a moment why the ledger is not open. Raises `_StoppedError` after a signal."""
+    async def wait(why: Refused | None) -> None:
+        """Tell requests for a moment why the ledger is not open; None once it is.
+
+        Raises `_StoppedError` after a signal.
+        """
+        if why is None:
+            entrance.why = Refused("store_failed", "the daemon is starting")
+            return
         if why.detail != entrance.why.detail:
             log.warning("daemon.waits", why=why.detail)
         entrance.why = why
         if (await asyncio.wait([serving()], timeout=LOOK_AGAIN_S))[0]:
+            await serving()  # raises what ended it, if that was no signal
             raise _StoppedError
 
     running = _running(settings, account, signer, links, egress, redactor, checkpoint, listeners.url, wait)
@@ -379,7 +386,7 @@ async def _running(
     redactor: Redactor,
     checkpoint: Checkpoint,
     url: str,
-    wait: Callable[[Refused], Awaitable[None]],
+    wait: Callable[[Refused | None], Awaitable[None]],
 ) -> AsyncIterator[Running]:
     """Run what pays and its jobs, and stop them in an order that cuts nothing off.
 
@@ -501,11 +508,15 @@ def _open_store(
     return store, seat
 
 
-async def _once_open(open_store: Callable[[], Opened], wait: Callable[[Refused], Awaitable[None]]) -> Opened:
+async def _once_open(
+    open_store: Callable[[], Opened], wait: Callable[[Refused | None], Awaitable[None]]
+) -> Opened:
     """Open the ledger of a fleet as soon as the hosts of its database answer that it must wait for."""
     while True:
         try:
-            return await asyncio.to_thread(open_store)
+            opened = await asyncio.to_thread(open_store)
+            await wait(None)
+            return opened
         except Refused as refused:
             if "waits_for" not in refused.context:
                 raise

@@ -27,7 +27,7 @@ def copy_of_ledger(settings: Settings, target: Path) -> None:
     """
     target.touch(mode=0o600)
     if settings.store.url is not None:
-        copy_to_file(settings.store.url, target, store_password(settings))
+        copy_to_file(settings.store.url, target, store_password(settings), settings.data_dir)
         return
     ledger = settings.data_dir / LEDGER
     require_ledger(ledger)

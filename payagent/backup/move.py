@@ -45,7 +45,9 @@ def move_to_database(settings: Settings, url: str, tell: Tell) -> Moved:
         moved = _staged(settings, folder, tell)
         tell("writing to the database")
         noted = _noted(settings, folder)
-        copy_to_database(folder / LEDGER, url, store_password(settings), host_of(settings), noted)
+        copy_to_database(
+            folder / LEDGER, url, store_password(settings), host_of(settings), noted, settings.data_dir
+        )
     return moved
 
 

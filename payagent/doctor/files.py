@@ -139,7 +139,7 @@ def _ledger(settings: Settings) -> CheckResult:
 def _database(settings: Settings, url: str) -> CheckResult:
     """Whether the database can be reached, has the tables and their guards, and keeps them from the daemon."""
     try:
-        is_owner, lacking = look_at_tables(url, store_password(settings))
+        is_owner, lacking = look_at_tables(url, store_password(settings), settings.data_dir)
     except Refused as refused:
         return CheckResult("database", refused.detail, refused)
     warnings = []

@@ -21,6 +21,7 @@ from kit.postgresql import needs_postgresql
 from kit.postgresql_pair import ServerPair, server_pair
 
 from payagent.devnet.server import DevnetThread
+from payagent.store.db.daemon_file import DaemonFile
 
 pytestmark = needs_postgresql
 
@@ -147,6 +148,30 @@ def test_a_daemon_that_waits_says_for_whom_goes_on_by_itself_and_can_be_stopped(
         servers.turn_away(1)
         code, said = refused(folder)
         assert (code, "refuses this daemon" in said, away in said) == (1, True, True)
+
+
+def test_a_daemon_waits_for_the_new_primary_whatever_becomes_of_the_old_one(tmp_path: Path) -> None:
+    # As after a power cut: the machines boot one after the other.
+    with server_pair(is_synchronous=False) as servers, ExitStack() as stack:
+        devnet = stack.enter_context(two_accounts(servers.tcp_url, tmp_path))
+        folder = fresh(tmp_path / "a", devnet, servers.tcp_url)
+        (folder / "data").mkdir(exist_ok=True)
+        with psycopg.connect(servers.url_of(0)) as conn:
+            (system,) = conn.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone() or ("",)
+        DaemonFile(folder / "data/daemon.json").note_timeline(system, 2)
+        fail_over(servers)
+        servers.kill_standby()
+        servers.start_again(0)
+        one = stack.enter_context(member(folder))
+        require_waiting(one, servers.host(1))
+        servers.kill_primary()
+        until(lambda: servers.host(0) in one.http.get("/readyz").text, "the daemon does not miss the old primary")
+        require_waiting(one, servers.host(1))
+        servers.start_again(1)
+        require_waiting(one, servers.host(0))
+        servers.start_again(0)
+        until_ready(one)
+        assert is_used(servers.url_of(1))
 
 
 def require_waiting(one: Member, away: str) -> None:

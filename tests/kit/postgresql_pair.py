@@ -100,6 +100,26 @@ class ServerPair:
         if is_synchronous:
             self._receive_elsewhere()
 
+    @contextmanager
+    def standby_of_the_new_primary(self) -> Iterator[str]:
+        """A third server, which follows the promoted standby: its name in a URL, once it is on that timeline."""
+        third = Cluster(self._folder, "third")
+        third.follow(self._standby)
+        third.start()
+
+        def is_on_it() -> bool:
+            for one in (self._standby, third):
+                with psycopg.connect(one.url(), autocommit=True) as conn:
+                    conn.execute("CHECKPOINT")
+                    found = conn.execute("SELECT timeline_id FROM pg_control_checkpoint()").fetchone()
+            return found == (2,)
+
+        try:
+            until(is_on_it, "the third server does not follow the second")
+            yield f"127.0.0.1:{third.port}"
+        finally:
+            third.stop()
+
     def _receive_elsewhere(self) -> None:
         folder = self._folder / "wal"
         folder.mkdir()

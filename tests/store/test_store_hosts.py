@@ -1,6 +1,7 @@
 """Which server of `store.url` is used: by the rules alone, and with a primary, a standby and an old primary."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ from kit.postgresql_pair import server_pair
 
 from payagent.core.problems import Refused
 from payagent.store.db.daemon_file import DaemonFile
-from payagent.store.db.engine import migrate_database, open_fleet_store, read_fleet_store
+from payagent.store.db.engine import copy_to_file, migrate_database, open_fleet_store, read_fleet_store
 from payagent.store.db.fence import Seat
+from payagent.store.db.postgresql import hosts
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
 from payagent.store.db.postgresql.hosts import HostAnswer, choose, hosts_of
@@ -43,8 +45,8 @@ def primary(name: str, timeline: int, system: str = SYSTEM, started: str = "") -
     return HostAnswer(at(name), "writable", timeline, system, started or name)
 
 
-def standby(name: str) -> HostAnswer:
-    return HostAnswer(at(name), "standby", why="it takes no writes")
+def standby(name: str, timeline: int = 1, system: str = SYSTEM) -> HostAnswer:
+    return HostAnswer(at(name), "standby", timeline, system, name, "it takes no writes")
 
 
 def silent(name: str) -> HostAnswer:
@@ -94,13 +96,18 @@ def outcome(
         ([primary("a", 3), primary("of other data", 1, system="7302")], 3, "config_invalid"),
         ([primary("old", 1)], 2, "config_invalid"),
         ([primary("old", 1), standby("b")], 2, "config_invalid"),
-        ([primary("old", 1), silent("b")], 2, "config_invalid"),
+        ([primary("old", 1), standby("b", 2)], 0, "waits for b"),
+        ([primary("old", 1), standby("b", 2)], 1, "waits for b"),
+        ([primary("old", 1), standby("b", 2)], 2, "waits for b"),
+        ([primary("old", 1), standby("b", 2), standby("c")], 3, "waits for b"),
+        ([primary("a", 2), primary("old", 1), standby("b", 2)], 2, "a"),
+        ([primary("a", 1), standby("of other data", 2, "7302")], 1, "a"),
+        ([primary("old", 1), silent("b")], 2, "waits for b"),
+        ([primary("old", 1), standby("c"), silent("b")], 2, "waits for b"),
         ([primary("new", 2), silent("b")], 1, "new"),
         ([primary("new", 2), primary("old", 1), silent("b")], 1, "new"),
         ([primary("of other data", 1, system="7302")], 5, "of other data"),
         ([standby("a"), standby("b")], 1, "none"),
-        ([standby("a"), silent("b")], 1, "none"),
-        ([silent("a"), silent("b")], 0, "none"),
     ],
 )
 def test_the_server_is_the_same_for_every_daemon(
@@ -124,6 +131,26 @@ def test_without_a_silent_host_only_a_synchronous_daemon_goes_on(
 ) -> None:
     assert outcome(*answers, recorded=recorded, is_starting=is_starting) == "waits for b"
     assert outcome(*answers, recorded=recorded, is_starting=is_starting, is_synchronous=True) == "a"
+
+
+@pytest.mark.parametrize("recorded", [0, 1])
+def test_a_daemon_that_starts_waits_for_a_primary_among_silent_hosts(recorded: int) -> None:
+    for answers, awaited in (
+        ([standby("a"), silent("b")], "b"),
+        ([silent("a"), silent("b")], "a, b"),
+        ([silent("a")], "a"),
+    ):
+        assert outcome(*answers, recorded=recorded, is_starting=True) == f"waits for {awaited}"
+        assert outcome(*answers, recorded=recorded) == "none"
+
+
+def test_each_host_that_is_waited_for_has_its_own_reason() -> None:
+    away = [HostAnswer(at("b"), "silent", why="it said nothing"), HostAnswer(at("c"), "silent", why="no route")]
+    with pytest.raises(Refused) as refused:
+        choose([primary("a", 1), *away], {}, is_synchronous=False, is_starting=True)
+    assert "b of store.url does not answer: it said nothing. c of store.url does not answer: no route." in (
+        refused.value.detail
+    )
 
 
 def test_a_daemon_that_starts_ends_at_a_refusal_and_one_that_runs_takes_it_for_silence() -> None:
@@ -323,3 +350,134 @@ def test_a_server_that_refuses_is_not_waited_for(postgresql: Server, url: str, w
     assert (refused.code, refused.context) == ("store_failed", {})
     assert "refuses this daemon" in refused.detail
     assert why in refused.detail
+
+
+@needs_postgresql
+def test_a_standby_of_the_new_primary_and_a_read_only_one_show_that_a_primary_is_old(tmp_path: Path) -> None:
+    with server_pair(is_synchronous=False) as servers:
+        with store(servers.tcp_url, tmp_path, seat_of("one")) as (writer, _):
+            tell(writer, "before")
+            until(lambda: texts_at(servers.url_of(1)) == ["before"], "the standby lags")
+        servers.kill_primary()
+        servers.promote(is_synchronous=False)
+        with servers.standby_of_the_new_primary() as standby:
+            servers.start_again(0)
+            url = servers.tcp_url_in(0).replace(servers.host(0), f"{servers.host(0)},{standby}")
+            refused = refusal(url, seat_of("without the new primary"))
+            assert refused.context == {"waits_for": standby}
+        with closing(PostgresqlConnection(servers.url_of(1))) as conn:
+            conn.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            conn.execute("SELECT pg_reload_conf()")
+        asked = "SHOW default_transaction_read_only"
+        until(lambda: shown(servers.url_of(1), asked) == "on", "the new primary still takes writes")
+        for order in ((0, 1), (1, 0)):
+            context = refusal(servers.tcp_url_in(*order), seat_of("two")).context
+            assert context == {"waits_for": servers.host(1)}
+
+
+def shown(url: str, asked: str) -> str:
+    with psycopg.connect(url, autocommit=True) as conn:
+        (text,) = conn.execute(asked).fetchone() or ("",)
+        return str(text)
+
+
+@needs_postgresql
+def test_a_command_takes_no_old_primary_and_copies_nothing_while_a_host_is_silent(tmp_path: Path) -> None:
+    with server_pair(is_synchronous=False) as servers:
+        url, data = servers.tcp_url, tmp_path / "data"
+        data.mkdir()
+        servers.kill_standby()
+        with closing(read_fleet_store(url, data, None).conn) as conn:
+            assert texts(conn) == []
+            system = conn.system()
+        DaemonFile(data / "daemon.json").note_timeline(system, 1)
+        for copy in (lambda: copy_to_file(url, tmp_path / "copy.db", None, data), lambda: migrate_database(url)):
+            with pytest.raises(Refused, match=f"{servers.host(1)} of store.url does not answer"):
+                copy()
+        DaemonFile(data / "daemon.json").note_timeline(system, 2)
+        with pytest.raises(Refused, match=f"{servers.host(1)} of store.url does not answer"):
+            read_fleet_store(url, data, None)
+        with pytest.raises(Refused, match="it is an old primary"):
+            read_fleet_store(servers.tcp_url_in(0), data, None)
+
+
+@needs_postgresql
+def test_the_readers_connect_again_with_the_writer_although_the_name_is_the_same(
+    postgresql: Server, tmp_path: Path
+) -> None:
+    url = postgresql.tcp_url(postgresql.new_database())
+    with store(url, tmp_path, seat_of("one")) as (writer, readers), closing(PostgresqlConnection(url)) as conn:
+        tell(writer, "before")
+        before = readers.conn
+        assert readers.conn is before
+        own = before.execute("SELECT pg_backend_pid()").fetchone()
+        conn.execute(f"{END_SESSIONS} AND pid <> ?", own)
+        with pytest.raises(Refused):
+            tell(writer, "lost with the connection")
+        tell(writer, "after")
+        assert readers.conn is not before
+        assert texts(readers.conn) == ["before", "after"]
+
+
+@needs_postgresql
+def test_readers_get_the_reason_for_which_the_writer_refuses_a_server(postgresql: Server, tmp_path: Path) -> None:
+    url = postgresql.tcp_url(postgresql.new_database())
+    with store(url, tmp_path, seat_of("one")) as (writer, readers):
+        tell(writer, "before")
+        with closing(PostgresqlConnection(url)) as conn:
+            conn.execute("UPDATE gate SET system = '1'")
+            conn.execute(END_SESSIONS)
+        for _ in range(2):
+            with pytest.raises(Refused):
+                tell(writer, "to the ledger of another server")
+        with pytest.raises(Refused, match="belongs to the database server 1") as refused:
+            _ = readers.conn
+        assert refused.value.code == "store_failed"
+
+
+@needs_postgresql
+def test_a_server_whose_timeline_cannot_be_kept_is_not_changed(postgresql: Server, tmp_path: Path) -> None:
+    url = postgresql.tcp_url(postgresql.new_database())
+    seat = Seat("one", "host", {0: Record()}, own_file=DaemonFile(tmp_path / "missing/daemon.json"))
+    assert "could not be written" in refusal(url, seat).detail
+    assert shown(url, "SELECT system FROM gate") == ""
+
+
+HANGING = """
+CREATE FUNCTION public.pg_postmaster_start_time() RETURNS timestamptz LANGUAGE sql
+AS 'SELECT pg_catalog.now() FROM pg_catalog.pg_sleep(3600)';
+ALTER DATABASE {0} SET search_path = public, pg_catalog;
+ALTER DATABASE {0} SET client_connection_check_interval = 100
+"""
+
+
+@needs_postgresql
+def test_a_question_that_hangs_leaves_no_thread_and_no_session(
+    postgresql: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "LOOK_S", 3)
+    url = postgresql.tcp_url(postgresql.new_database())
+    name = url.rpartition("/")[2]
+    with closing(PostgresqlConnection(url)) as conn:
+        for statement in HANGING.format(name).split(";\n"):
+            conn.execute(statement)
+        before = set(threading.enumerate())
+        (answer,) = hosts._ask_all(Database(url))
+        assert (answer.kind, answer.why) == ("silent", "it said nothing for 3 s")
+        left = set(threading.enumerate()) - before
+        assert all(thread.daemon for thread in left), "it keeps the process alive"
+        until(lambda: not any(thread.is_alive() for thread in left), "a thread still waits")
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND pid <> pg_backend_pid()"
+        until(lambda: conn.execute(asked, (name,)).fetchone() == (0,), "a session still runs")
+
+
+def test_a_name_in_an_error_says_nothing_of_the_host() -> None:
+    for text, kind in (
+        (
+            'connection to server at "geoff" (192.0.2.1), port 5432 failed: FATAL:  role "eof" does not exist',
+            "refuses",
+        ),
+        ("Multiple connection attempts failed. - host: 'geoff', port: '1': SSL is required", "refuses"),
+        ('connection to server at "geoff" (192.0.2.1), port 5432 failed: Connection timed out', "silent"),
+    ):
+        assert hosts.failure_kind(text) == kind

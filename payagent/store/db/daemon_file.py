@@ -26,8 +26,10 @@ class DaemonFile:
         self._path = path
         self.timelines: dict[str, int] = {}
         try:
-            if path is not None and path.exists():
+            if path is not None:
                 self.timelines = {key: int(one) for key, one in json.loads(path.read_bytes())["timelines"].items()}
+        except FileNotFoundError:
+            pass  # this machine has used no database yet
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise Refused(
                 "store_failed",

@@ -38,11 +38,11 @@ def read_fleet_store(url: str, folder: Path, password: str | None) -> Readers:
     from payagent.store.db.postgresql.readers import PostgresqlReaders
 
     with opening(url):
-        return PostgresqlReaders(newest(url, password), folder)
+        return PostgresqlReaders(newest(url, password, folder, is_copy=False), folder)
 
 
-def copy_to_file(url: str, path: Path, password: str | None) -> None:
-    """Write a ledger on PostgreSQL into an empty file, as it is at one moment.
+def copy_to_file(url: str, path: Path, password: str | None, folder: Path | None = None) -> None:
+    """Write a ledger on PostgreSQL into an empty file, as it is at one moment. `folder`: the wallet's data folder.
 
     Refused: `tables_missing`, `ledger_newer`, `ledger_tampered`; `store_failed` without the database.
     """
@@ -50,20 +50,23 @@ def copy_to_file(url: str, path: Path, password: str | None) -> None:
     from payagent.store.db.postgresql.move import write_file
 
     with opening(url):
-        write_file(newest(url, password), path)
+        write_file(newest(url, password, folder, is_copy=True), path)
 
 
-def copy_to_database(path: Path, url: str, password: str | None, host: str, noted: Mapping[int, int]) -> None:
+def copy_to_database(
+    path: Path, url: str, password: str | None, host: str, noted: Mapping[int, int], folder: Path | None = None
+) -> None:
     """Fill an empty database, of whose tables this role is the owner, with a ledger of today's form.
 
     `noted`: for each account of which `host` has the signer's record, the attempt in it; the ledger has it.
+    `folder`: the wallet's data folder.
     Refused: `already_exists/ledger`, `ledger_newer`, `store_failed`.
     """
     from payagent.store.db.postgresql.hosts import newest
     from payagent.store.db.postgresql.move import fill
 
     with opening(url):
-        fill(newest(url, password), path, host, noted)
+        fill(newest(url, password, folder, is_copy=True), path, host, noted)
 
 
 def migrate_database(url: str, daemon_role: str | None = None) -> bool:
@@ -76,16 +79,23 @@ def migrate_database(url: str, daemon_role: str | None = None) -> bool:
     from payagent.store.db.postgresql.hosts import newest
     from payagent.store.db.postgresql.migrate import bring_up_to_date
 
-    with opening(url), closing(PostgresqlConnection(newest(url))) as conn:
+    with opening(url), closing(PostgresqlConnection(newest(url, None, None, is_copy=True))) as conn:
         return bring_up_to_date(conn, daemon_role)
 
 
-def look_at_tables(url: str, password: str | None) -> tuple[bool, tuple[str, ...]]:
-    """Whether the URL's role owns the tables, and the migrations that they lack. Refused: as `copy_to_file`."""
+def look_at_tables(url: str, password: str | None, folder: Path) -> tuple[bool, tuple[str, ...]]:
+    """Whether the URL's role owns the tables, and the migrations that they lack.
+
+    `folder`: the wallet's data folder.
+    Refused: as `copy_to_file`.
+    """
     from payagent.store.db.postgresql import migrate
     from payagent.store.db.postgresql.connection import PostgresqlConnection
     from payagent.store.db.postgresql.hosts import newest
 
-    with opening(url), closing(PostgresqlConnection(newest(url, password))) as conn:
+    with (
+        opening(url),
+        closing(PostgresqlConnection(newest(url, password, folder, is_copy=False))) as conn,
+    ):
         migrate.require_guards(conn)
         return migrate.owns_tables(conn), migrate.lacking(conn)

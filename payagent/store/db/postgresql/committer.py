@@ -104,9 +104,11 @@ class PostgresqlCommitter(Committer):
             server.require_synchronous(conn)
         records = {} if self._seat is None else self._seat.records
         system, timeline = conn.system(), conn.timeline()
-        server.require_own_ledger(conn, system, records)
+        is_claimed = server.require_own_ledger(conn, system, records)
         server.require_newest_timeline(timeline, max(self._timeline, self.hosts.timeline), system, records)
         self.hosts.use(system, timeline)
+        if not is_claimed:
+            server.claim(conn, system)
         self._system, self._timeline = system, timeline
 
     def _mark(self) -> DatabaseMark | None:
@@ -124,11 +126,11 @@ class PostgresqlCommitter(Committer):
             try:
                 self.conn.connect(self.hosts.look())
                 self._meet(self.conn)
-            except Refused as refused:
-                self.conn.close()
-                raise Refused("store_failed", refused.detail, **refused.context) from None
-            except sqlite3.OperationalError:
+            except (Refused, sqlite3.OperationalError) as error:
                 self.conn.close()  # a server that was not looked at gets no commit
+                refused = self.hosts.refuse(error)
+                if isinstance(error, Refused):
+                    raise refused from None
                 if delay_s is None:
                     raise
                 time.sleep(delay_s)

@@ -14,7 +14,7 @@ import re
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from threading import Timer
@@ -89,11 +89,15 @@ class _WholeLoader(Loader):
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database. `url` has no password. `place`: the parameters of one of its hosts, in place of all of them."""
+    """A database. `url` has no password. `place`: the parameters of one of its hosts, in place of all of them.
+
+    `generation`: grows with each connection of a daemon's writer, so that its readers connect again as well.
+    """
 
     url: str
     password: str | None = field(default=None, repr=False)
     place: Mapping[str, Any] = field(default_factory=dict)
+    generation: int = 0
 
     def __str__(self) -> str:
         return self.url
@@ -190,14 +194,17 @@ class PostgresqlConnection:
             raise _for_the_store(error, self._role) from error
 
     def commit(self, patience_s: float) -> None:
-        """End the open transaction. A server that does not answer in time is left: the connection is lost then.
+        """End the open transaction, in time. Errors: as `execute`."""
+        with self.within(patience_s):
+            self.execute("COMMIT")
 
-        Errors: as `execute`.
-        """
+    @contextmanager
+    def within(self, patience_s: float) -> Iterator[None]:
+        """Leave a server that does not answer in time: the connection is lost then."""
         timer = Timer(patience_s, self._cut)
         timer.start()
         try:
-            self.execute("COMMIT")
+            yield
         finally:
             timer.cancel()
             timer.join()

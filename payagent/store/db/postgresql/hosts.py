@@ -9,16 +9,19 @@ May import: core, store.db, sqlite3, psycopg, structlog. Never: commits; waits f
 
 import re
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
 
 import psycopg.conninfo
 import structlog
 
 from payagent.core.problems import Refused
+from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
 from payagent.store.db.postgresql.server import require_newest_timeline
@@ -26,16 +29,26 @@ from payagent.store.db.postgresql.server import require_newest_timeline
 LOOK_S = 5
 """How long the hosts have to answer. One whose processes are stopped accepts a connection and says nothing."""
 
-_HOSTS_MAX = 32
 _LISTS = ("host", "hostaddr", "port")
 """The parameters of a URL that have a value for each host, or one for all."""
 
-_READ_ONLY = re.compile("session is read-only|hot standby mode")
+_NAMES = re.compile(r'"[^"]*"|host: \S+')
+"""In libpq's errors, names that a person gave. They may contain any word."""
+
 _SILENT = re.compile(
     r"Is the server running|time(d )?out|resolve|translate|o route|nreachable|is down|closed the connection|"
     r"reset by peer|Broken pipe|EOF|eof|the database system is|too many clients|connection slots|terminating"
 )
 """In the errors of a server that is away, starts or stops. libpq's own are English. Any other is a refusal."""
+
+_ASK = """
+SELECT current_setting('transaction_read_only') = 'on',
+    CASE WHEN pg_is_in_recovery() THEN greatest(min_recovery_end_timeline, timeline_id)
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END,
+    system_identifier::text, pg_postmaster_start_time()::text
+FROM pg_control_recovery(), pg_control_checkpoint(), pg_control_system()
+"""
+"""A standby's timeline may lag behind the one that it follows; it is never ahead of it."""
 
 log = structlog.get_logger("payagent.store")
 
@@ -44,9 +57,9 @@ log = structlog.get_logger("payagent.store")
 class HostAnswer:
     """What a host answered, and `why` if it does not take this daemon's writes.
 
-    `silent`: it cannot be reached, starts or stops, or has not answered in time. `refuses`: by TLS,
-    authentication or rights. `system`: the identifier of its data. `started`: when, to the microsecond. With
-    `system` it tells whether two names lead to one server.
+    `standby`: it takes no writes, as a standby or by its settings. `silent`: it cannot be reached, starts or
+    stops, or has not answered in time. `refuses`: by TLS, authentication or rights. `system`: the identifier of
+    its data. `started`: when, to the microsecond. With `system` it tells whether two names lead to one server.
     """
 
     database: Database
@@ -67,16 +80,19 @@ def choose(
     | answers | then |
     |---|---|
     | a host refuses a daemon that starts | `store_failed` |
+    | no host takes writes, one is silent, a daemon that starts | wait for that one |
     | no host takes writes | sqlite3.OperationalError |
     | servers with different data take writes | `config_invalid` |
-    | two servers take writes on the highest timeline | `config_invalid` |
-    | the highest timeline is lower than the recorded one | `config_invalid` |
-    | each host is a standby or takes writes | the server on the highest timeline |
-    | that timeline is higher than the recorded one | the same |
+    | two servers take writes on the highest timeline that takes writes | `config_invalid` |
+    | a standby is on a higher timeline | wait for it |
+    | all answer, and that timeline is lower than the recorded one | `config_invalid` |
+    | all answer | the server on that timeline |
+    | one is silent, and the timeline is higher than the recorded one | the same |
     | it is the recorded one, or none is recorded; a synchronous daemon | the same |
-    | the same, an asynchronous daemon | `store_failed`, and `waits_for` names the other hosts |
+    | any other | wait for the silent ones |
 
-    A daemon that runs takes a host that refuses for one that is silent.
+    A daemon that runs takes a host that refuses for one that is silent. Waiting is `store_failed`, and
+    `waits_for` names the hosts.
     """
     if is_starting and (refusing := [one for one in answers if one.kind == "refuses"]):
         raise Refused(
@@ -84,10 +100,13 @@ def choose(
             f"{refusing[0].database.host} of store.url refuses this daemon: {refusing[0].why}. It may be the "
             "primary, so nothing was changed. Let the daemon in, or take the host out of store.url",
         )
+    away = [one for one in answers if one.kind in ("silent", "refuses")]
     writable = list({(one.system, one.started): one for one in answers if one.kind == "writable"}.values())
     if not writable:
-        reasons = [f"{one.database.host}: {one.why}" for one in answers]
-        raise sqlite3.OperationalError(f"no host takes writes. {'; '.join(reasons)}")
+        reasons = "; ".join(f"{one.database.host}: {one.why}" for one in answers)
+        if is_starting and away:
+            raise _wait_for(away, f"no host of store.url takes writes. {reasons}. Start the primary")
+        raise sqlite3.OperationalError(f"no host takes writes. {reasons}")
     best = max(writable, key=lambda one: one.timeline)
     for one in writable:
         if one is not best and (one.system != best.system or one.timeline == best.timeline):
@@ -97,23 +116,39 @@ def choose(
                 "Payments may be in either, so nothing was changed. Stop the one that should not",
             )
     known = recorded.get(best.system, 0)
-    require_newest_timeline(best.timeline, known, best.system, {})
-    away = [one for one in answers if one.kind in ("silent", "refuses")]
-    if away and not is_synchronous and not best.timeline > known > 0:
-        hosts = ", ".join(one.database.host for one in away)
-        raise Refused(
-            "store_failed",
-            f"{hosts} of store.url does not answer: {away[0].why}. It may be a newer primary than "
-            f"{best.database.host}, so nothing is committed meanwhile. Start it, or take it out of store.url and "
-            "restart payagent",
-            waits_for=hosts,
+    ahead = [one for one in answers if one.system == best.system and one.timeline > best.timeline]
+    if ahead:
+        raise _wait_for(
+            ahead,
+            f"{ahead[0].database.host} of store.url takes no writes, but its timeline is newer than that of "
+            f"{best.database.host}, an old primary that may lack payments. Nothing is committed meanwhile. Stop "
+            f"{best.database.host}, and start the newest primary",
         )
+    if away and (best.timeline < known or not (is_synchronous or best.timeline > known > 0)):
+        reasons = ". ".join(f"{one.database.host} of store.url does not answer: {one.why}" for one in away)
+        raise _wait_for(
+            away,
+            f"{reasons}. A newer primary than {best.database.host} may be among them, so nothing is committed "
+            "meanwhile. Start each server that does not answer. One that was never promoted can also be taken out "
+            "of store.url; then restart payagent",
+        )
+    require_newest_timeline(best.timeline, known, best.system, {})
     return best
 
 
-def newest(url: str, password: str | None = None) -> Database:
-    """The server that a command beside the daemons uses. Errors: as `choose`, but it waits for no host."""
-    return choose(_ask_all(Database(url, password)), {}, is_synchronous=True, is_starting=False).database
+def _wait_for(hosts: Sequence[HostAnswer], why: str) -> Refused:
+    return Refused("store_failed", why, waits_for=", ".join(sorted(one.database.host for one in hosts)))
+
+
+def newest(url: str, password: str | None, folder: Path | None, *, is_copy: bool) -> Database:
+    """The server that a command beside the daemons uses. Errors: as `choose`; nothing is waited for.
+
+    `folder`: the data folder with what this machine recorded. `is_copy`: the command copies or changes the whole
+    ledger. It is refused where an asynchronous daemon would wait.
+    """
+    recorded = DaemonFile(folder and folder / DAEMON_FILE).timelines
+    answers = _ask_all(Database(url, password))
+    return choose(answers, recorded, is_synchronous=not is_copy, is_starting=False).database
 
 
 class Hosts:
@@ -126,6 +161,7 @@ class Hosts:
         self._database = database
         self._seat = seat or Seat("", "", {})
         self.timeline = 0
+        self._generation = 0
         self._found = database
         self._server: Database | Refused = Refused("store_failed", "the database was not looked for yet")
 
@@ -137,31 +173,36 @@ class Hosts:
         return found
 
     def look(self) -> Database:
-        """Ask all hosts which server the writer shall connect to. Errors: as `choose`; readers get them too."""
+        """Ask all hosts which server the writer shall connect to. Errors: as `choose`."""
         answers, seat = _ask_all(self._database), self._seat
-        try:
-            best = choose(
-                *(answers, seat.own_file.timelines),
-                is_synchronous=seat.is_synchronous,
-                is_starting=self.timeline == 0,
-            )
-        except Exception as error:
-            self._server = error if isinstance(error, Refused) else Refused("store_failed", str(error))
-            raise
+        best = choose(
+            *(answers, seat.own_file.timelines),
+            is_synchronous=seat.is_synchronous,
+            is_starting=self.timeline == 0,
+        )
         for one in answers:
             if one.kind == "writable" and one.timeline < best.timeline:
                 log.warning(
                     "store.old_primary", host=one.database.host, timeline=one.timeline, used=best.database.host
                 )
-        if self._server != best.database:
-            self._server = Refused("store_failed", f"payagent is connecting to {best.database.host}. Ask again")
+        self._server = Refused("store_failed", f"payagent is connecting to {best.database.host}. Ask again")
         self._found, self.timeline = best.database, best.timeline
         return best.database
 
     def use(self, system: str, timeline: int) -> None:
-        """The writer is connected: keep the timeline on this machine, and let the readers follow."""
+        """The writer is connected: keep the timeline on this machine, and let the readers follow.
+
+        They connect again, too: the same name may lead to another server now.
+        """
         self._seat.own_file.note_timeline(system, timeline)
-        self._server = self._found
+        self._generation += 1
+        self._server = replace(self._found, generation=self._generation)
+
+    def refuse(self, error: Exception) -> Refused:
+        """The writer uses no server. Returns why, as `store_failed`, which the readers get too."""
+        detail, context = (error.detail, error.context) if isinstance(error, Refused) else (str(error), {})
+        self._server = Refused("store_failed", detail, **context)
+        return self._server
 
 
 def hosts_of(database: Database) -> list[Database]:
@@ -178,22 +219,35 @@ def hosts_of(database: Database) -> list[Database]:
 
 
 def _ask_all(database: Database) -> list[HostAnswer]:
-    """Ask all hosts at once. One that does not answer in time is silent."""
-    pool = ThreadPoolExecutor(_HOSTS_MAX)
-    asked = {pool.submit(_ask, one): one for one in hosts_of(database)}
-    wait(asked, LOOK_S)
-    pool.shutdown(wait=False)
-    why = f"it said nothing for {LOOK_S} s"
-    return [one.result() if one.done() else HostAnswer(at, "silent", why=why) for one, at in asked.items()]
+    """Ask all hosts at once. One that does not answer in time is silent; no thread of it keeps a process alive."""
+    answers = [HostAnswer(at, "silent", why=f"it said nothing for {LOOK_S} s") for at in hosts_of(database)]
+
+    def ask(number: int) -> None:
+        answers[number] = _ask(answers[number].database)
+
+    threads = [Thread(target=ask, args=(number,), daemon=True) for number in range(len(answers))]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + LOOK_S
+    for thread in threads:
+        thread.join(max(0, until - time.monotonic()))
+    return list(answers)
 
 
 def _ask(database: Database) -> HostAnswer:
+    anyone = replace(database, place={**database.place, "target_session_attrs": "any"})
     try:
-        with closing(PostgresqlConnection(database)) as conn:
-            started = conn.execute("SELECT pg_postmaster_start_time()::text").fetchone()
-            return HostAnswer(database, "writable", conn.timeline(), conn.system(), str(started))
+        with closing(PostgresqlConnection(anyone)) as conn, conn.within(LOOK_S):
+            row: Any = conn.execute(_ASK).fetchone()
     except sqlite3.Error as error:
         why = " ".join(str(error).split())
-    if _READ_ONLY.search(why):
-        return HostAnswer(database, "standby", why="it takes no writes")
-    return HostAnswer(database, "silent" if _SILENT.search(why) else "refuses", why=why)
+        return HostAnswer(database, failure_kind(why), why=why)
+    is_read_only, timeline, system, started = row
+    if is_read_only:
+        return HostAnswer(database, "standby", timeline, system, started, "it takes no writes")
+    return HostAnswer(database, "writable", timeline, system, started)
+
+
+def failure_kind(why: str) -> Literal["silent", "refuses"]:
+    """What the text of an error says of a host."""
+    return "silent" if _SILENT.search(_NAMES.sub("", why)) else "refuses"

@@ -38,10 +38,10 @@ def require_synchronous(conn: PostgresqlConnection) -> None:
         )
 
 
-def require_own_ledger(conn: Any, system: str, records: Mapping[int, SignerRecord]) -> None:
+def require_own_ledger(conn: Any, system: str, records: Mapping[int, SignerRecord]) -> bool:
     """Refuse a ledger of another server, and one that lacks what this host signed on another server.
 
-    A ledger that nobody has used on a server yet belongs to the one that it is on.
+    False for a ledger that nobody has used on a server yet: `claim` it.
     """
     (made_for,) = conn.execute("SELECT system FROM gate").fetchone()
     if made_for not in ("", system):
@@ -59,8 +59,12 @@ def require_own_ledger(conn: Any, system: str, records: Mapping[int, SignerRecor
                 f"this host signed for account {account} on the database server {mark.system}. This is {system}, "
                 "and its ledger lacks that. It may pay twice, so nothing was changed. Use the other server",
             )
-    if not made_for:
-        conn.execute("UPDATE gate SET system = ?", (system,))
+    return bool(made_for)
+
+
+def claim(conn: Any, system: str) -> None:
+    """Make the ledger that of this server."""
+    conn.execute("UPDATE gate SET system = ? WHERE system = ''", (system,))
 
 
 def require_newest_timeline(timeline: int, known: int, system: str, records: Mapping[int, SignerRecord]) -> None:
