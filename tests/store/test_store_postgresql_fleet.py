@@ -339,7 +339,7 @@ def test_after_a_failover_no_account_is_proven(pair: Pair, url: str) -> None:
 
 def test_a_database_out_of_reach_is_refused_by_name(tmp_path: Path) -> None:
     seat = Seat("one", "host", {0: Record()})
-    with pytest.raises(Refused, match="no host of store.url takes writes") as refused:
+    with pytest.raises(Refused, match=r"no host of store\.url takes writes") as refused:
         open_fleet_store(f"postgresql:///no?host={tmp_path}", tmp_path, checkpoint=lambda _name: None, seat=seat)
     assert refused.value.code == "store_failed"
 

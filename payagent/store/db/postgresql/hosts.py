@@ -105,7 +105,8 @@ def choose(
     if not writable:
         reasons = "; ".join(f"{one.database.host}: {one.why}" for one in answers)
         if is_starting and away:
-            raise _wait_for(away, f"no host of store.url takes writes. {reasons}. Start the primary")
+            told = "no host of store.url takes writes, so nothing is committed. Start the primary"
+            raise _wait_for(away, f"{told}. {reasons}")
         raise sqlite3.OperationalError(f"no host takes writes. {reasons}")
     best = max(writable, key=lambda one: one.timeline)
     for one in writable:
