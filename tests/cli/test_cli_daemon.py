@@ -71,7 +71,7 @@ def test_pay_reads_a_402_from_standard_input(shop: Shop) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert process.returncode == 10
     assert json.loads(out)["outputs"][0]["units"] == "2000000"
 
@@ -269,7 +269,7 @@ def test_an_interrupted_pay_does_not_stop_the_payment(shop: Shop) -> None:
     # the wait begins when the answer is there; one more call of ours comes after it
     until(lambda: shop.payments()[0]["state"] == "in_flight", "not sent")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     shop.control("faults", clear=True)
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err

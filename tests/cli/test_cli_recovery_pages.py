@@ -54,7 +54,7 @@ def on(shop: Shop, data_dir: Path) -> Shop:
 def refusal(shop: Shop) -> str:
     """The code with which a daemon refuses to start."""
     with spawn("serve", "--config", shop.config, stderr=subprocess.PIPE) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     return str(json.loads(err.splitlines()[-1])["code"])
 
 
@@ -68,7 +68,7 @@ def run(block: str, shop: Shop, folder: Path, places: dict[str, str]) -> str:
         "PAYAGENT_CONFIG": str(shop.config),
     }
     done = subprocess.run(
-        ["bash", "-ec", block], cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-ec", block], cwd=folder, env=environ, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

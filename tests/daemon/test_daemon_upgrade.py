@@ -69,4 +69,4 @@ def test_a_fleet_is_upgraded_one_by_one_and_migrated_at_the_end(tmp_path: Path, 
             one.leave()
         code, said = refused(tmp_path / "a")
         assert code == 2
-        assert f"changed by a newer payagent: {NAME}" in said
+        assert f"a newer payagent changed the database: {NAME}" in said

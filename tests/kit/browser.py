@@ -80,21 +80,22 @@ def tab(browser: Browser, width: int = 1280, *, scripts: bool = True) -> Iterato
     try:
         yield opened
         opened.require_clean()
-        _leave(opened.page)
     except BaseException:
         opened.page.context.close()
         raise
-    _idle.append(opened)
+    try:
+        _leave(opened.page)
+    except Error:  # its server is gone
+        opened.page.context.close()
+    else:
+        _idle.append(opened)
 
 
 def _leave(page: Page) -> None:
     """Sign out, and leave the page for one that does nothing. The browser draws it in the same process."""
     page.unroute_all(behavior="ignoreErrors")
     page.context.clear_cookies()
-    try:
-        page.goto(urljoin(page.url, "/ui/sign-in"))
-    except Error:  # its server is gone
-        page.goto("about:blank")
+    page.goto(urljoin(page.url, "/ui/sign-in"))
 
 
 def _new_tab(browser: Browser, *, scripts: bool) -> Tab:

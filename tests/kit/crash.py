@@ -143,7 +143,7 @@ class Guard(Relay):
         self.undurable: list[str] = []
 
     def _serve(self, call: object) -> None:
-        call.close_connection = True  # type: ignore[attr-defined]
+        call.protocol_version, call.close_connection = "HTTP/1.0", True  # type: ignore[attr-defined]
         if not self.gone:
             with suppress(httpx.TransportError):  # a reply that was lost is lost here too
                 super()._serve(call)  # type: ignore[arg-type]
@@ -166,6 +166,10 @@ class CrashWorld(World):
 
     def attach(self, clock: FileClock) -> None:
         self.clock = clock  # type: ignore[assignment]
+
+    def block(self, count: int = 1) -> None:
+        """By HTTP: the devnet may run in another process."""
+        self.control("blocks", count=count)
 
     def in_folder(self, folder: Path) -> "CrashWorld":
         """The same world, with another disk."""
