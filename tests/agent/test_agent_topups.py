@@ -633,7 +633,7 @@ class TestFaults:
                 assert (await carry_out(run, row.id, seconds=10)).state == "done"
 
     async def test_repeated_expired_invoices_stop_a_top_up(self, world: World) -> None:
-        world.settings(timeout=300)
+        world.settings(timeout=60)
         async with world.run() as run:
             await run.run_pass()
             row = await carry_out(run, (await order(run, COST)).id, seconds=300)
@@ -648,7 +648,7 @@ class TestFaults:
             await run.run_pass()
             row = await order(run, 2 * COST)
             for served in (1, 2):
-                world.settings(timeout=300)
+                world.settings(timeout=60)
                 for _ in range(EXPIRED_MAX - 2):
                     await go_round(run)
                     world.clock.ahead_ms += 300_000

@@ -107,7 +107,7 @@ async def test_an_invalid_event_id_or_parameter_is_refused(api: Api) -> None:
 
 async def test_an_app_at_its_stream_limit_may_open_another_after_closing_one(api: Api) -> None:
     async with httpx.AsyncClient(
-        base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=300
+        base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=60
     ) as http:
         api.clients["first"] = http
         open_ones = [following(api) for _ in range(events_room.STREAMS_OF_APP_MAX)]
@@ -135,7 +135,7 @@ async def test_streams_opened_at_the_same_time_do_not_exceed_the_apps_limit(api:
         headers=api.as_("reader").headers,
         verify=NO_TLS,
         trust_env=False,
-        timeout=300,
+        timeout=60,
         limits=limits,
     ) as http:
         got = await asyncio.gather(*(status(http) for _ in range(4 * events_room.STREAMS_OF_APP_MAX)))
@@ -172,7 +172,7 @@ async def test_stopping_the_daemon_ends_event_streams_at_once(world: World) -> N
         ended: list[asyncio.Task[None]] = []
         async with served(run) as api:
             http = httpx.AsyncClient(
-                base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=300
+                base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=60
             )
             stream = http.stream("GET", "/v1/events")
             answer = await stream.__aenter__()

@@ -23,7 +23,7 @@ async def client_of(api: Api, app: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client that outlives the server."""
     headers = api.as_(app).headers
     async with httpx.AsyncClient(
-        base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=300
+        base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=60
     ) as http:
         yield http
 

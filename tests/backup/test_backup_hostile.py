@@ -279,7 +279,7 @@ async def test_a_full_disk_ends_backup_and_restore_with_an_error_and_leaves_no_f
         conn.execute("SELECT 1 FROM apps").fetchone()  # the ledger is open, as a running daemon has it
         before = listing(world.folder.parent)
         process = command(name, file, data_dir, preexec_fn=little_room)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (2, ""), err
         assert json.loads(err)["reason"] == "backup"
         assert listing(world.folder.parent) == before
@@ -298,7 +298,7 @@ async def test_a_killed_restore_leaves_no_wallet_and_does_not_block_the_next_one
             with pytest.raises(Refused, match="already_exists/file"):
                 await put_back(world, backup)
             process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=300)
+            process.communicate(timeout=60)
     assert listing(data_dir) <= {".restoring", ".restoring/keystore.json", ".restoring/ledger.db"}
     _, restored = await put_back(world, backup)
     assert listing(restored.data_dir) == {"keystore.json", "ledger.db", "operator.token"}
@@ -313,6 +313,6 @@ async def test_ctrl_c_during_a_restore_leaves_no_files(world: World, backup: Pat
         connection, _ = silent.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=300)
+            out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert listing(world.folder.parent) == before

@@ -146,7 +146,7 @@ class FaultyProvider:
     def wait_for_requests(self, count: int) -> bool:
         """Block until `count` requests have arrived."""
         with self._arrived:
-            return self._arrived.wait_for(lambda: len(self.seen) >= count, timeout=300)
+            return self._arrived.wait_for(lambda: len(self.seen) >= count, timeout=60)
 
     def close(self) -> None:
         self.over.set()

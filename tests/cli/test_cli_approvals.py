@@ -85,7 +85,7 @@ def test_the_documented_client_ends_when_its_payment_is_denied(asking: Shop) -> 
             until(lambda: asking.payagent(*waiting).json["payments"], "no approval was requested")
             (payment,) = asking.payagent(*waiting).json["payments"]
             assert asking.payagent("payments", "deny", payment["id"]).code == 0
-            _, told = client.communicate(timeout=300)
+            _, told = client.communicate(timeout=60)
         finally:
             client.kill()
     assert (client.returncode, "'code': 'approval_denied', 'reason': 'person'" in told) == (1, True), told
@@ -123,6 +123,6 @@ def test_a_topup_that_awaits_approval_says_so_while_it_waits(asking: Shop) -> No
     assert asking.payagent("payments", "deny", payment["id"]).code == 0
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
     assert "retry" not in shown
-    _, err = command.communicate(timeout=300)
+    _, err = command.communicate(timeout=60)
     assert (command.returncode, Result(command.returncode, "", err).problem) == (3, "approval_denied/person")
     asking.settings(batch=1)

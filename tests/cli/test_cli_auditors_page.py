@@ -97,7 +97,7 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
 
 
 def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(paid: Shop) -> None:
-    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=300)) as conn:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=60)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_update'").fetchone()
         conn.execute("DROP TRIGGER entries_update")
         (ref,) = conn.execute("SELECT ref FROM entries WHERE kind = 'deposit' ORDER BY id").fetchone()
@@ -113,7 +113,7 @@ def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(
 
 
 def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
-    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=300)) as conn:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=60)) as conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_delete'").fetchone()
         conn.execute("DROP TRIGGER invoices_delete")
         told = paid.payagent("ledger", "verify", "--human")
@@ -141,7 +141,7 @@ def test_a_receipt_is_checked_without_a_daemon_a_config_or_a_network(receipt: st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = started.communicate(timeout=300)
+    out, err = started.communicate(timeout=60)
     assert (started.returncode, err) == (0, "")
     told = json.loads(receipt)
     assert out.startswith(f"clean: {told['payment']['id']}\n")

@@ -135,7 +135,7 @@ def test_the_nightly_unit_makes_a_backup_and_removes_one_older_than_30_days(shop
     }.items():
         assert there in commands
         commands = commands.replace(there, here)
-    run = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, timeout=300, env=clean_environ())
+    run = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, timeout=60, env=clean_environ())
     assert run.returncode == 0, run.stderr
     (made,) = {*tmp_path.iterdir()} - {kept}
     assert tarfile.is_tarfile(made)
@@ -147,7 +147,7 @@ def test_the_commands_of_the_backup_pages_work(shop: Shop, tmp_path: Path) -> No
     script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(shop.config)}
     run = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False, env=environ, cwd=tmp_path
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1])["data_dir"] == str(tmp_path / "data")

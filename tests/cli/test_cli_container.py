@@ -53,7 +53,7 @@ class Containers:
     def run(self, command: list[str]) -> str:
         """What a command prints."""
         with self.start(command) as process:
-            out, _ = process.communicate(timeout=300)
+            out, _ = process.communicate(timeout=60)
         assert process.returncode == 0, command
         return out
 
@@ -72,13 +72,13 @@ class Containers:
         kind, *test = SERVICES[name].get("healthcheck", {}).get("test") or ["CMD", *of_image("HEALTHCHECK .* CMD")]
         assert kind == "CMD"
         with self.start(test) as process:
-            process.communicate(timeout=300)
+            process.communicate(timeout=60)
         return process.returncode == 0
 
     def down(self) -> None:
         for process in reversed(self._processes.values()):
             process.terminate()
-            process.communicate(timeout=300)
+            process.communicate(timeout=60)
 
 
 def of_image(instruction: str) -> list[str]:
@@ -102,7 +102,7 @@ def docker(made: Containers, line: str) -> str:
     if arguments[:2] == ["run", "--rm"]:
         (name,) = arguments[2:]
         with made.up(name) as service:
-            out, _ = service.communicate(timeout=300)
+            out, _ = service.communicate(timeout=60)
         assert service.returncode == 0, name
         return out
     if arguments[:2] == ["exec", "payagent"]:

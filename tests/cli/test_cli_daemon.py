@@ -28,7 +28,7 @@ def _plain_merchant(request: pytest.FixtureRequest) -> None:
     """Every test begins with the same price."""
     if "shop" in request.fixturenames:
         shop: Shop = request.getfixturevalue("shop")
-        shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
+        shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=60)
 
 
 def test_a_saved_402_is_paid_and_the_retry_is_served(shop: Shop) -> None:
@@ -71,7 +71,7 @@ def test_pay_reads_a_402_from_standard_input(shop: Shop) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 10
     assert json.loads(out)["outputs"][0]["units"] == "2000000"
 
@@ -269,7 +269,7 @@ def test_an_interrupted_pay_does_not_stop_the_payment(shop: Shop) -> None:
     # the wait begins when the answer is there; one more call of ours comes after it
     until(lambda: shop.payments()[0]["state"] == "in_flight", "not sent")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     shop.control("faults", clear=True)
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err

@@ -94,7 +94,7 @@ def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:
         until(lambda: "is ready" in log.read_text(), "the demo does not start")
         (daemon,) = children(process.pid)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert not Path(f"/proc/{daemon}").exists()
 

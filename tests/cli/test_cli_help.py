@@ -56,7 +56,7 @@ def test_a_shell_gets_completions_of_commands_subcommands_and_options() -> None:
     ):
         words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
         process = spawn(environ=words | {"_PAYAGENT_COMPLETE": "bash_complete"}, stdout=subprocess.PIPE)
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, f"plain,{completed}\n")
 
 
@@ -150,7 +150,7 @@ def test_the_devnet_prints_its_urls_and_serves_until_it_is_stopped() -> None:
     assert tip["height"] == 0
     assert httpx.post(places["merchant"] + "/chat", json={}, verify=NO_TLS, trust_env=False).status_code == 402
     process.terminate()
-    assert process.communicate(timeout=300)[0] == ""
+    assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 0
 
 
@@ -158,7 +158,7 @@ def test_the_devnet_shows_how_to_get_funds() -> None:
     process = spawn("devnet", "--human", stdout=subprocess.PIPE)
     shown = "".join(iter(process.stdout.readline, "Get an invoice:\n"))
     process.terminate()
-    process.communicate(timeout=300)
+    process.communicate(timeout=60)
     assert "/devnet/faucet" in shown
     assert "curl" in shown
 

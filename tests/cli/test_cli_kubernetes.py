@@ -118,7 +118,7 @@ class Pod:
 
     def run(self, command: list[str]) -> str:
         with self.start(command, stdout=subprocess.PIPE) as process:
-            out, _ = process.communicate(timeout=300)
+            out, _ = process.communicate(timeout=60)
         assert process.returncode == 0, command
         return str(out)
 

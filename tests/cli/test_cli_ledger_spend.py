@@ -108,7 +108,7 @@ def test_the_page_about_a_months_report_works(paid: Shop, tmp_path: Path) -> Non
     script = "set -e\n" + "".join(blocks("Report a month", "docs/how-to/report-a-month.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False, env=environ, cwd=tmp_path
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "payagent: 2026-11 on devnet" in (tmp_path / "november.html").read_text()
@@ -170,7 +170,7 @@ def test_the_sql_page_for_auditors_works_on_a_snapshot(paid: Shop, tmp_path: Pat
     script = "set -e\n" + "".join(blocks("Query the ledger with SQL", "docs/how-to/query-with-sql.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False, env=environ, cwd=tmp_path
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert '"app": "operator"' in run.stdout

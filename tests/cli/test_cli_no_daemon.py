@@ -43,7 +43,7 @@ def test_a_402_from_an_empty_or_closed_standard_input_is_a_usage_error(closed_sh
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = started.communicate(timeout=300)
+    out, err = started.communicate(timeout=60)
     error = json.loads(err)
     assert (started.returncode, out, error["code"]) == (2, "", "usage")
     assert "empty" in error["detail"].lower()
@@ -93,7 +93,7 @@ def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tm
     config = tmp_path / "config.toml"
     config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "passphrase"), str(wrong)))
     process = spawn("serve", "--config", config, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (5, "")
     assert "keystore_invalid" in err
     assert "not-the-passphrase" not in err
@@ -113,7 +113,7 @@ def test_a_stop_ends_an_event_stream_and_an_upload_and_logs_no_traceback(
         transport = httpx.HTTPTransport(uds=str(door), verify=NO_TLS)
         by_token = {"Authorization": f"Bearer {closed_shop.made['token']}"}
         with (
-            httpx.Client(transport=transport, base_url="http://localhost", headers=by_token, timeout=300) as http,
+            httpx.Client(transport=transport, base_url="http://localhost", headers=by_token, timeout=60) as http,
             http.stream("GET", "/v1/events") as stream,
             socket.socket(socket.AF_UNIX) as client,
         ):

@@ -44,7 +44,7 @@ def test_the_commands_for_completions_write_the_shells_files(tmp_path: Path) -> 
         command,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=60,
         check=False,
         env=clean_environ() | {"PATH": path, "HOME": str(tmp_path)},
     )

@@ -46,7 +46,7 @@ def bare(shop: Shop, *more: str) -> Iterator[str]:
 
 
 def client(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=300)
+    return httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_web_pages_foreign_hosts_and_forward_proxy_requests_are_refused(http: ht
     ):
         got = http.get("/health", headers=headers)
         assert (got.status_code, got.json()["code"]) == (403, code)
-    with httpx.Client(proxy=str(http.base_url), timeout=300) as mistaken:
+    with httpx.Client(proxy=str(http.base_url), timeout=60) as mistaken:
         got = mistaken.get("http://merchant.example/health")
     assert got.status_code == 400
     assert "as a forward proxy" in got.json()["detail"]

@@ -165,7 +165,7 @@ def test_the_documented_copy_of_a_running_ledger_is_complete(shop: Shop, tmp_pat
         "PAYAGENT_CONFIG": str(shop.config),
     }
     run = ["bash", "-c", command]
-    made = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    made = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert made.returncode == 0, made.stderr
     (copy,) = tmp_path.iterdir()
     assert copy.stat().st_mode & 0o777 == 0o600

@@ -69,7 +69,7 @@ class Machine:
             env=environ,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=60,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ def asked(port: int, machine: Machine, body: dict[str, object]) -> httpx.Respons
     headers = {"Host": NAME, "Authorization": f"Bearer {token}", "Idempotency-Key": "once"}
     trust = ssl.create_default_context(cafile=machine.folder / "etc/api-ca.pem")
     url = f"https://127.0.0.1:{port}/v1/payments"
-    return httpx.post(url, json=body, headers=headers, verify=trust, trust_env=False, timeout=300)
+    return httpx.post(url, json=body, headers=headers, verify=trust, trust_env=False, timeout=60)
 
 
 def test_the_config_of_the_page_is_valid(tmp_path: Path) -> None:

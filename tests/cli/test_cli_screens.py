@@ -183,7 +183,7 @@ def test_the_log_is_followed_from_the_oldest_entry_since_a_time_until_its_reader
     assert busy.payagent("limits", "set", "--per-week", "config").code == 0
     again = next(lines)
     following.terminate()
-    following.communicate(timeout=300)
+    following.communicate(timeout=60)
     assert [one["detail"]["most"] for one in (told, again)] == ["70000000", None]
     assert (told["by"], told["app"], told["detail"]["limit"]) == ("operator", None, "per_week")
 

@@ -92,7 +92,7 @@ def run(block: str, shop: Shop, places: dict[str, str]) -> Result:
         "PAYAGENT_CONFIG": str(shop.config),
     }
     done = subprocess.run(
-        ["bash", "-ec", block], env=environ, capture_output=True, text=True, timeout=300, check=False
+        ["bash", "-ec", block], env=environ, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return Result(done.returncode, done.stdout, done.stderr)

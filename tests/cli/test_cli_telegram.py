@@ -243,7 +243,7 @@ def test_the_commands_of_the_page_work(ann: Phones) -> None:
     }
     script = "".join(blocks("Approve from your phone", "docs/how-to/approve-from-your-phone.md"))
     run = subprocess.run(
-        ["bash", "-ec", script], capture_output=True, text=True, timeout=300, check=False, env=environ
+        ["bash", "-ec", script], capture_output=True, text=True, timeout=60, check=False, env=environ
     )
     assert run.returncode == 0, run.stderr
     assert ann.paired() == [ANN]

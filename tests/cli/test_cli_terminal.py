@@ -252,7 +252,7 @@ def test_control_characters_in_foreign_text_are_escaped(text: str) -> None:
 
 
 def ended(process: subprocess.Popen[str]) -> Result:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     return Result(process.returncode, out or "", err or "")
 
 

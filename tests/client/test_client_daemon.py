@@ -128,11 +128,11 @@ async def test_a_transport_serves_one_client_after_another(shop: Place, start: S
     pays = program.transport()
 
     def blocking(path: str) -> int:
-        with httpx.Client(transport=pays, timeout=300) as http:
+        with httpx.Client(transport=pays, timeout=60) as http:
             return http.get(shop.peer.url + path).status_code
 
     async def waiting(path: str) -> int:
-        async with httpx.AsyncClient(transport=pays, timeout=300) as http:
+        async with httpx.AsyncClient(transport=pays, timeout=60) as http:
             return (await http.get(shop.peer.url + path)).status_code
 
     for path in ("/chat?1", "/chat?2"):
@@ -147,7 +147,7 @@ FORKS = """
 import os, sys, httpx
 from payagent.client import PayAgentTransport
 daemon, url = sys.argv[1:]
-http = httpx.Client(transport=PayAgentTransport(daemon=daemon), timeout=300)
+http = httpx.Client(transport=PayAgentTransport(daemon=daemon), timeout=60)
 assert http.get(url + "?parent").status_code == 200
 go, ready = os.pipe()
 children = []

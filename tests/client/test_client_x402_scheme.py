@@ -51,7 +51,7 @@ class Market:
     def sdk(self, **options: Any) -> httpx.AsyncClient:
         client = x402Client()
         client.set_spend_controls(False)  # the limits are the daemon's; ADA is no dollar
-        return x402HttpxClient(self.scheme.connect(client), verify=NO_TLS, timeout=300, trust_env=False, **options)
+        return x402HttpxClient(self.scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False, **options)
 
     async def call(self, path: str, method: str = "GET", **more: Any) -> httpx.Response:
         """In a thread, as a program that is not the daemon: the SDK calls a scheme without letting others run."""
@@ -121,7 +121,7 @@ async def test_the_sdks_adapter_for_requests_pays(world: World) -> None:
             with requests.Session() as session:
                 session.trust_env = False
                 session.mount("http://", x402_http_adapter(at.scheme.connect(client)))
-                return session.post(f"{at.merchant.url}/chat", json=BODY, timeout=300)
+                return session.post(f"{at.merchant.url}/chat", json=BODY, timeout=60)
 
         answer = await asyncio.to_thread(call)
         assert (answer.status_code, answer.json()) == (200, {"reply": "hello"})
@@ -136,7 +136,7 @@ async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
             client.set_spend_controls(False)
             for network in ("cardano:*", "cip34:*"):
                 client.register(network, at.scheme)
-            async with x402HttpxClient(client, verify=NO_TLS, timeout=300, trust_env=False) as http:
+            async with x402HttpxClient(client, verify=NO_TLS, timeout=60, trust_env=False) as http:
                 return await http.get(f"{at.merchant.url}/premium")
 
         answer = await asyncio.to_thread(lambda: asyncio.run(call()))
@@ -188,7 +188,7 @@ async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: W
         async def one() -> httpx.Response:
             client = x402Client().set_spend_controls(False).on_after_payment_creation(use_up)
             async with x402HttpxClient(
-                at.scheme.connect(client), verify=NO_TLS, timeout=300, trust_env=False
+                at.scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False
             ) as http:
                 return await http.get(f"{at.merchant.url}/premium")
 
@@ -206,7 +206,7 @@ async def test_concurrent_identical_requests_are_served_without_unused_payments(
 async def test_our_transport_pays_the_sdks_server(world: World) -> None:
     async with market(world, confirmations=1) as at:
         transport = AsyncPayAgentTransport(daemon=at.api.url, token=at.api.tokens["payer"])
-        async with httpx.AsyncClient(transport=transport, timeout=300) as http:
+        async with httpx.AsyncClient(transport=transport, timeout=60) as http:
             answer = await http.post(f"{at.merchant.url}/chat", json=BODY)
         assert (answer.status_code, answer.json()) == (200, {"reply": "hello"})
         (payment,) = at.payments
@@ -295,7 +295,7 @@ async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World,
         with requests.Session() as session:
             session.trust_env = False
             session.mount("http://", x402_http_adapter(at.scheme.connect(client)))
-            session.get(f"{at.merchant.url}/first", timeout=300)
+            session.get(f"{at.merchant.url}/first", timeout=60)
 
     async with market(world) as at:
         moves = Bent(lambda path: required(at, at.merchant.url + path), lambda path: (307, "/second"))

@@ -106,7 +106,7 @@ async def browsing(world: World) -> AsyncIterator[tuple[httpx.AsyncClient, str]]
         opened = await api.http.post(urlsplit(link).path, headers=page)
         cookie = opened.headers["set-cookie"].partition(";")[0]
         async with httpx.AsyncClient(
-            base_url=api.url, headers={"host": HOST, "cookie": cookie}, verify=NO_TLS, trust_env=False, timeout=300
+            base_url=api.url, headers={"host": HOST, "cookie": cookie}, verify=NO_TLS, trust_env=False, timeout=60
         ) as client:
             yield client, newest
 

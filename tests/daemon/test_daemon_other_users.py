@@ -40,7 +40,7 @@ def connected(path):
 def asked(url, headers={}):
     try:
         request = urllib.request.Request(url, headers=headers)
-        with urllib.request.build_opener().open(request, timeout=300) as answer:
+        with urllib.request.build_opener().open(request, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -70,7 +70,7 @@ class Daemon:
         self.process = process
         transport = httpx.HTTPTransport(uds=str(path), verify=NO_TLS)
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        self.http = httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=300)
+        self.http = httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=60)
         (launcher,) = children(process.pid)
         (self.signer,) = children(launcher)
 
@@ -96,7 +96,7 @@ def daemon_of(wallet: Path, module: str | None = None) -> Iterator[Daemon]:
         running.http.close()
         if process.poll() is None:
             process.kill()
-            process.communicate(timeout=300)
+            process.communicate(timeout=60)
 
 
 def memory_of(pid: int) -> Iterator[bytes]:
@@ -187,7 +187,7 @@ def test_a_daemon_whose_signer_is_killed_exits_and_its_next_start_continues(wall
     with daemon_of(wallet) as daemon:
         first = daemon.split("before").json()
         os.kill(daemon.signer, signal.SIGKILL)
-        _, talk = daemon.process.communicate(timeout=300)
+        _, talk = daemon.process.communicate(timeout=60)
         assert (daemon.process.returncode, "signer_lost" in talk) == (EXIT_LOST, True), talk
         assert PASSPHRASE not in talk
     with daemon_of(wallet) as daemon:
@@ -206,7 +206,7 @@ def test_a_payment_whose_signer_is_killed_is_signed_once_after_the_next_start(wa
         until_admitted(wallet / "data/ledger.db")
         os.kill(daemon.signer, signal.SIGKILL)
         asking.join(60)
-        _, talk = daemon.process.communicate(timeout=300)
+        _, talk = daemon.process.communicate(timeout=60)
         assert (daemon.process.returncode, "signer_lost" in talk) == (EXIT_LOST, True), talk
     (answer,) = answers
     problem = answer.json()
@@ -231,7 +231,7 @@ def until_admitted(ledger: Path) -> None:
 def test_killing_the_daemon_ends_the_signer(wallet: Path) -> None:
     with daemon_of(wallet) as daemon:
         daemon.process.kill()
-        daemon.process.communicate(timeout=300)
+        daemon.process.communicate(timeout=60)
         end_s = time.monotonic() + PATIENCE_S
         while Path(f"/proc/{daemon.signer}").exists():
             if "\nState:\tZ" in Path(f"/proc/{daemon.signer}/status").read_text():

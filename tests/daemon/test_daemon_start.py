@@ -140,7 +140,7 @@ def test_a_daemon_whose_ledger_another_daemon_opened_stops_writing_and_exits(
         own = read_header(folder / "data/keystore.json").address
         body = {"address": own, "lovelace": "5000000"}
         httpx.post(f"{devnet.origin}/devnet/faucet", json=body, verify=NO_TLS, trust_env=False).raise_for_status()
-        _, talk = process.communicate(timeout=300)
+        _, talk = process.communicate(timeout=60)
         assert process.returncode == 1, talk
         assert "lease_lost" in talk
         assert conn.execute("SELECT COUNT(*) FROM entries").fetchone() == (0,)
@@ -163,7 +163,7 @@ def test_a_folder_on_a_network_file_system_is_refused(tmp_path: Path, kind: str,
 def test_the_socket_of_a_killed_daemon_does_not_prevent_the_next_start(folder: Path) -> None:
     process, path = start(folder)
     process.kill()
-    process.communicate(timeout=300)
+    process.communicate(timeout=60)
     assert path.exists()
     again, _ = start(folder)
     assert stop(again)[0] == 0
@@ -511,7 +511,7 @@ def test_the_port_answers_only_to_loopback_and_configured_host_names(folder: Pat
     process, port, _ = announced(folder)
     told = {}
     for host in ("127.0.0.1", "payagent.internal", "evil.example"):
-        with socket.create_connection(("127.0.0.1", port), timeout=300) as conn:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as conn:
             conn.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
             told[host] = conn.makefile("rb").readline().split()[1]
     assert stop(process)[0] == 0

@@ -37,7 +37,7 @@ def call(origin: str, token: str, path: str, **more: str) -> httpx.Response:
     """A call of a program, which reaches the daemon at the address that the page shows."""
     address = origin.replace("payagent.localhost", "127.0.0.1")
     headers = {"X-Payagent-Token": token, "Authorization": f"Bearer {token}"}
-    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=300, base_url=address) as http:
+    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=60, base_url=address) as http:
         return http.post(path, json=more, headers=headers) if more else http.get(path, headers=headers)
 
 

@@ -76,7 +76,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with (
         Receiver().serving() as receiver,
         DevnetThread(block_time_s=1) as devnet,
-        httpx.Client(verify=NO_TLS, trust_env=False, timeout=300) as browser,
+        httpx.Client(verify=NO_TLS, trust_env=False, timeout=60) as browser,
     ):
         shop = Shop(devnet, tmp_path_factory.mktemp("shop"))
         with socket.socket() as free:

@@ -348,7 +348,7 @@ def test_the_devnet_listens_on_loopback_only() -> None:
         "import asyncio\nfrom payagent.devnet.server import serve_devnet\n"
         "asyncio.run(serve_devnet(host='0.0.0.0', block_time_s=0, announce=print))"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0
     assert "not a loopback address" in ran.stderr
 
@@ -371,5 +371,5 @@ def test_sigterm_stops_the_devnet_even_with_a_hanging_client() -> None:
             with pytest.raises(httpx.ReadTimeout):
                 hanging.get(where["chain"] + "/genesis", timeout=0.3)
             running.send_signal(signal.SIGTERM)
-            _, talk = running.communicate(timeout=300)
+            _, talk = running.communicate(timeout=60)
         assert (running.returncode, talk) == (0, "")

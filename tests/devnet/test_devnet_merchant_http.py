@@ -116,7 +116,7 @@ def test_the_402_has_the_documented_t_backend_body(buyer: Buyer) -> None:
 
 
 def test_a_flux_402_has_the_documented_body_and_headers(buyer: Buyer, clock: HandClock) -> None:
-    buyer.settings(dialect="flux", split_mode="inclusive", timeout=300)
+    buyer.settings(dialect="flux", split_mode="inclusive", timeout=60)
     clock.forward(1)
     answer = buyer.call()
     body = answer.json()
@@ -425,7 +425,7 @@ def test_a_served_request_is_not_replayed_while_its_payment_is_rolled_back(buyer
 def test_a_payment_must_be_in_a_block_before_the_invoice_expires(
     buyer: Buyer, clock: HandClock, late_by_s: int, served: bool
 ) -> None:
-    buyer.settings(timeout=300)
+    buyer.settings(timeout=60)
     invoice_id = str(buyer.invoice()["invoiceId"])
     clock.forward(60 + late_by_s)
     tx_id = buyer.pay(HONEST)

@@ -116,7 +116,7 @@ class ForkedDaemon:
         assert self._pipe.poll(BORN_S), self.log
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.http = httpx.Client(
-            base_url=self._pipe.recv(), headers=headers, verify=NO_TLS, trust_env=False, timeout=300
+            base_url=self._pipe.recv(), headers=headers, verify=NO_TLS, trust_env=False, timeout=60
         )
 
     @property

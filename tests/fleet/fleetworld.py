@@ -87,7 +87,7 @@ class DrillFleet:
         self.purchases: dict[str, Purchase] = {}
         self.conn: Any = PostgresqlConnection(self.database)
         self._stack = ExitStack()
-        self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=300)
+        self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=60)
         self._keys = itertools.count()
         for statement in _WITNESS:
             self.conn.execute(statement)

@@ -83,7 +83,7 @@ class HostileMerchant:
     url: str = ""
 
     def __post_init__(self) -> None:
-        self._http = httpx.Client(base_url=self.world.origin, verify=NO_TLS, trust_env=False, timeout=300)
+        self._http = httpx.Client(base_url=self.world.origin, verify=NO_TLS, trust_env=False, timeout=60)
         self._closing = threading.Event()
         self._first: Reply | None = None
         self._first_at_s = 0.0

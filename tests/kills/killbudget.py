@@ -83,8 +83,8 @@ class Client:
 
 async def run(orders: Json) -> list[Json]:
     async with (
-        httpx.AsyncClient(trust_env=False, timeout=300) as http,
-        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=orders["socket"]), timeout=300) as daemon,
+        httpx.AsyncClient(trust_env=False, timeout=60) as http,
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=orders["socket"]), timeout=60) as daemon,
     ):
         shop = Shop(http, orders["merchant_url"], orders["wallet"])
 

@@ -362,7 +362,7 @@ class World:
         self.devnet = devnet
         self.forks = forks
         self.random = random.Random(seed)
-        self.http = httpx.AsyncClient(verify=NO_TLS, timeout=300, limits=httpx.Limits(max_connections=None))
+        self.http = httpx.AsyncClient(verify=NO_TLS, timeout=60, limits=httpx.Limits(max_connections=None))
         self.lanes: list[Lane] = []
         self.violations: list[str] = []
         self.kills: Counter[str] = Counter()

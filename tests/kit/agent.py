@@ -103,7 +103,7 @@ class World:
         self.open_ledger: OpenLedger = ledger_in_a_file
         self.account = own_account()
         self.clock = Clock()
-        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=300)
+        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=60)
         self.terms = AgentConfig(
             network=DEVNET,
             own=self.account.address,
@@ -427,7 +427,7 @@ class Relay:
 
     def __init__(self, devnet: DevnetThread) -> None:
         self.upstream = devnet.chain_url
-        self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=300)
+        self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=60)
         self._told: dict[str, Told] = {}
         self.swallows = False
         """Whether it answers OK to a submission and drops it."""

@@ -68,7 +68,7 @@ class Api:
         if app not in self.clients:
             headers = {"Authorization": f"Bearer {self.tokens[app]}"}
             self.clients[app] = httpx.AsyncClient(
-                base_url=self.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=300
+                base_url=self.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=60
             )
         return self.clients[app]
 

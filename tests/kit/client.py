@@ -63,10 +63,10 @@ class Program:
         return AsyncPayAgentTransport(httpx.AsyncHTTPTransport(verify=NO_TLS), **self.options)
 
     def client(self, **more: Any) -> httpx.Client:
-        return httpx.Client(transport=self.transport(), timeout=300, trust_env=False, **more)
+        return httpx.Client(transport=self.transport(), timeout=60, trust_env=False, **more)
 
     def async_client(self, **more: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=self.transport(), timeout=300, trust_env=False, **more)
+        return httpx.AsyncClient(transport=self.transport(), timeout=60, trust_env=False, **more)
 
     def streamed(self, parts: list[bytes]) -> Any:
         """A body that can be read once."""

@@ -90,7 +90,7 @@ def member(folder: Path, module: str | None = None) -> Iterator[Member]:
     process, port, _ = announced(folder, module=module)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with httpx.Client(
-        base_url=f"http://127.0.0.1:{port}", headers=headers, verify=NO_TLS, trust_env=False, timeout=300
+        base_url=f"http://127.0.0.1:{port}", headers=headers, verify=NO_TLS, trust_env=False, timeout=60
     ) as http:
         one = Member(process, http)
         try:

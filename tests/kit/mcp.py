@@ -126,7 +126,7 @@ class AgentShop:
             yield json.loads(process.stdout.readline())["mcp"]
         finally:
             process.terminate()
-            process.communicate(timeout=300)
+            process.communicate(timeout=60)
 
     @asynccontextmanager
     async def here(self, answer_after_s: float = 45.0, **options: Any) -> AsyncIterator[Client]:

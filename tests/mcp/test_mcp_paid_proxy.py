@@ -239,7 +239,7 @@ async def test_the_command_ends_if_it_cannot_serve(world: World) -> None:
     async with market(world, absent="http://127.0.0.1:1") as at:
         for url, code, exit_code in CANNOT_SERVE[: pick(1, 3)]:
             process = spawn("mcp", "proxy", url, environ=at.environ, stdout=-1, stderr=-1)
-            out, err = await asyncio.to_thread(process.communicate, timeout=300)
+            out, err = await asyncio.to_thread(process.communicate, timeout=60)
             assert (process.returncode, out) == (exit_code, "")
             assert json.loads(err.splitlines()[-1])["code"] == code
 
@@ -260,7 +260,7 @@ def test_the_commands_of_the_page_work(shop: AgentShop) -> None:
     )
     script = f"cd {shop.at.folder}\n{commands}\n{sys.executable} - <<'END'\n{program}\nEND\n"
     done = subprocess.run(
-        ["bash", "-ec", script], capture_output=True, text=True, timeout=300, env=environ, check=False
+        ["bash", "-ec", script], capture_output=True, text=True, timeout=60, env=environ, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "About Hydra: this report was paid for. {'payment': 'pay_" in done.stdout

@@ -375,7 +375,7 @@ async def test_the_ledger_is_a_resource_and_the_spend_report_a_prompt(shop: Agen
 def test_without_the_extra_one_sentence_says_how_to_install_it() -> None:
     code = "import sys; sys.modules['mcp'] = None; from payagent.cli import main; main()"
     command = [sys.executable, "-c", code, "mcp", "--human"]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environ(), timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environ(), timeout=60, check=False)
     assert done.returncode == 2
     assert "pip install 'CHECKOUT[mcp]'" in done.stderr
 
@@ -391,7 +391,7 @@ async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> No
         }
     )
     made = subprocess.run(
-        ["bash", "-ec", blocks(*page)[0]], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
+        ["bash", "-ec", blocks(*page)[0]], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
     )
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "agent.token").stat().st_mode & 0o777 == 0o600
@@ -412,7 +412,7 @@ async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> No
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["mcp"].endswith("/mcp")
     process.terminate()
-    process.communicate(timeout=300)
+    process.communicate(timeout=60)
 
 
 def test_a_web_page_cannot_use_a_server_that_listens(url: str) -> None:
@@ -420,7 +420,7 @@ def test_a_web_page_cannot_use_a_server_that_listens(url: str) -> None:
     message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": client}
     usual = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     of_a_page = ({"origin": "https://page.example"}, {"host": "page.example"}, {"content-type": "text/plain"})
-    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=300) as page:
+    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=60) as page:
         answers = [page.post(url, content=json.dumps(message), headers=usual | more) for more in ({}, *of_a_page)]
     assert [answer.status_code for answer in answers] == [200, 403, 421, 400]
 

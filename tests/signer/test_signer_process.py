@@ -221,7 +221,7 @@ def run_script(script: str, *arguments: str, **options: bool) -> "subprocess.Com
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=60,
         check=False,
         stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -451,7 +451,7 @@ with subprocess.Popen([sys.executable, "-c", thief], **pipes) as thief:
     source = SecretFile(folder / "passphrase", True)
     with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {}, {}) as (_, signer, _):
         print(signer.pid)
-        print(thief.communicate(timeout=300)[0], end="")
+        print(thief.communicate(timeout=60)[0], end="")
 """
 
 

@@ -72,7 +72,7 @@ def devnet() -> Iterator[DevnetThread]:
 
 @pytest.fixture
 def buyer(devnet: DevnetThread, request: pytest.FixtureRequest) -> Iterator[Buyer]:
-    with httpx.Client(verify=NO_TLS, timeout=300) as http:
+    with httpx.Client(verify=NO_TLS, timeout=60) as http:
         funded = Buyer(payer(request.node.name), devnet, http)
         funded.fund(200_000_000, assets={TOKEN: 1_000})
         yield funded
