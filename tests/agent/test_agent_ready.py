@@ -167,7 +167,7 @@ async def test_after_an_early_refusal_proofs_for_that_merchant_wait_for_confirm_
 async def test_a_refusal_of_an_early_proof_does_not_end_the_delivery(tmp_path: Path) -> None:
     """The answer arrives when the payment is already confirmed and the invoice has expired."""
     with world_with_clock(tmp_path) as world:
-        async with by_auto(world, confirmations=0, timeout=60) as run:
+        async with by_auto(world, confirmations=0, timeout=300) as run:
             row = await run.pay_in_block()
             await run.pass_time(40)
             assert run.state(row.id) is State.CONFIRMED

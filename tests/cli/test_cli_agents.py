@@ -215,7 +215,7 @@ OF_THE_OPERATOR: tuple[tuple[str, dict[str, Any]], ...] = (
 async def test_a_hijacked_agent_spends_its_budget_at_allowed_merchants_and_nothing_else(
     shop: Shop, home: Path
 ) -> None:
-    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=60)
+    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
     assert install(shop, "claude-code", "hijacked").code == 0
     entry = members(home / FILES["claude-code"][0])["mcpServers"]["payagent"]
     paid = {"url": f"{shop.devnet.merchant_url}/chat", "method": "POST", "body": '{"message": "one"}'}
@@ -254,7 +254,7 @@ RECIPES = ("OpenAI's tool calling", "pydantic-ai")
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_an_agent_buys_within_its_budget_and_is_told_of_a_refusal(shop: Shop, tmp_path: Path, recipe: str) -> None:
-    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=60)
+    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
     name = f"agent-{RECIPES.index(recipe)}"
     token = plant(f"the token of {name}", shop.payagent("app", "add", name, "--per-day", "3 ADA").json["token"])
     (port,) = re.findall(

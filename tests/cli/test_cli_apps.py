@@ -14,7 +14,7 @@ from kit.cli import TOKEN, Result, Shop, clean_environ, write_private
 
 @pytest.fixture(autouse=True)
 def _cheap_merchant(shop: Shop) -> None:
-    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=60)
+    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
 
 
 def added(shop: Shop, name: str, *more: str) -> Path:

@@ -28,7 +28,7 @@ def _plain_merchant(request: pytest.FixtureRequest) -> None:
     """Every test begins with the same price."""
     if "shop" in request.fixturenames:
         shop: Shop = request.getfixturevalue("shop")
-        shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=60)
+        shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
 
 
 def test_a_saved_402_is_paid_and_the_retry_is_served(shop: Shop) -> None:
