@@ -68,8 +68,8 @@ class PostgresqlCommitter(Committer):
     _select_gate = f"{SELECT_GATE} FOR UPDATE".replace(" FROM", f", {server.IS_SYNCHRONOUS} FROM", 1)
     _ledger = "the database"
     _gate_tries = 4
-    _commit_patience_s: float = 30
-    """A primary that lost its standbys answers no COMMIT for as long as it runs."""
+    patience_s: float = 30
+    """For each statement. A primary that lost its standbys answers no COMMIT for as long as it runs."""
     jobs_max = 16
     """The other daemons wait meanwhile."""
 
@@ -88,12 +88,13 @@ class PostgresqlCommitter(Committer):
             "lock_timeout": str(_GATE_WAIT_MS),
             "idle_in_transaction_session_timeout": "2s",
         }
-        conn: Any = PostgresqlConnection(self.hosts.look(), settings)
+        conn: Any = PostgresqlConnection(self.hosts.look(), settings, self.patience_s)
         on_failure.callback(conn.close)
         is_older = bool(lacking(conn))
         self._meet(conn)  # before anything is changed on the server
         if is_older and owns_tables(conn):
-            _migrate(conn)
+            with conn.without_limit():
+                _migrate(conn)
         require_guards(conn)
         return conn, PostgresqlSealer(conn)
 
@@ -151,7 +152,7 @@ class PostgresqlCommitter(Committer):
             try:
                 return super()._lock_gate()
             except sqlite3.OperationalError as error:
-                if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                if self.conn.is_lost or getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
                     raise
             self.conn.rollback()
             self.conn.execute(_END_IDLE)
@@ -166,7 +167,7 @@ class PostgresqlCommitter(Committer):
     def _end(self) -> None:
         self.conn.warnings.clear()
         try:
-            self.conn.commit(self._commit_patience_s)
+            self.conn.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if self.conn.is_lost:
                 raise Refused("store_failed", _UNKNOWN) from error

@@ -9,24 +9,24 @@ after a failover that is the new one.
 May import: core, store.db, sqlite3, psycopg. Never: retries a statement; cancels one.
 """
 
-import os
 import re
-import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from threading import Timer
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import RawCursor, pq
+from psycopg.abc import PQGen
 from psycopg.adapt import Loader
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
 
 from payagent.core.problems import Refused
+
+T = TypeVar("T")
 
 _PREPARED_MAX = 512
 """Prepared statements that a connection keeps, as on SQLite."""
@@ -56,7 +56,9 @@ _OPTIONS: Mapping[str, Any] = {
     "tcp_user_timeout": 3_000,
 }
 
-_LOCK_TIMEOUT = "55P03"
+_LATE = ("55P03", "57014")
+"""PostgreSQL's codes for a statement that waited too long for a lock, or took too long."""
+
 _NO_RIGHT = "42501"
 
 _NOT_TEXT = ("22021", "22P02", "22P05")
@@ -108,19 +110,40 @@ class Database:
         return ":".join(filter(None, self.place.values())) or "localhost"
 
 
+class _Session(psycopg.Connection[Any]):
+    """Leaves a server that does not answer within `patience_s`: the connection is lost then. None: it waits."""
+
+    patience_s: float | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(gen, interval, self.patience_s if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None or self.info.transaction_status != pq.TransactionStatus.ACTIVE:
+                raise
+            self.close()
+            raise psycopg.errors.QueryCanceled(f"the server did not answer in {self.patience_s} s") from error
+
+
 class PostgresqlConnection:
     """One connection. For one thread at a time, unless it only reads."""
 
     total_changes = 0
     """Changes of its own that PRAGMA data_version does not show: none, unlike on SQLite."""
 
-    def __init__(self, database: Database | str, settings: Mapping[str, str] | None = None) -> None:
-        """`settings`: of the session, by their names.
+    def __init__(
+        self,
+        database: Database | str,
+        settings: Mapping[str, str] | None = None,
+        patience_s: float | None = None,
+    ) -> None:
+        """`settings`: of the session, by their names. `patience_s`: how long an answer may take; None: for ever.
 
         sqlite3.OperationalError if the server cannot be reached.
         """
         self.database = Database(database) if isinstance(database, str) else database
         self._settings = settings or {}
+        self._patience_s = patience_s
         self.warnings: list[str] = []
         """What the server warned of. A warning at a COMMIT means that a standby may lack it."""
         self.connect()
@@ -132,7 +155,7 @@ class PostgresqlConnection:
         """
         self.database = database or self.database
         try:
-            self._conn = psycopg.connect(
+            self._conn = _Session.connect(
                 self.database.url,
                 autocommit=True,
                 cursor_factory=RawCursor,
@@ -141,6 +164,7 @@ class PostgresqlConnection:
             )
         except psycopg.Error as error:
             raise _for_the_store(error) from error
+        self._conn.patience_s = self._patience_s
         self._role = self._conn.info.user
         self._conn.prepared_max = _PREPARED_MAX
         self._conn.add_notice_handler(self._take_notice)
@@ -193,26 +217,14 @@ class PostgresqlConnection:
         except psycopg.Error as error:
             raise _for_the_store(error, self._role) from error
 
-    def commit(self, patience_s: float) -> None:
-        """End the open transaction, in time. Errors: as `execute`."""
-        with self.within(patience_s):
-            self.execute("COMMIT")
-
     @contextmanager
-    def within(self, patience_s: float) -> Iterator[None]:
-        """Leave a server that does not answer in time: the connection is lost then."""
-        timer = Timer(patience_s, self._cut)
-        timer.start()
+    def without_limit(self) -> Iterator[None]:
+        """Wait for the server as long as it takes, inside this context."""
+        self._conn.patience_s = None
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()
-
-    def _cut(self) -> None:
-        """Shut the socket down from another thread: whoever waits for the server gets an error."""
-        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self._conn.fileno())) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
+            self._conn.patience_s = self._patience_s
 
     def executemany(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         with self._conn.cursor() as cursor:
@@ -272,8 +284,8 @@ def _for_the_store(error: psycopg.Error, role: str = "") -> Exception:
             f"`payagent store migrate --daemon-role {role}`"
         )
     found = sqlite3.OperationalError(str(error))
-    if error.sqlstate == _LOCK_TIMEOUT:
-        found.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    if isinstance(error, psycopg.OperationalError):
+        found.sqlite_errorcode = sqlite3.SQLITE_BUSY if error.sqlstate in _LATE else sqlite3.SQLITE_IOERR
     if isinstance(error, (psycopg.ProgrammingError, psycopg.DataError)):
         found.sqlite_errorcode = sqlite3.SQLITE_ERROR
     return found

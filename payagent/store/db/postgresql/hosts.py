@@ -238,7 +238,7 @@ def _ask_all(database: Database) -> list[HostAnswer]:
 def _ask(database: Database) -> HostAnswer:
     anyone = replace(database, place={**database.place, "target_session_attrs": "any"})
     try:
-        with closing(PostgresqlConnection(anyone)) as conn, conn.within(LOOK_S):
+        with closing(PostgresqlConnection(anyone, patience_s=LOOK_S)) as conn:
             row: Any = conn.execute(_ASK).fetchone()
     except sqlite3.Error as error:
         why = " ".join(str(error).split())
