@@ -88,7 +88,7 @@ from payagent.settings.schema import (
     NotificationSettings,
     ProviderSettings,
     Settings,
-    shared_settings_hash,
+    shared_settings_hashes,
 )
 from payagent.signer.client import AccountSigner, SignerProcess, unlocked
 from payagent.store.db.committer import Checkpoint, Ownership
@@ -457,7 +457,7 @@ async def _running(
             fleet = Fleet(first)
         else:
             me = DaemonRow(
-                *(seat.holder, seat.host, url, shared_settings_hash(settings), VERSION, ports.clock.now_ms())
+                *(seat.holder, seat.host, url, shared_settings_hashes(settings), VERSION, ports.clock.now_ms())
             )
             addresses = tuple(one.address.text for one in accounts)
             parts = Parts(visit, lambda number: start(visit(number), number), stop)
@@ -595,7 +595,7 @@ def _noting(fleet: Fleet) -> Callable[[Unit, Settings], None]:
 
     def note(unit: Unit, settings: Settings) -> None:
         if isinstance(fleet, SharedFleet):
-            fleet.note_settings(unit, shared_settings_hash(settings))
+            fleet.note_settings(unit, shared_settings_hashes(settings))
 
     return note
 

@@ -497,16 +497,17 @@ _SHARED = ("network", "merchants", "limits", "approvals", "payments", "wallet")
 """The tables in which all daemons of a fleet have the same values, but for paths."""
 
 
-def shared_settings_hash(settings: Settings) -> str:
-    """SHA-256 of the settings that all daemons of a fleet share, without those that have their default.
+def shared_settings_hashes(settings: Settings) -> str:
+    """SHA-256 of each section of the settings that all daemons of a fleet share, as JSON.
 
-    So a newer payagent that has more settings agrees with an older one.
+    Values that are the default are left out: a newer payagent that has more settings agrees with an older one.
     """
     shared: Any = {**dict.fromkeys(_SHARED, True), "store": {"synchronous"}}
     tree = settings.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=shared)
     for merchant in tree.get("merchants", {}).values():
         merchant.pop("api_key_file", None)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    texts = {name: json.dumps(section, sort_keys=True) for name, section in tree.items()}
+    return json.dumps({name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()})
 
 
 def _differing(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:

@@ -140,7 +140,7 @@ async def fleet_daemon(
     ledger: SharedLedger,
     name: str,
     count: int = 2,
-    config_hash: str = "same",
+    config_hash: str = '{"limits": "same"}',
     is_synchronous: bool = False,
 ) -> AsyncIterator[FleetDaemon]:
     """A daemon of a fleet with `count` accounts, after it has joined."""

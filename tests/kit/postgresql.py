@@ -112,6 +112,12 @@ class Patient(PostgresqlCommitter):
     _gate_tries = 3
 
 
+class Hasty(PostgresqlCommitter):
+    """A daemon that waits half a second for each answer."""
+
+    patience_s = 0.5
+
+
 class Unfenced(PostgresqlCommitter):
     """A daemon with a bug: it runs jobs for accounts that it does not hold."""
 

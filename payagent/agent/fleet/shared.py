@@ -722,11 +722,12 @@ def require_alike(one: DaemonRow, me: DaemonRow) -> None:
             f"the daemon on {one.host} runs payagent {one.version}, this is {me.version}. Nothing was changed. "
             f"Install {one.version} here too",
         )
-    if one.config_hash != me.config_hash:
+    theirs, ours = json.loads(one.config_hash), json.loads(me.config_hash)
+    if sections := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
         raise Refused(
             "config_invalid",
-            f"the daemon on {one.host} has other settings in network, merchants, limits, approvals, payments, "
-            "wallet or store.synchronous. Nothing was changed. Give both the same values",
+            f"the daemon on {one.host} has other settings in {', '.join(sections)}. Nothing was changed. Give both"
+            " the same values",
         )
 
 

@@ -26,7 +26,10 @@ RequestKind = Literal["pay", "approve", "deny", "cancel", "transfer", "topup"]
 
 @dataclass(frozen=True, slots=True)
 class DaemonRow:
-    """A daemon. `config_hash`: of the settings that all daemons share. `seen_at_ms`: when it last renewed."""
+    """A daemon. `seen_at_ms`: when it last renewed.
+
+    `config_hash`: of each section of the settings that all daemons share, as JSON.
+    """
 
     id: str
     host: str
