@@ -37,7 +37,8 @@ _NAMES = re.compile(r'"[^"]*"|host: \S+')
 
 _SILENT = re.compile(
     r"Is the server running|time(d )?out|resolve|translate|o route|nreachable|is down|closed the connection|"
-    r"did not answer|reset by peer|Broken pipe|EOF|eof|the database system is|too many clients|connection slots|terminating"
+    r"reset by peer|Broken pipe|EOF|eof|did not answer|the database system is|too many clients|connection slots|"
+    r"terminating"
 )
 """In the errors of a server that is away, starts or stops. libpq's own are English. Any other is a refusal."""
 
