@@ -46,6 +46,7 @@ from payagent.api.http.rate_limit import Rates
 from payagent.api.http.server import listen_tcp, make_server
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
+from payagent.api.routes.health import Heartbeat
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import Found
 from payagent.core.address import Address
@@ -109,8 +110,8 @@ log = structlog.get_logger("payagent.daemon")
 
 Announce = Callable[[Mapping[str, str]], None]
 
-Running = tuple[Fleet, list[Notifier], Callable[[], str | None]]
-"""What answers requests, what tells the targets, and why the chain was not read for too long, if so."""
+Running = tuple[Fleet, list[Notifier], Heartbeat]
+"""What answers requests, what tells the targets, and how the passes over the chain go."""
 
 Opened = tuple[tuple[Writer, Readers], Seat | None]
 """The ledger, and the daemon's seat in a fleet."""
@@ -450,8 +451,10 @@ async def _running(
             await asyncio.gather(*chats, return_exceptions=True)
             await scheduler.stop()
 
-        def stale() -> str | None:
-            return next((why for scheduler, _ in schedulers.values() if (why := scheduler.stale())), None)
+        def heartbeat() -> tuple[str | None, bool]:
+            running = [scheduler for scheduler, _ in schedulers.values()]
+            late = next((why for scheduler in running if (why := scheduler.stale())), None)
+            return late, not running or any(scheduler.is_watching() for scheduler in running)
 
         if seat is None:
             fleet = Fleet(first)
@@ -475,7 +478,7 @@ async def _running(
             with opening(settings.data_dir / LEDGER_FILE):
                 await start(first, 0)
             stack.push_async_callback(stop, first)
-        yield fleet, notifiers, stale
+        yield fleet, notifiers, heartbeat
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {settings.data_dir / LEDGER_FILE}")
 

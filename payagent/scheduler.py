@@ -9,6 +9,7 @@ Never: makes a decision; lets a failed run prevent the next.
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class Scheduler:
         self._notifiers = notifiers
         self._intervals = intervals
         self._tasks: set[asyncio.Task[None]] = set()
+        self._age_max_s = max(intervals.watch_s * MISSED_RUNS_MAX, 30) + intervals.idle_s
         self._last_success_s: float | None = None
+        self._last_view_s = -math.inf
         self._last_error = "the first chain pass is not done"
         self._failures: dict[str, str] = {}
         self._logged_problem: str | None = None
@@ -121,9 +124,13 @@ class Scheduler:
         if self._last_success_s is None:
             return self._last_error
         age_s = now_s - self._last_success_s
-        if age_s > max(self._intervals.watch_s * MISSED_RUNS_MAX, 30) + self._intervals.idle_s:
+        if age_s > self._age_max_s:
             return f"the last successful chain pass was {age_s:.0f} s ago: {self._last_error}"
         return None
+
+    def is_watching(self) -> bool:
+        """Whether a pass lately saw the newest block, complete or not: providers may disagree or be silent."""
+        return asyncio.get_running_loop().time() - self._last_view_s <= self._age_max_s
 
     async def stop(self) -> None:
         """Stop. Running jobs and submissions have `DRAIN_S` seconds in total to end."""
@@ -173,8 +180,11 @@ class Scheduler:
     async def _sync_chain(self) -> None:
         if self._can_wait():
             return
-        if await self._chain_sync.run_once():
-            self._last_success_s = asyncio.get_running_loop().time()
+        is_complete, now_s = await self._chain_sync.run_once(), asyncio.get_running_loop().time()
+        if self._chain_sync.provider_selection.view is not None:
+            self._last_view_s = now_s
+        if is_complete:
+            self._last_success_s = now_s
             self._log_problem(self._why_not_ready())
         else:
             self._last_error = self._chain_sync.trouble or "the chain was not read in full"

@@ -44,7 +44,7 @@ from payagent.api.routes import (
     topups,
     wallet,
 )
-from payagent.api.routes.health import Check, alive, find, health_router, without_ledger
+from payagent.api.routes.health import Check, Heartbeat, alive, find, health_router, without_ledger
 from payagent.api.routes.metrics import metrics_router
 from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
@@ -109,7 +109,7 @@ class Entrance:
 def create_app(
     fleet: Fleet,
     *,
-    heartbeat: Check,
+    heartbeat: Heartbeat,
     signer: Check,
     allowed_hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
@@ -119,10 +119,9 @@ def create_app(
 ) -> FastPath:
     """Build the application.
 
-    `heartbeat` returns None while the scheduler's jobs are fresh, else the reason /readyz
-    reports. `allowed_hosts` are the names that `Host` may contain besides loopback ones. `rates` are each app's
-    limits. `body_s` is how long a request body may take. `sessions` are the dashboard's, unless it is off.
-    `notifiers` tell the targets of notifications, by name.
+    `heartbeat` tells how the passes over the chain go, for /readyz. `allowed_hosts` are the names that `Host` may
+    contain besides loopback ones. `rates` are each app's limits. `body_s` is how long a request body may take.
+    `sessions` are the dashboard's, unless it is off. `notifiers` tell the targets of notifications, by name.
     """
     app = FastPath(
         title="payagent",
@@ -150,7 +149,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
     checks = partial(find, fleet, heartbeat, signer)
-    routers = [*(room.router for room in ROOMS), health_router(fleet, checks), metrics_router(checks)]
+    health = health_router(fleet, checks, heartbeat)
+    routers = [*(room.router for room in ROOMS), health, metrics_router(checks)]
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)

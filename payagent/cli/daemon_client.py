@@ -152,9 +152,10 @@ class OperatorClient:
         Called after a command succeeded, so an error here is a reason and does not fail the command.
         """
         try:
-            checks = self.readiness().get("checks", {})
+            answer = self.readiness()
         except (ProblemError, Refused):
             return ["unknown: the daemon did not answer"]
+        checks = {} if answer.get("ready") else answer.get("checks", {})
         return [reason for reason in checks.values() if reason != "ok"]
 
     def _request(

@@ -68,7 +68,7 @@ def _run_checks(settings: "Settings", config: Path, looked_for: list[Path]) -> "
         if failed or not answer.get("ready"):
             code = answer.get("code") or "chain_not_ready"
             reasons = (f"{name}: {reason}" for name, reason in failed.items())
-            raise Refused(code, "not ready: " + "; ".join(reasons))
+            raise Refused(code, f"{'ready, but' if answer.get('ready') else 'not ready:'} {'; '.join(reasons)}")
         return "running and ready"
 
     findings = check_files(settings, config, os.environ, looked_for) + check_choices(settings, config)

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from kit.agent import ADA, APP, DEVNET, World, daily, world_with_clock
 from kit.effort import pick
@@ -21,6 +22,7 @@ from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
 from payagent.agent.topups.orders import TopupGoal
+from payagent.api.app import create_app
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Window
@@ -174,6 +176,25 @@ async def test_accounts_of_a_daemon_that_cannot_read_the_chain_go_to_one_that_ca
     assert (await one.pay("goes on")).state is State.SIGNED
     await pass_time(120_000)
     assert (one.accounts, two.accounts) == ([0], [1])
+
+
+async def test_a_daemon_stays_ready_while_it_reads_the_chain_for_an_account_that_it_took(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, two = pair
+    stop_renewing(one, two)
+    await end_leases(two, "a")
+    await two.fleet.keep_leases()
+    await two.fleet.poll()
+    assert two.accounts == [0, 1]
+    app = create_app(two.fleet, heartbeat=lambda: (None, True), signer=lambda: None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8402") as http:
+        ready = await http.get("/readyz")
+        assert (ready.status_code, ready.json()["code"], ready.json()["accounts"]) == (200, None, [0, 1])
+        assert ready.json()["checks"]["chain"] == "no provider has answered yet"
+        assert (await two.pay("goes on")).account == 1
+        await two.run_pass()
+        assert (await http.get("/readyz")).json()["checks"]["chain"] == "ok"
 
 
 async def test_the_same_key_at_both_daemons_at_once_is_one_payment(

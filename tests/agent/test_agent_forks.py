@@ -90,6 +90,31 @@ class TestOnePayment:
             assert run.state(row.id) is State.SETTLED
             assert_calm(world, run)
 
+    async def test_after_a_rollback_the_waits_between_resubmissions_begin_anew(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.run_pass()
+            world.fault("submit", "drop")
+            row = await run.pay()
+            for seconds in (5, 10, 20, 40):
+                world.clock.ahead_ms += seconds * 1000
+                await run.run_pass()
+            world.control("faults", clear=True)
+            world.clock.ahead_ms += 80_000
+            await run.run_pass()
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            world.control("rollback", depth=1)
+            world.fault("submit", "drop")
+            world.block(2)
+            await run.run_pass()
+            assert run.state(row.id) is State.IN_FLIGHT
+            assert not world.waiting()
+            world.control("faults", clear=True)
+            world.clock.ahead_ms += 5_000
+            await run.run_pass()
+            assert world.waiting() == [row.attempt.tx_id]
+
     async def test_a_restart_after_a_rollback_still_finds_the_lost_block(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:

@@ -510,6 +510,24 @@ class TestProviderDeadAtStart:
             await run.pass_time(7)
             assert run.state(row.id) is State.CONFIRMED
 
+    @pytest.mark.parametrize(
+        ("path", "status", "body"), [("/", 500, OVER_LIMIT), ("/txs/", 404, NO_SUCH)], ids=["silent", "disagrees"]
+    )
+    async def test_payments_are_taken_while_a_provider_is_silent_or_disagrees(
+        self, world: World, first: Relay, second: Relay, path: str, status: int, body: object
+    ) -> None:
+        """So /readyz is to stay ready: the passes see the chain, though none is complete."""
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.run_pass()
+            await run.pay()
+            first.tell(path, status, body)
+            world.block()
+            assert not await run.chain_sync.run_once()
+            assert run.chain_sync.provider_selection.view is not None
+            assert run.context.chain.is_ready(world.clock.now_ms())
+            assert (await run.pay("another")).state is State.IN_FLIGHT
+
     async def test_a_provider_left_alone_adds_a_new_utxo_only_after_three_reads(
         self, world: World, second: Relay
     ) -> None:

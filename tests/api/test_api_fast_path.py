@@ -38,7 +38,7 @@ async def test_the_fast_path_answers_like_the_framework(
         # the framework first: the fast path then finds the payment that it made
         for is_express in (False, True, False):
             before = dict(run.context.refusals)
-            made = create_app(run.fleet, heartbeat=lambda: None, signer=lambda: None)
+            made = create_app(run.fleet, heartbeat=lambda: (None, True), signer=lambda: None)
             if not is_express:
                 made.at_once = {}
             transport = httpx.ASGITransport(made)

@@ -364,10 +364,21 @@ async def test_late_passes_make_the_daemon_not_ready(api: Api) -> None:
     assert (ready.status_code, ready.json()["checks"]["sweeps"]) == (503, "the last look is 31 s ago")
 
 
+async def test_passes_that_run_but_are_incomplete_are_reported_and_the_daemon_stays_ready(api: Api) -> None:
+    app = create_app(
+        api.run.fleet, heartbeat=lambda: ("the providers disagree about the tip", True), signer=lambda: None
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8402") as http:
+        ready = await http.get("/readyz")
+    told = ready.json()
+    assert (ready.status_code, told["ready"], told["code"]) == (200, True, None)
+    assert told["checks"]["sweeps"] == "the providers disagree about the tip"
+
+
 async def test_a_lost_signer_makes_the_daemon_not_ready(api: Api) -> None:
     app = create_app(
         api.run.fleet,
-        heartbeat=lambda: None,
+        heartbeat=lambda: (None, True),
         signer=lambda: "its process has ended",
     )
     transport = httpx.ASGITransport(app)
@@ -382,7 +393,7 @@ async def test_a_lost_signer_makes_the_daemon_not_ready(api: Api) -> None:
 
 
 async def test_a_bug_is_an_internal_error_without_details(api: Api) -> None:
-    def broken() -> str | None:
+    def broken() -> tuple[str | None, bool]:
         raise RuntimeError("canary-7d1f")
 
     app = create_app(api.run.fleet, heartbeat=broken, signer=lambda: None)

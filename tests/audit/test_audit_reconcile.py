@@ -50,7 +50,7 @@ async def reconciled(run: Run, **query: int) -> dict[str, Any]:
     await run.context.write(
         "app", lambda unit: apps.add_with_token(unit, name, name, hash_token(token), ["read"], now_ms)
     )
-    app = create_app(run.fleet, heartbeat=lambda: None, signer=lambda: None)
+    app = create_app(run.fleet, heartbeat=lambda: (None, True), signer=lambda: None)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         headers = {"Authorization": f"Bearer {token}"}
         answer = await http.get("/v1/ledger/reconcile", params=query, headers=headers)

@@ -53,7 +53,7 @@ class Watch:
     fail_first: int = 0
     whole: bool = True
     trouble: str | None = None
-    view: None = None
+    view: object = None
     is_idle: bool = False
     looks: int = 0
     polls: int = 0
@@ -91,7 +91,7 @@ class Watch:
 class Quiet:
     """Alerts, top-ups or the recovery: nothing runs low, and nothing is behind."""
 
-    async def run_once(self, view: None = None) -> None:
+    async def run_once(self, view: object = None) -> None:
         return
 
 
@@ -192,6 +192,19 @@ async def test_readiness_reports_the_trouble_of_the_last_pass() -> None:
     sweeps.start()
     await asyncio.wait_for(chain_sync.several.wait(), 60)
     assert sweeps.stale() == "blockfrost-1: its newest block could not be read"
+    assert not sweeps.is_watching()
+    await sweeps.stop()
+
+
+async def test_incomplete_passes_that_see_the_chain_still_watch_it() -> None:
+    agent, chain_sync = Agent(), Watch(whole=False, trouble="the providers disagree", view="what one shows")
+    chain_sync.go_on.set()
+    sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    assert not sweeps.is_watching()
+    sweeps.start()
+    await asyncio.wait_for(chain_sync.several.wait(), 60)
+    assert sweeps.stale() == "the providers disagree"
+    assert sweeps.is_watching()
     await sweeps.stop()
 
 

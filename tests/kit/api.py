@@ -105,8 +105,8 @@ async def served(
     await run.context.write("apps", job)
     stale: list[str] = []
 
-    def heartbeat() -> str | None:
-        return stale[0] if stale else None
+    def heartbeat() -> tuple[str | None, bool]:
+        return (stale[0], False) if stale else (None, True)
 
     now_ms = run.context.ports.clock.now_ms
     sessions = None if links is None else Sessions(SystemRandomness(), time.monotonic, now_ms, links.origin)

@@ -344,9 +344,12 @@ class SharedFleet(Fleet):
                 context.changes.notify(name)
         self._note_proofs()
         if self.held:
-            first = self.held[min(self.held)].agent.context
-            _copy(first.chain, context.chain)
-            context.providers, context.submit_providers = first.providers, first.submit_providers
+            now_ms = context.ports.clock.now_ms()
+            contexts = [self.held[account].agent.context for account in sorted(self.held)]
+            # an account that was just taken has to read the chain first
+            best = next((one for one in contexts if one.chain.is_ready(now_ms)), contexts[0])
+            _copy(best.chain, context.chain)
+            context.providers, context.submit_providers = best.providers, best.submit_providers
             self._serve_requests()
 
     async def look(self) -> None:

@@ -88,7 +88,7 @@ class TxSubmitter:
         submissions under way, by provider.
         """
         parents = attempts_and_utxos.pending_parents(self._context.conn, tx_id)
-        is_again = bool(parents) and attempts_and_utxos.submissions(self._context.conn, tx_id)[0] > 0
+        is_again = bool(parents) and attempts_and_utxos.submissions(self._context.conn, tx_id)[1] > 0
         submissions = []
         for parent_tx in parents:
             parent = attempts_and_utxos.payment_of_attempt(self._context.conn, parent_tx)

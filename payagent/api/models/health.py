@@ -16,7 +16,8 @@ class Readiness(BaseModel):
     """Whether payments can be made. `checks` and `providers` have "ok" or what is wrong, by name.
 
     What is wrong with a provider is why it is excluded, or gets no requests now; that does not decide `ready`.
-    `code` is the problem that a payment would be refused with now.
+    Nor does a failed check if payments are taken all the same: providers may disagree, or only one of the accounts
+    held here may be unable to pay. `code` is the problem that a payment would be refused with now.
     """
 
     ready: bool

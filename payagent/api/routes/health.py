@@ -24,21 +24,28 @@ _REFUSED_AS = {"ledger": "store_failed", "signer": "signer_lost", "pause": "paus
 Check = Callable[[], str | None]
 """None if the check passes, else what is wrong."""
 
+Heartbeat = Callable[[], tuple[str | None, bool]]
+"""Why an account held here had no complete pass over the chain lately, if so; whether passes go on at one."""
 
-def find(fleet: Fleet, heartbeat: Check, signer: Check) -> dict[str, str | None]:
-    """What keeps payments from being made, or soon will, by check. None: the check passes."""
-    context, status = fleet.context, fleet.status()
+
+def find(fleet: Fleet, heartbeat: Heartbeat, signer: Check) -> dict[str, str | None]:
+    """What is wrong, by check. None: the check passes.
+
+    `chain` and `sweeps` fail if any account held here has a problem. The others may still pay.
+    """
+    context, status, now_ms = fleet.context, fleet.status(), fleet.context.ports.clock.now_ms()
+    chains = [one.agent.context.chain for one in fleet.held.values()] or [context.chain]
     return {
-        "chain": ChainStatus.of(context.chain, context.ports.clock.now_ms()).problem,
+        "chain": next((why for one in chains if (why := ChainStatus.of(one, now_ms).problem)), None),
         "ledger": _ledger_problem(context),
-        "sweeps": heartbeat(),
+        "sweeps": heartbeat()[0],
         "signer": signer(),
         "pause": _pause_problem(context),
         **({} if status is None else {"fleet": status.problem}),
     }
 
 
-def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
+def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]], heartbeat: Heartbeat) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -54,7 +61,8 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
             problems, status = checks(), fleet.status()
         except Refused as why:
             return without_ledger(why, context.config.network.name)
-        ready = not any(problems.values())
+        code = _code(context, problems)
+        ready = code is None and heartbeat()[1] and not problems.get("fleet")
         in_fleet: dict[str, Any] = {}
         if status is not None:
             accounts, daemons = list(status.held), len(status.living)
@@ -62,7 +70,7 @@ def health_router(fleet: Fleet, checks: Callable[[], dict[str, str | None]]) -> 
         return JsonResponse(
             Readiness(
                 ready=ready,
-                code=_code(context, problems),
+                code=code,
                 network=context.config.network.name,
                 checks={name: problem or "ok" for name, problem in problems.items()},
                 providers={name: problem or "ok" for name, problem in context.providers.items()},

@@ -40,14 +40,17 @@ def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, 
 
 
 def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
-    """(count, time): the most submissions to any one provider, and the time of the last submission to any
-    provider.
+    """(count, time): the most submissions to any one provider since the payment last lost its block, and the time
+    of the last submission to any provider.
 
     Both are 0 if there was none. The last submission is the last one written, whatever the clock said then.
     """
     (count,) = conn.execute(
         "SELECT COALESCE(MAX(times), 0) FROM "
-        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider) providers",
+        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ?1 AND at_ms >= "
+        "COALESCE((SELECT e.at_ms FROM attempts a JOIN events e ON e.payment_id = a.payment_id "
+        "WHERE a.tx_id = ?1 AND e.event = 'block_lost' ORDER BY e.seq DESC LIMIT 1), 0) "
+        "GROUP BY provider) providers",
         (tx_id,),
     ).fetchone()
     last = conn.execute("SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,))
