@@ -1,13 +1,18 @@
 """`payagent dashboard`: a link that opens the dashboard, and the confirmation of its orders.
 
-May import: click, core, cli.
+May import: click, core, cli, secret_file.
 Never: opens a browser unless it is told to; confirms an order that it has not shown.
 """
+
+from html import escape
+from pathlib import Path
+from tempfile import mkdtemp
 
 import click
 
 from payagent.cli.options import Connect, example, show_time, talks_to_daemon
 from payagent.cli.terminal import Terminal
+from payagent.secret_file import make_secret_file
 
 
 @click.group(
@@ -39,7 +44,12 @@ def dashboard(terminal: Terminal, connect: Connect, app: str | None, opens: bool
 
     terminal.give(answer, human)
     if opens:
-        click.launch(answer["url"])
+        # everyone on the machine can read the browser's arguments, so they name a private file that leads on
+        page = Path(mkdtemp(prefix="payagent-")) / "open.html"
+        make_secret_file(
+            page, f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(answer["url"])}">'
+        )
+        click.launch(page.as_uri())
 
 
 @dashboard.command(epilog=example("payagent dashboard confirm 7KQ2-M2PX"))

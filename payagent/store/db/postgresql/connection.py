@@ -45,7 +45,11 @@ _STATEMENTS = {
     "PRAGMA data_version": "SELECT xmin::text::bigint FROM gate",
 }
 
+_DEFAULTS: Mapping[str, Any] = {"hostaddr": "", "ssl_min_protocol_version": "TLSv1.2"}
+"""For what the URL does not say. Without them the environment (PGHOSTADDR) would say it."""
+
 _OPTIONS: Mapping[str, Any] = {
+    "gssencmode": "disable",  # libpq would take it in place of TLS, whatever sslmode says
     "client_encoding": "utf8",
     "target_session_attrs": "read-write",
     "connect_timeout": 3,
@@ -55,6 +59,9 @@ _OPTIONS: Mapping[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": 3_000,
 }
+
+_LOCAL = re.compile(r"[/@].*|localhost|127(\.\d+){3}|::1")
+"""A Unix socket, or an address of this machine."""
 
 _LATE = ("55P03", "57014")
 """PostgreSQL's codes for a statement that waited too long for a lock, or took too long."""
@@ -110,6 +117,25 @@ class Database:
         return ":".join(filter(None, self.place.values())) or "localhost"
 
 
+def parameters_of(database: Database) -> dict[str, Any]:
+    """What a connection is made with, but for the password.
+
+    Refused: `config_invalid` if another host may answer in place of the server, and read the password.
+    """
+    given = {**_DEFAULTS, **psycopg.conninfo.conninfo_to_dict(database.url), **_OPTIONS, **database.place}
+    given["require_auth"] = "none,scram-sha-256" if database.password is None else "scram-sha-256"
+    address = str(given["hostaddr"] or given.get("host", ""))
+    is_local = all(_LOCAL.fullmatch(one) for one in address.split(","))
+    if not is_local and given.get("sslmode") != "verify-full":
+        raise Refused(
+            "config_invalid",
+            f"{address or 'the default host'} is not this machine, and the URL of the database does not have "
+            "sslmode=verify-full: whoever answers there could read the password and the ledger. Nothing was sent. "
+            "Add sslmode=verify-full to the URL, and sslrootcert with the file of the server's CA",
+        )
+    return given
+
+
 class _Session(psycopg.Connection[Any]):
     """Leaves a server that does not answer within `patience_s`: the connection is lost then. None: it waits."""
 
@@ -151,16 +177,15 @@ class PostgresqlConnection:
     def connect(self, database: Database | None = None) -> None:
         """Connect, or connect again, to another server if one is given.
 
-        sqlite3.OperationalError if the server cannot be reached.
+        sqlite3.OperationalError if the server cannot be reached. Refused: as `parameters_of`.
         """
         self.database = database or self.database
         try:
             self._conn = _Session.connect(
-                self.database.url,
                 autocommit=True,
                 cursor_factory=RawCursor,
                 password=self.database.password,
-                **{**_OPTIONS, **self.database.place},
+                **parameters_of(self.database),
             )
         except psycopg.Error as error:
             raise _for_the_store(error) from error

@@ -23,7 +23,7 @@ import structlog
 from payagent.core.problems import Refused
 from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.fence import Seat
-from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.connection import Database, PostgresqlConnection, parameters_of
 from payagent.store.db.postgresql.server import require_newest_timeline
 
 LOOK_S = 5
@@ -222,6 +222,8 @@ def hosts_of(database: Database) -> list[Database]:
 
 def _ask_all(database: Database) -> list[HostAnswer]:
     """Ask all hosts at once. One that does not answer in time is silent; no thread of it keeps a process alive."""
+    for one in hosts_of(database):
+        parameters_of(one)
     why = f"the server did not answer in {LOOK_S} s"
     answers = [HostAnswer(at, "silent", why=why) for at in hosts_of(database)]
 
