@@ -239,6 +239,50 @@ async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) 
     assert (one.accounts, two.accounts) == ([], [0, 1])
 
 
+@pytest.mark.parametrize("way", ["given back", "started", "left"])
+async def test_what_is_held_is_renewed_while_an_account_is_given_back_or_started(
+    world: World, pair: Pair, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(fleet, "RENEW_EVERY_S", 0.01)
+    one, two = pair
+    stop_renewing(one, two)
+    parts, is_busy, may_go_on = one.fleet._parts, asyncio.Event(), asyncio.Event()
+
+    async def stop(account: HeldAccount) -> None:
+        is_busy.set()
+        await may_go_on.wait()
+        await parts.stop(account)
+
+    async def start(account: int) -> HeldAccount:
+        is_busy.set()
+        await may_go_on.wait()
+        return await parts.start(account)
+
+    await end_leases(one, "b")
+    if way != "started":
+        await one.fleet.keep_leases()
+        assert one.accounts == [0, 1]
+    one.fleet._parts = replace(parts, stop=stop, start=start)
+    if way == "given back":
+        await two.fleet.keep_leases()  # there are two of them again
+    if way != "left":
+        one.tasks.append(asyncio.create_task(one.fleet.run()))
+    left = asyncio.create_task(one.fleet.leave()) if way == "left" else None
+    await is_busy.wait()
+    await end_leases(two, "a", is_dead=False)
+    async with asyncio.timeout(60):
+        while any(row.until_ms == 0 for row in fleet.all_accounts(two.context.conn)):
+            await two.context.changes.wait("a renewal", 0.01)
+    status = two.fleet.status()
+    assert status is not None
+    assert {row.holder for row in status.accounts} == {"a"}, "until it gives one back"
+    may_go_on.set()
+    if left is not None:
+        await left
+        assert {row.holder for row in fleet.all_accounts(two.context.conn)} == {None}
+        assert [row.id for row in fleet.all_daemons(two.context.conn)] == ["b"]
+
+
 async def test_a_daemon_that_leaves_gives_its_accounts_back_and_is_forgotten(
     pair: Pair, ledger: SharedLedger
 ) -> None:

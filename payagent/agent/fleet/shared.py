@@ -184,40 +184,9 @@ class SharedFleet(Fleet):
         A daemon that cannot read the chain does neither: others that can take its accounts.
         """
         async with self._leases:
-            now_ms, me = self.context.ports.clock.now_ms(), self._me.id
-
-            def job(unit: Unit) -> tuple[int, bool, frozenset[str]] | None:
-                clock_ms = fleet.database_ms(unit.conn, now_ms)
-                self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
-                if self._is_blind(clock_ms):
-                    return None
-                if me not in {one.id for one in fleet.living_daemons(unit.conn, clock_ms)}:
-                    self._register(unit, now_ms)  # others took it for dead, and may have joined meanwhile
-                fleet.renew(unit, me, sorted(self._seat.held), now_ms)
-                living = len(fleet.living_daemons(unit.conn, clock_ms))
-                rows, held = fleet.all_accounts(unit.conn), self._seat.held
-                part = -(-len(rows) // max(living, 1))
-                lost = [row for row in rows if row.account not in held]
-                own = [row.account for row in lost if row.holder == me]  # nobody else takes these
-                free = [
-                    row.account
-                    for row in lost
-                    if row.holder != me and (row.holder is None or row.until_ms < clock_ms)
-                ]
-                wanted = own + free[: max(part - len(held) - len(own), 0)]
-                self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
-                known = frozenset(one.id for one in fleet.all_daemons(unit.conn))
-                return part, failover.prove(unit, self._seat, clock_ms), known
-
-            found = await self.context.write("lease", job)
-            if found is None:
+            if (part := await self._renew(may_take=True)) is None:
                 return
-            part, has_proven, self._known = found
-            self._renewed_s = self._loop.time()
             taken = {one: epoch for one, epoch in sorted(self._seat.held.items()) if one not in self.held}
-            if has_proven or taken:
-                # its fence reads what the last commits wrote
-                await self.context.write("lease", lambda _unit: None)
             for account, epoch in taken.items():
                 held = self.held[account] = await self._parts.start(account)
                 if self._seat.held.get(account) != epoch:  # lost meanwhile
@@ -229,6 +198,46 @@ class SharedFleet(Fleet):
             for account in sorted(self.held, reverse=True)[: max(len(self.held) - part, 0)]:
                 if account in self.held and not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
+
+    async def renew_meanwhile(self) -> None:
+        """Renew what is held, also what is being given back, while `keep_leases` starts and stops accounts."""
+        if self._leases.locked():
+            await self._renew(may_take=False)
+
+    async def _renew(self, *, may_take: bool) -> int | None:
+        """Renew the leases. Returns this daemon's part of the accounts; None if it cannot read the chain."""
+        now_ms, me, before = self.context.ports.clock.now_ms(), self._me.id, self._seat.held
+
+        def job(unit: Unit) -> tuple[int, bool, frozenset[str]] | None:
+            clock_ms = fleet.database_ms(unit.conn, now_ms)
+            self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
+            if self._is_blind(clock_ms):
+                return None
+            if me not in {one.id for one in fleet.living_daemons(unit.conn, clock_ms)}:
+                self._register(unit, now_ms)  # others took it for dead, and may have joined meanwhile
+            fleet.renew(unit, me, sorted(self._seat.held), now_ms)
+            living = len(fleet.living_daemons(unit.conn, clock_ms))
+            rows, held = fleet.all_accounts(unit.conn), self._seat.held
+            part = -(-len(rows) // max(living, 1))
+            lost = [row for row in rows if may_take and row.account not in held]
+            own = [row.account for row in lost if row.holder == me]  # nobody else takes these
+            free = [
+                row.account for row in lost if row.holder != me and (row.holder is None or row.until_ms < clock_ms)
+            ]
+            wanted = own + free[: max(part - len(held) - len(own), 0)]
+            self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
+            known = frozenset(one.id for one in fleet.all_daemons(unit.conn))
+            return part, failover.prove(unit, self._seat, clock_ms), known
+
+        found = await self.context.write("lease", job)
+        if found is None:
+            return None
+        part, has_proven, self._known = found
+        self._renewed_s = self._loop.time()
+        if has_proven or self._seat.held != before:
+            # its fence reads what the last commits wrote
+            await self.context.write("lease", lambda _unit: None)
+        return part
 
     def _is_blind(self, clock_ms: int) -> bool:
         """Whether no pass has believed a provider for a while."""
@@ -285,7 +294,9 @@ class SharedFleet(Fleet):
             for held in self.held.values():
                 self._spawn(self._parts.stop(held))
             self.held.clear()
+            renewing = asyncio.ensure_future(self._every(fleet.RENEW_EVERY_S, self.renew_meanwhile))
             await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+            renewing.cancel()  # a renewal that is queued already comes before the next commit
             if not self._has_joined:
                 return
 
@@ -308,6 +319,7 @@ class SharedFleet(Fleet):
         """Keep leases and poll, until cancelled. An error delays only the next run."""
         await asyncio.gather(
             self._every(fleet.RENEW_EVERY_S, self.keep_leases),
+            self._every(fleet.RENEW_EVERY_S, self.renew_meanwhile),
             self._every(POLL_S, self.poll),
             self._every(LOOK_S, self.look),
             self._every(TAKE_S, self.take_what_is_free),
