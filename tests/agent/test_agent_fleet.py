@@ -198,9 +198,9 @@ def stop_renewing(*daemons: FleetDaemon) -> None:
 
 
 async def lose_connection(daemon: FleetDaemon) -> None:
-    """As the writer does when it connects again."""
-    assert daemon.writer._committer._seat is not None
-    daemon.writer._committer._seat.lose_all()
+    """As the writer does when the connection is lost in a commit."""
+    daemon.seat.is_in_doubt = True
+    daemon.seat.lose_all()
     await asyncio.sleep(0)
 
 

@@ -248,7 +248,7 @@ class SharedFleet(Fleet):
     def _note_proofs(self) -> None:
         for account, held in self.held.items():
             if account not in self._seat.held:
-                continue  # it was lost with the connection, and no commit may be missing
+                continue  # it was lost, and no commit may be missing
             is_proven = self._seat.is_proven(account)
             held.agent.context.chain.unproven = None if is_proven else unproven(account).detail
 
@@ -280,7 +280,7 @@ class SharedFleet(Fleet):
         self._loop.call_soon_threadsafe(self._lose, account)
 
     def _lose(self, account: int) -> None:
-        """Another daemon has the account, or the connection was lost: drop what this one knows of it."""
+        """Another daemon has the account, or it must be taken again: drop what this one knows of it."""
         held = self.held.pop(account, None)
         if held is not None:
             log.warning("fleet.account_lost", account=account)
@@ -295,8 +295,10 @@ class SharedFleet(Fleet):
                 self._spawn(self._parts.stop(held))
             self.held.clear()
             renewing = asyncio.ensure_future(self._every(fleet.RENEW_EVERY_S, self.renew_meanwhile))
-            await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
-            renewing.cancel()  # a renewal that is queued already comes before the next commit
+            try:
+                await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+            finally:
+                renewing.cancel()  # a renewal that is queued already comes before the next commit
             if not self._has_joined:
                 return
 

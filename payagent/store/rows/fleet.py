@@ -170,8 +170,7 @@ def _numbers(accounts: Sequence[int]) -> str:
 def renew(unit: Unit, holder: str, held: Sequence[int], now_ms: int) -> None:
     """Renew a daemon's leases of the accounts that it holds, also one that is over: nobody has taken it meanwhile.
 
-    An account that only its row calls the daemon's is left to whoever takes it: the daemon lost it with its
-    connection.
+    An account that only its row calls the daemon's is left to whoever takes it: the daemon must read it anew.
     """
     now_ms = database_ms(unit.conn, now_ms)
     unit.conn.execute(
