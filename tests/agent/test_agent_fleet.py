@@ -15,6 +15,7 @@ from kit.postgresql import needs_postgresql
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
+from payagent.agent.fleet import shared
 from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.fleet.shared import BLIND_MS, SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
@@ -601,6 +602,52 @@ async def test_a_daemon_with_other_settings_does_not_join(
         async with fleet_daemon(world, ledger, "c", **other):  # type: ignore[arg-type]
             pass
     assert refused.value.code == "config_invalid"
+
+
+async def joining(world: World, ledger: SharedLedger, name: str, host: str) -> list[int]:
+    """The accounts that a daemon gets."""
+    async with fleet_daemon(world, ledger, name, host=host) as daemon:
+        return daemon.accounts
+
+
+async def test_the_later_of_two_living_daemons_with_one_id_is_refused(
+    world: World, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "TAKE_S", 0)
+    async with fleet_daemon(world, ledger, "a", host="a.example#id") as one:
+        later = asyncio.create_task(joining(world, ledger, "b", "clone.example#id"))
+        while not later.done():
+            world.clock.ahead_ms += 1
+            await one.fleet.keep_leases()
+        with pytest.raises(Refused, match="has its id") as refused:
+            await later
+        assert (refused.value.code, one.accounts) == ("already_running", [0, 1])
+
+
+async def test_a_daemon_that_was_killed_joins_again_once_its_lease_is_over(
+    world: World, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "TAKE_S", 0)
+    async with fleet_daemon(world, ledger, "a", host="a container#id") as one:
+        await one.die()
+        again = asyncio.create_task(joining(world, ledger, "b", "the next container#id"))
+        while not again.done():
+            world.clock.ahead_ms += fleet.LEASE_MS // 10
+            await asyncio.sleep(0)
+        assert await again == [0, 1]
+
+
+async def test_a_daemon_that_was_away_while_its_copy_joined_stays_out(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, _ = pair
+    for daemon in pair:
+        await daemon.stand_still()
+    await one.writer.run("test", stand_still_for_a_minute)
+    async with fleet_daemon(world, ledger, "c", host="host of a"):
+        with pytest.raises(Refused) as refused:
+            await one.fleet.keep_leases()
+        assert refused.value.code == "already_running"
 
 
 async def test_what_began_before_a_loss_writes_nothing_when_the_account_is_back(pair: Pair) -> None:

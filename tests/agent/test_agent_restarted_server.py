@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from kit.agent import ADA, World, world_with_clock
 from kit.cli import until
+from kit.effort import long_only
 from kit.failover import act
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
@@ -115,3 +116,31 @@ async def test_an_account_is_read_anew_if_a_commit_took_place_and_its_answer_was
     assert row.state is State.CONFIRMED
     assert world.transactions() == [row.attempt.tx_id]
     SharedLedger(world, server.url()).require_whole()
+
+
+@long_only
+async def test_after_pg_upgrade_the_owner_lets_the_ledger_be_that_of_the_new_server(world: World) -> None:
+    with cluster_folder() as folder:
+        server = Cluster(folder)
+        server.start()
+        ledger = SharedLedger(world, server.url())
+        async with fleet_daemon(world, ledger, "a", count=1) as one:
+            await act(one)
+            before = await one.pay("before the upgrade")
+            await one.stand_still()
+            await one.fleet.leave()
+        with server.upgraded() as upgraded:
+            ledger = SharedLedger(world, upgraded.url())
+            with pytest.raises(Refused, match="the ledger belongs to the database server"):
+                async with fleet_daemon(world, ledger, "a", count=1):
+                    pass
+            with psycopg.connect(upgraded.url(), autocommit=True) as conn:
+                conn.execute("UPDATE gate SET system = ''")
+            async with fleet_daemon(world, ledger, "a", count=1) as one:
+                await act(one)
+                assert (await one.pay("after the upgrade")).state is State.SIGNED
+                for _ in range(3):
+                    await one.run_pass()
+                    world.block()
+                assert one.context.payment(before.id).state is State.CONFIRMED
+            ledger.require_whole()

@@ -59,7 +59,7 @@ def check_records(unit: Unit, seat: Seat, now_ms: int) -> None:
     if not forgotten and has_seen_more and behind <= seat.behind_seq:
         _freeze(unit, now_ms)
         log.warning("ledger.behind", last_event=seat.last_event[0])
-    if seat.host in _missing(unit.conn):
+    if fleet.own_id(seat.host) in map(fleet.own_id, _missing(unit.conn)):
         writes.note(unit, None, "records_compared", None, now_ms, {"host": seat.host})
 
 
@@ -101,4 +101,5 @@ def _awaited(conn: Connection) -> tuple[int, dict[str, list[str]], int]:
 def _missing(conn: Connection) -> set[str]:
     """The hosts that have not compared their records yet."""
     awaited, detail, _ = _awaited(conn)
-    return set(detail["hosts"]) - fleet.hosts_compared(conn, awaited)
+    compared = {fleet.own_id(host) for host in fleet.hosts_compared(conn, awaited)}
+    return {host for host in detail["hosts"] if fleet.own_id(host) not in compared}

@@ -135,9 +135,10 @@ class SharedFleet(Fleet):
     async def join(self) -> None:
         """Register this daemon and take its part of the accounts.
 
-        Refused: `config_invalid` if the fleet has a newer version, or another config or wallet.
+        Waits while the lease of a killed daemon of this id runs on.
+        Refused: `config_invalid` if the fleet has a newer version, or another config or wallet; `already_running`
+        if another daemon has this id and renews.
         """
-        now_ms = self.context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for account, address in enumerate(self._addresses):
@@ -150,10 +151,18 @@ class SharedFleet(Fleet):
                         f"{len(self._addresses)} accounts of this keystore. Use the fleet's recovery words, "
                         "keystore.account and wallet.accounts",
                     )
-            self._register(unit, now_ms)
+            self._register(unit, self.context.ports.clock.now_ms())
 
-        await self.context.write("join", job)
-        self._has_joined = True
+        seen: set[object] = set()
+        while not self._has_joined:
+            try:
+                await self.context.write("join", job)
+                self._has_joined = True
+            except Refused as refused:
+                seen.add(refused.context.get("seen_ms"))
+                if refused.code != "already_running" or len(seen) > 1:
+                    raise
+                await asyncio.sleep(TAKE_S)
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost, self._seat.on_connect = self._tell_lost, self._check_records
         await self.keep_leases()
@@ -166,15 +175,23 @@ class SharedFleet(Fleet):
     def _register(self, unit: Unit, now_ms: int) -> None:
         """Add this daemon to those of the fleet, and forget those that do not return.
 
-        Refused: as `join`, by a daemon that was not there when this one last renewed.
+        Refused: as `join`, by a daemon that was not there when this one last renewed, or that has its id.
         """
         clock_ms = fleet.database_ms(unit.conn, now_ms)
         failover.note_awaited(unit, clock_ms)
         for one in fleet.all_daemons(unit.conn):
+            is_own = fleet.own_id(one.host) == fleet.own_id(self._me.host)
             if fleet.is_living(one, clock_ms):
+                if is_own:
+                    raise Refused(
+                        "already_running",
+                        f"{one.host} runs, and this daemon has its id: one machine is a copy of the other. "
+                        "Nothing was changed. Give the copy a data folder of its own, as a new machine gets one",
+                        seen_ms=one.seen_at_ms,
+                    )
                 if one.id not in self._known:
                     require_alike(one, self._me)
-            elif one.host == self._me.host or not fleet.may_return(one, clock_ms):
+            elif is_own or not fleet.may_return(one, clock_ms):
                 fleet.forget_daemon(unit, one.id)
         fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 

@@ -26,7 +26,9 @@ RequestKind = Literal["pay", "approve", "deny", "cancel", "transfer", "topup"]
 
 @dataclass(frozen=True, slots=True)
 class DaemonRow:
-    """A daemon. `config_hash`: of the settings that all daemons share. `seen_at_ms`: when it last renewed."""
+    """A daemon. `id`: new with each start. `host`: as `own_id` reads it. `config_hash`: of the settings that all
+    daemons share. `seen_at_ms`: when it last renewed.
+    """
 
     id: str
     host: str
@@ -71,6 +73,11 @@ def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
 
 
 # --- daemons
+
+
+def own_id(host: str) -> str:
+    """What a host is known by, whatever its name: the id in its data folder, the part after "#"."""
+    return host.rpartition("#")[2]
 
 
 def register_daemon(unit: Unit, one: DaemonRow) -> None:
