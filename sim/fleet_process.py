@@ -211,7 +211,8 @@ class FleetProcess(SimDaemon):
     async def begin(self) -> None:
         await self.fleet.join()
         host, shared = self._host, self.fleet
-        self._every_s(lambda: CALM_RENEW_S if host.is_calm else fleet.RENEW_EVERY_S, shared.keep_leases)
+        for renew in (shared.keep_leases, shared.renew_meanwhile):
+            self._every_s(lambda: CALM_RENEW_S if host.is_calm else fleet.RENEW_EVERY_S, renew)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else POLL_S, shared.poll)
         self._every_s(lambda: LOOK_S, shared.look)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else 1, shared.take_what_is_free)

@@ -92,7 +92,7 @@ def until_trusted() -> Mutant:
         _prove_only(self, claims, timeline)
         if self.holder in over:
             over.remove(self.holder)
-            self.lose_all()
+            self.begin_anew()
 
     return {
         (FleetProcess, "maybe_pause"): maybe_pause,
