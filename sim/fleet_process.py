@@ -129,7 +129,7 @@ class FleetCommitter(Committer):
         self.foreign_rows.clear()
         if self._is_lost or self.has_failed_over:
             self._is_lost, self._timeline = False, self._host.timeline
-            self._seat_of_ours.lose_all()
+            self._seat_of_ours.note_lost_connection()
 
     def _end(self) -> None:
         is_unknown = self._host.rng.random() < self._host.fleet_faults().unknown
@@ -144,7 +144,7 @@ class FleetCommitter(Committer):
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         super()._fail(jobs, error)
         if self._is_lost:
-            self._seat_of_ours.lose_all()
+            self._seat_of_ours.note_lost_connection()
 
     @property
     def _seat_of_ours(self) -> Seat:

@@ -222,7 +222,7 @@ def stop_renewing(*daemons: FleetDaemon) -> None:
 async def lose_connection(daemon: FleetDaemon) -> None:
     """As the writer does when the connection is lost in a commit."""
     daemon.seat.is_in_doubt = True
-    daemon.seat.lose_all()
+    daemon.seat.note_lost_connection()
     await asyncio.sleep(0)
 
 

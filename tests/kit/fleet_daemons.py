@@ -118,7 +118,7 @@ class FleetDaemon:
         """As if the connection was lost, and the database had another timeline now."""
         committer = self.writer._committer
         committer._timeline = timeline
-        self.seat.lose_all()
+        self.seat.note_lost_connection()
 
     async def stand_still(self) -> None:
         """Keep no lease and poll for nothing any more, but when a test says so."""

@@ -111,7 +111,7 @@ class Seat:
                 self._lose(account)
         self._proven = frozenset(one for one, claim in claims.items() if claim.proven_timeline == timeline)
 
-    def lose_all(self) -> None:
+    def note_lost_connection(self) -> None:
         """The connection was lost. All accounts are lost with it if the outcome of a commit is unknown.
 
         If not, what this daemon knows of them is what the ledger has. The next commit looks whether it still holds
