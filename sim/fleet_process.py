@@ -188,7 +188,7 @@ class FleetProcess(SimDaemon):
         self._ports = Ports(self, _Draws(host))
         self._records = {one: host.record(number, one) for one in range(host.accounts)}
         name = f"host{number}"
-        row = DaemonRow(self._ports.new_id("daemon"), name, f"http://{name}", "same", "1", host.true_now_ms())
+        row = DaemonRow(self._ports.new_id("daemon"), name, f"http://{name}", '{}', "1", host.true_now_ms())
         self.id = row.id
         self._seat = Seat(row.id, name, self._records)
         self._committer = FleetCommitter(host, host.disk.path, self._seat, self._checkpoint)
