@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import psycopg
+from fleetpair import fail_over, fresh, keep_first_account, landed, two_accounts, until_ready
 from kit.cli import until
 from kit.daemons_of_a_fleet import Member, asked, member
 from kit.postgresql import Server
 from kit.postgresql_pair import server_pair
-from test_fleet_old_primary import fail_over, fresh, keep_first_account, landed, two_accounts, until_ready
 
 FAULT_S = 15
 """How long a table is locked, and how long a frozen primary has no successor."""
