@@ -10,29 +10,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fleetpair import fail_over, fresh, keep_first_account, landed, two_accounts, until_ready
 from kit.cli import until
 from kit.daemon import refused
-from kit.daemons_of_a_fleet import Member, asked, fresh, member, two_accounts, until_ready
+from kit.daemons_of_a_fleet import Member, asked, member
 from kit.effort import long_only
 from kit.postgresql import needs_postgresql
-from kit.postgresql_pair import ServerPair, server_pair
+from kit.postgresql_pair import server_pair
 
-from payagent.devnet.server import DevnetThread
 from payagent.store.db.daemon_file import DaemonFile
 
 pytestmark = needs_postgresql
-
-FAR_AHEAD_MS = 10**15
-
-
-def landed(devnet: DevnetThread) -> set[str]:
-    """The transactions on the devnet that spend something."""
-
-    def ids(world: object) -> set[str]:
-        blocks = world.chain.blocks  # type: ignore[attr-defined]
-        return {tx.tx_id for block in blocks for tx in block.txs if tx.inputs}
-
-    return devnet.run(ids)
 
 
 def timelines(folder: Path) -> list[int]:
@@ -44,18 +32,6 @@ def is_used(url: str) -> bool:
     """Whether a daemon has committed to a server since it was promoted."""
     with psycopg.connect(url, autocommit=True) as conn:
         return conn.execute("SELECT timeline FROM gate").fetchone() == (2,)
-
-
-def keep_first_account(url: str) -> None:
-    """On the old primary the lease of the daemon that failed over still runs: another can only take account 1."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("UPDATE accounts SET holder = 'a', until_ms = %s WHERE account = 0", (FAR_AHEAD_MS,))
-        conn.execute("UPDATE accounts SET holder = NULL, until_ms = 0 WHERE account = 1")
-
-
-def fail_over(servers: ServerPair) -> None:
-    servers.kill_primary()
-    servers.promote(is_synchronous=True)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.new_keystore import create
 
 TOKEN = plant("the token of a fleet", "a-canary-in-a-fleet")
-WITHOUT_UPKEEP = 'upkeep_fees_per_day = "0 ADA"\n'
-
 ADDRESSES = [derive(seed_from_words(WORDS), NETWORKS["devnet"], number).address.text for number in range(3)]
 
 
@@ -131,23 +129,3 @@ def fleet_of(count: int, folder: Path, devnet: DevnetThread, url: str) -> Iterat
             "the daemons do not each hold an account",
         )
         yield members
-
-
-@contextmanager
-def two_accounts(url: str, folder: Path) -> Iterator[DevnetThread]:
-    """A devnet on which both accounts of the wallet have funds, and a ledger with an app."""
-    with DevnetThread(block_time_s=1) as devnet:
-        add_app(url, folder)
-        with httpx.Client(base_url=devnet.origin, verify=NO_TLS, trust_env=False) as control:
-            for address in ADDRESSES[:2]:
-                body = {"address": address, "lovelace": "100000000"}
-                control.post("/devnet/faucet", json=body).raise_for_status()
-        yield devnet
-
-
-def fresh(folder: Path, devnet: DevnetThread, url: str) -> Path:
-    return furnish(folder, devnet, url, WITHOUT_UPKEEP, accounts=2)
-
-
-def until_ready(*members: Member) -> None:
-    until(lambda: all(one.ready()["ready"] for one in members), "a daemon is not ready")
