@@ -96,7 +96,7 @@ from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
-from payagent.store.db.lease import lease
+from payagent.store.db.lease import LOCK_FILE, lease
 from payagent.store.db.opening import held_open, opening, require_ledger
 from payagent.store.db.readers import Readers, make_scratch
 from payagent.store.db.signer_record import SignerFile, signer_file
@@ -499,8 +499,9 @@ def _open_store(
         writer = Writer(database, checkpoint=checkpoint, own=own)
         with opening(database):
             return (writer, Readers(database)), None
+    host = host_of(settings, own_file.own_id(settings.data_dir / LOCK_FILE))
     seat = Seat(
-        *(ports.new_id("daemon"), host_of(settings), records),
+        *(ports.new_id("daemon"), host, records),
         is_synchronous=settings.store.synchronous,
         own_file=own_file,
     )

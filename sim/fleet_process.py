@@ -27,6 +27,7 @@ from payagent.proxy.payer import ProxyPayer
 from payagent.store.db.committer import Committer, Job
 from payagent.store.db.fence import Seat
 from payagent.store.db.opening import migrate, open_database
+from payagent.store.db.postgresql.hosts import HostAnswer
 from payagent.store.db.seals import Sealer
 from payagent.store.db.signer_record import LastSigned
 from payagent.store.db.unit import Connection
@@ -34,6 +35,7 @@ from payagent.store.rows import fleet
 from payagent.store.rows.fleet import DaemonRow
 from sim.fixtures import account
 from sim.fleet_fence import REFUSAL, install_fence
+from sim.fleet_servers import FleetServers
 from sim.process import MERCHANTS_EVERY_BEATS, Host, InlineReaders, InlineWriter, SimDaemon
 
 PAUSES_S = (2.0, 12.0, 12.0, 40.0, 200.0)
@@ -61,9 +63,7 @@ class FleetFaults:
 class FleetHost(Host, Protocol):
     """What the world provides to a daemon of a fleet."""
 
-    timeline: int
-    """Of the database. Another one means that it failed over."""
-
+    servers: FleetServers
     accounts: int
 
     def fleet_faults(self) -> FleetFaults: ...
@@ -71,6 +71,9 @@ class FleetHost(Host, Protocol):
     def true_now_ms(self) -> int: ...
 
     def record(self, number: int, account: int) -> "FleetRecord": ...
+
+    def committed_aside(self, conn: Connection) -> None:
+        """A commit to the old primary succeeded, as only a bug lets it."""
 
     def ended(self, daemon: "FleetProcess") -> None:
         """A daemon died; the world decides when it restarts."""
@@ -99,37 +102,63 @@ class SharedConnection(sqlite3.Connection):
 
 
 class FleetCommitter(Committer):
-    """Commits as on PostgreSQL: its outcome may be unknown, and a new timeline is noticed before the next one."""
+    """Commits as on PostgreSQL: its outcome may be unknown, and a new timeline is noticed before the next one.
 
-    def __init__(self, host: FleetHost, path: Path, seat: Seat, checkpoint: Callable[[str], None]) -> None:
+    Then, and at the start, it asks all servers. `is_cut_off`: it found none to use. `is_aside`: it uses the old
+    primary.
+    """
+
+    def __init__(self, host: FleetHost, number: int, seat: Seat, checkpoint: Callable[[str], None]) -> None:
         self._host = host
-        self._timeline = host.timeline
-        self._is_lost = False
+        self._number = number
+        self._is_lost = self.is_cut_off = False
         self.took_place = False
         """Whether the last commit took place, whatever its callers were told."""
         self.foreign_rows: list[str] = []
         """The tables of which it wrote rows for an account that the daemon does not hold."""
-        super().__init__(path, checkpoint=checkpoint, seat=seat)
+        super().__init__(host.servers.path, checkpoint=checkpoint, seat=seat)
 
-    def _open(self, path: Path, on_failure: ExitStack) -> tuple[sqlite3.Connection, Sealer]:
-        conn = open_database(path, SharedConnection)
+    def _open(self, _path: Path, on_failure: ExitStack) -> tuple[sqlite3.Connection, Sealer]:
+        found = self._host.servers.choose(self._number, is_starting=True)
+        conn = open_database(Path(found.database.url), SharedConnection)
         on_failure.callback(conn.close)
+        return conn, self._use(conn, found)
+
+    def _use(self, conn: sqlite3.Connection, found: HostAnswer) -> Sealer:
+        self._timeline, self.is_aside = found.timeline, found.database.url != str(self._host.servers.path)
         conn.clock_ms = self._host.true_now_ms  # type: ignore[attr-defined]
         migrate(conn)
         install_fence(conn, self._seat_of_ours.holder, self.foreign_rows.append)
-        return conn, Sealer(conn)
+        return Sealer(conn)
+
+    @property
+    def timeline(self) -> int:
+        """Of the server that it is connected to."""
+        return self._timeline
 
     @property
     def has_failed_over(self) -> bool:
         """Whether the database failed over, and no commit noticed it yet."""
-        return self._timeline != self._host.timeline
+        return not self.is_aside and self._timeline != self._host.servers.timeline
 
     def _make_ready(self) -> None:
         self.took_place = False
         self.foreign_rows.clear()
-        if self._is_lost or self.has_failed_over:
-            self._is_lost, self._timeline = False, self._host.timeline
-            self._seat_of_ours.lose_all()
+        if self._is_lost or self.has_failed_over or self._is_unanswered():
+            self._is_lost = self.is_cut_off = True
+            self._seat_of_ours.note_lost_connection()
+            found = self._host.servers.choose(self._number, is_starting=False)
+            conn = open_database(Path(found.database.url), self._connect_again)  # type: ignore[arg-type]
+            self._sealer = self._use(conn, found)
+            self._is_lost = self.is_cut_off = False
+
+    def _is_unanswered(self) -> bool:
+        return not self.is_aside and self._host.servers.is_silent(self._number)
+
+    def _connect_again(self, *args: Any, **settings: Any) -> sqlite3.Connection:
+        """The same object, which jobs that wait have, with another connection."""
+        sqlite3.Connection.__init__(self.conn, *args, **settings)
+        return self.conn
 
     def _end(self) -> None:
         is_unknown = self._host.rng.random() < self._host.fleet_faults().unknown
@@ -144,12 +173,26 @@ class FleetCommitter(Committer):
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         super()._fail(jobs, error)
         if self._is_lost:
-            self._seat_of_ours.lose_all()
+            self._seat_of_ours.note_lost_connection()
 
     @property
     def _seat_of_ours(self) -> Seat:
         assert self._seat is not None  # noqa: S101  given at the start
         return self._seat
+
+
+class FleetReaders(InlineReaders):
+    """They read where the writer commits. They refuse while it finds no server."""
+
+    def __init__(self, committer: FleetCommitter, path: Path) -> None:
+        super().__init__(path, committer.conn)
+        self._committer = committer
+
+    @property
+    def conn(self) -> Connection:
+        if self._committer.is_cut_off:
+            raise Refused("store_failed", "the writer uses no server")
+        return super().conn
 
 
 class FleetWriter(InlineWriter):
@@ -188,11 +231,11 @@ class FleetProcess(SimDaemon):
         self._ports = Ports(self, _Draws(host))
         self._records = {one: host.record(number, one) for one in range(host.accounts)}
         name = f"host{number}"
-        row = DaemonRow(self._ports.new_id("daemon"), name, f"http://{name}", "same", "1", host.true_now_ms())
+        row = DaemonRow(self._ports.new_id("daemon"), name, f"http://{name}", "{}", "1", host.true_now_ms())
         self.id = row.id
         self._seat = Seat(row.id, name, self._records)
-        self._committer = FleetCommitter(host, host.disk.path, self._seat, self._checkpoint)
-        self._readers = InlineReaders(host.disk.path, self._committer.conn)
+        self._committer = FleetCommitter(host, number, self._seat, self._checkpoint)
+        self._readers = FleetReaders(self._committer, host.disk.path)
         self._writer = FleetWriter(self, self._committer)
         self._merchants = host.merchants()
         providers = host.providers()
@@ -211,7 +254,8 @@ class FleetProcess(SimDaemon):
     async def begin(self) -> None:
         await self.fleet.join()
         host, shared = self._host, self.fleet
-        self._every_s(lambda: CALM_RENEW_S if host.is_calm else fleet.RENEW_EVERY_S, shared.keep_leases)
+        for renew in (shared.keep_leases, shared.renew_meanwhile):
+            self._every_s(lambda: CALM_RENEW_S if host.is_calm else fleet.RENEW_EVERY_S, renew)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else POLL_S, shared.poll)
         self._every_s(lambda: LOOK_S, shared.look)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else 1, shared.take_what_is_free)
@@ -278,7 +322,8 @@ class FleetProcess(SimDaemon):
 
     @property
     def conn(self) -> Connection:
-        return self._readers.conn
+        """What it was connected to last."""
+        return self._committer.conn
 
     async def maybe_pause(self, when: str, names: list[str]) -> None:
         """Perhaps stand still with all tasks, as under SIGSTOP."""
@@ -302,11 +347,14 @@ class FleetProcess(SimDaemon):
             if self._committer.foreign_rows and all(job.raised is None for job in jobs):
                 tables = " ".join(sorted(set(self._committer.foreign_rows)))
                 host.story.violate("I6", f"{names} write {tables} for an account of another daemon")
-            proven = {account for (account,) in conn.execute(_PROVEN, (host.timeline,))}
+            proven = {account for (account,) in conn.execute(_PROVEN, (self._committer.timeline,))}
             for (signed_for,) in conn.execute(_SIGNED_FOR, (last,)):
                 if signed_for not in proven:
                     host.story.violate("I1", f"something is signed for account {signed_for}, which is not proven")
-            host.committed(conn, synced=True)
+            if self._committer.is_aside:
+                host.committed_aside(conn)
+            else:
+                host.committed(conn, synced=True)
         for job in jobs:
             if isinstance(job.raised, Refused) and job.raised.code == "lease_lost":
                 host.story.reach("a job comes after its account was taken")

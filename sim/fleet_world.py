@@ -1,5 +1,6 @@
 """The world of several daemons over one ledger: they stand still, die and lose the database's last commits.
 
+After a failover that loses them, the old primary may come back, and the new one be silent to some hosts.
 Its seeds are its own (`scripts/sim --fleet`). Each daemon is on a host with its clock and its signer's records.
 All have the words of all accounts. Leases go by the database's clock.
 Start at `FleetWorld.run`.
@@ -25,6 +26,7 @@ from payagent.store.db.unit import Connection
 from payagent.store.rows import fleet, payments
 from sim.fixtures import ADA, NETWORK, account
 from sim.fleet_process import FleetFaults, FleetProcess, FleetRecord
+from sim.fleet_servers import FleetServers
 from sim.judge import Judge
 from sim.process import DeadError
 from sim.seed_plan import SeedPlan
@@ -40,11 +42,22 @@ class FleetJudge(Judge):
     """As the judge of one daemon. An answer may come from before the database lost the payment."""
 
     is_failed_over = False
+    _last_row_aside = 0
 
     def answered(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
         if self.is_failed_over and conn is not None and payments.payment(conn, payment_id) is None:
             return
         super().answered(purchase, payment_id, conn)
+
+    def put_back(self, conn: Connection) -> None:
+        self._last_row_aside = self._last_row
+        super().put_back(conn)
+
+    def committed_aside(self, conn: Connection) -> None:
+        """A commit to the old primary. Its rows since the failover have the numbers of others in the new one."""
+        self._last_row, row = self._last_row_aside, self._last_row
+        super().committed(conn, synced=True)
+        self._last_row, self._last_row_aside = row, self._last_row
 
 
 class FleetWorld(World):
@@ -61,7 +74,6 @@ class FleetWorld(World):
         self._dies_with_it = own.randrange(self._count) if own.random() < 0.5 else None
         """The host that is lost together with the primary, and its signer's records with it."""
         self._lost: int | None = None
-        self.timeline = 0
         self._records: dict[tuple[int, int], FleetRecord] = {}
         self._daemons: dict[int, FleetProcess] = {}
         self._ready: list[FleetProcess] = []
@@ -69,6 +81,7 @@ class FleetWorld(World):
         self._is_ordering = False
         super().__init__(seed, folder, template, keep_story=keep_story)
         self._view = open_read_only(self.disk.path)
+        self.servers = FleetServers(seed, self.disk.path, self.story, self.loop.time)
 
     def _draw_plan(self, seed: int) -> SeedPlan:
         """As for one daemon, without providers that lie and without a ledger that an operator puts back."""
@@ -117,7 +130,12 @@ class FleetWorld(World):
     def _start_one(self, number: int) -> None:
         if self.is_away or number == self._lost:
             return
-        one = self._daemons[number] = FleetProcess(self, number)
+        try:
+            one = self._daemons[number] = FleetProcess(self, number)
+        except Refused as refused:
+            self.story.tell(f"host{number} cannot start: {refused.detail[:80]}")
+            self._start_later(number)
+            return
         self.story.tell(f"{one.id} starts on host{number}")
         begun = one.spawn(one.begin())
         begun.add_done_callback(lambda done: self._one_begun(one, done))
@@ -142,7 +160,10 @@ class FleetWorld(World):
             self._ready.remove(daemon)
         if not self._ready:
             self._started.clear()
-        self.loop.call_later(self.rng.random() * RESTARTS_S, self._start_one, daemon.number)
+        self._start_later(daemon.number)
+
+    def _start_later(self, number: int) -> None:
+        self.loop.call_later(self.rng.random() * RESTARTS_S, self._start_one, number)
 
     def _maybe_die(self) -> None:
         chance = self.plan.mix.crash_at_await
@@ -172,7 +193,7 @@ class FleetWorld(World):
         chains = [held.agent.context.chain for one in self._ready for held in one.fleet.held.values()]
         is_held_up = any(chain.behind is not None or bool(chain.external_spends) for chain in chains)
         rows = fleet.all_accounts(self._view)
-        is_unproven = any(row.holder is None or row.proven_timeline != self.timeline for row in rows)
+        is_unproven = any(row.holder is None or row.proven_timeline != self.servers.timeline for row in rows)
         is_asked = self._is_ordering or bool(fleet.open_requests(self._view, range(self.accounts)))
         return is_held_up or is_unproven or is_asked or _is_open(self._view)
 
@@ -188,11 +209,13 @@ class FleetWorld(World):
             await asyncio.sleep(self._tail_s * self.rng.random())
             if self.is_calm:
                 return
+            with closing(sqlite3.connect(self.servers.old)) as old:
+                self._view.backup(old)
             with closing(sqlite3.connect(self.disk.path, isolation_level=None)) as primary:
                 standby.backup(primary)
-        self.timeline += 1
+        self.servers.fail_over(self._count)
         self.story.reach("the database fails over")
-        self.story.tell(f"the database fails over to timeline {self.timeline}")
+        self.story.tell(f"the database fails over to timeline {self.servers.timeline}")
         self.operator.forgets()
         if self._dies_with_it is not None:
             self._lost = self._dies_with_it
@@ -201,6 +224,8 @@ class FleetWorld(World):
         self.judge.is_failed_over = True
         self.judge.put_back(self._view)
         self._reborn()
+        await asyncio.sleep(self.servers.returns_s)
+        self.servers.end_outage(is_calm=self.is_calm)
 
     async def _jump_clock(self) -> None:
         """One host's clock is set wrong, and corrected some time later."""
@@ -217,6 +242,7 @@ class FleetWorld(World):
         super()._calm_down()
         for one in self._daemons.values():
             one.clock_off_ms = 0
+        self.servers.end_outage(is_calm=True)
 
     async def _operate(self) -> None:
         """An operator moves UTxOs, and cancels payments, at any daemon."""
@@ -269,6 +295,10 @@ class FleetWorld(World):
 
     def record(self, number: int, account: int) -> FleetRecord:
         return self._records.setdefault((number, account), FleetRecord(self))
+
+    def committed_aside(self, conn: Connection) -> None:
+        self.story.reach("a commit to the old primary")
+        self.judge.committed_aside(conn)
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)

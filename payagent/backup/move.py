@@ -19,8 +19,9 @@ from payagent.settings.loading import store_password
 from payagent.settings.paths import host_of
 from payagent.settings.schema import Settings
 from payagent.store.audit.copy import Contents
+from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.engine import copy_to_database, migrate_database, read_fleet_store
-from payagent.store.db.lease import lease
+from payagent.store.db.lease import LOCK_FILE, lease
 from payagent.store.db.opening import bring_up_to_date, open_read_only
 from payagent.store.db.signer_record import SignerFile, is_forgotten, lacks, last_signed, signer_file
 from payagent.store.rows import fleet, onchain, payments
@@ -44,10 +45,9 @@ def move_to_database(settings: Settings, url: str, tell: Tell) -> Moved:
     ):
         moved = _staged(settings, folder, tell)
         tell("writing to the database")
-        noted = _noted(settings, folder)
-        copy_to_database(
-            folder / LEDGER, url, store_password(settings), host_of(settings), noted, settings.data_dir
-        )
+        noted, own_file = _noted(settings, folder), DaemonFile(settings.data_dir / DAEMON_FILE)
+        host = host_of(settings, own_file.own_id(settings.data_dir / LOCK_FILE))
+        copy_to_database(folder / LEDGER, url, store_password(settings), host, noted, settings.data_dir)
     return moved
 
 

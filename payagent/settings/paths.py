@@ -21,9 +21,12 @@ LINKS_KEY_FILE = "approval-links.key"
 """The key that signs approval links. It is in the data dir."""
 
 
-def host_of(settings: Settings) -> str:
-    """The name of this host in a fleet: whose signer's record an account's last attempt is in."""
-    return f"{gethostname()}:{settings.data_dir}"
+def host_of(settings: Settings, own_id: str) -> str:
+    """The name of this host in a fleet: whose signer's record an account's last attempt is in.
+
+    People know it by its first part. Daemons know it by `own_id`, also under another host name.
+    """
+    return f"{gethostname()}:{settings.data_dir}#{own_id}"
 
 
 WORDS_FILE = "recovery-words.txt"

@@ -32,7 +32,7 @@ async def test_a_daemon_that_lost_its_connection_does_not_call_the_ledger_behind
         await daemon.stand_still()
         await act(daemon)
         assert refusal(daemon) is None
-        daemon.seat.lose_all()
+        daemon.seat.note_lost_connection()
         await daemon.fleet.poll()  # before the loop drops what it knows of the account
         assert refusal(daemon) is None
         await act(daemon)

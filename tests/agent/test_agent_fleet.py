@@ -16,6 +16,7 @@ from kit.postgresql import needs_postgresql
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
+from payagent.agent.fleet import shared
 from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.fleet.shared import BLIND_MS, SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
@@ -219,9 +220,9 @@ def stop_renewing(*daemons: FleetDaemon) -> None:
 
 
 async def lose_connection(daemon: FleetDaemon) -> None:
-    """As the writer does when it connects again."""
-    assert daemon.writer._committer._seat is not None
-    daemon.writer._committer._seat.lose_all()
+    """As the writer does when the connection is lost in a commit."""
+    daemon.seat.is_in_doubt = True
+    daemon.seat.note_lost_connection()
     await asyncio.sleep(0)
 
 
@@ -258,6 +259,50 @@ async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) 
     await end_leases(one, "b")
     await one.fleet.keep_leases()
     assert (one.accounts, two.accounts) == ([], [0, 1])
+
+
+@pytest.mark.parametrize("way", ["given back", "started", "left"])
+async def test_what_is_held_is_renewed_while_an_account_is_given_back_or_started(
+    world: World, pair: Pair, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(fleet, "RENEW_EVERY_S", 0.01)
+    one, two = pair
+    stop_renewing(one, two)
+    parts, is_busy, may_go_on = one.fleet._parts, asyncio.Event(), asyncio.Event()
+
+    async def stop(account: HeldAccount) -> None:
+        is_busy.set()
+        await may_go_on.wait()
+        await parts.stop(account)
+
+    async def start(account: int) -> HeldAccount:
+        is_busy.set()
+        await may_go_on.wait()
+        return await parts.start(account)
+
+    await end_leases(one, "b")
+    if way != "started":
+        await one.fleet.keep_leases()
+        assert one.accounts == [0, 1]
+    one.fleet._parts = replace(parts, stop=stop, start=start)
+    if way == "given back":
+        await two.fleet.keep_leases()  # there are two of them again
+    if way != "left":
+        one.tasks.append(asyncio.create_task(one.fleet.run()))
+    left = asyncio.create_task(one.fleet.leave()) if way == "left" else None
+    await is_busy.wait()
+    await end_leases(two, "a", is_dead=False)
+    async with asyncio.timeout(60):
+        while any(row.until_ms == 0 for row in fleet.all_accounts(two.context.conn)):
+            await two.context.changes.wait("a renewal", 0.01)
+    status = two.fleet.status()
+    assert status is not None
+    assert {row.holder for row in status.accounts} == {"a"}, "until it gives one back"
+    may_go_on.set()
+    if left is not None:
+        await left
+        assert {row.holder for row in fleet.all_accounts(two.context.conn)} == {None}
+        assert [row.id for row in fleet.all_daemons(two.context.conn)] == ["b"]
 
 
 async def test_a_daemon_that_leaves_gives_its_accounts_back_and_is_forgotten(
@@ -578,6 +623,52 @@ async def test_a_daemon_with_other_settings_does_not_join(
         async with fleet_daemon(world, ledger, "c", **other):  # type: ignore[arg-type]
             pass
     assert refused.value.code == "config_invalid"
+
+
+async def joining(world: World, ledger: SharedLedger, name: str, host: str) -> list[int]:
+    """The accounts that a daemon gets."""
+    async with fleet_daemon(world, ledger, name, host=host) as daemon:
+        return daemon.accounts
+
+
+async def test_the_later_of_two_living_daemons_with_one_id_is_refused(
+    world: World, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "TAKE_S", 0)
+    async with fleet_daemon(world, ledger, "a", host="a.example#id") as one:
+        later = asyncio.create_task(joining(world, ledger, "b", "clone.example#id"))
+        while not later.done():
+            world.clock.ahead_ms += 1
+            await one.fleet.keep_leases()
+        with pytest.raises(Refused, match="has its id") as refused:
+            await later
+        assert (refused.value.code, one.accounts) == ("already_running", [0, 1])
+
+
+async def test_a_daemon_that_was_killed_joins_again_once_its_lease_is_over(
+    world: World, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "TAKE_S", 0)
+    async with fleet_daemon(world, ledger, "a", host="a container#id") as one:
+        await one.die()
+        again = asyncio.create_task(joining(world, ledger, "b", "the next container#id"))
+        while not again.done():
+            world.clock.ahead_ms += fleet.LEASE_MS // 10
+            await asyncio.sleep(0)
+        assert await again == [0, 1]
+
+
+async def test_a_daemon_that_was_away_while_its_copy_joined_stays_out(
+    world: World, pair: Pair, ledger: SharedLedger
+) -> None:
+    one, _ = pair
+    for daemon in pair:
+        await daemon.stand_still()
+    await one.writer.run("test", stand_still_for_a_minute)
+    async with fleet_daemon(world, ledger, "c", host="host of a"):
+        with pytest.raises(Refused) as refused:
+            await one.fleet.keep_leases()
+        assert refused.value.code == "already_running"
 
 
 async def test_what_began_before_a_loss_writes_nothing_when_the_account_is_back(pair: Pair) -> None:

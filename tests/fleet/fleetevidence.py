@@ -1,4 +1,5 @@
-"""`scripts/evidence fleet`: daemons of a fleet are killed and stopped at every commit point, and times are taken.
+"""`scripts/evidence fleet`: daemons of a fleet are killed and stopped at every commit point, and its database
+fails. Times are taken.
 
 Prints the rows of docs/evidence/fleet.md. The judges of a drill end the run if they find something. Exit status 1:
 an account was not taken within its lease and two seconds, or the others stood still for three.
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+import fleetfaults
 from fleetrounds import DAEMONS, Failure, every_round, run_round
 from fleetworld import drill_fleet
 from kit.postgresql import server
@@ -23,11 +25,23 @@ TAKEN_WITHIN_MS, STALLED_MAX_MS = 2_000, 3_000
 
 
 def main() -> int:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="scripts/evidence fleet",
-        description="Kill and stop daemons at every commit point, and print the rows of docs/evidence/fleet.md.",
+        description="Kill and stop daemons at every commit point, let the database fail, and print the rows of "
+        "docs/evidence/fleet.md.",
         epilog="Example: scripts/evidence fleet",
-    ).parse_args()
+    )
+    parser.add_argument("--database", action="store_true", help="only let the database fail")
+    is_short = parser.parse_args().database
+    with tempfile.TemporaryDirectory(prefix="fleet") as folder, server() as running:
+        print("| fault | paid again after | /healthz answered | purchases | transactions |")
+        print("|---|---|---|---|---|")
+        for row in fleetfaults.rows(Path(folder), running):
+            print(row, flush=True)
+    return 0 if is_short else kill_and_stop()
+
+
+def kill_and_stop() -> int:
     began_s, failures = time.monotonic(), list[Failure]()
     with (
         tempfile.TemporaryDirectory(prefix="fleet") as folder,

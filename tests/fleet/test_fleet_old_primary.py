@@ -4,59 +4,23 @@ Both servers take writes then. The daemons are `payagent serve`, by a URL that n
 """
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import psycopg
 import pytest
+from fleetpair import fail_over, fresh, keep_first_account, landed, two_accounts, until_ready
 from kit.cli import until
 from kit.daemon import refused
-from kit.daemons_of_a_fleet import ADDRESSES, Member, add_app, asked, furnish, member
+from kit.daemons_of_a_fleet import Member, asked, member
 from kit.effort import long_only
-from kit.http import NO_TLS
 from kit.postgresql import needs_postgresql
-from kit.postgresql_pair import ServerPair, server_pair
+from kit.postgresql_pair import server_pair
 
-from payagent.devnet.server import DevnetThread
 from payagent.store.db.daemon_file import DaemonFile
 
 pytestmark = needs_postgresql
-
-FAR_AHEAD_MS = 10**15
-WITHOUT_UPKEEP = 'upkeep_fees_per_day = "0 ADA"\n'
-
-
-@contextmanager
-def two_accounts(url: str, folder: Path) -> Iterator[DevnetThread]:
-    """A devnet on which both accounts of the wallet have funds, and a ledger with an app."""
-    with DevnetThread(block_time_s=1) as devnet:
-        add_app(url, folder)
-        with httpx.Client(base_url=devnet.origin, verify=NO_TLS, trust_env=False) as control:
-            for address in ADDRESSES[:2]:
-                body = {"address": address, "lovelace": "100000000"}
-                control.post("/devnet/faucet", json=body).raise_for_status()
-        yield devnet
-
-
-def landed(devnet: DevnetThread) -> set[str]:
-    """The transactions on the devnet that spend something."""
-
-    def ids(world: object) -> set[str]:
-        blocks = world.chain.blocks  # type: ignore[attr-defined]
-        return {tx.tx_id for block in blocks for tx in block.txs if tx.inputs}
-
-    return devnet.run(ids)
-
-
-def fresh(folder: Path, devnet: DevnetThread, url: str) -> Path:
-    return furnish(folder, devnet, url, WITHOUT_UPKEEP, accounts=2)
-
-
-def until_ready(*members: Member) -> None:
-    until(lambda: all(one.ready()["ready"] for one in members), "a daemon is not ready")
 
 
 def timelines(folder: Path) -> list[int]:
@@ -68,18 +32,6 @@ def is_used(url: str) -> bool:
     """Whether a daemon has committed to a server since it was promoted."""
     with psycopg.connect(url, autocommit=True) as conn:
         return conn.execute("SELECT timeline FROM gate").fetchone() == (2,)
-
-
-def keep_first_account(url: str) -> None:
-    """On the old primary the lease of the daemon that failed over still runs: another can only take account 1."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("UPDATE accounts SET holder = 'a', until_ms = %s WHERE account = 0", (FAR_AHEAD_MS,))
-        conn.execute("UPDATE accounts SET holder = NULL, until_ms = 0 WHERE account = 1")
-
-
-def fail_over(servers: ServerPair) -> None:
-    servers.kill_primary()
-    servers.promote(is_synchronous=True)
 
 
 @pytest.mark.parametrize(

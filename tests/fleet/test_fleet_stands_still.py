@@ -5,12 +5,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fleetpair import fresh, two_accounts, until_ready
 from kit.cli import until
 from kit.daemons_of_a_fleet import Member, asked, member
 from kit.effort import long_only, pick
 from kit.postgresql import Server, needs_postgresql
 from kit.postgresql_pair import server_pair
-from test_fleet_old_primary import fresh, two_accounts, until_ready
 
 pytestmark = needs_postgresql
 

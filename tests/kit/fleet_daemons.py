@@ -118,7 +118,7 @@ class FleetDaemon:
         """As if the connection was lost, and the database had another timeline now."""
         committer = self.writer._committer
         committer._timeline = timeline
-        self.seat.lose_all()
+        self.seat.note_lost_connection()
 
     async def stand_still(self) -> None:
         """Keep no lease and poll for nothing any more, but when a test says so."""
@@ -142,13 +142,15 @@ async def fleet_daemon(
     count: int = 2,
     config_hash: str = '{"limits": "same"}',
     is_synchronous: bool = False,
+    host: str | None = None,
 ) -> AsyncIterator[FleetDaemon]:
     """A daemon of a fleet with `count` accounts, after it has joined."""
+    host = f"host of {name}" if host is None else host
     folder = world.folder / name
     folder.mkdir(exist_ok=True)
     accounts = [own_account(number) for number in range(count)]
     records = {number: SignerFile(folder / signer_file(number)) for number in range(count)}
-    seat = Seat(name, f"host of {name}", records, is_synchronous=is_synchronous)
+    seat = Seat(name, host, records, is_synchronous=is_synchronous)
     writer, readers = ledger.open(seat)
     if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
         scopes = ["pay", "read", "operate", "approve"]
@@ -174,7 +176,7 @@ async def fleet_daemon(
     async def stop(held: HeldAccount) -> None:
         await held.agent.submitter.drain(60)
 
-    me = DaemonRow(name, f"host of {name}", f"http://{name}", config_hash, "1", 0)
+    me = DaemonRow(name, host, f"http://{name}", config_hash, "1", 0)
     addresses = tuple(account.address.text for account in accounts)
     fleet = SharedFleet(
         HeldAccount(front, TopupRunner(front, merchants)),

@@ -93,6 +93,31 @@ class Cluster:
         (self._data / "pg_hba.conf").write_text("local all all trust\nhost all all all reject\n")
         self._control("reload")
 
+    @contextmanager
+    def upgraded(self) -> Iterator["Cluster"]:
+        """The cluster that pg_upgrade makes of this one, which is never started again."""
+        self._control("stop", "-m", "fast")
+        one = Cluster(self.folder, "upgraded")
+        shutil.rmtree(one._data)
+        _init(one._data)
+        places = (
+            "-b",
+            str(_BINARIES[-1].parent),
+            "-B",
+            str(_BINARIES[-1].parent),
+            "-d",
+            str(self._data),
+            "-D",
+            str(one._data),
+        )
+        run("pg_upgrade", *places, "-U", USER, "-s", str(self.folder), cwd=self.folder)
+        one.set(f"{_SETTINGS}port = {one.port}\nunix_socket_directories = '{self.folder}'")
+        one.start()
+        try:
+            yield one
+        finally:
+            one.stop()
+
     @property
     def pid(self) -> int:
         """The postmaster's."""
@@ -143,8 +168,7 @@ def _ready() -> Path:
 
 
 def _make(folder: Path, data: Path) -> None:
-    made = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--wal-segsize=1", "-U", USER)
-    run("initdb", "-D", str(data), *made)
+    _init(data)
     port = free_port()
     options = f"-k {folder} -p {port} -c listen_addresses= -c fsync=off"
     run("pg_ctl", "start", "-w", "-D", str(data), "-l", str(folder / "log"), "-o", options)
@@ -154,6 +178,11 @@ def _make(folder: Path, data: Path) -> None:
     with closing(PostgresqlConnection(f"postgresql://{USER}@/{LEDGER}{place}")) as conn:
         bring_up_to_date(conn)
     run("pg_ctl", "stop", "-w", "-D", str(data), "-m", "fast")
+
+
+def _init(data: Path) -> None:
+    made = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--wal-segsize=1", "-U", USER)
+    run("initdb", "-D", str(data), *made)
 
 
 def _leave(folder: Path, in_use: int) -> None:
@@ -173,13 +202,13 @@ def program(name: str) -> str:
     return str(_BINARIES[-1].with_name(name))
 
 
-def run(name: str, *args: str) -> None:
+def run(name: str, *args: str, cwd: Path = Path("/")) -> None:
     """Run one of PostgreSQL's programs as the servers' user."""
     done = subprocess.run(
         [program(name), *args],
         user=OWNER,
         group=OWNER,
-        cwd="/",
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

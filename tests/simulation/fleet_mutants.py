@@ -1,12 +1,14 @@
-"""Seeded bugs of a fleet that the simulator must find: what keeps two daemons from one account is switched off.
+"""Seeded bugs of a fleet that the simulator must find: what keeps two daemons from one account is switched off,
+or what keeps a daemon from an old primary.
 
 `python tests/simulation/fleet_mutants.py NAME 0..300` prints the first seed that finds one, and what it violates.
 No seed can find that the trigger alone is off, since nothing comes through the fence to it. The daemon itself
 notices a guard that is missing or disabled (tests/store/test_store_postgresql.py).
 """
 
+import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -15,8 +17,9 @@ from unittest.mock import patch
 from payagent.store.db import committer
 from payagent.store.db.committer import Committer, Job
 from payagent.store.db.fence import AccountClaim, Seat
+from payagent.store.db.postgresql.hosts import HostAnswer
 from payagent.store.rows.fleet import LEASE_MS
-from sim import fleet_fence, fleet_process
+from sim import fleet_fence, fleet_process, fleet_servers
 from sim.fleet_process import FleetProcess
 from sim.fleet_world import FleetWorld
 from sim.stage import SimStage
@@ -92,7 +95,7 @@ def until_trusted() -> Mutant:
         _prove_only(self, claims, timeline)
         if self.holder in over:
             over.remove(self.holder)
-            self.lose_all()
+            self.begin_anew()
 
     return {
         (FleetProcess, "maybe_pause"): maybe_pause,
@@ -108,6 +111,14 @@ def _claims_of_all(conn: Any, _holder: str) -> dict[int, AccountClaim]:
     return {account: AccountClaim(*rest) for account, *rest in rows}
 
 
+def _first_writable(answers: Sequence[HostAnswer], _recorded: object, **_kind: bool) -> HostAnswer:
+    """The first server that takes writes, whatever its timeline is: as of a URL with several hosts."""
+    for one in answers:
+        if one.kind == "writable":
+            return one
+    raise sqlite3.OperationalError("no host takes writes")
+
+
 BEHIND_THE_TRIGGER: dict[str, Callable[[], Mutant]] = {
     "fence off": fence_off,
     "until trusted by its holder": until_trusted,
@@ -118,6 +129,7 @@ MUTANTS: dict[str, Callable[[], Mutant]] = {
     "fence and trigger off": lambda: fence_off() | TRIGGER_OFF,
     "until trusted by its holder, trigger off": lambda: until_trusted() | TRIGGER_OFF,
     "gate off": gate_off,
+    "timelines off": lambda: {(fleet_servers, "choose"): _first_writable},
 }
 
 

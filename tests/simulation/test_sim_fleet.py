@@ -40,7 +40,8 @@ FOUND_BY = {
     "until trusted by its holder": 0,
     "fence and trigger off": 0,
     "until trusted by its holder, trigger off": 0,
-    "gate off": 1,
+    "gate off": 2,
+    "timelines off": 2,
 }
 """Each bug with a seed that finds it. In a changed program it may be one of the seeds after it."""
 SEEDS_MAX = 60

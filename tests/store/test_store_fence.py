@@ -95,13 +95,38 @@ def test_a_job_from_before_a_failover_is_refused_though_the_epoch_is_the_same_ag
     one, _ = pair
     job = one.job("stale", account=0)
     one.conn.execute("UPDATE accounts SET epoch = epoch - 1 WHERE account = 0")
-    one.seat.lose_all()
+    one.committer._timeline += 1
+    one.seat.note_lost_connection()
     assert one.take([0], 2) == {0: 1}
     one.committer.commit([job])
     with pytest.raises(Refused, match="account 0"):
         job.outcome()
     one.note("new", account=0)
     assert one.notes() == ["new"]
+
+
+@pytest.mark.parametrize("is_in_doubt", [False, True])
+def test_an_account_outlives_its_connection_unless_the_outcome_of_a_commit_is_unknown(
+    pair: Pair, is_in_doubt: bool
+) -> None:
+    one, two = pair
+    two.take_over([1])
+    job = one.job("asked for before the loss", account=0)
+    one.seat.is_in_doubt = is_in_doubt
+    one.seat.note_lost_connection()
+    one.committer.commit([job])
+    one.note("of all accounts", account=None)
+    assert one.lost == ([0, 1] if is_in_doubt else [1])
+    assert one.notes() == ["asked for before the loss"] * (not is_in_doubt) + ["of all accounts"]
+
+
+def test_an_account_does_not_outlive_a_failover(pair: Pair) -> None:
+    one, _ = pair
+    one.committer._timeline += 1
+    one.seat.note_lost_connection()
+    with pytest.raises(Refused, match="account 0"):
+        one.note("not read anew", account=0)
+    assert one.lost == [0, 1]
 
 
 def test_an_account_is_given_back_at_once(pair: Pair) -> None:

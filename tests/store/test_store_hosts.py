@@ -1,5 +1,6 @@
 """Which server of `store.url` is used: by the rules alone, and with a primary, a standby and an old primary."""
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from payagent.core.problems import Refused
 from payagent.store.db.daemon_file import DaemonFile
 from payagent.store.db.engine import copy_to_file, migrate_database, open_fleet_store, read_fleet_store
 from payagent.store.db.fence import Seat
+from payagent.store.db.lease import lease
 from payagent.store.db.postgresql import hosts
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
@@ -201,6 +203,26 @@ def test_the_newest_timeline_of_each_database_survives_a_restart(tmp_path: Path)
         one.note_timeline(system, timeline)
     assert DaemonFile(tmp_path / "daemon.json").timelines == one.timelines == {"1": 4, "2": 1}
     assert (tmp_path / "daemon.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_daemons_id_is_that_of_its_folder_and_a_copy_gets_another(tmp_path: Path) -> None:
+    def look(folder: Path) -> str:
+        with lease(folder, ()):
+            return DaemonFile(folder / "daemon.json").own_id(folder / "lock")
+
+    one, copy, moved = (tmp_path / name for name in ("one", "copy", "moved"))
+    one.mkdir(mode=0o700)
+    own = look(one)
+    DaemonFile(one / "daemon.json").note_timeline("1", 2)
+    assert look(one) == own
+    shutil.copytree(one, copy)
+    copied = look(copy)
+    assert copied not in (own, "")
+    assert (look(copy), DaemonFile(copy / "daemon.json").timelines) == (copied, {"1": 2})
+    one.rename(moved)
+    assert look(moved) == own
+    (moved / "daemon.json").unlink()
+    assert look(moved) != own
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"timelines": 1}', '{"timelines": {"1": "x"}}', "\x00"])
@@ -463,7 +485,7 @@ def test_a_question_that_hangs_leaves_no_thread_and_no_session(
             conn.execute(statement)
         before = set(threading.enumerate())
         (answer,) = hosts._ask_all(Database(url))
-        assert (answer.kind, answer.why) == ("silent", "the server did not answer in 3 s")
+        assert (answer.kind, answer.why) == ("silent", "no answer in 3 s")
         left = set(threading.enumerate()) - before
         assert all(thread.daemon for thread in left), "it keeps the process alive"
         until(lambda: not any(thread.is_alive() for thread in left), "a thread still waits")

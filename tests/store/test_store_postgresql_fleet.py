@@ -224,12 +224,18 @@ def lose(daemon: Daemon, text: str, error: str) -> None:
     daemon.note("again", account=0)
 
 
-def test_after_a_restart_of_the_server_a_daemon_takes_its_accounts_again(pair: Pair, postgresql: Server) -> None:
+def test_after_a_restart_of_the_server_a_daemon_has_its_accounts_still(pair: Pair, postgresql: Server) -> None:
     one, _ = pair
     one.note("before", account=0)
+    job = one.job("asked for before the loss", account=1)
     postgresql.restart()
-    lose(one, "lost", "the database could not be written")
-    assert one.notes() == ["before", "again"]
+    with pytest.raises(Refused, match="the database could not be written") as refused:
+        one.note("lost", account=0)
+    assert refused.value.code == "store_failed"
+    one.committer.commit([job])
+    one.note("goes on", account=0)
+    assert one.notes() == ["before", "asked for before the loss", "goes on"]
+    assert (one.lost, one.seat.held) == ([], {0: 1, 1: 1})
 
 
 def test_a_connection_lost_before_the_commit_changes_nothing(pair: Pair, url: str) -> None:

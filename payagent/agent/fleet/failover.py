@@ -45,7 +45,7 @@ def note_awaited(unit: Unit, now_ms: int) -> None:
 def check_records(unit: Unit, seat: Seat, now_ms: int) -> None:
     """Compare what this host signed and saw with the ledger, in the first commit over each connection.
 
-    What the ledger lacks freezes all accounts.
+    What the ledger lacks freezes all accounts, and this host begins each of its own anew.
     """
     note_awaited(unit, now_ms)
     forgotten = tuple(seat.compare(unit))
@@ -53,10 +53,13 @@ def check_records(unit: Unit, seat: Seat, now_ms: int) -> None:
         _freeze(unit, now_ms, signed.tx_id)
         log.warning("ledger.behind", account=account, signed=signed.tx_id)
     behind, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
-    if not forgotten and seat.has_seen_more(unit) and behind <= seat.behind_seq:
+    has_seen_more = seat.has_seen_more(unit)
+    if forgotten or has_seen_more:
+        seat.begin_anew()
+    if not forgotten and has_seen_more and behind <= seat.behind_seq:
         _freeze(unit, now_ms)
         log.warning("ledger.behind", last_event=seat.last_event[0])
-    if seat.host in _missing(unit.conn):
+    if fleet.own_id(seat.host) in map(fleet.own_id, _missing(unit.conn)):
         writes.note(unit, None, "records_compared", None, now_ms, {"host": seat.host})
 
 
@@ -98,4 +101,5 @@ def _awaited(conn: Connection) -> tuple[int, dict[str, list[str]], int]:
 def _missing(conn: Connection) -> set[str]:
     """The hosts that have not compared their records yet."""
     awaited, detail, _ = _awaited(conn)
-    return set(detail["hosts"]) - fleet.hosts_compared(conn, awaited)
+    compared = {fleet.own_id(host) for host in fleet.hosts_compared(conn, awaited)}
+    return {host for host in detail["hosts"] if fleet.own_id(host) not in compared}

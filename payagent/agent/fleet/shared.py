@@ -135,9 +135,10 @@ class SharedFleet(Fleet):
     async def join(self) -> None:
         """Register this daemon and take its part of the accounts.
 
-        Refused: `config_invalid` if the fleet has a newer version, or another config or wallet.
+        Waits while the lease of a killed daemon of this id runs on.
+        Refused: `config_invalid` if the fleet has a newer version, or another config or wallet; `already_running`
+        if another daemon has this id and renews.
         """
-        now_ms = self.context.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for account, address in enumerate(self._addresses):
@@ -150,10 +151,18 @@ class SharedFleet(Fleet):
                         f"{len(self._addresses)} accounts of this keystore. Use the fleet's recovery words, "
                         "keystore.account and wallet.accounts",
                     )
-            self._register(unit, now_ms)
+            self._register(unit, self.context.ports.clock.now_ms())
 
-        await self.context.write("join", job)
-        self._has_joined = True
+        seen: set[object] = set()
+        while not self._has_joined:
+            try:
+                await self.context.write("join", job)
+                self._has_joined = True
+            except Refused as refused:
+                seen.add(refused.context.get("seen_ms"))
+                if refused.code != "already_running" or len(seen) > 1:
+                    raise
+                await asyncio.sleep(TAKE_S)
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost, self._seat.on_connect = self._tell_lost, self._check_records
         await self.keep_leases()
@@ -166,15 +175,23 @@ class SharedFleet(Fleet):
     def _register(self, unit: Unit, now_ms: int) -> None:
         """Add this daemon to those of the fleet, and forget those that do not return.
 
-        Refused: as `join`, by a daemon that was not there when this one last renewed.
+        Refused: as `join`, by a daemon that was not there when this one last renewed, or that has its id.
         """
         clock_ms = fleet.database_ms(unit.conn, now_ms)
         failover.note_awaited(unit, clock_ms)
         for one in fleet.all_daemons(unit.conn):
+            is_own = fleet.own_id(one.host) == fleet.own_id(self._me.host)
             if fleet.is_living(one, clock_ms):
+                if is_own:
+                    raise Refused(
+                        "already_running",
+                        f"{one.host} runs, and this daemon has its id: one machine is a copy of the other. "
+                        "Nothing was changed. Give the copy a data folder of its own, as a new machine gets one",
+                        seen_ms=one.seen_at_ms,
+                    )
                 if one.id not in self._known:
                     require_alike(one, self._me)
-            elif one.host == self._me.host or not fleet.may_return(one, clock_ms):
+            elif is_own or not fleet.may_return(one, clock_ms):
                 fleet.forget_daemon(unit, one.id)
         fleet.register_daemon(unit, replace(self._me, seen_at_ms=now_ms))
 
@@ -184,40 +201,9 @@ class SharedFleet(Fleet):
         A daemon that cannot read the chain does neither: others that can take its accounts.
         """
         async with self._leases:
-            now_ms, me = self.context.ports.clock.now_ms(), self._me.id
-
-            def job(unit: Unit) -> tuple[int, bool, frozenset[str]] | None:
-                clock_ms = fleet.database_ms(unit.conn, now_ms)
-                self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
-                if self._is_blind(clock_ms):
-                    return None
-                if me not in {one.id for one in fleet.living_daemons(unit.conn, clock_ms)}:
-                    self._register(unit, now_ms)  # others took it for dead, and may have joined meanwhile
-                fleet.renew(unit, me, sorted(self._seat.held), now_ms)
-                living = len(fleet.living_daemons(unit.conn, clock_ms))
-                rows, held = fleet.all_accounts(unit.conn), self._seat.held
-                part = -(-len(rows) // max(living, 1))
-                lost = [row for row in rows if row.account not in held]
-                own = [row.account for row in lost if row.holder == me]  # nobody else takes these
-                free = [
-                    row.account
-                    for row in lost
-                    if row.holder != me and (row.holder is None or row.until_ms < clock_ms)
-                ]
-                wanted = own + free[: max(part - len(held) - len(own), 0)]
-                self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
-                known = frozenset(one.id for one in fleet.all_daemons(unit.conn))
-                return part, failover.prove(unit, self._seat, clock_ms), known
-
-            found = await self.context.write("lease", job)
-            if found is None:
+            if (part := await self._renew(may_take=True)) is None:
                 return
-            part, has_proven, self._known = found
-            self._renewed_s = self._loop.time()
             taken = {one: epoch for one, epoch in sorted(self._seat.held.items()) if one not in self.held}
-            if has_proven or taken:
-                # its fence reads what the last commits wrote
-                await self.context.write("lease", lambda _unit: None)
             for account, epoch in taken.items():
                 held = self.held[account] = await self._parts.start(account)
                 if self._seat.held.get(account) != epoch:  # lost meanwhile
@@ -230,6 +216,46 @@ class SharedFleet(Fleet):
                 if account in self.held and not self.held[account].agent.signing.claimed:
                     await self._give_back(account)
 
+    async def renew_meanwhile(self) -> None:
+        """Renew what is held, also what is being given back, while `keep_leases` starts and stops accounts."""
+        if self._leases.locked():
+            await self._renew(may_take=False)
+
+    async def _renew(self, *, may_take: bool) -> int | None:
+        """Renew the leases. Returns this daemon's part of the accounts; None if it cannot read the chain."""
+        now_ms, me, before = self.context.ports.clock.now_ms(), self._me.id, self._seat.held
+
+        def job(unit: Unit) -> tuple[int, bool, frozenset[str]] | None:
+            clock_ms = fleet.database_ms(unit.conn, now_ms)
+            self._seat.behind_seq, _, _ = onchain.last_of_wallet(unit.conn, "ledger_behind")
+            if self._is_blind(clock_ms):
+                return None
+            if me not in {one.id for one in fleet.living_daemons(unit.conn, clock_ms)}:
+                self._register(unit, now_ms)  # others took it for dead, and may have joined meanwhile
+            fleet.renew(unit, me, sorted(self._seat.held), now_ms)
+            living = len(fleet.living_daemons(unit.conn, clock_ms))
+            rows, held = fleet.all_accounts(unit.conn), self._seat.held
+            part = -(-len(rows) // max(living, 1))
+            lost = [row for row in rows if may_take and row.account not in held]
+            own = [row.account for row in lost if row.holder == me]  # nobody else takes these
+            free = [
+                row.account for row in lost if row.holder != me and (row.holder is None or row.until_ms < clock_ms)
+            ]
+            wanted = own + free[: max(part - len(held) - len(own), 0)]
+            self._seat.hold(unit, fleet.take_accounts(unit, me, wanted, now_ms) if wanted else {})
+            known = frozenset(one.id for one in fleet.all_daemons(unit.conn))
+            return part, failover.prove(unit, self._seat, clock_ms), known
+
+        found = await self.context.write("lease", job)
+        if found is None:
+            return None
+        part, has_proven, self._known = found
+        self._renewed_s = self._loop.time()
+        if has_proven or self._seat.held != before:
+            # its fence reads what the last commits wrote
+            await self.context.write("lease", lambda _unit: None)
+        return part
+
     def _is_blind(self, clock_ms: int) -> bool:
         """Whether no pass has believed a provider for a while."""
         if self._saw_chain_ms is None or None in self.context.providers.values():
@@ -239,7 +265,7 @@ class SharedFleet(Fleet):
     def _note_proofs(self) -> None:
         for account, held in self.held.items():
             if account not in self._seat.held:
-                continue  # it was lost with the connection, and no commit may be missing
+                continue  # it was lost, and no commit may be missing
             is_proven = self._seat.is_proven(account)
             held.agent.context.chain.unproven = None if is_proven else unproven(account).detail
 
@@ -271,7 +297,7 @@ class SharedFleet(Fleet):
         self._loop.call_soon_threadsafe(self._lose, account)
 
     def _lose(self, account: int) -> None:
-        """Another daemon has the account, or the connection was lost: drop what this one knows of it."""
+        """Another daemon has the account, or it must be taken again: drop what this one knows of it."""
         held = self.held.pop(account, None)
         if held is not None:
             log.warning("fleet.account_lost", account=account)
@@ -285,7 +311,11 @@ class SharedFleet(Fleet):
             for held in self.held.values():
                 self._spawn(self._parts.stop(held))
             self.held.clear()
-            await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+            renewing = asyncio.ensure_future(self._every(fleet.RENEW_EVERY_S, self.renew_meanwhile))
+            try:
+                await asyncio.gather(*self._serving.values(), *self._tasks, return_exceptions=True)
+            finally:
+                renewing.cancel()  # a renewal that is queued already comes before the next commit
             if not self._has_joined:
                 return
 
@@ -308,6 +338,7 @@ class SharedFleet(Fleet):
         """Keep leases and poll, until cancelled. An error delays only the next run."""
         await asyncio.gather(
             self._every(fleet.RENEW_EVERY_S, self.keep_leases),
+            self._every(fleet.RENEW_EVERY_S, self.renew_meanwhile),
             self._every(POLL_S, self.poll),
             self._every(LOOK_S, self.look),
             self._every(TAKE_S, self.take_what_is_free),

@@ -69,8 +69,8 @@ class Job:
     """A job that waits for its commit; then its result, or the error that it or the commit raised.
 
     `account`: the account of the wallet that it works for, if it works for one. `epoch`: of that account, when the
-    daemon asked for the job; None if it did not hold the account. `losses`: the seat's count of lost connections
-    then. The epoch alone is not enough: if a failover loses a takeover, the next one gets the same epoch.
+    daemon asked for the job; None if it did not hold the account. `losses`: how often the seat had lost all
+    accounts then. The epoch alone is not enough: if a failover loses a takeover, the next one gets the same epoch.
     """
 
     name: str
@@ -196,6 +196,8 @@ class Committer:
             self._leave(heads)
             for job in jobs:
                 self._checkpoint(f"before {job.name}")
+            if self._seat is not None:
+                self._seat.is_in_doubt = True
             self._end()
         except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
             self._fail(jobs, error)
@@ -204,6 +206,7 @@ class Committer:
         self.commits += 1
         if self._seat is not None:
             self._seat.last_event = (heads.event_seq, heads.event_hash)
+            self._seat.is_in_doubt = False
         has_signed = bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
         self._may_lack |= has_signed
         self._signed_in = (heads.event_seq, heads.event_hash) if has_signed else (0, "")
@@ -309,7 +312,7 @@ class Committer:
         try:
             migrations_after(self._gate.schema)
         except Refused:
-            seat.lose_all()
+            seat.begin_anew()
             raise
         if self._gate.timeline != self._timeline:
             fail_over(self.conn, self._gate.timeline, self._timeline, is_synchronous=seat.is_synchronous)

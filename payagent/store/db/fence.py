@@ -28,14 +28,15 @@ class Seat:
 
     `holder`: the daemon's id, random and new with each start. `host`: its machine's name. `records`: the signer's
     record for each account of the wallet. `on_lost` is called on the writer's thread with each account that
-    another daemon has taken, or that must be taken again because the connection was lost.
+    another daemon has taken, or that must be taken again.
     `is_synchronous`: each commit is on a standby before it counts, so a failover loses none.
     `held`: the epoch of each account that this daemon holds. Read it anywhere; only jobs and the committer change
     it. `is_compared`: whether the records were compared with the ledger over this connection.
     `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
     `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
-    the last event `ledger_behind` that it knows. `losses`: grows whenever the connection is lost. `own_file`:
-    what this machine knows of the databases that it has used.
+    the last event `ledger_behind` that it knows. `losses`: grows when all accounts are lost at once. `own_file`:
+    what this machine knows of the databases that it has used. `is_in_doubt`: a COMMIT was sent, and its outcome is
+    not known.
     """
 
     holder: str
@@ -50,6 +51,8 @@ class Seat:
     behind_seq: int = 0
     losses: int = 0
     own_file: DaemonFile = field(default_factory=DaemonFile)
+    is_in_doubt: bool = False
+    _timeline: int = 0
     _proven: frozenset[int] = frozenset()
 
     def hold(self, unit: Unit, epochs: Mapping[int, int]) -> None:
@@ -96,15 +99,30 @@ class Seat:
         return account in self._proven and account in self.held
 
     def check(self, claims: "Mapping[int, AccountClaim]", timeline: int) -> None:
-        """Compare what the daemon holds with what the fence says."""
+        """Compare what the daemon holds with what the fence says.
+
+        An account whose row is as it was is held on, also over a new connection. A failover may have lost commits.
+        """
+        if timeline != self._timeline:
+            self.begin_anew()
+        self._timeline = timeline
         for account, epoch in tuple(self.held.items()):
             if account not in claims or claims[account].epoch != epoch:
                 self._lose(account)
         self._proven = frozenset(one for one, claim in claims.items() if claim.proven_timeline == timeline)
 
-    def lose_all(self) -> None:
-        """The connection was lost. Each account must be taken again, and its payments be read again."""
+    def note_lost_connection(self) -> None:
+        """The connection was lost. All accounts are lost with it if the outcome of a commit is unknown.
+
+        If not, what this daemon knows of them is what the ledger has. The next commit looks whether it still holds
+        them.
+        """
         self._compare_again()
+        if self.is_in_doubt:
+            self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Lose all accounts. Each must be taken again, and its payments be read again."""
         for account in tuple(self.held):
             self._lose(account)
         self.losses += 1  # last: a job that is made meanwhile belongs to the time before

@@ -20,6 +20,9 @@ SHARED_KINDS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph",
 """File systems that other machines may have mounted too: their locks are not visible here, or only after a delay.
 """
 
+LOCK_FILE = "lock"
+"""It is made once and never replaced."""
+
 MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -32,9 +35,9 @@ def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
     """
     require_local(data_dir)
     with ExitStack() as locks:
-        for name in ("lock", *files):
+        for name in (LOCK_FILE, *files):
             # non-blocking: a pipe in place of a file must not block here; another check refuses it
-            flags = os.O_RDWR | os.O_CREAT if name == "lock" else os.O_RDONLY | os.O_NONBLOCK
+            flags = os.O_RDWR | os.O_CREAT if name == LOCK_FILE else os.O_RDONLY | os.O_NONBLOCK
             try:
                 handle = os.open(data_dir / name, flags | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:

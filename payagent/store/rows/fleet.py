@@ -26,7 +26,7 @@ RequestKind = Literal["pay", "approve", "deny", "cancel", "transfer", "topup"]
 
 @dataclass(frozen=True, slots=True)
 class DaemonRow:
-    """A daemon. `seen_at_ms`: when it last renewed.
+    """A daemon. `id`: new with each start. `host`: as `own_id` reads it. `seen_at_ms`: when it last renewed.
 
     `config_hash`: of each section of the settings that all daemons share, as JSON.
     """
@@ -74,6 +74,11 @@ def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
 
 
 # --- daemons
+
+
+def own_id(host: str) -> str:
+    """What a host is known by, whatever its name: the id in its data folder, the part after "#"."""
+    return host.rpartition("#")[2]
 
 
 def register_daemon(unit: Unit, one: DaemonRow) -> None:
@@ -173,8 +178,7 @@ def _numbers(accounts: Sequence[int]) -> str:
 def renew(unit: Unit, holder: str, held: Sequence[int], now_ms: int) -> None:
     """Renew a daemon's leases of the accounts that it holds, also one that is over: nobody has taken it meanwhile.
 
-    An account that only its row calls the daemon's is left to whoever takes it: the daemon lost it with its
-    connection.
+    An account that only its row calls the daemon's is left to whoever takes it: the daemon must read it anew.
     """
     now_ms = database_ms(unit.conn, now_ms)
     unit.conn.execute(

@@ -1,8 +1,8 @@
 """Commits on PostgreSQL, as one daemon of a fleet: through the gate, and connected again after a loss.
 
 The outcome of a commit is unknown if the connection is lost in it, if the server does not answer in time, or if it
-warns: then the commit may be missing on a standby. Each is treated like a restart. The callers get `store_failed`,
-and each account must be taken again (`Seat.lose_all`).
+warns: then the commit may be missing on a standby. The callers get `store_failed`, and each account must be taken
+again. After a loss between commits the accounts are held on, if nobody took them (`Seat.note_lost_connection`).
 
 May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for a gate that no daemon gets
 through.
@@ -182,4 +182,4 @@ class PostgresqlCommitter(Committer):
 
     def _notice_loss(self) -> None:
         if self._seat is not None and self.conn.is_lost:
-            self._seat.lose_all()
+            self._seat.note_lost_connection()

@@ -148,7 +148,7 @@ class _Session(psycopg.Connection[Any]):
             if error.sqlstate is not None or self.info.transaction_status != pq.TransactionStatus.ACTIVE:
                 raise
             self.close()
-            raise psycopg.errors.QueryCanceled(f"the server did not answer in {self.patience_s} s") from error
+            raise psycopg.errors.QueryCanceled(f"no answer in {self.patience_s} s") from error
 
 
 class PostgresqlConnection:

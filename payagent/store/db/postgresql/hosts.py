@@ -37,7 +37,7 @@ _NAMES = re.compile(r'"[^"]*"|host: \S+')
 
 _SILENT = re.compile(
     r"Is the server running|time(d )?out|resolve|translate|o route|nreachable|is down|closed the connection|"
-    r"reset by peer|Broken pipe|EOF|eof|did not answer|the database system is|too many clients|connection slots|"
+    r"reset by peer|Broken pipe|EOF|eof|no answer|the database system is|too many clients|connection slots|"
     r"terminating"
 )
 """In the errors of a server that is away, starts or stops. libpq's own are English. Any other is a refusal."""
@@ -222,10 +222,9 @@ def hosts_of(database: Database) -> list[Database]:
 
 def _ask_all(database: Database) -> list[HostAnswer]:
     """Ask all hosts at once. One that does not answer in time is silent; no thread of it keeps a process alive."""
-    for one in hosts_of(database):
-        parameters_of(one)
-    why = f"the server did not answer in {LOOK_S} s"
-    answers = [HostAnswer(at, "silent", why=why) for at in hosts_of(database)]
+    answers = [HostAnswer(at, "silent", why=f"no answer in {LOOK_S} s") for at in hosts_of(database)]
+    for one in answers:
+        parameters_of(one.database)
 
     def ask(number: int) -> None:
         answers[number] = _ask(answers[number].database)

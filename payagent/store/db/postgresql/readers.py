@@ -31,6 +31,8 @@ _SHORT = {**_READ_ONLY, "statement_timeout": "4s"}
 _PATIENCE_S = 5
 """How long an answer may take. For a server that cannot even end a statement."""
 
+_UNANSWERED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR)
+
 _AGAIN_S, _TRIES = 0.2, 50
 """The pause before a read is asked again, and how often it is. Then a thread of the daemon tries once more."""
 
@@ -94,8 +96,7 @@ class PostgresqlReaders(Readers):
         try:
             yield
         except sqlite3.OperationalError as error:
-            code = getattr(error, "sqlite_errorcode", None)
-            if self._late is None and code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR):
+            if self._late is None and getattr(error, "sqlite_errorcode", None) in _UNANSWERED:
                 self._late = f"{self.place.host} did not answer a read: {error}. Nothing was changed. Ask again"
                 log.warning("store.read_unanswered", why=str(error), sql=sql)
                 Thread(target=self._ask_again, args=(sql, values), daemon=True).start()
