@@ -224,10 +224,15 @@ class Sessions:
             "not_found", "no order of the dashboard waits under this code: each works once, for 10 minutes"
         )
 
-    async def confirm(self, order: PendingOrder) -> Answer:
-        """Carry out an order, as its session. Its code is used up first. An app's new token is for the session
-        alone, and is taken out of the answer."""
+    def take(self, code: str) -> PendingOrder:
+        """Use up a code, and return its order. Refused: `not_found`."""
+        order = self.order_by_code(code)
         order.code = None
+        return order
+
+    async def confirm(self, order: PendingOrder) -> Answer:
+        """Carry out an order that was taken, as its session. An app's new token is for the session alone, and is
+        removed from the answer."""
         status, answer = await order.carry_out()
         token = answer.pop("token", None)
         order.token = None if token is None else str(token)
