@@ -14,10 +14,12 @@ import pytest
 from kit.agent import World
 from kit.api import Api, served
 from kit.dashboard import Stub
+from kit.event_stream import Stream
 from starlette.responses import HTMLResponse, Response
 
 from payagent.agent.base.ports import SystemRandomness
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
+from payagent.api.http import sessions as sessions_room
 from payagent.api.http.problems import problem_of
 from payagent.api.http.sessions import (
     CODE_TRIES,
@@ -188,6 +190,22 @@ def test_a_session_ends_after_eight_hours_of_use() -> None:
         assert timed.sessions.find(cookie) is not None
     timed.now_s += 1800
     assert timed.sessions.find(cookie) is None
+
+
+@pytest.mark.parametrize("how", ["sign-out", "by another", "age", "unused"])
+async def test_the_event_stream_of_a_session_ends_with_it(
+    served_api: Api, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, other = await signed_in(served_api), await signed_in(served_api)
+    async with served_api.http.stream("GET", "/ui/events", headers=me.headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        if how == "sign-out":
+            await me.post("/ui/sign-out")
+        elif how == "by another":
+            await other.post("/ui/settings/end-others")
+        else:
+            monkeypatch.setattr(sessions_room, "SESSION_S" if how == "age" else "UNUSED_S", 0)
+        await Stream(answer).end()
 
 
 def test_one_session_more_than_are_kept_ends_the_one_that_was_used_longest_ago() -> None:

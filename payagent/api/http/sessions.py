@@ -160,6 +160,10 @@ class Sessions:
             session.used_s = self._now_s()
         return session
 
+    def is_open(self, session: Session) -> bool:
+        """Whether a session has not ended. Safe in any thread: long answers ask, and they run in threads."""
+        return session.key in self._sessions and self._now_s() < session.ends_s
+
     def ends_at_ms(self, session: Session) -> int:
         """When a session ends if it is not used again."""
         return self._now_ms() + int((session.ends_s - self._now_s()) * 1000)
