@@ -11,6 +11,7 @@ Never: answers under the API's host names; changes anything on a GET.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hmac import compare_digest
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -26,6 +27,7 @@ from payagent.agent.operator.approval_links import PREFIX
 from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import BrokenOffError, problem_of
 from payagent.api.http.sessions import Session, Sessions
+from payagent.api.routes.auth import SESSION_IS_OPEN
 from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
@@ -202,6 +204,7 @@ class Dashboard:
             raise Refused("not_found", "there is no such page")
         route, one = found
         request.scope.update(route.matches(scope)[1])
+        scope[SESSION_IS_OPEN] = partial(self._sessions.is_open, session)
         visit = Visit(
             request,
             session,

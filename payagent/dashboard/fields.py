@@ -31,6 +31,11 @@ def ticked(form: Mapping[str, str], name: str) -> list[str]:
 
 
 def expiry_of(form: Mapping[str, str]) -> str | None:
-    """When a token that is made now ends, as RFC 3339. None: never."""
-    ahead = _AHEAD.get(form.get("expires", ""))
+    """When a token that is made now ends, as RFC 3339. None: never. Raises `ApiRefusedError`: `bad_request`."""
+    name = form.get("expires", "")
+    if name not in LIFETIMES:
+        raise ApiRefusedError.of(
+            Refused("bad_request", f"expires must be one of {', '.join(LIFETIMES)}", key="expires")
+        )
+    ahead = _AHEAD.get(name)
     return None if ahead is None else (datetime.now(UTC) + ahead).isoformat(timespec="seconds")

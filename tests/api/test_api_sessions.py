@@ -1,14 +1,25 @@
 """The dashboard's links, sessions and orders: how long each is valid, by the monotonic clock."""
 
 import asyncio
+import re
+import sqlite3
+import threading
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from kit.agent import World
+from kit.api import Api, served
 from kit.dashboard import Stub
+from kit.event_stream import Stream
 from starlette.responses import HTMLResponse, Response
 
 from payagent.agent.base.ports import SystemRandomness
+from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
+from payagent.api.http import sessions as sessions_room
 from payagent.api.http.problems import problem_of
 from payagent.api.http.sessions import (
     CODE_TRIES,
@@ -27,7 +38,10 @@ from payagent.dashboard.app import form, page
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.pages import session as session_pages
 from payagent.dashboard.visit import REFRESH, Visit
+from payagent.store.rows import events
 from payagent.store.rows.apps import AppRow
+
+LINKS = ApprovalLinks("http://payagent.localhost", bytes(KEY_BYTES))
 
 APP = AppRow("app_1", "operator", frozenset({"operate"}), None, None)
 
@@ -52,6 +66,52 @@ class Timed:
 
 async def nothing() -> Answer:
     return 200, {}
+
+
+@pytest.fixture
+async def served_api(world: World) -> AsyncIterator[Api]:
+    """A running API with its dashboard."""
+    async with world.run() as run, served(run, links=LINKS) as api:
+        yield api
+
+
+@dataclass
+class SignedIn:
+    """A browser with a session of the app that may do everything."""
+
+    api: Api
+    cookie: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        own = {"Host": "payagent.localhost", "Origin": LINKS.origin, "Sec-Fetch-Site": "same-origin"}
+        return own | ({"Cookie": self.cookie} if self.cookie else {})
+
+    async def enter(self) -> None:
+        link = (await self.api.http.post("/v1/dashboard/links", json={})).json()["url"]
+        answer = await self.api.http.post(urlsplit(link).path, headers=self.headers)
+        self.cookie = answer.headers["set-cookie"].partition(";")[0]
+
+    async def get(self, path: str) -> httpx.Response:
+        return await self.api.http.get(path, headers=self.headers)
+
+    async def post(self, path: str) -> httpx.Response:
+        """Send a form without fields of its own."""
+        hidden = re.findall(r'name="(csrf|order)" value="(.*?)"', (await self.get("/ui/")).text)
+        return await self.api.http.post(path, data=dict(hidden[:2]), headers=self.headers)
+
+    async def order(self) -> tuple[str, str]:
+        """Ask for an order: the path of its page, and its code."""
+        path = (await self.post("/ui/resume")).headers["location"]
+        code = re.search(r"dashboard confirm <strong>(.*?)</strong>", (await self.get(path)).text)
+        assert code is not None
+        return path, code[1]
+
+
+async def signed_in(api: Api) -> SignedIn:
+    found = SignedIn(api)
+    await found.enter()
+    return found
 
 
 def test_a_link_and_its_code_end_after_two_minutes() -> None:
@@ -132,6 +192,22 @@ def test_a_session_ends_after_eight_hours_of_use() -> None:
     assert timed.sessions.find(cookie) is None
 
 
+@pytest.mark.parametrize("how", ["sign-out", "by another", "age", "unused"])
+async def test_the_event_stream_of_a_session_ends_with_it(
+    served_api: Api, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, other = await signed_in(served_api), await signed_in(served_api)
+    async with served_api.http.stream("GET", "/ui/events", headers=me.headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        if how == "sign-out":
+            await me.post("/ui/sign-out")
+        elif how == "by another":
+            await other.post("/ui/settings/end-others")
+        else:
+            monkeypatch.setattr(sessions_room, "SESSION_S" if how == "age" else "UNUSED_S", 0)
+        await Stream(answer).end()
+
+
 def test_one_session_more_than_are_kept_ends_the_one_that_was_used_longest_ago() -> None:
     timed = Timed()
     cookies = [timed.enter()[1] for _ in range(SESSIONS_MAX)]
@@ -148,12 +224,51 @@ async def test_the_code_of_an_order_works_once_within_ten_minutes() -> None:
     first, second = (timed.sessions.ask_for(session, "Send", (), "/ui/", nothing) for _ in range(2))
     assert first.code is not None
     assert second.code is not None
-    assert await timed.sessions.confirm(timed.sessions.order_by_code(first.code.lower())) == (200, {})
+    assert await timed.sessions.confirm(timed.sessions.take(first.code.lower())) == (200, {})
     with pytest.raises(Refused):
         timed.sessions.order_by_code("")
     timed.now_s += ORDER_S
     with pytest.raises(Refused):
         timed.sessions.order_by_code(second.code)
+
+
+async def test_a_code_that_is_confirmed_eight_times_at_once_works_once(served_api: Api) -> None:
+    _, code = await (await signed_in(served_api)).order()
+    context, release = served_api.run.context, threading.Event()
+    holding = asyncio.create_task(context.write("hold", lambda _: release.wait()))
+    try:  # nothing is written meanwhile, so the one that has the code waits
+        path = f"/v1/dashboard/orders/{code}/confirm"
+        calls = [asyncio.create_task(served_api.http.post(path, json={})) for _ in range(8)]
+        for _, call in zip(range(7), asyncio.as_completed(calls, timeout=60), strict=False):
+            assert (await call).status_code == 404
+    finally:
+        release.set()
+        await holding
+    assert sorted([(await call).status_code for call in calls]) == [200, *[404] * 7]
+    rows, _ = events.events_after(context.conn, 0, None)
+    assert [row.event for row in rows].count("dashboard_confirmed") == 1
+
+
+async def test_an_order_that_the_ledger_cannot_record_is_not_carried_out_and_its_code_is_used_up(
+    world: World,
+) -> None:
+    full: list[str] = []
+
+    def checkpoint(point: str) -> None:
+        if point in full:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    async with world.run(checkpoint=checkpoint) as run, served(run, links=LINKS) as api:
+        me = await signed_in(api)
+        await api.http.post("/v1/pause", json={"reason": "a test"})
+        page, code = await me.order()
+        full.append("before dashboard")
+        answer = await api.http.post(f"/v1/dashboard/orders/{code}/confirm", json={})
+        assert answer.json()["code"] == "store_failed"
+        full.clear()
+        assert (await api.http.post(f"/v1/dashboard/orders/{code}/confirm", json={})).status_code == 404
+        assert "the order was withdrawn" in (await me.get(page)).text
+        assert (await api.http.get("/v1/pause")).json()["paused"]
 
 
 def test_an_order_is_seen_by_its_own_session_and_ends_with_it() -> None:
@@ -188,7 +303,7 @@ async def test_the_page_of_an_order_waits_until_it_is_carried_out_before_it_says
     order = stub.sessions.ask_for(stub.session, "Send", (), "/ui/wallet", refused)
     path = f"/ui/orders/{order.id}"
     assert 'data-poll="2"' in (await stub.http.get(path)).text
-    confirmed = asyncio.create_task(stub.sessions.confirm(order))
+    confirmed = asyncio.create_task(stub.sessions.confirm(stub.sessions.take(str(order.code))))
     await asyncio.sleep(0)
     under_way = (await stub.http.get(path)).text
     assert "being carried out" in under_way

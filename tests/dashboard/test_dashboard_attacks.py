@@ -353,6 +353,36 @@ def test_a_body_that_is_no_form_is_refused(
     assert not is_paused(shop)
 
 
+@pytest.mark.parametrize("path", ["/ui/sign-in", "/ui/enter/0", "/ui/pause", "/ui/nowhere", "/v1/pause"])
+def test_a_form_with_a_broken_chunk_is_refused_and_makes_no_error_in_the_log(
+    shop: Shop, operator: Visitor, path: str
+) -> None:
+    log = shop.folder / "daemon.log"
+    before = len(log.read_text())
+    host = "localhost" if path.startswith("/v1/") else operator.host
+    head = f"POST {path} HTTP/1.1\nhost: {host}\norigin: {operator.origin}\nsec-fetch-site: same-origin"
+    head += f"\ncontent-type: {FORM}\ntransfer-encoding: chunked\n\nthis is no size\n"
+    assert raw(operator, head).split()[1] == b"400"
+    assert operator.get("/ui/").status_code == 200
+    said = log.read_text()[before:]
+    assert "Traceback" not in said
+    assert ("dashboard.client_gone" in said) == (path == "/ui/sign-in")  # which alone reads its form
+
+
+@pytest.mark.parametrize("expires", [{}, {"expires": ""}, {"expires": "1000d"}], ids=str)
+def test_a_form_that_does_not_say_when_a_token_ends_makes_none(
+    shop: Shop, operator: Visitor, expires: dict[str, str]
+) -> None:
+    def tokens() -> list[tuple[str, object]]:
+        return [(app["name"], app["token_made_at"]) for app in shop.payagent("app", "list").json["apps"]]
+
+    before = tokens()
+    for path, typed in {"/ui/apps/new": {"name": "endless", "scopes": "pay"}, "/ui/apps/pay/token": {}}.items():
+        answer = operator.post(path, typed | expires | operator.hidden(path))
+        assert (answer.status_code, "expires must be one of" in answer.text) == (400, True)
+    assert tokens() == before
+
+
 def test_a_form_that_does_not_end_is_given_up(slow_form: socket.socket, operator: Visitor) -> None:
     slow_form.settimeout(120)
     assert slow_form.recv(4096).split()[1] == b"408"

@@ -191,7 +191,11 @@ class _Connection(H11Protocol):
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Send the usual problem body. If an answer has already started, drop the connection."""
+        """Send the usual problem body. If an answer has already started, drop the connection.
+
+        If the broken bytes are a request's body, that request is told that its client is gone: it can send nothing
+        more.
+        """
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -199,6 +203,9 @@ class _Connection(H11Protocol):
         head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
         for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _refusal(self, why: str) -> JsonResponse:

@@ -160,6 +160,10 @@ class Sessions:
             session.used_s = self._now_s()
         return session
 
+    def is_open(self, session: Session) -> bool:
+        """Whether a session has not ended. Safe in any thread: long answers ask, and they run in threads."""
+        return session.key in self._sessions and self._now_s() < session.ends_s
+
     def ends_at_ms(self, session: Session) -> int:
         """When a session ends if it is not used again."""
         return self._now_ms() + int((session.ends_s - self._now_s()) * 1000)
@@ -224,10 +228,15 @@ class Sessions:
             "not_found", "no order of the dashboard waits under this code: each works once, for 10 minutes"
         )
 
-    async def confirm(self, order: PendingOrder) -> Answer:
-        """Carry out an order, as its session. Its code is used up first. An app's new token is for the session
-        alone, and is taken out of the answer."""
+    def take(self, code: str) -> PendingOrder:
+        """Use up a code, and return its order. Refused: `not_found`."""
+        order = self.order_by_code(code)
         order.code = None
+        return order
+
+    async def confirm(self, order: PendingOrder) -> Answer:
+        """Carry out an order that was taken, as its session. An app's new token is for the session alone, and is
+        removed from the answer."""
         status, answer = await order.carry_out()
         token = answer.pop("token", None)
         order.token = None if token is None else str(token)

@@ -31,6 +31,9 @@ PAY, READ, OPERATE, APPROVE = SCOPES
 SESSION_TOKEN = "payagent.session_token"  # noqa: S105  the name of a key
 """Scope key of the hash of the token that a dashboard's session acts with. Only the dashboard's calls have it."""
 
+SESSION_IS_OPEN = "payagent.session_is_open"
+"""Scope key of a function: whether the dashboard's session that makes the call is still open."""
+
 _BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="appToken",
@@ -42,14 +45,15 @@ _BEARER = HTTPBearer(
 class Caller:
     """The app that makes the request, and the fleet. `via`: by its token, or by a session of the dashboard.
 
-    `dashboard`: the origin of the dashboard, if it is on.
+    `dashboard`: the origin of the dashboard, if it is on. `is_session_open`: always true for a token.
     """
 
     app: AppRow
     fleet: Fleet
     token_hash: str = field(repr=False)
-    via: Via = "token"
-    dashboard: str | None = None
+    via: Via
+    dashboard: str | None
+    is_session_open: Callable[[], bool]
 
     @property
     def context(self) -> AgentContext:
@@ -67,9 +71,11 @@ class Caller:
 
     @property
     def has_valid_token(self) -> bool:
-        """Whether the token is still valid. Long requests check it again."""
+        """Whether the token is still valid, and the session still open. Long requests check it again."""
         context = self.context
-        return apps.by_token(context.conn, self.token_hash, context.latest_ms) is not None
+        return (
+            self.is_session_open() and apps.by_token(context.conn, self.token_hash, context.latest_ms) is not None
+        )
 
     def require_valid_token(self) -> None:
         """Refused: `unauthorized`."""
@@ -79,7 +85,7 @@ class Caller:
     def require_token_still_valid(self) -> None:
         """Like `require_valid_token`, in the middle of an answer, which can then only be aborted."""
         if not self.has_valid_token:
-            raise BrokenOffError("the token is no longer valid")
+            raise BrokenOffError("the token is no longer valid, or the session has ended")
 
     def while_token_is_valid(self, pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
         """Yield the pieces of a long answer, and abort it if the token becomes invalid."""
@@ -164,6 +170,13 @@ def need(*scopes: str) -> Need:
             )
         require_clear_query(request)
         sessions: Sessions | None = request.app.state.sessions
-        return Caller(app, fleet, token_hash, via, None if sessions is None else sessions.origin)
+        return Caller(
+            app,
+            fleet,
+            token_hash,
+            via,
+            None if sessions is None else sessions.origin,
+            request.scope.get(SESSION_IS_OPEN, lambda: True),
+        )
 
     return caller

@@ -81,16 +81,20 @@ async def withdraw(request: Request, caller: Operator, code: Code) -> JsonRespon
 @router.post("/orders/{code}/confirm", summary="Confirm an order", responses=gives(ConfirmedOrder, 200))
 async def confirm(request: Request, caller: Operator, code: Code) -> JsonResponse:
     """Carries it out, as the session that asked for it, and answers as the order's own path does. A code works
-    once."""
+    once, even if the order then fails."""
     sessions = _sessions(request)
-    order = sessions.order_by_code(code)
+    order = sessions.take(code)  # before anything is awaited, so only one of several equal calls gets it
     now_ms, detail = (
         caller.context.ports.clock.now_ms(),
         {"what": order.title, "by": caller.app.id, "via": "dashboard"},
     )
-    await caller.context.write(
-        "dashboard", lambda unit: writes.note(unit, None, "dashboard_confirmed", None, now_ms, detail)
-    )
+    try:
+        await caller.context.write(
+            "dashboard", lambda unit: writes.note(unit, None, "dashboard_confirmed", None, now_ms, detail)
+        )
+    except Refused:
+        sessions.withdraw(order)  # else its page would say that it is being carried out
+        raise
     status, answer = await sessions.confirm(order)
     if status >= 400:
         return JsonResponse(answer, status, None, MEDIA_TYPE)
