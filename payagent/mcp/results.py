@@ -88,6 +88,7 @@ class Paid(Refusal):
     """One payment. `reason` is what the agent gave."""
 
     state: str | None = None
+    truncated: bool = Field(default=False, description="The answer was too long, and the rest was not read.")
     delivery: str | None = None
     merchant: str | None = None
     origin: str | None = None
