@@ -52,7 +52,9 @@ async def discover(origin: str) -> results.Offers:
         pages = [await _page(http, origin + place) for place in _PLACES]
         documents = [results.Document(url=page.url, status=page.status, text=_shown(page.text)) for page in pages]
         pages += [await _page(http, url) for url in _resources(pages[0], origin)]
-    return results.Offers(documents=documents, calls=[call for page in pages for call in _calls(page)])
+    return results.Offers(
+        is_untrusted=True, documents=documents, calls=[call for page in pages for call in _calls(page)]
+    )
 
 
 async def _page(http: httpx.AsyncClient, url: str) -> _Page:
