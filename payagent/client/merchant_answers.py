@@ -41,9 +41,10 @@ def readable(answer: httpx.Response, raw: bytes | None) -> Json:
     return {"status": answer.status_code, "headers": dict(answer.headers), "body": body.decode(errors="replace")}
 
 
-def decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
+def decoded(answer: httpx.Response, raw: bytes, cut_at: int | None = None) -> bytes | None:
     """Remove the content coding; None if the body is unreadable or too long.
 
+    With `cut_at`, a longer body is cut to slightly more bytes than that.
     The steps are small because a few bytes can become millions. Several codings multiply that and are not read.
     """
     if "," in answer.headers.get("content-encoding", ""):
@@ -53,8 +54,8 @@ def decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
     try:
         for part in httpx.Response(answer.status_code, headers=answer.headers, content=parts).iter_bytes():
             body += part
-            if len(body) > ANSWER_MAX_BYTES:
-                return None
+            if len(body) > (cut_at or ANSWER_MAX_BYTES):
+                return bytes(body) if cut_at else None
     except httpx.DecodingError:
         return None
     return bytes(body)

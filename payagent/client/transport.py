@@ -3,13 +3,16 @@
 They are transports and not an `httpx.Auth`, because with `follow_redirects` an Auth sends the proof to the
 redirect's target.
 May import: httpx, the standard library, the rest of client.
-Never: follows a redirect; shows the token.
+Never: follows a redirect; shows the token; limits the time of a body that the program reads.
 """
 
 import asyncio
 import logging
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -34,8 +37,51 @@ from payagent.client.streams import AsyncWatched, Watched, aread_up_to, read_up_
 
 PATIENCE_S = 900.0
 SPOOL_BYTES = 64 * 1024 * 1024
+ANSWER_S = 900.0
+"""The most time for the head of a merchant's answer, and then for a body that payagent reads.
+
+httpx limits each read, so an answer of a byte a second would never end.
+"""
+
+_until_s: ContextVar[float] = ContextVar("_until_s", default=float("inf"))
+"""When the reads of a `TimedTransport` end, on the monotonic clock."""
 
 log = logging.getLogger("payagent.client")
+
+
+@asynccontextmanager
+async def time_limit(limit_s: float | None = None) -> AsyncIterator[None]:
+    """Limit a block to `limit_s` (default: `ANSWER_S`). Raises `httpx.ReadTimeout`."""
+    try:
+        async with asyncio.timeout(limit_s or ANSWER_S):
+            yield
+    except TimeoutError:
+        raise httpx.ReadTimeout("the answer took too long in all") from None
+
+
+class TimedTransport(httpx.HTTPTransport):
+    """httpx's blocking transport, whose reads end at `_until_s` with `httpx.ReadTimeout`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        backend: Any = self._pool._network_backend  # httpx has no argument for it
+        connect = backend.connect_tcp
+        backend.connect_tcp = lambda *args, **options: _timed(connect(*args, **options))
+
+
+def _timed(stream: Any) -> Any:
+    """Let the reads of a connection end at `_until_s`, also those of the TLS connection that it becomes."""
+    read, start_tls = stream.read, stream.start_tls
+    stream.read = lambda most_bytes, timeout=None: read(most_bytes, _left_s(timeout))
+    stream.start_tls = lambda *args, **options: _timed(start_tls(*args, **options))
+    return stream
+
+
+def _left_s(timeout: float | None) -> float:
+    left_s = _until_s.get() - time.monotonic()
+    if left_s <= 0:
+        raise httpx.ReadTimeout("the answer took too long in all")
+    return min(left_s, timeout or 1_000_000)  # the longest wait of a socket is 24 days
 
 
 class Asks(Protocol):
@@ -63,7 +109,7 @@ class PayAgentTransport(httpx.BaseTransport):
     `max_cost_asset` the limit is in whichever asset is used. `patience_s` limits the wait for a batch that another
     request buys, and then the wait for the payment and the merchant. `spool_bytes` limits the part of a body kept
     for a replay. A program may fork while it has a transport; an `inner` passed in must have no open connection
-    then.
+    then. Without `inner`, an answer must begin within `ANSWER_S`.
 
     Raises `PayAgentError` if the request was not paid, or was paid and not served. A 402 from a server that is not
     configured, or that is no invoice, is returned unchanged. A paid answer has the headers X-Payagent-Payment,
@@ -84,7 +130,7 @@ class PayAgentTransport(httpx.BaseTransport):
         self._daemon = (
             DaemonClient(DaemonAddress.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
         )
-        self._inner = inner or httpx.HTTPTransport()
+        self._inner = inner or TimedTransport()
         self._has_own, self._pid = inner is None, os.getpid()
         self._purchases = PayAndRetry(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
@@ -93,7 +139,7 @@ class PayAgentTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self._has_own and self._pid != os.getpid():  # after a fork, two processes would share a connection
-            self._inner, self._pid = httpx.HTTPTransport(), os.getpid()
+            self._inner, self._pid = TimedTransport(), os.getpid()
         steps = self._purchases.run(request)
         opened: httpx.Response | None = None
         result: Any = None
@@ -102,11 +148,14 @@ class PayAgentTransport(httpx.BaseTransport):
             while True:
                 if isinstance(step, SendRequest) and opened is not None:
                     opened.close()
+                _until_s.set(time.monotonic() + ANSWER_S)
                 try:
                     result = self._execute(step)
                 except httpx.RequestError as error:
                     step = steps.throw(error)
                     continue
+                finally:
+                    _until_s.set(float("inf"))
                 opened = _opened(step, result, opened)
                 step = steps.send(result)
         except StopIteration as end:
@@ -211,10 +260,12 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
             case AskDaemon():
                 return await self._daemon.ask(step)
             case SendRequest(request):
-                return await self._inner.handle_async_request(request)
+                async with time_limit():
+                    return await self._inner.handle_async_request(request)
             case ReadAnswer(answer):
                 stream = cast("httpx.AsyncByteStream", answer.stream)
-                return _peeked(answer, *await aread_up_to(stream, ANSWER_MAX_BYTES))
+                async with time_limit():
+                    return _peeked(answer, *await aread_up_to(stream, ANSWER_MAX_BYTES))
             case BufferRequest(body):
                 return await body.arest()
             case Sleep(seconds):

@@ -15,20 +15,20 @@ from typing import Any
 import httpx
 
 from payagent.client.errors import own_error
+from payagent.client.merchant_answers import decoded
 from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
-from payagent.client.transport import AsyncPayAgentTransport
+from payagent.client.transport import AsyncPayAgentTransport, time_limit
 from payagent.core.cost_headers import DRY_RUN_HEADER, MAX_COST_HEADER
 from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import AppClient, Payer, paying
-from payagent.mcp.paid_calls import OUTCOME, PaidWire
+from payagent.mcp.paid_calls import BODY_KEPT_BYTES, OUTCOME, PaidWire
 
 ANSWER_AFTER_S = 45.0
 """How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
 
-BODY_KEPT_BYTES = 16 * 1024 * 1024
 _TELL_EVERY_S = 1.0
 _READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
@@ -38,12 +38,14 @@ _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotenc
 class CallAnswer:
     """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result.
 
+    `is_truncated`: it was longer than `BODY_KEPT_BYTES`, and the rest was not read.
     `outcome` is what came of an MCP call: the server's result, or its `MCPError`.
     """
 
     status: int
     headers: httpx.Headers
     body: bytes
+    is_truncated: bool = False
     refusal: Mapping[str, Any] | None = None
     quote: Mapping[str, Any] | None = None
     outcome: Any = None
@@ -113,7 +115,9 @@ class Calls:
         self._answer_after_s = answer_after_s
         timeout = httpx.Timeout(_READ_S, connect=10.0)
         transport = AsyncPayAgentTransport(PaidWire(), daemon=daemon)
-        self._http = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+        self._http = httpx.AsyncClient(
+            transport=transport, timeout=timeout, trust_env=False, headers={"accept-encoding": "identity"}
+        )
         self._running: dict[tuple[object, ...], RunningCall] = {}
 
     async def run(self, call: Call, tell: Tell) -> tuple[CallAnswer | None, Payer]:
@@ -175,12 +179,20 @@ class Calls:
             extensions=dict(call.extensions),
         )
         answer = await self._http.send(request, stream=True)
-        try:
-            body = bytearray()
-            async for chunk in answer.aiter_bytes():
-                body += chunk[: BODY_KEPT_BYTES - len(body)]
-        finally:
-            await answer.aclose()
         marks = answer.extensions
         refusal, quote, outcome = (marks.get(mark) for mark in (REFUSAL_MARK, QUOTE_MARK, OUTCOME))
-        return CallAnswer(answer.status_code, answer.headers, bytes(body), refusal, quote, outcome)
+        try:
+            async with time_limit():
+                raw = b"" if quote else b"".join([part async for part in answer.aiter_raw()])
+        finally:
+            await answer.aclose()
+        body = raw if (unpacked := decoded(answer, raw, cut_at=BODY_KEPT_BYTES)) is None else unpacked
+        return CallAnswer(
+            answer.status_code,
+            answer.headers,
+            body[:BODY_KEPT_BYTES],
+            max(len(raw), len(body)) > BODY_KEPT_BYTES,
+            refusal,
+            quote,
+            outcome,
+        )

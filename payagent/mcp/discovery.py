@@ -2,7 +2,7 @@
 
 A 402 describes its call in x402's extension `bazaar`. The 402s are those of the start page and of the `resources`
 that /.well-known/x402 lists.
-May import: core, httpx, mcp.results.
+May import: core, client, httpx, mcp.results.
 Never: sends a proof or names the buyer; follows a redirect or a link to another origin.
 """
 
@@ -14,11 +14,16 @@ from dataclasses import dataclass
 
 import httpx
 
+from payagent.client.merchant_answers import decoded
+from payagent.client.transport import time_limit
 from payagent.core import strict_json
 from payagent.core.problems import Refused
 from payagent.mcp import results
 
 _PLACES = ("/.well-known/x402", "/openapi.json", "/")
+PAGE_S = 20.0
+"""The most time for one page."""
+
 _SHOWN_CHARS = 8_192
 _RESOURCES_MAX = 10
 
@@ -43,25 +48,28 @@ class _Page:
 
 async def discover(origin: str) -> results.Offers:
     """Read what the merchant at an origin offers. All of it is untrusted text."""
-    async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=PAGE_S, trust_env=False, headers={"accept-encoding": "identity"}) as http:
         pages = [await _page(http, origin + place) for place in _PLACES]
         documents = [results.Document(url=page.url, status=page.status, text=_shown(page.text)) for page in pages]
         pages += [await _page(http, url) for url in _resources(pages[0], origin)]
-    return results.Offers(documents=documents, calls=[call for page in pages for call in _calls(page)])
+    return results.Offers(
+        is_untrusted=True, documents=documents, calls=[call for page in pages for call in _calls(page)]
+    )
 
 
 async def _page(http: httpx.AsyncClient, url: str) -> _Page:
     try:
-        async with http.stream("GET", url) as answer:
+        async with time_limit(PAGE_S), http.stream("GET", url) as answer:
             with suppress(KeyError, ValueError):
                 required = base64.b64decode(answer.headers["payment-required"], validate=True).decode()
                 return _Page(url, answer.status_code, required)
-            text = ""
-            async for part in answer.aiter_text():
-                text += part
-                if len(text) > strict_json.MAX_BYTES:
+            raw = b""
+            async for part in answer.aiter_raw():
+                raw += part
+                if len(raw) > strict_json.MAX_BYTES:
                     break
-            return _Page(url, answer.status_code, text)
+            body = decoded(answer, raw, cut_at=strict_json.MAX_BYTES) or b""
+            return _Page(url, answer.status_code, body.decode(errors="replace"))
     except httpx.HTTPError as error:
         return _Page(url, 0, type(error).__name__)
 

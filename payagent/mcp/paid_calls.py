@@ -3,23 +3,28 @@
 A result that asks for payment becomes a 402, the proof of the retry goes into `_meta`, and the server's receipt
 becomes a header. The intent, the proof, its retry and the delivery are then those of every other purchase.
 Source: the x402 specification, transport MCP.
-May import: core, client, httpx, rfc8785, mcp.shared.
+May import: core, client, httpx, httpx2, rfc8785, mcp.shared.
 Never: decides whether to pay; pays by a second proof; shows the proof to the agent.
 """
 
+import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
+import httpx2
 import rfc8785
 from mcp.shared.exceptions import MCPError
 
 from payagent.client.errors import own_error
+from payagent.client.streams import Begun
 from payagent.core import strict_json
 from payagent.core.origin import parse_origin
+
+BODY_KEPT_BYTES = 16 * 1024 * 1024
 
 PAYMENT, RECEIPT = "x402/payment", "x402/payment-response"
 """The keys of `_meta` in a request and in a result."""
@@ -59,12 +64,37 @@ def told_price(tool: Json) -> str:
     return f"Price, as the server says: {price} USD." if isinstance(price, int | float) else ""
 
 
+class BoundedBody(Begun, httpx2.AsyncByteStream):
+    """An answer's body for httpx and for httpx2, which the MCP SDK uses."""
+
+
+async def bounded(
+    stream: Any, most_bytes: int, error: httpx2.StreamError | None = None, until_s: float = float("inf")
+) -> AsyncIterator[bytes]:
+    """A body as it arrives, not decompressed, up to slightly more than `most_bytes`.
+
+    With an `error`, a longer body raises it, and so does one that goes on after `until_s` of the loop's clock.
+    """
+    async for part in stream:
+        most_bytes -= len(part)
+        if error is not None and (most_bytes < 0 or asyncio.get_running_loop().time() > until_s):
+            raise error
+        yield part
+        if most_bytes < 0:
+            return
+
+
 class PaidWire(httpx.AsyncHTTPTransport):
-    """Sends a request that has `SEND` as the MCP call that it stands for, and any other as HTTP."""
+    """Sends a request that has `SEND` as the MCP call that it stands for, and any other as HTTP.
+
+    A body ends after slightly more than `BODY_KEPT_BYTES`: then it counts as delivered.
+    """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if SEND not in request.extensions:
-            return await super().handle_async_request(request)
+            answer = await super().handle_async_request(request)
+            answer.stream = BoundedBody((), bounded(answer.stream, BODY_KEPT_BYTES), answer.stream)
+            return answer
         proof = request.headers.get("PAYMENT-SIGNATURE")
         meta = {} if proof is None else {PAYMENT: json.loads(base64.b64decode(proof))}
         send = cast("Send", request.extensions[SEND])

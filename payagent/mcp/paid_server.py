@@ -1,20 +1,24 @@
 """The connection to a remote MCP server by streamable HTTP: opened when it is needed, and again after it broke.
 
-May import: httpx's values, mcp, pydantic.
+May import: httpx's values, httpx2, mcp, mcp.paid_calls, pydantic.
 Never: pays; repeats a request that the server may have executed.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import httpx2
 from mcp.client import Client, advertise
+from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.dispatcher import ProgressFnT
 from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, REQUEST_TIMEOUT, Request
 from pydantic import TypeAdapter, ValidationError
+
+from payagent.mcp.paid_calls import BoundedBody, bounded
 
 EXTENSION = "org.x402/payment"
 """The extension of x402's MCP transport: a server may answer `payment_required` instead of a tool error."""
@@ -24,10 +28,24 @@ _RESULT: TypeAdapter[Any] = TypeAdapter(Json)
 _ANSWER_S = 900.0
 """How long a server may take for an answer. After that it counts as lost."""
 
+ANSWER_MAX_BYTES = 4 * 1024 * 1024
+"""The most bytes of an answer. Parsed, they can take a hundred times as much memory."""
+
 _LOST = frozenset((CONNECTION_CLOSED, REQUEST_TIMEOUT, INTERNAL_ERROR))
 """Codes that the SDK also uses if no answer came, or a gateway's 5xx."""
 
 log = logging.getLogger("payagent.mcp")
+
+
+async def _bound(answer: httpx2.Response) -> None:
+    """Bound the bytes of an answer before the SDK parses them, and its time. A compressed one is not read."""
+    body = bounded(
+        answer.stream,
+        0 if "content-encoding" in answer.headers else ANSWER_MAX_BYTES,
+        httpx2.StreamError(f"the answer is compressed, longer than {ANSWER_MAX_BYTES} bytes, or too slow"),
+        asyncio.get_running_loop().time() + _ANSWER_S,
+    )
+    answer.stream = BoundedBody((), body, cast("Any", answer.stream))
 
 
 class RemoteServer:
@@ -47,9 +65,11 @@ class RemoteServer:
 
     async def aclose(self) -> None:
         if self._connection is not None:
-            _, dropped, holding = self._connection
+            ready, dropped, holding = self._connection
             dropped.set()
-            await holding
+            if not ready.done():
+                holding.cancel()
+            await asyncio.wait({holding})
 
     async def request(
         self, method: str, params: Mapping[str, Any], on_progress: ProgressFnT | None = None
@@ -91,7 +111,19 @@ class RemoteServer:
     async def _hold(self, ready: asyncio.Future[Client], dropped: asyncio.Event) -> None:
         """Hold a connection open until it is dropped. The SDK wants it opened and closed by one task."""
         try:
-            async with Client(self.url, extensions=[advertise(EXTENSION)], cache=None) as client:
+            async with (
+                httpx2.AsyncClient(
+                    headers={"accept-encoding": "identity"},
+                    timeout=httpx2.Timeout(30, read=300),  # as the SDK has it
+                    event_hooks={"response": [_bound]},
+                ) as http,
+                Client(
+                    streamable_http_client(self.url, http_client=http),
+                    read_timeout_seconds=_ANSWER_S,
+                    extensions=[advertise(EXTENSION)],
+                    cache=None,
+                ) as client,
+            ):
                 ready.set_result(client)
                 await dropped.wait()
         except Exception as error:  # noqa: BLE001  the SDK's transport raises whatever its client raises

@@ -4,12 +4,15 @@ import asyncio
 import gzip
 import json
 import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from kit.agent import ADA, World
+from kit.certificates import certificate, server_context
 from kit.client import WAYS, Program, Start, both_ways, end_patience, open_shop, refusal
 from kit.commitments import commitment_to
 from kit.effort import pick
@@ -20,6 +23,7 @@ from kit.proxy import (
     Binding,
     Heard,
     Paywall,
+    Peer,
     Pending202,
     Place,
     as_402,
@@ -28,6 +32,7 @@ from kit.proxy import (
     saying,
 )
 
+from payagent.client import AsyncPayAgentTransport, PayAgentTransport
 from payagent.client.request import read_call
 from payagent.core.payment import Delivery, State
 from payagent.devnet.merchant import role_address
@@ -761,3 +766,72 @@ async def test_a_request_without_a_402_passes_unchanged(shop: Place, start: Star
     with httpx.Client(verify=NO_TLS, trust_env=False) as plain:
         expected = plain.build_request("PUT", url, content=b"\x00\xff", headers={"X-Mine": "1"}).headers
     assert {name.decode(): value.decode() for name, value in call.headers} == dict(expected)
+
+
+def dripping(begins: bytes, more: bytes) -> Any:
+    """An answer that is never idle and never ends."""
+
+    async def drip(heard: Heard) -> None:
+        with suppress(ConnectionError):
+            await heard.say(begins)
+            while not heard.reader.at_eof():
+                await heard.say(more)
+                await asyncio.sleep(0.05)
+
+    return drip
+
+
+def with_own_connections(program: Program) -> Program:
+    """The program with the connections that its transport makes by itself."""
+    kind = PayAgentTransport if program.way == "blocking" else AsyncPayAgentTransport
+    program.transport = lambda: kind(**program.options)  # type: ignore[method-assign]
+    return program
+
+
+@pytest.mark.parametrize(
+    ("begins", "more"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Odd: ", b"X"),
+        (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+        (b"HTTP/1.1 402 Payment Required\r\nContent-Length: 5000\r\n\r\n", b" "),
+    ],
+    ids=["head", "interim", "402"],
+)
+@both_ways
+async def test_an_answer_that_drips_ends_as_a_timeout(
+    shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch, begins: bytes, more: bytes
+) -> None:
+    monkeypatch.setattr("payagent.client.transport.ANSWER_S", 0.5)
+    shop.peer.answers["/chat"] = dripping(begins, more)
+    async with asyncio.timeout(60):
+        error = await refusal(with_own_connections(start()).call(f"{shop.peer.url}/chat"))
+    assert isinstance(error, httpx.ReadTimeout), error
+
+
+async def test_an_answer_that_drips_over_tls_ends_as_a_timeout(
+    shop: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("payagent.client.transport.ANSWER_S", 0.5)
+    public, private = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    async with Peer().running(server_context(public, private)) as peer, asyncio.timeout(60):
+        peer.answers["/chat"] = dripping(b"HTTP/1.1 200 OK\r\nX-Odd: ", b"X")
+        error = await refusal(with_own_connections(Program(shop, "blocking")).call(f"{peer.url}/chat"))
+    assert isinstance(error, httpx.ReadTimeout), error
+
+
+@both_ways
+async def test_an_answer_that_the_program_streams_may_take_any_time(
+    shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payagent.client.transport.ANSWER_S", 2.0)
+
+    async def serve(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n")
+        for _ in range(50):
+            await heard.say(b"x")
+            await asyncio.sleep(0.05)
+
+    shop.peer.answers["/chat"] = serve
+    answer = await with_own_connections(start()).call(f"{shop.peer.url}/chat")
+    assert answer.content == b"x" * 50

@@ -1,10 +1,13 @@
 """One devnet, one wallet that asks a person above 5 ADA, and its daemon, for the tests of a file."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from kit.agent import World
 from kit.cli import Shop, running, until
 from kit.mcp import AgentShop, raw_merchant
+from kit.mcp_proxy import Market, market
+from kit.proxy import Peer
 
 from payagent.devnet.server import DevnetThread
 
@@ -33,3 +36,17 @@ def url(shop: AgentShop) -> Iterator[str]:
 @pytest.fixture
 def usual_terms(shop: AgentShop) -> None:
     shop.at.settings(price="2000000", asset="lovelace", splits=[], batch=1, confirmations=0)
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    """A merchant of raw sockets."""
+    async with Peer().running() as peer:
+        yield peer
+
+
+@pytest.fixture
+async def peer_market(world: World, peer: Peer) -> AsyncIterator[Market]:
+    """A daemon that may pay it, and the devnet's merchant."""
+    async with market(world, peer=peer.url) as there:
+        yield there
