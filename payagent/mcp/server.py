@@ -17,6 +17,7 @@ from uuid import uuid4
 import httpx
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field
 
@@ -43,6 +44,9 @@ _UNFINISHED = ("not_served_yet", "daemon_not_running", "daemon_timeout", "rate_l
 """Errors about a payment that goes on."""
 
 _LEDGER_ROWS = 100
+
+_ONLY_PROGRAMS = TransportSecuritySettings(allowed_hosts=["127.0.0.1:*", "localhost:*", "[::1]:*"])
+"""Refuses every `Origin`: only a web page sends one. The SDK's default lets pages of this machine in."""
 
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _READS_OUTSIDE = _READS.model_copy(update={"open_world_hint": True})
@@ -462,7 +466,7 @@ def serve_http(daemon: AppClient, listener: socket.socket) -> None:
 
     async def serve() -> None:
         async with open_server(daemon) as server:
-            app = server.streamable_http_app(host="localhost")  # so the SDK refuses other hosts, and web pages
+            app = server.streamable_http_app(transport_security=_ONLY_PROGRAMS)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
             await uvicorn.Server(config).serve(sockets=[listener])
 

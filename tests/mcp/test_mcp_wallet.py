@@ -419,10 +419,11 @@ def test_a_web_page_cannot_use_a_server_that_listens(url: str) -> None:
     client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "page", "version": "1"}}
     message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": client}
     usual = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
-    of_a_page = ({"origin": "https://page.example"}, {"host": "page.example"}, {"content-type": "text/plain"})
+    origins = ("https://page.example", "http://localhost:9", url.removesuffix("/mcp"), "null")
+    of_a_page = (*({"origin": one} for one in origins), {"host": "page.example"}, {"content-type": "text/plain"})
     with httpx.Client(verify=NO_TLS, trust_env=False, timeout=60) as page:
         answers = [page.post(url, content=json.dumps(message), headers=usual | more) for more in ({}, *of_a_page)]
-    assert [answer.status_code for answer in answers] == [200, 403, 421, 400]
+    assert [answer.status_code for answer in answers] == [200, 403, 403, 403, 403, 421, 400]
 
 
 async def test_a_price_that_rose_after_the_quote_is_not_paid_within_the_quoted_cost(shop: AgentShop) -> None:
