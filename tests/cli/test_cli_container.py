@@ -183,3 +183,11 @@ def test_the_image_is_built_from_what_the_dockerfile_copies_and_nothing_else(tmp
 def test_the_images_config_is_outside_the_data_dir() -> None:
     variables = dict(re.findall(r"PAYAGENT_(CONFIG|DATA_DIR)=(\S+)", IMAGE))
     require_out_of_reach([Path(variables["CONFIG"])], [Path(variables["DATA_DIR"])])
+
+
+def test_docker_restarts_the_daemon_ten_times_and_no_more() -> None:
+    """Each start resets the sums of the signer, so `always` and `unless-stopped` would undo `signed_per_day`."""
+    assert SERVICES["payagent"]["restart"] == "on-failure:10"
+    assert [name for name, service in SERVICES.items() if "restart" in service] == ["payagent"]
+    (detached,) = (line for line in lines("On a real network") if " -d " in line)
+    assert "--restart on-failure:10 " in detached

@@ -72,6 +72,12 @@ def test_the_unit_waits_for_the_network_and_clock_synchronization() -> None:
     assert {"network-online.target", "time-sync.target"} <= {*line.split()}
 
 
+def test_systemd_starts_the_daemon_ten_times_a_day() -> None:
+    """Each start resets the sums of the signer, and a compromised daemon could end itself."""
+    unit = UNIT.read_text()
+    assert [under_unit.said(unit, f"StartLimit{key}") for key in ("IntervalSec", "Burst")] == [["1d"], ["10"]]
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 def test_systemd_rates_the_units_exposure_as_low() -> None:
     rated = subprocess.run(

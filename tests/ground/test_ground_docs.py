@@ -14,6 +14,7 @@ import pytest
 from payagent.cli.main import payagent
 from payagent.core.money import LOVELACE, format_ada
 from payagent.settings.loading import load_settings
+from payagent.settings.schema import LimitSettings
 
 ROOT = Path(__file__).parents[2]
 IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()} | {".git"}
@@ -140,12 +141,16 @@ def test_the_architecture_page_names_every_package_and_module() -> None:
     ] == []
 
 
-@pytest.mark.parametrize(("network", "column"), [("preprod", 2), ("devnet", 3)])
-def test_the_readme_shows_the_default_limits(tmp_path: Path, network: str, column: int) -> None:
-    config = tmp_path / "config.toml"
+def limits_by_default(folder: Path, network: str) -> LimitSettings:
+    config = folder / "config.toml"
     provider = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1/"\n'
     config.write_text(f'network = "{network}"\n{provider}')
-    limits = load_settings(config, {"HOME": str(tmp_path)}).limits
+    return load_settings(config, {"HOME": str(folder)}).limits
+
+
+@pytest.mark.parametrize(("network", "column"), [("preprod", 2), ("devnet", 3)])
+def test_the_readme_shows_the_default_limits(tmp_path: Path, network: str, column: int) -> None:
+    limits = limits_by_default(tmp_path, network)
     rows = {}
     for line in (ROOT / "README.md").read_text().splitlines():
         if line.startswith("| `limits."):
@@ -157,6 +162,18 @@ def test_the_readme_shows_the_default_limits(tmp_path: Path, network: str, colum
         "limits.per_transaction": format_ada(limits.caps[LOVELACE]),
         "limits.signed_per_day": format_ada(limits.day_caps[LOVELACE]),
     }
+
+
+def test_the_page_says_how_much_a_compromised_daemon_takes_in_a_day_by_default(tmp_path: Path) -> None:
+    """In each run `signed_per_day` and as much in fees. Both sums begin at zero with each run."""
+    limits = limits_by_default(tmp_path, "preprod")
+    (starts,) = re.findall(r"^StartLimitBurst=(\d+)$", (ROOT / "config/payagent.service").read_text(), re.M)
+    (restarts,) = re.findall(r"restart: on-failure:(\d+)\b", (ROOT / "config/compose.yml").read_text())
+    # systemd's day begins with its first start, so the starts of two days can fall into 24 hours
+    runs = [1, 2 * int(starts), 1 + int(restarts)]
+    page = (ROOT / "docs/how-to/limit-the-signer.md").read_text()
+    rows = re.findall(r"^\| .* \| (\d+) \| ([\d.]+ ADA) \|$", page, re.MULTILINE)
+    assert rows == [(str(count), format_ada(count * 2 * limits.day_caps[LOVELACE])) for count in runs]
 
 
 def test_the_waits_on_the_page_follow_from_random_blocks_every_20_s() -> None:
