@@ -16,6 +16,12 @@ from kit.effort import long_only
 from payagent.cli.sd_notify import service_manager
 
 UNIT = Path(__file__).parents[2] / "config/payagent.service"
+BACKUP_UNIT = UNIT.with_name("payagent-backup.service")
+NOT_OF_A_BACKUP = re.compile(
+    "Type|Exec|Restart|TimeoutStopSec|LoadCredential|StateDirectory=|RuntimeDirectory|LimitMEMLOCK"
+)
+"""The lines of the daemon's unit that start and stop it, or are about its folders and its key."""
+
 EXPOSURE_MAX_TENTHS = 15
 
 
@@ -79,13 +85,24 @@ def test_systemd_starts_the_daemon_ten_times_a_day() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
-def test_systemd_rates_the_units_exposure_as_low() -> None:
+@pytest.mark.parametrize("unit", [UNIT, BACKUP_UNIT], ids=lambda unit: unit.stem)
+def test_systemd_rates_the_units_exposure_as_low(unit: Path) -> None:
     rated = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX_TENTHS}", UNIT],
+        ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX_TENTHS}", unit],
         capture_output=True,
         text=True,
     )
     assert rated.returncode == 0, rated.stdout[-300:] + rated.stderr
+
+
+def test_the_backup_unit_is_confined_as_the_daemons_is() -> None:
+    of_the_daemon, of_the_backup = (
+        re.findall(r"^\w+=.*$", unit.read_text(), re.M) for unit in (UNIT, BACKUP_UNIT)
+    )
+    service = of_the_daemon[of_the_daemon.index("Type=notify") : of_the_daemon.index("WantedBy=multi-user.target")]
+    wanted = [line for line in service if not NOT_OF_A_BACKUP.match(line)]
+    assert len(wanted) > 30
+    assert [line for line in wanted if line not in of_the_backup] == []
 
 
 def under_the_unit() -> tuple[str, ...]:
