@@ -73,7 +73,9 @@ def made_by_the_page(server: Server) -> str:
     execute(server.url("postgres"), roles)
     here = server.tcp_url(server.url("payagent")).replace("postgres@", "payagent_owner@")
     (make,) = blocks("Make the database", PAGE)
-    words = [here if word.startswith("postgresql://") else word for word in shlex.split(make.replace("\\\n", ""))[1:]]
+    words = [
+        here if word.startswith("postgresql://") else word for word in shlex.split(make.replace("\\\n", ""))[1:]
+    ]
     made = invoke(*words)
     assert (made.code, made.json) == (0, {"made": True}), made.err
     assert invoke(*words).json == {"made": False}
