@@ -13,14 +13,16 @@ from payagent.cli.options import config_option, example, output_options, pass_te
 from payagent.cli.terminal import Json, Terminal
 
 
-@click.group(epilog=example("payagent store copy --to postgresql://owner@db.example/payagent"))
+@click.group(
+    epilog=example("payagent store copy --to 'postgresql://owner@db.example/payagent?sslmode=verify-full'")
+)
 def store() -> None:
     """Move the ledger between a file and PostgreSQL."""
 
 
 @store.command(
     epilog=example(
-        "payagent store copy --to postgresql://owner@db.example/payagent",
+        "payagent store copy --to 'postgresql://owner@db.example/payagent?sslmode=verify-full'",
         "payagent store copy --to /var/lib/payagent/ledger.db",
     )
 )
@@ -65,7 +67,7 @@ def copy(terminal: Terminal, to: str, config: Path | None) -> None:
 @store.command(
     epilog=example(
         "payagent store migrate --daemon-role payagent \\",
-        "  --url postgresql://owner@db.example/payagent",
+        "  --url 'postgresql://owner@db.example/payagent?sslmode=verify-full'",
     )
 )
 @click.option("--url", required=True, metavar="URL", help="The database, with the role that shall own the tables.")

@@ -1,6 +1,7 @@
 """`payagent store`: a ledger goes to PostgreSQL and back, as the page about it says."""
 
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -25,7 +26,10 @@ from payagent.store.db.signer_record import LastSigned, SignerFile
 pytestmark = needs_postgresql
 
 PAGE = "docs/how-to/move-to-postgresql.md"
-SERVICE, HOST = "/var/lib/payagent", "db.example"
+SERVICE = "/var/lib/payagent"
+OWNER_URL = (
+    "postgresql://payagent_owner@db.example/payagent?sslmode=verify-full&sslrootcert=/etc/payagent/database-ca.pem"
+)
 SOON_SETTLED = "[payments]\nvoid_depth = 4\nsettle_depth = 4\n"
 PAID = ("confirmed", "settled")
 FUNDS_LOVELACE = 100_000_000
@@ -54,7 +58,7 @@ def moved(postgresql: Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 pay(shop, "on a file")
                 while_running = shop.payagent("store", "copy", "--to", owner)
             _stop, copy, away, _check = blocks("Copy the ledger", PAGE)
-            said = run(copy, shop, {f"postgresql://payagent_owner@{HOST}/payagent": owner})
+            said = run(copy, shop, {OWNER_URL: owner})
             again = shop.payagent("store", "copy", "--to", owner)
             run(away, shop, {SERVICE: str(shop.data_dir)})
             with shop.config.open("a") as config:
@@ -69,7 +73,9 @@ def made_by_the_page(server: Server) -> str:
     execute(server.url("postgres"), roles)
     here = server.tcp_url(server.url("payagent")).replace("postgres@", "payagent_owner@")
     (make,) = blocks("Make the database", PAGE)
-    words = [here if word.startswith("postgresql://") else word for word in make.split()[1:]]
+    words = [
+        here if word.startswith("postgresql://") else word for word in shlex.split(make.replace("\\\n", ""))[1:]
+    ]
     made = invoke(*words)
     assert (made.code, made.json) == (0, {"made": True}), made.err
     assert invoke(*words).json == {"made": False}
@@ -198,9 +204,7 @@ def test_a_second_machine_joins_with_copies_of_the_firsts_files(moved: Moved, tm
         until(lambda: len(holders(second)) == 2, "each does not hold an account")
         status, migrate = blocks("Upgrade a fleet", "docs/how-to/upgrade.md")
         assert run(status, second, {}).json["ready"] is True
-        assert run(migrate, second, {f"postgresql://payagent_owner@{HOST}/payagent": moved.owner}).json == {
-            "made": False
-        }
+        assert run(migrate, second, {OWNER_URL: moved.owner}).json == {"made": False}
         shown = second.payagent("wallet", "--human").out
         for account in second.payagent("wallet").json["accounts"]:
             assert f"{account['account']}        {account['holder']}" in shown

@@ -1,17 +1,19 @@
 """A browser that is signed in: what other pages in it can do, and how an open page loses its daemon."""
 
+import json
+import os
 import re
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from kit.browser import needs_browser, sign_in, tab
-from kit.cli import Shop, until
+from kit.cli import Shop, spawn, until
 from kit.dashboard import running_daemon, stranger
 from playwright.sync_api import Browser, Page, expect
 
@@ -82,21 +84,21 @@ def is_paused(page: Page, origin: str) -> bool:
 
 
 def test_the_link_stands_in_no_argument_of_the_program_that_opens_it(
-    shop: Shop, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, browser: Browser, tmp_path: Path
 ) -> None:
     """Every user of the machine can read the arguments of every process."""
     told, opener = tmp_path / "told", tmp_path / "xdg-open"
     opener.write_text(f'#!/bin/sh\nprintf "%s" "$*" >{told}.new && mv {told}.new {told}\n')
     opener.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    link = shop.payagent("dashboard", "--open").json["url"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    process = spawn("dashboard", "--open", "--config", shop.config, environ={"PATH": path}, stdout=subprocess.PIPE)
+    link = json.loads(process.communicate()[0])["url"]
     until(told.exists, "no program was called")
-    named = told.read_text()
-    assert link.rpartition("/")[2] not in named
-    page = Path(urlsplit(named).path)
+    page = Path(told.read_text())
+    assert link.rpartition("/")[2] not in str(page)
     assert [stat.S_IMODE(one.stat().st_mode) for one in (page, page.parent)] == [0o600, 0o700]
     with closing(browser.new_page()) as opened:
-        opened.goto(named)
+        opened.goto(page.as_uri())
         opened.get_by_role("button", name="Open the dashboard").click()
         opened.wait_for_url("**/ui/*")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/explanation/security.md").read_text()
-ROWS = {"A": 6, "B": 5, "C": 3, "D": 7, "E": 8, "F": 7, "G": 8, "H": 8, "I": 9, "J": 11, "K": 6, "L": 7, "M": 12}
+ROWS = {"A": 6, "B": 5, "C": 3, "D": 7, "E": 8, "F": 7, "G": 8, "H": 10, "I": 9, "J": 12, "K": 6, "L": 7, "M": 12}
 """How many threats each part of the list has."""
 
 WANTED = [f"{part}{number}" for part, count in ROWS.items() for number in range(1, count + 1)]

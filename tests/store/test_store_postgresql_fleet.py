@@ -17,14 +17,17 @@ import pytest
 from kit.cli import until
 from kit.effort import pick
 from kit.fleet import Daemon, Record, daemon_on, pair_on
-from kit.postgresql import Hasty, Impatient, Patient, Server, Unfenced, needs_postgresql
+from kit.postgresql import Hasty, Impatient, Patient, Server, Unfenced, move_to_file, needs_postgresql
 
 import payagent
+from payagent.audit.finding import AuditFinding
+from payagent.audit.seals import check_seals
 from payagent.core.problems import Refused
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.postgresql.readers import PostgresqlReaders
+from payagent.store.db.readers import Readers
 from payagent.store.rows import fleet
 
 pytestmark = needs_postgresql
@@ -373,3 +376,20 @@ def test_readers_see_each_commit_write_nothing_and_survive_a_restart(
     conn = readers.conn
     postgresql.restart()
     assert fleet.event_seq(conn) == 3
+
+
+def test_no_commit_of_a_daemon_seals_the_rows_of_a_stranger(pair: Pair, url: str, tmp_path: Path) -> None:
+    """Also where the stranger has the password of the daemons' role. Each daemon made the last commit once."""
+    made = tmp_path / "moved.db"
+    for number, daemon in enumerate(pair, 1):
+        daemon.note("before", account=None)
+        with operator(url) as stranger:
+            stranger.execute(
+                "INSERT INTO apps(id, name, scopes, created_at_ms) VALUES (?, ?, 'operate', 1)",
+                [f"a{number}"] * 2,
+            )
+        daemon.note("after", account=None)
+    move_to_file(url, made)
+    with Readers(made).snapshot() as conn:
+        found = [one for one in check_seals(conn, None) if isinstance(one, AuditFinding)]
+    assert [(one.table, one.row) for one in found] == [("apps", "1"), ("apps", "2")]

@@ -202,9 +202,10 @@ class Committer:
         except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
             self._fail(jobs, error)
             return
-        self._sealer.keep(last, None if self._seat is None else self._sealer.head[1])
         self.commits += 1
-        if self._seat is not None:
+        if self._seat is None:
+            self._sealer.keep(last)
+        else:
             self._seat.last_event = (heads.event_seq, heads.event_hash)
             self._seat.is_in_doubt = False
         has_signed = bool(self._records) and last[_ATTEMPTS] != before[_ATTEMPTS]
@@ -322,7 +323,7 @@ class Committer:
             noted = self._noted.get(account, 0)
             if account in self._known and noted > claims[account].noted:
                 publish_noted(self.conn, seat.host, account, noted)
-        rows = self._sealer.last_rows(self._gate.seal_hash)
+        rows = self._sealer.last_rows()
         return Heads(self._gate.event_seq, self._gate.event_hash, rows[_ENTRIES]), rows
 
     def _lock_gate(self) -> Gate:

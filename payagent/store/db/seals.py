@@ -102,8 +102,8 @@ class Sealer:
             for table, (number, _) in zip(SEALED, selected, strict=True)
         )
         self._select_last = f"SELECT {last}"
-        self._confirmed: tuple[int | str, tuple[int, ...]] | None = None
-        self._version: int | str = 0
+        self._confirmed: tuple[int, tuple[int, ...]] | None = None
+        self._version = 0
         self.head = (0, GENESIS)
         """(seq, hash) of the newest seal, after `seal`."""
         self._select_added = _SELECT_HEAD + "".join(
@@ -121,25 +121,24 @@ class Sealer:
         text: bytes = selected
         return text
 
-    def last_rows(self, version: int | str | None = None) -> tuple[int, ...]:
+    def last_rows(self, version: int = 0) -> tuple[int, ...]:
         """The number of each table's last row. Numbers confirmed by `keep` are used once.
 
-        `version`: PRAGMA data_version, if the caller has read it. It changes when another connection has written.
-        In a fleet, the hash of the newest seal: after a failover, its number may be that of another one.
+        `version`: PRAGMA data_version, which changes when another connection has written.
         """
         confirmed, self._confirmed = self._confirmed, None
-        self._version = self._conn.execute("PRAGMA data_version").fetchone()[0] if version is None else version
-        if confirmed is not None and confirmed[0] == self._version:
+        self._version = version
+        if confirmed is not None and confirmed[0] == version:
             return confirmed[1]
         rows: tuple[int, ...] = self._conn.execute(self._select_last).fetchone()
         return rows
 
-    def keep(self, rows: tuple[int, ...], version: int | str | None = None) -> None:
+    def keep(self, rows: tuple[int, ...]) -> None:
         """Confirm that the commit that began with `last_rows` took place and left these last rows.
 
-        `version`: as the next `last_rows` will get it, if the commit changed it.
+        Not in a fleet: the other daemons write too, and no version of the database tells them from a stranger.
         """
-        self._confirmed = (self._version if version is None else version, rows)
+        self._confirmed = (self._version, rows)
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
         """Seal the rows above these numbers, if any; return the new last row numbers."""
