@@ -23,7 +23,7 @@ from payagent.settings.schema import (
     NotificationSettings,
     ProviderSettings,
     Settings,
-    shared_settings_hash,
+    shared_settings_hashes,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
@@ -217,7 +217,7 @@ def test_the_environment_can_set_every_kind_of_merchant_key(tmp_path: Path) -> N
 def test_daemons_of_a_fleet_agree_whether_a_default_is_written_or_not(tmp_path: Path) -> None:
     fees = "[wallet]\nupkeep_fees_per_day = '{} ADA'\n"
     left_out, written, other = (load(tmp_path, text) for text in ("", fees.format(2), fees.format(3)))
-    assert shared_settings_hash(left_out) == shared_settings_hash(written) != shared_settings_hash(other)
+    assert shared_settings_hashes(left_out) == shared_settings_hashes(written) != shared_settings_hashes(other)
 
 
 def test_data_dir_and_socket_default_to_the_users_own_directories(tmp_path: Path) -> None:
