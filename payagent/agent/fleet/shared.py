@@ -160,8 +160,9 @@ class SharedFleet(Fleet):
                 self._has_joined = True
             except Refused as refused:
                 seen.add(refused.context.get("seen_ms"))
-                if refused.code != "already_running" or len(seen) > 1:
+                if refused.code != "already_running" or len(seen) > 2:  # a last renewal may land after its death
                     raise
+                log.info("fleet.join_waits", why=refused.detail)
                 await asyncio.sleep(TAKE_S)
         self._behind_seq, _, _ = onchain.last_of_wallet(self.context.conn, "ledger_behind")
         self._seat.on_lost, self._seat.on_connect = self._tell_lost, self._check_records

@@ -53,8 +53,8 @@ class DeliveryFilter(Page):
 @router.get("", summary="List the targets of notifications", responses=gives(NotificationTargets, 200))
 async def targets(caller: Viewer, notifiers: Notifiers) -> JsonResponse:
     """In the order of the config, with what waits for each."""
-    conn = caller.context.conn
-    states = await run_in_threadpool(lambda: [notifications.state_of(conn, name) for name in notifiers])
+    context = caller.context
+    states = await run_in_threadpool(lambda: [notifications.state_of(context.conn, name) for name in notifiers])
     shown = [NotificationTarget.of(one, state) for one, state in zip(notifiers.values(), states, strict=True)]
     return JsonResponse(NotificationTargets(notifications=shown))
 
@@ -66,10 +66,10 @@ async def targets(caller: Viewer, notifiers: Notifiers) -> JsonResponse:
 )
 async def deliveries(caller: Viewer, query: Annotated[DeliveryFilter, Query()]) -> JsonResponse:
     """A delivery is retried for a day, and then given up."""
-    conn = caller.context.conn
+    context = caller.context
     rows = await run_in_threadpool(
         lambda: notifications.page(
-            conn, target=query.target, state=query.state, before_seq=query.before, limit=query.limit
+            context.conn, target=query.target, state=query.state, before_seq=query.before, limit=query.limit
         )
     )
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None

@@ -8,7 +8,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, TypeVar
@@ -179,7 +179,8 @@ async def _compare(
             "the newest block that payagent read is no longer on the chain: repeat this after its next pass"
         )
     booked_height = 0 if is_forked else await _booked_height(provider, bounds)
-    with context.snapshot() as conn:
+    with ExitStack() as stack:
+        conn = await _in_thread(partial(stack.enter_context, context.snapshot()))
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
         looked_up = [(claim, await _look_up(provider, claim.tx_id)) for claim in claims]

@@ -319,7 +319,8 @@ class Committer:
             fail_over(self.conn, self._gate.timeline, self._timeline, is_synchronous=seat.is_synchronous)
         claims = claims_of(self.conn, seat.holder)
         seat.check(claims, self._timeline)
-        for account in seat.held:
+        is_known = seat.is_compared or seat.on_connect is None  # an older ledger in its place lacks the attempts
+        for account in seat.held if is_known else ():
             noted = self._noted.get(account, 0)
             if account in self._known and noted > claims[account].noted:
                 publish_noted(self.conn, seat.host, account, noted)

@@ -20,7 +20,7 @@ from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
 from payagent.store.db.heads import Heads
 from payagent.store.db.postgresql import server
-from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.connection import PATIENCE_S, Database, PostgresqlConnection
 from payagent.store.db.postgresql.hosts import Hosts
 from payagent.store.db.postgresql.migrate import (
     bring_up_to_date,
@@ -68,8 +68,7 @@ class PostgresqlCommitter(Committer):
     _select_gate = f"{SELECT_GATE} FOR UPDATE".replace(" FROM", f", {server.IS_SYNCHRONOUS} FROM", 1)
     _ledger = "the database"
     _gate_tries = 4
-    patience_s: float = 30
-    """For each statement. A primary that lost its standbys answers no COMMIT for as long as it runs."""
+    patience_s: float = PATIENCE_S
     jobs_max = 16
     """The other daemons wait meanwhile."""
 

@@ -28,6 +28,9 @@ from payagent.core.problems import Refused
 
 T = TypeVar("T")
 
+PATIENCE_S = 30
+"""How long an answer may take. A primary that lost its standbys answers no COMMIT for as long as it runs."""
+
 _PREPARED_MAX = 512
 """Prepared statements that a connection keeps, as on SQLite."""
 
@@ -63,9 +66,7 @@ _OPTIONS: Mapping[str, Any] = {
 _LOCAL = re.compile(r"[/@].*|localhost|127(\.\d+){3}|::1")
 """A Unix socket, or an address of this machine."""
 
-_LATE = ("55P03", "57014")
-"""PostgreSQL's codes for a statement that waited too long for a lock, or took too long."""
-
+_LOCK_TIMEOUT = "55P03"
 _NO_RIGHT = "42501"
 
 _NOT_TEXT = ("22021", "22P02", "22P05")
@@ -148,7 +149,7 @@ class _Session(psycopg.Connection[Any]):
             if error.sqlstate is not None or self.info.transaction_status != pq.TransactionStatus.ACTIVE:
                 raise
             self.close()
-            raise psycopg.errors.QueryCanceled(f"no answer in {self.patience_s} s") from error
+            raise psycopg.errors.LockNotAvailable(f"no answer in {self.patience_s} s") from error
 
 
 class PostgresqlConnection:
@@ -198,7 +199,7 @@ class PostgresqlConnection:
         adapters.register_loader("numeric", _WholeLoader)
         adapters.register_loader("json", TextLoader)
         for name, value in self._settings.items():
-            self.execute("SELECT set_config(?, ?, FALSE)", (name, value))
+            PostgresqlConnection.execute(self, "SELECT set_config(?, ?, FALSE)", (name, value))
 
     def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
@@ -309,8 +310,8 @@ def _for_the_store(error: psycopg.Error, role: str = "") -> Exception:
             f"`payagent store migrate --daemon-role {role}`"
         )
     found = sqlite3.OperationalError(str(error))
-    if isinstance(error, psycopg.OperationalError):
-        found.sqlite_errorcode = sqlite3.SQLITE_BUSY if error.sqlstate in _LATE else sqlite3.SQLITE_IOERR
+    if error.sqlstate == _LOCK_TIMEOUT:
+        found.sqlite_errorcode = sqlite3.SQLITE_BUSY
     if isinstance(error, (psycopg.ProgrammingError, psycopg.DataError)):
         found.sqlite_errorcode = sqlite3.SQLITE_ERROR
     return found

@@ -20,7 +20,7 @@ from payagent.store.db import opening
 from payagent.store.db.fence import Gate, leave_gate, make_gate
 from payagent.store.db.heads import SELECT_HEADS
 from payagent.store.db.postgresql import schema
-from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.connection import PATIENCE_S, Database, PostgresqlConnection
 from payagent.store.db.postgresql.migrate import bring_up_to_date, lacking, require_guards
 from payagent.store.db.schema import newest_migration
 from payagent.store.db.seals import last_seal
@@ -34,7 +34,7 @@ def write_file(database: Database | str, path: Path) -> None:
 
     Refused: `ledger_tampered` if guards are missing in the database; `tables_missing`, `ledger_newer`.
     """
-    with closing(PostgresqlConnection(database)) as source:
+    with closing(PostgresqlConnection(database, patience_s=PATIENCE_S)) as source:
         source.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         require_guards(source)
         opening.bring_up_to_date(path, without=lacking(source))
@@ -98,7 +98,7 @@ def _hand_over(target: PostgresqlConnection, host: str, noted: Mapping[int, int]
     for account, attempt in noted.items():
         target.execute(
             "UPDATE accounts SET noted = ?1, last_signer = ?2, proven_timeline = ?3 "
-            "WHERE account = ?4 AND COALESCE(last_signer, ?2) = ?2",
+            "WHERE account = ?4 AND split_part(COALESCE(last_signer, ?2), '#', 2) = split_part(?2, '#', 2)",
             (attempt, host, timeline, account),
         )
     make_gate(conn, newest_migration(), timeline)

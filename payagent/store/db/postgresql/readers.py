@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import structlog
 
 from payagent.core.problems import Refused
-from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
+from payagent.store.db.postgresql.connection import PATIENCE_S, Database, PostgresqlConnection
 from payagent.store.db.postgresql.hosts import Hosts
 from payagent.store.db.postgresql.move import write_file
 from payagent.store.db.readers import Readers, scratch
@@ -28,10 +28,8 @@ from payagent.store.db.readers import Readers, scratch
 _READ_ONLY = {"default_transaction_read_only": "on", "lock_timeout": "1s"}
 _SHORT = {**_READ_ONLY, "statement_timeout": "4s"}
 
-_PATIENCE_S = 5
-"""How long an answer may take. For a server that cannot even end a statement."""
-
-_UNANSWERED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR)
+_SHORT_S = 5
+"""How long the answer to a short read may take. For a server that cannot even end a statement."""
 
 _AGAIN_S, _TRIES = 0.2, 50
 """The pause before a read is asked again, and how often it is. Then a thread of the daemon tries once more."""
@@ -44,22 +42,27 @@ class _ThreadConnection(PostgresqlConnection):
 
     def __init__(self, readers: "PostgresqlReaders") -> None:
         self._readers = readers
-        super().__init__(readers.place, _SHORT, _PATIENCE_S)
+        super().__init__(readers.place, _SHORT, _SHORT_S)
 
     def connect(self, database: Database | None = None) -> None:
-        with self._readers.leaving("SELECT 1", ()):
+        try:
             super().connect(database)
+        except sqlite3.OperationalError as error:
+            self._readers.ask_again(error, "SELECT 1", ())
+            raise
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> Any:
         """As of every connection. If it was lost since it was last used, it is made again and asked once more."""
-        with self._readers.leaving(sql, values):
-            try:
-                return super().execute(sql, values)
-            except sqlite3.OperationalError as error:
-                if not self.is_lost or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                    raise
-            self.connect(self._readers.place)
+        try:
             return super().execute(sql, values)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                self._readers.ask_again(error, sql, values)
+                raise
+            if not self.is_lost:
+                raise
+        self.connect(self._readers.place)
+        return super().execute(sql, values)
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # it was never connected
@@ -90,24 +93,22 @@ class PostgresqlReaders(Readers):
             conn = self._local.conn = _ThreadConnection(self)
         return conn
 
-    @contextmanager
-    def leaving(self, sql: str, values: Sequence[object]) -> Iterator[None]:
-        """Inside this context a read without an answer leaves its thread. The error goes to who asked."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if self._late is None and getattr(error, "sqlite_errorcode", None) in _UNANSWERED:
-                self._late = f"{self.place.host} did not answer a read: {error}. Nothing was changed. Ask again"
-                log.warning("store.read_unanswered", why=str(error), sql=sql)
-                Thread(target=self._ask_again, args=(sql, values), daemon=True).start()
-            raise
+    def ask_again(self, error: Exception, sql: str, values: Sequence[object]) -> None:
+        """A read was not answered: ask it again elsewhere, and refuse all others meanwhile."""
+        if self._late is None:
+            self._late = (
+                f"{self.place.host} did not answer a read: {error}. What was committed before is found. Ask again "
+                "with the same key; without a key, look at the payments first"
+            )
+            log.warning("store.read_unanswered", why=str(error), sql=sql)
+            Thread(target=self._ask_again, args=(sql, values), daemon=True).start()
 
     def _ask_again(self, sql: str, values: Sequence[object]) -> None:
         for _ in range(_TRIES):
             time.sleep(_AGAIN_S)
             with (
                 suppress(Refused, sqlite3.Error),
-                closing(PostgresqlConnection(self.place, _READ_ONLY, 3 * _PATIENCE_S)) as conn,
+                closing(PostgresqlConnection(self.place, _READ_ONLY, PATIENCE_S)) as conn,
             ):
                 conn.execute(sql, values)
                 break
@@ -115,7 +116,7 @@ class PostgresqlReaders(Readers):
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:
-        with closing(PostgresqlConnection(self.place)) as conn:
+        with closing(PostgresqlConnection(self.place, _READ_ONLY, PATIENCE_S)) as conn:
             conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield conn
 
