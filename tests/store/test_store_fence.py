@@ -15,6 +15,7 @@ from kit.postgresql import needs_postgresql
 
 from payagent.core.problems import Refused
 from payagent.store.db.signer_record import LastSigned
+from payagent.store.db.unit import Unit
 from payagent.store.rows import fleet
 from payagent.store.rows.fleet import LEASE_MS, AdmissionRequest
 
@@ -118,6 +119,26 @@ def test_an_account_outlives_its_connection_unless_the_outcome_of_a_commit_is_un
     one.note("of all accounts", account=None)
     assert one.lost == ([0, 1] if is_in_doubt else [1])
     assert one.notes() == ["asked for before the loss"] * (not is_in_doubt) + ["of all accounts"]
+
+
+def test_a_ledger_that_an_older_one_may_have_replaced_is_not_told_what_was_noted(pair: Pair) -> None:
+    """Over a new connection the records are compared first: what an older ledger lacks may be signed again."""
+    one, two = pair
+    one.attempt(0)
+    one.renew(1)
+    assert fleet.is_noted(two.conn, 1, 0)
+    two.conn.execute("UPDATE accounts SET noted = 0 WHERE account = 0")
+
+    def compare(unit: Unit) -> None:
+        assert not fleet.is_noted(unit.conn, 1, 0)
+        one.seat.is_compared = True
+
+    one.seat.on_connect = compare
+    one.seat.note_lost_connection()
+    one.renew(1)
+    assert not fleet.is_noted(two.conn, 1, 0)
+    one.renew(1)
+    assert fleet.is_noted(two.conn, 1, 0)
 
 
 def test_an_account_does_not_outlive_a_failover(pair: Pair) -> None:

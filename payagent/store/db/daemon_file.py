@@ -40,8 +40,8 @@ class DaemonFile:
             raise Refused(
                 "store_failed",
                 f"{path} cannot be read: {error!r}. It names the database timelines that this machine used, so "
-                "nothing was changed. Stop every database server but the primary, then remove the file. The daemon "
-                "gets a new id",
+                "nothing was changed. Stop every database server but the primary, then remove the file: a "
+                "new one gets a new id",
             ) from None
 
     def note_timeline(self, system: str, timeline: int) -> None:
