@@ -5,10 +5,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from payagent.devnet.server import DevnetThread
 
 pytest.register_assert_rewrite("kit")
+settings.register_profile("any machine", deadline=None)  # no test depends on the machine's speed
+settings.load_profile("any machine")
 
 from kit import canaries  # noqa: E402  after the line above
 

@@ -250,7 +250,7 @@ async def test_a_full_file_system_is_reported_and_payments_recover_afterwards(
     async with life(world) as (run, signer):
         room = os.statvfs(small_disk)
         ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - 8 * 4096))
-        assert "KiB of room" in (find(run.fleet, lambda: None, lambda: None)["ledger"] or "")
+        assert "KiB of room" in (find(run.fleet, lambda: (None, True), lambda: None)["ledger"] or "")
         refused = await pay_until_refused(run)
         assert SAID["full"] in refused.detail
         await run.agent.submitter.drain(10)

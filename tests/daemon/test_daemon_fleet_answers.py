@@ -312,8 +312,8 @@ def test_status_and_metrics_show_the_fleet(two: Two) -> None:
     token = write_private(two.folder / "token", TOKEN)
     shown = invoke("status", "--human", "--config", two.folder / "b/config.toml", "--token-file", token)
     assert shown.code == 0, shown.err
-    assert re.search(r"account 0 +held by .*/[ab]/data$", shown.out, re.M)
-    assert len(re.findall(r"daemon .*/[ab]/data +renewed its leases [0-9]+ s ago", shown.out)) == 2
+    assert re.search(r"account 0 +held by .*/[ab]/data#[0-9a-f]{16}$", shown.out, re.M)
+    assert len(re.findall(r"daemon .*/[ab]/data#[0-9a-f]{16} +renewed its leases [0-9]+ s ago", shown.out)) == 2
     ready = two.other.ready()
     assert (ready["daemons"], ready["lag_s"] < 10) == (2, True)
     told = set(re.findall(r"^# TYPE (payagent_fleet_[a-z_]+)", two.other.http.get("/metrics").text, re.M))

@@ -310,7 +310,7 @@ def _for_the_store(error: psycopg.Error, role: str = "") -> Exception:
             f"`payagent store migrate --daemon-role {role}`"
         )
     found = sqlite3.OperationalError(str(error))
-    if error.sqlstate == _LOCK_TIMEOUT:
+    if error.sqlstate == _LOCK_TIMEOUT or isinstance(error, psycopg.errors.ConnectionTimeout):
         found.sqlite_errorcode = sqlite3.SQLITE_BUSY
     if isinstance(error, (psycopg.ProgrammingError, psycopg.DataError)):
         found.sqlite_errorcode = sqlite3.SQLITE_ERROR

@@ -45,21 +45,16 @@ class _ThreadConnection(PostgresqlConnection):
         super().__init__(readers.place, _SHORT, _SHORT_S)
 
     def connect(self, database: Database | None = None) -> None:
-        try:
+        with self._readers.leaving("SELECT 1", ()):
             super().connect(database)
-        except sqlite3.OperationalError as error:
-            self._readers.ask_again(error, "SELECT 1", ())
-            raise
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> Any:
         """As of every connection. If it was lost since it was last used, it is made again and asked once more."""
         try:
-            return super().execute(sql, values)
+            with self._readers.leaving(sql, values):
+                return super().execute(sql, values)
         except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                self._readers.ask_again(error, sql, values)
-                raise
-            if not self.is_lost:
+            if not self.is_lost or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
                 raise
         self.connect(self._readers.place)
         return super().execute(sql, values)
@@ -93,15 +88,20 @@ class PostgresqlReaders(Readers):
             conn = self._local.conn = _ThreadConnection(self)
         return conn
 
-    def ask_again(self, error: Exception, sql: str, values: Sequence[object]) -> None:
-        """A read was not answered: ask it again elsewhere, and refuse all others meanwhile."""
-        if self._late is None:
-            self._late = (
-                f"{self.place.host} did not answer a read: {error}. What was committed before is found. Ask again "
-                "with the same key; without a key, look at the payments first"
-            )
-            log.warning("store.read_unanswered", why=str(error), sql=sql)
-            Thread(target=self._ask_again, args=(sql, values), daemon=True).start()
+    @contextmanager
+    def leaving(self, sql: str, values: Sequence[object]) -> Iterator[None]:
+        """Inside this context a read that is not answered in time leaves its thread. The error goes to who asked."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if self._late is None and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                self._late = (
+                    f"{self.place.host} did not answer a read: {error}. What was committed before is found. Ask "
+                    "again with the same key; without a key, look at the payments first"
+                )
+                log.warning("store.read_unanswered", why=str(error), sql=sql)
+                Thread(target=self._ask_again, args=(sql, values), daemon=True).start()
+            raise
 
     def _ask_again(self, sql: str, values: Sequence[object]) -> None:
         for _ in range(_TRIES):
