@@ -90,7 +90,7 @@ class PostgresqlReaders(Readers):
 
     @contextmanager
     def leaving(self, sql: str, values: Sequence[object]) -> Iterator[None]:
-        """Inside this context a read that is not answered in time leaves its thread. The error goes to who asked."""
+        """Inside this context a read without an answer in time leaves its thread. The error goes to who asked."""
         try:
             yield
         except sqlite3.OperationalError as error:
