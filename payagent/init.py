@@ -28,7 +28,7 @@ from payagent.settings.schema import Settings
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps, writes
+from payagent.store.rows import apps
 from payagent.wallet import new_keystore as creation
 from payagent.wallet.keystore import Header
 
@@ -241,9 +241,8 @@ def _make_ledger(
         apps.add_with_token(unit, operator_id, APP_NAME, hash_token(token), SCOPES, now_ms)
         if first is None or app_token is None:
             return
-        apps.add_with_token(unit, app_id, first.name, hash_token(app_token), ("pay",), now_ms)
-        added = {"app": app_id, "name": first.name, "merchants": None, "assets": None, "scopes": ["pay"]}
-        writes.note(unit, None, "app_added", None, now_ms, added | {"by": operator_id})
+        token_hash = hash_token(app_token)
+        apps.add_with_token(unit, app_id, first.name, token_hash, ("pay",), now_ms, by_app=operator_id)
         most = {Window.DAY: first.per_day_lovelace}
         write_limits(unit, Scope(app_id), LOVELACE, most, operator_id, now_ms)
 

@@ -6,14 +6,13 @@ fault that only the chain can show (a deposit and its UTxO, both changed alike).
 
 from collections.abc import Iterator
 
+from payagent.audit.event_tables import check_event_tables
 from payagent.audit.finding import AuditFinding, Head, Progress, to_the_end
 from payagent.audit.limits import check_limits
-from payagent.audit.merchants import check_merchants
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
 from payagent.audit.seals import PROGRESS_EVERY, check_seals
 from payagent.audit.signed_bytes import Owner, of_all_accounts
-from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET, general_account, wallet_account
 from payagent.store.audit import books
@@ -53,8 +52,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("utxos", _utxos(conn)),
             ("entries", _external_spends(conn)),
             ("limits", check_limits(conn)),
-            ("merchants", check_merchants(conn)),
-            ("tokens", check_tokens(conn)),
+            ("apps", check_event_tables(conn)),
             ("homes", _fleet(conn)),
             ("payments", payments),
         ):

@@ -468,7 +468,7 @@ async def test_a_limit_set_at_one_daemon_is_shared_by_both(pair: Pair, ledger: S
 
 
 async def test_a_token_revoked_at_one_daemon_pays_at_none(pair: Pair) -> None:
-    await pair[0].context.write("app", lambda unit: apps.revoke(unit, APP, 5))
+    await pair[0].context.write("app", lambda unit: apps.revoke(unit, APP, APP, 5))
     for daemon in pair:
         with pytest.raises(Refused) as refused:
             await daemon.pay("revoked")

@@ -117,8 +117,8 @@ async def test_an_expired_token_stays_expired_when_the_clock_is_set_back(tmp_pat
             bot = AppRow("app_bot", "bot", frozenset({"pay"}), None, None)
 
             def job(unit: Unit) -> None:
-                apps.add(unit, bot, 1)
-                apps.give_token(unit, bot.id, "b" * 64, end_ms, 1)
+                apps.add(unit, bot, APP, 1)
+                apps.give_token(unit, bot.id, "b" * 64, end_ms, APP, 1)
 
             await run.context.write("app", job)
             assert apps.by_token(conn, "b" * 64, world.clock.now_ms()) == bot
@@ -168,7 +168,7 @@ async def test_min_ada_is_limited_for_an_app_that_may_pay_only_in_a_token(world:
         await run.run_pass()
 
         def job(unit: Unit) -> None:
-            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, frozenset({TOKEN})), 1)
+            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, frozenset({TOKEN})), APP, 1)
 
         await run.context.write("app", job)
         await set_limits(run.context, APP, "two", None, TOKEN, {Window.TOTAL: 1000})
@@ -195,12 +195,12 @@ async def test_the_commit_refuses_an_app_whose_token_was_revoked_meanwhile(world
         await run.pay_in_block("a batch")
 
         def job(unit: Unit) -> None:
-            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, None), 1)
-            apps.give_token(unit, "app_two", "2" * 64, None, 1)
+            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, None), APP, 1)
+            apps.give_token(unit, "app_two", "2" * 64, None, APP, 1)
 
         await run.context.write("app", job)
         await set_limits(run.context, APP, "two", None, "lovelace", {Window.TOTAL: 40 * ADA})
-        await run.context.write("app", lambda unit: apps.revoke(unit, "app_two", 2))
+        await run.context.write("app", lambda unit: apps.revoke(unit, "app_two", APP, 2))
         theirs = replace(world.ask("theirs", key="k"), app_id="app_two")
         call = ServedRequest("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
         with pytest.raises(Refused, match="unauthorized"):

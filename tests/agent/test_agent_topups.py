@@ -300,8 +300,8 @@ async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
     """Add another operator app, which a test can revoke."""
 
     def job(unit: Unit) -> None:
-        apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
-        apps.give_token(unit, "app_ops", "2" * 64, expires_at_ms, 1)
+        apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), APP, 1)
+        apps.give_token(unit, "app_ops", "2" * 64, expires_at_ms, APP, 1)
 
     await run.context.write("app", job)
 

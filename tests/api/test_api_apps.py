@@ -295,7 +295,9 @@ async def test_an_expired_token_stays_expired_when_the_clock_goes_back(tmp_path:
 async def test_an_expiry_beyond_the_last_date_is_shown_as_the_last_date(api: Api) -> None:
     """Old ledgers may hold one: 9999-12-31T23:59:59-05:00 was once accepted."""
     end_ms = 253_402_318_799_000
-    await api.run.context.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
+    await api.run.context.write(
+        "token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, "app_payer", 2)
+    )
     rows = {row["name"]: row for row in (await api.http.get("/v1/apps")).json()["apps"]}
     assert (rows["payer"]["active"], rows["payer"]["expires_at"]) == (True, "9999-12-31T23:59:59.999Z")
 

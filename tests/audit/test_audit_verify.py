@@ -32,6 +32,9 @@ from payagent.core.address import encode_address
 from payagent.store.db.opening import migrate
 from payagent.store.db.seals import SEALED
 from payagent.store.db.triggers import KEPT, TRIGGERS
+from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
+from payagent.store.rows import apps
 
 A_POST = "(SELECT MIN(id) FROM entries WHERE kind = 'post')"
 OTHER = "b" * 64
@@ -209,6 +212,14 @@ def all_columns() -> list[tuple[str, str]]:
         return [(table, row[1]) for table in sorted(KEPT) for row in conn.execute(f"PRAGMA table_info({table})")]
 
 
+OWN_NAMES = {
+    "payments": "{id}",
+    "attempts": "{tx_id}",
+    "holds": "{payment_id} {asset}",
+    "tokens": "{app_id}",
+}
+
+
 class Opened:
     """The ledger without triggers, and what verify finds in it before any change."""
 
@@ -243,7 +254,7 @@ class Opened:
         columns = [row[1] for row in self.conn.execute(f"PRAGMA table_info({table})")]
         values = self.conn.execute(f"SELECT * FROM {table} WHERE rowid = ?", (number,)).fetchone()
         row = dict(zip(columns, values, strict=True))
-        own = {"payments": "{id}", "attempts": "{tx_id}", "holds": "{payment_id} {asset}"}.get(table, "")
+        own = OWN_NAMES.get(table, "")
         return {(table, str(number)), (table, own.format(**row))}
 
 
@@ -511,6 +522,32 @@ def test_verify_names_added_rows_that_belong_to_nothing(
     path = fresh(lived.path, tmp_path)
     append(path, statement)
     assert table in {finding.table for finding in findings(path, lived.owner)}
+
+
+WITHOUT_EVENT = [
+    ("apps", "INSERT INTO apps VALUES ('app_x', 'x', 'operate pay', NULL, NULL, 1)"),
+    ("tokens", "INSERT INTO tokens(hash, app_id, created_at_ms) VALUES ('x', 'app_own', 1)"),
+    ("limits", "INSERT INTO limits VALUES ('', '', 'lovelace', 'per_day', 5000000)"),
+    ("address_pins", "INSERT INTO address_pins VALUES ('https://m.example', 'pay_to', 'addr_x')"),
+    ("merchants", "INSERT INTO merchants VALUES ('x', 'https://x.example', '{}')"),
+]
+
+
+@pytest.mark.parametrize(("table", "statement"), WITHOUT_EVENT, ids=[table for table, _ in WITHOUT_EVENT])
+def test_verify_names_a_sealed_row_that_no_event_made(
+    lived: Past, tmp_path: Path, table: str, statement: str
+) -> None:
+    path = tmp_path / "ledger.db"
+
+    def job(unit: Unit) -> None:
+        apps.add_with_token(unit, "app_op", "op", "h", ["operate"], 1)
+        apps.ensure_own(unit, "app_own", "own", 1)
+
+    with closing(Writer(path)) as writer:
+        writer.submit("app", job).result()
+    assert findings(path, lived.owner) == []
+    append(path, statement)
+    assert {finding.table for finding in findings(path, lived.owner)} == {table}
 
 
 def test_verify_names_a_use_entry_without_a_prepaid_use(lived: Past, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def warned(config: Path) -> dict[str, str]:
 def safe(data: Path, tmp_path: Path) -> Path:
     """A config for real money that gives no warning."""
     writer = Writer(data / "ledger.db")
-    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(60)
+    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", "app", 2)).result(60)
     writer.close()
     secrets = tmp_path / "secrets"
     secrets.mkdir(mode=0o700)
@@ -360,7 +360,7 @@ def test_doctor_warns_of_an_app_without_its_own_limits(safe: Path, data: Path) -
         for name in ("bot", "bound", "gone"):
             apps.add_with_token(unit, f"app_{name}", name, name, ["pay"], 1)
         apps.add_with_token(unit, "app_me", "me", "me", ["operate", "pay"], 1)
-        apps.revoke(unit, "app_gone", 2)
+        apps.revoke(unit, "app_gone", "app_me", 2)
         spending.set_limit(unit, Limit(Scope("app_bound"), LOVELACE, Window.DAY, 5))
 
     writer = Writer(data / "ledger.db")

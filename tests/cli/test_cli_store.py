@@ -141,6 +141,15 @@ def test_the_doctor_warns_of_a_daemon_that_owns_the_tables(moved: Moved, tmp_pat
     assert "the daemon's role owns the tables" in check["detail"]
 
 
+def test_the_doctor_names_sslmode_beside_its_other_findings(moved: Moved, tmp_path: Path) -> None:
+    config = moved.shop.config_of(tmp_path / "away")
+    config.write_text(without_database(config) + '[store]\nurl = "postgresql://payagent@db.example/payagent"\n')
+    found = checks(config)
+    assert not found["database"]["ok"]
+    assert "does not have sslmode=verify-full" in found["database"]["detail"]
+    assert len(found) > 5, found
+
+
 def test_the_doctor_says_that_the_tables_lack_a_change(moved: Moved) -> None:
     with upgraded():
         check = checks(moved.shop.config)["database"]

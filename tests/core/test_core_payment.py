@@ -8,10 +8,12 @@ import pytest
 
 from payagent.core.payment import (
     DELIVERIES,
+    DELIVERIES_IN_WORDS,
     ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
     ON_CHAIN,
     POSTED,
+    STATES_IN_WORDS,
     TRANSITIONS,
     UNSIGNED,
     WITHOUT_PROOF,
@@ -130,6 +132,16 @@ def test_the_delivery_table_matches_the_reference_page() -> None:
     rows = [(before.value, event.value, after.value) for (before, event), after in DELIVERIES.items()]
     assert rows == row.findall(delivery)[1:]
     assert mermaid() in money
+
+
+def test_each_state_has_the_words_of_the_reference_page() -> None:
+    for names, words, section in (
+        (State, STATES_IN_WORDS, PAGE.partition("## Delivery")[0]),
+        (Delivery, DELIVERIES_IN_WORDS, PAGE.partition("## Delivery")[2]),
+    ):
+        table = section.partition("in words |")[2].partition("\n\n")[0]
+        rows = dict(re.findall(r"^\| (\w+) \| (.+) \|$", table, re.MULTILINE))
+        assert rows == {name.value: words[name] for name in names}
 
 
 def test_state_and_delivery_names_are_those_clients_know() -> None:

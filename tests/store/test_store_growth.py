@@ -235,7 +235,7 @@ def test_a_payment_costs_no_more_when_other_apps_have_many_tokens(tmp_path: Path
             def give(unit: Unit, count: int = count) -> None:
                 apps.add_with_token(unit, "app_other", "other", "f" * 64, ("pay",), 1)
                 for number in range(count):
-                    apps.give_token(unit, "app_other", f"{number + 1:064x}", None, 1)
+                    apps.give_token(unit, "app_other", f"{number + 1:064x}", None, "app_other", 1)
 
             payer.do(give)
             told[count] = steps_of_a_payment(payer)

@@ -25,9 +25,8 @@ from payagent.store.db.seals import Sealer
 from payagent.store.db.tables import GENESIS
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps, prepaid
+from payagent.store.rows import prepaid
 from payagent.store.rows import writes as records
-from payagent.store.rows.apps import AppRow
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def seals(path: Path) -> list[tuple[int, dict[str, list[int]], bytes, str]]:
 
 def add_rows(unit: Unit) -> None:
     records.put_meta(unit, "network", 'dev"net\n')
-    apps.add(unit, AppRow("app", "ä", frozenset({"pay"}), None, None), 7)
+    unit.conn.execute("INSERT INTO apps VALUES ('app', 'ä', 'pay', NULL, NULL, 7)")
     records.put_meta(unit, "address", "addr")
 
 

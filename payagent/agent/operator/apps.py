@@ -4,7 +4,7 @@ May import: core, store, agent.context, agent.operator, agent.topups. Never: see
 on its hash).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.agent.context import AgentContext
@@ -13,7 +13,7 @@ from payagent.agent.topups.orders import stop
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, topups, writes
+from payagent.store.rows import apps, topups
 from payagent.store.rows.apps import AppRow, TokenRow
 
 
@@ -48,12 +48,8 @@ async def add_app(context: AgentContext, by: AppRow, new: NewApp, token_hash: st
             raise Refused("already_exists/app", f"the name {new.name!r} is taken; names are never reused")
         if apps.by_id(unit.conn, new.name) is not None:
             raise Refused("already_exists/app", f"{new.name!r} is the id of another app")
-        apps.add(unit, app, now_ms)
-        grants = {"merchants": _listed(origins), "assets": _listed(new.assets), "scopes": _listed(app.scopes)}
-        writes.note(
-            unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **grants, "by": by.id}
-        )
-        _issue_token(unit, app.id, token_hash, new.expires_at_ms, by.id, now_ms)
+        apps.add(unit, app, by.id, now_ms)
+        apps.give_token(unit, app.id, token_hash, new.expires_at_ms, by.id, now_ms)
         write_limits(unit, Scope(app.id), new.asset, new.most_units, by.id, now_ms)
 
     await context.write("app", job)
@@ -69,7 +65,9 @@ async def renew_token(
     if not app.scopes:
         raise Refused("forbidden", f"the app {app.name} is payagent's own and cannot be changed")
     _require_ahead(expires_at_ms, now_ms)
-    await context.write("app", lambda unit: _issue_token(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
+    await context.write(
+        "app", lambda unit: apps.give_token(unit, app.id, token_hash, expires_at_ms, by.id, now_ms)
+    )
     return app
 
 
@@ -86,8 +84,7 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
     _require_no_more(app.scopes, by)
 
     def job(unit: Unit) -> None:
-        if apps.revoke(unit, app.id, now_ms):
-            writes.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
+        apps.revoke(unit, app.id, by.id, now_ms)
         for topup in topups.open_of_app(unit.conn, app.id):
             stop(unit, context, topup, Refused("topup_stopped/app_revoked", "its token was revoked"), by.id)
 
@@ -103,14 +100,6 @@ def all_apps(context: AgentContext) -> list[tuple[AppRow, TokenRow | None]]:
     return [(app, apps.last_token(context.conn, app.id)) for app in apps.all_apps(context.conn)]
 
 
-def _issue_token(
-    unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int
-) -> None:
-    apps.give_token(unit, app_id, token_hash, expires_at_ms, now_ms)
-    detail = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
-    writes.note(unit, None, "token_issued", None, now_ms, detail)
-
-
 def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
     """Refuse to issue or end a token for scopes that `by` itself lacks."""
     if missing := sorted(scopes - by.scopes):
@@ -124,7 +113,3 @@ def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
 def _require_ahead(expires_at_ms: int | None, now_ms: int) -> None:
     if expires_at_ms is not None and expires_at_ms <= now_ms:
         raise Refused("bad_request", "expires_at is in the past", key="expires_at")
-
-
-def _listed(names: Iterable[str] | None) -> list[str] | None:
-    return None if names is None else sorted(names)

@@ -125,6 +125,16 @@ def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tu
     )
 
 
+def limits(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """(app, merchant, asset, window, most_units) of every limit that was set at run time."""
+    return conn.execute('SELECT app, merchant, asset, "window", most_units FROM limits ORDER BY 1, 2, 3, 4')
+
+
+def merchants(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """(name, origin, settings) of every merchant that was added at run time."""
+    return conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
+
+
 def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
     """(origin, role, address) of every pinned address of every merchant."""
     return conn.execute("SELECT origin, role, address FROM address_pins")
@@ -145,18 +155,14 @@ def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]
     return conn.execute("SELECT origin, accepted_depth, refused_early FROM readiness")
 
 
-def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
-    """(row number, app id, revoked_at_ms) of every token, in order."""
-    return conn.execute("SELECT rowid, app_id, revoked_at_ms FROM tokens ORDER BY rowid")
+def apps(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """(id, name, scopes, merchants, assets, created_at_ms) of every app."""
+    return conn.execute("SELECT id, name, scopes, merchants, assets, created_at_ms FROM apps ORDER BY rowid")
 
 
-def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, int]]:
-    """(app, event, at_ms) for every token that was issued or revoked, in order."""
-    return conn.execute(
-        "SELECT CASE WHEN json_valid(detail) THEN detail ->> 'app' END, event, at_ms FROM events "
-        "WHERE payment_id IS NULL "
-        "AND event IN ('token_issued', 'app_revoked') ORDER BY seq"
-    )
+def tokens(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """(app id, created_at_ms, expires_at_ms, revoked_at_ms) of every token, in order."""
+    return conn.execute("SELECT app_id, created_at_ms, expires_at_ms, revoked_at_ms FROM tokens ORDER BY rowid")
 
 
 # a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked

@@ -63,12 +63,6 @@ def holds_with_clock_back(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]
     )
 
 
-def limit_set_details(conn: sqlite3.Connection) -> Iterator[str]:
-    """The detail of every event that set a limit, in order."""
-    rows = conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'limit_set' ORDER BY seq")
-    return (detail for (detail,) in rows)
-
-
 def _carried(high: str, low: str) -> str:
     """SQL: the sums of halves, with what the low ones carry in the high one."""
     low_sum = f"CAST(SUM({low}) AS BIGINT)"  # PostgreSQL's sum is a numeric, which has no bits

@@ -1,7 +1,8 @@
 """Apps, the clients of payagent: their scopes, what they may pay, and the one valid token of each.
 
-An app never changes, except for its token. Issuing a token revokes the one before, and an ended token never
-becomes valid again. Setting the clock back revives no token that had expired when a hold was last placed.
+An event records each app, token and revocation, and by which app. An app never changes, except for its token.
+Issuing a token revokes the one before, and an ended token never becomes valid again. Setting the clock back
+revives no token that had expired when a hold was last placed.
 May import: core, store.rows, store.db, sqlite3. Never: sees a token (it looks up the hash).
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import limit_counters
+from payagent.store.rows import limit_counters, writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,34 +139,45 @@ def was_given(conn: sqlite3.Connection, token_hash: str) -> bool:
     return conn.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
 
 
-def add(unit: Unit, app: AppRow, now_ms: int) -> None:
+def add(unit: Unit, app: AppRow, by_app: str, now_ms: int) -> None:
     """Add an app without a token: no request can authenticate as it."""
-    lists = [
-        None if names is None else " ".join(sorted(names)) for names in (app.scopes, app.merchants, app.assets)
-    ]
+    grants = {
+        grant: None if names is None else sorted(names)
+        for grant, names in (("scopes", app.scopes), ("merchants", app.merchants), ("assets", app.assets))
+    }
     unit.conn.execute(
         "INSERT INTO apps(id, name, scopes, merchants, assets, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-        (app.id, app.name, *lists, now_ms),
+        (app.id, app.name, *(None if names is None else " ".join(names) for names in grants.values()), now_ms),
     )
+    writes.note(unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **grants, "by": by_app})
 
 
 def ensure_own(unit: Unit, app_id: str, name: str, now_ms: int) -> None:
     """Ensure that one of payagent's own apps exists. It has no token, so no request can authenticate as it."""
     if by_id(unit.conn, app_id) is None:
-        add(unit, AppRow(app_id, name, frozenset(), None, None), now_ms)
+        add(unit, AppRow(app_id, name, frozenset(), None, None), app_id, now_ms)
 
 
-def give_token(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, now_ms: int) -> None:
+def give_token(
+    unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int
+) -> None:
     """Issue a token for an app, and revoke the one before."""
-    revoke(unit, app_id, now_ms)
+    _end_token(unit, app_id, now_ms)
     unit.conn.execute(
         "INSERT INTO tokens(hash, app_id, created_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)",
         (token_hash, app_id, now_ms, expires_at_ms),
     )
+    detail = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
+    writes.note(unit, None, "token_issued", None, now_ms, detail)
 
 
-def revoke(unit: Unit, app_id: str, now_ms: int) -> bool:
-    """Revoke an app's token for good; False if it has no valid one."""
+def revoke(unit: Unit, app_id: str, by_app: str, now_ms: int) -> None:
+    """Revoke an app's token for good, if it has a valid one."""
+    if _end_token(unit, app_id, now_ms):
+        writes.note(unit, None, "app_revoked", None, now_ms, {"app": app_id, "by": by_app})
+
+
+def _end_token(unit: Unit, app_id: str, now_ms: int) -> bool:
     cursor = unit.conn.execute(
         "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
     )
@@ -173,11 +185,19 @@ def revoke(unit: Unit, app_id: str, now_ms: int) -> bool:
 
 
 def add_with_token(
-    unit: Unit, app_id: str, name: str, token_hash: str, scopes: Iterable[str], now_ms: int
+    unit: Unit,
+    app_id: str,
+    name: str,
+    token_hash: str,
+    scopes: Iterable[str],
+    now_ms: int,
+    *,
+    by_app: str | None = None,
 ) -> None:
-    """Add an app with only the wallet's own limits, and a token that never expires."""
-    add(unit, AppRow(app_id, name, frozenset(scopes), None, None), now_ms)
-    give_token(unit, app_id, token_hash, None, now_ms)
+    """Add an app with only the wallet's own limits, and a token that never expires. By None: by itself."""
+    by_app = by_app or app_id
+    add(unit, AppRow(app_id, name, frozenset(scopes), None, None), by_app, now_ms)
+    give_token(unit, app_id, token_hash, None, by_app, now_ms)
 
 
 def _row(row: tuple[str, str, str, str | None, str | None]) -> AppRow:

@@ -1,16 +1,17 @@
-"""Checks that stored merchants, pinned addresses, prices, unserved streaks and readiness follow from the events.
+"""Checks the tables whose rows follow from the wallet's events: apps, tokens, limits, and all about merchants.
 
-May import: core, store, audit. Never: decides which merchant to trust (the ledger does not record past rules).
+May import: core, store, audit. Never: sees a token; decides which merchant to trust (the ledger does not record
+past rules).
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from payagent.audit.finding import UNREADABLE, AuditFinding
 from payagent.store.audit import books
 from payagent.store.db.unit import Connection
-from payagent.store.rows import merchants
 
 Key = tuple[object, ...]
 Rows = dict[Key, Any]
@@ -19,10 +20,16 @@ Rows = dict[Key, Any]
 Detail = Mapping[str, Any]
 
 
-def check_merchants(conn: Connection) -> Iterator[AuditFinding]:
-    """Check that each table about merchants follows from its events."""
+def check_event_tables(conn: Connection) -> Iterator[AuditFinding]:
+    """Check that each table has the rows that the events made, and no other."""
+    tokens: Rows = defaultdict(list)
+    for app, *times in books.tokens(conn):
+        tokens[app,].append(times)
     stored: dict[str, Rows] = {
-        "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.all_merchants(conn)},
+        "apps": {(app,): columns for app, *columns in books.apps(conn)},
+        "tokens": tokens,
+        "limits": {tuple(key): most_units for *key, most_units in books.limits(conn)},
+        "merchants": {(name,): (origin, settings) for name, origin, settings in books.merchants(conn)},
         "address_pins": dict.fromkeys(books.pins(conn)),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
         "unserved_streaks": {
@@ -45,14 +52,39 @@ def _compare(table: str, stored: Rows, from_events: Rows) -> Iterator[AuditFindi
     missing = object()
     for key in sorted(stored.keys() | from_events.keys(), key=str):
         if stored.get(key, missing) != from_events.get(key, missing):
-            yield AuditFinding(table, " ".join(map(str, key)), "the stored row differs from the events")
+            yield AuditFinding(
+                table, " ".join(str(part) or "any" for part in key), "the stored row differs from the events"
+            )
 
 
-def _added(rows: Rows, event: Detail, _at_ms: int) -> None:
+def _app_added(rows: Rows, event: Detail, at_ms: int) -> None:
+    grants = [None if names is None else " ".join(names) for names in map(event.get, _GRANTS)]
+    rows[event["app"],] = [event["name"], *grants, at_ms]
+
+
+def _token_issued(rows: Rows, event: Detail, at_ms: int) -> None:
+    _token_ended(rows, event, at_ms)
+    rows.setdefault((event["app"],), []).append([at_ms, event["expires_at_ms"], None])
+
+
+def _token_ended(rows: Rows, event: Detail, at_ms: int) -> None:
+    """End the app's token. One that had ended keeps its time."""
+    for token in rows.get((event["app"],), [])[-1:]:
+        token[2] = at_ms if token[2] is None else token[2]
+
+
+def _limit_set(rows: Rows, event: Detail, _at_ms: int) -> None:
+    key = (event["app"], event["merchant"], event["asset"], event["limit"])
+    rows.pop(key, None)
+    if event["most"] is not None:
+        rows[key] = int(event["most"])
+
+
+def _merchant_added(rows: Rows, event: Detail, _at_ms: int) -> None:
     rows[event["name"],] = (event["origin"], event["settings"])
 
 
-def _removed(rows: Rows, event: Detail, _at_ms: int) -> None:
+def _merchant_removed(rows: Rows, event: Detail, _at_ms: int) -> None:
     rows.pop((event["name"],), None)
 
 
@@ -98,8 +130,12 @@ def _readiness_reset(rows: Rows, event: Detail, _at_ms: int) -> None:
 
 
 _APPLIED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
-    "merchant_added": ("merchants", _added),
-    "merchant_removed": ("merchants", _removed),
+    "app_added": ("apps", _app_added),
+    "app_revoked": ("tokens", _token_ended),
+    "token_issued": ("tokens", _token_issued),
+    "limit_set": ("limits", _limit_set),
+    "merchant_added": ("merchants", _merchant_added),
+    "merchant_removed": ("merchants", _merchant_removed),
     "address_pinned": ("address_pins", _pinned),
     "address_unpinned": ("address_pins", _unpinned),
     "price_agreed": ("agreed_prices", _agreed),
@@ -110,4 +146,6 @@ _APPLIED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "proof_refused_early": ("readiness", _refused_early),
     "readiness_reset": ("readiness", _readiness_reset),
 }
-"""Every event that changes a table about merchants: the table, and how to apply the event."""
+"""Every event that changes such a table: the table, and how to apply the event."""
+
+_GRANTS = ("scopes", "merchants", "assets")
