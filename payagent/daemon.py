@@ -167,7 +167,7 @@ def serve(
     sandbox.keep_to_itself()
     _require_private_place(settings.data_dir, config)
     context = _tls(settings.api, allow_remote)
-    with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
+    with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)) as held:
         if settings.store.url is None:
             require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
@@ -175,7 +175,7 @@ def serve(
         plan = sandbox_plan(settings, config, passphrase)
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
         with (
-            _unlocked(settings, passphrase) as (account, signer, missing),
+            _unlocked(settings, passphrase, held.pop(KEYSTORE_FILE, None)) as (account, signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             listen_unix(settings.api.socket) as unix,
             _held_open(settings) as use_for_temporary,
@@ -211,12 +211,12 @@ def _require_private_place(data_dir: Path, config: Path) -> None:
 
 
 def _unlocked(
-    settings: Settings, passphrase: SecretFile | None
+    settings: Settings, passphrase: SecretFile | None, lock: int | None
 ) -> AbstractContextManager[tuple[Account, SignerProcess, list[str]]]:
     """Unlock the keystore. Yields the account, its signer, and the hardening that this machine lacks."""
     keystore, network, limits = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network], settings.limits
     account, count = settings.keystore.account, settings.wallet.accounts
-    return unlocked(keystore, passphrase, network, account, limits.caps, limits.day_caps, count)
+    return unlocked(keystore, passphrase, network, account, limits.caps, limits.day_caps, count, lock)
 
 
 def _warn_of_risks(settings: Settings) -> None:

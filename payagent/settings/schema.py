@@ -392,7 +392,7 @@ class StoreSettings(SettingsTable):
     @model_validator(mode="after")
     def _by_tcp_and_without_secrets(self) -> Self:
         parts = urlsplit(self.url or "postgresql://localhost")
-        if parts.password is not None or "password" in parse_qs(parts.query):
+        if parts.password is not None or {"password", "sslpassword"} & parse_qs(parts.query).keys():
             raise ValueError("url has a password. Write it into a file, and its path into password_file")
         if not parts.hostname or "host" in parse_qs(parts.query):
             raise ValueError("url has no host. Name the server's host: the daemon's sandbox opens no Unix sockets")

@@ -198,20 +198,22 @@ def unlocked(
     caps: Caps,
     day_caps: Caps,
     count: int = 1,
+    lock: int | None = None,
 ) -> Generator[tuple[Account, SignerProcess, list[str]]]:
     """Start a signer process for the account `number` and those that follow it, `count` in all.
 
     Yields the first account; `SignerProcess.accounts` has all. The process ends when the context exits.
 
     The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
-    file it asks on the terminal. The list names the protections that this machine did not allow.
+    file it asks on the terminal. `lock`: the open keystore, which the process keeps in place of this one, so that
+    its lock stays and nobody here can read it. The list names the protections that this machine did not allow.
     Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase file, `signer_lost`.
     """
     own_end, signer_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with own_end:
         with signer_end:
-            process = _start(signer_end)
+            process = _start(signer_end, lock)
         try:
             order = {
                 "keystore": str(keystore),
@@ -240,19 +242,25 @@ def unlocked(
             _end(process)
 
 
-def _start(sock: socket.socket) -> subprocess.Popen[bytes]:
-    """Start an isolated interpreter with an empty environment and no open files but the socket.
+def _start(sock: socket.socket, lock: int | None) -> subprocess.Popen[bytes]:
+    """Start an isolated interpreter with an empty environment and no open files but the socket and the lock.
 
-    Its stderr is read until it has read a secret.
+    The lock is closed here. Its stderr is read until it has read a secret.
     """
-    return subprocess.Popen(  # noqa: S603  our own interpreter and our own program
-        (sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(os.getpid())),
-        stdin=sock.fileno(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={},
-        cwd="/",
-    )
+    locks = () if lock is None else (lock,)
+    try:
+        return subprocess.Popen(  # noqa: S603  our own interpreter and our own program
+            (sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(os.getpid())),
+            stdin=sock.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=locks,
+            env={},
+            cwd="/",
+        )
+    finally:
+        for handle in locks:
+            os.close(handle)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Policy:
         """
         now_s = self.clocks.now_s()
         is_own = all(output.address == self.own for output in decoded.outputs)
-        if is_own and self._paid.covers(inputs, leaving):
+        if is_own and self._paid.covers(inputs, leaving, now_s):
             return
         outflow = self._fees if is_own else self._paid
         outflow.require(inputs, leaving, now_s)

@@ -39,8 +39,9 @@ class SpendWindow:
         self._of: dict[Input, Group] = {}
         self._sums: dict[str, int] = {}
 
-    def covers(self, inputs: frozenset[Input], leaving: Mapping[str, int]) -> bool:
+    def covers(self, inputs: frozenset[Input], leaving: Mapping[str, int], now_s: float) -> bool:
         """Join a counted group that shares an input and takes as much already. False if there is none."""
+        self._forget(now_s)
         group = self._group_for(inputs)
         if group is None or any(units > group.most.get(asset, 0) for asset, units in leaving.items()):
             return False

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from kit.agent import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
@@ -194,6 +195,9 @@ async def test_a_refused_decision_is_recorded_and_its_detail_omits_the_figures(w
         with pytest.raises(Refused, match="already_decided"):
             await run.agent.decisions.deny(row.id, SOMEBODY)
         assert run.events(row.id) == ["request_approval", "decision_refused", "deny", "decision_refused"]
+        with patch.object(events, "KEPT_AT_ONCE", 1), pytest.raises(Refused, match="already_decided"):
+            await run.agent.decisions.deny(row.id, SOMEBODY)
+        assert len(run.events(row.id)) == 4, "who has a link does not fill the ledger with it"
         assert is_sound(run)
 
 

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import httpx
@@ -58,8 +58,8 @@ class Timed:
     def __post_init__(self) -> None:
         self.sessions = Sessions(SystemRandomness(), lambda: self.now_s, lambda: 0, "http://payagent.localhost")
 
-    def enter(self) -> tuple[Session, str]:
-        opened = self.sessions.enter(self.sessions.ask_in("token", APP)[0])
+    def enter(self, app: AppRow = APP) -> tuple[Session, str]:
+        opened = self.sessions.enter(self.sessions.ask_in("token", app)[0])
         assert opened is not None
         return opened
 
@@ -216,6 +216,15 @@ def test_one_session_more_than_are_kept_ends_the_one_that_was_used_longest_ago()
     timed.enter()
     kept = [timed.sessions.find(cookie) is not None for cookie in cookies]
     assert kept == [True, False, *[True] * (SESSIONS_MAX - 2)]
+
+
+def test_an_app_that_signs_in_again_and_again_ends_no_session_of_another_app() -> None:
+    timed = Timed()
+    operators = timed.enter()[1]
+    timed.now_s += 1
+    for _ in range(2 * SESSIONS_MAX):
+        timed.enter(replace(APP, id="app_reader"))
+    assert timed.sessions.find(operators) is not None
 
 
 async def test_the_code_of_an_order_works_once_within_ten_minutes() -> None:

@@ -98,6 +98,7 @@ def test_a_name_that_only_looks_like_the_dashboards_reaches_nothing(operator: Vi
     [
         {"origin": ""},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:9"},
         {"origin": "http://payagent.localhost:9"},
         {"origin": "http://payagent.localhost.example"},
@@ -236,6 +237,7 @@ def test_the_cookie_is_sent_to_the_dashboard_alone_and_read_by_no_script(shop: S
     [
         "https://other.example/",
         "//other.example/",
+        "//[other.example",
         "/\\other.example",
         "/ui/\\..\\other.example",
         "javascript:alert(1)",

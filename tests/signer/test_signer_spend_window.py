@@ -76,19 +76,19 @@ def test_an_attempt_that_conflicts_with_two_joins_the_larger_one() -> None:
 
 def test_an_attempt_is_covered_up_to_the_amount_already_counted() -> None:
     sums = day()
-    assert not sums.covers(of(A), {ADA: 0}), "nothing was counted yet"
+    assert not sums.covers(of(A), {ADA: 0}, 0), "nothing was counted yet"
     sign(sums, of(A), lovelace=3)
-    assert sums.covers(of(A), {ADA: 3})
-    assert not sums.covers(of(A), {ADA: 4})
-    assert not sums.covers(of(A), {ADA: 3, TOKEN: 1})
+    assert sums.covers(of(A), {ADA: 3}, 0)
+    assert not sums.covers(of(A), {ADA: 4}, 0)
+    assert not sums.covers(of(A), {ADA: 3, TOKEN: 1}, 0)
 
 
 def test_a_covered_attempt_narrows_the_inputs_that_are_covered() -> None:
     """A transaction that spends only a UTxO left out can land as well."""
     sums = day()
     sign(sums, of(A, B), lovelace=3)
-    assert sums.covers(of(A), {ADA: 1})
-    assert not sums.covers(of(B), {ADA: 1})
+    assert sums.covers(of(A), {ADA: 1}, 0)
+    assert not sums.covers(of(B), {ADA: 1}, 0)
 
 
 def test_an_attempt_counts_for_24_hours_after_its_last_signature() -> None:
@@ -98,6 +98,13 @@ def test_an_attempt_counts_for_24_hours_after_its_last_signature() -> None:
     sign(sums, of(A), DAY_S - 1, lovelace=10)
     refused(sums, of(B), DAY_S, lovelace=1)
     sign(sums, of(B), 2 * DAY_S - 1, lovelace=10)
+
+
+def test_an_attempt_of_more_than_24_hours_ago_covers_nothing() -> None:
+    sums = day()
+    sign(sums, of(A), 0, lovelace=10)
+    assert sums.covers(of(A), {ADA: 1}, DAY_S - 1)
+    assert not sums.covers(of(A), {ADA: 1}, DAY_S)
 
 
 def test_an_expired_attempt_hides_no_later_spend_of_its_utxo() -> None:

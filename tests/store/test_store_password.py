@@ -26,6 +26,7 @@ NOWHERE = "192.0.2.1"
         "postgresql://u@db.example/d?sslmode=verify-ca",
         f"postgresql://u@localhost/d?hostaddr={NOWHERE}",
         "postgresql://u@127.0.0.1,db.example/d",
+        "postgresql://u@127.0.0.999/d",  # looked up as a name
         "postgresql://u@/d?host=/run/postgresql,db.example",
         "postgresql://u@/d?service=elsewhere",
     ],

@@ -28,6 +28,7 @@ from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.postgresql.readers import PostgresqlReaders
 from payagent.store.db.readers import Readers
+from payagent.store.db.unit import Unit
 from payagent.store.rows import fleet
 
 pytestmark = needs_postgresql
@@ -268,8 +269,16 @@ def test_a_connection_lost_before_the_commit_changes_nothing(pair: Pair, url: st
 def test_a_commit_that_a_standby_may_lack_has_an_unknown_outcome(
     pair: Pair, url: str, ends: str, told: str
 ) -> None:
-    """The server commits it all the same: terminated, it tells nothing; cancelled, it only warns."""
+    """The server commits it all the same: terminated, it tells nothing; cancelled, it only warns.
+
+    Also where somebody set the database so that nobody hears of warnings.
+    """
     one, two = pair
+    with operator(url) as conn:
+        (name,) = conn.execute("SELECT current_database()::text").fetchone() or ("",)
+        conn.execute(f"ALTER DATABASE {name} SET client_min_messages = error")
+    one.conn.close()
+    one.conn.connect()
     session = session_of(one)
     one.conn.execute("SET synchronous_commit = on")
     with ThreadPoolExecutor(1) as pool, operator(url) as conn:
@@ -393,3 +402,15 @@ def test_no_commit_of_a_daemon_seals_the_rows_of_a_stranger(pair: Pair, url: str
     with Readers(made).snapshot() as conn:
         found = [one for one in check_seals(conn, None) if isinstance(one, AuditFinding)]
     assert [(one.table, one.row) for one in found] == [("apps", "1"), ("apps", "2")]
+
+
+def test_nobody_adds_a_row_while_a_daemon_commits(pair: Pair, url: str) -> None:
+    """The commit would seal it."""
+
+    def commit(unit: Unit) -> None:
+        with operator(url) as stranger:
+            stranger.execute("SET lock_timeout = '100ms'")
+            with pytest.raises(sqlite3.OperationalError, match="lock timeout"):
+                stranger.execute("INSERT INTO apps(id, name, scopes, created_at_ms) VALUES ('a', 'a', 'pay', 1)")
+
+    pair[0].run(commit)

@@ -312,9 +312,10 @@ def test_what_ledgers_have_changes_only_by_a_migration() -> None:
     """Each has the first tables for good, and the triggers and views of its newest migration."""
     later = "\n".join((VIEWS, *(trigger.sql for trigger in TRIGGERS)))
     found = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (TABLES, later)]
-    assert (newest_migration(), found) == ("m001_schema", ["a451045756c9aaac", "2891f8f7049e5ca5"]), (
-        "add a migration, then change this line"
-    )
+    assert (newest_migration(), found) == (
+        "m002_guards",
+        ["a451045756c9aaac", "2891f8f7049e5ca5"],
+    ), "add a migration, then change this line"
 
 
 def test_a_migrated_ledger_equals_a_new_one_and_is_guarded() -> None:
@@ -358,7 +359,7 @@ def test_a_ledger_from_before_the_first_release_is_refused_and_unchanged(
     path = tmp_path / "ledger.db"
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("UPDATE _sqlite_migrations SET name = 'm001_release_0_1_0'")
+        conn.execute("UPDATE _sqlite_migrations SET name = 'm001_release_0_1_0' WHERE name = 'm001_schema'")
     before = path.read_bytes()
     with pytest.raises(Refused, match=r"a payagent from before 0\.1\.0 wrote ledger\.db") as caught:
         opens(path)

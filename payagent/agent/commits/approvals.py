@@ -28,7 +28,7 @@ from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.executor import write
 from payagent.store.load import load, load_row
-from payagent.store.rows import approvals, intents, pauses, payments, topups, writes
+from payagent.store.rows import approvals, events, intents, pauses, payments, topups, writes
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.intents import IntentRow
 from payagent.wallet.transaction import TxPlan
@@ -230,7 +230,7 @@ def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) ->
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
     """Note a refused decision in the payment's events, with no more detail than its app may see."""
     row = payments.payment(unit.conn, payment_id)
-    if row is not None:
+    if row is not None and events.has_room(unit.conn, payment_id, "decision_refused", now_ms):
         visible = visible_to_app(unit.conn, row.app_id, refusal)
         detail = visible.record
         if visible is not refusal:

@@ -247,7 +247,8 @@ class Sessions:
         link = self._links.pop(link_key)
         self._wrong_codes = 0
         while len(self._sessions) >= SESSIONS_MAX:
-            self.end(min(self._sessions.values(), key=lambda one: one.used_s))
+            # of its own app, if it has one: an app that only reads cannot sign the operator out
+            self.end(min(self._sessions.values(), key=lambda one: (one.app_id != link.app_id, one.used_s)))
         cookie, now_s = self._randomness.token_hex(32), self._now_s()
         session = Session(
             hash_token(cookie),

@@ -5,13 +5,14 @@ releases them when the process ends.
 SQLite uses POSIX locks, which are independent. But closing a file drops all POSIX locks that the process has on
 it, so these handles stay open until everything else is closed.
 
-May import: core. Never: reads or writes the files; waits for a lock.
+May import: core. Never: reads or writes the files; waits for another daemon.
 """
 
 import fcntl
 import os
+import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from payagent.core.problems import Refused
@@ -26,30 +27,47 @@ LOCK_FILE = "lock"
 MOUNTS = Path("/proc/self/mountinfo")
 
 
+_TRIES = 40
+_PAUSE_S = 0.05
+
+
 @contextmanager
-def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
+def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[dict[str, int]]:
     """Hold the lock of the folder, and of each of its `files` that exists.
 
+    Yields the open files by name. Whoever takes one out keeps its lock, and closes it.
     Refused: `already_running`; `config_invalid` for a file system where a lock does not exclude other machines;
     `store_failed` if a lock file cannot be opened, for example on a read-only disk.
     """
     require_local(data_dir)
-    with ExitStack() as locks:
+    held: dict[str, int] = {}
+    try:
         for name in (LOCK_FILE, *files):
             # non-blocking: a pipe in place of a file must not block here; another check refuses it
             flags = os.O_RDWR | os.O_CREAT if name == LOCK_FILE else os.O_RDONLY | os.O_NONBLOCK
             try:
-                handle = os.open(data_dir / name, flags | os.O_CLOEXEC, 0o600)
+                held[name] = os.open(data_dir / name, flags | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise Refused("store_failed", f"{data_dir / name} cannot be opened: {error.strerror}") from None
-            locks.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused("already_running", f"another payagent runs on {data_dir / name}") from None
-        yield
+            _lock(held[name], data_dir / name)
+        yield held
+    finally:
+        for handle in held.values():
+            os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Lock a file. The launcher of a killed daemon's signer has the keystore's lock until it has ended too."""
+    for left in reversed(range(1 if path.name == LOCK_FILE else _TRIES)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not left:
+                raise Refused("already_running", f"another payagent runs on {path}") from None
+        time.sleep(_PAUSE_S)
 
 
 def require_local(folder: Path, mounts: Path = MOUNTS) -> None:

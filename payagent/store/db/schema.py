@@ -31,8 +31,10 @@ class Migration:
     postgresql: str
 
 
-MIGRATIONS = {"m001_schema": Migration(TABLES, "")}
-"""The migrations by name, oldest first. PostgreSQL's tables are made from those of SQLite (`tables_now`).
+MIGRATIONS = {"m001_schema": Migration(TABLES, ""), "m002_guards": Migration("", "")}
+"""The migrations by name, oldest first. One without SQL only makes the triggers anew.
+
+PostgreSQL's tables are made from those of SQLite (`tables_now`).
 
 Add no column to a table of `seals.SEALED`: it would change the bytes that earlier seals cover.
 """

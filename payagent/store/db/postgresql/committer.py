@@ -85,6 +85,7 @@ class PostgresqlCommitter(Committer):
         settings = {
             "payagent.holder": holder,
             "lock_timeout": str(_GATE_WAIT_MS),
+            "client_min_messages": "warning",  # a role may be set to hear no warning of a COMMIT
             "idle_in_transaction_session_timeout": "2s",
         }
         conn: Any = PostgresqlConnection(self.hosts.look(), settings, self.patience_s)

@@ -12,9 +12,10 @@ May import: core, store.db, sqlite3, psycopg. Never: retries a statement; cancel
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import psycopg
@@ -62,9 +63,6 @@ _OPTIONS: Mapping[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": 3_000,
 }
-
-_LOCAL = re.compile(r"[/@].*|localhost|127(\.\d+){3}|::1")
-"""A Unix socket, or an address of this machine."""
 
 _LOCK_TIMEOUT = "55P03"
 _NO_RIGHT = "42501"
@@ -126,8 +124,7 @@ def parameters_of(database: Database) -> dict[str, Any]:
     given = {**_DEFAULTS, **psycopg.conninfo.conninfo_to_dict(database.url), **_OPTIONS, **database.place}
     given["require_auth"] = "none,scram-sha-256" if database.password is None else "scram-sha-256"
     address = str(given["hostaddr"] or given.get("host", ""))
-    is_local = all(_LOCAL.fullmatch(one) for one in address.split(","))
-    if not is_local and given.get("sslmode") != "verify-full":
+    if not all(map(_is_here, address.split(","))) and given.get("sslmode") != "verify-full":
         raise Refused(
             "config_invalid",
             f"{address or 'the default host'} is not this machine, and the URL of the database does not have "
@@ -135,6 +132,13 @@ def parameters_of(database: Database) -> dict[str, Any]:
             "Add sslmode=verify-full to the URL, and sslrootcert with the file of the server's CA",
         )
     return given
+
+
+def _is_here(host: str) -> bool:
+    """Whether it is a Unix socket, or an address of this machine."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost" or host.startswith(("/", "@"))
 
 
 class _Session(psycopg.Connection[Any]):

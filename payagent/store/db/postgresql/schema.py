@@ -41,6 +41,7 @@ _LAST_OF_ACCOUNT = "CREATE INDEX attempts_of_account ON attempts(account, rowid)
 """Else all attempts would be read for an account that never signed. In a file there is one account."""
 
 _TRUNCATED = "payagent_no_truncate"
+_GATED = "payagent_wait_for_gate"
 
 _OF_ATTEMPT = "(SELECT account FROM attempts WHERE tx_id = {row}.tx_id)"
 FENCED = {
@@ -121,8 +122,10 @@ def guards() -> Iterator[str]:
     for name in FENCED:
         yield from fence(name)
     yield _no_truncate()
+    yield _wait_for_gate()
     for name in sorted(KEPT):
         yield _truncate_trigger(name)
+        yield _gate_trigger(name)
 
 
 def parents(table: Table) -> set[str]:
@@ -267,6 +270,15 @@ def _no_truncate() -> str:
     return _function(_TRUNCATED, f"  RAISE EXCEPTION USING ERRCODE = '{_BROKEN}', MESSAGE = 'rows are kept';\n")
 
 
+def _wait_for_gate() -> str:
+    """A daemon has the gate already. Others add no row during its commit, which would seal the row as its own."""
+    return _function(_GATED, "  PERFORM 1 FROM gate FOR UPDATE;\n  RETURN NULL;\n")
+
+
+def _gate_trigger(table: str) -> str:
+    return f"CREATE TRIGGER {table}_gate BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {_GATED}()"
+
+
 def _truncate_trigger(table: str) -> str:
     return (
         f"CREATE TRIGGER {table}_truncate BEFORE TRUNCATE ON {table} "
@@ -288,6 +300,7 @@ def missing_guards(conn: "PostgresqlConnection") -> list[str]:
     expected = {one.name: guard(one) for one in TRIGGERS}
     expected |= {f"{name}_fence": fence(name) for name in FENCED}
     expected |= {f"{name}_truncate": (_no_truncate(), _truncate_trigger(name)) for name in sorted(KEPT)}
+    expected |= {f"{name}_gate": (_wait_for_gate(), _gate_trigger(name)) for name in sorted(KEPT)}
     return [
         name
         for name, (function, trigger) in expected.items()
