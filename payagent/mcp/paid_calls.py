@@ -42,12 +42,12 @@ Send = Callable[[Json], Awaitable[Json]]
 
 
 def server_origin(url: str) -> str:
-    """The origin of a server. Raises `PayAgentError`: `bad_request`."""
+    """The origin of a server or a request. Raises `PayAgentError`: `bad_request`."""
     try:
         at = httpx.URL(url)
         return parse_origin(f"{at.scheme}://{at.netloc.decode('ascii')}")
     except (httpx.InvalidURL, ValueError) as error:
-        raise own_error("bad_request", f"{url[:200]!a}: {error}") from None
+        raise own_error("bad_request", f"the URL {url[:200]!a}: {error}") from None
 
 
 def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tuple[httpx.URL, bytes]:

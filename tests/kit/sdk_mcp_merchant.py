@@ -58,6 +58,7 @@ class SdkMcpMerchant(SdkMerchant):
             max_timeout_seconds=option.max_timeout_seconds or 300,
             extra={"areFeesSponsored": False, **(option.extra or {})},
         )
+
         def selling(place: str, amount: str) -> Callable[..., Any]:
             asked = accepts.model_copy(update={"amount": amount})
 

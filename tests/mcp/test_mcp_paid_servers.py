@@ -152,8 +152,9 @@ SERVERS = {"/a/mcp": str(2 * ADA), "/b/mcp": str(8 * ADA), "/b/mcp?shop=c": str(
 
 async def confirmed(at: Market) -> None:
     for payment in at.payments:
-        while (await at.api.http.get(f"/v1/payments/{payment.id}?wait=25")).json()["state"] in ("in_flight", "in_block"):
-            pass
+        state = "in_flight"
+        while state in ("in_flight", "in_block"):
+            state = (await at.api.http.get(f"/v1/payments/{payment.id}?wait=25")).json()["state"]
 
 
 @both_ways
