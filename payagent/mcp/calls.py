@@ -79,17 +79,15 @@ class Call:
         method = (method or ("POST" if body else "GET")).upper()
         if not _METHOD.fullmatch(method):
             raise own_error("bad_request", f"the method {method[:60]!a} is not one word such as POST")
-        try:
-            defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
-            return cls(
-                httpx.URL(url).copy_with(fragment=None),
-                method,
-                httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
-                body.encode(),
-                **more,
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise own_error("bad_request", f"the URL {url[:200]!a}: {error}") from None
+        server_origin(url)
+        defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
+        return cls(
+            httpx.URL(url).copy_with(fragment=None),
+            method,
+            httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
+            body.encode(),
+            **more,
+        )
 
     @property
     def origin(self) -> str:

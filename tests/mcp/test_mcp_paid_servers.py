@@ -17,6 +17,8 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, Tool
 
 from payagent.agent.operator.approval_links import WAYS as WAYS_TO_DECIDE
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.store.rows import approvals
@@ -181,6 +183,9 @@ async def test_servers_of_one_origin_sell_the_same_call_each_for_itself(world: W
             assert [price["units"] for price in merchant_of["prices"]] == list(SERVERS.values())
             assert "shop=c" not in json.dumps(merchant_of)  # a query may hold a key
             assert (await at.api.http.get("/v1/ledger/verify")).json()["findings"] == []
+            for payment in at.payments:
+                receipt = (await at.api.http.get(f"/v1/payments/{payment.id}/receipt")).content
+                assert list(check_receipt(read_receipt(receipt))) == []
 
 
 @a_way
