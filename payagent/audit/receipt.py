@@ -21,7 +21,6 @@ from payagent.audit.receipt_form import Receipt, all_invoices, case_of, invoices
 from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice, SplitMode
-from payagent.core.origin import call_url
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.dialects import (
@@ -247,7 +246,7 @@ def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: Spli
         split_mode=mode,
         received_at_ms=invoice["received_at_ms"],
         own=owner.address,
-        call=HttpRequest(method, call_url(invoice["origin"], path), body_sha256, None) if method else None,
+        call=HttpRequest(method, invoice["origin"] + path, body_sha256, None) if method else None,
         proof=invoice["proof"],
         assets=frozenset(output["asset"] for output in invoice["outputs"]),
         salt=None if invoice["commitment"] is None else bytes(32),

@@ -94,12 +94,12 @@ class ClientRequest:
     def _request_json(self, names: frozenset[bytes]) -> dict[str, Any]:
         """Return the request without its body, with the headers of these names."""
         url, pairs = self.request.url, [pair for pair in self.headers if pair[0].lower() in names]
-        path = url.raw_path.decode("ascii")
+        origin, path = f"{url.scheme}://{url.netloc.decode('ascii')}", url.raw_path.decode("ascii")
         return {
-            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
+            "origin": origin,
             "request": {
                 "method": self.request.method,
-                "path": path[1:] if self.request.method == MCP else path,
+                "path": str(url).removeprefix(origin) if self.request.method == MCP else path,
                 "headers": [[name.decode(), value.decode("latin-1")] for name, value in pairs],
             },
         }

@@ -61,12 +61,10 @@ def is_this_machine(host: str) -> bool:
 
 
 MCP = "MCP"
-"""The method of a call to an MCP server, where HTTP requests have GET, POST and so on."""
+"""The method of a call to an MCP server, where HTTP requests have GET, POST and so on.
 
-
-def call_url(origin: str, path: str) -> str:
-    """Return the URL of a request. The path of an MCP call, such as `tools/NAME`, has no leading slash."""
-    return f"{origin}{path}" if path.startswith("/") else f"{origin}/{path}"
+Its path is the server's, with a hash in place of a query, and what is called: `/mcp#tools/NAME`.
+"""
 
 
 _PATH_DELIMITERS = re.compile(r"(/)")

@@ -156,7 +156,7 @@ def _is_same_mcp(resource: str, url: str, reading: Reading) -> bool:
 
     They may also name a resource by its own URI, or the call by a URL at their own origin.
     """
-    kind, _, name = unquote(url.removeprefix(reading.origin + "/")).partition("/")
+    kind, _, name = unquote(url.partition("#")[2]).partition("/")
     server = urlsplit(reading.origin)
     names = {
         f"mcp://{place}/{name}" for place in (kind[:-1], f"{server.netloc}/{kind}", f"{server.hostname}/{kind}")

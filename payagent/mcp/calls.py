@@ -7,6 +7,7 @@ Never: sends anything to an origin that the app may not pay; follows a redirect;
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,10 @@ from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport, time_limit
 from payagent.core.cost_headers import DRY_RUN_HEADER, MAX_COST_HEADER
 from payagent.core.money import parse_bound
-from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import AppClient, Payer, paying
-from payagent.mcp.paid_calls import BODY_KEPT_BYTES, OUTCOME, PaidWire
+from payagent.mcp.paid_calls import BODY_KEPT_BYTES, OUTCOME, PaidWire, server_origin
 
 ANSWER_AFTER_S = 45.0
 """How long a call waits before it answers `pending`. MCP clients give up after 60 seconds by default."""
@@ -32,6 +32,9 @@ ANSWER_AFTER_S = 45.0
 _TELL_EVERY_S = 1.0
 _READ_S = 120.0
 _OWN = ("content-length", "transfer-encoding", "connection", "host", "idempotency-key")
+_METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+_HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +70,28 @@ class Call:
     @classmethod
     def read(cls, url: str, method: str, headers: Mapping[str, str], body: str, **more: Any) -> "Call":
         """Read the arguments of a tool. Raises `PayAgentError`: `bad_request`."""
-        for name in headers:
+        for name, value in headers.items():
             if name.lower() in _OWN or name.lower().startswith("x-payagent"):
                 raise own_error("bad_request", f"payagent itself sets the header {name[:60]!a}")
-        try:
-            defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
-            return cls(
-                httpx.URL(url).copy_with(fragment=None),
-                (method or ("POST" if body else "GET")).upper(),
-                httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
-                body.encode(),
-                **more,
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise own_error("bad_request", str(error)) from None
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+                detail = "needs a name of letters, digits and dashes, and a value of printable ASCII"
+                raise own_error("bad_request", f"the header {name[:60]!a} {detail}")
+        method = (method or ("POST" if body else "GET")).upper()
+        if not _METHOD.fullmatch(method):
+            raise own_error("bad_request", f"the method {method[:60]!a} is not one word such as POST")
+        server_origin(url)
+        defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
+        return cls(
+            httpx.URL(url).copy_with(fragment=None),
+            method,
+            httpx.Headers(defaults | {name.lower(): value for name, value in headers.items()}),
+            body.encode(),
+            **more,
+        )
 
     @property
     def origin(self) -> str:
-        try:
-            return parse_origin(f"{self.url.scheme}://{self.url.netloc.decode('ascii')}")
-        except ValueError as error:
-            raise own_error("bad_request", str(error)) from None
+        return server_origin(str(self.url))
 
 
 @dataclass(slots=True)

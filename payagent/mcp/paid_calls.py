@@ -9,6 +9,7 @@ Never: decides whether to pay; pays by a second proof; shows the proof to the ag
 
 import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -41,21 +42,28 @@ Send = Callable[[Json], Awaitable[Json]]
 
 
 def server_origin(url: str) -> str:
-    """The origin of a server. Raises `PayAgentError`: `bad_request`."""
+    """The origin of a server or a request. Raises `PayAgentError`: `bad_request`."""
     try:
         at = httpx.URL(url)
         return parse_origin(f"{at.scheme}://{at.netloc.decode('ascii')}")
     except (httpx.InvalidURL, ValueError) as error:
-        raise own_error("bad_request", f"{url[:200]!a}: {error}") from None
+        raise own_error("bad_request", f"the URL {url[:200]!a}: {error}") from None
 
 
 def call_request(server_url: str, path: str, arguments: Mapping[str, Any]) -> tuple[httpx.URL, bytes]:
-    """The URL and the body that stand for a call: its path at the server's origin, its arguments (RFC 8785)."""
+    """The URL and the body that stand for a call, such as `https://tools.example.com/mcp#tools/report`.
+
+    The URL is the server's. A query may hold a key, so the server's path ends with a hash of it instead. `path` is
+    the fragment. The body is the arguments (RFC 8785).
+    """
     try:
         body = rfc8785.dumps(dict(arguments))
     except rfc8785.CanonicalizationError as error:
         raise own_error("bad_request", f"the arguments of {path[:100]} are no RFC 8785 JSON: {error}") from None
-    return httpx.URL(server_url).join("/" + quote(path, safe="/:?&=@+,;~")), body
+    place, _, query = httpx.URL(server_url).raw_path.decode("ascii").partition("?")
+    if query:
+        place += ";" + hashlib.sha256(query.encode()).hexdigest()[:16]
+    return httpx.URL(f"{server_origin(server_url)}{place}#{quote(path, safe='/:?&=@+,;~')}"), body
 
 
 def told_price(tool: Json) -> str:

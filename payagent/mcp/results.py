@@ -83,6 +83,7 @@ class Fetched(Refusal):
     outcome: Outcome | None = None
     status: int | None = None
     type: str | None = None
+    location: str | None = Field(default=None, description="Where a redirect points. It was not followed.")
     body: str | None = None
     encoding: Literal["text", "base64"] = "text"
     length: int | None = Field(
@@ -221,6 +222,7 @@ def refused(kind: type[Refusal], error: PayAgentError, **more: object) -> CallTo
         "money": error.money,
         "fix": error.fix,
         "payment_id": error.payment,
+        "outcome": "refused",
     }
     value = kind.model_validate({**fields, **more})
     sentences = (f"{fields['code']}: {plain(error.detail).rstrip('.')}.", error.money, error.fix)

@@ -16,10 +16,11 @@ from uuid import uuid4
 
 import httpx
 from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.transport import time_limit
@@ -40,6 +41,7 @@ TOOL_S = 120.0
 """The most time of a tool. `fetch` and `mcp_call` answer `pending` before."""
 
 _BODIES_KEPT = 20
+_LOCATION_CHARS = 2_048
 _UNFINISHED = ("not_served_yet", "daemon_not_running", "daemon_timeout", "rate_limited")
 """Errors about a payment that goes on."""
 
@@ -113,6 +115,8 @@ class AgentTools:
         body, encoding = results.readable(answer.body, content_type)
         payment_id = answer.headers.get(PAYMENT_HEADER)
         is_unserved = payment_id is not None and not 200 <= answer.status < 300
+        is_refused = payment_id is None and isinstance(answer.outcome, MCPError)
+        is_failed = isinstance(answer.outcome, dict) and answer.outcome.get("isError") is True
         value = results.Fetched(
             outcome="served" if payment_id is None else "paid_not_served" if is_unserved else "paid_and_served",
             status=answer.status,
@@ -122,6 +126,7 @@ class AgentTools:
             length=len(body),
             truncated=answer.is_truncated,
             rest=self._keep(body),
+            location=results.plain(answer.headers.get("location", ""))[:_LOCATION_CHARS] or None,
             payment_id=payment_id,
             budget_left=await self._left(),
         )
@@ -133,7 +138,13 @@ class AgentTools:
             value.code = "paid_not_served"
             value.money = "The payment stands. The same call presents its proof again and pays nothing more."
             text = f"paid_not_served: {text} {value.money} Repeat this call unchanged later."
-        return results.result(value, text, is_error=is_unserved)
+        elif is_refused:
+            value.outcome, value.code, value.money = "refused", "bad_request", "Nothing was paid."
+            value.fix = "Read the server's error in `body`. `mcp_tools` lists its tools and what they take."
+            text = f"bad_request: the server refused the call. {value.money} {value.fix}"
+        elif is_failed:
+            text += " The tool reports an error: read it in `body`."
+        return results.result(value, text, is_error=is_unserved or is_refused or is_failed)
 
     def decide_at(self, row: Mapping[str, Any]) -> str:
         """Where a person decides on a payment: a page, or a command."""
@@ -234,12 +245,26 @@ def _payee(row: Mapping[str, Any]) -> results.Payee:
     return results.Payee(name=row["name"], origin=row["origin"], prices=prices)
 
 
+class _Server(MCPServer):
+    """Refuses arguments that do not fit a tool's schema in the form of every other refusal."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if not isinstance(error.__cause__, ValidationError):
+                raise
+            wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.__cause__.errors()]
+            kind = results.Fetched if name in ("fetch", "mcp_call") else results.Refusal
+            return results.refused(kind, own_error("bad_request", "; ".join(wrong)))
+
+
 @asynccontextmanager
 async def open_server(daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S) -> AsyncIterator[MCPServer]:
     """Yield the server with all its tools, resources and its prompt. It closes the daemon's client at the end."""
-    server = MCPServer(
-        "payagent", title="payagent", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING"
-    )
+    server = _Server("payagent", title="payagent", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING")
     wallet = AgentTools(daemon, answer_after_s)
     _add_paying_tools(server, wallet)
     _add_paid_server_tools(server, wallet)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from payagent.core.network import BLOCKFROST_URLS
-from payagent.core.origin import call_url, is_blockfrost, is_called, is_t_backend, is_this_machine, parse_origin
+from payagent.core.origin import is_blockfrost, is_called, is_t_backend, is_this_machine, parse_origin
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,3 @@ def test_blockfrost_is_known_by_its_host() -> None:
     assert all(is_blockfrost(BLOCKFROST_URLS[name]) for name in ("mainnet", "preprod", "preview"))
     assert not is_blockfrost("https://blockfrost.io.example/api/v0")
     assert not is_blockfrost(BLOCKFROST_URLS["devnet"])
-
-
-def test_the_path_of_an_mcp_call_follows_its_servers_origin() -> None:
-    assert call_url("https://api.example.com", "tools/report") == "https://api.example.com/tools/report"
-    assert call_url("https://api.example.com", "/chat?a=1") == "https://api.example.com/chat?a=1"

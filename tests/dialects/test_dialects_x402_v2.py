@@ -629,7 +629,7 @@ MCP_CALL = "https://api.example.com:8443"
     ],
 )
 def test_the_resource_of_an_mcp_call_is_the_call(resource: str, path: str, is_the_call: bool) -> None:
-    call = HttpRequest("MCP", f"{MCP_CALL}/{path}", "", {})
+    call = HttpRequest("MCP", f"{MCP_CALL}/mcp#{path}", "", {})
     sold = answer_402(required(resource={"url": resource}))
     if is_the_call:
         assert offer(sold, call=call, origin=MCP_CALL)

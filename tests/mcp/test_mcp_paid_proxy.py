@@ -74,7 +74,7 @@ async def test_the_call_is_recorded_with_the_hash_of_its_arguments(at: Market) -
     async with at.near() as agent:
         await agent.call_tool("report", {"topic": "\u00e9", "b": 1, "a": [1.50, True]})
     shown = (await at.api.http.get(f"/v1/payments/{at.payments[0].id}")).json()
-    assert shown["request"] == "MCP tools/report"
+    assert shown["request"] == "MCP /mcp#tools/report"
     canonical = '{"a":[1.5,true],"b":1,"topic":"\u00e9"}'.encode()
     (request,) = at.api.run.context.conn.execute("SELECT request FROM intents").fetchone()
     assert request.split(" ")[2] == sha256(canonical).hexdigest()

@@ -4,18 +4,23 @@ The tests run through `payagent mcp proxy` and through the tools of `payagent mc
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 from kit.agent import ADA, World
 from kit.effort import pick
-from kit.mcp_proxy import LINKS, WAYS, Bought, Market, buyer, market
+from kit.mcp_proxy import LINKS, WAYS, Bought, Buyer, Market, buyer, market
 from kit.sdk_mcp_merchant import REPORT, SdkMcpMerchant
 from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, Tool
 
 from payagent.agent.operator.approval_links import WAYS as WAYS_TO_DECIDE
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
 from payagent.core.payment import Delivery
+from payagent.devnet.merchant import role_address
 from payagent.store.rows import approvals
 
 ABOUT = "About Hydra"
@@ -141,6 +146,46 @@ async def test_a_server_that_asks_for_more_after_it_was_paid_gets_nothing_more(
         assert len(at.payments) == 1
         assert at.payments[0].delivery is not Delivery.ACCEPTED
         await settled(merchant)
+
+
+SERVERS = {"/a/mcp": str(2 * ADA), "/b/mcp": str(8 * ADA), "/b/mcp?shop=c": str(20 * ADA)}
+"""Servers of one origin, and what each asks for the same tool."""
+
+
+async def confirmed(at: Market) -> None:
+    for payment in at.payments:
+        state = "in_flight"
+        while state in ("in_flight", "in_block"):
+            state = (await at.api.http.get(f"/v1/payments/{payment.id}?wait=25")).json()["state"]
+
+
+@both_ways
+async def test_servers_of_one_origin_sell_the_same_call_each_for_itself(world: World, way: str) -> None:
+    with SdkMcpMerchant(world.devnet, replays=False, prices=SERVERS) as merchant:
+        async with AsyncExitStack() as opened:
+            at = await opened.enter_async_context(market(world, sdk=merchant.url))
+            if way == "proxy":
+                ways = [buyer(at, way, merchant.url + place) for place in SERVERS]
+                agents = [await opened.enter_async_context(one) for one in ways]
+            else:  # one wallet for all
+                wallet = await opened.enter_async_context(at.wallet())
+                agents = [Buyer(way, wallet, merchant.url + place) for place in SERVERS]
+            bought = await asyncio.gather(*(agent.buy() for agent in agents))
+            assert [one.text for one in bought] == [f"{ABOUT}, by {place}" for place in SERVERS]
+            pay_to = role_address("pay_to").raw
+            assert len(world.devnet.run(lambda devnet: devnet.chain.txs_at(pay_to))) == len(SERVERS)
+            assert sorted(merchant.payments.values()) == [1] * len(SERVERS)
+            assert {payment.delivery for payment in at.payments} == {Delivery.ACCEPTED}
+            await confirmed(at)
+            again = await asyncio.gather(*(agent.buy("Mithril") for agent in agents))
+            assert [one.code for one in again] == [None] * len(SERVERS)
+            merchant_of = (await at.api.http.get("/v1/merchants/sdk")).json()
+            assert [price["units"] for price in merchant_of["prices"]] == list(SERVERS.values())
+            assert "shop=c" not in json.dumps(merchant_of)  # a query may hold a key
+            assert (await at.api.http.get("/v1/ledger/verify")).json()["findings"] == []
+            for payment in at.payments:
+                receipt = (await at.api.http.get(f"/v1/payments/{payment.id}/receipt")).content
+                assert list(check_receipt(read_receipt(receipt))) == []
 
 
 @a_way

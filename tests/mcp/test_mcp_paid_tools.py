@@ -25,4 +25,4 @@ async def test_a_paid_tool_of_a_merchants_mcp_server_is_called_through_the_walle
     assert bought["cost"]["asset"] == "lovelace"
     assert data(elsewhere)["code"] == "merchant_not_allowed"
     (payment,) = [row for row in shop.payments() if row["id"] == bought["payment_id"]]
-    assert (payment["request"], payment["delivery"]) == ("MCP tools/report", "accepted")
+    assert (payment["request"], payment["delivery"]) == ("MCP /mcp#tools/report", "accepted")

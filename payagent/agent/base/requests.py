@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from payagent.agent.base.prepaid import Buyer, TopupPart
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Invoice
-from payagent.core.origin import call_url
 from payagent.core.problems import Refused
 from payagent.dialects import HttpRequest, HttpResponse
 from payagent.store.db.unit import Unit
@@ -30,7 +29,7 @@ class MerchantRequest:
 
     def call(self, origin: str) -> HttpRequest:
         """The request in the form that dialects read."""
-        return HttpRequest(self.method, call_url(origin, self.path), self.body_sha256, self.headers)
+        return HttpRequest(self.method, origin + self.path, self.body_sha256, self.headers)
 
 
 @dataclass(frozen=True, slots=True)

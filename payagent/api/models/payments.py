@@ -83,16 +83,11 @@ class RequestWithHeaders(RequestLine):
 class BoughtRequest(RequestWithHeaders):
     """The request to buy. With the origin it identifies the purchase.
 
-    The method of a call to an MCP server is `MCP`, and `body_sha256` is of its arguments in RFC 8785's form.
+    The method of a call to an MCP server is `MCP`, and `body_sha256` is of its arguments in RFC 8785's form. The
+    path is the server's, with tools/NAME, resources/URI or prompts/NAME as its fragment: /mcp#tools/report. In
+    place of the server's query it has `;` and the first 16 digits of the query's SHA-256.
     """
 
-    path: Annotated[
-        str,
-        Field(
-            pattern=r"^(/|tools/|resources/|prompts/)[!-~]{0,8191}$",
-            description="With its query. Of an MCP call: tools/NAME, resources/URI or prompts/NAME.",
-        ),
-    ]
     body_sha256: Hex
 
     @property
