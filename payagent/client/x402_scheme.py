@@ -45,7 +45,7 @@ log = logging.getLogger("payagent.client")
 
 @dataclass(slots=True)
 class _Purchase:
-    """A request that is being paid. The hook makes it, and the payload's step fills it, maybe in another thread."""
+    """A request that is being paid. The hook makes it; the payload's step fills it, maybe in another thread."""
 
     scheme: object
     url: str
