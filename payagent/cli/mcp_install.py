@@ -130,9 +130,7 @@ CLIENTS = {
     "claude-desktop": ServerList(
         "mcpServers", "Claude/claude_desktop_config.json", folder=".config", variable="XDG_CONFIG_HOME"
     ),
-    "codex": ServerList(
-        "mcp_servers", "config.toml", folder=".codex", variable="CODEX_HOME", extra=_CODEX
-    ),
+    "codex": ServerList("mcp_servers", "config.toml", folder=".codex", variable="CODEX_HOME", extra=_CODEX),
     "cursor": ServerList("mcpServers", ".cursor/mcp.json"),
     "gemini": ServerList("mcpServers", ".gemini/settings.json"),
     "vscode": ServerList(
