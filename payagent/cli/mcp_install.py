@@ -10,13 +10,15 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import click
 
+from payagent.cli.json_text import members, with_member, without_member
 from payagent.cli.limits import limit_options
 from payagent.cli.options import Connect, example, read_amounts, talks_to_daemon
 from payagent.cli.terminal import Terminal
@@ -55,72 +57,88 @@ class ServerList:
     def show(self, entry: Entry) -> str:
         """The configuration with this entry alone."""
         if not self.is_toml:
-            return _json({self.key: {SERVER: entry}})
+            return json.dumps({self.key: {SERVER: entry}}, indent=2) + "\n"
         lines = "".join(f"{name} = {_toml(value)}\n" for name, value in entry.items())
         return f"[{self.key}.{SERVER}]\n{lines}"
 
-    def read(self, file: Path) -> tuple[str, dict[str, Any]]:
-        """The file's text, and all its members. Both are empty if there is no file. Refused `config_invalid`."""
+    def read(self, file: Path) -> tuple[str | None, dict[str, Any]]:
+        """The file's text and its servers. None and no servers if there is no file. Refused `config_invalid`."""
         try:
-            text = file.read_text(encoding="utf-8")
-            members = tomllib.loads(text) if self.is_toml else json.loads(text)
+            text = file.read_bytes().decode()
+            config = tomllib.loads(text) if self.is_toml else json.loads(text)
         except FileNotFoundError:
-            return "", {}
+            return None, {}
         except OSError as error:
             raise Refused("config_invalid", f"cannot read {file}: {error.strerror}") from None
         except ValueError:
-            members = None
-        if not isinstance(members, dict) or not isinstance(members.get(self.key, {}), dict):
+            config = None
+        if not isinstance(config, dict) or not isinstance(config.get(self.key, {}), dict):
             form = "TOML" if self.is_toml else "JSON without comments"
             fix = "change it yourself, as docs/how-to/set-up-an-mcp-client.md says"
             raise _left(file, f"it is not {form} with servers under {self.key}; {fix}")
-        return text, members
+        return text, config.get(self.key, {})
 
     def added(self, file: Path, entry: Entry) -> str:
         """The file's text with the entry. Refused `config_invalid` if it has one."""
-        text, members = self.read(file)
-        if SERVER in members.get(self.key, {}):
+        text, servers = self.read(file)
+        if SERVER in servers:
             raise _left(file, f"it has a server {SERVER} already; `payagent mcp uninstall` removes it")
+        if text is None:
+            return self.show(entry)
         if not self.is_toml:
-            return _json(members | {self.key: members.get(self.key, {}) | {SERVER: entry}})
-        new = f"{text}\n{self.show(entry)}" if text else self.show(entry)
+            at = self._servers_at(text)
+            if at is None:
+                return with_member(text, text.index("{"), self.key, _only(entry))
+            return with_member(text, at, SERVER, json.dumps(entry))
+        new = text + _lines_as_in(text, f"\n{self.show(entry)}")
         try:
             tomllib.loads(new)
         except tomllib.TOMLDecodeError:
             raise _left(file, f"no table can be added to its {self.key}") from None
         return new
 
-    def removed(self, file: Path) -> tuple[str, Entry]:
-        """The file's text without the entry, and the entry. Refused `config_invalid` if it is not as installed."""
-        text, members = self.read(file)
-        entry = members.get(self.key, {}).pop(SERVER, None)
-        if entry is None:
+    def removed(self, file: Path) -> tuple[str | None, Entry]:
+        """The file's text without the entry, and the entry. The text is None if `added` made the file.
+
+        Refused `config_invalid` if the entry is not as installed.
+        """
+        text, servers = self.read(file)
+        entry = servers.get(SERVER)
+        if text is None or entry is None:
             raise _left(file, f"it has no server {SERVER}")
+        if text == self.show(entry):
+            return None, entry
         if not self.is_toml:
-            return _json(members), entry
-        before, table, after = text.partition(self.show(entry))
+            at = self._servers_at(text) or 0
+            if text.startswith(_only(entry), at):
+                return without_member(text, text.index("{"), self.key), entry
+            return without_member(text, at, SERVER), entry
+        before, table, after = text.partition(_lines_as_in(text, self.show(entry)))
         if not table:
             raise _left(file, f"its table {self.key}.{SERVER} was edited; remove the table yourself")
-        return before.removesuffix("\n") + after, entry
+        return before.removesuffix(_lines_as_in(text, "\n")) + after, entry
+
+    def _servers_at(self, text: str) -> int | None:
+        """Where the object with the servers opens in JSON."""
+        return next((at for name, at, _ in reversed(members(text, text.index("{"))) if name == self.key), None)
 
 
 _STDIO = {"type": "stdio"}
+_CODEX = {"required": True, "startup_timeout_sec": 30, "tool_timeout_sec": 300}
 CLIENTS = {
     "claude-code": ServerList("mcpServers", ".claude.json", extra=_STDIO),
     "claude-desktop": ServerList(
         "mcpServers", "Claude/claude_desktop_config.json", folder=".config", variable="XDG_CONFIG_HOME"
     ),
-    "codex": ServerList(
-        "mcp_servers", "config.toml", folder=".codex", variable="CODEX_HOME", extra={"tool_timeout_sec": 300}
-    ),
+    "codex": ServerList("mcp_servers", "config.toml", folder=".codex", variable="CODEX_HOME", extra=_CODEX),
     "cursor": ServerList("mcpServers", ".cursor/mcp.json"),
     "gemini": ServerList("mcpServers", ".gemini/settings.json"),
     "vscode": ServerList(
         "servers", "Code/User/mcp.json", folder=".config", variable="XDG_CONFIG_HOME", extra=_STDIO
     ),
 }
-"""By the name on the command line; each file is the one for all projects of a user. Codex by itself ends a call
-after 60 s, which is less than some payments take.
+"""By the name on the command line; each file is the one for all projects of a user. By itself, Codex starts
+its turn without a server that needs more than a second, and ends a call after 60 s, which some payments exceed.
 """
 
 _yes_option = click.option("--yes", is_flag=True, help="Change files without asking. Required in scripts.")
@@ -220,29 +238,44 @@ def _ask(terminal: Terminal, yes: bool, question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def _replace(file: Path, text: str) -> str | None:
-    """Write the file in one step, and return the path of the copy of what it was."""
+def _replace(file: Path, text: str | None) -> str | None:
+    """Write the file in one step, and return the path of the copy of what it was. No text removes the file."""
     file = file.resolve()  # a link stays one
-    new, copy = file.with_name(f"{file.name}.new"), file.with_name(f"{file.name}.before-payagent")
+    new, copy = file.with_name(f"{file.name}.new"), next(_names_of_copies(file))
     try:
+        if text is None:
+            file.unlink()
+            return None
         file.parent.mkdir(parents=True, exist_ok=True)
         new.touch(mode=0o600)
         if was_there := file.exists():
             shutil.copy2(file, copy)
             shutil.copymode(file, new)
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(text.encode())
         put_in_place(new, file)
     except OSError as error:
         raise Refused("write_failed", f"{file}: {error.strerror}") from None
     return str(copy) if was_there else None
 
 
+def _names_of_copies(file: Path) -> Iterator[Path]:
+    """Names that no earlier copy has."""
+    names = (f"{file.name}.before-payagent{f'.{number}' if number > 1 else ''}" for number in count(1))
+    return (path for name in names if not (path := file.with_name(name)).exists())
+
+
 def _left(file: Path, why: str) -> Refused:
     return Refused("config_invalid", f"{file} was left as it is: {why}")
 
 
-def _json(members: object) -> str:
-    return json.dumps(members, indent=2) + "\n"
+def _only(entry: Entry) -> str:
+    """The servers as `added` writes them into JSON without any: its mark is that no blank follows the brace."""
+    return json.dumps({SERVER: entry})
+
+
+def _lines_as_in(text: str, new: str) -> str:
+    """New lines that end like those of the text."""
+    return new.replace("\n", "\r\n") if "\r\n" in text else new
 
 
 def _toml(value: object) -> str:

@@ -44,21 +44,23 @@ log = logging.getLogger("payagent.client")
 
 
 @dataclass(slots=True)
-class _LastPayload:
-    """The last payload given to this task or thread."""
+class _Purchase:
+    """A request that is being paid. The hook makes it; the payload's step fills it, maybe in another thread."""
 
     scheme: object
     url: str
-    payment_id: str
-    transaction: str
+    requirements: Any
+    required: str
+    """The 402 with the chosen offer, as its header."""
+    payment_id: str = ""
+    transaction: str = ""
     is_answered: bool = False
 
 
-# State that the SDK's steps for one request share: they run in one task or thread.
-_request_url: ContextVar[tuple[Any, str]] = ContextVar("payagent_called", default=(None, ""))
-_status: ContextVar[tuple[Any, int]] = ContextVar("payagent_came", default=(None, 0))
-_chosen: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
-_last: ContextVar[_LastPayload | None] = ContextVar("payagent_last", default=None)
+# State that the SDK's hooks for one request share: they run in one task or thread.
+_request_url: ContextVar[tuple[Any, str]] = ContextVar("payagent_request_url", default=(None, ""))
+_status: ContextVar[tuple[Any, int]] = ContextVar("payagent_status", default=(None, 0))
+_purchase: ContextVar[_Purchase | None] = ContextVar("payagent_purchase", default=None)
 
 
 class ExactCardanoScheme:
@@ -114,11 +116,12 @@ class ExactCardanoScheme:
 
     def create_payment_payload(self, requirements: Any) -> dict[str, Any]:
         """Return the inner payload. Blocks while the daemon signs, usually for milliseconds."""
-        url, required = _take_chosen(requirements)
-        self._refuse_redirect(url)
-        payment = self._pay(url, required)
+        purchase = _purchase.get()
+        if purchase is None or purchase.requirements is not requirements or purchase.payment_id:
+            raise own_error("bad_request", "the SDK did not call the scheme's hook before it creates a payload")
+        payment = self._pay(purchase.url, purchase.required)
         proof = json.loads(base64.b64decode(payment["headers"]["PAYMENT-SIGNATURE"]))
-        _last.set(_LastPayload(self, url, payment["id"], proof["payload"]["transaction"]))
+        purchase.payment_id, purchase.transaction = payment["id"], proof["payload"]["transaction"]
         payload: dict[str, Any] = dict(proof["payload"])
         if proof.get("extensions"):
             payload["__extensions"] = proof["extensions"]
@@ -149,8 +152,8 @@ class ExactCardanoScheme:
             return cast("T", end.value)
 
     def _refuse_redirect(self, url: str) -> None:
-        last = _last.get()
-        if last is None or last.scheme is not self or last.is_answered or last.url == url:
+        last = _purchase.get()
+        if last is None or last.scheme is not self or last.is_answered or last.url == url or not last.payment_id:
             return
         last.is_answered = True
         raise own_error(
@@ -179,7 +182,9 @@ class ExactCardanoScheme:
             raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
         if sold and not self._is_the_calls(urljoin(url, sold), url):
             raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the request was to {url[:300]!a}")
-        _chosen.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
+        self._refuse_redirect(url)
+        header = base64.b64encode(json.dumps(required).encode()).decode("ascii")
+        _purchase.set(_Purchase(self, url, chosen, header))
 
     def _is_the_calls(self, sold: str, called: str) -> bool:
         """Whether a resource is the requested one, or would be with one of the merchant's `resource_origins`."""
@@ -193,7 +198,7 @@ class ExactCardanoScheme:
 
     def _on_response(self, context: Any, *, patience_s: float) -> Any:
         """Report the answer. A returned value makes the SDK repeat the request, once."""
-        last = _last.get()
+        last = _purchase.get()
         if last is None or context.payment_payload.payload.get("transaction") != last.transaction:
             return None
         # a redirect serves nothing, even if its receipt says that the payment is settled
@@ -212,7 +217,7 @@ class ExactCardanoScheme:
             log.warning("the answer to a payment could not be reported: %s", error)
             return None
 
-    def _is_worth_repeating(self, last: _LastPayload, answer: Answered, depth: int, patience_s: float) -> bool:
+    def _is_worth_repeating(self, last: _Purchase, answer: Answered, depth: int, patience_s: float) -> bool:
         """Ask `core.pay_and_retry` whether to repeat: with the same proof, or anew after it was used up.
 
         The SDK repeats a request only once, so a pending proof waits until it is deep enough.
@@ -232,16 +237,6 @@ class ExactCardanoScheme:
                 return True
             pause_s = None if payment["state"] in WITHOUT_PROOF else min(pause_s, 1.0)
         return step is End.USED_UP
-
-
-def _take_chosen(requirements: Any) -> tuple[str, str]:
-    """Return (URL, 402 header) that the hook left before the payload was created."""
-    chosen = _chosen.get()
-    _chosen.set(None)
-    if chosen is None or chosen[1][0] is not requirements:
-        raise own_error("bad_request", "the SDK did not call the scheme's hook before it creates a payload")
-    url, (_, required) = chosen
-    return str(url), str(required)
 
 
 def _process(process: Callable[..., Any], payload: Any, get_header: Any, status: int) -> Any:

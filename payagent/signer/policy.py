@@ -98,7 +98,7 @@ class Policy:
         outflow.note(inputs, leaving, now_s)
 
     def _require_frame(self, decoded: DecodedBody) -> None:
-        _require(decoded.network_id == self.network_id, f"it is for network id {decoded.network_id}")
+        _require(decoded.network_id in (None, self.network_id), f"it is for network id {decoded.network_id}")
         fee, most = decoded.fee_lovelace, self.fee_cap_lovelace
         _require(fee <= most, f"its fee is {fee} lovelace, the cap is {most}")
         _require(len(decoded.inputs) > 0, "it spends nothing")

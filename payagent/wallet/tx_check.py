@@ -46,7 +46,7 @@ def _check_frame(decoded: DecodedTransaction, plan: TxPlan) -> None:
     frame = plan.frame
     if decoded.ttl_slot != frame.ttl_slot:
         raise CheckFailed(f"TTL {decoded.ttl_slot}, planned {frame.ttl_slot}")
-    if decoded.network_id != frame.network_id:
+    if decoded.network_id not in (None, frame.network_id):
         raise CheckFailed(f"network id {decoded.network_id}")
     if decoded.commitment != frame.commitment:
         raise CheckFailed("the metadata differ from the plan")
@@ -91,7 +91,7 @@ def _check_payable(decoded: DecodedTransaction, plan: TxPlan) -> None:
             raise CheckFailed(f"output {place} pays no key address")
         if len(address) != length:
             raise CheckFailed(f"output {place} pays an address of {len(address)} bytes")
-        if header & 15 != decoded.network_id:
+        if header & 15 != plan.network_id:
             raise CheckFailed(f"output {place} pays an address of another network")
         minimum = (_OUTPUT_OVERHEAD_BYTES + size) * coins_per_byte
         if lovelace < minimum:

@@ -20,7 +20,6 @@ _LONGER_FROM = (24, 1 << 8, 1 << 16, 1 << 32)
 _PAIR = b"\x82"
 _SET = b"\xd9\x01\x02"
 _BYTES_28, _BYTES_32, _BYTES_64 = b"\x58\x1c", b"\x58\x20", b"\x58\x40"
-_BODY, _BODY_COMMITTED = b"\xa5\x00", b"\xa6\x00"
 _COMMITMENT = re.compile(rb"\xa1\x19\x01\x92\xa2\x61h\x58\x20(.{32})\x61p\x66http:1", re.DOTALL)
 _OTHER_FIELDS = "the body has other fields than inputs, outputs, fee, TTL, network and its commitment's hash"
 
@@ -39,13 +38,13 @@ class DecodedOutput(NamedTuple):
 
 
 class DecodedBody(NamedTuple):
-    """A decoded transaction body. `auxiliary_hash` is None without a commitment."""
+    """A decoded transaction body. `network_id` is optional. `auxiliary_hash` is None without a commitment."""
 
     inputs: tuple[tuple[str, int], ...]
     outputs: tuple[DecodedOutput, ...]
     fee_lovelace: int
     ttl_slot: int
-    network_id: int
+    network_id: int | None
     auxiliary_hash: bytes | None
 
 
@@ -57,7 +56,7 @@ class DecodedTransaction(NamedTuple):
     outputs: tuple[DecodedOutput, ...]
     fee_lovelace: int
     ttl_slot: int
-    network_id: int
+    network_id: int | None
     witnesses: tuple[tuple[bytes, bytes], ...]
     commitment: bytes | None
 
@@ -224,19 +223,26 @@ def decode_body(raw: bytes) -> DecodedBody:
 
 
 def _body(buf: bytes, at: int) -> tuple[DecodedBody, int]:
-    prefix = buf[at : at + 2]
-    if prefix not in (_BODY, _BODY_COMMITTED):
+    count, at = _head(buf, at, _MAP, "the body")
+    if buf[at] != 0:
         raise Undecodable(_OTHER_FIELDS)
-    inputs, at = _inputs(buf, at + 2)
+    inputs, at = _inputs(buf, at + 1)
     if buf[at] != 1:
         raise Undecodable(_OTHER_FIELDS)
     outputs, at = _outputs(buf, at + 1)
     fee_lovelace, at = _field(buf, at, 2, "the fee")
     ttl_slot, at = _field(buf, at, 3, "the TTL")
     stated_hash: bytes | None = None
-    if prefix == _BODY_COMMITTED:
-        stated_hash, at = _fixed(buf, at, b"\x07" + _BYTES_32, 32, _OTHER_FIELDS)
-    network_id, at = _field(buf, at, 15, "the network")
+    network_id: int | None = None
+    fields = 4
+    if buf[at : at + 1] == b"\x07":
+        stated_hash, at = _fixed(buf, at + 1, _BYTES_32, 32, _OTHER_FIELDS)
+        fields += 1
+    if buf[at : at + 1] == b"\x0f":
+        network_id, at = _field(buf, at, 15, "the network")
+        fields += 1
+    if count != fields:
+        raise Undecodable(_OTHER_FIELDS)
     return DecodedBody(inputs, outputs, fee_lovelace, ttl_slot, network_id, stated_hash), at
 
 

@@ -183,10 +183,10 @@ class TxRequest(NamedTuple):
 
 
 def _fixed_size(encoded: bytes, frame: Frame) -> int:
-    """Sum up array, map, five keys, requested outputs, fee, TTL, witness, true, and null or the commitment."""
+    """Sum up array, map, four keys, requested outputs, fee, TTL, witness, true, and null or the commitment."""
     commitment = 0 if frame.commitment is None else _AUXILIARY_HASH_SIZE + len(frame.auxiliary) - len(_NULL)
     return (
-        10 + len(cbor.TAGGED_SET) + len(encoded)
+        8 + len(cbor.TAGGED_SET) + len(encoded)
         + _FEE_WIDTH + cbor.head_size(frame.ttl_slot) + _WITNESS_SIZE + commitment
     )  # fmt: skip
 
@@ -401,11 +401,10 @@ def finish(draft: Draft, nonce_utxo: Utxo) -> TxPlan:
     if fee_lovelace > frame.fee_cap_lovelace:
         raise Refused("fee_too_high", f"a fee of {fee_lovelace} lovelace, the cap is {frame.fee_cap_lovelace}")
     body = b"".join((
-        cbor.head(5, 5 if frame.commitment is None else 6), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)),
+        cbor.head(5, 4 if frame.commitment is None else 5), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)),
         *(cbor.tx_input(utxo.tx_id, utxo.index) for utxo in utxos),
         b"\x01", cbor.head(4, len(order.planned) + len(rest)), order.encoded, encoded,
         b"\x02", cbor.uint(fee_lovelace), b"\x03", cbor.uint(frame.ttl_slot), _auxiliary_hash(frame),
-        b"\x0f", cbor.uint(frame.network_id),
     ))  # fmt: skip
     size = 1 + len(body) + _WITNESS_SIZE + len(_TRUE) + len(frame.auxiliary)
     if size > frame.parameters.max_tx_size:

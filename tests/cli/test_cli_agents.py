@@ -82,6 +82,7 @@ def test_an_installed_client_has_a_budget_and_an_uninstalled_one_has_none(
     assert servers["other"] == OTHER
     entry = servers["payagent"]
     assert os.access(entry["command"], os.X_OK)
+    assert client != "codex" or (entry["required"], entry["startup_timeout_sec"]) == (True, 30)
     assert entry["args"][:3] == ["mcp", "serve", "--token-file"]
     assert Path(entry["env"]["PAYAGENT_URL"]).is_socket()
     token_file = Path(entry["args"][3])
@@ -100,20 +101,66 @@ def test_an_installed_client_has_a_budget_and_an_uninstalled_one_has_none(
 
     result = shop.payagent("mcp", "uninstall", client, "--yes")
     assert result.code == 0, result.err
-    assert members(file) == (tomllib if client == "codex" else json).loads(before)
-    assert client != "codex" or file.read_text() == before
+    assert file.read_text() == before
     assert not token_file.exists()
     assert apps(shop)[app] is False
     gone = shop.payagent("mcp", "uninstall", client, "--yes")
     assert (gone.code, gone.problem) == (2, "config_invalid")
 
 
-def test_a_client_without_a_configuration_gets_a_private_one(shop: Shop, home: Path) -> None:
+def test_a_client_without_a_configuration_gets_a_private_one_and_keeps_none(shop: Shop, home: Path) -> None:
     for client in ("cursor", "codex"):
         assert install(shop, client, f"first-of-{client}").json["copy"] is None
         file = home / FILES[client][0]
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert list(members(file)) == [FILES[client][1]]
+        assert shop.payagent("mcp", "uninstall", client, "--yes").code == 0
+        assert list(file.parent.iterdir()) == []
+
+
+FORMS = {
+    "four blanks": ("cursor", '{\n    "a": [1,\n  2],\n    "mcpServers": {\n        "x": {}\n    }\n}\n'),
+    "tabs, no last newline": ("claude-code", '{\n\t"mcpServers": {\n\t\t"x": {"url": "u"}\n\t},\n\t"b": 1\n}'),
+    "one line": ("gemini", '{"mcpServers":{"x":{}},"b":1.50}'),
+    "an object on one line": ("gemini", '{\n  "mcpServers": { "x": {"url": "}"} },\n  "b": 1e3\n}\n'),
+    "not ASCII": ("vscode", '{\n  "\u00fc \\u00fc": "\\" \u2713",\n  "servers": {}\n}\n'),
+    "CRLF": ("cursor", '{\r\n  "mcpServers": {\r\n    "x": {}\r\n  }\r\n}\r\n'),
+    "no servers": ("claude-desktop", '{\n  "theme": "dark",\n  "n": {"mcpServers": 1}\n}\n'),
+    "empty servers": ("claude-desktop", '{\n  "mcpServers": {\n  }\n}\n'),
+    "an empty object": ("cursor", " {} \n"),
+    "TOML, CRLF": ("codex", 'model = "\u00fc"\r\n\r\n[mcp_servers.other]\r\ncommand = "x"\r\n'),
+    "TOML, no last newline": ("codex", "a = 1 # b"),
+    "TOML, an empty file": ("codex", ""),
+}
+"""Each form of a configuration, with its client."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_configuration_is_byte_for_byte_the_same_but_for_the_entry(shop: Shop, home: Path, form: str) -> None:
+    client, before = FORMS[form][0], FORMS[form][1].encode()
+    file = written(home, client)
+    file.write_bytes(before)
+    earlier = file.with_name(f"{file.name}.before-payagent")
+    earlier.write_text("a copy made before")
+    app = "form-" + "-".join(re.findall("[a-zA-Z]+", form))
+
+    result = install(shop, client, app)
+    assert result.code == 0, result.err
+    after = file.read_bytes()
+    size = len(after) - len(before)
+    assert any(after[:at] + after[at + size :] == before for at in range(len(before) + 1)), after.decode()
+    assert b"\r" not in before or b"\n" not in after.replace(b"\r\n", b"")
+    was = (tomllib if client == "codex" else json).loads(before.decode())
+    there = members(file)
+    assert there[FILES[client][1]].pop("payagent")["args"][-1].endswith(f"{app}.token")
+    assert {key: value for key, value in there.items() if value} == {
+        key: value for key, value in was.items() if value
+    }
+    assert Path(result.json["copy"]).read_bytes() == before
+
+    assert shop.payagent("mcp", "uninstall", client, "--yes").code == 0
+    assert file.read_bytes() == before
+    assert earlier.read_text() == "a copy made before"
 
 
 def test_the_folders_that_variables_name_are_used(shop: Shop, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

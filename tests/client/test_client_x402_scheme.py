@@ -4,8 +4,9 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from kit.api import Api, served
 from kit.client import UTXOS
 from kit.http import NO_TLS
 from kit.proxy import blocks
+from kit.sdk_client import PayloadsInThread
 from kit.sdk_merchant import SdkMerchant
 from x402 import x402Client, x402ClientSync
 from x402.http.clients import x402HttpxClient
@@ -30,14 +32,15 @@ from payagent.proxy.app import Bounds
 from payagent.store.rows import payments
 
 BODY = {"message": "hello"}
-MakeClient = Callable[[], x402Client]
+OpenMarket = Callable[..., AbstractAsyncContextManager["Market"]]
 
 
 class Market:
     """The SDK's merchant, the daemon, and the SDK's clients with our scheme."""
 
-    def __init__(self, api: Api, merchant: SdkMerchant, patience_s: float) -> None:
+    def __init__(self, api: Api, merchant: SdkMerchant, client_type: type[x402Client], patience_s: float) -> None:
         self.api = api
+        self.client_type = client_type
         self.merchant = merchant
         self.scheme = ExactCardanoScheme(daemon=api.url, token=api.tokens["payer"], patience_s=patience_s)
 
@@ -49,7 +52,7 @@ class Market:
         )
 
     def sdk(self, **options: Any) -> httpx.AsyncClient:
-        client = x402Client()
+        client = self.client_type()
         client.set_spend_controls(False)  # the limits are the daemon's; ADA is no dollar
         return x402HttpxClient(self.scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False, **options)
 
@@ -64,8 +67,9 @@ class Market:
 
 
 @asynccontextmanager
-async def market(
+async def open_market(
     world: World,
+    client_type: type[x402Client],
     *,
     ticking: bool = True,
     patience_s: float = 30.0,
@@ -79,19 +83,25 @@ async def market(
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
             await run.run_pass()
             async with served(run, bounds) as api, blocks(run) if ticking else nullcontext():
-                there = Market(api, merchant, patience_s)
+                there = Market(api, merchant, client_type, patience_s)
                 try:
                     yield there
                 finally:
                     there.scheme.close()
 
 
+@pytest.fixture(params=[x402Client, PayloadsInThread])
+def market(world: World, request: pytest.FixtureRequest) -> OpenMarket:
+    """Open a market whose async clients are the SDK's, or as its next release has them."""
+    return partial(open_market, world, request.param)
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/premium?day=1"), ("POST", "/chat")])
 @pytest.mark.parametrize("confirmations", [-1, 1])
 async def test_the_sdks_client_pays_the_sdks_server(
-    world: World, method: str, path: str, confirmations: int
+    market: OpenMarket, method: str, path: str, confirmations: int
 ) -> None:
-    async with market(world, confirmations=confirmations) as at:
+    async with market(confirmations=confirmations) as at:
         answer = await at.call(path, method, **({"json": BODY} if method == "POST" else {}))
         assert answer.status_code == 200, answer.text
         (payment,) = at.payments
@@ -100,9 +110,9 @@ async def test_the_sdks_client_pays_the_sdks_server(
         assert payment.invoice.merchant_submits
 
 
-async def test_a_402_that_names_the_decoded_path_is_paid_and_served(world: World) -> None:
+async def test_a_402_that_names_the_decoded_path_is_paid_and_served(market: OpenMarket) -> None:
     """The SDK's FastAPI middleware names the path as the framework decoded it, with a blank."""
-    async with market(world, confirmations=-1) as at:
+    async with market(confirmations=-1) as at:
         unpaid = httpx.get(f"{at.merchant.url}/notes/a%20b", verify=NO_TLS, trust_env=False).headers[
             "PAYMENT-REQUIRED"
         ]
@@ -112,8 +122,8 @@ async def test_a_402_that_names_the_decoded_path_is_paid_and_served(world: World
         assert at.merchant.handled == {"/notes": 1}
 
 
-async def test_the_sdks_adapter_for_requests_pays(world: World) -> None:
-    async with market(world, confirmations=-1) as at:
+async def test_the_sdks_adapter_for_requests_pays(market: OpenMarket) -> None:
+    async with market(confirmations=-1) as at:
 
         def call() -> requests.Response:
             client = x402ClientSync()
@@ -128,11 +138,11 @@ async def test_the_sdks_adapter_for_requests_pays(world: World) -> None:
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
-async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
-    async with market(world, confirmations=-1) as at:
+async def test_the_scheme_pays_when_registered_by_hand(market: OpenMarket) -> None:
+    async with market(confirmations=-1) as at:
 
         async def call() -> httpx.Response:
-            client = x402Client()
+            client = at.client_type()
             client.set_spend_controls(False)
             for network in ("cardano:*", "cip34:*"):
                 client.register(network, at.scheme)
@@ -144,9 +154,11 @@ async def test_the_scheme_pays_when_registered_by_hand(world: World) -> None:
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
-async def test_a_slow_settlement_is_shown_the_same_payload_by_the_next_request(world: World) -> None:
+async def test_a_slow_settlement_is_shown_the_same_payload_by_the_next_request(
+    market: OpenMarket, world: World
+) -> None:
     """After the timeout the program has the 402; its next request shows the signed payload."""
-    async with market(world, ticking=False, patience_s=5.0, confirmations=1, wait_s=0) as at:
+    async with market(ticking=False, patience_s=5.0, confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 402
         assert at.merchant.handled.total() == 1
         assert at.payments[0].delivery is Delivery.PRESENTED
@@ -157,25 +169,25 @@ async def test_a_slow_settlement_is_shown_the_same_payload_by_the_next_request(w
         assert payment.delivery is Delivery.ACCEPTED
 
 
-async def test_a_pending_settlement_is_waited_for(world: World) -> None:
-    async with market(world, confirmations=1, wait_s=0) as at:
+async def test_a_pending_settlement_is_waited_for(market: OpenMarket) -> None:
+    async with market(confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 200
         (payment,) = at.payments
         assert at.merchant.payments == {payment.attempt.tx_id: 1}
         assert at.merchant.handled.total() == 2
 
 
-async def test_successive_requests_are_separate_payments(world: World) -> None:
-    async with market(world, confirmations=-1, replays=False) as at:
+async def test_successive_requests_are_separate_payments(market: OpenMarket) -> None:
+    async with market(confirmations=-1, replays=False) as at:
         for _ in range(2):
             assert (await at.call("/premium")).status_code == 200
         assert list(at.merchant.payments.values()) == [1, 1]
 
 
-async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: World) -> None:
+async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(market: OpenMarket) -> None:
     """Otherwise the next request would show the same proof and get the old answer."""
     bounds = Bounds(rates=Rates(rate_limit_per_s=1))
-    async with market(world, confirmations=-1, replays=False, bounds=bounds) as at:
+    async with market(confirmations=-1, replays=False, bounds=bounds) as at:
         headers = {"Authorization": f"Bearer {at.api.tokens['payer']}"}
 
         async def use_up(_context: Any) -> None:
@@ -186,7 +198,7 @@ async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: W
                 continue
 
         async def one() -> httpx.Response:
-            client = x402Client().set_spend_controls(False).on_after_payment_creation(use_up)
+            client = at.client_type().set_spend_controls(False).on_after_payment_creation(use_up)
             async with x402HttpxClient(
                 at.scheme.connect(client), verify=NO_TLS, timeout=60, trust_env=False
             ) as http:
@@ -196,15 +208,15 @@ async def test_a_delivery_is_reported_even_when_the_app_is_rate_limited(world: W
         assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
-async def test_concurrent_identical_requests_are_served_without_unused_payments(world: World) -> None:
-    async with market(world, confirmations=-1) as at:
+async def test_concurrent_identical_requests_are_served_without_unused_payments(market: OpenMarket) -> None:
+    async with market(confirmations=-1) as at:
         answers = await asyncio.gather(*(at.call("/premium") for _ in range(4)))
         assert {answer.status_code for answer in answers} == {200}
         assert sum(at.merchant.payments.values()) >= len(at.payments)
 
 
-async def test_our_transport_pays_the_sdks_server(world: World) -> None:
-    async with market(world, confirmations=1) as at:
+async def test_our_transport_pays_the_sdks_server(market: OpenMarket) -> None:
+    async with market(confirmations=1) as at:
         transport = AsyncPayAgentTransport(daemon=at.api.url, token=at.api.tokens["payer"])
         async with httpx.AsyncClient(transport=transport, timeout=60) as http:
             answer = await http.post(f"{at.merchant.url}/chat", json=BODY)
@@ -213,8 +225,8 @@ async def test_our_transport_pays_the_sdks_server(world: World) -> None:
         assert (at.merchant.payments, payment.delivery) == ({payment.attempt.tx_id: 1}, Delivery.ACCEPTED)
 
 
-async def test_a_refusal_of_the_daemon_reaches_the_program(world: World) -> None:
-    async with market(world, price="2000000000") as at:
+async def test_a_refusal_of_the_daemon_reaches_the_program(market: OpenMarket) -> None:
+    async with market(price="2000000000") as at:
         with pytest.raises(Exception, match="limit_exceeded"):
             await at.call("/premium")
         assert at.merchant.handled.total() == 0
@@ -274,8 +286,8 @@ async def bent(at: Market, bent: Bent, resource_origins: frozenset[str] = frozen
         server.close()
 
 
-async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
-    async with market(world) as at:
+async def test_a_redirect_after_paying_is_not_paid_again(market: OpenMarket) -> None:
+    async with market() as at:
         moves = Bent(lambda path: required(at, at.merchant.url + path), lambda path: (307, "/second"))
         async with bent(at, moves):
             with pytest.raises(Exception, match=r"not_served_yet.*a redirect after paying is not paid again"):
@@ -286,7 +298,7 @@ async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("way", ["httpx", "requests"])
-async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World, way: str) -> None:
+async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(market: OpenMarket, way: str) -> None:
     """The SDK's server settles every answer below 400 and says so; the client's hooks do not see the status."""
 
     def call() -> None:
@@ -297,7 +309,7 @@ async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World,
             session.mount("http://", x402_http_adapter(at.scheme.connect(client)))
             session.get(f"{at.merchant.url}/first", timeout=60)
 
-    async with market(world) as at:
+    async with market() as at:
         moves = Bent(lambda path: required(at, at.merchant.url + path), lambda path: (307, "/second"))
         moves.receipts = [{"success": True, "transaction": "", "network": "cardano:devnet"}]
         async with bent(at, moves):
@@ -309,11 +321,11 @@ async def test_a_redirect_with_a_settled_receipt_is_not_paid_again(world: World,
 
 
 @pytest.mark.parametrize("names", ["", "/premium", "http://shop.internal:3000/premium"])
-async def test_a_proof_is_shown_again_whatever_url_the_402_names(world: World, names: str) -> None:
+async def test_a_proof_is_shown_again_whatever_url_the_402_names(market: OpenMarket, names: str) -> None:
     """A 402 may name another URL than was requested; when the SDK repeats the request, only payagent knows."""
     receipt: dict[str, Any] = {"success": False, "errorReason": "unexpected_settle_error", "transaction": ""}
     receipt["network"] = "cardano:devnet"
-    async with market(world) as at:
+    async with market() as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200 if len(shop.proofs) > 1 else 402, ""))
         shop.receipts = [receipt, {**receipt, "success": True}]
         async with bent(at, shop, resource_origins=frozenset(("http://shop.internal:3000",))):
@@ -328,10 +340,10 @@ async def test_a_proof_is_shown_again_whatever_url_the_402_names(world: World, n
     [("/notes/a b", True), ("/notes/a%20b", True), ("/notes/a+b", False), ("/notes/a", False)],
 )
 async def test_a_402_may_name_the_decoded_path_of_the_request_and_no_other(
-    world: World, names: str, is_paid: bool
+    market: OpenMarket, names: str, is_paid: bool
 ) -> None:
     """The official SDK's own FastAPI middleware names the path as the framework decoded it."""
-    async with market(world) as at:
+    async with market() as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
         async with bent(at, shop):
             if is_paid:
@@ -343,8 +355,10 @@ async def test_a_402_may_name_the_decoded_path_of_the_request_and_no_other(
 
 
 @pytest.mark.parametrize("names", ["http://shop.internal/premium", "http://shop.internal:3000/other"])
-async def test_a_resource_outside_the_configured_origins_or_path_is_not_paid(world: World, names: str) -> None:
-    async with market(world) as at:
+async def test_a_resource_outside_the_configured_origins_or_path_is_not_paid(
+    market: OpenMarket, names: str
+) -> None:
+    async with market() as at:
         shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
         async with bent(at, shop, resource_origins=frozenset(("http://shop.internal:3000",))):
             with pytest.raises(Exception, match="resource_mismatch"):
@@ -352,8 +366,8 @@ async def test_a_resource_outside_the_configured_origins_or_path_is_not_paid(wor
         assert (shop.proofs, at.payments) == ([], [])
 
 
-async def test_a_402_that_names_another_servers_url_is_not_paid(world: World) -> None:
-    async with market(world) as at:
+async def test_a_402_that_names_another_servers_url_is_not_paid(market: OpenMarket) -> None:
+    async with market() as at:
         good = at.merchant.url
         liar = Bent(lambda path: required(at, f"{good}/premium"), lambda path: (200, ""))
         async with bent(at, liar):

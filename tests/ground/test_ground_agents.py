@@ -47,6 +47,9 @@ def test_the_registry_entry_has_what_its_schema_requires_and_names_an_existing_c
     assert package["identifier"] == project["name"]
     assert package["identifier"] in project["scripts"]
     assert (package["registryType"], package["transport"]["type"]) == ("pypi", "stdio")
+    # the registry looks for the name in the description on PyPI, with a blank or the comment's end behind it
+    readme = (ROOT / project["readme"]).read_text()
+    assert re.findall(r"mcp-name: (\S+)(?=\s)", readme) == [entry["name"]]
     command: click.Command = payagent
     for argument in package["packageArguments"]:
         if argument["type"] == "positional":

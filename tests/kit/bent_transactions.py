@@ -111,7 +111,6 @@ BENT: dict[str, Callable[[Body], Any]] = {
     "another TTL": lambda body: body.update({3: TTL_SLOT + 1}),
     "no TTL": lambda body: body.pop(3),
     "another network": lambda body: body.update({15: 1}),
-    "no network": lambda body: body.pop(15),
     "an input less": lambda body: body[0].pop(),
     "an input more": lambda body: body[0].append(("33" * 32, 0)),
     "another input": lambda body: body[0].__setitem__(0, ("11" * 32, 1)),

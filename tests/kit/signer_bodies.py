@@ -21,7 +21,7 @@ class Body:
         (OWN.raw, 94 * ADA, ()),
     )
     fee: int = 200_000
-    network_id: int = 0
+    network_id: int | None = None
     inputs: int = 1
     more: bytes = b""
     ttl_slot: int = 4000
@@ -34,11 +34,12 @@ class Body:
             for address, lovelace, assets in self.outputs
         ]
         utxos = [cbor.tx_input(self.spends * 32, index) for index in range(self.inputs)]
+        network = b"" if self.network_id is None else b"\x0f" + cbor.uint(self.network_id)
         return b"".join((
-            b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)), *utxos,
+            cbor.head(5, 4 + bool(network)), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)), *utxos,
             b"\x01", cbor.head(4, len(laid)), *laid,
             b"\x02", cbor.uint(self.fee), b"\x03", cbor.uint(self.ttl_slot),
-            b"\x0f", cbor.uint(self.network_id), self.more,
+            network, self.more,
         ))  # fmt: skip
 
 

@@ -60,6 +60,11 @@ def test_a_transaction_exactly_at_the_caps_is_allowed() -> None:
     admit(replace(GOOD, fee=900_000).raw, 1)
 
 
+def test_a_body_may_name_the_wallets_network() -> None:
+    assert GOOD.network_id is None
+    admit(replace(GOOD, network_id=0).raw, 1)
+
+
 def own_bodies() -> Iterator[tuple[bytes, int]]:
     """Bodies the wallet builds: a payment with splits, one with a commitment, and two of send_all."""
     for outputs, more in ((pay(3 * ADA, ADA, ADA), {}), (pay(3 * ADA), {"commitment": bytes(32)})):
@@ -191,9 +196,9 @@ def test_a_transaction_that_conflicts_with_two_independent_ones_hides_neither() 
     def spending(*indices: int) -> bytes:
         utxos = [cbor.tx_input("ab" * 32, index) for index in indices]
         whole = replace(paying((PAID[0], 15 * ADA, ()), CHANGE), inputs=0).raw
-        empty = b"\xa5\x00" + cbor.TAGGED_SET + cbor.head(4, 0)
+        empty = b"\xa4\x00" + cbor.TAGGED_SET + cbor.head(4, 0)
         assert whole.startswith(empty)
-        return b"".join((b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)), *utxos, whole[len(empty) :]))
+        return b"".join((b"\xa4\x00", cbor.TAGGED_SET, cbor.head(4, len(utxos)), *utxos, whole[len(empty) :]))
 
     policy = Time().policy()
     policy.admit(spending(0), 1)

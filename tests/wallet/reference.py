@@ -39,7 +39,7 @@ def _values(units: dict[str, int]) -> list[dict[str, int]]:
 
 def _size(utxos: Sequence[Utxo], outputs: list[Any], ttl: int) -> int:
     inputs = [[bytes.fromhex(utxo.tx_id), utxo.index] for utxo in utxos]
-    body = {0: cbor2.CBORTag(258, inputs), 1: outputs, 2: 200_000, 3: ttl, 15: 0}
+    body = {0: cbor2.CBORTag(258, inputs), 1: outputs, 2: 200_000, 3: ttl}
     witness = {0: cbor2.CBORTag(258, [[bytes(32), bytes(64)]])}
     return len(cbor2.dumps([body, witness, True, None]))
 

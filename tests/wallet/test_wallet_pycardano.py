@@ -36,6 +36,7 @@ def oracle_output(address: bytes, lovelace: int, assets: dict[str, int], **more:
 
 
 def oracle_body(plan: TxPlan) -> Any:
+    """The body in the form of pycardano's own builder, which names no network."""
     inputs = [
         pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(utxo.tx_id)), utxo.index)
         for utxo in plan.inputs
@@ -45,7 +46,6 @@ def oracle_body(plan: TxPlan) -> Any:
         outputs=[oracle_output(o.address, o.lovelace, dict(o.assets)) for o in plan.outputs],
         fee=plan.fee_lovelace,
         ttl=plan.ttl_slot,
-        network_id=pycardano.Network.TESTNET,
         auxiliary_data_hash=None if plan.frame.commitment is None else oracle_auxiliary(plan).hash(),
     )
 

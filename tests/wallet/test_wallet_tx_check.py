@@ -194,7 +194,8 @@ OTHER = signer_of(7)
 STRAY = [OTHER.public_key, OTHER.sign_hash(bytes(32))]
 ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
     "TTL": (lambda: agreed(lambda body: body.update({3: TTL_SLOT + 1})), "TTL"),
-    "network": (of_network_one, "network id 1"),
+    "network": (lambda: agreed(lambda body: body.update({15: 1})), "network id 1"),
+    "network of the addresses": (of_network_one, "another network"),
     "an input twice": (lambda: agreed(lambda body: body[0].append(body[0][0])), "occurs twice"),
     "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "inputs differ"),
     "no anchor": (
@@ -244,7 +245,8 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, TxPlan]], str]] = {
 
 
 def test_an_unchanged_transaction_passes() -> None:
-    for raw, plan in (agreed(), agreed(plan=TOKEN_PLAN), to(payee(3, base=False).raw)):
+    named = agreed(lambda body: body.update({15: 0}))
+    for raw, plan in (agreed(), agreed(plan=TOKEN_PLAN), to(payee(3, base=False).raw), named):
         check(raw, plan, SIGNER.public_key)
 
 
@@ -326,7 +328,7 @@ def test_the_decoder_agrees_with_cbor2_on_random_transactions() -> None:
             assert output.assets == {
                 (policy + name).hex(): units for policy, names in policies.items() for name, units in names.items()
             }
-        assert (found.fee_lovelace, found.ttl_slot, found.network_id) == (body[2], body[3], body[15])
+        assert (found.fee_lovelace, found.ttl_slot, found.network_id) == (body[2], body[3], None)
         assert found.body == plan.body
         read += 1
 
