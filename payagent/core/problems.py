@@ -22,13 +22,15 @@ class ProblemReason:
     fix: str | None = None
     money: str | None = None
     retryable: bool | None = None
+    agent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One row: HTTP `status`, CLI `exit_code`, the texts, and the `reasons` of a code that has several.
 
-    `money` is empty if no payment was decided on: others may be in flight with their money held.
+    `money` is empty if no payment was decided on: others may be in flight with their money held. `agent` is the
+    fix for an AI agent, which cannot do what only a person may; empty if no agent meets the problem.
     """
 
     status: int
@@ -37,6 +39,7 @@ class Problem:
     fix: str
     money: str = _NOTHING
     retryable: bool = False
+    agent: str = ""
     reasons: Mapping[str, ProblemReason] = field(default_factory=dict)
 
     def of(self, reason: str | None) -> "Problem":
@@ -94,6 +97,14 @@ class Refused(Exception):  # noqa: N818  the design's word for it
         return " ".join(part for part in (summary, self.money, self.problem.fix) if part)
 
 
+def agent_fix(code: str, reason: str | None, fix: str) -> str:
+    """What an AI agent can do about a problem; `fix` if the table does not say, as for a newer daemon's code."""
+    try:
+        return PROBLEMS[code].of(reason).agent or fix
+    except KeyError:
+        return fix
+
+
 @contextmanager
 def own_order(**context: object) -> Iterator[None]:
     """Turn refusals of a merchant's invoice into `transfer_invalid`: inside, the operator made the order."""
@@ -112,6 +123,12 @@ _HELD_UNTIL_CANCELLED = "Its money stays held until the transaction that cancels
 _TELL_MERCHANT = "Tell the merchant that its 402 cannot be paid safely."
 _MERGE_UTXOS = "Send part of the wallet to its own address with `payagent wallet send`. That merges small UTxOs."
 _PROOF_AGAIN = "Repeat the same call. It presents the same proof and pays nothing again."
+_MERCHANTS_FAULT = "Only the merchant can correct its 402. Tell a person, or buy elsewhere."
+_AGAIN = "Repeat the same call: it pays nothing more."
+_AGAIN_LATER = "Repeat the same call later."
+_TELL_PERSON = (
+    "Only a person can correct this. Tell them what the detail says, and repeat the same call after that."
+)
 _PAID = "The payment stands. Its money is held until it is in a block, then spent."
 
 PROBLEMS: dict[str, Problem] = {
@@ -120,6 +137,7 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The address cannot be paid",
         "payagent pays key addresses (CIP-19 types 0 and 6) on its own network. " + _TELL_MERCHANT,
+        agent=_MERCHANTS_FAULT,
         reasons={
             "bad_checksum": ProblemReason("The address has a wrong checksum"),
             "byron": ProblemReason("Byron addresses are not paid"),
@@ -142,6 +160,7 @@ PROBLEMS: dict[str, Problem] = {
         "Ask the merchant, not through its 402, whether the address is its own. If so, run `payagent payments "
         "approve ID`. That also pins the address.",
         money=STILL_ASKED,
+        agent="Only a person can approve the new address. Repeat the same call after that.",
     ),
     "already_decided": Problem(
         409,
@@ -183,12 +202,14 @@ PROBLEMS: dict[str, Problem] = {
         "The amount is not valid",
         'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace", or as "5 USDM" with a name from [[limits.assets]].',
         money="",
+        agent='Write `max_cost` as "5 ADA", "0.25 ADA" or "250000 lovelace", or "5 USDM" with a token\'s name.',
     ),
     "approval_denied": Problem(
         403,
         3,
         "The payment was not approved",
         "Ask the operator before you repeat the call.",
+        agent="Do not repeat the call, and do not buy this in another way. Ask the person.",
         reasons={
             "person": ProblemReason(
                 "The payment was denied",
@@ -198,6 +219,7 @@ PROBLEMS: dict[str, Problem] = {
                 "The approval timed out",
                 "Repeat the call when the operator can decide. It asks for a new approval.",
                 retryable=True,
+                agent="Repeat the same call when a person can decide. `reason` tells them why you buy.",
             ),
         },
     ),
@@ -208,6 +230,7 @@ PROBLEMS: dict[str, Problem] = {
         "Wait for the decision. To decide: payagent payments approve ID, or deny ID.",
         money=STILL_ASKED,
         retryable=True,
+        agent="Only a person may decide. `reason` tells them why you buy. Repeat the same call after that.",
     ),
     "approved_amount_exceeded": Problem(
         409,
@@ -222,6 +245,7 @@ PROBLEMS: dict[str, Problem] = {
         "This asset may not be spent",
         "Give it a table in [[limits.assets]] of the config and restart the daemon. If the app is bound to other "
         "assets, use another app.",
+        agent="Only a person can allow this asset. You can buy where another one is taken.",
     ),
     "awaiting_approval": Problem(
         503,
@@ -230,9 +254,15 @@ PROBLEMS: dict[str, Problem] = {
         "Repeat the same call later. It finds this payment. To decide: payagent payments approve ID, or deny ID.",
         money=STILL_ASKED,
         retryable=True,
+        agent="Only a person may decide. Repeat the same call after that: it pays nothing more.",
     ),
     "bad_request": Problem(
-        400, 2, "The request is not valid", "Correct the request. /openapi.json describes it.", money=""
+        400,
+        2,
+        "The request is not valid",
+        "Correct the request. /openapi.json describes it.",
+        money="",
+        agent="Correct the argument that the detail names.",
     ),
     "batch_in_progress": Problem(
         409,
@@ -240,8 +270,16 @@ PROBLEMS: dict[str, Problem] = {
         "Another payment for the same prepaid balance is in progress",
         "Repeat the call to the merchant without a proof. It is served from the batch once that is paid.",
         retryable=True,
+        agent="Repeat the same call. It is served from the batch once that is paid.",
     ),
-    "body_too_big": Problem(413, 2, "The body is too big", "Send the 402 as received, at most 64 KiB.", money=""),
+    "body_too_big": Problem(
+        413,
+        2,
+        "The body is too big",
+        "Send the 402 as received, at most 64 KiB.",
+        money="",
+        agent=_MERCHANTS_FAULT,
+    ),
     "body_too_slow": Problem(
         408,
         2,
@@ -249,6 +287,7 @@ PROBLEMS: dict[str, Problem] = {
         "Send it again, without pauses.",
         money="",
         retryable=True,
+        agent=_AGAIN_LATER,
     ),
     "browser_refused": Problem(
         403,
@@ -256,6 +295,7 @@ PROBLEMS: dict[str, Problem] = {
         "A browser may not make this request",
         "Call the API from a program.",
         money="",
+        agent=_TELL_PERSON,
         reasons={
             "web_page": ProblemReason(
                 "A web page may not use this API",
@@ -274,6 +314,7 @@ PROBLEMS: dict[str, Problem] = {
         "Try again in a minute. A new payment must spend the UTxOs that the cancel returned, and they are in use.",
         money="The cancelled payment's money is free again. Nothing new was signed.",
         retryable=True,
+        agent="Repeat the same call in a minute.",
     ),
     "chain_not_ready": Problem(
         503,
@@ -281,6 +322,7 @@ PROBLEMS: dict[str, Problem] = {
         "payagent does not see enough of the chain to pay",
         "Wait. This mostly passes by itself. `payagent doctor` checks each provider.",
         retryable=True,
+        agent="Repeat the same call in a few minutes. If that does not help, tell a person.",
     ),
     "clock_skew": Problem(
         503,
@@ -288,9 +330,15 @@ PROBLEMS: dict[str, Problem] = {
         "The local clock and the chain differ by more than 120 s",
         "Set the machine's clock. Nothing is signed until the two agree.",
         retryable=True,
+        agent=_TELL_PERSON,
     ),
     "config_invalid": Problem(
-        400, 2, "The configuration is not valid", "Correct the named key in the named file.", money=""
+        400,
+        2,
+        "The configuration is not valid",
+        "Correct the named key in the named file.",
+        money="",
+        agent=_TELL_PERSON,
     ),
     "daemon_not_running": Problem(
         503,
@@ -300,6 +348,7 @@ PROBLEMS: dict[str, Problem] = {
         "without api.socket in the config, $XDG_RUNTIME_DIR decides which.",
         money="The request did not reach it. Earlier payments are safe and go on when it starts.",
         retryable=True,
+        agent="Only a person can start payagent. Tell them, and repeat the same call after that.",
     ),
     "daemon_timeout": Problem(
         504,
@@ -308,12 +357,14 @@ PROBLEMS: dict[str, Problem] = {
         "See `payagent payments list`. It is safe to repeat a `pay`: it finds its payment.",
         money="It may have accepted the request. What it accepted goes on.",
         retryable=True,
+        agent="Repeat the same call: it never pays twice.",
     ),
     "decimals_mismatch": Problem(
         422,
         3,
         "The invoice and the config disagree on the asset's decimals",
         "Check the asset's decimals in the config. " + _TELL_MERCHANT,
+        agent=_TELL_PERSON,
     ),
     "deposit_rolled_back": Problem(
         409,
@@ -322,6 +373,7 @@ PROBLEMS: dict[str, Problem] = {
         "Nothing to do. The payment goes on if the deposit returns. Otherwise it ends as void, once no rollback "
         "can reach the last time limit of its transactions.",
         money="Its money stays held until then, because the signed transaction lands if the deposit returns.",
+        agent="Wait. The payment goes on or ends by itself. Repeat the same call later.",
     ),
     "external_spend": Problem(
         503,
@@ -330,6 +382,7 @@ PROBLEMS: dict[str, Problem] = {
         "Look the transaction up in an explorer. Stop whatever else uses the wallet's recovery words. If the data "
         "folder was rolled back, see docs/how-to/recover-an-older-ledger.md. Then run `payagent wallet unfreeze`. "
         "If the words are stolen, send everything to a new wallet at once.",
+        agent="Only a person can look into this. Tell them at once, and buy nothing until they have.",
     ),
     "external_spend_new": Problem(
         409,
@@ -343,6 +396,7 @@ PROBLEMS: dict[str, Problem] = {
         1,
         "The fee would exceed its cap",
         "Check `payagent doctor`: a provider may report false parameters. Otherwise report this as a bug.",
+        agent=_TELL_PERSON,
     ),
     "file_invalid": Problem(
         422,
@@ -368,6 +422,7 @@ PROBLEMS: dict[str, Problem] = {
         "Use a token with the needed scope. If the app was revoked, payagent app rotate-token NAME lets it in "
         "again.",
         money="",
+        agent="Only a person can give you more rights. Tell them what the detail says.",
     ),
     "funds_pending": Problem(
         503,
@@ -376,6 +431,7 @@ PROBLEMS: dict[str, Problem] = {
         "Try again when the payments in flight are in a block, usually within a minute. `payagent wallet split` "
         "makes more UTxOs, so that payments can run in parallel.",
         retryable=True,
+        agent="Repeat the same call in a minute.",
     ),
     "idempotency_key_invalid": Problem(
         400, 2, "The idempotency key is not valid", "Send 1 to 255 visible ASCII characters.", money=""
@@ -394,6 +450,7 @@ PROBLEMS: dict[str, Problem] = {
         "Repeat the same request. If it already made a payment, it finds that one.",
         money="Committed payments are safe. See `payagent payments list`.",
         retryable=True,
+        agent="Repeat the same call: it never pays twice. If that does not help, tell a person.",
     ),
     "invoice_already_paid": Problem(
         409,
@@ -401,6 +458,7 @@ PROBLEMS: dict[str, Problem] = {
         "The invoice already has a payment",
         "See `payagent payments show ID`.",
         money="That payment stands. Nothing new was signed.",
+        agent="Repeat the same call. It finds the payment and pays nothing more.",
         reasons={
             "same_intent": ProblemReason(
                 "The invoice already has a payment for this purchase",
@@ -410,17 +468,23 @@ PROBLEMS: dict[str, Problem] = {
             "other_intent": ProblemReason(
                 "The invoice already has a payment for another purchase",
                 "See `payagent payments show ID`, or ask the merchant for a new invoice.",
+                agent="Repeat the same call later, so that the merchant makes a new invoice.",
             ),
         },
     ),
     "invoice_expired": Problem(
-        422, 3, "The invoice has expired, or is about to", "Ask the merchant for a new invoice."
+        422,
+        3,
+        "The invoice has expired, or is about to",
+        "Ask the merchant for a new invoice.",
+        agent="Repeat the same call. The merchant then makes a new invoice.",
     ),
     "invoice_invalid": Problem(
         422,
         3,
         "The 402 is not an invoice that payagent understands",
         _TELL_MERCHANT,
+        agent=_MERCHANTS_FAULT,
         reasons={
             "amount": ProblemReason("The amount is not a whole number of units"),
             "amount_range": ProblemReason("The amount is outside the chain's range"),
@@ -449,6 +513,7 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The merchant asks for a way to pay that payagent lacks",
         "Ask the merchant for another way to pay.",
+        agent="payagent cannot pay in this way. Tell a person, or buy elsewhere.",
         reasons={
             "extension": ProblemReason(
                 "The 402 requires an extension that payagent lacks",
@@ -471,7 +536,12 @@ PROBLEMS: dict[str, Problem] = {
         money="",
     ),
     "keystore_locked": Problem(
-        503, 5, "The keystore is locked", "Give the passphrase. The config's [keystore] says how.", money=""
+        503,
+        5,
+        "The keystore is locked",
+        "Give the passphrase. The config's [keystore] says how.",
+        money="",
+        agent=_TELL_PERSON,
     ),
     "last_pinned_address": Problem(
         409,
@@ -488,6 +558,7 @@ PROBLEMS: dict[str, Problem] = {
         "In a fleet, ask again with the same key: another daemon holds the account now. A daemon alone has "
         "stopped: find the other one, because only one machine may use the data folder.",
         money="Committed payments are safe. Nothing was signed since.",
+        agent="Repeat the same call. If that does not help, tell a person.",
     ),
     "ledger_behind": Problem(
         503,
@@ -496,6 +567,7 @@ PROBLEMS: dict[str, Problem] = {
         "Wait. payagent reads the wallet's transactions from the chain and then goes on. If you have the newer "
         "ledger.db, stop payagent and put that file back.",
         retryable=True,
+        agent="Repeat the same call in a few minutes. If that does not help, tell a person.",
     ),
     "ledger_missing": Problem(
         503,
@@ -536,6 +608,8 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "Above a limit",
         "Raise this limit, or wait until room frees up. If you passed --max, raise that.",
+        agent="Only a person can raise a limit. Wait until room frees up, or buy something cheaper. If your "
+        "`max_cost` was too low, repeat the call with more. Do not split a purchase to stay below a limit.",
     ),
     "limit_not_lower": Problem(
         409,
@@ -553,6 +627,7 @@ PROBLEMS: dict[str, Problem] = {
         "Too many payments to this merchant are in flight",
         "Wait until some of them are in a block, or raise merchants.NAME.payments_in_flight_max.",
         retryable=True,
+        agent="Repeat the same call in a minute, when earlier payments to this merchant are in a block.",
     ),
     "merchant_in_private_network": Problem(
         502,
@@ -561,12 +636,14 @@ PROBLEMS: dict[str, Problem] = {
         "Check the DNS name: a public merchant is not in a private network. If it is meant to be, set "
         "merchants.NAME.allow_private_network = true and restart payagent.",
         money="No money moved.",
+        agent=_TELL_PERSON,
     ),
     "merchant_not_allowed": Problem(
         403,
         6,
         "This merchant may not be paid",
         "Add its origin to [merchants]. If the app is bound to other merchants, use another app.",
+        agent="Only a person can allow a merchant. Tell them its origin and why you need it, or buy elsewhere.",
     ),
     "merchant_stopped": Problem(
         403,
@@ -574,6 +651,7 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant took money and did not serve, so it is stopped",
         "Ask the merchant about the payments that it did not serve. Then allow new ones: payagent merchants "
         "resume NAME. Proofs of earlier payments are still presented.",
+        agent="Only a person can allow new payments to this merchant. Tell them, or buy elsewhere.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -582,6 +660,7 @@ PROBLEMS: dict[str, Problem] = {
         "Try again later. proxy.read_timeout_s says how long the proxy waits.",
         money="No money moved.",
         retryable=True,
+        agent=_AGAIN_LATER,
     ),
     "merchant_unreachable": Problem(
         502,
@@ -590,6 +669,7 @@ PROBLEMS: dict[str, Problem] = {
         "Try again later.",
         money="No money moved.",
         retryable=True,
+        agent=_AGAIN_LATER,
     ),
     "method_not_allowed": Problem(
         405, 2, "The path does not support this method", "/openapi.json lists the methods.", money=""
@@ -602,13 +682,18 @@ PROBLEMS: dict[str, Problem] = {
         money="",
     ),
     "network_mismatch": Problem(
-        422, 3, "The invoice is for another network", "Use a payagent that is configured for that network."
+        422,
+        3,
+        "The invoice is for another network",
+        "Use a payagent that is configured for that network.",
+        agent=_MERCHANTS_FAULT,
     ),
     "not_an_invoice": Problem(
         422,
         3,
         "The 402 is not an invoice",
         "Present the proof of the earlier payment again, or make the request to the merchant anew.",
+        agent="Repeat the same call. If that does not help, the merchant must correct its 402.",
     ),
     "not_enough_funds": Problem(
         409,
@@ -616,8 +701,16 @@ PROBLEMS: dict[str, Problem] = {
         "Not enough available funds",
         "Fund the wallet. `payagent wallet show` lists what is available and what is held.",
         retryable=True,
+        agent="Only a person can fund the wallet. Tell them, or buy something cheaper.",
     ),
-    "not_found": Problem(404, 2, "Not found", "Check the id or the name in the list command.", money=""),
+    "not_found": Problem(
+        404,
+        2,
+        "Not found",
+        "Check the id or the name in the list command.",
+        money="",
+        agent="Correct the id or the name. The tool that lists them shows what there is.",
+    ),
     "not_served_yet": Problem(
         504,
         8,
@@ -625,6 +718,7 @@ PROBLEMS: dict[str, Problem] = {
         _PROOF_AGAIN,
         money=_PAID,
         retryable=True,
+        agent=_AGAIN,
     ),
     "not_signed_yet": Problem(
         503,
@@ -633,6 +727,7 @@ PROBLEMS: dict[str, Problem] = {
         "Repeat the same request. It finds this payment.",
         money="Its money is held. Nothing was sent.",
         retryable=True,
+        agent=_AGAIN,
     ),
     "paid_not_served": Problem(
         502,
@@ -642,6 +737,7 @@ PROBLEMS: dict[str, Problem] = {
         "`merchant_answer` asks for.",
         money=_PAID,
         retryable=True,
+        agent="Repeat this call unchanged later: it pays nothing more. If that does not help, tell a person.",
     ),
     "passphrase_too_short": Problem(
         400, 2, "The passphrase is too short", "Choose a longer one. Nothing was created.", money=""
@@ -653,6 +749,7 @@ PROBLEMS: dict[str, Problem] = {
         "Ask the operator. Only `payagent resume` ends the pause, not a restart.",
         money="Nothing was signed. Earlier holds stay. A new request holds nothing.",
         retryable=True,
+        agent="Only a person can end the pause. Repeat the same call after that.",
     ),
     "payment_ended": Problem(
         502,
@@ -661,6 +758,7 @@ PROBLEMS: dict[str, Problem] = {
         "Repeat the call. It opens a new payment.",
         money="Nothing was paid and its money is free again.",
         retryable=True,
+        agent="Repeat the same call. It opens a new payment.",
     ),
     "payment_void": Problem(
         409,
@@ -668,6 +766,7 @@ PROBLEMS: dict[str, Problem] = {
         "The payment does not go through",
         "Nothing to do. payagent cancels the payment, which then ends as void.",
         money=_HELD_UNTIL_CANCELLED,
+        agent="Wait until the payment has ended. Then repeat the same call, which pays anew.",
         reasons={
             "expired": ProblemReason("The transaction expired and could not be replaced"),
             "not_broadcast": ProblemReason("The merchant did not submit the transaction in time"),
@@ -676,11 +775,13 @@ PROBLEMS: dict[str, Problem] = {
                 "The payment whose change it spends was replaced",
                 "Repeat the call to pay anew. The old transaction can never land.",
                 "Its money is free again.",
+                agent="Repeat the same call, which pays anew.",
             ),
             "cancelled_by_operator": ProblemReason(
                 "The operator cancelled the payment",
                 "Ask the operator why. Once the payment is void, the same call can be paid anew.",
                 f"{_HELD_UNTIL_CANCELLED} If nothing was signed, it is free at once.",
+                agent="Ask a person why, before you repeat the call.",
             ),
         },
     ),
@@ -691,6 +792,7 @@ PROBLEMS: dict[str, Problem] = {
         "If the price is right, run `payagent payments approve ID`. Later prices are then compared with this one. "
         "merchants.NAME.price_rise_percent_max sets the rise that needs no approval.",
         money=STILL_ASKED,
+        agent="Only a person can approve the new price. Repeat the same call after that.",
     ),
     "project_id_missing": Problem(
         400,
@@ -706,6 +808,7 @@ PROBLEMS: dict[str, Problem] = {
         "The provider's answers are contradictory",
         "Check chain.providers, and run `payagent doctor`.",
         money="",
+        agent=_TELL_PERSON,
     ),
     "rate_limited": Problem(
         429,
@@ -715,6 +818,7 @@ PROBLEMS: dict[str, Problem] = {
         "api.concurrent_requests_max.",
         money="",
         retryable=True,
+        agent="Repeat the same call in some seconds, and make fewer calls at once.",
     ),
     "recovery_words_on_disk": Problem(
         400,
@@ -728,6 +832,7 @@ PROBLEMS: dict[str, Problem] = {
         2,
         "The request's body is too big to send again with the proof",
         "Raise proxy.body_buffer_bytes_max, or free space for temporary files.",
+        agent="Send a smaller `body`.",
     ),
     "resource_mismatch": Problem(
         422,
@@ -735,6 +840,7 @@ PROBLEMS: dict[str, Problem] = {
         "The 402 sells another resource than the requested one",
         "Request the resource that it names. If both are the same, the merchant should name the URL of the "
         "request. If only host or port differ, set merchants.NAME.resource_origins.",
+        agent="If you want what the 402 sells, call the URL that the detail names. Otherwise tell a person.",
     ),
     "restored_recently": Problem(
         503,
@@ -742,6 +848,7 @@ PROBLEMS: dict[str, Problem] = {
         "The ledger was restored from a backup recently",
         "Wait until the given time. Meanwhile find out what was bought since the backup.",
         retryable=True,
+        agent="Repeat the same call after the time in the detail.",
     ),
     "signer_lost": Problem(
         503,
@@ -750,6 +857,7 @@ PROBLEMS: dict[str, Problem] = {
         "The daemon ends too. Start it again, and look in the system log for what ended the process.",
         money="Nothing was signed since. Admitted payments keep their money held and are signed after the start.",
         retryable=True,
+        agent=_TELL_PERSON,
     ),
     "signer_refused": Problem(
         500,
@@ -758,12 +866,14 @@ PROBLEMS: dict[str, Problem] = {
         "This is a bug, or the daemon was manipulated. Stop it and report the detail.",
         money="Nothing new was signed. If nothing ever was, the payment is rejected and its money is free. "
         "Otherwise its money stays held, because an earlier transaction may still land.",
+        agent=_TELL_PERSON,
     ),
     "split_ambiguous": Problem(
         422,
         3,
         "The revenue share can be read in more than one way",
         "Set split_mode for the merchant. " + _TELL_MERCHANT,
+        agent=_TELL_PERSON,
     ),
     "store_failed": Problem(
         503,
@@ -773,6 +883,7 @@ PROBLEMS: dict[str, Problem] = {
         "its standbys, then ask again with the same key. Nothing is signed meanwhile.",
         money="Committed payments are safe.",
         retryable=True,
+        agent=_TELL_PERSON,
     ),
     "tables_missing": Problem(
         503,
@@ -787,12 +898,14 @@ PROBLEMS: dict[str, Problem] = {
         "The same invoice id came with other terms",
         "Do not pay it. Ask the merchant.",
         money="A payment for the first terms stands. Nothing new was signed.",
+        agent="Do not buy this in another way. Tell a person.",
     ),
     "terms_not_understood": Problem(
         422,
         3,
         "The 402 has a money term that payagent does not know",
         "The detail names the field. " + _TELL_MERCHANT,
+        agent=_MERCHANTS_FAULT,
     ),
     "topup_in_progress": Problem(
         409,
@@ -849,12 +962,20 @@ PROBLEMS: dict[str, Problem] = {
         "Give an address of this network, an amount that an output can hold, and no more UTxOs than fit one "
         "transaction. See `payagent wallet send --help` and `payagent wallet split --help`.",
     ),
-    "unauthorized": Problem(401, 5, "No valid token", "Send `Authorization: Bearer <app token>`.", money=""),
+    "unauthorized": Problem(
+        401,
+        5,
+        "No valid token",
+        "Send `Authorization: Bearer <app token>`.",
+        money="",
+        agent="Only a person can give you a valid token. Tell them.",
+    ),
     "utxos_too_small": Problem(
         409,
         7,
         "Funds are spread over too many small UTxOs",
         f"{_MERGE_UTXOS} Or fund the wallet with one larger UTxO.",
+        agent="Only a person can merge or fund the wallet's UTxOs. Tell them, or buy something cheaper.",
         reasons={
             "inputs": ProblemReason("Funds are spread over too many small UTxOs"),
             "transaction_size": ProblemReason("The transaction would be too big"),
@@ -866,6 +987,7 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The merchant requires X-Wallet-Address",
         "Repeat the call with X-Wallet-Address. `payagent wallet address` prints the address.",
+        agent="Leave X-Wallet-Address out of `headers`, so that payagent names the wallet.",
     ),
     "websocket_not_supported": Problem(
         501, 2, "The proxy does not support WebSockets", "Connect to the merchant directly.", money=""

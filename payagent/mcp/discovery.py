@@ -1,22 +1,27 @@
 """Reads what a merchant publishes: documents at known places, and the calls that its 402s describe.
 
 A 402 describes its call in x402's extension `bazaar`. The 402s are those of the start page and of the `resources`
-that /.well-known/x402 lists.
+that /.well-known/x402 lists. One operation alone is also read from /openapi.json.
 May import: core, client, httpx, mcp.results.
 Never: sends a proof or names the buyer; follows a redirect or a link to another origin.
 """
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 
+from payagent.client.errors import own_error
 from payagent.client.merchant_answers import decoded
 from payagent.client.transport import time_limit
 from payagent.core import strict_json
+from payagent.core.money import parse_asset, parse_units
+from payagent.core.network import parse_chain
 from payagent.core.problems import Refused
 from payagent.mcp import results
 
@@ -26,6 +31,8 @@ PAGE_S = 20.0
 
 _SHOWN_CHARS = 8_192
 _RESOURCES_MAX = 10
+_PAGE_BYTES, _OPENAPI_DEPTH = 1_048_576, 64
+_REF = re.compile(r'"\$ref": "#/([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +45,35 @@ class _Page:
 
     def member(self, *keys: str) -> object:
         """The value at these keys of the page's JSON; None if there is none."""
-        value: object = None
         with suppress(Refused):
-            value = strict_json.loads(self.text, any_text=True)
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+            return _member(strict_json.loads(self.text, any_text=True), *keys)
+        return None
 
 
-async def discover(origin: str) -> results.Offers:
-    """Read what the merchant at an origin offers. All of it is untrusted text."""
+def _member(value: object, *keys: str) -> object:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+async def discover(origin: str, operation: str) -> results.Offers:
+    """Read what the merchant at an origin offers, or one operation of it. All of it is untrusted text.
+
+    `operation`: "POST /answer", the name of a tool, or empty for all. Raises `PayAgentError`: `not_found`.
+    """
     async with httpx.AsyncClient(timeout=PAGE_S, trust_env=False, headers={"accept-encoding": "identity"}) as http:
         pages = [await _page(http, origin + place) for place in _PLACES]
         documents = [results.Document(url=page.url, status=page.status, text=_shown(page.text)) for page in pages]
-        pages += [await _page(http, url) for url in _resources(pages[0], origin)]
-    return results.Offers(
-        is_untrusted=True, documents=documents, calls=[call for page in pages for call in _calls(page)]
-    )
+        path = operation.partition(" ")[2]
+        openapi = pages[1]
+        pages += [await _page(http, url) for url in _resources(pages[0], origin, path)]
+    calls = [call for page in pages for call in _calls(page)]
+    if operation:
+        named = [call for call in calls if call.operation == operation]
+        documents, calls = [], [*named, *_described(openapi, origin, operation)][:1]
+        if not calls:
+            raise own_error("not_found", f"{origin} describes no operation {operation[:200]!a}")
+    return results.Offers(is_untrusted=True, documents=documents, calls=calls)
 
 
 async def _page(http: httpx.AsyncClient, url: str) -> _Page:
@@ -66,34 +85,74 @@ async def _page(http: httpx.AsyncClient, url: str) -> _Page:
             raw = b""
             async for part in answer.aiter_raw():
                 raw += part
-                if len(raw) > strict_json.MAX_BYTES:
+                if len(raw) > _PAGE_BYTES:
                     break
-            body = decoded(answer, raw, cut_at=strict_json.MAX_BYTES) or b""
+            body = decoded(answer, raw, cut_at=_PAGE_BYTES) or b""
             return _Page(url, answer.status_code, body.decode(errors="replace"))
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return _Page(url, 0, type(error).__name__)
 
 
-def _resources(listing: _Page, origin: str) -> list[str]:
-    """The URLs that /.well-known/x402 lists for this origin, the first of them."""
+def _resources(listing: _Page, origin: str, path: str) -> list[str]:
+    """The first URLs that /.well-known/x402 lists for this origin, of any path or of this one."""
     listed = listing.member("resources")
     urls = [url for url in listed if isinstance(url, str)] if isinstance(listed, list) else []
-    return [url for url in urls if url.startswith(f"{origin}/")][:_RESOURCES_MAX]
+    own = [url for url in urls if url.startswith(f"{origin}/")]
+    return [url for url in own if path in ("", urlsplit(url).path)][:_RESOURCES_MAX]
 
 
-def _calls(page: _Page) -> Iterator[results.BazaarCall]:
+def _calls(page: _Page) -> Iterator[results.PublishedCall]:
     """The call that a 402 describes."""
     info = page.member("extensions", "bazaar", "info", "input")
     if page.status != httpx.codes.PAYMENT_REQUIRED or not isinstance(info, dict):
         return
-    yield results.BazaarCall(
+    yield results.PublishedCall(
         url=_text(page.member("resource", "url")) or page.url,
         description=_text(page.member("resource", "description")),
         type=_text(info.get("type")),
         method=_text(info.get("method")),
         tool=_text(info.get("toolName")),
-        input=_shown(json.dumps(info, ensure_ascii=False, default=lambda number: number.text)),
+        input=_shown(_json(info)),
+        price=_price(page.member("accepts")),
     )
+
+
+def _price(accepts: object) -> results.ShownCost | None:
+    """The first price of a 402 that is on a Cardano network."""
+    for entry in accepts if isinstance(accepts, list) else ():
+        with suppress(Refused):
+            parse_chain(_member(entry, "network"))
+            return results.cost(parse_asset(_member(entry, "asset")), parse_units(_member(entry, "amount")))
+    return None
+
+
+def _described(openapi: _Page, origin: str, operation: str) -> Iterator[results.PublishedCall]:
+    """An operation of an OpenAPI document, with the schemas that it names."""
+    method, _, path = operation.partition(" ")
+    document: object = None
+    with suppress(Refused):
+        document = strict_json.loads(openapi.text, max_bytes=_PAGE_BYTES, max_depth=_OPENAPI_DEPTH, any_text=True)
+    found = _member(document, "paths", path, method.lower())
+    if not isinstance(found, dict):
+        return
+    takes = {key: found[key] for key in ("parameters", "requestBody") if key in found}
+    parts: list[object] = [takes]
+    for part in parts:  # it grows
+        for name in _REF.findall(_json(part)):
+            if name not in takes:
+                takes[name] = _member(document, *name.split("/"))
+                parts.append(takes[name])
+    yield results.PublishedCall(
+        url=origin + path,
+        description=_text(found.get("summary")) or _text(found.get("description")),
+        type="http",
+        method=method,
+        input=_shown(_json(takes)),
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda number: number.text)
 
 
 def _text(value: object) -> str:

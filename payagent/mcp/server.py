@@ -6,6 +6,7 @@ in a person's place.
 """
 
 import asyncio
+import inspect
 import json
 import socket
 from collections import OrderedDict
@@ -24,8 +25,9 @@ from pydantic import Field, ValidationError
 
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.transport import time_limit
-from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, read_cost
+from payagent.core.cost_headers import PAYMENT_HEADER
 from payagent.core.origin import parse_origin
+from payagent.core.problems import PROBLEMS
 from payagent.core.version import VERSION
 from payagent.mcp import results
 from payagent.mcp.approvals import ToolWait, approval_page
@@ -86,31 +88,29 @@ class AgentTools:
     async def fetch(self, call: Call, tell: Tell) -> CallToolResult:
         try:
             answer, payer = await self.calls.run(call, tell)
-            if answer is None:
-                return await self._unfinished(payer)
-            if answer.refusal is not None:
-                raise PayAgentError(answer.refusal)
-            return await self._fetched(answer)
         except PayAgentError as error:
-            if error.payment is not None and error.code in _UNFINISHED:
-                return await self._unfinished(Payer(payment={"id": error.payment, "state": "not served yet"}))
-            outcome = "paid_not_served" if error.code == "paid_not_served" else "refused"
-            return results.refused(results.Fetched, error, outcome=outcome)
+            if error.payment is None or error.code not in _UNFINISHED:
+                raise
+            answer, payer = None, Payer(payment={"id": error.payment, "state": "not served yet"})
+        if answer is None:
+            return await self._unfinished(payer)
+        if answer.refusal is not None:
+            raise PayAgentError(answer.refusal)
+        return await self._fetched(answer, payer)
 
     async def _unfinished(self, payer: Payer) -> CallToolResult:
         payment = payer.payment or {"id": None, "state": "asking the merchant"}
+        value = results.Fetched(outcome="pending", payment_id=payment["id"], budget_left=await self._left())
+        text = f"{payment['id'] or 'This call'} is not finished: {payment['state']}."
+        value.money = "This call is paid at most once."
+        value.fix = "Repeat this call unchanged to get the answer: it pays nothing more."
         if payment["state"] == "awaiting_approval":
-            value = results.Fetched(outcome="awaiting_approval", payment_id=payment["id"])
-            text = f"A person must decide on {payment['id']}: {self.decide_at(payment)}. "
-            text += "Then repeat this call unchanged."
-        else:
-            value = results.Fetched(outcome="pending", payment_id=payment["id"])
-            text = f"{payment['id'] or 'This call'} is not finished: {payment['state']}. "
-            text += "Repeat this call unchanged to get the answer: it pays nothing more."
-        value.budget_left = await self._left()
-        return results.result(value, text)
+            value.outcome = "awaiting_approval"
+            told = results.deciding(self.decide_at(payment))
+            value.money, value.fix = told["money"], told["fix"]
+        return results.result(value, f"{text} {value.money} {value.fix}")
 
-    async def _fetched(self, answer: CallAnswer) -> CallToolResult:
+    async def _fetched(self, answer: CallAnswer, payer: Payer) -> CallToolResult:
         content_type = answer.headers.get("content-type", "")
         body, encoding = results.readable(answer.body, content_type)
         payment_id = answer.headers.get(PAYMENT_HEADER)
@@ -129,15 +129,15 @@ class AgentTools:
             location=results.plain(answer.headers.get("location", ""))[:_LOCATION_CHARS] or None,
             payment_id=payment_id,
             budget_left=await self._left(),
+            **({} if payment_id is None or payer.payment is None else results.amounts(payer.payment)),
         )
         text = f"HTTP {answer.status}, and nothing was paid."
-        if payment_id is not None:
-            value.cost = results.cost(*read_cost(answer.headers[COST_HEADER]))
-            text = f"HTTP {answer.status}. It cost {value.cost.text} (payment {payment_id})."
+        if value.total is not None:
+            text = f"HTTP {answer.status}. It cost {value.total.text}."
         if is_unserved:
-            value.code = "paid_not_served"
-            value.money = "The payment stands. The same call presents its proof again and pays nothing more."
-            text = f"paid_not_served: {text} {value.money} Repeat this call unchanged later."
+            problem = PROBLEMS["paid_not_served"]
+            value.code, value.money, value.fix = "paid_not_served", problem.money, problem.agent
+            text = f"paid_not_served: {text} {value.money} {value.fix}"
         elif is_refused:
             value.outcome, value.code, value.money = "refused", "bad_request", "Nothing was paid."
             value.fix = "Read the server's error in `body`. `mcp_tools` lists its tools and what they take."
@@ -165,50 +165,49 @@ class AgentTools:
         return f"payagent://bodies/{body_id}/{PART_CHARS}"
 
     async def quote(self, call: Call, tell: Tell) -> CallToolResult:
-        try:
-            answer, _ = await self.calls.run(call, tell)
-            if answer is None:
-                raise own_error("merchant_timeout", "the merchant has not answered yet")
-            if answer.refusal is not None:
-                raise PayAgentError(answer.refusal)
-            return await self._quoted(answer)
-        except PayAgentError as error:
-            return results.refused(results.Quoted, error)
+        answer, _ = await self.calls.run(call, tell)
+        if answer is None:
+            raise own_error("merchant_timeout", "the merchant has not answered yet")
+        if answer.refusal is not None:
+            raise PayAgentError(answer.refusal)
+        return await self._quoted(answer)
 
     async def _quoted(self, answer: CallAnswer) -> CallToolResult:
-        left, quote = await self.budget(), answer.quote
+        left, quote = await self._left(), answer.quote
         if quote is None:
             value = results.Quoted(executed=True, status=answer.status, allowed=True, budget_left=left)
             return results.result(
                 value, f"The merchant served the unpaid call with HTTP {answer.status}: it was executed for free."
             )
-        refusal = quote.get("refusal") or {}
+        told: dict[str, Any] = {"money": "Nothing was paid."}
+        if "refusal" in quote:
+            told |= results.refusal(**quote["refusal"])
+        elif "approval" in quote:
+            told["fix"] = PROBLEMS["approval_required"].agent
         value = results.Quoted(
             allowed=quote["within_limits"],
             needs_approval="approval" in quote,
             is_prepaid=quote["prepaid"],
-            code=refusal.get("code"),
-            detail=refusal.get("detail"),
             budget_left=left,
+            **({} if quote["prepaid"] else results.amounts(quote)),
+            **told,
         )
         text = "A prepaid balance would serve it."
-        if not quote["prepaid"]:
-            asset = quote["outputs"][0]["asset"]
-            value.cost, value.fee = results.cost(asset, quote["total"]), results.cost("lovelace", quote["fee"])
-            text = f"It would cost {value.cost.text}. Nothing was paid."
-        if not value.allowed:
-            text += f" It would be refused: {value.code}, {value.detail}."
+        if value.total is not None:
+            text = f"It would cost {value.total.text}."
+        if value.refusal is not None:
+            text += f" It would be refused: {value.code}, {value.refusal['detail']}."
         if value.needs_approval:
             text += " A person would have to approve it."
-        return results.result(value, text)
+        return results.result(value, " ".join(part for part in (text, value.money, value.fix) if part))
 
     async def budget(self) -> list[results.Left]:
         return results.limits_left((await self.daemon.get("/v1/limits"))["limits"])
 
-    async def _left(self) -> list[results.Left]:
-        """The same, or nothing if the daemon does not answer: what a call bought must not be lost for it."""
+    async def _left(self) -> list[str]:
+        """The same in a few words, or nothing if the daemon does not answer: an answer must not be lost for it."""
         try:
-            return await self.budget()
+            return results.budget_left(await self.budget())
         except PayAgentError:
             return []
 
@@ -223,13 +222,35 @@ class AgentTools:
         rows = (await self.daemon.get("/v1/merchants"))["merchants"]
         return results.Payees(merchants=[_payee(row) for row in rows])
 
-    async def discover(self, origin: str) -> results.Offers:
+    async def discover(self, origin: str, operation: str) -> results.Offers:
         try:
             origin = parse_origin(origin)
         except ValueError as error:
             raise own_error("bad_request", str(error)) from None
         await self.calls.require_merchant(origin)
-        return await read_offers(origin)
+        offers = await read_offers(origin, operation)
+        payees = (await self.merchants()).merchants
+        agreed = {
+            f"{one.method} {one.path}": one.price for row in payees if row.origin == origin for one in row.prices
+        }
+        for call in offers.calls:
+            call.price = agreed.get(call.operation, call.price)
+        return offers
+
+    async def guarded(self, kind: type[results.Refusal], work: Callable[[], Any]) -> CallToolResult:
+        """Do a tool's work within `TOOL_S`. A refusal, or a merchant that cannot be reached, is a tool error."""
+        try:
+            async with time_limit(TOOL_S):
+                answer: CallToolResult = await work()
+            return answer
+        except PayAgentError as error:
+            refused = error
+        except httpx.TimeoutException as error:
+            refused = own_error("merchant_timeout", type(error).__name__)
+        except httpx.HTTPError as error:
+            refused = own_error("merchant_unreachable", type(error).__name__)
+        is_cut_off = refused.code in ("daemon_not_running", "daemon_timeout")
+        return results.refused(kind, refused, [] if is_cut_off else await self._left())
 
 
 def _payee(row: Mapping[str, Any]) -> results.Payee:
@@ -237,7 +258,7 @@ def _payee(row: Mapping[str, Any]) -> results.Payee:
         results.KnownPrice(
             method=one["method"],
             path=one["path"],
-            cost=results.cost(one["asset"], one["units"]),
+            price=results.cost(one["asset"], one["units"]),
             calls=one["calls"],
         )
         for one in row["prices"]
@@ -277,8 +298,13 @@ async def open_server(daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S)
         await wallet.servers.aclose()
 
 
+def _tool(server: MCPServer, annotations: ToolAnnotations) -> Callable[[Any], Any]:
+    """Add a tool. Its description is its docstring without the indentation, which the SDK leaves in."""
+    return lambda work: server.tool(description=inspect.cleandoc(work.__doc__), annotations=annotations)(work)
+
+
 def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
-    @server.tool(annotations=_PAYS)
+    @_tool(server, _PAYS)
     async def fetch(
         ctx: Context,
         url: Url,
@@ -290,13 +316,13 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
     ) -> Annotated[CallToolResult, results.Fetched] | InputRequiredResult:
         """Send an HTTP request to a merchant, and pay if it answers 402.
 
-        A repeated call with the same URL, method and body is the same purchase until it was served; it never pays
-        twice. After `pending` or `awaiting_approval`, repeat the call unchanged. Redirects are not followed.
-        A body over 32,768 characters is cut: `rest` names the resource with the next part. An answer over 16 MiB
-        ends there, and is `truncated`.
+        Until it was served, a repeated call with the same URL, method and body is the same purchase and never pays
+        twice: repeat it unchanged after `pending` or `awaiting_approval`. After it was served, the same call buys
+        again; equal calls at once are one purchase. Redirects are not followed. A body over 32,768 characters is
+        cut: `rest` names the resource with the next part. An answer over 16 MiB ends there, and is `truncated`.
         """
         async with ToolWait(ctx) as waiting:
-            result = await _guarded(
+            result = await wallet.guarded(
                 results.Fetched,
                 lambda: wallet.fetch(
                     Call.read(url, method, headers, body, max_cost=max_cost, reason=reason), waiting.tell
@@ -304,7 +330,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
             )
         return waiting.request or result
 
-    @server.tool(annotations=_CALLS)
+    @_tool(server, _CALLS)
     async def quote(
         ctx: Context,
         url: Url,
@@ -318,7 +344,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         The price comes from the merchant, so the unpaid request is sent to it. Warning: where the merchant serves
         the unpaid call, the call is made, and the result says `executed: true`.
         """
-        return await _guarded(
+        return await wallet.guarded(
             results.Quoted,
             lambda: wallet.quote(
                 Call.read(url, method, headers, body, max_cost=max_cost, is_quote=True),
@@ -328,7 +354,7 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
 
 
 def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
-    @server.tool(annotations=_READS)
+    @_tool(server, _READS)
     async def mcp_tools(server: ServerUrl) -> Annotated[CallToolResult, results.ToolOffers]:
         """List the tools of a merchant's MCP server, up to 65,536 characters of them, with the prices it tells.
 
@@ -339,21 +365,22 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
             tools = await wallet.servers.tools(server)
             return results.result(results.ToolOffers(is_untrusted=True, tools=tools), f"{len(tools)} tools.")
 
-        return await _guarded(results.ToolOffers, work)
+        return await wallet.guarded(results.ToolOffers, work)
 
-    @server.tool(annotations=_PAYS)
+    @_tool(server, _PAYS)
     async def mcp_call(
         ctx: Context,
         server: ServerUrl,
-        tool: str,
-        arguments: dict[str, Any] = {},  # noqa: B006  never changed
+        tool: Annotated[str, Field(description="Name of a tool that `mcp_tools` lists.")],
+        arguments: Annotated[dict[str, Any], Field(description="The tool's arguments, by its schema.")] = {},  # noqa: B006  never changed
         max_cost: MaxCost = "",
         reason: Why = "",
     ) -> Annotated[CallToolResult, results.Fetched] | InputRequiredResult:
         """Call a tool of a merchant's MCP server, and pay if it asks for x402 payment. `body` is its result.
 
-        A repeated call with the same tool and arguments is the same purchase until it was served; it never pays
-        twice. After `pending` or `awaiting_approval`, repeat the call unchanged.
+        Until it was served, a repeated call with the same tool and arguments is the same purchase and never pays
+        twice: repeat it unchanged after `pending` or `awaiting_approval`. After it was served, the same call buys
+        again; equal calls at once are one purchase.
         """
 
         async with ToolWait(ctx) as waiting:
@@ -362,23 +389,23 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
                 call = await wallet.servers.call(server, tool, arguments, max_cost, reason)
                 return await wallet.fetch(call, waiting.tell)
 
-            result = await _guarded(results.Fetched, work)
+            result = await wallet.guarded(results.Fetched, work)
         return waiting.request or result
 
 
 def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
-    @server.tool(annotations=_READS)
+    @_tool(server, _READS)
     async def budget() -> Annotated[CallToolResult, results.BudgetLeft]:
         """Say what this app may still spend, for each limit. Only a person can change a limit."""
 
         async def work() -> CallToolResult:
             left = await wallet.budget()
-            known = [f"{one.limit}: {one.left.text} left" for one in left if one.left is not None]
-            return results.result(results.BudgetLeft(limits=left), "; ".join(known) or "All limits are shared.")
+            text = f"Left: {', '.join(results.budget_left(left))}."
+            return results.result(results.BudgetLeft(limits=left), text)
 
-        return await _guarded(results.BudgetLeft, work)
+        return await wallet.guarded(results.BudgetLeft, work)
 
-    @server.tool(annotations=_READS)
+    @_tool(server, _READS)
     async def payments(
         limit: Annotated[int, Field(ge=1, le=100)] = 20,
         since: Annotated[str, Field(description="UTC time such as 2026-12-31T00:00:00Z.")] = "",
@@ -390,10 +417,12 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
             page = await wallet.payments(limit, since, merchant)
             return results.result(page, f"{len(page.payments)} payments.")
 
-        return await _guarded(results.PaidList, work)
+        return await wallet.guarded(results.PaidList, work)
 
-    @server.tool(annotations=_READS)
-    async def payment(id: str) -> Annotated[CallToolResult, results.Paid]:
+    @_tool(server, _READS)
+    async def payment(
+        id: Annotated[str, Field(description="A `payment_id` of another result.")],
+    ) -> Annotated[CallToolResult, results.Paid]:
         """Show one payment: its state, what it cost, and whether the merchant served the call."""
 
         async def work() -> CallToolResult:
@@ -402,9 +431,9 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
             one = wallet.paid(await wallet.daemon.get(f"/v1/payments/{id}"))
             return results.result(one, f"{one.payment_id} is {one.state}, delivery {one.delivery}.")
 
-        return await _guarded(results.Paid, work)
+        return await wallet.guarded(results.Paid, work)
 
-    @server.tool(annotations=_READS)
+    @_tool(server, _READS)
     async def merchants() -> Annotated[CallToolResult, results.Payees]:
         """List the merchants that this app may pay, with the prices known so far. Only a person can add one."""
 
@@ -412,11 +441,14 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
             payees = await wallet.merchants()
             return results.result(payees, f"{len(payees.merchants)} merchants.")
 
-        return await _guarded(results.Payees, work)
+        return await wallet.guarded(results.Payees, work)
 
-    @server.tool(annotations=_READS_OUTSIDE)
+    @_tool(server, _READS_OUTSIDE)
     async def discover(
         origin: Annotated[str, Field(description="Origin of a merchant, such as https://api.example.com.")],
+        operation: Annotated[
+            str, Field(description='One call alone, with its schema and price: "POST /answer", or a tool\'s name.')
+        ] = "",
     ) -> Annotated[CallToolResult, results.Offers]:
         """Read what a merchant offers: /.well-known/x402, OpenAPI, its start page, and what its 402s describe.
 
@@ -426,10 +458,11 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
         """
 
         async def work() -> CallToolResult:
-            offers = await wallet.discover(origin)
-            return results.result(offers, f"{len(offers.documents)} documents.")
+            offers = await wallet.discover(origin, operation)
+            text = f"{len(offers.documents)} documents, {len(offers.calls)} described calls."
+            return results.result(offers, text)
 
-        return await _guarded(results.Offers, work)
+        return await wallet.guarded(results.Offers, work)
 
 
 def _add_resources(server: MCPServer, wallet: AgentTools) -> None:
@@ -443,13 +476,12 @@ def _add_resources(server: MCPServer, wallet: AgentTools) -> None:
 
     @server.resource("payagent://ledger", mime_type="application/json")
     async def ledger() -> str:
-        """The newest 100 payments of this app, as JSON: state, delivery, merchant, request, reason, cost."""
+        """The newest 100 payments of this app, as JSON: state, delivery, merchant, request, reason, amounts."""
         try:
             page = await wallet.payments(_LEDGER_ROWS)
         except PayAgentError as error:
             raise ResourceError(str(error)) from None
-        rows = page.model_dump(mode="json", exclude_none=True)["payments"]
-        return json.dumps(rows, indent=1)
+        return json.dumps(results.shown(page.payments), indent=1)
 
     @server.prompt(title="Spend report")
     def spend_report() -> str:
@@ -459,20 +491,6 @@ def _add_resources(server: MCPServer, wallet: AgentTools) -> None:
             "the five dearest calls with their reasons, every payment that was not served, and what each limit "
             "leaves. Use the `text` of each amount, and invent no number."
         )
-
-
-async def _guarded(kind: type[results.Refusal], work: Callable[[], Any]) -> CallToolResult:
-    """Do a tool's work within `TOOL_S`. A refusal, or a merchant that cannot be reached, becomes a tool error."""
-    try:
-        async with time_limit(TOOL_S):
-            answer: CallToolResult = await work()
-    except PayAgentError as error:
-        return results.refused(kind, error)
-    except httpx.TimeoutException as error:
-        return results.refused(kind, own_error("merchant_timeout", type(error).__name__))
-    except httpx.HTTPError as error:
-        return results.refused(kind, own_error("merchant_unreachable", type(error).__name__))
-    return answer
 
 
 def serve_stdio(daemon: AppClient) -> None:

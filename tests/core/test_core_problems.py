@@ -1,8 +1,10 @@
 """The table of error codes: what each says about money and what to do is true wherever it is raised."""
 
+import re
+
 import pytest
 
-from payagent.core.problems import PROBLEMS, Refused, name_of, own_order
+from payagent.core.problems import PROBLEMS, Refused, agent_fix, name_of, own_order
 
 ANYWHERE = (
     "bad_request",
@@ -57,6 +59,47 @@ def test_no_money_text_says_only_that_nothing_is_held(code: str) -> None:
 @pytest.mark.parametrize("code", [code for code, row in PROBLEMS.items() if row.exit_code in (2, 5)])
 def test_a_callers_or_operators_mistake_never_says_to_tell_the_merchant(code: str) -> None:
     assert "Tell the merchant" not in PROBLEMS[code].fix
+
+
+NO_AGENT_MEETS = {
+    *(
+        "already_decided",
+        "already_exists",
+        "approved_amount_exceeded",
+        "external_spend_new",
+        "last_pinned_address",
+    ),
+    *("already_running", "keystore_invalid", "ledger_missing", "ledger_newer", "ledger_older", "ledger_tampered"),
+    *("file_invalid", "mnemonic_invalid", "passphrase_too_short", "project_id_missing", "recovery_words_on_disk"),
+    *("limit_not_lower", "tables_missing", "transfer_invalid", "write_failed", "wrong_state"),
+    *("topup_in_progress", "topup_not_configured", "topup_stopped"),
+    *("idempotency_key_invalid", "idempotency_key_reused", "media_type_refused", "method_not_allowed"),
+    "websocket_not_supported",
+}
+"""Codes of a start, of what an operator orders, and of requests that `payagent mcp` never makes."""
+
+FOR_PERSONS = re.compile(
+    r"`payagent |payagent [a-z]+ [A-Z]|--[a-z]|\b(merchants|api|proxy|limits|chain)\.|\[|restart|Raise"
+)
+"""Commands and settings: an agent that tries them works around its limits."""
+
+
+def test_each_problem_that_an_agent_can_meet_has_a_text_for_agents() -> None:
+    assert {code for code, row in PROBLEMS.items() if not row.agent} == NO_AGENT_MEETS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_for_agents_tells_them_nothing_that_only_a_person_may_do(name: str) -> None:
+    code, _, reason = name.partition("/")
+    told = agent_fix(code, reason or None, "")
+    assert not FOR_PERSONS.search(told)
+    assert set(re.findall(r"`([^`]+)`", told)) <= {"max_cost", "reason", "headers", "body"}
+    assert FOR_PERSONS.search("Raise this limit, or wait until room frees up. If you passed --max, raise that.")
+
+
+def test_a_problem_of_a_newer_daemon_keeps_its_own_text() -> None:
+    assert agent_fix("unheard_of", None, "Do this.") == "Do this."
+    assert agent_fix("payment_void", "unheard_of", "Do that.") == "Do that."
 
 
 def test_a_refusal_with_an_unknown_code_cannot_be_made() -> None:

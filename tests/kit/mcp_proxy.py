@@ -126,9 +126,9 @@ class Buyer:
         got = result.structured_content
         is_served = got["outcome"] == "paid_and_served"
         text = got["body"] if is_served else None
-        if text is not None and got["rest"] is None:
+        if text is not None and "rest" not in got:
             text = json.loads(text)["content"][0]["text"]
-        return Bought(text, None if is_served else got["code"] or got["outcome"], result.model_dump_json())
+        return Bought(text, None if is_served else got.get("code", got["outcome"]), result.model_dump_json())
 
     async def buy_until(self, is_so: Callable[[Bought], bool]) -> Bought:
         """Buy, and again while the call's patience ends too early, as it may on a slow machine."""

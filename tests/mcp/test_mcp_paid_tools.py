@@ -14,7 +14,7 @@ async def test_a_paid_tool_of_a_merchants_mcp_server_is_called_through_the_walle
         tools = data(await client.call_tool("mcp_tools", {"server": server}))["tools"]
         assert [tool["name"] for tool in tools] == ["topics", "report"]
         free = data(await client.call_tool("mcp_call", {"server": server, "tool": "topics"}))
-        assert (free["outcome"], free["payment_id"]) == ("served", None)
+        assert (free["outcome"], "payment_id" in free) == ("served", False)
         asked = {"server": server, "tool": "report", "arguments": {"topic": "Hydra"}, "reason": "to learn"}
         refused = data(await client.call_tool("mcp_call", {**asked, "max_cost": "1 ADA"}))
         assert (refused["outcome"], refused["code"]) == ("refused", "limit_exceeded")

@@ -1,0 +1,98 @@
+"""What a model reads of a result: the structure alone says what it means for the money and what to do next."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kit.mcp import data, text
+from kit.mcp_proxy import Market
+from kit.proxy import Paywall, Peer, saying
+
+from payagent.core.payment import Delivery
+
+UNPROCESSABLE = b"HTTP/1.1 422 Unprocessable\r\nContent-Length: 4\r\n\r\ngone"
+
+
+def values(of: Any) -> Iterator[Any]:
+    """All values at any depth."""
+    yield of
+    for one in of.values() if isinstance(of, dict) else of if isinstance(of, list) else ():
+        yield from values(one)
+
+
+def shown(result: Any) -> dict[str, Any]:
+    """The structure of a result, which has nothing that is null or empty, and says what to do next."""
+    got = data(result)
+    assert [one for one in values(got) if one is None or one in ("", [])] == [], got
+    assert got["money"] in text(result)
+    assert got["fix"] in text(result)
+    return got
+
+
+async def test_a_call_that_waits_for_a_person_says_so_in_its_structure(peer_market: Market, peer: Peer) -> None:
+    peer_market.ask_a_person()
+    peer.answers["/chat"] = Paywall()
+    call = {"url": f"{peer.url}/chat"}
+    async with peer_market.wallet(answer_after_s=2) as wallet:
+        got = shown(await wallet.call_tool("fetch", call))
+        (row,) = data(await wallet.call_tool("payments"))["payments"]
+    assert got["outcome"] == "awaiting_approval"
+    assert got["fix"].count(row["awaiting"]) == 1
+    assert "Only a person may decide" in got["fix"]
+    assert "repeat this call unchanged: it pays nothing more" in got["fix"]
+    assert (row["money"], row["fix"]) == (got["money"], got["fix"])
+
+
+async def test_a_call_that_goes_on_says_so_in_its_structure(peer_market: Market, peer: Peer) -> None:
+    peer.answers["/chat"] = Paywall(serve=saying(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n"))
+    async with peer_market.wallet(answer_after_s=1) as wallet:
+        got = shown(await wallet.call_tool("fetch", {"url": f"{peer.url}/chat"}))
+    assert got["outcome"] == "pending"
+    assert "at most once" in got["money"]
+    assert "Repeat this call unchanged" in got["fix"]
+
+
+async def test_a_refusal_says_what_to_do_in_its_structure_and_is_one_object(
+    peer_market: Market, peer: Peer
+) -> None:
+    peer.answers["/chat"] = Paywall()
+    call = {"url": f"{peer.url}/chat", "max_cost": "1 ADA"}
+    async with peer_market.wallet() as wallet:
+        for tool in ("fetch", "quote"):
+            got = shown(await wallet.call_tool(tool, call))
+            assert got["code"] == "limit_exceeded"
+            assert "max_total" in got["refusal"]["detail"]
+            assert "`max_cost`" in got["fix"]
+            assert got["budget_left"] == ["per_payment: 1000 ADA, shared", "per_day: 100000 ADA, shared"]
+            assert "detail" not in got
+        elsewhere = shown(await wallet.call_tool("fetch", {"url": "http://127.0.0.1:9/"}))
+        wrong = shown(await wallet.call_tool("fetch", {**call, "headers": {"X-Payagent-Max-Cost": "9 ADA"}}))
+    assert "Only a person can allow a merchant" in elsewhere["fix"]
+    assert (wrong["outcome"], wrong["code"]) == ("refused", "bad_request")
+
+
+async def test_a_paid_answer_that_failed_says_what_to_do_in_its_structure(peer_market: Market, peer: Peer) -> None:
+    peer.answers["/chat"] = Paywall(serve=saying(UNPROCESSABLE))
+    async with peer_market.wallet() as wallet:
+        got = shown(await wallet.call_tool("fetch", {"url": f"{peer.url}/chat"}))
+    assert (got["outcome"], got["code"], got["status"]) == ("paid_not_served", "paid_not_served", 422)
+    assert "Repeat this call unchanged" in got["fix"]
+    assert peer_market.payments[0].delivery is not Delivery.ACCEPTED
+
+
+async def test_price_fee_and_total_mean_the_same_in_each_result(peer_market: Market, peer: Peer) -> None:
+    peer.answers["/chat"] = Paywall()
+    call = {"url": f"{peer.url}/chat"}
+    names = ("price", "fee", "total", "cost")
+    async with peer_market.wallet() as wallet:
+        quoted = data(await wallet.call_tool("quote", call))
+        fetched = data(await wallet.call_tool("fetch", call))
+        (listed,) = data(await wallet.call_tool("payments"))["payments"]
+        limits = data(await wallet.call_tool("budget"))["limits"]
+        priced = [one for one in data(await wallet.call_tool("merchants"))["merchants"] if "prices" in one]
+    price, fee, total, cost = (int(fetched[name]["units"]) for name in names)
+    assert (price, total, cost) == (2_000_000, 2_000_000 + fee, total)
+    assert [listed[name] for name in names] == [fetched[name] for name in names]
+    assert [quoted[name]["units"] for name in ("price", "total")] == ["2000000", quoted["cost"]["units"]]
+    assert int(quoted["total"]["units"]) == 2_000_000 + int(quoted["fee"]["units"])
+    assert {one["spent"]["units"] for one in limits if one["limit"] == "per_day"} == {str(total)}
+    assert [one["price"] for one in priced[0]["prices"]] == [fetched["price"]]
