@@ -22,6 +22,8 @@ SIGNS = {
     "tests/axe": "axe/node_modules",
     "tests/ledger_check": r'"node_modules" / "scalus"',
     "tests/mcp/peers": r'/ "peers"',
+    "tests/mcp/programs": r'/ "programs"',
+    "tests/x402_sdk/sellers": r'/ "sellers"',
     "valgrind": r'which\("valgrind"\)',
 }
 """What the source of a test has in it if it needs a row, by the row's packages or folder of node packages."""
@@ -29,7 +31,9 @@ SIGNS = {
 
 def table() -> dict[str, set[str]]:
     """The folders of each row."""
-    rows = re.findall(r'^  "([a-z ]+)\|([a-z ]*)\|([^"]+)"$', (ROOT / "scripts/test").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r'^  "([a-z0-9_ ]+)\|([a-z ]*)\|([^"]+)"$', (ROOT / "scripts/test").read_text(), re.MULTILINE
+    )
     return {packages or is_there.split()[-1]: set(folders.split()) for folders, packages, is_there in rows}
 
 

@@ -3,7 +3,8 @@
 agent, payments, handover, external_spends, providers, prepaid, merchants, upkeep, x402
                                     the real agent on a devnet, and what its tests do and check
 api, api_operations, event_stream   the running API
-proxy, client, sdk_merchant         a raw merchant, the proxy, paying programs, the x402 SDK's merchant
+proxy, client, sdk_merchant, typescript_seller
+                                    a raw merchant, the proxy, paying programs, merchants of the x402 SDKs
 daemon, forks, cli, terminal, webhook
                                     the daemon and the command as processes, a terminal, a receiver of news
 push_services, telegram             fakes of the services that bring news to people

@@ -10,7 +10,8 @@ from nacl.signing import SigningKey
 
 from kit.http import NO_TLS
 from payagent.core.address import Address, encode_address
-from payagent.devnet.server import DevnetThread
+from payagent.devnet.merchant import role_address
+from payagent.devnet.server import Devnet, DevnetThread
 
 FEE_LOVELACE = 200_000
 POLICY = "ab" * 28
@@ -31,6 +32,16 @@ class HandClock:
 
     def forward(self, seconds: int) -> None:
         self.now_ms += seconds * 1000
+
+
+def settlements(devnet: DevnetThread) -> int:
+    """How often merchants were paid, as the chain has it with all that was submitted: they spend nothing."""
+
+    def count(running: Devnet) -> int:
+        running.node.make_blocks(1)
+        return len(list(running.chain.utxos_at(role_address("pay_to").raw)))
+
+    return devnet.run(count)
 
 
 def key_hash(data: bytes) -> bytes:

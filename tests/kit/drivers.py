@@ -1,7 +1,7 @@
 """Every program part that presents a proof until it is served: each drives `core.pay_and_retry` in its own way.
 
-`async with driver(name, at) as buy` buys at the raw merchant of a `Place` or at the devnet's. `buy` returns the
-status of the answer.
+`async with driver(name, at) as buy` buys at the merchant `t` of a `Place` or at the devnet's. `buy` returns the
+status of the answer, or 0 if a tool refuses.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def _transport(way: str) -> Any:
 @asynccontextmanager
 async def _proxy(at: Place) -> AsyncIterator[Buy]:
     async def buy(origin: str) -> int:
-        merchant = "t" if origin == at.peer.url else "devnet"
+        merchant = "devnet" if origin == at.run.world.origin else "t"
         return (await at.ask("/chat", method="POST", body=BODY.encode(), merchant=merchant)).status
 
     yield buy
@@ -64,7 +64,7 @@ async def _fetch_tool(at: Place) -> AsyncIterator[Buy]:
 
         async def buy(origin: str) -> int:
             result = await client.call_tool("fetch", {"url": f"{origin}/chat", "body": BODY})
-            return int((result.structured_content or {})["status"])
+            return int((result.structured_content or {}).get("status") or 0)
 
         yield buy
 

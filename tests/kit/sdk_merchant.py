@@ -113,7 +113,9 @@ def _json(model: PaymentPayload | PaymentRequirements) -> dict[str, Any]:
     return model.model_dump(by_alias=True, exclude_none=True)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """`ready` is set once it accepts connections."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()
@@ -153,7 +155,7 @@ class SdkMerchant:
     def _open(self, port: int) -> None:
         app = self._app(self._option)
         config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None, access_log=False)
-        self._server = _Server(config)
+        self._server = Server(config)
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -1,4 +1,5 @@
-"""The wallet's transactions are accepted by scalus, an independent ledger, and by the devnet's ledger.
+"""The wallet's transactions are accepted by scalus, an independent ledger, and by the devnet's ledger. Two other
+programs, the Evolution SDK and pycardano, decode what the wallet meant, and write the same bytes again.
 
 Random wallets (1 to 2,000 UTxOs, up to 60 assets in one, boundary quantities) and random invoices, singly and
 chained, each transaction spending the change of the previous one.
@@ -6,20 +7,35 @@ chained, each transaction spending the change of the previous one.
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from kit.effort import pick
-from kit.wallet import OWN, SIGNER, TTL_SLOT, pay, random_outputs, random_wallet, wallet_size
+from kit.wallet import (
+    OWN,
+    PARAMETERS,
+    SIGNER,
+    TTL_SLOT,
+    own_address,
+    pay,
+    payee,
+    random_outputs,
+    random_wallet,
+    wallet_size,
+)
+from ledger_check.decoders import Decoded, DecodedOutput, evolution, needs_evolution, pycardano
 from ledger_check.scalus import Scalus, needs_scalus
 
+from payagent.core.invoice import Output
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, decode_tx
-from payagent.wallet.transaction import TxPlan, check, select, send_all, sign, split_outputs
+from payagent.wallet.transaction import TxPlan, check, min_lovelace, select, send_all, sign, split_outputs
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 SINGLE, CHAINS, LINKS = pick(200, 1700), pick(4, 20), 20
+DECODED = pick(4, 200)
 Case = tuple[TxPlan, bytes]
 
 
@@ -70,6 +86,15 @@ def chain(rnd: random.Random, wallet: list[Utxo], links: int) -> Iterator[Case]:
         for index, output in enumerate(plan.outputs):
             if output.role == "change":
                 utxos.add(Utxo(plan.tx_id, index, output.lovelace, output.assets))
+
+
+def mainnet(count: int) -> Iterator[Case]:
+    """Payments from and to addresses of mainnet."""
+    utxos = UtxoIndex([Utxo("00" * 32, 0, 500_000_000)])
+    for number in range(count):
+        outputs = [Output("pay_to", payee(number, network_id=1), "lovelace", 2_000_000 + number)]
+        plan = select(utxos, outputs, change=own_address(1), ttl_slot=TTL_SLOT, network_id=1)
+        yield plan, signed(plan)
 
 
 def random_share(rnd: random.Random, utxos: UtxoIndex) -> list:  # type: ignore[type-arg]
@@ -129,6 +154,42 @@ def test_scalus_refuses_wrong_transactions(scalus: Scalus) -> None:
         assert scalus.validate(raw, unspent(plan.inputs), TTL_SLOT, 0) is not None
         bent = raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]
         assert scalus.validate(bent, unspent(plan.inputs), TTL_SLOT - 1, 0) is not None
+
+
+def meant(plan: TxPlan, raw: bytes) -> Decoded:
+    """What any program must read in the transaction of a plan."""
+    return Decoded(
+        tx_id=plan.tx_id,
+        signers=(SIGNER.public_key.hex(),),
+        networks=frozenset((plan.network_id,)),
+        fee=plan.fee_lovelace,
+        minimum_fee=PARAMETERS.min_fee_a * len(raw) + PARAMETERS.min_fee_b,
+        outputs=tuple(
+            DecodedOutput(
+                address=one.address.hex(),
+                lovelace=one.lovelace,
+                assets=dict(one.assets),
+                minimum=min_lovelace(one.address, dict(one.assets), PARAMETERS),
+            )
+            for one in plan.outputs
+        ),
+        encoded=raw,
+    )
+
+
+@needs_evolution
+def test_other_programs_decode_what_the_wallet_meant() -> None:
+    """As a control, one of the transactions comes again with a wrong signature."""
+    rnd, wallet = next(chain_wallets(6))
+    transfers = [*self_transfers(6)] if DECODED > 100 else []
+    cases = [*singles(6, DECODED), *transfers, *mainnet(1), *chain(rnd, wallet, 2)]
+    wanted = [meant(plan, raw) for plan, raw in cases]
+    raw = wanted[-1].encoded
+    wanted.append(replace(wanted[-1], signers=(), encoded=raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]))
+    assert evolution(one.encoded for one in wanted) == wanted
+    assert [pycardano(one.encoded) for one in wanted] == wanted
+    assert all(one.fee >= one.minimum_fee for one in wanted)
+    assert all(output.lovelace >= output.minimum for one in wanted for output in one.outputs)
 
 
 def test_the_devnet_accepts_every_single_payment() -> None:
