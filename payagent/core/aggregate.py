@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from payagent.core.invoice import Proof, Role
-from payagent.core.payment import ON_CHAIN, Delivery, State
+from payagent.core.payment.machine import ON_CHAIN, Delivery, State
 from payagent.core.problems import name_of
 
 Stage = Literal["approval", "payment"]

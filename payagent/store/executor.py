@@ -1,4 +1,4 @@
-"""Writes changes: the only code that writes a payment's tables. `core.effects` decides what changes.
+"""Writes changes: the only code that writes a payment's tables. `core.payment.apply` decides what changes.
 
 May import: core, store. Never: decides; commits; changes the order.
 """
@@ -41,7 +41,7 @@ from payagent.core.changes import (
     Unreserve,
 )
 from payagent.core.invoice import Invoice
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.prepaid_balance import Cost
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit

@@ -15,7 +15,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, Tool
 
 from payagent.agent.operator.approval_links import WAYS as WAYS_TO_DECIDE
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.store.rows import approvals
 
 ABOUT = "About Hydra"

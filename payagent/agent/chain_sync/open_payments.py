@@ -9,7 +9,7 @@ May import: core, store, agent.context. Never: returns data from before the newe
 from collections.abc import Collection
 
 from payagent.agent.context import AgentContext
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about, attempts_and_utxos, events, payments
 from payagent.store.rows.payments import OpenPayment

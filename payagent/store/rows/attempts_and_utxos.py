@@ -9,7 +9,7 @@ import sys
 
 from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows.payments import payment
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.merchant_rules import Agreed, Pin, Pins
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Unit
 

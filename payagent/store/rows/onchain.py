@@ -11,7 +11,7 @@ from itertools import groupby
 
 from payagent.core.aggregate import AttemptKind, ExternalSpendRow
 from payagent.core.ledger import HELD, WALLET, add, general_account
-from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
 from payagent.store.rows import journal, payments
 
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}

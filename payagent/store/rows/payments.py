@@ -22,7 +22,7 @@ from payagent.core.aggregate import (
     ProblemPart,
     Stage,
 )
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.store.db.sql_text import places
 
 

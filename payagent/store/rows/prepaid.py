@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.core.invoice import is_batch
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, buy
 from payagent.store.db.unit import Unit
 from payagent.store.rows.payments import load_outputs
