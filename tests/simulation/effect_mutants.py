@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 from multiprocessing import get_context
 from os import sched_getaffinity
@@ -28,20 +27,11 @@ from simulation.mutants import put, put_in, without_guards
 from payagent.core import utxo
 from payagent.core.changes import Changes
 from payagent.core.payment import apply as columns
-from payagent.core.payment.machine import EFFECTS, Effect, PrepaidEffect
+from payagent.core.payment.machine import EFFECTS, Effect
 from payagent.core.utxo import Books, FreeSet, UtxoMove, UtxoState
 from sim.stage import SimStage
 
-COLUMNS: dict[str, Any] = {
-    "record": columns._RECORD,
-    "journal": columns._JOURNAL,
-    "hold": columns._HOLD,
-    "inputs": columns._INPUTS,
-    "outputs": columns._OUTPUTS,
-    "prepaid": columns._PREPAID,
-    "merchant": columns._MERCHANT,
-    "alert": columns._ALERT,
-}
+COLUMNS = ("record", "journal", "hold", "inputs", "outputs", "prepaid", "merchant", "alert")
 Mutation = tuple[str, str, str]
 """(the row: its event and the states before it; the column; what is done to the cell)."""
 
@@ -64,7 +54,7 @@ def mutations() -> Iterator[Mutation]:
     for name, keys in rows().items():
         effect = EFFECTS[keys[0]]
         for column in COLUMNS:
-            if getattr(effect, column) != next(iter(type(getattr(effect, column)))):
+            if getattr(effect, column) is not None:
                 yield from ((name, column, what) for what in ("dropped", "doubled", "swapped"))
     for event, cells in utxo.TABLE.items():
         for state, cell in cells.items():
@@ -89,7 +79,7 @@ def switch_on(stack: ExitStack, mutation: Mutation) -> None:
             continue
         value = getattr(effect, column)
         values = list(type(value))
-        other = values[0] if what == "dropped" else values[values.index(value) - 1 or -1]
+        other = None if what == "dropped" else values[values.index(value) - 1]
         put_in(stack, EFFECTS, key, replace(effect, **{column: other}))
     if what == "doubled":
         _doubled(stack, set(rows()[name]), column)
@@ -105,9 +95,7 @@ def _doubled(stack: ExitStack, keys: set[Any], column: str) -> None:
         if key not in keys:
             return changes
         effect: Effect = EFFECTS[key]
-        value: StrEnum = getattr(effect, column)
-        again = columns._not_bought if value is PrepaidEffect.NOT_BOUGHT else COLUMNS[column][value]
-        return (*changes, *again(payment, event))
+        return (*changes, *columns._CELLS[getattr(effect, column)](payment, event))
 
     for module in [one for one in list(sys.modules.values()) if getattr(one, "apply", None) is real]:
         put(stack, module, "apply", apply)

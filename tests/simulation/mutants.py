@@ -421,7 +421,7 @@ def _used_twice(stack: ExitStack) -> None:
 
 @mutant("a balance outlives the block that it was bought in")
 def _not_taken_back(stack: ExitStack) -> None:
-    put_in(stack, columns._PREPAID, PrepaidEffect.TAKE_BACK, columns._nothing)
+    put_in(stack, columns._CELLS, PrepaidEffect.TAKE_BACK, lambda *_: ())
 
 
 @mutant("the intent's key is ignored")

@@ -250,9 +250,9 @@ def record_void(
     block, owed = _in_block(seen), prepaid.owed(unit.conn, payment)
     from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
     void = (
-        VoidByRival(block, from_ms, owed)
+        VoidByRival(block, owed, from_ms)
         if payment.attempt(seen.tx_id) is None
-        else VoidByCancel(block, provider, from_ms, owed)
+        else VoidByCancel(block, owed, from_ms, provider)
     )
     write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
@@ -277,7 +277,8 @@ def record_overtaken(
 ) -> None:
     """C7 by an external spend of the nonce UTxO: no attempt can land, so the hold is released."""
     payment = load(unit.conn, payment_id)
-    void = VoidByExternalSpend(row, why, prepaid.owed(unit.conn, payment))
+    block = InBlock(row.tx_id, row.block_hash, row.block_height, row.block_slot)
+    void = VoidByExternalSpend(block, prepaid.owed(unit.conn, payment), why)
     write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
 

@@ -8,6 +8,7 @@ Never: SQL; reads anything but its arguments.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 from payagent.core import ledger
@@ -69,21 +70,23 @@ def apply(payment: LoadedPayment, event: MoneyEvent) -> Changes:
     if effect.next is not None:
         first = effect.through or effect.next
         moves = [MovePayment(row.id, row.state, first, event.event.stored, *event.stored(payment))]
-    if effect.through is not None and effect.next is not None:
-        moves.append(MovePayment(row.id, effect.through, effect.next, Event.SUBMIT, {}, {"to": "merchant"}))
+        if effect.through is not None:
+            moves.append(MovePayment(row.id, first, effect.next, Event.SUBMIT, {}, {"to": "merchant"}))
+    # what is not bought changes which uses count, so it comes before the hold is released
+    early, late = (effect.prepaid, None) if effect.prepaid is PrepaidEffect.NOT_BOUGHT else (None, effect.prepaid)
+    rest = (effect.inputs, effect.outputs, effect.merchant, effect.alert)
     return (
-        *_RECORD[effect.record](payment, event),
+        *_changes(payment, event, effect.record),
         *moves[:1],
-        *(_not_bought(payment, event) if effect.prepaid is PrepaidEffect.NOT_BOUGHT else ()),
-        *_HOLD[effect.hold](payment, event),
-        *_JOURNAL[effect.journal](payment, event),
-        *_PREPAID[effect.prepaid](payment, event),
-        *_INPUTS[effect.inputs](payment, event),
-        *_OUTPUTS[effect.outputs](payment, event),
-        *_MERCHANT[effect.merchant](payment, event),
-        *_ALERT[effect.alert](payment, event),
+        *_changes(payment, event, early, effect.hold, effect.journal, late, *rest),
         *moves[1:],
     )
+
+
+def _changes(payment: LoadedPayment, event: MoneyEvent, *cells: Enum | None) -> Iterator[Change]:
+    for cell in cells:
+        if cell is not None:
+            yield from _CELLS[cell](payment, event)
 
 
 def lose_external_spend(
@@ -150,26 +153,9 @@ def prepaid_size(payment: LoadedPayment) -> tuple[str, int]:
     return asset, sum(output.units for output in row.outputs)
 
 
-Column = Callable[[LoadedPayment, Any], Iterable[Change]]
-"""The changes of a cell. Its second argument is the event, which has the facts that the cell needs."""
-
-
-def _nothing(_payment: LoadedPayment, _event: Any) -> Iterable[Change]:
-    return ()
-
-
-def _add_attempt(payment: LoadedPayment, event: Any) -> Iterator[Change]:
-    if payment.attempt(event.attempt.tx_id) is None:
-        yield AddAttempt(event.attempt)
-
-
-_RECORD: dict[RecordEffect, Column] = {
-    RecordEffect.NONE: _nothing,
-    RecordEffect.APPROVAL: lambda _, event: (event.approval,),
-    RecordEffect.ATTEMPT: _add_attempt,
-    RecordEffect.SUBMISSION: lambda _, event: (AddSubmission(event.tx_id, event.provider),),
-    RecordEffect.BLOCK: lambda _, event: (AddObservation(*(*event.block, event.provider)),),
-}
+def _is_new(payment: LoadedPayment, event: Any) -> bool:
+    """Whether the attempt is not stored yet: the same cancel may be signed again after a fork."""
+    return payment.attempt(event.attempt.tx_id) is None
 
 
 def spent_by(payment: LoadedPayment, attempt: AttemptRow) -> dict[str, int]:
@@ -184,10 +170,6 @@ def spent_by(payment: LoadedPayment, attempt: AttemptRow) -> dict[str, int]:
     return {asset: units for asset, units in spent.items() if units}
 
 
-def _reserve(payment: LoadedPayment, event: Any) -> Iterator[Change]:
-    yield Book(ledger.reserve(event.spend, payment.row.account), payment.row.id)
-
-
 def _post(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
     row = payment.row
     attempt = payment.require_attempt(row.attempt.tx_id)
@@ -197,15 +179,10 @@ def _post(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
     yield Book(entry, row.id, row.attempt.tx_id)
 
 
-def _release(payment: LoadedPayment, event: Any) -> Iterator[Change]:
+def _release(payment: LoadedPayment, event: Any, fee_lovelace: int = 0) -> Iterator[Change]:
     columns, _ = event.stored(payment)
-    ref = columns.get("void_tx_id") or columns.get("tx_id")
-    yield Book(ledger.release(payment.held, of=payment.row.account), payment.row.id, ref)
-
-
-def _release_less_fee(payment: LoadedPayment, event: Any) -> Iterator[Change]:
-    entry = ledger.release(payment.held, _cancel_fee(payment, event), payment.row.account)
-    yield Book(entry, payment.row.id, event.block.tx_id)
+    entry = ledger.release(payment.held, fee_lovelace, payment.row.account)
+    yield Book(entry, payment.row.id, columns.get("void_tx_id") or columns.get("tx_id"))
 
 
 def _cancel_fee(payment: LoadedPayment, event: Any) -> int:
@@ -217,19 +194,9 @@ def _reverse(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
     yield Book(ledger.post_reversed(Entry("post", lines)), payment.row.id)
 
 
-_JOURNAL: dict[Journal, Column] = {
-    Journal.NONE: _nothing,
-    Journal.RESERVE: _reserve,
-    Journal.POST: _post,
-    Journal.RELEASE: _release,
-    Journal.RELEASE_LESS_FEE: _release_less_fee,
-    Journal.REVERSE: _reverse,
-}
-
-
 def release_approval_hold(payment: LoadedPayment) -> Changes:
     """The approval's hold ends before everything is decided anew."""
-    return tuple(_end(payment, "approval"))
+    return tuple(_set_holds(payment, "approval", 0, is_released=True))
 
 
 def _whose(payment: LoadedPayment) -> Whose:
@@ -237,54 +204,26 @@ def _whose(payment: LoadedPayment) -> Whose:
     return Whose(row.app_id, row.invoice.origin or "", row.prepaid.pool_id)
 
 
-def _place(payment: LoadedPayment, event: Any, stage: Stage) -> Iterator[Change]:
-    yield PlaceHold(payment.row.id, stage, event.spend, event.clock_ms, event.is_counted, _whose(payment))
+def _place(payment: LoadedPayment, event: Any, stage: Stage) -> PlaceHold:
+    return PlaceHold(payment.row.id, stage, event.spend, event.clock_ms, event.is_counted, _whose(payment))
 
 
-def _count_from_block(payment: LoadedPayment, event: Any) -> Iterator[Change]:
-    for hold in payment.holds:
-        if hold.stage == "payment" and hold.counted_units is not None:
-            yield EndHold(
-                *(payment.row.id, hold.stage, hold.asset, _whose(payment)),
-                *(hold.counted_units, hold.counted_from_ms, hold.units, event.from_ms),
-            )
-
-
-def _end(
-    payment: LoadedPayment, stage: Stage, kept_lovelace: int = 0, from_ms: int | None = None
+def _set_holds(
+    payment: LoadedPayment,
+    stage: Stage,
+    kept_lovelace: int | None = None,
+    from_ms: int | None = None,
+    is_released: bool | None = None,
 ) -> Iterator[Change]:
+    """What the holds of a stage count from now on: all of them, or only some lovelace."""
     for hold in payment.holds:
-        if hold.stage == stage and not hold.is_released:
-            kept = kept_lovelace if hold.asset == LOVELACE else 0
+        if hold.stage == stage:
+            kept = hold.units if kept_lovelace is None else kept_lovelace if hold.asset == LOVELACE else 0
             yield EndHold(
                 *(payment.row.id, hold.stage, hold.asset, _whose(payment)),
                 *(hold.counted_units, hold.counted_from_ms, kept, from_ms if kept else None),
-                is_released=True,
+                is_released=is_released,
             )
-
-
-def _renew(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
-    for hold in payment.holds:
-        if hold.stage == "payment":
-            yield EndHold(
-                *(payment.row.id, hold.stage, hold.asset, _whose(payment)),
-                *(hold.counted_units, hold.counted_from_ms, hold.units, None),
-                is_released=False,
-            )
-
-
-_HOLD: dict[HoldMove, Column] = {
-    HoldMove.KEEP: _nothing,
-    HoldMove.PLACE: lambda payment, event: _place(payment, event, "payment"),
-    HoldMove.PLACE_APPROVAL: lambda payment, event: _place(payment, event, "approval"),
-    HoldMove.COUNT_FROM_BLOCK: _count_from_block,
-    HoldMove.RELEASE: lambda payment, _: _end(payment, "payment"),
-    HoldMove.RELEASE_LESS_FEE: lambda payment, event: _end(
-        payment, "payment", _cancel_fee(payment, event), event.from_ms
-    ),
-    HoldMove.RELEASE_APPROVAL: lambda payment, _: _end(payment, "approval"),
-    HoldMove.RENEW: _renew,
-}
 
 
 def _reserve_inputs(payment: LoadedPayment, event: Any) -> Iterator[Change]:
@@ -329,20 +268,6 @@ def _released(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
         yield from move_utxo(own.row, event, is_reserved=False)
 
 
-_INPUTS: dict[Inputs, Column] = {
-    Inputs.KEEP: _nothing,
-    Inputs.RESERVE: _reserve_inputs,
-    Inputs.SPEND: _spend,
-    Inputs.UNSPEND: _unspend,
-    Inputs.RELEASE: _released,
-}
-
-
-def _make(payment: LoadedPayment, event: Any) -> Iterator[Change]:
-    if payment.attempt(event.attempt.tx_id) is None:
-        yield from map(AddUtxo, event.made)
-
-
 def _land(payment: LoadedPayment, event: Any) -> Iterator[Change]:
     for own in payment.made_by(event.block.tx_id):
         yield from move_utxo(own.row, UtxoEvent.LANDED, is_reserved=own.row.reserved_for is not None)
@@ -360,16 +285,6 @@ def _forget(payment: LoadedPayment, but: str | None) -> Iterator[Change]:
             for own in payment.made_by(attempt.tx_id):
                 if own.row.reserved_for is None:
                     yield from move_utxo(own.row, UtxoEvent.ORPHANED)
-
-
-_OUTPUTS: dict[Outputs, Column] = {
-    Outputs.KEEP: _nothing,
-    Outputs.MAKE: _make,
-    Outputs.LAND: _land,
-    Outputs.UNMAKE: _unmake,
-    Outputs.FORGET_OTHERS: lambda payment, _: _forget(payment, payment.row.attempt.tx_id),
-    Outputs.FORGET_ALL: lambda payment, _: _forget(payment, None),
-}
 
 
 def _move_prepaid(
@@ -407,25 +322,9 @@ def _not_bought(payment: LoadedPayment, event: Any) -> Iterator[Change]:
         yield TakeBackUses(pool_id, name, event.owed)
 
 
-_PREPAID: dict[PrepaidEffect, Column] = {
-    PrepaidEffect.KEEP: _nothing,
-    PrepaidEffect.BUY: _buy,
-    PrepaidEffect.TAKE_BACK: _take_back,
-    PrepaidEffect.NOT_BOUGHT: _nothing,  # before the hold is released: `apply`
-}
-
-
 def _agree(payment: LoadedPayment, event: Any) -> Iterator[Change]:
     if event.agree is not None:
         yield AgreePrice(payment.row.invoice.origin or "", event.agree, {"payment": payment.row.id})
-
-
-_MERCHANT: dict[MerchantEffect, Column] = {
-    MerchantEffect.KEEP: _nothing,
-    MerchantEffect.PIN: lambda _, event: event.learnt,
-    MerchantEffect.ALLOW: lambda _, event: event.learnt,
-    MerchantEffect.AGREE: _agree,
-}
 
 
 def approval_subject(payment_id: str) -> str:
@@ -458,8 +357,43 @@ def _raise_reopened(payment: LoadedPayment, event: Any) -> Iterator[Change]:
         yield Raise("payment_reopened", f"reopened:{row.id}", facts, again=True)
 
 
-_ALERT: dict[AlertEffect, Column] = {
-    AlertEffect.KEEP: _nothing,
+Cell = Callable[[LoadedPayment, Any], Iterable[Change]]
+"""The changes of a cell. Its second argument is the event, which has the facts that the cell needs."""
+
+_CELLS: dict[Enum, Cell] = {
+    RecordEffect.APPROVAL: lambda _, event: (event.approval,),
+    RecordEffect.ATTEMPT: lambda of, event: (AddAttempt(event.attempt),) if _is_new(of, event) else (),
+    RecordEffect.SUBMISSION: lambda _, event: (AddSubmission(event.tx_id, event.provider),),
+    RecordEffect.BLOCK: lambda _, event: (AddObservation(*(*event.block, event.provider)),),
+    HoldMove.PLACE: lambda of, event: (_place(of, event, "payment"),),
+    HoldMove.PLACE_APPROVAL: lambda of, event: (_place(of, event, "approval"),),
+    HoldMove.COUNT_FROM_BLOCK: lambda of, event: _set_holds(of, "payment", from_ms=event.from_ms),
+    HoldMove.RELEASE: lambda of, _: _set_holds(of, "payment", 0, is_released=True),
+    HoldMove.RELEASE_LESS_FEE: lambda of, event: _set_holds(
+        of, "payment", _cancel_fee(of, event), event.from_ms, is_released=True
+    ),
+    HoldMove.RELEASE_APPROVAL: lambda of, _: release_approval_hold(of),
+    HoldMove.RENEW: lambda of, _: _set_holds(of, "payment", is_released=False),
+    Journal.RESERVE: lambda of, event: (Book(ledger.reserve(event.spend, of.row.account), of.row.id),),
+    Journal.POST: _post,
+    Journal.RELEASE: _release,
+    Journal.RELEASE_LESS_FEE: lambda of, event: _release(of, event, _cancel_fee(of, event)),
+    Journal.REVERSE: _reverse,
+    PrepaidEffect.BUY: _buy,
+    PrepaidEffect.TAKE_BACK: _take_back,
+    PrepaidEffect.NOT_BOUGHT: _not_bought,
+    Inputs.RESERVE: _reserve_inputs,
+    Inputs.SPEND: _spend,
+    Inputs.UNSPEND: _unspend,
+    Inputs.RELEASE: _released,
+    Outputs.MAKE: lambda of, event: map(AddUtxo, event.made) if _is_new(of, event) else (),
+    Outputs.LAND: _land,
+    Outputs.UNMAKE: _unmake,
+    Outputs.FORGET_OTHERS: lambda of, _: _forget(of, of.row.attempt.tx_id),
+    Outputs.FORGET_ALL: lambda of, _: _forget(of, None),
+    MerchantEffect.PIN: lambda _, event: event.learnt,
+    MerchantEffect.ALLOW: lambda _, event: event.learnt,
+    MerchantEffect.AGREE: _agree,
     AlertEffect.RAISE_APPROVAL: _raise_approval,
     AlertEffect.CLEAR_APPROVAL: _clear_approval,
     AlertEffect.CLEAR_SIGNER: lambda *_: (Clear(SIGNER_SUBJECT, {"detail": "the signer signs payments"}),),

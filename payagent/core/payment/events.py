@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, LoadedPayment, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, LoadedPayment, UtxoRow
 from payagent.core.changes import AddApproval, AgreePrice, Detail, PinAddress
 from payagent.core.payment.machine import Event
 from payagent.core.prepaid_balance import PrepaidBalance
@@ -199,27 +199,40 @@ class Cancel(MoneyEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class VoidByCancel(MoneyEvent):
-    """`from_ms`: when its fee starts to count. `owed`: uses of the prepaid balance that nothing covers now."""
+class VoidByTime(MoneyEvent):
+    """`block`: of the transaction that makes it void, or one past every time limit.
 
-    event = Event.VOID_BY_CANCEL
+    `owed`: uses of the prepaid balance that nothing covers any more.
+    """
+
+    event = Event.VOID_BY_TIME
     block: InBlock
-    provider: str
-    from_ms: int
     owed: int
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
-        return self.block._asdict(), {"counts_from_ms": self.from_ms}
+        problem = {
+            "code": "deposit_rolled_back",
+            "reason": None,
+            "detail": "a rollback took the deposit that it spends, and its transactions can no longer land",
+        }
+        return {**self.block._asdict(), "tx_id": None, **problem}, {"time_over": True}
 
 
 @dataclass(frozen=True, slots=True)
-class VoidByRival(MoneyEvent):
-    """`block`: the rival's. `owed`: as in `VoidByCancel`."""
+class VoidByExternalSpend(VoidByTime):
+    event = Event.VOID_BY_EXTERNAL_SPEND
+    why: Refused
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {**self.block._asdict(), **self.why.record}, {"foreign": True}
+
+
+@dataclass(frozen=True, slots=True)
+class VoidByRival(VoidByTime):
+    """`from_ms`: the time of the block, by the limits' clock."""
 
     event = Event.VOID_BY_RIVAL
-    block: InBlock
     from_ms: int
-    owed: int
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         problem = {
@@ -233,35 +246,14 @@ class VoidByRival(MoneyEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class VoidByExternalSpend(MoneyEvent):
-    """`owed`: as in `VoidByCancel`."""
+class VoidByCancel(VoidByRival):
+    """Its fee counts from `from_ms` on."""
 
-    event = Event.VOID_BY_EXTERNAL_SPEND
-    spend: ExternalSpendRow
-    why: Refused
-    owed: int
+    event = Event.VOID_BY_CANCEL
+    provider: str
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
-        one = self.spend
-        block = InBlock(one.tx_id, one.block_hash, one.block_height, one.block_slot)
-        return {**block._asdict(), **self.why.record}, {"foreign": True}
-
-
-@dataclass(frozen=True, slots=True)
-class VoidByTime(MoneyEvent):
-    """`block`: one past every time limit. `owed`: as in `VoidByCancel`."""
-
-    event = Event.VOID_BY_TIME
-    block: InBlock
-    owed: int
-
-    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
-        problem = {
-            "code": "deposit_rolled_back",
-            "reason": None,
-            "detail": "a rollback took the deposit that it spends, and its transactions can no longer land",
-        }
-        return {**self.block._asdict(), "tx_id": None, **problem}, {"time_over": True}
+        return self.block._asdict(), {"counts_from_ms": self.from_ms}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ Never: depends on its driver (an app, a job or a simulator).
 """
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from payagent.core.problems import Refused
 
@@ -100,20 +100,18 @@ _STORED = {
 }
 
 
-class RecordEffect(StrEnum):
+class RecordEffect(Enum):
     """What is stored beside the state."""
 
-    NONE = "none"
     APPROVAL = "approval"  # the request for an approval: its reasons, the planned transaction, and when it ends
     ATTEMPT = "attempt"  # the signed attempt, unless it is stored already
     SUBMISSION = "submission"  # the provider that the bytes are sent to; before a first one, the state moves too
     BLOCK = "block"  # the block, and the provider that showed the transaction in it
 
 
-class Journal(StrEnum):
+class Journal(Enum):
     """The entry for the hold."""
 
-    NONE = "none"
     RESERVE = "reserve"  # what the transaction takes, from `wallet` to `held`
     # what it spent and its fee, from `held` to the merchant or prepaid account and `fees`; the rest to `wallet`
     POST = "post"
@@ -122,10 +120,9 @@ class Journal(StrEnum):
     REVERSE = "reverse"  # the last `post` or `release`, the other way round: all of the hold is in `held` again
 
 
-class HoldMove(StrEnum):
+class HoldMove(Enum):
     """The hold, and what it counts against limits."""
 
-    KEEP = "keep"
     PLACE = "place"  # the units are held, and count in every window of the limits
     # the most that it may cost is held while a person decides, and counts in every window
     PLACE_APPROVAL = "place the approval's"
@@ -136,10 +133,9 @@ class HoldMove(StrEnum):
     RENEW = "renew"  # it is open again, and counts in every window
 
 
-class Inputs(StrEnum):
+class Inputs(Enum):
     """The UTxOs that the payment's transaction spends, and its reservations."""
 
-    KEEP = "keep"
     RESERVE = "reserved"  # what the transaction spends is reserved for the payment, unless it is already
     # they are spent by the attempt; if an external spend had taken one, that lost its block and is undone first
     SPEND = "spent"
@@ -147,10 +143,9 @@ class Inputs(StrEnum):
     RELEASE = "released"  # the payment reserves nothing any more; what is unspent may be selected again
 
 
-class Outputs(StrEnum):
+class Outputs(Enum):
     """The change that the payment's transactions make."""
 
-    KEEP = "keep"
     MAKE = "made"  # it is pending
     LAND = "landed"  # it is available, unless a later transaction has spent it
     UNMAKE = "unmade"  # it is pending again, unless a later transaction has spent it
@@ -160,29 +155,26 @@ class Outputs(StrEnum):
     FORGET_ALL = "forgotten"
 
 
-class PrepaidEffect(StrEnum):
+class PrepaidEffect(Enum):
     """The prepaid balance that the payment raises."""
 
-    KEEP = "keep"
     BUY = "bought"  # it grows by what was bought, and first covers unexplained uses
     TAKE_BACK = "taken back"  # it shrinks by what was bought; uses beyond the rest are unexplained
     NOT_BOUGHT = "not bought"  # what was on its way to it does not come; uses that counted on it count no longer
 
 
-class MerchantEffect(StrEnum):
+class MerchantEffect(Enum):
     """What the merchant rules learn: the addresses that are pinned, and the agreed price."""
 
-    KEEP = "keep"
     PIN = "pinned"  # the first payment to a merchant pins its addresses, if `first_use` is on
     # its addresses are pinned; its price is agreed if none was, or if the request showed that it had risen
     ALLOW = "pinned, agreed"
     AGREE = "agreed"  # its price is agreed if the request has none
 
 
-class AlertEffect(StrEnum):
+class AlertEffect(Enum):
     """The alert that is raised or cleared."""
 
-    KEEP = "keep"
     RAISE_APPROVAL = "raise approval_needed"  # a payment waits for a person
     CLEAR_APPROVAL = "clear approval_needed"  # it waits no longer
     CLEAR_SIGNER = "clear signer_refused"  # the signer signs again, if it had refused
@@ -192,21 +184,21 @@ class AlertEffect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One row: the next state, and what the event does in each column.
+    """One row: the next state, and what the event does in each column, or None.
 
     `next`: None if the state stays and no event is stored. `through`: the state in between, if it stores two.
     """
 
     next: State | None
     through: State | None = None
-    record: RecordEffect = RecordEffect.NONE
-    journal: Journal = Journal.NONE
-    hold: HoldMove = HoldMove.KEEP
-    inputs: Inputs = Inputs.KEEP
-    outputs: Outputs = Outputs.KEEP
-    prepaid: PrepaidEffect = PrepaidEffect.KEEP
-    merchant: MerchantEffect = MerchantEffect.KEEP
-    alert: AlertEffect = AlertEffect.KEEP
+    record: RecordEffect | None = None
+    hold: HoldMove | None = None
+    journal: Journal | None = None
+    prepaid: PrepaidEffect | None = None
+    inputs: Inputs | None = None
+    outputs: Outputs | None = None
+    merchant: MerchantEffect | None = None
+    alert: AlertEffect | None = None
 
 
 NEVER_SIGNED = frozenset({State.REJECTED, State.DENIED})
@@ -391,9 +383,3 @@ def delivery_event(http_status: int, state: State, invoice_over: bool) -> Delive
     if state in POSTED and invoice_over:
         return DeliveryEvent.GIVE_UP
     return DeliveryEvent.PRESENT
-
-
-def mermaid() -> str:
-    """Render the payment machine as a Mermaid state diagram, with the events as the ledger names them."""
-    rows = [f"    {state} --> {after}: {stored}" for (state, stored), after in _NEXT.items()]
-    return "\n".join(["stateDiagram-v2", "    [*] --> received", *rows])
