@@ -54,10 +54,10 @@ _KIND_IN_BLOCK = {"seen_in_block": "pay", _VOID: "cancel"}
 _DEEPER = frozenset({_CONFIRM, "settle"})
 """Events about the block in which the attempt was seen; they change no other column, whatever their detail."""
 
-_IN_BLOCK = ON_CHAIN | {State.VOID}
-_SPENT = POSTED | {State.VOID}
+_IN_BLOCK = (*ON_CHAIN, State.VOID)
+_SPENT = (*POSTED, State.VOID)
 _NEED_NO_UTXOS = frozenset({State.SETTLED, State.VOID})
-_WITHOUT_UTXOS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
+_WITHOUT_UTXOS = (*NEVER_SIGNED, State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED)
 
 
 class Step(NamedTuple):

@@ -22,7 +22,7 @@ from payagent.store.rows import onchain
 from payagent.store.rows.onchain import Claim, OwnTx, clean
 
 PROGRESS_EVERY = 100
-_ENDED = POSTED | ENDED_WITHOUT_PAYING
+_ENDED = (*POSTED, *ENDED_WITHOUT_PAYING)
 
 Units = Mapping[str, int]
 DifferenceKind = Literal["missing", "foreign", "differing"]

@@ -58,14 +58,16 @@ class FreeUtxos(Protocol):
 
 
 def write(unit: Unit, changes: Iterable[Change], now_ms: int, free: FreeUtxos | None = None) -> None:
-    """Write the changes in order. `free`: for steps that change which UTxOs are free.
+    """Write the changes in order. `free`: for steps that change which UTxOs are free; TypeError without it.
 
     Refused: `wrong_state` if the payment is not in the state that the changes were made for.
     """
     for change in changes:
         if not isinstance(change, Free):
             _WRITERS[type(change)](unit, change, now_ms)
-        elif free is not None:
+        elif free is None:
+            raise TypeError(change)
+        else:
             free.change(unit, change)
 
 

@@ -27,7 +27,7 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 HELD_MAX = 300
 """How many available UTxOs are considered: this many of the largest and this many of the smallest."""
 
-UNDER_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
+UNDER_WAY = frozenset(State).difference(ENDED_WITHOUT_PAYING, POSTED)
 
 
 @dataclass(frozen=True, slots=True)

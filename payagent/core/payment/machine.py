@@ -201,22 +201,29 @@ class Effect:
     alert: AlertEffect | None = None
 
 
-NEVER_SIGNED = frozenset({State.REJECTED, State.DENIED})
+# sets of states, in the order in which SQL lists them: indexes of store.db.tables have some
+NEVER_SIGNED = (State.REJECTED, State.DENIED)
 """Final states in which nothing was ever signed: the intent and the invoice may be used again."""
 
-UNSIGNED = frozenset({State.RESERVED, State.REPLACING})
+UNSIGNED = (State.RESERVED, State.REPLACING)
 """States whose next attempt and its UTxOs are decided but not signed yet."""
 
 IN_NO_BLOCK = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 """States after the first signature in which no attempt that pays is known to be in a block."""
 
-ENDED_WITHOUT_PAYING = NEVER_SIGNED | {State.VOID}
-WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
+SIGNED_UNPOSTED = (*IN_NO_BLOCK, State.IN_BLOCK)
+"""States after the first signature in which the money is still held."""
+
+ENDED_WITHOUT_PAYING = (*NEVER_SIGNED, State.VOID)
+WITHOUT_PROOF = (*ENDED_WITHOUT_PAYING, State.CANCELLING)
 """States without a proof that a merchant could accept."""
 
-ON_CHAIN = frozenset({State.IN_BLOCK, State.CONFIRMED, State.SETTLED})
-POSTED = frozenset({State.CONFIRMED, State.SETTLED})
+POSTED = (State.CONFIRMED, State.SETTLED)
 """States whose spend is posted in the ledger. In earlier states it is held."""
+
+ON_CHAIN = (State.IN_BLOCK, *POSTED)
+BY_A_BLOCK = (*ON_CHAIN, State.VOID)
+"""States that rest on a transaction in a block."""
 
 _RESERVE = Effect(
     State.RESERVED,
@@ -271,7 +278,7 @@ EFFECTS: dict[tuple[State, Event], Effect] = {
     (State.SIGNED, Event.SUBMIT): Effect(State.IN_FLIGHT, record=RecordEffect.SUBMISSION),
     **{
         (state, Event.SUBMIT): Effect(None, record=RecordEffect.SUBMISSION)
-        for state in (State.IN_FLIGHT, State.CANCELLING, State.IN_BLOCK, *sorted(POSTED), State.VOID)
+        for state in (State.IN_FLIGHT, State.CANCELLING, *BY_A_BLOCK)
     },
     **{(state, Event.SEEN_IN_BLOCK): _SEEN for state in IN_NO_BLOCK},
     (State.IN_BLOCK, Event.CONFIRM): Effect(
