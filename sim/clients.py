@@ -22,7 +22,7 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.core.aggregate import PaymentRow
 from payagent.core.pay_and_retry import Answered
-from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response
 from payagent.proxy.client_reply import ClientReply

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import name_of
 from payagent.store.db.unit import Connection
 from payagent.store.rows.upkeep import UPKEEP_APP

@@ -18,7 +18,7 @@ from random import Random
 
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.audit.signed_bytes import Owner
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import DevnetBlock
 from payagent.store.db.opening import open_read_only

@@ -29,7 +29,7 @@ from payagent.audit.verify import verify
 from payagent.core.aggregate import PaymentRow
 from payagent.core.ledger import HELD, WALLET
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, ON_CHAIN, State
 from payagent.devnet.ledger import DevnetBlock, LedgerError, OutRef, Tx, decode_tx
 from payagent.store.audit import books
 from payagent.store.db.tables import GENESIS

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.pause import pause, unpause
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import payments

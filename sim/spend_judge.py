@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from payagent.core.ledger import EXTERNAL, FEES, WALLET, merchant_account, prepaid_account
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.devnet.ledger import Tx
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about

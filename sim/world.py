@@ -23,7 +23,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.chain.circuit_breaker import BLOCKFROST_RATE
 from payagent.chain.provider import PacedProvider
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import DevnetBlock

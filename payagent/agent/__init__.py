@@ -17,8 +17,8 @@ Commit points (exactly-once.md), each one write transaction, with the job that m
   C6       confirm       the spend is posted in the ledger
   C7       settle, void  no rollback reaches the block; or nothing of the payment can land, and its hold ends
 
-Calls on a payment, in their legal order. `core.payment.TRANSITIONS` has every row; a commit out of order raises
-`Refused` and changes nothing. Functions without a module are in `commits.payment_transitions`.
+Calls on a payment, in their legal order. `core.payment.machine.EFFECTS` has every row; a commit out of order
+raises `Refused` and changes nothing. Functions without a module are in `commits.payment_transitions`.
 
   1. admit    `UtxoPool.admit` runs `commits.admission.Admission.admit`. Always first, once per intent: a repeated
               call finds the payment. Next: sign (reserved); approve or deny (awaiting approval); none (rejected).

@@ -28,7 +28,7 @@ from payagent.chain.provider import PacedProvider, Tip
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
 from payagent.core.prometheus import Histogram
 from payagent.core.retry_schedule import may_be_shown

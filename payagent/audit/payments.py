@@ -17,22 +17,22 @@ from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
 from payagent.core.money import LOVELACE
-from payagent.core.payment import (
+from payagent.core.payment.machine import (
     ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
     ON_CHAIN,
     POSTED,
-    TRANSITIONS,
     Delivery,
     DeliveryEvent,
     Event,
     State,
     deliver,
+    next_state,
 )
 from payagent.store.audit.payment_records import STANDING, Case, EventRow
 
 _decode_json = json.JSONDecoder().raw_decode
-_EVENTS = {str(event): event for event in Event}
+_EVENTS = frozenset(event.stored for event in Event)
 _STATES = {str(state): state for state in State}
 _DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
 _DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
@@ -41,23 +41,23 @@ _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "updated
 
 _NEW_PAYMENT = dict.fromkeys(STANDING)
 
-# looking up an enum member costs more than most checks below
-_RESERVE, _REJECT, _CANCEL, _SUBMIT = Event.RESERVE, Event.REJECT, Event.CANCEL, Event.SUBMIT
-_CONFIRM, _VOID, _BLOCK_LOST = Event.CONFIRM, Event.VOID, Event.BLOCK_LOST
-_SIGNED = frozenset({Event.SIGN, Event.CANCEL})
+# the events as the ledger names them
+_RESERVE, _REJECT, _CANCEL, _SUBMIT, _REPLACE = "reserve", "reject", "cancel", "submit", "replace"
+_CONFIRM, _VOID, _BLOCK_LOST = "confirm", "void", "block_lost"
+_SIGNED = frozenset({"sign", _CANCEL})
 _BOOKED = frozenset({_RESERVE, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
 """Events that may write an entry."""
 
-_KIND_IN_BLOCK = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
+_KIND_IN_BLOCK = {"seen_in_block": "pay", _VOID: "cancel"}
 """The kind of attempt that came into a block, by the event that records it."""
 
-_DEEPER = frozenset({Event.CONFIRM, Event.SETTLE})
+_DEEPER = frozenset({_CONFIRM, "settle"})
 """Events about the block in which the attempt was seen; they change no other column, whatever their detail."""
 
-_IN_BLOCK = ON_CHAIN | {State.VOID}
-_SPENT = POSTED | {State.VOID}
+_IN_BLOCK = (*ON_CHAIN, State.VOID)
+_SPENT = (*POSTED, State.VOID)
 _NEED_NO_UTXOS = frozenset({State.SETTLED, State.VOID})
-_WITHOUT_UTXOS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
+_WITHOUT_UTXOS = (*NEVER_SIGNED, State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED)
 
 
 class Step(NamedTuple):
@@ -65,7 +65,7 @@ class Step(NamedTuple):
     after.
     """
 
-    event: Event
+    event: str
     row: EventRow
     before: State
     detail: Mapping[str, object]
@@ -117,17 +117,17 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
     steps: list[Step] = []
     for row in case.events:
         detail = _detail(row.detail)
-        event = _EVENTS.get(row.event)
-        after = state if event is None else TRANSITIONS.get((state, event))
+        is_step = row.event in _EVENTS
+        after = next_state(state, row.event) if is_step else state
         if after is None or row.state != after:
             yield AuditFinding(
                 "events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}"
             )
-        if event is not None:
+        if is_step:
             standing["updated_at_ms"] = row.at_ms
-            if event not in _DEEPER:
+            if row.event not in _DEEPER:
                 standing |= {name: value for name, value in detail.items() if name in _MOVED}
-            steps.append(Step(event, row, state, detail, _text(standing["tx_id"]), standing["invoice_seq"]))
+            steps.append(Step(row.event, row, state, detail, _text(standing["tx_id"]), standing["invoice_seq"]))
         elif (delivery_event := _delivery_event(row.event, detail)) is not None:
             delivery = deliver(delivery, delivery_event)
             standing["updated_at_ms"] = row.at_ms
@@ -167,7 +167,7 @@ def _read_attempts(
     readings: dict[str, Reading] = {}
     for place, attempt in enumerate(case.attempts):
         step = signed[place] if place < len(signed) else None
-        kind = "cancel" if step and step.event is _CANCEL else "pay"
+        kind = "cancel" if step and step.event == _CANCEL else "pay"
         if step is None or (step.tx_id, step.row.at_ms, kind) != (
             attempt.tx_id,
             attempt.signed_at_ms,
@@ -270,7 +270,7 @@ def _is_void_from_outside(step: Step) -> bool:
     """Whether an external transaction or another payment's (observed separately, see audit.verify) or time limits
     made the payment void.
     """
-    return step.event is _VOID and any(step.detail.get(name) for name in ("foreign", "void_tx_id", "time_over"))
+    return step.event == _VOID and any(step.detail.get(name) for name in ("foreign", "void_tx_id", "time_over"))
 
 
 def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
@@ -279,7 +279,7 @@ def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     for step in steps:
         slot = step.detail.get("block_slot")
         if step.detail.get("time_over") and not (
-            step is steps[-1] and step.event is _VOID and isinstance(slot, int) and slot >= last_slot
+            step is steps[-1] and step.event == _VOID and isinstance(slot, int) and slot >= last_slot
         ):
             yield AuditFinding(
                 "events", str(step.row.seq), f"its block's slot is {slot}; the last limit is {last_slot}"
@@ -290,7 +290,7 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
     """Check that each submit event has a submission, and that every provider that answered was sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
-        if step.event is _SUBMIT and not step.detail.get("to") and step.row.at_ms not in times:
+        if step.event == _SUBMIT and not step.detail.get("to") and step.row.at_ms not in times:
             yield AuditFinding(
                 "submissions", "-", f"event {step.row.seq} records a submit; no row names the provider"
             )
@@ -315,10 +315,10 @@ def _check_holds(
 
     No later attempt may cost more than the hold.
     """
-    reserve_step = next((step for step in steps if step.event is _RESERVE), None)
+    reserve_step = next((step for step in steps if step.event == _RESERVE), None)
     if (reserve_step is None) != (not case.holds):
         yield AuditFinding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
-    releases = [s for s in steps if s.event is _VOID or (s.event is _REJECT and reserve_step is not None)]
+    releases = [s for s in steps if s.event == _VOID or (s.event == _REJECT and reserve_step is not None)]
     is_over = case.standing["state"] in ENDED_WITHOUT_PAYING
     released_at_ms = releases[-1].row.at_ms if releases and is_over else None
     for asset, _, at_ms, until_ms in case.holds:
@@ -382,20 +382,20 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
         if step.event not in _BOOKED:
             continue
         fee_lovelace = fees.get(step.tx_id or "", 0)
-        if step.event is _RESERVE:
+        if step.event == _RESERVE:
             yield step, _reserved(tuple(hold.items()), case.account), None
-        elif step.event is _REJECT and step.before is State.RESERVED:
+        elif step.event == _REJECT and step.before is State.RESERVED:
             yield step, ledger.release(hold, of=case.account), None
-        elif step.event is _CONFIRM:
+        elif step.event == _CONFIRM:
             spent = paid.get(step.tx_id or "")
             if spent is None:
                 spent = ledger.add((hold, {LOVELACE: -fee_lovelace}))
             last = _posted(tuple(hold.items()), tuple(spent.items()), fee_lovelace, account, case.account)
             yield step, last, step.tx_id
-        elif step.event is _VOID:
+        elif step.event == _VOID:
             last = ledger.release(hold, fee_lovelace, case.account)
             yield step, last, step.tx_id or _text(step.detail.get("void_tx_id"))
-        elif step.event is _BLOCK_LOST and step.before in _SPENT and last is not None:
+        elif step.event == _BLOCK_LOST and step.before in _SPENT and last is not None:
             yield step, ledger.post_reversed(last), None
             last = None
 
@@ -424,7 +424,7 @@ def _check_utxos(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
 
 def _chosen(steps: list[Step]) -> frozenset[str]:
     """UTxOs chosen for later attempts, signed or not."""
-    chosen = (str(step.detail.get("inputs")) for step in steps if step.event is Event.REPLACE)
+    chosen = (str(step.detail.get("inputs")) for step in steps if step.event == _REPLACE)
     return frozenset(ref for refs in chosen for ref in refs.split(" "))
 
 

@@ -16,13 +16,13 @@ from payagent.chain.address_history import History
 from payagent.chain.provider import AddressTx, Found, Movement, NotFound, Read, Tip, TxSeen
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED, State
 from payagent.store.db.unit import Connection
 from payagent.store.rows import onchain
 from payagent.store.rows.onchain import Claim, OwnTx, clean
 
 PROGRESS_EVERY = 100
-_ENDED = POSTED | ENDED_WITHOUT_PAYING
+_ENDED = (*POSTED, *ENDED_WITHOUT_PAYING)
 
 Units = Mapping[str, int]
 DifferenceKind = Literal["missing", "foreign", "differing"]

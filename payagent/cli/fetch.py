@@ -43,7 +43,7 @@ from payagent.core.cost_headers import (
 )
 from payagent.core.money import parse_bound
 from payagent.core.origin import parse_origin
-from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 

@@ -26,7 +26,7 @@ from payagent.cli.options import (
 )
 from payagent.cli.terminal import Terminal, harmless
 from payagent.core.ledger import Kind
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 
 F = TypeVar("F", bound=Callable[..., Any])

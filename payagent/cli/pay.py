@@ -24,7 +24,7 @@ from payagent.cli.options import (
 from payagent.cli.saved_402 import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_bound
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 

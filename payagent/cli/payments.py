@@ -25,7 +25,7 @@ from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Terminal, Tone
 from payagent.core.history import decision_in_words, event_in_words, limit_in_words
 from payagent.core.money import LOVELACE
-from payagent.core.payment import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
+from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
 
 SHORT_ADDRESS = 13
 _TONES: Mapping[str, Tone] = {

@@ -15,7 +15,7 @@ from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
 from payagent.core.operator_log import whose
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Window
 from payagent.core.timestamps import iso_time
 

@@ -29,7 +29,7 @@ from payagent.core import strict_json
 from payagent.core.cost_headers import paid_headers
 from payagent.core.invoice import is_batch
 from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, RetryVerdict, Wait, present_proof
-from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problems import Refused, name_of
 
 WAIT_S = 25

@@ -25,7 +25,7 @@ from payagent.client.errors import PayAgentError, own_error
 from payagent.client.present_proof import answered, ask_until_answered, delivery_path, not_served, until_ready
 from payagent.core.origin import DEFAULT_PORTS, is_called, parse_origin
 from payagent.core.pay_and_retry import Answered, End, RetryVerdict, Wait, present_proof
-from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.payment.machine import WITHOUT_PROOF
 
 PATIENCE_S = 120.0
 PATIENCE_BY_HAND_S = 2.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from payagent.core.invoice import Proof, Role
-from payagent.core.payment import ON_CHAIN, Delivery, State
+from payagent.core.payment.machine import BY_A_BLOCK, Delivery, State
 from payagent.core.problems import name_of
 
 Stage = Literal["approval", "payment"]
@@ -215,7 +215,7 @@ class OwnUtxo:
         if self.row.source == "deposit":
             return True
         maker = self.maker
-        return maker is not None and maker.tx_id == self.row.tx_id and maker.state in ON_CHAIN | {State.VOID}
+        return maker is not None and maker.tx_id == self.row.tx_id and maker.state in BY_A_BLOCK
 
     @property
     def is_never_made(self) -> bool:

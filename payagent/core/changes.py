@@ -1,6 +1,6 @@
 """What a step changes in the ledger, as plain values in the order in which they are written.
 
-`core.effects` makes them, `store.executor` writes them, and nothing else writes these tables.
+`core.payment.apply` makes them, `store.executor` writes them, and nothing else writes these tables.
 
 May import: the standard library, core.
 Never: SQL; depends on when it is written.
@@ -13,7 +13,7 @@ from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow
 from payagent.core.findings import Reasons
 from payagent.core.ledger import Entry
 from payagent.core.merchant_rules import Pin
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.prepaid_balance import PrepaidBalance
 from payagent.core.utxo import FreeSet
 

@@ -7,7 +7,7 @@ Never: reads a clock.
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.core.payment import POSTED, State
+from payagent.core.payment.machine import POSTED, State
 
 Ready = Literal["auto", "signed", "submitted", "confirmed"]
 """A merchant's `ready` setting: the stage at which to send the retry with the proof."""

@@ -1,10 +1,6 @@
 """The UTxO state machine, as one table: what each event does to a UTxO of ours, the journal and the free set.
 
-A UTxO is `pending` while the transaction that makes it is in no block, and `available` once it is. It is `locked`
-if payagent never spends it, because it holds a datum or a script, and `spent` by an attempt of ours or by somebody
-else. It is `missing` if a complete list of our UTxOs lacks it: that proves nothing. A reserved deposit whose
-transaction the providers repeatedly deny is `rolled_back`. The free set is the UTxOs that coin selection may use:
-available and not reserved.
+The free set is the UTxOs that coin selection may use: available and not reserved.
 
 May import: the standard library, core.problems.
 Never: concludes anything from an absence.
@@ -17,12 +13,12 @@ from payagent.core.problems import Refused
 
 
 class UtxoState(StrEnum):
-    PENDING = "pending"
-    AVAILABLE = "available"
-    LOCKED = "locked"
-    MISSING = "missing"
-    SPENT = "spent"
-    ROLLED_BACK = "rolled_back"
+    PENDING = "pending"  # the transaction that makes it is in no block
+    AVAILABLE = "available"  # that transaction is in a block
+    LOCKED = "locked"  # payagent never spends it, because it holds a datum or a script
+    MISSING = "missing"  # a complete list of our UTxOs lacks it, which proves nothing
+    SPENT = "spent"  # by an attempt of ours, or by a transaction outside payagent
+    ROLLED_BACK = "rolled_back"  # a reserved deposit whose transaction the providers repeatedly deny
 
 
 class UtxoEvent(StrEnum):

@@ -23,7 +23,7 @@ from payagent.api.models.payments import NamedPayment
 from payagent.api.routes.approvals import approval_of
 from payagent.core.aggregate import PaymentRow
 from payagent.core.history import decider
-from payagent.core.payment import STATES_IN_WORDS
+from payagent.core.payment.machine import STATES_IN_WORDS
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
 from payagent.dashboard.app import read_form

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from payagent.core.pay_and_retry import RetryVerdict
-from payagent.core.payment import is_served
+from payagent.core.payment.machine import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import status_answers as status
 from payagent.dialects import x402, x402_v1, x402_v2

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from payagent.client.daemon_client import DEFAULT, AsyncDaemonClient, DaemonAddress
 from payagent.client.effects import AskDaemon, DaemonReply
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 
 URL_VARIABLE = "PAYAGENT_URL"
 _WAIT_S = 5

@@ -20,7 +20,7 @@ from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, RequestParams
 from payagent.client.errors import PayAgentError, own_error
 from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, STATE_HEADER
 from payagent.core.origin import MCP
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
 from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, RunningCall

@@ -23,7 +23,7 @@ from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.aggregate import PaymentRow
 from payagent.core.cost_headers import paid_headers
 from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, Wait, present_proof
-from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict
 from payagent.proxy.client_reply import BufferedAnswer

@@ -14,7 +14,7 @@ from dataclasses import replace
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest, PrepaidQuote
 from payagent.agent.fleet.fleet import Fleet
-from payagent.core.payment import is_served
+from payagent.core.payment.machine import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import wants_wallet_address
 from payagent.proxy.exchange import Exchange

@@ -1,4 +1,4 @@
-"""Writes changes: the only code that writes a payment's tables. `core.effects` decides what changes.
+"""Writes changes: the only code that writes a payment's tables. `core.payment.apply` decides what changes.
 
 May import: core, store. Never: decides; commits; changes the order.
 """
@@ -41,7 +41,7 @@ from payagent.core.changes import (
     Unreserve,
 )
 from payagent.core.invoice import Invoice
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.prepaid_balance import Cost
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
@@ -58,14 +58,16 @@ class FreeUtxos(Protocol):
 
 
 def write(unit: Unit, changes: Iterable[Change], now_ms: int, free: FreeUtxos | None = None) -> None:
-    """Write the changes in order. `free`: for steps that change which UTxOs are free.
+    """Write the changes in order. `free`: for steps that change which UTxOs are free; TypeError without it.
 
     Refused: `wrong_state` if the payment is not in the state that the changes were made for.
     """
     for change in changes:
         if not isinstance(change, Free):
             _WRITERS[type(change)](unit, change, now_ms)
-        elif free is not None:
+        elif free is None:
+            raise TypeError(change)
+        else:
             free.change(unit, change)
 
 

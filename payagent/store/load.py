@@ -1,4 +1,4 @@
-"""Loads a payment as `core.effects` sees it, in two statements.
+"""Loads a payment as `core.payment.apply` sees it, in two statements.
 
 May import: core, store. Never: writes.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from payagent.core.aggregate import AttemptRow, Hold, LoadedPayment, Maker, OwnUtxo, PaymentRow, UtxoRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import onchain, payments

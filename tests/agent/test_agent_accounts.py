@@ -24,7 +24,7 @@ from payagent.audit.receipt_form import read_receipt
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.invoice import Output
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
 from payagent.core.strict_json import dumps
 from payagent.store.db.committer import Ownership

@@ -23,7 +23,7 @@ from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
 from payagent.core.aggregate import PaymentRow
 from payagent.core.merchant_rules import MerchantRules, Pin
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
 from payagent.store.rows import alerts, approvals, apps, events, payments

@@ -19,7 +19,7 @@ from payagent.api.models.payments import Payment
 from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Output
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
 from payagent.dialects import RetryVerdict, make_response
 from payagent.store.db.unit import Unit

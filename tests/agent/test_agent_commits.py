@@ -13,7 +13,7 @@ from kit.agent import ADA, APP, Clock, World, daily, with_terms, world_with_cloc
 from kit.payments import BadSigner, somebody_else
 
 from payagent.api.models.payments import Payment
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread

@@ -24,7 +24,7 @@ from payagent.chain.provider import AddressTx, Found, Movement
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.invoice import Output
 from payagent.core.money import MAX_UNITS
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.opening import open_read_only
 from payagent.store.rows import alerts, onchain

@@ -25,7 +25,7 @@ from payagent.agent.operator.pause import pause, unpause
 from payagent.agent.topups.orders import TopupGoal
 from payagent.api.app import create_app
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
 from payagent.dialects import make_response

@@ -15,7 +15,7 @@ from kit.payments import assert_memory
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.confirmations import RECHECK_DEPTHS
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments

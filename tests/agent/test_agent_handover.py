@@ -14,7 +14,7 @@ from kit.payments import assert_memory, wait_for_void
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.payments.lifecycle import CANCEL_TTL_S
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.dialects import RetryVerdict, make_response

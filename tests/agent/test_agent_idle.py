@@ -2,7 +2,7 @@
 
 from kit.agent import ADA, World
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 
 
 async def test_a_wallet_is_idle_once_its_payments_are_confirmed(world: World) -> None:

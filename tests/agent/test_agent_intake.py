@@ -17,7 +17,7 @@ from payagent.agent.payments.intake import REFUSAL_EVERY_S, REFUSALS_AT_ONCE, Re
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.core.problems import Refused
 from payagent.dialects import make_response
 from payagent.store.rows import apps, events, payments

@@ -12,7 +12,7 @@ from kit.agent import ADA, APP, World, daily, with_terms, world_with_clock
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, ServedRequest
 from payagent.agent.operator.limits import LimitStatus, set_limits, standing
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problems import Refused
 from payagent.daemon import make_config

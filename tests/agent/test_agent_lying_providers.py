@@ -19,7 +19,7 @@ from kit.providers import FAKE, providers, raised, tip_of, told
 from payagent.agent.base.chain_view import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows import alerts
 from payagent.store.rows import attempts_and_utxos as queries
 

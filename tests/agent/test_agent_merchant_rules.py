@@ -22,7 +22,7 @@ from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.operator.merchants import pin, resume, unpin
 from payagent.core.address import encode_address
 from payagent.core.merchant_rules import MerchantRules, Pin
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
 from payagent.daemon import make_config
 from payagent.devnet.merchant import role_address

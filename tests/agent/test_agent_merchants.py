@@ -10,7 +10,7 @@ from payagent.agent.operator.merchants import add_merchant, remove_merchant
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import merchants
 from payagent.store.rows.merchants import MerchantRow

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.store import ACCOUNT, Payer, payment_id
 from payagent.agent.chain_sync.open_payments import OpenPayments
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows import payments
 from payagent.store.rows import writes as records
 from payagent.wallet.transaction import sign

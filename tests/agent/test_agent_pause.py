@@ -16,7 +16,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.devnet.merchant import role_address
 from payagent.store.db.writer import Writer

@@ -11,7 +11,7 @@ from kit.agent import ADA, Run, World, daily, with_terms
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.api.models.payments import Payment
 from payagent.core.bounds import SPLIT_COUNT_MAX
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.rows import payments

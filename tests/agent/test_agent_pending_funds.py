@@ -6,7 +6,7 @@ import pytest
 from kit.agent import ADA, World
 
 from payagent.core.money import format_ada
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 
 

@@ -15,7 +15,7 @@ from payagent.agent.base.prepaid import ServedRequest
 from payagent.agent.base.requests import Approver, MerchantRequest
 from payagent.agent.operator.limits import set_limits
 from payagent.core.ledger import merchant_account, prepaid_account
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope, Window
 from payagent.core.prepaid_balance import CALLS, PrepaidBalance
 from payagent.core.problems import Refused

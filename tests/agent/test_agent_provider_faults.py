@@ -11,7 +11,7 @@ from payagent.agent.chain_sync import follow_up as due
 from payagent.agent.chain_sync.follow_up import resubmit_due_ms
 from payagent.chain.provider import Genesis, ProtocolParameters, Tip
 from payagent.core.network import NETWORKS
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import journal, payments

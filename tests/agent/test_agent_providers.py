@@ -7,7 +7,7 @@ import pytest
 from kit.agent import ADA, Relay, World, with_terms
 from kit.http import NO_TLS
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import alerts, payments
 from payagent.store.rows import attempts_and_utxos as queries

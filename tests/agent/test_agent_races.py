@@ -12,7 +12,7 @@ from kit.agent import ADA, World, world_with_clock
 from kit.payments import TTL_S, attempts, lose, pass_time_of
 
 from payagent.agent.commits import payment_transitions as steps
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import payments
 from payagent.wallet.transaction import sign

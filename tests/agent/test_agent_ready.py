@@ -13,7 +13,7 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.operator import merchants
 from payagent.core.aggregate import PaymentRow
 from payagent.core.pay_and_retry import Answered
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.dialects import RetryVerdict, make_response
 

@@ -18,7 +18,7 @@ from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.api.models.payments import Payment
 from payagent.chain.provider import AddressTx, Read
 from payagent.chain.quorum_view import QuorumView
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.signer_record import SIGNER_FILE, LastSigned, SignerFile, last_signed
 from payagent.store.rows import alerts, onchain, payments

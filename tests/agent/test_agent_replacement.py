@@ -29,7 +29,7 @@ from payagent.agent.chain_sync.follow_up import RESUBMIT_MAX_MS
 from payagent.api.models.payments import Payment
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import alerts, events, payments

@@ -16,7 +16,7 @@ from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 from kit.postgresql import needs_postgresql
 from kit.postgresql_cluster import Cluster, cluster_folder
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import fleet
 

@@ -16,7 +16,7 @@ from payagent.audit.verify import verify
 from payagent.chain.provider import TxSeen
 from payagent.core.aggregate import PaymentRow
 from payagent.core.history import EVENTS_IN_WORDS
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts

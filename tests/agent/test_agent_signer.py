@@ -7,7 +7,7 @@ import pytest
 from kit.agent import ADA, APP, Run, World, world_with_clock
 from kit.payments import LONG_S, TTL_S, BadSigner, attempts, lose, pass_time_of
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import alerts, payments
 

@@ -24,7 +24,7 @@ from payagent.agent.base.requests import Approver, MerchantRequest, PaymentQuote
 from payagent.agent.operator.limits import set_limits
 from payagent.core.aggregate import PaymentRow
 from payagent.core.changes import EndHold
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Scope, Window, limits_of
 from payagent.core.problems import Refused
 from payagent.devnet.decode import decode_tx

@@ -21,7 +21,7 @@ from payagent.agent.operator.telegram import CODE_FOR_MS, CODE_TRIES, TelegramTa
 from payagent.core.aggregate import PaymentRow
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.notifications import Missed, Notification
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.outbound.telegram import TelegramBot
 from payagent.store.rows import approvals
 

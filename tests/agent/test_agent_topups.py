@@ -25,7 +25,7 @@ from payagent.agent.operator.limits import set_limits
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import EXPIRED_MAX, PATIENCE_MS, TopupPlan
 from payagent.core.invoice import Proof
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Limit, Window
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit

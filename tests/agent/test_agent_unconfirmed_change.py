@@ -28,7 +28,7 @@ from kit.payments import (
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.core.aggregate import PaymentRow, UtxoRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries

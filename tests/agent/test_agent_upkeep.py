@@ -13,7 +13,7 @@ from kit.upkeep import DAY_S, DEPTH, HOUR_S, PER_DAY, burst, keep, kept, land, o
 from payagent.agent.base.ports import Signatures
 from payagent.agent.operator.pause import pause, unpause
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import ON_CHAIN, State
+from payagent.core.payment.machine import ON_CHAIN, State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments, upkeep

@@ -21,7 +21,7 @@ from payagent.agent.base.config import AgentConfig, merchant_config
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core.invoice import Invoice
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
 from payagent.dialects import RetryVerdict, parse_answer
 from payagent.settings.loading import read_merchant

@@ -6,7 +6,7 @@ from pathlib import Path
 from kit.agent import World
 from kit.api import Api, require_problem
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.version import VERSION
 
 _SAMPLE = re.compile(r'([a-z_]+?)(_bucket|_sum|_count)?(?:\{((?:[a-z]+="[^"]*",?)*)\})? (-?[0-9.]+)', re.ASCII)

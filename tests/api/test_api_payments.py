@@ -15,7 +15,7 @@ from kit.api import Api, require_problem, served
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.store.rows import payments, prepaid
 

@@ -15,7 +15,7 @@ from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.ports import Ports, SystemRandomness
 from payagent.backup.compare_chain import Differences
 from payagent.backup.restore import restore
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.signer_record import SignerFile
 from payagent.store.rows import attempts_and_utxos as queries

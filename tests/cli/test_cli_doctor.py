@@ -15,7 +15,7 @@ from kit.next_release import upgraded
 
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
 from payagent.daemon import make_config

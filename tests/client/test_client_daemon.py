@@ -25,7 +25,7 @@ from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgent
 from payagent.client.daemon_client import AsyncDaemonClient, DaemonAddress, DaemonClient
 from payagent.client.effects import AskDaemon, DaemonReply
 from payagent.client.streams import MEMORY_BYTES, Replay, aread_up_to, read_up_to
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.proxy.app import Bounds
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)

@@ -34,7 +34,7 @@ from kit.proxy import (
 
 from payagent.client import AsyncPayAgentTransport, PayAgentTransport
 from payagent.client.request import read_call
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.devnet.merchant import role_address
 
 BODY = b'{"message": "hello"}'

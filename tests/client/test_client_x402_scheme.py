@@ -27,7 +27,7 @@ from payagent.agent.base.config import MerchantConfig
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.proxy.app import Bounds
 from payagent.store.rows import payments
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.retry_schedule import MerchantReadiness, Ready, again_after_s, may_be_shown
 
 

@@ -20,7 +20,7 @@ from kit.effort import pick
 
 from payagent.api.routes.health import find
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.writer import Writer
 from payagent.store.rows import payments

@@ -8,7 +8,7 @@ import pytest
 from kit.agent import ADA, with_terms
 from kit.crash import CrashWorld, Disk, crash_world, findings
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import payments
 

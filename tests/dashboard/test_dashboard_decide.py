@@ -11,7 +11,7 @@ from kit.api import LINK_HOST, Api, served
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks, Way
 from payagent.agent.operator.limits import set_limits
 from payagent.api.http.rate_limit import BURST_S, Rates
-from payagent.core.payment import STATES_IN_WORDS, State
+from payagent.core.payment.machine import STATES_IN_WORDS, State
 from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.dashboard.pages.approvals import ask, marked
 from payagent.proxy.app import Bounds

@@ -33,7 +33,7 @@ from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.aggregate import PaymentRow
 from payagent.core.ledger import held_account, wallet_account
 from payagent.core.network import NETWORKS
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Limit, limits_of
 from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx

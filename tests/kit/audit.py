@@ -20,7 +20,7 @@ from payagent.agent.operator.limits import set_limits
 from payagent.audit.finding import AuditFinding, Head
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread

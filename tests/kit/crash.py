@@ -23,7 +23,7 @@ from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.seals import last_seal

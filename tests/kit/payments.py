@@ -12,7 +12,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.core.strict_json import dumps
 from payagent.store.rows import attempts_and_utxos as queries

@@ -20,7 +20,7 @@ from kit.api import Api, served
 from kit.commitments import commitment_to
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.proxy.app import Bounds
 from payagent.proxy.exchange import Exchange

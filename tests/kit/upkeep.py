@@ -4,7 +4,7 @@ import asyncio
 
 from kit.agent import ADA, Run, World, with_terms
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows import payments
 from payagent.store.rows.upkeep import UPKEEP_APP
 

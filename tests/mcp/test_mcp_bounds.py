@@ -14,7 +14,7 @@ from kit.mcp import data
 from kit.mcp_proxy import Market
 from kit.proxy import Answer, Heard, Paywall, Peer, saying
 
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.mcp.paid_calls import BODY_KEPT_BYTES
 
 OK_JSON = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

@@ -20,7 +20,7 @@ from kit.pages import blocks
 from kit.sdk_mcp_merchant import SdkMcpMerchant
 from mcp.shared.exceptions import MCPError
 
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 
 SERVED = "About Hydra: this report was paid for."
 

@@ -19,7 +19,7 @@ from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, Tool
 from payagent.agent.operator.approval_links import WAYS as WAYS_TO_DECIDE
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.store.rows import approvals
 

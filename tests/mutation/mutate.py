@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = {
     "payagent.core.policy": ["tests/core/test_core_policy.py"],
-    "payagent.core.payment": ["tests/core/test_core_payment.py"],
+    "payagent.core.payment.machine": ["tests/core/test_core_payment.py"],
 }
 CPU_S = 60
 QUIET = ["-c", os.devnull, "--rootdir", str(ROOT), "-p", "_hypothesis_pytestplugin"]

@@ -13,7 +13,7 @@ from kit.proxy import SERVED, Got, Heard, Paywall, Place, as_402, blocks, end_pa
 
 from payagent.agent.operator.limits import set_limits
 from payagent.api.http import server
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Window
 from payagent.proxy import payer as payer
 from payagent.proxy.app import Bounds

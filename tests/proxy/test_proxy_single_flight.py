@@ -10,7 +10,7 @@ from kit.agent import ADA, APP, World
 from kit.proxy import SERVED, Got, Heard, Paywall, Place, blocks, place
 from structlog.testing import capture_logs
 
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.store.db.unit import Unit
 from payagent.store.rows import pauses
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 from multiprocessing import get_context
 from os import sched_getaffinity
@@ -25,19 +24,14 @@ if __name__ == "__main__":
 
 from simulation.mutants import put, put_in, without_guards
 
-from payagent.core import effects, utxo
+from payagent.core import utxo
 from payagent.core.changes import Changes
-from payagent.core.effects import EFFECTS, Effect, PrepaidEffect
+from payagent.core.payment import apply as columns
+from payagent.core.payment.machine import EFFECTS, Effect
 from payagent.core.utxo import Books, FreeSet, UtxoMove, UtxoState
 from sim.stage import SimStage
 
-COLUMNS: dict[str, Any] = {
-    "journal": effects._JOURNAL,
-    "hold": effects._HOLD,
-    "inputs": effects._INPUTS,
-    "outputs": effects._OUTPUTS,
-    "prepaid": effects._PREPAID,
-}
+COLUMNS = ("record", "journal", "hold", "inputs", "outputs", "prepaid", "merchant", "alert")
 Mutation = tuple[str, str, str]
 """(the row: its event and the states before it; the column; what is done to the cell)."""
 
@@ -46,20 +40,22 @@ def rows() -> dict[str, list[Any]]:
     """Keys of EFFECTS with the same event and the same effect, by a name."""
     named: dict[str, list[Any]] = {}
     for key, effect in EFFECTS.items():
-        alike = [one for one in EFFECTS if one[1] == key[1] and EFFECTS[one] == effect]
+        alike = [one for one in EFFECTS if one[1] is key[1] and _cells(EFFECTS[one]) == _cells(effect)]
         named[f"{key[1]} from {', '.join(state for state, _ in alike)}"] = alike
     return named
+
+
+def _cells(effect: Effect) -> Effect:
+    """What an event does, wherever it leads."""
+    return replace(effect, next=None, through=None)
 
 
 def mutations() -> Iterator[Mutation]:
     for name, keys in rows().items():
         effect = EFFECTS[keys[0]]
         for column in COLUMNS:
-            if getattr(effect, column) != next(iter(type(getattr(effect, column)))):
+            if getattr(effect, column) is not None:
                 yield from ((name, column, what) for what in ("dropped", "doubled", "swapped"))
-        for column in ("attempt", "observed"):
-            if getattr(effect, column):
-                yield name, column, "dropped"
     for event, cells in utxo.TABLE.items():
         for state, cell in cells.items():
             where = f"utxo {event} from {state or 'unknown'}"
@@ -82,11 +78,8 @@ def switch_on(stack: ExitStack, mutation: Mutation) -> None:
         if what == "doubled":
             continue
         value = getattr(effect, column)
-        if isinstance(value, bool):
-            put_in(stack, EFFECTS, key, replace(effect, **{column: False}))
-            continue
         values = list(type(value))
-        other = values[0] if what == "dropped" else values[values.index(value) - 1 or -1]
+        other = None if what == "dropped" else values[values.index(value) - 1]
         put_in(stack, EFFECTS, key, replace(effect, **{column: other}))
     if what == "doubled":
         _doubled(stack, set(rows()[name]), column)
@@ -94,17 +87,15 @@ def switch_on(stack: ExitStack, mutation: Mutation) -> None:
 
 def _doubled(stack: ExitStack, keys: set[Any], column: str) -> None:
     """The column's changes are made twice."""
-    real = effects.apply
+    real = columns.apply
 
-    def apply(payment: Any, event: Any, facts: Any, void_by: Any = None) -> Changes:
-        changes = real(payment, event, facts, void_by)
-        key = payment.row.state, void_by or event
+    def apply(payment: Any, event: Any) -> Changes:
+        changes = real(payment, event)
+        key = payment.row.state, event.event
         if key not in keys:
             return changes
         effect: Effect = EFFECTS[key]
-        value: StrEnum = getattr(effect, column)
-        again = effects._not_bought if value is PrepaidEffect.NOT_BOUGHT else COLUMNS[column][value]
-        return (*changes, *again(effects._Step(payment, facts, effect)))
+        return (*changes, *columns._CELLS[getattr(effect, column)](payment, event))
 
     for module in [one for one in list(sys.modules.values()) if getattr(one, "apply", None) is real]:
         put(stack, module, "apply", apply)

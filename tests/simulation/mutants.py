@@ -40,11 +40,12 @@ from payagent.agent.payments import sign as signing
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.chain.provider import Found, SubmitKind, TxSeen
-from payagent.core import effects, ledger
+from payagent.core import ledger
 from payagent.core.aggregate import OwnUtxo
 from payagent.core.changes import SetMerchantStatus
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment import apply as columns
+from payagent.core.payment.machine import PrepaidEffect, State
 from payagent.core.policy import Limit
 from payagent.core.problems import Refused
 from payagent.store import executor
@@ -420,7 +421,7 @@ def _used_twice(stack: ExitStack) -> None:
 
 @mutant("a balance outlives the block that it was bought in")
 def _not_taken_back(stack: ExitStack) -> None:
-    put_in(stack, effects._PREPAID, effects.PrepaidEffect.TAKE_BACK, effects._nothing)
+    put_in(stack, columns._CELLS, PrepaidEffect.TAKE_BACK, lambda *_: ())
 
 
 @mutant("the intent's key is ignored")

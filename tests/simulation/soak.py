@@ -34,7 +34,7 @@ from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.audit.signed_bytes import Owner
 from payagent.chain.provider import PacedProvider
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.devnet.ledger import DevnetBlock, Tx
 from payagent.devnet.merchant import Terms as ShopTerms

@@ -13,7 +13,7 @@ from kit.effort import pick
 
 from payagent.chain.provider import PacedProvider
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
 from sim.clients import ClientGoal

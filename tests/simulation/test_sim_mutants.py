@@ -67,7 +67,7 @@ def test_a_seeded_bug_that_no_longer_fits_is_noticed() -> None:
 OF_THE_TABLE = (
     (("settle from confirmed, void", "outputs", "dropped"), range(1, 4)),
     (("block_lost from in_block", "outputs", "dropped"), range(41, 43)),
-    (("reserve from received, awaiting_approval", "journal", "doubled"), range(1, 4)),
+    (("reserve from received", "journal", "doubled"), range(1, 4)),
 )
 """Cells of the effects' table, and the seeds that find them; all of them: `tests/simulation/effect_mutants.py`."""
 

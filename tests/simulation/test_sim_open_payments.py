@@ -3,7 +3,7 @@
 import pytest
 
 from payagent.agent.chain_sync.open_payments import OpenPayments
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows import payments
 from sim.run import run_share
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.tables import GENESIS
 from payagent.store.db.unit import Unit

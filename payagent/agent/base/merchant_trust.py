@@ -6,7 +6,7 @@ payment sets the price of a request. Each delivery updates the unserved streak a
 May import: core, store, agent.base. Never: decides (core.merchant_rules does); learns from a refused payment.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from payagent.core.aggregate import AgreedPriceRow, PaymentRow
@@ -22,7 +22,7 @@ from payagent.core.merchant_rules import (
     first_pins,
     must_stop,
 )
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
@@ -67,13 +67,13 @@ def priced_call(request: str) -> tuple[str, str]:
     return method, path.partition("?")[0]
 
 
-def learn_addresses(
-    unit: Unit, rules: MerchantRules, origin: str, claim: InvoiceClaim, payment_id: str, now_ms: int
-) -> None:
-    """Pin the addresses of the first payment to a merchant."""
+def first_addresses(
+    conn: Connection, rules: MerchantRules, origin: str, claim: InvoiceClaim, payment_id: str
+) -> Iterator[PinAddress]:
+    """The addresses to pin by the first payment to a merchant."""
     if rules.first_use:
-        new = first_pins(claim, rules, MerchantFacts(merchants.pins(unit.conn, origin)))
-        _pin(unit, origin, new, {"why": "first_use", "payment": payment_id}, now_ms)
+        for one in first_pins(claim, rules, MerchantFacts(merchants.pins(conn, origin))):
+            yield PinAddress(origin, one, {"why": "first_use", "payment": payment_id})
 
 
 def price_to_agree(conn: Connection, rules: MerchantRules, row: PaymentRow) -> AgreedPriceRow | None:
@@ -87,8 +87,10 @@ def price_to_agree(conn: Connection, rules: MerchantRules, row: PaymentRow) -> A
     return None if merchants.agreed(conn, row.invoice.origin, price.method, price.path) else price
 
 
-def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
-    """Learn from an approved payment: pin its addresses and agree on its price.
+def allowed(
+    conn: Connection, rules: MerchantRules, row: PaymentRow, by: Mapping[str, object]
+) -> Iterator[PinAddress | AgreePrice]:
+    """What an approved payment lets the merchant do: the addresses to pin, and the price to agree on.
 
     The price only counts if none was agreed before or the approval showed that it had risen. Approving an
     amount alone does not say that the request is worth it.
@@ -97,20 +99,21 @@ def allow(unit: Unit, rules: MerchantRules, row: PaymentRow, by: Mapping[str, ob
         return
     source = {"payment": row.id, **by}
     if rules.first_use or rules.from_file:
-        pinned = rules.from_file | merchants.pins(unit.conn, row.invoice.origin)
-        new = [one for one in claim_of_payment(row).pins if one not in pinned]
-        _pin(unit, row.invoice.origin, new, {"why": "allowed", **source}, now_ms)
-    price = None if rules.price_rise_percent_max is None else _price_of(unit.conn, row)
+        pinned = rules.from_file | merchants.pins(conn, row.invoice.origin)
+        for one in claim_of_payment(row).pins:
+            if one not in pinned:
+                yield PinAddress(row.invoice.origin, one, {"why": "allowed", **source})
+    price = None if rules.price_rise_percent_max is None else _price_of(conn, row)
     if price is None:
         return
-    agreed = merchants.agreed(unit.conn, row.invoice.origin, price.method, price.path)
+    agreed = merchants.agreed(conn, row.invoice.origin, price.method, price.path)
     same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
-    if not agreed or (_showed_price_rise(unit, row.id) and price.units > max(same, default=0)):
-        write(unit, (AgreePrice(row.invoice.origin, price, source),), now_ms)
+    if not agreed or (_showed_price_rise(conn, row.id) and price.units > max(same, default=0)):
+        yield AgreePrice(row.invoice.origin, price, source)
 
 
-def _showed_price_rise(unit: Unit, payment_id: str) -> bool:
-    approval = approvals.of_payment(unit.conn, payment_id)
+def _showed_price_rise(conn: Connection, payment_id: str) -> bool:
+    approval = approvals.of_payment(conn, payment_id)
     return approval is not None and any(reason.code == "price_changed" for reason in approval.reasons)
 
 
@@ -195,7 +198,7 @@ def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
 def pin(unit: Unit, origin: str, new_pin: Pin, by_app: str, now_ms: int) -> None:
     """Pin an address at which a merchant may be paid."""
     if new_pin not in merchants.pins(unit.conn, origin):
-        _pin(unit, origin, [new_pin], {"why": "operator", "by": by_app}, now_ms)
+        write(unit, (PinAddress(origin, new_pin, {"why": "operator", "by": by_app}),), now_ms)
 
 
 def unpin(unit: Unit, rules: MerchantRules, origin: str, old_pin: Pin, by_app: str, now_ms: int) -> None:
@@ -206,10 +209,6 @@ def unpin(unit: Unit, rules: MerchantRules, origin: str, old_pin: Pin, by_app: s
         raise Refused("not_found", f"{old_pin.address} is not a pinned {old_pin.role} address")
     detail = {"merchant": origin, "role": old_pin.role, "address": old_pin.address, "by": by_app}
     writes.note(unit, None, "address_unpinned", None, now_ms, detail)
-
-
-def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
-    write(unit, (PinAddress(origin, one, why) for one in pins), now_ms)
 
 
 def _subject(origin: str) -> str:

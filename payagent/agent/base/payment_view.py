@@ -5,7 +5,7 @@ May import: core, dialects, store.rows, agent.base. Never: I/O.
 
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.dialects import NAMES_PAYER, ProofMaterial, proof_headers
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about

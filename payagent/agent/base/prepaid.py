@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from payagent.core.aggregate import LoadedPayment, PaymentRow
 from payagent.core.changes import AddUse, Change, MovePrepaid
-from payagent.core.effects import prepaid_size
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.money import format_amount
+from payagent.core.payment.apply import prepaid_size
 from payagent.core.prepaid_balance import CALLS, PrepaidBalance, average, use
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
@@ -139,10 +139,10 @@ def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
     return units + prepaid.coming(conn).get((pool.id, name), 0)
 
 
-def balance_of(conn: Connection, payment: LoadedPayment) -> PrepaidBalance | None:
-    """The balance that a payment raises; None if it raises none."""
+def balance_of(conn: Connection, payment: LoadedPayment) -> PrepaidBalance:
+    """The balance that a payment raises; an empty one if it raises none."""
     pool_id = payment.row.prepaid.pool_id
-    return None if pool_id is None else prepaid.balance(conn, pool_id, prepaid_size(payment)[0])
+    return PrepaidBalance() if pool_id is None else prepaid.balance(conn, pool_id, prepaid_size(payment)[0])
 
 
 def owed(conn: Connection, payment: LoadedPayment) -> int:

@@ -15,7 +15,7 @@ from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.rows import attempts_and_utxos
 from payagent.store.rows.payments import OpenPayment
 

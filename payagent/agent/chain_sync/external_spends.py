@@ -33,10 +33,10 @@ from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Read, TxSeen, Unknown
 from payagent.chain.quorum_rules import Listing
 from payagent.chain.quorum_view import QuorumView
-from payagent.core import effects
 from payagent.core.aggregate import ExternalSpendRow
 from payagent.core.changes import AddExternalSpend
-from payagent.core.payment import State
+from payagent.core.payment.apply import lose_external_spend as lose_spend
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
@@ -288,7 +288,7 @@ def lose_external_spend(unit: Unit, row: ExternalSpendRow, provider: str, now_ms
     utxos = load_utxos(unit.conn, row.inputs)
     spent = {ref: own.row.state for ref, own in utxos.items() if own.spent_by == row.tx_id}
     lost = AddExternalSpend(replace(row, is_on_chain=False), provider)
-    write(unit, effects.lose_external_spend(utxos, lost, spent), now_ms)
+    write(unit, lose_spend(utxos, lost, spent), now_ms)
 
 
 def overtake(

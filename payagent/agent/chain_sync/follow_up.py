@@ -17,7 +17,7 @@ from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.chain.provider import Tip
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import UNSIGNED, State
+from payagent.core.payment.machine import UNSIGNED, State
 from payagent.core.retry_schedule import backoff
 from payagent.store.rows import attempts_and_utxos, payments
 from payagent.store.rows.payments import OpenPayment

@@ -14,7 +14,7 @@ from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow
 from payagent.core.changes import Note, SetMerchantStatus
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.store.db.unit import Unit

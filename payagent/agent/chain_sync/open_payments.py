@@ -9,12 +9,12 @@ May import: core, store, agent.context. Never: returns data from before the newe
 from collections.abc import Collection
 
 from payagent.agent.context import AgentContext
-from payagent.core.payment import State
+from payagent.core.payment.machine import IN_NO_BLOCK, State
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about, attempts_and_utxos, events, payments
 from payagent.store.rows.payments import OpenPayment
 
-LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+LOOKED_FOR = IN_NO_BLOCK
 """States in which an attempt may come into a block, and none is known to be in one."""
 
 SEEN = (State.IN_BLOCK, State.CONFIRMED)

@@ -27,9 +27,9 @@ from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
 from payagent.core.aggregate import ExternalSpendRow
 from payagent.core.changes import AddExternalSpend, Book, Change, Note
-from payagent.core.effects import move_utxo, new_utxo
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
+from payagent.core.payment.apply import move_utxo, new_utxo
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.core.utxo import UtxoEvent

@@ -19,7 +19,7 @@ from payagent.agent.context import AgentContext
 from payagent.chain.provider import Found, NotFound, Tip, TxSeen
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.aggregate import PaymentRow, UtxoRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes

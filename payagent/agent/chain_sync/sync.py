@@ -19,7 +19,7 @@ from payagent.agent.chain_sync.utxo_list import UtxoListSync
 from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.chain.provider import Tip
 from payagent.chain.quorum_view import QuorumView
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.outbound.merchant_client import MerchantClient
 
 

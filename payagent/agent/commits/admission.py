@@ -22,11 +22,12 @@ from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_
 from payagent.agent.commits.rules import PaymentRules, visible_to_app
 from payagent.agent.commits.tx_planner import Planner, TransferPlan
 from payagent.core.aggregate import LoadedPayment, OutputRow, PaymentRow
-from payagent.core.effects import Facts, apply
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.merchant_rules import Moment
 from payagent.core.money import LOVELACE, check_supply
-from payagent.core.payment import Event, State
+from payagent.core.payment.apply import apply
+from payagent.core.payment.events import Reject, ReserveFunds
+from payagent.core.payment.machine import State
 from payagent.core.prepaid_balance import CALLS, Cost
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
@@ -191,11 +192,11 @@ class Admission:
             if raised_codes is None or refusal.code in raised_codes:
                 raise
             return _rejected(unit, intent, refusal, now_ms)
-        self.reservation.hold(unit, payment_id, plan, now_ms, checks)
+        origin, claim = intent.invoice.origin, merchant_trust.claim_of_invoice(intent.invoice)
+        pins = merchant_trust.first_addresses(unit.conn, self.rules.rules(origin), origin, claim, payment_id)
+        self.reservation.hold(unit, payment_id, ReserveFunds, plan, now_ms, checks, pins)
         if not intent.is_heard:
             note_price(unit, intent)
-        origin, claim = intent.invoice.origin, merchant_trust.claim_of_invoice(intent.invoice)
-        merchant_trust.learn_addresses(unit, self.rules.rules(origin), origin, claim, payment_id, now_ms)
         return AdmittedPayment(payment_id, True, plan)
 
     def _existing(
@@ -366,7 +367,7 @@ class Admission:
             now_ms=now_ms,
             account=self.planner.account,
         )
-        self.reservation.hold(unit, transfer.ids.payment, planned, now_ms, detail=detail)
+        self.reservation.hold(unit, transfer.ids.payment, ReserveFunds, planned, now_ms, detail=detail)
         return AdmittedPayment(transfer.ids.payment, True, planned)
 
 
@@ -374,9 +375,8 @@ def _rejected(unit: Unit, intent: PaymentIntent, refusal: Refused, now_ms: int) 
     """Record the refusal, as its app may see it, and end the payment as rejected."""
     payment_id, visible = intent.ids.payment, visible_to_app(unit.conn, intent.app_id, refusal)
     figures = {} if visible is refusal else {"figures": refusal.detail}
-    facts = Facts(visible.record, refusal.limit_record | figures)
     payment = LoadedPayment(load_row(unit.conn, payment_id))
-    write(unit, apply(payment, Event.REJECT, facts), now_ms)
+    write(unit, apply(payment, Reject(visible, refusal.limit_record | figures)), now_ms)
     return AdmittedPayment(payment_id, True, refusal=visible)
 
 

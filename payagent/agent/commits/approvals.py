@@ -15,16 +15,16 @@ from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import require_may_have, visible_to_app
 from payagent.core.aggregate import LoadedPayment, PaymentRow
-from payagent.core.changes import AddApproval, Clear, Raise
-from payagent.core.effects import Facts, apply, release_approval_hold
+from payagent.core.changes import AddApproval
 from payagent.core.findings import Reasons
 from payagent.core.hard_caps import Caps
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.payment import Event, State
+from payagent.core.payment.apply import apply, release_approval_hold
+from payagent.core.payment.events import Approve, Deny, RequestApproval
+from payagent.core.payment.machine import State
 from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
-from payagent.core.timestamps import iso_time
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.executor import write
 from payagent.store.load import load, load_row
@@ -62,17 +62,8 @@ class ApprovalRules:
         asked = AddApproval(
             payment_id, intent.invoice.terms_hash, reasons, _plan_view(plan), intent.max_total_units, ends_at_ms
         )
-        why = "; ".join(reason.detail for reason in reasons)
-        facts = {
-            "detail": f"{payment_id} to {intent.invoice.origin} waits for a person: {why}",
-            **{"payment": payment_id, "app": intent.app_id, "merchant": intent.invoice.origin},
-            "ends_at": iso_time(ends_at_ms),
-        }
-        alert = Raise("approval_needed", approval_subject(payment_id), facts)
-        detail = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
-        known = Facts(detail=detail, spend=worst, clock_ms=clock_ms, alerts=(alert,))
         payment = LoadedPayment(load_row(unit.conn, payment_id))
-        write(unit, (asked, *apply(payment, Event.REQUEST_APPROVAL, known)), now_ms)
+        write(unit, apply(payment, RequestApproval(asked, worst, clock_ms)), now_ms)
 
     def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:
         """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
@@ -107,10 +98,11 @@ class ApprovalRules:
                     f"{format_amount(asset, units)} are needed now, only {most} was approved",
                 )
         detail = {"by": by.app_id, "via": by.via}
-        self.reservation.hold(unit, payment_id, plan, now_ms, checks, detail)
+        learnt = merchant_trust.allowed(
+            unit.conn, self.reservation.rules.rules(intent.invoice.origin), row, detail
+        )
+        self.reservation.hold(unit, payment_id, Approve, plan, now_ms, checks, learnt, detail)
         note_price(unit, intent)
-        merchant_trust.allow(unit, self.reservation.rules.rules(intent.invoice.origin), row, detail, now_ms)
-        write(unit, (_approval_over(payment_id, "it was approved"),), now_ms)
         return DecidedPayment(payment_id, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
@@ -216,15 +208,10 @@ class ApprovalRules:
         )
 
 
-def approval_subject(payment_id: str) -> str:
-    """The alert subject of a payment's approval."""
-    return f"approval:{payment_id}"
-
-
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
     """End the payment as denied, and release its hold."""
-    facts = Facts(why.record, {"by": by.app_id, "via": by.via}, alerts=(_approval_over(payment_id, why.detail),))
-    write(unit, apply(load(unit.conn, payment_id), Event.DENY, facts), now_ms)
+    denied = Deny(why, {"by": by.app_id, "via": by.via})
+    write(unit, apply(load(unit.conn, payment_id), denied), now_ms)
 
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
@@ -238,10 +225,6 @@ def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, no
         writes.note(
             unit, payment_id, "decision_refused", row.state, now_ms, {**detail, "by": by.app_id, "via": by.via}
         )
-
-
-def _approval_over(payment_id: str, detail: str) -> Clear:
-    return Clear(approval_subject(payment_id), {"detail": detail, "payment": payment_id})
 
 
 def _require_listed(reasons: Reasons, listed: Reasons) -> None:

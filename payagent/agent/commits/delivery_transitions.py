@@ -13,7 +13,15 @@ from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.aggregate import PaymentRow
 from payagent.core.changes import EndIntent, Note, SetDelivery
-from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
+from payagent.core.payment.machine import (
+    WITHOUT_PROOF,
+    Delivery,
+    DeliveryEvent,
+    State,
+    deliver,
+    delivery_event,
+    is_served,
+)
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit

@@ -8,8 +8,6 @@ May import: core, chain.provider, wallet, store, agent.base, agent.commits. Neve
 due.
 """
 
-from dataclasses import replace
-
 from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.base.merchant_trust import RulesOf
@@ -24,9 +22,27 @@ from payagent.core.aggregate import (
     PaymentRow,
     UtxoRow,
 )
-from payagent.core.changes import Clear, Raise
-from payagent.core.effects import Facts, VoidBy, apply, submit
-from payagent.core.payment import Delivery, Event, State, move
+from payagent.core.payment.apply import SIGNER_SUBJECT, apply
+from payagent.core.payment.events import (
+    BlockLost,
+    Cancel,
+    CancelBlockLost,
+    Confirm,
+    ExternalSpendBlockLost,
+    InBlock,
+    Reject,
+    RivalBlockLost,
+    SeenInBlock,
+    Settle,
+    Sign,
+    SignHandedOver,
+    Submit,
+    VoidByCancel,
+    VoidByExternalSpend,
+    VoidByRival,
+    VoidByTime,
+)
+from payagent.core.payment.machine import Delivery, Event, State, effect_of
 from payagent.core.problems import Refused
 from payagent.core.utxo import UtxoEvent, after
 from payagent.store.db.unit import Connection, Unit
@@ -35,8 +51,6 @@ from payagent.store.load import load, load_row
 from payagent.store.rows import attempts_and_utxos, limit_counters, pauses, writes
 from payagent.wallet.tx_plan import TxPlan
 from payagent.wallet.utxo_index import UtxoIndex
-
-NOT_SIGNED_SUBJECT = "signer"
 
 
 def row_of(unit: Unit, payment_id: str) -> PaymentRow:
@@ -51,21 +65,11 @@ def record_attempt(unit: Unit, payment_id: str, plan: TxPlan, cbor: bytes, own: 
     """
     pauses.require_running(unit.conn)
     payment = load(unit.conn, payment_id)
-    move(payment.row.state, Event.SIGN)
+    effect_of(payment.row.state, Event.SIGN)
     if not _is_planned_for(unit, payment, plan):
         raise Refused("wrong_state", "the payment now waits for another transaction")
-    attempt, made = _signed(payment.row, "pay", plan, cbor, own)
-    facts = Facts(
-        {"tx_id": plan.tx_id},
-        attempt=attempt,
-        own=made,
-        alerts=(Clear(NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}),),
-    )
-    changes = apply(payment, Event.SIGN, facts)
-    if payment.row.invoice.merchant_submits:
-        signed = replace(payment, row=replace(payment.row, state=State.SIGNED))
-        changes += apply(signed, Event.SUBMIT, Facts(detail={"to": "merchant"}))
-    write(unit, changes, now_ms)
+    signed = SignHandedOver if payment.row.invoice.merchant_submits else Sign
+    write(unit, apply(payment, signed(*_signed(payment.row, "pay", plan, cbor, own))), now_ms)
 
 
 def _is_planned_for(unit: Unit, payment: LoadedPayment, plan: TxPlan) -> bool:
@@ -104,14 +108,9 @@ def record_cancel(
     row = payment.row
     if (row.attempt.tx_id, row.invoice.seq) != (decided.attempt.tx_id, decided.invoice.seq):
         raise Refused("wrong_state", "the payment has a newer attempt than the one to cancel")
-    columns = {"tx_id": plan.tx_id, **why.record}
     inputs = lacking_inputs(payment, plan, utxos)
-    facts = Facts(columns, {} if by is None else {"by": by}, inputs=inputs)
-    # a fork may remove the payment's block within the second of its cancel: then that cancel is submitted again
-    if payment.attempt(plan.tx_id) is None:
-        attempt, made = _signed(row, "cancel", plan, cbor, own)
-        facts = replace(facts, attempt=attempt, own=made)
-    write(unit, apply(payment, Event.CANCEL, facts), now_ms, FreeUtxoIndex(utxos))
+    cancel = Cancel(*_signed(row, "cancel", plan, cbor, own), inputs, why, by)
+    write(unit, apply(payment, cancel), now_ms, FreeUtxoIndex(utxos))
 
 
 def _signed(
@@ -141,8 +140,8 @@ def reject_unsigned(
 
     `by`: the app that ordered it.
     """
-    facts = Facts(refusal.record, refusal.limit_record | ({} if by is None else {"by": by}))
-    write(unit, apply(load(unit.conn, payment_id), Event.REJECT, facts), now_ms, FreeUtxoIndex(utxos))
+    rejected = Reject(refusal, refusal.limit_record | ({} if by is None else {"by": by}))
+    write(unit, apply(load(unit.conn, payment_id), rejected), now_ms, FreeUtxoIndex(utxos))
 
 
 def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Refused, now_ms: int) -> None:
@@ -154,7 +153,7 @@ def record_not_signed(unit: Unit, payment_id: str, utxos: UtxoIndex, refusal: Re
         "detail": f"the signer refused a transaction ({refusal.name}): {refusal.detail}",
         "payment": payment_id,
     }
-    raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
+    raise_alert(unit, "signer_refused", SIGNER_SUBJECT, facts, now_ms)
 
 
 def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
@@ -165,7 +164,7 @@ def record_submit(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms
     row = row_of(unit, payment_id)
     if row.attempt.tx_id != tx_id:
         return False
-    write(unit, submit(LoadedPayment(row), tx_id, provider), now_ms)
+    write(unit, apply(LoadedPayment(row), Submit(tx_id, provider)), now_ms)
     return True
 
 
@@ -230,23 +229,13 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
 
 
 def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
-    """C5: an attempt is in a block. Its inputs are spent and its change is available, unless a child spent it.
-
-    That attempt, and the invoice it was signed for, become the payment's current ones.
-    """
+    """C5: an attempt is in a block. Its inputs are spent and its change is available, unless a child spent it."""
     payment = load(unit.conn, payment_id, landed=seen.tx_id)
-    invoice_seq = payment.require_attempt(seen.tx_id).invoice_seq
-    invoice = {} if invoice_seq == payment.row.invoice.seq else {"invoice_seq": invoice_seq}
-    columns = {"tx_id": seen.tx_id, **_block(seen), **_NO_PROBLEM, **invoice}
-    facts = Facts(columns, tx_id=seen.tx_id, provider=provider)
-    write(unit, apply(payment, Event.SEEN_IN_BLOCK, facts), now_ms, FreeUtxoIndex(utxos))
+    write(unit, apply(payment, SeenInBlock(_in_block(seen), provider)), now_ms, FreeUtxoIndex(utxos))
 
 
-_NO_PROBLEM: dict[str, object] = {"code": None, "reason": None, "detail": None}
-
-
-def _block(seen: TxSeen) -> dict[str, object]:
-    return {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
+def _in_block(seen: TxSeen) -> InBlock:
+    return InBlock(seen.tx_id, seen.block_hash, seen.block_height, seen.slot)
 
 
 def record_void(
@@ -258,27 +247,14 @@ def record_void(
     due. The UTxOs stay reserved until no rollback reaches that block.
     """
     payment = load(unit.conn, payment_id, landed=seen.tx_id)
-    is_own = payment.attempt(seen.tx_id) is not None
-    columns = {"tx_id": seen.tx_id} if is_own else _ORPHANED | {"void_tx_id": seen.tx_id}
+    block, owed = _in_block(seen), prepaid.owed(unit.conn, payment)
     from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
-    facts = Facts(
-        columns | _block(seen),
-        {"counts_from_ms": from_ms},
-        from_ms=from_ms,
-        tx_id=seen.tx_id,
-        owed=prepaid.owed(unit.conn, payment),
-        provider=provider,
+    void = (
+        VoidByRival(block, owed, from_ms)
+        if payment.attempt(seen.tx_id) is None
+        else VoidByCancel(block, owed, from_ms, provider)
     )
-    by = VoidBy.CANCEL if is_own else VoidBy.RIVAL
-    write(unit, apply(payment, Event.VOID, facts, by), now_ms, FreeUtxoIndex(utxos))
-
-
-_ORPHANED: dict[str, object] = {
-    "tx_id": None,
-    "code": "payment_void",
-    "reason": "parent_replaced",
-    "detail": "the payment whose change it spends was replaced by another transaction",
-}
+    write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
 
 def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoIndex, now_ms: int) -> None:
@@ -292,15 +268,8 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
         one.ttl_slot > block.slot for one in payment.attempts
     ):
         return
-    columns = {
-        "tx_id": None,
-        **_block(block),
-        "code": "deposit_rolled_back",
-        "reason": None,
-        "detail": "a rollback took the deposit that it spends, and its transactions can no longer land",
-    }
-    facts = Facts(columns, {"time_over": True}, owed=prepaid.owed(unit.conn, payment))
-    write(unit, apply(payment, Event.VOID, facts, VoidBy.TIME), now_ms, FreeUtxoIndex(utxos))
+    void = VoidByTime(_in_block(block), prepaid.owed(unit.conn, payment))
+    write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
 
 def record_overtaken(
@@ -308,15 +277,9 @@ def record_overtaken(
 ) -> None:
     """C7 by an external spend of the nonce UTxO: no attempt can land, so the hold is released."""
     payment = load(unit.conn, payment_id)
-    columns = {
-        "tx_id": row.tx_id,
-        "block_hash": row.block_hash,
-        "block_height": row.block_height,
-        "block_slot": row.block_slot,
-        **why.record,
-    }
-    facts = Facts(columns, {"foreign": True}, owed=prepaid.owed(unit.conn, payment))
-    write(unit, apply(payment, Event.VOID, facts, VoidBy.EXTERNAL), now_ms, FreeUtxoIndex(utxos))
+    block = InBlock(row.tx_id, row.block_hash, row.block_height, row.block_slot)
+    void = VoidByExternalSpend(block, prepaid.owed(unit.conn, payment), why)
+    write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
 
 def record_block_lost(
@@ -332,27 +295,14 @@ def record_block_lost(
     """
     payment = load(unit.conn, payment_id)
     row = payment.row
-    # another payment's transaction may have made it void: then no attempt of this one was in that block
-    is_own = payment.attempt(row.attempt.tx_id) is not None
-    columns: dict[str, object] = {} if is_own else {"tx_id": payment.attempts[-1].tx_id}
-    if row.void_tx_id is not None:
-        columns["void_tx_id"] = None
-    facts = Facts(
-        columns,
-        {"block": row.block.hash},
-        balance=prepaid.balance_of(unit.conn, payment),
-        alerts=() if denied_by is None else (_reopened(row, denied_by),),
-    )
-    write(unit, apply(payment, Event.BLOCK_LOST, facts), now_ms, FreeUtxoIndex(utxos))
-
-
-def _reopened(row: PaymentRow, denied_by: str) -> Raise:
-    detail = (
-        f"{row.id} was shown in block {row.block.hash}, and {denied_by} denies that it is there. Its money is "
-        "held again and the same transaction is sent again"
-    )
-    facts = {"detail": detail, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
-    return Raise("payment_reopened", f"reopened:{row.id}", facts, again=True)
+    lost: CancelBlockLost = CancelBlockLost(denied_by)
+    if row.state is not State.VOID:
+        lost = BlockLost(denied_by, prepaid.balance_of(unit.conn, payment))
+    elif row.void_tx_id is not None:
+        lost = RivalBlockLost(denied_by)
+    elif payment.attempt(row.attempt.tx_id) is None:
+        lost = ExternalSpendBlockLost(denied_by)
+    write(unit, apply(payment, lost), now_ms, FreeUtxoIndex(utxos))
 
 
 def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, landed_ms: int, now_ms: int) -> None:
@@ -362,13 +312,9 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
     """
     payment = load(unit.conn, payment_id)
     from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
-    facts = Facts(
-        detail={"depth": depth, "counts_from_ms": from_ms},
-        from_ms=from_ms,
-        balance=prepaid.balance_of(unit.conn, payment),
-        agree=merchant_trust.price_to_agree(unit.conn, rules(payment.row.invoice.origin), payment.row),
-    )
-    write(unit, apply(payment, Event.CONFIRM, facts), now_ms)
+    price = merchant_trust.price_to_agree(unit.conn, rules(payment.row.invoice.origin), payment.row)
+    confirmed = Confirm(depth, from_ms, prepaid.balance_of(unit.conn, payment), price)
+    write(unit, apply(payment, confirmed), now_ms)
 
 
 def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, now_ms: int) -> None:
@@ -377,5 +323,4 @@ def record_settled(unit: Unit, payment_id: str, depth: int, utxos: UtxoIndex, no
     A reserved UTxO that no transaction spent becomes available. The change of its other attempts can never exist
     and is deleted. So are pending inputs that another transaction has ruled out.
     """
-    facts = Facts(detail={"depth": depth})
-    write(unit, apply(load(unit.conn, payment_id), Event.SETTLE, facts), now_ms, FreeUtxoIndex(utxos))
+    write(unit, apply(load(unit.conn, payment_id), Settle(depth)), now_ms, FreeUtxoIndex(utxos))

@@ -15,11 +15,12 @@ from payagent.agent.base.free_utxos import FreeUtxoIndex, row_of_utxo, utxo_of
 from payagent.chain.provider import SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.aggregate import AttemptRow, LoadedPayment, PaymentRow, UtxoRow
-from payagent.core.effects import Facts, apply
 from payagent.core.invoice import Invoice, Output, Proof
 from payagent.core.money import format_amount
 from payagent.core.network import Network
-from payagent.core.payment import Event, State
+from payagent.core.payment.apply import apply
+from payagent.core.payment.events import Replace
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
@@ -208,13 +209,10 @@ class Replacement:
                 need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))
                 raise Refused("limit_exceeded", f"{need} are needed, {held} are held")
         payment = load(unit.conn, row.id)
-        invoice = {} if next_attempt.invoice == row.invoice.seq else {"invoice_seq": next_attempt.invoice}
-        facts = Facts(
-            {"tx_id": None, "ttl_slot": ttl_slot, **invoice},
-            {"inputs": " ".join(utxo.ref for utxo in plan.inputs)},
-            inputs=lacking_inputs(payment, plan, self.utxos),
-        )
-        write(unit, apply(payment, Event.REPLACE, facts), now_ms, FreeUtxoIndex(self.utxos))
+        planned = tuple(utxo.ref for utxo in plan.inputs)
+        inputs = lacking_inputs(payment, plan, self.utxos)
+        replaced = Replace(ttl_slot, next_attempt.invoice, planned, inputs)
+        write(unit, apply(payment, replaced), now_ms, FreeUtxoIndex(self.utxos))
         return plan
 
     def _plan(self, unit: Unit, row: PaymentRow, next_attempt: NextAttempt, ttl_slot: int) -> TxPlan:

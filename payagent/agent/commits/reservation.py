@@ -3,7 +3,7 @@
 May import: core, store, wallet, agent.base, agent.commits. Never: signs; waits for anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust
@@ -13,10 +13,11 @@ from payagent.agent.commits.rules import PaymentRules
 from payagent.agent.commits.tx_planner import Planner
 from payagent.core import policy
 from payagent.core.aggregate import LoadedPayment
-from payagent.core.effects import Facts, apply
+from payagent.core.changes import AgreePrice, PinAddress
 from payagent.core.hard_caps import BEFORE_FEE
 from payagent.core.money import LOVELACE, check_supply
-from payagent.core.payment import Event
+from payagent.core.payment.apply import apply
+from payagent.core.payment.events import ReserveFunds
 from payagent.core.policy import LimitCheck
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
@@ -62,27 +63,32 @@ class Reservation:
         self,
         unit: Unit,
         payment_id: str,
+        event: type[ReserveFunds],
         plan: TxPlan,
         now_ms: int,
         checks: Sequence[LimitCheck] | None = None,
+        learnt: Iterable[PinAddress | AgreePrice] = (),
         detail: Mapping[str, object] | None = None,
     ) -> None:
         """Place the hold, reserve the plan's inputs and fix the nonce UTxO; the payment is `reserved`.
 
-        `checks`: the limits it counts against; None: none. `detail` is added to its event.
+        `checks`: the limits it counts against; None: none. `learnt`: what the merchant rules learn. `detail` is
+        added to its event.
         """
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
-        facts = Facts(
-            {"nonce_utxo": plan.nonce_utxo.ref, "ttl_slot": plan.ttl_slot},
-            ({"limits": [_limit_view(check) for check in checks]} if checks else {}) | dict(detail or {}),
+        reserved = event(
+            nonce_utxo=plan.nonce_utxo.ref,
+            ttl_slot=plan.ttl_slot,
             inputs=tuple(map(row_of_utxo, plan.inputs)),
             spend=plan.spend,
             clock_ms=self.rules.clock_ms(unit.conn, now_ms),
             is_counted=checks is not None,
+            learnt=tuple(learnt),
+            detail=({"limits": [_limit_view(check) for check in checks]} if checks else {}) | dict(detail or {}),
         )
         payment = LoadedPayment(load_row(unit.conn, payment_id))
-        write(unit, apply(payment, Event.RESERVE, facts), now_ms, FreeUtxoIndex(self.planner.utxos))
+        write(unit, apply(payment, reserved), now_ms, FreeUtxoIndex(self.planner.utxos))
 
 
 def _limit_view(check: LimitCheck) -> dict[str, str]:

@@ -16,7 +16,7 @@ from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused, own_order
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit

@@ -14,8 +14,8 @@ from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.chain.provider import ChainUtxo
 from payagent.chain.quorum_rules import Listing
 from payagent.core.changes import Book
-from payagent.core.effects import move_utxo, new_utxo
 from payagent.core.money import LOVELACE
+from payagent.core.payment.apply import move_utxo, new_utxo
 from payagent.core.utxo import UtxoEvent
 from payagent.store.db.unit import Unit
 from payagent.store.executor import write

@@ -48,7 +48,7 @@ from payagent.core.address import Address, parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import is_batch
 from payagent.core.money import LOVELACE
-from payagent.core.payment import UNSIGNED
+from payagent.core.payment.machine import UNSIGNED
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat, unproven

@@ -34,7 +34,7 @@ from payagent.core.notifications import (
     notification_of,
     wants,
 )
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.timestamps import iso_time
 from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit

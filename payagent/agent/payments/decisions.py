@@ -17,7 +17,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import STILL_ASKED, Refused
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments

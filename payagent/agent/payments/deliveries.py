@@ -16,7 +16,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.core.aggregate import PaymentRow
 from payagent.core.pay_and_retry import Answered
-from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF, Delivery
+from payagent.core.payment.machine import ON_CHAIN, WITHOUT_PROOF, Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import HttpResponse, RetryVerdict, read_answer

@@ -22,7 +22,7 @@ from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.core.aggregate import PaymentRow
 from payagent.core.network import ROLLBACK_S
-from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
+from payagent.core.payment.machine import EFFECTS, NEVER_SIGNED, UNSIGNED, Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
@@ -219,7 +219,7 @@ class PaymentLifecycle:
             require_nonce_utxo(self._context.conn, row)
         if row.state is State.CANCELLING and self._are_inputs_available(row):
             return row
-        if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
+        if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in EFFECTS:
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
             raise Refused("wrong_state", f"a payment that is {row.state} cannot be cancelled{ends}")
         if row.id in self._signing.claimed:

@@ -21,7 +21,7 @@ from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.money import format_amount
-from payagent.core.payment import ENDED_WITHOUT_PAYING, Delivery, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, Delivery, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff

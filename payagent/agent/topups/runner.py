@@ -38,7 +38,7 @@ from payagent.agent.topups.orders import (
 )
 from payagent.core.aggregate import PaymentRow
 from payagent.core.pay_and_retry import End, Wait, present_proof
-from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
+from payagent.core.payment.machine import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.dialects import RetryVerdict, may_pass, parse_answer, parse_response, wants_wallet_address

@@ -20,7 +20,7 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.hard_caps import Caps, barred
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.payment import Event
+from payagent.core.payment.machine import Event
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import events

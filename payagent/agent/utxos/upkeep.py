@@ -14,7 +14,7 @@ from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment, Ids, TransferRequest
 from payagent.agent.commits.admission import Admission
 from payagent.core import utxo_upkeep as upkeep
-from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
 from payagent.core.problems import Refused
 from payagent.core.utxo_upkeep import Budget, Demand, Gather, Held, Split, demand_of
 from payagent.store.db.unit import Unit
@@ -27,7 +27,7 @@ from payagent.wallet.utxo_index import Utxo, UtxoIndex
 HELD_MAX = 300
 """How many available UTxOs are considered: this many of the largest and this many of the smallest."""
 
-UNDER_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
+UNDER_WAY = frozenset(State).difference(ENDED_WITHOUT_PAYING, POSTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from payagent.core import strict_json
 from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Proof, Role
-from payagent.core.payment import ON_CHAIN, Delivery, State
+from payagent.core.payment.machine import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response

@@ -30,7 +30,7 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.origin import parse_origin
-from payagent.core.payment import ENDED_WITHOUT_PAYING
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.store.rows.prepaid import Holding, Observation, Pool

@@ -17,7 +17,7 @@ from payagent.audit.finding import Head
 from payagent.audit.receipt import ANSWERS, DECISIONS
 from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.timestamps import iso_time
 from payagent.store.audit.receipts import Recorded, Row, recorded
 from payagent.store.db.unit import Connection

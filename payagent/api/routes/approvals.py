@@ -22,7 +22,7 @@ from payagent.api.routes.params import PaymentId
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import calls_of
 from payagent.core.merchant_rules import MerchantRules
-from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of
 from payagent.core.problems import Refused
 from payagent.store.rows import approvals, apps, intents, limit_counters, merchants, payments

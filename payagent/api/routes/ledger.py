@@ -46,7 +46,7 @@ from payagent.audit.statement import statement
 from payagent.audit.verify import verify
 from payagent.core.ledger import Kind
 from payagent.core.origin import parse_origin
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, refusals

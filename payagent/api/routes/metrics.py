@@ -22,7 +22,7 @@ from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
 from payagent.api.models.wallet import wallet_units
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.policy import ANY, WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
 from payagent.core.version import VERSION

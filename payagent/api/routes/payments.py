@@ -34,7 +34,7 @@ from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
 from payagent.core.aggregate import PaymentRow
 from payagent.core.origin import parse_origin
-from payagent.core.payment import Delivery, State
+from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos, events
 from payagent.store.rows import payments as stored

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from payagent.api.http.problems import problem_of
-from payagent.core.payment import STATES_IN_WORDS, State
+from payagent.core.payment.machine import STATES_IN_WORDS, State
 from payagent.core.problems import STILL_ASKED, Refused
 from payagent.dashboard.app import form, page
 from payagent.dashboard.text import paid, visible

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from payagent.core.ledger import HELD, WALLET, Kind
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.dashboard.app import form, page
 from payagent.dashboard.checks import CheckName

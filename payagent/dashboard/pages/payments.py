@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from payagent.core.history import details_in_words, name_in_words
 from payagent.core.money import LOVELACE
-from payagent.core.payment import DELIVERIES_IN_WORDS, STATES_IN_WORDS, Delivery, State
+from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, Delivery, State
 from payagent.core.problems import PROBLEMS, Problem
 from payagent.dashboard.app import form, page
 from payagent.dashboard.text import amount_text, paid

@@ -13,3 +13,8 @@ LATEST = 1 << 62
 def places(count: int) -> str:
     """SQL inside `IN (...)`: a placeholder for each value."""
     return ", ".join("?" * count) or NOTHING
+
+
+def sql_list(*states: str) -> str:
+    """Two states or more as an SQL list. An index serves a query only if its own list has the same order."""
+    return str(tuple(map(str, states)))

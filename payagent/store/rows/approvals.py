@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from payagent.core.findings import Finding, Reasons
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 
 STANDING_MAX = 1_000
 """How many payments to a merchant show how it stands: a merchant may have many."""

@@ -9,7 +9,8 @@ import sys
 
 from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment.machine import BY_A_BLOCK, State
+from payagent.store.db.sql_text import sql_list
 from payagent.store.rows.payments import payment
 
 
@@ -151,7 +152,7 @@ def utxo(conn: sqlite3.Connection, ref: str) -> UtxoRow | None:
 def is_made(conn: sqlite3.Connection, ref: str) -> bool:
     """Whether a UTxO's transaction is on the chain: a deposit, or an attempt in a block."""
     row = conn.execute(
-        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled', 'void') FROM utxos c "
+        f"SELECT c.source = 'deposit' OR p.state IN {sql_list(*BY_A_BLOCK)} FROM utxos c "  # noqa: S608  our own names
         "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
         "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
         (ref,),
@@ -304,6 +305,4 @@ def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
     maker = None if (row := utxo(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
     if row is None or maker is None or maker.attempt.tx_id == row.tx_id:
         return None
-    if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):
-        return None
-    return maker if maker.shown_by else None
+    return maker if maker.state in BY_A_BLOCK and maker.shown_by else None

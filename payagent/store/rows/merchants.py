@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.merchant_rules import Agreed, Pin, Pins
-from payagent.core.payment import State
+from payagent.core.payment.machine import IN_NO_BLOCK, State
 from payagent.core.retry_schedule import MerchantReadiness
+from payagent.store.db.sql_text import sql_list
 from payagent.store.db.unit import Unit
 
 
@@ -40,9 +41,6 @@ def add(unit: Unit, row: MerchantRow) -> None:
 
 def remove(unit: Unit, name: str) -> None:
     unit.conn.execute("DELETE FROM merchants WHERE name = ?", (name,))
-
-
-_IN_FLIGHT = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +129,9 @@ def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
 
 def in_flight(conn: sqlite3.Connection, origin: str) -> int:
     """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
-    marks = ",".join("?" * len(_IN_FLIGHT))
     (count,) = conn.execute(
-        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608  marks
-        f"WHERE p.state IN ({marks}) AND v.origin = ?",
-        (*_IN_FLIGHT, origin),
+        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608  our own names
+        f"WHERE p.state IN {sql_list(State.RESERVED, *IN_NO_BLOCK)} AND v.origin = ?",
+        (origin,),
     ).fetchone()
     return int(count)

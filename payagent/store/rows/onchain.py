@@ -11,10 +11,9 @@ from itertools import groupby
 
 from payagent.core.aggregate import AttemptKind, ExternalSpendRow
 from payagent.core.ledger import HELD, WALLET, add, general_account
-from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
+from payagent.core.payment.machine import BY_A_BLOCK, IN_NO_BLOCK, SIGNED_UNPOSTED, State
+from payagent.store.db.sql_text import sql_list
 from payagent.store.rows import journal, payments
-
-_WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
 _EXTERNAL_SPENDS_ON_CHAIN = (
     "SELECT tx_id, is_on_chain, inputs, spent, block_hash, block_height, block_slot, account "
@@ -132,9 +131,9 @@ def overtaken(conn: sqlite3.Connection, account: int = 0) -> list[tuple[str, str
     reserved.
     """
     rows = conn.execute(
-        "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id JOIN utxos c ON "
+        "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id JOIN utxos c ON "  # noqa: S608
         "c.ref = r.ref JOIN external_spends f ON f.tx_id = c.spent_by WHERE p.account = ? AND (p.state = "
-        "'reserved' OR (p.state IN ('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.nonce_utxo)) "
+        f"'reserved' OR (p.state IN {sql_list(*IN_NO_BLOCK)} AND r.ref = p.nonce_utxo)) "
         "GROUP BY p.seq ORDER BY p.seq",
         (account,),
     )
@@ -244,12 +243,11 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     """Claims of transactions that are not in `listed`: payments in blocks from a slot on, and deposits since a
     time.
     """
-    states = (*ON_CHAIN, State.VOID)
     rows = conn.execute(
-        "SELECT id, COALESCE(tx_id, ''), state, COALESCE(block_height, 0) FROM payments "
-        "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_tx_id IS NULL AND tx_id IS NOT NULL ORDER "
-        "BY seq",
-        (*states, since_slot),
+        "SELECT id, COALESCE(tx_id, ''), state, COALESCE(block_height, 0) FROM payments "  # noqa: S608  our own names
+        f"WHERE state IN {sql_list(*BY_A_BLOCK)} AND block_slot >= ? AND void_tx_id IS NULL AND tx_id IS NOT NULL "
+        "ORDER BY seq",
+        (since_slot,),
     )
     for payment_id, tx_id, state, height in rows:
         if tx_id not in listed:
@@ -277,11 +275,8 @@ def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
 
 def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
     """When the oldest payment was created whose attempts may be on chain without being booked."""
-    states = sorted(frozenset(State) - POSTED - ENDED_WITHOUT_PAYING - _WITHOUT_ATTEMPT)
-    places = ", ".join("?" * len(states))
     (began_ms,) = conn.execute(
-        f"SELECT MIN(created_at_ms) FROM payments WHERE state IN ({places})",  # noqa: S608
-        states,
+        f"SELECT MIN(created_at_ms) FROM payments WHERE state IN {sql_list(*SIGNED_UNPOSTED)}"  # noqa: S608
     ).fetchone()
     return None if began_ms is None else int(began_ms)
 

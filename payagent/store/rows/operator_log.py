@@ -7,7 +7,8 @@ import sqlite3
 from dataclasses import dataclass
 
 from payagent.core.operator_log import KINDS, LogKind
-from payagent.store.db.sql_text import LATEST, NOTHING
+from payagent.core.payment.machine import NEVER_SIGNED
+from payagent.store.db.sql_text import LATEST, NOTHING, sql_list
 
 OF_PAYMENTS = ("reject", "deny", "reserve")
 """Events of a payment. Of these, `reserve` is listed if it was a decision on an approval."""
@@ -19,7 +20,7 @@ FROM (SELECT w.* FROM k JOIN events w ON w.seq IN (
         SELECT seq FROM events INDEXED BY events_of_the_wallet
         WHERE payment_id IS NULL AND event = k.name AND seq < ?1 AND at_ms >= ?2 ORDER BY seq DESC LIMIT ?3)
       UNION ALL
-      SELECT d.* FROM (SELECT id FROM payments WHERE state IN ('rejected', 'denied')
+      SELECT d.* FROM (SELECT id FROM payments WHERE state IN {never_signed}
                        UNION SELECT payment_id FROM approvals) q
       JOIN events d INDEXED BY events_by_payment ON d.payment_id = q.id
       WHERE d.event IN ({of_payments}) AND (d.event <> 'reserve' OR d.detail ->> 'via' IS NOT NULL)
@@ -58,6 +59,7 @@ def page(
     marks = [f"?{number}" for number in range(4, 4 + len(listed))]
     named, asked = marks[: len(of_the_wallet)], marks[len(of_the_wallet) :]
     log = _LOG.format(
+        never_signed=sql_list(*NEVER_SIGNED),
         of_the_wallet=f"VALUES {', '.join(f'({mark})' for mark in named)}" if named else NOTHING,
         of_payments=", ".join(asked) or NOTHING,
     )

@@ -22,8 +22,16 @@ from payagent.core.aggregate import (
     ProblemPart,
     Stage,
 )
-from payagent.core.payment import Delivery, State
-from payagent.store.db.sql_text import places
+from payagent.core.payment.machine import (
+    ENDED_WITHOUT_PAYING,
+    NEVER_SIGNED,
+    ON_CHAIN,
+    POSTED,
+    SIGNED_UNPOSTED,
+    Delivery,
+    State,
+)
+from payagent.store.db.sql_text import places, sql_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +238,8 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
     A rollback can leave two, of which only one can land. One in a block comes first, a cancelling one last.
     """
     row = conn.execute(
-        f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void') "
-        "ORDER BY p.state IN ('in_block', 'confirmed', 'settled') DESC, p.state = 'cancelling', p.seq DESC "
+        f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} "
+        f"ORDER BY p.state IN {sql_list(*ON_CHAIN)} DESC, p.state = 'cancelling', p.seq DESC "
         "LIMIT 1",
         (intent_id,),
     ).fetchone()
@@ -241,7 +249,7 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
 def account_of_intent(conn: sqlite3.Connection, intent_id: str) -> int | None:
     """The account of the intent's last payment that was not rejected or denied; None without one."""
     row = conn.execute(
-        "SELECT account FROM payments WHERE intent_id = ? AND state NOT IN ('rejected', 'denied') "
+        f"SELECT account FROM payments WHERE intent_id = ? AND state NOT IN {sql_list(*NEVER_SIGNED)} "  # noqa: S608
         "ORDER BY seq DESC LIMIT 1",
         (intent_id,),
     ).fetchone()
@@ -253,7 +261,7 @@ def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None
     none.
     """
     row = conn.execute(
-        "SELECT id FROM payments WHERE invoice_seq = ?1 AND state NOT IN ('rejected', 'denied') "
+        f"SELECT id FROM payments WHERE invoice_seq = ?1 AND state NOT IN {sql_list(*NEVER_SIGNED)} "  # noqa: S608
         "UNION SELECT payment_id FROM attempts WHERE invoice_seq = ?1",
         (invoice_seq,),
     ).fetchone()
@@ -265,6 +273,7 @@ def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "payment") ->
     return dict(rows.fetchall())
 
 
+_ENDED = (*ENDED_WITHOUT_PAYING, State.SETTLED)
 _OPEN = """
 SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
        COALESCE(a.kind = 'cancel', FALSE), p.block_height, COALESCE(v.merchant_submits, 0), p.created_at_ms
@@ -272,11 +281,11 @@ FROM payments p
 LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
 """
-_IS_OPEN = """
+_IS_OPEN = f"""
 p.account = ?1
-AND (p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
+AND (p.state IN {sql_list(State.RESERVED, *SIGNED_UNPOSTED, State.CONFIRMED)}
      OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)))
-"""
+"""  # noqa: S608
 
 
 def open_payments(conn: sqlite3.Connection, account: int = 0) -> list[OpenPayment]:
@@ -333,7 +342,7 @@ def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
 def open_in_other_accounts(conn: sqlite3.Connection) -> list[str]:
     """The payments of accounts above 0 that may still change, also those that wait for approval; oldest first."""
     rows = conn.execute(
-        "SELECT id FROM payments p WHERE account <> 0 AND (state NOT IN ('settled', 'rejected', 'denied', 'void') "
+        f"SELECT id FROM payments p WHERE account <> 0 AND (state NOT IN {sql_list(*_ENDED)} "  # noqa: S608
         "OR EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)) ORDER BY seq"
     )
     return [payment_id for (payment_id,) in rows]
@@ -341,8 +350,9 @@ def open_in_other_accounts(conn: sqlite3.Connection) -> list[str]:
 
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     """(all payments, those whose state may still change)."""
-    ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)
-    row = conn.execute("SELECT COUNT(*), COUNT(*) FILTER (WHERE state NOT IN (?, ?, ?, ?)) FROM payments", ended)
+    row = conn.execute(
+        f"SELECT COUNT(*), COUNT(*) FILTER (WHERE state NOT IN {sql_list(*_ENDED)}) FROM payments"  # noqa: S608
+    )
     count, open_count = row.fetchone()
     return count, open_count
 
@@ -357,9 +367,9 @@ def unserved(
     """
     # INDEXED BY: nearly all payments are settled, and few of them stay presented
     rows = conn.execute(
-        "SELECT p.id FROM payments p INDEXED BY payments_presented "
+        "SELECT p.id FROM payments p INDEXED BY payments_presented "  # noqa: S608
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
-        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, TRUE) AND COALESCE(p.account = ?3, TRUE) "
+        f"AND p.state IN {sql_list(*POSTED)} AND COALESCE(p.id = ?2, TRUE) AND COALESCE(p.account = ?3, TRUE) "
         "AND (SELECT CAST(e.detail ->> 'counts_from_ms' AS BIGINT) FROM events e WHERE e.payment_id = p.id "
         "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
         "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
@@ -372,8 +382,8 @@ def unserved(
 def signed_holds(conn: sqlite3.Connection) -> dict[str, int]:
     """Units held for payments that are signed and not posted yet, by asset."""
     rows = conn.execute(
-        "SELECT h.asset, SUM(h.units) FROM payments p JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' "
-        "WHERE p.state IN ('signed', 'in_flight', 'in_block', 'replacing', 'cancelling') "
+        "SELECT h.asset, SUM(h.units) FROM payments p JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' "  # noqa: S608
+        f"WHERE p.state IN {sql_list(*SIGNED_UNPOSTED)} "
         "AND h.released_at_ms IS NULL GROUP BY h.asset"
     )
     return dict(rows.fetchall())

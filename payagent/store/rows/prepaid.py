@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.core.invoice import is_batch
-from payagent.core.payment import State
+from payagent.core.payment.machine import WITHOUT_PROOF, State
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, buy
+from payagent.store.db.sql_text import sql_list
 from payagent.store.db.unit import Unit
 from payagent.store.rows.payments import load_outputs
 
@@ -138,9 +139,9 @@ def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
 def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalance]:
     """Like `coming`, with the cost."""
     rows = conn.execute(
-        "SELECT p.pool_id, v.batch_target, v.outputs FROM payments p INDEXED BY payments_pending "
+        "SELECT p.pool_id, v.batch_target, v.outputs FROM payments p INDEXED BY payments_pending "  # noqa: S608
         "JOIN invoices v ON v.seq = p.invoice_seq "
-        "WHERE p.pool_id IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
+        f"WHERE p.pool_id IS NOT NULL AND p.state IN {sql_list(*COMING)}"
     )
     bought: dict[tuple[int, str], PrepaidBalance] = {}
     for pool_id, batch_target, outputs in rows:
@@ -212,9 +213,9 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
     """
     # INDEXED BY: nearly all payments for a pool were delivered
     row = conn.execute(
-        "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice_seq WHERE "
-        "p.pool_id = ?1 AND p.delivery IN ('not_presented', 'presented') AND p.state NOT IN ('rejected', "
-        "'denied', 'void', 'cancelling') AND (v.expires_at_ms > ?2 OR p.state = 'in_block' OR (p.state = "
+        "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice_seq WHERE "  # noqa: S608
+        f"p.pool_id = ?1 AND p.delivery IN ('not_presented', 'presented') AND p.state NOT IN "
+        f"{sql_list(*WITHOUT_PROOF)} AND (v.expires_at_ms > ?2 OR p.state = 'in_block' OR (p.state = "
         "'confirmed' AND p.updated_at_ms > ?3)) AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = "
         "p.id AND e.event = 'merchant_answered' AND e.detail ->> 'said' = 'served') LIMIT 1",
         (pool_id, now_ms, now_ms - PROOF_WAIT_MS),
@@ -225,9 +226,9 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
 def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the merchant accepted the proof of a pool's last payment that is not refused or void; 0 if never."""
     row = conn.execute(
-        "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "
+        "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "  # noqa: S608
         "INDEXED BY payments_paying WHERE pool_id = ? "  # otherwise every refused payment since would be read
-        "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
+        f"AND state NOT IN {sql_list(*WITHOUT_PROOF)} ORDER BY seq DESC LIMIT 1) "
         "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
         "AND e.detail ->> 'said' = 'served'))",
         (pool_id,),

@@ -1,12 +1,13 @@
 """Refused purchases, in one list: payments that were rejected or denied, and refusals that came before a payment.
 
-May import: store.rows, sqlite3. Never: writes.
+May import: core.payment, store.db, store.rows, sqlite3. Never: writes.
 """
 
 import sqlite3
 from dataclasses import dataclass
 
-from payagent.store.db.sql_text import LATEST
+from payagent.core.payment.machine import NEVER_SIGNED
+from payagent.store.db.sql_text import LATEST, sql_list
 from payagent.store.rows.journal import Selection
 
 
@@ -40,7 +41,7 @@ SELECT e.seq, e.at_ms, p.id, p.app_id, p.origin, CAST(substr(i.request, 1, lengt
        p.code, p.reason, p.detail
 FROM payments p JOIN events e ON e.payment_id = p.id AND e.event IN ('reject', 'deny')
 JOIN intents i ON i.id = p.intent_id
-WHERE p.state IN ('rejected', 'denied') AND {_BOUNDS}
+WHERE p.state IN {sql_list(*NEVER_SIGNED)} AND {_BOUNDS}
 ) r LEFT JOIN apps a ON a.id = r.app_id"""  # noqa: S608
 """SQL: an intent's request ends with a space and the 64 digits of its body's hash.
 

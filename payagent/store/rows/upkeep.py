@@ -6,7 +6,7 @@ May import: core, store. Never: commits; decides.
 import sqlite3
 from typing import NamedTuple
 
-from payagent.core.payment import State
+from payagent.core.payment.machine import State
 from payagent.core.utxo_upkeep import RecentPayment
 from payagent.store.db.sql_text import places
 from payagent.store.db.unit import Unit

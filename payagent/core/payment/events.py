@@ -1,0 +1,296 @@
+"""The events of a payment, each with the facts that its row of `machine.EFFECTS` needs.
+
+May import: the standard library, core.
+Never: SQL; a fact that may be left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, LoadedPayment, UtxoRow
+from payagent.core.changes import AddApproval, AgreePrice, Detail, PinAddress
+from payagent.core.payment.machine import Event
+from payagent.core.prepaid_balance import PrepaidBalance
+from payagent.core.problems import Refused
+from payagent.core.timestamps import iso_time
+
+
+class InBlock(NamedTuple):
+    """A transaction in a block, as a provider showed it."""
+
+    tx_id: str
+    block_hash: str
+    block_height: int
+    block_slot: int
+
+
+class MoneyEvent:
+    """An event of the payment machine, with its facts."""
+
+    __slots__ = ()
+    event: ClassVar[Event]
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        """The payment's columns that change with its state, and what the stored event says besides."""
+        return {}, {}
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveFunds(MoneyEvent):
+    """`spend`: the units to hold, from `clock_ms` of the limits' clock on.
+
+    An operator's own transfer counts nowhere. `learnt`: what the merchant rules learn. `detail`: for the stored
+    event.
+    """
+
+    event = Event.RESERVE
+    nonce_utxo: str
+    ttl_slot: int
+    inputs: tuple[UtxoRow, ...]
+    spend: Mapping[str, int]
+    clock_ms: int
+    is_counted: bool
+    learnt: tuple[PinAddress | AgreePrice, ...]
+    detail: Detail
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {"nonce_utxo": self.nonce_utxo, "ttl_slot": self.ttl_slot}, self.detail
+
+
+@dataclass(frozen=True, slots=True)
+class Approve(ReserveFunds):
+    event = Event.APPROVE
+    decision = "it was approved"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestApproval(MoneyEvent):
+    """`spend`: the most that it may cost once it is approved, from `clock_ms` of the limits' clock on."""
+
+    event = Event.REQUEST_APPROVAL
+    approval: AddApproval
+    spend: Mapping[str, int]
+    clock_ms: int
+    is_counted = True
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        reasons = [reason[:2] for reason in self.approval.reasons]
+        return {}, {"reasons": reasons, "ends_at": iso_time(self.approval.expires_at_ms)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reject(MoneyEvent):
+    """`detail`: for the stored event."""
+
+    event = Event.REJECT
+    why: Refused
+    detail: Detail
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return self.why.record, self.detail
+
+
+@dataclass(frozen=True, slots=True)
+class Deny(Reject):
+    event = Event.DENY
+
+    @property
+    def decision(self) -> str:
+        """The reason, for people."""
+        return self.why.detail
+
+
+@dataclass(frozen=True, slots=True)
+class Sign(MoneyEvent):
+    """`made`: the UTxOs that the attempt makes for us."""
+
+    event = Event.SIGN
+    attempt: AttemptRow
+    made: tuple[UtxoRow, ...]
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {"tx_id": self.attempt.tx_id}, {}
+
+
+@dataclass(frozen=True, slots=True)
+class SignHandedOver(Sign):
+    event = Event.SIGN_HANDED_OVER
+
+
+@dataclass(frozen=True, slots=True)
+class Submit(MoneyEvent):
+    event = Event.SUBMIT
+    tx_id: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeenInBlock(MoneyEvent):
+    """`block`: an attempt's. It, and the invoice it was signed for, become the payment's current ones."""
+
+    event = Event.SEEN_IN_BLOCK
+    block: InBlock
+    provider: str
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        invoice = _invoice(payment, payment.require_attempt(self.block.tx_id).invoice_seq)
+        return {**self.block._asdict(), "code": None, "reason": None, "detail": None, **invoice}, {}
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm(MoneyEvent):
+    """`from_ms`: when it starts to count, by the limits' clock. `balance`: the prepaid balance that it raises.
+
+    `agree`: the price that becomes the agreed one.
+    """
+
+    event = Event.CONFIRM
+    depth: int
+    from_ms: int
+    balance: PrepaidBalance
+    agree: AgreedPriceRow | None
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {}, {"depth": self.depth, "counts_from_ms": self.from_ms}
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(MoneyEvent):
+    event = Event.SETTLE
+    depth: int
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {}, {"depth": self.depth}
+
+
+@dataclass(frozen=True, slots=True)
+class Replace(MoneyEvent):
+    """`planned`: what the next attempt spends. `inputs`: what of it the payment has not reserved yet."""
+
+    event = Event.REPLACE
+    ttl_slot: int
+    invoice_seq: int | None
+    planned: tuple[str, ...]
+    inputs: tuple[UtxoRow, ...]
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        columns = {"tx_id": None, "ttl_slot": self.ttl_slot, **_invoice(payment, self.invoice_seq)}
+        return columns, {"inputs": " ".join(self.planned)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(MoneyEvent):
+    """`attempt`: the cancel. After a fork in the second of its cancel, the same one may be stored already.
+
+    `inputs`: what it spends and the payment has not reserved yet. `by`: the app that ordered it.
+    """
+
+    event = Event.CANCEL
+    attempt: AttemptRow
+    made: tuple[UtxoRow, ...]
+    inputs: tuple[UtxoRow, ...]
+    why: Refused
+    by: str | None
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        by = {} if self.by is None else {"by": self.by}
+        return {"tx_id": self.attempt.tx_id, **self.why.record}, by
+
+
+@dataclass(frozen=True, slots=True)
+class VoidByTime(MoneyEvent):
+    """`block`: of the transaction that makes it void, or one past every time limit.
+
+    `owed`: uses of the prepaid balance that nothing covers any more.
+    """
+
+    event = Event.VOID_BY_TIME
+    block: InBlock
+    owed: int
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        problem = {
+            "code": "deposit_rolled_back",
+            "reason": None,
+            "detail": "a rollback took the deposit that it spends, and its transactions can no longer land",
+        }
+        return {**self.block._asdict(), "tx_id": None, **problem}, {"time_over": True}
+
+
+@dataclass(frozen=True, slots=True)
+class VoidByExternalSpend(VoidByTime):
+    event = Event.VOID_BY_EXTERNAL_SPEND
+    why: Refused
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {**self.block._asdict(), **self.why.record}, {"foreign": True}
+
+
+@dataclass(frozen=True, slots=True)
+class VoidByRival(VoidByTime):
+    """`from_ms`: the time of the block, by the limits' clock."""
+
+    event = Event.VOID_BY_RIVAL
+    from_ms: int
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        problem = {
+            "tx_id": None,
+            "code": "payment_void",
+            "reason": "parent_replaced",
+            "detail": "the payment whose change it spends was replaced by another transaction",
+            "void_tx_id": self.block.tx_id,
+        }
+        return {**problem, **self.block._asdict(), "tx_id": None}, {"counts_from_ms": self.from_ms}
+
+
+@dataclass(frozen=True, slots=True)
+class VoidByCancel(VoidByRival):
+    """Its fee counts from `from_ms` on."""
+
+    event = Event.VOID_BY_CANCEL
+    provider: str
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return self.block._asdict(), {"counts_from_ms": self.from_ms}
+
+
+@dataclass(frozen=True, slots=True)
+class CancelBlockLost(MoneyEvent):
+    """`denied_by`: a provider that has the block but not the transaction in it; None: the block is gone."""
+
+    event = Event.CANCEL_BLOCK_LOST
+    denied_by: str | None
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        return {}, {"block": payment.row.block.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLost(CancelBlockLost):
+    """`balance`: the prepaid balance that it raised."""
+
+    event = Event.BLOCK_LOST
+    balance: PrepaidBalance
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalSpendBlockLost(CancelBlockLost):
+    """The last attempt becomes the payment's current one again."""
+
+    event = Event.EXTERNAL_SPEND_BLOCK_LOST
+
+    def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
+        void_tx_id = {} if payment.row.void_tx_id is None else {"void_tx_id": None}
+        return {"tx_id": payment.attempts[-1].tx_id, **void_tx_id}, {"block": payment.row.block.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class RivalBlockLost(ExternalSpendBlockLost):
+    event = Event.RIVAL_BLOCK_LOST
+
+
+def _invoice(payment: LoadedPayment, seq: int | None) -> Detail:
+    """The column of the current invoice, if it changes."""
+    return {} if seq == payment.row.invoice.seq else {"invoice_seq": seq}
