@@ -1,7 +1,8 @@
 """What a registry lists is named there alone: every other module asks the objects.
 
-A dialect is named in `dialects`. Its name is also a word of other things: of the devnet's merchants, which are
-another party's code, and of a preset of `init`.
+A chain provider's module, which has its class, is imported in `chain/open.py`. A dialect is named in `dialects`.
+Its name is also a word of other things: of the devnet's merchants, which are another party's code, and of a preset
+of `init`.
 """
 
 import ast
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from payagent.chain.open import KINDS
 from payagent.dialects import DIALECTS
 
 PACKAGE = Path(__file__).parents[2] / "payagent"
 NAMES = {dialect.name for dialect in DIALECTS}
 MODULES = {
-    "dialects": {path.stem for path in (PACKAGE / "dialects").glob("*.py") if "DIALECT = " in path.read_text()}
+    "dialects": {path.stem for path in (PACKAGE / "dialects").glob("*.py") if "DIALECT = " in path.read_text()},
+    "chain": {make.__module__.split(".")[-1] for make in KINDS.values()},
 }
 MAY_NAME = {
     "dialects": ("dialects/",),
+    "chain": ("chain/open.py",),
     "a dialect's name": ("dialects/", "devnet/", "demo/", "cli/init_questions.py"),
 }
 
@@ -57,6 +61,9 @@ def test_no_module_but_a_registry_names_what_it_lists() -> None:
         ("is_timed = row.invoice.dialect in ('x402-v1', 'x402-v2')", "client/present_proof.py"),
         ("from payagent.dialects import t_backend", "audit/receipt.py"),
         ("from payagent.dialects.x402_v2 import NAME", "agent/base/payment_view.py"),
+        ("from payagent.chain.blockfrost import Blockfrost", "daemon.py"),
+        ("from payagent.chain import blockfrost", "doctor/chain.py"),
+        ("import payagent.chain.blockfrost", "chain/quorum.py"),
     ],
 )
 def test_a_line_that_names_one_is_found(line: str, file: str) -> None:
