@@ -5,7 +5,7 @@ Source: the T Backend developer guide (63c7145) and the Orynq SDK's Flux transpo
 Never: reads the terms of an invoice.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 
 from payagent.core.invoice import parse_invoice_id
 from payagent.core.pay_and_retry import RetryVerdict
@@ -32,33 +32,28 @@ _FLUX_ONLY = frozenset(("amount", "currency", "splits", "splitMode", "expiresAt"
 _USED_UP_REASONS = ("paid_already", "transaction_used", "consumed")
 
 
-def is_t_backend(response: HttpResponse) -> bool:
+def is_t_backend(response: HttpResponse) -> object:
     """Whether `detail` has marks of the T Backend, or the body has those of both."""
-    fields, inner = _keys(response)
-    if _is_ignored(fields, inner, response.headers):
-        return False
-    return bool(inner & _TBACKEND_MARKS or (fields & _FLUX_MARKS and fields & _TBACKEND_ONLY))
+    fields, inner = _names(response)
+    return inner & _TBACKEND_MARKS or (fields & _FLUX_MARKS and fields & _TBACKEND_ONLY)
 
 
-def is_flux(response: HttpResponse) -> bool:
+def is_flux(response: HttpResponse) -> object:
     """Whether the body has marks of Flux, or it or `detail` has those of both."""
-    fields, inner = _keys(response)
-    if _is_ignored(fields, inner, response.headers):
-        return False
-    is_named = bool((inner | fields) & _FLUX_ONLY or response.headers.keys() & set(FLUX_HEADERS))
-    return bool(fields & _FLUX_MARKS or (inner & _TBACKEND_MARKS and is_named))
+    fields, inner = _names(response)
+    is_named = (inner | fields) & _FLUX_ONLY or response.headers.keys() & set(FLUX_HEADERS)
+    return fields & _FLUX_MARKS or (inner & _TBACKEND_MARKS and is_named)
 
 
-def _keys(response: HttpResponse) -> tuple[Set[str], Set[str]]:
-    """The names in the body and in its `detail`."""
-    body = fields_of(response.body)
-    return body.keys(), fields_of(body.get("detail")).keys()
+def _names(response: HttpResponse) -> tuple[Set[str], Set[str]]:
+    """The names in the body and in its `detail`.
 
-
-def _is_ignored(fields: Set[str], inner: Set[str], headers: Mapping[str, str]) -> bool:
-    """If PAYMENT-REQUIRED is present, the body is ignored unless it too says in these dialects whom to pay."""
-    says_whom = "payTo" in fields | inner or "invoiceId" in inner or headers.keys() & set(FLUX_HEADERS)
-    return PAYMENT_REQUIRED in headers and not says_whom
+    If PAYMENT-REQUIRED is present, the body is ignored unless it too says in these dialects whom to pay.
+    """
+    fields = fields_of(response.body)
+    inner = fields_of(fields.get("detail"))
+    says_whom = "payTo" in {*fields, *inner} or "invoiceId" in inner or response.headers.keys() & set(FLUX_HEADERS)
+    return (set(), set()) if PAYMENT_REQUIRED in response.headers and not says_whom else (set(fields), set(inner))
 
 
 def find_invoice(response: HttpResponse) -> Terms:
