@@ -47,8 +47,8 @@ from payagent.api.http.server import listen_tcp, make_server
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
 from payagent.api.routes.health import Heartbeat
-from payagent.chain.blockfrost import Blockfrost
-from payagent.chain.provider import Found
+from payagent.chain.open import opened
+from payagent.chain.provider import ChainProvider, Found
 from payagent.core.address import Address
 from payagent.core.network import NETWORKS
 from payagent.core.problems import PROBLEMS, Refused
@@ -87,7 +87,6 @@ from payagent.settings.paths import (
 from payagent.settings.schema import (
     ApiSettings,
     NotificationSettings,
-    ProviderSettings,
     Settings,
     shared_settings_hashes,
 )
@@ -405,9 +404,11 @@ async def _running(
         store, seat = open_store() if settings.store.url is None else await _once_open(open_store, wait)
         writer, readers = store
         stack.callback(writer.close)
-        providers = [_blockfrost(name, provider, redactor) for name, provider in settings.chain.named.items()]
-        for blockfrost in providers:
-            stack.push_async_callback(blockfrost.aclose)
+        read = partial(_secret, redactor=redactor)
+        providers = [
+            await stack.enter_async_context(opened(name, provider, settings.network, read))
+            for name, provider in settings.chain.named.items()
+        ]
         merchants = MerchantClient(egress.transport())
         stack.push_async_callback(merchants.aclose)
         await _require_right_clock(providers, ports.clock.now_ms)
@@ -532,13 +533,13 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _require_right_clock(providers: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
+async def _require_right_clock(providers: Sequence[ChainProvider], now_ms: Callable[[], int]) -> None:
     """Refuse a wrong local clock (`clock_skew`). Providers that give no time are ignored."""
 
-    async def ask(blockfrost: Blockfrost) -> int | None:
+    async def ask(provider: ChainProvider) -> int | None:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOCK_PATIENCE_S):
-                read = await blockfrost.clock_off_s(now_ms)
+                read = await provider.clock_off_s(now_ms)
                 return read.value if isinstance(read, Found) else None
         return None
 
@@ -654,10 +655,6 @@ def make_config(settings: Settings, own: Address, redactor: Redactor) -> AgentCo
         for name, merchant in settings.merchants.items()
     }
     return file_config(settings, own, keys)
-
-
-def _blockfrost(name: str, provider: ProviderSettings, redactor: Redactor) -> Blockfrost:
-    return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
 def _target(settings: NotificationSettings, redactor: Redactor, fleet: Fleet, bots: set[str]) -> TargetPort:

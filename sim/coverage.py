@@ -10,6 +10,7 @@ from typing import Any
 
 from payagent.core.payment.machine import State
 from payagent.core.problems import name_of
+from payagent.dialects import DIALECTS
 from payagent.store.db.unit import Connection
 from payagent.store.rows.upkeep import UPKEEP_APP
 from sim.network import DEEP, Net
@@ -38,9 +39,7 @@ _SIMPLE = {
 }
 _KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs are gathered"}
 _IN_TOKENS = "a purchase for a token is in a block"
-_IN_DIALECTS = {
-    name: f"a purchase by {name} is in a block" for name in ("t-backend", "flux", "x402-v1", "x402-v2")
-}
+_IN_DIALECTS = {dialect.name: f"a purchase by {dialect.name} is in a block" for dialect in DIALECTS}
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (

@@ -21,7 +21,7 @@ from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.runner import TopupRunner
-from payagent.chain.provider import PacedProvider
+from payagent.chain.provider import ChainProvider
 from payagent.core.problems import Refused
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.proxy.payer import ProxyPayer
@@ -71,7 +71,7 @@ class Host(Protocol):
 
     def daemon_now_ms(self) -> int: ...
 
-    def providers(self) -> list[PacedProvider]: ...
+    def providers(self) -> list[ChainProvider]: ...
 
     def merchants(self) -> MerchantClient: ...
 

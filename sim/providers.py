@@ -35,6 +35,7 @@ from payagent.chain.provider import (
 from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
+from payagent.core.token_bucket import Rate
 from payagent.devnet.blockfrost_shapes import error, refusal_message
 from payagent.devnet.faults import ERRORS
 from payagent.devnet.ledger import DevnetBlock, LedgerError, OutRef, TxOut
@@ -104,8 +105,18 @@ class SimProvider:
     def name(self) -> str:
         return self._habits.name
 
+    @property
+    def rate(self) -> Rate:
+        return Rate(10, 500)
+
     def pace(self, turn: Turn) -> None:
         """Do nothing: each read is one call."""
+
+    async def takes_submissions(self) -> Read[bool]:
+        return Found(True)
+
+    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
+        return Found(0)
 
     # --- reads
 

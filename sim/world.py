@@ -20,8 +20,7 @@ from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.chain_sync.open_payments import LOOKED_FOR
 from payagent.agent.topups.orders import TopupGoal
 from payagent.audit.signed_bytes import Owner
-from payagent.chain.circuit_breaker import BLOCKFROST_RATE
-from payagent.chain.provider import PacedProvider
+from payagent.chain.provider import ChainProvider
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
@@ -498,7 +497,7 @@ class World:
     def daemon_now_ms(self) -> int:
         return START_MS + int(self.loop.now_s * 1000) + self._clock_off_ms
 
-    def providers(self) -> list[PacedProvider]:
+    def providers(self) -> list[ChainProvider]:
         return [
             SimProvider(habits, self.net, self.rng, self.story, self.mix, self._released)
             for habits in self.plan.providers
@@ -572,7 +571,6 @@ class World:
             min_window_s=120,
             unconfirmed_ancestors_max=plan.unconfirmed_ancestors_max,
             upkeep_fees_per_day_lovelace=plan.upkeep_fees_per_day_lovelace,
-            call_rate=BLOCKFROST_RATE,
             approval_required_above={}
             if self.operator.asks_above is None
             else {plan.asset: self.operator.asks_above},

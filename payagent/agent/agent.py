@@ -26,7 +26,7 @@ from payagent.agent.payments.sign import PaymentSigner
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.agent.utxos.pool import UtxoPool
 from payagent.agent.utxos.transfers import Transfers
-from payagent.chain.provider import PacedProvider
+from payagent.chain.provider import ChainProvider
 from payagent.core.aggregate import PaymentRow
 from payagent.core.money import format_amount
 from payagent.core.problems import Refused
@@ -46,7 +46,7 @@ class Agent:
         ports: Ports,
         writer: Writes,
         readers: Readers,
-        providers: Sequence[PacedProvider],
+        providers: Sequence[ChainProvider],
         signer: Signatures,
         front: AgentContext | None = None,
     ) -> None:

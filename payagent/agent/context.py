@@ -24,7 +24,7 @@ from payagent.agent.base.payment_view import has_proof, wallet_address
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.commits.admission import Admission
-from payagent.chain.provider import PacedProvider, Tip
+from payagent.chain.provider import ChainProvider, Tip
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.aggregate import PaymentRow
@@ -58,7 +58,7 @@ class AgentContext:
         ports: Ports,
         writer: Writes,
         readers: Readers,
-        all_providers: Sequence[PacedProvider],
+        all_providers: Sequence[ChainProvider],
         front: "AgentContext | None" = None,
     ) -> None:
         """`front`: in a fleet, the context whose providers, waiters and counters the daemon's others share."""
@@ -73,7 +73,7 @@ class AgentContext:
         """Whether the daemon lost the account. It may have it again, with another context that read it anew."""
         self.ports = ports
         self.all_providers: Sequence[ThrottledProvider] = (
-            [ThrottledProvider(provider, ports.clock, config.call_rate) for provider in all_providers]
+            [ThrottledProvider(provider, ports.clock, provider.rate) for provider in all_providers]
             if front is None
             else front.all_providers
         )

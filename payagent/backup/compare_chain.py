@@ -1,27 +1,23 @@
 """Compares a restored ledger with the current chain: UTxOs spent since the backup, and UTxOs that are new.
 
-May import: core, secret_file, settings, chain, store, agent.base.
+May import: core, settings, chain, store, agent.base.
 Never: writes; takes a missing answer for an answer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from payagent.agent.base.chain_view import ChainView, require_right_clock
-from payagent.chain.blockfrost import Blockfrost
-from payagent.chain.provider import ChainUtxo, Found, Read, Unknown
+from payagent.chain.open import opened, require_found
+from payagent.chain.provider import ChainUtxo, Found
 from payagent.core.aggregate import UtxoRow
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
-from payagent.secret_file import read_secret_file
 from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +77,14 @@ def _sum(utxos: Sequence[UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
 
 
 async def _utxos_by(
-    provider: ProviderSettings, network: str, address: str, now_ms: Callable[[], int]
+    settings: ProviderSettings, network: str, address: str, now_ms: Callable[[], int]
 ) -> tuple[ChainUtxo, ...]:
-    project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
-    blockfrost = Blockfrost("provider", provider.base_url, project_id)
-    try:
+    async with opened("provider", settings, network) as provider:
         view = ChainView(NETWORKS[network])
-        view.learn_genesis(_found("genesis", await blockfrost.genesis()))
-        view.learn_parameters(_found("parameters", await blockfrost.parameters()))
-        view.tip, view.problem = _found("newest block", await blockfrost.tip()), None
-        off_s = await blockfrost.clock_off_s(now_ms)
+        view.learn_genesis(require_found("genesis", await provider.genesis()))
+        view.learn_parameters(require_found("parameters", await provider.parameters()))
+        view.tip, view.problem = require_found("newest block", await provider.tip()), None
+        off_s = await provider.clock_off_s(now_ms)
         require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
         view.require_in_step(now_ms())
-        return _found("UTxOs", await blockfrost.utxos(address))
-    finally:
-        await blockfrost.aclose()
-
-
-def _found(name: str, read: Read[T]) -> T:
-    if isinstance(read, Found):
-        return read.value
-    reason = read.reason if isinstance(read, Unknown) else "not found"
-    raise Refused("chain_not_ready", f"cannot read its {name}: {reason}")
+        return require_found("UTxOs", await provider.utxos(address))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from payagent.chain.provider import AddressTx, ChainProvider, ChainUtxo, Found, Movement, Read, Tip, Unknown
+from payagent.chain.provider import AddressTx, ChainReader, ChainUtxo, Found, Movement, Read, Tip, Unknown
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class History:
     utxos: tuple[ChainUtxo, ...]
 
 
-async def read_history(provider: ChainProvider, addresses: Sequence[str], since_s: int) -> History | Unknown:
+async def read_history(provider: ChainReader, addresses: Sequence[str], since_s: int) -> History | Unknown:
     """Read the history of the wallet's addresses as one, or say why it could not be read."""
     movements: dict[_Touched, Movement] = {}
     listed: dict[_Touched, AddressTx] = {}
@@ -93,7 +93,7 @@ def _as_one(
 
 
 async def _read_movements(
-    provider: ChainProvider, listed: Iterable[_Touched], movements: dict[_Touched, Movement]
+    provider: ChainReader, listed: Iterable[_Touched], movements: dict[_Touched, Movement]
 ) -> Unknown | None:
     """Add the movements not read yet. One that is not found is left out: a fork removed it after it was listed."""
     for tx_id, address in listed:

@@ -3,8 +3,8 @@
 This is the only home of blockfrost-python. It holds the requests and their order. `provider_client` makes the
 calls, `blockfrost_parse` reads the answers. The library supplies the URL, the headers and the paging; its own
 requests have no timeout and read an answer of any length (decision 0025).
-May import: core, chain.blockfrost_parse, chain.submit_answers, chain.address_pages, chain.provider,
-chain.provider_client.
+May import: core, settings.schema, chain.blockfrost_parse, chain.submit_answers, chain.address_pages,
+chain.provider, chain.provider_client.
 Never: raises because of something a provider did; shows the project id.
 """
 
@@ -59,8 +59,12 @@ from payagent.chain.submit_answers import (
 )
 from payagent.core.money import MAX_LOVELACE, parse_count
 from payagent.core.problems import Refused
+from payagent.core.token_bucket import Rate
+from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
+
+RATE = Rate(10, 500)
 
 _MAX_PAGES = 1000
 _MAX_TX_PAGES = 10_000
@@ -92,12 +96,19 @@ class Blockfrost:
     provider belongs to the event loop that first uses it, and must be closed.
     """
 
-    def __init__(self, name: str, base_url: str, project_id: str | None, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        project_id: str | None,
+        timeouts: Timeouts | None = None,
+        rate: Rate | None = None,
+    ) -> None:
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise Refused("config_invalid", f"provider {name}: base_url is not an http(s) URL")
         if project_id is not None and not _PROJECT_ID.fullmatch(project_id):
             raise Refused("config_invalid", f"provider {name}: the project id is not visible ASCII")
-        self._name = name
+        self._name, self.rate = name, rate
         self._timeouts = timeouts or Timeouts()
         self._secret = project_id
         self._http = ProviderClient(self._timeouts.connect_s)
@@ -118,10 +129,6 @@ class Blockfrost:
         return await self._read("tip", parse_tip, "/blocks/latest")
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
-        """Return how many seconds our clock is ahead of the provider's; negative if behind.
-
-        The error is at most half the duration of the call.
-        """
         asked_ms = now_ms()
         read = await self._read(
             "clock", lambda body: parse_count(body["server_time"], "server_time"), "/health/clock"
@@ -222,13 +229,12 @@ class Blockfrost:
         _check(HASH, tx_id)
         return classify_submit(await self._post(raw, self._timeouts.submit_s), tx_id, self._secret)
 
-    async def lacks_submit(self) -> bool:
-        """Whether the server only reads. Blockfrost's own backend leaves /tx/submit to another program.
-
-        The test submits one byte that is no transaction.
-        """
+    async def takes_submissions(self) -> Read[bool]:
+        """Submit one byte, no transaction. Blockfrost's own backend leaves /tx/submit to another program."""
         answer = await self._post(b"\xff", self._timeouts.call_s)
-        return answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)
+        if answer.status is None:
+            return Unknown("no answer to a submission")
+        return Found(not (answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)))
 
     async def aclose(self) -> None:
         """Abort the calls in progress, which return Unknown, and free the connections."""
@@ -332,6 +338,11 @@ class Blockfrost:
     def _clean(self, text: str) -> str:
         """Remove the project id, which a provider might echo."""
         return text.replace(self._secret, "[project id]") if self._secret else text
+
+
+def make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Blockfrost:
+    """Make the provider of a table of the config. A devnet has no rate limit."""
+    return Blockfrost(name, settings.base_url, secret, rate=None if network == "devnet" else RATE)
 
 
 def _given(fields: Mapping[str, T | None]) -> dict[str, T]:

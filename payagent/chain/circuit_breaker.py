@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from payagent.chain.provider import Why
 from payagent.core.retry_schedule import backoff
-from payagent.core.token_bucket import Rate
 
 FAILURES_MAX = 5
 """Failures in a row that open the breaker."""
@@ -31,8 +30,6 @@ Blocks empty a mempool soon.
 
 ASKED_PAUSE_MAX_MS = 86_400_000
 """The longest pause that a provider can ask for: quotas are per day."""
-
-BLOCKFROST_RATE = Rate(10, 500)
 
 RESERVED_CALLS = 20
 """Calls that reads leave to submissions, out of those that may be made at once."""

@@ -3,7 +3,7 @@
 Reads are three-valued (rule 4). `Found` and `NotFound` are positive statements of the provider. Its view may be
 stale or on a fork. Everything else is `Unknown`: timeouts, limits, broken or contradictory answers. No method
 raises because of something a provider did.
-May import: the standard library.
+May import: the standard library, core.token_bucket.
 Never: I/O, a clock, a provider's library.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from payagent.core.token_bucket import Rate
 
 T = TypeVar("T")
 
@@ -181,7 +183,7 @@ async def at_once() -> bool:
     return True
 
 
-class ChainProvider(Protocol):
+class ChainReader(Protocol):
     """One provider's view of one chain. Safe for concurrent tasks of one event loop.
 
     Hashes and transaction ids are 64 lower-case hex digits. Any other form raises ValueError: the caller has a
@@ -219,17 +221,30 @@ class ChainProvider(Protocol):
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         """Say whether the block is still on the provider's chain."""
 
+
+class ChainProvider(ChainReader, Protocol):
+    """One provider. `chain.open` makes it by its kind, and `ThrottledProvider` keeps its limits."""
+
+    @property
+    def rate(self) -> Rate | None:
+        """How often it may be called; None: without a limit."""
+
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         """Send the signed bytes unchanged.
 
         `tx_id` is our own hash of the body. The id in the answer is only compared with it.
         """
 
+    async def takes_submissions(self) -> Read[bool]:
+        """Say whether it takes transactions at all, or only shows the chain."""
+
+    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
+        """Return how many seconds our clock is ahead of the provider's; negative if behind.
+
+        The error is at most half the duration of the call.
+        """
+
     async def aclose(self) -> None: ...
-
-
-class PacedProvider(ChainProvider, Protocol):
-    """A provider that can pace reads that take many calls."""
 
     def pace(self, turn: Turn) -> None:
         """Take a turn before each further call of a read that may take many calls."""

@@ -15,11 +15,11 @@ from payagent.chain.circuit_breaker import CLOSED, RESERVED_CALLS, Span, full_pa
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
+    ChainProvider,
     ChainUtxo,
     Found,
     Genesis,
     Movement,
-    PacedProvider,
     ProtocolParameters,
     Read,
     SubmitAnswer,
@@ -52,9 +52,9 @@ class ProviderClock(Protocol):
 
 
 class ThrottledProvider:
-    """A `ChainProvider` that keeps its provider's limits. `rate` is None if there are none."""
+    """A `ChainReader` that submits, and keeps its provider's limits. `rate` is None if there are none."""
 
-    def __init__(self, provider: PacedProvider, clock: ProviderClock, rate: Rate | None) -> None:
+    def __init__(self, provider: ChainProvider, clock: ProviderClock, rate: Rate | None) -> None:
         self._provider = provider
         self._clock = clock
         self._bucket = TokenBucket(rate, clock.now_ms()) if rate else None
@@ -80,7 +80,7 @@ class ThrottledProvider:
         """Why it may not be called now; None when it may."""
         return f"not called for a while: {self._breaker.why}" if self._breaker.is_open(now_ms) else None
 
-    def takes_submissions(self, now_ms: int) -> bool:
+    def may_submit(self, now_ms: int) -> bool:
         return not self._breaker.is_open(now_ms) and not self._full.holds(now_ms)
 
     async def tip(self) -> Read[Tip]:
@@ -108,7 +108,7 @@ class ThrottledProvider:
         return await self._read("block", lambda: self._provider.block(block_hash))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
-        """Submit at once, whatever the bucket holds. Callers ask `takes_submissions` before."""
+        """Submit at once, whatever the bucket holds. Callers ask `may_submit` before."""
         self._take(1)
         self.calls += 1
         with self._measured("submit"):

@@ -1,6 +1,7 @@
 """Send a payment's proof to the merchant until it gives a final answer or time is up.
 
-May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.effects.
+May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.effects; dialects
+inside a function.
 Never: I/O except through a step; makes a payment.
 """
 
@@ -98,10 +99,14 @@ class ProofPresenter:
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """Whether a 202 may only mean "later".
 
-        x402 version 1 says so in the body in its examples, version 2 in the receipt.
+        Some dialects say so in the body, x402 version 2 in the receipt.
         """
-        body_may_say = self.payment["dialect"] == "x402-v1" and "json" in answer.headers.get("content-type", "")
-        return answer.status_code == 202 and (body_may_say or _is_unsettled(answer))
+        if answer.status_code != 202:
+            return False
+        from payagent.dialects import PENDING_IN_BODY
+
+        is_json = "json" in answer.headers.get("content-type", "")
+        return (is_json and self.payment["dialect"] in PENDING_IN_BODY) or _is_unsettled(answer)
 
     def _report_answer(self, answer: httpx.Response) -> Steps[Answered]:
         """Report the answer to the retry, and take the daemon's advice on it."""

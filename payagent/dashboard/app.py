@@ -10,7 +10,6 @@ Never: answers under the API's host names; changes anything on a GET.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
 from typing import Any
@@ -32,7 +31,7 @@ from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.visit import Handler, Note, Visit, is_refresh
+from payagent.dashboard.visit import DashboardPage, Note, Visit, is_refresh, menu_of
 from payagent.store.rows.apps import AppRow
 
 COOKIE = "__Host-payagent"
@@ -60,24 +59,6 @@ _HEADERS = {
 }
 
 log = structlog.get_logger("payagent.dashboard")
-
-
-@dataclass(frozen=True, slots=True)
-class DashboardPage:
-    """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET."""
-
-    path: str
-    handler: Handler
-    scopes: tuple[str, ...] = ("read", "operate")
-    is_form: bool = False
-
-
-def page(path: str, handler: Handler, *scopes: str) -> DashboardPage:
-    return DashboardPage(path, handler, scopes or ("read", "operate"))
-
-
-def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
-    return DashboardPage(path, handler, scopes or ("operate",), is_form=True)
 
 
 class Doors:
@@ -131,6 +112,7 @@ class Dashboard:
         self._renderer = renderer
         self._note = note
         self._pages = [(Route(one.path, _never, methods=["POST" if one.is_form else "GET"]), one) for one in pages]
+        self._menu = menu_of(pages)
         self._open_routes = open_routes
         self._checks = Checks()
         self._kept: dict[str, Any] = {}
@@ -218,6 +200,7 @@ class Dashboard:
             lambda: self._new_id("form"),
             self._checks,
             self._kept,
+            self._menu,
         )
         if not visit.may(*one.scopes):
             if scope["path"] == "/ui/" and visit.may("approve"):

@@ -3,8 +3,9 @@
 May import: core, api.http, api.routes.auth, dashboard, store.rows, Starlette. Never: SQL; calls the agent.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from starlette.requests import Request
@@ -34,6 +35,7 @@ class Visit:
 
     `form`: the fields of a POST. `order`: the form's own id, the same at a double click, which the API gets as
     idempotency key. `checks`: the runs of verify and reconcile. `kept`: what a page keeps from visit to visit.
+    `menu`: the groups of the navigation.
     """
 
     request: Request
@@ -47,6 +49,7 @@ class Visit:
     new_order: Callable[[], str] = lambda: ""
     checks: Checks = field(default_factory=Checks)
     kept: dict[str, Any] = field(default_factory=dict)
+    menu: Sequence[Sequence["DashboardPage"]] = ()
 
     @property
     def order(self) -> str:
@@ -63,9 +66,13 @@ class Visit:
         notice = ""
         if not is_refresh(self.request):  # else the script would take the notice away from the next page
             notice, self.session.notice = self.session.notice, ""
+        menu = [shown for group in self.menu if (shown := [one for one in group if self.may(*one.scopes)])]
+        path = self.request.url.path
         shell = {
             "visit": self,
-            "path": self.request.url.path,
+            "path": path,
+            "menu": menu,
+            "here": next((one for group in menu for one in group if one.leads_to(path)), None),
             "signed_in_until": iso_time(self.sessions.ends_at_ms(self.session)),
             "csrf": self.session.csrf,
             "new_order": self.new_order,
@@ -108,4 +115,43 @@ class Visit:
 
 Handler = Callable[[Visit], Awaitable[Response]]
 
-__all__ = ["ApiRefusedError", "Handler", "Visit"]
+
+@dataclass(frozen=True, slots=True)
+class MenuEntry:
+    """What the navigation shows of a page."""
+
+    title: str  # also the page's own, unless its template has another
+    place: tuple[int, int]  # its group, and its place in it
+    icon: str  # the elements of an SVG of 16 by 16
+
+
+@dataclass(frozen=True, slots=True)
+class DashboardPage:
+    """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET."""
+
+    path: str
+    handler: Handler
+    scopes: tuple[str, ...] = ("read", "operate")
+    is_form: bool = False
+    entry: MenuEntry | None = None
+
+    def leads_to(self, path: str) -> bool:
+        """Whether the navigation marks this page at a path: at its own and at those below it."""
+        return path == self.path or (self.path != "/ui/" and path.startswith(self.path))
+
+
+def page(path: str, handler: Handler, *scopes: str, entry: MenuEntry | None = None) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("read", "operate"), entry=entry)
+
+
+def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("operate",), is_form=True)
+
+
+def menu_of(pages: Sequence[DashboardPage]) -> list[list[DashboardPage]]:
+    """The navigation: the pages with an entry, by group and place."""
+    placed = sorted((one.entry.place, one.path, one) for one in pages if one.entry is not None)
+    return [[one for _, _, one in group] for _, group in groupby(placed, key=lambda found: found[0][0])]
+
+
+__all__ = ["ApiRefusedError", "DashboardPage", "Handler", "MenuEntry", "Visit", "form", "menu_of", "page"]

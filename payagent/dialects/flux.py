@@ -2,7 +2,6 @@
 
 Source: the Orynq SDK's Flux transport (8079f4b). Each header is optional but must agree with the body.
 
-May import: the standard library, core, dialects.http_wire and dialects.splits.
 Never: reads another dialect's fields.
 """
 
@@ -15,11 +14,20 @@ from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import parse_chain, require_chain
 from payagent.core.problems import Refused
-from payagent.dialects.http_wire import Reading, parse_timeout_text, refuse_unknown_terms, require, show
+from payagent.dialects import invoice_body
+from payagent.dialects.dialect import Dialect, Shape, Terms
+from payagent.dialects.http_wire import (
+    HttpResponse,
+    Reading,
+    parse_timeout_text,
+    refuse_unknown_terms,
+    require,
+    show,
+)
 from payagent.dialects.splits import InvoiceAmount, read_form, resolve_outputs
 
 NAME = "flux"
-HEADERS = ("x-invoice-id", "x-pay-to", "x-amount", "x-asset", "x-chain", "x-timeout")
+_HEADERS = invoice_body.FLUX_HEADERS
 
 _BODY_KEYS = ("invoiceId", "amount", "currency", "payTo", "chain", "expiresAt", "splits", "splitMode")
 _KEYS = frozenset((*_BODY_KEYS, "decimals", "partner"))
@@ -27,7 +35,7 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Reading) -> Invoice:
+def _read(body: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
     """Parse the invoice from the body and the headers. Each kind of refusal has its own code."""
     refuse_unknown_terms(body, _KEYS, "the body")
     require_chain(require(body, "chain"), reading.network)
@@ -36,11 +44,11 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
     units = check_supply(asset, parse_units(require(body, "amount")))
     decimals = reading.check_decimals(asset, body.get("decimals"))
     amount = InvoiceAmount(parse_address(require(body, "payTo"), reading.network), asset, units)
-    _check_headers(headers, invoice_id, amount, reading)
-    expires_at_ms = _read_expiry(body.get("expiresAt"), headers.get("x-timeout"), reading)
+    _check_headers(response.headers, invoice_id, amount, reading)
+    expires_at_ms = _read_expiry(body.get("expiresAt"), response.headers.get("x-timeout"), reading)
     splits = body.get("splits")
     forms = [read_form("splits", [] if splits is None else splits, body.get("splitMode"), asset, reading)]
-    return Invoice(
+    invoice = Invoice(
         dialect=NAME,
         origin=reading.origin,
         invoice_id=invoice_id,
@@ -51,10 +59,13 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
         proof=reading.proof,
         merchant_submits=reading.proof == "signed_cbor",
     )
+    return (invoice,)
 
 
 def _check_headers(headers: Mapping[str, str], invoice_id: str, amount: InvoiceAmount, reading: Reading) -> None:
-    stated: dict[str, object] = {name: value for name, value in headers.items() if name in HEADERS}
+    stated: dict[str, object] = {
+        name: value for name, value in headers.items() if name in invoice_body.FLUX_HEADERS
+    }
     if "x-amount" in stated:
         stated["x-amount"] = parse_units(stated["x-amount"], "X-Amount")
     if "x-asset" in stated:
@@ -97,3 +108,13 @@ def _parse_time_ms(value: object) -> int:
         "invoice_invalid/missing_field",
         f"expiresAt is {show(value)}, not a UTC time like 2026-11-24T13:38:18.993Z",
     )
+
+
+DIALECT = Dialect(
+    NAME,
+    Shape(NAME, invoice_body.is_flux, invoice_body.find_invoice),
+    _read,
+    invoice_body.proof_headers,
+    invoice_body.ANSWERS,
+    has_status=True,
+)

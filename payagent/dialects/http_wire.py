@@ -217,6 +217,22 @@ def is_json_type(headers: Mapping[str, str]) -> bool:
     )
 
 
+def require_json_type(response: HttpResponse) -> None:
+    """Refuse a body with another content type. It may have none."""
+    if "content-type" in response.headers and not is_json_type(response.headers):
+        raise Refused("invoice_invalid/body", f"the content type is {show(response.headers['content-type'], 80)}")
+
+
+def fields_of(value: object) -> Mapping[str, object]:
+    """Return a JSON object's members, and none of any other value."""
+    return value if isinstance(value, dict) else {}
+
+
+def text_of(value: object) -> str:
+    """Return a text, and "" for any other value."""
+    return value if isinstance(value, str) else ""
+
+
 def require(terms: Mapping[str, object], key: str) -> object:
     """Return a required field. Absent or null is `invoice_invalid/missing_field`."""
     value = terms.get(key)

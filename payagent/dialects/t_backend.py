@@ -3,7 +3,6 @@
 Source: the T Backend developer guide (63c7145). What the guide leaves open is refused. For example `babel: true`
 is undocumented and could change who pays what, and a version other than 0.1 may mean anything.
 
-May import: the standard library, core, dialects.http_wire and dialects.splits.
 Never: reads another dialect's fields.
 """
 
@@ -14,7 +13,17 @@ from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
-from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_unknown_terms, require, show
+from payagent.dialects import invoice_body
+from payagent.dialects.dialect import Dialect, Shape, Terms
+from payagent.dialects.http_wire import (
+    HttpResponse,
+    Reading,
+    fields_of,
+    parse_timeout_s,
+    refuse_unknown_terms,
+    require,
+    show,
+)
 from payagent.dialects.splits import InvoiceAmount, read_form, resolve_outputs
 
 NAME = "t-backend"
@@ -27,9 +36,13 @@ _DETAIL_KEYS = frozenset(
 _EXTRA_KEYS = frozenset(("lovelace", "babel", "partner", "batchTarget", "outputs", "split"))
 
 
-def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Reading) -> Invoice:
+def _find_detail(response: HttpResponse) -> Terms:
+    return invoice_body.refuse_status(fields_of(invoice_body.find_invoice(response)["detail"]))
+
+
+def _read(detail: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
     """Parse the invoice in `detail`. Each kind of refusal has its own code."""
-    refuse_unknown_terms(body, frozenset(("detail",)), "the body beside detail")
+    refuse_unknown_terms(fields_of(response.body), frozenset(("detail",)), "the body beside detail")
     refuse_unknown_terms(detail, _DETAIL_KEYS, "detail")
     extra = _read_extra(detail.get("extra"))
     if detail.get("version", VERSION) != VERSION:
@@ -48,7 +61,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
         if extra.get(key) is not None
     ]
     batch = extra.get("batchTarget")
-    return Invoice(
+    invoice = Invoice(
         dialect=NAME,
         origin=reading.origin,
         invoice_id=invoice_id,
@@ -60,6 +73,7 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
         proof=reading.proof,
         merchant_submits=reading.proof == "signed_cbor",
     )
+    return (invoice,)
 
 
 def _read_batch(batch: object) -> int:
@@ -86,3 +100,13 @@ def _check_flags(extra: Mapping[str, object], asset: str) -> None:
     babel = extra.get("babel")
     if babel is not None and babel is not False:
         raise Refused("invoice_invalid/body", f"extra.babel is {show(babel)}, which is not documented")
+
+
+DIALECT = Dialect(
+    NAME,
+    Shape(NAME, invoice_body.is_t_backend, _find_detail),
+    _read,
+    invoice_body.proof_headers,
+    invoice_body.ANSWERS,
+    has_status=True,
+)

@@ -1,14 +1,15 @@
-"""Parts that the x402 dialects share: base64 JSON headers, entries of `accepts`, the resource, an id of the terms.
+"""Parts that the x402 dialects share: marks, base64 JSON headers, entries of `accepts`, the resource, an id.
 
 Source: the x402 specification, its HTTP transports of versions 1 and 2, and its scheme `exact` on Cardano.
 
-May import: the standard library, core, dialects.http_wire.
-Never: depends on the x402 version.
+Never: depends on the x402 version; executes a page, or reads anything else in it.
 """
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable
 from urllib.parse import unquote, urljoin, urlsplit
 
 from payagent.core import strict_json
@@ -18,7 +19,17 @@ from payagent.core.money import check_supply, parse_units
 from payagent.core.network import parse_chain
 from payagent.core.origin import MCP, is_called, parse_origin
 from payagent.core.problems import Refused
-from payagent.dialects.http_wire import PAYMENT_REQUIRED, Reading, refuse_unknown_terms, require, show
+from payagent.dialects.dialect import Shape, Terms
+from payagent.dialects.http_wire import (
+    PAYMENT_REQUIRED,
+    HttpResponse,
+    Reading,
+    fields_of,
+    refuse_unknown_terms,
+    require,
+    require_json_type,
+    show,
+)
 
 SCHEME = "exact"
 ACCEPTS_MAX = 64
@@ -27,7 +38,40 @@ ECHO_MAX_BYTES = 8_192
 the 16 KiB of headers that common servers accept.
 """
 
-Terms = Mapping[str, object]
+_KEYS = frozenset(("x402Version", "accepts", "x402", "paymentRequired", "protocol", "maxAmountRequired"))
+_HEADERS = frozenset((PAYMENT_REQUIRED, "x-payment-required"))
+_PAGE = re.compile(r"window\.__x402Requirements\s*=(?!=)\s*")
+
+
+def _has_marks(response: HttpResponse) -> bool:
+    body, headers = response.body, response.headers
+    is_page = isinstance(body, str) and "window.__x402Requirements" in body
+    fields = fields_of(body)
+    return is_page or bool(
+        (fields.keys() | fields_of(fields.get("detail")).keys()) & _KEYS or headers.keys() & _HEADERS
+    )
+
+
+def _find_terms(response: HttpResponse) -> Terms:
+    """Return PAYMENT-REQUIRED, which overrides the body, or else what the body or page states."""
+    if PAYMENT_REQUIRED in response.headers:
+        return decode_header(response.headers[PAYMENT_REQUIRED])
+    page = find_page(response.body) if isinstance(response.body, str) else None
+    if page is None:
+        require_json_type(response)
+    terms = page or response.body
+    if not isinstance(terms, dict):
+        raise Refused("invoice_invalid/body", f"the 402 has an unsupported form of x402: {show(terms)}")
+    return terms
+
+
+SHAPE = Shape("x402", _has_marks, _find_terms)
+
+
+def has_version(terms: Terms, version: int) -> bool:
+    """Whether the terms state this version, as a JSON number."""
+    stated = terms.get("x402Version")
+    return type(stated) is int and stated == version
 
 
 def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
@@ -42,6 +86,23 @@ def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
     if not isinstance(terms, dict):
         raise Refused("invoice_invalid/body", f"{name} holds {show(terms, 80)}, not an object")
     return terms
+
+
+def find_page(text: str) -> Terms | None:
+    """Return the requirements in an HTML page, or None if it has none."""
+    starts = [match.end() for match in _PAGE.finditer(text)]
+    if not starts:
+        return None
+    if len(starts) > 1:
+        raise Refused("invoice_invalid/contradiction", "the page states what it requires more than once")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, starts[0])
+    except (ValueError, RecursionError) as error:
+        raise Refused("invoice_invalid/json", f"the page's requirements are not JSON: {str(error)[:80]}") from None
+    required = strict_json.loads(text[starts[0] : end])
+    if not isinstance(required, dict):
+        raise Refused("invoice_invalid/body", f"the page requires {show(required, 80)}, not an object")
+    return required
 
 
 def encode_header(value: object) -> str:

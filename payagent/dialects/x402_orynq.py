@@ -6,9 +6,10 @@ gateway (`protocol` instead of `paymentRequired`) is refused, because the gatewa
 
 Source: the Orynq SDK's server middleware and gateway (8079f4b).
 
-May import: the standard library, core, dialects.http_wire, dialects.x402 and dialects.flux.
 Never: reads another dialect's fields.
 """
+
+from dataclasses import replace
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Invoice, Output, check_outputs, parse_invoice_id
@@ -16,8 +17,16 @@ from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
 from payagent.dialects import flux, x402
-from payagent.dialects.http_wire import Reading, parse_timeout_s, refuse_unknown_terms, require, show
-from payagent.dialects.x402 import Terms
+from payagent.dialects.dialect import Terms
+from payagent.dialects.http_wire import (
+    PAYMENT_REQUIRED,
+    HttpResponse,
+    Reading,
+    parse_timeout_s,
+    refuse_unknown_terms,
+    require,
+    show,
+)
 
 VERSION = "1"
 
@@ -30,11 +39,14 @@ _KEYS = frozenset(
 _BODY_KEYS = frozenset(("error", "invoiceId", "paymentRequired"))
 
 
-def read(required: Terms, body: object, reading: Reading) -> Invoice:
+def _read(required: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...] | None:
     """Parse the invoice from header and body.
 
     `resource` is not checked: it is the path relative to the router that the middleware is mounted on.
     """
+    body, is_v2 = response.body, "x402Version" in required
+    if PAYMENT_REQUIRED not in response.headers or is_v2 or "version" not in required:
+        return None
     if required.get("version") != VERSION or required.get("scheme") != x402.SCHEME:
         raise Refused("invoice_invalid/body", f"PAYMENT-REQUIRED holds {show(required)}, which is not understood")
     if not isinstance(body, dict) or body.get("paymentRequired") is not True:
@@ -48,7 +60,7 @@ def read(required: Terms, body: object, reading: Reading) -> Invoice:
     pay_to = parse_address(require(required, "payTo"), reading.network)
     timeout_s = parse_timeout_s(require(required, "maxTimeoutSeconds"), "maxTimeoutSeconds")
     output = Output("pay_to", pay_to, asset, check_supply(asset, units, "maxAmountRequired"))
-    return Invoice(
+    invoice = Invoice(
         dialect=flux.NAME,
         origin=reading.origin,
         invoice_id=parse_invoice_id(require(body, "invoiceId")),
@@ -59,3 +71,7 @@ def read(required: Terms, body: object, reading: Reading) -> Invoice:
         proof=reading.proof,
         merchant_submits=reading.proof == "signed_cbor",
     )
+    return (invoice,)
+
+
+DIALECT = replace(flux.DIALECT, shape=x402.SHAPE, read=_read)

@@ -6,28 +6,31 @@ submits it. Until the chain confirms it, the merchant answers 202 and expects th
 
 Source: Masumi's scheme text and its example servers.
 
-May import: the standard library, core, dialects.http_wire and dialects.x402.
-Never: executes a page; reads anything else in it.
+Never: reads another dialect's fields.
 """
 
-import json
 import re
+from dataclasses import replace
 
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, parse_asset
 from payagent.core.network import require_chain
+from payagent.core.pay_and_retry import RetryVerdict
 from payagent.core.problems import Refused
-from payagent.dialects import x402
+from payagent.dialects import x402, x402_answers
+from payagent.dialects.dialect import Dialect, RetriedProof, RetryAnswer, Terms
 from payagent.dialects.http_wire import (
+    PAYMENT_REQUIRED,
+    HttpResponse,
     ProofMaterial,
     Reading,
+    fields_of,
     parse_timeout_s,
     refuse_unknown_terms,
     require,
     show,
 )
-from payagent.dialects.x402 import Terms
 
 NAME = "x402-v1"
 VERSION = 1
@@ -40,7 +43,6 @@ _ENTRY_KEYS = frozenset(
     )
 )  # fmt: skip
 _EXTRA_KEYS = frozenset(("assetNameHex", "assetFingerprint", "decimals", "name", "version"))
-_PAGE = re.compile(r"window\.__x402Requirements\s*=(?!=)\s*")
 _POLICY = re.compile(r"[0-9a-f]{56}", re.ASCII)
 _ASSET_NAME = re.compile(r"(?:[0-9a-f]{2}){0,32}", re.ASCII)
 
@@ -48,25 +50,10 @@ _ASSET_NAME = re.compile(r"(?:[0-9a-f]{2}){0,32}", re.ASCII)
 _MAINNET, _CONTRACT = "cardano", "cardano-masumi"
 
 
-def find_page(text: str) -> Terms | None:
-    """Return the requirements in an HTML page, or None if it has none."""
-    starts = [match.end() for match in _PAGE.finditer(text)]
-    if not starts:
-        return None
-    if len(starts) > 1:
-        raise Refused("invoice_invalid/contradiction", "the page states what it requires more than once")
-    try:
-        _, end = json.JSONDecoder().raw_decode(text, starts[0])
-    except (ValueError, RecursionError) as error:
-        raise Refused("invoice_invalid/json", f"the page's requirements are not JSON: {str(error)[:80]}") from None
-    required = strict_json.loads(text[starts[0] : end])
-    if not isinstance(required, dict):
-        raise Refused("invoice_invalid/body", f"the page requires {show(required, 80)}, not an object")
-    return required
-
-
-def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
+def _read(required: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...] | None:
     """Parse the offers of a 402. Each kind of refusal has its own code."""
+    if PAYMENT_REQUIRED in response.headers or not x402.has_version(required, VERSION):
+        return None
     refuse_unknown_terms(required, _KEYS, "the 402")
     return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, reading), reading)
 
@@ -113,10 +100,30 @@ def _read_asset(value: object, name: object) -> str:
     raise Refused("invoice_invalid/asset", f"asset is {show(value, 140)}, its assetNameHex is {show(name, 80)}")
 
 
-def proof_headers(*, shown: ProofMaterial, echo: str) -> dict[str, str]:
+def _proof_headers(*, shown: ProofMaterial, echo: str | None, **_: object) -> dict[str, str]:
     """Return X-PAYMENT in base64. The T Backend's header of the same name is raw."""
-    echoed = strict_json.loads(echo)
+    echoed = strict_json.loads(echo or "")
     if not isinstance(echoed, dict):
         raise Refused("bad_request", "the values that the proof must repeat are missing")
     payload = {"transaction": x402.encode_transaction(shown.cbor)}
     return {"X-PAYMENT": x402.encode_header({**echoed, "payload": payload})}
+
+
+def _read_pending(response: HttpResponse, proof: RetriedProof) -> RetryAnswer | None:
+    """Read a 202 that asks to come again with ?tx= while the chain confirms the transaction."""
+    fields = fields_of(response.body)
+    if response.status != 202 or fields.get("pending") is not True:
+        return None
+    # The server names no transaction if it could not submit it: present it again unless it is on chain.
+    is_sent = proof.is_on_chain or fields.get("transaction", proof.tx_id) not in ("", None)
+    return RetryAnswer(RetryVerdict.PENDING, "pending", poll_query=f"tx={proof.tx_id}" if is_sent else None)
+
+
+DIALECT = Dialect(
+    NAME,
+    x402.SHAPE,
+    _read,
+    _proof_headers,
+    replace(x402_answers.ANSWERS, read_pending=_read_pending),
+    is_timed_by_block=True,
+)

@@ -6,7 +6,6 @@ its `submissionPolicy` is the older `client`.
 
 Source: the specifications of x402 (transport http, scheme exact on Cardano) and of its payment-identifier.
 
-May import: the standard library, core, dialects.http_wire, dialects.x402, dialects.request_commitment.
 Never: reads another dialect's fields.
 """
 
@@ -20,8 +19,11 @@ from payagent.core.invoice import Invoice
 from payagent.core.money import parse_asset
 from payagent.core.network import require_chain
 from payagent.core.problems import Refused
-from payagent.dialects import x402
+from payagent.dialects import x402, x402_answers
+from payagent.dialects.dialect import Dialect, Terms
 from payagent.dialects.http_wire import (
+    PAYMENT_REQUIRED,
+    HttpResponse,
     ProofMaterial,
     Reading,
     parse_timeout_s,
@@ -30,7 +32,6 @@ from payagent.dialects.http_wire import (
     show,
 )
 from payagent.dialects.request_commitment import check_declared, salted_hash
-from payagent.dialects.x402 import Terms
 
 NAME = "x402-v2"
 VERSION = 2
@@ -75,11 +76,14 @@ class _Required:
     extensions: object
 
 
-def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
+def _read(required: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...] | None:
     """Parse the offers of a 402. Each kind of refusal has its own code."""
-    version = required.get("x402Version")
-    if type(version) is not int or version != VERSION:
-        raise Refused("invoice_invalid/body", f"x402Version is {show(version, 60)}, expected {VERSION}")
+    is_version_2, is_page = x402.has_version(required, VERSION), isinstance(response.body, str)
+    if PAYMENT_REQUIRED not in response.headers and (is_page or not is_version_2):
+        return None
+    if not is_version_2:
+        version = show(required.get("x402Version"), 60)
+        raise Refused("invoice_invalid/body", f"x402Version is {version}, expected {VERSION}")
     refuse_unknown_terms(required, _KEYS, "the 402")
     resource = required.get("resource")
     if resource is not None and not isinstance(resource, dict):
@@ -223,9 +227,9 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
     return text
 
 
-def proof_headers(*, shown: ProofMaterial, echo: str, wallet: str) -> dict[str, str]:
+def _proof_headers(*, shown: ProofMaterial, echo: str | None, wallet: str, **_: object) -> dict[str, str]:
     """Return PAYMENT-SIGNATURE. The same payment always gives the same bytes."""
-    echoed = strict_json.loads(echo)
+    echoed = strict_json.loads(echo or "")
     if not isinstance(echoed, dict) or not isinstance(echoed.get("accepted"), dict):
         raise Refused("bad_request", "the values that the proof must repeat are missing")
     accepted: Mapping[str, object] = echoed["accepted"]
@@ -248,3 +252,14 @@ def _fill_extensions(extensions: object, intent_id: str) -> object:
     if not isinstance(extensions, dict) or not isinstance(identifier, dict) or not isinstance(info, dict):
         return extensions
     return {**extensions, PAYMENT_IDENTIFIER: {**identifier, "info": {**info, "id": intent_id}}}
+
+
+DIALECT = Dialect(
+    NAME,
+    x402.SHAPE,
+    _read,
+    _proof_headers,
+    x402_answers.ANSWERS,
+    is_timed_by_block=True,
+    names_payer=True,
+)

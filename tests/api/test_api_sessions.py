@@ -34,10 +34,9 @@ from payagent.api.http.sessions import (
 )
 from payagent.core.problems import Refused
 from payagent.dashboard import app as dashboard_app
-from payagent.dashboard.app import form, page
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.pages import session as session_pages
-from payagent.dashboard.visit import REFRESH, Visit
+from payagent.dashboard.visit import REFRESH, Visit, form, page
 from payagent.store.rows import events
 from payagent.store.rows.apps import AppRow
 

@@ -394,6 +394,7 @@ async def test_a_refused_connection_is_unknown(unused_tcp_port: int) -> None:
     assert await blockfrost.tip() == Unknown("tip: no connection")
     answer = await blockfrost.submit(b"\x84", TX)
     assert answer.kind is SubmitKind.OUTAGE
+    assert await blockfrost.takes_submissions() == Unknown("no answer to a submission")
     await blockfrost.aclose()
 
 

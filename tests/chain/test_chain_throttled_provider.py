@@ -128,7 +128,7 @@ class TestThrottledProvider:
             assert isinstance(await guard.tip(), Unknown)
         assert provider.calls == quota.FAILURES_MAX
         assert "http 500" in (guard.trouble(0) or "")
-        assert not guard.takes_submissions(0)
+        assert not guard.may_submit(0)
         clock.at_ms = 5_000
         for _ in range(100):
             await guard.tip()
@@ -195,9 +195,9 @@ class TestThrottledProvider:
         await guard.tip()
         assert provider.calls == 1
         clock.at_ms = 29_999
-        assert not guard.takes_submissions(clock.at_ms)
+        assert not guard.may_submit(clock.at_ms)
         clock.at_ms = 30_000
-        assert guard.takes_submissions(clock.at_ms)
+        assert guard.may_submit(clock.at_ms)
 
     @pytest.mark.parametrize(
         ("kind", "reads_go_on", "pause_ms"),
@@ -216,8 +216,8 @@ class TestThrottledProvider:
         guard, _ = guarded(Provider(kind=kind))
         await guard.submit(b"", "aa" * 32)
         assert (await guard.tip() == TIP) is reads_go_on
-        assert guard.takes_submissions(pause_ms)
-        assert pause_ms == 0 or not guard.takes_submissions(pause_ms - 1)
+        assert guard.may_submit(pause_ms)
+        assert pause_ms == 0 or not guard.may_submit(pause_ms - 1)
 
     @pytest.mark.parametrize(
         ("asked_s", "pause_ms"), [(None, quota.FULL_PAUSE_MS), (17, 17_000), (10**9, quota.FULL_PAUSE_MAX_MS)]
@@ -230,9 +230,9 @@ class TestThrottledProvider:
         guard, clock = guarded(provider)
         clock.at_ms = 1_000_000
         await guard.submit(b"", "aa" * 32)
-        assert not guard.takes_submissions(1_000_000 + pause_ms - 1)
-        assert guard.takes_submissions(1_000_000 + pause_ms)
-        assert guard.takes_submissions(999_999)  # the clock was ahead and is now right
+        assert not guard.may_submit(1_000_000 + pause_ms - 1)
+        assert guard.may_submit(1_000_000 + pause_ms)
+        assert guard.may_submit(999_999)  # the clock was ahead and is now right
 
     async def test_a_provider_that_lies_about_a_submission_is_remembered(self) -> None:
         guard, clock = guarded(Provider(kind=SubmitKind.LIAR))

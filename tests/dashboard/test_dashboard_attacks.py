@@ -11,7 +11,8 @@ import pytest
 from kit.cli import Shop
 from kit.dashboard import PAGES, Visitor, stranger, visitor
 
-from payagent.dashboard.app import COOKIE, FORM_MAX_BYTES, DashboardPage
+from payagent.dashboard.app import COOKIE, FORM_MAX_BYTES
+from payagent.dashboard.visit import DashboardPage
 
 FORM = "application/x-www-form-urlencoded"
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")

@@ -36,6 +36,7 @@ from payagent.dialects import (
     read_offers,
     read_prepaid,
     read_status,
+    registry,
 )
 from payagent.dialects.status_answers import WORDS
 from payagent.proxy import headers as proxy_headers
@@ -86,7 +87,7 @@ READINGS = tuple(
     for mode in (None, "additional", "inclusive")
 )
 SHOWN = ProofMaterial(TX, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
-DIALECTS = ("t-backend", "flux", "x402-v2", "x402-v1")
+DIALECTS = tuple(dict.fromkeys(dialect.name for dialect in registry.DIALECTS))
 STATUSES = (402, 402, 402, 402, 402, 402, 402, 200, 202, 302, 400, 409, 429, 503)
 
 

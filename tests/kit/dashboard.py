@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 from kit.cli import Shop, running
 from payagent.agent.base.ports import SystemRandomness
 from payagent.api.http.sessions import Session, Sessions
-from payagent.dashboard.app import COOKIE, Dashboard, DashboardPage
+from payagent.dashboard.app import COOKIE, Dashboard
 from payagent.dashboard.build import MODULES
 from payagent.dashboard.render import Renderer
+from payagent.dashboard.visit import DashboardPage
 from payagent.store.rows.apps import AppRow
 
 PAGES: tuple[DashboardPage, ...] = tuple(one for module in MODULES for one in module.PAGES)

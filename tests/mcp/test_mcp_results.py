@@ -7,7 +7,7 @@ from kit.mcp import data, text
 from kit.mcp_proxy import Market
 from kit.proxy import Paywall, Peer, saying
 
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 
 UNPROCESSABLE = b"HTTP/1.1 422 Unprocessable\r\nContent-Length: 4\r\n\r\ngone"
 

@@ -32,7 +32,7 @@ from simulation.sources import ROOT, commit, package_hash
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.audit.signed_bytes import Owner
-from payagent.chain.provider import PacedProvider
+from payagent.chain.provider import ChainProvider
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
@@ -556,7 +556,7 @@ class Soak:
     def daemon_now_ms(self) -> int:
         return self._now_ms()
 
-    def providers(self) -> list[PacedProvider]:
+    def providers(self) -> list[ChainProvider]:
         return [CountingSource(Habits("honest"), self.net, self.rng, self.story, self.mix, self._released)]
 
     def merchants(self) -> MerchantClient:

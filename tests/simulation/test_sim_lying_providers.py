@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from kit.effort import pick
 
-from payagent.chain.provider import PacedProvider
+from payagent.chain.provider import ChainProvider
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import State
 from payagent.store.rows import attempts_and_utxos as queries
@@ -79,7 +79,7 @@ class Watched(World):
         self.lives += 1
         super()._start()
 
-    def providers(self) -> list[PacedProvider]:
+    def providers(self) -> list[ChainProvider]:
         if self.dies_s is None or self.lives > 1:
             return super().providers()
         self.plan, plan = replace(self.plan, providers=(Habits("honest"), Habits("other"))), self.plan

@@ -16,7 +16,7 @@ from kit.proxy import blocks, place
 from kit.typescript_seller import IS_THERE, typescript_seller
 from x402.http.clients.httpx import PaymentError
 
-from payagent.core.payment import Delivery
+from payagent.core.payment.machine import Delivery
 
 pytestmark = pytest.mark.skipif(
     not IS_THERE, reason="NOT RUN: node or the packages of tests/x402_sdk/sellers are missing"

@@ -8,7 +8,6 @@ a repr; decides who may be paid.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from payagent.chain.circuit_breaker import BLOCKFROST_RATE
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.hard_caps import Caps
@@ -19,7 +18,6 @@ from payagent.core.network import NETWORKS, Network
 from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Ready
-from payagent.core.token_bucket import Rate
 from payagent.settings.loading import read_merchant
 from payagent.settings.schema import MerchantSettings, Settings
 from payagent.store.db.unit import Connection
@@ -124,9 +122,6 @@ class AgentConfig:
     account: int = 0
     """The number of that account among the wallet's."""
 
-    call_rate: Rate | None = None
-    """Rate limit of calls to each provider; None: unlimited."""
-
     def rules(self, origin: str | None) -> MerchantRules:
         """The rules of a merchant; empty rules if it is not configured (any more)."""
         merchant = self.merchants.get(origin or "")
@@ -201,7 +196,6 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
         approval_required_above=_approval_required_above(settings),
         approval_timeout_s=settings.approvals.timeout_s,
-        call_rate=None if settings.is_devnet else BLOCKFROST_RATE,
     )
 
 

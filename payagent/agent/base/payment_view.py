@@ -42,7 +42,7 @@ def wallet_address(conn: Connection, row: PaymentRow, public: str) -> str:
 
     For all others it is `public`, the first account's, by which merchants know the wallet.
     """
-    if row.account == 0 or row.invoice.dialect != NAMES_PAYER:
+    if row.account == 0 or row.invoice.dialect not in NAMES_PAYER:
         return public
     return about.account_addresses(conn).get(row.account, public)
 

@@ -116,7 +116,7 @@ class TxSubmitter:
                 if (parent_done := parent.get(provider.name)) is not None:
                     await parent_done.wait()
             now_ms = self._context.ports.clock.now_ms()
-            if provider not in self._context.submit_providers or not provider.takes_submissions(now_ms):
+            if provider not in self._context.submit_providers or not provider.may_submit(now_ms):
                 return
             may_send = await self._context.write(
                 "submit",

@@ -30,7 +30,7 @@ from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import all_pools
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile, unlisted
 from payagent.chain.address_history import History, read_history
-from payagent.chain.provider import ChainProvider, NotFound, Read, Tip, TxSeen
+from payagent.chain.provider import ChainReader, NotFound, Read, Tip, TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
@@ -170,7 +170,7 @@ async def _results(context: AgentContext, bounds: _Bounds, answer: _Answer) -> A
 
 
 async def _compare(
-    context: AgentContext, provider: ChainProvider, history: History, bounds: _Bounds
+    context: AgentContext, provider: ChainReader, history: History, bounds: _Bounds
 ) -> AsyncIterator[Told]:
     """Compare the ledger with a history. Transactions that only the ledger has are looked up: it may be ahead."""
     is_forked = await _is_gone(provider, bounds.read_tip)
@@ -203,7 +203,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
                 await asyncio.wait((working,))
 
 
-async def _booked_height(provider: ChainProvider, bounds: _Bounds) -> int:
+async def _booked_height(provider: ChainReader, bounds: _Bounds) -> int:
     """The height up to which all deposits are booked; 0 if a fork may have brought others."""
     booked_tip = bounds.booked_tip
     if booked_tip is None or (booked_tip != bounds.read_tip and await _is_gone(provider, booked_tip)):
@@ -211,12 +211,12 @@ async def _booked_height(provider: ChainProvider, bounds: _Bounds) -> int:
     return booked_tip.height
 
 
-async def _is_gone(provider: ChainProvider, tip: Tip) -> bool:
+async def _is_gone(provider: ChainReader, tip: Tip) -> bool:
     """Whether this block is no longer on the chain."""
     return isinstance(await provider.block(tip.hash), NotFound)
 
 
-async def _look_up(provider: ChainProvider, tx_id: str) -> Read[TxSeen]:
+async def _look_up(provider: ChainReader, tx_id: str) -> Read[TxSeen]:
     """Look up a transaction. A text that cannot be a transaction id is not found."""
     return await provider.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
 

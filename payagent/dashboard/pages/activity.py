@@ -8,8 +8,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from payagent.core.operator_log import LogKind, sentence, who
-from payagent.dashboard.app import page
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, page
 
 WAYS = {
     "token": "by its token",
@@ -65,4 +64,14 @@ def _way(entry: Mapping[str, Any]) -> str:
     return WAYS.get(via, via)
 
 
-PAGES = [page("/ui/activity", show)]
+PAGES = [
+    page(
+        "/ui/activity",
+        show,
+        entry=MenuEntry(
+            "Activity",
+            (3, 3),
+            '<path d="M2 8.3h2.7l1.7-4.6 3 8.6 1.7-4H14"/>',
+        ),
+    )
+]

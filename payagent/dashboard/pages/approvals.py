@@ -13,9 +13,8 @@ from starlette.responses import Response
 from payagent.api.http.problems import problem_of
 from payagent.core.payment.machine import STATES_IN_WORDS, State
 from payagent.core.problems import STILL_ASKED, Refused
-from payagent.dashboard.app import form, page
 from payagent.dashboard.text import paid, visible
-from payagent.dashboard.visit import ApiRefusedError, Visit
+from payagent.dashboard.visit import ApiRefusedError, MenuEntry, Visit, form, page
 
 WAITING, LATELY = 20, 8
 MARKED = 8
@@ -143,7 +142,13 @@ def _marked(text: str, head: int, tail: int, look: Markup) -> Markup:
     return Markup("{}{}{}{}{}").format(start, *ends, end)
 
 
+ENTRY = MenuEntry(
+    "Approvals",
+    (1, 3),
+    '<path d="M8 2.2c3 0 5.6 2.3 5.6 5.3S11 12.8 8 12.8c-.7 0-1.4-.1-2-.3l-3 1.2.8-2.6A5 5 0 0 1 2.4 '
+    '7.5c0-3 2.6-5.3 5.6-5.3zM5.8 7.6l1.6 1.6 2.9-3"/>',
+)
 PAGES = [
-    page("/ui/approvals", show, "read", "operate", "approve"),
+    page("/ui/approvals", show, "read", "operate", "approve", entry=ENTRY),
     form("/ui/approvals/{payment_id}", decide, "operate", "approve"),
 ]

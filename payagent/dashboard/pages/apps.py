@@ -18,12 +18,11 @@ from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
-from payagent.dashboard.app import form, page
 from payagent.dashboard.bars import WINDOWS, limit_bar
 from payagent.dashboard.fields import LIFETIMES, expiry_of, ticked, units_of
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.text import brief_ada
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 BUDGETS = (Window.PAYMENT, Window.DAY, Window.MONTH, Window.TOTAL)
 SUGGESTED = {"scopes": "pay", "per_payment": "1", "per_day": "5", "per_month": "60", "expires": "90d"}
@@ -288,7 +287,16 @@ async def _token_page(visit: Visit, name: str, token: str) -> Response:
 
 
 PAGES = [
-    page("/ui/apps", show),
+    page(
+        "/ui/apps",
+        show,
+        entry=MenuEntry(
+            "Apps",
+            (2, 1),
+            '<path d="M2.6 2.6h4.3v4.3H2.6zM9.1 2.6h4.3v4.3H9.1zM2.6 9.1h4.3v4.3H2.6z'
+            'M11.250 9.1v4.3M9.1 11.250h4.3"/>',
+        ),
+    ),
     page("/ui/apps/new", new, "operate"),
     form("/ui/apps/new", add),
     page("/ui/apps/{name}/token", rotating, "operate"),

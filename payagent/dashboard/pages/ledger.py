@@ -17,9 +17,8 @@ from payagent.core.ledger import HELD, WALLET, Kind
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
-from payagent.dashboard.app import form, page
 from payagent.dashboard.checks import CheckName
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 FILTERS = ("since", "until", "merchant", "app", "asset", "kind", "state", "text")
 FORMATS = {
@@ -254,7 +253,15 @@ def _spent_by(spent: Sequence[Mapping[str, Any]], way: str) -> list[tuple[str, s
 
 
 PAGES = [
-    page("/ui/ledger", show),
+    page(
+        "/ui/ledger",
+        show,
+        entry=MenuEntry(
+            "Ledger",
+            (3, 2),
+            '<path d="M3.4 2.5h8.2a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H3.4zM5.8 2.5v11M8 5.6h2.5M8 8h2.5"/>',
+        ),
+    ),
     page("/ui/ledger/journal", journal),
     page("/ui/ledger/spend", spend),
     page("/ui/ledger/month", month),

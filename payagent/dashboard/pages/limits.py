@@ -14,12 +14,11 @@ from starlette.responses import Response
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
-from payagent.dashboard.app import form, page
 from payagent.dashboard.bars import WINDOWS, limit_bar
 from payagent.dashboard.fields import units_of
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.text import amount_text
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 EDITED = ("app", "merchant", "asset", "limit", "amount")
 GROUPS = (("wallet", "The wallet"), ("apps", "Apps"), ("merchants", "Merchants"))
@@ -112,4 +111,15 @@ def _words(window: str) -> str:
     return WINDOWS[Window(window)].lower() if window in WINDOWS else window
 
 
-PAGES = [page("/ui/limits", show), form("/ui/limits", set_limit)]
+PAGES = [
+    page(
+        "/ui/limits",
+        show,
+        entry=MenuEntry(
+            "Limits",
+            (2, 3),
+            '<path d="M2.3 11.8a5.9 5.9 0 1 1 11.4 0M8 10.6l2.7-3.7"/>',
+        ),
+    ),
+    form("/ui/limits", set_limit),
+]

@@ -15,12 +15,11 @@ from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused, own_order
-from payagent.dashboard.app import form, page
 from payagent.dashboard.fields import units_of
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.spent import Sum, spent
 from payagent.dashboard.text import brief_ada
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 from payagent.settings.loading import read_merchant
 
 TOPUPS = 20
@@ -214,7 +213,16 @@ async def cancel_topup(visit: Visit) -> Response:
 
 
 PAGES = [
-    page("/ui/merchants", show),
+    page(
+        "/ui/merchants",
+        show,
+        entry=MenuEntry(
+            "Merchants",
+            (2, 2),
+            '<path d="M2.5 6.2 3.6 2.7h8.8l1.1 3.5M2.5 6.2a1.8 1.8 0 0 0 3.7 0 1.8 1.8 0 0 0 3.6 0 1.8 1.8 0 0 0 '
+            '3.7 0M3.3 8v5.4h9.4V8"/>',
+        ),
+    ),
     form("/ui/merchants", add),
     page("/ui/merchants/{name}", show_one),
     form("/ui/merchants/{name}/remove", remove),

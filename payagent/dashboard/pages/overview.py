@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
-from payagent.dashboard.app import page
 from payagent.dashboard.bars import limit_bar
 from payagent.dashboard.charts import SpendChart, spend_chart
+from payagent.dashboard.pages import approvals
 from payagent.dashboard.spent import days, spent
 from payagent.dashboard.text import brief_ada
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, page
 
 LATEST = 6
 
@@ -46,7 +46,7 @@ def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, 
     """What a person is to decide or to look into, approvals first."""
     needs = [
         {
-            "icon": "approvals",
+            "icon": approvals.ENTRY.icon,
             "is_bad": False,
             "title": f"{one['merchant'] or one['origin']} waits for a decision: {one['request'] or 'a payment'}",
             "text": _sentence(one.get("approval", {}).get("reasons", [])),
@@ -160,4 +160,14 @@ def _steps(
     ]
 
 
-PAGES = [page("/ui/", show)]
+PAGES = [
+    page(
+        "/ui/",
+        show,
+        entry=MenuEntry(
+            "Overview",
+            (1, 1),
+            '<path d="M2.5 7.2 8 2.6l5.5 4.6V13a.6.6 0 0 1-.6.6H9.8V9.8H6.2v3.8H3.1a.6.6 0 0 1-.6-.6z"/>',
+        ),
+    )
+]

@@ -15,9 +15,8 @@ from payagent.core.history import details_in_words, name_in_words
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, Delivery, State
 from payagent.core.problems import PROBLEMS, Problem
-from payagent.dashboard.app import form, page
 from payagent.dashboard.text import amount_text, paid
-from payagent.dashboard.visit import ApiRefusedError, Visit
+from payagent.dashboard.visit import ApiRefusedError, MenuEntry, Visit, form, page
 
 PAGE = 50
 FILTERS = ("text", "merchant", "app", "state", "delivery")
@@ -176,7 +175,15 @@ async def resolve(visit: Visit) -> Response:
 
 
 PAGES = [
-    page("/ui/payments", show_list),
+    page(
+        "/ui/payments",
+        show_list,
+        entry=MenuEntry(
+            "Payments",
+            (1, 2),
+            '<path d="M2 5.2h10.4M9.8 2.6l2.6 2.6-2.6 2.6M14 10.8H3.6M6.2 8.2l-2.6 2.6 2.6 2.6"/>',
+        ),
+    ),
     page("/ui/payments/{payment_id}", show),
     page("/ui/payments/{payment_id}/receipt", receipt),
     form("/ui/payments/{payment_id}/resolve", resolve),

@@ -10,8 +10,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
-from payagent.dashboard.app import COOKIE, form, page
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.app import COOKIE
+from payagent.dashboard.visit import Visit, form, page
 
 SIGNED_IN = ("read", "operate", "approve")
 

@@ -9,8 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from payagent.core.timestamps import iso_time
-from payagent.dashboard.app import form, page
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 _COUNTER = re.compile(
     r'^payagent_provider_(requests|failures)_total\{provider="(?P<name>[^"]*)"\} (?P<count>[0-9]+)$', re.M
@@ -99,7 +98,16 @@ async def replay(visit: Visit) -> Response:
 
 
 PAGES = [
-    page("/ui/settings", show),
+    page(
+        "/ui/settings",
+        show,
+        entry=MenuEntry(
+            "Settings and health",
+            (4, 1),
+            '<path d="M8 5.9a2.1 2.1 0 1 0 0 4.2 2.1 2.1 0 0 0 0-4.2zM8 1.9v1.8M8 12.3v1.8M1.9 8h1.8M12.3 '
+            '8h1.8M3.7 3.7 5 5M11 11l1.3 1.3M12.3 3.7 11 5M5 11l-1.3 1.3"/>',
+        ),
+    ),
     form("/ui/settings/end-others", end_others),
     form("/ui/settings/targets/{name}/test", test_target),
     form("/ui/settings/deliveries/{delivery_id}/replay", replay),

@@ -16,8 +16,7 @@ from payagent.core.address import parse_address
 from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, format_ada, format_amount, parse_ada, parse_amount_of
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused, own_order
-from payagent.dashboard.app import form, page
-from payagent.dashboard.visit import Visit
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 SHOWN = 10
 SIZES_ADA = (2, 5, 10, 20, 50)
@@ -188,7 +187,16 @@ async def _refused(visit: Visit, refused: Refused) -> Response:
 
 
 PAGES = [
-    page("/ui/wallet", show),
+    page(
+        "/ui/wallet",
+        show,
+        entry=MenuEntry(
+            "Wallet",
+            (3, 1),
+            '<path d="M2.4 5.2V12a1 1 0 0 0 1 1h9.2a1 1 0 0 0 1-1V6.4a1 1 0 0 0-1-1H3.6a1.2 1.2 0 0 1 0-2.5h8M11 '
+            '9.2h.1"/>',
+        ),
+    ),
     form("/ui/wallet/split", split),
     form("/ui/wallet/send", send),
     form("/ui/wallet/unfreeze", unfreeze),
