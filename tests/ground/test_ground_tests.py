@@ -22,8 +22,13 @@ def imported_tests(source: str) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[-1].startswith("test_"))
 
 
+def sources() -> list[Path]:
+    """Our files below tests/."""
+    return [path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts]
+
+
 def test_no_file_imports_a_test_module() -> None:
-    found = {str(path.relative_to(TESTS)): list(imported_tests(path.read_text())) for path in TESTS.rglob("*.py")}
+    found = {str(path.relative_to(TESTS)): list(imported_tests(path.read_text())) for path in sources()}
     assert {path: names for path, names in found.items() if names} == {}
 
 
@@ -34,7 +39,7 @@ def test_an_import_of_a_test_module_is_found() -> None:
 
 def test_the_reason_of_each_test_that_only_a_long_run_has_names_the_option() -> None:
     marks = re.compile(r"skipif\(\s*not IS_LONG,\s*reason=([^)]*)")
-    reasons = [reason for path in TESTS.rglob("*.py") for reason in marks.findall(path.read_text())]
+    reasons = [reason for path in sources() for reason in marks.findall(path.read_text())]
     assert reasons
     assert [reason for reason in reasons if "--long" not in reason] == []
 
