@@ -81,7 +81,10 @@ def _limit_set(rows: Rows, event: Detail, _at_ms: int) -> None:
 
 
 def _merchant_added(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows[event["name"],] = (event["origin"], event["settings"])
+    rows[event["name"],] = (
+        event["origin"],
+        json.dumps(event["settings"], separators=(",", ":"), sort_keys=True),
+    )
 
 
 def _merchant_removed(rows: Rows, event: Detail, _at_ms: int) -> None:

@@ -136,6 +136,8 @@ def test_a_read_token_sees_who_changed_what_and_which_calls_were_refused(busy: S
     lines = [re.sub(" +", " ", masked(line)) for line in told.out.splitlines()]
     refusal = f"bot refused with limit_exceeded: t POST /chat pay_{24 * '0'}"
     assert [line.removeprefix("2026-01-01 00:00:00 ") for line in lines] == [
+        "operator app operator added (approve, operate, pay, read)",
+        "operator token issued for the app operator",
         "operator app bot added (pay)",
         "operator token issued for the app bot",
         "operator limit per day of app bot: 5 ADA",
@@ -176,7 +178,7 @@ def test_the_log_is_followed_from_the_oldest_entry_since_a_time_until_its_reader
     following = spawn(*command, "--config", busy.config, stdout=PIPE, stderr=PIPE)
     lines = map(json.loads, iter(following.stdout.readline, ""))
     oldest = next(lines)
-    assert (oldest["event"], oldest["detail"]["name"]) == ("app_added", "bot")
+    assert (oldest["event"], oldest["detail"]["name"]) == ("app_added", "operator")
     assert any(one["event"] == "app_revoked" for one in lines), "the newest entry so far"
     assert busy.payagent("limits", "set", "--per-week", "70 ADA").code == 0
     told = next(lines)
