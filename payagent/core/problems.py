@@ -840,7 +840,7 @@ PROBLEMS: dict[str, Problem] = {
         "The 402 sells another resource than the requested one",
         "Request the resource that it names. If both are the same, the merchant should name the URL of the "
         "request. If only host or port differ, set merchants.NAME.resource_origins.",
-        agent="If you want what the 402 sells, call the URL that the detail names. Otherwise tell a person.",
+        agent=_MERCHANTS_FAULT,
     ),
     "restored_recently": Problem(
         503,
@@ -987,7 +987,7 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The merchant requires X-Wallet-Address",
         "Repeat the call with X-Wallet-Address. `payagent wallet address` prints the address.",
-        agent="Leave X-Wallet-Address out of `headers`, so that payagent names the wallet.",
+        agent="If you set X-Wallet-Address in `headers`, leave it out. Otherwise tell a person.",
     ),
     "websocket_not_supported": Problem(
         501, 2, "The proxy does not support WebSockets", "Connect to the merchant directly.", money=""

@@ -21,6 +21,7 @@ from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport, time_limit
 from payagent.core.cost_headers import DRY_RUN_HEADER, MAX_COST_HEADER
 from payagent.core.money import parse_bound
+from payagent.core.origin import MCP
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
 from payagent.mcp.daemon import AppClient, Payer, paying
@@ -77,8 +78,8 @@ class Call:
                 detail = "needs a name of letters, digits and dashes, and a value of printable ASCII"
                 raise own_error("bad_request", f"the header {name[:60]!a} {detail}")
         method = (method or ("POST" if body else "GET")).upper()
-        if not _METHOD.fullmatch(method):
-            raise own_error("bad_request", f"the method {method[:60]!a} is not one word such as POST")
+        if not _METHOD.fullmatch(method) or method == MCP:
+            raise own_error("bad_request", f"the method {method[:60]!a} is none of HTTP, such as POST")
         server_origin(url)
         defaults = {"user-agent": USER_AGENT} | ({"content-type": "application/json"} if body else {})
         return cls(

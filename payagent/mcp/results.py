@@ -289,7 +289,7 @@ def budget_left(limits: Sequence[Left]) -> list[str]:
     """What the app's own limits leave, in a few words. Without one, the limits that apps share."""
     names = [one.limit + (f" at {one.merchant}" if one.merchant else "") for one in limits]
     own = [f"{name}: {one.left.text}" for name, one in zip(names, limits, strict=True) if one.left is not None]
-    return own or [f"{name}: {one.most.text}, shared" for name, one in zip(names, limits, strict=True)]
+    return own or [f"{name}: at most {one.most.text}, shared" for name, one in zip(names, limits, strict=True)]
 
 
 def amounts(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,9 +323,14 @@ def paid(row: Mapping[str, Any], awaiting: str | None) -> Paid:
         created_at=row["created_at"],
         awaiting=awaiting,
         **amounts(row),
-        **(refusal(**row["reason"]) if row.get("reason") else {}),
+        **(_why(**row["reason"]) if row.get("reason") else {}),
         **(deciding(awaiting) if awaiting else {}),
     )
+
+
+def _why(code: str, reason: str | None, detail: str, **_more: object) -> dict[str, Any]:
+    """Why a payment of the past ended. What to do about it then is nothing to do now."""
+    return {"code": name_of(code, reason), "refusal": {"detail": plain(detail)}}
 
 
 def readable(body: bytes, content_type: str) -> tuple[str, Literal["base64"] | None]:

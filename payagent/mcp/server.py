@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import httpx
 from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
@@ -103,7 +103,8 @@ class AgentTools:
         value = results.Fetched(outcome="pending", payment_id=payment["id"], budget_left=await self._left())
         text = f"{payment['id'] or 'This call'} is not finished: {payment['state']}."
         value.money = "This call is paid at most once."
-        value.fix = "Repeat this call unchanged to get the answer: it pays nothing more."
+        more = "it pays nothing more" if payment["id"] else "nothing is paid yet"
+        value.fix = f"Repeat this call unchanged to get the answer: {more}."
         if payment["state"] == "awaiting_approval":
             value.outcome = "awaiting_approval"
             told = results.deciding(self.decide_at(payment))
@@ -183,7 +184,7 @@ class AgentTools:
         if "refusal" in quote:
             told |= results.refusal(**quote["refusal"])
         elif "approval" in quote:
-            told["fix"] = PROBLEMS["approval_required"].agent
+            told["fix"] = "Call `fetch` with the same arguments: it asks a person, who sees your `reason`."
         value = results.Quoted(
             allowed=quote["within_limits"],
             needs_approval="approval" in quote,
@@ -275,7 +276,7 @@ class _Server(MCPServer):
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
-            if not isinstance(error.__cause__, ValidationError):
+            if isinstance(error, UnexpectedToolError) or not isinstance(error.__cause__, ValidationError):
                 raise
             wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.__cause__.errors()]
             kind = results.Fetched if name in ("fetch", "mcp_call") else results.Refusal

@@ -62,7 +62,8 @@ async def test_a_refusal_says_what_to_do_in_its_structure_and_is_one_object(
             assert got["code"] == "limit_exceeded"
             assert "max_total" in got["refusal"]["detail"]
             assert "`max_cost`" in got["fix"]
-            assert got["budget_left"] == ["per_payment: 1000 ADA, shared", "per_day: 100000 ADA, shared"]
+            shared = ["per_payment: at most 1000 ADA, shared", "per_day: at most 100000 ADA, shared"]
+            assert got["budget_left"] == shared
             assert "detail" not in got
         elsewhere = shown(await wallet.call_tool("fetch", {"url": "http://127.0.0.1:9/"}))
         wrong = shown(await wallet.call_tool("fetch", {**call, "headers": {"X-Payagent-Max-Cost": "9 ADA"}}))
@@ -77,6 +78,16 @@ async def test_a_paid_answer_that_failed_says_what_to_do_in_its_structure(peer_m
     assert (got["outcome"], got["code"], got["status"]) == ("paid_not_served", "paid_not_served", 422)
     assert "Repeat this call unchanged" in got["fix"]
     assert peer_market.payments[0].delivery is not Delivery.ACCEPTED
+
+
+async def test_a_paid_answer_that_breaks_off_is_not_called_unpaid(peer_market: Market, peer: Peer) -> None:
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\nConnection: close\r\n\r\nhalf"
+    peer.answers["/chat"] = Paywall(serve=saying(half))
+    async with peer_market.wallet(answer_after_s=2) as wallet:
+        got = shown(await wallet.call_tool("fetch", {"url": f"{peer.url}/chat"}))
+    (paid,) = peer_market.payments
+    assert (got["outcome"], got["payment_id"]) == ("pending", paid.id)
+    assert "Repeat this call unchanged" in got["fix"]
 
 
 async def test_price_fee_and_total_mean_the_same_in_each_result(peer_market: Market, peer: Peer) -> None:
