@@ -49,7 +49,9 @@ class Forked:
 
     def _told(self, timeout_s: float) -> int | None:
         """The next number from the server, unless there is none yet."""
-        if not select.select([self._status], [], [], timeout_s)[0]:
+        ready = select.poll()  # select() takes no descriptor above 1023
+        ready.register(self._status, select.POLLIN)
+        if not ready.poll(timeout_s * 1000):
             return None
         number = os.read(self._status, NUMBER_BYTES)
         assert len(number) == NUMBER_BYTES, "the fork server has ended"
