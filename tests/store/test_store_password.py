@@ -7,8 +7,10 @@ from contextlib import closing
 
 import pytest
 from kit.postgresql import Server, needs_postgresql
+from pydantic import ValidationError
 
 from payagent.core.problems import Refused
+from payagent.settings.schema import StoreSettings
 from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.committer import PostgresqlCommitter
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection
@@ -39,6 +41,15 @@ def test_another_host_is_refused_unless_its_certificate_and_name_are_checked(
         with pytest.raises(Refused, match="sslmode=verify-full") as refused:
             make(Database(url, PASSWORD))
         assert refused.value.code == "config_invalid"
+
+
+@pytest.mark.parametrize(
+    "where", ["u:secret@localhost/d", "u@localhost/d?password=x", "u@localhost/d?sslpassword=x"]
+)
+def test_a_url_with_a_password_is_refused(where: str) -> None:
+    """Doctor and errors show the URL."""
+    with pytest.raises(ValidationError, match="url has a password"):
+        StoreSettings(url=f"postgresql://{where}")
 
 
 @needs_postgresql
