@@ -321,6 +321,7 @@ def checked(receipt: Receipt) -> list[str]:
         checks += [
             "each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but the "
             "wallet, and are signed with the wallet's key",
+            "pycardano reads the same in these bytes",
             "the holds and entries match the bytes, and the proof's headers are made from them",
         ]
     return checks

@@ -16,6 +16,7 @@ from kit.pages import blocks
 
 from payagent.cli.ledger import show_reconciled
 from payagent.cli.terminal import Terminal
+from payagent.wallet import tx_decode
 
 OTHER = "b" * 64 + "#0"
 BIN = Path(sys.executable).parent
@@ -37,7 +38,7 @@ def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -
         "export-to-accounting": "Export to an accounting program",
     }
     parts = [blocks(title, f"docs/how-to/{name}.md") for name, title in pages.items()]
-    assert [len(part) for part in parts] == [2, 1, 1, 4, 1]
+    assert [len(part) for part in parts] == [3, 1, 1, 4, 1]
     script = "set -e\n" + "".join(block for part in parts for block in part)
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
@@ -65,6 +66,39 @@ def test_verify_summarizes_in_a_line_and_ledger_filters_apply(paid: Shop) -> Non
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
     refused = paid.payagent("ledger", "export", "--merchant", "nobody")
     assert (refused.code, refused.out, refused.problem) == (2, "", "bad_request")
+
+
+def test_the_second_reader_reads_every_transaction_again(paid: Shop) -> None:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db")) as conn:
+        (count,) = conn.execute("SELECT COUNT(*) FROM attempts").fetchone()
+    verified = paid.payagent("ledger", "verify", "--second-reader", "--json")
+    assert (verified.code, verified.json["clean"], verified.json["findings"]) == (0, True, [])
+    assert verified.json["checked"]["second_reader"] == count > 0
+    human = paid.payagent("ledger", "verify", "--second-reader", "--human")
+    assert f", {count} transactions read again by pycardano\n" in human.out
+
+
+def test_what_the_second_reader_finds_is_reported_and_exits_1(
+    paid: Shop, receipt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command's own decoder reads each fee wrongly. The daemon's does not, so nothing else finds it."""
+    right = tx_decode._field
+
+    def wrong(buf: bytes, at: int, key: int, name: str) -> tuple[int, int]:
+        value, end = right(buf, at, key, name)
+        return value + (key == 2), end
+
+    monkeypatch.setattr(tx_decode, "_field", wrong)
+    verified = paid.payagent("ledger", "verify", "--second-reader")
+    assert (verified.code, verified.json["clean"]) == (1, False)
+    found = verified.json["findings"]
+    assert len(found) == verified.json["found"] == verified.json["checked"]["second_reader"]
+    assert {one["table"] for one in found} == {"attempts"}
+    assert all(one["what"].startswith("pycardano reads the fee ") for one in found)
+    (tmp_path / "receipt.json").write_text(receipt)
+    checked = invoke("ledger", "verify", "--receipt", tmp_path / "receipt.json")
+    whats = [one["what"] for one in checked.json["findings"]]
+    assert (checked.code, any(what.startswith("pycardano reads the fee ") for what in whats)) == (1, True)
 
 
 def test_reconcile_exits_0_when_clean_and_4_when_the_chain_cannot_be_read(paid: Shop) -> None:

@@ -1,7 +1,7 @@
 """The ledger, and the results of checking it. May import: core, agent, audit, store.rows, pydantic. Never: I/O."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -48,6 +48,17 @@ class LedgerEntry(BaseModel):
 
 class Entries(BaseModel):
     entries: list[LedgerEntry]
+    cursor: str | None
+
+
+class LedgerTransaction(BaseModel):
+    payment: str
+    tx_hash: str
+    cbor: Annotated[str, Field(description="The signed bytes, in hex.")]
+
+
+class Transactions(BaseModel):
+    transactions: list[LedgerTransaction]
     cursor: str | None
 
 

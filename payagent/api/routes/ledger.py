@@ -30,9 +30,11 @@ from payagent.api.models.ledger import (
     LedgerEntry,
     LedgerFinding,
     LedgerRefusal,
+    LedgerTransaction,
     MonthReport,
     Refusals,
     Spending,
+    Transactions,
     VerifyReport,
 )
 from payagent.api.models.openapi import gives
@@ -48,6 +50,7 @@ from payagent.core.ledger import Kind
 from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
+from payagent.store.audit.payment_records import signed_transactions
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, refusals
 from payagent.store.rows.journal import Selection, SpendKey
@@ -192,6 +195,20 @@ async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> Json
     rows = await _read(caller.context, page)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
     return JsonResponse(Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=cursor))
+
+
+@router.get(
+    "/transactions",
+    summary="List the bytes of every signed transaction, newest first",
+    responses=gives(Transactions, 200),
+)
+async def transactions(caller: Auditor, query: Annotated[Page, Query()]) -> JsonResponse:
+    """For readers that decode them on their own, as `payagent ledger verify --second-reader` does."""
+    page = partial(signed_transactions, before_seq=query.before, limit=query.limit)
+    rows = await _read(caller.context, page)
+    listed = [LedgerTransaction(payment=row.payment_id, tx_hash=row.tx_id, cbor=row.cbor.hex()) for row in rows]
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    return JsonResponse(Transactions(transactions=listed, cursor=cursor))
 
 
 async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:

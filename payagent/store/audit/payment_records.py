@@ -35,6 +35,15 @@ class SignedRow(NamedTuple):
     signed_at_ms: int
 
 
+class SignedTransaction(NamedTuple):
+    """The bytes of an attempt. `seq`: its place in the order of signing."""
+
+    seq: int
+    payment_id: str
+    tx_id: str
+    cbor: bytes
+
+
 class EventRow(NamedTuple):
     """An event. Events are the most frequent rows."""
 
@@ -247,6 +256,15 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             ),
             reserved=frozenset(ref for _, ref in belongings["reservations"]),
         )
+
+
+def signed_transactions(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[SignedTransaction]:
+    """A page of all transactions that were signed, newest first."""
+    rows = conn.execute(
+        "SELECT rowid, payment_id, tx_id, cbor FROM attempts WHERE rowid < ? ORDER BY rowid DESC LIMIT ?",
+        (_MOST if before_seq is None else before_seq, limit),
+    )
+    return [SignedTransaction._make(row) for row in rows]
 
 
 _SERVED = """
