@@ -79,7 +79,7 @@ def _output(output: "TransactionOutput") -> tuple[str, int, dict[str, int]]:
         for policy, names in (output.amount.multi_asset or {}).items()
         for name, units in names.items()
     }
-    return bytes(output.address).hex(), output.amount.coin, assets
+    return bytes(output.address).hex(), output.lovelace, assets
 
 
 def _commitment(tx: "Transaction") -> str | None:
