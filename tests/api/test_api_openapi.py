@@ -50,6 +50,7 @@ async def test_the_openapi_document_lists_every_operation_and_links_to_no_other_
         "get /v1/ledger/report",
         "get /v1/ledger/snapshot",
         "get /v1/ledger/spend",
+        "get /v1/ledger/transactions",
         "get /v1/ledger/verify",
         "get /v1/limits",
         "get /v1/log",

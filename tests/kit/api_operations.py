@@ -64,6 +64,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "get /v1/ledger/refusals": (FORBIDDEN, None),
     "get /v1/ledger/report": (FORBIDDEN, None),
     "get /v1/ledger/verify": (FORBIDDEN, None),
+    "get /v1/ledger/transactions": (FORBIDDEN, None),
     "get /v1/ledger/export": (FORBIDDEN, None),
     "get /v1/ledger/snapshot": (FORBIDDEN, None),
     "get /v1/ledger/reconcile": (FORBIDDEN, None),
