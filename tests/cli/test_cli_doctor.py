@@ -18,7 +18,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
-from payagent.daemon import make_config
+from payagent.daemon.compose import make_config
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
