@@ -96,7 +96,8 @@ async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[N
     """
     settings, redactor, is_lost = startup.settings, startup.redactor, threading.Event()
     links = _approval_links(settings, redactor, startup.ports.randomness)
-    egress = _egress(settings)
+    private = (merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network)
+    egress = Egress(frozenset(urlsplit(origin).hostname or "" for origin in private))
     async with AsyncExitStack() as stack:
         records = {
             number: SignerFile(settings.data_dir / signer_file(number))
@@ -310,12 +311,6 @@ def make_config(settings: Settings, own: Address, redactor: Redactor) -> AgentCo
         for name, merchant in settings.merchants.items()
     }
     return file_config(settings, own, keys)
-
-
-def _egress(settings: Settings) -> Egress:
-    """Return the rules for where calls to merchants may go."""
-    origins = (merchant.origin for merchant in settings.merchants.values() if merchant.allow_private_network)
-    return Egress(frozenset(urlsplit(origin).hostname or "" for origin in origins))
 
 
 def _target(settings: NotificationSettings, redactor: Redactor, fleet: Fleet, bots: set[str]) -> TargetPort:

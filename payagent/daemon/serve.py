@@ -32,6 +32,7 @@ from payagent.api.http.rate_limit import Rates
 from payagent.api.http.server import listen_tcp, make_server
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tls import server_context
+from payagent.chain.open import kind_of
 from payagent.core.network import NETWORKS
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
@@ -102,9 +103,8 @@ def serve(
     `ledger_missing`, `ledger_newer`, `store_failed`. Ends with `lease_lost` when another daemon opened the ledger.
     Ends with `signer_lost` when the signer process has ended: only a new start can unlock the key again.
     """
-    _require_sound_install()
+    _require_ready_to_start(settings, config)
     sandbox.keep_to_itself()
-    _require_private_place(settings.data_dir, config)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)) as held:
         ledger = settings.data_dir / LEDGER_FILE if settings.store.url is None else None
@@ -136,7 +136,7 @@ def serve(
                 raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
 
 
-def _require_sound_install() -> None:
+def _require_ready_to_start(settings: Settings, config: Path) -> None:
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
     if any(distributions(name="cardano-payagent-client")):
@@ -146,12 +146,11 @@ def _require_sound_install() -> None:
             "cardano-payagent-client is installed beside the daemon and may have replaced files of it. "
             "Install payagent into a new environment, without that package",
         )
-
-
-def _require_private_place(data_dir: Path, config: Path) -> None:
-    if not data_dir.is_dir():
-        raise Refused("config_invalid", f"{data_dir} does not exist; create it with `payagent init`")
-    require_private(data_dir)
+    for name, provider in settings.chain.named.items():
+        kind_of(name, provider)
+    if not settings.data_dir.is_dir():
+        raise Refused("config_invalid", f"{settings.data_dir} does not exist; create it with `payagent init`")
+    require_private(settings.data_dir)
     require_unchanged_by_others(config)
 
 

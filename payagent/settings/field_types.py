@@ -27,7 +27,7 @@ from payagent.core.money import (
     parse_count,
 )
 from payagent.core.notifications import TYPES, matches
-from payagent.core.origin import DEFAULT_PORTS, is_blockfrost, is_this_machine, parse_origin
+from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 
@@ -78,10 +78,7 @@ def _url(value: str) -> str:
 
 def parse_base_url(value: str) -> str:
     """Return a provider's base URL without a final slash. Raises ValueError, with what to write."""
-    url = _url(value).rstrip("/")
-    if is_blockfrost(url) and urlsplit(url).path != "/api/v0":
-        raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
-    return url
+    return _url(value).rstrip("/")
 
 
 def _safe(value: str) -> str:

@@ -100,9 +100,9 @@ class ApiSettings(SettingsTable):
 
 
 class ProviderSettings(SettingsTable):
-    """A chain provider. payagent appends only the API's paths to `base_url`."""
+    """A chain provider. payagent appends only the API's paths to `base_url`. `chain.open` has the kinds."""
 
-    kind: Literal["blockfrost"]
+    kind: str
     base_url: BaseUrl
     project_id_file: AbsolutePath | None = None
 

@@ -110,6 +110,13 @@ def test_doctor_names_a_missing_project_id(safe: Path) -> None:
     assert "https://blockfrost.io" in check["fix"]
 
 
+def test_doctor_names_a_provider_of_an_unknown_kind(safe: Path) -> None:
+    safe.write_text(safe.read_text().replace('kind = "blockfrost"', 'kind = "blockfrots"', 1))
+    check = checks(safe)["provider 1"]
+    assert (check["ok"], check["code"]) == (False, "config_invalid")
+    assert "write one of blockfrost" in check["detail"]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")
 def test_doctor_names_an_empty_wallet_with_its_address_and_a_working_call_of_the_faucet(
     closed_shop: Shop, data: Path
