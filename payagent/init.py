@@ -170,9 +170,11 @@ def config_text(choices: Choices) -> str:
             "# Holds ledger.db, keystore.json and operator.token.",
             _path("data_dir", choices.data_dir),
         ]
-    lines += ["", "[[chain.providers]]", f"kind = {_quote(FIRST_KIND)}"]
-    lines.append("# The complete base URL: nothing is appended.")
-    lines.append(f"base_url = {_quote(choices.chain_url)}")
+    lines += [
+        *("", "[[chain.providers]]", f"kind = {_quote(FIRST_KIND)}"),
+        "# The complete base URL: nothing is appended.",
+        f"base_url = {_quote(choices.chain_url)}",
+    ]
     if choices.project_id_file is not None:
         lines.append(_path("project_id_file", choices.project_id_file))
     for name, origin in choices.merchants.items():

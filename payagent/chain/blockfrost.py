@@ -110,7 +110,7 @@ class Blockfrost:
             raise Refused("config_invalid", f"provider {name}: base_url is not an http(s) URL")
         if project_id is not None and not _PROJECT_ID.fullmatch(project_id):
             raise Refused("config_invalid", f"provider {name}: the project id is not visible ASCII")
-        self._name, self.rate = name, rate
+        self.name, self.rate = name, rate
         self._timeouts = timeouts or Timeouts()
         self._secret = project_id
         self._http = ProviderClient(self._timeouts.connect_s)
@@ -121,11 +121,7 @@ class Blockfrost:
         self._api.project_id, self._api.api_version = project_id, None
 
     def __repr__(self) -> str:
-        return f"Blockfrost({self._name!r})"
-
-    @property
-    def name(self) -> str:
-        return self._name
+        return f"Blockfrost({self.name!r})"
 
     async def tip(self) -> Read[Tip]:
         return await self._read("tip", parse_tip, "/blocks/latest")

@@ -81,11 +81,6 @@ class Startup:
     redactor: Redactor
     checkpoint: Checkpoint
 
-    @property
-    def own(self) -> Address:
-        """The address of the first account, to which the ledger is bound."""
-        return self.signer.accounts[0].address
-
 
 @asynccontextmanager
 async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[None]]) -> AsyncIterator[Running]:
@@ -117,7 +112,12 @@ async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[N
         merchants = MerchantClient(egress.transport())
         stack.push_async_callback(merchants.aclose)
         await _require_right_clock(providers, startup.ports.clock.now_ms)
-        front = await _front(startup, store, providers, is_alone=seat is None)
+        own = startup.signer.accounts[0].address
+        config = make_config(settings, own, redactor)
+        with opening(settings.store.url or settings.data_dir / LEDGER_FILE):
+            await _bind(*store, settings.network, own)
+            signer = startup.signer if seat is None else NoSigner()
+            front = Agent(config, startup.ports, *store, providers, signer)
         first = HeldAccount(front, TopupRunner(front, merchants))
         jobs = AccountJobs(startup, front, store, merchants, records)
         fleet = Fleet(first) if seat is None else _shared_fleet(startup, first, seat, jobs)
@@ -190,11 +190,13 @@ class AccountJobs:
         return held
 
     async def stop(self, held: HeldAccount) -> None:
+        """End the jobs of an account. A run that has begun is not cut off."""
         scheduler, chats = self._running.pop(held)
         await end(*chats)
         await scheduler.stop()
 
     def heartbeat(self) -> tuple[str | None, bool]:
+        """As `Heartbeat`, for the passes of all accounts."""
         schedulers = [scheduler for scheduler, _ in self._running.values()]
         late = next((why for scheduler in schedulers if (why := scheduler.stale())), None)
         return late, not schedulers or any(scheduler.is_watching() for scheduler in schedulers)
@@ -214,15 +216,6 @@ def note_settings(fleet: Fleet, unit: Unit, settings: Settings) -> None:
     """Tell the rest of a fleet, in the commit of a reload, that this daemon has other settings now."""
     if isinstance(fleet, SharedFleet):
         fleet.note_settings(unit, shared_settings_hashes(settings))
-
-
-async def _front(startup: Startup, store: Store, providers: Sequence[ChainProvider], *, is_alone: bool) -> Agent:
-    """The agent that reads for all accounts. It also pays, if the daemon `is_alone` on its ledger."""
-    settings, signer = startup.settings, startup.signer
-    config = make_config(settings, startup.own, startup.redactor)
-    with opening(settings.store.url or settings.data_dir / LEDGER_FILE):
-        await _bind(*store, settings.network, startup.own)
-        return Agent(config, startup.ports, *store, providers, signer if is_alone else NoSigner())
 
 
 async def _bind(writer: Writer, readers: Readers, network: str, own: Address) -> None:

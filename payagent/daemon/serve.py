@@ -42,8 +42,7 @@ from payagent.daemon.stop import StoppedError, stop
 from payagent.dashboard.app import HOST, Doors
 from payagent.dashboard.build import create_dashboard
 from payagent.log import Redactor
-from payagent.proxy.app import Bounds as ProxyBounds
-from payagent.proxy.app import ProxyApp
+from payagent.proxy.app import Bounds, ProxyApp
 from payagent.secret_file import (
     require_private,
     require_unchanged_by_others,
@@ -262,7 +261,7 @@ def _applications(startup: Startup, parts: Running) -> tuple[ProxyApp, ASGIApp]:
         sessions=sessions,
         notifiers={one.name: one for one in notifiers},
     )
-    bounds = ProxyBounds(
+    bounds = Bounds(
         *(limits.body_buffer_bytes_max, limits.read_timeout_s, limits.payment_timeout_s),
         *(api.allowed_hosts, rates),
     )
@@ -296,7 +295,7 @@ def _read_on_sighup(startup: Startup, fleet: Fleet, reread: Callable[[], Setting
         fleet.context,
         startup.settings,
         partial(_reread, startup.config, reread),
-        partial(make_config, own=startup.own, redactor=startup.redactor),
+        partial(make_config, own=startup.signer.accounts[0].address, redactor=startup.redactor),
         partial(note_settings, fleet),
     )
     tasks: set[asyncio.Task[None]] = set()
