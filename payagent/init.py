@@ -1,7 +1,7 @@
 """Creates everything for a first start: data folder, config, keystore, ledger with its first app, token.
 
 It also changes a keystore's passphrase. Start with `initialise`.
-May import: core, settings, wallet, store, agent.base, agent.operator.limits, api.http.
+May import: core, settings, wallet, chain.open, store, agent.base, agent.operator.limits, api.http.
 Never: asks a question or prints (the CLI does); overwrites a file; leaves half of its work behind when it fails.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from payagent.agent.base.ports import Ports
 from payagent.agent.operator.limits import write_limits
 from payagent.api.http.tokens import hash_token, new_token
+from payagent.chain.open import FIRST_KIND, KINDS, kind_of
 from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
@@ -31,6 +32,9 @@ from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
 from payagent.wallet import new_keystore as creation
 from payagent.wallet.keystore import Header
+
+PROVIDER = KINDS[FIRST_KIND]
+"""The kind of chain provider that the new config has."""
 
 APP_NAME = "operator"
 PASSPHRASE_LENGTH_MIN = 8
@@ -102,6 +106,8 @@ def initialise(
         write_new(choices.config, config_text(choices), undo)
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
+        for name, provider in settings.chain.named.items():
+            kind_of(name, provider)
         require_config_out_of_reach(settings, [choices.config], [settings.data_dir])
         make_private_folder(settings.data_dir, undo, config=choices.config)
         require_none(settings.data_dir)
@@ -164,8 +170,11 @@ def config_text(choices: Choices) -> str:
             "# Holds ledger.db, keystore.json and operator.token.",
             _path("data_dir", choices.data_dir),
         ]
-    lines += ["", "[[chain.providers]]", 'kind = "blockfrost"', "# The complete base URL: nothing is appended."]
-    lines.append(f"base_url = {_quote(choices.chain_url)}")
+    lines += [
+        *("", "[[chain.providers]]", f"kind = {_quote(FIRST_KIND)}"),
+        "# The complete base URL: nothing is appended.",
+        f"base_url = {_quote(choices.chain_url)}",
+    ]
     if choices.project_id_file is not None:
         lines.append(_path("project_id_file", choices.project_id_file))
     for name, origin in choices.merchants.items():

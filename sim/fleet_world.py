@@ -18,7 +18,7 @@ from random import Random
 
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.audit.signed_bytes import Owner
-from payagent.core.payment.machine import State
+from payagent.core.payment.machine import CANCELLABLE
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import DevnetBlock
 from payagent.store.db.opening import open_read_only
@@ -251,9 +251,7 @@ class FleetWorld(World):
             if self.rng.random() >= self.mix().operator_acts:
                 continue
             life = await self.life()
-            rows = payments.payments_in(
-                life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
-            )
+            rows = payments.payments_in(life.conn, CANCELLABLE)
             act = self.rng.choice(("split", "send", "resolve", "resolve"))
             self._is_ordering = True
             try:

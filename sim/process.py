@@ -3,7 +3,7 @@
 Everything in the daemon's memory is here and dies with it. The world owns what outlives it (disk, net, merchants,
 clients). Commits run on the event loop, sometimes several in one, as in the writer thread.
 
-May import: every room that daemon.py puts together, the rest of sim.
+May import: every room that the daemon puts together, the rest of sim.
 Never: cleans up after a death.
 """
 
@@ -272,7 +272,7 @@ class SimProcess(SimDaemon):
         self._recovery = Recovery(self.agent.context, record)
 
     async def begin(self) -> None:
-        """Start as daemon.py does: first recover what the ledger may lack, then start the jobs."""
+        """Start as the daemon does: first recover what the ledger may lack, then start the jobs."""
         await self._recovery.begin()
         self.spawn(self._every(1, self.chain_sync.run_once))
         self.spawn(self._every(1, lambda: self._recovery.run_once(self.chain_sync.provider_selection.view)))

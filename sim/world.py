@@ -22,7 +22,7 @@ from payagent.agent.topups.orders import TopupGoal
 from payagent.audit.signed_bytes import Owner
 from payagent.chain.provider import ChainProvider
 from payagent.core.money import LOVELACE
-from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment.machine import CANCELLABLE, ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import DevnetBlock
@@ -295,9 +295,7 @@ class World:
                 continue
             life = await self.life()
             agent = life.agent
-            rows = payments.payments_in(
-                life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
-            )
+            rows = payments.payments_in(life.conn, CANCELLABLE)
             act = self.rng.choice(
                 ("split", "send", "sweep", "resolve", "resolve", "spend elsewhere", "spend elsewhere")
             )

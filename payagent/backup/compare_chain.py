@@ -1,20 +1,19 @@
 """Compares a restored ledger with the current chain: UTxOs spent since the backup, and UTxOs that are new.
 
-May import: core, settings, chain, store, agent.base.
+May import: core, settings, chain, store, doctor.chain.
 Never: writes; takes a missing answer for an answer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.open import opened, require_found
-from payagent.chain.provider import ChainUtxo, Found
+from payagent.chain.provider import ChainUtxo
 from payagent.core.aggregate import UtxoRow
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
-from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
+from payagent.doctor.chain import usable_tip
 from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos
@@ -80,11 +79,5 @@ async def _utxos_by(
     settings: ProviderSettings, network: str, address: str, now_ms: Callable[[], int]
 ) -> tuple[ChainUtxo, ...]:
     async with opened("provider", settings, network) as provider:
-        view = ChainView(NETWORKS[network])
-        view.learn_genesis(require_found("genesis", await provider.genesis()))
-        view.learn_parameters(require_found("parameters", await provider.parameters()))
-        view.tip, view.problem = require_found("newest block", await provider.tip()), None
-        off_s = await provider.clock_off_s(now_ms)
-        require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
-        view.require_in_step(now_ms())
+        await usable_tip(provider, network, now_ms)
         return require_found("UTxOs", await provider.utxos(address))

@@ -3,7 +3,7 @@
 This is the only home of blockfrost-python. It holds the requests and their order. `provider_client` makes the
 calls, `blockfrost_parse` reads the answers. The library supplies the URL, the headers and the paging; its own
 requests have no timeout and read an answer of any length (decision 0025).
-May import: core, settings.schema, chain.blockfrost_parse, chain.submit_answers, chain.address_pages,
+May import: core, settings, chain.blockfrost_parse, chain.submit_answers, chain.address_pages,
 chain.provider, chain.provider_client.
 Never: raises because of something a provider did; shows the project id.
 """
@@ -42,6 +42,7 @@ from payagent.chain.provider import (
     Movement,
     NotFound,
     ProtocolParameters,
+    ProviderKind,
     Read,
     SubmitAnswer,
     Tip,
@@ -60,6 +61,7 @@ from payagent.chain.submit_answers import (
 from payagent.core.money import MAX_LOVELACE, parse_count
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
+from payagent.settings.field_types import parse_base_url
 from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
@@ -108,7 +110,7 @@ class Blockfrost:
             raise Refused("config_invalid", f"provider {name}: base_url is not an http(s) URL")
         if project_id is not None and not _PROJECT_ID.fullmatch(project_id):
             raise Refused("config_invalid", f"provider {name}: the project id is not visible ASCII")
-        self._name, self.rate = name, rate
+        self.name, self.rate = name, rate
         self._timeouts = timeouts or Timeouts()
         self._secret = project_id
         self._http = ProviderClient(self._timeouts.connect_s)
@@ -119,11 +121,7 @@ class Blockfrost:
         self._api.project_id, self._api.api_version = project_id, None
 
     def __repr__(self) -> str:
-        return f"Blockfrost({self._name!r})"
-
-    @property
-    def name(self) -> str:
-        return self._name
+        return f"Blockfrost({self.name!r})"
 
     async def tip(self) -> Read[Tip]:
         return await self._read("tip", parse_tip, "/blocks/latest")
@@ -340,9 +338,34 @@ class Blockfrost:
         return text.replace(self._secret, "[project id]") if self._secret else text
 
 
-def make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Blockfrost:
-    """Make the provider of a table of the config. A devnet has no rate limit."""
+def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Blockfrost:
+    """A devnet has no rate limit."""
     return Blockfrost(name, settings.base_url, secret, rate=None if network == "devnet" else RATE)
+
+
+def _is_own_service(url: str) -> bool:
+    """Whether a URL is Blockfrost's own service, which answers only with a project id."""
+    return (urlsplit(url).hostname or "").endswith(".blockfrost.io")
+
+
+def _parse_url(text: str) -> str:
+    url = parse_base_url(text)
+    if _is_own_service(url) and urlsplit(url).path != "/api/v0":
+        raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
+    return url
+
+
+KIND = ProviderKind(
+    _make,
+    {
+        "mainnet": "https://cardano-mainnet.blockfrost.io/api/v0",
+        "preprod": "https://cardano-preprod.blockfrost.io/api/v0",
+        "preview": "https://cardano-preview.blockfrost.io/api/v0",
+        "devnet": "http://127.0.0.1:8490/api/v0",
+    },
+    _parse_url,
+    _is_own_service,
+)
 
 
 def _given(fields: Mapping[str, T | None]) -> dict[str, T]:

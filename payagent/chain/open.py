@@ -1,6 +1,6 @@
 """Opens a chain provider by the kind that the config names. To add a kind, write its module and add its line here.
 
-No other module names a provider's class.
+No other module names a kind or its class: settings, init, doctor, backup and restore ask its `ProviderKind`.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import TypeVar
 
 from payagent.chain import blockfrost
-from payagent.chain.provider import ChainProvider, Found, Read
+from payagent.chain.provider import ChainProvider, Found, ProviderKind, Read
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
 from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
 
-KINDS: dict[str, Callable[[str, ProviderSettings, str, str | None], ChainProvider]] = {
-    "blockfrost": blockfrost.make
-}
-"""What makes a provider of each kind: of its name, its settings, the network, and its secret if it needs one."""
+KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND}
+
+FIRST_KIND = "blockfrost"
+"""The kind of provider that `payagent init` sets up."""
+
+
+def kind_of(name: str, settings: ProviderSettings) -> ProviderKind:
+    """Return the kind of a provider. Refused: `config_invalid` if it is unknown, or cannot have this base URL."""
+    if settings.kind not in KINDS:
+        raise Refused("config_invalid", f"provider {name}: kind: write one of {', '.join(KINDS)}")
+    try:
+        KINDS[settings.kind].parse_url(settings.base_url)
+    except ValueError as error:
+        raise Refused("config_invalid", f"provider {name}: base_url: {error}") from None
+    return KINDS[settings.kind]
 
 
 @asynccontextmanager
@@ -28,7 +39,7 @@ async def opened(
 ) -> AsyncIterator[ChainProvider]:
     """Make a provider, whose secret `read` reads, and close it at the end."""
     secret = None if settings.project_id_file is None else read(settings.project_id_file)
-    provider = KINDS[settings.kind](name, settings, network, secret)
+    provider = kind_of(name, settings).make(name, settings, network, secret)
     try:
         yield provider
     finally:

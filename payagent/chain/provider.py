@@ -3,16 +3,17 @@
 Reads are three-valued (rule 4). `Found` and `NotFound` are positive statements of the provider. Its view may be
 stale or on a fork. Everything else is `Unknown`: timeouts, limits, broken or contradictory answers. No method
 raises because of something a provider did.
-May import: the standard library, core.token_bucket.
+May import: the standard library, core.token_bucket, settings.schema.
 Never: I/O, a clock, a provider's library.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from payagent.core.token_bucket import Rate
+from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
 
@@ -248,3 +249,19 @@ class ChainProvider(ChainReader, Protocol):
 
     def pace(self, turn: Turn) -> None:
         """Take a turn before each further call of a read that may take many calls."""
+
+
+class ProviderKind(NamedTuple):
+    """What a kind of provider tells the rest of payagent. `chain.open` lists them."""
+
+    make: Callable[[str, ProviderSettings, str, str | None], ChainProvider]
+    """Makes one, of its name, its settings, the network, and its secret if it has one."""
+
+    urls: Mapping[str, str]
+    """The base URL that `payagent init` suggests, by network."""
+
+    parse_url: Callable[[str], str]
+    """Returns a base URL as it is used. Raises ValueError, with what to write."""
+
+    needs_secret: Callable[[str], bool]
+    """Whether the server at a base URL answers only with a secret."""

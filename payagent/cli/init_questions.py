@@ -14,8 +14,8 @@ import click
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import APP_NAME_PATTERN
 from payagent.core.money import parse_ada
-from payagent.core.network import BLOCKFROST_URLS, NETWORKS
-from payagent.core.origin import T_BACKEND, is_blockfrost
+from payagent.core.network import NETWORKS
+from payagent.core.origin import T_BACKEND
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
@@ -34,18 +34,19 @@ def ask_network(terminal: Terminal) -> str:
 
 
 def ask_chain_url(terminal: Terminal, network: str) -> str:
-    from payagent.settings.field_types import parse_base_url
+    from payagent.init import PROVIDER
 
     where = "`payagent devnet` prints its URL." if network == "devnet" else "The default is Blockfrost itself."
     terminal.say(f"\npayagent reads the chain from a server with Blockfrost's API.\n{where}")
-    return _ask("Base URL of the Blockfrost API", parse_base_url, BLOCKFROST_URLS[network])
+    return _ask("Base URL of the Blockfrost API", PROVIDER.parse_url, PROVIDER.urls[network])
 
 
 def ask_project_id_file(terminal: Terminal, chain_url: str, folder: Path) -> Path | None:
-    """Ask for the file with the project id, if the URL is Blockfrost's own."""
+    """Ask for the file with the project id, if the provider needs one."""
+    from payagent.init import PROVIDER
     from payagent.secret_file import read_secret_file
 
-    if not is_blockfrost(chain_url):
+    if not PROVIDER.needs_secret(chain_url):
         return None
 
     def parse(text: str) -> Path:

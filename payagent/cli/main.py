@@ -109,7 +109,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     # a SIGHUP during the slow imports waits until the daemon handles it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from payagent.cli.sd_notify import service_manager
-    from payagent.daemon import serve as run_daemon
+    from payagent.daemon.serve import serve as run_daemon
     from payagent.log import Redactor, configure_logging
     from payagent.settings.config_file import config_paths, find_config
     from payagent.settings.loading import load_settings

@@ -22,7 +22,7 @@ EVENTS_IN_WORDS = {
     "block_lost": "the block was rolled back: the money is held again, the same bytes are submitted again",
     "replace": "expired in no block: replaced by another attempt that spends the same nonce UTxO",
     "cancel": "being cancelled: its UTxOs return to the wallet",
-    "void": "void: it can never be on the chain",
+    "void": "void: nothing was paid",
     "deposit_rolled_back": "the deposit that it spends was rolled back: it can be neither completed nor cancelled",
     "deposit_restored": "the deposit that it spends is on the chain again",
     "time_over": "all its attempts expired: it is void once no rollback reaches that block",

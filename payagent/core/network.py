@@ -37,14 +37,6 @@ NETWORKS: dict[str, Network] = {
     "devnet": _network("devnet", 0, None),
 }
 
-BLOCKFROST_URLS = {
-    "mainnet": "https://cardano-mainnet.blockfrost.io/api/v0",
-    "preprod": "https://cardano-preprod.blockfrost.io/api/v0",
-    "preview": "https://cardano-preview.blockfrost.io/api/v0",
-    "devnet": "http://127.0.0.1:8490/api/v0",
-}
-"""Where `payagent init` expects the Blockfrost API of each network."""
-
 _BY_ALIAS = {alias: network for network in NETWORKS.values() for alias in network.aliases}
 
 

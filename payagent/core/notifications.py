@@ -11,7 +11,7 @@ from typing import Literal
 
 TYPES: Mapping[str, str] = {
     "payment.confirmed": "A payment is confirmed on the chain and posted in the ledger.",
-    "payment.void": "A payment can never be on the chain. Its money is available again.",
+    "payment.void": "A payment ended without paying. Its money is no longer held.",
     "payment.paid_not_served": "A payment stands, and the merchant did not serve what it was for.",
     "payment.reopened": "A payment was in a block and is not any more. Its money is held again.",
     "approval.asked": "A payment waits for a person.",

@@ -47,11 +47,6 @@ def is_t_backend(text: str) -> bool:
         return False
 
 
-def is_blockfrost(url: str) -> bool:
-    """Whether a provider's URL is Blockfrost's own service, which answers only with a project id."""
-    return (urlsplit(url).hostname or "").endswith(".blockfrost.io")
-
-
 def is_this_machine(host: str) -> bool:
     """Whether a host is `localhost` or a loopback address."""
     try:

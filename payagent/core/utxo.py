@@ -13,8 +13,8 @@ from payagent.core.problems import Refused
 
 
 class UtxoState(StrEnum):
-    PENDING = "pending"  # the transaction that makes it is in no block
-    AVAILABLE = "available"  # that transaction is in a block
+    PENDING = "pending"  # the transaction that makes it is in no block, or is a cancel of a payment not void yet
+    AVAILABLE = "available"  # that transaction is in a block, and if it is a cancel, its payment is void
     LOCKED = "locked"  # payagent never spends it, because it holds a datum or a script
     MISSING = "missing"  # a complete list of our UTxOs lacks it, which proves nothing
     SPENT = "spent"  # by an attempt of ours, or by a transaction outside payagent
@@ -28,9 +28,9 @@ class UtxoEvent(StrEnum):
     UNLISTED = "unlisted"  # a complete list lacks it
     DENIED = "denied"  # the providers repeatedly deny the transaction that deposited it
     DENIED_RESERVED = "denied_reserved"  # the same, while a payment has reserved it
-    LANDED = "landed"  # its maker is in a block
-    UNMADE = "unmade"  # its maker, an attempt of ours, lost its block
-    SPENT = "spent"  # by an attempt of ours in a block
+    LANDED = "landed"  # its maker's payment takes `seen_in_block`, or by its cancel `void_by_cancel`
+    UNMADE = "unmade"  # its maker's payment takes `block_lost` or `cancel_block_lost`
+    SPENT = "spent"  # the payment whose attempt spends it takes `seen_in_block`, or by its cancel `void_by_cancel`
     UNSPENT = "unspent"  # that attempt lost its block; the UTxO's own maker is in one
     UNSPENT_UNMADE = "unspent_unmade"  # that attempt lost its block, and so did the UTxO's maker
     SPENT_BY_OTHER = "spent_by_other"  # by a transaction outside payagent

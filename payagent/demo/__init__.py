@@ -3,7 +3,7 @@
 Start at `run_demo`, which plays the scenes. `fleet` plays those of several daemons. `stage` starts devnet and
 daemon; `verify` has the checks.
 
-May import: core.
+May import: core, devnet.merchant.
 Never: says that something happened which was not verified.
 """
 
@@ -16,6 +16,7 @@ from payagent.core.money import LOVELACE, format_ada
 from payagent.demo import verify
 from payagent.demo.purchase import Purchase, Say, say_payment, show_books, was_submitted
 from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
+from payagent.devnet.merchant import FLUX, T_BACKEND
 
 __all__ = ["DemoFailed", "run_demo"]
 
@@ -92,11 +93,11 @@ def _pay_flux(on: Stage, say: Say) -> None:
     say("")
     say("4. Another merchant's dialect")
     on.set_merchant(
-        asset=LOVELACE, price="3000000", splits=[{"role": "creator", "units": "1500000"}], dialect="flux"
+        asset=LOVELACE, price="3000000", splits=[{"role": "creator", "units": "1500000"}], dialect=FLUX
     )
     call = Purchase(on, "The same in another dialect, please.")
     payment = call.pay()
-    require(payment["dialect"] == "flux", f"the 402 was read as {payment['dialect']}")
+    require(payment["dialect"] == FLUX, f"the 402 was read as {payment['dialect']}")
     say_payment(payment, say)
     call.retry()
     say("   Served.")
@@ -105,7 +106,7 @@ def _pay_flux(on: Stage, say: Say) -> None:
 def _survive_kill(on: Stage, say: Say) -> None:
     say("")
     say("5. The daemon is killed between submission and answer")
-    on.set_merchant(dialect="t-backend", price="5000000", splits=[])
+    on.set_merchant(dialect=T_BACKEND, price="5000000", splits=[])
     on.control("faults", {"on": "submit", "kind": "hang", "accept": "now", "count": 1})
     call = Purchase(on, "Are you still there?")
     payment = call.pay()

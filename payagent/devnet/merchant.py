@@ -31,7 +31,7 @@ from payagent.devnet.setting_readers import BadSettings, choice, or_null, refuse
 DEVNET = NETWORKS["devnet"]
 MODES = ("additional", "inclusive", "outputs")
 FORMS = ("split", "outputs")
-DIALECTS = ("t-backend", "flux", "x402")
+T_BACKEND, FLUX, X402 = DIALECTS = ("t-backend", "flux", "x402")
 REPLAYS = ("serve", "refuse")
 PROOFS = ("either", "tx_hash", "signed_cbor")
 BALANCE_SHAPES = ("plain", "nested", "digits", "nonsense", "missing")
@@ -97,7 +97,7 @@ class Terms:
     batch: int = 1
     timeout_s: int = 300
     confirmations: int = 1
-    dialect: str = "t-backend"
+    dialect: str = T_BACKEND
     replays: str | None = None
     proof: str = "either"
     balance_shape: str = "plain"
@@ -105,7 +105,7 @@ class Terms:
     @property
     def sells_batches(self) -> bool:
         """Whether a payment buys more than one call."""
-        return self.batch > 1 and self.dialect != "x402"
+        return self.batch > 1 and self.dialect != X402
 
     @property
     def pay_to_units(self) -> int:
@@ -129,7 +129,7 @@ def read_settings(body: Mapping[str, object], now: Terms) -> Terms:
     changed = replace(now, **fields)
     if changed.pay_to_units <= 0:
         raise BadSettings("the splits leave nothing of the price")
-    if changed.dialect == "flux" and (changed.split_mode == "outputs" or changed.split_form == "outputs"):
+    if changed.dialect == FLUX and (changed.split_mode == "outputs" or changed.split_form == "outputs"):
         raise BadSettings("flux writes splits with their mode only: split_mode additional or inclusive")
     return changed
 

@@ -7,11 +7,10 @@ Never: submits a transaction.
 from collections.abc import Callable
 
 from payagent.agent.base.chain_view import ChainView, require_right_clock
-from payagent.chain.open import opened, require_found
-from payagent.chain.provider import ChainProvider, Found
+from payagent.chain.open import kind_of, opened, require_found
+from payagent.chain.provider import ChainProvider, Found, Tip
 from payagent.core.money import format_ada
 from payagent.core.network import NETWORKS, faucet_of
-from payagent.core.origin import is_blockfrost
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, own_address
 from payagent.settings.schema import Settings
@@ -26,8 +25,9 @@ async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Che
     wallet: CheckResult | None = None
     for index, (name, configured) in enumerate(settings.chain.named.items(), 1):
         try:
-            if configured.project_id_file is None and is_blockfrost(configured.base_url):
-                raise Refused("project_id_missing", "Blockfrost answers only with a project id, and there is none")
+            needs_secret = kind_of(name, configured).needs_secret(configured.base_url)
+            if needs_secret and configured.project_id_file is None:
+                raise Refused("project_id_missing", "it answers only with a project id, and there is none")
             async with opened(name, configured, settings.network) as provider:
                 answer = await _provider(provider, configured.base_url, settings.network, now_ms)
                 findings.append(CheckResult(f"provider {index}", answer))
@@ -53,20 +53,21 @@ async def _wallet(provider: ChainProvider, base_url: str, settings: Settings) ->
 
 
 async def _provider(provider: ChainProvider, base_url: str, network: str, now_ms: Callable[[], int]) -> str:
-    genesis, parameters, tip = (
-        await provider.genesis(),
-        await provider.parameters(),
-        await provider.tip(),
-    )
-    off_s = await provider.clock_off_s(now_ms)
-    submissions = await provider.takes_submissions()
-    newest = require_found("newest block", tip)
-    view = ChainView(NETWORKS[network])
-    view.learn_genesis(require_found("genesis", genesis))
-    view.learn_parameters(require_found("parameters", parameters))
-    view.tip, view.problem = newest, None
-    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # a fast clock makes blocks look old
-    slot = view.require_in_step(now_ms())
-    if submissions == Found(False):
+    newest, slot = await usable_tip(provider, network, now_ms)
+    if await provider.takes_submissions() == Found(False):
         raise Refused("chain_not_ready", "it has no /tx/submit: serve cardano-submit-api at the same address")
     return f"{base_url}: {network}, block {newest.height}, newest block {max(slot - newest.slot, 0)} s old"
+
+
+async def usable_tip(provider: ChainProvider, network: str, now_ms: Callable[[], int]) -> tuple[Tip, int]:
+    """Check that a provider is good enough to sign by. Returns its newest block, and the current slot.
+
+    Refused: `chain_not_ready`, `provider_untrusted`, `clock_skew`.
+    """
+    newest = require_found("newest block", await provider.tip())
+    view = ChainView(NETWORKS[network], tip=newest, problem=None)
+    view.learn_genesis(require_found("genesis", await provider.genesis()))
+    view.learn_parameters(require_found("parameters", await provider.parameters()))
+    off_s = await provider.clock_off_s(now_ms)
+    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # a fast clock makes blocks look old
+    return newest, view.require_in_step(now_ms())

@@ -44,6 +44,12 @@ from payagent.store.rows import about, events, journal, merchants, paired_chats
 from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keystore import read_header
 
+_SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
+    "webhook": lambda path: signing_key(read_secret_file(path)),
+    "telegram": lambda path: bot_token(read_secret_file(path)),
+}
+"""Reads the secret of a target of notifications, by its kind. Any other has one that is sent in a header."""
+
 
 def check_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
@@ -71,7 +77,8 @@ def _files(
     yield _fence(settings, config, environ)
     for target in settings.notifications:
         if target.secret_file is not None:
-            yield finding(f"secret of {target.name}", partial(_target_secret, target.kind, target.secret_file))
+            read = _SECRET_OF_TARGET.get(target.kind, read_header_secret)
+            yield finding(f"secret of {target.name}", partial(_secret, target.secret_file, read))
         if target.kind == "telegram":
             yield _chats(settings, target.name)
     if os.path.lexists(data_dir / LINKS_KEY_FILE):
@@ -194,7 +201,7 @@ def _set_at_run_time(settings: Settings) -> str:
     return ", ".join(parts)
 
 
-def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
+def _secret(path: Path, read: Callable[[Path], object] = read_secret_file) -> str:
     read(path)
     return f"{path} exists and is private"
 
@@ -202,9 +209,8 @@ def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
 def _words_on_disk(settings: Settings) -> CheckResult:
     """Recovery words still on disk. On the devnet they protect no money, so it is only a warning."""
     problem = f"{settings.data_dir / WORDS_FILE} holds them unencrypted: anyone who reads it can take the money"
-    if settings.is_devnet:
-        return CheckResult("recovery words", problem, is_warning=True)
-    return CheckResult("recovery words", problem, Refused("recovery_words_on_disk", problem))
+    refusal = None if settings.is_devnet else Refused("recovery_words_on_disk", problem)
+    return CheckResult("recovery words", problem, refusal, is_warning=settings.is_devnet)
 
 
 def _tls(settings: Settings) -> str:
@@ -212,17 +218,6 @@ def _tls(settings: Settings) -> str:
     if certificate is not None and key is not None:
         server_context(certificate, key)
     return f"{certificate} and {key} belong together"
-
-
-def _target_secret(kind: str, path: Path) -> str:
-    """Check the secret of a target of notifications, as its kind needs it."""
-    if kind == "webhook":
-        signing_key(read_secret_file(path))
-    elif kind == "telegram":
-        bot_token(read_secret_file(path))
-    else:
-        read_header_secret(path)
-    return f"{path} exists and is private"
 
 
 def _chats(settings: Settings, target: str) -> CheckResult:

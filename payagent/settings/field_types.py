@@ -27,7 +27,7 @@ from payagent.core.money import (
     parse_count,
 )
 from payagent.core.notifications import TYPES, matches
-from payagent.core.origin import DEFAULT_PORTS, is_blockfrost, is_this_machine, parse_origin
+from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 
@@ -52,16 +52,21 @@ def _or_advise(parse: Callable[[object], T], fix: str) -> Callable[[object], T]:
     return parsed
 
 
+def require(is_right: Callable[[T], object], fix: str) -> AfterValidator:
+    """Return a validator that raises `fix` unless the value is right."""
+
+    def check(value: T) -> T:
+        if not is_right(value):
+            raise ValueError(fix)
+        return value
+
+    return AfterValidator(check)
+
+
 def _absolute(value: object) -> Path:
     path = Path(value).expanduser() if isinstance(value, str | Path) and value else None
     if path is None or not path.is_absolute():
         raise ValueError('write an absolute path, or one that starts with "~/"')
-    return path
-
-
-def _socket_path(path: Path) -> Path:
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        raise ValueError(f"the path is too long. Write one of at most {SOCKET_PATH_BYTES_MAX} bytes")
     return path
 
 
@@ -78,23 +83,17 @@ def _url(value: str) -> str:
 
 def parse_base_url(value: str) -> str:
     """Return a provider's base URL without a final slash. Raises ValueError, with what to write."""
-    url = _url(value).rstrip("/")
-    if is_blockfrost(url) and urlsplit(url).path != "/api/v0":
-        raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
-    return url
+    return _url(value).rstrip("/")
 
 
-def _safe(value: str) -> str:
-    """Require that nobody on the network can read the traffic to a URL: https, or this machine."""
-    parts = urlsplit(value)
-    if parts.scheme != "https" and not is_this_machine(parts.hostname or ""):
-        raise ValueError("write a URL with https://. http:// is accepted only for this machine")
-    return value
+def is_safe(url: str) -> bool:
+    """Whether nobody on the network can read the traffic to a URL: https, or this machine."""
+    return urlsplit(url).scheme == "https" or is_this_machine(urlsplit(url).hostname or "")
 
 
-def _link_origin(value: str) -> str:
+def _is_safe_link(origin: str) -> bool:
     """Browsers never look up a name under localhost, so its requests stay on this machine."""
-    return value if (urlsplit(value).hostname or "").endswith(".localhost") else _safe(value)
+    return is_safe(origin) or (urlsplit(origin).hostname or "").endswith(".localhost")
 
 
 def _listen(value: str) -> str:
@@ -121,18 +120,6 @@ def _is_address(host: str) -> bool:
         return host == "localhost" or (ip_address(bare).version == 6) == (bare != host)
     except ValueError:
         return False
-
-
-def _host(value: str) -> str:
-    if not _HOST.fullmatch(value):
-        raise ValueError("write a lower-case name without a port, such as payagent.internal")
-    return value
-
-
-def _partner(value: str) -> str:
-    if not _VISIBLE.fullmatch(value):
-        raise ValueError("write 1 to 128 visible ASCII characters without spaces. The value is sent in a header")
-    return value
 
 
 def _level(value: object) -> tuple[str, int]:
@@ -162,33 +149,12 @@ def or_off(least: int, most: int) -> Callable[[object], int | None]:
     return parsed
 
 
-def _token(asset: str) -> str:
-    if asset == LOVELACE:
-        raise ValueError("name a native token. The limits of ADA are limits.per_payment and limits.per_day")
-    return asset
-
-
 def _token_name(name: str, info: ValidationInfo) -> str:
     if not _TOKEN_NAME.fullmatch(name) or name.lower() in ("ada", LOVELACE, "units"):
         raise ValueError("write a short name in ASCII such as USDM, and not the name of another unit")
     if info.data.get("decimals") is None:
         raise ValueError("set decimals too: amounts with the name are in whole tokens")
     return name
-
-
-def _target_name(name: str) -> str:
-    if not _MERCHANT_NAME.fullmatch(name):
-        raise ValueError("name it with lower-case letters and digits, and single - or _ between them")
-    return name
-
-
-def _event_pattern(pattern: str) -> str:
-    if not any(matches(pattern, event_type) for event_type in TYPES):
-        raise ValueError(
-            "no event is called that. Write a type of docs/reference/notifications.md, or its beginning and *, "
-            "such as approval.*"
-        )
-    return pattern
 
 
 def _token_units(value: object, info: ValidationInfo) -> int:
@@ -200,12 +166,6 @@ def _token_units(value: object, info: ValidationInfo) -> int:
         if units > 0 and named in (None, asset):
             return units
     raise ValueError('write a whole number of smallest units in quotes, such as "1000000", or "5 NAME"')
-
-
-def not_empty(rows: tuple[T, ...]) -> tuple[T, ...]:
-    if not rows:
-        raise ValueError("the list is empty. Write at least one table, such as [[chain.providers]]")
-    return rows
 
 
 def named(table: Mapping[str, T]) -> Mapping[str, T]:
@@ -229,18 +189,48 @@ Asset = Annotated[
     BeforeValidator(
         _or_advise(parse_asset, "write policy id and asset name in lower-case hex, joined or separated by a dot")
     ),
-    AfterValidator(_token),
+    require(
+        lambda asset: asset != LOVELACE,
+        "name a native token. The limits of ADA are limits.per_payment and limits.per_day",
+    ),
 ]
 TokenName = Annotated[str, AfterValidator(_token_name)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 Listen = Annotated[str, AfterValidator(_listen)]
-SocketPath = Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_path)]
-HostName = Annotated[str, AfterValidator(_host)]
+SocketPath = Annotated[
+    AbsolutePath,
+    require(
+        lambda path: len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX,
+        f"the path is too long. Write one of at most {SOCKET_PATH_BYTES_MAX} bytes",
+    ),
+]
+HostName = Annotated[
+    str, require(_HOST.fullmatch, "write a lower-case name without a port, such as payagent.internal")
+]
 BaseUrl = Annotated[str, AfterValidator(parse_base_url)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
-SafeOrigin = Annotated[Origin, AfterValidator(_safe)]
-TargetName = Annotated[str, AfterValidator(_target_name)]
-EventPattern = Annotated[str, AfterValidator(_event_pattern)]
-LinkOrigin = Annotated[Origin, AfterValidator(_link_origin)]
-SafeUrl = Annotated[str, AfterValidator(_url), AfterValidator(_safe)]
-Partner = Annotated[str, AfterValidator(_partner)]
+_SAFE = "write a URL with https://. http:// is accepted only for this machine"
+SafeOrigin = Annotated[Origin, require(is_safe, _SAFE)]
+LinkOrigin = Annotated[Origin, require(_is_safe_link, _SAFE)]
+SafeUrl = Annotated[str, AfterValidator(_url), require(is_safe, _SAFE)]
+TargetName = Annotated[
+    str,
+    require(
+        _MERCHANT_NAME.fullmatch, "name it with lower-case letters and digits, and single - or _ between them"
+    ),
+]
+EventPattern = Annotated[
+    str,
+    require(
+        lambda pattern: any(matches(pattern, event_type) for event_type in TYPES),
+        "no event is called that. Write a type of docs/reference/notifications.md, or its beginning and *, "
+        "such as approval.*",
+    ),
+]
+Partner = Annotated[
+    str,
+    require(
+        _VISIBLE.fullmatch,
+        "write 1 to 128 visible ASCII characters without spaces. The value is sent in a header",
+    ),
+]

@@ -50,9 +50,10 @@ from payagent.settings.field_types import (
     TargetName,
     TokenName,
     TokenUnits,
+    is_safe,
     named,
-    not_empty,
     or_off,
+    require,
 )
 
 
@@ -62,6 +63,11 @@ class SettingsTable(BaseModel):
 
 def _by_window(table: "SettingsTable", unit: str) -> dict[str, int | None]:
     return {window.value: getattr(table, window.value + unit) for window in Window}
+
+
+def _require_distinct(values: list[str], fix: str) -> None:
+    if len(set(values)) != len(values):
+        raise ValueError(fix)
 
 
 class ApiSettings(SettingsTable):
@@ -100,9 +106,9 @@ class ApiSettings(SettingsTable):
 
 
 class ProviderSettings(SettingsTable):
-    """A chain provider. payagent appends only the API's paths to `base_url`."""
+    """A chain provider. payagent appends only the API's paths to `base_url`. `chain.open` has the kinds."""
 
-    kind: Literal["blockfrost"]
+    kind: str
     base_url: BaseUrl
     project_id_file: AbsolutePath | None = None
 
@@ -112,8 +118,7 @@ class ProviderSettings(SettingsTable):
 
         The setting is still accepted: operators may trust a server in their own network.
         """
-        parts = urlsplit(self.base_url)
-        if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
+        if is_safe(self.base_url):
             return None
         read = "" if self.project_id_file is None else " and read the project id"
         return f"others on the network can forge its answers{read}. Use https://, or a tunnel to a loopback port"
@@ -122,7 +127,10 @@ class ProviderSettings(SettingsTable):
 class ChainSettings(SettingsTable):
     """The chain providers. If there are two or more, payagent believes what two of them agree on."""
 
-    providers: Annotated[tuple[ProviderSettings, ...], AfterValidator(not_empty)]
+    providers: Annotated[
+        tuple[ProviderSettings, ...],
+        require(bool, "the list is empty. Write at least one table, such as [[chain.providers]]"),
+    ]
 
     @property
     def named(self) -> dict[str, ProviderSettings]:
@@ -253,23 +261,14 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-class LimitSettings(SettingsTable):
+class LimitSettings(MerchantLimitSettings):
     """The wallet's limits: of ADA, with fees and min-ADA, and of each token."""
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
-    per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
     per_day_lovelace: Lovelace = Field(alias="per_day")
-    per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
-    per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
-    total_lovelace: Lovelace | None = Field(default=None, alias="total")
     per_transaction_lovelace: Lovelace | None = Field(default=None, alias="per_transaction")
     signed_per_day_lovelace: Lovelace | None = Field(default=None, alias="signed_per_day")
     assets: tuple[AssetLimitSettings, ...] = ()
-
-    @property
-    def most_lovelace(self) -> dict[str, int | None]:
-        """The limits, by spending window."""
-        return _by_window(self, "_lovelace")
 
     @property
     def tokens(self) -> Tokens:
@@ -279,10 +278,10 @@ class LimitSettings(SettingsTable):
     @property
     def caps(self) -> dict[str, int]:
         """The most that one transaction may take out of the wallet, by asset; by default `per_day`."""
-        caps = {LOVELACE: _or(self.per_transaction_lovelace, self.per_day_lovelace)}
-        for limit in self.assets:
-            caps[limit.asset] = _or(limit.per_transaction_units, limit.per_day_units)
-        return caps
+        return {
+            LOVELACE: _or(self.per_transaction_lovelace, self.per_day_lovelace),
+            **{limit.asset: _or(limit.per_transaction_units, limit.per_day_units) for limit in self.assets},
+        }
 
     @property
     def day_caps(self) -> dict[str, int]:
@@ -292,13 +291,13 @@ class LimitSettings(SettingsTable):
         ledger stops counting those that do not.
         """
         caps = self.caps
-        day = {
+        return {
             LOVELACE: _or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
+            **{
+                limit.asset: _or(limit.signed_per_day_units, 2 * max(limit.per_day_units, caps[limit.asset]))
+                for limit in self.assets
+            },
         }
-        for limit in self.assets:
-            twice = 2 * max(limit.per_day_units, caps[limit.asset])
-            day[limit.asset] = _or(limit.signed_per_day_units, twice)
-        return day
 
     def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
         """If the signer allows less than a limit, return the key that bounds it and its value."""
@@ -313,10 +312,10 @@ class LimitSettings(SettingsTable):
 
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
-        if len({limit.asset for limit in self.assets}) != len(self.assets):
-            raise ValueError("assets has two tables for the same asset. Keep one")
-        if len(self.tokens) != sum(limit.name is not None for limit in self.assets):
-            raise ValueError("two assets have the same name. Rename one")
+        assets = [limit.asset for limit in self.assets]
+        _require_distinct(assets, "assets has two tables for the same asset. Keep one")
+        names = [limit.name for limit in self.assets if limit.name is not None]
+        _require_distinct(names, "two assets have the same name. Rename one")
         return self
 
 
@@ -433,16 +432,11 @@ class Settings(SettingsTable):
         return self.network == "devnet"
 
     @model_validator(mode="after")
-    def _each_origin_once(self) -> Self:
+    def _each_origin_and_target_once(self) -> Self:
         origins = [merchant.origin for merchant in self.merchants.values()]
-        if len(set(origins)) != len(origins):
-            raise ValueError("two merchants have the same origin. Keep one")
-        return self
-
-    @model_validator(mode="after")
-    def _each_target_once(self) -> Self:
-        if len({target.name for target in self.notifications}) != len(self.notifications):
-            raise ValueError("two notifications have the same name. Rename one")
+        _require_distinct(origins, "two merchants have the same origin. Keep one")
+        names = [target.name for target in self.notifications]
+        _require_distinct(names, "two notifications have the same name. Rename one")
         return self
 
     @model_validator(mode="after")

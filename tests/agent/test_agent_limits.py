@@ -15,7 +15,7 @@ from payagent.agent.operator.limits import LimitStatus, set_limits, standing
 from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problems import Refused
-from payagent.daemon import make_config
+from payagent.daemon.compose import make_config
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor

@@ -24,7 +24,7 @@ from payagent.core.address import encode_address
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
-from payagent.daemon import make_config
+from payagent.daemon.compose import make_config
 from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
 from payagent.log import Redactor

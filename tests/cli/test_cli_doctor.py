@@ -18,7 +18,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
-from payagent.daemon import make_config
+from payagent.daemon.compose import make_config
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
@@ -108,6 +108,13 @@ def test_doctor_names_a_missing_project_id(safe: Path) -> None:
     check = checks(safe)["provider 1"]
     assert (check["ok"], check["code"]) == (False, "project_id_missing")
     assert "https://blockfrost.io" in check["fix"]
+
+
+def test_doctor_names_a_provider_of_an_unknown_kind(safe: Path) -> None:
+    safe.write_text(safe.read_text().replace('kind = "blockfrost"', 'kind = "blockfrots"', 1))
+    check = checks(safe)["provider 1"]
+    assert (check["ok"], check["code"]) == (False, "config_invalid")
+    assert "write one of blockfrost" in check["detail"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")

@@ -195,6 +195,13 @@ def test_the_config_is_private_whatever_the_umask(tmp_path: Path) -> None:
     assert require_unchanged_by_others(folder / "config.toml").endswith("(0600)")
 
 
+def test_a_chain_url_that_the_provider_cannot_have_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    result = invoke(*arguments(tmp_path, "--chain-url", "https://cardano-preprod.blockfrost.io"))
+    assert (result.code, result.error["code"]) == (2, "config_invalid")
+    assert "base_url: write https://cardano-NETWORK.blockfrost.io/api/v0" in result.error["detail"]
+    assert [path.name for path in tmp_path.iterdir()] == ["passphrase"]
+
+
 def test_invalid_recovery_words_are_refused_and_not_repeated(tmp_path: Path) -> None:
     words = write_private(tmp_path / "words", "walrus " * 24)
     result = invoke(*arguments(tmp_path, "--restore", words))

@@ -4,8 +4,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from payagent.core.network import BLOCKFROST_URLS
-from payagent.core.origin import is_blockfrost, is_called, is_t_backend, is_this_machine, parse_origin
+from payagent.core.origin import is_called, is_t_backend, is_this_machine, parse_origin
 
 
 @pytest.mark.parametrize(
@@ -125,9 +124,3 @@ def test_a_resource_is_the_same_however_it_is_encoded(named: str, called: str) -
 )
 def test_another_path_or_query_is_another_resource(named: str, called: str) -> None:
     assert not is_same_resource(named, called)
-
-
-def test_blockfrost_is_known_by_its_host() -> None:
-    assert all(is_blockfrost(BLOCKFROST_URLS[name]) for name in ("mainnet", "preprod", "preview"))
-    assert not is_blockfrost("https://blockfrost.io.example/api/v0")
-    assert not is_blockfrost(BLOCKFROST_URLS["devnet"])

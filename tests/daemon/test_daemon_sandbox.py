@@ -27,7 +27,7 @@ needs_landlock = pytest.mark.skipif(not fence.version(), reason="this kernel has
 BEGIN = """
 import ctypes, fcntl, json, os, platform, socket, subprocess, sys, termios, threading
 from pathlib import Path
-from payagent.daemon import serve
+from payagent.daemon.serve import serve
 from payagent.log import Redactor, configure_logging
 from payagent.settings.loading import load_settings
 

@@ -95,6 +95,14 @@ def test_recovery_words_and_a_provider_in_clear_are_warned_of_at_each_start(fold
     assert WORDS not in "".join(log)
 
 
+def test_a_provider_of_an_unknown_kind_is_refused_before_the_keystore_is_opened(folder: Path) -> None:
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace('kind = "blockfrost"', 'kind = "blockfrots"'))
+    (folder / "passphrase").write_text("not the passphrase")
+    code, talk = refused(folder)
+    assert (code, "config_invalid" in talk, "write one of blockfrost" in talk) == (2, True, True), talk
+
+
 def another_way(folder: Path, devnet: DevnetThread, name: str) -> Path:
     """A second config, with a socket and a data folder of its own name."""
     second = folder / name

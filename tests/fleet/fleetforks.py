@@ -22,7 +22,7 @@ from kit.daemons_of_a_fleet import TOKEN
 from kit.http import NO_TLS
 
 from payagent.agent.base.ports import SystemClock
-from payagent.daemon import serve
+from payagent.daemon.serve import serve
 from payagent.log import Redactor, configure_logging
 from payagent.settings.loading import load_settings
 from payagent.store.db import committer
@@ -32,7 +32,7 @@ from payagent.store.db.fence import AccountClaim, Seat
 BORN_S = 60
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["payagent.daemon", "payagent.settings.loading"])
+_FORKS.set_forkserver_preload(["payagent.daemon.serve", "payagent.settings.loading"])
 
 
 # --- in the daemon's process

@@ -132,7 +132,8 @@ def test_an_import_of_another_package_is_found() -> None:
 
 def test_the_daemons_process_loads_nothing_of_mcp() -> None:
     code = (
-        "import sys; from payagent.cli.main import payagent; import payagent.daemon, payagent.signer.process; "
+        "import sys; from payagent.cli.main import payagent\n"
+        "import payagent.daemon.serve, payagent.signer.process\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('mcp', 'mcp_types', 'httpx2')"
         " or name.startswith('payagent.mcp')])"
     )

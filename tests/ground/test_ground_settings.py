@@ -517,8 +517,6 @@ BAD_URLS = (
     "https://user:pw@a.example/",
     "https://a.example/?key=1",
     "http://",
-    "https://cardano-preprod.blockfrost.io",
-    "https://cardano-preprod.blockfrost.io/api/v0/v0",
 )
 
 

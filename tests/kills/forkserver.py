@@ -25,7 +25,7 @@ from typing import Any
 from variants import VARIANTS
 
 from payagent.core.network import NETWORKS
-from payagent.daemon import serve
+from payagent.daemon.serve import serve
 from payagent.log import Redactor, configure_logging
 from payagent.settings.loading import load_settings
 from payagent.wallet.keys import derive, seed_from_words

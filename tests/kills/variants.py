@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import payagent.agent.agent
-import payagent.daemon
+import payagent.daemon.compose
 from payagent.agent.agent import Agent
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.requests import PaymentRequest
@@ -62,7 +62,7 @@ def jumping_clock(_settings: Settings) -> None:
         jumps = 0 if begun_s is None else int((time.monotonic() - begun_s) / 0.5)
         return time.time_ns() // 1_000_000 + JUMPS_MS[jumps % len(JUMPS_MS)]
 
-    setattr(payagent.daemon, "Agent", Jumping)  # noqa: B010  a module does not export what it imports
+    setattr(payagent.daemon.compose, "Agent", Jumping)  # noqa: B010  a module does not export what it imports
     setattr(SystemClock, "now_ms", now_ms)  # noqa: B010  a method is not to be assigned
 
 

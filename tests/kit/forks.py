@@ -21,7 +21,7 @@ from functools import cache
 from importlib import import_module
 from typing import IO
 
-IMPORTED = ("payagent.cli.main", "payagent.cli.sd_notify", "payagent.daemon", "payagent.settings.loading")
+IMPORTED = ("payagent.cli.main", "payagent.cli.sd_notify", "payagent.daemon.serve", "payagent.settings.loading")
 HANG_S = 120.0
 NUMBER_BYTES = 4
 ORDER_BYTES_MAX = 1 << 17

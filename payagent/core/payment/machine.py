@@ -47,7 +47,7 @@ STATES_IN_WORDS = {
     State.SETTLED: "final: no rollback reaches it any more",
     State.REPLACING: "being replaced by an attempt that spends the same nonce UTxO; only one can be on the chain",
     State.CANCELLING: "being cancelled: its UTxOs return to the wallet",
-    State.VOID: "void: it can never be on the chain, the money is available again",
+    State.VOID: "void: nothing was paid, and nothing is held any more; only a rollback could open it again",
     State.REJECTED: "rejected; nothing was signed",
     State.DENIED: "denied, or not approved in time; nothing was signed",
 }
@@ -66,8 +66,8 @@ class Event(StrEnum):
     SIGN = "sign"  # an attempt that pays was signed; payagent submits it
     SIGN_HANDED_OVER = "sign_handed_over"  # an attempt that pays was signed; the merchant submits it
     SUBMIT = "submit"  # the current attempt's bytes are about to be sent to one provider
-    SEEN_IN_BLOCK = "seen_in_block"  # an attempt that pays is in a block
-    BLOCK_LOST = "block_lost"  # a rollback took the block of the attempt that pays
+    SEEN_IN_BLOCK = "seen_in_block"  # an attempt that pays is in a block, at any depth
+    BLOCK_LOST = "block_lost"  # the attempt that pays lost its block
     CONFIRM = "confirm"  # the attempt that pays is `confirm_depth` deep
     SETTLE = "settle"  # what ended the payment is `settle_depth` deep: no rollback reaches it any more
     # no attempt can land any more before its time limit: the next one spends the same nonce UTxO
@@ -76,12 +76,12 @@ class Event(StrEnum):
     VOID_BY_CANCEL = "void_by_cancel"  # its own cancel is `void_depth` deep
     VOID_BY_RIVAL = "void_by_rival"  # its rival is `void_depth` deep
     VOID_BY_EXTERNAL_SPEND = "void_by_external_spend"  # an external spend of its nonce UTxO is `void_depth` deep
-    # a rollback took its nonce UTxO for good, and a block that none reaches is past all time limits
+    # a rollback took the deposit that its nonce UTxO is or descends from; a block past the time limits of all its
+    # attempts is `settle_depth` deep; and the providers repeatedly deny each attempt
     VOID_BY_TIME = "void_by_time"
-    CANCEL_BLOCK_LOST = "cancel_block_lost"  # a rollback took the block of the cancel that made it void
-    RIVAL_BLOCK_LOST = "rival_block_lost"  # a rollback took the block of the rival that made it void
-    # a rollback took the block of the external spend that made it void
-    EXTERNAL_SPEND_BLOCK_LOST = "external_spend_block_lost"
+    CANCEL_BLOCK_LOST = "cancel_block_lost"  # the cancel that made it void lost its block
+    RIVAL_BLOCK_LOST = "rival_block_lost"  # the rival that made it void lost its block
+    EXTERNAL_SPEND_BLOCK_LOST = "external_spend_block_lost"  # the external spend that made it void lost its block
 
     @property
     def stored(self) -> str:
@@ -137,7 +137,8 @@ class Inputs(Enum):
     """The UTxOs that the payment's transaction spends, and its reservations."""
 
     RESERVE = "reserved"  # what the transaction spends is reserved for the payment, unless it is already
-    # they are spent by the attempt; if an external spend had taken one, that lost its block and is undone first
+    # they are spent by the attempt in the block; if an external spend had taken one, that lost its block and is
+    # undone first
     SPEND = "spent"
     UNSPEND = "unspent"  # they are unspent, and stay reserved; pending, if their own maker is in no block
     RELEASE = "released"  # the payment reserves nothing any more; what is unspent may be selected again
@@ -147,11 +148,12 @@ class Outputs(Enum):
     """The change that the payment's transactions make."""
 
     MAKE = "made"  # it is pending
-    LAND = "landed"  # it is available, unless a later transaction has spent it
-    UNMAKE = "unmade"  # it is pending again, unless a later transaction has spent it
-    # the change of the other attempts can never exist and is deleted, unless another payment reserves it
+    LAND = "landed"  # that of the attempt in the block is available, unless a later transaction has spent it
+    UNMAKE = "unmade"  # that of the attempt that lost its block is pending again, unless something has spent it
+    # the change of the attempts that did not land can never exist and is deleted, unless a payment reserves it.
+    # After a rival or an external spend, none of the payment's attempts landed
     FORGET_OTHERS = "others' forgotten"
-    # the change of all attempts can never exist and is deleted, unless another payment reserves it
+    # the change of all attempts can never exist and is deleted, unless a payment reserves it
     FORGET_ALL = "forgotten"
 
 
@@ -178,8 +180,9 @@ class AlertEffect(Enum):
     RAISE_APPROVAL = "raise approval_needed"  # a payment waits for a person
     CLEAR_APPROVAL = "clear approval_needed"  # it waits no longer
     CLEAR_SIGNER = "clear signer_refused"  # the signer signs again, if it had refused
-    # only if a provider has the block but denies that the transaction is in it: one provider lied
-    RAISE_REOPENED = "raise payment_reopened"
+    # only if the block is still on the chain, and the providers deny at three tips, a minute apart, that it holds
+    # the transaction: the provider that showed it there lied. A rollback, or another block, raises nothing
+    RAISE_REOPENED = "may raise payment_reopened"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,9 @@ NEVER_SIGNED = (State.REJECTED, State.DENIED)
 
 UNSIGNED = (State.RESERVED, State.REPLACING)
 """States whose next attempt and its UTxOs are decided but not signed yet."""
+
+CANCELLABLE = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
+"""States in which an operator can still cancel: no attempt is known to be in a block, and no cancel is signed."""
 
 IN_NO_BLOCK = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 """States after the first signature in which no attempt that pays is known to be in a block."""

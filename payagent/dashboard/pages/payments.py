@@ -13,7 +13,15 @@ from starlette.responses import Response
 
 from payagent.core.history import details_in_words, name_in_words
 from payagent.core.money import LOVELACE
-from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, Delivery, State
+from payagent.core.payment.machine import (
+    CANCELLABLE,
+    DELIVERIES_IN_WORDS,
+    ENDED_WITHOUT_PAYING,
+    SIGNED_UNPOSTED,
+    STATES_IN_WORDS,
+    Delivery,
+    State,
+)
 from payagent.core.problems import PROBLEMS, Problem
 from payagent.dashboard.text import amount_text, paid
 from payagent.dashboard.visit import ApiRefusedError, MenuEntry, Visit, form, page
@@ -23,12 +31,11 @@ FILTERS = ("text", "merchant", "app", "state", "delivery")
 PATH = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.IN_BLOCK, State.CONFIRMED, State.SETTLED)
 """The states that a payment passes if nothing goes wrong."""
 
-UNDER_WAY = ",".join((State.RECEIVED, *PATH[:4], State.REPLACING, State.CANCELLING))
-NOT_PAID = ",".join((State.REJECTED, State.DENIED, State.VOID))
+UNDER_WAY = ",".join((State.RECEIVED, State.RESERVED, *SIGNED_UNPOSTED))
+NOT_PAID = ",".join(ENDED_WITHOUT_PAYING)
 STATES = {UNDER_WAY: "under way", NOT_PAID: "not paid"} | {str(one): one.replace("_", " ") for one in State}
 DELIVERIES = {str(one): one.replace("_", " ") for one in Delivery}
 _HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{50}([0-9a-f]{6})\b")
-CANCELLABLE = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
 
 
 async def show_list(visit: Visit) -> Response:

@@ -109,14 +109,7 @@ def choose(
             told = "no host of store.url takes writes, so nothing is committed. Start the primary"
             raise _wait_for(away, f"{told}. {reasons}")
         raise sqlite3.OperationalError(f"no host takes writes. {reasons}")
-    best = max(writable, key=lambda one: one.timeline)
-    for one in writable:
-        if one is not best and (one.system != best.system or one.timeline == best.timeline):
-            raise Refused(
-                "config_invalid",
-                f"{best.database.host} and {one.database.host} both take writes, and neither replaces the other. "
-                "Payments may be in either, so nothing was changed. Stop the one that should not",
-            )
+    best = _primary(writable)
     known = recorded.get(best.system, 0)
     ahead = [one for one in answers if one.system == best.system and one.timeline > best.timeline]
     if ahead:
@@ -135,6 +128,19 @@ def choose(
             "of store.url; then restart payagent",
         )
     require_newest_timeline(best.timeline, known, best.system, {})
+    return best
+
+
+def _primary(writable: Sequence[HostAnswer]) -> HostAnswer:
+    """The server on the highest timeline. Refused: `config_invalid`, if another one may have payments too."""
+    best = max(writable, key=lambda one: one.timeline)
+    for one in writable:
+        if one is not best and (one.system != best.system or one.timeline == best.timeline):
+            raise Refused(
+                "config_invalid",
+                f"{best.database.host} and {one.database.host} both take writes, and neither replaces the other. "
+                "Payments may be in either, so nothing was changed. Stop the one that should not",
+            )
     return best
 
 
