@@ -7,9 +7,10 @@ Never: pays (the daemon does); writes anything but the protocol to stdout while 
 import gc
 import json
 import os
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,18 +39,18 @@ def mcp() -> None:
     """Let AI agents pay by MCP. Without a subcommand: serve."""
 
 
-def import_extra() -> None:
-    """Import the official SDK. Refuse to go on without the optional extra.
+def import_extra(module: str) -> Any:
+    """Import a module of payagent.mcp, and the official SDK with it. Refuse to go on without the optional extra.
 
     All that the import makes stays. Looking for garbage in it took a tenth of the time until agents see the tools.
     """
     if find_spec("mcp") is None:
         raise click.UsageError("this command needs an extra: pip install 'CHECKOUT[mcp]', with payagent's folder")
     gc.disable()
-    import payagent.mcp.server  # noqa: F401
-
+    imported = import_module(f"payagent.mcp.{module}")
     gc.freeze()
     gc.enable()
+    return imported
 
 
 def _daemon(token_file: Path | None) -> "AppClient":
@@ -83,12 +84,10 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
     path of its socket (default: http://127.0.0.1:8402). With --listen, any program on this machine can spend
     within these limits while it runs.
     """
-    import_extra()
-    from payagent.mcp.server import serve_http, serve_stdio
-
+    server = import_extra("server")
     daemon = _daemon(token_file)
     if listen is None:
-        serve_stdio(daemon)
+        server.serve_stdio(daemon)
         return
     from payagent.api.http.server import listen_tcp
     from payagent.settings.field_types import require_loopback
@@ -101,7 +100,7 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
             terminal.line(json.dumps({"mcp": url}))
         else:
             terminal.say(f"{url} serves agents")
-        serve_http(daemon, listener)
+        server.serve_http(daemon, listener)
 
 
 @mcp.command(epilog=example("payagent mcp proxy https://tools.example.com/mcp --token-file agent.token"))
@@ -113,12 +112,9 @@ def proxy(url: str, token_file: Path | None) -> None:
     Tools, resources and prompts that ask for x402 payment are paid by the daemon, within the limits of the app
     whose token it gets. The server's origin must be in [merchants].
     """
-    import_extra()
     import asyncio
 
-    from payagent.mcp.paid_proxy import serve_proxy
-
-    asyncio.run(serve_proxy(url, _daemon(token_file)))
+    asyncio.run(import_extra("paid_proxy").serve_proxy(url, _daemon(token_file)))
 
 
 mcp.add_command(install)

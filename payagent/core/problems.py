@@ -23,6 +23,7 @@ class ProblemReason:
     money: str | None = None
     retryable: bool | None = None
     agent: str | None = None
+    argument: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Problem:
     """One row: HTTP `status`, CLI `exit_code`, the texts, and the `reasons` of a code that has several.
 
     `money` is empty if no payment was decided on: others may be in flight with their money held. `agent` is the
-    fix for an AI agent, which cannot do what only a person may; empty if no agent meets the problem.
+    fix for an AI agent, which cannot do what only a person may; empty if no agent meets the problem. `argument`
+    follows it in the tools of `payagent mcp`: what their own arguments can do.
     """
 
     status: int
@@ -40,6 +42,7 @@ class Problem:
     money: str = _NOTHING
     retryable: bool = False
     agent: str = ""
+    argument: str = ""
     reasons: Mapping[str, ProblemReason] = field(default_factory=dict)
 
     def of(self, reason: str | None) -> "Problem":
@@ -97,12 +100,16 @@ class Refused(Exception):  # noqa: N818  the design's word for it
         return " ".join(part for part in (summary, self.money, self.problem.fix) if part)
 
 
-def agent_fix(code: str, reason: str | None, fix: str) -> str:
-    """What an AI agent can do about a problem; `fix` if the table does not say, as for a newer daemon's code."""
+def agent_fix(code: str, reason: str | None, fix: str, *, is_proxied: bool = False) -> str:
+    """What an AI agent can do about a problem; `fix` if the table does not say, as for a newer daemon's code.
+
+    `is_proxied`: the agent called a tool of another server, which lacks the arguments of payagent's own.
+    """
     try:
-        return PROBLEMS[code].of(reason).agent or fix
+        row = PROBLEMS[code].of(reason)
     except KeyError:
         return fix
+    return (row.agent if is_proxied else f"{row.agent} {row.argument}".strip()) or fix
 
 
 @contextmanager
@@ -126,6 +133,7 @@ _PROOF_AGAIN = "Repeat the same call. It presents the same proof and pays nothin
 _MERCHANTS_FAULT = "Only the merchant can correct its 402. Tell a person, or buy elsewhere."
 _AGAIN = "Repeat the same call: it pays nothing more."
 _AGAIN_LATER = "Repeat the same call later."
+_WHY = "`reason` tells them why you buy."
 _TELL_PERSON = (
     "Only a person can correct this. Tell them what the detail says, and repeat the same call after that."
 )
@@ -202,7 +210,8 @@ PROBLEMS: dict[str, Problem] = {
         "The amount is not valid",
         'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace", or as "5 USDM" with a name from [[limits.assets]].',
         money="",
-        agent='Write `max_cost` as "5 ADA", "0.25 ADA" or "250000 lovelace", or "5 USDM" with a token\'s name.',
+        agent="Correct the amount.",
+        argument='Write `max_cost` as "5 ADA", "0.25 ADA" or "250000 lovelace", or "5 USDM" with a token\'s name.',
     ),
     "approval_denied": Problem(
         403,
@@ -219,7 +228,8 @@ PROBLEMS: dict[str, Problem] = {
                 "The approval timed out",
                 "Repeat the call when the operator can decide. It asks for a new approval.",
                 retryable=True,
-                agent="Repeat the same call when a person can decide. `reason` tells them why you buy.",
+                agent="Repeat the same call when a person can decide.",
+                argument=_WHY,
             ),
         },
     ),
@@ -230,7 +240,8 @@ PROBLEMS: dict[str, Problem] = {
         "Wait for the decision. To decide: payagent payments approve ID, or deny ID.",
         money=STILL_ASKED,
         retryable=True,
-        agent="Only a person may decide. `reason` tells them why you buy. Repeat the same call after that.",
+        agent="Only a person may decide. Repeat the same call after that.",
+        argument=_WHY,
     ),
     "approved_amount_exceeded": Problem(
         409,
@@ -608,8 +619,9 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "Above a limit",
         "Raise this limit, or wait until room frees up. If you passed --max, raise that.",
-        agent="Only a person can raise a limit. Wait until room frees up, or buy something cheaper. If your "
-        "`max_cost` was too low, repeat the call with more. Do not split a purchase to stay below a limit.",
+        agent="Only a person can raise a limit. Wait until room frees up, or buy something cheaper. Do not split "
+        "a purchase to stay below a limit.",
+        argument="If your `max_cost` was too low, repeat the call with more.",
     ),
     "limit_not_lower": Problem(
         409,
@@ -832,7 +844,7 @@ PROBLEMS: dict[str, Problem] = {
         2,
         "The request's body is too big to send again with the proof",
         "Raise proxy.body_buffer_bytes_max, or free space for temporary files.",
-        agent="Send a smaller `body`.",
+        agent="Send a smaller request.",
     ),
     "resource_mismatch": Problem(
         422,
@@ -987,7 +999,8 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The merchant requires X-Wallet-Address",
         "Repeat the call with X-Wallet-Address. `payagent wallet address` prints the address.",
-        agent="If you set X-Wallet-Address in `headers`, leave it out. Otherwise tell a person.",
+        agent="Tell a person, or buy elsewhere.",
+        argument="If you set X-Wallet-Address in `headers`, first repeat the call without it.",
     ),
     "websocket_not_supported": Problem(
         501, 2, "The proxy does not support WebSockets", "Connect to the merchant directly.", money=""

@@ -7,7 +7,6 @@ Never: asks in form mode, which an agent may answer itself; sends a signed appro
 """
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any, Self
 
 from mcp.server.mcpserver import Context
@@ -15,15 +14,10 @@ from mcp_types import ClientCapabilities, ElicitRequest, ElicitRequestURLParams,
 from mcp_types.version import is_version_at_least
 
 from payagent.mcp.calls import RunningCall
+from payagent.mcp.results import approval_page
 
 _IN_RESULT = "2026-07-28"
 """From this version on, a server asks the client by a result, and the client repeats its call."""
-
-
-def approval_page(payment: Mapping[str, Any]) -> str | None:
-    """Where a signed-in person decides on a payment, as the daemon tells; None if its dashboard is off."""
-    page: str | None = payment.get("approval", {}).get("page")
-    return page
 
 
 class ToolWait:

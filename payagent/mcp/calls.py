@@ -2,7 +2,7 @@
 
 Two calls with the same method, URL and body at the same time are one request. If every agent that waited for a
 paid request has gone, its answer is kept for the next identical call.
-May import: core, client, httpx, mcp.daemon.
+May import: core, client, httpx, mcp_types, the rest of mcp.
 Never: sends anything to an origin that the app may not pay; follows a redirect; decides whether to pay.
 """
 
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from mcp_types import CallToolResult
 
-from payagent.client.errors import own_error
+from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded
 from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport, time_limit
@@ -24,6 +25,7 @@ from payagent.core.money import parse_bound
 from payagent.core.origin import MCP
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
+from payagent.mcp import results
 from payagent.mcp.daemon import AppClient, Payer, paying
 from payagent.mcp.paid_calls import BODY_KEPT_BYTES, OUTCOME, PaidWire, server_origin
 
@@ -149,6 +151,22 @@ class Calls:
         """Refuse an origin that the app may not pay, before anything is sent to it."""
         if origin not in {row["origin"] for row in (await self._daemon.get("/v1/merchants"))["merchants"]}:
             raise own_error("merchant_not_allowed", f"{origin} is not in [merchants], or not for this app")
+
+    async def limits(self) -> list[results.Left]:
+        """What this app may still spend."""
+        return results.limits_left((await self._daemon.get("/v1/limits"))["limits"])
+
+    async def left(self) -> list[str]:
+        """The same in a few words, or nothing if the daemon does not answer: an answer must not be lost for it."""
+        try:
+            return results.budget_left(await self.limits())
+        except PayAgentError:
+            return []
+
+    async def refused(self, error: PayAgentError, *, is_proxied: bool = False) -> CallToolResult:
+        """The result of a refused call, with what the limits leave unless the daemon cannot be reached."""
+        is_cut_off = error.code in ("daemon_not_running", "daemon_timeout")
+        return results.refused(error, [] if is_cut_off else await self.left(), is_proxied=is_proxied)
 
     async def aclose(self) -> None:
         """End all requests. Payments go on in the daemon, and the next identical call finds them."""

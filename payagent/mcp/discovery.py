@@ -2,7 +2,7 @@
 
 A 402 describes its call in x402's extension `bazaar`. The 402s are those of the start page and of the `resources`
 that /.well-known/x402 lists. One operation alone is also read from /openapi.json.
-May import: core, client, httpx, mcp.results.
+May import: core, client, httpx, mcp.results, mcp.paid_calls.
 Never: sends a proof or names the buyer; follows a redirect or a link to another origin.
 """
 
@@ -21,9 +21,11 @@ from payagent.client.merchant_answers import decoded
 from payagent.client.transport import time_limit
 from payagent.core import strict_json
 from payagent.core.money import parse_asset, parse_units
-from payagent.core.network import parse_chain
+from payagent.core.network import NETWORKS, require_chain
+from payagent.core.origin import MCP
 from payagent.core.problems import Refused
 from payagent.mcp import results
+from payagent.mcp.paid_calls import call_request, server_origin
 
 _PLACES = ("/.well-known/x402", "/openapi.json", "/")
 PAGE_S = 20.0
@@ -56,10 +58,19 @@ def _member(value: object, *keys: str) -> object:
     return value
 
 
-async def discover(origin: str, operation: str) -> results.Offers:
+def bought_as(call: results.PublishedCall) -> str:
+    """The call as a payment's `request` names it, such as "POST /answer" or "MCP /mcp#tools/report"."""
+    if not call.tool:
+        return call.operation
+    at, _ = call_request(call.url, f"tools/{call.tool}", {})
+    return f"{MCP} {str(at).removeprefix(server_origin(call.url))}"
+
+
+async def discover(origin: str, operation: str, network: str) -> results.Offers:
     """Read what the merchant at an origin offers, or one operation of it. All of it is untrusted text.
 
-    `operation`: "POST /answer", the name of a tool, or empty for all. Raises `PayAgentError`: `not_found`.
+    `operation`: "POST /answer", the name of a tool, or empty for all. `network`: the wallet's, by its name, on
+    which prices count. Raises `PayAgentError`: `not_found`.
     """
     async with httpx.AsyncClient(timeout=PAGE_S, trust_env=False, headers={"accept-encoding": "identity"}) as http:
         pages = [await _page(http, origin + place) for place in _PLACES]
@@ -67,7 +78,7 @@ async def discover(origin: str, operation: str) -> results.Offers:
         path = operation.partition(" ")[2]
         openapi = pages[1]
         pages += [await _page(http, url) for url in _resources(pages[0], origin, path)]
-    calls = [call for page in pages for call in _calls(page)]
+    calls = [call for page in pages for call in _calls(page, origin, network)]
     if operation:
         named = [call for call in calls if call.operation == operation]
         documents, calls = [], [*named, *_described(openapi, origin, operation)][:1]
@@ -101,27 +112,28 @@ def _resources(listing: _Page, origin: str, path: str) -> list[str]:
     return [url for url in own if path in ("", urlsplit(url).path)][:_RESOURCES_MAX]
 
 
-def _calls(page: _Page) -> Iterator[results.PublishedCall]:
-    """The call that a 402 describes."""
+def _calls(page: _Page, origin: str, network: str) -> Iterator[results.PublishedCall]:
+    """The call that a 402 describes. If the 402 names a resource elsewhere, the URL is the page's own."""
     info = page.member("extensions", "bazaar", "info", "input")
     if page.status != httpx.codes.PAYMENT_REQUIRED or not isinstance(info, dict):
         return
+    resource = _text(page.member("resource", "url"))
     yield results.PublishedCall(
-        url=_text(page.member("resource", "url")) or page.url,
+        url=resource if resource.startswith(f"{origin}/") else page.url,
         description=_text(page.member("resource", "description")),
         type=_text(info.get("type")),
         method=_text(info.get("method")),
         tool=_text(info.get("toolName")),
         input=_shown(_json(info)),
-        price=_price(page.member("accepts")),
+        price=_price(page.member("accepts"), network),
     )
 
 
-def _price(accepts: object) -> results.ShownCost | None:
-    """The first price of a 402 that is on a Cardano network."""
+def _price(accepts: object, network: str) -> results.ShownCost | None:
+    """The first price of a 402 that is on the wallet's network."""
     for entry in accepts if isinstance(accepts, list) else ():
         with suppress(Refused):
-            parse_chain(_member(entry, "network"))
+            require_chain(_member(entry, "network"), NETWORKS[network])
             return results.cost(parse_asset(_member(entry, "asset")), parse_units(_member(entry, "amount")))
     return None
 

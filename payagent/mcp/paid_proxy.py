@@ -15,19 +15,18 @@ from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
-from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, RequestParams
+from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, CallToolResult, RequestParams
 
-from payagent.client.errors import PayAgentError, own_error
+from payagent.client.errors import PayAgentError
 from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER, STATE_HEADER
 from payagent.core.origin import MCP
-from payagent.core.payment.machine import State
 from payagent.core.problems import Refused, name_of
 from payagent.core.version import VERSION
 from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, RunningCall
 from payagent.mcp.daemon import AppClient
 from payagent.mcp.paid_calls import PAYMENT, SEND, Json, call_request, server_origin, told_price
 from payagent.mcp.paid_server import RemoteServer
-from payagent.mcp.results import Refusal, refused
+from payagent.mcp.results import unfinished
 
 _OWN_META = "payagent/payment"
 _PAID_HEADERS = {"payment": PAYMENT_HEADER, "cost": COST_HEADER, "state": STATE_HEADER}
@@ -102,26 +101,22 @@ class Proxy:
         async def buy(context: Context, _params: AnyParams) -> Json:
             try:
                 answer = await self._bought(kind, context)
-                if isinstance(answer.outcome, MCPError):
-                    raise answer.outcome
-                if answer.refusal is not None:
-                    raise PayAgentError(answer.refusal)
             except PayAgentError as error:
-                shown = refused(Refusal, error).model_dump(by_alias=True, mode="json", exclude_none=True)
-                if kind != "tools":
-                    text = shown["content"][0]["text"]
-                    raise MCPError(INTERNAL_ERROR, text, shown["structuredContent"]) from None
-                return {**_COMPLETE, **shown}
+                answer = await self.calls.refused(error, is_proxied=True)
             except httpx.TransportError as error:
                 raise MCPError(CONNECTION_CLOSED, f"{error}. This call paid nothing. Call it again.") from None
+            if isinstance(answer, CallToolResult):
+                return _told(kind, answer)
+            if isinstance(answer.outcome, MCPError):
+                raise answer.outcome
             result = {**_COMPLETE, **answer.outcome}
             paid = {key: answer.headers[name] for key, name in _PAID_HEADERS.items() if name in answer.headers}
             return {**result, "_meta": {**(result.get("_meta") or {}), _OWN_META: paid}} if paid else result
 
         return buy
 
-    async def _bought(self, kind: str, context: Context) -> CallAnswer:
-        """Make a call, and report progress while it is paid.
+    async def _bought(self, kind: str, context: Context) -> CallAnswer | CallToolResult:
+        """Make a call, and report progress while it is paid. Raises `PayAgentError`.
 
         A call that is not paid and answered after `ANSWER_AFTER_S` ends as an error. It goes on, and the same call
         gets its answer. A call without a payment waits as long as the agent does.
@@ -140,20 +135,22 @@ class Proxy:
         path, arguments = f"{kind}/{params[_PAID[kind][1]]}", params.get("arguments") or {}
         url, body = call_request(self.remote.url, path, arguments)
         call = Call(url, MCP, httpx.Headers(), body, extensions={SEND: send})
-        while True:
+        answer = None
+        while answer is None:
             answer, payer = await self.calls.run(call, tell)
-            if answer is not None:
-                return answer
-            if payer.payment is not None:
-                raise _unfinished(payer.payment)
+            if answer is None and payer.payment is not None:
+                return unfinished(payer.payment, await self.calls.left(), is_proxied=True)
+        if answer.refusal is not None:
+            raise PayAgentError(answer.refusal)
+        return answer
 
 
-def _unfinished(payment: Mapping[str, Any]) -> PayAgentError:
-    payment_id, state = payment["id"], payment["state"]
-    if state == State.AWAITING_APPROVAL:
-        detail = f"a person decides: payagent payments approve {payment_id}"
-        return own_error("awaiting_approval", detail, payment=payment_id)
-    return own_error("not_served_yet", f"{payment_id} is {state}, and there is no answer yet", payment=payment_id)
+def _told(kind: str, told: CallToolResult) -> Json:
+    """What payagent says in place of an answer: only a tool has a result that can be an error."""
+    shown: Json = told.model_dump(by_alias=True, mode="json", exclude_none=True)
+    if kind != "tools":
+        raise MCPError(INTERNAL_ERROR, shown["content"][0]["text"], shown["structuredContent"])
+    return {**_COMPLETE, **shown}
 
 
 def _params_with(context: Context, meta: Mapping[str, Any]) -> Json:
@@ -174,24 +171,16 @@ async def serve_proxy(url: str, daemon: AppClient) -> None:
 
     Refused: `bad_request`, `merchant_not_allowed`, `merchant_unreachable`, and what the daemon refuses.
     """
-    await _require_merchant(url, daemon)
     remote, calls = RemoteServer(url), Calls(daemon, ANSWER_AFTER_S)
     try:
+        await calls.require_merchant(server_origin(url))
         local = Proxy(remote, calls).server(await remote.connected())
         async with stdio_server() as (read, write):
             await local.run(read, write, local.create_initialization_options())
+    except PayAgentError as error:
+        raise Refused(name_of(error.code, error.reason) or error.code, error.detail) from None
     except httpx.ConnectError as error:
         raise Refused("merchant_unreachable", str(error)) from None
     finally:
         await calls.aclose()
         await remote.aclose()
-
-
-async def _require_merchant(url: str, daemon: AppClient) -> None:
-    try:
-        origin = server_origin(url)
-        known = {row["origin"] for row in (await daemon.get("/v1/merchants"))["merchants"]}
-    except PayAgentError as error:
-        raise Refused(name_of(error.code, error.reason) or error.code, error.detail) from None
-    if origin not in known:
-        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants], or not for this app")

@@ -1,7 +1,7 @@
 """What the tools return: the schemas that agents see, and the results made of the daemon's objects.
 
 Every field has a default, so that a refusal fits the schema of its tool. What is null or empty is left out.
-May import: core, client, pydantic, mcp_types, mcp.calls.
+May import: core, client, pydantic, mcp_types.
 Never: I/O; shows a proof, a token or an approval link.
 """
 
@@ -9,16 +9,20 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 
 from payagent.client.errors import PayAgentError
 from payagent.core.money import LOVELACE, format_amount
+from payagent.core.payment.machine import State
 from payagent.core.problems import STILL_ASKED, agent_fix, name_of
 
 Outcome = Literal["served", "paid_and_served", "pending", "awaiting_approval", "paid_not_served", "refused"]
 
+_UNFINISHED = ("not_served_yet", "not_signed_yet", "daemon_not_running", "daemon_timeout", "rate_limited")
+"""Errors about a payment that goes on."""
 
 QUOTING = frozenset(
     (
@@ -70,6 +74,7 @@ class ShownCost(ResultPart):
 class Refusal(ResultPart):
     """`money`: what a refused or unfinished call means for the money; `fix`: what to do."""
 
+    outcome: str | None = None
     code: str | None = None
     money: str | None = None
     fix: str | None = None
@@ -195,8 +200,7 @@ class PublishedCall(ResultPart):
     @property
     def operation(self) -> str:
         """What `discover` calls it."""
-        path = self.url.partition("?")[0].partition("://")[2].partition("/")[2]  # `urlsplit` refuses some texts
-        return self.tool or f"{self.method or 'GET'} /{path}"
+        return self.tool or f"{self.method or 'GET'} {urlsplit(self.url).path}"
 
 
 class Offers(Refusal):
@@ -242,9 +246,39 @@ def shown(value: Any, *, is_text: bool = False) -> Any:
     return [shown(one, is_text=is_text) for one in value] if isinstance(value, list) else value
 
 
-def refused(kind: type[Refusal], error: PayAgentError, budget_left: Sequence[str] = ()) -> CallToolResult:
-    """A refusal as a tool error: code, what happened, what it means for the money, what an agent can do."""
-    told = refusal(error.code, error.reason, error.detail, error.fix)
+def unfinished(
+    payment: Mapping[str, Any] | None, budget_left: Sequence[str], *, is_proxied: bool = False
+) -> CallToolResult:
+    """The result of a call that goes on. Without a payment it still asks the merchant.
+
+    `is_proxied`: it stands for the result of another server's tool, so it is an error with a code.
+    """
+    payment_id, state = (None, "asking the merchant") if payment is None else (payment["id"], payment["state"])
+    more = "it pays nothing more" if payment_id else "nothing is paid yet"
+    told: dict[str, Any] = {
+        "outcome": "pending",
+        "code": "not_served_yet",
+        "money": "This call is paid at most once.",
+        "fix": f"Repeat this call unchanged to get the answer: {more}.",
+    }
+    if payment is not None and state == State.AWAITING_APPROVAL:
+        told = {"outcome": "awaiting_approval", "code": "awaiting_approval", **deciding(payment)}
+    if not is_proxied:
+        del told["code"]
+    value = Fetched(payment_id=payment_id, budget_left=list(budget_left), **told)
+    text = f"{payment_id or 'This call'} is not finished: {state}. {value.money} {value.fix}"
+    return result(value, text, is_error=is_proxied)
+
+
+def refused(error: PayAgentError, budget_left: Sequence[str] = (), *, is_proxied: bool = False) -> CallToolResult:
+    """A refusal as a tool error: code, what happened, what it means for the money, what an agent can do.
+
+    If the payment goes on, the result is that of `unfinished`. `is_proxied`: the tool is another server's.
+    """
+    if error.payment is not None and error.code in _UNFINISHED:
+        payment = {"id": error.payment, "state": "not served yet"}
+        return unfinished(payment, budget_left, is_proxied=is_proxied)
+    told = refusal(error.code, error.reason, error.detail, error.fix, is_proxied=is_proxied)
     told["refusal"]["retryable"] = error.retryable
     money = error.money or ("Its payment goes on." if error.payment else "This call paid nothing.")
     known = {
@@ -256,12 +290,15 @@ def refused(kind: type[Refusal], error: PayAgentError, budget_left: Sequence[str
     }
     sentences = (f"{known['code']}: {plain(error.detail).rstrip('.')}.", money, told["fix"])
     left = f"Left: {', '.join(budget_left)}." if budget_left else ""
-    return result(kind.model_validate(known), " ".join(one for one in (*sentences, left) if one), is_error=True)
+    text = " ".join(one for one in (*sentences, left) if one)
+    return result(Fetched.model_validate(known), text, is_error=True)
 
 
-def refusal(code: str, reason: str | None, detail: str, fix: str = "") -> dict[str, Any]:
+def refusal(
+    code: str, reason: str | None, detail: str, fix: str = "", *, is_proxied: bool = False
+) -> dict[str, Any]:
     """The members of a result that say why payagent refuses. `fix`: for a code that the problem table lacks."""
-    fix = agent_fix(code, reason, fix)
+    fix = agent_fix(code, reason, fix, is_proxied=is_proxied)
     return {"code": name_of(code, reason), "fix": fix, "refusal": {"detail": plain(detail)}}
 
 
@@ -303,14 +340,27 @@ def amounts(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"price": cost(asset, price), "fee": cost(LOVELACE, fee), "total": total, "cost": total}
 
 
-def deciding(decide_at: str) -> dict[str, Any]:
-    """The members of a result that waits for a person. `decide_at`: the page or command by which they decide."""
-    fix = f"Only a person may decide: {decide_at}. Then repeat this call unchanged: it pays nothing more."
+def approval_page(payment: Mapping[str, Any]) -> str | None:
+    """Where a signed-in person decides on a payment, as the daemon tells; None if its dashboard is off."""
+    page: str | None = payment.get("approval", {}).get("page")
+    return page
+
+
+def _decide_at(payment: Mapping[str, Any]) -> str:
+    """Where a person decides on a payment: a page, or a command."""
+    return approval_page(payment) or f"payagent payments approve {payment['id']}"
+
+
+def deciding(payment: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of a result about a payment that waits for a person."""
+    where = _decide_at(payment)
+    fix = f"Only a person may decide: {where}. Then repeat this call unchanged: it pays nothing more."
     return {"money": STILL_ASKED, "fix": fix}
 
 
-def paid(row: Mapping[str, Any], awaiting: str | None) -> Paid:
-    """A payment without its proof and without anything that decides. `awaiting`: where a person decides on it."""
+def paid(row: Mapping[str, Any]) -> Paid:
+    """A payment without its proof and without anything that decides."""
+    is_asked = row["state"] == State.AWAITING_APPROVAL
     return Paid(
         payment_id=row["id"],
         state=row["state"],
@@ -321,10 +371,10 @@ def paid(row: Mapping[str, Any], awaiting: str | None) -> Paid:
         reason=row.get("purpose"),
         tx_hash=row["tx_hash"],
         created_at=row["created_at"],
-        awaiting=awaiting,
+        awaiting=_decide_at(row) if is_asked else None,
         **amounts(row),
         **(_why(**row["reason"]) if row.get("reason") else {}),
-        **(deciding(awaiting) if awaiting else {}),
+        **(deciding(row) if is_asked else {}),
     )
 
 

@@ -18,10 +18,11 @@ from uuid import uuid4
 import httpx
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.transport import time_limit
@@ -30,9 +31,10 @@ from payagent.core.origin import parse_origin
 from payagent.core.problems import PROBLEMS
 from payagent.core.version import VERSION
 from payagent.mcp import results
-from payagent.mcp.approvals import ToolWait, approval_page
+from payagent.mcp.approvals import ToolWait
 from payagent.mcp.calls import ANSWER_AFTER_S, Call, CallAnswer, Calls, Tell
 from payagent.mcp.daemon import AppClient, Payer
+from payagent.mcp.discovery import bought_as
 from payagent.mcp.discovery import discover as read_offers
 from payagent.mcp.paid_tools import PaidServers
 
@@ -44,10 +46,9 @@ TOOL_S = 120.0
 
 _BODIES_KEPT = 20
 _LOCATION_CHARS = 2_048
-_UNFINISHED = ("not_served_yet", "daemon_not_running", "daemon_timeout", "rate_limited")
-"""Errors about a payment that goes on."""
-
 _LEDGER_ROWS = 100
+_ADDED_BY_CLIENTS = ("wait_for_previous", "toolCallId")
+"""Arguments that Gemini CLI and n8n add to each call by themselves."""
 
 _ONLY_PROGRAMS = TransportSecuritySettings(allowed_hosts=["127.0.0.1:*", "localhost:*", "[::1]:*"])
 """Refuses every `Origin`: only a web page sends one. The SDK's default lets pages of this machine in."""
@@ -86,30 +87,12 @@ class AgentTools:
         self.bodies: OrderedDict[str, str] = OrderedDict()
 
     async def fetch(self, call: Call, tell: Tell) -> CallToolResult:
-        try:
-            answer, payer = await self.calls.run(call, tell)
-        except PayAgentError as error:
-            if error.payment is None or error.code not in _UNFINISHED:
-                raise
-            answer, payer = None, Payer(payment={"id": error.payment, "state": "not served yet"})
+        answer, payer = await self.calls.run(call, tell)
         if answer is None:
-            return await self._unfinished(payer)
+            return results.unfinished(payer.payment, await self.calls.left())
         if answer.refusal is not None:
             raise PayAgentError(answer.refusal)
         return await self._fetched(answer, payer)
-
-    async def _unfinished(self, payer: Payer) -> CallToolResult:
-        payment = payer.payment or {"id": None, "state": "asking the merchant"}
-        value = results.Fetched(outcome="pending", payment_id=payment["id"], budget_left=await self._left())
-        text = f"{payment['id'] or 'This call'} is not finished: {payment['state']}."
-        value.money = "This call is paid at most once."
-        more = "it pays nothing more" if payment["id"] else "nothing is paid yet"
-        value.fix = f"Repeat this call unchanged to get the answer: {more}."
-        if payment["state"] == "awaiting_approval":
-            value.outcome = "awaiting_approval"
-            told = results.deciding(self.decide_at(payment))
-            value.money, value.fix = told["money"], told["fix"]
-        return results.result(value, f"{text} {value.money} {value.fix}")
 
     async def _fetched(self, answer: CallAnswer, payer: Payer) -> CallToolResult:
         content_type = answer.headers.get("content-type", "")
@@ -118,8 +101,16 @@ class AgentTools:
         is_unserved = payment_id is not None and not 200 <= answer.status < 300
         is_refused = payment_id is None and isinstance(answer.outcome, MCPError)
         is_failed = isinstance(answer.outcome, dict) and answer.outcome.get("isError") is True
+        told: dict[str, Any] = {"outcome": "served" if payment_id is None else "paid_and_served"}
+        if is_unserved:
+            problem = PROBLEMS["paid_not_served"]
+            told = {"code": "paid_not_served", "money": problem.money, "fix": problem.agent}
+            told["outcome"] = "paid_not_served"
+        elif is_refused:
+            fix = "Read the server's error in `body`. `mcp_tools` lists its tools and what they take."
+            told = {"code": "bad_request", "money": "Nothing was paid.", "fix": fix}
+            told |= {"outcome": "refused", "is_untrusted": True}
         value = results.Fetched(
-            outcome="served" if payment_id is None else "paid_not_served" if is_unserved else "paid_and_served",
             status=answer.status,
             type=results.plain(content_type),
             body=body[:PART_CHARS],
@@ -129,31 +120,20 @@ class AgentTools:
             rest=self._keep(body),
             location=results.plain(answer.headers.get("location", ""))[:_LOCATION_CHARS] or None,
             payment_id=payment_id,
-            budget_left=await self._left(),
+            budget_left=await self.calls.left(),
             **({} if payment_id is None or payer.payment is None else results.amounts(payer.payment)),
+            **told,
         )
         text = f"HTTP {answer.status}, and nothing was paid."
         if value.total is not None:
             text = f"HTTP {answer.status}. It cost {value.total.text}."
-        if is_unserved:
-            problem = PROBLEMS["paid_not_served"]
-            value.code, value.money, value.fix = "paid_not_served", problem.money, problem.agent
-            text = f"paid_not_served: {text} {value.money} {value.fix}"
-        elif is_refused:
-            value.outcome, value.code, value.money = "refused", "bad_request", "Nothing was paid."
-            value.fix = "Read the server's error in `body`. `mcp_tools` lists its tools and what they take."
-            text = f"bad_request: the server refused the call. {value.money} {value.fix}"
+        if is_refused:
+            text = "The server refused the call."
+        if value.code:
+            text = f"{value.code}: {text} {value.money} {value.fix}"
         elif is_failed:
             text += " The tool reports an error: read it in `body`."
         return results.result(value, text, is_error=is_unserved or is_refused or is_failed)
-
-    def decide_at(self, row: Mapping[str, Any]) -> str:
-        """Where a person decides on a payment: a page, or a command."""
-        return approval_page(row) or f"payagent payments approve {row['id']}"
-
-    def paid(self, row: Mapping[str, Any]) -> results.Paid:
-        is_open = row["state"] == "awaiting_approval"
-        return results.paid(row, self.decide_at(row) if is_open else None)
 
     def _keep(self, body: str) -> str | None:
         """Keep a body that is too long for a result. Returns the resource with its next part."""
@@ -174,7 +154,7 @@ class AgentTools:
         return await self._quoted(answer)
 
     async def _quoted(self, answer: CallAnswer) -> CallToolResult:
-        left, quote = await self._left(), answer.quote
+        left, quote = await self.calls.left(), answer.quote
         if quote is None:
             value = results.Quoted(executed=True, status=answer.status, allowed=True, budget_left=left)
             return results.result(
@@ -202,22 +182,12 @@ class AgentTools:
             text += " A person would have to approve it."
         return results.result(value, " ".join(part for part in (text, value.money, value.fix) if part))
 
-    async def budget(self) -> list[results.Left]:
-        return results.limits_left((await self.daemon.get("/v1/limits"))["limits"])
-
-    async def _left(self) -> list[str]:
-        """The same in a few words, or nothing if the daemon does not answer: an answer must not be lost for it."""
-        try:
-            return results.budget_left(await self.budget())
-        except PayAgentError:
-            return []
-
     async def payments(self, limit: int, since: str = "", merchant: str = "") -> results.PaidList:
         origin = merchant
         for row in (await self.daemon.get("/v1/merchants"))["merchants"] if merchant else ():
             origin = row["origin"] if row["name"] == merchant else origin
         page = await self.daemon.get("/v1/payments", limit=limit, since=since or None, origin=origin or None)
-        return results.PaidList(payments=[self.paid(row) for row in page["payments"]])
+        return results.PaidList(payments=[results.paid(row) for row in page["payments"]])
 
     async def merchants(self) -> results.Payees:
         rows = (await self.daemon.get("/v1/merchants"))["merchants"]
@@ -229,16 +199,16 @@ class AgentTools:
         except ValueError as error:
             raise own_error("bad_request", str(error)) from None
         await self.calls.require_merchant(origin)
-        offers = await read_offers(origin, operation)
+        offers = await read_offers(origin, operation, (await self.daemon.get("/v1/wallet"))["network"])
         payees = (await self.merchants()).merchants
         agreed = {
             f"{one.method} {one.path}": one.price for row in payees if row.origin == origin for one in row.prices
         }
         for call in offers.calls:
-            call.price = agreed.get(call.operation, call.price)
+            call.price = agreed.get(bought_as(call), call.price)
         return offers
 
-    async def guarded(self, kind: type[results.Refusal], work: Callable[[], Any]) -> CallToolResult:
+    async def guarded(self, work: Callable[[], Any]) -> CallToolResult:
         """Do a tool's work within `TOOL_S`. A refusal, or a merchant that cannot be reached, is a tool error."""
         try:
             async with time_limit(TOOL_S):
@@ -250,8 +220,7 @@ class AgentTools:
             refused = own_error("merchant_timeout", type(error).__name__)
         except httpx.HTTPError as error:
             refused = own_error("merchant_unreachable", type(error).__name__)
-        is_cut_off = refused.code in ("daemon_not_running", "daemon_timeout")
-        return results.refused(kind, refused, [] if is_cut_off else await self._left())
+        return await self.calls.refused(refused)
 
 
 def _payee(row: Mapping[str, Any]) -> results.Payee:
@@ -273,24 +242,31 @@ class _Server(MCPServer):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context | None = None
     ) -> CallToolResult | InputRequiredResult:
+        arguments = {key: value for key, value in arguments.items() if key not in _ADDED_BY_CLIENTS}
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
             if isinstance(error, UnexpectedToolError) or not isinstance(error.__cause__, ValidationError):
                 raise
             wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.__cause__.errors()]
-            kind = results.Fetched if name in ("fetch", "mcp_call") else results.Refusal
-            return results.refused(kind, own_error("bad_request", "; ".join(wrong)))
+            return results.refused(own_error("bad_request", "; ".join(wrong)))
 
 
 @asynccontextmanager
 async def open_server(daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S) -> AsyncIterator[MCPServer]:
     """Yield the server with all its tools, resources and its prompt. It closes the daemon's client at the end."""
-    server = _Server("payagent", title="payagent", version=VERSION, instructions=INSTRUCTIONS, log_level="WARNING")
     wallet = AgentTools(daemon, answer_after_s)
-    _add_paying_tools(server, wallet)
-    _add_paid_server_tools(server, wallet)
-    _add_reading_tools(server, wallet)
+    tools: list[Tool] = []
+    for add in (_add_paying_tools, _add_paid_server_tools, _add_reading_tools, _add_merchant_tools):
+        add(tools, wallet)
+    server = _Server(
+        "payagent",
+        title="payagent",
+        version=VERSION,
+        instructions=INSTRUCTIONS,
+        log_level="WARNING",
+        tools=tools,
+    )
     _add_resources(server, wallet)
     try:
         yield server
@@ -299,13 +275,24 @@ async def open_server(daemon: AppClient, answer_after_s: float = ANSWER_AFTER_S)
         await wallet.servers.aclose()
 
 
-def _tool(server: MCPServer, annotations: ToolAnnotations) -> Callable[[Any], Any]:
-    """Add a tool. Its description is its docstring without the indentation, which the SDK leaves in."""
-    return lambda work: server.tool(description=inspect.cleandoc(work.__doc__), annotations=annotations)(work)
+def _tool(tools: list[Tool], annotations: ToolAnnotations) -> Callable[[Any], Any]:
+    """Add a tool. Its description is its docstring without the indentation, which the SDK leaves in.
+
+    It refuses arguments that it lacks: with a misspelt `max_cost`, a call would have no bound.
+    """
+
+    def add(work: Any) -> None:
+        tool = Tool.from_function(work, description=inspect.cleandoc(work.__doc__), annotations=annotations)
+        taken = tool.fn_metadata.arg_model
+        exact = create_model(taken.__name__, __base__=taken, __cls_kwargs__={"extra": "forbid"})
+        tool.fn_metadata.arg_model, tool.parameters = exact, exact.model_json_schema(by_alias=True)
+        tools.append(tool)
+
+    return add
 
 
-def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
-    @_tool(server, _PAYS)
+def _add_paying_tools(tools: list[Tool], wallet: AgentTools) -> None:
+    @_tool(tools, _PAYS)
     async def fetch(
         ctx: Context,
         url: Url,
@@ -324,14 +311,13 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         """
         async with ToolWait(ctx) as waiting:
             result = await wallet.guarded(
-                results.Fetched,
                 lambda: wallet.fetch(
                     Call.read(url, method, headers, body, max_cost=max_cost, reason=reason), waiting.tell
                 ),
             )
         return waiting.request or result
 
-    @_tool(server, _CALLS)
+    @_tool(tools, _CALLS)
     async def quote(
         ctx: Context,
         url: Url,
@@ -346,7 +332,6 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         the unpaid call, the call is made, and the result says `executed: true`.
         """
         return await wallet.guarded(
-            results.Quoted,
             lambda: wallet.quote(
                 Call.read(url, method, headers, body, max_cost=max_cost, is_quote=True),
                 ToolWait(ctx).tell,
@@ -354,8 +339,8 @@ def _add_paying_tools(server: MCPServer, wallet: AgentTools) -> None:
         )
 
 
-def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
-    @_tool(server, _READS)
+def _add_paid_server_tools(tools: list[Tool], wallet: AgentTools) -> None:
+    @_tool(tools, _READS)
     async def mcp_tools(server: ServerUrl) -> Annotated[CallToolResult, results.ToolOffers]:
         """List the tools of a merchant's MCP server, up to 65,536 characters of them, with the prices it tells.
 
@@ -366,9 +351,9 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
             tools = await wallet.servers.tools(server)
             return results.result(results.ToolOffers(is_untrusted=True, tools=tools), f"{len(tools)} tools.")
 
-        return await wallet.guarded(results.ToolOffers, work)
+        return await wallet.guarded(work)
 
-    @_tool(server, _PAYS)
+    @_tool(tools, _PAYS)
     async def mcp_call(
         ctx: Context,
         server: ServerUrl,
@@ -390,23 +375,23 @@ def _add_paid_server_tools(server: MCPServer, wallet: AgentTools) -> None:
                 call = await wallet.servers.call(server, tool, arguments, max_cost, reason)
                 return await wallet.fetch(call, waiting.tell)
 
-            result = await wallet.guarded(results.Fetched, work)
+            result = await wallet.guarded(work)
         return waiting.request or result
 
 
-def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
-    @_tool(server, _READS)
+def _add_reading_tools(tools: list[Tool], wallet: AgentTools) -> None:
+    @_tool(tools, _READS)
     async def budget() -> Annotated[CallToolResult, results.BudgetLeft]:
         """Say what this app may still spend, for each limit. Only a person can change a limit."""
 
         async def work() -> CallToolResult:
-            left = await wallet.budget()
+            left = await wallet.calls.limits()
             text = f"Left: {', '.join(results.budget_left(left))}."
             return results.result(results.BudgetLeft(limits=left), text)
 
-        return await wallet.guarded(results.BudgetLeft, work)
+        return await wallet.guarded(work)
 
-    @_tool(server, _READS)
+    @_tool(tools, _READS)
     async def payments(
         limit: Annotated[int, Field(ge=1, le=100)] = 20,
         since: Annotated[str, Field(description="UTC time such as 2026-12-31T00:00:00Z.")] = "",
@@ -418,9 +403,9 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
             page = await wallet.payments(limit, since, merchant)
             return results.result(page, f"{len(page.payments)} payments.")
 
-        return await wallet.guarded(results.PaidList, work)
+        return await wallet.guarded(work)
 
-    @_tool(server, _READS)
+    @_tool(tools, _READS)
     async def payment(
         id: Annotated[str, Field(description="A `payment_id` of another result.")],
     ) -> Annotated[CallToolResult, results.Paid]:
@@ -429,12 +414,14 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
         async def work() -> CallToolResult:
             if not id.isalnum() and not id.replace("_", "").isalnum():
                 raise own_error("not_found", "there is no payment with this id")
-            one = wallet.paid(await wallet.daemon.get(f"/v1/payments/{id}"))
+            one = results.paid(await wallet.daemon.get(f"/v1/payments/{id}"))
             return results.result(one, f"{one.payment_id} is {one.state}, delivery {one.delivery}.")
 
-        return await wallet.guarded(results.Paid, work)
+        return await wallet.guarded(work)
 
-    @_tool(server, _READS)
+
+def _add_merchant_tools(tools: list[Tool], wallet: AgentTools) -> None:
+    @_tool(tools, _READS)
     async def merchants() -> Annotated[CallToolResult, results.Payees]:
         """List the merchants that this app may pay, with the prices known so far. Only a person can add one."""
 
@@ -442,9 +429,9 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
             payees = await wallet.merchants()
             return results.result(payees, f"{len(payees.merchants)} merchants.")
 
-        return await wallet.guarded(results.Payees, work)
+        return await wallet.guarded(work)
 
-    @_tool(server, _READS_OUTSIDE)
+    @_tool(tools, _READS_OUTSIDE)
     async def discover(
         origin: Annotated[str, Field(description="Origin of a merchant, such as https://api.example.com.")],
         operation: Annotated[
@@ -463,7 +450,7 @@ def _add_reading_tools(server: MCPServer, wallet: AgentTools) -> None:
             text = f"{len(offers.documents)} documents, {len(offers.calls)} described calls."
             return results.result(offers, text)
 
-        return await wallet.guarded(results.Offers, work)
+        return await wallet.guarded(work)
 
 
 def _add_resources(server: MCPServer, wallet: AgentTools) -> None:

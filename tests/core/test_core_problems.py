@@ -93,7 +93,8 @@ def test_a_text_for_agents_tells_them_nothing_that_only_a_person_may_do(name: st
     code, _, reason = name.partition("/")
     told = agent_fix(code, reason or None, "")
     assert not FOR_PERSONS.search(told)
-    assert set(re.findall(r"`([^`]+)`", told)) <= {"max_cost", "reason", "headers", "body"}
+    assert set(re.findall(r"`([^`]+)`", told)) <= {"max_cost", "reason", "headers"}
+    assert "`" not in agent_fix(code, reason or None, "", is_proxied=True)
     assert FOR_PERSONS.search("Raise this limit, or wait until room frees up. If you passed --max, raise that.")
 
 

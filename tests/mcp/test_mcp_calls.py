@@ -58,7 +58,7 @@ async def test_an_unknown_tool_is_an_error_that_paid_nothing(peer_market: Market
         refused = await client.call_tool("mcp_call", asked)
     got = data(refused)
     assert (refused.is_error, got["outcome"], got["code"]) == (True, "refused", "bad_request")
-    assert got["money"] == "Nothing was paid."
+    assert (got["money"], got["is_untrusted"]) == ("Nothing was paid.", True)
     assert "There is no tool 'no such tool'" in got["body"]
     assert peer_market.payments == []
 

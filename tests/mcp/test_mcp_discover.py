@@ -4,14 +4,16 @@ import base64
 import json
 from typing import Any
 
+import httpx
 import pytest
 from kit.mcp import data
 from kit.mcp_proxy import Market
-from kit.proxy import Answer, Paywall, Peer, saying
+from kit.proxy import Answer, Heard, Paywall, Peer, saying
 
 SEVEN = {"units": "7", "asset": "lovelace", "text": "0.000007 ADA"}
 ENTRIES = [
     {"network": "eip155:8453", "asset": "0x8335", "amount": "1000"},
+    {"network": "cardano:mainnet", "asset": "lovelace", "amount": "6"},
     {"network": "cardano:devnet", "asset": "lovelace", "amount": 7.5},
     {"network": "cardano:devnet", "asset": "lovelace", "amount": "7"},
 ]
@@ -50,7 +52,7 @@ def publishing(peer: Peer) -> Peer:
         {"paths": {"/chat": {"post": ANSWER}}, "components": {"schemas": SCHEMAS}}
     )
     peer.answers["/weather"] = asking(type="http", queryParams={"city": "Oslo"})
-    peer.answers["/other"] = asking("http://[::", type="http")
+    peer.answers["/other"] = asking("https://elsewhere.example/chat", type="http", method="POST")
     peer.answers["/tool"] = asking(type="mcp", toolName="report")
     peer.answers["/chat"] = Paywall()
     return peer
@@ -89,10 +91,51 @@ async def test_an_operation_that_a_402_describes_has_the_price_that_the_402_asks
         asked = [heard.path for heard in publishing.calls]
         report = await one(wallet, publishing, "report")
         calls = data(await wallet.call_tool("discover", {"origin": publishing.url}))["calls"]
-    assert [call["url"] for call in calls] == ["http://[::", weather["url"], report["url"]]
+    places = ("other", "weather?city=Oslo", "tool")
+    assert [call["url"] for call in calls] == [f"{publishing.url}/{place}" for place in places]
     assert json.loads(weather["input"])["queryParams"] == {"city": "Oslo"}
     assert (weather["price"], report["price"], report["tool"]) == (SEVEN, SEVEN, "report")
     assert asked == ["/.well-known/x402", "/openapi.json", "/", "/weather"]
+
+
+async def test_a_resource_elsewhere_that_a_402_names_is_neither_shown_nor_priced_as_a_call_here(
+    peer_market: Market, publishing: Peer
+) -> None:
+    async with peer_market.wallet() as wallet:
+        await wallet.call_tool("fetch", {"url": f"{publishing.url}/chat", "body": "{}"})
+        other = await one(wallet, publishing, "POST /other")
+    assert (other["url"], other["price"]) == (f"{publishing.url}/other", SEVEN)
+
+
+def serving_mcp_of(url: str) -> Answer:
+    """The MCP server at a URL. A GET gets a 402 that describes its tool."""
+
+    async def answer(heard: Heard) -> None:
+        body = await heard.read_body()
+        if heard.line.startswith(b"GET"):
+            await asking(type="mcp", toolName="report")(heard)
+            return
+        kept = ("accept", "content-type", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id")
+        headers = {name: value for name in kept if (value := heard.header(name)) is not None}
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+            got = await http.post(url, content=body, headers=headers)
+        head = f"HTTP/1.1 {got.status_code} OK\r\nContent-Type: {got.headers['content-type']}\r\n"
+        await heard.say(f"{head}Content-Length: {len(got.content)}\r\n\r\n".encode() + got.content)
+
+    return answer
+
+
+async def test_a_tool_has_the_price_last_agreed_with_its_own_server(peer_market: Market, publishing: Peer) -> None:
+    """Another server of the origin may sell a tool of the same name at another price."""
+    listed = {"resources": [f"{publishing.url}{place}" for place in ("/mcp", "/tool")]}
+    publishing.answers["/.well-known/x402"] = as_json(listed)
+    publishing.answers["/mcp"] = serving_mcp_of(peer_market.url)
+    async with peer_market.wallet() as wallet:
+        call = {"server": f"{publishing.url}/mcp", "tool": "report", "arguments": {"topic": "Hydra"}}
+        paid = data(await wallet.call_tool("mcp_call", call))
+        assert paid["outcome"] == "paid_and_served"
+        calls = data(await wallet.call_tool("discover", {"origin": publishing.url}))["calls"]
+    assert [call["price"] for call in calls] == [paid["price"], SEVEN]
 
 
 async def test_an_operation_leads_to_no_other_origin(peer_market: Market, publishing: Peer) -> None:

@@ -99,11 +99,18 @@ async def test_a_call_over_the_limit_is_refused_and_nothing_is_paid(at: Market) 
     at.world.settings(price=str(2_000 * ADA))
     async with at.near() as agent:
         result = await agent.call_tool("report", TOPIC)
+        with pytest.raises(MCPError) as refused:
+            await agent.read_resource("devnet://almanac")
+    assert refused.value.error.data == result.structured_content
     assert result.is_error
-    assert result.structured_content is not None
-    assert result.structured_content["code"] == "limit_exceeded"
-    assert result.structured_content["money"]
-    assert result.structured_content["code"] in text_of(result)
+    got = result.structured_content
+    assert got is not None
+    assert (got["outcome"], got["code"]) == ("refused", "limit_exceeded")
+    assert "Only a person can raise a limit." in got["fix"]
+    assert "`" not in got["fix"], "the server's tools have none of payagent's arguments"
+    assert got["budget_left"] == ["per_payment: at most 1000 ADA, shared", "per_day: at most 100000 ADA, shared"]
+    for part in (got["code"], got["money"], got["fix"], *got["budget_left"]):
+        assert part in text_of(result)
     assert at.sold == []
 
 
@@ -132,7 +139,10 @@ async def test_a_proxy_that_starts_anew_gets_the_answer_that_the_one_before_paid
     at.x402(fault="settle_500_after_broadcast")
     async with at.near(answer_after_s=1) as agent:
         result = await agent.call_tool("report", TOPIC)
-        assert (result.structured_content or {})["code"] == "not_served_yet"
+        got = result.structured_content
+        assert got is not None
+        assert (got["code"], got["outcome"]) == ("not_served_yet", "pending")
+        assert got["fix"] in text_of(result)
     at.x402(fault=None)
     async with at.near() as agent:
         assert text_of(await agent.call_tool("report", TOPIC)) == SERVED
@@ -211,7 +221,12 @@ async def test_a_call_that_a_person_must_approve_tells_so_and_is_served_when_it_
             assert result.structured_content is not None
             code = result.structured_content["code"]
         (payment,) = at.payments
-        assert f"payagent payments approve {payment.id}" in text_of(result)
+        shown = (await at.api.http.get(f"/v1/payments/{payment.id}")).json()
+        got = result.structured_content
+        assert (got["outcome"], got["payment_id"]) == ("awaiting_approval", payment.id)
+        assert shown["approval"]["page"] in got["fix"]
+        assert "repeat this call unchanged: it pays nothing more" in got["fix"]
+        assert got["fix"] in text_of(result)
         assert any(payment.id in line for line in told)
         (await at.api.http.post(f"/v1/payments/{payment.id}/approve", json={})).raise_for_status()
         assert text_of(await agent.call_tool("report", TOPIC)) == SERVED

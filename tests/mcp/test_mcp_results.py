@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from kit.mcp import data, text
 from kit.mcp_proxy import Market
 from kit.proxy import Paywall, Peer, saying
@@ -71,11 +72,49 @@ async def test_a_refusal_says_what_to_do_in_its_structure_and_is_one_object(
     assert (wrong["outcome"], wrong["code"]) == ("refused", "bad_request")
 
 
+WRONG = (
+    ("fetch", {"body": ["?"]}),
+    ("fetch", {"maxcost": "1 ADA"}),
+    ("quote", {"max_cost": ["1 ADA"]}),
+    ("quote", {"method": "GET /"}),
+    ("discover", {"operation": 1}),
+    ("discover", {"origin": "elsewhere"}),
+    ("payments", {"limit": 0}),
+    ("budget", {"of": "me"}),
+)
+
+
+@pytest.mark.parametrize(("tool", "arguments"), WRONG)
+async def test_wrong_arguments_are_refused_before_anything_is_sent(
+    peer_market: Market, peer: Peer, tool: str, arguments: dict[str, Any]
+) -> None:
+    """Also those with names that the tool lacks: a misspelt `max_cost` must not be a call without a bound."""
+    at = {
+        "fetch": {"url": f"{peer.url}/chat"},
+        "quote": {"url": f"{peer.url}/chat"},
+        "discover": {"origin": peer.url},
+    }
+    async with peer_market.wallet() as wallet:
+        listed = {one.name: one.input_schema for one in (await wallet.list_tools()).tools}
+        got = await wallet.call_tool(tool, at.get(tool, {}) | arguments)
+    assert (got.is_error, data(got)["outcome"], data(got)["code"]) == (True, "refused", "bad_request")
+    assert next(iter(arguments)) in text(got)
+    assert listed[tool]["additionalProperties"] is False
+    assert peer.calls == []
+
+
+async def test_an_argument_that_a_client_adds_by_itself_is_no_mistake(peer_market: Market) -> None:
+    async with peer_market.wallet() as wallet:
+        got = await wallet.call_tool("budget", {"wait_for_previous": True, "toolCallId": "call_1"})
+    assert not got.is_error
+
+
 async def test_a_paid_answer_that_failed_says_what_to_do_in_its_structure(peer_market: Market, peer: Peer) -> None:
     peer.answers["/chat"] = Paywall(serve=saying(UNPROCESSABLE))
     async with peer_market.wallet() as wallet:
         got = shown(await wallet.call_tool("fetch", {"url": f"{peer.url}/chat"}))
     assert (got["outcome"], got["code"], got["status"]) == ("paid_not_served", "paid_not_served", 422)
+    assert got["is_untrusted"] is True
     assert "Repeat this call unchanged" in got["fix"]
     assert peer_market.payments[0].delivery is not Delivery.ACCEPTED
 
