@@ -33,7 +33,8 @@ from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import Fleet, HeldAccount
-from payagent.agent.fleet.shared import NoSigner, Parts, SharedFleet
+from payagent.agent.fleet.leases import Parts
+from payagent.agent.fleet.shared import NoSigner, SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.config_reload import ConfigReload
@@ -473,7 +474,7 @@ async def _running(
         notifiers = [Notifier(front.context, one, targets[one.name], links) for one in settings.notifications]
         if isinstance(fleet, SharedFleet):
             stack.push_async_callback(fleet.leave)
-            await fleet.join()
+            await fleet.leases.join()
             stack.push_async_callback(_end, asyncio.create_task(fleet.run()))
         else:
             with opening(settings.data_dir / LEDGER_FILE):
@@ -600,7 +601,7 @@ def _noting(fleet: Fleet) -> Callable[[Unit, Settings], None]:
 
     def note(unit: Unit, settings: Settings) -> None:
         if isinstance(fleet, SharedFleet):
-            fleet.note_settings(unit, shared_settings_hashes(settings))
+            fleet.leases.note_settings(unit, shared_settings_hashes(settings))
 
     return note
 
