@@ -9,7 +9,6 @@ import base64
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
 
 import httpx
 
@@ -29,7 +28,16 @@ from payagent.client.request import ClientRequest
 from payagent.core import strict_json
 from payagent.core.cost_headers import paid_headers
 from payagent.core.invoice import is_batch
-from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, RetryVerdict, Wait, present_proof
+from payagent.core.pay_and_retry import (
+    Answered,
+    AwaitReady,
+    End,
+    Present,
+    ProofResult,
+    RetryVerdict,
+    Wait,
+    present_proof,
+)
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problems import Refused, name_of
 
@@ -56,7 +64,8 @@ class ProofPresenter:
 
     def run(self) -> Steps[FinalAnswer | PayAgentError]:
         """Run to the answer. For a used-up proof, return the error to raise unless the request is paid anew."""
-        steps, result = present_proof(), cast("Any", None)
+        steps = present_proof()
+        result: ProofResult = None
         while True:
             match steps.send(result):
                 case AwaitReady():
@@ -128,7 +137,7 @@ class ProofPresenter:
         answer.headers.update(paid_headers(self.payment["id"], paid, fee, self.payment["state"]))
         return answer
 
-    def _ended(self, end: object) -> FinalAnswer | PayAgentError:
+    def _ended(self, end: End) -> FinalAnswer | PayAgentError:
         """Return what the request ends with, or raise its error."""
         if self.answer is None:
             raise not_served(self.payment)

@@ -10,11 +10,9 @@ the last one was delivered; trusts a merchant on how much was bought.
 
 import asyncio
 import hashlib
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import structlog
 
@@ -37,7 +35,7 @@ from payagent.agent.topups.orders import (
     stop,
 )
 from payagent.core.aggregate import PaymentRow
-from payagent.core.pay_and_retry import End, Wait, present_proof
+from payagent.core.pay_and_retry import End, Present, ProofSteps, Wait, present_proof
 from payagent.core.payment.machine import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
@@ -135,7 +133,7 @@ class TopupRunner:
         self._context = agent.context
         self._merchants = merchants
         self._waits: dict[str, _Wait] = {}
-        self._proofs: dict[str, Generator[Any, Any, None]] = {}
+        self._proofs: dict[str, ProofSteps] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
 
     # --- public calls
@@ -364,7 +362,8 @@ class TopupRunner:
             return
         steps = self._proofs.pop(topup.id, None) or present_proof()
         next(steps)
-        poll_query = steps.send(row.attempt.tx_id).poll_query
+        step = steps.send(row.attempt.tx_id)
+        poll_query = step.poll_query if isinstance(step, Present) else None
         depth, request = context.depth(row), load_request(topup.request)
         proof = retry_headers(row, merchant, context.wallet_address(row))
         if poll_query is not None:
