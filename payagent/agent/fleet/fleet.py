@@ -1,7 +1,7 @@
 """`Fleet`: the agents of the accounts that this daemon holds. The API, the proxy and the dashboard know only it.
 
-A daemon on a file holds the one account 0 for ever. `front` is the agent that reads for all accounts and writes
-what they share; on a file it is that account's agent.
+A daemon on a file always holds account 0. `front` is the agent that reads for all accounts and writes what they
+share; on a file it is that account's agent.
 
 May import: core, store, the rest of agent. Never: pays itself; writes a payment.
 """
@@ -52,7 +52,10 @@ class FleetStatus:
 
 
 class Fleet:
-    """Call it from one event loop."""
+    """The one account of a daemon on a file. `SharedFleet` overrides what another daemon may have to do.
+
+    Call it from one event loop.
+    """
 
     def __init__(self, front: HeldAccount) -> None:
         self.front = front

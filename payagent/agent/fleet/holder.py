@@ -1,24 +1,27 @@
-"""What the holder of an account is asked to do: a row in `admission_requests`.
+"""What a daemon asks of another that holds the account: a row in `admission_requests`, with JSON in it.
 
-The daemon that asks polls the row; the holder carries it out and ends it. Both see it by polling the ledger. Start
+The holder carries it out and ends the row with the outcome. Both daemons see the row by polling the ledger. Start
 at `HolderRequests.do`.
 
-May import: core, store, the rest of agent. Never: carries out anything for an account that is not held here;
-chooses an account.
+May import: core, store, pydantic, the rest of agent. Never: carries out anything for an account that is not held
+here; carries a request's headers but those that name the owner of a prepaid balance.
 """
 
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from payagent.agent.base.config import TopupSource
-from payagent.agent.base.requests import AdmittedPayment, Approver
+from payagent.agent.base.requests import AdmittedPayment, Approver, MerchantRequest, PaymentRequest
 from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import HeldAccount
-from payagent.agent.fleet.requests import Outcome, dump_refusal, load_payment_request, read_outcome
 from payagent.agent.topups.orders import TopupGoal
+from payagent.core import strict_json
 from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.problems import Refused
@@ -31,6 +34,14 @@ POLL_S = 0.1
 
 ASK_MS = 30_000
 """How long the holder of an account may take to begin what it is asked. A takeover fits into it."""
+
+_PAYMENT_REQUEST = TypeAdapter(PaymentRequest)
+_BODY_MAX_BYTES = 1 << 30
+"""The body was accepted before, with the API's or the proxy's own bound."""
+
+_OWNERS = ("x-partner", "x-wallet-address")
+
+Outcome = Mapping[str, Any]
 
 
 class HolderRequests:
@@ -74,7 +85,7 @@ class HolderRequests:
             raise _not_taken(account) from None
         finally:
             self.asked.discard(request_id)
-        return read_outcome(row.outcome)
+        return _read_outcome(row.outcome)
 
     def serve_open(self) -> None:
         """Begin what other daemons ask of the accounts held here."""
@@ -83,8 +94,8 @@ class HolderRequests:
         ready = [number for number, held in self._held.items() if held.agent.context.chain.tip is not None]
         for one in fleet.open_requests(self._context.conn, sorted(ready)):
             if one.id not in self.serving:
-                is_late = one.ends_at_ms < now_ms
-                self.serving[one.id] = task = asyncio.ensure_future(self.serve(one, is_late=is_late))
+                task = asyncio.ensure_future(self.serve(one, is_late=one.ends_at_ms < now_ms))
+                self.serving[one.id] = task
                 task.add_done_callback(partial(self._served, one.id))
 
     def _served(self, request_id: str, _task: asyncio.Task[None]) -> None:
@@ -96,13 +107,15 @@ class HolderRequests:
             if is_late:
                 raise _not_taken(one.account)
             held = self._held[one.account]
-            is_pay = one.kind == "pay"
-            work = self._pay(one, held) if is_pay else _carry_out(one.kind, json.loads(one.request), held)
-            outcome = json.dumps(await work)
+            outcome = json.dumps(
+                await self._pay(one, held)
+                if one.kind == "pay"
+                else await _carry_out(one.kind, json.loads(one.request), held)
+            )
         except Refused as refusal:
             if refusal.code == "lease_lost":
                 return  # its next holder finds it open
-            outcome = dump_refusal(refusal)
+            outcome = _dump_refusal(refusal)
         now_ms = self._context.ports.clock.now_ms()
         await self._context.write("request", lambda unit: fleet.end_request(unit, one.id, outcome, now_ms))
 
@@ -111,7 +124,7 @@ class HolderRequests:
 
         def end(unit: Unit, admitted: AdmittedPayment) -> None:
             refusal, found = admitted.refusal, json.dumps(_found(admitted.payment_id, admitted.is_new))
-            fleet.end_request(unit, one.id, found if refusal is None else dump_refusal(refusal), now_ms)
+            fleet.end_request(unit, one.id, found if refusal is None else _dump_refusal(refusal), now_ms)
 
         row, is_new = await held.agent.pay(load_payment_request(one.request), end)
         return _found(row.id, is_new)
@@ -164,3 +177,33 @@ def _not_taken(account: int) -> Refused:
         f"the holder of account {account} has not answered in {ASK_MS // 1000} s, and may still carry this out. "
         "Send the same request again with its key. Without a key, look at the payments first",
     )
+
+
+def dump_payment_request(asked: PaymentRequest) -> str:
+    """A `PaymentRequest` as JSON. The numbers of its 402 keep their text."""
+    response = replace(asked.response, body=strict_json.dumps(asked.response.body))
+    request = None if asked.request is None else _with_owner(asked.request)
+    return _PAYMENT_REQUEST.dump_json(replace(asked, response=response, request=request)).decode()
+
+
+def load_payment_request(text: str) -> PaymentRequest:
+    asked = _PAYMENT_REQUEST.validate_json(text)
+    body = strict_json.loads(str(asked.response.body), max_bytes=_BODY_MAX_BYTES, any_text=True)
+    return replace(asked, response=replace(asked.response, body=body))
+
+
+def _with_owner(request: MerchantRequest) -> MerchantRequest:
+    return replace(request, headers={name: text for name, text in request.headers.items() if name in _OWNERS})
+
+
+def _dump_refusal(refusal: Refused) -> str:
+    context = {key: value for key, value in refusal.context.items() if isinstance(value, (str, int, bool))}
+    return json.dumps({"refused": refusal.name, "detail": refusal.detail, "context": context})
+
+
+def _read_outcome(text: str) -> Outcome:
+    """The outcome of a request that has ended. Raises the refusal if it was refused."""
+    outcome: Outcome = json.loads(text)
+    if "refused" in outcome:
+        raise Refused(outcome["refused"], outcome["detail"], **outcome["context"])
+    return outcome

@@ -107,8 +107,7 @@ class Leases:
 
     def _check_records(self, unit: Unit) -> None:
         """Called on the writer's thread."""
-        now_ms = fleet.database_ms(unit.conn, self._context.ports.clock.now_ms())
-        failover.check_records(unit, self.seat, now_ms)
+        failover.check_records(unit, self.seat, fleet.database_ms(unit.conn, self._context.ports.clock.now_ms()))
 
     def _register(self, unit: Unit, now_ms: int) -> None:
         """Add this daemon to those of the fleet, and forget those that do not return.
@@ -219,8 +218,7 @@ class Leases:
             known = frozenset(one.id for one in fleet.all_daemons(unit.conn))
             return part, failover.prove(unit, self.seat, clock_ms), known
 
-        found = await self._context.write("lease", job)
-        if found is None:
+        if (found := await self._context.write("lease", job)) is None:
             return None
         part, has_proven, self._known = found
         self._renewed_s = self._loop.time()
@@ -250,8 +248,9 @@ class Leases:
         """Let each account held here sign only if it is proven, as of the last commit."""
         for account, held in self.held.items():
             if account in self.seat.held:  # else it was lost, and no commit may be missing
-                is_proven = self.seat.is_proven(account)
-                held.agent.context.chain.unproven = None if is_proven else unproven(account).detail
+                held.agent.context.chain.unproven = (
+                    None if self.seat.is_proven(account) else unproven(account).detail
+                )
 
     # --- give back and lose
 

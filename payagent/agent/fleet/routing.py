@@ -38,8 +38,7 @@ class Routing:
 
     def __init__(self, front: HeldAccount, leases: Leases) -> None:
         self._context = front.agent.context
-        self._intake = front.agent.intake
-        self._topups = front.topups
+        self._front = front
         self._leases = leases
         self.accounts = range(len(leases.addresses))
 
@@ -56,8 +55,11 @@ class Routing:
                 if refusal.code in LACKS_FUNDS and others:
                     return await work(others[0])
                 if refusal.code == "not_enough_funds":
-                    why = f"account {first} was to pay, and accounts are not paid from together"
-                    raise Refused(refusal.name, f"{refusal.detail}; {why}", **refusal.context) from None
+                    raise Refused(
+                        refusal.name,
+                        f"{refusal.detail}; account {first} was to pay, and accounts are not paid from together",
+                        **refusal.context,
+                    ) from None
                 if refusal.code != "lease_lost":
                     raise
                 self._leases.lose(first)
@@ -82,7 +84,7 @@ class Routing:
 
     def _intent(self, payment_request: PaymentRequest) -> PaymentIntent | None:
         """The purchase; None if its 402 is not understood, which any account refuses alike."""
-        now_ms, intake = self._context.ports.clock.now_ms(), self._intake
+        now_ms, intake = self._context.ports.clock.now_ms(), self._front.agent.intake
         try:
             merchant = self._context.config.merchant(payment_request.origin)
             return intake.intent(payment_request, intake.offers(merchant, payment_request, now_ms), now_ms)
@@ -100,8 +102,7 @@ class Routing:
 
     async def of_topup(self, topup_id: str) -> list[int]:
         """The account of a top-up's balance."""
-        conn = self._context.conn
-        return [prepaid.pool(conn, self._topups.find(topup_id).pool_id).account]
+        return [prepaid.pool(self._context.conn, self._front.topups.find(topup_id).pool_id).account]
 
     async def home_of_topup(self, goal: TopupGoal) -> list[int]:
         """The home account alone of the merchant that a top-up buys at."""

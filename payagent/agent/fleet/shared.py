@@ -16,9 +16,8 @@ from payagent.agent.base.config import overlaid
 from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
 from payagent.agent.chain_sync.providers import ProviderSelection
 from payagent.agent.fleet.fleet import Fleet, FleetStatus, HeldAccount, no_account
-from payagent.agent.fleet.holder import POLL_S, HolderRequests
+from payagent.agent.fleet.holder import POLL_S, HolderRequests, dump_payment_request
 from payagent.agent.fleet.leases import TAKE_S, Leases, Parts, every
-from payagent.agent.fleet.requests import dump_payment_request
 from payagent.agent.fleet.routing import Routing, copy_view
 from payagent.agent.payments.deliveries import Deliveries
 from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
@@ -151,8 +150,10 @@ class SharedFleet(Fleet):
         return await self._order("cancel", payment_id, app_id=app_id)
 
     async def _order(self, kind: RequestKind, payment_id: str, **asked: object) -> PaymentRow:
-        do = partial(self.holder.do, kind, {"payment_id": payment_id, **asked})
-        await self.routing.trying(partial(self.routing.of_payment, payment_id), do)
+        await self.routing.trying(
+            partial(self.routing.of_payment, payment_id),
+            partial(self.holder.do, kind, {"payment_id": payment_id, **asked}),
+        )
         return self.context.payment(payment_id)
 
     async def send(
@@ -188,15 +189,17 @@ class SharedFleet(Fleet):
             chosen = account if known is None else known
             return self.routing.able(needed) if chosen is None else [chosen]
 
-        do = partial(self.holder.do, "transfer", {"app_id": app_id, "key": key, **asked})
-        found = await self.routing.trying(accounts, do)
+        found = await self.routing.trying(
+            accounts, partial(self.holder.do, "transfer", {"app_id": app_id, "key": key, **asked})
+        )
         return await self._once_signed(found["payment"]), found["is_new"]
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         key = self.context.ports.new_id("order") if key is None else key  # as of a transfer
         asked = {"app_id": app_id, "key": key, "goal": asdict(goal)}
-        do = partial(self.holder.do, "topup", asked)
-        found = await self.routing.trying(partial(self.routing.home_of_topup, goal), do)
+        found = await self.routing.trying(
+            partial(self.routing.home_of_topup, goal), partial(self.holder.do, "topup", asked)
+        )
         return self.topups.find(found["topup"]), found["is_new"]
 
     async def plan_topup(self, app_id: str, goal: TopupGoal) -> TopupPlan | PrepaidQuote:
@@ -204,8 +207,10 @@ class SharedFleet(Fleet):
         return await self.routing.visit(account).topups.plan(app_id, goal)
 
     async def cancel_topup(self, topup_id: str, app_id: str) -> TopupRow:
-        do = partial(self.holder.do, "topup", {"topup_id": topup_id, "app_id": app_id})
-        await self.routing.trying(partial(self.routing.of_topup, topup_id), do)
+        await self.routing.trying(
+            partial(self.routing.of_topup, topup_id),
+            partial(self.holder.do, "topup", {"topup_id": topup_id, "app_id": app_id}),
+        )
         return self.topups.find(topup_id)
 
     async def _once_signed(self, payment_id: str) -> PaymentRow:
