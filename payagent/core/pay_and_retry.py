@@ -8,7 +8,7 @@ order:
 - `Wait`. With None `AwaitReady` follows; with True, if there is not so much time, an `End`.
 - `End` is the last.
 
-The drivers are `client.present_proof` (for the httpx transports, `payagent fetch` and the MCP tools),
+The drivers are `client.retry` (for the httpx transports, `payagent fetch` and the MCP tools),
 `client.x402_scheme`, `proxy.payer` and `agent.topups.runner`.
 May import: core.retry_schedule. Never: I/O; reads a clock.
 """
@@ -84,9 +84,8 @@ class Answered:
     has_served: bool = False
 
 
-ProofStep = AwaitReady | Present | Wait | End
 ProofResult = str | Answered | bool | None
-ProofSteps = Generator[ProofStep, ProofResult, None]
+ProofSteps = Generator[AwaitReady | Present | Wait | End, ProofResult, None]
 
 
 def present_proof() -> ProofSteps:

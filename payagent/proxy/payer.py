@@ -239,10 +239,8 @@ class ProxyPayer:
             await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
 
     def _note_silence(self, shared: SharedPayment) -> None:
-        step = self._steps.start(
-            self._fleet.deliveries(shared.id).record_unanswered(shared.id, f"nothing came in {_SILENT_S:g} s")
-        )
-        step.add_done_callback(log_failure)
+        deliveries, why = self._fleet.deliveries(shared.id), f"nothing came in {_SILENT_S:g} s"
+        self._steps.start(deliveries.record_unanswered(shared.id, why)).add_done_callback(log_failure)
 
     async def _deliver(
         self, exchange: Exchange, shared: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
@@ -331,8 +329,7 @@ async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
     is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
     if is_served(answer.status) and not is_later:
         return without_body
-    raw = await answer.peek(BODY_MAX_BYTES)
-    if raw is None:
+    if (raw := await answer.peek(BODY_MAX_BYTES)) is None:
         return without_body
     try:
         return read_response(answer.status, answer.headers, raw)
