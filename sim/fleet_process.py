@@ -20,7 +20,8 @@ from payagent.agent.base.ports import InProcess, Ports
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.fleet.fleet import HeldAccount
-from payagent.agent.fleet.shared import LOOK_S, NoSigner, Parts, SharedFleet
+from payagent.agent.fleet.leases import Parts
+from payagent.agent.fleet.shared import LOOK_S, NoSigner, SharedFleet
 from payagent.agent.topups.runner import TopupRunner
 from payagent.core.problems import Refused
 from payagent.proxy.payer import ProxyPayer
@@ -252,13 +253,13 @@ class FleetProcess(SimDaemon):
         return self._host.true_now_ms() + self.clock_off_ms
 
     async def begin(self) -> None:
-        await self.fleet.join()
+        await self.fleet.leases.join()
         host, shared = self._host, self.fleet
-        for renew in (shared.keep_leases, shared.renew_meanwhile):
+        for renew in (shared.leases.keep, shared.leases.renew_meanwhile):
             self._every_s(lambda: CALM_RENEW_S if host.is_calm else fleet.RENEW_EVERY_S, renew)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else POLL_S, shared.poll)
         self._every_s(lambda: LOOK_S, shared.look)
-        self._every_s(lambda: CALM_POLL_S if host.is_calm else 1, shared.take_what_is_free)
+        self._every_s(lambda: CALM_POLL_S if host.is_calm else 1, shared.leases.take_what_is_free)
 
     def _every_s(self, seconds: Callable[[], float], act: Callable[[], Coroutine[Any, Any, object]]) -> None:
         async def repeat() -> None:

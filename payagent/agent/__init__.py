@@ -103,8 +103,11 @@ Sub-packages, each importing only from those above it:
     orders      the top-up inside a commit, and top-ups that the settings start
   fleet       the accounts that this daemon holds, as one
     fleet       `Fleet`: which agent serves a request
-    shared      `SharedFleet`: one of several daemons on one ledger: leases, polling, requests to other holders
-    requests    what a daemon asks of the holder of an account, as JSON
+    shared      `SharedFleet`: one of several daemons on one ledger
+    leases      takes accounts, renews their leases and gives some back
+    routing     which account serves a request
+    holder      what a daemon asks of the one that holds an account
+    failover    which accounts may sign when the ledger may lack commits
   operator    changes that an operator makes at run time
     apps, merchants, limits, pause  one module each
     alerts                          thresholds, and the log of alerts

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import httpx
 
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.client.effects import AskDaemon, DaemonReply
+    from payagent.client.steps import AskDaemon, DaemonReply
 
 NOT_SERVED = 4
 _AGAIN = frozenset((408, 425, 429, *range(500, 600)))
@@ -191,7 +191,7 @@ class _Watcher:
 
     def ask(self, ask: "AskDaemon") -> "DaemonReply":
         from payagent.client import PayAgentError
-        from payagent.client.effects import DaemonReply
+        from payagent.client.steps import DaemonReply
 
         wait_s = min(ask.wait_s, 1) if self.is_seen else ask.wait_s
         try:
@@ -264,7 +264,7 @@ class _Fetcher:
         import httpx
 
         from payagent.client import PayAgentError, PayAgentTransport
-        from payagent.client.pay_and_retry import CALL_MARK, QUOTE_MARK
+        from payagent.client.paid_request import CALL_MARK, QUOTE_MARK
 
         proxy = self.client.settings.proxy
         watcher = _Watcher(self.client, self.terminal.stderr.isatty())
@@ -295,7 +295,7 @@ class _Fetcher:
 
     def _give(self, answer: "httpx.Response") -> int:
         """Write the body as it arrives; then, on stderr, what was paid and any error status."""
-        from payagent.client.pay_and_retry import REFUSAL_MARK
+        from payagent.client.paid_request import REFUSAL_MARK
 
         self._write(answer)
         if (refusal := answer.extensions.get(REFUSAL_MARK)) is not None:

@@ -1,8 +1,8 @@
 """The client room: lets Python programs pay through the daemon. One line makes an httpx client pay.
 
-Start with `transport`, the httpx transports, and `pay_and_retry`, the steps of one request without I/O (`effects`
-defines the steps).
-- `request` is the client's request, and `present_proof` retries it with a proof. `merchant_answers` reads what a
+Start with `transport`, the httpx transports, and `paid_request`, which runs one request to its answer without I/O
+(`steps` defines what it yields).
+- `request` is the client's request, and `retry` sends it again with the proof. `merchant_answers` reads what a
   merchant answers. `streams` keeps bodies that are sent or read twice.
 - `daemon_client` is the connection to the daemon. `x402_scheme` plugs into the official x402 SDK.
 May import: httpx, the standard library, core; dialects inside a function.

@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from payagent.client.effects import AskDaemon, DaemonReply
 from payagent.client.errors import own_error
+from payagent.client.steps import AskDaemon, DaemonReply
 from payagent.core.origin import is_this_machine
 
 DEFAULT = "http://127.0.0.1:8402"
@@ -85,8 +85,12 @@ class DaemonAddress:
 
     def options(self) -> dict[str, Any]:
         """The options common to both clients."""
-        timeout = _timeout(_TIMEOUT_S)
-        return {"base_url": self.url, "trust_env": False, "follow_redirects": False, "timeout": timeout}
+        return {
+            "base_url": self.url,
+            "trust_env": False,
+            "follow_redirects": False,
+            "timeout": _timeout(_TIMEOUT_S),
+        }
 
     def transport_options(self) -> dict[str, Any]:
         # No certificates: nothing here speaks TLS, and loading them takes longer than the request.

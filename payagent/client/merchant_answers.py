@@ -1,6 +1,6 @@
 """Read a merchant's answers, without headers that only payagent may set, in the form for the daemon.
 
-May import: httpx's values, core.cost_headers, client.effects.
+May import: httpx's values, core.cost_headers, client.steps.
 Never: I/O; decompresses without a limit.
 """
 
@@ -8,7 +8,7 @@ import base64
 
 import httpx
 
-from payagent.client.effects import Json
+from payagent.client.steps import Json
 from payagent.core.cost_headers import OWN_PREFIX
 
 ANSWER_MAX_BYTES = 128 * 1024

@@ -1,6 +1,6 @@
 """A client's request: the part for the merchant, and the limits for paying.
 
-May import: httpx's values, core, client.merchant_answers, client.streams, client.errors, client.effects.
+May import: httpx's values, core, client.merchant_answers, client.streams, client.errors, client.steps.
 Never: I/O; lets a header that begins with X-Payagent- through to a merchant.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 
-from payagent.client.effects import Json
 from payagent.client.errors import own_error
 from payagent.client.merchant_answers import answer_json, is_own
+from payagent.client.steps import Json
 from payagent.client.streams import Replay
 from payagent.core import strict_json
 from payagent.core.cost_headers import MAX_COST_HEADER, read_cost_headers

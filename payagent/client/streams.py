@@ -32,11 +32,9 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._hash = hashlib.sha256()
         self._size = 0
         self._buffer = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115  until end()
-        self._source: Iterator[bytes] | AsyncIterator[bytes] | None
-        if isinstance(source, httpx.SyncByteStream):
-            self._source = iter(source)
-        else:
-            self._source = aiter(source)
+        self._source: Iterator[bytes] | AsyncIterator[bytes] | None = (
+            iter(source) if isinstance(source, httpx.SyncByteStream) else aiter(source)
+        )
 
     @property
     def sha256(self) -> str:
@@ -52,11 +50,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._end_source()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._source is None:
-            for chunk in self._replay():
-                yield chunk
-            return
-        if isinstance(self._source, Iterator):
+        if not isinstance(self._source, AsyncIterator):
             for chunk in self:
                 yield chunk
             return
@@ -78,27 +72,20 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
                 if not self.is_whole:
                     return
 
-    def close(self) -> None:
-        """Do nothing: httpx calls this after each send, and the body is needed until the request is over."""
-
-    async def aclose(self) -> None:
-        return
-
     def end(self) -> None:
+        """Drop the body. httpx calls `close` after each send, which does nothing."""
         self._buffer.close()
 
     def _buffer_chunk(self, chunk: bytes) -> None:
         self._size += len(chunk)
-        if not self.is_whole:
-            return
-        if self._size > self._most_bytes:
+        if self.is_whole and self._size > self._most_bytes:
             self._drop_buffer()
-            return
-        self._hash.update(chunk)
-        try:
-            self._buffer.write(chunk)
-        except OSError:  # disk full: the request goes on, but cannot be replayed
-            self._drop_buffer()
+        if self.is_whole:
+            self._hash.update(chunk)
+            try:
+                self._buffer.write(chunk)
+            except OSError:  # disk full: the request goes on, but cannot be replayed
+                self._drop_buffer()
 
     def _end_source(self) -> None:
         self._source = None

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,7 +19,11 @@ from typing import Any, Protocol, cast
 import httpx
 
 from payagent.client.daemon_client import DEFAULT, AsyncDaemonClient, DaemonAddress, DaemonClient
-from payagent.client.effects import (
+from payagent.client.errors import PayAgentError
+from payagent.client.merchant_answers import ANSWER_MAX_BYTES
+from payagent.client.paid_request import PaidRequests
+from payagent.client.retry import delivery_path
+from payagent.client.steps import (
     AskDaemon,
     BufferRequest,
     DaemonReply,
@@ -29,10 +33,6 @@ from payagent.client.effects import (
     Sleep,
     Step,
 )
-from payagent.client.errors import PayAgentError
-from payagent.client.merchant_answers import ANSWER_MAX_BYTES
-from payagent.client.pay_and_retry import PayAndRetry
-from payagent.client.present_proof import delivery_path
 from payagent.client.streams import AsyncWatched, Watched, aread_up_to, read_up_to
 
 PATIENCE_S = 900.0
@@ -132,7 +132,7 @@ class PayAgentTransport(httpx.BaseTransport):
         )
         self._inner = inner or TimedTransport()
         self._has_own, self._pid = inner is None, os.getpid()
-        self._purchases = PayAndRetry(max_cost_units, max_cost_asset, patience_s, spool_bytes)
+        self._requests = PaidRequests(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"PayAgentTransport({self._daemon!r})"
@@ -140,9 +140,8 @@ class PayAgentTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self._has_own and self._pid != os.getpid():  # after a fork, two processes would share a connection
             self._inner, self._pid = TimedTransport(), os.getpid()
-        steps = self._purchases.run(request)
+        steps = self._requests.run(request)
         opened: httpx.Response | None = None
-        result: Any = None
         try:
             step = next(steps)
             while True:
@@ -177,8 +176,7 @@ class PayAgentTransport(httpx.BaseTransport):
             case SendRequest(request):
                 return self._inner.handle_request(request)
             case ReadAnswer(answer):
-                stream = cast("httpx.SyncByteStream", answer.stream)
-                return _peeked(answer, *read_up_to(stream, ANSWER_MAX_BYTES))
+                return _peeked(answer, *read_up_to(cast("httpx.SyncByteStream", answer.stream), ANSWER_MAX_BYTES))
             case BufferRequest(body):
                 return body.rest()
             case Sleep(seconds):
@@ -187,18 +185,15 @@ class PayAgentTransport(httpx.BaseTransport):
     def _hand_on(self, final: FinalAnswer) -> httpx.Response:
         answer, payment_id = final.answer, final.payment_id
         if payment_id is not None:
-            stream = cast("httpx.SyncByteStream", answer.stream)
-            answer.stream = Watched(stream, lambda: self._report(_delivered(payment_id, answer)))
+            answer.stream = Watched(
+                cast("httpx.SyncByteStream", answer.stream),
+                lambda: self._report(_delivered(payment_id, answer)),
+            )
         return answer
 
     def _report(self, ask: AskDaemon) -> None:
-        try:
+        with _reporting(self._requests, ask):
             self._daemon.ask(ask).value()
-        except PayAgentError as error:
-            _note_unreported(self._purchases, ask, error)
-        except BaseException:
-            self._purchases.unreported[ask.path] = ask  # the program stops; the daemon may not have the report
-            raise
 
 
 class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
@@ -220,7 +215,7 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         )
         self._inner = inner or httpx.AsyncHTTPTransport()
         self._has_own, self._pid = inner is None, os.getpid()
-        self._purchases = PayAndRetry(max_cost_units, max_cost_asset, patience_s, spool_bytes)
+        self._requests = PaidRequests(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"AsyncPayAgentTransport({self._daemon!r})"
@@ -228,9 +223,8 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self._has_own and self._pid != os.getpid():
             self._inner, self._pid = httpx.AsyncHTTPTransport(), os.getpid()
-        steps = self._purchases.run(request)
+        steps = self._requests.run(request)
         opened: httpx.Response | None = None
-        result: Any = None
         try:
             step = next(steps)
             while True:
@@ -274,24 +268,29 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
     def _hand_on(self, final: FinalAnswer) -> httpx.Response:
         answer, payment_id = final.answer, final.payment_id
         if payment_id is not None:
-            stream = cast("httpx.AsyncByteStream", answer.stream)
-            answer.stream = AsyncWatched(stream, lambda: self._report(_delivered(payment_id, answer)))
+            answer.stream = AsyncWatched(
+                cast("httpx.AsyncByteStream", answer.stream),
+                lambda: self._report(_delivered(payment_id, answer)),
+            )
         return answer
 
     async def _report(self, ask: AskDaemon) -> None:
-        try:
+        with _reporting(self._requests, ask):
             (await self._daemon.ask(ask)).value()
-        except PayAgentError as error:
-            _note_unreported(self._purchases, ask, error)
-        except BaseException:
-            self._purchases.unreported[ask.path] = ask  # the program stops; the daemon may not have the report
-            raise
 
 
-def _note_unreported(purchases: PayAndRetry, ask: AskDaemon, error: PayAgentError) -> None:
-    log.warning("a delivery could not be reported: %s", error)
-    if error.retryable:
-        purchases.unreported[ask.path] = ask
+@contextmanager
+def _reporting(requests: PaidRequests, ask: AskDaemon) -> Iterator[None]:
+    """Report a delivery, or note it to be reported later."""
+    try:
+        yield
+    except PayAgentError as error:
+        log.warning("a delivery could not be reported: %s", error)
+        if error.retryable:
+            requests.unreported[ask.path] = ask
+    except BaseException:
+        requests.unreported[ask.path] = ask  # the program stops; the daemon may not have the report
+        raise
 
 
 def _delivered(payment_id: str, answer: httpx.Response) -> AskDaemon:
@@ -301,10 +300,9 @@ def _delivered(payment_id: str, answer: httpx.Response) -> AskDaemon:
 def _peeked(
     answer: httpx.Response, raw: bytes | None, stream: httpx.SyncByteStream | httpx.AsyncByteStream
 ) -> tuple[bytes | None, httpx.Response]:
-    reread = httpx.Response(
+    return raw, httpx.Response(
         answer.status_code, headers=answer.headers, stream=stream, extensions=dict(answer.extensions)
     )
-    return raw, reread
 
 
 def _opened(step: Step, result: Any, before: httpx.Response | None) -> httpx.Response | None:

@@ -20,9 +20,9 @@ from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from payagent.client.daemon_client import DEFAULT, DaemonAddress, DaemonClient
-from payagent.client.effects import AskDaemon, DaemonReply, Json, Sleep, Steps, T
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.present_proof import answered, ask_until_answered, delivery_path, not_served, until_ready
+from payagent.client.retry import answered, ask_until_answered, delivery_path, not_served, until_ready
+from payagent.client.steps import AskDaemon, DaemonReply, Json, Sleep, Steps, T
 from payagent.core.origin import DEFAULT_PORTS, is_called, parse_origin
 from payagent.core.pay_and_retry import Answered, End, RetryVerdict, Wait, present_proof
 from payagent.core.payment.machine import WITHOUT_PROOF
@@ -129,8 +129,10 @@ class ExactCardanoScheme:
 
     def _pay(self, url: str, required: str) -> Json:
         parts = urlsplit(url)
-        demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
-        body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
+        body = {
+            "origin": f"{parts.scheme}://{parts.netloc}",
+            "response": {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""},
+        }
         payment = self._daemon.ask(AskDaemon("POST", "/v1/payments", body)).value()
         payment = self._execute(until_ready(payment, time.monotonic() + self._patience_s))
         if not payment["ready"]:
@@ -143,10 +145,8 @@ class ExactCardanoScheme:
         try:
             while True:
                 step = steps.send(reply)
-                reply = None
-                if isinstance(step, AskDaemon):
-                    reply = self._daemon.ask(step)
-                elif isinstance(step, Sleep):
+                reply = self._daemon.ask(step) if isinstance(step, AskDaemon) else None
+                if isinstance(step, Sleep):
                     time.sleep(step.seconds)
         except StopIteration as end:
             return cast("T", end.value)

@@ -1,13 +1,14 @@
 """Present a payment's proof until the merchant serves the request: the rules of every retry, without I/O.
 
-`present_proof` yields steps. A driver carries out each one and sends its result back, in this order:
+`present_proof` yields steps. A driver carries out each one and sends its result back, at first None, in this
+order:
 
 - `AwaitReady` comes first. With the transaction's id `Present` follows; with None, if time is up, an `End`.
 - `Present`. With an `Answered` a `Wait` or an `End` follows; with None, if no answer came, a `Wait`.
 - `Wait`. With None `AwaitReady` follows; with True, if there is not so much time, an `End`.
 - `End` is the last.
 
-The drivers are `client.present_proof` (for the httpx transports, `payagent fetch` and the MCP tools),
+The drivers are `client.retry` (for the httpx transports, `payagent fetch` and the MCP tools),
 `client.x402_scheme`, `proxy.payer` and `agent.topups.runner`.
 May import: core.retry_schedule. Never: I/O; reads a clock.
 """
@@ -15,7 +16,6 @@ May import: core.retry_schedule. Never: I/O; reads a clock.
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
-from typing import Any
 
 from payagent.core.retry_schedule import again_after_s
 
@@ -84,22 +84,25 @@ class Answered:
     has_served: bool = False
 
 
-def present_proof() -> Generator[Any, Any, None]:
+ProofResult = str | Answered | bool | None
+ProofSteps = Generator[AwaitReady | Present | Wait | End, ProofResult, None]
+
+
+def present_proof() -> ProofSteps:
     """Yield the steps of one payment's proof."""
     tx_id: str | None = None
     poll_query: str | None = None
     end, lost_count = End.FINAL, 0
-    while (ready_tx_id := (yield AwaitReady())) is not None:
+    while isinstance(ready_tx_id := (yield AwaitReady()), str):
         if ready_tx_id != tx_id:  # the merchant knows nothing of the transaction that replaces another
             tx_id, poll_query = ready_tx_id, None
-        answer: Answered | None = yield Present(poll_query)
-        after_s: float | None
-        if answer is None:
-            lost_count += 1
-            after_s = again_after_s(lost_count)
-        else:
+        answer = yield Present(poll_query)
+        if isinstance(answer, Answered):
             end = _end(answer, is_poll=poll_query is not None)
             after_s, poll_query = None if end is End.USED_UP else answer.again_after_s, answer.poll_query
+        else:
+            lost_count += 1
+            after_s = again_after_s(lost_count)
         if after_s is None or (yield Wait(after_s)):
             break
     yield end

@@ -20,7 +20,8 @@ from payagent.agent.base.ports import Ports, Randomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.fleet.fleet import Fleet, HeldAccount
-from payagent.agent.fleet.shared import NoSigner, Parts, SharedFleet
+from payagent.agent.fleet.leases import Parts
+from payagent.agent.fleet.shared import NoSigner, SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.agent.operator.notifier import Notifier, TargetPort, take_targets
@@ -128,7 +129,7 @@ async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[N
             jobs.notifiers.append(Notifier(front.context, one, target, links))
         if isinstance(fleet, SharedFleet):
             stack.push_async_callback(fleet.leave)
-            await fleet.join()
+            await fleet.leases.join()
             stack.push_async_callback(end, asyncio.create_task(fleet.run()))
         else:
             with opening(settings.data_dir / LEDGER_FILE):
@@ -215,7 +216,7 @@ def _shared_fleet(startup: Startup, first: HeldAccount, seat: Seat, jobs: Accoun
 def note_settings(fleet: Fleet, unit: Unit, settings: Settings) -> None:
     """Tell the rest of a fleet, in the commit of a reload, that this daemon has other settings now."""
     if isinstance(fleet, SharedFleet):
-        fleet.note_settings(unit, shared_settings_hashes(settings))
+        fleet.leases.note_settings(unit, shared_settings_hashes(settings))
 
 
 async def _bind(writer: Writer, readers: Readers, network: str, own: Address) -> None:

@@ -18,7 +18,7 @@ from mcp_types import CallToolResult
 
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.merchant_answers import decoded
-from payagent.client.pay_and_retry import QUOTE_MARK, REFUSAL_MARK
+from payagent.client.paid_request import QUOTE_MARK, REFUSAL_MARK
 from payagent.client.transport import AsyncPayAgentTransport, time_limit
 from payagent.core.cost_headers import DRY_RUN_HEADER, MAX_COST_HEADER
 from payagent.core.money import parse_bound

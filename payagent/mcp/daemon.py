@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from payagent.client.daemon_client import DEFAULT, AsyncDaemonClient, DaemonAddress
-from payagent.client.effects import AskDaemon, DaemonReply
+from payagent.client.steps import AskDaemon, DaemonReply
 from payagent.core.payment.machine import State
 
 URL_VARIABLE = "PAYAGENT_URL"

@@ -11,7 +11,6 @@ Never: decides whether to pay; pays again because a proof was not accepted; forw
 import asyncio
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, cast
 
 import structlog
 
@@ -22,7 +21,7 @@ from payagent.api.models.payments import Quote
 from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.aggregate import PaymentRow
 from payagent.core.cost_headers import paid_headers
-from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, Wait, present_proof
+from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, ProofResult, Wait, present_proof
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict
@@ -167,7 +166,8 @@ class ProxyPayer:
 
     async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> Proof | None:
         """Drive `core.pay_and_retry`. Returns a used-up proof; None: the client has its answer."""
-        steps, result = present_proof(), cast("Any", None)
+        steps = present_proof()
+        result: ProofResult = None
         async with AsyncExitStack() as opened:
             proof = Proof(self._context.payment(shared.id), opened)
             while True:
@@ -224,7 +224,7 @@ class ProxyPayer:
         finally:
             silence.cancel()
 
-    async def _ended(self, end: object, exchange: Exchange, shared: SharedPayment, proof: Proof) -> None:
+    async def _ended(self, end: End, exchange: Exchange, shared: SharedPayment, proof: Proof) -> None:
         """Give the client what the retries ended with."""
         if proof.answer is None and proof.last is None:
             raise _not_served(proof.row)
@@ -239,10 +239,8 @@ class ProxyPayer:
             await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
 
     def _note_silence(self, shared: SharedPayment) -> None:
-        step = self._steps.start(
-            self._fleet.deliveries(shared.id).record_unanswered(shared.id, f"nothing came in {_SILENT_S:g} s")
-        )
-        step.add_done_callback(log_failure)
+        deliveries, why = self._fleet.deliveries(shared.id), f"nothing came in {_SILENT_S:g} s"
+        self._steps.start(deliveries.record_unanswered(shared.id, why)).add_done_callback(log_failure)
 
     async def _deliver(
         self, exchange: Exchange, shared: SharedPayment, answer: UpstreamAnswer, row: PaymentRow
@@ -331,8 +329,7 @@ async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
     is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
     if is_served(answer.status) and not is_later:
         return without_body
-    raw = await answer.peek(BODY_MAX_BYTES)
-    if raw is None:
+    if (raw := await answer.peek(BODY_MAX_BYTES)) is None:
         return without_body
     try:
         return read_response(answer.status, answer.headers, raw)

@@ -10,7 +10,7 @@ from kit.failover import act, pay, refusals, signed, wait_quiet
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 
 from payagent.agent.fleet.failover import AWAITED_MS
-from payagent.agent.fleet.shared import BLIND_MS
+from payagent.agent.fleet.leases import BLIND_MS
 from payagent.store.db.unit import Unit
 from payagent.store.rows import onchain
 from payagent.store.rows.fleet import LEASE_MS
@@ -41,12 +41,12 @@ async def pair(world: World, ledger: SharedLedger) -> AsyncIterator[Pair]:
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(fleet_daemon(world, ledger, name)) for name in "ab"]
         for daemon in (one, two):
-            await daemon.fleet.keep_leases()
+            await daemon.fleet.leases.keep()
             await daemon.stand_still()
         for daemon in (one, two):
             await daemon.run_pass()
             await pay(daemon, f"first of {daemon.accounts}")
-            await daemon.fleet.keep_leases()
+            await daemon.fleet.leases.keep()
         world.block()
         yield one, two
 
@@ -82,7 +82,7 @@ async def test_with_a_synchronous_standby_a_failover_stops_nobody(world: World, 
         await one.stand_still()
         await act(one)
         await pay(one, "before")
-        await one.fleet.keep_leases()
+        await one.fleet.leases.keep()
         one.fail_over()
         await act(one)
         await pay(one, "after")
@@ -98,7 +98,7 @@ async def test_a_daemon_alone_whose_record_is_ahead_waits_and_goes_on(
         await act(one)
         ledger.copy_file(tmp_path / "standby.db")
         lost = await pay(one, "lost with the primary")
-        await one.fleet.keep_leases()
+        await one.fleet.leases.keep()
         world.block()
         ledger.put_back(tmp_path / "standby.db")
         one.fail_over()
@@ -216,7 +216,7 @@ async def test_a_daemon_that_saw_more_than_a_ledger_that_was_put_back_freezes_al
     one.seat.is_synchronous = is_synchronous
     ledger.copy_file(tmp_path / "old.db")
     lost = await pay(two, "lost")
-    await one.fleet.keep_leases()
+    await one.fleet.leases.keep()
     world.block()
     ledger.put_back(tmp_path / "old.db")
     for daemon in pair:
@@ -279,7 +279,7 @@ async def test_a_daemon_that_cannot_read_the_chain_compares_its_records_all_the_
     world.block()
     await act(one)
     assert await refusals(one) == {"ledger_behind"}
-    await two.fleet.keep_leases()
+    await two.fleet.leases.keep()
     assert two.accounts == []
     await act(one)
     await pay(one, "all was found")

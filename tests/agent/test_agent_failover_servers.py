@@ -48,12 +48,12 @@ async def two_daemons(
             for name in "ab"
         ]
         for daemon in (one, two):
-            await daemon.fleet.keep_leases()
+            await daemon.fleet.leases.keep()
             await daemon.stand_still()
         await act(one, two)
         for daemon in (one, two):
             await pay(daemon, f"first of {daemon.accounts}")
-            await daemon.fleet.keep_leases()
+            await daemon.fleet.leases.keep()
         world.block()
         yield one, two
 
@@ -70,7 +70,7 @@ def put_back(database: str, server: Server, dump: Path) -> None:
 async def connect_again(*daemons: FleetDaemon) -> None:
     """The first read and the first commit of each daemon find their connections lost."""
     for daemon in daemons:
-        for step in (daemon.fleet.poll, daemon.fleet.keep_leases):
+        for step in (daemon.fleet.poll, daemon.fleet.leases.keep):
             with suppress(Refused, sqlite3.OperationalError):
                 await step()
     await act(*daemons)
@@ -146,7 +146,7 @@ async def test_a_database_put_back_from_an_old_dump_freezes_all_accounts_by_the_
         dump = tmp_path / "old.sql"
         subprocess.run(["pg_dump", "-d", database, "-f", dump], check=True)
         lost = await pay(two, "after the dump")
-        await one.fleet.keep_leases()
+        await one.fleet.leases.keep()
         world.block()
         put_back(database, postgresql, dump)
         await connect_again(one)

@@ -16,9 +16,10 @@ from kit.postgresql import needs_postgresql
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import Approver
-from payagent.agent.fleet import shared
+from payagent.agent.fleet import leases
 from payagent.agent.fleet.fleet import HeldAccount
-from payagent.agent.fleet.shared import BLIND_MS, SharedFleet
+from payagent.agent.fleet.leases import BLIND_MS
+from payagent.agent.fleet.shared import SharedFleet
 from payagent.agent.operator.alerts import AlertMonitor
 from payagent.agent.operator.limits import set_limits
 from payagent.agent.operator.pause import pause, unpause
@@ -73,8 +74,8 @@ async def pair(world: World, ledger: SharedLedger) -> AsyncIterator[tuple[FleetD
     """Two daemons; each holds an account and has read the chain."""
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(fleet_daemon(world, ledger, name)) for name in "ab"]
-        await one.fleet.keep_leases()
-        await two.fleet.keep_leases()
+        await one.fleet.leases.keep()
+        await two.fleet.leases.keep()
         for daemon in (one, two):
             await daemon.run_pass()
         yield one, two
@@ -104,7 +105,7 @@ async def test_a_daemon_that_was_taken_for_dead_belongs_to_the_fleet_again(
     await end_leases(one, "b")
     async with fleet_daemon(world, ledger, "c"):
         assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
-        await two.fleet.keep_leases()
+        await two.fleet.leases.keep()
         assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [3, 3]
 
 
@@ -118,11 +119,11 @@ async def test_daemons_that_knew_each_other_go_on_after_an_outage_whatever_their
     one, two = pair
     for daemon in pair:
         await daemon.stand_still()
-        await daemon.fleet.keep_leases()
-    await one.writer.run("reload", lambda unit: one.fleet.note_settings(unit, "others"))
+        await daemon.fleet.leases.keep()
+    await one.writer.run("reload", lambda unit: one.fleet.leases.note_settings(unit, "others"))
     await one.writer.run("test", stand_still_for_a_minute)
     for daemon in (one, two, one):
-        await daemon.fleet.keep_leases()
+        await daemon.fleet.leases.keep()
     assert [len(status.living) for daemon in pair if (status := daemon.fleet.status())] == [2, 2]
 
 
@@ -135,7 +136,7 @@ async def test_a_daemon_that_stood_still_while_another_joined_with_other_setting
     await one.writer.run("test", stand_still_for_a_minute)
     async with fleet_daemon(world, ledger, "c", config_hash="{}"):
         with pytest.raises(Refused) as refused:
-            await two.fleet.keep_leases()
+            await two.fleet.leases.keep()
         assert refused.value.code == "config_invalid"
 
 
@@ -147,7 +148,7 @@ async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
         await one.fleet.poll()
         assert not one.context.chain.is_ready(world.clock.now_ms())
         await end_leases(two, "a")
-        await two.fleet.keep_leases()
+        await two.fleet.leases.keep()
         await one.writer.run("test", lambda _unit: None)
         await one.run_pass()
         assert one.accounts == []
@@ -170,7 +171,7 @@ async def test_accounts_of_a_daemon_that_cannot_read_the_chain_go_to_one_that_ca
             world.control("faults", clear=True)
             await one.run_pass()
             for daemon in (two, one):
-                await daemon.fleet.keep_leases()
+                await daemon.fleet.leases.keep()
 
     await pass_time(BLIND_MS + 2 * fleet.LEASE_MS, "server")
     assert (one.accounts, two.accounts) == ([0, 1], [])
@@ -185,7 +186,7 @@ async def test_a_daemon_stays_ready_while_it_reads_the_chain_for_an_account_that
     one, two = pair
     stop_renewing(one, two)
     await end_leases(two, "a")
-    await two.fleet.keep_leases()
+    await two.fleet.leases.keep()
     await two.fleet.poll()
     assert two.accounts == [0, 1]
     app = create_app(two.fleet, heartbeat=lambda: (None, True), signer=lambda: None)
@@ -230,15 +231,15 @@ async def test_an_account_lost_with_the_connection_is_left_to_the_others(pair: P
     one, two = pair
     stop_renewing(one, two)
     await end_leases(one, "b")
-    await one.fleet.keep_leases()
+    await one.fleet.leases.keep()
     assert one.accounts == [0, 1]
     await lose_connection(one)
-    await two.fleet.keep_leases()  # there are two of them again
-    await one.fleet.keep_leases()
+    await two.fleet.leases.keep()  # there are two of them again
+    await one.fleet.leases.keep()
     assert one.accounts == [0]
     await end_leases(one, "a", is_dead=False)
-    await one.fleet.keep_leases()
-    await two.fleet.keep_leases()
+    await one.fleet.leases.keep()
+    await two.fleet.leases.keep()
     assert (one.accounts, two.accounts) == ([0], [1])
     ledger.require_whole()
 
@@ -246,18 +247,18 @@ async def test_an_account_lost_with_the_connection_is_left_to_the_others(pair: P
 async def test_accounts_that_are_lost_while_they_start_are_not_kept(pair: Pair) -> None:
     one, two = pair
     stop_renewing(one, two)
-    parts = one.fleet._parts
+    parts = one.fleet.leases.parts
 
     async def start(account: int) -> HeldAccount:
         await end_leases(two, "a")
-        await two.fleet.keep_leases()
+        await two.fleet.leases.keep()
         await one.context.write("test", lambda _unit: None)
         return await parts.start(account)
 
-    one.fleet._parts = replace(parts, start=start)
+    one.fleet.leases.parts = replace(parts, start=start)
     await lose_connection(one)
     await end_leases(one, "b")
-    await one.fleet.keep_leases()
+    await one.fleet.leases.keep()
     assert (one.accounts, two.accounts) == ([], [0, 1])
 
 
@@ -268,7 +269,7 @@ async def test_what_is_held_is_renewed_while_an_account_is_given_back_or_started
     monkeypatch.setattr(fleet, "RENEW_EVERY_S", 0.01)
     one, two = pair
     stop_renewing(one, two)
-    parts, is_busy, may_go_on = one.fleet._parts, asyncio.Event(), asyncio.Event()
+    parts, is_busy, may_go_on = one.fleet.leases.parts, asyncio.Event(), asyncio.Event()
 
     async def stop(account: HeldAccount) -> None:
         is_busy.set()
@@ -282,11 +283,11 @@ async def test_what_is_held_is_renewed_while_an_account_is_given_back_or_started
 
     await end_leases(one, "b")
     if way != "started":
-        await one.fleet.keep_leases()
+        await one.fleet.leases.keep()
         assert one.accounts == [0, 1]
-    one.fleet._parts = replace(parts, stop=stop, start=start)
+    one.fleet.leases.parts = replace(parts, stop=stop, start=start)
     if way == "given back":
-        await two.fleet.keep_leases()  # there are two of them again
+        await two.fleet.leases.keep()  # there are two of them again
     if way != "left":
         one.tasks.append(asyncio.create_task(one.fleet.run()))
     left = asyncio.create_task(one.fleet.leave()) if way == "left" else None
@@ -325,13 +326,13 @@ async def test_a_daemon_that_leaves_without_the_database_stops_all_its_accounts(
     stopped = []
     async with fleet_daemon(world, ledger, "a") as one:
         await one.stand_still()
-        parts, held = one.fleet._parts, list(one.fleet.held.values())
+        parts, held = one.fleet.leases.parts, list(one.fleet.held.values())
 
         async def stop(account: HeldAccount) -> None:
             stopped.append(account)
             await parts.stop(account)
 
-        one.fleet._parts = replace(parts, stop=stop)
+        one.fleet.leases.parts = replace(parts, stop=stop)
         one.writer.close()
         await one.fleet.leave()
     assert (len(held), stopped) == (2, held)
@@ -339,10 +340,10 @@ async def test_a_daemon_that_leaves_without_the_database_stops_all_its_accounts(
 
 async def test_a_daemon_that_never_joined_leaves_without_a_commit(pair: Pair) -> None:
     one, two = pair
-    joined = one.fleet
+    joined = one.fleet.leases
     await one.stand_still()
     commits = one.writer.commits
-    await SharedFleet(joined.front, joined._me, joined._seat, joined._addresses, joined._parts).leave()
+    await SharedFleet(one.fleet.front, joined.me, joined.seat, joined.addresses, joined.parts).leave()
     assert one.writer.commits == commits
     status = two.fleet.status()
     assert status is not None
@@ -361,7 +362,7 @@ async def test_a_dead_daemons_account_is_taken_and_its_payment_goes_on(
     status = two.fleet.status()
     assert status is not None
     assert status.problem is None, "it pays meanwhile"
-    await two.fleet.keep_leases()
+    await two.fleet.leases.keep()
     assert two.accounts == [0, 1]
     for _ in range(3):
         world.block()
@@ -408,7 +409,7 @@ async def test_a_request_to_a_dead_holder_is_carried_out_by_the_next_one(
     while not fleet.open_requests(two.context.conn, [0]):
         await two.context.changes.wait("a commit", 0.05)
     await end_leases(two, "a")
-    await two.fleet.keep_leases()
+    await two.fleet.leases.keep()
     await two.run_pass()
     assert (await asked).state is State.CANCELLING
     ledger.require_whole()
@@ -424,7 +425,7 @@ async def test_a_transfer_without_a_key_that_is_carried_out_twice_is_one(
     (asked,) = two.context.conn.execute("SELECT id FROM admission_requests").fetchone()
     request = fleet.request_of(two.context.conn, asked)
     assert request is not None
-    await one.fleet._serve(request, is_late=False)  # as after a COMMIT whose outcome was lost
+    await one.fleet.holder.serve(request, is_late=False)  # as after a COMMIT whose outcome was lost
     rows = two.context.conn.execute("SELECT id FROM payments").fetchall()
     assert rows == [(row.id,)]
     ledger.require_whole()
@@ -602,13 +603,13 @@ async def test_what_an_operator_orders_is_done_by_the_daemon_that_took_the_accou
     await one.run_pass()
     for order in orders:
         await end_leases(two, "a")
-        await two.fleet.keep_leases()
+        await two.fleet.leases.keep()
         await two.run_pass()
         assert one.accounts == [0]  # it has not noticed
         await order()
         assert two.accounts == [0, 1]
         await end_leases(one, "b", is_dead=False)
-        await one.fleet.keep_leases()
+        await one.fleet.leases.keep()
         await one.run_pass()
     assert one.context.payment(paid.id).state is State.CANCELLING
     assert one.context.payment(asked.id).state is State.DENIED
@@ -634,12 +635,12 @@ async def joining(world: World, ledger: SharedLedger, name: str, host: str) -> l
 async def test_the_later_of_two_living_daemons_with_one_id_is_refused(
     world: World, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "TAKE_S", 0)
+    monkeypatch.setattr(leases, "TAKE_S", 0)
     async with fleet_daemon(world, ledger, "a", host="a.example#id") as one:
         later = asyncio.create_task(joining(world, ledger, "b", "clone.example#id"))
         while not later.done():
             world.clock.ahead_ms += 1
-            await one.fleet.keep_leases()
+            await one.fleet.leases.keep()
         with pytest.raises(Refused, match="has its id") as refused:
             await later
         assert (refused.value.code, one.accounts) == ("already_running", [0, 1])
@@ -648,7 +649,7 @@ async def test_the_later_of_two_living_daemons_with_one_id_is_refused(
 async def test_a_daemon_that_was_killed_joins_again_once_its_lease_is_over(
     world: World, ledger: SharedLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "TAKE_S", 0)
+    monkeypatch.setattr(leases, "TAKE_S", 0)
     async with fleet_daemon(world, ledger, "a", host="a container#id") as one:
         await one.die()
         again = asyncio.create_task(joining(world, ledger, "b", "the next container#id"))
@@ -667,7 +668,7 @@ async def test_a_daemon_that_was_away_while_its_copy_joined_stays_out(
     await one.writer.run("test", stand_still_for_a_minute)
     async with fleet_daemon(world, ledger, "c", host="host of a"):
         with pytest.raises(Refused) as refused:
-            await one.fleet.keep_leases()
+            await one.fleet.leases.keep()
         assert refused.value.code == "already_running"
 
 
@@ -675,9 +676,9 @@ async def test_what_began_before_a_loss_writes_nothing_when_the_account_is_back(
     one, two = pair
     before = one.fleet.held[0].agent.context
     await end_leases(two, "a")
-    await two.fleet.keep_leases()
+    await two.fleet.leases.keep()
     await end_leases(one, "b")
-    await one.fleet.keep_leases()
+    await one.fleet.leases.keep()
     assert 0 in one.accounts
     with pytest.raises(Refused) as refused:
         await before.write("test", lambda _unit: None)

@@ -54,10 +54,10 @@ def epochs(daemon: FleetDaemon) -> list[int]:
 
 async def connect_again(daemon: FleetDaemon) -> None:
     """The first read and the first commit find their connections lost."""
-    for step in (daemon.fleet.poll, daemon.fleet.keep_leases):
+    for step in (daemon.fleet.poll, daemon.fleet.leases.keep):
         with suppress(Refused, sqlite3.OperationalError):
             await step()
-    await daemon.fleet.keep_leases()
+    await daemon.fleet.leases.keep()
 
 
 async def test_a_restart_of_the_server_takes_no_account_away(

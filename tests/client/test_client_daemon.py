@@ -23,7 +23,7 @@ from kit.proxy import SERVED, Heard, Paywall, Place, blocks, place, saying
 from payagent.api.http.rate_limit import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.daemon_client import AsyncDaemonClient, DaemonAddress, DaemonClient
-from payagent.client.effects import AskDaemon, DaemonReply
+from payagent.client.steps import AskDaemon, DaemonReply
 from payagent.client.streams import MEMORY_BYTES, Replay, aread_up_to, read_up_to
 from payagent.core.payment.machine import Delivery
 from payagent.proxy.app import Bounds

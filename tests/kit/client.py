@@ -14,9 +14,7 @@ from kit.agent import ADA, World
 from kit.effort import pick
 from kit.http import NO_TLS
 from kit.proxy import Place, blocks, place
-from payagent.client import AsyncPayAgentTransport, PayAgentTransport
-from payagent.client import pay_and_retry as intent
-from payagent.client import present_proof as showing
+from payagent.client import AsyncPayAgentTransport, PayAgentTransport, paid_request, retry
 
 UTXOS = [20 * ADA] * 8
 BOTH = ("blocking", "async")
@@ -92,8 +90,8 @@ async def open_shop(world: World, **terms: object) -> AsyncIterator[Place]:
 def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
     """Let a program's timeout end only once the condition holds, however busy the machine is."""
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (3_600 if when() else 0))
-    monkeypatch.setattr(showing, "time", clock)
-    monkeypatch.setattr(intent, "time", clock)
+    monkeypatch.setattr(retry, "time", clock)
+    monkeypatch.setattr(paid_request, "time", clock)
 
 
 async def refusal(call: Awaitable[httpx.Response]) -> Any:

@@ -12,7 +12,7 @@ from payagent.core.problems import Refused
 async def act(*daemons: FleetDaemon) -> None:
     """What the daemons do again and again: renew, take in what others did, and read the chain."""
     for daemon in daemons * 3:
-        await daemon.fleet.keep_leases()
+        await daemon.fleet.leases.keep()
         await daemon.run_pass()
 
 

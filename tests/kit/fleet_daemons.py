@@ -19,7 +19,8 @@ from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import HeldAccount
-from payagent.agent.fleet.shared import NoSigner, Parts, SharedFleet
+from payagent.agent.fleet.leases import Parts
+from payagent.agent.fleet.shared import NoSigner, SharedFleet
 from payagent.agent.topups.runner import TopupRunner
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
@@ -187,7 +188,7 @@ async def fleet_daemon(
     )
     one = FleetDaemon(world, fleet, writer, seat, syncs)
     try:
-        await fleet.join()
+        await fleet.leases.join()
         one.tasks.append(asyncio.create_task(fleet.run()))
         yield one
     finally:

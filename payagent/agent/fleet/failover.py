@@ -75,13 +75,11 @@ def prove(unit: Unit, seat: Seat, now_ms: int) -> bool:
         return False
     behind, _, _ = onchain.last_of_wallet(conn, "ledger_behind")
     awaited, _, at_ms = _awaited(conn)
-    if behind < awaited and not seat.is_synchronous:
-        missing = _missing(conn)
-        if missing and now_ms >= at_ms + AWAITED_MS:
+    if behind < awaited and not seat.is_synchronous and (missing := _missing(conn)):
+        if now_ms >= at_ms + AWAITED_MS:
             _freeze(unit, now_ms)
             log.warning("ledger.behind", missing=sorted(missing))
-        if missing:
-            return False
+        return False
     proven = [
         row
         for row in unproven

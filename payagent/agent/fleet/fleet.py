@@ -1,7 +1,7 @@
 """`Fleet`: the agents of the accounts that this daemon holds. The API, the proxy and the dashboard know only it.
 
-A daemon on a file holds the one account 0 for ever. `front` is the agent that reads for all accounts and writes
-what they share; on a file it is that account's agent.
+A daemon on a file always holds account 0. `front` is the agent that reads for all accounts and writes what they
+share; on a file it is that account's agent.
 
 May import: core, store, the rest of agent. Never: pays itself; writes a payment.
 """
@@ -52,7 +52,10 @@ class FleetStatus:
 
 
 class Fleet:
-    """Call it from one event loop."""
+    """The one account of a daemon on a file. `SharedFleet` overrides what another daemon may have to do.
+
+    Call it from one event loop.
+    """
 
     def __init__(self, front: HeldAccount) -> None:
         self.front = front
@@ -82,33 +85,33 @@ class Fleet:
 
     async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
         """As `Agent.pay`."""
-        return await self._first().agent.pay(payment_request)
+        return await self.front.agent.pay(payment_request)
 
     async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
         """As `Agent.quote`."""
-        return await self._first().agent.quote(payment_request, count)
+        return await self.front.agent.quote(payment_request, count)
 
     def deliveries(self, payment_id: str) -> Deliveries:
         """What records the deliveries of a payment."""
-        return self._of(payment_id).agent.deliveries
+        return self.front.agent.deliveries
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         """As `Decisions.approve`."""
-        return await self._of(payment_id).agent.decisions.approve(payment_id, by)
+        return await self.front.agent.decisions.approve(payment_id, by)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
         """As `Decisions.deny`."""
-        return await self._of(payment_id).agent.decisions.deny(payment_id, by)
+        return await self.front.agent.decisions.deny(payment_id, by)
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """As `PaymentLifecycle.resolve`."""
-        return await self._of(payment_id).agent.lifecycle.resolve(payment_id, app_id)
+        return await self.front.agent.lifecycle.resolve(payment_id, app_id)
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """As `Transfers.send`."""
-        return await self._first().agent.transfers.send(app_id, to, asset, units, key)
+        return await self.front.agent.transfers.send(app_id, to, asset, units, key)
 
     async def send_all(
         self, app_id: str, to: Address, key: str | None = None, account: int | None = None
@@ -116,33 +119,25 @@ class Fleet:
         """As `Transfers.send_all`, from one account. Refused: `bad_request` if the wallet has no such account."""
         if account is not None and account not in self.held:
             raise no_account(account)
-        return await self._first().agent.transfers.send_all(app_id, to, key)
+        return await self.front.agent.transfers.send_all(app_id, to, key)
 
     async def split(
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """As `Transfers.split`."""
-        return await self._first().agent.transfers.split(app_id, count, lovelace, key)
+        return await self.front.agent.transfers.split(app_id, count, lovelace, key)
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         """As `TopupRunner.order`."""
-        return await self._first().topups.order(app_id, key, goal)
+        return await self.front.topups.order(app_id, key, goal)
 
     async def plan_topup(self, app_id: str, goal: TopupGoal) -> TopupPlan | PrepaidQuote:
         """As `TopupRunner.plan`."""
-        return await self._first().topups.plan(app_id, goal)
+        return await self.front.topups.plan(app_id, goal)
 
     async def cancel_topup(self, topup_id: str, app_id: str) -> TopupRow:
         """As `TopupRunner.cancel`."""
-        return await self._first().topups.cancel(topup_id, app_id)
-
-    def _first(self) -> HeldAccount:
-        return self.held[min(self.held)]
-
-    def _of(self, payment_id: str) -> HeldAccount:
-        if self.held == {0: self.front}:
-            return self.front
-        return self.held[self.context.payment(payment_id).account]
+        return await self.front.topups.cancel(topup_id, app_id)
 
 
 def no_account(account: int) -> Refused:

@@ -10,11 +10,9 @@ the last one was delivered; trusts a merchant on how much was bought.
 
 import asyncio
 import hashlib
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import structlog
 
@@ -37,7 +35,7 @@ from payagent.agent.topups.orders import (
     stop,
 )
 from payagent.core.aggregate import PaymentRow
-from payagent.core.pay_and_retry import End, Wait, present_proof
+from payagent.core.pay_and_retry import End, Present, ProofSteps, Wait, present_proof
 from payagent.core.payment.machine import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
@@ -135,7 +133,7 @@ class TopupRunner:
         self._context = agent.context
         self._merchants = merchants
         self._waits: dict[str, _Wait] = {}
-        self._proofs: dict[str, Generator[Any, Any, None]] = {}
+        self._proofs: dict[str, ProofSteps] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
 
     # --- public calls
@@ -204,8 +202,7 @@ class TopupRunner:
         why = Refused("topup_stopped/cancelled", "an operator cancelled it")
 
         def job(unit: Unit) -> None:
-            row = topups.find(unit.conn, topup_id)
-            if row is None or row.ended_at_ms is not None:
+            if (row := topups.find(unit.conn, topup_id)) is None or row.ended_at_ms is not None:
                 raise Refused("wrong_state", "the top-up has already ended")
             stop(unit, context, row, why, by_app)
 
@@ -215,15 +212,13 @@ class TopupRunner:
         return self.find(topup_id)
 
     def find(self, topup_id: str) -> TopupRow:
-        row = topups.find(self._context.conn, topup_id)
-        if row is None:
+        if (row := topups.find(self._context.conn, topup_id)) is None:
             raise Refused("not_found", f"there is no top-up {topup_id[:80]!r}")
         return row
 
     async def wait(self, topup_id: str, timeout_s: float) -> TopupRow:
         """The top-up once something has happened to it or the time is up; at once if it has ended."""
-        row = self.find(topup_id)
-        if row.ended_at_ms is None:
+        if self.find(topup_id).ended_at_ms is None:
             await self._context.changes.wait(topup_id, timeout_s)
         return self.find(topup_id)
 
@@ -302,8 +297,7 @@ class TopupRunner:
             raise Refused(
                 "topup_stopped/request_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time"
             )
-        delivered = sum(row.delivery is Delivery.ACCEPTED for row in rows)
-        await self._buy(topup, delivered + 1, now_ms)
+        await self._buy(topup, sum(row.delivery is Delivery.ACCEPTED for row in rows) + 1, now_ms)
 
     def _is_proof_given_up(self, row: PaymentRow, now_ms: int) -> bool:
         """Whether the payment was signed so long ago that its proof is given up, or was never signed."""
@@ -364,7 +358,8 @@ class TopupRunner:
             return
         steps = self._proofs.pop(topup.id, None) or present_proof()
         next(steps)
-        poll_query = steps.send(row.attempt.tx_id).poll_query
+        step = steps.send(row.attempt.tx_id)
+        poll_query = step.poll_query if isinstance(step, Present) else None
         depth, request = context.depth(row), load_request(topup.request)
         proof = retry_headers(row, merchant, context.wallet_address(row))
         if poll_query is not None:
@@ -435,8 +430,7 @@ class TopupRunner:
         raise Refused("topup_stopped/timed_out", self._wait_of(topup).trouble or why)
 
     def _put_off(self, topup: TopupRow, why: Refused) -> None:
-        wait = self._wait_of(topup)
-        failures = wait.failures + 1
+        failures = self._wait_of(topup).failures + 1
         delay_ms = backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, failures)
         now_ms, trouble = self._context.ports.clock.now_ms(), str(why)
         self._waits[topup.id] = _Wait(now_ms, now_ms + delay_ms, failures, trouble)

@@ -1,6 +1,6 @@
-"""Send a payment's proof to the merchant until it gives a final answer or time is up.
+"""Retries a request with its payment's proof until the merchant gives a final answer or time is up.
 
-May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.effects; dialects
+May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.steps; dialects
 inside a function.
 Never: I/O except through a step; makes a payment.
 """
@@ -9,11 +9,13 @@ import base64
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
 
 import httpx
 
-from payagent.client.effects import (
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.merchant_answers import answer_json, decoded, plain, readable
+from payagent.client.request import ClientRequest
+from payagent.client.steps import (
     AskDaemon,
     DaemonReply,
     FinalAnswer,
@@ -23,13 +25,19 @@ from payagent.client.effects import (
     Sleep,
     Steps,
 )
-from payagent.client.errors import PayAgentError, own_error
-from payagent.client.merchant_answers import answer_json, decoded, plain, readable
-from payagent.client.request import ClientRequest
 from payagent.core import strict_json
 from payagent.core.cost_headers import paid_headers
 from payagent.core.invoice import is_batch
-from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, RetryVerdict, Wait, present_proof
+from payagent.core.pay_and_retry import (
+    Answered,
+    AwaitReady,
+    End,
+    Present,
+    ProofResult,
+    RetryVerdict,
+    Wait,
+    present_proof,
+)
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problems import Refused, name_of
 
@@ -56,7 +64,8 @@ class ProofPresenter:
 
     def run(self) -> Steps[FinalAnswer | PayAgentError]:
         """Run to the answer. For a used-up proof, return the error to raise unless the request is paid anew."""
-        steps, result = present_proof(), cast("Any", None)
+        steps = present_proof()
+        result: ProofResult = None
         while True:
             match steps.send(result):
                 case AwaitReady():
@@ -71,10 +80,9 @@ class ProofPresenter:
                     return self._ended(end)
 
     def _present(self, poll_query: str | None) -> Steps[Answered | None]:
-        is_for_batch = is_batch(self.payment["batch_target"])
-        paid = self.call.paid(self.payment["headers"], poll_query, is_batch=is_for_batch)
+        headers, target = self.payment["headers"], self.payment["batch_target"]
         try:
-            answer = plain((yield SendRequest(paid)))
+            answer = plain((yield SendRequest(self.call.paid(headers, poll_query, is_batch=is_batch(target)))))
             if not answer.is_success or self._may_be_pending(answer):
                 return (yield from self._report_answer(answer))
         except httpx.TransportError as error:
@@ -93,8 +101,9 @@ class ProofPresenter:
     def _report(self, outcome: Json) -> Steps[None]:
         """Report the retry's outcome, and take the daemon's new state of the payment."""
         payment_id = self.payment["id"]
-        ask = AskDaemon("POST", delivery_path(payment_id), outcome)
-        self.payment = yield from _ask_about(payment_id, ask, self.deadline_s)
+        self.payment = yield from _ask_about(
+            payment_id, AskDaemon("POST", delivery_path(payment_id), outcome), self.deadline_s
+        )
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """Whether a 202 may only mean "later".
@@ -128,7 +137,7 @@ class ProofPresenter:
         answer.headers.update(paid_headers(self.payment["id"], paid, fee, self.payment["state"]))
         return answer
 
-    def _ended(self, end: object) -> FinalAnswer | PayAgentError:
+    def _ended(self, end: End) -> FinalAnswer | PayAgentError:
         """Return what the request ends with, or raise its error."""
         if self.answer is None:
             raise not_served(self.payment)
@@ -149,9 +158,15 @@ class ProofPresenter:
 
 def answered(payment: Json, status: int) -> Answered:
     """Return the answer that the daemon has recorded for the payment."""
-    told, has_served = payment["answer"], payment["delivery"] == "accepted"
-    after_s, poll_query = told["again_after_s"], told.get("poll_query")
-    return Answered(told["said"], told["reason"], status, after_s, poll_query, has_served)
+    told = payment["answer"]
+    return Answered(
+        told["said"],
+        told["reason"],
+        status,
+        told["again_after_s"],
+        told.get("poll_query"),
+        has_served=payment["delivery"] == "accepted",
+    )
 
 
 def _is_unsettled(answer: httpx.Response) -> bool:

@@ -1,4 +1,4 @@
-"""The steps of a paid request as values: `pay_and_retry` yields them, a transport executes them.
+"""The steps of a request as values: `paid_request` and `retry` yield them, a transport executes them.
 
 May import: httpx's values, client.streams, client.errors.
 Never: I/O.

@@ -1,4 +1,4 @@
-"""The steps of one request until the client has an answer: a generator that a transport executes.
+"""Runs one request until the client has its answer: a generator of steps that a transport executes.
 
 The daemon decides. The generator sends the request to the merchant, has the daemon pay the 402, and retries with
 the headers that the daemon gave. It reports the answer, and sends the same proof again if the daemon says so.
@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from payagent.client.effects import (
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.merchant_answers import decoded, plain, readable
+from payagent.client.request import WALLET, ClientRequest, read_call
+from payagent.client.retry import PAID_MARK, ProofPresenter, ask_until_answered, delivery_path
+from payagent.client.steps import (
     AskDaemon,
     BufferRequest,
     DaemonReply,
@@ -24,10 +28,6 @@ from payagent.client.effects import (
     Sleep,
     Steps,
 )
-from payagent.client.errors import PayAgentError, own_error
-from payagent.client.merchant_answers import decoded, plain, readable
-from payagent.client.present_proof import PAID_MARK, ProofPresenter, ask_until_answered, delivery_path
-from payagent.client.request import WALLET, ClientRequest, read_call
 from payagent.core.prepaid_balance import WALLET_WANTED
 from payagent.core.problems import name_of
 from payagent.core.retry_schedule import backoff
@@ -43,7 +43,7 @@ CALL_MARK = "payagent_call"
 
 
 @dataclass(slots=True)
-class PayAndRetry:
+class PaidRequests:
     """The payments of one transport.
 
     `unreported` holds, by path, deliveries that could not be reported to the daemon. `_reporting` are the paths
@@ -153,8 +153,9 @@ class PayAndRetry:
             yield BufferRequest(call.body)
             if not call.body.is_whole:
                 if self._buyers is not None and origin not in self._buyers:
-                    other = own_error("merchant_not_allowed", f"{origin} is not configured")
-                    answer.extensions[REFUSAL_MARK] = other.problem
+                    answer.extensions[REFUSAL_MARK] = own_error(
+                        "merchant_not_allowed", f"{origin} is not configured"
+                    ).problem
                     return answer, None
                 raise own_error(
                     "request_too_big_to_replay",
