@@ -308,8 +308,8 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
 
     receipt = read_receipt(file.read(RECEIPT_MAX_BYTES + 1))
     findings = [{"table": one.table, "row": one.row, "what": one.what} for one in check_receipt(receipt)]
-    answer = {
-        "payment": receipt["payment"]["id"],
+    answer: dict[str, Any] = {
+        "payment": receipt.payment.id,
         "clean": not findings,
         "findings": findings,
         "checked": checked(receipt),

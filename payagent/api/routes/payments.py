@@ -28,10 +28,11 @@ from payagent.api.models.payments import (
     Quote,
     ReportDelivery,
 )
-from payagent.api.models.receipt import Receipt
+from payagent.api.models.receipt import receipt_of
 from payagent.api.routes.approvals import approval_field
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
+from payagent.audit.receipt_form import Receipt
 from payagent.core.aggregate import PaymentRow
 from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import Delivery, State
@@ -233,7 +234,7 @@ def _receipt(context: AgentContext, payment_id: str) -> Receipt:
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return Receipt.of(conn, context.require_noted(row), context.config)
+        return receipt_of(conn, context.require_noted(row), context.config)
 
 
 @router.post(
