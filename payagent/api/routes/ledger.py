@@ -19,11 +19,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from payagent.agent.base.config import AgentConfig
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.book_checks import note_check
 from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
-from payagent.api.models.base import GivenAsset, GivenTime
+from payagent.api.models.base import GivenAsset
 from payagent.api.models.ledger import (
     Balances,
     Entries,
@@ -37,7 +36,7 @@ from payagent.api.models.ledger import (
 )
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
-from payagent.api.routes.params import Page, QueryParams
+from payagent.api.routes.params import Filter, Page, QueryParams
 from payagent.audit.export import Format, export
 from payagent.audit.finding import AuditFinding, Head, parse_head
 from payagent.audit.month import month_record
@@ -45,9 +44,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
 from payagent.core.ledger import Kind
-from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import State
-from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, refusals
 from payagent.store.rows.journal import Selection, SpendKey
@@ -79,30 +76,17 @@ Operator = Annotated[Caller, Depends(need(OPERATE))]
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
-class EntryFilter(QueryParams):
+class EntryFilter(Filter):
     """Filters of ledger entries. Merchant, app and state are those of an entry's payment."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
-    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
-    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
-    app: Annotated[str | None, Field(description="An app's id or name.")] = None
     asset: Annotated[GivenAsset | None, Field(description="lovelace, or policy and name in hex.")] = None
     kind: Annotated[Kind | None, Field(description="The kind of entry.")] = None
     state: State | None = None
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, caller: Caller) -> Selection:
-        config = caller.context.config
-        return Selection(
-            since_ms=self.since,
-            until_ms=self.until,
-            origin=None if self.merchant is None else _origin(self.merchant, config),
-            app=None if self.app is None else caller.app_named(self.app).id,
-            asset=self.asset,
-            kind=self.kind,
-            state=self.state,
-            text=self.text,
-        )
+        only = caller.selection(self)
+        return replace(only, asset=self.asset, kind=self.kind, state=self.state, text=self.text)
 
 
 class EntryPage(Page, EntryFilter):
@@ -136,13 +120,9 @@ class SpendQuery(EntryFilter):
         return tuple(key for name in names for key in get_args(SpendKey) if key == name)
 
 
-class RefusalPage(Page):
+class RefusalPage(Filter, Page):
     """Filters of a page of refusals."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
-    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
-    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
-    app: Annotated[str | None, Field(description="An app's id or name.")] = None
     code: Annotated[str | None, Field(description="The code of the refusal, such as limit_exceeded.")] = None
 
 
@@ -165,17 +145,6 @@ class ExportQuery(EntryFilter):
     """Filters and format of an export."""
 
     format: Format = "csv"
-
-
-def _origin(text: str, config: AgentConfig) -> str:
-    """A merchant that is no longer configured is named by its origin."""
-    origin = next((merchant.origin for merchant in config.merchants.values() if merchant.name == text), None)
-    try:
-        return origin or parse_origin(text)
-    except ValueError:
-        raise Refused(
-            "bad_request", "merchant is neither a name in [merchants] nor an origin", key="merchant"
-        ) from None
 
 
 @router.get("/entries", summary="List ledger entries, newest first", responses=gives(Entries, 200))
@@ -238,13 +207,7 @@ async def refused(caller: Auditor, query: Annotated[RefusalPage, Query()]) -> Js
 
     `at` is when it was refused. Errors that may simply be tried again are not recorded.
     """
-    config = caller.context.config
-    only = Selection(
-        since_ms=query.since,
-        until_ms=query.until,
-        origin=None if query.merchant is None else _origin(query.merchant, config),
-        app=None if query.app is None else caller.app_named(query.app).id,
-    )
+    config, only = caller.context.config, caller.selection(query)
     page = partial(refusals.refusals_page, only=only, code=query.code, before_seq=query.before, limit=query.limit)
     rows = await _read(caller.context, page)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None

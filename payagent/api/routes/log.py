@@ -10,11 +10,10 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.base import GivenTime
 from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import OPERATE, READ, Caller, need
-from payagent.api.routes.params import Page
+from payagent.api.routes.params import Filter, Page
 from payagent.core.operator_log import LogKind
 from payagent.store.rows import alerts, apps, operator_log
 
@@ -23,21 +22,22 @@ Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
 router = APIRouter(tags=["log"])
 
 
-class LogFilter(Page):
+class LogFilter(Filter, Page):
     """Where the log starts, and what it lists."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
     kind: Annotated[LogKind | None, Field(description="Only changes of this kind.")] = None
+    code: Annotated[str | None, Field(description="Only refusals with this code.")] = None
 
 
 @router.get("/v1/log", summary="List changes and refusals, newest first", responses=gives(LogPage, 200))
 async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonResponse:
     """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused requests."""
-    context = caller.context
+    context, only = caller.context, caller.selection(query)
     rows = await run_in_threadpool(
         lambda: operator_log.page(
             context.conn,
-            since_ms=query.since or 0,
+            only,
+            code=query.code,
             before_seq=query.before,
             limit=query.limit,
             kind=query.kind,

@@ -13,7 +13,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from payagent.api.models.base import BODY_MAX_BYTES
+from payagent.api.models.base import BODY_MAX_BYTES, GivenTime
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.problems import Refused
 
@@ -38,6 +38,15 @@ class Waiting(QueryParams):
     """`wait`: seconds to wait for a change."""
 
     wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
+
+
+class Filter(QueryParams):
+    """Filters by time, merchant and app."""
+
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
+    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
+    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
+    app: Annotated[str | None, Field(description="An app's id or name.")] = None
 
 
 class Page(QueryParams):
