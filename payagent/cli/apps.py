@@ -16,13 +16,13 @@ from payagent.cli.options import (
     Connect,
     example,
     group_of,
+    moment,
     read_amounts,
     read_asset,
     show_asset,
-    show_time,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE
 
@@ -60,27 +60,19 @@ def app() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all apps, revoked ones too, oldest first."""
-    answer = connect().get("/v1/apps")
+    fields = (
+        Field("name", is_whole=True),
+        Field("scopes", lambda row: " ".join(row["scopes"])),
+        Field("merchants", lambda row: "any" if row["merchants"] is None else " ".join(row["merchants"]), drop=1),
+        Field("assets", _assets, drop=0),
+        Field("token", _token_state, is_whole=True),
+        moment("expires (UTC)", "expires_at"),
+    )
+    terminal.give_list(connect().get("/v1/apps"), "apps", fields)
 
-    def human() -> None:
-        terminal.table(
-            ("name", "scopes", "merchants", "assets", "token", "expires (UTC)"),
-            [
-                (
-                    row["name"],
-                    " ".join(row["scopes"]),
-                    "any" if row["merchants"] is None else " ".join(row["merchants"]),
-                    "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
-                    _token_state(row),
-                    show_time(row["expires_at"] or ""),
-                )
-                for row in answer["apps"]
-            ],
-            whole=("name", "token", "expires (UTC)"),
-            drop=("assets", "merchants"),
-        )
 
-    terminal.give(answer, human)
+def _assets(row: dict[str, Any]) -> str:
+    return "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"]))
 
 
 def _token_state(row: dict[str, Any]) -> str:

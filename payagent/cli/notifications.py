@@ -13,11 +13,10 @@ from payagent.cli.options import (
     example,
     group_of,
     page_options,
-    say_more,
     show_time,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 
 NOT_TAKEN = 4
 
@@ -40,24 +39,15 @@ def list_(terminal: Terminal, connect: Connect) -> None:
 
     They are the tables [[notifications]] of the config. A target without a filter is told everything.
     """
-    answer = connect().get("/v1/notifications")
-
-    def human() -> None:
-        rows = [
-            (
-                one["name"],
-                _kind(one),
-                _filter(one),
-                str(one["waiting"]),
-                show_time(one["last_delivered_at"] or ""),
-                one["last_problem"] or "",
-            )
-            for one in answer["notifications"]
-        ]
-        columns = ("target", "kind", "wants", "waiting", "last delivered", "last problem")
-        terminal.table(columns, rows, right=("waiting",), whole=("target",), drop=("last problem", "kind"))
-
-    terminal.give(answer, human)
+    fields = (
+        Field("target", "name", is_whole=True),
+        Field("kind", _kind, drop=1),
+        Field("wants", _filter),
+        Field("waiting", is_right=True),
+        Field("last delivered", lambda one: show_time(one["last_delivered_at"] or "")),
+        Field("last problem", "last_problem", drop=0),
+    )
+    terminal.give_list(connect().get("/v1/notifications"), "notifications", fields)
 
 
 def _kind(target: dict[str, Any]) -> str:
@@ -86,25 +76,16 @@ def log(
 ) -> None:
     """List what the targets were sent, newest first."""
     answer = connect().get("/v1/notifications/deliveries", target=target, state=state, limit=limit, cursor=cursor)
-
-    def human() -> None:
-        rows = [
-            (
-                show_time(one["at"]),
-                one["id"],
-                one["target"],
-                one["type"],
-                one["state"],
-                one["payment"] or "",
-                one["last_problem"] or "",
-            )
-            for one in answer["deliveries"]
-        ]
-        columns = ("at", "id", "target", "type", "state", "payment", "problem")
-        terminal.table(columns, rows, whole=("id", "type", "state"), drop=("payment", "problem", "at"))
-        say_more(terminal, answer)
-
-    terminal.give(answer, human)
+    fields = (
+        Field("at", lambda one: show_time(one["at"]), drop=2),
+        Field("id", is_whole=True),
+        Field("target"),
+        Field("type", is_whole=True),
+        Field("state", is_whole=True),
+        Field("payment", drop=0),
+        Field("problem", "last_problem", drop=1),
+    )
+    terminal.give_list(answer, "deliveries", fields)
 
 
 @notifications.command(epilog=example("payagent notifications replay ntf_3f9ad5b1c0e2476d8a91be07"))
@@ -174,5 +155,5 @@ def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
 
 
 def _show_chats(terminal: Terminal, answer: dict[str, Any]) -> None:
-    rows = [(str(one["chat"]), str(one["user"]), show_time(one["paired_at"])) for one in answer["chats"]]
-    terminal.give(answer, lambda: terminal.table(("chat", "user", "paired (UTC)"), rows))
+    paired_at = Field("paired (UTC)", lambda one: show_time(one["paired_at"]))
+    terminal.give_list(answer, "chats", (Field("chat"), Field("user"), paired_at))
