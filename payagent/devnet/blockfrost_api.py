@@ -23,7 +23,7 @@ from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_u
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
-from payagent.devnet.faults import NOW, BadFault, Fault, read_fault
+from payagent.devnet.faults import NOW, Fault, read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
 from payagent.devnet.node import Node, output_of
@@ -340,7 +340,7 @@ class Switchboard:
                 return JSONResponse(act(await _json_object(request)))
             except _Failed as failed:
                 return failed.answer
-            except (BadFault, Refused, LedgerError, ValueError) as refused:
+            except (Refused, LedgerError, ValueError) as refused:
                 return _bad(str(refused)).answer
 
         return endpoint
