@@ -44,10 +44,11 @@ def prepaid() -> None:
 @page_options
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) -> None:
-    """List what is bought, used and left, per merchant, then the top-ups.
+    """List the balance at each merchant, and the top-ups.
 
-    A payment counts as bought when it is confirmed. Requests through payagent's proxy count as used. The last
-    columns compare what is left with the merchant's report. Manual and automatic top-ups are listed newest first.
+    It shows what is bought, used and left. A payment counts as bought when it is confirmed. Requests through
+    payagent's proxy count as used. The last columns compare what is left with the merchant's report. Manual and
+    automatic top-ups are listed newest first.
     """
     client = connect()
     answer = client.get("/v1/prepaid") | client.get("/v1/prepaid/topups", limit=limit, cursor=cursor)
