@@ -33,11 +33,11 @@ from payagent.store.audit.payment_records import (
     STANDING,
     BlockObservationRow,
     Case,
-    EventRow,
     IntentFacts,
     InvoiceTerms,
     SignedRow,
 )
+from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 
 FORMAT: Final = "payagent-receipt/1"
@@ -331,7 +331,7 @@ def case_of(receipt: Receipt) -> Case:
         first_invoice_seq=payment.first_invoice_seq,
         invoices={number: _terms(invoice) for number, invoice in receipt.invoices.items()},
         attempts=tuple(_signed(attempt) for attempt in receipt.attempts),
-        events=tuple(EventRow(e.seq, e.event, e.state, e.detail, e.at_ms) for e in receipt.events),
+        events=tuple(EventRow(e.seq, payment.id, e.event, e.state, e.detail, e.at_ms) for e in receipt.events),
         holds=tuple((hold.asset, hold.units, hold.at_ms, hold.released_at_ms) for hold in receipt.holds),
         entries=tuple(_entry(entry, payment.id) for entry in receipt.entries),
         block_observations=tuple(
