@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, AnyStr
 
-from fastapi import Security
+from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
@@ -195,3 +195,8 @@ def need(*scopes: str) -> Need:
         )
 
     return caller
+
+
+AnyApp = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
+Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Annotated, AnyStr, TypeVar, get_args
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +35,7 @@ from payagent.api.models.ledger import (
     VerifyReport,
 )
 from payagent.api.models.openapi import gives
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.auth import Caller, Operator, Reader
 from payagent.api.routes.params import Filter, Page, QueryParams
 from payagent.audit.export import Format, export
 from payagent.audit.finding import AuditFinding, Head, parse_head
@@ -70,8 +70,6 @@ _BY = "merchant|app|path|destination|hour|day|week|month|asset"
 _PIECE_BYTES = 1 << 20
 _PAGE_CHARS = 1 << 16
 
-Auditor = Annotated[Caller, Depends(need(READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
@@ -148,7 +146,7 @@ class ExportQuery(EntryFilter):
 
 
 @router.get("/entries", summary="List ledger entries, newest first", responses=gives(Entries, 200))
-async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> JsonResponse:
+async def entries(caller: Reader, query: Annotated[EntryPage, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
     page = partial(
         journal.entries_page,
@@ -159,8 +157,9 @@ async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> Json
         only=query.selection(caller),
     )
     rows = await _read(caller.context, page)
-    cursor = str(rows[-1].id) if len(rows) == query.limit else None
-    return JsonResponse(Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=cursor))
+    return JsonResponse(
+        Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=query.next_of([row.id for row in rows]))
+    )
 
 
 async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
@@ -178,7 +177,7 @@ async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
     summary="Show the balance of every account, and that they sum to zero",
     responses=gives(Balances, 200),
 )
-async def balance(caller: Auditor, query: Annotated[EntryFilter, Query()]) -> JsonResponse:
+async def balance(caller: Reader, query: Annotated[EntryFilter, Query()]) -> JsonResponse:
     """wallet + held is what the chain shows at our address if nothing is in flight.
 
     With filters, it sums the selected postings. With `until` alone, that is the balance at that time.
@@ -190,7 +189,7 @@ async def balance(caller: Auditor, query: Annotated[EntryFilter, Query()]) -> Js
 
 
 @router.get("/spend", summary="Show what left the wallet", responses=gives(Spending, 200))
-async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonResponse:
+async def spend(caller: Reader, query: Annotated[SpendQuery, Query()]) -> JsonResponse:
     """Over the whole history, the totals are the deposits minus what the chain shows at our address.
 
     A payment counts once it is confirmed. A cancelled one counts with its fee alone. What a rollback reversed is
@@ -202,7 +201,7 @@ async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonR
 
 
 @router.get("/refusals", summary="List refused purchases, newest first", responses=gives(Refusals, 200))
-async def refused(caller: Auditor, query: Annotated[RefusalPage, Query()]) -> JsonResponse:
+async def refused(caller: Reader, query: Annotated[RefusalPage, Query()]) -> JsonResponse:
     """A purchase was refused by a limit, a rule, a lack of money or a person, or before there was a payment.
 
     `at` is when it was refused. Errors that may simply be tried again are not recorded.
@@ -210,12 +209,16 @@ async def refused(caller: Auditor, query: Annotated[RefusalPage, Query()]) -> Js
     config, only = caller.context.config, caller.selection(query)
     page = partial(refusals.refusals_page, only=only, code=query.code, before_seq=query.before, limit=query.limit)
     rows = await _read(caller.context, page)
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(Refusals(refusals=[LedgerRefusal.of(row, config) for row in rows], cursor=cursor))
+    return JsonResponse(
+        Refusals(
+            refusals=[LedgerRefusal.of(row, config) for row in rows],
+            cursor=query.next_of([row.seq for row in rows]),
+        )
+    )
 
 
 @router.get("/report", summary="Report a month of the ledger", responses=gives(MonthReport, 200))
-async def report(caller: Auditor, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
+async def report(caller: Reader, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
     """Balances at both ends of the month, what changed them, spend, refusals and top-ups."""
     record = await _read(caller.context, partial(month_record, month=query.month))
     return JsonResponse(MonthReport.of(query.month, record, caller.context.config))
@@ -227,7 +230,7 @@ async def report(caller: Auditor, query: Annotated[MonthQuery, Query()]) -> Json
     responses=gives(VerifyReport, 200),
     response_class=StreamingResponse,
 )
-async def verified(caller: Auditor, query: Annotated[VerifyQuery, Query()]) -> StreamingResponse:
+async def verified(caller: Reader, query: Annotated[VerifyQuery, Query()]) -> StreamingResponse:
     """Checks every row, which can take minutes. Findings are sent as they are found."""
     earlier_head = None if query.head is None else parse_head(query.head)
     reports: list[VerifyReport] = []
@@ -254,7 +257,7 @@ async def _note_verified(context: AgentContext, reports: Sequence[VerifyReport])
     },
     response_class=StreamingResponse,
 )
-async def exported(caller: Auditor, query: Annotated[ExportQuery, Query()]) -> StreamingResponse:
+async def exported(caller: Reader, query: Annotated[ExportQuery, Query()]) -> StreamingResponse:
     """Oldest first, and all from one consistent state."""
     only = query.selection(caller)
     pages = _pages(_export(caller.context, only, query.format))

@@ -5,19 +5,17 @@ May import: core, agent, store, the rest of api, FastAPI. Never: changes anythin
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
 from payagent.api.models.openapi import gives
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.auth import Reader
 from payagent.api.routes.params import Filter, Page
 from payagent.core.operator_log import LogKind
 from payagent.store.rows import alerts, apps, operator_log
-
-Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
 
 router = APIRouter(tags=["log"])
 
@@ -44,8 +42,12 @@ async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonRespo
         )
     )
     names: dict[str | None, str] = {app.id: app.name for app in apps.all_apps(context.conn)}
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(LogPage(log=[LogEntry.of(row, names, context.config) for row in rows], cursor=cursor))
+    return JsonResponse(
+        LogPage(
+            log=[LogEntry.of(row, names, context.config) for row in rows],
+            cursor=query.next_of([row.seq for row in rows]),
+        )
+    )
 
 
 @router.get("/v1/alerts", summary="List the alerts that are not cleared", responses=gives(Alerts, 200))

@@ -6,7 +6,7 @@ May import: core, FastAPI, pydantic. Never: knows a route.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import Path
@@ -58,6 +58,10 @@ class Page(QueryParams):
     @property
     def before(self) -> int | None:
         return None if self.cursor is None else int(self.cursor)
+
+    def next_of(self, seqs: Sequence[int]) -> str | None:
+        """The cursor of the next page; None if this one, with rows of these numbers, is the last."""
+        return str(seqs[-1]) if len(seqs) == self.limit else None
 
 
 async def first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
