@@ -17,6 +17,7 @@ from payagent.cli.options import (
     example,
     group_of,
     moment,
+    path_of,
     read_amounts,
     read_asset,
     show_asset,
@@ -154,7 +155,7 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
     The token is shown once. A revoked app gets access again. If the app is the one whose token this command uses,
     the new token replaces the old one in the token file. If the command is interrupted, run it again.
     """
-    path = f"/v1/apps/{_quoted(name)}/rotate-token"
+    path = path_of("/v1/apps", name, "rotate-token")
     body: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
     client = connect()
     client.finish_renewal()
@@ -170,7 +171,7 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
 @talks_to_daemon
 def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
     """Revoke an app's token at once. Its open payments continue."""
-    answer = connect().post(f"/v1/apps/{_quoted(name)}/revoke", {})
+    answer = connect().post(path_of("/v1/apps", name, "revoke"), {})
     terminal.give(answer, lambda: terminal.line(f"{answer['name']} is revoked"))
 
 
@@ -178,9 +179,3 @@ def _show_token(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.give(answer, lambda: terminal.pairs([("app", answer["name"]), ("token", answer["token"])]))
     if not terminal.is_json:
         terminal.say("Save the token now: payagent stores only its hash and cannot show it again.")
-
-
-def _quoted(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name, safe="")

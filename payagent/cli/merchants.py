@@ -6,11 +6,10 @@ Never: decides (the daemon does).
 
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import click
 
-from payagent.cli.options import ASSET, Connect, amount, example, group_of, talks_to_daemon
+from payagent.cli.options import ASSET, Connect, amount, example, group_of, path_of, talks_to_daemon
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.origin import is_t_backend
 
@@ -93,7 +92,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None
 @talks_to_daemon
 def remove(terminal: Terminal, connect: Connect, name: str) -> None:
     """Remove a merchant that was added at run time. Open payments continue."""
-    terminal.give_list(connect().post(f"{_path(name)}/remove", {}), "merchants", _FIELDS)
+    terminal.give_list(connect().post(path_of("/v1/merchants", name, "remove"), {}), "merchants", _FIELDS)
 
 
 @merchants.command(epilog=example("payagent merchants show t"))
@@ -101,7 +100,7 @@ def remove(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, name: str) -> None:
     """Show addresses, prices and unserved payments."""
-    answer = connect().get(_path(name))
+    answer = connect().get(path_of("/v1/merchants", name))
     terminal.give(answer, lambda: _show(terminal, answer))
 
 
@@ -122,7 +121,7 @@ def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bo
 
     First confirm the address with the merchant, and not through its 402.
     """
-    _change(terminal, connect, f"{_path(name)}/pins", _order(address, split))
+    _change(terminal, connect, path_of("/v1/merchants", name, "pins"), _order(address, split))
 
 
 @merchants.command(epilog=example("payagent merchants unpin t addr_test1..."))
@@ -130,7 +129,7 @@ def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bo
 @talks_to_daemon
 def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
     """Remove an address of a merchant. The last one cannot be removed."""
-    _change(terminal, connect, f"{_path(name)}/unpin", _order(address, split))
+    _change(terminal, connect, path_of("/v1/merchants", name, "unpin"), _order(address, split))
 
 
 @merchants.command(epilog=example("payagent merchants resume t"))
@@ -138,11 +137,7 @@ def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: 
 @talks_to_daemon
 def resume(terminal: Terminal, connect: Connect, name: str) -> None:
     """Resume payments to a merchant that did not serve."""
-    _change(terminal, connect, f"{_path(name)}/resume", {})
-
-
-def _path(name: str) -> str:
-    return f"/v1/merchants/{quote(name, safe='')}"
+    _change(terminal, connect, path_of("/v1/merchants", name, "resume"), {})
 
 
 def _order(address: str, split: bool) -> dict[str, str]:

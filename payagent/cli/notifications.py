@@ -13,18 +13,13 @@ from payagent.cli.options import (
     example,
     group_of,
     page_options,
+    path_of,
     show_time,
     talks_to_daemon,
 )
 from payagent.cli.terminal import Field, Terminal
 
 NOT_TAKEN = 4
-
-
-def _path(*parts: str) -> str:
-    from urllib.parse import quote
-
-    return "/".join(("/v1/notifications", *(quote(part, safe="") for part in parts)))
 
 
 @group_of("payagent notifications", "payagent notifications test ops", alone="list")
@@ -96,7 +91,7 @@ def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
 
     It is retried for a day like a new one, under the same id. ID is what `payagent notifications log` shows.
     """
-    answer = connect().post(_path("deliveries", delivery_id, "replay"), {})
+    answer = connect().post(path_of("/v1/notifications", "deliveries", delivery_id, "replay"), {})
     terminal.give(answer, lambda: terminal.line(f"{answer['id']} is sent to {answer['target']} again."))
 
 
@@ -105,7 +100,7 @@ def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
 @talks_to_daemon
 def test(terminal: Terminal, connect: Connect, name: str) -> int:
     """Send a test to a target, whatever its filter. Exit code 4 if the target does not take it."""
-    answer = connect().post(_path(name, "test"), {})
+    answer = connect().post(path_of("/v1/notifications", name, "test"), {})
     problem = answer["problem"]
     taken = f"{name} took the test."
     terminal.give(answer, lambda: terminal.line(taken if problem is None else f"Not taken: {problem}."))
@@ -121,7 +116,7 @@ def pair(terminal: Terminal, connect: Connect, name: str) -> None:
     Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on
     its buttons decide. An earlier code is void.
     """
-    answer = connect().post(_path(name, "pair"), {})
+    answer = connect().post(path_of("/v1/notifications", name, "pair"), {})
 
     def human() -> None:
         terminal.line(answer["code"])
@@ -135,7 +130,7 @@ def pair(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def paired(terminal: Terminal, connect: Connect, name: str) -> None:
     """List the chats that are paired with a Telegram target."""
-    _show_chats(terminal, connect().get(_path(name, "chats")))
+    _show_chats(terminal, connect().get(path_of("/v1/notifications", name, "chats")))
 
 
 @notifications.command(
@@ -151,7 +146,7 @@ def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
     It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what
     `payagent notifications paired` shows.
     """
-    _show_chats(terminal, connect().post(_path(name, "unpair"), {"chat": chat}))
+    _show_chats(terminal, connect().post(path_of("/v1/notifications", name, "unpair"), {"chat": chat}))
 
 
 def _show_chats(terminal: Terminal, answer: dict[str, Any]) -> None:

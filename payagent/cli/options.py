@@ -5,7 +5,7 @@ Never: knows a command.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -243,6 +243,18 @@ LOVELACE_AND_TOKENS = (
     Field("tokens", lambda row: len(row["assets"]), is_right=True),
 )
 ASSET = Field("asset", lambda row: show_asset(row["asset"]))
+
+
+def path_of(route: str, *parts: str) -> str:
+    """A path of the API with these parts, each of which may be any text."""
+    from urllib.parse import quote
+
+    return "/".join((route, *(quote(part, safe="") for part in parts)))
+
+
+def say_unsigned(terminal: Terminal, reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        terminal.say(f"Still not signing: {reason}")
 
 
 def ask_passphrase() -> str:

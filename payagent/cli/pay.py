@@ -196,9 +196,7 @@ def _dry_run(terminal: Terminal, client: "OperatorClient", request: _Request, bo
     terminal.give(quote, lambda: show_quote(terminal, quote))
     if quote.get("within_limits"):
         return DRY_RUN_OK
-    problem = as_shown(quote.get("refusal") or {"code": "limit_exceeded"})
-    terminal.complain(problem)
-    return int(str(problem["exit_code"]))
+    return terminal.complain(as_shown(quote.get("refusal") or {"code": "limit_exceeded"}))
 
 
 def show_quote(terminal: Terminal, quote: Json) -> None:

@@ -16,6 +16,7 @@ from payagent.cli.options import (
     example,
     group_of,
     page_options,
+    path_of,
     read_amounts,
     show_amount,
     show_units,
@@ -169,9 +170,7 @@ def cancel(terminal: Terminal, connect: Connect, topup_id: str) -> int:
     The proof of an open payment is still presented. Until the merchant accepts it, the top-up is `stopping` and
     the exit code is 8. ID is what `payagent prepaid list` shows.
     """
-    from urllib.parse import quote
-
-    ended = connect().post(f"/v1/prepaid/topups/{quote(topup_id, safe='')}/cancel", {})
+    ended = connect().post(path_of("/v1/prepaid/topups", topup_id, "cancel"), {})
     _give(terminal, ended)
     return PENDING if ended["state"] == "stopping" else 0
 
@@ -211,9 +210,7 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
     terminal.give(plan, human)
     if plan["within_limits"]:
         return DRY_RUN_OK
-    problem = as_shown(plan["refusal"])
-    terminal.complain(problem)
-    return int(str(problem["exit_code"]))
+    return terminal.complain(as_shown(plan["refusal"]))
 
 
 def _until_ended(terminal: Terminal, client: "OperatorClient", topup: dict[str, Any]) -> dict[str, Any]:
@@ -259,6 +256,4 @@ def _outcome(terminal: Terminal, topup: dict[str, Any]) -> int:
         if reason := topup.get("reason"):
             terminal.say(f"It ended early: {reason['detail']} ({name_of(reason['code'], reason['reason'])}).")
         return 0
-    problem = as_shown(topup["reason"]) | {"money": f"It paid {paid} and will pay nothing more."}
-    terminal.complain(problem)
-    return int(str(problem["exit_code"]))
+    return terminal.complain(as_shown(topup["reason"]) | {"money": f"It paid {paid} and will pay nothing more."})

@@ -172,6 +172,10 @@ class Terminal:
             return text
         return click.style(text, fg=COLOURS[tone])
 
+    def give_pairs(self, data: Json, labels: Mapping[str, str] = {}) -> None:
+        """Give an object; for people its members one per line, under their labels."""
+        self.give(data, lambda: self.pairs([(labels.get(name, name), str(value)) for name, value in data.items()]))
+
     def facts(self, facts: Iterable[tuple[str, object]]) -> None:
         """Write the names and values of the facts that are known, one per line."""
         self.pairs([(name, str(value)) for name, value in facts if value])
@@ -203,11 +207,12 @@ class Terminal:
                 self.stderr.write("\r" + " " * width + "\r")
                 self.stderr.flush()
 
-    def complain(self, problem: Json) -> None:
-        """One error: what happened, what it means for the money, what to do next."""
+    def complain(self, problem: Json) -> int:
+        """One error: what happened, what it means for the money, what to do next. Returns its exit code."""
+        exit_code = int(str(problem["exit_code"]))
         if self.is_json:
             self.say(json.dumps(problem))
-            return
+            return exit_code
         name = name_of(str(problem["code"]), cast(str | None, problem.get("reason")))
         self.say_error(f"{problem['title']} ({name})")
         for line in str(problem["detail"]).splitlines():
@@ -215,6 +220,7 @@ class Terminal:
         for name, key in (("money", "money"), ("next", "fix")):
             if problem.get(key):
                 self.say(f"  {name}: {problem[key]}")
+        return exit_code
 
 
 def harmless(text: str) -> str:

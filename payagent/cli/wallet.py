@@ -26,6 +26,7 @@ from payagent.cli.options import (
     output_options,
     pass_terminal,
     read_amounts,
+    say_unsigned,
     show_units,
     talks_to_daemon,
 )
@@ -216,8 +217,7 @@ def unfreeze(terminal: Terminal, connect: Connect, reviewed: tuple[str, ...]) ->
     reasons = client.unsigned_because()
     text = f"Unfrozen{'' if reasons else ': payagent signs again'}. It was frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
-    for reason in reasons:
-        terminal.say(f"Still not signing: {reason}")
+    say_unsigned(terminal, reasons)
 
 
 @wallet.command(epilog=example("payagent wallet change-passphrase --new-passphrase-file ~/new-passphrase"))
@@ -253,10 +253,7 @@ def change_passphrase(terminal: Terminal, new_passphrase_file: Path | None, conf
     new = ask_passphrase() if new_passphrase_file is None else read_secret_file(new_passphrase_file)
     address = change_passphrase(settings, old, new).address
     keystore = str(settings.data_dir / KEYSTORE_FILE)
-    terminal.give(
-        {"keystore": keystore, "address": address},
-        lambda: terminal.pairs([("keystore", keystore), ("address", address)]),
-    )
+    terminal.give_pairs({"keystore": keystore, "address": address})
     if source is not None:
         terminal.say(f"The daemon reads {source.path}: write the new passphrase there before you start it.")
 
@@ -311,5 +308,4 @@ def resume(terminal: Terminal, connect: Connect) -> None:
     answer = client.post("/v1/resume", {})
     reasons = client.unsigned_because()
     terminal.give(answer, lambda: terminal.line("The pause is over." if reasons else "payagent signs again."))
-    for reason in reasons:
-        terminal.say(f"Still not signing: {reason}")
+    say_unsigned(terminal, reasons)
