@@ -9,7 +9,7 @@ from starlette.requests import Request
 from payagent.agent.operator.notifier import Notifier
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.chats import Chat, Chats, Pairing, UnpairChat
+from payagent.api.models.notifications import Chat, Chats, Pairing, UnpairChat
 from payagent.api.models.openapi import gives, takes
 from payagent.api.routes.auth import Operator
 from payagent.api.routes.notifications import TargetName

@@ -53,4 +53,6 @@ async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonRespo
 @router.get("/v1/alerts", summary="List the alerts that are not cleared", responses=gives(Alerts, 200))
 async def raised(caller: Reader) -> JsonResponse:
     """Oldest first. docs/reference/alerts.md explains each kind."""
-    return JsonResponse(Alerts(alerts=[Alert.of(row) for row in alerts.all_raised(caller.context.conn)]))
+    return JsonResponse(
+        Alerts(alerts=[Alert.model_validate(row) for row in alerts.all_raised(caller.context.conn)])
+    )

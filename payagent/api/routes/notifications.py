@@ -70,7 +70,7 @@ async def deliveries(caller: Reader, query: Annotated[DeliveryFilter, Query()]) 
             context.conn, target=query.target, state=query.state, before_seq=query.before, limit=query.limit
         )
     )
-    shown = [NotificationDelivery.of(row) for row in rows]
+    shown = [NotificationDelivery.model_validate(row) for row in rows]
     return JsonResponse(NotificationDeliveries(deliveries=shown, cursor=query.next_of([row.seq for row in rows])))
 
 
@@ -88,7 +88,7 @@ async def replay(caller: Operator, notifiers: Notifiers, delivery_id: DeliveryId
         raise Refused("not_found", f"there is no delivery {delivery_id[:80]!r}")
     await _of(notifiers, row.target).replay(row.id)
     again = notifications.delivery(caller.context.conn, row.id)
-    return JsonResponse(NotificationDelivery.of(again or row))
+    return JsonResponse(NotificationDelivery.model_validate(again or row))
 
 
 @router.post("/{name}/test", summary="Send a test to a target", responses=gives(NotificationTest, 200))
