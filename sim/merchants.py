@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import httpx
 from starlette.types import ASGIApp, Message
@@ -34,7 +34,7 @@ CLIENT_PATIENCE_S = 60.0
 BROADCAST_S_MAX = 600.0
 """By then most handed-over transactions have expired or were cancelled."""
 
-TURNS_DOWN = "refuse_verify"
+TURNS_DOWN: Final = "refuse_verify"
 """The devnet's fault of that name: a payment that could be settled is refused for good."""
 
 SENT_ALL_THE_SAME = 0.6

@@ -30,7 +30,7 @@ def check_event_tables(conn: Connection) -> Iterator[AuditFinding]:
         "tokens": tokens,
         "limits": {tuple(key): most_units for *key, most_units in books.limits(conn)},
         "merchants": {(name,): (origin, settings) for name, origin, settings in books.merchants(conn)},
-        "address_pins": dict.fromkeys(books.pins(conn)),
+        "address_pins": dict.fromkeys(books.pins(conn), True),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
         "unserved_streaks": {
             (origin,): (count, since_ms) for origin, count, since_ms in books.unserved_streak(conn)
@@ -40,8 +40,10 @@ def check_event_tables(conn: Connection) -> Iterator[AuditFinding]:
     from_events: dict[str, Rows] = {table: {} for table in stored}
     for event, detail, at_ms in books.wallet_events(conn, _APPLIED):
         try:
-            table, apply = _APPLIED[event]
-            apply(from_events[table], json.loads(detail), at_ms)
+            table, key_of, columns_of = _APPLIED[event]
+            rows, read = from_events[table], json.loads(detail)
+            key = key_of(read)
+            rows[key] = columns_of(rows.get(key), read, at_ms)
         except UNREADABLE:
             continue  # the check of the events reports a row that we did not write
     for table, rows in stored.items():
@@ -49,106 +51,82 @@ def check_event_tables(conn: Connection) -> Iterator[AuditFinding]:
 
 
 def _compare(table: str, stored: Rows, from_events: Rows) -> Iterator[AuditFinding]:
-    missing = object()
     for key in sorted(stored.keys() | from_events.keys(), key=str):
-        if stored.get(key, missing) != from_events.get(key, missing):
+        if stored.get(key) != from_events.get(key):
             yield AuditFinding(
                 table, " ".join(str(part) or "any" for part in key), "the stored row differs from the events"
             )
 
 
-def _app_added(rows: Rows, event: Detail, at_ms: int) -> None:
-    grants = [None if names is None else " ".join(names) for names in map(event.get, _GRANTS)]
-    rows[event["app"],] = [event["name"], *grants, at_ms]
+def _of(*names: str) -> Callable[[Detail], Key]:
+    return lambda event: tuple(event[name] for name in names)
 
 
-def _token_issued(rows: Rows, event: Detail, at_ms: int) -> None:
-    _token_ended(rows, event, at_ms)
-    rows.setdefault((event["app"],), []).append([at_ms, event["expires_at_ms"], None])
-
-
-def _token_ended(rows: Rows, event: Detail, at_ms: int) -> None:
-    """End the app's token. One that had ended keeps its time."""
-    for token in rows.get((event["app"],), [])[-1:]:
-        token[2] = at_ms if token[2] is None else token[2]
-
-
-def _limit_set(rows: Rows, event: Detail, _at_ms: int) -> None:
-    key = (event["app"], event["merchant"], event["asset"], event["limit"])
-    rows.pop(key, None)
-    if event["most"] is not None:
-        rows[key] = int(event["most"])
-
-
-def _merchant_added(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows[event["name"],] = (
-        event["origin"],
-        json.dumps(event["settings"], separators=(",", ":"), sort_keys=True),
-    )
-
-
-def _merchant_removed(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows.pop((event["name"],), None)
-
-
-def _pinned(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows[event["merchant"], event["role"], event["address"]] = None
-
-
-def _unpinned(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows.pop((event["merchant"], event["role"], event["address"]), None)
-
-
-def _agreed(rows: Rows, event: Detail, _at_ms: int) -> None:
+def _call(event: Detail) -> Key:
     method, _, path = event["call"].partition(" ")
-    rows[event["merchant"], method, path, event["asset"], int(event["calls"])] = int(event["units"])
+    return event["merchant"], method, path, event["asset"], int(event["calls"])
 
 
-def _counted(rows: Rows, event: Detail, _at_ms: int) -> None:
-    """Set the unserved streak. A merchant that is stopped stays stopped."""
-    _, since_ms = rows.get((event["merchant"],), (0, None))
-    rows[event["merchant"],] = (int(event["unserved_streak"]), since_ms)
+def _token_ended(tokens: Any, _event: Detail, at_ms: int) -> Any:
+    """The app's tokens, the last one ended. One that had ended keeps its time."""
+    return tokens and [*tokens[:-1], [*tokens[-1][:2], at_ms if tokens[-1][2] is None else tokens[-1][2]]]
 
 
-def _stopped(rows: Rows, event: Detail, at_ms: int) -> None:
-    rows[event["merchant"],] = (int(event["unserved_streak"]), at_ms)
+def _token_issued(tokens: Any, event: Detail, at_ms: int) -> Any:
+    return [*(_token_ended(tokens, event, at_ms) or ()), [at_ms, event["expires_at_ms"], None]]
 
 
-def _resumed(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows[event["merchant"],] = (0, None)
+def _grants(event: Detail) -> list[str | None]:
+    granted = (event.get(name) for name in ("scopes", "merchants", "assets"))
+    return [None if names is None else " ".join(names) for names in granted]
 
 
-def _accepted(rows: Rows, event: Detail, _at_ms: int) -> None:
-    _, refused = rows.get((event["merchant"],), (None, 0))
-    rows[event["merchant"],] = (int(event["depth"]), refused)
+def _gone(*_: object) -> None:
+    return None
 
 
-def _refused_early(rows: Rows, event: Detail, _at_ms: int) -> None:
-    depth, _ = rows.get((event["merchant"],), (None, 0))
-    rows[event["merchant"],] = (depth, 1)
-
-
-def _readiness_reset(rows: Rows, event: Detail, _at_ms: int) -> None:
-    rows[event["merchant"],] = (None, 0)
-
-
-_APPLIED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
-    "app_added": ("apps", _app_added),
-    "app_revoked": ("tokens", _token_ended),
-    "token_issued": ("tokens", _token_issued),
-    "limit_set": ("limits", _limit_set),
-    "merchant_added": ("merchants", _merchant_added),
-    "merchant_removed": ("merchants", _merchant_removed),
-    "address_pinned": ("address_pins", _pinned),
-    "address_unpinned": ("address_pins", _unpinned),
-    "price_agreed": ("agreed_prices", _agreed),
-    "unserved_counted": ("unserved_streaks", _counted),
-    "merchant_stopped": ("unserved_streaks", _stopped),
-    "merchant_resumed": ("unserved_streaks", _resumed),
-    "accepted_depth_learned": ("readiness", _accepted),
-    "proof_refused_early": ("readiness", _refused_early),
-    "readiness_reset": ("readiness", _readiness_reset),
+_APPLIED: Mapping[str, tuple[str, Callable[[Detail], Key], Callable[[Any, Detail, int], Any]]] = {
+    "app_added": ("apps", _of("app"), lambda _, event, at_ms: [event["name"], *_grants(event), at_ms]),
+    "app_revoked": ("tokens", _of("app"), _token_ended),
+    "token_issued": ("tokens", _of("app"), _token_issued),
+    "limit_set": (
+        "limits",
+        _of("app", "merchant", "asset", "limit"),
+        lambda _, event, __: None if event["most"] is None else int(event["most"]),
+    ),
+    "merchant_added": (
+        "merchants",
+        _of("name"),
+        lambda _, event, __: (
+            event["origin"],
+            json.dumps(event["settings"], separators=(",", ":"), sort_keys=True),
+        ),
+    ),
+    "merchant_removed": ("merchants", _of("name"), _gone),
+    "address_pinned": ("address_pins", _of("merchant", "role", "address"), lambda *_: True),
+    "address_unpinned": ("address_pins", _of("merchant", "role", "address"), _gone),
+    "price_agreed": ("agreed_prices", _call, lambda _, event, __: int(event["units"])),
+    "unserved_counted": (
+        "unserved_streaks",
+        _of("merchant"),
+        # a merchant that is stopped stays stopped
+        lambda old, event, _: (int(event["unserved_streak"]), old and old[1]),
+    ),
+    "merchant_stopped": (
+        "unserved_streaks",
+        _of("merchant"),
+        lambda _, event, at_ms: (int(event["unserved_streak"]), at_ms),
+    ),
+    "merchant_resumed": ("unserved_streaks", _of("merchant"), lambda *_: (0, None)),
+    "accepted_depth_learned": (
+        "readiness",
+        _of("merchant"),
+        lambda old, event, _: (int(event["depth"]), old[1] if old else 0),
+    ),
+    "proof_refused_early": ("readiness", _of("merchant"), lambda old, *_: (old and old[0], 1)),
+    "readiness_reset": ("readiness", _of("merchant"), lambda *_: (None, 0)),
 }
-"""Every event that changes such a table: the table, and how to apply the event."""
+"""Every event that changes such a table: the table, the row's key, and its other columns after the event.
 
-_GRANTS = ("scopes", "merchants", "assets")
+The columns are made of those before, the event and its time. None: there is no such row any more.
+"""

@@ -58,6 +58,13 @@ def numbers(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first} to {last}"
 
 
+def each_of(table: str, rows: Iterable[object], row: str, what: str) -> Iterator[AuditFinding]:
+    """A finding for each of the rows, whose values are filled into `row` and `what`."""
+    for one in rows:
+        values = ["any" if value in (None, "") else value for value in (one if isinstance(one, tuple) else (one,))]
+        yield AuditFinding(table, row.format(*values), what.format(*values))
+
+
 T = TypeVar("T")
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)

@@ -29,7 +29,8 @@ from payagent.core.payment.machine import (
     deliver,
     next_state,
 )
-from payagent.store.audit.payment_records import STANDING, Case, EventRow
+from payagent.store.audit.payment_records import STANDING, Case
+from payagent.store.rows.events import EventRow
 
 _decode_json = json.JSONDecoder().raw_decode
 _EVENTS = frozenset(event.stored for event in Event)

@@ -13,16 +13,26 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, get_args
+from typing import get_args
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.payments import check_record
-from payagent.audit.receipt_form import Receipt, all_invoices, case_of, invoices_of, owner_of, read_units
+from payagent.audit.receipt_form import (
+    Receipt,
+    ReceiptEvent,
+    ReceiptInvoice,
+    ReceiptLastEvent,
+    case_of,
+    copies,
+    owner_of,
+    read_units,
+    rows_of,
+)
 from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
+from payagent.core.aggregate import OutputRow
 from payagent.core.invoice import Invoice, SplitMode
 from payagent.core.problems import Refused
-from payagent.core.timestamps import iso_time
 from payagent.dialects import (
     HttpRequest,
     HttpResponse,
@@ -55,7 +65,7 @@ _402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
 def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
     """Every part of the receipt that does not follow from the rest."""
     owner = owner_of(receipt)
-    ids = {str(number): invoice["invoice_id"] for number, invoice in invoices_of(receipt).items()}
+    ids = {str(number): invoice.invoice_id for number, invoice in receipt.invoices.items()}
     yield from _check_events(receipt)
     for finding in check_record(case_of(receipt), owner):
         # a receipt names an invoice by its id
@@ -66,63 +76,52 @@ def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
     yield from _check_limits(receipt)
     yield from _check_intent(receipt)
     yield from _check_invoices(receipt)
-    for invoice in invoices_of(receipt).values():
+    for invoice in receipt.invoices.values():
         yield from _check_402(receipt, invoice, owner)
     yield from _check_headers(receipt)
 
 
 def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check each event's hash, and its link to the event before if that is also the payment's."""
-    payment_id, events = receipt["payment"]["id"], receipt["events"]
+    payment_id, events = receipt.payment.id, receipt.events
     for event in events:
-        content = event["seq"], payment_id, event["event"], event["state"], event["detail"], event["at_ms"]
-        if event_hash(event["prev_hash"], *content) != event["hash"]:
-            yield AuditFinding("events", str(event["seq"]), "its hash does not match its content")
-    last = receipt["ledger"]["last_event"]
-    for before, after in pairwise((*events, last)):
-        is_last = after is last
-        if after["seq"] < before["seq"] or (after["seq"] == before["seq"] and not is_last):
-            yield AuditFinding("events", str(after["seq"]), f"it is listed after event {before['seq']}")
-        linked = after["hash"] if is_last else after["prev_hash"]
-        if after["seq"] - before["seq"] == (0 if is_last else 1) and linked != before["hash"]:
-            yield AuditFinding("events", str(after["seq"]), "its hash does not follow from the event before")
-    for before, after in pairwise(receipt["entries"]):
-        if after["id"] <= before["id"]:
-            yield AuditFinding("entries", str(after["id"]), f"it is listed after entry {before['id']}")
+        content = event.seq, payment_id, event.event, event.state, event.detail, event.at_ms
+        if event_hash(event.prev_hash, *content) != event.hash:
+            yield AuditFinding("events", str(event.seq), "its hash does not match its content")
+    rows: list[ReceiptEvent | ReceiptLastEvent] = [*events, receipt.ledger.last_event]
+    for before, after in pairwise(rows):
+        gap, linked = (1, after.prev_hash) if isinstance(after, ReceiptEvent) else (0, after.hash)
+        if after.seq < before.seq + gap:
+            yield AuditFinding("events", str(after.seq), f"it is listed after event {before.seq}")
+        if after.seq == before.seq + gap and linked != before.hash:
+            yield AuditFinding("events", str(after.seq), "its hash does not follow from the event before")
+    for entry, following in pairwise(receipt.entries):
+        if following.id <= entry.id:
+            yield AuditFinding("entries", str(following.id), f"it is listed after entry {entry.id}")
 
 
 def _check_copies(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check `decisions` and `answers`, which repeat events for readers."""
     for part, names in (("decisions", DECISIONS), ("answers", ANSWERS)):
-        copies = [
-            {
-                "seq": event["seq"],
-                "event": event["event"],
-                "at": iso_time(event["at_ms"]),
-                "detail": strict_json.loads(event["detail"]),
-            }
-            for event in receipt["events"]
-            if event["event"] in names
-        ]
-        if receipt[part] != copies:
+        if getattr(receipt, part) != copies(receipt.events, names):
             yield AuditFinding("events", "-", f"{part} differ from the events")
 
 
 def _check_limits(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check that every limit left enough for the hold."""
-    held = {hold["asset"]: hold["units"] for hold in receipt["holds"]}
-    for event in receipt["events"]:
-        detail = json.loads(event["detail"])
-        limits = detail.get("limits") if event["event"] == "reserve" else None
+    held = {hold.asset: hold.units for hold in receipt.holds}
+    for event in receipt.events:
+        detail = json.loads(event.detail)
+        limits = detail.get("limits") if event.event == "reserve" else None
         for limit in limits if isinstance(limits, list) else ():
             try:
-                asked, left = read_units(limit["asked"], ""), read_units(limit["left"], "")
+                asked, left = read_units(limit["asked"]), read_units(limit["left"])
                 is_sound = asked <= left and asked == held.get(limit["asset"])
-            except (Refused, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError):
                 is_sound = False
             if not is_sound:
                 message = f"a limit does not allow the hold: {strict_json.dumps(limit)[:300]}"
-                yield AuditFinding("events", str(event["seq"]), message)
+                yield AuditFinding("events", str(event.seq), message)
 
 
 def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
@@ -130,54 +129,54 @@ def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
 
     The fingerprint is the hash of the request or of the operator's transfer. For upkeep it is the intent's id.
     """
-    payment, intent, invoice = receipt["payment"], receipt["intent"], receipt["invoice"]
-    kind, outputs = payment["kind"], payment["outputs"]
-    first = outputs[0] if outputs else dict.fromkeys(("address", "asset", "units"))
-    request = intent["request"]
+    payment, intent, invoice = receipt.payment, receipt.intent, receipt.invoice
+    kind, outputs = payment.kind, payment.outputs
+    first = outputs[0] if outputs else None
+    request = intent.request
     requested = {
-        "invoice": [intent["origin"], *(request.split(" ") if request is not None else ())],
-        "send": ["send", first["address"], first["asset"], str(first["units"])],
-        "sweep": ["sweep", first["address"]],
-        "split": ["split", str(len(outputs)), str(first["units"])],
+        "invoice": [intent.origin, *(request.split(" ") if request is not None else ())],
+        "send": first and ["send", first.address, first.asset, str(first.units)],
+        "sweep": first and ["sweep", first.address],
+        "split": first and ["split", str(len(outputs)), str(first.units)],
     }.get(kind)
     fingerprint = hashlib.sha256(json.dumps(requested).encode()).hexdigest()
-    if intent["app_id"] == UPKEEP_APP:
-        fingerprint = intent["id"]
-    roles = [("change" if output["address"] == receipt["wallet"] else "pay_to") for output in outputs]
+    if intent.app_id == UPKEEP_APP:
+        fingerprint = intent.id
+    roles = [("change" if output.address == receipt.wallet else "pay_to") for output in outputs]
     if requested is None or (kind == "invoice") != (invoice is not None):
         yield AuditFinding(
-            "payments", payment["id"], f"its kind {kind} is unknown, or needs an invoice, or may not have one"
+            "payments", payment.id, f"its kind {kind} is unknown, or needs an invoice, or may not have one"
         )
-    elif fingerprint != intent["fingerprint"]:
-        yield AuditFinding("intents", intent["id"], "its fingerprint does not match its request")
+    elif fingerprint != intent.fingerprint:
+        yield AuditFinding("intents", intent.id, "its fingerprint does not match its request")
     if invoice is None and (
-        request is not None or payment["is_prepaid"] or [output["role"] for output in outputs] != roles
+        request is not None or payment.is_prepaid or [output.role for output in outputs] != roles
     ):
-        yield AuditFinding("payments", payment["id"], "it does not have the form of a transfer")
+        yield AuditFinding("payments", payment.id, "it does not have the form of a transfer")
     if not _is_its_key(receipt):
-        yield AuditFinding("intents", intent["id"], "its idempotency key does not have the form for it")
+        yield AuditFinding("intents", intent.id, "its idempotency key does not have the form for it")
 
 
 def _is_its_key(receipt: Receipt) -> bool:
-    intent, invoice, key = receipt["intent"], receipt["invoice"], receipt["intent"]["idempotency_key"]
-    if not intent["is_key_derived"]:
-        return bool(key.startswith(("key:", "topup:")))
+    intent, invoice, key = receipt.intent, receipt.invoice, receipt.intent.idempotency_key
+    if not intent.is_key_derived:
+        return key.startswith(("key:", "topup:"))
     if invoice is None:
-        return bool(key == f"order:{intent['id']}")
-    if intent["request"] is not None:
-        return bool(key == f"request:{intent['fingerprint']}")
-    named = f"invoice:{invoice['origin']} "
-    if _own_id(receipt, invoice) != invoice["invoice_id"]:
-        return bool(key.startswith(named))
-    return bool(key == named + invoice["invoice_id"])
+        return key == f"order:{intent.id}"
+    if intent.request is not None:
+        return key == f"request:{intent.fingerprint}"
+    named = f"invoice:{invoice.origin} "
+    if _own_id(receipt, invoice) != invoice.invoice_id:
+        return key.startswith(named)
+    return key == named + invoice.invoice_id
 
 
-def _own_id(receipt: Receipt, invoice: dict[str, Any]) -> str:
+def _own_id(receipt: Receipt, invoice: ReceiptInvoice) -> str:
     """The invoice id without the payment id, which is appended for terms that have no id of their own."""
-    return str(invoice["invoice_id"]).removesuffix(f"-{receipt['payment']['id']}")
+    return invoice.invoice_id.removesuffix(f"-{receipt.payment.id}")
 
 
-def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Iterator[AuditFinding]:
+def _check_402(receipt: Receipt, invoice: ReceiptInvoice, owner: Owner) -> Iterator[AuditFinding]:
     """Check that the received 402, parsed again by its dialect, gives the invoice's terms.
 
     The operator's setting for a split without a mode is not recorded, so any mode that yields these outputs
@@ -187,14 +186,14 @@ def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Itera
     modes: tuple[SplitMode | None, ...] = (None, *get_args(SplitMode))
     for mode in modes:
         try:
-            offers = read_offers(_response(invoice["response_402"]), _reading(receipt, invoice, owner, mode))
+            offers = read_offers(_response(invoice.response_402), _reading(receipt, invoice, owner, mode))
         except Refused as refused:
             reasons.append(f"the 402 as received cannot be read again: {refused.detail}")
             continue
         if any(_is_same(offer, invoice, _own_id(receipt, invoice)) for offer in offers):
             return
         reasons.insert(0, "the 402 as received asks for something else")
-    yield AuditFinding("invoices", invoice["invoice_id"], reasons[0])
+    yield AuditFinding("invoices", invoice.invoice_id, reasons[0])
 
 
 def _response(text: str) -> HttpResponse:
@@ -233,91 +232,89 @@ class _AnyName(frozenset[str]):
         return True
 
 
-def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: SplitMode | None) -> Reading:
+def _reading(receipt: Receipt, invoice: ReceiptInvoice, owner: Owner, mode: SplitMode | None) -> Reading:
     """The context of the original parse, without the request's headers, which are not recorded.
 
     A commitment's salt may be any bytes here: the signed bytes hold the commitment.
     """
-    request = (receipt["intent"]["request"] or "").split(" ")
+    request = (receipt.intent.request or "").split(" ")
     method, path, body_sha256 = request if len(request) == 3 else ("", "", "")
     return Reading(
-        origin=invoice["origin"],
+        origin=invoice.origin,
         network=owner.network,
         split_mode=mode,
-        received_at_ms=invoice["received_at_ms"],
+        received_at_ms=invoice.received_at_ms,
         own=owner.address,
-        call=HttpRequest(method, invoice["origin"] + path, body_sha256, None) if method else None,
-        proof=invoice["proof"],
-        assets=frozenset(output["asset"] for output in invoice["outputs"]),
-        salt=None if invoice["commitment"] is None else bytes(32),
+        call=HttpRequest(method, invoice.origin + path, body_sha256, None) if method else None,
+        proof=invoice.proof,
+        assets=frozenset(output.asset for output in invoice.outputs),
+        salt=None if invoice.commitment is None else bytes(32),
         resource_origins=_AnyName(),
     )
 
 
-def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
-    outputs = [
-        {"role": o.role, "address": o.address.text, "asset": o.asset, "units": o.units} for o in offer.outputs
-    ]
+def _is_same(offer: Invoice, invoice: ReceiptInvoice, own_id: str) -> bool:
+    outputs = tuple(OutputRow(o.role, o.address.text, o.asset, o.units) for o in offer.outputs)
     names = ("dialect", "batch_target", "proof", "merchant_submits", "expires_at_ms")
     return (
-        outputs == invoice["outputs"]
-        and offer.invoice_id == (invoice["invoice_id"] if offer.has_own_id else own_id)
-        and all(getattr(offer, name) == invoice[name] for name in names)
-        and (offer.commitment is None) == (invoice["commitment"] is None)
-        and (offer.echo == invoice["echo"] or offer.commitment is not None)
+        outputs == rows_of(invoice.outputs)
+        and offer.invoice_id == (invoice.invoice_id if offer.has_own_id else own_id)
+        and all(getattr(offer, name) == getattr(invoice, name) for name in names)
+        and (offer.commitment is None) == (invoice.commitment is None)
+        and (offer.echo == invoice.echo or offer.commitment is not None)
     )
 
 
 def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check that every other invoice has its own number, and an attempt that was signed for it."""
-    invoices = all_invoices(receipt)
-    times = Counter(invoice["number"] for invoice in invoices)
+    invoices = receipt.all_invoices
+    times = Counter(invoice.number for invoice in invoices)
     for invoice in invoices:
-        if times[invoice["number"]] > 1:
-            yield AuditFinding("invoices", invoice["invoice_id"], "another invoice has its number")
-    signed_for = {attempt["invoice_seq"] for attempt in receipt["attempts"]}
-    for invoice in receipt["other_invoices"]:
-        if invoice["number"] not in signed_for:
-            yield AuditFinding("invoices", invoice["invoice_id"], "nothing was signed for it")
+        if times[invoice.number] > 1:
+            yield AuditFinding("invoices", invoice.invoice_id, "another invoice has its number")
+    signed_for = {attempt.invoice_seq for attempt in receipt.attempts}
+    for invoice in receipt.other_invoices:
+        if invoice.number not in signed_for:
+            yield AuditFinding("invoices", invoice.invoice_id, "nothing was signed for it")
 
 
 def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check that each attempt's retry headers follow from the attempt."""
-    invoices, payment, intent = invoices_of(receipt), receipt["payment"], receipt["intent"]
-    own = {"X-Request-Id": intent["request_id"]}
-    wallet = receipt["wallet"]
-    for attempt in receipt["attempts"]:
-        headers = attempt["headers"]
+    invoices, payment, intent = receipt.invoices.values(), receipt.payment, receipt.intent
+    own = {"X-Request-Id": intent.request_id}
+    wallet = receipt.wallet
+    for attempt in receipt.attempts:
+        headers = attempt.headers
         expected: list[dict[str, str]] = [{}]
-        invoice = invoices.get(attempt["invoice_seq"])
-        if invoice is not None and attempt["kind"] == "pay":
-            cbor = attempt["cbor"] if invoice["proof"] == "signed_cbor" else None
+        invoice = next((one for one in invoices if one.number == attempt.invoice_seq), None)
+        if invoice is not None and attempt.kind == "pay":
+            cbor = bytes.fromhex(attempt.cbor) if invoice.proof == "signed_cbor" else None
             try:
                 expected = [
                     proof_headers(
-                        invoice["dialect"],
-                        invoice_id=invoice["invoice_id"],
-                        shown=ProofMaterial(attempt["tx_hash"], cbor, attempt["nonce_utxo"], name),
-                        echo=invoice["echo"],
+                        invoice.dialect,
+                        invoice_id=invoice.invoice_id,
+                        shown=ProofMaterial(attempt.tx_hash, cbor, attempt.nonce_utxo, name),
+                        echo=invoice.echo,
                         partner=headers.get("X-Partner"),
                         # the prepaid balance may be another wallet's, named by the request
-                        wallet=headers.get("X-Wallet-Address", wallet) if payment["is_prepaid"] else wallet,
+                        wallet=headers.get("X-Wallet-Address", wallet) if payment.is_prepaid else wallet,
                     )
                     | own
-                    for name in (intent["id"], payment["id"])
+                    for name in (intent.id, payment.id)
                 ]
             except Refused:
                 expected = []
         if headers not in expected:
-            yield AuditFinding("attempts", attempt["tx_hash"], "its headers do not match its proof")
+            yield AuditFinding("attempts", attempt.tx_hash, "its headers do not match its proof")
 
 
 def checked(receipt: Receipt) -> list[str]:
     """The checks that were made, in words."""
     checks = ["each event's hash matches the event, and the events lead to the payment's state"]
-    if receipt["invoice"] is not None:
+    if receipt.invoice is not None:
         checks.append("the 402 as received asks for these outputs, and the terms hash matches them")
-    if receipt["attempts"]:
+    if receipt.attempts:
         checks += [
             "each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but the "
             "wallet, and are signed with the wallet's key",
@@ -329,14 +326,14 @@ def checked(receipt: Receipt) -> list[str]:
 
 def untold(receipt: Receipt) -> list[str]:
     """The facts that the file alone cannot show, each with the party that can show it."""
-    questions, payment = [], receipt["payment"]
-    if (block := payment["block"]) is not None:
-        tx_id = payment["tx_hash"] or payment["void_tx_id"]
+    questions, payment = [], receipt.payment
+    if (block := payment.block) is not None:
+        tx_id = payment.tx_hash or payment.void_tx_id
         claim = "is there" if tx_id is None else f"has the transaction {tx_id}"
-        questions.append(f"the chain: whether block {block['height']} ({block['hash']}) {claim}")
-    if receipt["attempts"]:
-        questions.append(f"the payer: whether {receipt['wallet']}, whose key has signed, is its wallet's address")
-    head = receipt["ledger"]["head"]
+        questions.append(f"the chain: whether block {block.height} ({block.hash}) {claim}")
+    if receipt.attempts:
+        questions.append(f"the payer: whether {receipt.wallet}, whose key has signed, is its wallet's address")
+    head = receipt.ledger.head
     questions.append(
         "the ledger: whether these are its rows, and all of them; there, "
         f"`payagent ledger verify --head {head}` tells whether it still has the past that this receipt comes from"

@@ -1,221 +1,270 @@
-"""Parses a receipt file into values, and into the rows that it was made from.
+"""The form of a receipt, and the rows that it was made from.
 
 Every key must be present and no other, and each value must have its type and be within bounds.
-May import: core, store's rows, audit.finding, audit.signed_bytes. Never: I/O; judges the content of a well-formed
-receipt.
+May import: core, store's rows, audit.finding, audit.signed_bytes, pydantic. Never: I/O; judges the content of a
+well-formed receipt.
 """
 
-from collections.abc import Callable
-from typing import Any, get_args
+from collections.abc import Iterable, Set
+from typing import Annotated, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
+from pydantic.json_schema import WithJsonSchema
 
 from payagent.audit.finding import parse_head
 from payagent.audit.signed_bytes import Owner
 from payagent.core import strict_json
 from payagent.core.address import parse_address
-from payagent.core.aggregate import OutputRow
-from payagent.core.invoice import Proof
+from payagent.core.aggregate import AttemptKind, OutputRow
+from payagent.core.invoice import Proof, Role
 from payagent.core.ledger import general_account
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
-from payagent.core.timestamps import LAST_MS
+from payagent.core.timestamps import LAST_MS, iso_time
 from payagent.store.audit.payment_records import (
+    STANDING,
     BlockObservationRow,
     Case,
-    EventRow,
     IntentFacts,
     InvoiceTerms,
     SignedRow,
 )
+from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 
-FORMAT = "payagent-receipt/1"
+FORMAT: Final = "payagent-receipt/1"
 RECEIPT_MAX_BYTES = 16 * 1024 * 1024
-
-Receipt = dict[str, Any]
-Read = Callable[[object, str], Any]
 
 _INTEGER_MAX = 2**63 - 1
 _DIGITS_MAX = 40
 
 
-def _invalid(where: str, expected: str) -> Refused:
-    return Refused("file_invalid/receipt", f"{where} is not {expected}")
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise _invalid(where, "text")
-    return value
-
-
-def _proof(value: object, where: str) -> str:
-    if value not in get_args(Proof):
-        raise _invalid(where, "one of " + ", ".join(get_args(Proof)))
-    return str(value)
-
-
-def _flag(value: object, where: str) -> bool:
-    if type(value) is not bool:
-        raise _invalid(where, "true or false")
-    return value
-
-
-def _number(value: object, where: str) -> int:
-    if type(value) is not int or not 0 <= value <= _INTEGER_MAX:
-        raise _invalid(where, "a whole number")
-    return value
-
-
-def _time(value: object, where: str) -> int:
-    if type(value) is not int or not 0 <= value <= LAST_MS:
-        raise _invalid(where, "a time in milliseconds")
-    return value
-
-
-def read_units(value: object, where: str) -> int:
+def read_units(value: object) -> int:
+    """An amount in digits, of any size. Raises ValueError."""
     text = value if isinstance(value, str) and len(value) <= _DIGITS_MAX else ""
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit()) or str(int(text)) != text:
-        raise _invalid(where, "an amount in digits")
+        raise ValueError("not an amount in digits")
     return int(text)
 
 
-def _row_units(value: object, where: str) -> int:
+def _row_units(value: object) -> int:
     """Units that fit a ledger row. A larger amount would yield endless postings when it is compared."""
-    units = read_units(value, where)
+    units = read_units(value)
     if abs(units) > _INTEGER_MAX:
-        raise _invalid(where, "an amount that one row can hold")
+        raise ValueError("not an amount that one row can hold")
     return units
 
 
-def _bytes(value: object, where: str) -> bytes:
+def _json_object(text: str) -> str:
     try:
-        raw = bytes.fromhex(_text(value, where))
-    except ValueError:
-        raise _invalid(where, "bytes in hex") from None
-    if raw.hex() != value:
-        raise _invalid(where, "bytes in lower-case hex")
-    return raw
-
-
-def _detail(value: object, where: str) -> str:
-    """An event's detail, as the text that its hash covers."""
-    try:
-        detail = strict_json.loads(_text(value, where))
+        is_object = isinstance(strict_json.loads(text), dict)
     except Refused:
-        detail = None
-    if not isinstance(detail, dict):
-        raise _invalid(where, "the text of a JSON object")
-    return str(value)
+        is_object = False
+    if not is_object:
+        raise ValueError("not the text of a JSON object")
+    return text
 
 
-def _anything(value: object, _where: str) -> object:
-    return value
+def _head(text: str) -> str:
+    try:
+        return str(parse_head(text))
+    except Refused as refused:
+        raise ValueError(refused.detail) from None
 
 
-def _texts(value: object, where: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise _invalid(where, "an object")
-    return {name: _text(text, f"{where}.{name[:80]}") for name, text in value.items()}
+_Whole = Annotated[int, Field(ge=0, le=_INTEGER_MAX)]
+_Time = Annotated[int, Field(ge=0, le=LAST_MS, description="Milliseconds since 1970.")]
+_Bytes = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
+_Units = Annotated[
+    int,
+    BeforeValidator(_row_units),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "pattern": r"^-?(0|[1-9][0-9]*)$"}),
+]
 
 
-def _maybe(read: Read) -> Read:
-    return lambda value, where: None if value is None else read(value, where)
+class ReceiptPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-def _list(read: Read) -> Read:
-    def every(value: object, where: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise _invalid(where, "a list")
-        return [read(item, f"{where}[{place}]") for place, item in enumerate(value)]
-
-    return every
+class ReceiptOutput(ReceiptPart):
+    role: Role
+    address: str
+    asset: str
+    units: _Units
 
 
-def _record(**fields: Read) -> Read:
-    def all_of(value: object, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict) or value.keys() != fields.keys():
-            raise _invalid(where, f"an object of {', '.join(fields)}")
-        return {name: read(value[name], f"{where}.{name}") for name, read in fields.items()}
-
-    return all_of
+class ReceiptBlock(ReceiptPart):
+    hash: str
+    height: _Whole
+    slot: _Whole
 
 
-_OUTPUTS = _list(_record(role=_text, address=_text, asset=_text, units=_row_units))
-_BLOCK = _record(hash=_text, height=_number, slot=_number)
-_EVENT_COPIES = _list(_record(seq=_number, event=_text, at=_text, detail=_anything))
-_INVOICE = _record(
-    **dict.fromkeys(("dialect", "origin", "invoice_id", "terms_hash", "response_402"), _text),
-    number=_number,
-    echo=_maybe(_text),
-    commitment=_maybe(_bytes),
-    outputs=_OUTPUTS,
-    batch_target=_maybe(_number),
-    proof=_proof,
-    merchant_submits=_flag,
-    received_at_ms=_time,
-    expires_at_ms=_maybe(_time),
-)
-_FORM = _record(
-    format=_text,
-    network=_text,
-    wallet=_text,
-    payment=_record(
-        **dict.fromkeys(("id", "kind", "state", "delivery"), _text),
-        **dict.fromkeys(
-            ("nonce_utxo", "tx_hash", "void_tx_id", "merchant_status", "code", "reason", "detail"), _maybe(_text)
-        ),
-        **dict.fromkeys(("created_at_ms", "updated_at_ms"), _time),
-        app=_record(id=_text, name=_text),
-        outputs=_OUTPUTS,
-        is_prepaid=_flag,
-        ttl_slot=_maybe(_number),
-        first_invoice_seq=_maybe(_number),
-        block=_maybe(_BLOCK),
-    ),
-    intent=_record(
-        **dict.fromkeys(("id", "app_id", "idempotency_key", "fingerprint", "origin", "request_id"), _text),
-        request=_maybe(_text),
-        is_key_derived=_flag,
-    ),
-    invoice=_maybe(_INVOICE),
-    other_invoices=_list(_INVOICE),
-    decisions=_EVENT_COPIES,
-    holds=_list(_record(asset=_text, units=_row_units, at_ms=_time, released_at_ms=_maybe(_time))),
-    attempts=_list(
-        _record(
-            **dict.fromkeys(("kind", "nonce_utxo", "tx_hash"), _text),
-            ttl_slot=_number,
-            invoice_seq=_maybe(_number),
-            signed_at_ms=_time,
-            inputs=_list(_text),
-            fee=_row_units,
-            cbor=_bytes,
-            headers=_texts,
-        )
-    ),
-    block_observations=_list(_record(tx_hash=_text, block=_BLOCK, at_ms=_time)),
-    answers=_EVENT_COPIES,
-    entries=_list(
-        _record(
-            id=_number,
-            kind=_text,
-            ref=_maybe(_text),
-            at_ms=_time,
-            postings=_list(_record(account=_text, asset=_text, units=_row_units)),
-        )
-    ),
-    events=_list(
-        _record(
-            **dict.fromkeys(("event", "prev_hash", "hash"), _text),
-            seq=_number,
-            state=_maybe(_text),
-            detail=_detail,
-            at_ms=_time,
-        )
-    ),
-    ledger=_record(last_event=_record(seq=_number, hash=_text), head=_text),
-)
+class ReceiptApp(ReceiptPart):
+    id: str
+    name: str
+
+
+class ReceiptPayment(ReceiptPart):
+    id: str
+    kind: str
+    state: str
+    delivery: str
+    nonce_utxo: str | None
+    ttl_slot: _Whole | None
+    first_invoice_seq: _Whole | None
+    app: ReceiptApp
+    outputs: list[ReceiptOutput]
+    is_prepaid: bool
+    tx_hash: str | None
+    block: ReceiptBlock | None
+    void_tx_id: str | None
+    merchant_status: str | None
+    code: str | None
+    reason: str | None
+    detail: str | None
+    created_at_ms: _Time
+    updated_at_ms: _Time
+
+
+class ReceiptIntent(ReceiptPart):
+    id: str
+    app_id: str
+    idempotency_key: str
+    fingerprint: str
+    origin: str
+    request: str | None
+    request_id: str
+    is_key_derived: bool
+
+
+class ReceiptInvoice(ReceiptPart):
+    number: _Whole
+    dialect: str
+    origin: str
+    invoice_id: str
+    terms_hash: str
+    batch_target: _Whole | None
+    proof: Proof
+    echo: str | None
+    commitment: _Bytes | None
+    received_at_ms: _Time
+    expires_at_ms: _Time | None
+    response_402: str
+    outputs: list[ReceiptOutput]
+    merchant_submits: bool
+
+
+class ReceiptHold(ReceiptPart):
+    asset: str
+    at_ms: _Time
+    released_at_ms: _Time | None
+    units: _Units
+
+
+class ReceiptAttempt(ReceiptPart):
+    kind: AttemptKind
+    nonce_utxo: str
+    invoice_seq: _Whole | None
+    ttl_slot: _Whole
+    signed_at_ms: _Time
+    tx_hash: str
+    inputs: list[str]
+    fee: _Units
+    cbor: _Bytes
+    headers: dict[str, str]
+
+
+class ReceiptBlockObservation(ReceiptPart):
+    tx_hash: str
+    block: ReceiptBlock
+    at_ms: _Time
+
+
+class ReceiptPosting(ReceiptPart):
+    account: str
+    asset: str
+    units: _Units
+
+
+class ReceiptEntry(ReceiptPart):
+    id: _Whole
+    kind: str
+    ref: str | None
+    at_ms: _Time
+    postings: list[ReceiptPosting]
+
+
+class ReceiptEvent(ReceiptPart):
+    seq: _Whole
+    event: str
+    state: str | None
+    detail: Annotated[str, AfterValidator(_json_object)]
+    at_ms: _Time
+    prev_hash: str
+    hash: str
+
+
+class ReceiptEventCopy(ReceiptPart):
+    """An event for people, with a readable time."""
+
+    seq: _Whole
+    event: str
+    at: str
+    detail: object
+
+
+class ReceiptLastEvent(ReceiptPart):
+    seq: _Whole
+    hash: str
+
+
+class ReceiptLedger(ReceiptPart):
+    last_event: ReceiptLastEvent
+    head: Annotated[str, AfterValidator(_head)]
+
+
+class Receipt(ReceiptPart):
+    """Everything that is recorded about a payment. `payagent ledger verify --receipt` checks it without a daemon.
+
+    Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people.
+    In `events`, `detail` is the text that the hash covers.
+    """
+
+    format: Literal["payagent-receipt/1"]
+    network: str
+    wallet: str
+    payment: ReceiptPayment
+    intent: ReceiptIntent
+    invoice: ReceiptInvoice | None
+    other_invoices: list[ReceiptInvoice]
+    decisions: list[ReceiptEventCopy]
+    holds: list[ReceiptHold]
+    attempts: list[ReceiptAttempt]
+    block_observations: list[ReceiptBlockObservation]
+    answers: list[ReceiptEventCopy]
+    entries: list[ReceiptEntry]
+    events: list[ReceiptEvent]
+    ledger: ReceiptLedger
+
+    @property
+    def all_invoices(self) -> list[ReceiptInvoice]:
+        """The current one first. Numbers may repeat in a forged receipt."""
+        return [*([] if self.invoice is None else [self.invoice]), *self.other_invoices]
+
+    @property
+    def invoices(self) -> dict[int, ReceiptInvoice]:
+        """By number; the payment's current one first."""
+        return {invoice.number: invoice for invoice in self.all_invoices}
 
 
 def read_receipt(raw: bytes) -> Receipt:
@@ -226,72 +275,68 @@ def read_receipt(raw: bytes) -> Receipt:
         raise Refused("file_invalid/receipt", refused.detail.replace("the body", "the file", 1)) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise Refused("file_invalid/receipt", f"the file does not say that it is a {FORMAT}")
-    receipt: Receipt = _FORM(value, "the receipt")
-    owner_of(receipt)
     try:
-        parse_head(receipt["ledger"]["head"])
-    except Refused as refused:
-        raise Refused("file_invalid/receipt", refused.detail) from None
+        receipt = Receipt.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:80] for part in fault["loc"])
+        raise Refused("file_invalid/receipt", f"{where}: {fault['msg'].removeprefix('Value error, ')}") from None
+    owner_of(receipt)
     return receipt
 
 
 def owner_of(receipt: Receipt) -> Owner:
-    network = NETWORKS.get(receipt["network"])
+    network = NETWORKS.get(receipt.network)
     if network is None:
-        raise _invalid("network", "one of " + ", ".join(NETWORKS))
+        raise Refused("file_invalid/receipt", f"network is not one of {', '.join(NETWORKS)}")
     try:
-        return Owner(parse_address(receipt["wallet"], network), network)
+        return Owner(parse_address(receipt.wallet, network), network)
     except Refused as refused:
         raise Refused("file_invalid/receipt", f"wallet: {refused.detail}") from None
 
 
-def _outputs(rows: list[dict[str, Any]]) -> tuple[OutputRow, ...]:
-    return tuple(OutputRow(**row) for row in rows)
+def copies(events: Iterable[ReceiptEvent], names: Set[str]) -> list[ReceiptEventCopy]:
+    """The events of these names, for people."""
+    return [
+        ReceiptEventCopy(
+            seq=event.seq, event=event.event, at=iso_time(event.at_ms), detail=strict_json.loads(event.detail)
+        )
+        for event in events
+        if event.event in names
+    ]
+
+
+def rows_of(outputs: Iterable[ReceiptOutput]) -> tuple[OutputRow, ...]:
+    return tuple(OutputRow(o.role, o.address, o.asset, o.units) for o in outputs)
 
 
 def case_of(receipt: Receipt) -> Case:
     """The receipt as the rows that it was made from; without UTxOs, reservations and submissions."""
-    payment, intent = receipt["payment"], receipt["intent"]
-    invoices = invoices_of(receipt)
-    names = (
-        "state",
-        "delivery",
-        "nonce_utxo",
-        "ttl_slot",
-        "void_tx_id",
-        "merchant_status",
-        "code",
-        "reason",
-        "detail",
-        "updated_at_ms",
-    )
-    block = payment["block"] or {}
-    standing = {name: payment[name] for name in names} | {"tx_id": payment["tx_hash"]}
-    standing["invoice_seq"] = None if receipt["invoice"] is None else receipt["invoice"]["number"]
-    standing |= {f"block_{name}": block.get(name) for name in ("hash", "height", "slot")}
+    payment, intent = receipt.payment, receipt.intent
+    current = {
+        **dict(payment),
+        "tx_id": payment.tx_hash,
+        "invoice_seq": receipt.invoice and receipt.invoice.number,
+        **{f"block_{name}": getattr(payment.block, name, None) for name in ReceiptBlock.model_fields},
+    }
     return Case(
-        id=payment["id"],
-        kind=payment["kind"],
-        app_id=payment["app"]["id"],
-        outputs=_outputs(payment["outputs"]),
-        is_prepaid=payment["is_prepaid"],
-        created_at_ms=payment["created_at_ms"],
-        standing=standing,
-        intent=IntentFacts(0, intent["app_id"], intent["origin"], intent["is_key_derived"], None, None),
-        first_invoice_seq=payment["first_invoice_seq"],
-        invoices={number: _terms(invoice) for number, invoice in invoices.items()},
-        attempts=tuple(_signed(attempt) for attempt in receipt["attempts"]),
-        events=tuple(
-            EventRow(*(event[name] for name in ("seq", "event", "state", "detail", "at_ms")))
-            for event in receipt["events"]
-        ),
-        holds=tuple(
-            (hold["asset"], hold["units"], hold["at_ms"], hold["released_at_ms"]) for hold in receipt["holds"]
-        ),
-        entries=tuple(_entry(entry, payment["id"]) for entry in receipt["entries"]),
+        id=payment.id,
+        kind=payment.kind,
+        app_id=payment.app.id,
+        outputs=rows_of(payment.outputs),
+        is_prepaid=payment.is_prepaid,
+        created_at_ms=payment.created_at_ms,
+        standing={name: current[name] for name in STANDING},
+        intent=IntentFacts(0, intent.app_id, intent.origin, intent.is_key_derived, None, None),
+        first_invoice_seq=payment.first_invoice_seq,
+        invoices={number: _terms(invoice) for number, invoice in receipt.invoices.items()},
+        attempts=tuple(_signed(attempt) for attempt in receipt.attempts),
+        events=tuple(EventRow(e.seq, payment.id, e.event, e.state, e.detail, e.at_ms) for e in receipt.events),
+        holds=tuple((hold.asset, hold.units, hold.at_ms, hold.released_at_ms) for hold in receipt.holds),
+        entries=tuple(_entry(entry, payment.id) for entry in receipt.entries),
         block_observations=tuple(
-            _block_observation(place, observation)
-            for place, observation in enumerate(receipt["block_observations"], 1)
+            BlockObservationRow(place, one.tx_hash, one.block.hash, one.block.height, one.block.slot, one.at_ms)
+            for place, one in enumerate(receipt.block_observations, 1)
         ),
         submissions=(),
         utxos=(),
@@ -299,53 +344,34 @@ def case_of(receipt: Receipt) -> Case:
     )
 
 
-def invoices_of(receipt: Receipt) -> dict[int, dict[str, Any]]:
-    """The receipt's invoices by number; the payment's current one first."""
-    return {invoice["number"]: invoice for invoice in all_invoices(receipt)}
-
-
-def all_invoices(receipt: Receipt) -> list[dict[str, Any]]:
-    """All invoices in the receipt, even if numbers repeat."""
-    return [*([] if receipt["invoice"] is None else [receipt["invoice"]]), *receipt["other_invoices"]]
-
-
-def _terms(invoice: dict[str, Any]) -> InvoiceTerms:
+def _terms(invoice: ReceiptInvoice) -> InvoiceTerms:
     return InvoiceTerms(
-        seq=invoice["number"],
-        origin=invoice["origin"],
-        invoice_id=invoice["invoice_id"],
-        dialect=invoice["dialect"],
-        terms_hash=invoice["terms_hash"],
-        outputs=_outputs(invoice["outputs"]),
-        batch_target=invoice["batch_target"],
-        commitment=None if invoice["commitment"] is None else invoice["commitment"].hex(),
+        seq=invoice.number,
+        origin=invoice.origin,
+        invoice_id=invoice.invoice_id,
+        dialect=invoice.dialect,
+        terms_hash=invoice.terms_hash,
+        outputs=rows_of(invoice.outputs),
+        batch_target=invoice.batch_target,
+        commitment=invoice.commitment,
     )
 
 
-def _block_observation(place: int, observation: dict[str, Any]) -> BlockObservationRow:
-    block = observation["block"]
-    return BlockObservationRow(
-        place, observation["tx_hash"], block["hash"], block["height"], block["slot"], observation["at_ms"]
-    )
-
-
-def _signed(attempt: dict[str, Any]) -> SignedRow:
+def _signed(attempt: ReceiptAttempt) -> SignedRow:
     return SignedRow(
-        tx_id=attempt["tx_hash"],
-        kind=attempt["kind"],
-        nonce_utxo=attempt["nonce_utxo"],
-        invoice_seq=attempt["invoice_seq"],
-        inputs=tuple(attempt["inputs"]),
-        cbor=attempt["cbor"],
-        fee_lovelace=attempt["fee"],
-        ttl_slot=attempt["ttl_slot"],
-        signed_at_ms=attempt["signed_at_ms"],
+        tx_id=attempt.tx_hash,
+        kind=attempt.kind,
+        nonce_utxo=attempt.nonce_utxo,
+        invoice_seq=attempt.invoice_seq,
+        inputs=tuple(attempt.inputs),
+        cbor=bytes.fromhex(attempt.cbor),
+        fee_lovelace=attempt.fee,
+        ttl_slot=attempt.ttl_slot,
+        signed_at_ms=attempt.signed_at_ms,
     )
 
 
-def _entry(entry: dict[str, Any], payment_id: str) -> EntryRow:
+def _entry(entry: ReceiptEntry, payment_id: str) -> EntryRow:
     # a receipt is of one payment, so of one account, whose number it does not need
-    postings = tuple(
-        (general_account(line["account"]), line["asset"], line["units"]) for line in entry["postings"]
-    )
-    return EntryRow(entry["id"], entry["kind"], payment_id, entry["ref"], entry["at_ms"], postings)
+    postings = tuple((general_account(line.account), line.asset, line.units) for line in entry.postings)
+    return EntryRow(entry.id, entry.kind, payment_id, entry.ref, entry.at_ms, postings)

@@ -7,7 +7,7 @@ fault that only the chain can show (a deposit and its UTxO, both changed alike).
 from collections.abc import Iterator
 
 from payagent.audit.event_tables import check_event_tables
-from payagent.audit.finding import AuditFinding, Head, Progress, to_the_end
+from payagent.audit.finding import AuditFinding, Head, Progress, each_of, to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
@@ -65,20 +65,17 @@ def _guards(conn: Connection) -> Iterator[AuditFinding]:
             "the ledger is of an older payagent: use that version, or start this one on it, which migrates it"
         )
         yield AuditFinding("_sqlite_migrations", ", ".join(lacking), message)
-    for name in missing_guards(conn):
-        yield AuditFinding("sqlite_master", name, "this guard trigger is missing or altered")
-    for name in books.other_triggers(conn):
-        yield AuditFinding(
-            "sqlite_master", name, "a trigger that payagent did not create: it may change what is written"
-        )
-    for name in changed_views(conn):
-        yield AuditFinding("sqlite_master", name, "this view is missing or altered")
+    for names, what in (
+        (missing_guards(conn), "this guard trigger is missing or altered"),
+        (books.other_triggers(conn), "a trigger that payagent did not create: it may change what is written"),
+        (changed_views(conn), "this view is missing or altered"),
+    ):
+        yield from each_of("sqlite_master", names, "{}", what)
 
 
 def _references(conn: Connection) -> Iterator[VerifyResult]:
     for place, table in enumerate(books.REFERRING, 1):
-        for number, parent in books.broken_references(conn, table):
-            yield AuditFinding(table, str(number), f"it refers to a row that {parent} lacks")
+        yield from each_of(table, books.broken_references(conn, table), "{}", "it refers to a row that {1} lacks")
         yield Progress("tables", place)
 
 
@@ -93,12 +90,9 @@ def _entries(conn: Connection) -> Iterator[VerifyResult]:
         count += 1
         if count % PROGRESS_EVERY == 0:
             yield Progress("entries", count)
-    for number in books.unposted(conn):
-        yield AuditFinding("entries", str(number), "it has no postings")
-    for number, moves in books.unmoved(conn):
-        yield AuditFinding("entries", str(number), f"it books {moves} moves of a prepaid balance, not one")
-    for number in books.unpaid_ends(conn):
-        yield AuditFinding("intents", str(number), "it ended, and it has no payment")
+    yield from each_of("entries", books.unposted(conn), "{}", "it has no postings")
+    yield from each_of("entries", books.unmoved(conn), "{0}", "it books {1} moves of a prepaid balance, not one")
+    yield from each_of("intents", books.unpaid_ends(conn), "{}", "it ended, and it has no payment")
     yield Progress("entries", count)
 
 

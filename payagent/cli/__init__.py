@@ -52,12 +52,9 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     try:
         return _exit_code(_invoke(arguments, terminal))
     except Refused as refused:
-        terminal.complain(describe(refused))
-        return refused.problem.exit_code
+        return terminal.complain(describe(refused))
     except ProblemError as error:
-        problem = as_shown(error.problem)
-        terminal.complain(problem)
-        return _exit_code(problem["exit_code"])
+        return terminal.complain(as_shown(error.problem))
     except click.ClickException as error:
         if terminal.forced_json is None:  # click stopped before it read the option
             terminal.forced_json = next((_FORCES[one] for one in arguments if one in _FORCES), None)
@@ -69,8 +66,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001  nobody above tells the user
-        terminal.complain(_bug(error))
-        return 1
+        return terminal.complain(_bug(error))
 
 
 def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:

@@ -16,13 +16,14 @@ from payagent.cli.options import (
     Connect,
     example,
     group_of,
+    moment,
+    path_of,
     read_amounts,
     read_asset,
     show_asset,
-    show_time,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE
 
@@ -60,27 +61,19 @@ def app() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all apps, revoked ones too, oldest first."""
-    answer = connect().get("/v1/apps")
+    fields = (
+        Field("name", is_whole=True),
+        Field("scopes", lambda row: " ".join(row["scopes"])),
+        Field("merchants", lambda row: "any" if row["merchants"] is None else " ".join(row["merchants"]), drop=1),
+        Field("assets", _assets, drop=0),
+        Field("token", _token_state, is_whole=True),
+        moment("expires (UTC)", "expires_at"),
+    )
+    terminal.give_list(connect().get("/v1/apps"), "apps", fields)
 
-    def human() -> None:
-        terminal.table(
-            ("name", "scopes", "merchants", "assets", "token", "expires (UTC)"),
-            [
-                (
-                    row["name"],
-                    " ".join(row["scopes"]),
-                    "any" if row["merchants"] is None else " ".join(row["merchants"]),
-                    "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
-                    _token_state(row),
-                    show_time(row["expires_at"] or ""),
-                )
-                for row in answer["apps"]
-            ],
-            whole=("name", "token", "expires (UTC)"),
-            drop=("assets", "merchants"),
-        )
 
-    terminal.give(answer, human)
+def _assets(row: dict[str, Any]) -> str:
+    return "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"]))
 
 
 def _token_state(row: dict[str, Any]) -> str:
@@ -162,7 +155,7 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
     The token is shown once. A revoked app gets access again. If the app is the one whose token this command uses,
     the new token replaces the old one in the token file. If the command is interrupted, run it again.
     """
-    path = f"/v1/apps/{_quoted(name)}/rotate-token"
+    path = path_of("/v1/apps", name, "rotate-token")
     body: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
     client = connect()
     client.finish_renewal()
@@ -178,7 +171,7 @@ def rotate_token(terminal: Terminal, connect: Connect, name: str, expires_at: st
 @talks_to_daemon
 def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
     """Revoke an app's token at once. Its open payments continue."""
-    answer = connect().post(f"/v1/apps/{_quoted(name)}/revoke", {})
+    answer = connect().post(path_of("/v1/apps", name, "revoke"), {})
     terminal.give(answer, lambda: terminal.line(f"{answer['name']} is revoked"))
 
 
@@ -186,9 +179,3 @@ def _show_token(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.give(answer, lambda: terminal.pairs([("app", answer["name"]), ("token", answer["token"])]))
     if not terminal.is_json:
         terminal.say("Save the token now: payagent stores only its hash and cannot show it again.")
-
-
-def _quoted(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name, safe="")

@@ -43,8 +43,7 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
     with terminal.waiting() as tell:
         manifest = back_up(settings, path, time.time_ns() // 1_000_000, tell)
     data: Json = {"file": str(path), **_facts(manifest)}
-    labels = {"made_at": "made at", "open_payments": "not settled"}
-    terminal.give(data, lambda: terminal.pairs([(labels.get(name, name), str(data[name])) for name in data]))
+    terminal.give_pairs(data, {"made_at": "made at", "open_payments": "not settled"})
     terminal.say("Not in the backup: the keystore's passphrase, the config file, operator.token.")
 
 

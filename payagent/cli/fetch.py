@@ -299,7 +299,7 @@ class _Fetcher:
 
         self._write(answer)
         if (refusal := answer.extensions.get(REFUSAL_MARK)) is not None:
-            return self._complain(refusal)
+            return self.terminal.complain(as_shown(refusal))
         state = answer.headers.get(STATE_HEADER)
         if state is not None:
             payment_id, cost = answer.headers[PAYMENT_HEADER], show_amount(*read_cost(answer.headers[COST_HEADER]))
@@ -331,15 +331,10 @@ class _Fetcher:
         if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
             self.terminal.say("")  # start the next message on its own line
 
-    def _give_quote(self, quote: Json) -> int:
+    def _give_quote(self, quote: dict[str, Any]) -> int:
         show = show_prepaid if quote["prepaid"] else show_quote
         self.terminal.give(quote, lambda: show(self.terminal, quote))
-        return DRY_RUN_OK if quote["within_limits"] else self._complain(quote["refusal"])
-
-    def _complain(self, problem: Any) -> int:
-        complete = as_shown(problem)
-        self.terminal.complain(complete)
-        return int(str(complete["exit_code"]))
+        return DRY_RUN_OK if quote["within_limits"] else self.terminal.complain(as_shown(quote["refusal"]))
 
 
 def _merchant_failure(error: Exception, payment_id: str | None) -> Refused:

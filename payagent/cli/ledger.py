@@ -5,36 +5,35 @@ Never: computes a balance (the daemon does).
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
 from payagent.cli.daemon_client import OperatorClient
 from payagent.cli.options import (
+    ASSET,
     Connect,
+    amount,
     example,
+    filter_options,
     group_of,
     page_options,
-    say_more,
     show_amount,
     show_asset,
     show_time,
     show_units,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Json, Terminal, harmless
+from payagent.cli.terminal import Field, Json, Terminal, harmless
 from payagent.core.bounds import LIST_LIMIT_MAX
-from payagent.core.ledger import Kind
-from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
     from payagent.audit.finding import AuditFinding
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 CHAIN_UNREAD = 4
 
@@ -47,42 +46,7 @@ _ROWS = {
 """What `verify` checked, where the table's name alone is unclear."""
 
 _BY = ("merchant", "app", "path", "destination", "hour", "day", "week", "month", "asset")
-_SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
-_FILTERS = (
-    ("--since", {"metavar": "TIME"}, "Only from this time on, such as 2026-11-01T00:00:00Z."),
-    ("--until", {"metavar": "TIME"}, "Only before this time."),
-    ("--merchant", {"metavar": "NAME"}, "Only payments to this merchant, by name or origin."),
-    ("--app", {"metavar": "NAME"}, "Only payments of this app, by name or id."),
-    ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy id and name in hex."),
-    ("--kind", {"type": click.Choice(get_args(Kind))}, "Only entries of this kind."),
-    (
-        "--state",
-        {"type": click.Choice([str(state) for state in State])},
-        "Only payments in this state.",
-    ),
-    (
-        "--text",
-        {"metavar": "TEXT"},
-        "Only entries that contain this in their kind, ref, account or payment.",
-    ),
-)
-
-
-def _filters(*names: str) -> Callable[[F], F]:
-    """These filters, passed on by name."""
-
-    def add(command: F) -> F:
-        for name, more, text in reversed(_FILTERS):
-            if name in names:
-                command = click.option(name, help=text, **more)(command)
-        return command
-
-    return add
-
-
-selection_options = _filters(*(name for name, *_ in _FILTERS))
-"""All filters of entries."""
 
 
 @group_of("payagent ledger", "payagent ledger entries --limit 5", alone="balance")
@@ -93,7 +57,7 @@ def ledger() -> None:
 @ledger.command(epilog=example("payagent ledger entries --payment pay_0123456789abcdef01234567"))
 @click.option("--payment", metavar="ID", help="Only the entries of this payment.")
 @click.option("--account", metavar="NAME", help="Only entries that touch this account, such as fees.")
-@selection_options
+@filter_options()
 @page_options
 @talks_to_daemon
 def entries(
@@ -113,34 +77,31 @@ def entries(
 
 
 def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
-    rows = []
-    for entry in answer["entries"]:
-        head = (str(entry["id"]), show_time(entry["at"]), entry["kind"], entry["payment"] or "")
-        for posting in entry["postings"]:
-            amount = show_units(posting["asset"], posting["units"])
-            rows.append((*head, posting["account"], show_asset(posting["asset"]), amount))
-            head = ("", "", "", "")
-    columns = ("entry", "at (UTC)", "kind", "payment", "account", "asset", "units")
-    whole = ("at (UTC)", "kind", "payment")
-    terminal.table(columns, rows, right=("entry", "units"), whole=whole, drop=("payment", "at (UTC)"))
-    say_more(terminal, answer)
+    rows = [
+        (entry if number == 0 else {}, posting)
+        for entry in answer["entries"]
+        for number, posting in enumerate(entry["postings"])
+    ]
+    fields = (
+        Field("entry", lambda row: row[0].get("id"), is_right=True),
+        Field("at (UTC)", lambda row: show_time(row[0].get("at", "")), is_whole=True, drop=1),
+        Field("kind", lambda row: row[0].get("kind"), is_whole=True),
+        Field("payment", lambda row: row[0].get("payment"), is_whole=True, drop=0),
+        Field("account", lambda row: row[1]["account"]),
+        Field("asset", lambda row: show_asset(row[1]["asset"])),
+        Field("units", lambda row: show_units(row[1]["asset"], row[1]["units"]), is_right=True),
+    )
+    terminal.table(rows, fields)
+    terminal.say_more(answer)
 
 
 @ledger.command(epilog=example("payagent ledger balance --until 2026-11-01T00:00:00Z"))
-@selection_options
+@filter_options()
 @talks_to_daemon
 def balance(terminal: Terminal, connect: Connect, **filters: str | None) -> None:
     """Show the balance of every account. For each asset they sum to zero."""
     answer = connect().get("/v1/ledger/balance", **filters)
-
-    def human() -> None:
-        rows = [
-            (row["account"], show_asset(row["asset"]), show_units(row["asset"], row["units"]))
-            for row in answer["balances"]
-        ]
-        terminal.table(("account", "asset", "units"), rows, right=("units",))
-
-    terminal.give(answer, human)
+    terminal.give_list(answer, "balances", (Field("account"), ASSET, amount("units")))
 
 
 @ledger.command(epilog=example("payagent ledger spend --by merchant,day --since 2026-11-01T00:00:00Z"))
@@ -151,7 +112,7 @@ def balance(terminal: Terminal, connect: Connect, **filters: str | None) -> None
     show_default=True,
     help=f"Group by {', '.join(_BY)}: comma-separated. In UTC; a week is its Monday.",
 )
-@selection_options
+@filter_options()
 @talks_to_daemon
 def spend(terminal: Terminal, connect: Connect, by: str, **filters: str | None) -> None:
     """Show what left the wallet, and where it went.
@@ -168,41 +129,11 @@ def spend(terminal: Terminal, connect: Connect, by: str, **filters: str | None) 
 
 def _show_spend(terminal: Terminal, answer: dict[str, Any], by: str) -> None:
     keys = [key for key in dict.fromkeys(by.split(",")) if key != "asset"]
-    rows = [_spend_line(row, [row[key] or "-" for key in keys]) for row in answer["spend"] if keys]
-    rows += [_spend_line(row, ["total", *[""] * len(keys)][: len(keys)]) for row in answer["totals"]]
-    columns = (*keys, "asset", *_SPENT, "payments")
-    terminal.table(columns, rows, right=(*_SPENT, "payments"), drop=("payments", "sent", "fees"))
-
-
-def _spend_line(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:
-    amounts = (show_units(row["asset"], row[part]) for part in _SPENT)
-    return (*names, show_asset(row["asset"]), *amounts, str(row["payments"]))
-
-
-@ledger.command(epilog=example("payagent ledger refusals --code limit_exceeded --since 2026-11-01T00:00:00Z"))
-@_filters("--since", "--until", "--merchant", "--app")
-@click.option("--code", metavar="CODE", help="Only this code, such as limit_exceeded.")
-@page_options
-@talks_to_daemon
-def refusals(
-    terminal: Terminal,
-    connect: Connect,
-    code: str | None,
-    limit: int,
-    cursor: str | None,
-    **filters: str | None,
-) -> None:
-    """List refused purchases, newest first."""
-    answer = connect().get("/v1/ledger/refusals", code=code, limit=limit, cursor=cursor, **filters)
-
-    def human() -> None:
-        columns = ("app", "merchant", "request", "code", "reason", "payment")
-        rows = [(show_time(row["at"]), *(row[column] or "" for column in columns)) for row in answer["refusals"]]
-        whole, drop = ("at (UTC)", "code", "payment"), ("payment", "reason")
-        terminal.table(("at (UTC)", *columns), rows, whole=whole, drop=drop)
-        say_more(terminal, answer)
-
-    terminal.give(answer, human)
+    rows = [{**row, **{key: row[key] or "-" for key in keys}} for row in answer["spend"] if keys]
+    rows += [{**row, **dict(zip_longest(keys, ["total"][: len(keys)]))} for row in answer["totals"]]
+    amounts = (amount("paid"), amount("fees", drop=2), amount("sent", drop=1), amount("total"))
+    payments = Field("payments", is_right=True, drop=0)
+    terminal.table(rows, (*map(Field, keys), ASSET, *amounts, payments))
 
 
 @ledger.command(epilog=example("payagent ledger report --month 2026-11 -o november.html"))
@@ -351,11 +282,11 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
 
     receipt = read_receipt(file.read(RECEIPT_MAX_BYTES + 1))
     found = list(check_receipt(receipt))
-    for attempt in receipt["attempts"]:
-        found += second_findings(attempt["tx_hash"], attempt["cbor"])
+    for attempt in receipt.attempts:
+        found += second_findings(attempt.tx_hash, bytes.fromhex(attempt.cbor))
     findings = [_finding(one) for one in found]
-    answer = {
-        "payment": receipt["payment"]["id"],
+    answer: dict[str, Any] = {
+        "payment": receipt.payment.id,
         "clean": not findings,
         "findings": findings,
         "checked": checked(receipt),
@@ -405,14 +336,9 @@ def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
     for tx in answer["in_flight"]:
         amounts = ", ".join(show_amount(asset, n) for asset, n in tx["units"].items())
         terminal.line(f"in flight: {tx['payment'] or 'deposit'}, transaction {tx['tx_hash']}: {amounts}")
-    parts = ("books", "chain", "in_flight")
-    columns = ("books", "chain", "in flight")
-    rows = [
-        (show_asset(row["asset"]), *(show_units(row["asset"], row[part]) for part in parts))
-        for row in answer["balances"]
-    ]
-    if rows:
-        terminal.table(("asset", *columns), rows, right=columns)
+    if answer["balances"]:
+        fields = (ASSET, amount("books"), amount("chain"), amount("in flight", "in_flight"))
+        terminal.table(answer["balances"], fields)
     for pool in answer["prepaid"]:
         terminal.line(_prepaid_line(pool))
     checked = ", ".join(f"{count} {name}" for name, count in answer["checked"].items()) or "nothing was compared"
@@ -441,7 +367,7 @@ def _prepaid_line(pool: dict[str, Any]) -> str:
 @click.option(
     "--format", "form", type=click.Choice(_FORMATS), default="csv", show_default=True, help="Output format."
 )
-@selection_options
+@filter_options()
 @talks_to_daemon
 def export(terminal: Terminal, connect: Connect, form: str, **filters: str | None) -> None:
     """Export entries with opening and closing balances.

@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 import click
 
 from payagent.cli.options import (
+    ASSET,
     Connect,
+    amount,
     asset_option,
     example,
     group_of,
+    moment,
     read_amounts,
-    show_asset,
-    show_time,
     show_units,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.operator_log import whose
 from payagent.core.policy import Window
 
@@ -50,6 +51,18 @@ def _option(window: str) -> str:
     return "--" + window.replace("_", "-")
 
 
+_FIELDS = (
+    Field("whose", lambda row: whose(row["app"], row["merchant"])),
+    ASSET,
+    Field("limit", lambda row: row["limit"].replace("_", " "), is_whole=True),
+    amount("most"),
+    amount("spent"),
+    amount("left"),
+    moment("frees (UTC)", "frees_at", drop=1),
+    Field("set by", "set_by", is_whole=True, drop=0),
+)
+
+
 @group_of("payagent limits", "payagent limits show --json", 'payagent limits set --per-day "50 ADA"', alone="show")
 def limits() -> None:
     """Show and set spending limits. Without a subcommand: show."""
@@ -62,29 +75,7 @@ def show(terminal: Terminal, connect: Connect) -> None:
 
     `frees` is when the oldest payment in the window stops counting.
     """
-    answer = connect().get("/v1/limits")
-    terminal.give(answer, lambda: _show(terminal, answer["limits"]))
-
-
-def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
-    numbers = ("most", "spent", "left")
-    terminal.table(
-        ("whose", "asset", "limit", *numbers, "frees (UTC)", "set by"),
-        [
-            (
-                whose(row["app"], row["merchant"]),
-                show_asset(row["asset"]),
-                row["limit"].replace("_", " "),
-                *(show_units(row["asset"], row[number]) for number in numbers),
-                show_time(row["frees_at"] or ""),
-                row["set_by"],
-            )
-            for row in rows
-        ],
-        right=numbers,
-        whole=("limit", "frees (UTC)", "set by"),
-        drop=("set by", "frees (UTC)"),
-    )
+    terminal.give_list(connect().get("/v1/limits"), "limits", _FIELDS)
 
 
 @limits.command(
@@ -126,8 +117,7 @@ def set_(
     client = connect()
     name, units_by_window = read_amounts(asset, amounts, client.settings.limits.tokens)
     limits: dict[str, str | None] = units_by_window | reverted
-    answer = client.post("/v1/limits", body | {"asset": name, "limits": limits})
-    terminal.give(answer, lambda: _show(terminal, answer["limits"]))
+    terminal.give_list(client.post("/v1/limits", body | {"asset": name, "limits": limits}), "limits", _FIELDS)
     for window, units in limits.items():
         if units is None:
             continue

@@ -6,11 +6,12 @@ Never: changes anything.
 
 import json
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 import click
 
-from payagent.cli.options import Connect, example, page_options, say_more, show_time, talks_to_daemon
+from payagent.cli.options import Connect, example, filter_options, page_options, show_time, talks_to_daemon
 from payagent.cli.terminal import Terminal
 from payagent.core.operator_log import Entry, LogKind, sentence, who
 
@@ -21,22 +22,26 @@ POLL_S = 1
 WHO_WIDTH = 12
 
 
-@click.command(epilog=example("payagent log", "payagent log --kind limits", "payagent log --follow"))
-@click.option("--since", metavar="TIME", help="Only from this time on, such as 2026-11-01T00:00:00Z.")
+@click.command(
+    epilog=example(
+        "payagent log",
+        "payagent log --kind limits",
+        "payagent log --kind refusals --code limit_exceeded --since 2026-11-01T00:00:00Z",
+        "payagent log --follow",
+    )
+)
+@filter_options("--since", "--until")
+@click.option("--merchant", metavar="NAME", help="Only what is about this merchant, by name or origin.")
+@click.option("--app", metavar="NAME", help="Only what is about this app, by name or id.")
 @click.option("--kind", type=click.Choice(get_args(LogKind)), help="Only changes of this kind.")
+@click.option("--code", metavar="CODE", help="Only refusals with this code, such as limit_exceeded.")
 @click.option(
     "--follow", is_flag=True, help="Go on with new entries until Ctrl-C. With --json, one object per line."
 )
 @page_options
 @talks_to_daemon
 def log(
-    terminal: Terminal,
-    connect: Connect,
-    since: str | None,
-    kind: str | None,
-    follow: bool,
-    limit: int,
-    cursor: str | None,
+    terminal: Terminal, connect: Connect, follow: bool, limit: int, cursor: str | None, **filters: str | None
 ) -> None:
     """Show who changed what, and which requests were refused.
 
@@ -45,24 +50,24 @@ def log(
     starts with every entry since then.
     """
     client = connect()
-    if follow and since is not None:
-        _follow(terminal, client, since, kind, _after(client, since, kind, 0))
-    answer = client.get("/v1/log", since=since, kind=kind, limit=limit, cursor=cursor)
+    if follow and filters["since"] is not None:
+        _follow(terminal, client, filters, _after(client, filters, 0))
+    answer = client.get("/v1/log", **filters, limit=limit, cursor=cursor)
     if follow:
-        _follow(terminal, client, since, kind, answer["log"])
+        _follow(terminal, client, filters, answer["log"])
 
     def human() -> None:
         if answer["log"]:
             _show(terminal, answer["log"])
         else:
             terminal.line("(none)")
-        say_more(terminal, answer)
+        terminal.say_more(answer)
 
     terminal.give(answer, human)
 
 
 def _follow(
-    terminal: Terminal, client: "OperatorClient", since: str | None, kind: str | None, entries: list[Entry]
+    terminal: Terminal, client: "OperatorClient", filters: Mapping[str, str | None], entries: list[Entry]
 ) -> NoReturn:
     """Show these entries, and every new one within a second."""
     newest = 0
@@ -74,15 +79,15 @@ def _follow(
             _show(terminal, entries)
         newest = entries[0]["seq"] if entries else newest
         time.sleep(POLL_S)
-        entries = _after(client, since, kind, newest)
+        entries = _after(client, filters, newest)
 
 
-def _after(client: "OperatorClient", since: str | None, kind: str | None, seq: int) -> list[Entry]:
+def _after(client: "OperatorClient", filters: Mapping[str, str | None], seq: int) -> list[Entry]:
     """The entries after this one, newest first."""
     entries: list[Entry] = []
     cursor = None
     while True:
-        page = client.get("/v1/log", since=since, kind=kind, limit=20, cursor=cursor)
+        page = client.get("/v1/log", **filters, limit=20, cursor=cursor)
         new = [entry for entry in page["log"] if entry["seq"] > seq]
         entries += new
         cursor = page["cursor"]

@@ -156,17 +156,9 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     metavar="HOST:PORT",
     help="Loopback address of the chain's API; port 0 picks a free port, as the merchant does.",
 )
-@click.option(
-    "--merchants",
-    type=click.IntRange(1, 16),
-    default=1,
-    show_default=True,
-    metavar="COUNT",
-    help="Number of merchants, each on its own port.",
-)
 @output_options
 @pass_terminal
-def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> None:
+def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
     """Run a small Cardano network and a merchant locally.
 
     A faucet gives out its worthless money. It runs until Ctrl-C and stores nothing.
@@ -197,7 +189,6 @@ def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> 
                 host=host.removeprefix("[").removesuffix("]"),
                 chain_port=int(port),
                 block_time_s=block_time,
-                merchants=merchants,
                 announce=announce,
             )
         )
@@ -211,7 +202,7 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
         [
             ("network", places["network"]),
             ("chain", places["chain"]),
-            *(("merchant", url) for url in places["merchants"]),
+            ("merchant", places["merchant"]),
             *([("mcp", places["mcp"])] if "mcp" in places else []),
             ("control", places["control"]),
         ]

@@ -192,7 +192,7 @@ def install(
         return
     copy = _replace(file, client.added(file, entry))
     done = {"client": name, "app": app, "token_file": str(token_file), "config": str(file), "copy": copy}
-    terminal.give(done, lambda: terminal.pairs([(key, value) for key, value in done.items() if value]))
+    terminal.give(done, lambda: terminal.facts(done.items()))
     terminal.say(f"Restart {name}: it then starts payagent by itself.")
 
 

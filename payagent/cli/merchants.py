@@ -6,15 +6,23 @@ Never: decides (the daemon does).
 
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import click
 
-from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
-from payagent.cli.terminal import Terminal
+from payagent.cli.options import ASSET, Connect, amount, example, group_of, path_of, talks_to_daemon
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.origin import is_t_backend
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+_FIELDS = (
+    Field("name", is_whole=True),
+    Field("origin"),
+    Field("ready", lambda row: _ready(row)),
+    Field("set by", "set_by", is_whole=True),
+)
+_SET_BY = {"config": "config", "daemon": "first use or pin"}
 
 
 @group_of(
@@ -31,16 +39,7 @@ def merchants() -> None:
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List all merchants that may be paid."""
-    answer = connect().get("/v1/merchants")
-    _give_list(terminal, answer)
-
-
-def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
-    def human() -> None:
-        rows = [(row["name"], row["origin"], _ready(row), row["set_by"]) for row in answer["merchants"]]
-        terminal.table(("name", "origin", "ready", "set by"), rows, whole=("name", "set by"))
-
-    terminal.give(answer, human)
+    terminal.give_list(connect().get("/v1/merchants"), "merchants", _FIELDS)
 
 
 @merchants.command(
@@ -80,8 +79,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None
     is_mode_added = "split_mode" not in body and is_t_backend(options["origin"])
     if is_mode_added:
         body["split_mode"] = "additional"
-    answer = connect().post("/v1/merchants", body)
-    _give_list(terminal, answer)
+    terminal.give_list(connect().post("/v1/merchants", body), "merchants", _FIELDS)
     if is_mode_added:
         terminal.say(
             'split_mode = "additional": if a 402 states no mode, its revenue share is paid on top of the amount, '
@@ -94,8 +92,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **options: Any) -> None
 @talks_to_daemon
 def remove(terminal: Terminal, connect: Connect, name: str) -> None:
     """Remove a merchant that was added at run time. Open payments continue."""
-    answer = connect().post(f"{_path(name)}/remove", {})
-    _give_list(terminal, answer)
+    terminal.give_list(connect().post(path_of("/v1/merchants", name, "remove"), {}), "merchants", _FIELDS)
 
 
 @merchants.command(epilog=example("payagent merchants show t"))
@@ -103,7 +100,7 @@ def remove(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, name: str) -> None:
     """Show addresses, prices and unserved payments."""
-    answer = connect().get(_path(name))
+    answer = connect().get(path_of("/v1/merchants", name))
     terminal.give(answer, lambda: _show(terminal, answer))
 
 
@@ -124,7 +121,7 @@ def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bo
 
     First confirm the address with the merchant, and not through its 402.
     """
-    _change(terminal, connect, f"{_path(name)}/pins", _order(address, split))
+    _change(terminal, connect, path_of("/v1/merchants", name, "pins"), _order(address, split))
 
 
 @merchants.command(epilog=example("payagent merchants unpin t addr_test1..."))
@@ -132,7 +129,7 @@ def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bo
 @talks_to_daemon
 def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
     """Remove an address of a merchant. The last one cannot be removed."""
-    _change(terminal, connect, f"{_path(name)}/unpin", _order(address, split))
+    _change(terminal, connect, path_of("/v1/merchants", name, "unpin"), _order(address, split))
 
 
 @merchants.command(epilog=example("payagent merchants resume t"))
@@ -140,11 +137,7 @@ def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: 
 @talks_to_daemon
 def resume(terminal: Terminal, connect: Connect, name: str) -> None:
     """Resume payments to a merchant that did not serve."""
-    _change(terminal, connect, f"{_path(name)}/resume", {})
-
-
-def _path(name: str) -> str:
-    return f"/v1/merchants/{quote(name, safe='')}"
+    _change(terminal, connect, path_of("/v1/merchants", name, "resume"), {})
 
 
 def _order(address: str, split: bool) -> dict[str, str]:
@@ -177,24 +170,13 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
     )
     if row["addresses"]:
         terminal.line()
-        set_by = {"config": "config", "daemon": "first use or pin"}
-        rows = [(one["role"], one["address"], set_by[one["set_by"]]) for one in row["addresses"]]
-        terminal.table(("role", "address", "set by"), rows, whole=("role", "set by"))
+        set_by = Field("set by", lambda one: _SET_BY[one["set_by"]], is_whole=True)
+        terminal.table(row["addresses"], (Field("role", is_whole=True), Field("address"), set_by))
     if row["prices"]:
         terminal.line()
-        terminal.table(
-            ("request", "asset", "calls", "agreed price"),
-            [
-                (
-                    f"{one['method']} {one['path']}",
-                    show_asset(one["asset"]),
-                    str(one["calls"]),
-                    show_units(one["asset"], one["units"]),
-                )
-                for one in row["prices"]
-            ],
-            right=("calls", "agreed price"),
-        )
+        request = Field("request", lambda one: f"{one['method']} {one['path']}")
+        calls = Field("calls", is_right=True)
+        terminal.table(row["prices"], (request, ASSET, calls, amount("agreed price", "units")))
 
 
 def _ready(row: dict[str, Any]) -> str:

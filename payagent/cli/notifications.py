@@ -13,19 +13,13 @@ from payagent.cli.options import (
     example,
     group_of,
     page_options,
-    say_more,
+    path_of,
     show_time,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 
 NOT_TAKEN = 4
-
-
-def _path(*parts: str) -> str:
-    from urllib.parse import quote
-
-    return "/".join(("/v1/notifications", *(quote(part, safe="") for part in parts)))
 
 
 @group_of("payagent notifications", "payagent notifications test ops", alone="list")
@@ -40,24 +34,15 @@ def list_(terminal: Terminal, connect: Connect) -> None:
 
     They are the tables [[notifications]] of the config. A target without a filter is told everything.
     """
-    answer = connect().get("/v1/notifications")
-
-    def human() -> None:
-        rows = [
-            (
-                one["name"],
-                _kind(one),
-                _filter(one),
-                str(one["waiting"]),
-                show_time(one["last_delivered_at"] or ""),
-                one["last_problem"] or "",
-            )
-            for one in answer["notifications"]
-        ]
-        columns = ("target", "kind", "wants", "waiting", "last delivered", "last problem")
-        terminal.table(columns, rows, right=("waiting",), whole=("target",), drop=("last problem", "kind"))
-
-    terminal.give(answer, human)
+    fields = (
+        Field("target", "name", is_whole=True),
+        Field("kind", _kind, drop=1),
+        Field("wants", _filter),
+        Field("waiting", is_right=True),
+        Field("last delivered", lambda one: show_time(one["last_delivered_at"] or "")),
+        Field("last problem", "last_problem", drop=0),
+    )
+    terminal.give_list(connect().get("/v1/notifications"), "notifications", fields)
 
 
 def _kind(target: dict[str, Any]) -> str:
@@ -86,25 +71,16 @@ def log(
 ) -> None:
     """List what the targets were sent, newest first."""
     answer = connect().get("/v1/notifications/deliveries", target=target, state=state, limit=limit, cursor=cursor)
-
-    def human() -> None:
-        rows = [
-            (
-                show_time(one["at"]),
-                one["id"],
-                one["target"],
-                one["type"],
-                one["state"],
-                one["payment"] or "",
-                one["last_problem"] or "",
-            )
-            for one in answer["deliveries"]
-        ]
-        columns = ("at", "id", "target", "type", "state", "payment", "problem")
-        terminal.table(columns, rows, whole=("id", "type", "state"), drop=("payment", "problem", "at"))
-        say_more(terminal, answer)
-
-    terminal.give(answer, human)
+    fields = (
+        Field("at", lambda one: show_time(one["at"]), drop=2),
+        Field("id", is_whole=True),
+        Field("target"),
+        Field("type", is_whole=True),
+        Field("state", is_whole=True),
+        Field("payment", drop=0),
+        Field("problem", "last_problem", drop=1),
+    )
+    terminal.give_list(answer, "deliveries", fields)
 
 
 @notifications.command(epilog=example("payagent notifications replay ntf_3f9ad5b1c0e2476d8a91be07"))
@@ -115,7 +91,7 @@ def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
 
     It is retried for a day like a new one, under the same id. ID is what `payagent notifications log` shows.
     """
-    answer = connect().post(_path("deliveries", delivery_id, "replay"), {})
+    answer = connect().post(path_of("/v1/notifications", "deliveries", delivery_id, "replay"), {})
     terminal.give(answer, lambda: terminal.line(f"{answer['id']} is sent to {answer['target']} again."))
 
 
@@ -124,7 +100,7 @@ def replay(terminal: Terminal, connect: Connect, delivery_id: str) -> None:
 @talks_to_daemon
 def test(terminal: Terminal, connect: Connect, name: str) -> int:
     """Send a test to a target, whatever its filter. Exit code 4 if the target does not take it."""
-    answer = connect().post(_path(name, "test"), {})
+    answer = connect().post(path_of("/v1/notifications", name, "test"), {})
     problem = answer["problem"]
     taken = f"{name} took the test."
     terminal.give(answer, lambda: terminal.line(taken if problem is None else f"Not taken: {problem}."))
@@ -140,7 +116,7 @@ def pair(terminal: Terminal, connect: Connect, name: str) -> None:
     Send it to the bot within ten minutes. That chat is then told the target's notifications, and your presses on
     its buttons decide. An earlier code is void.
     """
-    answer = connect().post(_path(name, "pair"), {})
+    answer = connect().post(path_of("/v1/notifications", name, "pair"), {})
 
     def human() -> None:
         terminal.line(answer["code"])
@@ -154,7 +130,7 @@ def pair(terminal: Terminal, connect: Connect, name: str) -> None:
 @talks_to_daemon
 def paired(terminal: Terminal, connect: Connect, name: str) -> None:
     """List the chats that are paired with a Telegram target."""
-    _show_chats(terminal, connect().get(_path(name, "chats")))
+    _show_chats(terminal, connect().get(path_of("/v1/notifications", name, "chats")))
 
 
 @notifications.command(
@@ -170,9 +146,9 @@ def unpair(terminal: Terminal, connect: Connect, name: str, chat: int) -> None:
     It applies at once: the chat is told nothing more, and its buttons decide nothing. CHAT is what
     `payagent notifications paired` shows.
     """
-    _show_chats(terminal, connect().post(_path(name, "unpair"), {"chat": chat}))
+    _show_chats(terminal, connect().post(path_of("/v1/notifications", name, "unpair"), {"chat": chat}))
 
 
 def _show_chats(terminal: Terminal, answer: dict[str, Any]) -> None:
-    rows = [(str(one["chat"]), str(one["user"]), show_time(one["paired_at"])) for one in answer["chats"]]
-    terminal.give(answer, lambda: terminal.table(("chat", "user", "paired (UTC)"), rows))
+    paired_at = Field("paired (UTC)", lambda one: show_time(one["paired_at"]))
+    terminal.give_list(answer, "chats", (Field("chat"), Field("user"), paired_at))

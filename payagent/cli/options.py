@@ -5,17 +5,19 @@ Never: knows a command.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
+from payagent.core.ledger import Kind
 from payagent.core.money import LOVELACE, Tokens, format_ada, parse_amount, parse_amount_of, parse_asset
+from payagent.core.payment.machine import State
 from payagent.core.problems import EXIT_INVOICE, Refused
 
 if TYPE_CHECKING:
@@ -136,10 +138,36 @@ def page_options(command: F) -> F:
     )
 
 
-def say_more(terminal: Terminal, answer: Mapping[str, Any]) -> None:
-    """Say how to see the next page, if there is one."""
-    if answer.get("cursor"):
-        terminal.say(f"More: --cursor {answer['cursor']}")
+_FILTERS = (
+    ("--since", {"metavar": "TIME"}, "Only from this time on, such as 2026-11-01T00:00:00Z."),
+    ("--until", {"metavar": "TIME"}, "Only before this time."),
+    ("--merchant", {"metavar": "NAME"}, "Only payments to this merchant, by name or origin."),
+    ("--app", {"metavar": "NAME"}, "Only payments of this app, by name or id."),
+    ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy id and name in hex."),
+    ("--kind", {"type": click.Choice(get_args(Kind))}, "Only entries of this kind."),
+    (
+        "--state",
+        {"type": click.Choice([str(state) for state in State])},
+        "Only payments in this state.",
+    ),
+    (
+        "--text",
+        {"metavar": "TEXT"},
+        "Only entries that contain this in their kind, ref, account or payment.",
+    ),
+)
+
+
+def filter_options(*names: str) -> Callable[[F], F]:
+    """These filters, passed on by name; without names, all filters of ledger entries."""
+
+    def add(command: F) -> F:
+        for name, more, text in reversed(_FILTERS):
+            if name in names or not names:
+                command = click.option(name, help=text, **more)(command)
+        return command
+
+    return add
 
 
 def example(*lines: str) -> str:
@@ -198,6 +226,35 @@ def show_asset(asset: str) -> str:
 def show_time(text: str) -> str:
     """A time of the API for people, to the second and in UTC."""
     return text[:19].replace("T", " ")
+
+
+def amount(name: str, key: str = "", drop: int | None = None) -> Field:
+    """A column of amounts of each row's asset."""
+    return Field(name, lambda row: show_units(row["asset"], row[key or name]), is_right=True, drop=drop)
+
+
+def moment(name: str, key: str, drop: int | None = None) -> Field:
+    """A column of times, empty where there is none."""
+    return Field(name, lambda row: show_time(row[key] or ""), is_whole=True, drop=drop)
+
+
+LOVELACE_AND_TOKENS = (
+    Field("ADA", lambda row: show_units(LOVELACE, row["lovelace"]), is_right=True),
+    Field("tokens", lambda row: len(row["assets"]), is_right=True),
+)
+ASSET = Field("asset", lambda row: show_asset(row["asset"]))
+
+
+def path_of(route: str, *parts: str) -> str:
+    """A path of the API with these parts, each of which may be any text."""
+    from urllib.parse import quote
+
+    return "/".join((route, *(quote(part, safe="") for part in parts)))
+
+
+def say_unsigned(terminal: Terminal, reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        terminal.say(f"Still not signing: {reason}")
 
 
 def ask_passphrase() -> str:

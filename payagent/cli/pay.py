@@ -14,7 +14,9 @@ import click
 
 from payagent.cli.options import (
     AMOUNT_HELP,
+    ASSET,
     Connect,
+    amount,
     example,
     show_amount,
     show_asset,
@@ -22,7 +24,7 @@ from payagent.cli.options import (
     talks_to_daemon,
 )
 from payagent.cli.saved_402 import FILE_BYTES_MAX, read_saved
-from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
+from payagent.cli.terminal import Field, Json, ProblemError, Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_bound
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.prepaid_balance import CALLS
@@ -194,9 +196,7 @@ def _dry_run(terminal: Terminal, client: "OperatorClient", request: _Request, bo
     terminal.give(quote, lambda: show_quote(terminal, quote))
     if quote.get("within_limits"):
         return DRY_RUN_OK
-    problem = as_shown(quote.get("refusal") or {"code": "limit_exceeded"})
-    terminal.complain(problem)
-    return int(str(problem["exit_code"]))
+    return terminal.complain(as_shown(quote.get("refusal") or {"code": "limit_exceeded"}))
 
 
 def show_quote(terminal: Terminal, quote: Json) -> None:
@@ -226,16 +226,8 @@ def approval_rows(quote: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
     """The outputs of a payment or a quote, as a table."""
-    rows = [
-        (
-            output["role"],
-            show_units(output["asset"], output["units"]),
-            show_asset(output["asset"]),
-            output["address"],
-        )
-        for output in source["outputs"]
-    ]
-    terminal.table(("role", "units", "asset", "address"), rows, right=("units",), whole=("role",))
+    fields = (Field("role", is_whole=True), amount("units"), ASSET, Field("address"))
+    terminal.table(source["outputs"], fields)
 
 
 def _wait(terminal: Terminal, client: "OperatorClient", payment: dict[str, Any]) -> dict[str, Any]:

@@ -11,18 +11,19 @@ from typing import Any
 import click
 
 from payagent.cli.options import (
+    LOVELACE_AND_TOKENS,
     Connect,
     example,
     group_of,
+    moment,
     page_options,
-    say_more,
     show_time,
     show_units,
     talks_to_daemon,
 )
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
-from payagent.cli.terminal import Terminal, Tone
+from payagent.cli.terminal import Field, Terminal, Tone
 from payagent.core.history import decision_in_words, event_in_words, limit_in_words
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
@@ -65,7 +66,7 @@ def list_payments(
 
 def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     show_payments(terminal, answer["payments"])
-    say_more(terminal, answer)
+    terminal.say_more(answer)
     if answer["awaiting_approval"]:
         count = answer["awaiting_approval"]
         waiting = "1 payment waits" if count == 1 else f"{count} payments wait"
@@ -77,25 +78,17 @@ def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 
 def show_payments(terminal: Terminal, payments: list[dict[str, Any]]) -> None:
     """A table of payments, as listed by the daemon."""
-    rows = [
-        (
-            row["id"],
-            row["app_name"],
-            _request(row),
-            "" if row["kind"] == "split" else _sum_of(row),
-            "" if row["fee"] is None else show_units(LOVELACE, row["fee"]),
-            _state(row),
-            show_time(row["created_at"]),
-        )
-        for row in payments
-    ]
     terminal.table(
-        ("payment", "app", "request", "amount", "fee", "state", "created (UTC)"),
-        rows,
-        right=("amount", "fee"),
-        whole=("payment", "state", "created (UTC)"),
-        drop=("created (UTC)", "fee", "app"),
-        tones={state: tone for state in map(_state, payments) if (tone := _TONES.get(state.partition(":")[0]))},
+        payments,
+        (
+            Field("payment", "id", is_whole=True),
+            Field("app", "app_name", drop=2),
+            Field("request", _request),
+            Field("amount", _sum_of, is_right=True),
+            Field("fee", lambda row: show_units(LOVELACE, row["fee"]), is_right=True, drop=1),
+            Field("state", _state, is_whole=True, tone=lambda state: _TONES.get(state.partition(":")[0])),
+            moment("created (UTC)", "created_at", drop=0),
+        ),
     )
 
 
@@ -116,7 +109,9 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _sum_of(row: dict[str, Any]) -> str:
-    """The sum of the outputs, per asset."""
+    """The sum of the outputs, per asset; nothing of a split, which pays ourselves."""
+    if row["kind"] == "split":
+        return ""
     sums: dict[str, int] = {}
     for output in row["outputs"]:
         sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
@@ -156,8 +151,7 @@ def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     the chain shows which. Refused if the payment is in a block or has ended, or if the deposit that it spends was
     rolled back.
     """
-    payment = connect().post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
-    terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
+    _give_summary(terminal, connect().post(f"/v1/payments/{_in_path(payment_id)}/resolve", {}))
 
 
 @payments.command(epilog=example("payagent payments approve pay_0123456789abcdef01234567"))
@@ -173,8 +167,7 @@ def approve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     if terminal.can_ask:
         _show_one(terminal, client.get(f"/v1/payments/{_in_path(payment_id)}"))
         click.confirm("Approve this payment?", abort=True, err=True)
-    payment = client.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
-    terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
+    _give_summary(terminal, client.post(f"/v1/payments/{_in_path(payment_id)}/approve", {}))
 
 
 @payments.command(epilog=example("payagent payments deny pay_0123456789abcdef01234567"))
@@ -185,18 +178,17 @@ def deny(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 
     Until the approval would have timed out, the same request of the same app is refused without asking again.
     """
-    payment = connect().post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
-    terminal.give(payment, lambda: terminal.pairs(_summary(payment)))
+    _give_summary(terminal, connect().post(f"/v1/payments/{_in_path(payment_id)}/deny", {}))
 
 
-def _summary(payment: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [
+def _give_summary(terminal: Terminal, payment: dict[str, Any]) -> None:
+    facts = [
         ("payment", payment["id"]),
         ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),
         ("transaction", payment["tx_hash"]),
         ("reason", (payment.get("reason") or {}).get("detail")),
     ]
-    return [(name, str(value)) for name, value in rows if value]
+    terminal.give(payment, lambda: terminal.facts(facts))
 
 
 def _in_path(payment_id: str) -> str:
@@ -221,7 +213,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
         ("reason", (payment.get("reason") or {}).get("detail")),
         ("merchant says", payment.get("merchant_status")),
     ]
-    terminal.pairs([(name, str(value)) for name, value in rows if value])
+    terminal.facts(rows)
     terminal.line()
     show_outputs(terminal, payment)
     if approval := payment.get("approval"):
@@ -247,13 +239,9 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
             for one in approval.get("limits", [])
         ),
     ]
-    terminal.pairs([(name, str(value)) for name, value in rows if value])
+    terminal.facts(rows)
     terminal.line("The transaction as planned when the approval was requested:")
-    outputs = [
-        (output["role"], show_units(LOVELACE, output["lovelace"]), str(len(output["assets"])), output["address"])
-        for output in plan["outputs"]
-    ]
-    terminal.table(("role", "ADA", "tokens", "address"), outputs, right=("ADA", "tokens"), whole=("role",))
+    terminal.table(plan["outputs"], (Field("role", is_whole=True), *LOVELACE_AND_TOKENS, Field("address")))
     terminal.pairs([("fee", show_units(LOVELACE, plan["fee"])), ("bytes", str(plan["size"]))])
 
 

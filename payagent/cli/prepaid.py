@@ -16,14 +16,14 @@ from payagent.cli.options import (
     example,
     group_of,
     page_options,
+    path_of,
     read_amounts,
-    say_more,
     show_amount,
     show_units,
     talks_to_daemon,
 )
 from payagent.cli.pay import DRY_RUN_OK, PENDING, approval_rows, show_prepaid
-from payagent.cli.terminal import Terminal, as_shown
+from payagent.cli.terminal import Field, Terminal, as_shown
 from payagent.core.money import LOVELACE
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import name_of
@@ -42,33 +42,37 @@ def prepaid() -> None:
 
 
 @prepaid.command("list", epilog=example("payagent prepaid list --json"))
+@page_options
 @talks_to_daemon
-def list_(terminal: Terminal, connect: Connect) -> None:
-    """List what is bought, used and left, per merchant.
+def list_(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) -> None:
+    """List the balance at each merchant, and the top-ups.
 
-    A payment counts as bought when it is confirmed. Requests through payagent's proxy count as used. The last
-    columns compare what is left with the merchant's report.
+    It shows what is bought, used and left. A payment counts as bought when it is confirmed. Requests through
+    payagent's proxy count as used. The last columns compare what is left with the merchant's report. Manual and
+    automatic top-ups are listed newest first.
     """
-    answer = connect().get("/v1/prepaid")
-    terminal.give(answer, lambda: _show(terminal, answer["prepaid"]))
+    client = connect()
+    answer = client.get("/v1/prepaid") | client.get("/v1/prepaid/topups", limit=limit, cursor=cursor)
+
+    def human() -> None:
+        terminal.table(answer["prepaid"], _BALANCES)
+        if answer["topups"]:
+            terminal.line("\nTop-ups:")
+            terminal.table(answer["topups"], _TOPUPS)
+        terminal.say_more(answer)
+
+    terminal.give(answer, human)
 
 
-def _show(terminal: Terminal, holdings: list[dict[str, Any]]) -> None:
-    numbers = ("bought", "used", "left", "coming", "unexplained")
-    rows = []
-    for one in holdings:
-        report = one["merchant_says"]
-        reported = "" if report is None else _reported_balance(report)
-        name = one["merchant"] or one["origin"]
-        counts = (_number(one, one[part]) for part in numbers)
-        rows.append((name, one["partner"] or "", *counts, reported, one["difference"] or ""))
-    last = ("merchant says", "difference")
-    drop = ("unexplained", "coming", "partner", "difference", "used")
-    terminal.table(("merchant", "partner", *numbers, *last), rows, right=(*numbers, *last), drop=drop)
+def _merchant(one: dict[str, Any]) -> str:
+    return str(one["merchant"] or one["origin"])
 
 
-def _reported_balance(report: dict[str, Any]) -> str:
-    """The reported balance in the merchant's unit, or as it came."""
+def _reported_balance(one: dict[str, Any]) -> str:
+    """The reported balance in the merchant's unit, or as it came; empty without a report."""
+    report = one["merchant_says"]
+    if report is None:
+        return ""
     if not report["understood"]:
         return "not understood"
     return _number(report, report["remaining"]) if report["unit"] else str(report["remaining"] or "")
@@ -78,6 +82,32 @@ def _number(one: dict[str, Any], units: str | None) -> str:
     if units is None:
         return ""
     return f"{units} calls" if one["unit"] == CALLS else show_amount(one["unit"], units)
+
+
+def _count(name: str, key: str = "", drop: int | None = None) -> Field:
+    return Field(name, lambda one: _number(one, one[key or name]), is_right=True, drop=drop)
+
+
+_BALANCES = (
+    Field("merchant", _merchant),
+    Field("partner", drop=2),
+    _count("bought"),
+    _count("used", drop=4),
+    _count("left"),
+    _count("coming", drop=1),
+    _count("unexplained", drop=0),
+    Field("merchant says", _reported_balance, is_right=True),
+    Field("difference", is_right=True, drop=3),
+)
+_TOPUPS = (
+    Field("top-up", "id", is_whole=True),
+    Field("merchant", _merchant, drop=2),
+    Field("trigger", drop=0),
+    Field("state", is_whole=True),
+    _count("ordered", "units"),
+    _count("bought"),
+    Field("reason", lambda one: one.get("reason", {}).get("code"), is_whole=True, drop=1),
+)
 
 
 @prepaid.command(
@@ -138,41 +168,11 @@ def cancel(terminal: Terminal, connect: Connect, topup_id: str) -> int:
     """Cancel a top-up. What it bought stays.
 
     The proof of an open payment is still presented. Until the merchant accepts it, the top-up is `stopping` and
-    the exit code is 8. ID is what `payagent prepaid topups` shows.
+    the exit code is 8. ID is what `payagent prepaid list` shows.
     """
-    from urllib.parse import quote
-
-    ended = connect().post(f"/v1/prepaid/topups/{quote(topup_id, safe='')}/cancel", {})
+    ended = connect().post(path_of("/v1/prepaid/topups", topup_id, "cancel"), {})
     _give(terminal, ended)
     return PENDING if ended["state"] == "stopping" else 0
-
-
-@prepaid.command(epilog=example("payagent prepaid topups --json"))
-@page_options
-@talks_to_daemon
-def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) -> None:
-    """List manual and automatic top-ups, newest first."""
-    answer = connect().get("/v1/prepaid/topups", limit=limit, cursor=cursor)
-
-    def human() -> None:
-        rows = [
-            (
-                one["id"],
-                one["merchant"] or one["origin"],
-                one["trigger"],
-                one["state"],
-                _number(one, one["units"]),
-                _number(one, one["bought"]),
-                one.get("reason", {}).get("code", ""),
-            )
-            for one in answer["topups"]
-        ]
-        columns = ("top-up", "merchant", "trigger", "state", "ordered", "bought", "reason")
-        drop = ("trigger", "reason", "merchant")
-        terminal.table(columns, rows, right=("ordered", "bought"), whole=("top-up", "state", "reason"), drop=drop)
-        say_more(terminal, answer)
-
-    terminal.give(answer, human)
 
 
 def _text(file: BinaryIO | None) -> str:
@@ -210,9 +210,7 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
     terminal.give(plan, human)
     if plan["within_limits"]:
         return DRY_RUN_OK
-    problem = as_shown(plan["refusal"])
-    terminal.complain(problem)
-    return int(str(problem["exit_code"]))
+    return terminal.complain(as_shown(plan["refusal"]))
 
 
 def _until_ended(terminal: Terminal, client: "OperatorClient", topup: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +223,7 @@ def _until_ended(terminal: Terminal, client: "OperatorClient", topup: dict[str, 
                 topup = client.get(f"/v1/prepaid/topups/{topup['id']}", wait=poll_s)
                 _report_approvals(terminal, client, topup, reported)
             except KeyboardInterrupt:
-                terminal.say("The top-up continues: `payagent prepaid topups`.")
+                terminal.say("The top-up continues: `payagent prepaid list`.")
                 raise
     return topup
 
@@ -243,18 +241,9 @@ def _report_approvals(
 def _give(terminal: Terminal, topup: dict[str, Any]) -> str:
     """Show a top-up. Returns what it paid, as text."""
     paid = ", ".join(show_amount(asset, units) for asset, units in topup["paid"].items()) or "nothing"
-
-    def human() -> None:
-        terminal.pairs(
-            [
-                ("top-up", topup["id"]),
-                ("state", topup["state"]),
-                ("paid", paid),
-                *([("payments", ", ".join(topup["payments"]))] if topup["payments"] else []),
-            ]
-        )
-
-    terminal.give(topup, human)
+    payments = ", ".join(topup["payments"])
+    facts = (("top-up", topup["id"]), ("state", topup["state"]), ("paid", paid), ("payments", payments))
+    terminal.give(topup, lambda: terminal.facts(facts))
     return paid
 
 
@@ -267,6 +256,4 @@ def _outcome(terminal: Terminal, topup: dict[str, Any]) -> int:
         if reason := topup.get("reason"):
             terminal.say(f"It ended early: {reason['detail']} ({name_of(reason['code'], reason['reason'])}).")
         return 0
-    problem = as_shown(topup["reason"]) | {"money": f"It paid {paid} and will pay nothing more."}
-    terminal.complain(problem)
-    return int(str(problem["exit_code"]))
+    return terminal.complain(as_shown(topup["reason"]) | {"money": f"It paid {paid} and will pay nothing more."})

@@ -9,9 +9,18 @@ from typing import Any
 
 import click
 
-from payagent.cli.options import Connect, example, show_amount, show_asset, show_time, show_units, talks_to_daemon
+from payagent.cli.options import (
+    ASSET,
+    Connect,
+    amount,
+    example,
+    show_amount,
+    show_time,
+    show_units,
+    talks_to_daemon,
+)
 from payagent.cli.payments import show_payments
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
 from payagent.core.operator_log import whose
@@ -67,8 +76,7 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
         ]
     )
     terminal.line("\nSpent in the last 24 hours:")
-    numbers = ("spent", "left", "limit")
-    terminal.table(("whose", "asset", *numbers), _spent(answer), right=numbers)
+    terminal.table(_spent(answer), _SPENT)
     if answer["awaiting_approval"]:
         terminal.line("\nWaiting for `payagent payments approve ID`, or deny ID:")
         show_payments(terminal, answer["awaiting_approval"])
@@ -86,7 +94,16 @@ def _daemon(row: dict[str, Any]) -> tuple[str, str]:
     return f"daemon {row['host']}", f"{state} {row['lag_s']} s ago"
 
 
-def _spent(answer: dict[str, Any]) -> list[tuple[str, ...]]:
+_SPENT = (
+    Field("whose", lambda row: whose(row["app"], row["merchant"])),
+    ASSET,
+    amount("spent"),
+    amount("left"),
+    amount("limit", "most"),
+)
+
+
+def _spent(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """What each limit per day counted, and what each app without one paid, fees included. ADA comes first."""
     days = [row for row in answer["limits"] if row["limit"] == Window.DAY]
     limited = {(row["app"], row["asset"]) for row in days if row["merchant"] is None}
@@ -95,14 +112,7 @@ def _spent(answer: dict[str, Any]) -> list[tuple[str, ...]]:
         for row in answer["spend_by_app"]
         if (row["app"], row["asset"]) not in limited and (units := int(row["total"]) - int(row["sent"]))
     ]
-    return [
-        (
-            whose(row["app"], row["merchant"]),
-            show_asset(row["asset"]),
-            *(show_units(row["asset"], row[number]) for number in ("spent", "left", "most")),
-        )
-        for row in sorted(days + others, key=lambda row: row["asset"] != LOVELACE)
-    ]
+    return sorted(days + others, key=lambda row: row["asset"] != LOVELACE)
 
 
 def _balance(row: dict[str, str]) -> str:

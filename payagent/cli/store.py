@@ -59,8 +59,7 @@ def copy(terminal: Terminal, to: str, config: Path | None) -> None:
         "payments": contents.payments,
         "open_payments": contents.open_payments,
     }
-    labels = {"open_payments": "not settled"}
-    terminal.give(data, lambda: terminal.pairs([(labels.get(name, name), str(data[name])) for name in data]))
+    terminal.give_pairs(data, {"open_payments": "not settled"})
     terminal.say("The old ledger is unchanged. Move it away before you start a daemon on the copy.")
 
 

@@ -11,10 +11,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import click
 
@@ -22,12 +22,30 @@ from payagent.cli.table_fit import GAP, Column, fit
 from payagent.core.problems import PROBLEMS, Refused, name_of
 
 Json = dict[str, object]
-Columns = Sequence[str]
-Rows = Sequence[Sequence[str]]
 Tone = Literal["ok", "warning", "error"]
 
 PROGRESS_EVERY_S = 0.5
 COLOURS: Mapping[Tone, str] = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+def _no_tone(_cell: str) -> Tone | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column of a table. `shows` is a key of a row, by default the name, or makes the cell of a row."""
+
+    name: str
+    shows: str | Callable[[Any], object] = ""
+    is_right: bool = False  # right-aligned, never shortened
+    is_whole: bool = False  # never shortened
+    drop: int | None = None  # left out if empty, or if the width does not suffice, the lowest first
+    tone: Callable[[str], Tone | None] = _no_tone
+
+    def text(self, row: Any) -> str:
+        cell = self.shows(row) if callable(self.shows) else row[self.shows or self.name]
+        return "" if cell is None else str(cell)
 
 
 class ProblemError(Exception):
@@ -100,45 +118,49 @@ class Terminal:
         """Write the first line of an error to stderr."""
         print(f"{self._painted('error:', 'error', self.stderr)} {harmless(text)}", file=self.stderr, flush=True)
 
-    def table(
-        self,
-        columns: Columns,
-        rows: Rows,
-        *,
-        right: Columns = (),
-        whole: Columns = (),
-        drop: Columns = (),
-        tones: Mapping[str, Tone] | None = None,
-    ) -> None:
-        """Write a table to stdout. On a terminal it is fitted to its width.
-
-        `right`: right-aligned, never shortened. `whole`: never shortened. `drop`: left out if empty, or if the
-        width does not suffice, the first one first. `tones`: by the text of a cell.
-        """
+    def table(self, rows: Sequence[Any], fields: Sequence[Field]) -> None:
+        """Write a table to stdout. On a terminal it is fitted to its width."""
         if not rows:
             self.line("(none)")
             return
-        texts = zip(*([harmless(cell) for cell in row] for row in rows), strict=True)
         table = [
-            Column(name, cells, name in right or name in whole, drop.index(name) if name in drop else None)
-            for name, cells in zip(columns, texts, strict=True)
-            if name not in drop or any(cells)
+            Column(one.name, [harmless(one.text(row)) for row in rows], one.is_right or one.is_whole, one.drop)
+            for one in fields
         ]
+        table = [column for column in table if column.rank is None or any(column.cells)]
         if self.stdout.isatty():
             table = fit(table, shutil.get_terminal_size().columns)
-        widths = [one.width for one in table]
-        sides = [str.rjust if one.name in right else str.ljust for one in table]
+        named = {one.name: one for one in fields}
+        columns = [(named[column.name], column.width) for column in table]
 
-        def row(cells: Columns) -> str:
+        def line(cells: Sequence[str], *, is_head: bool = False) -> str:
             texts = [
-                self._painted(side(cell, width), (tones or {}).get(cell), self.stdout)
-                for cell, width, side in zip(cells, widths, sides, strict=True)
+                self._painted(
+                    cell.rjust(width) if one.is_right else cell.ljust(width),
+                    None if is_head else one.tone(cell),
+                    self.stdout,
+                )
+                for cell, (one, width) in zip(cells, columns, strict=True)
             ]
             return (" " * GAP).join(texts).rstrip()
 
-        lines = [row(cells) for cells in zip(*(one.cells for one in table), strict=True)]
-        rule = "─" * (sum(widths) + GAP * (len(widths) - 1))
-        self.write("\n".join([row([one.name for one in table]), rule, *lines]) + "\n")
+        lines = [line(cells) for cells in zip(*(column.cells for column in table), strict=True)]
+        rule = "─" * (sum(column.width for column in table) + GAP * (len(table) - 1))
+        self.write("\n".join([line([column.name for column in table], is_head=True), rule, *lines]) + "\n")
+
+    def give_list(self, answer: Mapping[str, Any], name: str, fields: Sequence[Field]) -> None:
+        """Give an answer; for people the table of its list of that name, and how to see the next page."""
+
+        def human() -> None:
+            self.table(answer[name], fields)
+            self.say_more(answer)
+
+        self.give(answer, human)
+
+    def say_more(self, answer: Mapping[str, Any]) -> None:
+        """Say how to see the next page, if there is one."""
+        if answer.get("cursor"):
+            self.say(f"More: --cursor {answer['cursor']}")
 
     def marked(self, mark: str, tone: Tone, text: str) -> None:
         """Write a line of data that begins with a word in the colour of its tone."""
@@ -149,6 +171,14 @@ class Terminal:
         if tone is None or os.environ.get("NO_COLOR") or not stream.isatty():
             return text
         return click.style(text, fg=COLOURS[tone])
+
+    def give_pairs(self, data: Json, labels: Mapping[str, str] = {}) -> None:
+        """Give an object; for people its members one per line, under their labels."""
+        self.give(data, lambda: self.pairs([(labels.get(name, name), str(value)) for name, value in data.items()]))
+
+    def facts(self, facts: Iterable[tuple[str, object]]) -> None:
+        """Write the names and values of the facts that are known, one per line."""
+        self.pairs([(name, str(value)) for name, value in facts if value])
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Write names and values, one per line."""
@@ -177,11 +207,12 @@ class Terminal:
                 self.stderr.write("\r" + " " * width + "\r")
                 self.stderr.flush()
 
-    def complain(self, problem: Json) -> None:
-        """One error: what happened, what it means for the money, what to do next."""
+    def complain(self, problem: Json) -> int:
+        """One error: what happened, what it means for the money, what to do next. Returns its exit code."""
+        exit_code = int(str(problem["exit_code"]))
         if self.is_json:
             self.say(json.dumps(problem))
-            return
+            return exit_code
         name = name_of(str(problem["code"]), cast(str | None, problem.get("reason")))
         self.say_error(f"{problem['title']} ({name})")
         for line in str(problem["detail"]).splitlines():
@@ -189,6 +220,7 @@ class Terminal:
         for name, key in (("money", "money"), ("next", "fix")):
             if problem.get(key):
                 self.say(f"  {name}: {problem[key]}")
+        return exit_code
 
 
 def harmless(text: str) -> str:

@@ -14,7 +14,10 @@ import click
 
 from payagent.cli.options import (
     AMOUNT_HELP,
+    ASSET,
+    LOVELACE_AND_TOKENS,
     Connect,
+    amount,
     ask_passphrase,
     asset_option,
     config_option,
@@ -23,12 +26,12 @@ from payagent.cli.options import (
     output_options,
     pass_terminal,
     read_amounts,
-    show_asset,
+    say_unsigned,
     show_units,
     talks_to_daemon,
 )
 from payagent.cli.pay import in_words
-from payagent.cli.terminal import ProblemError, Terminal
+from payagent.cli.terminal import Field, ProblemError, Terminal
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, Tokens, parse_ada
 from payagent.core.problems import Refused
@@ -61,19 +64,13 @@ def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
         terminal.say("To see balances, use a token with the scope read or operate.")
     else:
         terminal.line()
-        _show_balances(terminal, answer["assets"])
+        terminal.table(answer["assets"], (ASSET, amount("available"), amount("held"), amount("total")))
     if accounts := answer.get("accounts"):
         terminal.line()
-        rows = [(str(row["account"]), row["holder"] or "nobody", row["address"]) for row in accounts]
-        terminal.table(("account", "held by", "address"), rows)
+        holder = Field("held by", lambda row: row["holder"] or "nobody")
+        terminal.table(accounts, (Field("account"), holder, Field("address")))
     if (problem := answer["chain"]["problem"]) is not None:
         terminal.say(f"Nothing can be spent now: {problem}")
-
-
-def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
-    parts = ("available", "held", "total")
-    rows = [(show_asset(row["asset"]), *(show_units(row["asset"], row[part]) for part in parts)) for row in assets]
-    terminal.table(("asset", *parts), rows, right=parts)
 
 
 @wallet.command(epilog=example("payagent wallet address --human", "payagent wallet address --qr"))
@@ -104,23 +101,13 @@ def _qr(text: str) -> str:
 @talks_to_daemon
 def utxos(terminal: Terminal, connect: Connect) -> None:
     """List the UTxOs, and what each is reserved for."""
-    answer = connect().get("/v1/wallet/utxos")
-
-    def human() -> None:
-        rows = [
-            (
-                row["ref"],
-                show_units(LOVELACE, row["lovelace"]),
-                str(len(row["assets"])),
-                row["state"],
-                row["reserved_for"] or "",
-            )
-            for row in answer["utxos"]
-        ]
-        columns = ("utxo", "ADA", "tokens", "state", "reserved for")
-        terminal.table(columns, rows, right=("ADA", "tokens"), whole=("state", "reserved for"))
-
-    terminal.give(answer, human)
+    fields = (
+        Field("utxo", "ref"),
+        *LOVELACE_AND_TOKENS,
+        Field("state", is_whole=True),
+        Field("reserved for", "reserved_for", is_whole=True),
+    )
+    terminal.give_list(connect().get("/v1/wallet/utxos"), "utxos", fields)
 
 
 @wallet.command(epilog=example('payagent wallet split --count 20 --each "10 ADA"'))
@@ -230,8 +217,7 @@ def unfreeze(terminal: Terminal, connect: Connect, reviewed: tuple[str, ...]) ->
     reasons = client.unsigned_because()
     text = f"Unfrozen{'' if reasons else ': payagent signs again'}. It was frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
-    for reason in reasons:
-        terminal.say(f"Still not signing: {reason}")
+    say_unsigned(terminal, reasons)
 
 
 @wallet.command(epilog=example("payagent wallet change-passphrase --new-passphrase-file ~/new-passphrase"))
@@ -267,10 +253,7 @@ def change_passphrase(terminal: Terminal, new_passphrase_file: Path | None, conf
     new = ask_passphrase() if new_passphrase_file is None else read_secret_file(new_passphrase_file)
     address = change_passphrase(settings, old, new).address
     keystore = str(settings.data_dir / KEYSTORE_FILE)
-    terminal.give(
-        {"keystore": keystore, "address": address},
-        lambda: terminal.pairs([("keystore", keystore), ("address", address)]),
-    )
+    terminal.give_pairs({"keystore": keystore, "address": address})
     if source is not None:
         terminal.say(f"The daemon reads {source.path}: write the new passphrase there before you start it.")
 
@@ -287,18 +270,13 @@ def _transfer(to: str, amount: str | None, asset: str | None, tokens: Tokens) ->
 
 def _show_transfer(terminal: Terminal, payment: dict[str, Any]) -> None:
     """Show a transfer that is stored and will be submitted."""
-
-    def human() -> None:
-        terminal.pairs(
-            [
-                ("payment", payment["id"]),
-                ("state", in_words(payment["state"])),
-                ("transaction", payment["tx_hash"] or ""),
-                ("fee", show_units(LOVELACE, payment["fee"])),
-            ]
-        )
-
-    terminal.give(payment, human)
+    pairs = [
+        ("payment", payment["id"]),
+        ("state", in_words(payment["state"])),
+        ("transaction", payment["tx_hash"] or ""),
+        ("fee", show_units(LOVELACE, payment["fee"])),
+    ]
+    terminal.give(payment, lambda: terminal.pairs(pairs))
     if "left_behind" in payment:
         terminal.say(f"Left behind: {payment['left_behind']['detail']}.")
     terminal.say(f"Follow it with `payagent payments show {payment['id']}`.")
@@ -330,5 +308,4 @@ def resume(terminal: Terminal, connect: Connect) -> None:
     answer = client.post("/v1/resume", {})
     reasons = client.unsigned_because()
     terminal.give(answer, lambda: terminal.line("The pause is over." if reasons else "payagent signs again."))
-    for reason in reasons:
-        terminal.say(f"Still not signing: {reason}")
+    say_unsigned(terminal, reasons)

@@ -923,7 +923,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         8,
         "Another top-up of the same balance is in progress",
-        "Wait until it is done. `payagent prepaid topups` shows it.",
+        "Wait until it is done. `payagent prepaid list` shows it.",
         retryable=True,
     ),
     "topup_not_configured": Problem(
@@ -1034,7 +1034,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         2,
         "The current state does not allow this",
-        "See `payagent payments show ID`, or `payagent prepaid topups` for a top-up.",
+        "See `payagent payments show ID`, or `payagent prepaid list` for a top-up.",
         money="Nothing has changed.",
     ),
 }

@@ -10,7 +10,7 @@ Never: imports the wallet, the agent, the dialects or pycardano.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from starlette.applications import Starlette
@@ -23,7 +23,7 @@ from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_u
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
-from payagent.devnet.faults import NOW, BadFault, Fault, read_fault
+from payagent.devnet.faults import NOW, Fault, read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
 from payagent.devnet.node import Node, output_of
@@ -37,7 +37,7 @@ _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 _Row = TypeVar("_Row")
-_Read = Callable[["ChainApi", Request, int], Response]
+_Read = Callable[["ChainApi", Request, int], object]
 
 
 class _Failed(Exception):  # noqa: N818  it carries an error answer
@@ -50,6 +50,12 @@ class _Failed(Exception):  # noqa: N818  it carries an error answer
 
 def _not_found() -> _Failed:
     return _Failed(404, "Not Found", "The requested component has not been found.")
+
+
+def _found(value: _Row | None) -> _Row:
+    if value is None:
+        raise _not_found()
+    return value
 
 
 def _bad(message: str) -> _Failed:
@@ -104,7 +110,7 @@ class ChainApi:
             self.node.tick()
             try:
                 self._authorise(request)
-                honest = read(self, request, behind)
+                honest: Response = JSONResponse(read(self, request, behind))
             except _Failed as failed:
                 honest = failed.answer
             return honest if fault is None else spoil(honest, fault, self.stopping)
@@ -143,36 +149,27 @@ class ChainApi:
         if token != self.project_id:
             raise _Failed(403, "Forbidden", "Invalid project token.")
 
-    def utxos(self, request: Request, behind: int) -> Response:
+    def utxos(self, request: Request, behind: int) -> object:
         """GET /addresses/{address}/utxos, of all assets or one. 404 for an address that was never used."""
-        rows = self.node.utxos_at(_address(request), behind)
-        if rows is None:
-            raise _not_found()
+        rows = _found(self.node.utxos_at(_address(request), behind))
         if (unit := request.path_params.get("asset")) is not None:
             rows = [(ref, out) for ref, out in rows if unit == "lovelace" or unit in out.assets]
-        return JSONResponse([shapes.utxo(self.node.chain, ref, out) for ref, out in _page(request, rows)])
+        return [shapes.utxo(self.node.chain, ref, out) for ref, out in _page(request, rows)]
 
-    def address(self, request: Request, behind: int) -> Response:
+    def address(self, request: Request, behind: int) -> object:
         """GET /addresses/{address}."""
         raw = _address(request)
-        rows = self.node.utxos_at(raw, behind)
-        if rows is None:
-            raise _not_found()
-        return JSONResponse(shapes.address(raw, [out for _, out in rows]))
+        return shapes.address(raw, [out for _, out in _found(self.node.utxos_at(raw, behind))])
 
-    def address_transactions(self, request: Request, _behind: int) -> Response:
+    def address_transactions(self, request: Request, _behind: int) -> object:
         """GET /addresses/{address}/transactions."""
-        tx_ids = self.node.chain.txs_at(_address(request))
-        if not tx_ids:
-            raise _not_found()
-        return JSONResponse([shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)])
+        tx_ids = _found(self.node.chain.txs_at(_address(request)) or None)
+        return [shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)]
 
     def in_block(self, request: Request) -> tuple[Tx, DevnetBlock]:
         """The transaction that the path names, if it is in a block."""
-        found = self.node.chain.tx(request.path_params["hash"])
-        if found is None or found[1] is None:
-            raise _not_found()
-        return found[0], found[1]
+        tx, block = _found(self.node.chain.tx(request.path_params["hash"]))
+        return tx, _found(block)
 
     def block(self, request: Request) -> DevnetBlock:
         """The block that the path names by hash, number or `latest`."""
@@ -183,97 +180,56 @@ class ChainApi:
         found = chain.block(name) if _HASH.fullmatch(name) else None
         if found is None and _NUMBER.fullmatch(name):
             found = chain.block(int(name))
-        if found is None:
-            raise _not_found()
-        return found
+        return _found(found)
 
-    def mempool_transaction(self, request: Request, _behind: int) -> Response:
+    def mempool_transaction(self, request: Request, _behind: int) -> object:
         """GET /mempool/{hash}."""
-        tx = self.node.chain.mempool.get(request.path_params["hash"])
-        if tx is None:
-            raise _not_found()
-        return JSONResponse(shapes.mempool_transaction(self.node.chain, tx))
+        tx = _found(self.node.chain.mempool.get(request.path_params["hash"]))
+        return shapes.mempool_transaction(self.node.chain, tx)
 
-    def mempool_at(self, request: Request, _behind: int) -> Response:
+    def mempool_at(self, request: Request, _behind: int) -> object:
         """GET /mempool/addresses/{address}: transactions in the mempool that pay to or spend from the address."""
         raw, chain = _address(request), self.node.chain
         tx_ids = [tx.tx_id for tx in chain.mempool.values() if self._touches(tx, raw)]
-        return JSONResponse([{"tx_hash": tx_id} for tx_id in _page(request, tx_ids)])
+        return _hashes(_page(request, tx_ids))
+
+    def parameters(self, _request: Request, _behind: int) -> object:
+        """GET /epochs/latest/parameters."""
+        chain = self.node.chain
+        return shapes.parameters(chain.params, chain.slot // shapes.EPOCH_LENGTH_SLOTS)
 
     def _touches(self, tx: Tx, raw: bytes) -> bool:
         spent = [output_of(self.node.chain, ref) for ref in tx.inputs]
         return any(out is not None and out.address == raw for out in (*spent, *tx.outputs))
 
 
-def _root(_api: ChainApi, _request: Request, _behind: int) -> Response:
-    return JSONResponse({"url": "https://blockfrost.io/", "version": "0.1.0"})
-
-
-def _health(_api: ChainApi, _request: Request, _behind: int) -> Response:
-    return JSONResponse({"is_healthy": True})
-
-
-def _health_clock(api: ChainApi, _request: Request, _behind: int) -> Response:
-    return JSONResponse({"server_time": api.node.now_ms()})
-
-
-def _genesis(api: ChainApi, _request: Request, _behind: int) -> Response:
-    return JSONResponse(shapes.genesis(api.node.system_start_s))
-
-
-def _epoch(api: ChainApi, _request: Request, _behind: int) -> Response:
-    return JSONResponse(shapes.epoch(api.node))
-
-
-def _parameters(api: ChainApi, _request: Request, _behind: int) -> Response:
-    chain = api.node.chain
-    return JSONResponse(shapes.parameters(chain.params, chain.slot // shapes.EPOCH_LENGTH_SLOTS))
-
-
-def _block(api: ChainApi, request: Request, _behind: int) -> Response:
-    return JSONResponse(shapes.block(api.node, api.block(request)))
-
-
-def _block_txs(api: ChainApi, request: Request, _behind: int) -> Response:
-    return JSONResponse(_page(request, [tx.tx_id for tx in api.block(request).txs]))
-
-
-def _tx(api: ChainApi, request: Request, _behind: int) -> Response:
-    return JSONResponse(shapes.transaction(api.node, *api.in_block(request)))
-
-
-def _tx_utxos(api: ChainApi, request: Request, _behind: int) -> Response:
-    return JSONResponse(shapes.transaction_utxos(api.node.chain, api.in_block(request)[0]))
-
-
-def _tx_cbor(api: ChainApi, request: Request, _behind: int) -> Response:
-    return JSONResponse({"cbor": api.in_block(request)[0].raw.hex()})
-
-
-def _mempool(api: ChainApi, request: Request, _behind: int) -> Response:
-    return JSONResponse([{"tx_hash": tx_id} for tx_id in _page(request, tuple(api.node.chain.mempool))])
-
-
 _READS: tuple[tuple[str, _Read], ...] = (
-    ("/", _root),
-    ("/health", _health),
-    ("/health/clock", _health_clock),
-    ("/genesis", _genesis),
-    ("/epochs/latest", _epoch),
-    ("/epochs/latest/parameters", _parameters),
-    ("/blocks/{block}", _block),
-    ("/blocks/{block}/txs", _block_txs),
+    ("/", lambda *_: {"url": "https://blockfrost.io/", "version": "0.1.0"}),
+    ("/health", lambda *_: {"is_healthy": True}),
+    ("/health/clock", lambda api, *_: {"server_time": api.node.now_ms()}),
+    ("/genesis", lambda api, *_: shapes.genesis(api.node.system_start_s)),
+    ("/epochs/latest", lambda api, *_: shapes.epoch(api.node)),
+    ("/epochs/latest/parameters", ChainApi.parameters),
+    ("/blocks/{block}", lambda api, request, _: shapes.block(api.node, api.block(request))),
+    ("/blocks/{block}/txs", lambda api, request, _: _page(request, [tx.tx_id for tx in api.block(request).txs])),
     ("/addresses/{address}", ChainApi.address),
     ("/addresses/{address}/utxos", ChainApi.utxos),
     ("/addresses/{address}/utxos/{asset}", ChainApi.utxos),
     ("/addresses/{address}/transactions", ChainApi.address_transactions),
-    ("/txs/{hash}", _tx),
-    ("/txs/{hash}/utxos", _tx_utxos),
-    ("/txs/{hash}/cbor", _tx_cbor),
-    ("/mempool", _mempool),
+    ("/txs/{hash}", lambda api, request, _: shapes.transaction(api.node, *api.in_block(request))),
+    (
+        "/txs/{hash}/utxos",
+        lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.in_block(request)[0]),
+    ),
+    ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.in_block(request)[0].raw.hex()}),
+    ("/mempool", lambda api, request, _: _hashes(_page(request, tuple(api.node.chain.mempool)))),
     ("/mempool/{hash}", ChainApi.mempool_transaction),
     ("/mempool/addresses/{address}", ChainApi.mempool_at),
 )
+
+
+def _hashes(tx_ids: Iterable[str]) -> list[shapes.Json]:
+    return [{"tx_hash": tx_id} for tx_id in tx_ids]
 
 
 # --- the control API ---------------------------------------------------------------------------------------------
@@ -340,7 +296,7 @@ class Switchboard:
                 return JSONResponse(act(await _json_object(request)))
             except _Failed as failed:
                 return failed.answer
-            except (BadFault, Refused, LedgerError, ValueError) as refused:
+            except (Refused, LedgerError, ValueError) as refused:
                 return _bad(str(refused)).answer
 
         return endpoint

@@ -6,16 +6,24 @@ Start at `KINDS` and `read_fault`. A fault has two independent parts: what happe
 
 Pure, so the same switches serve HTTP and the simulator.
 
-May import: the standard library.
+May import: the standard library, pydantic, devnet.settings.
 Never: does I/O; uses a clock or randomness.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as settings
+
+from payagent.devnet.settings import STRICT, made
 
 SUBMIT, READS = "submit", "reads"
-NOW, LATER, NEVER = "now", "later", "never"
+NOW: Final = "now"
+LATER: Final = "later"
+NEVER: Final = "never"
 SUBMIT_PATH = "/tx/submit"
 
 
@@ -24,7 +32,7 @@ class FaultKind:
     """One kind: the calls it applies to, what happens to a submitted transaction, and the form of the answer."""
 
     faces: tuple[str, ...]
-    accept: str
+    accept: Literal["now", "later", "never"]
     answer: str
 
 
@@ -65,23 +73,28 @@ ERRORS: dict[str, tuple[int, str, str]] = {
 }
 """Answers with a Blockfrost error body: (status, error, message)."""
 
-_KEYS = {"on", "kind", "count", "accept", "blocks"}
-_MOST_COUNT = 1_000_000
+_Small = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class BadFault(ValueError):  # noqa: N818  a bad fault, not an error of ours
-    """The description of a fault is invalid; no fault was switched on."""
-
-
-@dataclass(slots=True)
+@settings(slots=True, config=STRICT)
 class Fault:
     """One active fault. `left` counts down to 0; None means until cleared. `blocks` is how late or how stale."""
 
     on: str
     kind: str
-    accept: str
-    blocks: int
-    left: int | None
+    accept: Literal["now", "later", "never", ""] = ""  # empty: as is usual for the kind
+    blocks: _Small = 1
+    left: _Small | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}")
+        faces = KINDS[self.kind].faces
+        if not self.on.startswith("/") and self.on not in faces:
+            raise ValueError(f"on must be a path prefix or one of {', '.join(faces)} for {self.kind}")
+        self.accept = self.accept or KINDS[self.kind].accept
+        return self
 
     @property
     def answer(self) -> str:
@@ -103,33 +116,9 @@ def read_fault(body: Mapping[str, object]) -> Fault:
     """Read a fault: {"on": "submit" | "reads" | a path prefix, "kind", "count"?, "accept"?, "blocks"?}.
 
     `count` null or absent means until cleared. `blocks` (default 1) is for `late_accept` and `stale_index`. Raises
-    `BadFault`.
+    `BadSettings`.
     """
-    unknown = set(body) - _KEYS
-    if unknown:
-        raise BadFault(f"unknown keys: {', '.join(sorted(map(str, unknown)))}")
-    on, kind = body.get("on"), body.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise BadFault(f"kind must be one of {', '.join(KINDS)}")
-    if not isinstance(on, str) or not (on.startswith("/") or on in KINDS[kind].faces):
-        raise BadFault(f"on must be a path prefix or one of {', '.join(KINDS[kind].faces)} for {kind}")
-    accept = body.get("accept", KINDS[kind].accept)
-    if accept not in (NOW, LATER, NEVER):
-        raise BadFault("accept must be now, later or never")
-    count = body.get("count")
-    return Fault(
-        on,
-        kind,
-        str(accept),
-        _small(body.get("blocks", 1), "blocks"),
-        count if count is None else _small(count, "count"),
-    )
-
-
-def _small(value: object, what: str) -> int:
-    if type(value) is not int or not 1 <= value <= _MOST_COUNT:
-        raise BadFault(f"{what} must be a whole number from 1 to {_MOST_COUNT}")
-    return value
+    return made(Fault, {"left" if name == "count" else name: value for name, value in body.items()})
 
 
 class Switches:

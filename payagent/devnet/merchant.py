@@ -8,7 +8,7 @@ Start at `DevnetMerchant.ask`. A transaction pays an invoice if all of this hold
 An invoice is for one request: method, path, body, and the partner and wallet if the request named them. Pure: the
 clock, the ids and the merchant's node come in as arguments.
 
-May import: the standard library, core.address, core.money, core.network, the rest of devnet.
+May import: the standard library, pydantic, core.address, core.money, core.network, the rest of devnet.
 Never: imports the dialects, so that it cannot repeat a mistake of the payer.
 """
 
@@ -17,24 +17,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b, sha256
-from typing import Any, Protocol
+from typing import Annotated, Final, Literal, Protocol, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic.dataclasses import dataclass as settings
 
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.money import LOVELACE, parse_asset, parse_units
 from payagent.core.network import NETWORKS
 from payagent.devnet.ledger import LedgerError, Tx, TxOut, decode_tx
 from payagent.devnet.node import Seen
-from payagent.devnet.setting_readers import BadSettings, choice, or_null, refuse_unknown, whole
+from payagent.devnet.settings import STRICT, made
 
 DEVNET = NETWORKS["devnet"]
-MODES = ("additional", "inclusive", "outputs")
-FORMS = ("split", "outputs")
-T_BACKEND, FLUX, X402 = DIALECTS = ("t-backend", "flux", "x402")
-REPLAYS = ("serve", "refuse")
-PROOFS = ("either", "tx_hash", "signed_cbor")
-BALANCE_SHAPES = ("plain", "nested", "digits", "nonsense", "missing")
+T_BACKEND: Final = "t-backend"
+FLUX: Final = "flux"
 _TX_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIGNED_CBOR = re.compile(r"(?:[0-9a-f]{2}){65,}", re.ASCII)
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
@@ -46,7 +45,7 @@ _SPLIT_WORDS = {
     "amount": "units",
     "amountUnits": "units",
 }
-_MOST_TIMEOUT_S, _MOST_BATCH, _MOST_CONFIRMATIONS, _MOST_SPLITS = 86_400, 1_000_000, 100, 15
+_MOST_SPLITS = 15
 
 
 @lru_cache(maxsize=1000)
@@ -68,7 +67,28 @@ class RevenueShare:
     units: int
 
 
-@dataclass(frozen=True, slots=True)
+def _read_splits(value: object) -> object:
+    return tuple(_read_split(item) for item in value) if isinstance(value, list) else value
+
+
+def _read_split(item: object) -> RevenueShare:
+    """A split with the keys of /merchant/state, or with those of a 402: `to`, `amount`, `amountUnits`."""
+    named = [(_SPLIT_WORDS.get(name, ""), value) for name, value in item.items()] if isinstance(item, dict) else []
+    split = dict(named)
+    if "units" not in split or "" in split or len(split) != len(named):
+        raise ValueError("a split is an object of units and, if wanted, address and role")
+    role = split.get("role", "split")
+    if not isinstance(role, str) or not _ROLE.fullmatch(role) or role == "pay_to":
+        raise ValueError("a role is a short lower-case name, and not pay_to")
+    address = parse_address(split["address"], DEVNET) if "address" in split else role_address(role)
+    return RevenueShare(role, address, parse_units(split["units"], "units"))
+
+
+def _read_address(value: object) -> Address:
+    return value if isinstance(value, Address) else parse_address(value, DEVNET)
+
+
+@settings(frozen=True, slots=True, config=STRICT)
 class Terms:
     """The terms of invoices, and how invoices are written. Money is in units of `asset`, time in seconds.
 
@@ -85,27 +105,35 @@ class Terms:
     `nested` under `detail`, strings of `digits`, `nonsense` that contradicts itself, or `missing` (404).
     """
 
-    price_units: int = 10_000_000
-    asset: str = LOVELACE
-    pay_to: Address = role_address("pay_to")  # noqa: RUF009  it is frozen
-    splits: tuple[RevenueShare, ...] = (
+    price_units: Annotated[int, BeforeValidator(parse_units)] = 10_000_000
+    asset: Annotated[str, BeforeValidator(parse_asset)] = LOVELACE
+    pay_to: Annotated[Address, BeforeValidator(_read_address)] = role_address("pay_to")
+    splits: Annotated[tuple[RevenueShare, ...], BeforeValidator(_read_splits), Field(max_length=_MOST_SPLITS)] = (
         RevenueShare("platform", role_address("platform"), 2_000_000),
         RevenueShare("creator", role_address("creator"), 1_000_000),
     )
-    split_mode: str = "additional"
-    split_form: str = "split"
-    batch: int = 1
-    timeout_s: int = 300
-    confirmations: int = 1
-    dialect: str = T_BACKEND
-    replays: str | None = None
-    proof: str = "either"
-    balance_shape: str = "plain"
+    split_mode: Literal["additional", "inclusive", "outputs"] = "additional"
+    split_form: Literal["split", "outputs"] = "split"
+    batch: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
+    confirmations: Annotated[int, Field(ge=0, le=100)] = 1
+    dialect: Literal["t-backend", "flux", "x402"] = T_BACKEND
+    replays: Literal["serve", "refuse"] | None = None
+    proof: Literal["either", "tx_hash", "signed_cbor"] = "either"
+    balance_shape: Literal["plain", "nested", "digits", "nonsense", "missing"] = "plain"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.pay_to_units <= 0:
+            raise ValueError("the splits leave nothing of the price")
+        if self.dialect == FLUX and "outputs" in (self.split_mode, self.split_form):
+            raise ValueError("flux writes splits with their mode only: split_mode additional or inclusive")
+        return self
 
     @property
     def sells_batches(self) -> bool:
         """Whether a payment buys more than one call."""
-        return self.batch > 1 and self.dialect != X402
+        return self.batch > 1 and self.dialect != "x402"
 
     @property
     def pay_to_units(self) -> int:
@@ -122,60 +150,11 @@ class Terms:
 
 def read_settings(body: Mapping[str, object], now: Terms) -> Terms:
     """The terms with some settings replaced. Raises `BadSettings`, or `Refused` for money and addresses."""
-    refuse_unknown(body, _SETTINGS)
-    fields: dict[str, Any] = {}
-    for name, value in body.items():
-        fields[_SETTINGS[name][0]] = _SETTINGS[name][1](value, name)
-    changed = replace(now, **fields)
-    if changed.pay_to_units <= 0:
-        raise BadSettings("the splits leave nothing of the price")
-    if changed.dialect == FLUX and (changed.split_mode == "outputs" or changed.split_form == "outputs"):
-        raise BadSettings("flux writes splits with their mode only: split_mode additional or inclusive")
-    return changed
+    return made(partial(replace, now), {_NAMES.get(name, name): value for name, value in body.items()})
 
 
-def _read_splits(value: object, _name: str) -> tuple[RevenueShare, ...]:
-    if not isinstance(value, list) or len(value) > _MOST_SPLITS:
-        raise BadSettings(f"splits must be a list of at most {_MOST_SPLITS}")
-    return tuple(_read_split(item) for item in value)
-
-
-def _read_split(item: object) -> RevenueShare:
-    """A split with the keys of /merchant/state, or with those of a 402: `to`, `amount`, `amountUnits`."""
-    named = [(_SPLIT_WORDS.get(name, ""), value) for name, value in item.items()] if isinstance(item, dict) else []
-    split = dict(named)
-    if "units" not in split or "" in split or len(split) != len(named):
-        raise BadSettings("a split is an object of units and, if wanted, address and role")
-    role = split.get("role", "split")
-    if not isinstance(role, str) or not _ROLE.fullmatch(role) or role == "pay_to":
-        raise BadSettings("a role is a short lower-case name, and not pay_to")
-    address = parse_address(split["address"], DEVNET) if "address" in split else role_address(role)
-    return RevenueShare(role, address, parse_units(split["units"], "units"))
-
-
-def _read_asset(value: object, _name: str) -> str:
-    return parse_asset(value)
-
-
-def _read_address(value: object, _name: str) -> Address:
-    return parse_address(value, DEVNET)
-
-
-_SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
-    "price": ("price_units", parse_units),
-    "asset": ("asset", _read_asset),
-    "pay_to": ("pay_to", _read_address),
-    "splits": ("splits", _read_splits),
-    "split_mode": ("split_mode", choice(*MODES)),
-    "split_form": ("split_form", choice(*FORMS)),
-    "batch": ("batch", whole(1, _MOST_BATCH)),
-    "timeout": ("timeout_s", whole(1, _MOST_TIMEOUT_S)),
-    "confirmations": ("confirmations", whole(0, _MOST_CONFIRMATIONS)),
-    "dialect": ("dialect", choice(*DIALECTS)),
-    "replays": ("replays", or_null(choice(*REPLAYS))),
-    "proof": ("proof", choice(*PROOFS)),
-    "balance_shape": ("balance_shape", choice(*BALANCE_SHAPES)),
-}
+_NAMES = {"price": "price_units", "timeout": "timeout_s"}
+"""The names of settings in /merchant/settings that differ."""
 
 
 # --- requests and invoices ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from payagent.devnet.merchant import (
     Verdict,
     read_settings,
 )
-from payagent.devnet.setting_readers import BadSettings
+from payagent.devnet.settings import BadSettings
 from payagent.devnet.x402 import Shop
 from payagent.devnet.x402_api import X402Api, x402_routes
 from payagent.devnet.x402_terms import X402, read_x402

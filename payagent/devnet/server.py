@@ -269,7 +269,6 @@ async def serve_devnet(
     *,
     host: str,
     chain_port: int = 0,
-    merchants: int = 1,
     block_time_s: int,
     announce: Callable[[dict[str, object]], None],
 ) -> None:
@@ -278,9 +277,7 @@ async def serve_devnet(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Devnet.start(
-        host=host, chain_port=chain_port, merchants=merchants, block_time_s=block_time_s
-    ) as devnet:
+    async with Devnet.start(host=host, chain_port=chain_port, block_time_s=block_time_s) as devnet:
         announce(devnet.announcement())
         await stop.wait()
 

@@ -24,6 +24,7 @@ from payagent.devnet.x402_terms import (
     READERS,
     X402,
     BadIdentifier,
+    X402Fault,
     X402Request,
     read_identifier,
     requirements,
@@ -121,7 +122,7 @@ class Shop:
         again = self.facilitator.served(settlement.tx_id) > 0
         return Answer(Kind.SERVED, "", settlement, again)
 
-    def _meet(self, fault: str) -> None:
+    def _meet(self, fault: X402Fault) -> None:
         left = self.x402.fault_count
         if left is not None:
             self.x402 = replace(self.x402, fault=fault if left > 1 else None, fault_count=left - 1 or None)

@@ -3,7 +3,7 @@
 Version 2 is the official form, version 1 that of Masumi's examples. A version 1 payment is converted to version 2,
 so that one facilitator checks both. Pure.
 
-May import: the standard library, core.money, the rest of devnet.
+May import: the standard library, pydantic, core.money, the rest of devnet.
 Never: imports the dialects.
 """
 
@@ -12,7 +12,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as settings
 
 from payagent.core.money import LOVELACE
 from payagent.devnet.facilitator import (
@@ -25,13 +30,12 @@ from payagent.devnet.facilitator import (
     read_transaction,
 )
 from payagent.devnet.merchant import DEVNET, Terms
-from payagent.devnet.setting_readers import BadSettings, Reader, choice, flag, or_null, refuse_unknown, whole
+from payagent.devnet.settings import STRICT, BadSettings, made
 
 Json = dict[str, object]
 
 NETWORK = f"cardano:{DEVNET.name}"
-POLICIES = ("server", "client", "either")
-FAULTS = (
+X402Fault = Literal[
     "pending",
     "duplicate",
     "settle_500_after_broadcast",
@@ -41,15 +45,14 @@ FAULTS = (
     "empty_reason",
     "ttl_too_far",
     "redirect_307",
-)
+]
 NO_MATCH = "No matching payment requirements"
 ECHO_MISMATCH = "extension_echo_mismatch"
 IDENTIFIER = "payment-identifier"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
-_MOST_TIMEOUT_S, _MOST_FAULTS = 86_400, 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=STRICT)
 class X402:
     """The settings of /x402/, and its faults.
 
@@ -59,50 +62,35 @@ class X402:
     blocks. `fault` applies to calls whose payment verifies, `fault_count` times; None means until cleared.
     """
 
-    version: int = 2
+    version: Annotated[int, Field(ge=1, le=2)] = 2
     html: bool = False
     extra_null: bool = False
     in_body: bool = False
-    submission_policy: str | None = None
-    confirmations: int = DEFAULT_CONFIRMATIONS
-    max_timeout_s: int = 600
-    payment_identifier: str | None = None
-    fault: str | None = None
-    fault_count: int | None = None
+    submission_policy: Literal["server", "client", "either"] | None = None
+    confirmations: Annotated[int, Field(ge=IN_MEMPOOL, le=MOST_CONFIRMATIONS)] = DEFAULT_CONFIRMATIONS
+    max_timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 600
+    payment_identifier: Literal["optional", "required"] | None = None
+    fault: X402Fault | None = None
+    fault_count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        of_2 = (self.extra_null, self.in_body, self.submission_policy, self.payment_identifier)
+        if self.version == 1 and any(of_2):
+            raise ValueError("x402 version 1 has no extra_null, in_body, submission_policy and payment_identifier")
+        if self.version == 2 and self.html:
+            raise ValueError("x402 version 2 has no html")
+        return self
 
     def as_json(self) -> Json:
         return asdict(self)
-
-
-_SETTINGS: dict[str, Reader] = {
-    "version": whole(1, 2),
-    "html": flag,
-    "extra_null": flag,
-    "in_body": flag,
-    "submission_policy": or_null(choice(*POLICIES)),
-    "confirmations": whole(IN_MEMPOOL, MOST_CONFIRMATIONS),
-    "max_timeout_s": whole(1, _MOST_TIMEOUT_S),
-    "payment_identifier": or_null(choice("optional", "required")),
-    "fault": or_null(choice(*FAULTS)),
-    "fault_count": or_null(whole(1, _MOST_FAULTS)),
-}
 
 
 def read_x402(body: object, now: X402) -> X402:
     """The settings with some of them replaced. Raises `BadSettings`."""
     if not isinstance(body, dict):
         raise BadSettings("x402 must be an object")
-    refuse_unknown(body, _SETTINGS)
-    read = {name: _SETTINGS[name](value, f"x402.{name}") for name, value in body.items()}
-    if "fault" in read:
-        read.setdefault("fault_count", None)
-    changed = replace(now, **read)  # type: ignore[arg-type]
-    of_2 = (changed.extra_null, changed.in_body, changed.submission_policy, changed.payment_identifier)
-    if changed.version == 1 and any(of_2):
-        raise BadSettings("x402 version 1 has no extra_null, in_body, submission_policy and payment_identifier")
-    if changed.version == 2 and changed.html:
-        raise BadSettings("x402 version 2 has no html")
-    return changed
+    return made(partial(replace, now), {"fault_count": None} | body if "fault" in body else body)
 
 
 # --- requirements ------------------------------------------------------------------------------------------------

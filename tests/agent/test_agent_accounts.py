@@ -15,7 +15,7 @@ from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.config import TopupSource
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.topups.orders import TopupGoal
-from payagent.api.models.receipt import Receipt
+from payagent.api.models.receipt import receipt_of
 from payagent.api.models.wallet import wallet_units
 from payagent.audit.finding import AuditFinding
 from payagent.audit.plain_text_accounting import account_name
@@ -95,7 +95,7 @@ def require_whole(*runs: Run) -> None:
             found = verify(conn, Owner(run.context.config.own, DEVNET))
             assert [one for one in found if isinstance(one, AuditFinding)] == []
             for row in payments.payments_in(conn, list(State)):
-                receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.config).model_dump()).encode())
+                receipt = read_receipt(dumps(receipt_of(conn, row, run.context.config).model_dump()).encode())
                 assert list(check_receipt(receipt)) == []
 
 

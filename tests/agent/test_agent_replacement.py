@@ -677,9 +677,7 @@ class TestResolve:
                 "payment_void/cancelled_by_operator",
             )
             assert (await run.agent.lifecycle.resolve(row.id, APP)).attempt.tx_id == resolved.attempt.tx_id
-            (told,) = [
-                detail for _, event, _, detail, _ in events.events(run.context.conn, row.id) if event == "cancel"
-            ]
+            (told,) = [one.detail for one in events.events(run.context.conn, row.id) if one.event == "cancel"]
             assert f'"by":"{APP}"' in told
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID

@@ -21,10 +21,11 @@ from kit.x402 import get as get_x402
 from kit.x402 import show as show_x402
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.api.models.receipt import Receipt as PaymentReceipt
+from payagent.api.models.receipt import receipt_of
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt, untold
 from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
+from payagent.audit.receipt_form import Receipt as PaymentReceipt
 from payagent.audit.signed_bytes import Owner
 from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
@@ -82,11 +83,15 @@ def receipts(path: Path, terms: AgentConfig) -> list[Receipt]:
         rows = payments.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
-        return [json.loads(json.dumps(PaymentReceipt.of(conn, row, terms).model_dump())) for row in reversed(rows)]
+        return [json.loads(json.dumps(receipt_of(conn, row, terms).model_dump())) for row in reversed(rows)]
+
+
+def parsed(receipt: Receipt) -> PaymentReceipt:
+    return read_receipt(json.dumps(receipt).encode())
 
 
 def judge(receipt: Receipt) -> list[AuditFinding]:
-    return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
+    return list(check_receipt(parsed(receipt)))
 
 
 def leaves(value: object, at: Place = ()) -> Iterator[Place]:
@@ -426,13 +431,13 @@ def test_a_cancel_transaction_shown_as_the_payment_is_found(all_receipts: list[R
 
 def test_the_check_lists_what_only_the_chain_or_the_ledger_can_confirm(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
-    told = "\n".join(untold(receipt))
+    told = "\n".join(untold(parsed(receipt)))
     assert receipt["payment"]["block"]["hash"] in told
     assert f"has the transaction {receipt['payment']['tx_hash']}\n" in told
     assert receipt["wallet"] in told
     gone = copy.deepcopy(receipt)
     gone["payment"]["tx_hash"] = None
-    assert f"({receipt['payment']['block']['hash']}) is there\n" in "\n".join(untold(gone))
+    assert f"({receipt['payment']['block']['hash']}) is there\n" in "\n".join(untold(parsed(gone)))
     assert f"--head {receipt['ledger']['head']}" in told
 
 
@@ -456,6 +461,23 @@ def test_a_file_that_is_not_a_receipt_is_refused(raw: bytes) -> None:
     with pytest.raises(Refused) as refused:
         read_receipt(raw)
     assert refused.value.name == "file_invalid/receipt"
+
+
+def test_a_refused_receipt_names_the_place_and_what_is_wrong_with_it(all_receipts: list[Receipt]) -> None:
+    for at, value, told in (
+        (
+            ("payment", "outputs", 0, "units"),
+            "1.5",
+            "payment.outputs.0.units: not an amount in digits",
+        ),
+        (("attempts", 0, "cbor"), "8G", "attempts.0.cbor: String should match pattern"),
+        (("holds", 0, "at_ms"), True, "holds.0.at_ms: Input should be a valid integer"),
+        (("payment", "app", "mail"), "x", "payment.app.mail: Extra inputs are not permitted"),
+        (("network",), "main", "network is not one of mainnet"),
+    ):
+        with pytest.raises(Refused) as refused:
+            parsed(changed(all_receipts[0], at, value))
+        assert refused.value.detail.startswith(told)
 
 
 def test_a_value_of_the_wrong_type_anywhere_in_a_receipt_is_refused_or_found(all_receipts: list[Receipt]) -> None:

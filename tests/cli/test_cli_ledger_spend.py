@@ -68,11 +68,18 @@ def test_refusals_are_listed_for_people_and_programs_with_a_read_token(paid: Sho
     paid.settings(price="2000000000")
     assert paid.payagent("pay", paid.saved("too much", "dear.json"), "--merchant", "t").problem == "limit_exceeded"
     paid.settings(price="10000000")
-    command = ("ledger", "refusals", "--code", "limit_exceeded", "--token-file", token)
-    (row,) = paid.payagent(*command).json["refusals"]
+    command = ("log", "--kind", "refusals", "--code", "limit_exceeded", "--token-file", token)
+    (row,) = paid.payagent(*command).json["log"]
     assert (row["app"], row["merchant"]) == ("operator", "t")
     assert row["payment"] in paid.payagent(*command, "--human").out
-    assert paid.payagent(*command, "--until", row["at"]).json["refusals"] == []
+    for narrowed, count in (
+        (("--until", row["at"]), 0),
+        (("--merchant", "t", "--app", "operator"), 1),
+        (("--merchant", "https://another.example"), 0),
+        (("--app", "auditor"), 0),
+        (("--code", "not_enough_funds"), 0),
+    ):
+        assert len(paid.payagent(*command, *narrowed).json["log"]) == count
 
 
 def test_a_months_report_is_one_private_file_that_a_read_token_may_make(paid: Shop, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ COMMANDS = {
     "status": ("status",),
     "limits": ("limits",),
     "payments": ("payments", "list"),
-    "refusals": ("ledger", "refusals"),
 }
 MASKS = (
     (r"pay_[0-9a-f]{24}", "pay_" + 24 * "0"),

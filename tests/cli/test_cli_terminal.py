@@ -18,7 +18,7 @@ from kit.terminal import Session, at_terminal
 
 from payagent.api.http.tokens import hash_token
 from payagent.cli import run
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Field, Terminal
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit, Scope, Window
 from payagent.settings.loading import load_settings
@@ -242,7 +242,7 @@ def test_control_characters_in_foreign_text_are_escaped(text: str) -> None:
     out = io.StringIO()
     terminal = Terminal(io.StringIO(), out, io.StringIO())
     terminal.line(text)
-    terminal.table(("merchant says",), [(text,)])
+    terminal.table([{"merchant says": text}], [Field("merchant says")])
     shown = out.getvalue()
     assert not any(char in shown for char in "\x1b\r\u202e\x9b")
     assert ascii(text)[1:-1].split("\\")[1][:3] in shown

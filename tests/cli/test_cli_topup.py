@@ -51,11 +51,11 @@ def test_a_dry_run_shows_the_price_and_pays_nothing(shop: Shop) -> None:
 def test_a_topup_is_cancelled(shop: Shop) -> None:
     shop.control("faults", on="submit", kind="drop")
     begun = shop.payagent("prepaid", "topup", "t", "--amount", "40 ADA", "--no-wait")
-    until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["payments"], "nothing is paid")
+    until(lambda: shop.payagent("prepaid", "list").json["topups"][0]["payments"], "nothing is paid")
     ended = shop.payagent("prepaid", "cancel", begun.json["id"])
     assert (ended.code, ended.json["state"], ended.json["reason"]["reason"]) == (8, "stopping", "cancelled")
     shop.control("faults", clear=True)
-    until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] == "stopped", "it does not end")
+    until(lambda: shop.payagent("prepaid", "list").json["topups"][0]["state"] == "stopped", "it does not end")
     assert left(shop) == "10", "what was paid is bought"
     again = shop.payagent("prepaid", "cancel", begun.json["id"])
     assert (again.code, again.problem) == (2, "wrong_state")
@@ -74,14 +74,14 @@ def test_a_topup_waits_until_it_is_done_and_its_key_orders_it_once(shop: Shop) -
     assert len(shop.payments()) == 3
     other = shop.payagent("prepaid", "topup", "t", "--amount", "30 ADA", "--key", "march")
     assert (other.code, other.problem) == (6, "idempotency_key_reused")
-    assert done.json["id"] in shop.payagent("prepaid", "topups", "--human").out
+    assert done.json["id"] in shop.payagent("prepaid", "list", "--human").out
 
 
 def test_a_topup_without_waiting_is_pending_and_later_shows_what_stopped_it(shop: Shop) -> None:
     begun = shop.payagent("prepaid", "topup", "t", "--amount", "60 ADA", "--no-wait")
     assert (begun.code, begun.json["state"]) == (8, "open")
-    until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] != "open", "it does not end")
-    stopped = shop.payagent("prepaid", "topups").json["topups"][0]
+    until(lambda: shop.payagent("prepaid", "list").json["topups"][0]["state"] != "open", "it does not end")
+    stopped = shop.payagent("prepaid", "list").json["topups"][0]
     assert (stopped["id"], stopped["state"], stopped["reason"]["code"]) == (
         *(begun.json["id"], "stopped", "limit_exceeded"),
     )
@@ -91,7 +91,7 @@ def test_a_topup_without_waiting_is_pending_and_later_shows_what_stopped_it(shop
 
 def test_the_months_report_counts_the_topups_that_were_ordered(shop: Shop, tmp_path: Path) -> None:
     shop.payagent("prepaid", "topup", "t", "--amount", "1 ADA")
-    topups = shop.payagent("prepaid", "topups").json["topups"]
+    topups = shop.payagent("prepaid", "list").json["topups"]
     (month,) = {row["created_at"][:7] for row in topups}
     ordered = sum(int(row["units"]) for row in topups)
     early = sum(row["state"] == "stopped" for row in topups)
@@ -115,11 +115,11 @@ def test_a_topup_by_a_request_that_the_balance_serves_ends_without_a_payment(sho
 
 
 def test_usage_errors_are_reported_before_anything_is_ordered(shop: Shop) -> None:
-    before = shop.payagent("prepaid", "topups").json
+    before = shop.payagent("prepaid", "list").json
     for arguments, code in (
         (("t", "--amount", "5"), "amount_invalid"),
         (("nobody", "--amount", "5 ADA"), "merchant_not_allowed"),
     ):
         assert shop.payagent("prepaid", "topup", *arguments).problem == code
     assert shop.payagent("prepaid", "topup", "t", "--amount", "5 ADA", "--data-file", "-").code == 2
-    assert shop.payagent("prepaid", "topups").json == before
+    assert shop.payagent("prepaid", "list").json == before

@@ -19,7 +19,7 @@ def test_a_low_prepaid_balance_is_topped_up_automatically(closed_shop: Shop) -> 
         config.write(CONFIG)
     with running(closed_shop):
         until(lambda: _states(closed_shop) == ["done"], "nothing was topped up")
-        (row,) = closed_shop.payagent("prepaid", "topups").json["topups"]
+        (row,) = closed_shop.payagent("prepaid", "list").json["topups"]
         assert (row["trigger"], row["unit"], row["units"], row["bought"]) == ("auto", "calls", "15", "20")
         until(lambda: _merchant_says(closed_shop) == "20", "the merchant was not asked again")
         spend = closed_shop.payagent("ledger", "spend", "--by", "app").json["spend"]
@@ -27,7 +27,7 @@ def test_a_low_prepaid_balance_is_topped_up_automatically(closed_shop: Shop) -> 
 
 
 def _states(shop: Shop) -> list[str]:
-    return [row["state"] for row in shop.payagent("prepaid", "topups").json["topups"]]
+    return [row["state"] for row in shop.payagent("prepaid", "list").json["topups"]]
 
 
 def _merchant_says(shop: Shop) -> str | None:

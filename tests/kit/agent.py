@@ -344,7 +344,7 @@ class Run:
         return {utxo.ref for utxo in self.context.utxos}
 
     def events(self, payment_id: str) -> list[str]:
-        return [event for _, event, *_ in events.events(self.context.conn, payment_id)]
+        return [row.event for row in events.events(self.context.conn, payment_id)]
 
     def entries(self) -> list[journal.EntryRow]:
         """All entries, newest first."""

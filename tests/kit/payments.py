@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kit.agent import DEVNET, Run, World
-from payagent.api.models.receipt import Receipt
+from payagent.api.models.receipt import receipt_of
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
@@ -76,7 +76,7 @@ def assert_sound(world: World, run: Run) -> None:
     with run.context.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(Receipt.of(conn, row, run.context.config).model_dump()).encode())
+            receipt = read_receipt(dumps(receipt_of(conn, row, run.context.config).model_dump()).encode())
             assert list(check_receipt(receipt)) == []
 
 

@@ -13,6 +13,7 @@ from payagent.store.db.tables import GENESIS
 from payagent.store.db.unit import Unit
 from payagent.store.rows import events
 from payagent.store.rows import writes as records
+from payagent.store.rows.events import EventRow
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def test_the_event_chain_is_intact_and_events_are_read_back(conn: sqlite3.Connection) -> None:
     assert events.broken_event(conn) is None
     detail = '{"n":1,"of":"Z\\u00fcrich \\u20b3"}'
-    assert events.events(conn, "pay1")[0] == (2, "reserve", "reserved", detail, 11)
+    assert events.events(conn, "pay1")[0] == EventRow(2, "pay1", "reserve", "reserved", detail, 11)
     assert [row[0] for row in events.events(conn, "pay0")] == [1, 3, 5]
 
 
@@ -84,9 +85,10 @@ def test_an_event_rewritten_with_a_new_hash_breaks_the_next_link(conn: sqlite3.C
     rows = conn.execute(
         "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
     ).fetchall()
+    rows = [EventRow(*row) for row in rows]
     seq, payment_id, event, _state, detail, at_ms, prev_hash, _hash = rows[1]
     made = events.event_hash(prev_hash, seq, payment_id, event, "void", detail, at_ms)
-    forged = [*rows[:1], (seq, payment_id, event, "void", detail, at_ms, prev_hash, made), *rows[2:]]
+    forged = [*rows[:1], EventRow(seq, payment_id, event, "void", detail, at_ms, prev_hash, made), *rows[2:]]
     assert events.first_broken_link(iter(rows)) is None
     assert events.first_broken_link(iter(forged)) == 3
     assert events.first_broken_link([]) is None

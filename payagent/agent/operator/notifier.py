@@ -39,7 +39,8 @@ from payagent.core.timestamps import iso_time
 from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit
 from payagent.store.rows import approvals, apps, events, notifications, paired_chats, payments, prepaid, topups
-from payagent.store.rows.notifications import DeliveryRow, HashedEvent
+from payagent.store.rows.events import EventRow
+from payagent.store.rows.notifications import DeliveryRow
 
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
 RETRY_EVERY_MS = 21_600_000
@@ -201,7 +202,7 @@ class Notifier:
             if missed.then == "waiting":
                 return
 
-    def _notification(self, row: HashedEvent) -> Notification | None:
+    def _notification(self, row: EventRow) -> Notification | None:
         """What an event tells, under the id that it has for this target."""
         conn, detail = self._context.conn, json.loads(row.detail)
         payment_id = row.payment_id or detail.get("payment")

@@ -302,7 +302,7 @@ class TopupRunner:
     def _is_proof_given_up(self, row: PaymentRow, now_ms: int) -> bool:
         """Whether the payment was signed so long ago that its proof is given up, or was never signed."""
         history = events.events(self._context.conn, row.id)
-        signed_ms = max((at_ms for _, event, _, _, at_ms in history if event == Event.SIGN), default=None)
+        signed_ms = max((one.at_ms for one in history if one.event == Event.SIGN), default=None)
         return signed_ms is None or now_ms - signed_ms > PATIENCE_MS
 
     async def _present_last_proof(self, topup: TopupRow, last: PaymentRow, is_over: bool) -> None:

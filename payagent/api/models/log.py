@@ -4,12 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from payagent.agent.base.config import AgentConfig
-from payagent.api.models.base import Time
+from payagent.api.models.base import Shown, Time
 from payagent.api.models.payments import shown_request
-from payagent.store.rows.alerts import AlertRow
 from payagent.store.rows.operator_log import LoggedEvent
 
 
@@ -58,18 +57,14 @@ class LogPage(BaseModel):
     cursor: str | None
 
 
-class Alert(BaseModel):
+class Alert(Shown):
     """An alert that is not cleared. `facts`: what it is about."""
 
     id: str
     kind: str
     subject: str
-    at: Time
+    at: Time = Field(validation_alias="at_ms")
     facts: dict[str, str]
-
-    @classmethod
-    def of(cls, row: AlertRow) -> Self:
-        return cls(id=row.id, kind=row.kind, subject=row.subject, at=row.at_ms, facts=dict(row.facts))
 
 
 class Alerts(BaseModel):

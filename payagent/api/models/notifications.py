@@ -1,13 +1,16 @@
-"""Targets of notifications, and what they were sent. May import: core, agent, store.rows, pydantic. Never: I/O."""
+"""Targets of notifications, what they were sent, and the chats that are paired with them.
 
-from typing import Literal, Self
+May import: core, agent, store.rows, pydantic. Never: I/O.
+"""
 
-from pydantic import BaseModel
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field
 
 from payagent.agent.operator.notifier import Notifier
 from payagent.agent.operator.telegram import TelegramTarget
-from payagent.api.models.base import Time
-from payagent.store.rows.notifications import DeliveryRow, TargetState
+from payagent.api.models.base import RequestBody, Shown, Time
+from payagent.store.rows.notifications import TargetState
 
 
 class NotificationTarget(BaseModel):
@@ -46,7 +49,7 @@ class NotificationTargets(BaseModel):
     notifications: list[NotificationTarget]
 
 
-class NotificationDelivery(BaseModel):
+class NotificationDelivery(Shown):
     """An event that a target was told, or is to be told.
 
     `event`: its number in the event stream. `at`: when it was first due, or replayed. `tries`: failed ones since
@@ -56,30 +59,14 @@ class NotificationDelivery(BaseModel):
     id: str
     target: str
     type: str
-    event: int
-    payment: str | None
+    event: int = Field(validation_alias="event_seq")
+    payment: str | None = Field(validation_alias="payment_id")
     state: Literal["waiting", "delivered", "given_up"]
-    at: Time
+    at: Time = Field(validation_alias="from_ms")
     tries: int
-    next_try_at: Time | None
-    delivered_at: Time | None
+    next_try_at: Time | None = Field(validation_alias="next_try_at_ms")
+    delivered_at: Time | None = Field(validation_alias="delivered_at_ms")
     last_problem: str | None
-
-    @classmethod
-    def of(cls, row: DeliveryRow) -> Self:
-        return cls(
-            id=row.id,
-            target=row.target,
-            type=row.type,
-            event=row.event_seq,
-            payment=row.payment_id,
-            state=row.state,
-            at=row.from_ms,
-            tries=row.tries,
-            next_try_at=row.next_try_at_ms,
-            delivered_at=row.delivered_at_ms,
-            last_problem=row.last_problem,
-        )
 
 
 class NotificationDeliveries(BaseModel):
@@ -92,3 +79,33 @@ class NotificationTest(BaseModel):
 
     id: str
     problem: str | None
+
+
+ChatId = Annotated[
+    int, Field(ge=-(2**52), le=2**52, description="As Telegram numbers chats; a group is negative.")
+]
+
+
+class Pairing(BaseModel):
+    """A code that pairs one chat, once."""
+
+    code: Annotated[str, Field(description="Send it to the bot in the chat that is to be paired.")]
+    expires_at: Time
+
+
+class Chat(BaseModel):
+    """A chat that is told news. `user`: the person who paired it, the only one whose presses on buttons decide."""
+
+    chat: int
+    user: int
+    paired_at: Time
+
+
+class Chats(BaseModel):
+    chats: list[Chat]
+
+
+class UnpairChat(RequestBody):
+    """Unpair a chat."""
+
+    chat: ChatId

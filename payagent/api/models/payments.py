@@ -46,7 +46,7 @@ from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
 from payagent.store.rows import apps, events, intents
-from payagent.store.rows.events import StreamedEvent
+from payagent.store.rows.events import EventRow
 
 _UNANSWERED = 504
 """The status reported when no answer came: a gateway's own status for a timeout (RFC 9110 15.6.5)."""
@@ -368,10 +368,15 @@ class PaymentEvent(BaseModel):
     detail: dict[str, object]
 
     @classmethod
-    def history(cls, events: Iterable[tuple[int, str, str, str, int]], *, sees_all: bool) -> list[Self]:
+    def history(cls, events: Iterable[EventRow], *, sees_all: bool) -> list[Self]:
         return [
-            cls(event=event, state=State(state), at=at_ms, detail=_shown_detail(detail, sees_all=sees_all))
-            for _, event, state, detail, at_ms in events
+            cls(
+                event=row.event,
+                state=State(row.state or ""),
+                at=row.at_ms,
+                detail=_shown_detail(row.detail, sees_all=sees_all),
+            )
+            for row in events
         ]
 
 
@@ -386,7 +391,7 @@ class StreamEvent(BaseModel):
     at: Time
 
     @classmethod
-    def of(cls, row: StreamedEvent, *, sees_all: bool) -> Self:
+    def of(cls, row: EventRow, *, sees_all: bool) -> Self:
         return cls(
             seq=row.seq,
             payment=row.payment_id,

@@ -3,9 +3,7 @@
 May import: core, agent, store.rows, the rest of api, FastAPI. Never: shows a token twice.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from payagent.agent.context import AgentContext
@@ -14,18 +12,15 @@ from payagent.api.http.problems import JsonResponse
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.api.models.apps import App, AppsPage, AppWithToken, CreateApp, RotateToken
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.auth import Operator, Reader
 from payagent.core.problems import Refused
 from payagent.store.rows.apps import AppRow, TokenRow, last_token, was_given
-
-Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["apps"])
 
 
 @router.get("/v1/apps", summary="List apps", responses=gives(AppsPage, 200))
-async def every_app(caller: Viewer) -> JsonResponse:
+async def every_app(caller: Reader) -> JsonResponse:
     """All apps that ever existed, oldest first, each with the dates of its last token."""
     rows = [_app(caller.context, app, token) for app, token in all_apps(caller.context)]
     return JsonResponse(AppsPage(apps=rows, caller=caller.app.id))

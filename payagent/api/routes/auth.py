@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, AnyStr
 
-from fastapi import Security
+from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
@@ -17,14 +17,16 @@ from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token
-from payagent.api.routes.params import json_body, require_clear_query
+from payagent.api.routes.params import Filter, json_body, require_clear_query
 from payagent.core.aggregate import PaymentRow
 from payagent.core.bounds import SCOPES
+from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
 from payagent.store.db.unit import VIA
 from payagent.store.rows import approvals, apps, payments
 from payagent.store.rows.approvals import Via
 from payagent.store.rows.apps import AppRow
+from payagent.store.rows.journal import Selection
 
 PAY, READ, OPERATE, APPROVE = SCOPES
 
@@ -116,6 +118,19 @@ class Caller:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
         return app
 
+    def selection(self, only: Filter) -> Selection:
+        """What these filters select. A merchant that is no longer configured is named by its origin."""
+        merchants = self.context.config.merchants.values()
+        named = {merchant.name: merchant.origin for merchant in merchants}
+        try:
+            origin = None if only.merchant is None else named.get(only.merchant) or parse_origin(only.merchant)
+        except ValueError:
+            raise Refused(
+                "bad_request", "merchant is neither a name in [merchants] nor an origin", key="merchant"
+            ) from None
+        app = None if only.app is None else self.app_named(only.app).id
+        return Selection(since_ms=only.since, until_ms=only.until, origin=origin, app=app)
+
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see. Any other is `not_found`, whether it exists or not."""
         row = payments.payment(self.context.conn, payment_id)
@@ -180,3 +195,8 @@ def need(*scopes: str) -> Need:
         )
 
     return caller
+
+
+AnyApp = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
+Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]

@@ -3,21 +3,17 @@
 May import: core, agent, the rest of api, FastAPI. Never: shows a code twice.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from payagent.agent.operator.notifier import Notifier
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.chats import Chat, Chats, Pairing, UnpairChat
+from payagent.api.models.notifications import Chat, Chats, Pairing, UnpairChat
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import OPERATE, Caller, need
+from payagent.api.routes.auth import Operator
 from payagent.api.routes.notifications import TargetName
 from payagent.core.problems import Refused
-
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(prefix="/v1/notifications", tags=["notifications"])
 

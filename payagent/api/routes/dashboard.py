@@ -12,12 +12,11 @@ from payagent.api.http.problems import MEDIA_TYPE, JsonResponse
 from payagent.api.http.sessions import LINK_S, PendingOrder, Sessions
 from payagent.api.models.dashboard import ConfirmedOrder, CreateSignIn, DashboardOrder, Fact, SignIn
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import APPROVE, OPERATE, READ, Caller, need
+from payagent.api.routes.auth import APPROVE, OPERATE, READ, Caller, Operator, need
 from payagent.core.problems import Refused
 from payagent.store.rows import apps, writes
 
 Person = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 Code = Annotated[str, Path(max_length=40, description="As the dashboard shows it.")]
 
 router = APIRouter(prefix="/v1/dashboard", tags=["dashboard"])

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,10 +21,10 @@ from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import to_json
 from payagent.api.models.openapi import streams
 from payagent.api.models.payments import StreamEvent
-from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.api.routes.auth import AnyApp, Caller
 from payagent.api.routes.params import QueryParams, first_of, single_header
 from payagent.core.problems import Refused
-from payagent.store.rows.events import PAGE_ROWS, StreamedEvent, events_after, last_event
+from payagent.store.rows.events import PAGE_ROWS, EventRow, events_after, last_event
 
 STREAMS_MAX = 64
 STREAMS_OF_APP_MAX = 8
@@ -41,7 +41,6 @@ _LAST_EVENT_ID = {
     "schema": {"type": "string", "pattern": f"^({_SEQ.pattern})$"},
 }
 
-Follower = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
 
 router = APIRouter(tags=["events"])
 
@@ -61,7 +60,7 @@ class After(QueryParams):
     openapi_extra={"parameters": [_LAST_EVENT_ID]},
     response_class=StreamingResponse,
 )
-async def events(request: Request, caller: Follower, query: Annotated[After, Query()]) -> StreamingResponse:
+async def events(request: Request, caller: AnyApp, query: Annotated[After, Query()]) -> StreamingResponse:
     """An app sees the events of its own payments. A token for read or operate sees all.
 
     Each event has its number as id, its name, and one JSON object as data. A comment every 15 s shows that the
@@ -115,10 +114,10 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
             seq = reached
 
 
-def _page(context: AgentContext, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
+def _page(context: AgentContext, seq: int, app_id: str | None) -> tuple[list[EventRow], int]:
     return events_after(context.conn, seq, app_id)
 
 
-def _event_text(row: StreamedEvent, *, sees_all: bool) -> str:
+def _event_text(row: EventRow, *, sees_all: bool) -> str:
     data = to_json(StreamEvent.of(row, sees_all=sees_all))
     return f"id: {row.seq}\nevent: {row.event}\ndata: {data}\n\n"

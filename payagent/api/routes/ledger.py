@@ -12,18 +12,17 @@ from functools import partial
 from itertools import chain, islice
 from typing import Annotated, AnyStr, TypeVar, get_args
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from payagent.agent.base.config import AgentConfig
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.book_checks import note_check
 from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
-from payagent.api.models.base import GivenAsset, GivenTime
+from payagent.api.models.base import GivenAsset
 from payagent.api.models.ledger import (
     Balances,
     Entries,
@@ -38,8 +37,8 @@ from payagent.api.models.ledger import (
     VerifyReport,
 )
 from payagent.api.models.openapi import gives
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
-from payagent.api.routes.params import Page, QueryParams
+from payagent.api.routes.auth import Caller, Operator, Reader
+from payagent.api.routes.params import Filter, Page, QueryParams
 from payagent.audit.export import Format, export
 from payagent.audit.finding import AuditFinding, Head, parse_head
 from payagent.audit.month import month_record
@@ -47,9 +46,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
 from payagent.core.ledger import Kind
-from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import State
-from payagent.core.problems import Refused
 from payagent.store.audit.payment_records import signed_transactions
 from payagent.store.db.unit import Connection
 from payagent.store.rows import journal, refusals
@@ -76,36 +73,21 @@ _BY = "merchant|app|path|destination|hour|day|week|month|asset"
 _PIECE_BYTES = 1 << 20
 _PAGE_CHARS = 1 << 16
 
-Auditor = Annotated[Caller, Depends(need(READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
-class EntryFilter(QueryParams):
+class EntryFilter(Filter):
     """Filters of ledger entries. Merchant, app and state are those of an entry's payment."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
-    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
-    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
-    app: Annotated[str | None, Field(description="An app's id or name.")] = None
     asset: Annotated[GivenAsset | None, Field(description="lovelace, or policy and name in hex.")] = None
     kind: Annotated[Kind | None, Field(description="The kind of entry.")] = None
     state: State | None = None
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, caller: Caller) -> Selection:
-        config = caller.context.config
-        return Selection(
-            since_ms=self.since,
-            until_ms=self.until,
-            origin=None if self.merchant is None else _origin(self.merchant, config),
-            app=None if self.app is None else caller.app_named(self.app).id,
-            asset=self.asset,
-            kind=self.kind,
-            state=self.state,
-            text=self.text,
-        )
+        only = caller.selection(self)
+        return replace(only, asset=self.asset, kind=self.kind, state=self.state, text=self.text)
 
 
 class EntryPage(Page, EntryFilter):
@@ -139,13 +121,9 @@ class SpendQuery(EntryFilter):
         return tuple(key for name in names for key in get_args(SpendKey) if key == name)
 
 
-class RefusalPage(Page):
+class RefusalPage(Filter, Page):
     """Filters of a page of refusals."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
-    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
-    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
-    app: Annotated[str | None, Field(description="An app's id or name.")] = None
     code: Annotated[str | None, Field(description="The code of the refusal, such as limit_exceeded.")] = None
 
 
@@ -170,19 +148,8 @@ class ExportQuery(EntryFilter):
     format: Format = "csv"
 
 
-def _origin(text: str, config: AgentConfig) -> str:
-    """A merchant that is no longer configured is named by its origin."""
-    origin = next((merchant.origin for merchant in config.merchants.values() if merchant.name == text), None)
-    try:
-        return origin or parse_origin(text)
-    except ValueError:
-        raise Refused(
-            "bad_request", "merchant is neither a name in [merchants] nor an origin", key="merchant"
-        ) from None
-
-
 @router.get("/entries", summary="List ledger entries, newest first", responses=gives(Entries, 200))
-async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> JsonResponse:
+async def entries(caller: Reader, query: Annotated[EntryPage, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
     page = partial(
         journal.entries_page,
@@ -193,8 +160,9 @@ async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> Json
         only=query.selection(caller),
     )
     rows = await _read(caller.context, page)
-    cursor = str(rows[-1].id) if len(rows) == query.limit else None
-    return JsonResponse(Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=cursor))
+    return JsonResponse(
+        Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=query.next_of([row.id for row in rows]))
+    )
 
 
 @router.get(
@@ -202,13 +170,12 @@ async def entries(caller: Auditor, query: Annotated[EntryPage, Query()]) -> Json
     summary="List the bytes of every signed transaction, newest first",
     responses=gives(Transactions, 200),
 )
-async def transactions(caller: Auditor, query: Annotated[Page, Query()]) -> JsonResponse:
+async def transactions(caller: Reader, query: Annotated[Page, Query()]) -> JsonResponse:
     """For readers that decode them on their own, as `payagent ledger verify --second-reader` does."""
     page = partial(signed_transactions, before_seq=query.before, limit=query.limit)
     rows = await _read(caller.context, page)
     listed = [LedgerTransaction(payment=row.payment_id, tx_hash=row.tx_id, cbor=row.cbor.hex()) for row in rows]
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(Transactions(transactions=listed, cursor=cursor))
+    return JsonResponse(Transactions(transactions=listed, cursor=query.next_of([row.seq for row in rows])))
 
 
 async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
@@ -226,7 +193,7 @@ async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
     summary="Show the balance of every account, and that they sum to zero",
     responses=gives(Balances, 200),
 )
-async def balance(caller: Auditor, query: Annotated[EntryFilter, Query()]) -> JsonResponse:
+async def balance(caller: Reader, query: Annotated[EntryFilter, Query()]) -> JsonResponse:
     """wallet + held is what the chain shows at our address if nothing is in flight.
 
     With filters, it sums the selected postings. With `until` alone, that is the balance at that time.
@@ -238,7 +205,7 @@ async def balance(caller: Auditor, query: Annotated[EntryFilter, Query()]) -> Js
 
 
 @router.get("/spend", summary="Show what left the wallet", responses=gives(Spending, 200))
-async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonResponse:
+async def spend(caller: Reader, query: Annotated[SpendQuery, Query()]) -> JsonResponse:
     """Over the whole history, the totals are the deposits minus what the chain shows at our address.
 
     A payment counts once it is confirmed. A cancelled one counts with its fee alone. What a rollback reversed is
@@ -250,26 +217,24 @@ async def spend(caller: Auditor, query: Annotated[SpendQuery, Query()]) -> JsonR
 
 
 @router.get("/refusals", summary="List refused purchases, newest first", responses=gives(Refusals, 200))
-async def refused(caller: Auditor, query: Annotated[RefusalPage, Query()]) -> JsonResponse:
+async def refused(caller: Reader, query: Annotated[RefusalPage, Query()]) -> JsonResponse:
     """A purchase was refused by a limit, a rule, a lack of money or a person, or before there was a payment.
 
     `at` is when it was refused. Errors that may simply be tried again are not recorded.
     """
-    config = caller.context.config
-    only = Selection(
-        since_ms=query.since,
-        until_ms=query.until,
-        origin=None if query.merchant is None else _origin(query.merchant, config),
-        app=None if query.app is None else caller.app_named(query.app).id,
-    )
+    config, only = caller.context.config, caller.selection(query)
     page = partial(refusals.refusals_page, only=only, code=query.code, before_seq=query.before, limit=query.limit)
     rows = await _read(caller.context, page)
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(Refusals(refusals=[LedgerRefusal.of(row, config) for row in rows], cursor=cursor))
+    return JsonResponse(
+        Refusals(
+            refusals=[LedgerRefusal.of(row, config) for row in rows],
+            cursor=query.next_of([row.seq for row in rows]),
+        )
+    )
 
 
 @router.get("/report", summary="Report a month of the ledger", responses=gives(MonthReport, 200))
-async def report(caller: Auditor, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
+async def report(caller: Reader, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
     """Balances at both ends of the month, what changed them, spend, refusals and top-ups."""
     record = await _read(caller.context, partial(month_record, month=query.month))
     return JsonResponse(MonthReport.of(query.month, record, caller.context.config))
@@ -281,7 +246,7 @@ async def report(caller: Auditor, query: Annotated[MonthQuery, Query()]) -> Json
     responses=gives(VerifyReport, 200),
     response_class=StreamingResponse,
 )
-async def verified(caller: Auditor, query: Annotated[VerifyQuery, Query()]) -> StreamingResponse:
+async def verified(caller: Reader, query: Annotated[VerifyQuery, Query()]) -> StreamingResponse:
     """Checks every row, which can take minutes. Findings are sent as they are found."""
     earlier_head = None if query.head is None else parse_head(query.head)
     reports: list[VerifyReport] = []
@@ -308,7 +273,7 @@ async def _note_verified(context: AgentContext, reports: Sequence[VerifyReport])
     },
     response_class=StreamingResponse,
 )
-async def exported(caller: Auditor, query: Annotated[ExportQuery, Query()]) -> StreamingResponse:
+async def exported(caller: Reader, query: Annotated[ExportQuery, Query()]) -> StreamingResponse:
     """Oldest first, and all from one consistent state."""
     only = query.selection(caller)
     pages = _pages(_export(caller.context, only, query.format))

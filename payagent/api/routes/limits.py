@@ -12,10 +12,9 @@ from payagent.agent.operator.limits import names_of, set_limits, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import Limits, SetLimits, SignerCaps
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
+from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, Operator, need
 
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["limits"])
 

@@ -5,50 +5,54 @@ May import: core, agent, store, the rest of api, FastAPI. Never: changes anythin
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.base import GivenTime
 from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
 from payagent.api.models.openapi import gives
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
-from payagent.api.routes.params import Page
+from payagent.api.routes.auth import Reader
+from payagent.api.routes.params import Filter, Page
 from payagent.core.operator_log import LogKind
 from payagent.store.rows import alerts, apps, operator_log
-
-Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
 
 router = APIRouter(tags=["log"])
 
 
-class LogFilter(Page):
+class LogFilter(Filter, Page):
     """Where the log starts, and what it lists."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
     kind: Annotated[LogKind | None, Field(description="Only changes of this kind.")] = None
+    code: Annotated[str | None, Field(description="Only refusals with this code.")] = None
 
 
 @router.get("/v1/log", summary="List changes and refusals, newest first", responses=gives(LogPage, 200))
 async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonResponse:
     """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused requests."""
-    context = caller.context
+    context, only = caller.context, caller.selection(query)
     rows = await run_in_threadpool(
         lambda: operator_log.page(
             context.conn,
-            since_ms=query.since or 0,
+            only,
+            code=query.code,
             before_seq=query.before,
             limit=query.limit,
             kind=query.kind,
         )
     )
     names: dict[str | None, str] = {app.id: app.name for app in apps.all_apps(context.conn)}
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(LogPage(log=[LogEntry.of(row, names, context.config) for row in rows], cursor=cursor))
+    return JsonResponse(
+        LogPage(
+            log=[LogEntry.of(row, names, context.config) for row in rows],
+            cursor=query.next_of([row.seq for row in rows]),
+        )
+    )
 
 
 @router.get("/v1/alerts", summary="List the alerts that are not cleared", responses=gives(Alerts, 200))
 async def raised(caller: Reader) -> JsonResponse:
     """Oldest first. docs/reference/alerts.md explains each kind."""
-    return JsonResponse(Alerts(alerts=[Alert.of(row) for row in alerts.all_raised(caller.context.conn)]))
+    return JsonResponse(
+        Alerts(alerts=[Alert.model_validate(row) for row in alerts.all_raised(caller.context.conn)])
+    )

@@ -12,17 +12,16 @@ from payagent.agent.operator.merchants import add_merchant, pin, remove_merchant
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.merchants import CreateMerchant, CreatePin, Merchant, MerchantDetails, Merchants
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.api.routes.auth import APPROVE, OPERATE, READ, AnyApp, Caller, Operator, need
 from payagent.store.rows.merchants import prices, readiness
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["merchants"])
 
 
 @router.get("/v1/merchants", summary="List the merchants that the app may pay", responses=gives(Merchants, 200))
-async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
+async def merchants(caller: AnyApp) -> JsonResponse:
     """Send `call_headers` with every request to the merchant, because its invoices are bound to them."""
     return _listed(caller)
 

@@ -10,9 +10,8 @@ the ledger.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -21,7 +20,7 @@ from payagent.agent.fleet.fleet import FleetStatus
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
 from payagent.api.models.wallet import wallet_units
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.auth import Reader
 from payagent.core.payment.machine import State
 from payagent.core.policy import ANY, WALLET
 from payagent.core.prometheus import MEDIA_TYPE, Family, alone, by_label, write
@@ -47,7 +46,7 @@ def metrics_router(checks: Checks) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/metrics", summary="Export metrics for a monitoring system", responses=gives_text(MEDIA_TYPE))
-    async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
+    async def metrics(caller: Reader) -> Response:
         """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
         context, problems, status = caller.context, checks(), caller.fleet.status()
         refusals = dict(sorted(context.refusals.items()))

@@ -21,14 +21,12 @@ from payagent.api.models.notifications import (
     NotificationTest,
 )
 from payagent.api.models.openapi import gives
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.auth import Operator, Reader
 from payagent.api.routes.params import Page
 from payagent.core.problems import Refused
 from payagent.store.rows import notifications
 from payagent.store.rows.notifications import DeliveryState
 
-Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 TargetName = Annotated[str, Path(description="The target's name in the config.")]
 DeliveryId = Annotated[str, Path(description="As returned by /v1/notifications/deliveries.")]
 
@@ -51,7 +49,7 @@ class DeliveryFilter(Page):
 
 
 @router.get("", summary="List the targets of notifications", responses=gives(NotificationTargets, 200))
-async def targets(caller: Viewer, notifiers: Notifiers) -> JsonResponse:
+async def targets(caller: Reader, notifiers: Notifiers) -> JsonResponse:
     """In the order of the config, with what waits for each."""
     context = caller.context
     states = await run_in_threadpool(lambda: [notifications.state_of(context.conn, name) for name in notifiers])
@@ -64,7 +62,7 @@ async def targets(caller: Viewer, notifiers: Notifiers) -> JsonResponse:
     summary="List what targets were sent, newest first",
     responses=gives(NotificationDeliveries, 200),
 )
-async def deliveries(caller: Viewer, query: Annotated[DeliveryFilter, Query()]) -> JsonResponse:
+async def deliveries(caller: Reader, query: Annotated[DeliveryFilter, Query()]) -> JsonResponse:
     """A delivery is retried for a day, and then given up."""
     context = caller.context
     rows = await run_in_threadpool(
@@ -72,9 +70,8 @@ async def deliveries(caller: Viewer, query: Annotated[DeliveryFilter, Query()]) 
             context.conn, target=query.target, state=query.state, before_seq=query.before, limit=query.limit
         )
     )
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [NotificationDelivery.of(row) for row in rows]
-    return JsonResponse(NotificationDeliveries(deliveries=shown, cursor=cursor))
+    shown = [NotificationDelivery.model_validate(row) for row in rows]
+    return JsonResponse(NotificationDeliveries(deliveries=shown, cursor=query.next_of([row.seq for row in rows])))
 
 
 @router.post(
@@ -91,7 +88,7 @@ async def replay(caller: Operator, notifiers: Notifiers, delivery_id: DeliveryId
         raise Refused("not_found", f"there is no delivery {delivery_id[:80]!r}")
     await _of(notifiers, row.target).replay(row.id)
     again = notifications.delivery(caller.context.conn, row.id)
-    return JsonResponse(NotificationDelivery.of(again or row))
+    return JsonResponse(NotificationDelivery.model_validate(again or row))
 
 
 @router.post("/{name}/test", summary="Send a test to a target", responses=gives(NotificationTest, 200))

@@ -6,14 +6,14 @@ May import: core, FastAPI, pydantic. Never: knows a route.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from payagent.api.models.base import BODY_MAX_BYTES
+from payagent.api.models.base import BODY_MAX_BYTES, GivenTime
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.problems import Refused
 
@@ -40,6 +40,15 @@ class Waiting(QueryParams):
     wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
+class Filter(QueryParams):
+    """Filters by time, merchant and app."""
+
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
+    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
+    merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
+    app: Annotated[str | None, Field(description="An app's id or name.")] = None
+
+
 class Page(QueryParams):
     """Parameters of every list."""
 
@@ -49,6 +58,10 @@ class Page(QueryParams):
     @property
     def before(self) -> int | None:
         return None if self.cursor is None else int(self.cursor)
+
+    def next_of(self, seqs: Sequence[int]) -> str | None:
+        """The cursor of the next page; None if this one, with rows of these numbers, is the last."""
+        return str(seqs[-1]) if len(seqs) == self.limit else None
 
 
 async def first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:

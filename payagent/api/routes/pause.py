@@ -3,26 +3,22 @@
 May import: core, agent, store, the rest of api, FastAPI. Never: signs.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from payagent.agent.operator.pause import pause, unpause
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.wallet import PauseStatus, PauseWallet
-from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.api.routes.auth import AnyApp, Caller, Operator
 from payagent.store.rows import apps, pauses
 from payagent.store.rows.pauses import Pause
-
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["pause"])
 
 
 @router.get("/v1/pause", summary="Show whether signing is paused", responses=gives(PauseStatus, 200))
-async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
+async def standing(caller: AnyApp) -> JsonResponse:
     """`by` and `reason` need a token for read or operate."""
     return _status(caller, pauses.standing(caller.context.conn))
 

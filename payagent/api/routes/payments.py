@@ -28,10 +28,11 @@ from payagent.api.models.payments import (
     Quote,
     ReportDelivery,
 )
-from payagent.api.models.receipt import Receipt
+from payagent.api.models.receipt import receipt_of
 from payagent.api.routes.approvals import approval_field
-from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
+from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, AnyApp, Caller, Operator, bearer, need
 from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
+from payagent.audit.receipt_form import Receipt
 from payagent.core.aggregate import PaymentRow
 from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import Delivery, State
@@ -50,7 +51,6 @@ _KEY_PARAMETER = {
 
 _PAYER = need(PAY)
 Payer = Annotated[Caller, Depends(_PAYER)]
-Looker = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
 Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 
 router = APIRouter(tags=["payments"])
@@ -131,7 +131,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 
 
 @router.get("/v1/payments", summary="List payments, newest first", responses=gives(Payments, 200))
-async def payments(caller: Looker, query: Annotated[PaymentFilter, Query()]) -> JsonResponse:
+async def payments(caller: AnyApp, query: Annotated[PaymentFilter, Query()]) -> JsonResponse:
     """An app sees its own payments. A token for approve also sees those that need or needed an approval, and a
     token for read or operate sees all. `approval` is in the answer while a payment awaits one, and with `decided`.
     With `delivery`, or a `text` that is no whole id, a page looks at 10,000 payments. It may have few of them, or
@@ -195,7 +195,7 @@ def _page(
 
 @router.get("/v1/payments/{payment_id}", summary="Show a payment", responses=gives(PaymentWithHistory, 200))
 async def payment(
-    request: Request, caller: Looker, payment_id: PaymentId, query: Annotated[Waiting, Query()]
+    request: Request, caller: AnyApp, payment_id: PaymentId, query: Annotated[Waiting, Query()]
 ) -> JsonResponse:
     """With its history. With `wait` (seconds) it answers when the state or `ready` changes, time is up, or
     payagent stops. It answers at once if the payment is ready, or has ended without paying."""
@@ -233,7 +233,7 @@ def _receipt(context: AgentContext, payment_id: str) -> Receipt:
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return Receipt.of(conn, context.require_noted(row), context.config)
+        return receipt_of(conn, context.require_noted(row), context.config)
 
 
 @router.post(
@@ -268,7 +268,7 @@ async def delivery(
     summary="Cancel a payment",
     responses=gives(Payment, 200),
 )
-async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id: PaymentId) -> JsonResponse:
+async def resolve(caller: Operator, payment_id: PaymentId) -> JsonResponse:
     """If nothing was signed, the payment is rejected and its hold released. Otherwise another transaction sends
     its UTxOs back to the wallet, and the chain accepts at most one of the two. Refused with 409 if the payment is
     in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`)."""

@@ -12,18 +12,17 @@ from payagent.agent.base.config import AgentConfig
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.prepaid import Prepaid, PrepaidPool, PrepaidQuestion, PrepaidQuoteAnswer
-from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
+from payagent.api.routes.auth import PAY, Caller, Reader, need
 from payagent.store.db.unit import Connection
 from payagent.store.rows import prepaid
 
-Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
 Payer = Annotated[Caller, Depends(need(PAY))]
 
 router = APIRouter(tags=["prepaid"])
 
 
 @router.get("/v1/prepaid", summary="List prepaid balances", responses=gives(Prepaid, 200))
-async def holdings(caller: Viewer) -> JsonResponse:
+async def holdings(caller: Reader) -> JsonResponse:
     """What was bought, used and is left at each merchant, in calls or in units of an asset."""
     return JsonResponse(Prepaid(prepaid=all_pools(caller.context.conn, caller.context.config)))
 

@@ -24,8 +24,8 @@ from payagent.api.http.problems import to_json
 from payagent.api.models.ledger import ReconcileDifference, Reconciliation
 from payagent.api.models.openapi import gives
 from payagent.api.models.prepaid import PrepaidPool
-from payagent.api.routes.auth import Caller
-from payagent.api.routes.ledger import FINDINGS_MAX, Auditor
+from payagent.api.routes.auth import Caller, Reader
+from payagent.api.routes.ledger import FINDINGS_MAX
 from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import all_pools
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile, unlisted
@@ -123,7 +123,7 @@ class _Answer:
     responses=gives(Reconciliation, 200),
     response_class=StreamingResponse,
 )
-async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> StreamingResponse:
+async def reconciled(caller: Reader, query: Annotated[Period, Query()]) -> StreamingResponse:
     """Asks a provider for each transaction, which can take minutes. Differences are sent as they are found."""
     chain = caller.context.chain
     if chain.slots is None or chain.tip is None:

@@ -23,13 +23,11 @@ from payagent.api.models.prepaid import (
     TopupQuote,
     TopupsPage,
 )
-from payagent.api.routes.auth import OPERATE, READ, Caller, need
+from payagent.api.routes.auth import Operator, Reader
 from payagent.api.routes.params import Page, Waiting, first_of, single_header
 from payagent.store.rows import payments, prepaid, topups
 from payagent.store.rows.topups import TopupRow
 
-Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 TopupId = Annotated[str, Path(description="As returned by /v1/prepaid/topups.")]
 
 _PLAN_OR_FOUND: dict[int | str, dict[str, Any]] = {
@@ -82,16 +80,19 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
 
 
 @router.get("/v1/prepaid/topups", summary="List top-ups, newest first", responses=gives(TopupsPage, 200))
-async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
+async def page(caller: Reader, query: Annotated[Page, Query()]) -> JsonResponse:
     """Those that an operator requested, and automatic ones."""
     rows = topups.page(caller.context.conn, query.before, query.limit)
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse(TopupsPage(topups=[_topup(caller.context, row) for row in rows], cursor=cursor))
+    return JsonResponse(
+        TopupsPage(
+            topups=[_topup(caller.context, row) for row in rows], cursor=query.next_of([row.seq for row in rows])
+        )
+    )
 
 
 @router.get("/v1/prepaid/topups/{topup_id}", summary="Show a top-up", responses=gives(Topup, 200))
 async def one(
-    request: Request, caller: Viewer, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
+    request: Request, caller: Reader, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
 ) -> JsonResponse:
     """With `wait` (seconds) it answers when the top-up changes, time is up, or payagent stops."""
     row = orders.find(topup_id)

@@ -23,14 +23,12 @@ from payagent.api.models.wallet import (
     Utxos,
     Wallet,
 )
-from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, need
+from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, Operator, Reader, need
 from payagent.api.routes.params import single_header
 from payagent.store.rows import attempts_and_utxos, journal, payments
 
 # an app needs the address for its requests, but must not see what the wallet does for others
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
-Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
-Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["wallet"])
 

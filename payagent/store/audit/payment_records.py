@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from payagent.core.aggregate import AttemptKind, OutputRow
 from payagent.core.money import LOVELACE
+from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 from payagent.store.rows.payments import load_outputs
 
@@ -42,16 +43,6 @@ class SignedTransaction(NamedTuple):
     payment_id: str
     tx_id: str
     cbor: bytes
-
-
-class EventRow(NamedTuple):
-    """An event. Events are the most frequent rows."""
-
-    seq: int
-    event: str
-    state: str | None
-    detail: str
-    at_ms: int
 
 
 class BlockObservationRow(NamedTuple):
@@ -154,7 +145,7 @@ _OF_PAYMENTS = {
         "a.rowid",
     ),
     "events": (
-        "e.seq, e.event, e.state, e.detail, e.at_ms",
+        "e.seq, e.payment_id, e.event, e.state, e.detail, e.at_ms",
         "CROSS JOIN events e ON e.payment_id = p.id",
         "e.seq",
     ),
@@ -225,7 +216,7 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
     tables = {table: _Belongings(conn, table, first, last) for table in _OF_PAYMENTS}
     for row in conn.execute(_CASES, (first, last)):
         belongings = {table: rows.of(row[0]) for table, rows in tables.items()}
-        events = tuple(EventRow._make(event[1:]) for event in belongings["events"])
+        events = tuple(EventRow(*event[1:]) for event in belongings["events"])
         yield Case(
             id=row[1],
             kind=row[2],

@@ -8,8 +8,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from payagent.store.db.tables import GENESIS
 
@@ -25,18 +24,38 @@ goes through all of its events.
 """
 
 
+class EventRow(NamedTuple):
+    """An event, the most frequent row. Without a payment it is the wallet's own. `detail` is JSON.
+
+    The hashes are empty where nobody needs them.
+    """
+
+    seq: int
+    payment_id: str | None
+    event: str
+    state: str | None
+    detail: str
+    at_ms: int
+    prev_hash: str = ""
+    hash: str = ""
+
+
+COLUMNS = ", ".join(EventRow._fields)
+
+
 def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
     """Payments with events after this one. No other payment has changed its state since."""
     rows = conn.execute("SELECT payment_id FROM events WHERE seq > ?", (event_seq,))
     return {payment_id for (payment_id,) in rows if payment_id is not None}
 
 
-def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, str, str, int]]:
-    """(seq, event, state, detail, at_ms) of a payment, in order."""
+def events(conn: sqlite3.Connection, payment_id: str) -> list[EventRow]:
+    """The events of a payment, in order."""
     rows = conn.execute(
-        "SELECT seq, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq", (payment_id,)
+        "SELECT seq, payment_id, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq",
+        (payment_id,),
     )
-    return rows.fetchall()
+    return [EventRow(*row) for row in rows]
 
 
 def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
@@ -87,10 +106,6 @@ def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-EventLink = tuple[int, str | None, str, str | None, str, int, str, str]
-"""(seq, payment_id, event, state, detail, at_ms, prev_hash, hash)"""
-
-
 def event_hash(
     prev_hash: str, seq: int, payment_id: str | None, event: str, state: str | None, detail: str, at_ms: int
 ) -> str:
@@ -99,7 +114,7 @@ def event_hash(
     return hashlib.sha256(json.dumps(row, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def first_broken_link(rows: Iterable[EventLink]) -> int | None:
+def first_broken_link(rows: Iterable[EventRow]) -> int | None:
     """The seq of the first event that does not follow from the one before it; None if all do.
 
     A link breaks if a row was changed, removed, inserted or moved. Removing the newest events leaves no trace.
@@ -107,23 +122,21 @@ def first_broken_link(rows: Iterable[EventLink]) -> int | None:
     last = (0, GENESIS)
     for row in rows:
         if not follows(last, row):
-            return row[0]
-        last = row[0], row[7]
+            return row.seq
+        last = row.seq, row.hash
     return None
 
 
-def follows(last: tuple[int, str], row: EventLink) -> bool:
+def follows(last: tuple[int, str], row: EventRow) -> bool:
     """Whether an event is the next one after `last` (its seq and hash)."""
     seq, payment_id, event, state, detail, at_ms, prev_hash, own_hash = row
     expected_hash = event_hash(last[1], seq, payment_id, event, state, detail, at_ms)
     return (seq, prev_hash, own_hash) == (last[0] + 1, last[1], expected_hash)
 
 
-def event_links(conn: sqlite3.Connection) -> Iterator[EventLink]:
+def event_links(conn: sqlite3.Connection) -> Iterator[EventRow]:
     """Every event, in order and row by row."""
-    return conn.execute(
-        "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
-    )
+    return map(EventRow._make, conn.execute(f"SELECT {COLUMNS} FROM events ORDER BY seq"))  # noqa: S608
 
 
 def broken_event(conn: sqlite3.Connection) -> int | None:
@@ -140,19 +153,7 @@ def last_event(conn: sqlite3.Connection) -> tuple[int, str]:
 PAGE_ROWS = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class StreamedEvent:
-    """One event; without a payment it is the wallet's own. `detail` is JSON."""
-
-    seq: int
-    payment_id: str | None
-    event: str
-    state: str | None
-    detail: str
-    at_ms: int
-
-
-def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tuple[list[StreamedEvent], int]:
+def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tuple[list[EventRow], int]:
     """Events after `seq`, of one app's payments or (None) all; and the number of the last event read.
 
     Nothing is left to read if that is the last event's number.
@@ -165,4 +166,4 @@ def events_after(conn: sqlite3.Connection, seq: int, app_id: str | None) -> tupl
         "WHERE e.seq > ?1 AND e.seq <= ?2 AND (CAST(?3 AS TEXT) IS NULL OR p.app_id = ?3) ORDER BY e.seq",
         (seq, until, app_id),
     )
-    return [StreamedEvent(*row) for row in rows], max(seq, until)
+    return [EventRow(*row) for row in rows], max(seq, until)

@@ -12,20 +12,9 @@ from typing import Literal
 
 from payagent.store.db.sql_text import LATEST, places
 from payagent.store.db.unit import Unit
+from payagent.store.rows.events import COLUMNS, EventRow
 
 DeliveryState = Literal["waiting", "delivered", "given_up"]
-
-
-@dataclass(frozen=True, slots=True)
-class HashedEvent:
-    """An event of the ledger with its hash; `detail` is JSON. Without a payment it is the wallet's own."""
-
-    seq: int
-    payment_id: str | None
-    event: str
-    detail: str
-    at_ms: int
-    hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +65,24 @@ def cursor(conn: sqlite3.Connection, target: str) -> int:
     return int(row[0])
 
 
-def read_events(
-    conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]
-) -> list[HashedEvent]:
+def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
     """The events of these names after one and until another, in order.
 
     It leaves out what each payment has and nobody is told: admissions that no approval decided, and answers after
     which the merchant may still serve.
     """
     rows = conn.execute(
-        "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq > ? AND seq <= ? "  # noqa: S608
+        f"SELECT {COLUMNS} FROM events WHERE seq > ? AND seq <= ? "  # noqa: S608
         f"AND event IN ({places(len(names))}) AND (event <> 'reserve' OR detail ->> 'via' IS NOT NULL) "
         "AND (event <> 'merchant_answered' OR detail ->> 'delivery' = 'give_up') ORDER BY seq",
         (after_seq, until_seq, *names),
     )
-    return [HashedEvent(*row) for row in rows]
+    return [EventRow(*row) for row in rows]
 
 
-def event(conn: sqlite3.Connection, seq: int) -> HashedEvent:
-    row = conn.execute(
-        "SELECT seq, payment_id, event, detail, at_ms, hash FROM events WHERE seq = ?", (seq,)
-    ).fetchone()
-    return HashedEvent(*row)
+def event(conn: sqlite3.Connection, seq: int) -> EventRow:
+    row = conn.execute(f"SELECT {COLUMNS} FROM events WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
+    return EventRow(*row)
 
 
 def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool:
