@@ -275,7 +275,7 @@ class ExternalSpends:
         job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
         rejected = await context.write("void", job, payment_id)
         if rejected is not None:
-            context.refusals[rejected.code] += 1
+            context.metrics.refusals[rejected.code] += 1
 
 
 def _place(row: ExternalSpendRow) -> tuple[int, str]:

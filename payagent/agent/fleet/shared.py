@@ -40,6 +40,7 @@ from payagent.agent.fleet.requests import (
     load_payment_request,
     read_outcome,
 )
+from payagent.agent.pay.lookup import find_payment
 from payagent.agent.payments.deliveries import Deliveries
 from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
 from payagent.agent.topups.orders import TopupGoal
@@ -53,7 +54,7 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat, unproven
 from payagent.store.db.unit import Unit
-from payagent.store.rows import events, fleet, intents, onchain, payments, prepaid, topups
+from payagent.store.rows import events, fleet, onchain, prepaid, topups
 from payagent.store.rows.attempts_and_utxos import free_units
 from payagent.store.rows.fleet import AdmissionRequest, DaemonRow, RequestKind
 from payagent.store.rows.topups import TopupRow
@@ -669,8 +670,7 @@ class SharedFleet(Fleet):
             return None
 
     def _known_account(self, app_id: str, key: str | None) -> int | None:
-        stored = None if key is None else intents.live_intent(self.context.conn, app_id, key)
-        return None if stored is None else payments.account_of_intent(self.context.conn, stored.id)
+        return find_payment(self.context.conn, app_id, key).account
 
     async def _home_of_topup(self, goal: TopupGoal) -> list[int]:
         partner = self.context.config.merchant(goal.origin).partner or ""

@@ -308,7 +308,7 @@ class TelegramTarget:
         try:
             await (self._fleet.approve if way == "approve" else self._fleet.deny)(message.payment_id, by)
         except Refused as refused:
-            self._context.refusals[refused.code] += 1
+            self._context.metrics.refusals[refused.code] += 1
             answer = f"{refused.problem.title}. {refused.money}"
         else:
             answer = self._outcome(message.payment_id)

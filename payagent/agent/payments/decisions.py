@@ -60,7 +60,7 @@ class Decisions:
                 except Refused as refused:  # it is approved and held: the next pass signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
-                        self._context.refusals[refused.code] += 1
+                        self._context.metrics.refusals[refused.code] += 1
         return self._context.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
@@ -98,4 +98,4 @@ class Decisions:
             )
             decided = await self._context.write("deny", job, payment_id)
             if decided is not None and decided.refusal is not None:
-                self._context.refusals[decided.refusal.code] += 1
+                self._context.metrics.refusals[decided.refusal.code] += 1

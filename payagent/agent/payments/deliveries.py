@@ -44,10 +44,7 @@ class Deliveries:
             ),
             payment_id,
         )
-        row = self._context.payment(payment_id)
-        if is_new:
-            self._context.note_served(row, now_ms)
-        return row
+        return self._row(payment_id, now_ms, is_new=is_new)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
         """Record that a proof was presented to the merchant and no answer arrived."""
@@ -123,15 +120,9 @@ class Deliveries:
             )
 
         after_s, is_new = await self._context.write("delivery", job, payment_id)
-        row = self._context.payment(payment_id)
-        if is_new:
-            self._context.note_served(row, now_ms)
+        row = self._row(payment_id, now_ms, is_new=is_new)
         if row.invoice.merchant_submits and answer.verdict is RetryVerdict.REFUSED:
-            try:
-                await self._lifecycle.cancel_refused(row)
-            except Refused as refusal:
-                log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
-            row = self._context.payment(payment_id)
+            row = await self._cancel(row)
         if by_auto and answer.verdict is RetryVerdict.PENDING:
             self._context.note_pending(row, depth)
         if by_auto and after_s is not None and not self._context.is_ready(row):
@@ -139,6 +130,21 @@ class Deliveries:
         return row, Answered(
             answer.verdict, answer.reason, response.status, after_s, answer.poll_query, has_served
         )
+
+    def _row(self, payment_id: str, now_ms: int, *, is_new: bool) -> PaymentRow:
+        """The payment after its delivery was recorded, measured if the delivery is newly accepted."""
+        row = self._context.payment(payment_id)
+        if is_new:
+            self._context.metrics.serve(self._context.config, row, now_ms)
+        return row
+
+    async def _cancel(self, row: PaymentRow) -> PaymentRow:
+        """Cancel a payment that its merchant was to submit and refused, now or in a later pass."""
+        try:
+            await self._lifecycle.cancel_refused(row)
+        except Refused as refusal:
+            log.info("payment.not_cancelled_yet", payment=row.id, why=refusal.detail)
+        return self._context.payment(row.id)
 
     async def give_up_unserved(self) -> None:
         """Record which merchants have not served payments that were confirmed long enough ago.

@@ -130,7 +130,8 @@ class Intake:
         if refusal.problem.retryable and intent is None:
             return
         if not refusal.problem.retryable:
-            self._context.count_refusal(payment_request.app_id, payment_request.origin, refusal)
+            config = self._context.config
+            self._context.metrics.refuse(config, payment_request.app_id, payment_request.origin, refusal)
         is_heard = intent is not None and intent.is_heard
         is_new = intent is not None and is_heard and not is_priced(self._context.conn, intent)
         has_room = self.is_on_record(payment_request.app_id, payment_request.topup)
@@ -167,7 +168,7 @@ class Intake:
         """
         if refusal.problem.retryable:
             return
-        self._context.count_refusal(app_id, origin, refusal)
+        self._context.metrics.refuse(self._context.config, app_id, origin, refusal)
         if not self.is_on_record(app_id):
             return
         self.note_on_record(app_id)

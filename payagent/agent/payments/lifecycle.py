@@ -96,10 +96,10 @@ class PaymentLifecycle:
                 rejected = await self._sign_or_end(row, slot, now_ms, is_requested)
             except Refused as refused:
                 if not is_requested and row.state is State.RESERVED and refused.code in NOT_SIGNED:
-                    self._context.refusals[refused.code] += 1
+                    self._context.metrics.refusals[refused.code] += 1
                 raise
             if not is_requested and rejected is not None:  # no caller gets the refusal and counts it
-                self._context.refusals[rejected.code] += 1
+                self._context.metrics.refusals[rejected.code] += 1
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, is_requested: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
@@ -140,7 +140,8 @@ class PaymentLifecycle:
             return
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
-            why = self._context.admission.replace(unit, row.id, self._context.config.min_window_s, now_ms)
+            replacement, window_s = self._context.admission.replacement, self._context.config.min_window_s
+            why = replacement.replace(unit, row.id, window_s, now_ms)
             return why, payment_transitions.row_of(unit, row.id)
 
         with self._signing.claim(row.id):

@@ -260,7 +260,7 @@ class TopupRunner:
             await self._step(topup)
         except Refused as refused:
             if refused.code in LATER or self._is_to_be_signed(topup):
-                self._context.refusals[refused.code] += 1
+                self._context.metrics.refusals[refused.code] += 1
                 raise
             await self._break_off(topup, refused)
 
@@ -316,7 +316,7 @@ class TopupRunner:
         try:
             await self._present_proof(topup, last)
         except Refused as refused:  # a paid proof is not given up: the cause may pass or be fixed
-            self._context.refusals[refused.code] += 1
+            self._context.metrics.refusals[refused.code] += 1
             self._put_off(topup, refused)
         if is_over and self._context.payment(last.id).delivery is not Delivery.ACCEPTED:
             self._give_up(topup, "its last payment was not delivered")
@@ -398,7 +398,7 @@ class TopupRunner:
 
         A code in `LATER` passes by itself only where it refuses something new, not where it ended a payment.
         """
-        self._context.refusals[why.code] += 1
+        self._context.metrics.refusals[why.code] += 1
         await self._end(topup, why)
 
     async def _end(self, topup: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:

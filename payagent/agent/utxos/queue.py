@@ -68,7 +68,7 @@ class UtxoQueue:
         """Whether a payment need not wait, given the number of available UTxOs."""
         return not self._places and self._trying < max(1, utxos)
 
-    async def admit(
+    async def enqueue(
         self,
         payment_id: str,
         lovelace: int,

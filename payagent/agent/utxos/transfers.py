@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from payagent.agent.base.requests import AdmittedPayment, TransferRequest, digest
-from payagent.agent.commits.admission import Admission
 from payagent.agent.commits.tx_planner import TransferPlan
 from payagent.agent.context import AgentContext
+from payagent.agent.pay.admission import Admission
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.address import Address
