@@ -9,9 +9,8 @@ May import: core, chain.provider, store, the rest of agent. Never: HTTP, SQL, a 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import structlog
-
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.log import log
 from payagent.agent.base.ports import Ports, Signatures, Writes
 from payagent.agent.base.requests import AfterAdmission, PaymentIntent, PaymentQuote, PaymentRequest
 from payagent.agent.commits.rules import visible_to_app
@@ -33,8 +32,6 @@ from payagent.core.money import format_amount
 from payagent.core.problems import Refused
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
-
-log = structlog.get_logger("payagent.agent")
 
 
 class Agent:

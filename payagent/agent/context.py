@@ -8,17 +8,15 @@ decides on a payment; signs; submits.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import BinaryIO, TypeVar
-
-import structlog
+from typing import TypeVar
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
 from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
+from payagent.agent.base.log import log
 from payagent.agent.base.metrics import AgentMetrics
 from payagent.agent.base.payment_view import has_proof, wallet_address
 from payagent.agent.base.ports import Ports, Writes
@@ -40,8 +38,6 @@ from payagent.store.rows.apps import AppRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")
-
-log = structlog.get_logger("payagent.agent")
 
 
 class AgentContext:
@@ -80,7 +76,7 @@ class AgentContext:
         self.changes: Changes = Changes() if front is None else front.changes
         self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn, config.account))
         self._writer = writer
-        self._readers = readers
+        self.readers = readers
         self.admission = Admission.by(config, self.utxos, self.chain)
         self.submit_providers: Sequence[ThrottledProvider] = self.all_providers
         """The providers that the last pass believed. Transactions are submitted to these."""
@@ -94,23 +90,7 @@ class AgentContext:
     @property
     def conn(self) -> Connection:
         """A read-only connection."""
-        return self._readers.conn
-
-    def snapshot(self) -> AbstractContextManager[Connection]:
-        """A consistent read of the ledger as it is now, for long reads."""
-        return self._readers.snapshot()
-
-    def audited(self) -> AbstractContextManager[Connection]:
-        """The ledger as it is now, in a file, for checks of every row."""
-        return self._readers.audited()
-
-    def room_problem(self) -> str | None:
-        """Why the disk is about to be full; None while there is room."""
-        return self._readers.room_problem()
-
-    def copied(self) -> AbstractContextManager[BinaryIO]:
-        """A copy of the ledger as it is now, in a file that is deleted when closed."""
-        return self._readers.copied()
+        return self.readers.conn
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job as one write transaction. Wakes the callers that wait for the payment once it is durable."""

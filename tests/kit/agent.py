@@ -410,6 +410,12 @@ def with_terms(**changes: object) -> Callable[[AgentConfig], AgentConfig]:
     return lambda terms: replace(terms, **changes)  # type: ignore[arg-type]
 
 
+def asking_above(context: AgentContext, units: Mapping[str, int]) -> None:
+    """From now on a payment above so many units of an asset needs an approval."""
+    rules = context.admission.rules
+    rules.config = replace(rules.config, approval_required_above=units)
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """An answer a relay gives instead of the devnet's."""

@@ -14,9 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
-import structlog
-
 from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.log import log
 from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.agent.chain_sync.recovery import (
     ALERT_SUBJECT,
@@ -56,8 +55,6 @@ A provider's list may lack a UTxO for days, and each search lists all transactio
 
 RECHECKS_MAX = 10
 """Most rechecks in one pass: a pass comes every 20 to 40 seconds, and providers count requests by the day."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:

@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import structlog
-
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.free_utxos import FreeUtxoIndex
+from payagent.agent.base.log import log
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.context import AgentContext
 from payagent.chain.provider import AddressTx, Found, Movement, Tip, TxSeen, Unknown
@@ -59,8 +58,6 @@ ALERT_SUBJECT = "foreign"
 
 Why = Literal["external_spend", "forgotten_spend"]
 """The event: a spend by another wallet with our words, or one of ours that a restored ledger has forgotten."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ May import: core, chain.provider, chain.quorum_view, store, the rest of agent. N
 signs.
 """
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
@@ -25,8 +24,6 @@ from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes
 
 SUBJECT = "anchor:"
-
-log = structlog.get_logger("payagent.agent")
 
 
 class RolledBackDeposits:

@@ -207,12 +207,9 @@ class Replacement:
     """Moves a lost payment to `replacing`."""
 
     rules: PaymentRules
+    chain: ChainView
     utxos: UtxoIndex
     own: Address
-
-    @property
-    def chain(self) -> ChainView:
-        return self.rules.chain
 
     def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
         """Replace a lost attempt that payagent submitted, for the same invoice.

@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import WAYS, ApprovalLinks
 from payagent.core.aggregate import PaymentRow
@@ -54,8 +53,6 @@ SENT_MAX = 100
 
 LIMIT_QUIET_MS = 3_600_000
 """A limit that has no room is told once, until an hour has passed without a refusal by it."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 class TargetPort(Protocol):

@@ -6,8 +6,7 @@ still submitted and followed: it may land.
 May import: core, store, agent.context, agent.base. Never: ends a pause by itself.
 """
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
@@ -15,8 +14,6 @@ from payagent.store.rows import pauses
 from payagent.store.rows.pauses import Pause
 
 _SUBJECT = "pause"
-
-log = structlog.get_logger("payagent.agent")
 
 
 async def pause(context: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:

@@ -14,8 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import Fleet
@@ -55,8 +54,6 @@ _GONE = (400, 403)
 
 _NOT_PAIRED = "This chat is not paired. To pair it, send the code that `payagent notifications pair` prints."
 _NOT_HERE = "This button does not decide here. Nothing was decided."
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(slots=True)

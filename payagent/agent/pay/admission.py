@@ -42,31 +42,24 @@ from payagent.wallet.utxo_index import UtxoIndex
 class Admission:
     """Admits payments and transfers: finds the one of the key, or opens a new one."""
 
+    rules: PaymentRules
+    planner: Planner
     reservation: Reservation
     approval_rules: ApprovalRules
     replacement: Replacement
 
     @classmethod
     def by(cls, config: AgentConfig, utxos: UtxoIndex, chain: ChainView) -> "Admission":
-        rules = PaymentRules(config.limits, chain, config.caps, config.approval_required_above, config.merchants)
+        rules = PaymentRules(config, chain)
         ancestors_max, chain_ttl_s = config.unconfirmed_ancestors_max, config.min_window_s
         planner = Planner(utxos, chain, config.own, ancestors_max, chain_ttl_s, config.account)
         reservation = Reservation(rules, planner)
-        replacement = Replacement(rules, utxos, config.own)
-        return cls(reservation, ApprovalRules(reservation, config.approval_timeout_s), replacement)
-
-    @property
-    def rules(self) -> PaymentRules:
-        return self.reservation.rules
-
-    @property
-    def planner(self) -> Planner:
-        return self.reservation.planner
+        replacement = Replacement(rules, chain, utxos, config.own)
+        return cls(rules, planner, reservation, ApprovalRules(reservation), replacement)
 
     def take(self, config: AgentConfig) -> None:
         """Decide by another config from now on. Call it in a job: each decision then uses one config."""
-        self.rules.take(config)
-        self.approval_rules.timeout_s = config.approval_timeout_s
+        self.rules.config = config
 
     def admit(
         self, unit: Unit, intent: PaymentIntent, now_ms: int, *, can_wait: bool = False, on_record: bool = True
@@ -156,7 +149,7 @@ class Admission:
             plan, checks = self.reservation.decide(unit, intent, nonce_utxo, expires_at_ms, now_ms)
             reasons = self.rules.reasons(unit.conn, intent, intent.invoice, plan.spend)
             if reasons:
-                worst = with_fee_room(plan.spend, checks, self.rules.caps)
+                worst = with_fee_room(plan.spend, checks, self.rules.config.caps)
                 self.rules.require_within_limits(unit.conn, intent, worst, intent.invoice.asset, now_ms)
                 self.approval_rules.request_approval(unit, intent, plan, worst, reasons, expires_at_ms, now_ms)
                 return AdmittedPayment(payment_id, True)
@@ -165,7 +158,9 @@ class Admission:
                 raise
             return _rejected(unit, intent, refusal, now_ms)
         origin, claim = intent.invoice.origin, merchant_trust.claim_of_invoice(intent.invoice)
-        pins = merchant_trust.first_addresses(unit.conn, self.rules.rules(origin), origin, claim, payment_id)
+        pins = merchant_trust.first_addresses(
+            unit.conn, self.rules.config.rules(origin), origin, claim, payment_id
+        )
         self.reservation.hold(unit, payment_id, ReserveFunds, plan, now_ms, checks, pins)
         if not intent.is_heard:
             note_price(unit, intent)

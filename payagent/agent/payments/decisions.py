@@ -9,8 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.requests import Approver
 from payagent.agent.commits.approvals import note_refused
 from payagent.agent.context import AgentContext
@@ -23,8 +22,6 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
 
 T = TypeVar("T")
-
-log = structlog.get_logger("payagent.agent")
 
 
 class Decisions:

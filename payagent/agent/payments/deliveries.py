@@ -8,8 +8,7 @@ pays; presents a proof itself.
 
 from functools import partial
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.commits import delivery_transitions
 from payagent.agent.commits.delivery_transitions import Presented
 from payagent.agent.context import AgentContext
@@ -22,8 +21,6 @@ from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import HttpResponse, RetryVerdict, read_answer
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
-
-log = structlog.get_logger("payagent.agent")
 
 
 class Deliveries:

@@ -28,7 +28,6 @@ from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, pauses
 from payagent.wallet.transaction import TxPlan
-from payagent.wallet.utxo_index import Utxo
 
 SIGNING_PATIENCE_S = 10.0
 """Seconds that a repeated request waits for the first one to be signed."""
@@ -247,14 +246,10 @@ class PaymentLifecycle:
         ]
         return all(utxo is not None and utxo.state == "available" for utxo in utxos)
 
-    def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
-        """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""
-        inputs = [utxo_of(utxo) for utxo in attempts_and_utxos.utxos_reserved_for(self._context.conn, row.id)]
-        return inputs, next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
-
     def _rebuild(self, row: PaymentRow) -> TxPlan:
         """The plan that a payment was admitted or replaced with: the same UTxOs give the same bytes."""
-        inputs, nonce_utxo = self._utxos_of(row)
+        inputs = [utxo_of(utxo) for utxo in attempts_and_utxos.utxos_reserved_for(self._context.conn, row.id)]
+        nonce_utxo = next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
         if row.state is State.REPLACING:
             chosen = attempts_and_utxos.replacement_inputs(self._context.conn, row.id)
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]

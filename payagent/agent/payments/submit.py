@@ -9,16 +9,13 @@ signs; submits bytes that are not in the ledger.
 import asyncio
 from collections.abc import Sequence
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.commits import payment_transitions
 from payagent.agent.context import AgentContext
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.aggregate import AttemptRow
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos
-
-log = structlog.get_logger("payagent.agent")
 
 
 class TxSubmitter:

@@ -10,10 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from payagent.agent.base import prepaid
 from payagent.agent.base.config import AutoTopup, MerchantConfig, TopupSource
+from payagent.agent.base.log import log
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Approver, digest
 from payagent.agent.commits import approvals
@@ -195,8 +194,6 @@ def load_request(text: str) -> TopupSource:
 DAY_MS = 86_400_000
 PAUSE_FIRST_MS = 3_600_000
 """Pause after an automatic top-up that failed. Each further failure doubles it, up to a day."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 async def open_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:

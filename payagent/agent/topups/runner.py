@@ -16,11 +16,10 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-import structlog
-
 from payagent.agent.agent import Agent
 from payagent.agent.base import prepaid
 from payagent.agent.base.config import MerchantConfig, TopupSource
+from payagent.agent.base.log import log
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import ServedRequest, TopupPart, part_of, require_may_buy
 from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest, PrepaidQuote
@@ -96,8 +95,6 @@ _ENDS_TOPUP = {
     State.DENIED: ("approval_denied/person", "the operator denied its payment"),
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

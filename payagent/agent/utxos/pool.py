@@ -9,8 +9,7 @@ Never: moves UTxOs to another wallet.
 from collections.abc import Sequence
 from functools import partial
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.requests import AdmittedPayment, AfterAdmission, PaymentIntent
 from payagent.agent.context import AgentContext
 from payagent.agent.pay.lookup import find_payment
@@ -27,8 +26,6 @@ from payagent.wallet.transaction import TxPlan
 
 UPKEEP_EVERY_MS = 600_000
 """Longest time between upkeep runs: no commit shows that payments have become rare."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 class UtxoPool:

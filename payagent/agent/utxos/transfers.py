@@ -152,7 +152,7 @@ def admit_send_all(
     """
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
-    caps = None if to.raw == own.raw else admission.rules.caps
+    caps = None if to.raw == own.raw else admission.rules.config.caps
     leftovers = None if caps is None else left_behind(planner.utxos, caps)
 
     def plan(utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None) -> TxPlan:
