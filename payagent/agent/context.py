@@ -102,6 +102,11 @@ class AgentContext:
             self.changes.notify(payment_id)
         return result
 
+    async def write_at(self, name: str, job: Callable[[Unit, int], T], payment_id: str | None = None) -> T:
+        """As `write`. The job also gets our clock's time at this call, in milliseconds."""
+        now_ms = self.ports.clock.now_ms()
+        return await self.write(name, lambda unit: job(unit, now_ms), payment_id)
+
     async def take_config(self, from_file: AgentConfig, job: Callable[[Unit], None]) -> None:
         """Put this config into force, together with the changes that `job` makes, in one commit."""
 

@@ -63,9 +63,8 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
     `seen`: the transactions that the operator has reviewed, if given. Refused: `external_spend_new`, if another
     one has frozen the wallet too; it may have arrived meanwhile.
     """
-    now_ms = context.ports.clock.now_ms()
 
-    def job(unit: Unit) -> tuple[str, ...]:
+    def job(unit: Unit, now_ms: int) -> tuple[str, ...]:
         frozen_by = onchain.frozen_by(unit.conn)
         unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
         if unseen:
@@ -79,7 +78,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
             clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator unfroze the wallet", "tx": last}, now_ms)
         return frozen_by
 
-    frozen_by = await context.write("unfreeze", job) if onchain.frozen_by(context.conn) else ()
+    frozen_by = await context.write_at("unfreeze", job) if onchain.frozen_by(context.conn) else ()
     context.chain.external_spends = onchain.frozen_by(context.conn)
     return frozen_by
 
@@ -243,8 +242,7 @@ class ExternalSpends:
             self._suspects = set()
 
     async def _settle(self, height: int) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("foreign", lambda unit: settle(unit, height, now_ms, self._account))
+        await self._context.write_at("foreign", lambda unit, now_ms: settle(unit, height, now_ms, self._account))
 
     async def _weigh(self, view: QuorumView) -> None:
         """Void a payment whose nonce UTxO was spent externally, on the evidence that a cancel needs (R8)."""

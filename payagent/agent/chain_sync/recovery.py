@@ -331,8 +331,7 @@ class Recovery:
         return None if self._signed is None else self._signed.tx_id
 
     async def _record_behind(self) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms))
+        await self._context.write_at("scan", lambda unit, now_ms: note_behind(unit, self._signed_tx_id, now_ms))
         log.warning("ledger.behind", signed=self._signed_tx_id)
         self._load_status()
 

@@ -83,15 +83,14 @@ async def set_limits(
     """
     app = ANY if app_name is None else apps.find(context.conn, app_name).id
     scope = Scope(app, ANY if merchant_name is None else _limited_origin(context, merchant_name))
-    now_ms = context.ports.clock.now_ms()
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         if only_lower:
             present = policy.in_force(context.config.limits, limit_counters.limits(unit.conn))
             _require_lower(context.config.limits, present, scope, asset, most_units)
         write_limits(unit, scope, asset, most_units, by_app, now_ms)
 
-    await context.write("limits", job)
+    await context.write_at("limits", job)
 
 
 def _require_lower(

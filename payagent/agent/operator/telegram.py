@@ -93,9 +93,8 @@ class TelegramTarget:
 
     async def unpair(self, chat_id: int, by_app: str) -> None:
         """End a pairing at once. Refused: `not_found`."""
-        now_ms = self._context.ports.clock.now_ms()
-        if not await self._context.write(
-            "pairing", lambda unit: paired_chats.unpair(unit, self.name, chat_id, by_app, now_ms)
+        if not await self._context.write_at(
+            "pairing", lambda unit, now_ms: paired_chats.unpair(unit, self.name, chat_id, by_app, now_ms)
         ):
             raise Refused("not_found", f"{self.name} has no paired chat {chat_id}")
         log.warning("notification.chat_unpaired", target=self.name, chat=chat_id, by=by_app)
@@ -239,8 +238,7 @@ class TelegramTarget:
             await changed.wait()
 
     async def _close(self, message: str) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("notify", lambda unit: approval_messages.close(unit, message, now_ms))
+        await self._context.write_at("notify", lambda unit, now_ms: approval_messages.close(unit, message, now_ms))
 
     def _outcome(self, payment_id: str) -> str:
         """What was decided, when and by whom."""

@@ -47,10 +47,10 @@ class Deliveries:
         """Record that a proof was presented to the merchant and no answer arrived."""
         if self._context.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
             return
-        now_ms, rules = self._context.ports.clock.now_ms(), self._context.config.rules
-        await self._context.write(
+        rules = self._context.config.rules
+        await self._context.write_at(
             "delivery",
-            lambda unit: delivery_transitions.record_unanswered(unit, payment_id, why, rules, now_ms),
+            lambda unit, now_ms: delivery_transitions.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
         )
 
@@ -63,11 +63,10 @@ class Deliveries:
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """Record a delivery because the merchant says that the proof is used up: nobody but us presented it."""
-        now_ms = self._context.ports.clock.now_ms()
         rules = self._context.config.rules
-        await self._context.write(
+        await self._context.write_at(
             "delivery",
-            lambda unit: delivery_transitions.record_used_up(unit, payment_id, rules, now_ms),
+            lambda unit, now_ms: delivery_transitions.record_used_up(unit, payment_id, rules, now_ms),
             payment_id,
         )
         return self._context.payment(payment_id)

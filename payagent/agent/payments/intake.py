@@ -172,10 +172,11 @@ class Intake:
         if not self.is_on_record(app_id):
             return
         self.note_on_record(app_id)
-        now_ms = self._context.ports.clock.now_ms()
         about = {"app": app_id, "origin": origin, "request": request and request[:500]}
         detail = {**refusal.record, **refusal.limit_record, **about}
-        await self._context.write("refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, detail))
+        await self._context.write_at(
+            "refuse", lambda unit, now_ms: writes.note(unit, None, "refused", None, now_ms, detail)
+        )
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
         """Whether a refusal of the app is to be recorded. Refusals of a top-up always are, because they end it."""

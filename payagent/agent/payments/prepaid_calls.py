@@ -69,15 +69,14 @@ class PrepaidCalls:
             is_costly or prepaid.is_counted(self._context.conn, call)
         ):
             return None
-        now_ms = self._context.ports.clock.now_ms()
 
-        def job(unit: Unit) -> int | None:
+        def job(unit: Unit, now_ms: int) -> int | None:
             return count_use(
                 unit, call, self._context.config.limits, self._context.limits_clock_ms(unit.conn, now_ms), now_ms
             )
 
         try:
-            return await self._context.write("let_through", job)
+            return await self._context.write_at("let_through", job)
         except Refused as refused:
             request = f"{call.method} {call.path}"
             await self._intake.note_refused_call(call.app_id, call.origin, request, refused)

@@ -227,7 +227,6 @@ async def _announce(
     context: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
 ) -> None:
     """Raise the alert that announces the first top-up under these settings. The next run opens it."""
-    now_ms = context.ports.clock.now_ms()
     buyer = buyer_of(context, merchant)
     detail = (
         f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.auto_below "
@@ -237,13 +236,13 @@ async def _announce(
     facts = {"detail": detail, "merchant": merchant.origin, "unit": auto.unit, "settings": settings}
     facts |= {"left": str(left), "below": str(auto.below), "to": str(auto.to)}
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         pool = pools.ensure_pool(
             unit, merchant.origin, buyer.partner, buyer.wallet, now_ms, context.config.account
         )
         raise_alert(unit, "topup_announced", announced_as(pool), facts, now_ms, again=True)
 
-    await context.write("topup_announce", job)
+    await context.write_at("topup_announce", job)
     log.warning("topup.announced", **facts)
 
 

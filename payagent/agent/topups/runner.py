@@ -401,14 +401,13 @@ class TopupRunner:
     async def _end(self, topup: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
         """End the top-up, and count what its last request used of the balance."""
         context = self._context
-        now_ms = context.ports.clock.now_ms()
 
-        def job(unit: Unit) -> None:
+        def job(unit: Unit, now_ms: int) -> None:
             if served is not None and topup.is_call:
                 prepaid.used(unit, served, context.limits_clock_ms(unit.conn, now_ms), now_ms)
             end(unit, context, topup, why, now_ms)
 
-        await context.write("topup_end", job)
+        await context.write_at("topup_end", job)
         if why is None:
             log.info("topup.done", topup=topup.id)
         else:

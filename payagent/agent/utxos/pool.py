@@ -50,10 +50,9 @@ class UtxoPool:
         """
 
         async def admit(can_wait: bool) -> AdmittedPayment:
-            now_ms = self._context.ports.clock.now_ms()
             on_record = self._intake.is_on_record(intent.app_id, intent.topup)
 
-            def job(unit: Unit) -> AdmittedPayment:
+            def job(unit: Unit, now_ms: int) -> AdmittedPayment:
                 admitted = self._context.admission.admit(
                     unit, intent, now_ms, can_wait=can_wait, on_record=on_record
                 )
@@ -61,7 +60,7 @@ class UtxoPool:
                     then(unit, admitted)
                 return admitted
 
-            return await self._context.write("admit", job)
+            return await self._context.write_at("admit", job)
 
         config = self._context.config
         has_upkeep = config.upkeep_fees_per_day_lovelace > 0 and config.unconfirmed_ancestors_max > 0
@@ -97,11 +96,11 @@ class UtxoPool:
 
         `waiting`: what each waiting payment pays, in lovelace. Raises the refusals of `UtxoUpkeep.keep`.
         """
-        ids, now_ms = self._context.new_ids(), self._context.ports.clock.now_ms()
+        ids = self._context.new_ids()
         means = Means(self._context.config.upkeep_fees_per_day_lovelace, self._context.assets_allowed())
         with self._signing.claim(ids.payment):
-            result = await self._context.write(
-                "keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms)
+            result = await self._context.write_at(
+                "keep", lambda unit, now_ms: self._upkeep.keep(unit, ids, means, waiting, now_ms)
             )
             if result.admitted is not None:
                 log.info("utxos.kept", payment=result.admitted.payment_id, waiting=len(waiting))
