@@ -234,10 +234,6 @@ class AgentContext:
             self.metrics.last_calls_ms[app.id] = self.ports.clock.now_ms()
         return app
 
-    def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
-        """The clock of the limits (store.rows.limit_counters)."""
-        return self.admission.rules.clock_ms(conn, now_ms)
-
     def new_ids(self) -> Ids:
         """Fresh ids for a payment or a transfer. They go unused if the payment exists already."""
         return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))

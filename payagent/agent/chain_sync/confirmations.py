@@ -73,7 +73,7 @@ class Confirmations:
         settle_depth = self._context.config.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
-            *(row for row in self._open_payments.watched_voids() if _depth(row.block_height, tip) >= settle_depth),
+            *self._deep(State.VOID, tip, settle_depth),
         ]
         if view.is_for_good:
             await self._workers.each(ending, partial(self._settle, view, tip))

@@ -263,14 +263,10 @@ class ExternalSpends:
             is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, view.tip.hash, now_ms)
             if is_enough or not view.stands_alone:
                 self._deep_seen.forget(payment_id)
-                await self._end(payment_id, row, now_ms)
-
-    async def _end(self, payment_id: str, row: ExternalSpendRow, now_ms: int) -> None:
-        context = self._context
-        job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
-        rejected = await context.write("void", job, payment_id)
-        if rejected is not None:
-            context.metrics.refusals[rejected.code] += 1
+                job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
+                rejected = await context.write("void", job, payment_id)
+                if rejected is not None:
+                    context.metrics.refusals[rejected.code] += 1
 
 
 def _place(row: ExternalSpendRow) -> tuple[int, str]:

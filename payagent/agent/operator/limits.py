@@ -39,7 +39,7 @@ def standing(context: AgentContext, only_app: str | None = None) -> list[LimitSt
     if only_app is not None:
         app = apps.require(context.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
-    clock_ms = context.limits_clock_ms(context.conn, context.ports.clock.now_ms())
+    clock_ms = context.admission.rules.clock_ms(context.conn, context.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
     return [_status_of(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
 

@@ -173,4 +173,4 @@ class Deliveries:
         So a jump of our clock blames no merchant.
         """
         now_ms = self._context.ports.clock.now_ms()
-        return now_ms, self._context.limits_clock_ms(self._context.conn, now_ms)
+        return now_ms, self._context.admission.rules.clock_ms(self._context.conn, now_ms)

@@ -106,7 +106,7 @@ def open_topup(
         request=dump_request(request),
         is_call=is_call,
         now_ms=now_ms,
-        clock_ms=context.limits_clock_ms(unit.conn, now_ms),
+        clock_ms=context.admission.rules.clock_ms(unit.conn, now_ms),
     )
 
 
@@ -129,7 +129,7 @@ def stop(unit: Unit, context: AgentContext, topup: TopupRow, why: Refused, by_ap
 
 def end(unit: Unit, context: AgentContext, topup: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: end a top-up, once."""
-    clock_ms = context.limits_clock_ms(unit.conn, now_ms)
+    clock_ms = context.admission.rules.clock_ms(unit.conn, now_ms)
     record = dict.fromkeys(("code", "reason", "detail")) if why is None else why.record
     if topups.end(unit, topup.id, record, now_ms, clock_ms):
         if why is not None:
@@ -263,7 +263,7 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     Days and pauses are counted by the limits' clock: no other clock ends them.
     """
     conn = context.conn
-    clock_ms = context.limits_clock_ms(conn, now_ms)
+    clock_ms = context.admission.rules.clock_ms(conn, now_ms)
     if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
         return True
     earlier = topups.autos_of(conn, pool.id)

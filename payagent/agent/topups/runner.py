@@ -324,7 +324,7 @@ class TopupRunner:
         If our clock is behind the start, only the limits' clock decides.
         """
         passed_ms = now_ms - topup.created_at_ms
-        counted_ms = self._context.limits_clock_ms(self._context.conn, now_ms) - topup.clock_ms
+        counted_ms = self._context.admission.rules.clock_ms(self._context.conn, now_ms) - topup.clock_ms
         if passed_ms < 0:
             return counted_ms > PATIENCE_MS
         is_borne_out = counted_ms > PATIENCE_MS or self._context.chain.is_ready(now_ms)
@@ -404,7 +404,7 @@ class TopupRunner:
 
         def job(unit: Unit, now_ms: int) -> None:
             if served is not None and topup.is_call:
-                prepaid.used(unit, served, context.limits_clock_ms(unit.conn, now_ms), now_ms)
+                prepaid.used(unit, served, context.admission.rules.clock_ms(unit.conn, now_ms), now_ms)
             end(unit, context, topup, why, now_ms)
 
         await context.write_at("topup_end", job)
