@@ -226,18 +226,16 @@ class Confirmations:
         return False
 
     async def _record_seen(self, view: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
-        context = self._context
-        await context.write_at(
+        await self._context.write_at(
             "observe",
-            lambda unit, now_ms: steps.record_seen(unit, row.id, seen, context.utxos, view.name, now_ms),
+            lambda unit, now_ms: steps.record_seen(unit, row.id, seen, self._context.utxos, view.name, now_ms),
             row.id,
         )
 
     async def _record_block_lost(self, row: PaymentRow, denied_by: str | None = None) -> None:
-        context = self._context
-        await context.write_at(
+        await self._context.write_at(
             "observe",
-            lambda unit, now_ms: steps.record_block_lost(unit, row.id, context.utxos, now_ms, denied_by),
+            lambda unit, now_ms: steps.record_block_lost(unit, row.id, self._context.utxos, now_ms, denied_by),
             row.id,
         )
         self.urgent.add(row.id)

@@ -228,16 +228,14 @@ class ExternalSpends:
 
     async def _lose_if_gone(self, view: QuorumView, row: ExternalSpendRow, read: Read[TxSeen]) -> None:
         """Record the block as lost if the transaction is in another one, or is denied together with its block."""
-        context = self._context
         is_gone = (
             isinstance(read, NotFound)
             and view.tip.height >= row.block_height
             and isinstance(await view.block(row.block_hash), NotFound)
         )
         if is_gone or isinstance(read, Found):
-            now_ms = context.ports.clock.now_ms()
-            await context.write(
-                "foreign", partial(lose_external_spend, row=row, provider=view.name, now_ms=now_ms)
+            await self._context.write_at(
+                "foreign", lambda unit, now_ms: lose_external_spend(unit, row, view.name, now_ms)
             )
             self._suspects = set()
 

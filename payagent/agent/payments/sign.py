@@ -93,17 +93,15 @@ class PaymentSigner:
             signature = await self._signer.signature(plan.body, plan.paid)
         except Refused as refusal:
             if refusal.code in NOT_SIGNED:
-                await self._note_not_signed(payment_id, refusal)
+                why = refusal
+                await self._context.write_at(
+                    "reject",
+                    lambda unit, now_ms: payment_transitions.record_not_signed(
+                        unit, payment_id, self._context.utxos, why, now_ms
+                    ),
+                    payment_id,
+                )
             raise
         raw = assemble(plan, key, signature)
         check(raw, plan, key)
         return raw
-
-    async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
-        await self._context.write_at(
-            "reject",
-            lambda unit, now_ms: payment_transitions.record_not_signed(
-                unit, payment_id, self._context.utxos, refusal, now_ms
-            ),
-            payment_id,
-        )

@@ -125,10 +125,9 @@ class TxSubmitter:
             if not may_send:
                 return
             answer = await provider.submit(attempt.cbor, attempt.tx_id)
-            answered_ms = self._context.ports.clock.now_ms()
-            await self._context.write(
+            await self._context.write_at(
                 "answer",
-                lambda unit: payment_transitions.record_answer(
+                lambda unit, answered_ms: payment_transitions.record_answer(
                     unit, payment_id, attempt.tx_id, answer, provider.name, answered_ms
                 ),
                 payment_id,

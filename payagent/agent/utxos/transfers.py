@@ -50,9 +50,9 @@ class Transfers:
 
     async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is available and may leave, smallest UTxOs first, up to one full transaction."""
-        request, now_ms = self._request(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
+        request = self._request(app_id, "sweep", key, to.text)
         return await self._admit_and_send(
-            request, lambda unit: admit_send_all(self._context.admission, unit, request, to, now_ms)
+            request, lambda unit, now_ms: admit_send_all(self._context.admission, unit, request, to, now_ms)
         )
 
     async def split(
@@ -75,16 +75,15 @@ class Transfers:
         )
 
     async def _transfer(self, request: TransferRequest, plan: TransferPlan) -> tuple[PaymentRow, bool]:
-        now_ms = self._context.ports.clock.now_ms()
         return await self._admit_and_send(
-            request, lambda unit: self._context.admission.admit_transfer(unit, request, plan, now_ms)
+            request, lambda unit, now_ms: self._context.admission.admit_transfer(unit, request, plan, now_ms)
         )
 
     async def _admit_and_send(
-        self, request: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
+        self, request: TransferRequest, admit: Callable[[Unit, int], AdmittedPayment]
     ) -> tuple[PaymentRow, bool]:
         with self._signing.claim(request.ids.payment):
-            return await self._lifecycle.carry_out(await self._context.write("admit", admit))
+            return await self._lifecycle.carry_out(await self._context.write_at("admit", admit))
 
     def _select(
         self, outputs: Sequence[Output], utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None
