@@ -267,7 +267,7 @@ def _rebuild_after_ttl(stack: ExitStack) -> None:
 def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
     _given_up_after(stack, 15)
     # nothing of ours may end it before
-    put(stack, admission, "is_lost", lambda *_: False)
+    put(stack, replacement, "is_lost", lambda *_: False)
     put(stack, due, "is_lost", lambda *_: False)
 
 
