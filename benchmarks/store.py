@@ -20,9 +20,9 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import AdmittedPayment, Ids, PaymentIntent
 from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits import payment_transitions as steps
-from payagent.agent.commits.admission import Admission
 from payagent.agent.commits.utxo_sync import sync
 from payagent.agent.context import AgentContext
+from payagent.agent.pay.admission import Admission
 from payagent.api.models.ledger import Balances
 from payagent.api.models.payments import Payment
 from payagent.api.models.wallet import Wallet

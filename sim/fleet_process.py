@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from payagent.agent.agent import Agent
-from payagent.agent.base.ports import InProcess, Ports
+from payagent.agent.base.ports import Ports
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.fleet.fleet import HeldAccount
@@ -37,6 +37,7 @@ from payagent.store.rows.fleet import DaemonRow
 from sim.fixtures import account
 from sim.fleet_fence import REFUSAL, install_fence
 from sim.fleet_servers import FleetServers
+from sim.in_process_signer import InProcessSigner
 from sim.process import MERCHANTS_EVERY_BEATS, Host, InlineReaders, InlineWriter, SimDaemon
 
 PAUSES_S = (2.0, 12.0, 12.0, 40.0, 200.0)
@@ -283,7 +284,7 @@ class FleetProcess(SimDaemon):
     def _visit(self, number: int) -> HeldAccount:
         front = self.front.context
         config = replace(front.from_file, own=account(number).address, account=number)
-        signer = InProcess(account(number).signer)
+        signer = InProcessSigner(account(number).signer)
         agent = Agent(config, self._ports, self._writer, self._readers, (), signer, front)
         return HeldAccount(agent, TopupRunner(agent, self._merchants))
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from payagent.agent.agent import Agent
 from payagent.agent.base.config import AgentConfig
-from payagent.agent.base.ports import InProcess, Ports
+from payagent.agent.base.ports import Ports
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.fleet.fleet import Fleet, HeldAccount
@@ -33,6 +33,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.wallet.keys import Signer
 from sim.disk import Disk
 from sim.fault_rates import FaultRates
+from sim.in_process_signer import InProcessSigner
 from sim.trace import Trace
 from sim.virtual_loop import VirtualLoop
 
@@ -263,7 +264,9 @@ class SimProcess(SimDaemon):
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
-        self.agent = Agent(host.terms, ports, writer, self._readers, host.providers(), InProcess(host.signer))
+        self.agent = Agent(
+            host.terms, ports, writer, self._readers, host.providers(), InProcessSigner(host.signer)
+        )
         merchants = host.merchants()
         self.chain_sync = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)

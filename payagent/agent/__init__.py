@@ -20,8 +20,9 @@ Commit points (exactly-once.md), each one write transaction, with the job that m
 Calls on a payment, in their legal order. `core.payment.machine.EFFECTS` has every row; a commit out of order
 raises `Refused` and changes nothing. Functions without a module are in `commits.payment_transitions`.
 
-  1. admit    `UtxoPool.admit` runs `commits.admission.Admission.admit`. Always first, once per intent: a repeated
-              call finds the payment. Next: sign (reserved); approve or deny (awaiting approval); none (rejected).
+  1. admit    `UtxoPool.enqueue` runs `pay.admission.Admission.admit`: `pay.offers` chooses the offer, `pay.lookup`
+              answers whether the intent has a payment. Always first, once per intent: a repeated call finds the
+              payment. Next: sign (reserved); approve or deny (awaiting approval); none (rejected).
      approve  `Decisions.approve` runs `commits.approvals.ApprovalRules.approve`, which decides anew. Next: sign.
      deny     `Decisions.deny` runs `ApprovalRules.deny`; after the timeout `Decisions.deny_what_is_over` runs
               `ApprovalRules.deny_when_over`.
@@ -37,9 +38,9 @@ raises `Refused` and changes nothing. Functions without a module are in `commits
   6. settle   `Confirmations` runs `record_settled`, `settle_depth` blocks deep. Legal after confirm; the end. On
               a void payment it ends the reservations.
 
-  replace     `PaymentLifecycle.renew` runs `Admission.replace`; `Admission.admit` does the same for a new invoice
-              of the intent. Legal once the TTL of every attempt that pays has passed and none is in a block. Next:
-              sign, with the same nonce UTxO.
+  replace     `PaymentLifecycle.renew` runs `commits.replacement.Replacement.replace`; for a new invoice of the
+              intent, `Admission.admit` runs `Replacement.take_invoice`. Legal once the TTL of every attempt that
+              pays has passed and none is in a block. Next: sign, with the same nonce UTxO.
   cancel      `PaymentLifecycle.cancel`, `renew`, `resume` and `resolve` run `record_cancel`. Legal once something
               was signed and is in no block. Next: submit; then void, or observe if the attempt that pays won.
   void        `record_void` when a cancel, or another payment's transaction, ruled out the nonce UTxO, `void_depth`
@@ -57,6 +58,7 @@ Sub-packages, each importing only from those above it:
     requests         values that callers send, the answers, and what one commit decides on
     merchant_trust   pinned addresses, agreed prices and the unserved streak of a merchant
     chain_view       the chain as last read: may we sign, and with which TTL
+    metrics          what the daemon counts since its start
     change_notifier  wakes callers that wait for a payment or a block
     free_utxos       changes the available UTxOs in memory, undone with the commit
     payment_view     the headers of a retry
@@ -66,10 +68,13 @@ Sub-packages, each importing only from those above it:
     reservation           decides, places the hold, reserves the UTxOs
     replacement           the next attempt of a lost payment
     approvals             requests an approval, records the decision or the timeout
-    admission             C1 + C2
     payment_transitions   C3 to C7
     delivery_transitions  commits of a delivery
     utxo_sync             our UTxOs against a provider's list
+  pay         whether an intent gets a payment, inside the commit C1 + C2
+    offers     which offer of the 402 is paid
+    lookup     has the intent a payment? The one answer, inside a commit and before it
+    admission  C1 + C2: admits, decides, holds
   context     `AgentContext`: ledger, config, available UTxOs, chain view and clock, for every part
   payments    one payment on the event loop
     intake         reads a 402 into a `PaymentIntent`, records refusals within bounds
@@ -80,7 +85,7 @@ Sub-packages, each importing only from those above it:
     deliveries     a merchant's answers to the proof
     prepaid_calls  requests that a prepaid balance serves, counted against their app's limits
   utxos       UTxOs ready for payments
-    pool       admits a payment, waiting for a UTxO if it must
+    pool       hands a payment to admission, once there is a UTxO for it
     queue      payments that wait for a UTxO
     upkeep     splits and gathers UTxOs when worth the fee
     transfers  the operator's transfers: send, send all, split

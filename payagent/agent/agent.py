@@ -9,14 +9,14 @@ May import: core, chain.provider, store, the rest of agent. Never: HTTP, SQL, a 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import structlog
-
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.log import log
 from payagent.agent.base.ports import Ports, Signatures, Writes
 from payagent.agent.base.requests import AfterAdmission, PaymentIntent, PaymentQuote, PaymentRequest
-from payagent.agent.commits.admission import require_same
 from payagent.agent.commits.rules import visible_to_app
 from payagent.agent.context import AgentContext
+from payagent.agent.pay.lookup import LookupReason, find_payment
+from payagent.agent.pay.offers import choose_offer
 from payagent.agent.payments.decisions import Decisions
 from payagent.agent.payments.deliveries import Deliveries
 from payagent.agent.payments.intake import Intake
@@ -32,9 +32,6 @@ from payagent.core.money import format_amount
 from payagent.core.problems import Refused
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
-from payagent.store.rows import intents, payments
-
-log = structlog.get_logger("payagent.agent")
 
 
 class Agent:
@@ -76,24 +73,25 @@ class Agent:
         except Refused as refusal:
             if (
                 payment_request.origin in self.context.config.merchants
-                and (row := self._paid_already(payment_request)) is not None
+                and (row := self._paid_by_key(payment_request)) is not None
             ):
                 return row, False
             await self.intake.note_refusal(payment_request, refusal, None, now_ms)
             raise
         intent = self.intake.intent(payment_request, offers, now_ms)
-        if (existing := self._existing_payment(intent)) is not None:
+        if (existing := self._repeated(intent)) is not None:
             return await self.lifecycle.once_signed(existing), False
         with self.signing.claim(intent.ids.payment):
             try:
-                admitted = await self.utxo_pool.admit(intent, then)
+                admitted = await self.utxo_pool.enqueue(intent, then)
             except Refused as refusal:
                 await self.intake.note_refusal(payment_request, refusal, intent, now_ms)
                 raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 self.intake.note_on_record(payment_request.app_id, payment_request.topup)
-                self.context.count_refusal(payment_request.app_id, payment_request.origin, admitted.refusal)
+                app_id, config = payment_request.app_id, self.context.config
+                self.context.metrics.refuse(config, app_id, payment_request.origin, admitted.refusal)
                 raise admitted.refusal
             carried_out = await self.lifecycle.carry_out(admitted)
             if admitted.plan is not None:
@@ -107,28 +105,20 @@ class Agent:
         try:
             offers = self.intake.offers(merchant, payment_request, now_ms)
         except Refused:
-            return self._paid_already(payment_request)
-        return self._existing_payment(self.intake.intent(payment_request, offers, now_ms))
+            return self._paid_by_key(payment_request)
+        return self._repeated(self.intake.intent(payment_request, offers, now_ms))
 
-    def _existing_payment(self, intent: PaymentIntent) -> PaymentRow | None:
+    def _repeated(self, intent: PaymentIntent) -> PaymentRow | None:
         """The payment that admission would find, if nothing is left to decide or record.
 
-        That is so if the intent is the same and one of its payments is for this invoice. None if the attempt is
-        missing from the signer's record: the writer then records it, or says why not.
+        None if the attempt is missing from the signer's record: the writer then records it, or says why not.
         """
         (offer, *others), conn = intent.offers, self.context.conn
-        stored = None if others else intents.live_intent(conn, intent.app_id, intent.key)
-        row = None if stored is None else payments.live_payment_of(conn, stored.id)
-        if stored is None or row is None or stored.fingerprint != intent.fingerprint:
+        if others or not offer.has_own_id:  # admission chooses, or notes the price
             return None
-        terms = (offer.origin, offer.invoice_id, offer.terms_hash)
-        if terms != (row.invoice.origin, row.invoice.id, row.invoice.terms_hash):
-            recorded = intents.invoice(conn, offer.origin, offer.invoice_id)
-            if recorded is None or recorded.terms_hash != offer.terms_hash:
-                return None
-            if payments.payment_of_invoice(conn, recorded.seq) is None:
-                return None
-        return row if self.context.as_noted(row).is_noted else None
+        found = find_payment(conn, intent.app_id, intent.key, intent.fingerprint, offer)
+        row = found.payment if found.reason is LookupReason.REPEATED else None
+        return None if row is None or not self.context.as_noted(row).is_noted else row
 
     async def quote(self, payment_request: PaymentRequest, count: int = 1) -> PaymentQuote:
         """The cost of `count` such payments now. Reserves and writes nothing.
@@ -141,7 +131,7 @@ class Agent:
         intent = self.intake.intent(payment_request, offers, now_ms)
 
         def job(unit: Unit) -> PaymentQuote:
-            chosen = self.context.admission.choose(unit, intent, now_ms)
+            chosen = choose_offer(self.context.admission.reservation, unit, intent, now_ms)
             self.context.admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
             try:
@@ -183,12 +173,9 @@ class Agent:
                 have, need = format_amount(asset, available), format_amount(asset, units)
                 raise Refused("not_enough_funds", f"{have} are available or pending, {need} are needed")
 
-    def _paid_already(self, payment_request: PaymentRequest) -> PaymentRow | None:
+    def _paid_by_key(self, payment_request: PaymentRequest) -> PaymentRow | None:
         """The live payment of a repeated intent, for a 402 that has expired or only says "pending"."""
-        key = payment_request.key(None)
-        stored = None if key is None else intents.live_intent(self.context.conn, payment_request.app_id, key)
-        if stored is None:
-            return None
-        require_same(stored, payment_request.fingerprint)
-        row = payments.live_payment_of(self.context.conn, stored.id)
-        return None if row is None else self.context.require_noted(row)
+        app_id, key = payment_request.app_id, payment_request.key(None)
+        found = find_payment(self.context.conn, app_id, key, payment_request.fingerprint)
+        found.require_no_conflict()
+        return None if found.payment is None else self.context.require_noted(found.payment)

@@ -2,51 +2,42 @@
 
 It holds the ledger's readers and writer, the config in force, the available UTxOs, the chain as last read, and the
 clock. `take_config` replaces the config at run time, so read `config` each time and do not keep it.
-May import: core, chain.provider, chain.throttled_provider, store, wallet, agent.commits, agent.base. Never:
+May import: core, chain.provider, chain.throttled_provider, store, wallet, agent.pay, agent.base. Never:
 decides on a payment; signs; submits.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import BinaryIO, TypeVar
-
-import structlog
+from typing import TypeVar
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
 from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
+from payagent.agent.base.log import log
+from payagent.agent.base.metrics import AgentMetrics
 from payagent.agent.base.payment_view import has_proof, wallet_address
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
-from payagent.agent.commits.admission import Admission
+from payagent.agent.pay.admission import Admission
 from payagent.chain.provider import ChainProvider, Tip
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
-from payagent.core.prometheus import Histogram
 from payagent.core.retry_schedule import may_be_shown
 from payagent.store.db.fence import lease_lost
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.load import load_row
-from payagent.store.rows import about, attempts_and_utxos, fleet, limit_counters, merchants, onchain, pauses
+from payagent.store.rows import about, apps, attempts_and_utxos, fleet, limit_counters, merchants, onchain, pauses
+from payagent.store.rows.apps import AppRow
 from payagent.wallet.utxo_index import UtxoIndex
 
 T = TypeVar("T")
-
-log = structlog.get_logger("payagent.agent")
-
-OTHER = "(other)"
-"""Stands in the metrics for every merchant that is not configured. No merchant can have this name."""
-
-SERVED_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 60_000, 120_000, 300_000, 600_000, 3_600_000)
 
 
 class AgentContext:
@@ -85,66 +76,21 @@ class AgentContext:
         self.changes: Changes = Changes() if front is None else front.changes
         self.utxos = UtxoIndex(utxo_of(row) for row in attempts_and_utxos.free_utxos(readers.conn, config.account))
         self._writer = writer
-        self._readers = readers
+        self.readers = readers
         self.admission = Admission.by(config, self.utxos, self.chain)
         self.submit_providers: Sequence[ThrottledProvider] = self.all_providers
         """The providers that the last pass believed. Transactions are submitted to these."""
         self.providers: Mapping[str, str | None] = {}
         """By name: why the last pass did not believe a provider; None if it did."""
-        self.refusals: Counter[str] = Counter() if front is None else front.refusals
-        """How often each code was returned since the start, by the API, the proxy or a pass."""
-        self.purchases_refused: Counter[tuple[str, str, str]] = (
-            Counter() if front is None else front.purchases_refused
-        )
-        """How often a purchase was refused since the start, by app id, merchant (`merchant_label`) and code."""
-        self.last_calls_ms: dict[str, int] = {} if front is None else front.last_calls_ms
-        """When each app's token was last shown to the API or the proxy since the start, by app id."""
-        self.time_to_served: dict[str, Histogram] = {} if front is None else front.time_to_served
-        """From a payment's request to its accepted delivery, since the start, by merchant (`merchant_label`)."""
+        self.metrics: AgentMetrics = AgentMetrics() if front is None else front.metrics
         self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {} if front is None else front._pending
         """Payments whose merchant answered "pending", with the height of the newest block at that time."""
 
-    def merchant_label(self, origin: str | None) -> str:
-        """The merchant's label in the metrics: its name in the config, or `OTHER`."""
-        merchant = self.config.merchants.get(origin or "")
-        return OTHER if merchant is None else merchant.name
-
-    def note_call(self, app_id: str) -> None:
-        """Remember that an app called now. It is not stored."""
-        self.last_calls_ms[app_id] = self.ports.clock.now_ms()
-
-    def count_refusal(self, app_id: str, origin: str | None, refusal: Refused) -> None:
-        """Count a refused purchase for the metrics."""
-        self.purchases_refused[app_id, self.merchant_label(origin), refusal.code] += 1
-
-    def note_served(self, row: PaymentRow, now_ms: int) -> None:
-        """Measure a payment whose delivery has just been accepted."""
-        histogram = self.time_to_served.setdefault(
-            self.merchant_label(row.invoice.origin), Histogram(SERVED_BOUNDS_MS)
-        )
-        histogram.observe(now_ms - row.created_at_ms)
-
     @property
     def conn(self) -> Connection:
         """A read-only connection."""
-        return self._readers.conn
-
-    def snapshot(self) -> AbstractContextManager[Connection]:
-        """A consistent read of the ledger as it is now, for long reads."""
-        return self._readers.snapshot()
-
-    def audited(self) -> AbstractContextManager[Connection]:
-        """The ledger as it is now, in a file, for checks of every row."""
-        return self._readers.audited()
-
-    def room_problem(self) -> str | None:
-        """Why the disk is about to be full; None while there is room."""
-        return self._readers.room_problem()
-
-    def copied(self) -> AbstractContextManager[BinaryIO]:
-        """A copy of the ledger as it is now, in a file that is deleted when closed."""
-        return self._readers.copied()
+        return self.readers.conn
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job as one write transaction. Wakes the callers that wait for the payment once it is durable."""
@@ -155,6 +101,11 @@ class AgentContext:
             log.info(f"payment.{name}", payment=payment_id)
             self.changes.notify(payment_id)
         return result
+
+    async def write_at(self, name: str, job: Callable[[Unit, int], T], payment_id: str | None = None) -> T:
+        """As `write`. The job also gets our clock's time at this call, in milliseconds."""
+        now_ms = self.ports.clock.now_ms()
+        return await self.write(name, lambda unit: job(unit, now_ms), payment_id)
 
     async def take_config(self, from_file: AgentConfig, job: Callable[[Unit], None]) -> None:
         """Put this config into force, together with the changes that `job` makes, in one commit."""
@@ -276,9 +227,12 @@ class AgentContext:
         now_ms, tip, slots = self.ports.clock.now_ms(), self.chain.tip, self.chain.slots
         return now_ms if tip is None or slots is None else max(now_ms, slots.time_ms(tip.slot))
 
-    def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
-        """The clock of the limits (store.rows.limit_counters)."""
-        return self.admission.rules.clock_ms(conn, now_ms)
+    def app_of(self, token_hash: str) -> AppRow | None:
+        """The app whose valid token this is. The call is noted."""
+        app = apps.by_token(self.conn, token_hash, self.latest_ms)
+        if app is not None:
+            self.metrics.last_calls_ms[app.id] = self.ports.clock.now_ms()
+        return app
 
     def new_ids(self) -> Ids:
         """Fresh ids for a payment or a transfer. They go unused if the payment exists already."""

@@ -142,7 +142,7 @@ def create_app(
         OuterMiddleware,
         new_id=partial(fleet.context.ports.new_id, "call"),
         allowed_hosts=allowed_hosts,
-        refusals=fleet.context.refusals,
+        refusals=fleet.context.metrics.refusals,
     )
     app.add_middleware(guarded)
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
@@ -207,5 +207,5 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 def _problem(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
     """Count the refusal and return it as a problem response."""
     fleet: Fleet = request.app.state.fleet
-    fleet.context.refusals[refused.code] += 1
+    fleet.context.metrics.refusals[refused.code] += 1
     return problem_response(refused, request.state.request_id, headers)

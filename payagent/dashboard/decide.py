@@ -75,7 +75,7 @@ class LinkPages:
                 require_checked(self._shown(row, approval), given)
             await (self._fleet.approve if way == "approve" else self._fleet.deny)(row.id, by)
         except Refused as refused:
-            self._context.refusals[refused.code] += 1
+            self._context.metrics.refusals[refused.code] += 1
             return self._page(request, self._context.payment(row.id), approval, refused)
         return RedirectResponse(request.url.path, 303)
 

@@ -20,8 +20,6 @@ from payagent.proxy.payer import ProxyPayer
 from payagent.proxy.request import ROOT, MerchantRefused, read_request
 from payagent.proxy.request_body import BodyBuffer, ClientBody
 from payagent.proxy.request_scope import Rules, run_request
-from payagent.store.rows import apps
-from payagent.store.rows.apps import AppRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class ProxyApp:
         self._then = then
         self._bounds = bounds
         self._egress = egress
-        self._rules = Rules(bounds.allowed_hosts, bounds.read_timeout_s, fleet.context.refusals)
+        self._rules = Rules(bounds.allowed_hosts, bounds.read_timeout_s, fleet.context.metrics.refusals)
         self._upstreams: dict[str, Upstream] = {}
         self._payer = ProxyPayer(fleet)
         self._rate_limiter = RateLimiter(bounds.rates, time.monotonic)
@@ -61,7 +59,9 @@ class ProxyApp:
 
         async def work(client_body: ClientBody, reply: ClientReply) -> None:
             try:
-                request = read_request(scope, self._context.config, self._find_app)
+                request = read_request(
+                    scope, self._context.config, lambda token: self._context.app_of(hash_token(token))
+                )
             except MerchantRefused as refused:
                 await self._fleet.intake.note_refused_call(
                     refused.app_id, refused.origin, refused.request, refused
@@ -86,9 +86,3 @@ class ProxyApp:
             target = Target.of_origin(origin)
             self._upstreams[origin] = Upstream(target, self._bounds.read_timeout_s, self._egress)
         return self._upstreams[origin]
-
-    def _find_app(self, token: str) -> AppRow | None:
-        app = apps.by_token(self._context.conn, hash_token(token), self._context.latest_ms)
-        if app is not None:
-            self._context.note_call(app.id)
-        return app

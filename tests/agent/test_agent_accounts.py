@@ -91,7 +91,7 @@ def require_whole(*runs: Run) -> None:
         assert run.selectable() == run.world.unspent()
         assert_memory(run)
     for run in runs:
-        with run.context.snapshot() as conn:
+        with run.context.readers.snapshot() as conn:
             found = verify(conn, Owner(run.context.config.own, DEVNET))
             assert [one for one in found if isinstance(one, AuditFinding)] == []
             for row in payments.payments_in(conn, list(State)):

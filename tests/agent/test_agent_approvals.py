@@ -316,11 +316,11 @@ async def test_an_expired_invoice_ends_its_approval_even_without_new_blocks(worl
         with pytest.raises(Refused) as refused:
             await run.agent.decisions.approve(late.id, SOMEBODY)
         assert code_of(refused) == "approval_denied/timeout"
-        assert run.context.refusals["approval_denied"] == 0, "the API counts this refusal"
+        assert run.context.metrics.refusals["approval_denied"] == 0, "the API counts this refusal"
         await run.agent.decisions.deny_what_is_over()
         assert run.context.payment(row.id).problem.name == "approval_denied/timeout"
         await run.agent.decisions.deny_what_is_over()
-        assert run.context.refusals["approval_denied"] == 1
+        assert run.context.metrics.refusals["approval_denied"] == 1
         assert spent(run) == 0
         assert is_sound(run)
 

@@ -554,7 +554,7 @@ class TestUnservedStreak:
             await run.settle_down()
             [row] = [one for one in payments.payments_in(run.context.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.problem.name) == (State.REJECTED, "merchant_stopped")
-            assert run.context.refusals["merchant_stopped"] == 1, "counted, since no caller is waiting"
+            assert run.context.metrics.refusals["merchant_stopped"] == 1, "counted, since no caller is waiting"
             assert "held" not in run.books()
 
     async def test_a_lost_payment_to_a_stopped_merchant_is_cancelled(self, world: World) -> None:

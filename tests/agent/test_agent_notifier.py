@@ -92,7 +92,7 @@ async def life(
 
 
 def require_whole(run: Run) -> None:
-    with run.context.snapshot() as conn:
+    with run.context.readers.snapshot() as conn:
         found = list(verify(conn, Owner(run.context.config.own, run.context.config.network)))
     assert not [one for one in found if isinstance(one, AuditFinding)], found
 

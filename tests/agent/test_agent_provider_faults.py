@@ -6,7 +6,6 @@ import pytest
 from kit.agent import ADA, PATIENT, Run, World, with_terms
 
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.ports import InProcess
 from payagent.agent.chain_sync import follow_up as due
 from payagent.agent.chain_sync.follow_up import resubmit_due_ms
 from payagent.chain.provider import Genesis, ProtocolParameters, Tip
@@ -15,6 +14,7 @@ from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import journal, payments
+from sim.in_process_signer import InProcessSigner
 
 
 async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
@@ -250,7 +250,7 @@ async def test_a_payment_admitted_but_not_signed_is_signed_after_a_restart(world
     async with world.run() as run:
         await run.run_pass()
         good = world.account.signer
-        run.agent.signing._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
+        run.agent.signing._signer = InProcessSigner(Broken(good.public_key, good.payment_key_hash))
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
         [reserved] = payments.payments_in(run.context.conn, [State.RESERVED])

@@ -332,7 +332,7 @@ async def test_verify_finds_a_payment_that_became_void_too_early(world: World) -
             patched.setattr(steps, "any", lambda _: False, raising=False)
             await run.context.write("void", job)
         assert run.state(row.id) is State.VOID
-        with run.context.snapshot() as conn:
+        with run.context.readers.snapshot() as conn:
             found = [
                 told
                 for told in verify(conn, Owner(world.account.address, DEVNET))

@@ -200,7 +200,7 @@ async def test_a_refusal_by_the_in_flight_limit_of_a_merchant_is_counted(world: 
         await run.run_pass()
         await api.pay("first")
         busy = await api.http.post("/v1/payments", json=api.body("second"))
-        assert (busy.json()["code"], run.context.refusals["merchant_in_flight_limit"]) == (
+        assert (busy.json()["code"], run.context.metrics.refusals["merchant_in_flight_limit"]) == (
             "merchant_in_flight_limit",
             1,
         )

@@ -37,14 +37,14 @@ async def test_the_fast_path_answers_like_the_framework(
         answers, counted = [], []
         # the framework first: the fast path then finds the payment that it made
         for is_express in (False, True, False):
-            before = dict(run.context.refusals)
+            before = dict(run.context.metrics.refusals)
             made = create_app(run.fleet, heartbeat=lambda: (None, True), signer=lambda: None)
             if not is_express:
                 made.at_once = {}
             transport = httpx.ASGITransport(made)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 answer = await client.post("/v1/payments", content=content, headers=token | headers)
-            counted.append({code: n - before.get(code, 0) for code, n in run.context.refusals.items()})
+            counted.append({code: n - before.get(code, 0) for code, n in run.context.metrics.refusals.items()})
             answers.append(answer)
         told = [(answer.status_code, _lasting(answer)) for answer in answers[1:]]
         assert told[0] == told[1]

@@ -1,6 +1,6 @@
 """The list of refused purchases."""
 
-from kit.agent import World
+from kit.agent import World, asking_above
 from kit.api import Api, require_problem, served
 
 from payagent.core.timestamps import iso_time
@@ -19,7 +19,7 @@ async def refuse_three(api: Api) -> None:
     await api.as_("payer").post("/v1/payments", json=api.body("too much", request=request))
     api.world.settings(price="10000000")
     await api.as_("other").post("/v1/payments", json=api.body("one") | {"origin": "https://elsewhere.example"})
-    api.run.context.admission.rules.approval_required_above = {"lovelace": 1}
+    asking_above(api.run.context, {"lovelace": 1})
     asked = await api.http.post("/v1/payments", json=api.body("asked"))
     await api.http.post(f"/v1/payments/{asked.json()['id']}/deny")
 

@@ -56,7 +56,7 @@ async def life(world: World):  # type: ignore[no-untyped-def]
 
 
 def require_whole(run: Run) -> None:
-    with run.context.snapshot() as conn:
+    with run.context.readers.snapshot() as conn:
         found = list(verify(conn, Owner(run.context.config.own, run.context.config.network)))
     assert not [one for one in found if isinstance(one, AuditFinding)], found
 

@@ -94,7 +94,7 @@ async def test_a_refused_decision_by_link_is_counted_once_and_recorded_as_an_eve
         link = await link_of(api, "approve")
         await set_limits(run.context, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         page = await pressed(api, link)
-        assert (page.status_code, run.context.refusals["limit_exceeded"]) == (403, 1)
+        assert (page.status_code, run.context.metrics.refusals["limit_exceeded"]) == (403, 1)
         told = events.last_note(run.context.conn, link.split("/")[3], "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", None, "link")

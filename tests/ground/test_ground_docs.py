@@ -141,6 +141,14 @@ def test_the_architecture_page_names_every_package_and_module() -> None:
     ] == []
 
 
+def test_the_walk_through_a_payment_names_few_files_and_each_exists() -> None:
+    house = (ROOT / "ARCHITECTURE.md").read_text()
+    walk = house.partition("## How a payment flows")[2].partition("\n## ")[0]
+    files = set(re.findall(r"[\w/]+\.py\b", walk))
+    assert 15 < len(files) <= 25
+    assert [name for name in sorted(files) if not (ROOT / "payagent" / name).is_file()] == []
+
+
 def limits_by_default(folder: Path, network: str) -> LimitSettings:
     config = folder / "config.toml"
     provider = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1/"\n'

@@ -68,7 +68,7 @@ def test_no_module_but_a_registry_names_what_it_lists() -> None:
 @pytest.mark.parametrize(
     ("line", "file"),
     [
-        ("is_timed = row.invoice.dialect == 'flux'", "agent/commits/admission.py"),
+        ("is_timed = row.invoice.dialect == 'flux'", "agent/pay/admission.py"),
         ("is_timed = row.invoice.dialect in ('x402-v1', 'x402-v2')", "client/retry.py"),
         ("from payagent.dialects import t_backend", "audit/receipt.py"),
         ("from payagent.dialects.x402_v2 import NAME", "agent/base/payment_view.py"),

@@ -230,7 +230,7 @@ def assert_books(at: Place) -> None:
     """The ledger equals the chain, and `verify` finds nothing."""
     run = at.run
     assert run.owned() == run.world.on_chain()
-    with run.context.snapshot() as conn:
+    with run.context.readers.snapshot() as conn:
         owner = Owner(run.world.account.address, run.world.terms.network)
         assert [told for told in verify(conn, owner) if isinstance(told, AuditFinding)] == []
 

@@ -22,7 +22,7 @@ from kit.http import NO_TLS
 from kit.ledger import lay_ledger
 from payagent.agent.agent import Agent
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.agent.base.ports import InProcess, Ports, SystemClock, SystemRandomness
+from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
@@ -46,6 +46,7 @@ from payagent.store.db.signer_record import SignerRecord
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps, events, journal
 from payagent.wallet.keys import Account, Signer, derive, seed_from_words
+from sim.in_process_signer import InProcessSigner
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
 DEVNET = NETWORKS["devnet"]
@@ -263,7 +264,7 @@ class World:
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
-        signs = InProcess(signer or self.account.signer)
+        signs = InProcessSigner(signer or self.account.signer)
         agent = Agent(terms(self.terms), ports, writer, readers, adapters, signs)
         recovery = None if record is None else Recovery(agent.context, record)
         try:
@@ -408,6 +409,12 @@ def put(world: World, content: bytes | None) -> None:
 def with_terms(**changes: object) -> Callable[[AgentConfig], AgentConfig]:
     """For `World.run(terms=...)`."""
     return lambda terms: replace(terms, **changes)  # type: ignore[arg-type]
+
+
+def asking_above(context: AgentContext, units: Mapping[str, int]) -> None:
+    """From now on a payment above so many units of an asset needs an approval."""
+    rules = context.admission.rules
+    rules.config = replace(rules.config, approval_required_above=units)
 
 
 @dataclass(frozen=True, slots=True)

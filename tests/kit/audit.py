@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from kit.agent import ADA, APP, DEVNET, Clock, OpenLedger, Run, World, daily, ledger_in_a_file, with_terms
+from kit.agent import (
+    ADA,
+    APP,
+    DEVNET,
+    Clock,
+    OpenLedger,
+    Run,
+    World,
+    asking_above,
+    daily,
+    ledger_in_a_file,
+    with_terms,
+)
 from kit.handover import pass_ttl, with_handover
 from kit.payments import wait_for_void
 from payagent.agent.base.prepaid import Buyer, ServedRequest
@@ -92,13 +104,13 @@ async def live(world: World) -> None:
 async def decide_on_some(world: World, run: Run) -> None:
     """Three approvals: one approved and paid, one denied, one undecided."""
     agent, by = run.agent, Approver("token", APP)
-    agent.context.admission.rules.approval_required_above = {"lovelace": 1 * ADA}
+    asking_above(agent.context, {"lovelace": 1 * ADA})
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.decisions.approve(approved.id, by)
     await agent.decisions.deny(denied.id, by)
     await agent.submitter.drain(60)
     await run.settle_down()
-    agent.context.admission.rules.approval_required_above = {}
+    asking_above(agent.context, {})
 
 
 async def use_the_batch(run: Run) -> None:

@@ -14,7 +14,7 @@ from kit.agent import APP, DEVNET, PATIENT, World, own_account
 from kit.ledger import lay_ledger
 from kit.postgresql import move_to_file
 from payagent.agent.agent import Agent
-from payagent.agent.base.ports import InProcess, Ports, SystemRandomness
+from payagent.agent.base.ports import Ports, SystemRandomness
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
@@ -37,6 +37,7 @@ from payagent.store.db.signer_record import SignerFile, signer_file
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
 from payagent.store.rows.fleet import DaemonRow
+from sim.in_process_signer import InProcessSigner
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ async def fleet_daemon(
 
     def visit(number: int) -> HeldAccount:
         config = replace(front.context.from_file, own=accounts[number].address, account=number)
-        signer = InProcess(accounts[number].signer)
+        signer = InProcessSigner(accounts[number].signer)
         agent = Agent(config, ports, writer, readers, [], signer, front.context)
         return HeldAccount(agent, TopupRunner(agent, merchants))
 

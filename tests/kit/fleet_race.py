@@ -20,8 +20,8 @@ from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Ids, PaymentIntent
-from payagent.agent.commits.admission import Admission, AdmittedPayment
 from payagent.agent.commits.utxo_sync import sync
+from payagent.agent.pay.admission import Admission, AdmittedPayment
 from payagent.chain.provider import ChainUtxo, Tip
 from payagent.chain.quorum_rules import Listing
 from payagent.core.invoice import Invoice, Output

@@ -11,7 +11,7 @@ from typing import Any
 from mcp import StdioServerParameters
 from mcp.client import Client
 
-from kit.agent import ADA, World
+from kit.agent import ADA, World, asking_above
 from kit.api import Api, served
 from kit.client import UTXOS
 from kit.proxy import blocks
@@ -61,7 +61,7 @@ class Market:
 
     def ask_a_person(self) -> None:
         """Let every payment over 1 ADA need an approval."""
-        self.api.run.context.admission.rules.approval_required_above = {"lovelace": ADA}
+        asking_above(self.api.run.context, {"lovelace": ADA})
 
     @property
     def sold(self) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def assert_sound(world: World, run: Run) -> None:
     """Assert that memory equals the database, the books verify and each receipt is consistent."""
     assert_memory(run)
     owner = Owner(world.account.address, DEVNET)
-    with run.context.snapshot() as conn:
+    with run.context.readers.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, AuditFinding)] == []
         for row in payments.payments_in(conn, list(State)):
             receipt = read_receipt(dumps(receipt_of(conn, row, run.context.config).model_dump()).encode())

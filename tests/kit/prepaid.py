@@ -21,7 +21,7 @@ def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "
 
 
 def require_whole(run: Run, *, in_flight: bool = False) -> None:
-    with run.context.snapshot() as conn:
+    with run.context.readers.snapshot() as conn:
         found = list(verify(conn, Owner(run.context.config.own, run.context.config.network)))
     assert not [one for one in found if isinstance(one, AuditFinding)], found
     books = run.books()

@@ -801,8 +801,8 @@ async def test_a_refused_merchant_is_listed_and_counted_by_app(at: Place) -> Non
         ("bound", None, None, "merchant_not_allowed"),
         ("bound", "t", "GET /chat", "merchant_not_allowed"),
     ]
-    (bound,) = {app for app, _, _ in at.run.context.purchases_refused}
-    assert at.run.context.purchases_refused == {
+    (bound,) = {app for app, _, _ in at.run.context.metrics.purchases_refused}
+    assert at.run.context.metrics.purchases_refused == {
         (bound, merchant, "merchant_not_allowed"): 1 for merchant in ("t", "(other)")
     }
     logged = (await at.api.as_("reader").get("/v1/log")).json()["log"]

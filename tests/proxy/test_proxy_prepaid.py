@@ -185,7 +185,7 @@ class TestBatchOfAnotherApp:
         assert told["frees_at"] is not None
         rows = shop.run.context.conn.execute("SELECT app, code FROM v_refusals").fetchall()
         assert rows == [("payer", "limit_exceeded")]
-        assert shop.run.context.purchases_refused == {("app_payer", "devnet", "limit_exceeded"): 1}
+        assert shop.run.context.metrics.purchases_refused == {("app_payer", "devnet", "limit_exceeded"): 1}
 
     async def test_a_use_does_not_count_again_against_the_wallets_limits(self, shop: Place) -> None:
         await bind(shop, "payer", total=100 * ADA)

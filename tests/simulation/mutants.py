@@ -29,12 +29,13 @@ from payagent.agent.chain_sync import recovery as scan
 from payagent.agent.chain_sync import rolled_back_deposits as rolled_back
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
-from payagent.agent.commits import admission, replacement
 from payagent.agent.commits import approvals as approval_rules
 from payagent.agent.commits import delivery_transitions as delivery_steps
 from payagent.agent.commits import payment_transitions as steps
+from payagent.agent.commits import replacement
 from payagent.agent.commits import rules as rules
 from payagent.agent.commits import tx_planner as planner
+from payagent.agent.pay import admission
 from payagent.agent.payments import lifecycle as lifecycle
 from payagent.agent.payments import sign as signing
 from payagent.agent.payments.lifecycle import PaymentLifecycle
@@ -266,7 +267,7 @@ def _rebuild_after_ttl(stack: ExitStack) -> None:
 def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
     _given_up_after(stack, 15)
     # nothing of ours may end it before
-    put(stack, admission, "is_lost", lambda *_: False)
+    put(stack, replacement, "is_lost", lambda *_: False)
     put(stack, due, "is_lost", lambda *_: False)
 
 
@@ -604,12 +605,12 @@ def _pause_of_purchases(stack: ExitStack) -> None:
     for module in (steps, context, signing, lifecycle):
         put(stack, module, "pauses", blind)
     put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
-    put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
+    put(stack, replacement.Replacement, "replace", _unpaused(replacement.Replacement.replace))
 
 
 def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
     def act(*arguments: Any) -> Any:
-        with patch.object(admission.pauses, "require_running", lambda _conn: None):
+        with patch.object(replacement.pauses, "require_running", lambda _conn: None):
             return real(*arguments)
 
     return act

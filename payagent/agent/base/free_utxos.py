@@ -4,6 +4,7 @@ May import: core, wallet.utxo_index, store. Never: changes the index outside a j
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from payagent.core.aggregate import UtxoRow
 from payagent.core.changes import Free
@@ -23,23 +24,6 @@ def row_of_utxo(utxo: Utxo) -> UtxoRow:
     )
 
 
-def make_available(unit: Unit, utxos: UtxoIndex, row: UtxoRow) -> None:
-    """Add a UTxO to the available ones."""
-    utxo = utxo_of(row)
-    utxos.add(utxo)
-
-    def undo() -> None:
-        utxos.remove(utxo.ref)
-
-    unit.undo(undo)
-
-
-def make_unavailable(unit: Unit, utxos: UtxoIndex, ref: str) -> None:
-    """Remove a UTxO from the available ones, so that coin selection skips it."""
-    utxo = utxos.remove(ref)
-    unit.undo(lambda: utxos.add(utxo))
-
-
 @dataclass(frozen=True, slots=True)
 class FreeUtxoIndex:
     """The free set, as `store.executor` changes it."""
@@ -49,6 +33,7 @@ class FreeUtxoIndex:
     def change(self, unit: Unit, change: Free) -> None:
         """Put a UTxO in, or take it out if it is there."""
         if change.what is FreeSet.PUT:
-            make_available(unit, self.utxos, change.utxo)
+            self.utxos.add(utxo_of(change.utxo))
+            unit.undo(partial(self.utxos.remove, change.utxo.ref))
         elif change.utxo.ref in self.utxos:
-            make_unavailable(unit, self.utxos, change.utxo.ref)
+            unit.undo(partial(self.utxos.add, self.utxos.remove(change.utxo.ref)))

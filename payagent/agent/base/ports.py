@@ -1,6 +1,6 @@
 """Ports that the simulator replaces: time, randomness, writes and signatures.
 
-May import: the standard library, the store's unit of work, wallet.keys (a signer's type). Never: anything else.
+May import: the standard library, the store's unit of work. Never: anything else.
 """
 
 import secrets
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from payagent.store.db.unit import Unit
-from payagent.wallet.keys import Signer
 
 T = TypeVar("T")
 
@@ -38,20 +37,6 @@ class Signatures(Protocol):
 
     async def signature(self, body: bytes, paid: int) -> bytes:
         """As `wallet.keys.Signer.sign`."""
-
-
-class InProcess:
-    """A signer in this process. It blocks the event loop for as long as a signature takes."""
-
-    def __init__(self, signer: Signer) -> None:
-        self._signer = signer
-
-    @property
-    def public_key(self) -> bytes:
-        return self._signer.public_key
-
-    async def signature(self, body: bytes, paid: int) -> bytes:
-        return self._signer.sign(body, paid)
 
 
 class Clock(Protocol):

@@ -73,7 +73,7 @@ class Confirmations:
         settle_depth = self._context.config.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
-            *(row for row in self._open_payments.watched_voids() if _depth(row.block_height, tip) >= settle_depth),
+            *self._deep(State.VOID, tip, settle_depth),
         ]
         if view.is_for_good:
             await self._workers.each(ending, partial(self._settle, view, tip))
@@ -226,20 +226,16 @@ class Confirmations:
         return False
 
     async def _record_seen(self, view: QuorumView, row: PaymentRow, seen: TxSeen) -> None:
-        context = self._context
-        now_ms = context.ports.clock.now_ms()
-        await context.write(
+        await self._context.write_at(
             "observe",
-            lambda unit: steps.record_seen(unit, row.id, seen, context.utxos, view.name, now_ms),
+            lambda unit, now_ms: steps.record_seen(unit, row.id, seen, self._context.utxos, view.name, now_ms),
             row.id,
         )
 
     async def _record_block_lost(self, row: PaymentRow, denied_by: str | None = None) -> None:
-        context = self._context
-        now_ms = context.ports.clock.now_ms()
-        await context.write(
+        await self._context.write_at(
             "observe",
-            lambda unit: steps.record_block_lost(unit, row.id, context.utxos, now_ms, denied_by),
+            lambda unit, now_ms: steps.record_block_lost(unit, row.id, self._context.utxos, now_ms, denied_by),
             row.id,
         )
         self.urgent.add(row.id)

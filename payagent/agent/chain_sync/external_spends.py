@@ -14,9 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
-import structlog
-
 from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.log import log
 from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.agent.chain_sync.recovery import (
     ALERT_SUBJECT,
@@ -57,8 +56,6 @@ A provider's list may lack a UTxO for days, and each search lists all transactio
 RECHECKS_MAX = 10
 """Most rechecks in one pass: a pass comes every 20 to 40 seconds, and providers count requests by the day."""
 
-log = structlog.get_logger("payagent.agent")
-
 
 async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """Resume signing: an operator confirms that only payagent uses the wallet. Returns the freezing transactions.
@@ -66,9 +63,8 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
     `seen`: the transactions that the operator has reviewed, if given. Refused: `external_spend_new`, if another
     one has frozen the wallet too; it may have arrived meanwhile.
     """
-    now_ms = context.ports.clock.now_ms()
 
-    def job(unit: Unit) -> tuple[str, ...]:
+    def job(unit: Unit, now_ms: int) -> tuple[str, ...]:
         frozen_by = onchain.frozen_by(unit.conn)
         unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
         if unseen:
@@ -82,7 +78,7 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
             clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator unfroze the wallet", "tx": last}, now_ms)
         return frozen_by
 
-    frozen_by = await context.write("unfreeze", job) if onchain.frozen_by(context.conn) else ()
+    frozen_by = await context.write_at("unfreeze", job) if onchain.frozen_by(context.conn) else ()
     context.chain.external_spends = onchain.frozen_by(context.conn)
     return frozen_by
 
@@ -232,22 +228,19 @@ class ExternalSpends:
 
     async def _lose_if_gone(self, view: QuorumView, row: ExternalSpendRow, read: Read[TxSeen]) -> None:
         """Record the block as lost if the transaction is in another one, or is denied together with its block."""
-        context = self._context
         is_gone = (
             isinstance(read, NotFound)
             and view.tip.height >= row.block_height
             and isinstance(await view.block(row.block_hash), NotFound)
         )
         if is_gone or isinstance(read, Found):
-            now_ms = context.ports.clock.now_ms()
-            await context.write(
-                "foreign", partial(lose_external_spend, row=row, provider=view.name, now_ms=now_ms)
+            await self._context.write_at(
+                "foreign", lambda unit, now_ms: lose_external_spend(unit, row, view.name, now_ms)
             )
             self._suspects = set()
 
     async def _settle(self, height: int) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("foreign", lambda unit: settle(unit, height, now_ms, self._account))
+        await self._context.write_at("foreign", lambda unit, now_ms: settle(unit, height, now_ms, self._account))
 
     async def _weigh(self, view: QuorumView) -> None:
         """Void a payment whose nonce UTxO was spent externally, on the evidence that a cancel needs (R8)."""
@@ -268,14 +261,10 @@ class ExternalSpends:
             is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, view.tip.hash, now_ms)
             if is_enough or not view.stands_alone:
                 self._deep_seen.forget(payment_id)
-                await self._end(payment_id, row, now_ms)
-
-    async def _end(self, payment_id: str, row: ExternalSpendRow, now_ms: int) -> None:
-        context = self._context
-        job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
-        rejected = await context.write("void", job, payment_id)
-        if rejected is not None:
-            context.refusals[rejected.code] += 1
+                job = partial(overtake, context=context, payment_id=payment_id, row=row, now_ms=now_ms)
+                rejected = await context.write("void", job, payment_id)
+                if rejected is not None:
+                    context.metrics.refusals[rejected.code] += 1
 
 
 def _place(row: ExternalSpendRow) -> tuple[int, str]:

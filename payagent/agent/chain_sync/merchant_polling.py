@@ -84,14 +84,13 @@ class MerchantPolling:
         )
         if status is None or status == row.merchant_status:
             return
-        now_ms = context.ports.clock.now_ms()
 
-        def job(unit: Unit) -> None:
+        def job(unit: Unit, now_ms: int) -> None:
             state = steps.row_of(unit, row.id).state
             answered = Note(row.id, "retry_answered", state, {"status": status})
             write(unit, (SetMerchantStatus(row.id, status), answered), now_ms)
 
-        await context.write("merchant", job, row.id)
+        await context.write_at("merchant", job, row.id)
 
     async def observe_prepaid(self) -> None:
         """Ask merchants what is left of prepaid balances: after a balance has moved, and every ten minutes."""

@@ -40,9 +40,6 @@ class OpenPayments:
         """Payments with a transaction in a block that may still be lost; oldest first."""
         return self.open((*SEEN, State.VOID))
 
-    def watched_voids(self) -> list[OpenPayment]:
-        return self.open((State.VOID,))
-
     def utxos(self) -> dict[str, str]:
         """The state of every unspent UTxO, by its reference."""
         conn = self._fresh()

@@ -13,15 +13,14 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import structlog
+from typing import Literal, TypeVar
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.free_utxos import FreeUtxoIndex
+from payagent.agent.base.log import log
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.context import AgentContext
-from payagent.chain.provider import AddressTx, Found, Movement, Tip, TxSeen, Unknown
+from payagent.chain.provider import AddressTx, Found, Movement, Read, Tip, TxSeen, Unknown
 from payagent.chain.provider_state import AHEAD_MAX_S
 from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
@@ -50,6 +49,8 @@ ROWS_AT_ONCE = 500
 tasks.
 """
 
+T = TypeVar("T")
+
 Progress = Callable[[int, int], None]
 """Progress callback: how many transactions are read, of how many in total."""
 
@@ -59,8 +60,6 @@ ALERT_SUBJECT = "foreign"
 
 Why = Literal["external_spend", "forgotten_spend"]
 """The event: a spend by another wallet with our words, or one of ours that a restored ledger has forgotten."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +134,10 @@ class ExternalSpendSearch:
     async def _list(self, view: QuorumView, address: str, since_s: int) -> Sequence[AddressTx] | None:
         """The transactions since `since_s`. What no rollback reaches is listed once in a search."""
         earlier = self._listed if since_s == self._listed_from_s else ()
-        read = await view.transactions(address, max(since_s, earlier[-1].time_s - LAG_S) if earlier else since_s)
-        if not isinstance(read, Found):
-            self._unread(read)
+        from_s = max(since_s, earlier[-1].time_s - LAG_S) if earlier else since_s
+        if (newer := self._found(await view.transactions(address, from_s))) is None:
             return None
-        listed = tuple({tx.tx_id: tx for tx in (*earlier, *read.value)}.values())
+        listed = tuple({tx.tx_id: tx for tx in (*earlier, *newer)}.values())
         if not self._note(view, "transactions"):
             deep = view.tip.height - self._context.config.settle_depth
             self._listed_from_s = since_s
@@ -148,18 +146,18 @@ class ExternalSpendSearch:
 
     async def _read(self, view: QuorumView, tx_id: str, address: str) -> Movement | None:
         if tx_id not in self._moved:
-            moved = await view.movement(tx_id, address)
-            if not isinstance(moved, Found):
-                self._unread(moved)
-                return None
-            if self._note(view, "movement"):
-                return moved.value  # the other providers may correct it
-            self._moved[tx_id] = moved.value
+            moved = self._found(await view.movement(tx_id, address))
+            if moved is None or self._note(view, "movement"):
+                return moved  # the other providers may correct it
+            self._moved[tx_id] = moved
         return self._moved[tx_id]
 
-    def _unread(self, read: object) -> None:
-        """Note why something could not be read."""
+    def _found(self, read: Read[T]) -> T | None:
+        """What was read; None if it could not be read, and then `why` says why."""
+        if isinstance(read, Found):
+            return read.value
         self.why = read.reason if isinstance(read, Unknown) else "a transaction that is listed is not found"
+        return None
 
     def _note(self, view: QuorumView, kind: str) -> bool:
         """Whether only one of several providers showed what was just read; remembered for the whole search."""
@@ -171,17 +169,15 @@ class ExternalSpendSearch:
         """The block that a transaction is in; None if it is unreadable or far above the tip."""
         if (placed := self._placed.get(tx_id)) is not None:
             return placed
-        read = await view.tx(tx_id)
-        if not isinstance(read, Found):
-            self._unread(read)
+        if (seen := self._found(await view.tx(tx_id))) is None:
             return None
-        depth = view.tip.height - read.value.block_height + 1
+        depth = view.tip.height - seen.block_height + 1
         if depth < -AHEAD_MAX_S:  # a slot holds one block at most
             self.why = f"transaction {tx_id} is shown in a block far above the newest"
             return None
         if not self._note(view, "tx") and depth >= self._context.config.settle_depth:
-            self._placed[tx_id] = read.value
-        return read.value
+            self._placed[tx_id] = seen
+        return seen
 
 
 def take_in(
@@ -334,8 +330,7 @@ class Recovery:
         return None if self._signed is None else self._signed.tx_id
 
     async def _record_behind(self) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("scan", lambda unit: note_behind(unit, self._signed_tx_id, now_ms))
+        await self._context.write_at("scan", lambda unit, now_ms: note_behind(unit, self._signed_tx_id, now_ms))
         log.warning("ledger.behind", signed=self._signed_tx_id)
         self._load_status()
 

@@ -9,8 +9,7 @@ May import: core, chain.provider, chain.quorum_view, store, the rest of agent. N
 signs.
 """
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
@@ -25,8 +24,6 @@ from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes
 
 SUBJECT = "anchor:"
-
-log = structlog.get_logger("payagent.agent")
 
 
 class RolledBackDeposits:
@@ -84,16 +81,16 @@ class RolledBackDeposits:
             ]
         if self._alerted == list(self.stuck):
             return
-        alerted, now_ms = self._alerted, self._context.ports.clock.now_ms()
+        alerted = self._alerted
 
-        def job(unit: Unit) -> None:
+        def job(unit: Unit, now_ms: int) -> None:
             for row in self.stuck.values():
                 _raise(unit, row, now_ms)
             for payment_id in alerted:
                 if payment_id not in self.stuck:
                     _clear(unit, payment_id, now_ms)
 
-        await self._context.write("alert", job)
+        await self._context.write_at("alert", job)
         self._alerted = list(self.stuck)
 
     async def _weigh(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
@@ -126,12 +123,11 @@ class RolledBackDeposits:
 
     async def _note_block(self, row: PaymentRow, tip: Tip) -> None:
         detail = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
-        now_ms = self._context.ports.clock.now_ms()
 
-        def job(unit: Unit) -> None:
+        def job(unit: Unit, now_ms: int) -> None:
             writes.note(unit, row.id, "time_over", steps.row_of(unit, row.id).state, now_ms, detail)
 
-        await self._context.write("alert", job, row.id)
+        await self._context.write_at("alert", job, row.id)
 
 
 def _block_of(context: AgentContext, row: PaymentRow) -> TxSeen | None:

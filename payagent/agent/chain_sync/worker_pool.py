@@ -7,8 +7,7 @@ decides what is done with a payment; lets a failing payment keep another from it
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.chain.deadlines import together
@@ -25,8 +24,6 @@ PATIENCE_S = 4.0
 
 TURN = 100
 """After this many steps in a row without waiting, other tasks may run."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 class WorkerPool:

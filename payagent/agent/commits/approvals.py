@@ -37,12 +37,16 @@ FEE_ROOM_LOVELACE = 50_000
 """How much the fee may grow until the payment is approved: the fee of 26 more inputs."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ApprovalRules:
-    """Requests and decides approvals. `timeout_s`: time to decide, unless the invoice expires earlier."""
+    """Requests and decides approvals."""
 
     reservation: Reservation
-    timeout_s: int
+
+    @property
+    def timeout_s(self) -> int:
+        """Time to decide, unless the invoice expires earlier."""
+        return self.reservation.rules.config.approval_timeout_s
 
     def request_approval(
         self,
@@ -99,7 +103,7 @@ class ApprovalRules:
                 )
         detail = {"by": by.app_id, "via": by.via}
         learnt = merchant_trust.allowed(
-            unit.conn, self.reservation.rules.rules(intent.invoice.origin), row, detail
+            unit.conn, self.reservation.rules.config.rules(intent.invoice.origin), row, detail
         )
         self.reservation.hold(unit, payment_id, Approve, plan, now_ms, checks, learnt, detail)
         note_price(unit, intent)
@@ -167,7 +171,7 @@ class ApprovalRules:
 
     def _intent_of(self, unit: Unit, row: PaymentRow, approval: ApprovalRow, min_window_s: int) -> PaymentIntent:
         """The payment's intent as it was admitted. Refused: `merchant_not_allowed`."""
-        merchant = self.reservation.rules.merchants.get(row.invoice.origin or "")
+        merchant = self.reservation.rules.config.merchants.get(row.invoice.origin or "")
         if merchant is None or row.invoice.id is None or row.invoice.dialect is None:
             raise Refused(
                 "merchant_not_allowed", f"{row.invoice.origin} may no longer be paid", origin=row.invoice.origin

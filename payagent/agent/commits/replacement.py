@@ -2,9 +2,9 @@
 
 Replacing is safe at any time, because every attempt of a payment spends its nonce UTxO. It is due once
 every paying attempt is past its TTL and in no block (exactly-once.md R7). Runs on the writer's thread; start at
-`Replacement.start`.
-May import: core, dialects, chain.provider, wallet, store, agent.base. Never: signs; pays more than the hold, or
-with another nonce UTxO.
+`Replacement.replace`, for the same invoice, or at `Replacement.take_invoice`, for a new one.
+May import: core, dialects, chain.provider, wallet, store, agent.base, agent.commits. Never: signs; pays more than
+the hold, or with another nonce UTxO.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.free_utxos import FreeUtxoIndex, row_of_utxo, utxo_of
+from payagent.agent.base.requests import PaymentIntent
+from payagent.agent.commits.rules import PaymentRules
 from payagent.chain.provider import SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.aggregate import AttemptRow, LoadedPayment, PaymentRow, UtxoRow
-from payagent.core.invoice import Invoice, Output, Proof
+from payagent.core.invoice import Invoice, Output, Proof, calls_of, is_batch
+from payagent.core.merchant_rules import Moment
 from payagent.core.money import format_amount
 from payagent.core.network import Network
 from payagent.core.payment.apply import apply
@@ -26,7 +29,8 @@ from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.executor import write
 from payagent.store.load import load
-from payagent.store.rows import attempts_and_utxos, payments
+from payagent.store.rows import approvals, attempts_and_utxos, pauses, payments
+from payagent.store.rows.intents import InvoiceRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxParameters, TxPlan, build, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
@@ -181,13 +185,91 @@ def lacking_inputs(payment: LoadedPayment, plan: TxPlan, utxos: UtxoIndex) -> tu
     return tuple(map(row_of_utxo, lacking))
 
 
+def earlier(first_ms: int | None, second_ms: int | None) -> int | None:
+    """The earlier of two ends. A relative timeout counts from the first receipt of a 402, not from a copy."""
+    ends_ms = [value for value in (first_ms, second_ms) if value is not None]
+    return min(ends_ms, default=None)
+
+
+def _is_alike(invoice: Invoice, first_read: Invoice | InvoiceRow, row: PaymentRow) -> bool:
+    """Whether an invoice, as first read, is paid like the payment's own and buys at least as many calls."""
+    return (
+        invoice.asset == row.outputs[0].asset
+        and first_read.proof == row.invoice.proof
+        and first_read.merchant_submits == row.invoice.merchant_submits
+        and is_batch(invoice.batch_target) == is_batch(row.invoice.batch_target)
+        and invoice.calls >= calls_of(row.invoice.batch_target)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Moves a payment to `replacing`."""
+    """Moves a lost payment to `replacing`."""
 
-    utxos: UtxoIndex
+    rules: PaymentRules
     chain: ChainView
+    utxos: UtxoIndex
     own: Address
+
+    def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
+        """Replace a lost attempt that payagent submitted, for the same invoice.
+
+        Returns why the payment has to be cancelled instead; None if it was replaced or is not lost. Refused:
+        `paused`; as `ChainView.require_ready`.
+        """
+        row, tip = payments.payment(unit.conn, payment_id), self.chain.tip
+        pauses.require_running(unit.conn)
+        self.chain.require_ready(now_ms)
+        if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
+            return None
+        if (stopped := self.rules.why_stopped(unit.conn, row, now_ms)) is not None:
+            return stopped
+        if is_hopeless(unit.conn, row.id, row.attempt.tx_id):
+            return Refused("payment_void/expired", "a provider said that the transaction can never be valid")
+        try:
+            self.start(unit, row, same_again(row, self.chain.network), min_window_s, now_ms)
+        except Refused as refusal:
+            return Refused("payment_void/expired", f"the transaction expired in no block: {refusal.detail}")
+        return None
+
+    def take_invoice(
+        self,
+        unit: Unit,
+        row: PaymentRow,
+        intent: PaymentIntent,
+        seq: int,
+        recorded: InvoiceRow | None,
+        now_ms: int,
+    ) -> bool:
+        """Move a lost payment whose invoice has expired to a new invoice of its intent. Returns whether it did.
+
+        An invoice that came before counts as it was read then, even if the config changed since.
+        """
+        invoice, tip = intent.invoice, self.chain.tip
+        if tip is None or not is_lost(unit.conn, row, tip.slot):
+            return False
+        if not _is_alike(invoice, recorded or invoice, row):
+            return False
+        most = intent.most_units(invoice.asset)
+        if most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most:
+            return False
+        next_attempt = next_invoice(
+            invoice, seq, earlier(invoice.expires_at_ms, recorded.expires_at_ms if recorded else None)
+        )
+        try:
+            pauses.require_running(unit.conn)
+            slot = self.chain.require_ready(now_ms)
+            by_block = row.invoice.dialect in TIMED_BY_BLOCK
+            if self.chain.has_time(slot, row.invoice.expires_at_ms, intent.min_window_s, from_block=by_block):
+                return False
+            if approvals.of_payment(unit.conn, row.id) is not None:  # the approval was for other terms
+                return False
+            if self.rules.check(unit.conn, intent, invoice, Moment.NEXT_INVOICE):
+                return False
+            self.start(unit, row, next_attempt, intent.min_window_s, now_ms)
+        except Refused:
+            return False
+        return True
 
     def start(
         self, unit: Unit, row: PaymentRow, next_attempt: NextAttempt, min_window_s: int, now_ms: int

@@ -6,19 +6,19 @@ May import: core, store, agent.base. Never: writes; reads UTxOs; signs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.base.config import AgentConfig, MerchantConfig
+from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import require_may_buy
 from payagent.agent.base.requests import PaymentIntent
 from payagent.core import merchant_rules, policy
 from payagent.core.aggregate import PaymentRow
 from payagent.core.findings import Finding, Reasons, above, judge
-from payagent.core.hard_caps import WITH_FEE, Caps, require_within_caps
+from payagent.core.hard_caps import WITH_FEE, require_within_caps
 from payagent.core.invoice import Invoice
-from payagent.core.merchant_rules import MerchantRules, Moment
+from payagent.core.merchant_rules import Moment
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.policy import Limit, LimitCheck, SpendSpan, Window
 from payagent.core.problems import Refused
@@ -30,16 +30,9 @@ from payagent.store.rows import apps, limit_counters, topups
 class PaymentRules:
     """Checks a payment against limits, hard caps and merchant rules, by the chain's clock."""
 
-    limits: Sequence[Limit]
+    config: AgentConfig
+    """Each decision uses one config. Replace it in a job alone."""
     chain: ChainView
-    caps: Caps | None = None
-    approval_required_above: Mapping[str, int] = field(default_factory=dict)
-    merchants: Mapping[str, MerchantConfig] = field(default_factory=dict)
-
-    def take(self, config: AgentConfig) -> None:
-        """Decide by another config from now on, as `Admission.take`."""
-        self.limits, self.merchants = config.limits, config.merchants
-        self.approval_required_above = config.approval_required_above
 
     def clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.rows.limit_counters): only blocks advance it, nothing sets it back."""
@@ -66,7 +59,7 @@ class PaymentRules:
         app_row.require_may_pay(origin, paid_asset)
         _require_bound_on(intent, paid_asset, spend)
         clock_ms = self.clock_ms(conn, now_ms)
-        limits = in_force_for(conn, self.limits, app, origin)
+        limits = in_force_for(conn, self.config.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
         counted = limit_counters.counted_for_each(conn, binding, clock_ms)
         checks = {policy.ask(limit, units, spend, count): limit for limit, units in counted.items()}
@@ -81,8 +74,8 @@ class PaymentRules:
 
     def require_within_caps(self, spend: Mapping[str, int], fee: str = WITH_FEE) -> None:
         """Refuse a spend above the signer's caps before anything is held. Without caps only the signer checks."""
-        if self.caps is not None:
-            require_within_caps(spend, self.caps, fee)
+        if self.config.caps is not None:
+            require_within_caps(spend, self.config.caps, fee)
 
     def _topup_left(self, conn: Connection, intent: PaymentIntent, clock_ms: int) -> int | None:
         """Lovelace that the merchant's daily top-up limit leaves; None without one."""
@@ -100,13 +93,13 @@ class PaymentRules:
         Reasons are amounts above the thresholds and findings of the merchant rules. Refused: `merchant_stopped`,
         `merchant_in_flight_limit`.
         """
-        return judge((*self.check(conn, intent, invoice), *above(self.approval_required_above, spend)))
+        return judge((*self.check(conn, intent, invoice), *above(self.config.approval_required_above, spend)))
 
     def check(
         self, conn: Connection, intent: PaymentIntent, invoice: Invoice, moment: Moment = Moment.PAYMENT
     ) -> tuple[Finding, ...]:
         """The findings of the merchant rules against an invoice."""
-        rules, claim = self.rules(invoice.origin), merchant_trust.claim_of_invoice(invoice)
+        rules, claim = self.config.rules(invoice.origin), merchant_trust.claim_of_invoice(invoice)
         is_measured = intent.topup is None or intent.topup.is_auto
         facts = merchant_trust.facts_of(conn, rules, invoice.origin, intent.request, is_measured)
         return merchant_rules.check(claim, rules, facts, moment)
@@ -120,7 +113,7 @@ class PaymentRules:
             require_may_have(conn, row, now_ms)
             if row.invoice.origin is not None:
                 self.require_merchant(row.invoice.origin)
-                rules, claim = self.rules(row.invoice.origin), merchant_trust.claim_of_payment(row)
+                rules, claim = self.config.rules(row.invoice.origin), merchant_trust.claim_of_payment(row)
                 judge(
                     merchant_rules.check(
                         claim,
@@ -135,13 +128,8 @@ class PaymentRules:
 
     def require_merchant(self, origin: str | None) -> None:
         """Refused: `merchant_not_allowed` if the merchant was removed after its invoice was read."""
-        if origin not in self.merchants:
+        if origin not in self.config.merchants:
             raise Refused("merchant_not_allowed", f"{origin} may no longer be paid", origin=origin)
-
-    def rules(self, origin: str) -> MerchantRules:
-        """The rules of a merchant; empty rules if it is not configured."""
-        merchant = self.merchants.get(origin)
-        return MerchantRules() if merchant is None else merchant.rules
 
 
 def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:

@@ -15,13 +15,14 @@ from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.requests import PaymentIntent, PaymentRequest
 from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.fleet.leases import Leases
+from payagent.agent.pay.lookup import find_payment
 from payagent.agent.topups.orders import TopupGoal
 from payagent.core.invoice import is_batch
 from payagent.core.money import LOVELACE
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
-from payagent.store.rows import fleet, intents, payments, prepaid, topups
+from payagent.store.rows import fleet, prepaid, topups
 from payagent.store.rows.attempts_and_utxos import free_units
 
 T = TypeVar("T")
@@ -93,8 +94,7 @@ class Routing:
 
     def known_account(self, app_id: str, key: str | None) -> int | None:
         """The account that the intent of this key has a payment from; None if it has none."""
-        stored = None if key is None else intents.live_intent(self._context.conn, app_id, key)
-        return None if stored is None else payments.account_of_intent(self._context.conn, stored.id)
+        return find_payment(self._context.conn, app_id, key).account
 
     async def of_payment(self, payment_id: str) -> list[int]:
         """The account of a payment."""

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-import structlog
-
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.log import log
 from payagent.agent.base.prepaid import left as prepaid_left
 from payagent.agent.context import AgentContext
 from payagent.core.ledger import WALLET, general_account
@@ -22,8 +21,6 @@ from payagent.core.prepaid_balance import CALLS
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, journal, prepaid
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)

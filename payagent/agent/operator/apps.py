@@ -77,19 +77,19 @@ async def revoke(context: AgentContext, by: AppRow, name: str) -> AppRow:
     Refused: `not_found`; `forbidden` for an app with scopes that `by` lacks, and for `by` itself, which should get
     a new token instead.
     """
-    app, now_ms = apps.find(context.conn, name), context.ports.clock.now_ms()
+    app = apps.find(context.conn, name)
     if app.id == by.id:
         detail = f"this request uses the app's own token; replace that with `payagent app rotate-token {app.name}`"
         raise Refused("forbidden", detail)
     _require_no_more(app.scopes, by)
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         apps.revoke(unit, app.id, by.id, now_ms)
         for topup in topups.open_of_app(unit.conn, app.id):
             stop(unit, context, topup, Refused("topup_stopped/app_revoked", "its token was revoked"), by.id)
 
     open_topups = topups.open_of_app(context.conn, app.id)
-    await context.write("app", job)
+    await context.write_at("app", job)
     for topup in open_topups:
         context.changes.notify(topup.id)
     return app

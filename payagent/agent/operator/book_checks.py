@@ -11,15 +11,15 @@ from payagent.store.rows import alerts
 
 async def note_check(context: AgentContext, command: str, found: int) -> None:
     """Note how many findings a check of the whole ledger had. `command`: what repeats it."""
-    subject, now_ms = f"books:{command}", context.ports.clock.now_ms()
+    subject = f"books:{command}"
     if alerts.is_raised(context.conn, subject) == (found > 0):
         return
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         if found:
             detail = f"`{command}` found {found} differences. Run it again to see them"
             raise_alert(unit, "books_wrong", subject, {"detail": detail, "found": str(found)}, now_ms)
         else:
             clear_alert(unit, subject, {"detail": f"`{command}` found nothing"}, now_ms)
 
-    await context.write("alert", job)
+    await context.write_at("alert", job)

@@ -12,9 +12,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-import structlog
-
 from payagent.agent.base.config import AgentConfig
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.core.problems import Refused
 from payagent.settings.schema import Settings, changes
@@ -26,8 +25,6 @@ _RELOADABLE = re.compile(
     r"|approvals\.(required_above|timeout_s)|alerts\.wallet_below|wallet\.upkeep_fees_per_day"
 )
 """Keys that a reload applies, except for the parts of them that `needing_a_start` names."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 class ConfigReload:

@@ -39,7 +39,7 @@ def standing(context: AgentContext, only_app: str | None = None) -> list[LimitSt
     if only_app is not None:
         app = apps.require(context.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
-    clock_ms = context.limits_clock_ms(context.conn, context.ports.clock.now_ms())
+    clock_ms = context.admission.rules.clock_ms(context.conn, context.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
     return [_status_of(context, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
 
@@ -83,15 +83,14 @@ async def set_limits(
     """
     app = ANY if app_name is None else apps.find(context.conn, app_name).id
     scope = Scope(app, ANY if merchant_name is None else _limited_origin(context, merchant_name))
-    now_ms = context.ports.clock.now_ms()
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         if only_lower:
             present = policy.in_force(context.config.limits, limit_counters.limits(unit.conn))
             _require_lower(context.config.limits, present, scope, asset, most_units)
         write_limits(unit, scope, asset, most_units, by_app, now_ms)
 
-    await context.write("limits", job)
+    await context.write_at("limits", job)
 
 
 def _require_lower(

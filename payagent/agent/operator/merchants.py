@@ -95,21 +95,20 @@ async def pin(context: AgentContext, by_app: str, name: str, role: Role, address
         new_pin = Pin(role, parse_address(address, context.config.network).text)
     except Refused as refused:
         raise Refused("bad_request", str(refused), key="address") from None
-    now_ms = context.ports.clock.now_ms()
-    await context.write("trust", lambda unit: merchant_trust.pin(unit, origin, new_pin, by_app, now_ms))
+    await context.write_at("trust", lambda unit, now_ms: merchant_trust.pin(unit, origin, new_pin, by_app, now_ms))
 
 
 async def unpin(context: AgentContext, by_app: str, name: str, role: Role, address: str) -> None:
     """Forget a learnt or pinned address; the config's stay. Refused: `not_found`, `last_pinned_address`."""
-    origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
+    origin = origin_of(context, name)
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         merchant_trust.unpin(unit, context.config.rules(origin), origin, Pin(role, address), by_app, now_ms)
 
-    await context.write("trust", job)
+    await context.write_at("trust", job)
 
 
 async def resume(context: AgentContext, by_app: str, name: str) -> None:
     """Resume payments to a merchant and reset its unserved streak. Refused: `not_found`."""
-    origin, now_ms = origin_of(context, name), context.ports.clock.now_ms()
-    await context.write("trust", lambda unit: merchant_trust.resume(unit, origin, by_app, now_ms))
+    origin = origin_of(context, name)
+    await context.write_at("trust", lambda unit, now_ms: merchant_trust.resume(unit, origin, by_app, now_ms))

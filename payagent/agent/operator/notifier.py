@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import WAYS, ApprovalLinks
 from payagent.core.aggregate import PaymentRow
@@ -56,8 +55,6 @@ SENT_MAX = 100
 LIMIT_QUIET_MS = 3_600_000
 """A limit that has no room is told once, until an hour has passed without a refusal by it."""
 
-log = structlog.get_logger("payagent.agent")
-
 
 class TargetPort(Protocol):
     """Somewhere that notifications go, such as `outbound.webhook.Webhook`."""
@@ -91,11 +88,11 @@ async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
 
     What waits for one that is no longer in the config is given up, and its chats are unpaired.
     """
-    known, now_ms = notifications.targets(context.conn), context.ports.clock.now_ms()
+    known = notifications.targets(context.conn)
     if known == set(names):
         return
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         notifications.forget_others(unit, names)
         for gone in sorted(known - set(names)):
             for chat in paired_chats.of_target(unit.conn, gone):
@@ -104,7 +101,7 @@ async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
         for name in sorted(set(names) - known):
             notifications.set_cursor(unit, name, newest)
 
-    await context.write("notify", job)
+    await context.write_at("notify", job)
 
 
 class Notifier:
@@ -132,8 +129,9 @@ class Notifier:
 
     async def replay(self, delivery_id: str) -> None:
         """Make a delivery due again, as if it were new. The next run sends it."""
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("notify", lambda unit: notifications.replay(unit, delivery_id, now_ms))
+        await self._context.write_at(
+            "notify", lambda unit, now_ms: notifications.replay(unit, delivery_id, now_ms)
+        )
 
     async def test(self) -> tuple[str, str | None]:
         """Send a notification of the type `test`, once. Returns its id, and why the target did not take it."""
@@ -147,7 +145,7 @@ class Notifier:
 
     async def _add_deliveries(self) -> None:
         """Add a delivery for each event since the cursor that the target wants, and move the cursor past them."""
-        conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
+        conn = self._context.conn
         cursor, (newest, _) = notifications.cursor(conn, self.name), events.last_event(conn)
         if cursor == newest:
             return
@@ -158,11 +156,11 @@ class Notifier:
             if (found := self._notification(row)) is not None and self._is_told(found, limit_reached_ms)
         ]
 
-        def job(unit: Unit) -> None:
+        def job(unit: Unit, now_ms: int) -> None:
             notifications.add(unit, self.name, told, now_ms)
             notifications.set_cursor(unit, self.name, newest)
 
-        await self._context.write("notify", job)
+        await self._context.write_at("notify", job)
         self._limit_reached_ms = limit_reached_ms
 
     def _is_told(self, notification: Notification, limit_reached_ms: dict[tuple[str | None, ...], int]) -> bool:
@@ -264,12 +262,14 @@ class Notifier:
 
     async def _note_delivered(self, row: DeliveryRow, missed: Missed | None) -> None:
         """`missed`: that a part of the target did not take it."""
-        now_ms, problem = self._context.ports.clock.now_ms(), None if missed is None else missed.why
+        problem = None if missed is None else missed.why
         if problem is not None:
             log.warning(
                 "notification.not_delivered", notification=row.id, to=self.name, why=problem, again_at=None
             )
-        await self._context.write("notify", lambda unit: notifications.set_delivered(unit, row, now_ms, problem))
+        await self._context.write_at(
+            "notify", lambda unit, now_ms: notifications.set_delivered(unit, row, now_ms, problem)
+        )
 
     async def _note_missed(self, row: DeliveryRow, missed: Missed) -> None:
         """Set the next try, at the service's own time if it named one, and give up what is too old."""

@@ -6,8 +6,7 @@ still submitted and followed: it may land.
 May import: core, store, agent.context, agent.base. Never: ends a pause by itself.
 """
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
@@ -16,35 +15,31 @@ from payagent.store.rows.pauses import Pause
 
 _SUBJECT = "pause"
 
-log = structlog.get_logger("payagent.agent")
-
 
 async def pause(context: AgentContext, by_app: str, reason: str) -> tuple[Pause | None, bool]:
     """Stop all signing from this commit on. Returns the pause in force, and whether it is this one.
 
     An earlier pause stays in force, with its own reason.
     """
-    now_ms = context.ports.clock.now_ms()
 
-    def job(unit: Unit) -> bool:
+    def job(unit: Unit, now_ms: int) -> bool:
         is_new = pauses.begin(unit, by_app, reason, now_ms)
         detail = f"nothing is signed{': ' + reason if reason else ''}"
         raise_alert(unit, "paused", _SUBJECT, {"detail": detail, "by": by_app}, now_ms)
         return is_new
 
-    is_new = await context.write("pause", job)
+    is_new = await context.write_at("pause", job)
     log.warning("wallet.paused" if is_new else "wallet.paused_already", by=by_app, reason=reason)
     return pauses.standing(context.conn), is_new
 
 
 async def unpause(context: AgentContext, by_app: str) -> Pause | None:
     """Resume signing. The next pass signs what was admitted before the pause and has time left."""
-    now_ms = context.ports.clock.now_ms()
 
-    def job(unit: Unit) -> bool:
+    def job(unit: Unit, now_ms: int) -> bool:
         clear_alert(unit, _SUBJECT, {"detail": "payagent signs again", "by": by_app}, now_ms)
         return pauses.end(unit, by_app, now_ms)
 
-    if await context.write("resume", job):
+    if await context.write_at("resume", job):
         log.warning("wallet.resumed", by=by_app)
     return pauses.standing(context.conn)

@@ -14,8 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import Fleet
@@ -56,8 +55,6 @@ _GONE = (400, 403)
 _NOT_PAIRED = "This chat is not paired. To pair it, send the code that `payagent notifications pair` prints."
 _NOT_HERE = "This button does not decide here. Nothing was decided."
 
-log = structlog.get_logger("payagent.agent")
-
 
 @dataclass(slots=True)
 class PairingCode:
@@ -96,9 +93,8 @@ class TelegramTarget:
 
     async def unpair(self, chat_id: int, by_app: str) -> None:
         """End a pairing at once. Refused: `not_found`."""
-        now_ms = self._context.ports.clock.now_ms()
-        if not await self._context.write(
-            "pairing", lambda unit: paired_chats.unpair(unit, self.name, chat_id, by_app, now_ms)
+        if not await self._context.write_at(
+            "pairing", lambda unit, now_ms: paired_chats.unpair(unit, self.name, chat_id, by_app, now_ms)
         ):
             raise Refused("not_found", f"{self.name} has no paired chat {chat_id}")
         log.warning("notification.chat_unpaired", target=self.name, chat=chat_id, by=by_app)
@@ -242,8 +238,7 @@ class TelegramTarget:
             await changed.wait()
 
     async def _close(self, message: str) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write("notify", lambda unit: approval_messages.close(unit, message, now_ms))
+        await self._context.write_at("notify", lambda unit, now_ms: approval_messages.close(unit, message, now_ms))
 
     def _outcome(self, payment_id: str) -> str:
         """What was decided, when and by whom."""
@@ -308,7 +303,7 @@ class TelegramTarget:
         try:
             await (self._fleet.approve if way == "approve" else self._fleet.deny)(message.payment_id, by)
         except Refused as refused:
-            self._context.refusals[refused.code] += 1
+            self._context.metrics.refusals[refused.code] += 1
             answer = f"{refused.problem.title}. {refused.money}"
         else:
             answer = self._outcome(message.payment_id)

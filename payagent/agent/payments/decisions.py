@@ -9,8 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.requests import Approver
 from payagent.agent.commits.approvals import note_refused
 from payagent.agent.context import AgentContext
@@ -23,8 +22,6 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
 
 T = TypeVar("T")
-
-log = structlog.get_logger("payagent.agent")
 
 
 class Decisions:
@@ -41,11 +38,11 @@ class Decisions:
         If the merchant submits the transaction, it is signed only when the request comes again. Raises the
         refusals of `ApprovalRules.approve`.
         """
-        now_ms, window_s = self._context.ports.clock.now_ms(), self._context.config.min_window_s
+        window_s = self._context.config.min_window_s
         with self._signing.claim(payment_id):
             decided = await self._decide(
                 "approve",
-                lambda unit: self._context.admission.approval_rules.approve(
+                lambda unit, now_ms: self._context.admission.approval_rules.approve(
                     unit, payment_id, by, window_s, now_ms
                 ),
                 payment_id,
@@ -60,27 +57,28 @@ class Decisions:
                 except Refused as refused:  # it is approved and held: the next pass signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
-                        self._context.refusals[refused.code] += 1
+                        self._context.metrics.refusals[refused.code] += 1
         return self._context.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
         """End a payment that awaits a decision. Raises the refusals of `ApprovalRules.deny`."""
-        now_ms = self._context.ports.clock.now_ms()
         await self._decide(
             "deny",
-            lambda unit: self._context.admission.approval_rules.deny(unit, payment_id, by, now_ms),
+            lambda unit, now_ms: self._context.admission.approval_rules.deny(unit, payment_id, by, now_ms),
             payment_id,
             by,
         )
         return self._context.payment(payment_id)
 
-    async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
+    async def _decide(self, name: str, job: Callable[[Unit, int], T], payment_id: str, by: Approver) -> T:
         """Commit a person's decision. If it is refused, record that on the payment, which keeps awaiting one."""
         try:
-            return await self._context.write(name, job, payment_id)
+            return await self._context.write_at(name, job, payment_id)
         except Refused as refusal:
-            now_ms, why = self._context.ports.clock.now_ms(), refusal
-            await self._context.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
+            why = refusal
+            await self._context.write_at(
+                "refuse", lambda unit, now_ms: note_refused(unit, payment_id, by, why, now_ms)
+            )
             row = payments.payment(self._context.conn, payment_id)
             if row is not None and row.state is State.AWAITING_APPROVAL:
                 raise refusal.with_money(STILL_ASKED) from None
@@ -98,4 +96,4 @@ class Decisions:
             )
             decided = await self._context.write("deny", job, payment_id)
             if decided is not None and decided.refusal is not None:
-                self._context.refusals[decided.refusal.code] += 1
+                self._context.metrics.refusals[decided.refusal.code] += 1

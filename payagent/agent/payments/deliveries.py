@@ -8,8 +8,7 @@ pays; presents a proof itself.
 
 from functools import partial
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.commits import delivery_transitions
 from payagent.agent.commits.delivery_transitions import Presented
 from payagent.agent.context import AgentContext
@@ -22,8 +21,6 @@ from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import HttpResponse, RetryVerdict, read_answer
 from payagent.store.db.unit import Unit
 from payagent.store.rows import payments
-
-log = structlog.get_logger("payagent.agent")
 
 
 class Deliveries:
@@ -44,19 +41,16 @@ class Deliveries:
             ),
             payment_id,
         )
-        row = self._context.payment(payment_id)
-        if is_new:
-            self._context.note_served(row, now_ms)
-        return row
+        return self._row(payment_id, now_ms, is_new=is_new)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
         """Record that a proof was presented to the merchant and no answer arrived."""
         if self._context.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
             return
-        now_ms, rules = self._context.ports.clock.now_ms(), self._context.config.rules
-        await self._context.write(
+        rules = self._context.config.rules
+        await self._context.write_at(
             "delivery",
-            lambda unit: delivery_transitions.record_unanswered(unit, payment_id, why, rules, now_ms),
+            lambda unit, now_ms: delivery_transitions.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
         )
 
@@ -69,11 +63,10 @@ class Deliveries:
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """Record a delivery because the merchant says that the proof is used up: nobody but us presented it."""
-        now_ms = self._context.ports.clock.now_ms()
         rules = self._context.config.rules
-        await self._context.write(
+        await self._context.write_at(
             "delivery",
-            lambda unit: delivery_transitions.record_used_up(unit, payment_id, rules, now_ms),
+            lambda unit, now_ms: delivery_transitions.record_used_up(unit, payment_id, rules, now_ms),
             payment_id,
         )
         return self._context.payment(payment_id)
@@ -123,15 +116,9 @@ class Deliveries:
             )
 
         after_s, is_new = await self._context.write("delivery", job, payment_id)
-        row = self._context.payment(payment_id)
-        if is_new:
-            self._context.note_served(row, now_ms)
+        row = self._row(payment_id, now_ms, is_new=is_new)
         if row.invoice.merchant_submits and answer.verdict is RetryVerdict.REFUSED:
-            try:
-                await self._lifecycle.cancel_refused(row)
-            except Refused as refusal:
-                log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
-            row = self._context.payment(payment_id)
+            row = await self._cancel(row)
         if by_auto and answer.verdict is RetryVerdict.PENDING:
             self._context.note_pending(row, depth)
         if by_auto and after_s is not None and not self._context.is_ready(row):
@@ -139,6 +126,21 @@ class Deliveries:
         return row, Answered(
             answer.verdict, answer.reason, response.status, after_s, answer.poll_query, has_served
         )
+
+    def _row(self, payment_id: str, now_ms: int, *, is_new: bool) -> PaymentRow:
+        """The payment after its delivery was recorded, measured if the delivery is newly accepted."""
+        row = self._context.payment(payment_id)
+        if is_new:
+            self._context.metrics.serve(self._context.config, row, now_ms)
+        return row
+
+    async def _cancel(self, row: PaymentRow) -> PaymentRow:
+        """Cancel a payment that its merchant was to submit and refused, now or in a later pass."""
+        try:
+            await self._lifecycle.cancel_refused(row)
+        except Refused as refusal:
+            log.info("payment.not_cancelled_yet", payment=row.id, why=refusal.detail)
+        return self._context.payment(row.id)
 
     async def give_up_unserved(self) -> None:
         """Record which merchants have not served payments that were confirmed long enough ago.
@@ -171,4 +173,4 @@ class Deliveries:
         So a jump of our clock blames no merchant.
         """
         now_ms = self._context.ports.clock.now_ms()
-        return now_ms, self._context.limits_clock_ms(self._context.conn, now_ms)
+        return now_ms, self._context.admission.rules.clock_ms(self._context.conn, now_ms)

@@ -130,7 +130,8 @@ class Intake:
         if refusal.problem.retryable and intent is None:
             return
         if not refusal.problem.retryable:
-            self._context.count_refusal(payment_request.app_id, payment_request.origin, refusal)
+            config = self._context.config
+            self._context.metrics.refuse(config, payment_request.app_id, payment_request.origin, refusal)
         is_heard = intent is not None and intent.is_heard
         is_new = intent is not None and is_heard and not is_priced(self._context.conn, intent)
         has_room = self.is_on_record(payment_request.app_id, payment_request.topup)
@@ -167,14 +168,15 @@ class Intake:
         """
         if refusal.problem.retryable:
             return
-        self._context.count_refusal(app_id, origin, refusal)
+        self._context.metrics.refuse(self._context.config, app_id, origin, refusal)
         if not self.is_on_record(app_id):
             return
         self.note_on_record(app_id)
-        now_ms = self._context.ports.clock.now_ms()
         about = {"app": app_id, "origin": origin, "request": request and request[:500]}
         detail = {**refusal.record, **refusal.limit_record, **about}
-        await self._context.write("refuse", lambda unit: writes.note(unit, None, "refused", None, now_ms, detail))
+        await self._context.write_at(
+            "refuse", lambda unit, now_ms: writes.note(unit, None, "refused", None, now_ms, detail)
+        )
 
     def is_on_record(self, app_id: str, topup: TopupPart | None = None) -> bool:
         """Whether a refusal of the app is to be recorded. Refusals of a top-up always are, because they end it."""

@@ -28,7 +28,6 @@ from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
 from payagent.store.rows import attempts_and_utxos, pauses
 from payagent.wallet.transaction import TxPlan
-from payagent.wallet.utxo_index import Utxo
 
 SIGNING_PATIENCE_S = 10.0
 """Seconds that a repeated request waits for the first one to be signed."""
@@ -96,10 +95,10 @@ class PaymentLifecycle:
                 rejected = await self._sign_or_end(row, slot, now_ms, is_requested)
             except Refused as refused:
                 if not is_requested and row.state is State.RESERVED and refused.code in NOT_SIGNED:
-                    self._context.refusals[refused.code] += 1
+                    self._context.metrics.refusals[refused.code] += 1
                 raise
             if not is_requested and rejected is not None:  # no caller gets the refusal and counts it
-                self._context.refusals[rejected.code] += 1
+                self._context.metrics.refusals[rejected.code] += 1
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, is_requested: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
@@ -140,7 +139,8 @@ class PaymentLifecycle:
             return
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
-            why = self._context.admission.replace(unit, row.id, self._context.config.min_window_s, now_ms)
+            replacement, window_s = self._context.admission.replacement, self._context.config.min_window_s
+            why = replacement.replace(unit, row.id, window_s, now_ms)
             return why, payment_transitions.row_of(unit, row.id)
 
         with self._signing.claim(row.id):
@@ -246,14 +246,10 @@ class PaymentLifecycle:
         ]
         return all(utxo is not None and utxo.state == "available" for utxo in utxos)
 
-    def _utxos_of(self, row: PaymentRow) -> tuple[list[Utxo], Utxo]:
-        """The UTxOs reserved for a payment, and the one of them that is its nonce UTxO."""
-        inputs = [utxo_of(utxo) for utxo in attempts_and_utxos.utxos_reserved_for(self._context.conn, row.id)]
-        return inputs, next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
-
     def _rebuild(self, row: PaymentRow) -> TxPlan:
         """The plan that a payment was admitted or replaced with: the same UTxOs give the same bytes."""
-        inputs, nonce_utxo = self._utxos_of(row)
+        inputs = [utxo_of(utxo) for utxo in attempts_and_utxos.utxos_reserved_for(self._context.conn, row.id)]
+        nonce_utxo = next(utxo for utxo in inputs if utxo.ref == row.nonce_utxo)
         if row.state is State.REPLACING:
             chosen = attempts_and_utxos.replacement_inputs(self._context.conn, row.id)
             inputs = [utxo for utxo in inputs if utxo.ref in chosen]

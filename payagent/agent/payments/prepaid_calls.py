@@ -52,7 +52,7 @@ class PrepaidCalls:
         pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
         if pool is None or (serving := prepaid.serving(conn, pool, call, now_ms)) is None:
             return None
-        clock_ms, drawn = self._context.limits_clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
+        clock_ms, drawn = self._context.admission.rules.clock_ms(conn, now_ms), prepaid.drawn(conn, pool, call)
         try:
             require_room(conn, pool, call, drawn, self._context.config.limits, clock_ms)
         except Refused as refused:
@@ -69,15 +69,18 @@ class PrepaidCalls:
             is_costly or prepaid.is_counted(self._context.conn, call)
         ):
             return None
-        now_ms = self._context.ports.clock.now_ms()
 
-        def job(unit: Unit) -> int | None:
+        def job(unit: Unit, now_ms: int) -> int | None:
             return count_use(
-                unit, call, self._context.config.limits, self._context.limits_clock_ms(unit.conn, now_ms), now_ms
+                unit,
+                call,
+                self._context.config.limits,
+                self._context.admission.rules.clock_ms(unit.conn, now_ms),
+                now_ms,
             )
 
         try:
-            return await self._context.write("let_through", job)
+            return await self._context.write_at("let_through", job)
         except Refused as refused:
             request = f"{call.method} {call.path}"
             await self._intake.note_refused_call(call.app_id, call.origin, request, refused)
@@ -110,7 +113,7 @@ class PrepaidCalls:
             now_ms = self._context.ports.clock.now_ms()
 
             def job(unit: Unit) -> None:
-                prepaid.used(unit, call, self._context.limits_clock_ms(unit.conn, now_ms), now_ms, use)
+                prepaid.used(unit, call, self._context.admission.rules.clock_ms(unit.conn, now_ms), now_ms, use)
 
             await self._context.write("use", job)
 

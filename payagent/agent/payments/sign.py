@@ -72,10 +72,9 @@ class PaymentSigner:
     async def sign(self, payment_id: str, plan: TxPlan) -> None:
         """Sign, read the bytes again, compare them with the plan, and commit the attempt (C3)."""
         raw = await self.sign_and_check(payment_id, plan)
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write(
+        await self._context.write_at(
             "sign",
-            lambda unit: payment_transitions.record_attempt(
+            lambda unit, now_ms: payment_transitions.record_attempt(
                 unit, payment_id, plan, raw, self._context.config.own.raw, now_ms
             ),
             payment_id,
@@ -94,18 +93,15 @@ class PaymentSigner:
             signature = await self._signer.signature(plan.body, plan.paid)
         except Refused as refusal:
             if refusal.code in NOT_SIGNED:
-                await self._note_not_signed(payment_id, refusal)
+                why = refusal
+                await self._context.write_at(
+                    "reject",
+                    lambda unit, now_ms: payment_transitions.record_not_signed(
+                        unit, payment_id, self._context.utxos, why, now_ms
+                    ),
+                    payment_id,
+                )
             raise
         raw = assemble(plan, key, signature)
         check(raw, plan, key)
         return raw
-
-    async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
-        now_ms = self._context.ports.clock.now_ms()
-        await self._context.write(
-            "reject",
-            lambda unit: payment_transitions.record_not_signed(
-                unit, payment_id, self._context.utxos, refusal, now_ms
-            ),
-            payment_id,
-        )

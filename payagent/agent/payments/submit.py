@@ -9,16 +9,13 @@ signs; submits bytes that are not in the ledger.
 import asyncio
 from collections.abc import Sequence
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.commits import payment_transitions
 from payagent.agent.context import AgentContext
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.aggregate import AttemptRow
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos
-
-log = structlog.get_logger("payagent.agent")
 
 
 class TxSubmitter:
@@ -128,10 +125,9 @@ class TxSubmitter:
             if not may_send:
                 return
             answer = await provider.submit(attempt.cbor, attempt.tx_id)
-            answered_ms = self._context.ports.clock.now_ms()
-            await self._context.write(
+            await self._context.write_at(
                 "answer",
-                lambda unit: payment_transitions.record_answer(
+                lambda unit, answered_ms: payment_transitions.record_answer(
                     unit, payment_id, attempt.tx_id, answer, provider.name, answered_ms
                 ),
                 payment_id,

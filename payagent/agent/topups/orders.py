@@ -10,10 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from payagent.agent.base import prepaid
 from payagent.agent.base.config import AutoTopup, MerchantConfig, TopupSource
+from payagent.agent.base.log import log
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Approver, digest
 from payagent.agent.commits import approvals
@@ -107,7 +106,7 @@ def open_topup(
         request=dump_request(request),
         is_call=is_call,
         now_ms=now_ms,
-        clock_ms=context.limits_clock_ms(unit.conn, now_ms),
+        clock_ms=context.admission.rules.clock_ms(unit.conn, now_ms),
     )
 
 
@@ -130,7 +129,7 @@ def stop(unit: Unit, context: AgentContext, topup: TopupRow, why: Refused, by_ap
 
 def end(unit: Unit, context: AgentContext, topup: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: end a top-up, once."""
-    clock_ms = context.limits_clock_ms(unit.conn, now_ms)
+    clock_ms = context.admission.rules.clock_ms(unit.conn, now_ms)
     record = dict.fromkeys(("code", "reason", "detail")) if why is None else why.record
     if topups.end(unit, topup.id, record, now_ms, clock_ms):
         if why is not None:
@@ -196,8 +195,6 @@ DAY_MS = 86_400_000
 PAUSE_FIRST_MS = 3_600_000
 """Pause after an automatic top-up that failed. Each further failure doubles it, up to a day."""
 
-log = structlog.get_logger("payagent.agent")
-
 
 async def open_where_low(context: AgentContext, merchant: MerchantConfig, auto: AutoTopup) -> None:
     """Open a top-up to `auto.to` if less than `auto.below` is left and nothing is under way.
@@ -230,7 +227,6 @@ async def _announce(
     context: AgentContext, merchant: MerchantConfig, auto: AutoTopup, left: int, settings: str
 ) -> None:
     """Raise the alert that announces the first top-up under these settings. The next run opens it."""
-    now_ms = context.ports.clock.now_ms()
     buyer = buyer_of(context, merchant)
     detail = (
         f"{_in_words(auto, left)} are left at {merchant.origin}, and merchants.{merchant.name}.topup.auto_below "
@@ -240,13 +236,13 @@ async def _announce(
     facts = {"detail": detail, "merchant": merchant.origin, "unit": auto.unit, "settings": settings}
     facts |= {"left": str(left), "below": str(auto.below), "to": str(auto.to)}
 
-    def job(unit: Unit) -> None:
+    def job(unit: Unit, now_ms: int) -> None:
         pool = pools.ensure_pool(
             unit, merchant.origin, buyer.partner, buyer.wallet, now_ms, context.config.account
         )
         raise_alert(unit, "topup_announced", announced_as(pool), facts, now_ms, again=True)
 
-    await context.write("topup_announce", job)
+    await context.write_at("topup_announce", job)
     log.warning("topup.announced", **facts)
 
 
@@ -267,7 +263,7 @@ def _must_wait(context: AgentContext, pool: Pool, auto: AutoTopup, now_ms: int) 
     Days and pauses are counted by the limits' clock: no other clock ends them.
     """
     conn = context.conn
-    clock_ms = context.limits_clock_ms(conn, now_ms)
+    clock_ms = context.admission.rules.clock_ms(conn, now_ms)
     if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
         return True
     earlier = topups.autos_of(conn, pool.id)

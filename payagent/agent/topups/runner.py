@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 
-import structlog
-
 from payagent.agent.agent import Agent
 from payagent.agent.base import prepaid
 from payagent.agent.base.config import MerchantConfig, TopupSource
+from payagent.agent.base.log import log
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import ServedRequest, TopupPart, part_of, require_may_buy
 from payagent.agent.base.requests import MerchantRequest, PaymentQuote, PaymentRequest, PrepaidQuote
@@ -94,8 +93,6 @@ _ENDS_TOPUP = {
     State.DENIED: ("approval_denied/person", "the operator denied its payment"),
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +252,7 @@ class TopupRunner:
             await self._step(topup)
         except Refused as refused:
             if refused.code in LATER or self._is_to_be_signed(topup):
-                self._context.refusals[refused.code] += 1
+                self._context.metrics.refusals[refused.code] += 1
                 raise
             await self._break_off(topup, refused)
 
@@ -310,7 +307,7 @@ class TopupRunner:
         try:
             await self._present_proof(topup, last)
         except Refused as refused:  # a paid proof is not given up: the cause may pass or be fixed
-            self._context.refusals[refused.code] += 1
+            self._context.metrics.refusals[refused.code] += 1
             self._put_off(topup, refused)
         if is_over and self._context.payment(last.id).delivery is not Delivery.ACCEPTED:
             self._give_up(topup, "its last payment was not delivered")
@@ -321,7 +318,7 @@ class TopupRunner:
         If our clock is behind the start, only the limits' clock decides.
         """
         passed_ms = now_ms - topup.created_at_ms
-        counted_ms = self._context.limits_clock_ms(self._context.conn, now_ms) - topup.clock_ms
+        counted_ms = self._context.admission.rules.clock_ms(self._context.conn, now_ms) - topup.clock_ms
         if passed_ms < 0:
             return counted_ms > PATIENCE_MS
         is_borne_out = counted_ms > PATIENCE_MS or self._context.chain.is_ready(now_ms)
@@ -393,20 +390,19 @@ class TopupRunner:
 
         A code in `LATER` passes by itself only where it refuses something new, not where it ended a payment.
         """
-        self._context.refusals[why.code] += 1
+        self._context.metrics.refusals[why.code] += 1
         await self._end(topup, why)
 
     async def _end(self, topup: TopupRow, why: Refused | None, served: ServedRequest | None = None) -> None:
         """End the top-up, and count what its last request used of the balance."""
         context = self._context
-        now_ms = context.ports.clock.now_ms()
 
-        def job(unit: Unit) -> None:
+        def job(unit: Unit, now_ms: int) -> None:
             if served is not None and topup.is_call:
-                prepaid.used(unit, served, context.limits_clock_ms(unit.conn, now_ms), now_ms)
+                prepaid.used(unit, served, context.admission.rules.clock_ms(unit.conn, now_ms), now_ms)
             end(unit, context, topup, why, now_ms)
 
-        await context.write("topup_end", job)
+        await context.write_at("topup_end", job)
         if why is None:
             log.info("topup.done", topup=topup.id)
         else:

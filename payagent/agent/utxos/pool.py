@@ -2,17 +2,18 @@
 
 A payment that finds none waits in the queue for change (agent.utxos.queue). agent.utxos.upkeep splits a UTxO or
 gathers small ones where that is worth its fee.
-May import: core, store, wallet, agent.payments, agent.context, agent.utxos, agent.base, structlog. Never: moves
-UTxOs to another wallet.
+May import: core, store, wallet, agent.pay, agent.payments, agent.context, agent.utxos, agent.base, structlog.
+Never: moves UTxOs to another wallet.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.requests import AdmittedPayment, AfterAdmission, PaymentIntent
 from payagent.agent.context import AgentContext
+from payagent.agent.pay.lookup import find_payment
+from payagent.agent.pay.offers import wants_utxos
 from payagent.agent.payments.intake import Intake
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
@@ -20,17 +21,15 @@ from payagent.agent.utxos.queue import UtxoCheck, UtxoQueue
 from payagent.agent.utxos.upkeep import Means, UtxoUpkeep
 from payagent.core.money import LOVELACE
 from payagent.store.db.unit import Unit
-from payagent.store.rows import about, intents, payments
+from payagent.store.rows import about
 from payagent.wallet.transaction import TxPlan
 
 UPKEEP_EVERY_MS = 600_000
 """Longest time between upkeep runs: no commit shows that payments have become rare."""
 
-log = structlog.get_logger("payagent.agent")
-
 
 class UtxoPool:
-    """Admits payments through the queue and runs upkeep for the wallet's UTxOs."""
+    """Hands payments to admission through the queue and runs upkeep for the wallet's UTxOs."""
 
     def __init__(
         self, context: AgentContext, signing: PaymentSigner, lifecycle: PaymentLifecycle, intake: Intake
@@ -44,17 +43,16 @@ class UtxoPool:
         self._last_idle: tuple[object, int] = (None, 0)
         """The ledger's version at the last run that found nothing to do, and when that was."""
 
-    async def admit(self, intent: PaymentIntent, then: AfterAdmission | None = None) -> AdmittedPayment:
+    async def enqueue(self, intent: PaymentIntent, then: AfterAdmission | None = None) -> AdmittedPayment:
         """Admit as `Admission.admit` does; if all UTxOs are in use, wait in the queue while change may come.
 
         `then` runs in the same commit.
         """
 
         async def admit(can_wait: bool) -> AdmittedPayment:
-            now_ms = self._context.ports.clock.now_ms()
             on_record = self._intake.is_on_record(intent.app_id, intent.topup)
 
-            def job(unit: Unit) -> AdmittedPayment:
+            def job(unit: Unit, now_ms: int) -> AdmittedPayment:
                 admitted = self._context.admission.admit(
                     unit, intent, now_ms, can_wait=can_wait, on_record=on_record
                 )
@@ -62,13 +60,13 @@ class UtxoPool:
                     then(unit, admitted)
                 return admitted
 
-            return await self._context.write("admit", job)
+            return await self._context.write_at("admit", job)
 
         config = self._context.config
         has_upkeep = config.upkeep_fees_per_day_lovelace > 0 and config.unconfirmed_ancestors_max > 0
         if not has_upkeep or any(offer.asset != LOVELACE or offer.merchant_submits for offer in intent.offers):
             return await admit(False)
-        return await self._queue.admit(
+        return await self._queue.enqueue(
             intent.ids.payment,
             intent.invoice.total_units,
             admit,
@@ -81,10 +79,10 @@ class UtxoPool:
 
         A UTxO may be split for the payments in the queue, and no limit of an app bounds that fee.
         """
-        stored = intents.live_intent(self._context.conn, intent.app_id, intent.key)
-        if stored is not None and payments.live_payment_of(self._context.conn, stored.id) is not None:
+        conn, now_ms = self._context.conn, self._context.ports.clock.now_ms()
+        if find_payment(conn, intent.app_id, intent.key).payment is not None:
             return False
-        return self._context.admission.wants_utxos(self._context.conn, intent, self._context.ports.clock.now_ms())
+        return wants_utxos(self._context.admission.rules, conn, intent, now_ms)
 
     def look_ahead(self, plan: TxPlan) -> None:
         """Nudge the queue once half of the allowed unconfirmed ancestors are used: later no UTxO can be split."""
@@ -98,11 +96,11 @@ class UtxoPool:
 
         `waiting`: what each waiting payment pays, in lovelace. Raises the refusals of `UtxoUpkeep.keep`.
         """
-        ids, now_ms = self._context.new_ids(), self._context.ports.clock.now_ms()
+        ids = self._context.new_ids()
         means = Means(self._context.config.upkeep_fees_per_day_lovelace, self._context.assets_allowed())
         with self._signing.claim(ids.payment):
-            result = await self._context.write(
-                "keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms)
+            result = await self._context.write_at(
+                "keep", lambda unit, now_ms: self._upkeep.keep(unit, ids, means, waiting, now_ms)
             )
             if result.admitted is not None:
                 log.info("utxos.kept", payment=result.admitted.payment_id, waiting=len(waiting))

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 
-import structlog
-
+from payagent.agent.base.log import log
 from payagent.agent.base.requests import AdmittedPayment
 from payagent.core.problems import Refused
 
@@ -24,8 +23,6 @@ TURNS_MAX = 3
 
 REST_S = 1.0
 """Seconds until the next check after one that left no payment waiting."""
-
-log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class UtxoQueue:
         """Whether a payment need not wait, given the number of available UTxOs."""
         return not self._places and self._trying < max(1, utxos)
 
-    async def admit(
+    async def enqueue(
         self,
         payment_id: str,
         lovelace: int,

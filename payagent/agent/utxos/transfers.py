@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from payagent.agent.base.requests import AdmittedPayment, TransferRequest, digest
-from payagent.agent.commits.admission import Admission
 from payagent.agent.commits.tx_planner import TransferPlan
 from payagent.agent.context import AgentContext
+from payagent.agent.pay.admission import Admission
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.address import Address
@@ -50,9 +50,9 @@ class Transfers:
 
     async def send_all(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is available and may leave, smallest UTxOs first, up to one full transaction."""
-        request, now_ms = self._request(app_id, "sweep", key, to.text), self._context.ports.clock.now_ms()
+        request = self._request(app_id, "sweep", key, to.text)
         return await self._admit_and_send(
-            request, lambda unit: admit_send_all(self._context.admission, unit, request, to, now_ms)
+            request, lambda unit, now_ms: admit_send_all(self._context.admission, unit, request, to, now_ms)
         )
 
     async def split(
@@ -75,16 +75,15 @@ class Transfers:
         )
 
     async def _transfer(self, request: TransferRequest, plan: TransferPlan) -> tuple[PaymentRow, bool]:
-        now_ms = self._context.ports.clock.now_ms()
         return await self._admit_and_send(
-            request, lambda unit: self._context.admission.admit_transfer(unit, request, plan, now_ms)
+            request, lambda unit, now_ms: self._context.admission.admit_transfer(unit, request, plan, now_ms)
         )
 
     async def _admit_and_send(
-        self, request: TransferRequest, admit: Callable[[Unit], AdmittedPayment]
+        self, request: TransferRequest, admit: Callable[[Unit, int], AdmittedPayment]
     ) -> tuple[PaymentRow, bool]:
         with self._signing.claim(request.ids.payment):
-            return await self._lifecycle.carry_out(await self._context.write("admit", admit))
+            return await self._lifecycle.carry_out(await self._context.write_at("admit", admit))
 
     def _select(
         self, outputs: Sequence[Output], utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None
@@ -152,7 +151,7 @@ def admit_send_all(
     """
     planner = admission.planner
     own, network_id = planner.own, planner.chain.network.network_id
-    caps = None if to.raw == own.raw else admission.rules.caps
+    caps = None if to.raw == own.raw else admission.rules.config.caps
     leftovers = None if caps is None else left_behind(planner.utxos, caps)
 
     def plan(utxos: UtxoIndex, ttl_slot: int, nonce_utxo: Utxo | None) -> TxPlan:

@@ -12,7 +12,7 @@ from itertools import islice
 
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment, Ids, TransferRequest
-from payagent.agent.commits.admission import Admission
+from payagent.agent.pay.admission import Admission
 from payagent.core import utxo_upkeep as upkeep
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
 from payagent.core.problems import Refused

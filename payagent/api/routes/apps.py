@@ -68,7 +68,7 @@ def _app(context: AgentContext, app: AppRow, last: TokenRow | None, **text: str)
     """`text`: the token itself, if this answer shows it."""
     is_active = last is not None and last.is_good(context.conn, context.latest_ms)
     names = {origin: merchant.name for origin, merchant in context.config.merchants.items()}
-    last_call_ms = context.last_calls_ms.get(app.id)
+    last_call_ms = context.metrics.last_calls_ms.get(app.id)
     return (AppWithToken if text else App).of(
         app, last, names, active=is_active, last_call_ms=last_call_ms, **text
     )

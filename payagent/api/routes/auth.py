@@ -171,10 +171,9 @@ def need(*scopes: str) -> Need:
         VIA.set("dashboard" if token_hash else None)
         if credentials is not None:
             token_hash, via = hash_token(credentials.credentials), "token"
-        app = apps.by_token(fleet.context.conn, token_hash, fleet.context.latest_ms)
+        app = fleet.context.app_of(token_hash)
         if app is None:
             raise _unauthorized()
-        fleet.context.note_call(app.id)
         inside: ExitStack = request.state.inside
         inside.enter_context(request.app.state.rate_limiter.admit(app.id))
         if not app.scopes & set(scopes):

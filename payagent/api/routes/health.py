@@ -114,7 +114,7 @@ def _pause_problem(context: AgentContext) -> str | None:
 def _ledger_problem(context: AgentContext) -> str | None:
     try:
         about.meta(context.conn, "network")
-        problem = context.room_problem()
+        problem = context.readers.room_problem()
     except Exception as error:  # noqa: BLE001  this check reports every error
         return f"ledger.db cannot be read: {type(error).__name__}"
     return None if problem is None else f"ledger.db: {problem}"

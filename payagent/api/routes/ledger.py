@@ -182,7 +182,7 @@ async def _read(context: AgentContext, read: Callable[[Connection], T]) -> T:
     """Run a long read of the ledger in another thread, on one consistent state."""
 
     def work() -> T:
-        with context.snapshot() as conn:
+        with context.readers.snapshot() as conn:
             return read(conn)
 
     return await run_in_threadpool(work)
@@ -281,7 +281,7 @@ async def exported(caller: Reader, query: Annotated[ExportQuery, Query()]) -> St
 
 
 def _export(context: AgentContext, only: Selection, form: Format) -> Iterator[str]:
-    with context.snapshot() as conn:
+    with context.readers.snapshot() as conn:
         yield from export(statement(conn, only, context.config.network.name), form)
 
 
@@ -297,7 +297,7 @@ async def snapshot(caller: Operator) -> StreamingResponse:
 
 
 def _copy(context: AgentContext) -> Generator[bytes]:
-    with context.copied() as file:
+    with context.readers.copied() as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
 
@@ -312,7 +312,7 @@ def _report(context: AgentContext, earlier_head: Head | None, reports: list[Veri
     found = 0
     head: Head | None = None
     yield '{"findings":['
-    with context.audited() as conn:
+    with context.readers.audited() as conn:
         for result in verify(conn, Owner(config.own, config.network), earlier_head):
             if isinstance(result, AuditFinding):
                 found += 1

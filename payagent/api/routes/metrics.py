@@ -15,7 +15,8 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from payagent.agent.context import OTHER, AgentContext
+from payagent.agent.base.metrics import OTHER_MERCHANT, merchant_label
+from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import FleetStatus
 from payagent.agent.operator.limits import standing
 from payagent.api.models.openapi import gives_text
@@ -49,7 +50,7 @@ def metrics_router(checks: Checks) -> APIRouter:
     async def metrics(caller: Reader) -> Response:
         """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
         context, problems, status = caller.context, checks(), caller.fleet.status()
-        refusals = dict(sorted(context.refusals.items()))
+        refusals = dict(sorted(context.metrics.refusals.items()))
         text = await run_in_threadpool(lambda: write(families(context, problems, refusals, status)))
         return Response(text, media_type=MEDIA_TYPE)
 
@@ -89,7 +90,7 @@ def _fleet(status: FleetStatus) -> Iterator[Family]:
 
 
 def _purchases(context: AgentContext) -> Iterator[Family]:
-    refused = dict(context.purchases_refused)
+    refused = dict(context.metrics.purchases_refused)
     names = {app.id: app.name for app in apps.all_apps(context.conn)}  # read later, so it has all of them
     yield Family(
         "payagent_purchases_refused_total",
@@ -113,20 +114,20 @@ def _purchases(context: AgentContext) -> Iterator[Family]:
         "payagent_time_to_served_seconds",
         "histogram",
         "From the request of a payment to its served delivery, since the start.",
-        by_label("merchant", dict(sorted(dict(context.time_to_served).items()))),
+        by_label("merchant", dict(sorted(dict(context.metrics.time_to_served).items()))),
     )
 
 
 def _spend(context: AgentContext) -> Mapping[tuple[str, str, str], int]:
-    """By app, merchant and asset. `OTHER` is the app's total less its spend at the configured merchants."""
+    """By app, merchant and asset. `OTHER_MERCHANT`: the app's total less its spend at the configured merchants."""
     spend: Counter[tuple[str, str, str]] = Counter()
     origins, assets = (ANY, *context.config.merchants), context.assets_allowed()
     for app, origin, asset, units in limit_counters.totals_by_app(context.conn, origins, assets):
         if origin == ANY:
-            spend[app, OTHER, asset] += units
+            spend[app, OTHER_MERCHANT, asset] += units
         else:
-            spend[app, context.merchant_label(origin), asset] += units
-            spend[app, OTHER, asset] -= units
+            spend[app, merchant_label(context.config, origin), asset] += units
+            spend[app, OTHER_MERCHANT, asset] -= units
     return {key: units for key, units in spend.items() if units}
 
 

@@ -229,7 +229,7 @@ async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
 
 
 def _receipt(context: AgentContext, payment_id: str) -> Receipt:
-    with context.snapshot() as conn:
+    with context.readers.snapshot() as conn:
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")

@@ -180,7 +180,7 @@ async def _compare(
         )
     booked_height = 0 if is_forked else await _booked_height(provider, bounds)
     with ExitStack() as stack:
-        conn = await _in_thread(partial(stack.enter_context, context.snapshot()))
+        conn = await _in_thread(partial(stack.enter_context, context.readers.snapshot()))
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
         looked_up = [(claim, await _look_up(provider, claim.tx_id)) for claim in claims]

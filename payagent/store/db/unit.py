@@ -24,7 +24,7 @@ class Unit:
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
         self.via = VIA.get()
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
 
     @cached_property
     def heads(self) -> Heads:
@@ -37,7 +37,7 @@ class Unit:
         self.heads = heads
         self.undo(lambda: _set(heads, before))
 
-    def undo(self, step: Callable[[], None]) -> None:
+    def undo(self, step: Callable[[], object]) -> None:
         """Run `step` if this job, or the commit that it shares, fails. Steps run in reverse order."""
         self._undo.append(step)
 
