@@ -17,7 +17,7 @@ from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token
-from payagent.api.routes.params import Filter, json_body, require_clear_query
+from payagent.api.routes.params import SelectionFilter, json_body, require_clear_query
 from payagent.core.aggregate import PaymentRow
 from payagent.core.bounds import SCOPES
 from payagent.core.origin import parse_origin
@@ -118,7 +118,7 @@ class Caller:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
         return app
 
-    def selection(self, only: Filter) -> Selection:
+    def selection(self, only: SelectionFilter) -> Selection:
         """What these filters select. A merchant that is no longer configured is named by its origin."""
         merchants = self.context.config.merchants.values()
         named = {merchant.name: merchant.origin for merchant in merchants}

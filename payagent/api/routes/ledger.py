@@ -38,7 +38,7 @@ from payagent.api.models.ledger import (
 )
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import Caller, Operator, Reader
-from payagent.api.routes.params import Filter, Page, QueryParams
+from payagent.api.routes.params import Page, QueryParams, SelectionFilter
 from payagent.audit.export import Format, export
 from payagent.audit.finding import AuditFinding, Head, parse_head
 from payagent.audit.month import month_record
@@ -77,7 +77,7 @@ _PAGE_CHARS = 1 << 16
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
-class EntryFilter(Filter):
+class EntryFilter(SelectionFilter):
     """Filters of ledger entries. Merchant, app and state are those of an entry's payment."""
 
     asset: Annotated[GivenAsset | None, Field(description="lovelace, or policy and name in hex.")] = None
@@ -121,7 +121,7 @@ class SpendQuery(EntryFilter):
         return tuple(key for name in names for key in get_args(SpendKey) if key == name)
 
 
-class RefusalPage(Filter, Page):
+class RefusalPage(SelectionFilter, Page):
     """Filters of a page of refusals."""
 
     code: Annotated[str | None, Field(description="The code of the refusal, such as limit_exceeded.")] = None

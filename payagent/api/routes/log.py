@@ -13,14 +13,14 @@ from payagent.api.http.problems import JsonResponse
 from payagent.api.models.log import Alert, Alerts, LogEntry, LogPage
 from payagent.api.models.openapi import gives
 from payagent.api.routes.auth import Reader
-from payagent.api.routes.params import Filter, Page
+from payagent.api.routes.params import Page, SelectionFilter
 from payagent.core.operator_log import LogKind
 from payagent.store.rows import alerts, apps, operator_log
 
 router = APIRouter(tags=["log"])
 
 
-class LogFilter(Filter, Page):
+class LogFilter(SelectionFilter, Page):
     """Where the log starts, and what it lists."""
 
     kind: Annotated[LogKind | None, Field(description="Only changes of this kind.")] = None

@@ -40,7 +40,7 @@ class Waiting(QueryParams):
     wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
-class Filter(QueryParams):
+class SelectionFilter(QueryParams):
     """Filters by time, merchant and app."""
 
     since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
