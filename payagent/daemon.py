@@ -1,7 +1,6 @@
 """The daemon: connects all rooms, and runs until it is stopped.
 
 Start with `serve`. The daemon owns the lease of the data folder and the order of start and stop.
-May import: every room but the CLI and the devnet.
 Never: decides about a payment.
 """
 

@@ -5,7 +5,6 @@ defines the steps).
 - `request` is the client's request, and `present_proof` retries it with a proof. `merchant_answers` reads what a
   merchant answers. `streams` keeps bodies that are sent or read twice.
 - `daemon_client` is the connection to the daemon. `x402_scheme` plugs into the official x402 SDK.
-May import: httpx, the standard library, core; dialects inside a function.
 Never: pycardano, a web framework, the official x402 SDK (users of the scheme install it); decides whether to pay,
 which is the daemon's task.
 """

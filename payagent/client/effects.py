@@ -1,6 +1,5 @@
 """The steps of a paid request as values: `pay_and_retry` yields them, a transport executes them.
 
-May import: httpx's values, client.streams, client.errors.
 Never: I/O.
 """
 

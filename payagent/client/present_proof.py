@@ -1,7 +1,5 @@
 """Send a payment's proof to the merchant until it gives a final answer or time is up.
 
-May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.effects; dialects
-inside a function.
 Never: I/O except through a step; makes a payment.
 """
 

@@ -1,7 +1,4 @@
-"""Ports that the simulator replaces: time, randomness, writes and signatures.
-
-May import: the standard library, the store's unit of work, wallet.keys (a signer's type). Never: anything else.
-"""
+"""Ports that the simulator replaces: time, randomness, writes and signatures."""
 
 import secrets
 import time

@@ -4,7 +4,7 @@ It writes intent, invoice, decision, hold, nonce UTxO and reserved UTxOs togethe
 the facts behind the decision (rule 7). A refusal by a limit or for lack of funds is recorded too, as a payment in
 state `rejected`.
 
-May import: core, dialects, wallet, store, agent.base, agent.commits. Never: signs; waits for anything.
+Never: signs; waits for anything.
 """
 
 from collections.abc import Mapping, Set

@@ -1,7 +1,6 @@
 """What a daemon asks of another that holds the account: the request and its outcome, as the JSON of their rows.
 
-May import: core, dialects, pydantic, agent.base, agent.topups. Never: carries a request's headers but those that
-name the owner of a prepaid balance; decides.
+Never: carries a request's headers but those that name the owner of a prepaid balance; decides.
 """
 
 import json

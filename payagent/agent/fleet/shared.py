@@ -6,8 +6,8 @@ another account must do is a row in `admission_requests`: the holder does it and
 asked answers as its own. Both see it by polling the ledger.
 Start at `run`.
 
-May import: core, store, structlog, the rest of agent. Never: signs for an account that it does not hold; keeps
-more than its part of the accounts while nothing of them is being signed.
+Never: signs for an account that it does not hold; keeps more than its part of the accounts while nothing of them
+is being signed.
 """
 
 import asyncio
