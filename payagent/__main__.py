@@ -1,8 +1,4 @@
-"""`python -m payagent` runs the command `payagent`.
-
-May import: cli.
-Never: anything else.
-"""
+"""`python -m payagent` runs the command `payagent`."""
 
 from payagent.cli import main
 

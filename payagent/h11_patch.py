@@ -3,7 +3,6 @@
 h11 reads heads for the API, the proxy and httpx. If a header's value is empty and the line is invalid, its regular
 expression tries every split of the blanks before and after the value. A 100 KB line then blocks the whole process
 for half a minute. The patch makes the blanks before a value possessive (docs/decisions/0023).
-May import: h11.
 Never: changes what counts as a header.
 """
 

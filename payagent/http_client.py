@@ -1,7 +1,6 @@
 """The HTTP client of payagent's own requests: to merchants, providers and the services that bring notifications.
 
 httpx with one trust store, limits on what is read, and nothing from the environment.
-May import: core, h11_patch, httpx and httpcore.
 Never: follows a redirect, keeps a cookie, reads proxies from the environment, reads an answer without end.
 """
 

@@ -1,8 +1,8 @@
 """Creates everything for a first start: data folder, config, keystore, ledger with its first app, token.
 
 It also changes a keystore's passphrase. Start with `initialise`.
-May import: core, settings, wallet, chain.open, store, agent.base, agent.operator.limits, api.http.
-Never: asks a question or prints (the CLI does); overwrites a file; leaves half of its work behind when it fails.
+Never: asks a question or prints (the CLI does); overwrites a file; leaves half of its work behind when it
+fails.
 """
 
 import os

@@ -2,7 +2,6 @@
 
 Event names are dotted (`payment.submitted`). Ids are bound with structlog.contextvars. Events that an outside
 party can cause are never logged at error.
-May import: structlog and the standard library's logging, which other packages use.
 Never: decides what is logged.
 """
 

@@ -7,7 +7,6 @@ The signer and the daemon run as the same user, so file modes do not separate th
 no code in the process can remove it. A sandboxed process also cannot read the memory of one outside. Landlock has
 no "everything except". So the rules list what may be read: single files in the folders above a hidden file, and
 whole folders elsewhere. A file created later in one of those few folders cannot be read.
-May import: the standard library, seccomp.
 Never: starts while other threads run; reports a file as hidden that can be read by a second name.
 """
 

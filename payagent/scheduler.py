@@ -3,7 +3,6 @@
 The scheduler follows the wall clock, which may be set. After a clock jump the next run still starts on schedule. A
 stop takes three steps: no new runs, running ones end, then the scheduler shuts down, because APScheduler cancels
 the coroutines it runs.
-May import: apscheduler, core, agent, structlog.
 Never: makes a decision; lets a failed run prevent the next.
 """
 

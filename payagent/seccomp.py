@@ -2,7 +2,6 @@
 
 The kernel runs a filter at each call, over `struct seccomp_data`. The filter sees numbers, not the memory behind a
 pointer (docs.kernel.org, seccomp_filter). The signer and the daemon each install one.
-May import: the standard library.
 Never: knows which process is filtered; continues if the kernel refuses the filter.
 """
 

@@ -1,7 +1,6 @@
 """Read and write secret files, and check that other users cannot read or change files.
 
 A secret is read at use, and only from a file that no other user could have read or written.
-May import: core, the disk, the user and group databases.
 Never: keeps a secret; quotes one in an error.
 """
 

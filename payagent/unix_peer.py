@@ -1,6 +1,5 @@
 """Which process is at the other end of a Unix socket, according to the kernel (SO_PEERCRED).
 
-May import: the standard library.
 Never: believes what the other end says about itself.
 """
 

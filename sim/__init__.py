@@ -7,6 +7,5 @@ clock, randomness, network, disk, process death, the chain with its forks, provi
 keeps every transaction that was ever released. The same seed gives the same run, bit for bit.
 `fleet_world` has several daemons over one ledger.
 
-May import: every room but the CLI and the daemon.
 Never: uses a thread, a real clock, real randomness or a socket; tells the agent what only the world knows.
 """

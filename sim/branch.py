@@ -1,6 +1,5 @@
 """A branch that a fork undid, as a provider shows it that has not switched to the winning branch.
 
-May import: devnet.
 Never: shows anything that no producer made.
 """
 

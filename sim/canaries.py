@@ -1,6 +1,5 @@
 """Canary secrets: values that must never be written, and a search for them in every encoding.
 
-May import: the standard library.
 Never: keeps a text that it searched.
 """
 

@@ -1,6 +1,5 @@
 """`scripts/sim`: runs the simulator over a range of seeds.
 
-May import: click, cli; sim inside a function.
 Never: touches a real wallet, ledger or network.
 """
 

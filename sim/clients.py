@@ -3,7 +3,6 @@
 Some pay over the API and retry themselves, some use the proxy. They lose answers, give up waiting, ask again with
 the same 402 or a new one, and outlive the daemon.
 
-May import: core, dialects, store, agent, proxy, the rest of sim.
 Never: signs; pays in another way.
 """
 

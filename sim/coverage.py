@@ -1,6 +1,5 @@
 """Counts how often a run reached each event of interest, from the ledger's records and the chain.
 
-May import: core, store, sim.network, sim.providers, sim.trace.
 Never: judges; changes what happens.
 """
 

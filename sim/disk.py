@@ -3,7 +3,6 @@
 With `synchronous = FULL` a commit is synced when it returns. With a lower setting it is not, and a death removes
 it. Data written after the last sync may remain in part or as garbage, which SQLite must detect by its checksums.
 
-May import: the standard library, store.db.
 Never: lets a process read what another's death removed.
 """
 

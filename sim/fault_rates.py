@@ -1,6 +1,5 @@
 """Fault rates of a run: how often each fault occurs, drawn per seed. Many are zero.
 
-May import: the standard library.
 Never: draws anything after the start.
 """
 

@@ -1,6 +1,5 @@
 """Constants of every run: the network, a wallet with publicly known words, and the canary secrets.
 
-May import: core, wallet.keys, sim.canaries.
 Never: draws anything.
 """
 

@@ -1,7 +1,7 @@
 """The trigger behind the fence, on a daemon's connection to the simulated ledger. PostgreSQL's is made of the same
 table (store.db.postgresql.schema).
 
-May import: the standard library, store.db. Never: asks which accounts a daemon believes to hold.
+Never: asks which accounts a daemon believes to hold.
 """
 
 import sqlite3

@@ -3,7 +3,6 @@
 Before and after each commit it may stand still while the others go on. A commit's outcome may stay unknown. When
 the database failed over, the first commit notices another timeline, as on a new connection.
 
-May import: every room that the daemon puts together, the rest of sim.
 Never: cleans up after a death; lets a daemon know what only the database's clock says.
 """
 

@@ -3,7 +3,7 @@
 Some time later the old primary is back as it was when it died, and takes writes on its lower timeline. The product
 decides which of them a daemon uses (`payagent.store.db.postgresql.hosts.choose`).
 
-May import: the standard library, core, store.db, sim.trace. Never: decides itself which one is used.
+Never: decides itself which one is used.
 """
 
 import sqlite3

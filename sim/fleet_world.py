@@ -5,7 +5,6 @@ Its seeds are its own (`scripts/sim --fleet`). Each daemon is on a host with its
 All have the words of all accounts. Leases go by the database's clock.
 Start at `FleetWorld.run`.
 
-May import: the rest of sim, and the other rooms as far as the setup needs them.
 Never: takes more from the ledger than a failover that loses the last commits could.
 """
 

@@ -1,6 +1,5 @@
 """A signer in the agent's own process, for the simulator and for tests.
 
-May import: wallet.keys.
 Never: used by the daemon, whose key is in a process of its own.
 """
 

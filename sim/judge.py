@@ -12,7 +12,6 @@ The invariants have the names of exactly-once.md ("What is checked"):
 - I9: the ledger's state of a payment is what the chain shows.
 - I10: the record is whole.
 
-May import: audit, core, devnet, store, the rest of sim.
 Never: changes anything; trusts the agent about the chain.
 """
 

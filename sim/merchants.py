@@ -3,7 +3,6 @@
 Each merchant is the devnet's ASGI application, so every body on the wire is the devnet's. The faults happen around
 it: a lost request, a lost answer, a 502 after everything was done, a new invoice at another price, a false status.
 
-May import: core, devnet, httpx, the proxy's shapes, the rest of sim.
 Never: knows the agent's state.
 """
 

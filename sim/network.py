@@ -1,6 +1,5 @@
 """The true chain and the adversary: blocks, forks at old slots, and rebroadcasts of anything ever released.
 
-May import: devnet, sim.trace, sim.fault_rates.
 Never: invents a transaction; every block is valid by the devnet's ledger.
 """
 

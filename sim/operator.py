@@ -2,7 +2,6 @@
 
 It has its own random numbers and acts in some seeds only, so other seeds run as they did before it was added.
 
-May import: core, agent, store, sim.process, sim.fixtures.
 Never: does what no operator could.
 """
 

@@ -1,6 +1,5 @@
 """Checks prepaid balances against the merchants' own records: bought, used, left, and no call counted twice.
 
-May import: core, store's connection, sim.trace.
 Never: changes anything; trusts the agent's counts.
 """
 

@@ -3,7 +3,6 @@
 Everything in the daemon's memory is here and dies with it. The world owns what outlives it (disk, net, merchants,
 clients). Commits run on the event loop, sometimes several in one, as in the writer thread.
 
-May import: every room that the daemon puts together, the rest of sim.
 Never: cleans up after a death.
 """
 

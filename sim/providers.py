@@ -2,7 +2,6 @@
 
 Answers to submissions are built as bytes, as Blockfrost would send them, and parsed by the real classifier.
 
-May import: chain, core, devnet, the rest of sim.
 Never: shows the agent the truth except through its calls.
 """
 

@@ -1,6 +1,5 @@
 """Runs many seeds in shares on several processes, and adds up their results.
 
-May import: the standard library, sim.coverage, sim.stage, sim.world.
 Never: hides a failed seed; lets the sharing change a seed's result.
 """
 

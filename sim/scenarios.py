@@ -4,7 +4,6 @@ A payment is replaced only if no block included it for half an hour. A void is r
 follows. Limits are contended only if several clients pay at once. By chance alone, each occurs once in a thousand
 seeds or less. A third of the seeds have no scenario.
 
-May import: the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers.
 Never: draws anything after the start.
 """
 

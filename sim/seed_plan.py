@@ -1,7 +1,5 @@
 """The plan of a seed, drawn before anything happens: the wallet, the merchants, the purchases and the faults.
 
-May import: core.money, the devnet's terms, sim.fault_rates, sim.fixtures, sim.providers, sim.scenarios,
-sim.tokens.
 Never: draws anything after the start.
 """
 

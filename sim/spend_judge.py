@@ -1,6 +1,5 @@
 """Compares each payment's postings with what the chain shows it spent: I2 per payment, and I3.
 
-May import: core, devnet, store's connection, sim.trace.
 Never: uses the agent's own sums.
 """
 

@@ -1,6 +1,5 @@
 """The setup of many runs: a folder, a template ledger, log capture and garbage collection.
 
-May import: the rest of sim, store, structlog.
 Never: lets one run leave anything for the next.
 """
 

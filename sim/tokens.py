@@ -2,7 +2,6 @@
 
 It has its own random numbers and acts in some seeds only, so other seeds run as they did before it was added.
 
-May import: core.money, the devnet's terms.
 Never: uses the run's random numbers.
 """
 

@@ -1,6 +1,5 @@
 """The trace of a run: its lines, how often each event was reached, the violations, and a hash over all lines.
 
-May import: the standard library, sim.canaries.
 Never: changes what happens.
 """
 

@@ -4,7 +4,6 @@ Handles run in the order they were scheduled, so a run depends only on its seed.
 current when they were made, so a simulated process can die with all its tasks. Runs consist mostly of handles, so
 this loop does less per handle than asyncio's own.
 
-May import: asyncio.
 Never: waits; does I/O.
 """
 

@@ -2,7 +2,6 @@
 
 Start at `World.run`.
 
-May import: the rest of sim, and the other rooms as far as the setup needs them.
 Never: goes on after the end.
 """
 

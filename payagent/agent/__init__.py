@@ -3,9 +3,8 @@
 Start at `agent.Agent.pay` and follow the calls below. Every step reloads the payment, decides and commits once, so
 resuming after a crash is the same code as the first run.
 
-May import: core, dialects, settings, wallet, chain, outbound, store. Never: imports the API, the
-CLI, the scheduler or the devnet; uses a clock, randomness or a process exit except through `base.ports`; lets a
-signed byte leave the process before its attempt is durable.
+Never: imports the API, the CLI, the scheduler or the devnet; uses a clock, randomness or a process exit except
+through `base.ports`; lets a signed byte leave the process before its attempt is durable.
 
 Commit points (exactly-once.md), each one write transaction, with the job that makes it:
 

@@ -3,7 +3,7 @@
 `Agent.pay` admits (C1 + C2), then signs (C3), and only then returns headers and submits (C4). After a crash
 `PaymentLifecycle.resume` continues the same path.
 
-May import: core, chain.provider, store, the rest of agent. Never: HTTP, SQL, a clock of its own.
+Never: HTTP, SQL, a clock of its own.
 """
 
 from collections.abc import Mapping, Sequence

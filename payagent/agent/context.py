@@ -2,8 +2,7 @@
 
 It holds the ledger's readers and writer, the config in force, the available UTxOs, the chain as last read, and the
 clock. `take_config` replaces the config at run time, so read `config` each time and do not keep it.
-May import: core, chain.provider, chain.throttled_provider, store, wallet, agent.pay, agent.base. Never:
-decides on a payment; signs; submits.
+Never: decides on a payment; signs; submits.
 """
 
 import asyncio

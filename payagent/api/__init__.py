@@ -4,8 +4,6 @@ Start at `app`, which builds the application. `http` has the server, listeners, 
 one model for each request and response body: it parses, writes and documents it. `routes` has one module per group
 of paths; its `auth` checks tokens and scopes.
 
-May import: core, dialects, secret_file, agent, audit, store, chain (to read it for a reconciliation only),
-FastAPI, uvicorn, h11.
 Never: imports the wallet or the devnet; submits; decides about a payment; puts a secret, or an error outside the
 problem table, into an answer.
 """

@@ -1,6 +1,5 @@
 """The daemon's ASGI application, for both its Unix socket and its port.
 
-May import: core, agent, the rest of api, FastAPI.
 Never: starts anything; serves a page with a script, which would be loaded from third-party servers.
 """
 

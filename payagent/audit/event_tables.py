@@ -1,7 +1,6 @@
 """Checks the tables whose rows follow from the wallet's events: apps, tokens, limits, and all about merchants.
 
-May import: core, store, audit. Never: sees a token; decides which merchant to trust (the ledger does not record
-past rules).
+Never: sees a token; decides which merchant to trust (the ledger does not record past rules).
 """
 
 import json

@@ -1,6 +1,6 @@
 """Exports a statement as a stream of text, in the requested format.
 
-May import: core, audit. Never: reads the ledger (the statement does); writes an inexact amount.
+Never: reads the ledger (the statement does); writes an inexact amount.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """The results of an audit: a finding, its progress, and the newest seal.
 
 A value that a check cannot read becomes a finding too.
-May import: the standard library, core.problems, store.db. Never: reports an unreadable file as wrong rows.
+Never: reports an unreadable file as wrong rows.
 """
 
 import re

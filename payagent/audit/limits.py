@@ -1,8 +1,7 @@
 """Checks what counts against limits: each hold, and the stored counters against the holds.
 
 `audit.payments` checks the holds against the entries.
-May import: store, audit. Never: decides whether a limit was exceeded (the events record which limits were in
-force).
+Never: decides whether a limit was exceeded (the events record which limits were in force).
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """A month of the ledger: balances at both ends, what changed them, spend, refusals, top-ups, and the newest seal.
 
-May import: core, store, audit. Never: writes; adds amounts of two assets.
+Never: writes; adds amounts of two assets.
 """
 
 from dataclasses import dataclass

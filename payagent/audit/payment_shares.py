@@ -2,7 +2,7 @@
 
 Each process reads the file itself, a moment after the first. That is safe: it sees each payment and its rows in
 one consistent state too.
-May import: store, audit. Never: starts a process for a ledger that one process reads in a few seconds.
+Never: starts a process for a ledger that one process reads in a few seconds.
 """
 
 import os

@@ -3,7 +3,7 @@
 The events, which are chained by their hashes, record what happened. All other rows must follow from them: the
 payment's changeable columns, the attempts, block observations, reservations, and each entry to the unit. The bytes
 show what was signed.
-May import: core, store's rows, audit. Never: I/O; lets a row's own claims change how it is judged.
+Never: I/O; lets a row's own claims change how it is judged.
 """
 
 import json

@@ -2,7 +2,7 @@
 accounts.
 
 A token is named by the hash of its policy and name, never by its display name: anyone can mint an "ADA".
-May import: core, audit. Never: writes a name that either program would read differently.
+Never: writes a name that either program would read differently.
 """
 
 import hashlib

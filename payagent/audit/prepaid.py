@@ -1,6 +1,6 @@
 """Checks prepaid balances against their moves, and the moves against their payments and entries.
 
-May import: core, store, audit. Never: asks a merchant; lets a stored total change how it judges.
+Never: asks a merchant; lets a stored total change how it judges.
 """
 
 from collections.abc import Iterator, Mapping

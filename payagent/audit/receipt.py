@@ -4,7 +4,7 @@ The wallet's signature proves the transaction, the terms hash proves the invoice
 event. Everything else must follow from these. A forger who recomputes all hashes can still invent whatever is not
 signed; `untold` lists the facts that only the chain or the ledger can show.
 Start reading at `check_receipt`; `receipt_form` parses the file.
-May import: core, dialects, store's rows, audit. Never: I/O; reads a clock.
+Never: I/O; reads a clock.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """The form of a receipt, and the rows that it was made from.
 
 Every key must be present and no other, and each value must have its type and be within bounds.
-May import: core, store's rows, audit.finding, audit.signed_bytes, pydantic. Never: I/O; judges the content of a
-well-formed receipt.
+Never: I/O; judges the content of a well-formed receipt.
 """
 
 from collections.abc import Iterable, Set

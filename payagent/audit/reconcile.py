@@ -4,7 +4,7 @@ Each transaction at the address must have moved the units that the ledger booked
 that the ledger records as on chain must be there. The unspent total must equal wallet + held, except for the
 reported differences.
 
-May import: core, chain's values, store, audit. Never: asks the chain; treats an unanswered question as an absence.
+Never: asks the chain; treats an unanswered question as an absence.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,8 +1,7 @@
 """Checks the seals against the rows that they cover: each table of record once, in order, all tables in parallel.
 
 The events' own hash chain is checked in the same pass.
-May import: store, audit. Never: holds more than a few rows of a table in memory; enumerates a range that only a
-row claims.
+Never: holds more than a few rows of a table in memory; enumerates a range that only a row claims.
 """
 
 import hashlib

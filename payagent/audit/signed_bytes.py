@@ -1,6 +1,6 @@
 """Compares signed bytes with the row that holds them and with the outputs to pay. Pure.
 
-May import: core, wallet.tx_decode, store's rows, PyNaCl. Never: takes from a row a fact that the bytes state.
+Never: takes from a row a fact that the bytes state.
 """
 
 import hashlib

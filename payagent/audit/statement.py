@@ -1,6 +1,6 @@
 """The ledger over a period: opening balances, every entry, and closing balances.
 
-May import: core, store, audit. Never: holds more than one entry in memory; depends on a format.
+Never: holds more than one entry in memory; depends on a format.
 """
 
 from collections.abc import Iterator

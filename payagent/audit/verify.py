@@ -1,7 +1,7 @@
 """`verify`: checks every row of the ledger in one pass over each table, and yields findings as it goes.
 
-May import: core, store, audit. Never: stops at the first finding; asks anything but the file; reports as clean a
-fault that only the chain can show (a deposit and its UTxO, both changed alike).
+Never: stops at the first finding; asks anything but the file; reports as clean a fault that only the chain can
+show (a deposit and its UTxO, both changed alike).
 """
 
 from collections.abc import Iterator

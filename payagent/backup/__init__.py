@@ -3,6 +3,5 @@
 Start at `create.back_up`, which works with or without a running daemon, and `restore.restore`, which needs an
 empty data folder. The keystore in the backup stays encrypted. Passphrase, config and tokens are not in it.
 
-May import: core, secret_file, settings, store, wallet.keystore, chain, audit, agent, api.http, init.
 Never: opens the keystore; overwrites a file; trusts a file's own claims; moves money.
 """

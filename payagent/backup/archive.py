@@ -3,7 +3,6 @@
 The reader follows no path, link, extension or special type of tar. It writes only what the manifest announced: it
 checks a member's name and size before reading, and its SHA-256 afterwards.
 
-May import: core, the standard library.
 Never: knows what the members mean.
 """
 

@@ -1,6 +1,5 @@
 """Compares a restored ledger with the current chain: UTxOs spent since the backup, and UTxOs that are new.
 
-May import: core, settings, chain, store, doctor.chain.
 Never: writes; takes a missing answer for an answer.
 """
 

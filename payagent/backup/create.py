@@ -1,6 +1,5 @@
 """Makes a backup: the current ledger, the keystore, and a manifest that identifies them.
 
-May import: core, secret_file, settings, store, wallet.keystore, the rest of backup.
 Never: changes the files that it copies.
 """
 

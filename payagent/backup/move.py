@@ -1,7 +1,6 @@
 """Moves the ledger from the file of one daemon to PostgreSQL, or back.
 
 Tokens and apps are in the ledger. A signer's record stays with its key, and the ledger is compared with it.
-May import: core, secret_file, settings, store, wallet.keystore, audit.finding, the rest of backup.
 Never: changes the ledger that it moves; moves one that a daemon uses.
 """
 

@@ -4,8 +4,6 @@ The restored ledger does not know what was signed after the backup. The agent si
 landed or expired. For this, the restore is recorded in the ledger before a daemon can start on it. If no provider
 could be asked, the local clock is unconfirmed, and the wait begins when the agent has confirmed it.
 
-May import: core, secret_file, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
-api.http, init, the rest of backup.
 Never: starts anything.
 """
 

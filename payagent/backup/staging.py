@@ -1,6 +1,5 @@
 """Builds files in a private folder and moves them into place when they are complete.
 
-May import: core, the standard library.
 Never: overwrites a file; leaves a partial file under its final name.
 """
 

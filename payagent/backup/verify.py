@@ -1,6 +1,5 @@
 """Checks that a ledger and a keystore belong together and that the ledger passes verification.
 
-May import: core, store, audit, wallet.keystore, backup.archive.
 Never: writes.
 """
 

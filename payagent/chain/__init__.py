@@ -8,6 +8,5 @@ Start with `provider`, the port that the rest of payagent uses, then read in thi
 - `provider_state` holds the facts about one provider. `quorum` decides which providers are believed, and
   `quorum_view` says what they show together (`quorum_rules`, `deadlines`, `disputes`).
 - `address_history` reads the whole history of an address through the port.
-May import: core, http_client, secret_file, settings.
 Never: decides what happens to a payment, or treats a missing answer as "not found".
 """

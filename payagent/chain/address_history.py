@@ -3,7 +3,6 @@
 A transaction's movement never changes, so it is read once. The list of transactions and the UTxOs can change. They
 are read again until the tip is the same before and after the read. The result is `Unknown` if the tip keeps
 changing or a read fails.
-May import: chain.provider, asyncio.
 Never: returns a part as if it were the whole; calls so fast that other reads get no answer.
 """
 

@@ -1,6 +1,5 @@
 """The pages of an address's transaction list, newest first, as a read that can be resumed.
 
-May import: chain.provider, chain.blockfrost_parse.
 Never: I/O; treats rows that a fork may have moved as complete.
 """
 

@@ -3,8 +3,6 @@
 This is the only home of blockfrost-python. It holds the requests and their order. `provider_client` makes the
 calls, `blockfrost_parse` reads the answers. The library supplies the URL, the headers and the paging; its own
 requests have no timeout and read an answer of any length (decision 0025).
-May import: core, settings, chain.blockfrost_parse, chain.submit_answers, chain.address_pages,
-chain.provider, chain.provider_client.
 Never: raises because of something a provider did; shows the project id.
 """
 

@@ -1,6 +1,5 @@
 """Strict, pure parsing of Blockfrost's answers into found, not found or unknown.
 
-May import: the standard library, core, chain.provider, chain.submit_answers.
 Never: I/O; quotes text that a provider sent; reads a 404 as "not found" unless it is in Blockfrost's own form.
 """
 

@@ -1,7 +1,6 @@
 """When a provider may be called: a circuit breaker for failures, and its rate limit.
 
 Only values and pure functions. As in electricity, a breaker that is open stops calls; a closed one lets them pass.
-May import: core, chain.provider.
 Never: I/O, a clock (`now_ms` is given).
 """
 

@@ -1,7 +1,6 @@
 """Ask several providers at once, and stop waiting for one that is much slower than the others.
 
 If all are slow, all are waited for.
-May import: the standard library.
 Never: interprets the answers.
 """
 

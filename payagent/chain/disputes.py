@@ -1,6 +1,5 @@
 """What providers disagree about, since when, and which of them lies.
 
-May import: chain.quorum_rules, chain.throttled_provider, chain.provider_state, chain.provider.
 Never: says what is true; writes to the ledger.
 """
 

@@ -3,7 +3,6 @@
 Reads are three-valued (rule 4). `Found` and `NotFound` are positive statements of the provider. Its view may be
 stale or on a fork. Everything else is `Unknown`: timeouts, limits, broken or contradictory answers. No method
 raises because of something a provider did.
-May import: the standard library, core.token_bucket, settings.schema.
 Never: I/O, a clock, a provider's library.
 """
 

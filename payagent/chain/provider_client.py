@@ -1,6 +1,5 @@
 """HTTP calls to a provider, each with a deadline for the whole call.
 
-May import: chain.submit_answers, http_client, httpx.
 Never: raises because of something a server did, follows a redirect, retries, reads the environment.
 """
 

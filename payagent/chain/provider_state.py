@@ -4,7 +4,6 @@ Three contradictions are known: a provider denies its own newest block, gives tw
 UTxO of a transaction that it denies. Replicas and indexes can look like that for a moment, so most contradictions
 count only when they last. A provider caught in a lie is excluded for a while: its answers do not count and it gets
 no submissions.
-May import: chain.provider, chain.quorum_rules, chain.throttled_provider, chain.circuit_breaker.
 Never: compares one provider with another (chain.quorum does).
 """
 

@@ -4,8 +4,6 @@ A single provider is believed while its tip is recent. Of several, a provider is
 has a recent tip and does not contradict itself (chain.provider_state). It must not give unexpected parameters
 while another gives the expected ones. The others wait two minutes for one that does not answer. One that is caught
 in a lie (chain.disputes) is excluded for a while. `chain.quorum_view` combines the answers of the believed ones.
-May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
-chain.circuit_breaker, chain.provider, chain.quorum_view, core.problems.
 Never: concludes anything about a payment; submits.
 """
 

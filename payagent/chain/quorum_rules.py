@@ -2,7 +2,6 @@
 
 With two or more providers, two have to agree. A single provider is believed. An answer that a provider could not
 give, or cannot give yet, is missing, and another provider's answer never replaces it (exactly-once.md R6).
-May import: chain.provider.
 Never: I/O, a clock.
 """
 

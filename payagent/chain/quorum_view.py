@@ -2,8 +2,6 @@
 
 Two of them have to agree (chain.quorum_rules). A provider that is missing only for a short time counts as one that
 could not answer. So a liar gains nothing from a short absence of an honest provider.
-May import: chain.quorum_rules, chain.disputes, chain.throttled_provider, chain.provider_state, chain.deadlines,
-chain.provider.
 Never: decides which providers are believed (`chain.quorum` does); concludes anything about a payment.
 """
 

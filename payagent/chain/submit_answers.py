@@ -4,7 +4,6 @@ The wording differs by era, node version and provider: a plain string, JSON insi
 of a string, Ogmios codes, a gateway's page. So no answer is compared as a whole. The code searches the body for
 names of ledger constructors, which are the same since Shelley. If an answer could mean two things, the class that
 makes payagent read the chain before it acts wins.
-May import: the standard library, core, chain.provider.
 Never: I/O, raises on text that a provider sent, trusts a transaction id that a provider names.
 """
 

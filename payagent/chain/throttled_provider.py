@@ -2,7 +2,6 @@
 
 A read over the limit waits, or returns `Unknown` at once.
 It measures how long each operation of the provider takes (`latency`).
-May import: core, chain.provider, chain.circuit_breaker.
 Never: sends a submission twice; changes a provider's answer.
 """
 

@@ -7,7 +7,6 @@ Exit codes: 0 ok, 1 bug, 2 usage, 3 payment void, rejected or expired, 4 chain o
 unauthorised, 6 refused by a limit or the policy, 7 not enough funds, 8 still pending, 10 dry run ok, 130
 interrupted, 141 stdout was closed early (as by `| head`; shells report SIGPIPE with the same code).
 
-May import: click, core, settings, the rooms that commands start (daemon, devnet, demo, init, doctor).
 Never: reaches into the wallet, the chain or the store; decides about a payment.
 """
 

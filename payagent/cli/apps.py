@@ -1,6 +1,5 @@
 """`payagent app`: manages the programs that may request payments, and their tokens.
 
-May import: click, core, cli.
 Never: shows a token twice (the daemon stores only its hash).
 """
 

@@ -1,6 +1,5 @@
 """`payagent backup` and `payagent restore`: write ledger and keystore to one file, and restore them.
 
-May import: click, core, cli; payagent.backup, settings and agent.base inside functions.
 Never: asks for a passphrase.
 """
 

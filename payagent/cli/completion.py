@@ -1,6 +1,5 @@
 """`payagent completion`: prints the script by which a shell completes commands and options.
 
-May import: click, core, cli.
 Never: changes a shell's files.
 """
 

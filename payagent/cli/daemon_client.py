@@ -1,7 +1,6 @@
 """Calls the daemon over HTTP through its Unix socket, with the operator's token.
 
 `http.client` suffices for a socket of this machine, and is imported in a tenth of the time that httpx takes.
-May import: core, secret_file, settings.config_file; settings.loading inside a function.
 Never: follows a redirect or a proxy from the environment; shows the token; uses TCP, because while the daemon is
 down any local process may bind the port and would receive the token.
 """

@@ -1,6 +1,5 @@
 """`payagent dashboard`: a link that opens the dashboard, and the confirmation of its orders.
 
-May import: click, core, cli, secret_file.
 Never: opens a browser unless it is told to; confirms an order that it has not shown.
 """
 

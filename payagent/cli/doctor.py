@@ -1,6 +1,5 @@
 """`payagent doctor`: checks everything that a payment needs, and says how to fix problems.
 
-May import: click, core, cli; payagent.doctor and settings inside a function.
 Never: changes anything.
 """
 

@@ -1,7 +1,6 @@
 """`payagent fetch`: makes one HTTP request, pays if it costs money, and writes the response body to stdout
 unchanged.
 
-May import: click, core, cli; client and httpx inside a function.
 Never: sends anything to an origin that is not configured; follows a redirect; decides whether to pay (the daemon
 does).
 """

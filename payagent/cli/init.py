@@ -1,6 +1,5 @@
 """`payagent init`: collects the settings for a first start from flags or prompts, and shows the result once.
 
-May import: click, core, cli; payagent.init, secret_file and agent.base inside functions.
 Never: shows the passphrase; shows recovery words anywhere but on a terminal.
 """
 

@@ -1,6 +1,5 @@
 """What `payagent init` asks at a terminal. Each answer is checked at once, and asked for again if it is not valid.
 
-May import: click, core, cli; payagent.init, secret_file and settings inside functions.
 Never: writes anything; asks for a secret.
 """
 

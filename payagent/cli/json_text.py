@@ -1,7 +1,7 @@
 """Adds a member to an object in a JSON text or removes one, and leaves every other byte as it is.
 
 The text must be valid JSON, and `at` is where its object opens.
-May import: the standard library. Never: I/O; formats what it does not add.
+Never: I/O; formats what it does not add.
 """
 
 import json

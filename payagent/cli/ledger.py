@@ -1,6 +1,5 @@
 """`payagent ledger`: shows, reports, verifies and exports the ledger.
 
-May import: click, core, cli; backup.staging and audit inside a function.
 Never: computes a balance (the daemon does).
 """
 

@@ -1,6 +1,5 @@
 """`payagent limits`: shows what may still be spent, and sets limits while the daemon runs.
 
-May import: click, core, cli.
 Never: decides (the daemon does).
 """
 

@@ -1,6 +1,5 @@
 """`payagent log`: who changed what, and which requests were refused.
 
-May import: click, core, cli.
 Never: changes anything.
 """
 

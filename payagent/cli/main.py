@@ -1,6 +1,5 @@
 """The command tree: the root group, and the commands `serve`, `devnet` and `demo`.
 
-May import: click, cli, core; daemon, devnet, demo, log and settings inside functions.
 Never: imports a command's module before the command runs.
 """
 

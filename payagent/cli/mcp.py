@@ -1,6 +1,5 @@
 """`payagent mcp`: lets AI agents pay, by the Model Context Protocol.
 
-May import: click, core, cli; payagent.mcp, api.http, client, secret_file and settings inside a function.
 Never: pays (the daemon does); writes anything but the protocol to stdout while it serves stdio.
 """
 

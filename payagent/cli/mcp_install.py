@@ -1,7 +1,6 @@
 """`payagent mcp install` and `uninstall`: give an MCP client an app, and name payagent in its configuration.
 
 `CLIENTS` says where each client keeps its list of servers.
-May import: click, core, cli, secret_file, settings.config_file.
 Never: writes a token into a client's configuration; changes a file that it cannot read in full.
 """
 

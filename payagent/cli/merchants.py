@@ -1,6 +1,5 @@
 """`payagent merchants`: shows and changes the merchants that may be paid, while the daemon runs.
 
-May import: click, core, cli.
 Never: decides (the daemon does).
 """
 

@@ -2,7 +2,6 @@
 
 Start with `month_page`. It adds up rows of the daemon's answer, so that each table shows the same sums.
 
-May import: core, cli.options, cli.prices, cli.terminal, Jinja2.
 Never: writes foreign text unescaped; a script; a request to anything outside the file; a float.
 """
 

@@ -1,6 +1,5 @@
 """`payagent notifications`: shows the targets of notifications and what they were sent, and pairs chats.
 
-May import: click, core, cli.
 Never: sends anything (the daemon does).
 """
 

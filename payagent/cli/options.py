@@ -1,6 +1,5 @@
 """Options and helpers that several commands share.
 
-May import: click, core, cli.terminal, cli.daemon_client; settings and payagent.init in functions.
 Never: knows a command.
 """
 

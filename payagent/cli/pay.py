@@ -1,6 +1,5 @@
 """`payagent pay`: pays a saved 402, waits, and prints the headers for the retry.
 
-May import: click, core, cli.
 Never: reads an invoice (the daemon does); pays twice: the same 402, or the same --key, is the same payment.
 """
 

@@ -1,6 +1,5 @@
 """`payagent payments`: lists payments, and shows the state and history of each.
 
-May import: click, core, cli.
 Never: decides what may be done to a payment (the daemon does).
 """
 

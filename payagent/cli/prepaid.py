@@ -1,6 +1,5 @@
 """`payagent prepaid`: shows prepaid balances at merchants, and manages top-ups.
 
-May import: click, core, cli.
 Never: counts anything (the daemon does).
 """
 

@@ -1,6 +1,5 @@
 """Prices of ADA by day, from a CSV file of the user, and values at these prices. Everything is an integer.
 
-May import: core.
 Never: guesses the price of a day; rounds before a value is shown.
 """
 

@@ -1,6 +1,5 @@
 """`payagent proxy`: serves one merchant on a port of its own, for a client whose base URL must be a bare origin.
 
-May import: click, core, cli; payagent.proxy, api.http, log, secret_file and settings inside a function.
 Never: pays (the daemon does).
 """
 

@@ -1,6 +1,5 @@
 """Reads a saved 402 in each form it may be saved in: its body, `curl -i` output, or a JSON object with headers.
 
-May import: core.
 Never: reads an invoice; repairs the 402, which goes to the daemon unchanged.
 """
 

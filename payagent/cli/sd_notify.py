@@ -1,6 +1,5 @@
 """Tells a service manager that the daemon is ready: systemd's Type=notify (sd_notify(3)).
 
-May import: the standard library.
 Never: waits; makes the daemon fail.
 """
 

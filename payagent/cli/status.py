@@ -1,6 +1,5 @@
 """`payagent status`: one screen that tells whether payagent pays, and what needs a person.
 
-May import: click, core, cli.
 Never: changes anything.
 """
 

@@ -1,6 +1,5 @@
 """`payagent store`: moves the ledger between a file and PostgreSQL, and makes or migrates the tables there.
 
-May import: click, core, cli; payagent.backup and settings inside functions.
 Never: changes the ledger that it moves.
 """
 

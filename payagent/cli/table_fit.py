@@ -1,6 +1,5 @@
 """Fits a table to a width: shortens texts, and drops columns that tell the least.
 
-May import: the standard library.
 Never: shortens a number, or an id that a person copies.
 """
 

@@ -2,7 +2,6 @@
 
 A `Terminal` has the three streams and knows whether a program reads stdout (no terminal, or --json).
 
-May import: core, click, cli.table_fit.
 Never: prints a secret that it was not asked to show.
 """
 

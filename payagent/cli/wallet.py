@@ -1,6 +1,5 @@
 """`payagent wallet`, `pause` and `resume`: shows the wallet, sends and splits funds, stops and allows signing.
 
-May import: click, core, cli; payagent.init, secret_file, settings and segno inside functions.
 Never: builds a transaction (the daemon does); shows a passphrase.
 """
 

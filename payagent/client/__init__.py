@@ -5,7 +5,6 @@ Start with `transport`, the httpx transports, and `paid_request`, which runs one
 - `request` is the client's request, and `retry` sends it again with the proof. `merchant_answers` reads what a
   merchant answers. `streams` keeps bodies that are sent or read twice.
 - `daemon_client` is the connection to the daemon. `x402_scheme` plugs into the official x402 SDK.
-May import: httpx, the standard library, core; dialects inside a function.
 Never: pycardano, a web framework, the official x402 SDK (users of the scheme install it); decides whether to pay,
 which is the daemon's task.
 """

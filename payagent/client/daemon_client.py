@@ -1,6 +1,5 @@
 """Clients for the daemon, blocking and async: HTTP on loopback or over a Unix socket, with an app's token.
 
-May import: httpx, the standard library, core, the rest of client.
 Never: shows the token, or sends it anywhere but to this machine; follows a redirect or a proxy from the
 environment.
 """

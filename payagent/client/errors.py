@@ -1,6 +1,5 @@
 """Errors for a client whose request could not be paid or was not served.
 
-May import: httpx, core.
 Never: holds a token.
 """
 

@@ -1,6 +1,5 @@
 """Read a merchant's answers, without headers that only payagent may set, in the form for the daemon.
 
-May import: httpx's values, core.cost_headers, client.steps.
 Never: I/O; decompresses without a limit.
 """
 

@@ -3,7 +3,6 @@
 The daemon decides. The generator sends the request to the merchant, has the daemon pay the 402, and retries with
 the headers that the daemon gave. It reports the answer, and sends the same proof again if the daemon says so.
 While another request buys a batch that would serve this one too, it waits and starts again.
-May import: httpx's values, core, the rest of client.
 Never: I/O except through a step; pays for a request that was redirected after its payment; accepts a header that
 begins with X-Payagent- from a merchant.
 """

@@ -1,6 +1,5 @@
 """A client's request: the part for the merchant, and the limits for paying.
 
-May import: httpx's values, core, client.merchant_answers, client.streams, client.errors, client.steps.
 Never: I/O; lets a header that begins with X-Payagent- through to a merchant.
 """
 

@@ -1,7 +1,5 @@
 """Retries a request with its payment's proof until the merchant gives a final answer or time is up.
 
-May import: httpx's values, core, client.merchant_answers, client.request, client.errors, client.steps; dialects
-inside a function.
 Never: I/O except through a step; makes a payment.
 """
 

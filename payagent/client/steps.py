@@ -1,6 +1,5 @@
 """The steps of a request as values: `paid_request` and `retry` yield them, a transport executes them.
 
-May import: httpx's values, client.streams, client.errors.
 Never: I/O.
 """
 

@@ -1,6 +1,5 @@
 """Bodies that are read twice: a request's to replay it, an answer's to inspect it before it is forwarded.
 
-May import: httpx, the standard library.
 Never: holds more than `MEMORY_BYTES` of a streamed request in memory, or leaves a body on disk: the rest is in an
 unnamed file.
 """

@@ -2,7 +2,6 @@
 
 They are transports and not an `httpx.Auth`, because with `follow_redirects` an Auth sends the proof to the
 redirect's target.
-May import: httpx, the standard library, the rest of client.
 Never: follows a redirect; shows the token; limits the time of a body that the program reads.
 """
 

@@ -2,7 +2,6 @@
 
     http = ExactCardanoScheme(token=...).connect(x402Client())     # then x402HttpxClient(http)
 
-May import: the standard library, core, the rest of client; x402 inside a function.
 Never: holds a key; makes a second payment for a request whose first payment has no answer.
 """
 

@@ -2,7 +2,6 @@
 
 Only types 0 (key payment, key stake) and 6 (key payment) can be paid. Each kind of refusal has its own code.
 
-May import: the standard library, core.network, core.problems.
 Never: accepts a text that is not the canonical spelling of its bytes.
 """
 

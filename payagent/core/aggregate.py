@@ -1,6 +1,5 @@
 """A payment with everything that a step needs to know of it: frozen values, as the store loads them.
 
-May import: the standard library, core.
 Never: SQL; changes.
 """
 

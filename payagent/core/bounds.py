@@ -1,6 +1,5 @@
 """Size and count limits that several rooms share.
 
-May import: the standard library.
 Never: limits money; `policy` does.
 """
 

@@ -2,7 +2,6 @@
 
 `core.payment.apply` makes them, `store.executor` writes them, and nothing else writes these tables.
 
-May import: the standard library, core.
 Never: SQL; depends on when it is written.
 """
 

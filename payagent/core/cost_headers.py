@@ -2,7 +2,6 @@
 
 This module alone names them. The proxy and the transports of `client` write them, and `mcp` and `cli` read them.
 
-May import: core.money, core.problems.
 Never: reads a token.
 """
 

@@ -3,7 +3,6 @@
 Findings come from the merchant rules and from the operator's approval thresholds. A finding that no approval can
 override refuses the payment. All others are listed in the approval.
 
-May import: the standard library, core.money, core.problems.
 Never: weighs one finding against another.
 """
 

@@ -3,7 +3,6 @@
 The agent checks them before it holds funds, because the signer would refuse to sign later. The signer checks them
 again on the transaction bytes, and adds caps per 24 hours.
 
-May import: core.money, core.network, core.problems.
 Never: counts over time; `policy` does, and `signer.spend_window` in the signer.
 """
 

@@ -1,6 +1,6 @@
 """The events of a payment's history as people read them, on the command line and in the dashboard.
 
-May import: core. Never: I/O; decides what anybody may see.
+Never: I/O; decides what anybody may see.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,5 @@
 """The invoice: a 402 of any dialect in one canonical form, with a hash of its terms.
 
-May import: the standard library and core.
 Never: reads a wire form (`dialects` does), or decides whether to pay (`policy` does).
 """
 

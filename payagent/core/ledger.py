@@ -12,7 +12,6 @@ Debits are positive. The accounts:
 Entries are append-only; a rollback adds the reverse entry. When nothing is in flight, wallet + held equals the
 units that the chain shows at our address.
 
-May import: the standard library, core.money.
 Never: writes anything (`store` does).
 """
 

@@ -4,7 +4,6 @@ Limits bound how much is spent. These rules check whom it is paid to and for wha
 the unserved streak, and payments in flight. Each rule is a row of GUARDS. The agent reads the facts in the write
 transaction that places the hold.
 
-May import: the standard library, core.invoice, core.money, core.findings.
 Never: reads a clock or a database; compares only a part of an address.
 """
 

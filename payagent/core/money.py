@@ -1,6 +1,5 @@
 """Money: integer units of an asset, and the only functions that turn foreign text into numbers.
 
-May import: the standard library, core.problems.
 Never: floats, locale, rounding.
 """
 

@@ -2,7 +2,6 @@
 
 Sources: CIP-34, the T Backend documents and the x402 documents for names; genesis files for slots.
 
-May import: the standard library, core.problems.
 Never: asks a provider (a devnet's clock comes in as a value).
 """
 

@@ -1,7 +1,6 @@
 """What people are told: the types of notifications, who wants which, and which event of the ledger becomes one.
 
 Start with `notification_of`. Most events become none.
-May import: the standard library, core.
 Never: sends anything; holds a secret or a link that decides something.
 """
 

@@ -1,7 +1,7 @@
 """The log of changes, decisions and refusals: its events by kind, and the sentence of each event.
 
 `payagent log` and the dashboard's activity page show the same sentences. An entry is an object of `GET /v1/log`.
-May import: the standard library, core. Never: I/O.
+Never: I/O.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,5 @@
 """The parts of a URL: the origin that identifies a merchant (RFC 6454), and the resource that a 402 names.
 
-May import: the standard library.
 Never: resolves a name.
 """
 

@@ -10,7 +10,7 @@ order:
 
 The drivers are `client.retry` (for the httpx transports, `payagent fetch` and the MCP tools),
 `client.x402_scheme`, `proxy.payer` and `agent.topups.runner`.
-May import: core.retry_schedule. Never: I/O; reads a clock.
+Never: I/O; reads a clock.
 """
 
 from collections.abc import Generator

@@ -8,7 +8,6 @@ A rolling window consists of spans. A span counts until all of it is older than 
 is never shorter than stated, and at most one span longer. Time is the chain's (store.rows.limit_counters). The
 agent checks the limits in the write transaction that places the hold, so races cannot exceed them (rule 7).
 
-May import: the standard library, core.money, core.problems, core.timestamps.
 Never: reads a clock or a database.
 """
 

@@ -7,7 +7,6 @@ payment is rolled back. A call that is served without its own payment uses it. U
 As the balance is used, its cost moves from prepaid to spent at the average cost of what is left. The last call
 takes the remainder, so rounding loses nothing.
 
-May import: the standard library.
 Never: trusts a merchant's count.
 """
 

@@ -3,7 +3,6 @@
 The API renders a row as RFC 9457 problem+json. The CLI prints it as text and exits with the row's exit code.
 docs/reference/problems.md is generated from it.
 
-May import: the standard library.
 Never: raises for control flow inside core. A `Refused` always reaches the person or program that asked.
 """
 

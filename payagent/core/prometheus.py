@@ -1,6 +1,5 @@
 """Writes metrics in the Prometheus text exposition format, version 0.0.4.
 
-May import: the standard library, core.money.
 Never: depends on a particular metric; accepts a number that is not an integer.
 """
 

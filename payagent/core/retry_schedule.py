@@ -1,6 +1,5 @@
 """How long to wait before a retry, and when to present a proof to a merchant.
 
-May import: core.payment.
 Never: reads a clock.
 """
 

@@ -1,6 +1,5 @@
 """Strict JSON: the only reader for foreign JSON text.
 
-May import: the standard library, core.problems.
 Never: accepts duplicate keys, makes a float, or accepts a text that two readers could read differently.
 """
 

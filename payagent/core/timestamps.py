@@ -1,6 +1,5 @@
 """Formats times as RFC 3339.
 
-May import: the standard library.
 Never: reads a clock.
 """
 

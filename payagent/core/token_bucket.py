@@ -1,6 +1,5 @@
 """A token bucket: a rate limit that allows a burst after a pause.
 
-May import: the standard library.
 Never: reads a clock (`now_ms` is given).
 """
 

@@ -2,7 +2,6 @@
 
 The free set is the UTxOs that coin selection may use: available and not reserved.
 
-May import: the standard library, core.problems.
 Never: concludes anything from an absence.
 """
 

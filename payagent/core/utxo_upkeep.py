@@ -8,7 +8,6 @@ it, up to a limit. So the number of UTxOs bounds how many payments the wallet ca
 
 Without recent or waiting payments, nothing is split.
 
-May import: the standard library and core.
 Never: selects UTxOs for a payment; depends on how a transaction is built.
 """
 

@@ -1,6 +1,5 @@
 """The version and the User-Agent of payagent's own requests. A proxied request keeps the client's User-Agent.
 
-May import: nothing.
 Never: anything but constants.
 """
 

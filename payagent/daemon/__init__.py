@@ -4,6 +4,5 @@ Start with `serve.serve`: it takes the lease of the data folder, unlocks the key
 answers requests. `compose` puts together what pays, and holds the order of start and stop. `secrets` reads the
 files that the settings name. `stop` has what ends a daemon.
 
-May import: every room but the CLI and the devnet.
 Never: decides about a payment.
 """

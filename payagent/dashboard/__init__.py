@@ -5,6 +5,5 @@ app (`in_process.py`), so the API's scopes, limits and refusals hold here. Start
 passes), then `pages/`: one module for each page, which gives plain values to its template in `templates/`. It
 states what the page needs and what the navigation shows of it (`MenuEntry`); `build.py` lists the modules.
 
-May import: core, agent, api, store.rows, Jinja2, segno, Starlette.
 Never: SQL; decides whether to pay; answers under a host name of the API.
 """

@@ -4,7 +4,6 @@
 proxy passes on, shares the dashboard's origin. `Dashboard` then adds the headers, finds the session, and asks each
 POST for the dashboard's own origin and the session's CSRF token.
 
-May import: core, agent, api, dashboard, store.rows, Starlette.
 Never: answers under the API's host names; changes anything on a GET.
 """
 

@@ -1,4 +1,4 @@
-"""Limits as bars. May import: core. Never: computes what is left (the API does)."""
+"""Limits as bars. Never: computes what is left (the API does)."""
 
 from collections.abc import Mapping
 from typing import Any

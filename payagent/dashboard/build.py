@@ -1,6 +1,6 @@
 """Puts the dashboard together: all its pages, its templates, and its sessions' events.
 
-May import: agent, api, store.rows, dashboard. Never: serves anything.
+Never: serves anything.
 """
 
 from collections.abc import Mapping

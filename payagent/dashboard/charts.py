@@ -1,6 +1,6 @@
 """The chart of the spend by day, drawn on the server: bars as SVG, words as HTML, and a table behind it.
 
-May import: core, dashboard.text. Never: floats for an amount (only for a bar's height).
+Never: floats for an amount (only for a bar's height).
 """
 
 from collections.abc import Mapping, Sequence

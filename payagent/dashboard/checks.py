@@ -1,7 +1,6 @@
 """Verify and reconcile as background jobs of the daemon, one run of each at a time, which every page can show.
 
-May import: api.http, api.routes.params, dashboard.in_process, Starlette's types. Never: checks anything itself
-(the API does); changes the ledger.
+Never: checks anything itself (the API does); changes the ledger.
 """
 
 import asyncio

@@ -2,7 +2,6 @@
 
 Opening a link only shows the page, so a mail scanner decides nothing. Only the page's own form decides.
 
-May import: core, agent, api, store.rows, dashboard, Starlette.
 Never: decides on any payment but the link's own; says what is wrong with a link.
 """
 

@@ -1,4 +1,4 @@
-"""Reads what people type into forms. May import: core, dashboard.in_process. Never: floats; guesses."""
+"""Reads what people type into forms. Never: floats; guesses."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta

@@ -1,6 +1,6 @@
 """Calls the API in this process, as a session's app.
 
-May import: core, api.http, api.routes.auth, Starlette's types. Never: opens a connection; reads a token.
+Never: opens a connection; reads a token.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Renders the templates, and serves the stylesheet and the script under names with their hashes.
 
-May import: core, dashboard.text, Jinja2, Starlette. Never: renders text of a merchant as HTML.
+Never: renders text of a merchant as HTML.
 """
 
 from hashlib import sha256

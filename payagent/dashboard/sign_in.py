@@ -1,7 +1,7 @@
 """Signing in: the link of `payagent dashboard`, or its code. These pages need no session.
 
 Opening a link only shows a page; the page's button uses the link up, so a link scanner signs nobody in.
-May import: core, api.http, dashboard, Starlette. Never: shows a link's secret; says why one is not valid.
+Never: shows a link's secret; says why one is not valid.
 """
 
 from starlette.requests import Request

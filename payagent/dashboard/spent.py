@@ -3,7 +3,7 @@
 Entries of the ledger never change. So the sums are kept with the newest entry, and a page adds what came since: it
 costs the same however long the ledger is.
 
-May import: core, dashboard.visit. Never: SQL; adds amounts of two assets.
+Never: SQL; adds amounts of two assets.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How the dashboard writes amounts, times and foreign text. May import: core, markupsafe. Never: I/O."""
+"""How the dashboard writes amounts, times and foreign text. Never: I/O."""
 
 import unicodedata
 from datetime import UTC, datetime

@@ -1,6 +1,6 @@
 """One request of a signed-in browser, as the pages see it.
 
-May import: core, api.http, api.routes.auth, dashboard, store.rows, Starlette. Never: SQL; calls the agent.
+Never: SQL; calls the agent.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -3,7 +3,6 @@
 Start at `run_demo`, which plays the scenes. `fleet` plays those of several daemons. `stage` starts devnet and
 daemon; `verify` has the checks.
 
-May import: core, devnet.merchant.
 Never: says that something happened which was not verified.
 """
 

@@ -1,6 +1,5 @@
 """An agent's paid tool call: the official MCP client, `payagent mcp proxy`, and the merchant's MCP server.
 
-May import: mcp, demo.stage.
 Never: pays; the daemon does.
 """
 

@@ -2,7 +2,6 @@
 
 Start at `run_fleet_demo`.
 
-May import: core, devnet, init, httpx, the rest of demo.
 Never: says that something happened which was not verified.
 """
 

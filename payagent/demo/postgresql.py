@@ -1,6 +1,5 @@
 """A PostgreSQL server for the demo of a fleet, in a temporary folder.
 
-May import: demo.stage.
 Never: leaves a server or a file behind; is reached without a password.
 """
 

@@ -1,6 +1,5 @@
 """What both demos do: a client's purchase from its 402 to its delivery, and the ledger beside the chain, in words.
 
-May import: core, demo.stage, demo.verify.
 Never: says that something happened which was not verified.
 """
 

@@ -1,6 +1,5 @@
 """The demo's parts: a devnet, the daemon as a child process, and a client of both, over real HTTP.
 
-May import: devnet, init, agent.base, httpx.
 Never: calls a running daemon except over HTTP; leaves a process or a file behind.
 """
 

@@ -2,7 +2,6 @@
 
 Each check raises `DemoFailed` with the difference.
 
-May import: demo.stage.
 Never: repairs or waits.
 """
 

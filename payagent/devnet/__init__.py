@@ -5,6 +5,5 @@ pure: no I/O, no clock, no randomness. They import the standard library and PyNa
 They do not import the wallet or pycardano, so that the devnet cannot repeat a mistake of the payer. The HTTP
 modules build on them.
 
-May import: PyNaCl, Starlette, uvicorn; core for addresses, money and networks (not the pure modules).
 Never: imports dialects, the wallet or settings; touches a real network.
 """

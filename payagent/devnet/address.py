@@ -2,7 +2,6 @@
 
 Pure.
 
-May import: the standard library, the devnet's CBOR reader.
 Never: makes an address.
 """
 

@@ -3,7 +3,6 @@
 A thin layer over `Node`: it reads requests, calls the node, and returns what `blockfrost_shapes` renders. Faults
 are applied to the finished answer.
 
-May import: Starlette, core.address, core.money, core.network, core.problems, the rest of devnet.
 Never: imports the wallet, the agent, the dialects or pycardano.
 """
 

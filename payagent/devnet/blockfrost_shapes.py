@@ -3,7 +3,6 @@
 Pure: values in, JSON-ready values out. As in Blockfrost, amounts and validity bounds are strings of digits. Fields
 for parts of Cardano that the devnet lacks (stake, scripts, governance) have Blockfrost's value for "none".
 
-May import: the standard library, core.address, the rest of devnet.
 Never: does I/O.
 """
 

@@ -1,6 +1,5 @@
 """The devnet merchant's paid endpoints, and the parsing of their request bodies.
 
-May import: Starlette.
 Never: knows about payments; a receipt is any JSON that the caller passes.
 """
 

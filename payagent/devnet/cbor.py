@@ -6,7 +6,6 @@ the ledger hashes and measures bytes as sent, never a re-encoding.
 It accepts what the ledger's decoder accepts (cardano-ledger-binary, protocol version 9 and later): integers and
 lengths in any width, arrays and maps of definite or indefinite length, byte strings of definite length.
 
-May import: the standard library.
 Never: builds a generic tree, guesses or repairs; what it does not understand raises `MalformedError`.
 """
 

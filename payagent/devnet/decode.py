@@ -6,7 +6,6 @@ refuses by name the parts of Cardano that a payment never has. Pure.
 Sources: the Conway CDDL of cardano-ledger and its decoders. They allow no zero quantity and no empty asset map in
 an output. From protocol version 9 on they allow no duplicate map key or set element.
 
-May import: the standard library, the rest of devnet.
 Never: checks a transaction against a state.
 """
 

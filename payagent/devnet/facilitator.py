@@ -7,7 +7,6 @@ presented.
 
 Pure: the chain and its clock come in as the `Node` argument.
 
-May import: the standard library, core.address, the rest of devnet.
 Never: imports the wallet or the dialects, so that it cannot repeat a mistake of the payer.
 """
 

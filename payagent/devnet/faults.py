@@ -6,7 +6,6 @@ Start at `KINDS` and `read_fault`. A fault has two independent parts: what happe
 
 Pure, so the same switches serve HTTP and the simulator.
 
-May import: the standard library, pydantic, devnet.settings.
 Never: does I/O; uses a clock or randomness.
 """
 

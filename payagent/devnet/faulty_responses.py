@@ -3,7 +3,6 @@
 Start at `spoil`. To close a connection it needs the server's own protocol class (server.py), which puts the
 function into the request's scope.
 
-May import: Starlette, the rest of devnet.
 Never: decides which fault applies.
 """
 

@@ -4,7 +4,6 @@ Start at `Chain`. Pure: slots come in as arguments, and the same calls give the 
 what it spent and made, so a rollback needs no copy of the whole state. Import these names from here: `TxOut`,
 `Tx`, `Params`, `LedgerError`, `decode_tx`, `check_tx`, `Chain`, `DevnetBlock`.
 
-May import: the standard library, PyNaCl, the rest of devnet.
 Never: does I/O; uses a clock or randomness; imports the wallet or pycardano.
 """
 

@@ -1,6 +1,5 @@
 """The values of the devnet's ledger: outputs, transactions, parameters and refusals.
 
-May import: the standard library.
 Never: does I/O; decides anything.
 """
 

@@ -3,7 +3,6 @@
 A thin layer over the x402 shop: price, settings, faults and records are those of /x402/. Both bindings of x402's
 MCP transport are spoken: a tool error, and the extension's `payment_required` to clients that advertise it.
 
-May import: Starlette, mcp, the rest of devnet.
 Never: uses payagent's dialects.
 """
 

@@ -8,7 +8,6 @@ Start at `DevnetMerchant.ask`. A transaction pays an invoice if all of this hold
 An invoice is for one request: method, path, body, and the partner and wallet if the request named them. Pure: the
 clock, the ids and the merchant's node come in as arguments.
 
-May import: the standard library, pydantic, core.address, core.money, core.network, the rest of devnet.
 Never: imports the dialects, so that it cannot repeat a mistake of the payer.
 """
 

@@ -4,7 +4,6 @@ A thin layer over `DevnetMerchant`. It reads a request, lets the merchant decide
 402 in the configured dialect. The wire forms follow the vendor's documents (T Backend developer guide; Flux
 emitter of its SDK); /v1/chat/completions is OpenAI's.
 
-May import: Starlette, core.money, core.problems, the rest of devnet.
 Never: uses payagent's dialects.
 """
 

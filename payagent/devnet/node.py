@@ -3,7 +3,6 @@
 Both HTTP APIs share it. The wall clock is a port, and callers make the blocks. It is not thread-safe: one event
 loop (or one simulator) owns it.
 
-May import: the rest of devnet.
 Never: does I/O.
 """
 

@@ -5,7 +5,6 @@ Start at `check_tx`. It reports which rules a transaction breaks against given o
 Sources: cardano-ledger, rules UTXOW and UTXO of Babbage and Conway, MEMPOOL of Conway. Where an independent ledger
 and the real one differ, the real one is followed.
 
-May import: the standard library, PyNaCl (to verify signatures), the rest of devnet.
 Never: changes a state.
 """
 

@@ -3,7 +3,6 @@
 `serve_devnet` is for the command and runs until a signal. `Devnet.start` is for async programs, `DevnetThread` for
 programs without a loop.
 
-May import: uvicorn, the rest of devnet.
 Never: binds an address other than loopback.
 """
 

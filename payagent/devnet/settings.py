@@ -1,6 +1,5 @@
 """Settings that a request may change: strict dataclasses, and the reason why a value is refused.
 
-May import: the standard library, pydantic.
 Never: guesses.
 """
 

@@ -6,7 +6,6 @@ call is the valid one.
 
 Pure: the node and the terms come in as arguments.
 
-May import: the standard library, the rest of devnet.
 Never: imports the dialects.
 """
 

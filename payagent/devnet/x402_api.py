@@ -2,7 +2,6 @@
 
 The wire forms follow the scheme's documents and Masumi's examples.
 
-May import: Starlette, the rest of devnet.
 Never: uses payagent's dialects.
 """
 

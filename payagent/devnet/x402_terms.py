@@ -3,7 +3,6 @@
 Version 2 is the official form, version 1 that of Masumi's examples. A version 1 payment is converted to version 2,
 so that one facilitator checks both. Pure.
 
-May import: the standard library, pydantic, core.money, the rest of devnet.
 Never: imports the dialects.
 """
 

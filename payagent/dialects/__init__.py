@@ -3,7 +3,6 @@
 Start with `read_offers`, which detects the dialect by its shape and refuses a 402 with two shapes or none. Each
 dialect is one module that ends with its `Dialect` (`dialect`), and `registry` lists them.
 
-May import: the standard library, core.
 Never: I/O, a clock, a guess, an exception other than `Refused`.
 """
 

@@ -2,7 +2,6 @@
 
 Start with `HttpResponse` (the 402 as received) and `Reading` (everything else a dialect needs to parse it).
 
-May import: the standard library, core.
 Never: depends on a dialect; I/O.
 """
 

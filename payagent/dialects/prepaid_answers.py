@@ -3,7 +3,6 @@
 No document describes these answers. So the parser is lenient about where a number stands and how it is named, and
 strict about everything else. It does not understand an ambiguous answer, and says why.
 
-May import: the standard library, core, dialects.http_wire.
 Never: raises; makes a float; computes a number that the merchant did not state.
 """
 

@@ -6,7 +6,6 @@ metadata. Only someone who knows the salt can check it.
 
 Source: the extension's draft (profile http:1) and the input commitment of scheme exact on Cardano.
 
-May import: the standard library, core, dialects.http_wire.
 Never: makes a salt; uses the merchant's digest instead of its own.
 """
 

@@ -8,7 +8,6 @@ Modes:
 - `inclusive`: the splits are taken out of the amount.
 - `outputs`: the list is the whole set of outputs, includes payTo, and sums to the amount.
 
-May import: the standard library, core, dialects.http_wire.
 Never: rounds, merges, drops or guesses an entry.
 """
 

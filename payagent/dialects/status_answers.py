@@ -3,7 +3,6 @@
 No document describes the answer, and it is only advice; the chain decides. So the parser is lenient and never
 raises. A word that it does not know is `unknown`.
 
-May import: the standard library.
 Never: gives a reason to pay again.
 """
 

@@ -1,6 +1,5 @@
 """Suggests safer settings. The current ones work, so every suggestion is a warning.
 
-May import: core, unix_peer, settings, store.
 Never: reports something broken (`files` does).
 """
 

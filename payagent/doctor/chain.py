@@ -1,6 +1,5 @@
 """Checks the providers: do they answer, are they on our network, are they up to date, what has the wallet?
 
-May import: core, settings, chain, agent.base.
 Never: submits a transaction.
 """
 

@@ -1,7 +1,4 @@
-"""The result of one check, the ledger opened for checks, and the wallet's address.
-
-May import: core, settings, store, wallet.keystore.
-"""
+"""The result of one check, the ledger opened for checks, and the wallet's address."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager

@@ -1,6 +1,5 @@
 """Checks config, data folder, keystore, ledger and secrets: present, private, and of one wallet.
 
-May import: core, secret_file, settings, wallet.keystore, store, outbound, api.http.
 Never: opens the keystore.
 """
 

@@ -2,7 +2,6 @@
 
 What is sent names the payment and carries no authority. What the client answers is ignored: the page's signed-in
 person decides.
-May import: mcp, the rest of mcp.
 Never: asks in form mode, which an agent may answer itself; sends a signed approval link.
 """
 

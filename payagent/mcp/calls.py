@@ -2,7 +2,6 @@
 
 Two calls with the same method, URL and body at the same time are one request. If every agent that waited for a
 paid request has gone, its answer is kept for the next identical call.
-May import: core, client, httpx, mcp_types, the rest of mcp.
 Never: sends anything to an origin that the app may not pay; follows a redirect; decides whether to pay.
 """
 

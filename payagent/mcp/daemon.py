@@ -1,6 +1,5 @@
 """Asks the daemon with an app's token, and tells the call that asks what its payment does.
 
-May import: core, client, the standard library.
 Never: decides whether to pay; shows the token.
 """
 

@@ -2,7 +2,6 @@
 
 A 402 describes its call in x402's extension `bazaar`. The 402s are those of the start page and of the `resources`
 that /.well-known/x402 lists. One operation alone is also read from /openapi.json.
-May import: core, client, httpx, mcp.results, mcp.paid_calls.
 Never: sends a proof or names the buyer; follows a redirect or a link to another origin.
 """
 

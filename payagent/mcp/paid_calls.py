@@ -3,7 +3,6 @@
 A result that asks for payment becomes a 402, the proof of the retry goes into `_meta`, and the server's receipt
 becomes a header. The intent, the proof, its retry and the delivery are then those of every other purchase.
 Source: the x402 specification, transport MCP.
-May import: core, client, httpx, httpx2, rfc8785, mcp.shared.
 Never: decides whether to pay; pays by a second proof; shows the proof to the agent.
 """
 

@@ -1,6 +1,5 @@
 """`payagent mcp proxy`: a remote MCP server as a local one by stdio, whose calls are paid.
 
-May import: client, core, httpx, mcp, pydantic, the rest of mcp.
 Never: pays by itself, which `calls` has the daemon do; changes a result that is not about money.
 """
 

@@ -1,6 +1,5 @@
 """The connection to a remote MCP server by streamable HTTP: opened when it is needed, and again after it broke.
 
-May import: httpx's values, httpx2, mcp, mcp.paid_calls, pydantic.
 Never: pays; repeats a request that the server may have executed.
 """
 

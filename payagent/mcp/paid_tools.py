@@ -1,6 +1,5 @@
 """The tools `mcp_tools` and `mcp_call`: the agent uses paid MCP servers of merchants through its wallet.
 
-May import: core, client, httpx, mcp, pydantic, the rest of mcp.
 Never: asks a server whose origin the app may not pay.
 """
 

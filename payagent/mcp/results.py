@@ -1,7 +1,6 @@
 """What the tools return: the schemas that agents see, and the results made of the daemon's objects.
 
 Every field has a default, so that a refusal fits the schema of its tool. What is null or empty is left out.
-May import: core, client, pydantic, mcp_types.
 Never: I/O; shows a proof, a token or an approval link.
 """
 

@@ -1,6 +1,5 @@
 """The MCP server: tools, resources and a prompt for agents that pay. Start at `open_server`.
 
-May import: core, client, httpx, mcp, uvicorn, the rest of mcp.
 Never: has a tool that changes a limit, approves, adds a merchant or sends money elsewhere; asks an agent to decide
 in a person's place.
 """

@@ -3,7 +3,6 @@
 `merchant_client` asks a merchant for the status of an invoice or for a prepaid balance, and makes the request of a
 top-up. `webhook`, `push` (ntfy, Slack, Discord) and `telegram` deliver notifications. `egress` decides where
 merchant requests may connect to.
-May import: core, dialects, outbound.egress, httpx, structlog.
 Never: pays, follows a redirect, keeps a cookie, reads proxies from the environment, or calls anything but a
 configured origin, at a path that is fixed or set by the operator.
 """

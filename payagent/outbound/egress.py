@@ -2,7 +2,6 @@
 
 A name is resolved once and its addresses are checked. The connection goes to a checked address. So DNS rebinding
 cannot direct a request to this machine or its neighbours.
-May import: core, http_client, httpx.
 Never: connects to an address that it did not check.
 """
 

@@ -2,7 +2,6 @@
 
 It reads `GET /payments/status/{invoiceId}` and `GET /payments/balance` (T Backend developer guide), and `GET
 /payments/credits`, which only a partner's client knows. The answers are advisory: the chain decides.
-May import: core, dialects, http_client, outbound.egress, httpx, structlog.
 Never: pays, follows a redirect, keeps a cookie.
 """
 

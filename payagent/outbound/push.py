@@ -2,7 +2,6 @@
 
 A notification may quote a merchant or an app. What they wrote stays text: it forms no link, mention or command.
 
-May import: core, outbound.service_client.
 Never: sends a link other than the ones it is given, shows its URL or token.
 """
 

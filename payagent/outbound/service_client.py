@@ -1,6 +1,5 @@
 """POST JSON to a service that brings messages to people, and read its answer within limits.
 
-May import: core, http_client, httpx.
 Never: follows a redirect, reads proxies from the environment, shows a URL, a header or a body in an error.
 """
 

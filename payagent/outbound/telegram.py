@@ -2,7 +2,6 @@
 
 The bot's token is part of the path of every URL, so no URL may be shown.
 
-May import: core, outbound.service_client.
 Never: decides; writes text that Telegram would read as markup.
 """
 

@@ -1,6 +1,5 @@
 """Deliver notifications to the operator's server, signed per Standard Webhooks 1.0 (v1, HMAC-SHA256).
 
-May import: core, outbound.service_client.
 Never: reads an answer's body, shows its URL or key.
 """
 

@@ -7,7 +7,5 @@ Start with `app` (the daemon's proxy) or `single_merchant` (the port of `payagen
   lets identical requests share one payment. `shielded_tasks` finishes started steps even if the client hangs up.
 - `headers` decides which headers are forwarded. `request_body` is the client's body, kept for a replay. `http1` is
   the connection to the merchant, `payment_required` reads its answer, and `client_reply` answers the client.
-May import: core, dialects, outbound.egress, agent, store, api's modules for tokens, problems and servers, h11,
-Starlette's types.
 Never: FastAPI, a framework's request object, a followed redirect, a decision about a payment.
 """

@@ -1,6 +1,5 @@
 """The ASGI application in front of the API: /proxy/... goes to merchants, everything else to the API.
 
-May import: core, outbound.egress, agent, store, api.http, the rest of proxy.
 Never: a framework's request object on this path.
 """
 

@@ -1,6 +1,5 @@
 """The answer to the client: the merchant's, piece by piece, or a problem of our own.
 
-May import: core, api.http, Starlette's types, proxy.http1.
 Never: changes an answer that it forwards.
 """
 

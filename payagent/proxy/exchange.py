@@ -1,6 +1,5 @@
 """One proxy request in progress: its client, its merchant, and its time limit.
 
-May import: asyncio's clock, the rest of proxy.
 Never: sends a request.
 """
 

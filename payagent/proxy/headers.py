@@ -1,6 +1,5 @@
 """Pure functions that decide which raw headers are forwarded. Header names are in lower case.
 
-May import: core.cost_headers.
 Never: decodes a value that it forwards.
 """
 

@@ -2,7 +2,6 @@
 
 It is written on h11, because HTTP clients send the whole request before they read. They would miss the 402 of a
 merchant that answers and hangs up while 25 MB are still being sent.
-May import: asyncio, h11, core, unix_peer, http_client, outbound.egress.
 Never: follows a redirect, decodes a body, repeats a request that might have been carried out.
 """
 

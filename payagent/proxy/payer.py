@@ -4,7 +4,6 @@ Start with `ProxyPayer.run`. A merchant's 402 reaches the client as a problem, n
 payment. A client that only changed its base URL has no code for a 402. The problem's status and code tell it why:
 the 402 was not understood, a limit refuses it, or money is missing. A client that has such code would pay a second
 time after our payment (`paid_not_served`).
-May import: core, dialects, agent, store.rows, api.models, the rest of proxy.
 Never: decides whether to pay; pays again because a proof was not accepted; forwards a merchant's 402.
 """
 

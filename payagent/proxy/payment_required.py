@@ -1,6 +1,5 @@
 """Turn a merchant's answer into input for the dialects: bounded, decompressed, kept for the record.
 
-May import: the standard library, core, dialects, proxy.headers.
 Never: I/O; reads a content coding without a decoder.
 """
 

@@ -1,6 +1,5 @@
 """Parse a request to /proxy/...: its app, its merchant, and the limits for paying.
 
-May import: core, agent, store.rows, api's modules for tokens and keys, proxy.headers.
 Never: I/O except the token lookup; repeats a token, or the path that may hold one.
 """
 

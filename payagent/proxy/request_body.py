@@ -1,6 +1,5 @@
 """The client's side of one request: its body, kept for a replay, and whether it is still connected.
 
-May import: the standard library.
 Never: holds more than `MEMORY_BYTES` of a body in memory, or leaves a body on disk: the rest is in an unnamed file
 that only its owner can open.
 """

@@ -1,6 +1,5 @@
 """Run one proxy request from its first byte to its last, and turn every error into an answer.
 
-May import: core, api.http, Starlette's types, the rest of proxy.
 Never: knows a merchant or the daemon; puts the path, which may hold a token, in a log or an error.
 """
 

@@ -1,6 +1,5 @@
 """Agent steps that run to their end even if the client that started them disconnects.
 
-May import: structlog.
 Never: cancels a step.
 """
 

@@ -2,7 +2,6 @@
 
 Only the merchant knows whether a payment serves one request or many. So the proof is sent again for each waiting
 request. Another payment is opened, one at a time, only after the merchant said that the proof is used up.
-May import: asyncio, core.
 Never: I/O; pays.
 """
 

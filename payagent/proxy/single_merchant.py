@@ -2,7 +2,6 @@
 
 It forwards requests to the daemon over its Unix socket with the operator's token. So any process that reaches the
 port may spend within the limits. The port is loopback only and refuses web pages.
-May import: core, agent.base, api.http, Starlette's types, the rest of proxy.
 Never: pays, or knows a merchant's own address.
 """
 

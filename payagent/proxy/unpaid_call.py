@@ -2,7 +2,6 @@
 
 The request may draw on a prepaid balance, so served requests are counted. It is repeated if the merchant asks for
 the balance's owner, or answers in an unreadable coding.
-May import: core, dialects, agent, the rest of proxy.
 Never: decides whether to pay; sends a proof.
 """
 

@@ -1,7 +1,6 @@
 """Finds and reads the config file, and from it alone where the daemon is.
 
 A command that only asks the daemon something needs no more of the config, and is spared the time to validate it.
-May import: core.
 Never: validates; repeats a value in an error.
 """
 

@@ -1,6 +1,5 @@
 """Types of setting values. The error for a wrong value says what to write instead.
 
-May import: pydantic, core.
 Never: opens a file; repeats a value in an error.
 """
 

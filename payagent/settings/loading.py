@@ -1,7 +1,6 @@
 """Merges the config file with the environment and flags, and validates the result (decision 0002).
 
 Start with `load_settings`.
-May import: pydantic, core, secret_file, settings.config_file, settings.field_types, settings.schema.
 Never: repeats a value in an error.
 """
 

@@ -1,6 +1,5 @@
 """The paths of the wallet's files, and which of them the sandbox can hide from the daemon.
 
-May import: core, secret_file, sandbox, settings.schema.
 Never: reads a secret.
 """
 

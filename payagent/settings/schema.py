@@ -1,6 +1,5 @@
 """Every settings key, by table, and the differences between two configs.
 
-May import: pydantic, core, settings.field_types.
 Never: reads a source.
 """
 

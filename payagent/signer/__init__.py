@@ -4,6 +4,5 @@ Start with `process`, the program that runs there. `policy` checks bodies, `hard
 `spend_window` bounds the outflow in 24 hours. `client` is the daemon's side: a `Signer`, so a key in a KMS could
 replace it. The two processes talk over a socket pair that no other process holds.
 
-May import: core, secret_file, wallet.keys, wallet.keystore, wallet.tx_decode.
 Never: pycardano, the network, a database, the settings; a key, a recovery word or a passphrase on the socket.
 """

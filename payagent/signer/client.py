@@ -2,7 +2,6 @@
 
 Start with `unlocked` and `SignerProcess`.
 
-May import: core, wallet.keys (its types), secret_file, `process` (its constants).
 Never: holds the passphrase or the key; restarts a signer that has ended (only a restart of the daemon does).
 """
 

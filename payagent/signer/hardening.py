@@ -3,7 +3,6 @@
 `before_the_secret` runs first: after it, only root can dump or trace the process. `for_good` then leaves a process
 that can only compute and use its socket, without new files, sockets, programs or processes.
 
-May import: the standard library, seccomp.
 Never: continues after a required step failed. Optional steps that failed are returned.
 """
 

@@ -4,7 +4,6 @@ Until a new process forbids it, its user can trace it and open its memory, and a
 the launcher forbids it and then forks. The child's memory is new and was protected from the start. The child is
 the signer. It ends with the launcher, and the launcher ends with the daemon, so the launcher stays alive.
 
-May import: the standard library, `hardening`, and `process` in the child.
 Never: reads a secret.
 """
 

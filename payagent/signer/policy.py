@@ -2,7 +2,6 @@
 
 The ledger counts what landed. The signer counts what it signed in 24 hours, against caps of its own.
 
-May import: core, wallet.tx_decode, `spend_window`.
 Never: trusts the daemon about a body, except for how many outputs may leave the wallet.
 """
 

@@ -7,7 +7,6 @@
   JSON.
 - The process ends when the socket is closed.
 
-May import: core, secret_file, wallet.keys, wallet.keystore, the rest of signer except `client`.
 Never: writes a file, a log, or to a terminal (except the passphrase prompt); reveals an error beyond its refusal.
 """
 

@@ -3,7 +3,6 @@
 At most one of several transactions that share an input can land, so only the largest amount counts. They form a
 group as long as all of them share an input, as the attempts of a payment share its nonce UTxO.
 
-May import: core.
 Never: reads a clock, a file or the ledger; forgets a transaction signed in the last 24 hours.
 """
 

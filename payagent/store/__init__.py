@@ -1,9 +1,8 @@
 """store: the ledger database. One writer thread owns the only writing connection; readers are read-only.
 
 Every function that reads takes a connection: a reader's, or a job's own. Only this room turns rows into values.
-May import: core, secret_file, sqlite3, sqlite-utils (migrations), psycopg (in `db/postgresql`). Never: decides;
-asks a clock, the chain or a merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes an
-entry.
+Never: decides; asks a clock, the chain or a merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or
+deletes an entry.
 
 Where to look:
 

@@ -1,6 +1,6 @@
 """Writes changes: the only code that writes a payment's tables. `core.payment.apply` decides what changes.
 
-May import: core, store. Never: decides; commits; changes the order.
+Never: decides; commits; changes the order.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Loads a payment as `core.payment.apply` sees it, in two statements.
 
-May import: core, store. Never: writes.
+Never: writes.
 """
 
 import json

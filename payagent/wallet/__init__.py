@@ -5,6 +5,5 @@ opens it, `keys` derives one address and a `Signer` from its words, and `utxo_in
 `cbor_write` writes the bytes and `tx_decode` reads them again. Neither imports the other, so each exposes the
 other's mistakes.
 
-May import: core, cryptography, PyNaCl, mnemonic, pycardano (only in `new_keystore`, to check a new wallet).
 Never: the network, a clock, a database; a key in a repr, a log, an error or a pickle.
 """

@@ -1,6 +1,5 @@
 """Writes the few CBOR forms that our transactions need, in canonical form (RFC 8949, 4.2.1).
 
-May import: the standard library.
 Never: a generic encoder, because `tx_plan` must know every size in advance.
 """
 

@@ -8,7 +8,6 @@ Start with `choose`. It tries three sequences:
 So it finds a payment whenever the largest UTxOs fit one transaction. If all UTxOs together would leave dust as
 change, it tries to leave one out so that no change remains.
 
-May import: core, `utxo_index`, `tx_plan`.
 Never: randomness; a scan of the whole wallet if few UTxOs pay.
 """
 

@@ -2,7 +2,6 @@
 
 Standards: BIP-39, CIP-3 Icarus, CIP-1852, BIP32-Ed25519.
 
-May import: core, PyNaCl, mnemonic.
 Never: a secret in a repr, a pickle, an exception or a log; pycardano, which takes over a second and 79 MB to
 import (only `new_keystore` uses it).
 """

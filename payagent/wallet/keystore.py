@@ -4,7 +4,6 @@ The file is JSON, version 1. The cipher is AES-256-GCM over the 32 bytes of entr
 (RFC 7914). Everything but the ciphertext is public and authenticated: network, account and address can be read
 without the passphrase, and a change to them is detected.
 
-May import: core, `keys`, cryptography, the disk.
 Never: writes a file (`new_keystore` does); opens a file that others may read; reveals a secret in an error.
 """
 

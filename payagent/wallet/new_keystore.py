@@ -3,8 +3,6 @@
 The address of a new wallet is derived twice, by `keys` and by pycardano. A wrong derivation would otherwise show
 only when the words are restored in another wallet, and the money would be lost. Randomness comes in as a port.
 
-May import: core, secret_file, `keys`, `keystore`, cryptography, the disk, and pycardano inside
-`_check_with_pycardano` alone (it takes over a second and 79 MB).
 Never: overwrites a keystore, except with the same words under another passphrase.
 """
 

@@ -5,7 +5,6 @@ secret), so the same UTxOs and outputs give the same bytes, even after a crash.
 
 Rules: Conway's UTXO and UTXOW (see `tx_plan`).
 
-May import: core and this room.
 Never: pycardano, I/O, a clock.
 """
 

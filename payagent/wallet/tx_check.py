@@ -3,7 +3,6 @@
 Everything that the bytes can state is taken from the bytes. Only the requested outputs, the values of the inputs
 and the bounds are the plan's. Any difference raises `CheckFailed`.
 
-May import: core, `tx_decode`, `tx_plan` (its types), PyNaCl.
 Never: repairs bytes; tolerates a difference.
 """
 

@@ -4,7 +4,6 @@ Start with `decode`. Each function reads the only item that is allowed at offset
 offset behind it. Canonical means shortest heads, keys in order, definite lengths, and no trailing bytes. Anything
 else raises `Undecodable`.
 
-May import: the standard library.
 Never: `cbor_write`, pycardano, or anything that builds a plan.
 """
 

@@ -6,7 +6,6 @@ computed directly, without a loop. Only the encoded width of the last change amo
 
 Sources: Conway CDDL; cardano-ledger's Babbage rule for min-ADA, (160 + size) x coinsPerUTxOByte.
 
-May import: core, `cbor_write`, `utxo_index`.
 Never: chooses UTxOs; signs; leaves lovelace to the fee that could be change.
 """
 

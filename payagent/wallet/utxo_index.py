@@ -3,7 +3,6 @@
 The caller adds only UTxOs of our key without datum or script that nothing else reserves. They are confirmed, or
 pending change.
 
-May import: the standard library and core.
 Never: decides which UTxOs are available.
 """
 

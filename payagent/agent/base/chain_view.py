@@ -2,8 +2,7 @@
 
 Start at `ChainView.require_ready`, which stands before every signature.
 
-May import: core, chain.provider_state, chain.provider (their types). Never: asks a provider (agent.chain_sync
-does).
+Never: asks a provider (agent.chain_sync does).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Wakes callers that wait for a payment, for any payment, or for a block.
 
-May import: asyncio. Never: holds state; a caller that wakes up reads the ledger again.
+Never: holds state; a caller that wakes up reads the ledger again.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """`AgentConfig` and `MerchantConfig`: the settings that the agent's decisions depend on, and how they are built.
 
 They come from the config file and from the merchants added at run time.
-May import: core, chain.circuit_breaker, settings, store. Never: reads a file (the daemon does); shows a secret in
-a repr; decides who may be paid.
+Never: reads a file (the daemon does); shows a secret in a repr; decides who may be paid.
 """
 
 from collections.abc import Iterator, Mapping

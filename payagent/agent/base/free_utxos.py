@@ -1,6 +1,6 @@
 """Changes the index of available UTxOs inside a job. If the job or its commit fails, the change is undone.
 
-May import: core, wallet.utxo_index, store. Never: changes the index outside a job of the writer's thread.
+Never: changes the index outside a job of the writer's thread.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""The agent's log.
-
-May import: structlog.
-"""
+"""The agent's log."""
 
 import structlog
 

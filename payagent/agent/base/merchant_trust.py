@@ -3,7 +3,7 @@
 Runs on the writer's thread. The first payment to a merchant, or an approval, pins its addresses. A confirmed
 payment sets the price of a request. Each delivery updates the unserved streak and when to present a proof.
 
-May import: core, store, agent.base. Never: decides (core.merchant_rules does); learns from a refused payment.
+Never: decides (core.merchant_rules does); learns from a refused payment.
 """
 
 from collections.abc import Callable, Iterator, Mapping

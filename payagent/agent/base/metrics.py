@@ -1,6 +1,6 @@
 """What a daemon counts in memory since its start: refusals, times to delivery, calls of apps.
 
-May import: core, agent.base. Never: stores anything; a label from a text that an app or a merchant sent.
+Never: stores anything; a label from a text that an app or a merchant sent.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """The headers of a retry, built from a payment's row.
 
-May import: core, dialects, store.rows, agent.base. Never: I/O.
+Never: I/O.
 """
 
 from payagent.agent.base.config import MerchantConfig

@@ -1,6 +1,6 @@
 """Ports that the simulator replaces: time, randomness, writes and signatures.
 
-May import: the standard library, the store's unit of work. Never: anything else.
+Never: anything else.
 """
 
 import secrets

@@ -1,6 +1,6 @@
 """Changes prepaid balances inside a commit: bought at confirmation, used by requests, taken back on rollback.
 
-May import: core, store. Never: decides whether to buy; counts the same request twice.
+Never: decides whether to buy; counts the same request twice.
 """
 
 import re

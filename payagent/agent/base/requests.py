@@ -1,6 +1,6 @@
 """Values that callers send to the agent, its answers, and the values that one commit decides on.
 
-May import: core, dialects, store.rows, wallet.transaction, agent.base. Never: decides; I/O.
+Never: decides; I/O.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """Records what the chain shows of our payments: in a block, deep enough, block lost, or void by a cancel.
 
 A payment without a verdict is looked up again in the next pass: a missing answer decides nothing.
-May import: core.payment, chain.provider, chain.quorum_view, store.rows, agent.context, agent.chain_sync,
-agent.commits. Never: submits, signs or builds; ends a payment without positive evidence (exactly-once.md R8).
+Never: submits, signs or builds; ends a payment without positive evidence (exactly-once.md R8).
 """
 
 from functools import partial

@@ -7,7 +7,7 @@ The ledger then follows that transaction. Signing is frozen until an operator un
 other program may spend the UTxOs of a payment. After every start the wallet's newest transactions are compared
 with the ledger before anything is signed.
 
-May import: core, chain, store, agent. Never: concludes anything from an absence; unfreezes by itself.
+Never: concludes anything from an absence; unfreezes by itself.
 """
 
 from collections.abc import Collection, Sequence

@@ -2,7 +2,6 @@
 
 A resubmission sends the very same bytes (exactly-once.md R5); an error in reply is expected. Start with
 `FollowUp.carry_on`.
-May import: core, chain.provider, store, agent.payments, agent.context, agent.commits, agent.chain_sync.
 Never: reads the chain; builds a transaction.
 """
 

@@ -1,8 +1,7 @@
 """Asks merchants for the status of our open invoices and for what is left of prepaid balances.
 
 The answers are advice: they are recorded and shown, and move no money.
-May import: core.payment, dialects, outbound.merchant_client, store, agent.context, agent.chain_sync,
-agent.commits, agent.base. Never: pays; changes a payment's state or money because of a merchant's answer.
+Never: pays; changes a payment's state or money because of a merchant's answer.
 """
 
 from dataclasses import replace

@@ -3,7 +3,7 @@
 It keeps only the fields that tell whether a step is due (`OpenPayment`), because many payments may be open for
 hours. A step reads its payment in full. Only payments with newer events are read again.
 
-May import: core, store, agent.context. Never: returns data from before the newest commit.
+Never: returns data from before the newest commit.
 """
 
 from collections.abc import Collection

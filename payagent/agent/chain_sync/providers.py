@@ -1,7 +1,6 @@
 """Selects the providers that are believed in a pass, and raises alerts about the others.
 
-May import: chain.quorum_rules, chain.quorum, chain.quorum_view, store, agent.base, agent.context. Never: concludes
-anything about a payment or a UTxO.
+Never: concludes anything about a payment or a UTxO.
 """
 
 from collections.abc import Mapping

@@ -5,8 +5,7 @@ know all that was signed. Then nothing is signed until all of that has landed or
 chain. The wait is `QUIET_MS`. It begins when, after this was noticed, our clock first agrees with the chain's.
 Start with `Recovery.run_once`.
 
-May import: core, chain.provider, chain.provider_state, chain.quorum_view, wallet.utxo_index, store, agent. Never:
-books a UTxO as spent that no transaction in a block spends.
+Never: books a UTxO as spent that no transaction in a block spends.
 """
 
 import asyncio

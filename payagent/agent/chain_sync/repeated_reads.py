@@ -1,6 +1,6 @@
 """Counts identical reads of one provider, which stand in for a second provider's answer.
 
-May import: nothing but the standard library. Never: does I/O; reads a clock.
+Never: does I/O; reads a clock.
 """
 
 from collections.abc import Container, Hashable

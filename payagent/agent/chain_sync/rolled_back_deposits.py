@@ -5,8 +5,7 @@ follows the chain, an alert is raised, and the payment waits with its hold. Proo
 everything signed for the payment, too deep for any rollback. Then none of it can land any more
 (exactly-once.md, "A deposit that is rolled back").
 
-May import: core, chain.provider, chain.quorum_view, store, the rest of agent. Never: takes an outage for a denial;
-signs.
+Never: takes an outage for a denial; signs.
 """
 
 from payagent.agent.base.log import log

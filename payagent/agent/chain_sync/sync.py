@@ -3,8 +3,7 @@
 Start with `ChainSync.run_once`. A pass is idempotent: each part reads everything again and takes only the steps
 that are due.
 
-May import: core.payment, chain.provider, chain.quorum_view, outbound.merchant_client, the rest of agent. Never:
-asks a provider itself; decides about a payment or a UTxO.
+Never: asks a provider itself; decides about a payment or a UTxO.
 """
 
 import asyncio

@@ -2,7 +2,6 @@
 
 A new UTxO in the list is booked as a deposit. A missing one is examined: an external spend, or a deposit that was
 rolled back.
-May import: chain.quorum_rules, chain.provider, chain.quorum_view, agent.commits, agent.context, agent.chain_sync.
 Never: concludes from an absence that a UTxO was spent; looks for our own transactions
 (agent.chain_sync.confirmations).
 """

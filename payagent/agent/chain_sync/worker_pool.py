@@ -1,7 +1,6 @@
 """Acts on payments a few at a time, each as it stands at its turn. Payments being signed go first.
 
-May import: core.problems, chain.deadlines, store.rows, store.db, agent.context, agent.payments, structlog. Never:
-decides what is done with a payment; lets a failing payment keep another from its turn.
+Never: decides what is done with a payment; lets a failing payment keep another from its turn.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """Approvals: requests one for a payment, records the decision once, or denies the payment after the timeout.
 
-May import: core, store, wallet.transaction's values, agent.base, agent.commits. Never: approves by itself; signs;
-waits for anything.
+Never: approves by itself; signs; waits for anything.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,7 @@
 """The commits of a payment's delivery, on the writer's thread.
 
 Money and delivery are two state machines. These commits change the delivery only, and no money.
-May import: core, dialects, store, agent.base, agent.commits (to read a row). Never: waits; changes a
-payment's state.
+Never: waits; changes a payment's state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

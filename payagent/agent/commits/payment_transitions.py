@@ -4,8 +4,7 @@ In order: `record_attempt` (C3), `record_submit` (C4), `record_seen` and `record
 `record_confirmed` (C6), `record_settled` and `record_void` (C7). Each reads the payment inside its transaction and
 goes through the transition table, so a step that was decided on outdated data changes nothing.
 
-May import: core, chain.provider, wallet, store, agent.base, agent.commits. Never: waits; decides whether a step is
-due.
+Never: waits; decides whether a step is due.
 """
 
 from payagent.agent.base import merchant_trust, prepaid

@@ -3,8 +3,7 @@
 Replacing is safe at any time, because every attempt of a payment spends its nonce UTxO. It is due once
 every paying attempt is past its TTL and in no block (exactly-once.md R7). Runs on the writer's thread; start at
 `Replacement.replace`, for the same invoice, or at `Replacement.take_invoice`, for a new one.
-May import: core, dialects, chain.provider, wallet, store, agent.base, agent.commits. Never: signs; pays more than
-the hold, or with another nonce UTxO.
+Never: signs; pays more than the hold, or with another nonce UTxO.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Decides on a payment, places its hold and reserves its UTxOs, in one commit.
 
-May import: core, store, wallet, agent.base, agent.commits. Never: signs; waits for anything.
+Never: signs; waits for anything.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 They are also checked earlier, to decide whether a payment may wait for a UTxO (agent.utxos.queue).
 
-May import: core, store, agent.base. Never: writes; reads UTxOs; signs.
+Never: writes; reads UTxOs; signs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """Plans transactions of the wallet's UTxOs: of a payment, a transfer or a cancel.
 
-May import: core, dialects, chain.provider, store.rows, wallet, agent.base, agent.commits. Never: reserves a UTxO;
-checks limits.
+Never: reserves a UTxO; checks limits.
 """
 
 from collections.abc import Callable, Mapping, Sequence

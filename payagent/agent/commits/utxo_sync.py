@@ -4,8 +4,7 @@ A UTxO of a transaction that is not ours is a deposit and enters the ledger. A U
 unspent: it becomes `missing` until it is listed again (rule 4). A reserved one may have been spent by its own
 payment, so its absence counts only when that payment is replaced. A deposit is reversed only when providers
 repeatedly deny its transaction. A reserved UTxO then becomes `rolled_back`.
-May import: core, chain.provider, chain.quorum_rules, wallet.utxo_index, store, agent.base. Never: concludes
-anything from an absence.
+Never: concludes anything from an absence.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ back in time. Each account then waits for the quiet time and reads the chain (ag
 A ledger that lacks what a running daemon saw freezes them too. All functions run inside the gate. Start at
 `check_records`.
 
-May import: core, store, structlog, agent.chain_sync. Never: lets an account sign that is frozen.
+Never: lets an account sign that is frozen.
 """
 
 import json

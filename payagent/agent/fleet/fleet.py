@@ -3,7 +3,7 @@
 A daemon on a file always holds account 0. `front` is the agent that reads for all accounts and writes what they
 share; on a file it is that account's agent.
 
-May import: core, store, the rest of agent. Never: pays itself; writes a payment.
+Never: pays itself; writes a payment.
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@
 The holder carries it out and ends the row with the outcome. Both daemons see the row by polling the ledger. Start
 at `HolderRequests.do`.
 
-May import: core, store, pydantic, the rest of agent. Never: carries out anything for an account that is not held
-here; carries a request's headers but those that name the owner of a prepaid balance.
+Never: carries out anything for an account that is not held here; carries a request's headers but those that
+name the owner of a prepaid balance.
 """
 
 import asyncio

@@ -2,8 +2,7 @@
 
 Start at `Leases.keep`.
 
-May import: core, store, structlog, the rest of agent. Never: keeps more than its part of the accounts while
-nothing of them is being signed.
+Never: keeps more than its part of the accounts while nothing of them is being signed.
 """
 
 import asyncio

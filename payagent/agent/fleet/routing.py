@@ -4,7 +4,7 @@ It is the account that the request's payment has. For a new purchase it is the m
 prepaid balance, else an account held here that has the funds, else one held elsewhere. Start at
 `Routing.accounts_for`.
 
-May import: core, store, the rest of agent. Never: pays; asks another daemon.
+Never: pays; asks another daemon.
 """
 
 from collections.abc import Awaitable, Callable

@@ -4,7 +4,7 @@
 another daemon holds it, `holder` asks that one by a row in the ledger, and this daemon answers as its own. Every
 daemon sees what the others committed by polling the ledger. Start at `SharedFleet.run`.
 
-May import: core, store, the rest of agent. Never: signs for an account that it does not hold.
+Never: signs for an account that it does not hold.
 """
 
 import asyncio

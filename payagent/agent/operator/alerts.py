@@ -4,7 +4,7 @@ An alert is a row and an event in one commit, then a log line. `operator.notifie
 The newest alert about a subject tells whether it is raised, so a restart repeats nothing. Start with
 `AlertMonitor.run_once`.
 
-May import: core, store, the rest of agent. Never: moves money.
+Never: moves money.
 """
 
 from collections.abc import Iterator, Mapping

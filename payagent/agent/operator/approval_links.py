@@ -4,7 +4,7 @@ A link has two signatures. The first covers the payment and the decision, and id
 is read. The second also covers the terms and when the approval ends. The link carries only the payment, the
 decision and the signatures; the rest is in the ledger.
 
-May import: the standard library, store.rows. Never: decides; shows its key.
+Never: decides; shows its key.
 """
 
 import base64

@@ -1,7 +1,6 @@
 """Adds apps, issues new tokens and revokes apps. An event records who did it.
 
-May import: core, store, agent.context, agent.operator, agent.topups. Never: sees a token (api makes it, and passes
-on its hash).
+Never: sees a token (api makes it, and passes on its hash).
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Raises an alert when a check of the ledger found something, and clears it after a clean one.
 
-May import: store, agent.context, agent.base. Never: checks anything.
+Never: checks anything.
 """
 
 from payagent.agent.context import AgentContext

@@ -3,8 +3,7 @@
 Merchants, limits, approval thresholds, the wallet's low mark and its upkeep can change. If anything else has
 changed, which takes a restart, nothing is applied.
 
-May import: core, settings, store, agent.context, agent.base, structlog. Never: applies a part; applies a change
-that it does not record.
+Never: applies a part; applies a change that it does not record.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Lists the limits with what each leaves, and sets them while the daemon runs.
 
 A limit set at run time overrides the config file, survives restarts, and is recorded as an event.
-May import: core, store, agent.context. Never: decides about a payment (admission does).
+Never: decides about a payment (admission does).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 Merchants added at run time survive restarts, and an event records who added them. The config file's merchants stay
 as they are.
-May import: core, settings, store, the rest of agent. Never: decides about a payment (admission does).
+Never: decides about a payment (admission does).
 """
 
 from collections.abc import Mapping

@@ -4,8 +4,7 @@ The event of the ledger is the durable record, so telling costs a payment nothin
 target's cursor, adds its deliveries and moves the cursor in one commit, and sends what is due. A target that fails
 holds up no other. Start with `Notifier.run_once`.
 
-May import: core, settings, store, the rest of agent. Never: moves money; counts a delivery as taken unless the
-target says so; stores a link that decides something.
+Never: moves money; counts a delivery as taken unless the target says so; stores a link that decides something.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 Once the pause is acknowledged, nothing is signed, not even a replacement or a cancel. What was signed before is
 still submitted and followed: it may land.
 
-May import: core, store, agent.context, agent.base. Never: ends a pause by itself.
+Never: ends a pause by itself.
 """
 
 from payagent.agent.base.log import log

@@ -4,7 +4,6 @@ A chat is paired by a code that an operator orders. Only paired chats are told a
 the chat that got it, pressed by the person who paired that chat, and only on the terms that the message showed.
 Start with `TelegramTarget.run`.
 
-May import: core, store, outbound, agent.context, agent.base, agent.fleet, structlog.
 Never: decides by itself; takes a decision from what a button brings back; shows a token or a code.
 """
 

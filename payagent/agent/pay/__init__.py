@@ -4,5 +4,5 @@
   lookup     has the intent a payment? The one answer, for every part of the agent that asks
   admission  acts on the answer: admits, decides, holds
 
-May import: core, dialects, wallet, store, agent.base, agent.commits. Never: signs; waits for anything.
+Never: signs; waits for anything.
 """

@@ -1,8 +1,7 @@
 """Applies decisions on payments that await approval: approve, deny, and deny after the timeout.
 
 The rules of a decision are in `agent.commits.approvals`.
-May import: core, store, agent.context, agent.base, agent.commits, agent.payments, structlog. Never: requests an
-approval (agent.commits.approvals does); decides by itself whether to pay.
+Never: requests an approval (agent.commits.approvals does); decides by itself whether to pay.
 """
 
 from collections.abc import Callable

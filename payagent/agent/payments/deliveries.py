@@ -2,8 +2,7 @@
 
 Start with `Deliveries.take_answer`. Money and delivery are two state machines: no answer of a merchant makes a
 payment.
-May import: core, dialects, store, agent.base, agent.payments, agent.commits, agent.context, structlog. Never:
-pays; presents a proof itself.
+Never: pays; presents a proof itself.
 """
 
 from functools import partial

@@ -2,8 +2,7 @@
 
 Start with `Intake.offers` and `Intake.intent`. A refusal before there is a payment is recorded, within
 the bounds of `RefusalThrottle`.
-May import: core, dialects, store, agent.base, agent.context, agent.payments, agent.commits. Never: decides;
-reserves.
+Never: decides; reserves.
 """
 
 import asyncio

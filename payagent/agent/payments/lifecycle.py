@@ -2,7 +2,6 @@
 
 Start with `PaymentLifecycle.carry_out`. Only one task at a time works on a payment: it claims the payment first
 (agent.payments.sign).
-May import: core, dialects, store, wallet, agent.context, agent.base, agent.commits, agent.payments, structlog.
 Never: takes another nonce UTxO; ends a payment for which something was signed.
 """
 

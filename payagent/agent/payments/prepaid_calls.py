@@ -4,8 +4,7 @@ Start with `PrepaidCalls.let_through`, which runs before the request, and `recor
 the merchant's answer shows whether it served a request from a balance. So the cost counts against the app's own
 limits from the commit that lets the request through, and is removed if nothing was served. A request without an
 answer stays counted. The wallet's own limits counted all of it when it was bought (docs/decisions/0015).
-May import: core, store, agent.base, agent.commits, agent.context, agent.payments. Never: buys (agent.topups.runner
-does).
+Never: buys (agent.topups.runner does).
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Signs a payment's transaction, checks the bytes, and makes them durable (C3) before anyone gets them.
 
 It also keeps the claims: the payments that a task is bringing to their signature now.
-May import: core.problems, store, wallet, agent.context, agent.base, agent.commits. Never: decides which
-transaction is signed; submits.
+Never: decides which transaction is signed; submits.
 """
 
 import asyncio

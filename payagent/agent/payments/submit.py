@@ -2,8 +2,7 @@
 
 The bytes are already durable (C3), each submission is recorded before the bytes are sent (C4), and no answer
 decides anything (R4). Start with `TxSubmitter.submit`.
-May import: core.problems, chain.throttled_provider, store.rows, agent.context, agent.commits, structlog. Never:
-signs; submits bytes that are not in the ledger.
+Never: signs; submits bytes that are not in the ledger.
 """
 
 import asyncio

@@ -2,8 +2,7 @@
 
 The first automatic top-up under new settings is announced in one run and opened in a later one. So it is in the
 log, the alerts and the events before anything is paid for it.
-May import: core, store, structlog, agent.base, agent.context, agent.commits. Never: buys; opens an automatic
-top-up while another of the same balance is open.
+Never: buys; opens an automatic top-up while another of the same balance is open.
 """
 
 import json

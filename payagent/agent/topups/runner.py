@@ -4,8 +4,8 @@ A top-up is a row before anything is done for it. Each of its purchases is the i
 repeated step finds the payment that it made before. Each run of the scheduler's job takes one step for each open
 top-up: request and pay the 402, or present the proof, or end. Start with `TopupRunner.run_once`.
 
-May import: core, dialects, outbound, store, the rest of agent. Never: pays past a limit; begins a purchase before
-the last one was delivered; trusts a merchant on how much was bought.
+Never: pays past a limit; begins a purchase before the last one was delivered; trusts a merchant on how much was
+bought.
 """
 
 import asyncio

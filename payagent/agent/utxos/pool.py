@@ -2,7 +2,6 @@
 
 A payment that finds none waits in the queue for change (agent.utxos.queue). agent.utxos.upkeep splits a UTxO or
 gathers small ones where that is worth its fee.
-May import: core, store, wallet, agent.pay, agent.payments, agent.context, agent.utxos, agent.base, structlog.
 Never: moves UTxOs to another wallet.
 """
 

@@ -3,8 +3,7 @@
 When several payments arrive at once, the first ones take the UTxOs. Their change can be spent as soon as they are
 signed. Then the queue lets as many payments try again as there are UTxOs; later arrivals wait behind them. If
 there are too few UTxOs for all that wait, one is split first (agent.utxos.upkeep).
-May import: core.problems, agent.base, structlog. Never: takes a UTxO; keeps a payment waiting longer than
-`PATIENCE_S` in one turn.
+Never: takes a UTxO; keeps a payment waiting longer than `PATIENCE_S` in one turn.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 "All" leaves the UTxOs that hold a token which may not leave. Anybody can send us such a token, and the signer
 refuses to move it.
-May import: core, store, wallet, agent.base, agent.payments, agent.context, agent.commits. Never: pays an invoice.
+Never: pays an invoice.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -2,8 +2,7 @@
 
 Such a transfer has the same admission, state machine, ledger, pause, caps and signer as the operator's.
 It pays nobody. The operator bounds its fees per 24 hours of the limits' clock.
-May import: core.utxo_upkeep, store, wallet, agent.commits, agent.base. Never: signs; waits; takes a UTxO that a
-payment has reserved.
+Never: signs; waits; takes a UTxO that a payment has reserved.
 """
 
 from collections.abc import Sequence, Set

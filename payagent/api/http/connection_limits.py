@@ -8,7 +8,6 @@ for its ledger, socket and log.
 The port and the Unix socket are counted separately, so a client that fills the port does not lock out the owner.
 The Unix socket answers only its owner and root, whatever its file mode is.
 
-May import: core, h11_patch, unix_peer, api.http, Starlette's types, uvicorn, h11.
 Never: knows a route; closes a connection while its client reads the answer.
 """
 

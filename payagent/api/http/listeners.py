@@ -2,7 +2,6 @@
 
 The Unix socket is bound here, because uvicorn would create it open to every user.
 
-May import: core, secret_file, api.http.
 Never: takes over a socket that another process listens on.
 """
 

@@ -5,7 +5,6 @@ A browser on this machine can reach a loopback port, so a web page could spend m
 is refused. A merchant's page passed on by the proxy is same-origin. The dashboard, where browsers are welcome, has
 host names of its own. No CORS header is sent, so a browser's own rules also keep pages out.
 
-May import: core, api.http, store.db, Starlette, structlog.
 Never: reads a body or a token.
 """
 

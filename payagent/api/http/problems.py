@@ -1,6 +1,5 @@
 """Writes every refusal and error as RFC 9457 problem+json.
 
-May import: core, pydantic, Starlette.
 Never: reveals more about an unexpected error than that it happened.
 """
 

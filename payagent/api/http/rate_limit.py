@@ -2,7 +2,6 @@
 
 It keeps one runaway app from starving the others. Spending limits are in `core.policy`.
 
-May import: core.
 Never: does I/O; knows a route.
 """
 

@@ -1,6 +1,5 @@
 """Runs uvicorn for the daemon and for `payagent proxy`: sockets, protocol and signals.
 
-May import: core, api.http, uvicorn.
 Never: knows an application; adds a header to an answer.
 """
 

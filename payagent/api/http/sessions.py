@@ -3,7 +3,6 @@
 All of it is in memory, and only hashes of the secrets are: a restart signs everybody out and drops every order.
 A link is asked for with an app's token, and the session that it opens acts with that token and ends with it.
 
-May import: core, agent.base, store.rows, api.http.
 Never: stores a link, a code or a cookie; carries out an order twice.
 """
 

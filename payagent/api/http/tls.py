@@ -4,7 +4,6 @@ Start at `server_context` (certificate and key) and `Handshakes`. asyncio create
 handshake, so unfinished handshakes would escape every limit. Here a connection counts from its start, and its
 handshake may take HANDSHAKE_S.
 
-May import: core, secret_file, asyncio.
 Never: falls back to plain text; knows HTTP.
 """
 

@@ -2,7 +2,6 @@
 
 A token has 256 random bits, so it needs no slow hash.
 
-May import: agent.base.
 Never: stores a token.
 """
 

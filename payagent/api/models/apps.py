@@ -1,4 +1,4 @@
-"""Apps, their tokens and limits. May import: core, agent, store.rows, pydantic. Never: I/O."""
+"""Apps, their tokens and limits. Never: I/O."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self

@@ -1,7 +1,6 @@
 """The field types of request and response bodies, and the parser of request bodies.
 
 Amounts are integers in Python and strings of digits in JSON: not every client preserves large JSON numbers.
-May import: core, pydantic.
 Never: I/O; accepts an unknown key, because a misspelt limit on money would silently be no limit.
 """
 

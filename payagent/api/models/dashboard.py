@@ -1,4 +1,4 @@
-"""Sign-in to the dashboard, and its orders that the terminal confirms. May import: api, pydantic. Never: I/O."""
+"""Sign-in to the dashboard, and its orders that the terminal confirms. Never: I/O."""
 
 from typing import Annotated
 

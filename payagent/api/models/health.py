@@ -1,4 +1,4 @@
-"""The state of the daemon. May import: core, agent, pydantic. Never: I/O."""
+"""The state of the daemon. Never: I/O."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The ledger, and the results of checking it. May import: core, agent, audit, store.rows, pydantic. Never: I/O."""
+"""The ledger, and the results of checking it. Never: I/O."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""The log of changes and refusals, and the alerts. May import: core, agent, store.rows, pydantic. Never: I/O."""
+"""The log of changes and refusals, and the alerts. Never: I/O."""
 
 import json
 from collections.abc import Mapping

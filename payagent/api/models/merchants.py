@@ -1,4 +1,4 @@
-"""Merchants, their pins, prices and rules. May import: core, agent, store.rows, pydantic. Never: I/O."""
+"""Merchants, their pins, prices and rules. Never: I/O."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self

@@ -1,6 +1,6 @@
 """Targets of notifications, what they were sent, and the chats that are paired with them.
 
-May import: core, agent, store.rows, pydantic. Never: I/O.
+Never: I/O.
 """
 
 from typing import Annotated, Literal, Self

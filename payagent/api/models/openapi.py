@@ -1,6 +1,6 @@
 """How an operation names the models of its body and its answers in /openapi.json.
 
-May import: api.http, the rest of api.models, pydantic. Never: parses or writes a body.
+Never: parses or writes a body.
 """
 
 from typing import Any, Literal

@@ -1,6 +1,6 @@
 """Payments: the 402 that comes in, the payment and its history, the merchant's answer, and quotes.
 
-May import: core, dialects, agent, store.rows, pydantic. Never: I/O; decides whether to pay.
+Never: I/O; decides whether to pay.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Prepaid balances, and the top-ups that raise them. May import: core, agent, store.rows, pydantic. Never: I/O."""
+"""Prepaid balances, and the top-ups that raise them. Never: I/O."""
 
 import json
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
 """Makes a payment's receipt, in the form that `payagent.audit.receipt` checks.
 
-May import: core, agent, audit's form, store.
 Never: I/O beyond the ledger connection it is given; judges the payment.
 """
 

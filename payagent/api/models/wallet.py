@@ -1,6 +1,6 @@
 """The wallet: operator's transfers, balances, UTxOs, and the pause of all signing.
 
-May import: core, agent, store.rows, pydantic. Never: I/O.
+Never: I/O.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

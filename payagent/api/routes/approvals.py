@@ -1,6 +1,6 @@
 """/v1/payments/{id}/approve and /deny: decides on payments that need an approval.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: decides whether a payment may be made.
+Never: decides whether a payment may be made.
 """
 
 from typing import Annotated

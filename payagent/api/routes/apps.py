@@ -1,6 +1,6 @@
 """/v1/apps: lists and adds apps, and issues and revokes their tokens.
 
-May import: core, agent, store.rows, the rest of api, FastAPI. Never: shows a token twice.
+Never: shows a token twice.
 """
 
 from fastapi import APIRouter

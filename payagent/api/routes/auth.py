@@ -1,6 +1,6 @@
 """Checks the token of each request, and what its app may do and see.
 
-May import: core, agent, store, api.routes and api.http, FastAPI. Never: says why a token is not valid.
+Never: says why a token is not valid.
 """
 
 from collections.abc import Awaitable, Callable, Iterator

@@ -1,6 +1,6 @@
 """/v1/notifications/{name}/pair, /chats and /unpair: which chats a Telegram target tells.
 
-May import: core, agent, the rest of api, FastAPI. Never: shows a code twice.
+Never: shows a code twice.
 """
 
 from fastapi import APIRouter

@@ -1,6 +1,6 @@
 """/v1/dashboard: makes sign-in links for the dashboard, and confirms its orders from the terminal.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: signs anybody in (the dashboard does).
+Never: signs anybody in (the dashboard does).
 """
 
 from typing import Annotated

@@ -1,7 +1,7 @@
 """/v1/events: streams events as server-sent events (WHATWG HTML 9.2), as soon as they are durable.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: buffers events for a slow reader (each is
-read from the ledger when it is sent); reads them in the event loop's thread; continues when the server stops.
+Never: buffers events for a slow reader (each is read from the ledger when it is sent); reads them in the event
+loop's thread; continues when the server stops.
 """
 
 import asyncio

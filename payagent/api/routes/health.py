@@ -1,6 +1,6 @@
 """/healthz and /readyz, for monitoring. They need no token.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: asks the chain itself.
+Never: asks the chain itself.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """/v1/ledger: entries, balances, spend, refusals, a month's report, verification and export of the ledger.
 
-May import: core, agent, audit, store.rows, the rest of api, FastAPI. Never: writes, but for the
-alert after a check.
+Never: writes, but for the alert after a check.
 """
 
 from collections import Counter

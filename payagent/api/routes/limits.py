@@ -1,6 +1,6 @@
 """/v1/limits: shows each limit and what is left of it, and sets limits while the daemon runs.
 
-May import: core, agent, the rest of api, FastAPI. Never: shows an app what others spent.
+Never: shows an app what others spent.
 """
 
 from typing import Annotated

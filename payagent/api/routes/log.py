@@ -1,6 +1,6 @@
 """/v1/log and /v1/alerts: what operators changed, which requests were refused, and what needs attention now.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: changes anything.
+Never: changes anything.
 """
 
 from typing import Annotated

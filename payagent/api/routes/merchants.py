@@ -1,6 +1,6 @@
 """/v1/merchants: lists, shows, adds and removes merchants, and changes their pins.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: shows a merchant's key.
+Never: shows a merchant's key.
 """
 
 from typing import Annotated

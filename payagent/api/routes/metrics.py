@@ -3,7 +3,6 @@
 Refusals, provider requests and durations are counted since the process started. All other numbers are the current
 state. Labels are names that the operator gave, so there are few.
 
-May import: core, agent, store, the rest of api, FastAPI.
 Never: names an address or a payment; a label from a text that an app or a merchant sent; a read that grows with
 the ledger.
 """

@@ -1,6 +1,6 @@
 """/v1/notifications: the targets of notifications, what each was sent, a replay, and a test.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: shows a URL or a secret of a target.
+Never: shows a URL or a secret of a target.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Helpers of several routes: read the body within its limits, check query parameters, and wait.
 
-May import: core, FastAPI, pydantic. Never: knows a route.
+Never: knows a route.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """/v1/pause and /v1/resume: stops all signing, and starts it again.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: signs.
+Never: signs.
 """
 
 from fastapi import APIRouter

@@ -1,6 +1,6 @@
 """/v1/payments and /v1/quotes: take a 402, and return the headers for the retry.
 
-May import: core, dialects, agent, store, the rest of api, FastAPI. Never: decides whether to pay.
+Never: decides whether to pay.
 """
 
 from typing import Annotated

@@ -1,6 +1,6 @@
 """/v1/prepaid: prepaid balances, by our count and by merchants' reports, and which requests they would serve.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: counts by a merchant's report.
+Never: counts by a merchant's report.
 """
 
 from typing import Annotated

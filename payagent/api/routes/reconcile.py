@@ -1,7 +1,6 @@
 """/v1/ledger/reconcile: compares the ledger with the wallet's addresses, as a provider shows them now.
 
-May import: core, agent, audit, chain.address_history and chain.provider, store, the rest of api, FastAPI. Never:
-writes, but for the alert after the comparison; treats a missing answer as agreement.
+Never: writes, but for the alert after the comparison; treats a missing answer as agreement.
 """
 
 import asyncio

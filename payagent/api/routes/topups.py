@@ -1,6 +1,6 @@
 """/v1/prepaid/topups: starts, quotes, lists and cancels top-ups.
 
-May import: core, agent, store, the rest of api, FastAPI. Never: pays (the scheduler's jobs do).
+Never: pays (the scheduler's jobs do).
 """
 
 from typing import Annotated, Any

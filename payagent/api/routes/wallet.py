@@ -1,6 +1,6 @@
 """/v1/wallet: balances, UTxOs, and the operator's own transfers.
 
-May import: agent, store.rows, the rest of api, FastAPI. Never: builds a transaction.
+Never: builds a transaction.
 """
 
 from typing import Annotated

@@ -2,7 +2,6 @@
 
 A column reads its facts from the event. What an event does to one UTxO is the table of `core.utxo`.
 
-May import: the standard library, core.
 Never: SQL; reads anything but its arguments.
 """
 

@@ -1,6 +1,5 @@
 """The events of a payment, each with the facts that its row of `machine.EFFECTS` needs.
 
-May import: the standard library, core.
 Never: SQL; a fact that may be left out.
 """
 

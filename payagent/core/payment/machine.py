@@ -5,7 +5,6 @@ column. `events` has the facts of each event, and `apply` makes the row's change
 a delivery problem presents the same proof again and never makes a payment (rule 6). Depths count the block that
 holds the transaction as 1.
 
-May import: the standard library, core.problems.
 Never: depends on its driver (an app, a job or a simulator).
 """
 

@@ -1,4 +1,4 @@
-"""Who changed what, by which way. May import: core, dashboard. Never: SQL."""
+"""Who changed what, by which way. Never: SQL."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby

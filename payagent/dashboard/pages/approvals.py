@@ -1,6 +1,6 @@
 """Payments that wait for a person, and what was decided lately.
 
-May import: core, api.http, dashboard, Starlette. Never: SQL; decides (the API does, on the terms that were shown).
+Never: SQL; decides (the API does, on the terms that were shown).
 """
 
 from collections.abc import Iterator, Mapping

@@ -3,7 +3,7 @@
 A token is shown in the answer to its own POST and nowhere else. One that may operate or approve is first confirmed
 in the terminal.
 
-May import: core, api.models, dashboard, Starlette. Never: SQL; keeps a token.
+Never: SQL; keeps a token.
 """
 
 import re

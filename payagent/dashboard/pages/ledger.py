@@ -1,6 +1,6 @@
 """Balances, checks, exports, the journal, the spend and the month's report.
 
-May import: core, dashboard, Starlette. Never: SQL; adds amounts of two assets.
+Never: SQL; adds amounts of two assets.
 """
 
 import shlex

@@ -3,7 +3,7 @@
 Lowering acts at once. What lets more out is confirmed in the terminal: raising, going back to the config file, and
 a first limit of a token, which may then be spent at all.
 
-May import: core, dashboard, Starlette. Never: SQL; decides about a payment.
+Never: SQL; decides about a payment.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Who may be paid: prices, addresses, what was not served, and balances that are paid in advance.
 
-May import: core, settings, api.models, dashboard, Starlette. Never: SQL; calls a merchant itself.
+Never: SQL; calls a merchant itself.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """The first page: what needs a person, what can be spent, and what happened.
 
-May import: core, dashboard. Never: changes anything.
+Never: changes anything.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Lists payments, and shows one with its timeline.
 
-May import: core, dashboard, Starlette. Never: SQL; changes a payment, except that `resolve` is asked for.
+Never: SQL; changes a payment, except that `resolve` is asked for.
 """
 
 import json

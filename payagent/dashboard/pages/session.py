@@ -1,6 +1,6 @@
 """Signing out, the stream that keeps pages fresh, pausing, and orders that wait for the terminal.
 
-May import: core, dashboard, Starlette. Never: puts content into the stream.
+Never: puts content into the stream.
 """
 
 import json

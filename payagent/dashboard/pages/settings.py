@@ -1,6 +1,6 @@
 """Health, providers, sessions, targets of notifications and the version.
 
-May import: core, dashboard, Starlette. Never: SQL; writes the config.
+Never: SQL; writes the config.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Receiving, UTxOs, splitting and sending. What no limit bounds is confirmed in the terminal.
 
-May import: core, api.http.problems, api.models, dashboard, segno. Never: SQL; sends anything by itself.
+Never: SQL; sends anything by itself.
 """
 
 from collections.abc import Mapping, Sequence

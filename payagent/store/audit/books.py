@@ -1,7 +1,7 @@
 """Reads the ledger row by row for an audit: everything but payments (`payment_records`) and limits (`recount`).
 
 Rows are tuples, the fastest values that Python can make.
-May import: core, store.audit, store.rows, store.db, sqlite3. Never: writes; judges; holds a whole table in memory.
+Never: writes; judges; holds a whole table in memory.
 """
 
 import json

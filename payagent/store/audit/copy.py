@@ -1,6 +1,6 @@
 """Copies the ledger as it is at one moment, while the daemon keeps writing; describes the contents of a copy.
 
-May import: core, store, sqlite3. Never: writes to the ledger that it copies.
+Never: writes to the ledger that it copies.
 """
 
 import sqlite3

@@ -1,7 +1,7 @@
 """Reads everything that is recorded about payments, for an audit: payment by payment, in spans of many.
 
 Rows are tuples, the fastest values that Python can make.
-May import: core, store.rows, sqlite3. Never: writes; judges; holds a whole table in memory.
+Never: writes; judges; holds a whole table in memory.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Reads everything that is recorded about one payment, row by row: the content of its receipt.
 
-May import: sqlite3, store.rows, store.db. Never: writes; leaves out a row of the payment; reads another payment's.
+Never: writes; leaves out a row of the payment; reads another payment's.
 """
 
 import sqlite3

@@ -1,7 +1,7 @@
 """Recomputes the counters of the limits from holds and uses, and yields the rows that disagree.
 
 `limit_counters` keeps sums to make decisions fast. An audit trusts none of them.
-May import: store.rows, sqlite3. Never: writes; judges; holds a whole table in memory.
+Never: writes; judges; holds a whole table in memory.
 """
 
 import sqlite3

@@ -8,8 +8,7 @@ fleet, each commit goes through the gate, and a job runs only if the fence says 
 (store.db.fence). A batch that added an attempt is answered only after the signer's own record has that attempt
 (store.db.signer_record).
 
-May import: core, store.db, sqlite3, structlog. Never: runs a job twice; reports a job as done before its commit is
-durable.
+Never: runs a job twice; reports a job as done before its commit is durable.
 """
 
 import sqlite3

@@ -3,7 +3,7 @@
 The newest timeline of each database server tells an old primary from the new one, also after a restart. The file
 is replaced as a whole. A sandboxed daemon cannot read the new one (`payagent.sandbox`), so it is read once.
 
-May import: core, secret_file. Never: forgets a timeline; keeps an id in a copy of the folder.
+Never: forgets a timeline; keeps an id in a copy of the folder.
 """
 
 import json

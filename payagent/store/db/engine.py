@@ -1,6 +1,6 @@
 """Opens a ledger on PostgreSQL, for a daemon of a fleet or a command beside it. Moves it to a file and back.
 
-May import: store.db. Never: imports psycopg for a file.
+Never: imports psycopg for a file.
 """
 
 from collections.abc import Mapping

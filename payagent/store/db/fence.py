@@ -4,7 +4,7 @@ The gate is one row, which every commit locks first. It has the ends of the chai
 fence is read after it, in a statement of its own: the accounts whose holder this daemon is. A lease's end tells
 other daemons when they may take an account; only the fence says whether its holder may still write.
 
-May import: core, store.db, sqlite3. Never: takes or renews an account (store.rows.fleet).
+Never: takes or renews an account (store.rows.fleet).
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """Where the event chain and the journal end. A commit reads it once, and its jobs count on from there.
 
-May import: store.db.tables, sqlite3. Never: outlives its commit.
+Never: outlives its commit.
 """
 
 import sqlite3

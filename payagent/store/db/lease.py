@@ -5,7 +5,7 @@ releases them when the process ends.
 SQLite uses POSIX locks, which are independent. But closing a file drops all POSIX locks that the process has on
 it, so these handles stay open until everything else is closed.
 
-May import: core. Never: reads or writes the files; waits for another daemon.
+Never: reads or writes the files; waits for another daemon.
 """
 
 import fcntl

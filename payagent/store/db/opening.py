@@ -1,7 +1,7 @@
 """Opens the ledger file for writing and reading; refuses one that is missing, damaged or newer; looks at its disk.
 
 SQLite's errors about the file become refusals here, for rooms that may not import sqlite3.
-May import: core, store.db, sqlite3. Never: writes a row.
+Never: writes a row.
 """
 
 import os

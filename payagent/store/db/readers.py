@@ -1,6 +1,6 @@
 """Read-only connections to the ledger: one for each thread, one for long reads, and a copy in one file.
 
-May import: store.db, sqlite3. Never: writes to the ledger.
+Never: writes to the ledger.
 """
 
 import os

@@ -3,7 +3,7 @@
 `MIGRATIONS` begins with the first schema and goes on with the changes since. A new ledger gets all of it, so each
 change is written once. Triggers and views are made anew after a migration.
 
-May import: core, store.db, sqlite3, sqlite-utils. Never: reads or writes a row, except in a migration.
+Never: reads or writes a row, except in a migration.
 """
 
 import re

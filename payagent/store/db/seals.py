@@ -6,7 +6,7 @@ A row's text is the JSON array of its number and its columns in order, with byte
 the wallet stands last, and only if it is not 0. Its mark is the CRC-32 of that text. A mark identifies the row but
 proves nothing.
 
-May import: store.db, sqlite3. Never: seals a row that it did not see being added.
+Never: seals a row that it did not see being added.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ A ledger that lacks that attempt is older than the signer: someone restored a co
 created anew. A backup never contains the record, because it would then be as old as the ledger that it checks.
 In a fleet the record also has where that ledger was: the database server, its timeline, and the end of its chain.
 
-May import: core, secret_file, sqlite3. Never: records an attempt that is not durable in the ledger.
+Never: records an attempt that is not durable in the ledger.
 """
 
 import hashlib

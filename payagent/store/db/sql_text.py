@@ -1,6 +1,6 @@
 """Pieces of SQL that both engines read, SQLite and PostgreSQL (CONTRIBUTING.md has the rules for SQL texts).
 
-May import: nothing. Never: runs a statement.
+Never: runs a statement.
 """
 
 NOTHING = "SELECT NULL WHERE FALSE"

@@ -7,7 +7,7 @@ Triggers enforce what constraints cannot express (store.db.triggers).
 
 Units are INTEGER (at most 2^63-1). Times are milliseconds since 1970 UTC.
 
-May import: nothing. Never: reads or writes a row.
+Never: reads or writes a row.
 """
 
 GENESIS = "0" * 64

@@ -7,7 +7,7 @@ record, only the columns that may change do. Each commit seals the rows that it 
 Each guard holds on any connection, also with foreign keys and recursive triggers off, as in the sqlite3 shell.
 There REPLACE deletes a row without firing a delete trigger, so guards check inserts too.
 
-May import: store.db. Never: reads or writes a row.
+Never: reads or writes a row.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """One job's part of the open transaction: the first argument of every function that writes.
 
 A job registers the reversal of its in-memory changes with `undo`.
-May import: sqlite3, store.db.heads. Never: commits; opens a transaction.
+Never: commits; opens a transaction.
 """
 
 import sqlite3

@@ -3,7 +3,7 @@
 
 SQLite's SUM() raises above 2^63-1, which two deposits of a token can exceed. Sums of fewer than 2^31 halves cannot
 exceed it. Python combines the halves into an integer of any size.
-May import: sqlite3. Never: commits.
+Never: commits.
 """
 
 import sqlite3

@@ -1,7 +1,7 @@
 """The writer: the only thread that commits. Jobs that wait at the same time share a commit (`committer`).
 
 The thread survives any error of a job or a commit.
-May import: core, store.db. Never: runs a job twice; answers before the commit is durable.
+Never: runs a job twice; answers before the commit is durable.
 """
 
 import asyncio

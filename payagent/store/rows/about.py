@@ -1,6 +1,6 @@
 """The ledger as a whole: its identity, whether anything was committed since, and whether it came from a backup.
 
-May import: sqlite3. Never: writes.
+Never: writes.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Alerts in the ledger.
 
-May import: core, store. Never: commits; changes the text of an alert.
+Never: commits; changes the text of an alert.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 A message's id is what its buttons bring back. It finds the row here, and is worth nothing without it.
 
-May import: store.db, sqlite3. Never: commits; decides.
+Never: commits; decides.
 """
 
 import sqlite3

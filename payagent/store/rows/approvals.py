@@ -1,6 +1,6 @@
 """Approval requests for payments, and their decisions. A payment is put before a person once, and decided once.
 
-May import: core, store. Never: commits; decides.
+Never: commits; decides.
 """
 
 import json

@@ -3,7 +3,7 @@
 An event records each app, token and revocation, and by which app. An app never changes, except for its token.
 Issuing a token revokes the one before, and an ended token never becomes valid again. Setting the clock back
 revives no token that had expired when a hold was last placed.
-May import: core, store.rows, store.db, sqlite3. Never: sees a token (it looks up the hash).
+Never: sees a token (it looks up the hash).
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """Attempts, and the UTxOs that they spend and make: which are available, pending, missing, spent or rolled back.
 
-May import: core, store.rows, sqlite3. Never: writes.
+Never: writes.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Events in order: those of one payment, all of them as a hash chain, and pages for clients that follow them.
 
 Each event holds the hash of the one before it.
-May import: store.db, sqlite3. Never: writes; reads more than one page for a client, even if few events match.
+Never: writes; reads more than one page for a client, even if few events match.
 """
 
 import hashlib

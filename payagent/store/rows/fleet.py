@@ -2,7 +2,7 @@
 
 Leases go by the database's clock. In a file they go by the caller's.
 
-May import: core, store. Never: decides which accounts a daemon should hold.
+Never: decides which accounts a daemon should hold.
 """
 
 import sqlite3

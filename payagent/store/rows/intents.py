@@ -1,6 +1,6 @@
 """Intents, and the invoices that merchants issued for them.
 
-May import: sqlite3. Never: writes.
+Never: writes.
 """
 
 import sqlite3

@@ -1,7 +1,7 @@
 """Double entry: entries and their postings, account balances, and spend, in total or for a selection.
 
 store.audit.books has the row-by-row reads of an audit.
-May import: store.db, sqlite3. Never: writes.
+Never: writes.
 """
 
 import sqlite3

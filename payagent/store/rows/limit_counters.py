@@ -16,7 +16,7 @@ land.
 The clock shows the time of the newest block, and never an earlier time than the last count. It never goes back
 after a rollback or a restart, and no other clock moves it, so a clock jump frees no limit.
 
-May import: core, store.db. Never: reads a clock; decides.
+Never: reads a clock; decides.
 """
 
 import sqlite3

@@ -1,7 +1,7 @@
 """Merchants added at run time, and facts about all: pinned addresses, agreed prices, unserved streaks, readiness.
 
 Events in the same commits record each change (agent.base.merchant_trust); these rows hold the current state.
-May import: core, store.db, sqlite3. Never: commits; judges a merchant's settings; decides which to trust.
+Never: commits; judges a merchant's settings; decides which to trust.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 An event of the ledger is the durable record of what is to be told. A delivery is added in the commit that moves
 the target's cursor past its event.
-May import: store.db, store.rows. Never: commits; holds what is told, or a secret.
+Never: commits; holds what is told, or a secret.
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """The booked amounts of a transaction, and the transactions that the ledger records as on chain.
 
-May import: core, store.rows, sqlite3. Never: writes; judges whether a transaction is on chain.
+Never: writes; judges whether a transaction is on chain.
 """
 
 import json

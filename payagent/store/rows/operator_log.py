@@ -1,6 +1,6 @@
 """What operators changed and which requests were refused, read from the events.
 
-May import: core, store.rows, store.db, sqlite3. Never: writes.
+Never: writes.
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """Which chats of a notification target are paired. The wallet's events decide, also after a restart.
 
-May import: store.rows, store.db, sqlite3. Never: pairs by itself.
+Never: pairs by itself.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Whether an operator has paused the wallet. The wallet's last pause or resume event decides, also after a
 restart.
 
-May import: core, store.rows, store.db. Never: pauses by itself.
+Never: pauses by itself.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Payments as they are now, in full or reduced to the facts that show whether a step is due; and their holds.
 
-May import: core.invoice, core.payment, core.problems, store.db, sqlite3. Never: writes.
+Never: writes.
 """
 
 import json

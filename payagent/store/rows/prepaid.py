@@ -1,7 +1,7 @@
 """Prepaid balances: their owners (pools), moves, totals, and merchants' reports.
 
 The moves are the record. Totals and costs are stored beside them, so nothing is summed up on a read.
-May import: core, store. Never: commits; counts by a merchant's report.
+Never: commits; counts by a merchant's report.
 """
 
 import sqlite3

@@ -5,7 +5,7 @@ app only, and only for the part beyond what that app has paid for the balance an
 covered uses comes to nothing, they count from then on.
 A use that was not served, or that no payment covers, is taken back by a row of its own.
 
-May import: core, store. Never: commits; decides.
+Never: commits; decides.
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """Refused purchases, in one list: payments that were rejected or denied, and refusals that came before a payment.
 
-May import: core.payment, store.db, store.rows, sqlite3. Never: writes.
+Never: writes.
 """
 
 import sqlite3

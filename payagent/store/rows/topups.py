@@ -1,6 +1,6 @@
 """Top-ups, requests to raise a prepaid balance: their goals, how they ended, and what their payments cost.
 
-May import: core, store. Never: commits; counts what a top-up bought (its payments record that).
+Never: commits; counts what a top-up bought (its payments record that).
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """History for UTxO upkeep: the payments requested lately, and upkeep's own transactions.
 
-May import: core, store. Never: commits; decides.
+Never: commits; decides.
 """
 
 import sqlite3

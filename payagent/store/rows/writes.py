@@ -1,6 +1,6 @@
 """Appends to the journal and to the event chain. What else a step changes is written by `store.executor`.
 
-May import: core, store. Never: commits.
+Never: commits.
 """
 
 import json

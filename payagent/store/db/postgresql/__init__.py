@@ -1,5 +1,5 @@
 """PostgreSQL below the store: a connection that runs the store's SQL texts, and the schema of `tables` there.
 
 Needs the extra `postgresql`. Start at `connection`.
-May import: core, store.db, sqlite3, psycopg. Never: imported where the ledger is a file.
+Never: imported where the ledger is a file.
 """

@@ -4,8 +4,7 @@ The outcome of a commit is unknown if the connection is lost in it, if the serve
 warns: then the commit may be missing on a standby. The callers get `store_failed`, and each account must be taken
 again. After a loss between commits the accounts are held on, if nobody took them (`Seat.note_lost_connection`).
 
-May import: core, store.db, sqlite3, structlog. Never: cancels a statement; waits for a gate that no daemon gets
-through.
+Never: cancels a statement; waits for a gate that no daemon gets through.
 """
 
 import sqlite3

@@ -6,7 +6,7 @@ An integer goes as int8, whatever its size. Sums come back as int, and JSON as t
 A server that does not answer is given up after a few seconds. Only a server that takes writes is connected to, so
 after a failover that is the new one.
 
-May import: core, store.db, sqlite3, psycopg. Never: retries a statement; cancels one.
+Never: retries a statement; cancels one.
 """
 
 import re

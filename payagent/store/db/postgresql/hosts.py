@@ -4,7 +4,7 @@ An old primary that comes back after a failover takes writes again, on a lower t
 daemon that commits to it may pay what was paid already. `choose` has the rules. The writer's thread looks. The
 readers use the server that it found.
 
-May import: core, store.db, sqlite3, psycopg, structlog. Never: commits; waits for a host to come back.
+Never: commits; waits for a host to come back.
 """
 
 import re

@@ -3,7 +3,7 @@
 A migration runs inside the gate, so nobody commits meanwhile, and only when every living daemon knows it. Until
 then newer daemons run on the older tables (docs/decisions/0030).
 
-May import: core, store.db. Never: changes a database whose tables this role does not own.
+Never: changes a database whose tables this role does not own.
 """
 
 from typing import Any

@@ -5,7 +5,7 @@ is filled in one commit. Its triggers are off until the end of that commit, and 
 meanwhile: not every row of today would pass them one by one, such as an attempt for an earlier invoice of its
 payment.
 
-May import: core, store.db, sqlite3. Never: writes to the ledger that it reads.
+Never: writes to the ledger that it reads.
 """
 
 import sqlite3

@@ -4,7 +4,7 @@ Reads are short, so the event loop makes them itself. One that is not answered i
 own asks again until there is an answer, and all reads are refused at once meanwhile. So a server that stands still
 stops the loop once, for a moment, and `/healthz` answers.
 
-May import: core, store.db, sqlite3, structlog. Never: writes.
+Never: writes.
 """
 
 import os

@@ -6,7 +6,7 @@ from a sequence: a rollback would leave a gap.
 Guards are triggers as on SQLite. One more keeps the tables of record from TRUNCATE. The fence is asked a second
 time here: a trigger refuses the row of an account that the session's daemon (`payagent.holder`) does not hold.
 
-May import: store.db. Never: reads or writes a row; makes the views, which are for people who read the file.
+Never: reads or writes a row; makes the views, which are for people who read the file.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 So a ledger that moves from one engine to the other keeps its seals.
 
-May import: store.db. Never: seals a row that it did not see being added.
+Never: seals a row that it did not see being added.
 """
 
 import json

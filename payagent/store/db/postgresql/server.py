@@ -1,6 +1,6 @@
 """What must hold of a server before a daemon of a fleet commits to it. All of it is refused as `config_invalid`.
 
-May import: core, store.db. Never: changes the ledger but for the gate's `system`.
+Never: changes the ledger but for the gate's `system`.
 """
 
 from collections.abc import Mapping
