@@ -42,7 +42,7 @@ def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -
     script = "set -e\n" + "".join(block for part in parts for block in part)
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False, env=environ, cwd=tmp_path
+        ["bash", "-c", script], capture_output=True, text=True, timeout=600, check=False, env=environ, cwd=tmp_path
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert '"clean": true' in run.stdout

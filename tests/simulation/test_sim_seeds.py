@@ -47,7 +47,7 @@ def total() -> Result:
     return total
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_no_seed_violates_an_invariant(total: Result, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\nseeds {base_seed()}..{base_seed() + SEEDS}")
@@ -79,7 +79,7 @@ def digests(first: int, last: int, hash_seed: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_seed_repeats_exactly_the_same_run(total: Result) -> None:
     """Another process with other string hashes, and other seeds before it, does the same."""
     base = base_seed()
