@@ -41,7 +41,7 @@ FOUND_BY = {
     "fence and trigger off": 0,
     "until trusted by its holder, trigger off": 0,
     "gate off": 2,
-    "timelines off": 2,
+    "timelines off": 83,
 }
 """Each bug with a seed that finds it. In a changed program it may be one of the seeds after it."""
 SEEDS_MAX = 60
