@@ -1,7 +1,7 @@
 """The recipes of docs/contributing: each is applied to a copy of the tree, and what the page runs there passes.
 
-A page lists the files that it changes. A code block after "`path`:" is that file, whole; a diff changes it. The long
-run also runs the other checks of a change in the copy.
+A page lists the files that it changes. A code block after "`path`:" is that file, whole; a diff changes it. The
+long run also runs the other checks of a change in the copy.
 """
 
 import os
@@ -15,13 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from kit.effort import long_only
+from kit.effort import IS_LONG
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs/contributing").glob("*.md"))
 LISTED = re.compile(r"^- `([\w./-]+)`: ", re.MULTILINE)
 BLOCK = re.compile(r"^`([\w./-]+)`:\n\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CHECKS = [f"tests/ground/test_ground_{name}.py" for name in ("coverage", "docs", "names", "pages", "rooms")]
 IGNORED = (*(ROOT / ".gitignore").read_text().replace("/", "").split(), ".git")
 A_TOLL_IS_PAID = '''
 """A merchant asks for a toll, and the agent pays it: the proof is a transaction on the chain."""
@@ -128,23 +129,20 @@ def test_a_recipe_works_and_changes_only_what_it_names(tree: Tree) -> None:
     sources = [name for name in tree.changed() if name.endswith(".py")]
     tree.run(".venv/bin/ruff", "check", *sources)
     tree.run(".venv/bin/ruff", "format", "--check", *sources)
+    if IS_LONG:
+        tree.run(".venv/bin/mypy", "--strict", "payagent", "sim", "benchmarks")
+        tree.run(".venv/bin/lint-imports")
+        tree.run(".venv/bin/pytest", *CHECKS)
 
 
+@pytest.mark.parametrize("tree", [page for page in PAGES if page.stem == "add-a-dialect"], indirect=True)
 def test_a_402_of_the_recipes_dialect_is_paid(tree: Tree) -> None:
-    if tree.page.stem == "add-a-dialect":
-        test = tree.folder / "tests/agent/test_agent_toll.py"
-        test.write_text(A_TOLL_IS_PAID)
-        try:
-            tree.run(".venv/bin/pytest", "tests/agent/test_agent_toll.py")
-        finally:
-            test.unlink()
-
-
-@long_only
-def test_a_recipe_passes_the_other_checks_of_a_change(tree: Tree) -> None:
-    tree.run(".venv/bin/mypy", "--strict", "payagent", "sim", "benchmarks")
-    tree.run(".venv/bin/lint-imports")
-    tree.run(".venv/bin/pytest", "tests/ground", f"--ignore=tests/ground/{Path(__file__).name}")
+    test = tree.folder / "tests/agent/test_agent_toll.py"
+    test.write_text(A_TOLL_IS_PAID)
+    try:
+        tree.run(".venv/bin/pytest", "tests/agent/test_agent_toll.py")
+    finally:
+        test.unlink()
 
 
 def test_a_diff_that_does_not_fit_is_found() -> None:
