@@ -4,35 +4,21 @@ Never: serves anything.
 """
 
 from collections.abc import Mapping
+from pkgutil import iter_modules, resolve_name
 
 from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.api.app import FastPath
 from payagent.api.http.sessions import Sessions
+from payagent.dashboard import pages
 from payagent.dashboard.app import Dashboard
 from payagent.dashboard.decide import LinkPages
-from payagent.dashboard.pages import (
-    activity,
-    approvals,
-    ledger,
-    limits,
-    merchants,
-    overview,
-    payments,
-    session,
-    settings,
-    wallet,
-)
-from payagent.dashboard.pages import (
-    apps as apps_page,
-)
 from payagent.dashboard.render import Renderer
 from payagent.dashboard.sign_in import SignInPages
 from payagent.store.rows import apps, writes
 
-MODULES = (
-    overview, payments, approvals, apps_page, merchants, limits, wallet, ledger, activity, settings, session,
-)  # fmt: skip
+MODULES = tuple(resolve_name(one.name) for one in iter_modules(pages.__path__, f"{pages.__name__}."))
+"""Every module of `pages`. Each has its paths in `PAGES`, with their place in the navigation."""
 
 _EXPLORERS = {
     "mainnet": "https://cexplorer.io/tx/{tx}",
