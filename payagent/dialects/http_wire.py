@@ -287,7 +287,7 @@ def _holds_terms(value: object, term_words: frozenset[str]) -> bool:
 
 
 def show(value: object, limit: int = 300) -> str:
-    """Format a foreign value as bounded ASCII for a refusal's detail."""
+    """Format an untrusted value as bounded ASCII for a refusal's detail."""
     if type(value) is int and value.bit_length() > 256:
         return "a very long number"
     return json.dumps(value, default=lambda other: getattr(other, "text", type(other).__name__))[:limit]

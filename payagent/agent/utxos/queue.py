@@ -144,7 +144,7 @@ class UtxoQueue:
         try:
             return await self._keep([place.lovelace for place in self._places.values()])
         except Refused as refused:
-            log.info("line.no_coins", code=refused.code)
+            log.info("payment_queue.no_utxo", code=refused.code)
         except Exception as error:
-            log.warning("line.look_failed", error=repr(error), exc_info=True)
+            log.warning("payment_queue.check_failed", error=repr(error), exc_info=True)
         return UtxoCheck(False, 0)

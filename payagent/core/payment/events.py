@@ -223,7 +223,7 @@ class VoidByExternalSpend(VoidByTime):
     why: Refused
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
-        return {**self.block._asdict(), **self.why.record}, {"foreign": True}
+        return {**self.block._asdict(), **self.why.record}, {}
 
 
 @dataclass(frozen=True, slots=True)
