@@ -58,7 +58,7 @@ class Admission:
         return cls(rules, planner, reservation, ApprovalRules(reservation), replacement)
 
     def take(self, config: AgentConfig) -> None:
-        """Decide by another config from now on. Call it in a job: each decision then uses one config."""
+        """Replace the config. Call it in a job, so that each decision uses one config."""
         self.rules.config = config
 
     def admit(
@@ -66,8 +66,8 @@ class Admission:
     ) -> AdmittedPayment:
         """Find the intent's payment, or open it. An intent has one payment, whatever invoices come.
 
-        A refusal is recorded as a rejected payment. It is raised instead without `on_record`, for
-        `chain_not_ready` and `merchant_in_flight_limit`, and for `funds_pending` if the caller `can_wait`.
+        A refusal is stored as a rejected payment. It is raised, not stored, if `on_record` is false; for
+        `chain_not_ready` and `merchant_in_flight_limit`; and for `funds_pending` if the caller `can_wait`.
         """
         intent = choose_offer(self.reservation, unit, intent, now_ms)
         invoice = intent.invoice

@@ -41,9 +41,8 @@ class _Place:
 class UtxoQueue:
     """Lets payments try for UTxOs in order.
 
-    `signing` holds the payments that some task is about to sign, those in the queue included.
-    `stirred` is set when one of them is signed or given up; the queue sets it too when a payment joins.
-    `keep` checks the UTxOs for the waiting payments. It takes what each of them pays, in lovelace.
+    `signing` holds the payments a task is signing, including those in the queue. `stirred` is set when a claim
+    ends or a payment joins. `keep` checks the UTxOs for the waiting payments. It takes their amounts in lovelace.
     """
 
     def __init__(

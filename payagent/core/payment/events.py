@@ -201,7 +201,7 @@ class Cancel(MoneyEvent):
 class VoidByTime(MoneyEvent):
     """`block`: of the transaction that makes it void, or one past every time limit.
 
-    `owed`: uses of the prepaid balance that nothing covers any more.
+    `owed`: calls served that no purchase now covers.
     """
 
     event = Event.VOID_BY_TIME
