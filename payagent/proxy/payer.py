@@ -55,18 +55,14 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(slots=True)
 class Proof:
-    """A payment's proof and its merchant's last answer.
-
-    `more`: headers that the next retry has too. `answer`: the last answer, until a wait closes what is `opened`.
-    `last`: the same, kept whole unless it is too long. `said`: what it means.
-    """
+    """A payment's proof and its merchant's last answer."""
 
     row: PaymentRow
     opened: AsyncExitStack
-    more: Headers = ()
-    answer: UpstreamAnswer | None = None
-    last: BufferedAnswer | None = None
-    said: Answered | None = None
+    more: Headers = ()  # headers that the next retry has too
+    answer: UpstreamAnswer | None = None  # the last answer, until a wait closes what is `opened`
+    last: BufferedAnswer | None = None  # the same, kept whole unless it is too long
+    said: Answered | None = None  # what it means
 
 
 class ProxyPayer:

@@ -74,27 +74,24 @@ def require_right_clock(off_s: Sequence[int]) -> None:
 
 @dataclass(slots=True)
 class ChainView:
-    """The result of the last pass over the chain, and everything that stops the wallet from signing.
-
-    - `booked`: the tip up to which the ledger has all deposits. The providers had to agree on them.
-    - `restored_at_ms`: when the ledger was restored from a backup, if it was.
-    - `behind`: why the ledger lacks signed attempts (agent.chain_sync.recovery).
-    - `unproven`: why nothing is signed while the fleet's database may lack attempts (agent.fleet.failover).
-    - `is_compared`: whether the wallet's newest transactions were compared with the ledger since the start.
-    - `external_spends`: tx ids of external spends that freeze signing until an operator unfreezes the wallet.
-    - `unread`: why the last `PASS` over the chain, or the last read of the wallet's `HISTORY`, is incomplete.
-    """
+    """The result of the last pass over the chain, and everything that stops the wallet from signing."""
 
     network: Network
     slots: SlotClock | None = None
     tip: Tip | None = None
+    # the tip up to which the ledger has all deposits; the providers had to agree on them
     booked: Tip | None = None
     problem: str | None = "no provider has answered yet"
-    restored_at_ms: int | None = None
-    behind: str | None = None
+    restored_at_ms: int | None = None  # when the ledger was restored from a backup, if it was
+    behind: str | None = None  # why the ledger lacks signed attempts (agent.chain_sync.recovery)
+    # why nothing is signed while the fleet's database may lack attempts (agent.fleet.failover)
     unproven: str | None = None
-    is_compared: bool = False
+    is_compared: bool = (
+        False  # whether the wallet's newest transactions were compared with the ledger since the start
+    )
+    # tx ids of external spends that freeze signing until an operator unfreezes the wallet
     external_spends: tuple[str, ...] = ()
+    # why the last `PASS` over the chain, or the last read of the wallet's `HISTORY`, is incomplete
     unread: dict[str, str] = field(default_factory=dict)
 
     def note_unread(self, part: str, why: str | None) -> None:
