@@ -86,9 +86,8 @@ class ChainView:
     behind: str | None = None  # why the ledger lacks signed attempts (agent.chain_sync.recovery)
     # why nothing is signed while the fleet's database may lack attempts (agent.fleet.failover)
     unproven: str | None = None
-    is_compared: bool = (
-        False  # whether the wallet's newest transactions were compared with the ledger since the start
-    )
+    # whether the wallet's newest transactions were compared with the ledger since the start
+    is_compared: bool = False
     # tx ids of external spends that freeze signing until an operator unfreezes the wallet
     external_spends: tuple[str, ...] = ()
     # why the last `PASS` over the chain, or the last read of the wallet's `HISTORY`, is incomplete

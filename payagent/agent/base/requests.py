@@ -46,9 +46,8 @@ class PaymentRequest:
     max_total_asset: str | None = None  # None: the asset that is paid
     # whose prepaid balance a batch raises, if the request named another than the configured one
     buyer: Buyer | None = None
-    heard_at_ms: int | None = (
-        None  # when payagent itself received the 402 from the merchant; None: an app forwarded it
-    )
+    # when payagent itself received the 402 from the merchant; None: an app forwarded it
+    heard_at_ms: int | None = None
     topup: TopupPart | None = None  # the top-up that this payment is part of, which then names the intent
     purpose: str | None = None  # why the app buys this, in its words for people; no part of the intent
 

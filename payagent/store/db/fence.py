@@ -41,9 +41,7 @@ class Seat:
     last_event: tuple[int, str] = (0, "")
     behind_seq: int = 0  # the last event `ledger_behind` that it knows
     losses: int = 0  # grows when all accounts are lost at once
-    own_file: DaemonFile = field(
-        default_factory=DaemonFile
-    )  # what this machine knows of the databases that it used
+    own_file: DaemonFile = field(default_factory=DaemonFile)  # what this machine knows of its databases
     is_in_doubt: bool = False  # a COMMIT was sent, and its outcome is not known
     _timeline: int = 0
     _proven: frozenset[int] = frozenset()
