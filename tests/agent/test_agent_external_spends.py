@@ -14,8 +14,7 @@ from kit.http import NO_TLS
 from kit.payments import fork_with, height
 
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.chain_sync import external_spends as external_spends
-from payagent.agent.chain_sync import recovery
+from payagent.agent.chain_sync import external_spends, recovery
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
