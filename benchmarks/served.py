@@ -24,7 +24,7 @@ BLOCK_S = 20
 CONFIRM_DEPTH = 3
 CONFIRMATIONS = (0, 1, 3)
 READY = ("auto", "confirmed")
-LOOK_S = 0.05
+POLL_S = 0.05
 PAUSES_S = (3.0, 13.0, 8.0, 17.0, 1.0)
 """Before each call: calls begin at several moments between two blocks."""
 
@@ -45,7 +45,7 @@ def heights(up: Stage) -> Iterator[dict[int, float]]:
 
     def watch() -> None:
         with httpx.Client(trust_env=False, timeout=PATIENCE_S) as http:
-            while not is_over.wait(LOOK_S):
+            while not is_over.wait(POLL_S):
                 height = http.get(f"{up.control}/state").json()["tip"]["height"]
                 seen.setdefault(height, time.time())
 
@@ -68,7 +68,7 @@ def one_call(up: Stage, message: str, confirmations: int, seen: dict[int, float]
     answer.raise_for_status()
     payment_id = answer.headers["x-payagent-payment"]
     while (payment := up.get(f"/v1/payments/{payment_id}"))["block"] is None:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     if confirmations:
         accepts_s = seen[payment["block"]["height"] + confirmations - 1]
     else:

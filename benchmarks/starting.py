@@ -2,7 +2,7 @@
 
 Each daemon has a devnet of its own, on whose chain the coins of all open payments really are; none of their
 transactions is on it, so that the daemon has to look for each and to send each again. It is open when its API
-answers what the wallet has, which needs the ledger; the first look at the chain is done when it is ready to pay.
+answers what the wallet has, which needs the ledger; the first pass over the chain is done when it is ready to pay.
 """
 
 import os
@@ -32,18 +32,18 @@ PAYAGENT = [sys.executable, "-m", "payagent"]
 WORDS = "abandon " * 23 + "art"
 BLOCK_TIME_S = 20
 DEPOSITS_PER_BLOCK = 500
-OPEN_S, LOOK_S, REST_S = 120.0, 1_200.0, 5.0
-"""How long is waited for a daemon to open, for its first look, and for it to come to rest."""
+OPEN_S, PASS_S, REST_S = 120.0, 1_200.0, 5.0
+"""How long is waited for a daemon to open, for its first pass, and for it to come to rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start. `looked_s` is None when the first look was not done in `LOOK_S`."""
+    """One start. `first_pass_s` is None when the first pass was not done in `PASS_S`."""
 
     payments: int
     opened_s: float
     opened_mb: float
-    looked_s: float | None
+    first_pass_s: float | None
     peak_mb: float
     rest_mb: float
     signer_mb: float
@@ -56,21 +56,21 @@ def measure(options: Options) -> Part:
 
 def as_part(starts: list[Start]) -> Part:
     idle = starts[0]
-    columns = ("open payments", "open after s", "MB then", "first look done after s", "MB at most", "signer MB")
+    columns = ("open payments", "open after s", "MB then", "first pass done after s", "MB at most", "signer MB")
     rows: list[tuple[Cell, ...]] = [
-        (s.payments, s.opened_s, s.opened_mb, s.looked_s, s.peak_mb, s.signer_mb) for s in starts
+        (s.payments, s.opened_s, s.opened_mb, s.first_pass_s, s.peak_mb, s.signer_mb) for s in starts
     ]
     return Part(
         "starting",
         "Start-up and memory",
         how="`payagent serve` with a ledger of payments in flight, from the start of the process until "
-        "`/v1/wallet` answers, and until `/readyz` does, which waits for the first look at the chain. The devnet "
-        f"makes a block every {BLOCK_TIME_S} s and knows none of the transactions.",
+        "`/v1/wallet` answers, and until `/readyz` does, which waits for the first pass over the chain. The "
+        f"devnet makes a block every {BLOCK_TIME_S} s and knows none of the transactions.",
         tables=[
             Table("Start-up by open payments", columns, rows),
             Table("Memory at rest", ("process", "MB"), [("daemon", idle.rest_mb), ("signer", idle.signer_mb)]),
         ],
-        left_out="A provider that bears ten calls a second needs as many seconds for the first look as there are "
+        left_out="A provider that bears ten calls a second needs as many seconds for the first pass as there are "
         "open payments, divided by ten.",
     )
 
@@ -80,7 +80,7 @@ def start(count: int) -> Start:
         refs = devnet.run(lambda one: deposited(one, count))
         token = prepare(folder, devnet.chain_url, ledgers.in_flight(refs))
         began_s = time.perf_counter()
-        with daemon(folder) as (process, url), httpx.Client(base_url=url, trust_env=False, timeout=LOOK_S) as http:
+        with daemon(folder) as (process, url), httpx.Client(base_url=url, trust_env=False, timeout=PASS_S) as http:
             authorization = {"Authorization": f"Bearer {token}"}
 
             def seconds_until(path: str, most_s: float) -> float | None:
@@ -89,13 +89,13 @@ def start(count: int) -> Start:
 
             opened_s = seconds_until("/v1/wallet", OPEN_S)
             opened_mb = memory_mb(process.pid)
-            looked_s = seconds_until("/readyz", LOOK_S)
+            first_pass_s = seconds_until("/readyz", PASS_S)
             time.sleep(REST_S)
             return Start(
                 count,
                 float("inf") if opened_s is None else opened_s,
                 opened_mb,
-                looked_s,
+                first_pass_s,
                 memory_mb(process.pid, "VmHWM"),
                 memory_mb(process.pid),
                 memory_mb(child_of(process.pid)),

@@ -67,8 +67,8 @@ LISTED = (
     "a merchant sends what it refused",
     "a merchant was handed a transaction and never sent it",
     "a ledger is searched for secrets",
-    "a next invoice is paid on the same anchor",
-    "a payment is void: its anchor was spent elsewhere",
+    "a next invoice is paid with the same nonce UTxO",
+    "a payment is void: its nonce UTxO was spent elsewhere",
     "a payment is void: its cancel won",
     "a payment is void: its deposit vanished, and its time is over",
     "a payment is void: its parent went by another transaction",
@@ -99,7 +99,7 @@ LISTED = (
     "a person says yes or no: approve",
     "a person says yes or no: deny",
     "an operator stops all signing",
-    "another program spends a payment's anchor",
+    "another program spends a payment's nonce UTxO",
     "clients of one purchase ask at once",
     "clients of several purchases ask at once",
     "coins are taken back by an operator",
@@ -202,7 +202,7 @@ class Coverage:
         if "cancel" in later:
             self._story.reach("a cancel loses its race")
         if any(row[0] == tx_id and row[2] != first for row in attempts):
-            self._story.reach("a next invoice is paid on the same anchor")
+            self._story.reach("a next invoice is paid with the same nonce UTxO")
 
     def _bought(self, tx_id: str, dialect: str) -> None:
         self._story.reach(_IN_A_DIALECT.format(dialect))
@@ -223,8 +223,8 @@ class Coverage:
             self._story.reach("a payment's block is thought lost, and is there")
 
     def _void(self, conn: Connection, payment_id: str, facts: Mapping[str, Any]) -> None:
-        if facts.get("foreign"):
-            self._story.reach("a payment is void: its anchor was spent elsewhere")
+        if facts.get("code") == "external_spend":
+            self._story.reach("a payment is void: its nonce UTxO was spent elsewhere")
         elif facts.get("time_over"):
             self._story.reach("a payment is void: its deposit vanished, and its time is over")
         elif facts["void_tx_id"] is not None:

@@ -19,7 +19,7 @@ def install_fence(
 
     On this connection alone.
     """
-    conn.create_function("note_foreign", 1, note)
+    conn.create_function("note_row_of_another", 1, note)
     refuse = f"SELECT RAISE(ABORT, '{REFUSAL}');" if refuses else ""
     for table, sql in FENCED.items():
         for change in fenced_changes(table):
@@ -29,5 +29,5 @@ def install_fence(
                 f"CREATE TEMP TRIGGER {table}_{kind.lower()}_fence BEFORE {change} ON main.{table} "  # noqa: S608
                 f"WHEN {own} IS NOT NULL "
                 f"AND NOT EXISTS (SELECT 1 FROM accounts WHERE account = {own} AND holder = '{holder}') "
-                f"BEGIN SELECT note_foreign('{table}'); {refuse} END"
+                f"BEGIN SELECT note_row_of_another('{table}'); {refuse} END"
             )

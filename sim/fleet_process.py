@@ -20,7 +20,7 @@ from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.fleet.fleet import HeldAccount
 from payagent.agent.fleet.leases import Parts
-from payagent.agent.fleet.shared import LOOK_S, NoSigner, SharedFleet
+from payagent.agent.fleet.shared import TIP_EVERY_S, NoSigner, SharedFleet
 from payagent.agent.topups.runner import TopupRunner
 from payagent.core.problems import Refused
 from payagent.proxy.payer import ProxyPayer
@@ -115,7 +115,7 @@ class FleetCommitter(Committer):
         self._is_lost = self.is_cut_off = False
         self.took_place = False
         """Whether the last commit took place, whatever its callers were told."""
-        self.foreign_rows: list[str] = []
+        self.rows_of_others: list[str] = []
         """The tables of which it wrote rows for an account that the daemon does not hold."""
         super().__init__(host.servers.path, checkpoint=checkpoint, seat=seat)
 
@@ -129,7 +129,7 @@ class FleetCommitter(Committer):
         self._timeline, self.is_aside = found.timeline, found.database.url != str(self._host.servers.path)
         conn.clock_ms = self._host.true_now_ms  # type: ignore[attr-defined]
         migrate(conn)
-        install_fence(conn, self._seat_of_ours.holder, self.foreign_rows.append)
+        install_fence(conn, self._seat_of_ours.holder, self.rows_of_others.append)
         return Sealer(conn)
 
     @property
@@ -144,7 +144,7 @@ class FleetCommitter(Committer):
 
     def _make_ready(self) -> None:
         self.took_place = False
-        self.foreign_rows.clear()
+        self.rows_of_others.clear()
         if self._is_lost or self.has_failed_over or self._is_unanswered():
             self._is_lost = self.is_cut_off = True
             self._seat_of_ours.note_lost_connection()
@@ -258,7 +258,7 @@ class FleetProcess(SimDaemon):
         for renew in (shared.leases.keep, shared.leases.renew_meanwhile):
             self._every_s(lambda: CALM_RENEW_S if host.is_calm else fleet.RENEW_EVERY_S, renew)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else POLL_S, shared.poll)
-        self._every_s(lambda: LOOK_S, shared.look)
+        self._every_s(lambda: TIP_EVERY_S, shared.read_tip)
         self._every_s(lambda: CALM_POLL_S if host.is_calm else 1, shared.leases.take_what_is_free)
 
     def _every_s(self, seconds: Callable[[], float], act: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -345,8 +345,8 @@ class FleetProcess(SimDaemon):
         (last,) = conn.execute(_LAST_ATTEMPT).fetchone()
         self._committer.commit(jobs)
         if self._committer.took_place:
-            if self._committer.foreign_rows and all(job.raised is None for job in jobs):
-                tables = " ".join(sorted(set(self._committer.foreign_rows)))
+            if self._committer.rows_of_others and all(job.raised is None for job in jobs):
+                tables = " ".join(sorted(set(self._committer.rows_of_others)))
                 host.story.violate("I6", f"{names} write {tables} for an account of another daemon")
             proven = {account for (account,) in conn.execute(_PROVEN, (self._committer.timeline,))}
             for (signed_for,) in conn.execute(_SIGNED_FOR, (last,)):

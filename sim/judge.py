@@ -125,7 +125,8 @@ class Judge:
             if first_signed.cbor != signed.cbor:
                 self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
             self._story.tell(
-                f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.nonce_utxo[:8]}"
+                f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, "
+                f"nonce UTxO {signed.nonce_utxo[:8]}"
             )
             if first_signed is signed:
                 self._check_bytes(signed)
@@ -172,7 +173,7 @@ class Judge:
         """I1 for a restored ledger: nothing is signed while a transaction that it lacks could still land."""
         if (nonce_utxo := self._nonce_utxos.setdefault(signed.payment, signed.nonce_utxo)) != signed.nonce_utxo:
             self._story.violate(
-                "I1", f"{signed.payment} had the anchor {nonce_utxo[:8]}, now {signed.nonce_utxo[:8]}"
+                "I1", f"{signed.payment} had the nonce UTxO {nonce_utxo[:8]}, now {signed.nonce_utxo[:8]}"
             )
         slot = self._net.chain.tip.slot
         for tx_id, lost in self._forgotten.items():
@@ -238,7 +239,7 @@ class Judge:
         if tx.fee_lovelace > FEE_MAX_LOVELACE:
             self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")
         if signed.nonce_utxo not in {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}:
-            self._story.violate("I1", f"{tx.tx_id[:8]} does not spend its payment's anchor")
+            self._story.violate("I1", f"{tx.tx_id[:8]} does not spend its payment's nonce UTxO")
         if signed.kind == "cancel":
             if paid:
                 self._story.violate("I3", f"{tx.tx_id[:8]} takes coins back and pays somebody")

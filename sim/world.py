@@ -384,7 +384,7 @@ class World:
         raw = sign(plan, self.signer)
         nonce_utxos = {signed.nonce_utxo for signed in self.judge.signed.values()}
         if any(f"{ref[0]}#{ref[1]}" in nonce_utxos for ref in self.net.release(raw).inputs):
-            self.story.reach("another program spends a payment's anchor")
+            self.story.reach("another program spends a payment's nonce UTxO")
         self.net.submit_quietly(raw)
 
     def _is_dry(self) -> bool:

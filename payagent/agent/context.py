@@ -60,7 +60,7 @@ class AgentContext:
         self.account: int | None = config.account
         """The account that its jobs work for. None: they write only what all accounts share."""
         self.is_lost = False
-        """Whether the daemon lost the account. It may have it again, with another context that read it anew."""
+        """Whether the daemon lost the account. If it regains the account, it builds a new context."""
         self.ports = ports
         self.all_providers: Sequence[ThrottledProvider] = (
             [ThrottledProvider(provider, ports.clock, provider.rate) for provider in all_providers]

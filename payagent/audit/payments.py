@@ -271,7 +271,10 @@ def _is_void_from_outside(step: Step) -> bool:
     """Whether an external transaction or another payment's (observed separately, see audit.verify) or time limits
     made the payment void.
     """
-    return step.event == _VOID and any(step.detail.get(name) for name in ("foreign", "void_tx_id", "time_over"))
+    return step.event == _VOID and (
+        step.detail.get("code") == "external_spend"
+        or any(step.detail.get(name) for name in ("void_tx_id", "time_over"))
+    )
 
 
 def _check_time_over(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:

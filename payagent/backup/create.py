@@ -19,7 +19,7 @@ from payagent.wallet.keystore import read_header
 
 
 def copy_of_ledger(settings: Settings, target: Path) -> None:
-    """Write the ledger into a new file, as it is at one moment, also while daemons run.
+    """Write a consistent snapshot of the ledger into a new file, also while daemons run.
 
     Refused: `ledger_missing`, `tables_missing`, `ledger_newer`, `ledger_tampered`, `store_failed`,
     `write_failed/backup`.

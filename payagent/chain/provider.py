@@ -1,8 +1,8 @@
 """The port to the chain: the questions payagent asks a provider, and the values it answers with.
 
-Reads are three-valued (rule 4). `Found` and `NotFound` are positive statements of the provider. Its view may be
-stale or on a fork. Everything else is `Unknown`: timeouts, limits, broken or contradictory answers. No method
-raises because of something a provider did.
+Reads are three-valued (exactly-once.md R6). `Found` and `NotFound` are positive statements of the provider. Its
+view may be stale or on a fork. Everything else is `Unknown`: timeouts, limits, broken or contradictory answers. No
+method raises because of something a provider did.
 Never: I/O, a clock, a provider's library.
 """
 

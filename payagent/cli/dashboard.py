@@ -70,7 +70,7 @@ def confirm(terminal: Terminal, connect: Connect, code: str, yes: bool) -> None:
     if not yes:
         if not terminal.can_ask:
             raise click.UsageError("nobody can be asked here: nothing was done; add --yes to carry it out")
-        if not click.confirm("Carry it out? A no withdraws it.", err=True):
+        if not click.confirm("Carry it out? Answering no cancels it.", err=True):
             client.post(f"/v1/dashboard/orders/{code}/withdraw", {})
             terminal.say("The order is withdrawn. Nothing was done.")
             raise click.Abort

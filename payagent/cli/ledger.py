@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CHAIN_UNREAD = 4
 
 _ROWS = {
-    "entries": "entries of no payment",
+    "entries": "entries without a payment",
     "prepaid_moves": "moves of prepaid balances",
     "payments": "payments with their entries",
     "second_reader": "transactions read again by pycardano",

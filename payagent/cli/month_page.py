@@ -2,7 +2,7 @@
 
 Start with `month_page`. It adds up rows of the daemon's answer, so that each table shows the same sums.
 
-Never: writes foreign text unescaped; a script; a request to anything outside the file; a float.
+Never: writes untrusted text unescaped; a script; a request to anything outside the file; a float.
 """
 
 from calendar import monthrange

@@ -223,7 +223,7 @@ class Terminal:
 
 
 def harmless(text: str) -> str:
-    """Escape unprintable characters, so that foreign text cannot control the terminal."""
+    """Escape unprintable characters, so that untrusted text cannot control the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 

@@ -61,7 +61,7 @@ class ProofPresenter:
     reason: str = ""
 
     def run(self) -> Steps[FinalAnswer | PayAgentError]:
-        """Run to the answer. For a used-up proof, return the error to raise unless the request is paid anew."""
+        """Run to the answer. If the proof is used up, return the error; the caller may pay again."""
         steps = present_proof()
         result: ProofResult = None
         while True:

@@ -51,19 +51,15 @@ class InvoicePart:
 
 @dataclass(frozen=True, slots=True)
 class AttemptPart:
-    """A payment's current attempt: the last one, or the one in a block. All None while it is being replaced.
+    """A payment's current attempt: the last one, or the one in a block. All None while it is being replaced."""
 
-    `number`: its place among the attempts of all payments. `ttl_slot`: the planned one before there is an
-    attempt. `accepted_by_provider` and `seen_in_block`: ever.
-    """
-
-    number: int | None
+    number: int | None  # its place among the attempts of all payments
     tx_id: str | None
-    ttl_slot: int | None
+    ttl_slot: int | None  # the planned one before there is an attempt
     fee_lovelace: int | None
     cbor: bytes | None = field(repr=False)
-    accepted_by_provider: bool
-    seen_in_block: bool
+    accepted_by_provider: bool  # ever
+    seen_in_block: bool  # ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +97,29 @@ class PrepaidPart:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRow:
-    """A payment with its intent, its invoice and its current attempt. `outputs` are those of the invoice.
-
-    `void_tx_id`: the transaction of another payment that rules out this one's nonce UTxO.
-    `account`: the account of the wallet that pays.
-    `refused`: the merchant refused it before broadcasting anything.
-    `is_noted`: False while the signer's own record lacks the attempt; its proof must not leave yet.
-    """
+    """A payment with its intent, its invoice and its current attempt."""
 
     seq: int
     id: str
     kind: str
     app_id: str
-    outputs: tuple[OutputRow, ...]
+    outputs: tuple[OutputRow, ...]  # the invoice's
     state: State
     delivery: Delivery
     nonce_utxo: str | None
-    void_tx_id: str | None
+    void_tx_id: str | None  # the transaction of another payment that rules out this one's nonce UTxO
     merchant_status: str | None
-    refused: bool
+    refused: bool  # the merchant refused it before broadcasting anything
     created_at_ms: int
     updated_at_ms: int
-    account: int
+    account: int  # the account of the wallet that pays
     intent: IntentPart
     invoice: InvoicePart
     attempt: AttemptPart
     block: BlockPart
     problem: ProblemPart
     prepaid: PrepaidPart
-    is_noted: bool = True
+    is_noted: bool = True  # False while the signer's own record lacks the attempt; its proof must not leave yet
 
     @property
     def shown_by(self) -> str:
@@ -174,16 +164,13 @@ class UtxoRow:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Units of one asset that are held for a payment, and what they count against limits.
-
-    `counted_units`: None if they count nowhere; `counted_from_ms`: from when; None: in every window.
-    """
+    """Units of one asset that are held for a payment, and what they count against limits."""
 
     stage: Stage
     asset: str
     units: int
-    counted_units: int | None
-    counted_from_ms: int | None
+    counted_units: int | None  # None: they count nowhere
+    counted_from_ms: int | None  # None: they count in every window
     is_released: bool
 
 

@@ -73,22 +73,18 @@ class PlaceHold:
 
 
 @dataclass(frozen=True, slots=True)
-class EndHold:
-    """A hold of one asset ends, or opens again.
-
-    It counted `before_units` from `before_ms` on, and counts `units` from `from_ms` on; None: in every window.
-    Uncounted holds have `before_units` None. `is_released`: whether it is released; None: as before.
-    """
+class SetHold:
+    """What a hold of one asset counts against limits from now on, and whether it is released."""
 
     payment_id: str
     stage: Stage
     asset: str
     whose: Whose
-    before_units: int | None
-    before_ms: int | None
-    units: int
-    from_ms: int | None
-    is_released: bool | None = None
+    before_units: int | None  # what it counted; None if it is not counted
+    before_ms: int | None  # since when it counted; None: in every window
+    units: int  # what it counts from now on
+    from_ms: int | None  # since when it counts; None: in every window
+    is_released: bool | None = None  # None: as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +271,7 @@ class Clear:
 
 
 Change = (
-    MovePayment | SetDelivery | SetMerchantStatus | EndIntent | Note | Book | PlaceHold | EndHold | AddApproval
+    MovePayment | SetDelivery | SetMerchantStatus | EndIntent | Note | Book | PlaceHold | SetHold | AddApproval
     | AddAttempt | AddSubmission | AddObservation | AddUtxo | SetUtxo | ForgetUtxo | Free | Reserve | Unreserve
     | MovePrepaid | AddUse | TakeBackUses | AgreePrice | PinAddress | SetStreak | AddExternalSpend | Raise | Clear
 )  # fmt: skip

@@ -34,29 +34,21 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """The payment that a merchant asks for.
-
-    `outputs`: in the order of the transaction's outputs, pay_to first.
-    `expires_at_ms`: absolute, computed from the time of receipt. None if the dialect states no expiry.
-    `batch_target`: how many requests the payment buys, if the merchant says so.
-    `proof`: what the retry carries. `merchant_submits`: the merchant submits the transaction.
-    `echo`: JSON of the 402 that the proof repeats. `commitment`: hex, the transaction commits to it.
-    `has_own_id`: the 402 named `invoice_id`; False if the dialect derived it from the terms.
-    """
+    """The payment that a merchant asks for."""
 
     dialect: str
     origin: str
     invoice_id: str
     network: str
-    outputs: tuple[Output, ...]
-    expires_at_ms: int | None
+    outputs: tuple[Output, ...]  # in the order of the transaction's outputs, pay_to first
+    expires_at_ms: int | None  # computed from the time of receipt; None if the dialect states no expiry
     decimals: int | None = None
-    batch_target: int | None = None
-    proof: Proof = "tx_hash"
-    merchant_submits: bool = False
-    echo: str | None = None
-    commitment: str | None = None
-    has_own_id: bool = True
+    batch_target: int | None = None  # how many requests the payment buys, if the merchant says so
+    proof: Proof = "tx_hash"  # what the retry carries
+    merchant_submits: bool = False  # whether the merchant submits the transaction
+    echo: str | None = None  # JSON of the 402 that the proof repeats
+    commitment: str | None = None  # hex; the transaction commits to it
+    has_own_id: bool = True  # the 402 named `invoice_id`; False if the dialect derived it from the terms
 
     @property
     def asset(self) -> str:

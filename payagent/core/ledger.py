@@ -116,7 +116,7 @@ def reserve(hold: Units, of: int = 0) -> Entry:
 
 def release(hold: Units, fee_lovelace: int = 0, of: int = 0) -> Entry:
     """Return the hold of a payment that bought nothing, less the fee of its cancel transaction, if any."""
-    return _end_hold("release", hold, {}, fee_lovelace, wallet_account(of), of)
+    return _set_hold("release", hold, {}, fee_lovelace, wallet_account(of), of)
 
 
 def post(hold: Units, spent: Units, fee_lovelace: int, account: str, of: int = 0) -> Entry:
@@ -124,7 +124,7 @@ def post(hold: Units, spent: Units, fee_lovelace: int, account: str, of: int = 0
 
     `spent` is the sum of the outputs, min-ADA included, without the fee.
     """
-    return _end_hold("post", hold, spent, fee_lovelace, account, of)
+    return _set_hold("post", hold, spent, fee_lovelace, account, of)
 
 
 def use(origin: str, units: Units) -> Entry | None:
@@ -150,7 +150,7 @@ def add(values: Iterable[Units]) -> dict[str, int]:
     return total
 
 
-def _end_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account: str, of: int) -> Entry:
+def _set_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account: str, of: int) -> Entry:
     """End a hold: `spent` goes to `account`, the fee to `fees`, the rest back to `wallet`."""
     lines = [Posting(held_account(of), asset, -units) for asset, units in hold.items()]
     lines += [Posting(account, asset, units) for asset, units in spent.items()]

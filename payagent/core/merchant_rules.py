@@ -46,20 +46,13 @@ class Agreed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MerchantRules:
-    """The operator's settings for a merchant. None or False turns a rule off.
+    """The operator's settings for a merchant. None or False turns a rule off."""
 
-    `first_use`: the first payment pins the merchant's addresses.
-    `from_file`: addresses pinned in the config file. If there are any, payments pin no others.
-    `price_rise_percent_max`: the allowed rise over an agreed price.
-    `stop_after_unserved`: stop paying after this many unserved payments in a row.
-    `payments_in_flight_max`: the most payments in flight at once.
-    """
-
-    first_use: bool = False
-    from_file: Pins = frozenset()
-    price_rise_percent_max: int | None = None
-    stop_after_unserved: int | None = None
-    payments_in_flight_max: int | None = None
+    first_use: bool = False  # the first payment pins the merchant's addresses
+    from_file: Pins = frozenset()  # addresses pinned in the config file; if there are any, payments pin no others
+    price_rise_percent_max: int | None = None  # the allowed rise over an agreed price
+    stop_after_unserved: int | None = None  # stop paying after this many unserved payments in a row
+    payments_in_flight_max: int | None = None  # the most payments in flight at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Money: integer units of an asset, and the only functions that turn foreign text into numbers.
+"""Money: integer units of an asset, and the only functions that turn untrusted text into numbers.
 
 Never: floats, locale, rounding.
 """
@@ -26,7 +26,7 @@ _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 
 
 def parse_count(value: object, name: str = "amount") -> int:
-    """Parse a foreign non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without a leading zero.
+    """Parse an untrusted non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without a leading zero.
 
     Refuses bools, floats, signs, spaces, separators and non-ASCII digits with `invoice_invalid/amount`, and
     larger numbers with `invoice_invalid/amount_range`. The detail calls the value by `name`.
@@ -49,7 +49,7 @@ def parse_count(value: object, name: str = "amount") -> int:
 
 
 def parse_units(value: object, name: str = "amount") -> int:
-    """Parse a foreign amount of units, 1 to 2^63-1. Otherwise like `parse_count`."""
+    """Parse an untrusted amount of units, 1 to 2^63-1. Otherwise like `parse_count`."""
     number = parse_count(value, name)
     if number == 0:
         raise Refused("invoice_invalid/amount_range", f"{name} is zero")

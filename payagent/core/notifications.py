@@ -145,7 +145,7 @@ class _News:
 
 
 def notification_of(event: LedgerEvent, notification_id: str) -> Notification | None:
-    """The notification that an event of the ledger becomes; None for an event that nobody is told of."""
+    """The notification that an event of the ledger becomes; None for an event without a notification."""
     reads = _READS.get(event.event)
     news = None if reads is None else reads(event)
     if news is None:
@@ -261,6 +261,6 @@ _READS: Mapping[str, Callable[[LedgerEvent], _News | None]] = {
     "topup_ended": _topup_ended,
     "alert": _alert,
 }
-"""By the event's name: how it is read. None of it: nobody is told."""
+"""By the event's name: how it is read. An event that is not here has no notification."""
 
 READ_EVENTS = tuple(_READS)

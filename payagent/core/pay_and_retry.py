@@ -70,18 +70,14 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A merchant's answer to a proof, with the agent's advice.
-
-    `reason`: the merchant's. `again_after_s`: seconds until the same proof is presented again; None: never.
-    `poll_query`: what to poll with then. `has_served`: the payment has served a request before.
-    """
+    """A merchant's answer to a proof, with the agent's advice."""
 
     verdict: str
-    reason: str
+    reason: str  # the merchant's
     status: int
-    again_after_s: float | None = None
-    poll_query: str | None = None
-    has_served: bool = False
+    again_after_s: float | None = None  # until the same proof is presented again; None: never
+    poll_query: str | None = None  # what to poll with then
+    has_served: bool = False  # whether the payment has served a request before
 
 
 ProofResult = str | Answered | bool | None

@@ -6,7 +6,7 @@ each asset separately. A payment must be within all limits of its scopes; a refu
 
 A rolling window consists of spans. A span counts until all of it is older than the window. So the effective window
 is never shorter than stated, and at most one span longer. Time is the chain's (store.rows.limit_counters). The
-agent checks the limits in the write transaction that places the hold, so races cannot exceed them (rule 7).
+agent checks the limits in the write transaction that places the hold, so races cannot exceed them.
 
 Never: reads a clock or a database.
 """

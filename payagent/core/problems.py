@@ -200,7 +200,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         2,
         "Another daemon uses this wallet",
-        "Stop it first. Two daemons on one ledger or keystore would not know of each other's payments.",
+        "Stop it first. Two daemons on one ledger or keystore cannot see each other's payments.",
         money="",
     ),
     "amount_invalid": Problem(

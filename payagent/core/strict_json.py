@@ -1,4 +1,4 @@
-"""Strict JSON: the only reader for foreign JSON text.
+"""Strict JSON: the only reader for untrusted JSON text.
 
 Never: accepts duplicate keys, makes a float, or accepts a text that two readers could read differently.
 """
@@ -79,7 +79,7 @@ def dumps(value: object, *, sort_keys: bool = False) -> str:
 
 
 def decode_text(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> str:
-    """Decode foreign bytes as strict UTF-8. Refused: `invoice_invalid/json`, `body_too_big`."""
+    """Decode untrusted bytes as strict UTF-8. Refused: `invoice_invalid/json`, `body_too_big`."""
     if len(data) > max_bytes:
         raise _too_big(max_bytes)
     try:

@@ -58,9 +58,9 @@ class FreeSet(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UtxoMove:
-    """A cell of the table. `to`: the state afterwards; None: the row is deleted, because it never existed."""
+    """A cell of the table."""
 
-    to: UtxoState | None
+    to: UtxoState | None  # the state afterwards; None: the row is deleted, because it never existed
     books: Books = Books.NOTHING
     free: FreeSet = FreeSet.KEEP
 

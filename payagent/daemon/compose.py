@@ -239,7 +239,7 @@ def _put_first(unit: Unit, key: str, value: str) -> None:
 def _open_store(
     startup: Startup, records: Mapping[int, SignerFile], own_file: DaemonFile, is_lost: threading.Event
 ) -> Opened:
-    """Open SQLite in the data folder, where `is_lost` is set if another daemon opens it, or join a fleet."""
+    """Open SQLite, or join a PostgreSQL fleet. `is_lost` is set if another daemon opens the SQLite file."""
     settings, new_id, checkpoint = startup.settings, startup.ports.new_id, startup.checkpoint
     if settings.store.url is None:
         database = settings.data_dir / LEDGER_FILE

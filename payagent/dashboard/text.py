@@ -1,4 +1,4 @@
-"""How the dashboard writes amounts, times and foreign text. Never: I/O."""
+"""How the dashboard writes amounts, times and untrusted text. Never: I/O."""
 
 import unicodedata
 from datetime import UTC, datetime
@@ -106,7 +106,7 @@ def short(text: str, head: int = 14, tail: int = 6) -> Markup:
 
 
 def clipped(text: str, most: int = 300) -> Markup:
-    """Foreign text; what is long stands behind a link."""
+    """Untrusted text; what is long stands behind a link."""
     shown = str(visible(text))
     if len(shown) <= most:
         return escape(shown)

@@ -77,28 +77,19 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The context in which a 402 is parsed.
-
-    `split_mode`, `proof`, `decimals` (per asset): the operator's settings for the merchant.
-    `received_at_ms`: when the 402 arrived, in POSIX milliseconds.
-    `own`: the wallet's address, which no invoice may pay.
-    `call`: the paid request, if known.
-    `assets`: the assets that have a limit.
-    `salt`: 32 fresh random bytes if payments may commit to the request that they buy.
-    `resource_origins`: further origins by which the merchant may name itself.
-    """
+    """The context in which a 402 is parsed. `split_mode`, `proof` and `decimals` are the operator's settings."""
 
     origin: str
     network: Network
     split_mode: SplitMode | None
-    received_at_ms: int
-    decimals: Mapping[str, int] = field(default_factory=dict)
-    own: Address | None = None
-    call: HttpRequest | None = None
+    received_at_ms: int  # when the 402 arrived
+    decimals: Mapping[str, int] = field(default_factory=dict)  # per asset
+    own: Address | None = None  # the wallet's address, which no invoice may pay
+    call: HttpRequest | None = None  # the paid request, if known
     proof: Proof = "tx_hash"
-    assets: frozenset[str] = frozenset((LOVELACE,))
-    salt: bytes | None = None
-    resource_origins: frozenset[str] = frozenset()
+    assets: frozenset[str] = frozenset((LOVELACE,))  # the assets that have a limit
+    salt: bytes | None = None  # 32 fresh random bytes if payments may commit to the request that they buy
+    resource_origins: frozenset[str] = frozenset()  # further origins by which the merchant may name itself
 
     def check_decimals(self, asset: str, stated: object) -> int | None:
         """Return the stated decimals, or refuse them (`decimals_mismatch`) if the asset has others."""
@@ -287,7 +278,7 @@ def _holds_terms(value: object, term_words: frozenset[str]) -> bool:
 
 
 def show(value: object, limit: int = 300) -> str:
-    """Format a foreign value as bounded ASCII for a refusal's detail."""
+    """Format an untrusted value as bounded ASCII for a refusal's detail."""
     if type(value) is int and value.bit_length() > 256:
         return "a very long number"
     return json.dumps(value, default=lambda other: getattr(other, "text", type(other).__name__))[:limit]

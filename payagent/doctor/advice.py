@@ -17,8 +17,7 @@ from payagent.core.policy import Window
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, opened
 from payagent.settings.schema import MerchantSettings, Settings
-from payagent.store.rows import apps, merchants
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, merchants
 from payagent.unix_peer import peer_pid_and_uid
 
 
@@ -110,7 +109,7 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
         (token.asset, window, units) for token in from_file.assets for window, units in token.most_units.items()
     ]
     with suppress(Refused), opened(settings) as conn:  # else it has its own check
-        rows += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
+        rows += [(limit.asset, limit.window.value, limit.most_units) for limit in limit_counters.limits(conn)]
     for asset, window, units in dict.fromkeys(rows):
         bound = None if units is None else from_file.signed_less(Window(window), asset, units)
         if bound is not None:
@@ -124,7 +123,7 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
 def _apps(settings: Settings) -> Iterator[Choice]:
     """Apps that pay without limits of their own: a stolen token could spend all that the wallet allows."""
     with suppress(Refused), opened(settings) as conn:
-        bound = {limit.scope.app for limit in spending.limits(conn)}
+        bound = {limit.scope.app for limit in limit_counters.limits(conn)}
         for app in apps.all_apps(conn):
             token = apps.last_token(conn, app.id)
             is_program = "pay" in app.scopes and "operate" not in app.scopes

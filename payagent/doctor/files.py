@@ -39,8 +39,7 @@ from payagent.settings.schema import Settings
 from payagent.store.db.engine import look_at_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
-from payagent.store.rows import about, events, journal, merchants, paired_chats
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import about, events, journal, limit_counters, merchants, paired_chats
 from payagent.wallet.keystore import read_header
 
 _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
@@ -188,7 +187,7 @@ def _books(settings: Settings) -> str:
 def _set_at_run_time(settings: Settings) -> str:
     """Run-time settings, the config entries they override, and limits of merchants that are gone."""
     with opened(settings) as conn:
-        limits, added = spending.limits(conn), merchants.all_merchants(conn)
+        limits, added = limit_counters.limits(conn), merchants.all_merchants(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
     hidden = [name for name, merchant in settings.merchants.items() if name in names or merchant.origin in origins]
     parts = [f"{len(limits)} limits and {len(added)} merchants"]

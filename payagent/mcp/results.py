@@ -237,7 +237,7 @@ def result(value: Refusal, text: str, *, is_error: bool = False) -> CallToolResu
 
 
 def shown(value: Any, *, is_text: bool = False) -> Any:
-    """A result as JSON, without what is null or empty. Foreign JSON in it stays as it is."""
+    """A result as JSON, without what is null or empty. Untrusted JSON in it stays as it is."""
     if is_text and isinstance(value, ShownCost):
         return value.text
     if isinstance(value, ResultPart):
@@ -302,7 +302,7 @@ def refusal(
 
 
 def plain(text: str) -> str:
-    """Foreign text without control characters, in one line."""
+    """Untrusted text without control characters, in one line."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 

@@ -23,18 +23,13 @@ from payagent.proxy.request_scope import Rules, run_request
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The operator's limits for the proxy.
+    """The operator's limits for the proxy."""
 
-    `body_buffer_bytes_max`: the largest body kept for a replay. `read_timeout_s`: how long a merchant may be
-    silent, and a client slow. `payment_timeout_s`: the longest wait for a paid answer. `allowed_hosts`: names that
-    `Host` may have besides the loopback ones. `rates`: each app's rate limits.
-    """
-
-    body_buffer_bytes_max: int = 64 * 1024 * 1024
-    read_timeout_s: float = 600.0
-    payment_timeout_s: float = 900.0
-    allowed_hosts: frozenset[str] = frozenset()
-    rates: Rates = field(default_factory=Rates)
+    body_buffer_bytes_max: int = 64 * 1024 * 1024  # the largest body kept for a replay
+    read_timeout_s: float = 600.0  # how long a merchant may be silent, and a client slow
+    payment_timeout_s: float = 900.0  # the longest wait for a paid answer
+    allowed_hosts: frozenset[str] = frozenset()  # names that `Host` may have besides the loopback ones
+    rates: Rates = field(default_factory=Rates)  # each app's rate limits
 
 
 class ProxyApp:

@@ -21,7 +21,7 @@ from payagent.api.models.prepaid import PrepaidQuoteAnswer
 from payagent.core.aggregate import PaymentRow
 from payagent.core.cost_headers import paid_headers
 from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, ProofResult, Wait, present_proof
-from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, UNSIGNED, WITHOUT_PROOF, State, is_served
+from payagent.core.payment.machine import AWAITING_SIGNATURE, ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict
 from payagent.proxy.client_reply import BufferedAnswer
@@ -55,18 +55,14 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(slots=True)
 class Proof:
-    """A payment's proof and its merchant's last answer.
-
-    `more`: headers that the next retry has too. `answer`: the last answer, until a wait closes what is `opened`.
-    `last`: the same, kept whole unless it is too long. `said`: what it means.
-    """
+    """A payment's proof and its merchant's last answer."""
 
     row: PaymentRow
     opened: AsyncExitStack
-    more: Headers = ()
-    answer: UpstreamAnswer | None = None
-    last: BufferedAnswer | None = None
-    said: Answered | None = None
+    more: Headers = ()  # headers that the next retry has too
+    answer: UpstreamAnswer | None = None  # the last answer, until a wait closes what is `opened`
+    last: BufferedAnswer | None = None  # the same, kept whole unless it is too long
+    said: Answered | None = None  # what it means
 
 
 class ProxyPayer:
@@ -264,7 +260,7 @@ class ProxyPayer:
                 raise _without_proof(row)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for approval", payment=row.id)
-            if row.state in UNSIGNED and self._context.is_paused:
+            if row.state in AWAITING_SIGNATURE and self._context.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if exchange.left_s <= 0:
                 break

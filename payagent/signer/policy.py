@@ -85,8 +85,8 @@ class Policy:
     def _count(self, inputs: frozenset[Input], leaving: Mapping[str, int], decoded: DecodedBody) -> None:
         """Count a body in its window.
 
-        A body that only pays the wallet itself counts nothing if it conflicts with a counted payment that takes as
-        much. Otherwise its fee counts separately.
+        A body that pays only the wallet itself, such as a cancel, is free if it spends an input of a counted
+        payment at least as large. Otherwise its fee counts separately.
         """
         now_s = self.clocks.now_s()
         is_own = all(output.address == self.own for output in decoded.outputs)

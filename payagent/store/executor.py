@@ -22,7 +22,6 @@ from payagent.core.changes import (
     Book,
     Change,
     Clear,
-    EndHold,
     EndIntent,
     ForgetUtxo,
     Free,
@@ -34,6 +33,7 @@ from payagent.core.changes import (
     Raise,
     Reserve,
     SetDelivery,
+    SetHold,
     SetMerchantStatus,
     SetStreak,
     SetUtxo,
@@ -210,7 +210,7 @@ def _place_hold(unit: Unit, change: PlaceHold, now_ms: int) -> None:
             prepaid_uses.pay(unit, whose.pool_id, whose.app_id, change.units)
 
 
-def _end_hold(unit: Unit, change: EndHold, now_ms: int) -> None:
+def _set_hold(unit: Unit, change: SetHold, now_ms: int) -> None:
     """What it counted moves in the counters; the row follows."""
     sets: dict[str, object] = {}
     if change.is_released is not None:
@@ -430,7 +430,7 @@ _WRITERS: dict[type[Change], Callable[[Unit, Any, int], object]] = {
     Note: _note,
     Book: _book,
     PlaceHold: _place_hold,
-    EndHold: _end_hold,
+    SetHold: _set_hold,
     AddAttempt: _add_attempt,
     AddSubmission: _add_submission,
     AddObservation: _add_observation,

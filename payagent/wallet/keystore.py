@@ -28,7 +28,7 @@ SCRYPT_N = 2**16  # p = 2 gives the strength of 2**17 with p = 1 (OWASP) in half
 MODE = 0o600
 SCRYPT_R, SCRYPT_P = 8, 2
 _SCRYPT_N_MIN, _SCRYPT_P_MAX = 2**4, 16
-_SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r; a foreign file must not demand more memory
+_SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r; an untrusted file must not demand more memory
 _SIZE_MAX = 4096
 _FIELDS = {"version", "network", "account", "address", "kdf", "cipher", "ciphertext"}
 _KDF_FIELDS, _CIPHER_FIELDS = {"name", "n", "r", "p", "salt"}, {"name", "nonce"}

@@ -26,9 +26,8 @@ from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.payment.machine import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import PROBLEMS, STILL_ASKED, Refused
-from payagent.store.rows import alerts, approvals, apps, events, payments
+from payagent.store.rows import alerts, approvals, apps, events, limit_counters, payments
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import TxPlan
 
@@ -65,7 +64,7 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 
 
 def spent(run: Run) -> int:
-    return spending.totals(run.context.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
+    return limit_counters.totals(run.context.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
 
 
 async def pass_time(run: Run, seconds: int) -> None:

@@ -18,9 +18,8 @@ from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problems import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, payments
+from payagent.store.rows import apps, limit_counters, payments
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
 from payagent.wallet.tx_check import CheckFailed
 
 DAY_MS = 24 * 3600 * 1000
@@ -329,7 +328,7 @@ class TestCallerView:
 
             def add_app(unit: Unit) -> None:
                 apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
-                spending.set_limit(unit, Limit(Scope("app_other"), "lovelace", Window.TOTAL, 1))
+                limit_counters.set_limit(unit, Limit(Scope("app_other"), "lovelace", Window.TOTAL, 1))
 
             await run.context.write("app", add_app)
             theirs = replace(ask, app_id="app_other")

@@ -14,8 +14,7 @@ from kit.http import NO_TLS
 from kit.payments import fork_with, height
 
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.chain_sync import external_spends as external_spends
-from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync import external_spends, recovery
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
@@ -27,6 +26,8 @@ from payagent.core.money import MAX_UNITS
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.opening import open_read_only
+from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, onchain
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.wallet.transaction import build, sign
@@ -50,7 +51,7 @@ def remembered() -> int:
 async def test_a_search_keeps_only_the_newest_transactions_in_memory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "REMEMBERED_MAX", 2)
+    monkeypatch.setattr(recovery, "REMEMBERED_MAX", 2)
     async with world.run() as run:
         before = remembered()
         await run.run_pass()
@@ -71,7 +72,7 @@ async def test_an_external_spend_is_booked_and_freezes_payments_until_an_operato
         await require_whole(run)
         with pytest.raises(Refused, match="external_spend"):
             await run.pay("while frozen")
-        assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
+        assert alerts.last_kind(run.context.conn, "external_spend") == "external_spend"
         assert run.state(row.id) is State.CONFIRMED
     async with world.run() as run:  # a restart does not unfreeze
         await run.run_pass()
@@ -79,10 +80,30 @@ async def test_an_external_spend_is_booked_and_freezes_payments_until_an_operato
             await run.pay("while frozen")
         assert await unfreeze(run.context, APP) == (tx_id,)
         assert await unfreeze(run.context, APP) == ()
-        assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
+        assert alerts.last_kind(run.context.conn, "external_spend") == "cleared"
         row = await run.pay("after the unfreeze")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
+        await require_whole(run)
+
+
+async def test_an_unfreeze_clears_the_alert_of_an_earlier_version(world: World) -> None:
+    """Its subject had another word, and a sealed row keeps it."""
+    async with world.run() as run:
+        await run.run_pass()
+        spend_elsewhere(run)
+        await run.run_pass()
+
+        def as_before(unit: Unit, now_ms: int) -> None:
+            clear_alert(unit, "external_spend", {}, now_ms)
+            raise_alert(unit, "external_spend", "foreign", {"detail": "spent elsewhere"}, now_ms)
+
+        await run.context.write_at("alert", as_before)
+    async with world.run() as run:
+        await run.run_pass()
+        assert alerts.counts_raised(run.context.conn) == {"external_spend": 1}
+        assert await unfreeze(run.context, APP)
+        assert alerts.all_raised(run.context.conn) == []
         await require_whole(run)
 
 
@@ -329,7 +350,7 @@ async def test_a_search_of_a_long_history_lets_other_tasks_run(
 
         task = asyncio.create_task(others())
         assert view is not None
-        assert await scan.ExternalSpendSearch(run.context).find(view, 0) == []
+        assert await recovery.ExternalSpendSearch(run.context).find(view, 0) == []
         task.cancel()
         assert turns > 20
 
@@ -357,7 +378,7 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         assert [moved.tx_id] == [row.tx_id for row in before] == [tx_id]
         assert moved.block_hash != before[0].block_hash
         assert run.context.chain.external_spends == ()
-        assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
+        assert alerts.last_kind(run.context.conn, "external_spend") == "cleared"
         await require_whole(run)
     async with world.run() as run:  # a restart remembers which external spends were reported
         world.control("rollback", depth=height(world) - low)
@@ -373,7 +394,7 @@ async def test_a_reviewed_external_spend_does_not_freeze_again_when_a_fork_moves
         another = spend_elsewhere(run)
         await run.run_pass()
         assert run.context.chain.external_spends == (another,)
-        assert alerts.last_kind(run.context.conn, "foreign") == "external_spend"
+        assert alerts.last_kind(run.context.conn, "external_spend") == "external_spend"
         await require_whole(run)
 
 
@@ -388,7 +409,7 @@ async def test_the_wallet_stays_frozen_when_a_fork_moves_the_external_spend(worl
         assert run.context.chain.external_spends == onchain.frozen_by(run.context.conn) == (tx_id,)
         assert await unfreeze(run.context, APP) == (tx_id,)
         assert run.context.chain.external_spends == ()
-        assert alerts.last_kind(run.context.conn, "foreign") == "cleared"
+        assert alerts.last_kind(run.context.conn, "external_spend") == "cleared"
 
 
 async def test_a_payment_is_void_once_the_external_spend_of_its_nonce_utxo_is_deep(world: World) -> None:

@@ -144,7 +144,7 @@ async def test_a_daemon_that_lost_its_accounts_before_they_were_ready_can_quote(
     world: World, ledger: SharedLedger
 ) -> None:
     async with fleet_daemon(world, ledger, "a") as one, fleet_daemon(world, ledger, "b") as two:
-        await one.fleet.look()
+        await one.fleet.read_tip()
         await one.fleet.poll()
         assert not one.context.chain.is_ready(world.clock.now_ms())
         await end_leases(two, "a")

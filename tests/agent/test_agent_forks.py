@@ -344,7 +344,7 @@ class Walk:
         ("/blocks/", "server"),
         ("reads", "stale_index"),
     )
-    MOVES = ("pay", "pay", "block", "look", "grow", "grow", "grow", "fork", "readd", "fork_seen", "fault", "disk")
+    MOVES = ("pay", "pay", "block", "pass", "grow", "grow", "grow", "fork", "readd", "fork_seen", "fault", "disk")
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
@@ -392,7 +392,7 @@ class Walk:
                 await run.agent.pay(world.ask(f"call {self.calls}", key=f"k{self.calls}"))
             case "block":
                 world.block(choice([1, 1, 2]))
-            case "look":
+            case "pass":
                 await run.run_pass()
             case "grow":
                 await run.settle_down()

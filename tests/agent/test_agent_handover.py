@@ -19,7 +19,7 @@ from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.dialects import RetryVerdict, make_response
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import limit_counters
 
 REFUSAL = {"detail": {"error": "x"}}
 
@@ -136,7 +136,7 @@ class TestCancel:
             assert run.books()["fees"] == {"lovelace": fee}
             assert "held" not in run.books()
             assert_memory(run)
-            assert spending.totals(run.context.conn, WALLET) == {"lovelace": fee}
+            assert limit_counters.totals(run.context.conn, WALLET) == {"lovelace": fee}
 
     async def test_a_payment_is_void_only_after_its_cancel_is_deep_and_seen_three_times(
         self, world: World

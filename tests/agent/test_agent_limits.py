@@ -21,8 +21,7 @@ from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor
 from payagent.settings.loading import load_settings
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, payments
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, payments
 from payagent.store.rows.apps import AppRow
 
 COST = 13 * ADA
@@ -149,13 +148,13 @@ async def test_the_min_ada_of_a_token_payment_counts_against_the_ada_limit(world
     limits = daily(1000 * ADA, 3 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         paid = await run.pay_in_block("first")
-        totals = spending.totals(run.context.conn, WALLET)
+        totals = limit_counters.totals(run.context.conn, WALLET)
         assert totals[TOKEN] == 250
         assert totals["lovelace"] > ADA + (paid.attempt.fee_lovelace or 0)
         await run.pay("second")
         refused = await refusal(run, "third")
         assert (refused.context["limit"], refused.context["asset"]) == ("per_day", "lovelace")
-        assert spending.totals(run.context.conn, WALLET)[TOKEN] == 500
+        assert limit_counters.totals(run.context.conn, WALLET)[TOKEN] == 500
 
 
 @pytest.mark.parametrize("has_own", [False, True])
@@ -205,7 +204,7 @@ async def test_the_commit_refuses_an_app_whose_token_was_revoked_meanwhile(world
         call = ServedRequest("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
         with pytest.raises(Refused, match="unauthorized"):
             await (run.agent.pay(theirs) if door == "pay" else run.agent.prepaid_calls.let_through(call))
-        assert spending.totals(run.context.conn, Scope("app_two")) == {}
+        assert limit_counters.totals(run.context.conn, Scope("app_two")) == {}
 
 
 @pytest.fixture
@@ -232,9 +231,9 @@ async def test_many_small_payments_to_many_merchants_stay_within_the_wallets_lim
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {one.code for one in refused} == {"limit_exceeded"}
         await run.agent.submitter.drain(60)
-        spent = spending.totals(run.context.conn, WALLET)["lovelace"]
+        spent = limit_counters.totals(run.context.conn, WALLET)["lovelace"]
         assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
-        by_merchant = [spending.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]
+        by_merchant = [limit_counters.totals(run.context.conn, Scope(merchant=origin)) for origin in origins]
         assert sum(one.get("lovelace", 0) for one in by_merchant) == spent
 
 

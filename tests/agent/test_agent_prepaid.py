@@ -21,8 +21,7 @@ from payagent.core.prepaid_balance import CALLS, PrepaidBalance
 from payagent.core.problems import Refused
 from payagent.dialects import make_response
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, payments, prepaid
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, payments, prepaid
 from payagent.store.rows.prepaid import Move
 
 PRICE = 10 * ADA
@@ -374,13 +373,13 @@ async def test_uses_of_a_batch_stop_counting_against_the_app_when_its_payment_is
     await run.context.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
     cost = {"lovelace": (PRICE + SHARES) // 4}
-    assert spending.totals(run.context.conn, Scope("app_two")) == cost
+    assert limit_counters.totals(run.context.conn, Scope("app_two")) == cost
     run.world.control("rollback", depth=1)
     run.world.block(2)
     run.world.fault("submit", "drop")
     await run.run_pass()
     assert run.state(row.id) is State.IN_FLIGHT
-    assert spending.totals(run.context.conn, Scope("app_two")) == cost
+    assert limit_counters.totals(run.context.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
     await run.agent.lifecycle.resolve(row.id, "app_test")
     await run.agent.submitter.drain(60)
@@ -388,8 +387,8 @@ async def test_uses_of_a_batch_stop_counting_against_the_app_when_its_payment_is
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
     assert run.state(row.id) is State.VOID
-    assert spending.totals(run.context.conn, Scope("app_two")) == {}
-    assert spending.totals(run.context.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
+    assert limit_counters.totals(run.context.conn, Scope("app_two")) == {}
+    assert limit_counters.totals(run.context.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
     require_whole(run)
 
 
@@ -411,7 +410,7 @@ async def test_uses_of_a_paid_batch_keep_counting_however_many_later_payments_ar
         for _ in range(6):
             run.world.clock.ahead_ms += 61_000
             await run.settle_down()
-        told.append((run.state(row.id), spending.totals(run.context.conn, Scope("app_two"))))
+        told.append((run.state(row.id), limit_counters.totals(run.context.conn, Scope("app_two"))))
     assert told == [(State.VOID, {"lovelace": (PRICE + SHARES) * 3 // 4})] * 2
     require_whole(run)
 
@@ -436,7 +435,7 @@ async def test_uses_of_a_pending_batch_count_even_if_the_batch_before_it_failed(
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
     assert (run.state(first.id), run.state(second.id)) == (State.VOID, State.IN_FLIGHT)
-    assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+    assert limit_counters.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
 
 
 async def test_a_402_older_than_the_last_batch_buys_no_batch_whatever_was_refused_since(run: Run) -> None:
@@ -479,7 +478,7 @@ async def test_uses_of_an_unconfirmed_batch_count_against_the_app_that_uses_it(r
         await run.agent.prepaid_calls.let_through(theirs)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
-    assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+    assert limit_counters.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
     require_whole(run)
 
 
@@ -539,9 +538,10 @@ async def test_uses_count_again_when_the_payment_that_covered_them_is_rejected(w
             await run.agent.pay(second)
         (held,) = payments.payments_in(run.context.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by the hold for its own batch"
-        assert spending.totals(run.context.conn, Scope("app_two")) == payments.hold(run.context.conn, held.id)
+        held_units = payments.hold(run.context.conn, held.id)
+        assert limit_counters.totals(run.context.conn, Scope("app_two")) == held_units
         await run.agent.lifecycle.resolve(held.id, "app_test")
-        assert spending.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+        assert limit_counters.totals(run.context.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)
 
 

@@ -6,7 +6,7 @@ import pytest
 from kit.agent import ADA, PATIENT, Run, World, with_terms
 
 from payagent.agent.base.chain_view import ChainView
-from payagent.agent.chain_sync import follow_up as due
+from payagent.agent.chain_sync import follow_up
 from payagent.agent.chain_sync.follow_up import resubmit_due_ms
 from payagent.chain.provider import Genesis, ProtocolParameters, Tip
 from payagent.core.network import NETWORKS
@@ -387,7 +387,7 @@ async def test_after_a_restart_open_attempts_are_resubmitted_a_few_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each submission takes memory, and 100,000 may be open."""
-    monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
+    monkeypatch.setattr(follow_up, "SENT_AT_ONCE_MAX", 2)
     world.fund(*[20 * ADA] * 5)
     async with world.run() as run:
         await run.run_pass()

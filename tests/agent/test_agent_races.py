@@ -100,7 +100,7 @@ async def test_a_payment_that_moved_to_a_new_invoice_meanwhile_is_not_cancelled(
         assert run.state(first.id) is State.CONFIRMED
 
 
-@pytest.mark.parametrize("stale", ["ttl", "coins", "anchor", "price"])
+@pytest.mark.parametrize("stale", ["ttl", "inputs", "nonce_utxo", "price"])
 async def test_a_transaction_signed_from_a_stale_plan_is_not_recorded(movable_world: World, stale: str) -> None:
     world = movable_world
     world.fund(2 * ADA, 3 * ADA)
@@ -124,9 +124,9 @@ async def test_a_transaction_signed_from_a_stale_plan_is_not_recorded(movable_wo
             old = run.agent.lifecycle._rebuild(
                 replace(row, attempt=replace(row.attempt, ttl_slot=(row.attempt.ttl_slot or 0) - 1))
             )
-        elif stale == "coins":
+        elif stale == "inputs":
             old = plan._replace(inputs=(plan.nonce_utxo,))
-        elif stale == "anchor":
+        elif stale == "nonce_utxo":
             old = plan._replace(nonce_utxo=next(utxo for utxo in plan.inputs if utxo != plan.nonce_utxo))
         else:
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)

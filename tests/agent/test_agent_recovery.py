@@ -13,7 +13,7 @@ from kit.payments import fork_with, height
 from kit.providers import FAKE, providers, raised, tip_of
 
 from payagent.agent.base.chain_view import QUIET_MS
-from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync import recovery
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.api.models.payments import Payment
 from payagent.chain.provider import AddressTx, Read
@@ -99,8 +99,8 @@ async def test_a_long_history_is_read_over_several_passes(
 
     listing = QuorumView.transactions
     monkeypatch.setattr(QuorumView, "transactions", transactions)
-    monkeypatch.setattr(scan, "LAG_S", 0)
-    monkeypatch.setattr(scan, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(recovery, "LAG_S", 0)
+    monkeypatch.setattr(recovery, "ROWS_AT_ONCE", 1)
     world.fund(100 * ADA, 100 * ADA, 100 * ADA, 100 * ADA)
     async with world.run(record=record) as run:
         await run.run_pass()
@@ -469,7 +469,7 @@ class TestDataFolderRestoredFromSnapshot:
             assert (run.context.chain.behind, run.context.chain.external_spends) == (None, (forgotten,))
             with pytest.raises(Refused, match=r"external_spend.*the ledger does not know"):
                 await run.pay("forgotten")
-            assert alerts.last_kind(run.context.conn, scan.ALERT_SUBJECT) == "external_spend"
+            assert alerts.last_kind(run.context.conn, recovery.ALERT) == "external_spend"
             await require_whole(run)
             await unfreeze(run.context, APP)
         async with world.run(record=record) as run:  # the spend is known once it was unfrozen

@@ -32,9 +32,8 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
-from payagent.store.rows import alerts, events, payments
+from payagent.store.rows import alerts, events, limit_counters, payments
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
 from payagent.wallet.transaction import TxPlan, select, send_all, sign
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
@@ -282,7 +281,7 @@ class TestCancel:
             void = run.context.payment(row.id)
             assert void.state is State.VOID
             assert_at_rest(world, run)
-            assert spending.totals(run.context.conn, WALLET) == {"lovelace": void.attempt.fee_lovelace}
+            assert limit_counters.totals(run.context.conn, WALLET) == {"lovelace": void.attempt.fee_lovelace}
             again = await run.pay()
             assert again.id != row.id
             assert (again.nonce_utxo or "").startswith(void.attempt.tx_id or "-")
@@ -314,7 +313,7 @@ class TestCancel:
                 world.block(depth + 1)
                 await run.run_pass()
                 assert run.state(row.id) is State.CANCELLING
-                assert spending.totals(run.context.conn, WALLET) == payments.hold(run.context.conn, row.id)
+                assert limit_counters.totals(run.context.conn, WALLET) == payments.hold(run.context.conn, row.id)
                 assert_sound(world, run)
                 await run.pass_time(2, 250)
                 await wait_for_void(world, run)
@@ -404,7 +403,7 @@ class TestNextInvoice:
             merchant = run.context.config.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
             assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice.id, row.attempt.tx_id)
-            assert payments.hold(run.context.conn, row.id) == spending.totals(run.context.conn, WALLET)
+            assert payments.hold(run.context.conn, row.id) == limit_counters.totals(run.context.conn, WALLET)
             assert_sound(world, run)
             await run.settle_down()
             assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.attempt.tx_id])

@@ -19,6 +19,7 @@ from payagent.core.history import EVENTS_IN_WORDS
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
+from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts
 from payagent.store.rows import attempts_and_utxos as queries
 
@@ -68,7 +69,7 @@ async def denied(run: Run) -> None:
 
 
 def last_alert(run: Run, row: PaymentRow) -> str | None:
-    return alerts.last_kind(run.context.conn, f"anchor:{row.id}")
+    return alerts.last_kind(run.context.conn, f"deposit:{row.id}")
 
 
 async def test_a_payment_without_its_deposit_is_void_once_no_fork_can_bring_it_back(world: World) -> None:
@@ -132,6 +133,28 @@ async def test_a_deposit_that_returns_is_booked_again_and_the_payment_goes_on(wo
         assert last_alert(run, row) == "cleared"
         assert run.events(row.id).count("deposit_restored") == 1
         assert_at_rest(world, run)
+        await require_whole(run)
+
+
+async def test_an_alert_of_an_earlier_version_is_raised_once_and_cleared(world: World) -> None:
+    """Its subject had another word, and a sealed row keeps it."""
+    world.settings(timeout=1200)
+    async with living(world) as run:
+        row, deposit = await pay_and_vanish(world, run)
+        await denied(run)
+
+        def as_before(unit: Unit, now_ms: int) -> None:
+            clear_alert(unit, f"deposit:{row.id}", {}, now_ms)
+            raise_alert(unit, "deposit_rolled_back", f"anchor:{row.id}", {"payment": row.id}, now_ms)
+
+        await run.context.write_at("alert", as_before)
+    async with living(world) as run:
+        await run.pass_time(2, 61)
+        assert alerts.raised(run.context.conn, "deposit_rolled_back") == [f"anchor:{row.id}"]
+        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        await run.pass_time(2, 201)
+        assert alerts.raised(run.context.conn, "deposit_rolled_back") == []
+        assert run.events(row.id).count("deposit_restored") == 1
         await require_whole(run)
 
 

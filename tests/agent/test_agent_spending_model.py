@@ -23,7 +23,7 @@ from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.requests import Approver, MerchantRequest, PaymentQuote, PaymentRequest
 from payagent.agent.operator.limits import set_limits
 from payagent.core.aggregate import PaymentRow
-from payagent.core.changes import EndHold
+from payagent.core.changes import SetHold
 from payagent.core.payment.machine import State
 from payagent.core.policy import Scope, Window, limits_of
 from payagent.core.problems import Refused
@@ -33,8 +33,7 @@ from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
 from payagent.store import executor
 from payagent.store.db.unit import Unit
-from payagent.store.rows import apps, payments
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, payments
 
 GOLD, LEAD = "aa" * 28 + b"GOLD".hex(), "bb" * 28 + b"LEAD".hex()
 ASSETS = ("lovelace", GOLD, LEAD)
@@ -492,7 +491,7 @@ async def some_lives(folder: Path) -> None:
 async def test_the_model_notices_when_merchant_limits_are_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spending, "scopes_of", lambda app, _merchant: (Scope(app), Scope()))
+    monkeypatch.setattr(limit_counters, "scopes_of", lambda app, _merchant: (Scope(app), Scope()))
     with pytest.raises(AssertionError):
         await some_lives(tmp_path)
 
@@ -500,6 +499,6 @@ async def test_the_model_notices_when_merchant_limits_are_not_counted(
 async def test_the_model_notices_when_ended_payments_still_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(executor._WRITERS, EndHold, lambda *_: None)
+    monkeypatch.setitem(executor._WRITERS, SetHold, lambda *_: None)
     with pytest.raises(AssertionError):
         await some_lives(tmp_path)

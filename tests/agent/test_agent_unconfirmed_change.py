@@ -32,8 +32,7 @@ from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import payments
+from payagent.store.rows import limit_counters, payments
 from payagent.wallet.utxo_index import Utxo
 
 DEPTH = 8
@@ -241,7 +240,7 @@ class TestChildWithoutParent:
                 )
                 assert void.void_tx_id == run.context.payment(parent.id).attempt.tx_id
             assert_at_rest(world, run)
-            spent = spending.totals(run.context.conn, WALLET)
+            spent = limit_counters.totals(run.context.conn, WALLET)
             assert spent == payments.hold(run.context.conn, parent.id), "the void children count against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")

@@ -317,15 +317,15 @@ def test_a_receipt_proved_by_somebody_elses_transaction_is_found(all_receipts: l
     assert any("not an attempt to pay" in found.what for found in judge(rehashed(forged)))
 
 
-FOREIGN = "f" * 64
+OF_ANOTHER = "f" * 64
 
 
 def of_another(forged: Receipt, name: str) -> dict[str, Any]:
     """Make the payment's event of that name report somebody else's transaction in a block."""
     (event,) = (event for event in forged["events"] if event["event"] == name)
-    told = json.loads(event["detail"]) | {"tx_id": FOREIGN, "block_hash": FOREIGN, "block_height": 7}
-    event["detail"] = json.dumps(told | {"block_slot": 7, "foreign": True})
-    forged["payment"] |= {"tx_hash": FOREIGN, "block": {"hash": FOREIGN, "height": 7, "slot": 7}}
+    told = json.loads(event["detail"]) | {"tx_id": OF_ANOTHER, "block_hash": OF_ANOTHER, "block_height": 7}
+    event["detail"] = json.dumps(told | {"block_slot": 7, "code": "external_spend"})
+    forged["payment"] |= {"tx_hash": OF_ANOTHER, "block": {"hash": OF_ANOTHER, "height": 7, "slot": 7}}
     return dict(event)
 
 
@@ -335,7 +335,7 @@ def test_a_block_event_with_somebody_elses_transaction_is_found(all_receipts: li
     forged["block_observations"] = []
     fee = int(forged["attempts"][0]["fee"])
     (post,) = (entry for entry in forged["entries"] if entry["kind"] == "post")
-    post["ref"] = FOREIGN
+    post["ref"] = OF_ANOTHER
     post["postings"] = [line for line in post["postings"] if line["account"] != "fees"]
     for line in post["postings"]:
         if line["account"].startswith(("merchant", "prepaid")) and line["asset"] == "lovelace":

@@ -272,9 +272,9 @@ async def test_a_deposit_missing_from_the_ledger_is_reported_as_foreign(world: W
             f"DELETE FROM postings WHERE entry_id = {entry.id}",
         )
         answer = await reconciled(run)
-        foreign = [finding for finding in answer["findings"] if finding["table"] == "utxos"]
-        assert [(f["kind"], f["row"]) for f in foreign] == [("foreign", entry.ref)]
-        assert f"{9 * ADA} lovelace" in foreign[0]["what"]
+        unbooked = [finding for finding in answer["findings"] if finding["table"] == "utxos"]
+        assert [(f["kind"], f["row"]) for f in unbooked] == [("foreign", entry.ref)]
+        assert f"{9 * ADA} lovelace" in unbooked[0]["what"]
 
 
 async def test_a_rollback_since_the_last_pass_makes_reconcile_incomplete_without_a_finding(world: World) -> None:

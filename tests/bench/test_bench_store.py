@@ -72,12 +72,12 @@ def test_a_payment_is_admitted_recorded_and_followed_to_its_end(tmp_path: Path) 
 @long_only
 def test_the_startup_benchmark_runs_with_payments_in_flight() -> None:
     start = starting.start(8)
-    assert start.looked_s is not None
+    assert start.first_pass_s is not None
     assert 0 < start.signer_mb < start.rest_mb <= start.peak_mb
 
 
 def test_the_startup_benchmark_reports_each_count_of_payments_and_judges_nothing() -> None:
-    start = starting.Start(8, opened_s=1, opened_mb=60, looked_s=2, peak_mb=70, rest_mb=65, signer_mb=30)
+    start = starting.Start(8, opened_s=1, opened_mb=60, first_pass_s=2, peak_mb=70, rest_mb=65, signer_mb=30)
     part = starting.as_part([dataclasses.replace(start, payments=0), start])
     assert part.bounds == []
     assert [row[0] for row in part.tables[0].rows] == [0, 8]

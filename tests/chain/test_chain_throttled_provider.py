@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from payagent.chain import circuit_breaker as quota
+from payagent.chain import circuit_breaker
 from payagent.chain.circuit_breaker import CircuitBreaker
 from payagent.chain.provider import (
     AddressTx,
@@ -29,7 +29,7 @@ TIP = Found(Tip(1, 1, "aa" * 32, 1))
 class TestCircuitBreaker:
     def test_it_opens_after_failures_in_a_row_and_for_longer_each_time(self) -> None:
         breaker, now_ms, pauses = CircuitBreaker(), 0, []
-        for _ in range(quota.FAILURES_MAX - 1):
+        for _ in range(circuit_breaker.FAILURES_MAX - 1):
             breaker = breaker.failed("time-out", now_ms)
             assert not breaker.is_open(now_ms)
         for _ in range(6):
@@ -42,19 +42,19 @@ class TestCircuitBreaker:
 
     def test_an_answer_between_failures_resets_the_count(self) -> None:
         breaker = CircuitBreaker()
-        for _ in range(quota.FAILURES_MAX - 1):
+        for _ in range(circuit_breaker.FAILURES_MAX - 1):
             breaker = breaker.failed("time-out", 0)
-        breaker = quota.CLOSED.failed("time-out", 0)
+        breaker = circuit_breaker.CLOSED.failed("time-out", 0)
         assert not breaker.is_open(0)
 
     @pytest.mark.parametrize(
         ("why", "asked_s", "pause_ms"),
         [
-            (Why.RATE, None, quota.RATE_PAUSE_MS),
+            (Why.RATE, None, circuit_breaker.RATE_PAUSE_MS),
             (Why.RATE, 17, 17_000),
-            (Why.QUOTA, None, quota.QUOTA_PAUSE_MS),
+            (Why.QUOTA, None, circuit_breaker.QUOTA_PAUSE_MS),
             (Why.QUOTA, 3600, 3_600_000),
-            (Why.RATE, 10**12, quota.ASKED_PAUSE_MAX_MS),
+            (Why.RATE, 10**12, circuit_breaker.ASKED_PAUSE_MAX_MS),
         ],
     )
     def test_a_provider_that_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
@@ -126,13 +126,13 @@ class TestThrottledProvider:
         guard, clock = guarded(provider)
         for _ in range(100):
             assert isinstance(await guard.tip(), Unknown)
-        assert provider.calls == quota.FAILURES_MAX
+        assert provider.calls == circuit_breaker.FAILURES_MAX
         assert "http 500" in (guard.trouble(0) or "")
         assert not guard.may_submit(0)
         clock.at_ms = 5_000
         for _ in range(100):
             await guard.tip()
-        assert provider.calls == quota.FAILURES_MAX + 1
+        assert provider.calls == circuit_breaker.FAILURES_MAX + 1
         provider.read, clock.at_ms = TIP, 15_000
         assert await guard.tip() == TIP
         assert guard.trouble(15_000) is None
@@ -140,7 +140,7 @@ class TestThrottledProvider:
     async def test_after_a_pause_only_one_trial_request_is_sent(self) -> None:
         provider = Provider(DOWN)
         guard, clock = guarded(provider)
-        for _ in range(quota.FAILURES_MAX):
+        for _ in range(circuit_breaker.FAILURES_MAX):
             await guard.tip()
         provider.calls, provider.read, provider.gate = 0, TIP, asyncio.Event()
         clock.at_ms = 5_000
@@ -155,7 +155,7 @@ class TestThrottledProvider:
     async def test_a_long_trial_read_does_not_block_others_once_the_provider_answers(self) -> None:
         provider = Provider(DOWN)
         guard, clock = guarded(provider)
-        for _ in range(quota.FAILURES_MAX):
+        for _ in range(circuit_breaker.FAILURES_MAX):
             await guard.tip()
         provider.read, provider.gate = TIP, asyncio.Event()
         clock.at_ms = 5_000
@@ -171,7 +171,7 @@ class TestThrottledProvider:
         provider = Provider()
         provider.gate = asyncio.Event()
         guard, _ = guarded(provider)
-        for _ in range(quota.FAILURES_MAX):
+        for _ in range(circuit_breaker.FAILURES_MAX):
             task = asyncio.create_task(guard.tip())
             await asyncio.sleep(0)
             task.cancel()
@@ -202,9 +202,9 @@ class TestThrottledProvider:
     @pytest.mark.parametrize(
         ("kind", "reads_go_on", "pause_ms"),
         [
-            (SubmitKind.RATE, False, quota.RATE_PAUSE_MS),
-            (SubmitKind.QUOTA, False, quota.QUOTA_PAUSE_MS),
-            (SubmitKind.FULL, True, quota.FULL_PAUSE_MS),
+            (SubmitKind.RATE, False, circuit_breaker.RATE_PAUSE_MS),
+            (SubmitKind.QUOTA, False, circuit_breaker.QUOTA_PAUSE_MS),
+            (SubmitKind.FULL, True, circuit_breaker.FULL_PAUSE_MS),
             (SubmitKind.ACCEPTED, True, 0),
             (SubmitKind.SPENT_ALL, True, 0),
             (SubmitKind.OUTAGE, True, 0),
@@ -220,7 +220,8 @@ class TestThrottledProvider:
         assert pause_ms == 0 or not guard.may_submit(pause_ms - 1)
 
     @pytest.mark.parametrize(
-        ("asked_s", "pause_ms"), [(None, quota.FULL_PAUSE_MS), (17, 17_000), (10**9, quota.FULL_PAUSE_MAX_MS)]
+        ("asked_s", "pause_ms"),
+        [(None, circuit_breaker.FULL_PAUSE_MS), (17, 17_000), (10**9, circuit_breaker.FULL_PAUSE_MAX_MS)],
     )
     async def test_a_full_mempool_pauses_submissions_for_a_bounded_time(
         self, asked_s: int | None, pause_ms: int
@@ -247,9 +248,9 @@ class TestThrottledProvider:
         monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock, stands_still=True))
         for _ in range(RATE.burst):
             await guard.tip()
-        assert provider.calls == RATE.burst - quota.RESERVED_CALLS
+        assert provider.calls == RATE.burst - circuit_breaker.RESERVED_CALLS
         assert await guard.tip() == Unknown("out of calls")
-        for _ in range(quota.RESERVED_CALLS):
+        for _ in range(circuit_breaker.RESERVED_CALLS):
             assert (await guard.submit(b"", "aa" * 32)).kind is SubmitKind.ACCEPTED
 
     async def test_a_read_waits_until_the_rate_limit_allows_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +270,10 @@ class TestThrottledProvider:
         monkeypatch.setattr("payagent.chain.throttled_provider.asyncio.sleep", passing(clock))
         assert await guard.transactions("", 0) == Found(())
         assert guard.calls == provider.calls + 1
-        assert clock.at_ms >= (provider.calls - RATE.burst + quota.RESERVED_CALLS) * 1000 // RATE.calls_per_s
+        assert (
+            clock.at_ms
+            >= (provider.calls - RATE.burst + circuit_breaker.RESERVED_CALLS) * 1000 // RATE.calls_per_s
+        )
 
     async def test_a_long_list_stops_when_the_provider_asks_for_a_pause(self) -> None:
         provider = Provider()
@@ -280,7 +284,7 @@ class TestThrottledProvider:
         provider.read = Unknown("http 402", Why.QUOTA)
         await guard.tip()
         assert not await turn()
-        clock.at_ms = quota.QUOTA_PAUSE_MS
+        clock.at_ms = circuit_breaker.QUOTA_PAUSE_MS
         assert await turn()
 
 

@@ -59,7 +59,7 @@ def test_verify_summarizes_in_a_line_and_ledger_filters_apply(paid: Shop) -> Non
     verified = paid.payagent("ledger", "verify", "--human")
     assert verified.code == 0
     assert verified.out.startswith("clean: ")
-    assert " entries of no payment, " in verified.out
+    assert " entries without a payment, " in verified.out
     assert " payments with their entries\n" in verified.out
     kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
     assert kinds == {"post"}

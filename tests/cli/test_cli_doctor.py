@@ -25,8 +25,7 @@ from payagent.settings.loading import load_settings
 from payagent.store import executor
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps, merchants
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import apps, limit_counters, merchants
 from payagent.store.rows import writes as records
 from payagent.store.rows.merchants import MerchantRow
 
@@ -326,7 +325,7 @@ def test_doctor_warns_of_a_run_time_limit_above_the_signers_limit(safe: Path, da
     writer = Writer(data / "ledger.db")
     for window, ada in ((Window.PAYMENT, 20), (Window.DAY, 41), (Window.MONTH, 900)):
         limit = Limit(Scope(), LOVELACE, window, ada * 1_000_000)
-        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(60)
+        writer.submit("limit", lambda unit, limit=limit: limit_counters.set_limit(unit, limit)).result(60)
     writer.close()
     ((name, told),) = warned(safe).items()
     assert name == "limits.per_day"
@@ -339,7 +338,7 @@ def test_doctor_reports_a_limit_for_an_origin_that_is_no_merchants(closed_shop: 
     here = load_settings(closed_shop.config, {"HOME": str(data)}).merchants["t"].origin
     for origin in (here, "https://moved.example"):
         limit = Limit(Scope(merchant=origin), LOVELACE, Window.DAY, 5)
-        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(60)
+        writer.submit("limit", lambda unit, limit=limit: limit_counters.set_limit(unit, limit)).result(60)
     writer.close()
     told = checks(closed_shop.config_of(data))["set at run time"]
     assert "limits for https://moved.example" in told["detail"]
@@ -368,7 +367,7 @@ def test_doctor_warns_of_an_app_without_its_own_limits(safe: Path, data: Path) -
             apps.add_with_token(unit, f"app_{name}", name, name, ["pay"], 1)
         apps.add_with_token(unit, "app_me", "me", "me", ["operate", "pay"], 1)
         apps.revoke(unit, "app_gone", "app_me", 2)
-        spending.set_limit(unit, Limit(Scope("app_bound"), LOVELACE, Window.DAY, 5))
+        limit_counters.set_limit(unit, Limit(Scope("app_bound"), LOVELACE, Window.DAY, 5))
 
     writer = Writer(data / "ledger.db")
     writer.submit("apps", write).result(60)

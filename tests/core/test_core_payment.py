@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from payagent.core.payment.machine import (
+    AWAITING_SIGNATURE,
     DELIVERIES,
     DELIVERIES_IN_WORDS,
     EFFECTS,
@@ -15,7 +16,6 @@ from payagent.core.payment.machine import (
     ON_CHAIN,
     POSTED,
     STATES_IN_WORDS,
-    UNSIGNED,
     WITHOUT_PROOF,
     Delivery,
     DeliveryEvent,
@@ -164,7 +164,7 @@ def test_state_and_delivery_names_are_those_clients_know() -> None:
 
 def test_groups_of_states_have_the_expected_members() -> None:
     assert {State.REJECTED, State.DENIED} == set(NEVER_SIGNED)
-    assert {State.RESERVED, State.REPLACING} == set(UNSIGNED)
+    assert {State.RESERVED, State.REPLACING} == set(AWAITING_SIGNATURE)
     assert {State.VOID, State.REJECTED, State.DENIED} == set(ENDED_WITHOUT_PAYING)
     assert {State.CANCELLING, State.VOID, State.REJECTED, State.DENIED} == set(WITHOUT_PROOF)
     assert {State.IN_BLOCK, State.CONFIRMED, State.SETTLED} == set(ON_CHAIN)

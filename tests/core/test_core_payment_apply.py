@@ -39,7 +39,6 @@ from payagent.core.changes import (
     Change,
     Changes,
     Clear,
-    EndHold,
     ForgetUtxo,
     Free,
     MovePayment,
@@ -49,6 +48,7 @@ from payagent.core.changes import (
     PlaceHold,
     Raise,
     Reserve,
+    SetHold,
     SetUtxo,
     TakeBackUses,
     Unreserve,
@@ -226,7 +226,7 @@ def test_asking_places_a_hold_of_its_own_that_a_decision_releases() -> None:
     assert only(changes, PlaceHold).stage == "approval"
     asked = at(State.AWAITING_APPROVAL, holds=(Hold("approval", "lovelace", 3, 3, None, False),))
     for released in (release_approval_hold(asked), apply(asked, Deny(WHY, {}))):
-        ended = only(released, EndHold)
+        ended = only(released, SetHold)
         assert (ended.stage, ended.before_units, ended.units, ended.is_released) == ("approval", 3, 0, True)
 
 
@@ -300,8 +300,8 @@ def test_confirming_posts_the_spend_and_a_rollback_takes_all_of_it_back() -> Non
         Hold("approval", "a", 1, 1, None, True),
     )
     uncounted = apply(at(State.IN_BLOCK, holds=holds, utxos={}), confirm())
-    assert [one.before_units for one in every(uncounted, EndHold)] == [HELD, None], "the approval is over"
-    counted = only(confirmed, EndHold)
+    assert [one.before_units for one in every(uncounted, SetHold)] == [HELD, None], "the approval is over"
+    counted = only(confirmed, SetHold)
     assert (counted.before_ms, counted.units, counted.from_ms, counted.is_released) == (None, HELD, 1000, None)
     assert only(confirmed, AgreePrice).why == {"payment": "pay"}
 
@@ -321,7 +321,7 @@ def test_confirming_posts_the_spend_and_a_rollback_takes_all_of_it_back() -> Non
     for line in (*posted.postings, *reversed_.postings):
         sums[line.account, line.asset] += line.units
     assert not any(sums.values())
-    renewed = only(lost, EndHold)
+    renewed = only(lost, SetHold)
     assert (renewed.before_ms, renewed.units, renewed.from_ms, renewed.is_released) == (1000, HELD, None, False)
     assert {one.ref: one.state for one in every(lost, SetUtxo)} == {"d0#0": "available", "t1#1": "pending"}
     assert only(lost, Free).what is FreeSet.TAKE
@@ -331,7 +331,7 @@ def test_a_block_lost_before_anything_was_posted_touches_no_books() -> None:
     unmade = replace(INPUT, row=replace(INPUT.row, source="change", state="spent"))
     ours = at(State.IN_BLOCK, utxos={"d0#0": unmade, "t1#0": OwnUtxo(utxo("t1#0", 1, "available"), None, None)})
     changes = apply(ours, BlockLost(None, EMPTY))
-    assert every(changes, Book) == every(changes, EndHold) == []
+    assert every(changes, Book) == every(changes, SetHold) == []
     assert only(changes, SetUtxo).state == "pending", "the input's maker is in no block; a deposit is not change"
     assert every(apply(replace(ours, utxos={}), BlockLost(None, EMPTY)), SetUtxo) == []
 
@@ -378,7 +378,7 @@ VOIDS = (
 def test_a_void_payment_releases_its_hold_less_the_fee_of_its_own_cancel(event: MoneyEvent) -> None:
     changes = apply(of_pool(at(State.CANCELLING)), event)
     kept = FEE if isinstance(event, VoidByCancel) else 0
-    ended = only(changes, EndHold)
+    ended = only(changes, SetHold)
     assert (ended.units, ended.from_ms, ended.is_released) == (kept, 50 if kept else None, True)
     booked = only(changes, Book)
     assert {line.account: line.units for line in booked.entry.postings} == {
@@ -405,12 +405,12 @@ def test_an_unsigned_payment_that_is_rejected_gives_everything_back() -> None:
         State.RESERVED, attempts=(), holds=(*PAYMENT.holds, token, Hold("approval", "lovelace", 9, 0, None, True))
     )
     changes = apply(payment, Reject(WHY, {"by": "app"}))
-    assert {one.asset: (one.before_units, one.units) for one in every(changes, EndHold)} == {
+    assert {one.asset: (one.before_units, one.units) for one in every(changes, SetHold)} == {
         "lovelace": (HELD, 0),
         "token": (None, 0),
     }
     assert only(changes, Free).what is FreeSet.PUT
-    assert every(apply(at(State.RECEIVED), Reject(WHY, {})), EndHold) == []
+    assert every(apply(at(State.RECEIVED), Reject(WHY, {})), SetHold) == []
     assert every(apply(at(State.SIGNED), VoidByTime(BLOCK, 0)), TakeBackUses) == []
 
 
@@ -503,11 +503,11 @@ KINDS: dict[str, dict[Enum, set[str]]] = {
     "hold": {
         HoldMove.PLACE: {"PlaceHold payment"},
         HoldMove.PLACE_APPROVAL: {"PlaceHold approval"},
-        HoldMove.COUNT_FROM_BLOCK: {"EndHold payment counted"},
-        HoldMove.RELEASE: {"EndHold payment released"},
-        HoldMove.RELEASE_LESS_FEE: {"EndHold payment released, fee counted"},
-        HoldMove.RELEASE_APPROVAL: {"EndHold approval released"},
-        HoldMove.RENEW: {"EndHold payment opened"},
+        HoldMove.COUNT_FROM_BLOCK: {"SetHold payment counted"},
+        HoldMove.RELEASE: {"SetHold payment released"},
+        HoldMove.RELEASE_LESS_FEE: {"SetHold payment released, fee counted"},
+        HoldMove.RELEASE_APPROVAL: {"SetHold approval released"},
+        HoldMove.RENEW: {"SetHold payment opened"},
     },
     "inputs": {
         Inputs.RESERVE: {"Free input take", "Reserve"},
@@ -554,7 +554,7 @@ def kind(change: Change) -> str:
             return f"{name} {change.entry.kind}{' with fee' if fee else ''}"
         case PlaceHold():
             return f"{name} {change.stage}"
-        case EndHold():
+        case SetHold():
             moved = {None: "counted", True: "released", False: "opened"}[change.is_released]
             fee = ", fee counted" if change.is_released and change.units else ""
             return f"{name} {change.stage} {moved}{fee}"

@@ -19,10 +19,10 @@ import pytest
 from kit.cli import checks
 from kit.daemon import log_of_a_run, start, stop
 
-from payagent import sandbox as fence
+from payagent import sandbox
 from payagent.sandbox import SandboxPlan
 
-needs_landlock = pytest.mark.skipif(not fence.version(), reason="this kernel has no Landlock")
+needs_landlock = pytest.mark.skipif(not sandbox.version(), reason="this kernel has no Landlock")
 
 BEGIN = """
 import ctypes, fcntl, json, os, platform, socket, subprocess, sys, termios, threading
@@ -301,7 +301,7 @@ def plan_of(tmp_path: Path, passphrase: str, *read_anew: str, kernel: int = 7) -
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     always = [tmp_path / "data/keystore.json", tmp_path / "data/words"]
-    return fence.plan(always, tmp_path / passphrase, [tmp_path / name for name in read_anew], kernel)
+    return sandbox.plan(always, tmp_path / passphrase, [tmp_path / name for name in read_anew], kernel)
 
 
 def test_the_sandbox_hides_the_file_behind_a_link(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from payagent.agent.base.config import MerchantConfig
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.core import retry_schedule as showing
+from payagent.core import retry_schedule
 from payagent.proxy.app import Bounds
 
 HURRIED = Bounds(read_timeout_s=3, payment_timeout_s=60)
@@ -68,8 +68,8 @@ def set_up(world: World, way: str) -> None:
 @pytest.fixture(autouse=True)
 def once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request shows its proof once: the next time would be after its timeout."""
-    monkeypatch.setattr(showing, "_FIRST_MS", 3_600_000)
-    monkeypatch.setattr(showing, "_MAX_MS", 3_600_000)
+    monkeypatch.setattr(retry_schedule, "_FIRST_MS", 3_600_000)
+    monkeypatch.setattr(retry_schedule, "_MAX_MS", 3_600_000)
 
 
 @dataclass

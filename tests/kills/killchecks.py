@@ -181,7 +181,7 @@ def check_attempts(lane: Lane, books: Books) -> None:
         nonce_utxos.setdefault(payment_id, set()).add(nonce_utxo)
     for payment_id, several in nonce_utxos.items():
         if len(several) != 1:
-            lane.world.violate("anchor", f"{lane.dir.name} {payment_id} has {several}")
+            lane.world.violate("nonce UTxO", f"{lane.dir.name} {payment_id} has {several}")
 
 
 def check_ledger(lane: Lane, books: Books, sight: Sight) -> None:

@@ -22,7 +22,7 @@ from kit.effort import pick
 from payagent.audit.limits import check_limits
 from payagent.core.policy import WALLET
 from payagent.devnet.merchant import role_address
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import limit_counters
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
@@ -68,7 +68,7 @@ async def _want_everything(lane: Lane, clients: list[Client]) -> None:
 def _require_within(lane: Lane) -> None:
     """In the ledger of a dead daemon, the counted and the held amounts are within the daily limit."""
     with closing(sqlite3.connect(copy_of_dead(lane))) as conn:
-        assert spending.totals(conn, WALLET).get("lovelace", 0) <= DAY_LOVELACE
+        assert limit_counters.totals(conn, WALLET).get("lovelace", 0) <= DAY_LOVELACE
         (held,) = conn.execute(
             "SELECT COALESCE(SUM(units), 0) FROM holds WHERE asset = 'lovelace' AND released_at_ms IS NULL"
         ).fetchone()

@@ -21,7 +21,7 @@ from payagent.wallet.tx_plan import TxPlan
 
 
 def leave_then_persist(_settings: Settings) -> None:
-    """Sends a transaction before its attempt is durable (against rule 2)."""
+    """Sends a transaction before its attempt is durable (against "persist first")."""
 
     class Hasty(PaymentSigner):
         async def sign(self, payment_id: str, plan: TxPlan) -> None:
@@ -32,7 +32,7 @@ def leave_then_persist(_settings: Settings) -> None:
 
 
 def give_up_at_restart(settings: Settings) -> None:
-    """Treats payments interrupted by a crash as failed and releases their UTxOs (against rule 4)."""
+    """Treats payments interrupted by a crash as failed and releases their UTxOs: no answer is no failure."""
     with closing(sqlite3.connect(settings.data_dir / "ledger.db")) as conn, conn:
         open_states = "('reserved', 'signed', 'in_flight')"
         conn.execute(

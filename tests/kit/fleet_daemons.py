@@ -109,7 +109,7 @@ class FleetDaemon:
             await sync.run_once()
             await recovery.run_once(sync.provider_selection.view)
             await self.fleet.held[account].agent.submitter.drain(60)
-        await self.fleet.look()
+        await self.fleet.read_tip()
         await self.fleet.poll()
 
     async def pay(self, message: str, key: str | None = None) -> PaymentRow:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from payagent.core.aggregate import Stage
-from payagent.core.changes import EndHold, PlaceHold, Whose
+from payagent.core.changes import PlaceHold, SetHold, Whose
 from payagent.core.money import LOVELACE
 from payagent.store.db.unit import Unit
 from payagent.store.executor import write
@@ -65,7 +65,7 @@ def _end(
         if is_released and released_at_ms is not None:
             continue
         now = units.get(asset, held)
-        change = EndHold(
+        change = SetHold(
             *(payment_id, stage, asset, _whose(unit, payment_id), counted_units, counted_from_ms),
             *(now, from_ms if now else None, is_released),
         )

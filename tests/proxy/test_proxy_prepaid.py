@@ -17,8 +17,7 @@ from payagent.core.policy import WALLET
 from payagent.core.prepaid_balance import CALLS
 from payagent.proxy import request_scope as attend
 from payagent.proxy.http1 import Upstream
-from payagent.store.rows import limit_counters as spending
-from payagent.store.rows import prepaid
+from payagent.store.rows import limit_counters, prepaid
 
 
 @pytest.fixture
@@ -189,10 +188,10 @@ class TestBatchOfAnotherApp:
 
     async def test_a_use_does_not_count_again_against_the_wallets_limits(self, shop: Place) -> None:
         await bind(shop, "payer", total=100 * ADA)
-        before = spending.totals(shop.run.context.conn, WALLET)
+        before = limit_counters.totals(shop.run.context.conn, WALLET)
         assert (await call_as(shop, "payer", 0)).status == 200
         assert await spent(shop, "payer") == EACH
-        assert spending.totals(shop.run.context.conn, WALLET) == before
+        assert limit_counters.totals(shop.run.context.conn, WALLET) == before
         assert not list(check_limits(shop.run.context.conn))
 
     async def test_concurrent_uses_stay_within_the_limit(self, shop: Place) -> None:

@@ -24,8 +24,7 @@ from payagent.agent import context
 from payagent.agent.agent import Agent
 from payagent.agent.base import requests
 from payagent.agent.base.requests import PaymentRequest
-from payagent.agent.chain_sync import follow_up as due
-from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync import follow_up, recovery
 from payagent.agent.chain_sync import rolled_back_deposits as rolled_back
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
@@ -53,8 +52,7 @@ from payagent.store import executor
 from payagent.store.db import committer, schema
 from payagent.store.db import lease as leases
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.store.rows import intents, payments, prepaid
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import intents, limit_counters, payments, prepaid
 from payagent.store.rows import writes as records
 from payagent.wallet import transaction
 from payagent.wallet import tx_plan as plans
@@ -268,7 +266,7 @@ def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
     _given_up_after(stack, 15)
     # nothing of ours may end it before
     put(stack, replacement, "is_lost", lambda *_: False)
-    put(stack, due, "is_lost", lambda *_: False)
+    put(stack, follow_up, "is_lost", lambda *_: False)
 
 
 @mutant("not found is void")
@@ -370,7 +368,7 @@ def _given_up_pending(stack: ExitStack) -> None:
 # --- what is spent -----------------------------------------------------------------------------------------------
 
 
-@mutant("the anchor is dropped at a replacement")
+@mutant("the nonce UTxO is dropped at a replacement")
 def _nonce_utxo_dropped(stack: ExitStack) -> None:
     """UTxOs are selected again, as if the first attempt were dead."""
     without_guards(stack)
@@ -390,7 +388,7 @@ def _nonce_utxo_dropped(stack: ExitStack) -> None:
     put(stack, replacement.Replacement, "_plan", plan)
 
 
-@mutant("the anchor is dropped at the second replacement")
+@mutant("the nonce UTxO is dropped at the second replacement")
 def _nonce_utxo_dropped_later(stack: ExitStack) -> None:
     """A1{u1}, A2{u1, u2}, A3{u2, u3}: each excludes the one before, and the first and the last do not."""
     kept = replacement.Replacement._plan
@@ -467,7 +465,7 @@ def _policy_outside(stack: ExitStack) -> None:
     async def pay_by_what_was(self: Agent, ask: PaymentRequest) -> Any:
         clock_ms = self.context.admission.rules.clock_ms(self.context.conn, self.context.ports.clock.now_ms())
         limits = self.context.config.limits
-        seen[ask.received] = spending.counted_for_each(self.context.conn, limits, clock_ms)
+        seen[ask.received] = limit_counters.counted_for_each(self.context.conn, limits, clock_ms)
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -579,23 +577,23 @@ def _key_recorded(stack: ExitStack) -> None:
 
 @mutant("an older ledger is not noticed")
 def _not_noticed(stack: ExitStack) -> None:
-    put(stack, scan, "is_forgotten", lambda *_: False)
+    put(stack, recovery, "is_forgotten", lambda *_: False)
 
 
 @mutant("an older ledger signs as soon as the chain was read")
 def _no_quiet_time(stack: ExitStack) -> None:
-    put(stack, scan, "QUIET_MS", 0)
+    put(stack, recovery, "QUIET_MS", 0)
 
 
 @mutant("the quiet time begins by a clock that is wrong")
 def _quiet_by_any_clock(stack: ExitStack) -> None:
     """It was so: a clock that is a day behind when the daemon starts ends the time early."""
-    put(stack, scan.Recovery, "_is_quiet_over", _since_noticed)
+    put(stack, recovery.Recovery, "_is_quiet_over", _since_noticed)
 
 
-async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
-    _, _, noticed_ms = scan.onchain.last_of_wallet(self._context.conn, "ledger_behind")
-    return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
+async def _since_noticed(self: recovery.Recovery, tip: Any, now_ms: int) -> bool:
+    _, _, noticed_ms = recovery.onchain.last_of_wallet(self._context.conn, "ledger_behind")
+    return min(now_ms, tip.time_s * 1000) >= noticed_ms + recovery.QUIET_MS
 
 
 @mutant("a pause stops what is new alone")

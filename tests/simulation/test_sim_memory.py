@@ -12,7 +12,7 @@ from kit.effort import pick
 from simulation import soak
 from simulation.soak import Size, Soak
 
-from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync import recovery
 
 PAYMENTS = pick(40, 60)
 _NO_STATE = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, Connection)
@@ -70,7 +70,7 @@ def held_after(payments: int, folder: Path) -> Counter[str]:
 
 def test_ended_payments_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "SETTLE_DEPTH", 30)
-    monkeypatch.setattr(scan, "REMEMBERED_MAX", 1)
+    monkeypatch.setattr(recovery, "REMEMBERED_MAX", 1)
     few, many = (held_after(times * PAYMENTS, tmp_path / str(times)) for times in (1, 3))
     more = {name: count - few[name] for name, count in many.items() if count - few[name] >= PAYMENTS}
     assert more == {}, "the daemon keeps something for every payment"

@@ -16,7 +16,7 @@ import pytest
 from kit.effort import pick
 
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
-from payagent.agent.chain_sync import recovery as scan
+from payagent.agent.chain_sync import recovery
 from payagent.agent.chain_sync.recovery import ExternalSpend
 from payagent.chain.provider import Movement, TxSeen
 from payagent.core.money import LOVELACE
@@ -316,7 +316,7 @@ def test_booking_an_external_spend_costs_no_more_after_many_than_after_few(tmp_p
             def spend(unit: Unit, number: int) -> None:
                 seen = TxSeen(f"{number:064x}", "b" * 64, number, number)
                 moved = Movement({f"{number - 1:064x}#0": {"lovelace": 5_000_000}}, {})
-                assert scan.take_in(unit, ExternalSpend(seen, moved, "p"), "forgotten_spend", UtxoIndex(), 1)
+                assert recovery.take_in(unit, ExternalSpend(seen, moved, "p"), "forgotten_spend", UtxoIndex(), 1)
 
             for number in range(1, count):
                 payer.do(lambda unit, number=number: spend(unit, number))

@@ -477,7 +477,7 @@ ALTER DATABASE {0} SET client_connection_check_interval = 100
 def test_a_question_that_hangs_leaves_no_thread_and_no_session(
     postgresql: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "LOOK_S", 3)
+    monkeypatch.setattr(hosts, "ANSWER_S", 3)
     url = postgresql.tcp_url(postgresql.new_database())
     name = url.rpartition("/")[2]
     with closing(PostgresqlConnection(url)) as conn:

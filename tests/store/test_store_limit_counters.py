@@ -19,7 +19,7 @@ from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, 
 from payagent.store import executor
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.unit import Unit
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import limit_counters
 
 ADA, TOKEN = "lovelace", "ab" * 28 + "00"
 APPS, SHOPS = ("app_1", "app_2"), ("https://a.example", "https://b.example")
@@ -120,7 +120,7 @@ class Spending(RuleBasedStateMachine):
     def a_payment_is_admitted(self, app: str, merchant: str, lovelace: int, tokens: int | None) -> None:
         name = f"pay{len(self.holds)}"
         asked = {ADA: lovelace} | ({} if tokens is None else {TOKEN: tokens})
-        clock_ms = spending.clock_ms(self.conn, self.block_ms)
+        clock_ms = limit_counters.clock_ms(self.conn, self.block_ms)
         assert clock_ms >= self.latest_ms  # whatever the chain and the clocks did
         self.latest_ms = clock_ms
         place(self.unit, name, app, merchant, asked, clock_ms, is_counted=True)
@@ -129,7 +129,7 @@ class Spending(RuleBasedStateMachine):
     @rule(app=st.sampled_from(APPS))
     def the_operator_moves_utxos(self, app: str) -> None:
         name = f"send{self.conn.execute('SELECT COUNT(*) FROM payments').fetchone()[0]}"
-        clock_ms = spending.clock_ms(self.conn, self.block_ms)
+        clock_ms = limit_counters.clock_ms(self.conn, self.block_ms)
         self.latest_ms = clock_ms
         place(self.unit, name, app, "", {ADA: 10**9}, clock_ms, is_counted=False)
 
@@ -139,7 +139,7 @@ class Spending(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.holds)))
         hold = self.holds[name]
         if hold.at_ms is None:
-            hold.at_ms = spending.clock_ms(self.conn, max(landed_ms, self.block_ms or 0))
+            hold.at_ms = limit_counters.clock_ms(self.conn, max(landed_ms, self.block_ms or 0))
             holds.post_hold(self.unit, name, hold.at_ms)
 
     @precondition(lambda self: self.holds)
@@ -148,7 +148,7 @@ class Spending(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.holds)))
         hold = self.holds[name]
         if hold.at_ms is None:
-            hold.at_ms = spending.clock_ms(self.conn, self.block_ms)
+            hold.at_ms = limit_counters.clock_ms(self.conn, self.block_ms)
             holds.release_hold(self.unit, name, 9, fee, hold.at_ms)
             hold.counts = {asset: fee if asset == ADA else 0 for asset in hold.asked}
 
@@ -161,8 +161,8 @@ class Spending(RuleBasedStateMachine):
 
     @invariant()
     def what_is_counted_is_what_was_spent(self) -> None:
-        clock_ms = spending.clock_ms(self.conn, self.block_ms)
-        for limit, told in spending.counted_for_each(self.conn, EVERY_LIMIT, clock_ms).items():
+        clock_ms = limit_counters.clock_ms(self.conn, self.block_ms)
+        for limit, told in limit_counters.counted_for_each(self.conn, EVERY_LIMIT, clock_ms).items():
             scope, asset, window, _ = limit
             assert self._least(scope, asset, window, clock_ms) <= told, (scope, window)
             assert told <= self._most(scope, asset, window, clock_ms), (scope, window)
@@ -230,9 +230,9 @@ class Landings(RuleBasedStateMachine):
 
     @rule(units=st.sampled_from([1, 40, 60, 100]))
     def a_payment_is_wanted(self, units: int) -> None:
-        clock_ms = spending.clock_ms(self.conn, self.seen_ms)
+        clock_ms = limit_counters.clock_ms(self.conn, self.seen_ms)
         limits = [Limit(WALLET, ADA, window, most) for window, most in ROLLING.items()]
-        asked = [policy.ask(one, spending.counted(self.conn, one, clock_ms), {ADA: units}) for one in limits]
+        asked = [policy.ask(one, limit_counters.counted(self.conn, one, clock_ms), {ADA: units}) for one in limits]
         if policy.tightest(asked) is None:
             name = f"pay{len(self.wanted)}"
             place(self.unit, name, APPS[0], SHOPS[0], {ADA: units}, clock_ms, is_counted=True)
@@ -272,7 +272,7 @@ class Landings(RuleBasedStateMachine):
 
     def _from_ms(self, landed_ms: int) -> int:
         """As the agent computes it (`ChainView.landed_ms`)."""
-        return spending.clock_ms(self.conn, max(landed_ms, self.seen_ms or 0))
+        return limit_counters.clock_ms(self.conn, max(landed_ms, self.seen_ms or 0))
 
     @invariant()
     def no_window_of_the_chain_is_above_its_limit(self) -> None:
@@ -299,10 +299,10 @@ def test_a_daily_limit_adds_up_at_most_a_day_of_spans(tmp_path: Path) -> None:
     limit = Limit(WALLET, ADA, Window.DAY, 0)
     conn.execute("BEGIN")
     for number in range(5_000):
-        spending.count(Unit(conn), "app", "https://a.example", {ADA: 1}, BEGIN_MS + number * 300_000)
+        limit_counters.count(Unit(conn), "app", "https://a.example", {ADA: 1}, BEGIN_MS + number * 300_000)
     conn.execute("COMMIT")
     clock_ms = BEGIN_MS + 4_999 * 300_000
-    assert len(spending.spans(conn, limit, clock_ms)) == spending.counted(conn, limit, clock_ms) == 289
+    assert len(limit_counters.spans(conn, limit, clock_ms)) == limit_counters.counted(conn, limit, clock_ms) == 289
     conn.close()
 
 
@@ -311,13 +311,13 @@ def test_a_limit_can_be_set_read_back_and_dropped(tmp_path: Path, window: Window
     conn = open_database(tmp_path / "ledger.db")
     migrate(conn)
     unit, scope = Unit(conn), Scope("app", "https://a.example")
-    spending.set_limit(unit, Limit(scope, ADA, window, 5))
-    spending.set_limit(unit, Limit(scope, ADA, window, 7))
-    spending.set_limit(unit, Limit(WALLET, ADA, window, 9))
-    assert set(spending.limits(conn)) == {Limit(scope, ADA, window, 7), Limit(WALLET, ADA, window, 9)}
-    assert spending.limits_binding(conn, "app", "https://b.example") == [Limit(WALLET, ADA, window, 9)]
-    spending.drop_limit(unit, scope, ADA, window)
-    assert spending.limits(conn) == [Limit(WALLET, ADA, window, 9)]
+    limit_counters.set_limit(unit, Limit(scope, ADA, window, 5))
+    limit_counters.set_limit(unit, Limit(scope, ADA, window, 7))
+    limit_counters.set_limit(unit, Limit(WALLET, ADA, window, 9))
+    assert set(limit_counters.limits(conn)) == {Limit(scope, ADA, window, 7), Limit(WALLET, ADA, window, 9)}
+    assert limit_counters.limits_binding(conn, "app", "https://b.example") == [Limit(WALLET, ADA, window, 9)]
+    limit_counters.drop_limit(unit, scope, ADA, window)
+    assert limit_counters.limits(conn) == [Limit(WALLET, ADA, window, 9)]
     conn.close()
 
 
@@ -327,9 +327,9 @@ def test_no_query_about_limits_scans_a_whole_table(tmp_path: Path) -> None:
     asked: list[str] = []
     conn.set_trace_callback(asked.append)
     for window in Window:
-        spending.counted(conn, Limit(WALLET, ADA, window, 0), BEGIN_MS)
-    spending.spans(conn, Limit(WALLET, ADA, Window.DAY, 0), BEGIN_MS)
-    spending.limits_binding(conn, "app", "https://a.example")
+        limit_counters.counted(conn, Limit(WALLET, ADA, window, 0), BEGIN_MS)
+    limit_counters.spans(conn, Limit(WALLET, ADA, Window.DAY, 0), BEGIN_MS)
+    limit_counters.limits_binding(conn, "app", "https://a.example")
     conn.set_trace_callback(None)
     steps = [row[3] for sql in asked for row in conn.execute(f"EXPLAIN QUERY PLAN {sql}")]
     assert len(steps) >= len(Window) + 1

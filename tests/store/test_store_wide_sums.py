@@ -15,8 +15,7 @@ from payagent.core.policy import WALLET
 from payagent.store import executor
 from payagent.store.db.opening import migrate, open_database
 from payagent.store.db.unit import Unit
-from payagent.store.rows import journal
-from payagent.store.rows import limit_counters as spending
+from payagent.store.rows import journal, limit_counters
 from payagent.store.rows import writes as records
 from payagent.store.rows.journal import Selection
 
@@ -73,10 +72,10 @@ def test_a_spent_total_may_exceed_what_one_column_can_hold(unit: Unit) -> None:
             now_ms=5,
         )
         holds.place_hold(unit, f"pay{n}", {"token": MOST, "lovelace": n + 1}, 5, 5, is_counted=True)
-    assert spending.totals(unit.conn, WALLET) == {"token": 3 * MOST, "lovelace": 6}
+    assert limit_counters.totals(unit.conn, WALLET) == {"token": 3 * MOST, "lovelace": 6}
     holds.release_hold(unit, "pay0", 6)
     holds.release_hold(unit, "pay0", 7)  # it was released at 6 and stays so
-    assert spending.totals(unit.conn, WALLET) == {"token": 2 * MOST, "lovelace": 5}
+    assert limit_counters.totals(unit.conn, WALLET) == {"token": 2 * MOST, "lovelace": 5}
 
 
 UNITS = st.integers(-MOST, MOST).filter(bool)

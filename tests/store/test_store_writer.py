@@ -358,7 +358,7 @@ def test_checkpoints_run_before_and_after_the_commit(path: Path) -> None:
 def test_the_ledger_file_is_durable_and_private(path: Path) -> None:
     writer = Writer(path)
     modes = writer.submit(
-        "look",
+        "read",
         lambda unit: (
             unit.conn.execute("PRAGMA journal_mode").fetchone()[0],
             unit.conn.execute("PRAGMA synchronous").fetchone()[0],

@@ -44,6 +44,9 @@ minimum output or smaller sizes they may be invalid.
 
 SIZES = ("max_tx_size", "max_value_size")
 
+PASS, HISTORY = "pass", "history"
+"""What `ChainView.unread` may name."""
+
 
 def odd_parameters(parameters: ProtocolParameters) -> Odd | None:
     """How parameters differ from `PINNED`, or None. A stricter one is reported before a looser one."""
@@ -71,27 +74,23 @@ def require_right_clock(off_s: Sequence[int]) -> None:
 
 @dataclass(slots=True)
 class ChainView:
-    """The result of the last pass over the chain, and everything that stops the wallet from signing.
-
-    - `booked`: the tip up to which the ledger has all deposits. The providers had to agree on them.
-    - `restored_at_ms`: when the ledger was restored from a backup, if it was.
-    - `behind`: why the ledger lacks signed attempts (agent.chain_sync.recovery).
-    - `unproven`: why nothing is signed while the fleet's database may lack attempts (agent.fleet.failover).
-    - `is_compared`: whether the wallet's newest transactions were compared with the ledger since the start.
-    - `external_spends`: tx ids of external spends that freeze signing until an operator unfreezes the wallet.
-    - `unread`: why the last read of the chain (`look`) or of the wallet's past (`past`) is incomplete.
-    """
+    """The result of the last pass over the chain, and everything that stops the wallet from signing."""
 
     network: Network
     slots: SlotClock | None = None
     tip: Tip | None = None
+    # the tip up to which the ledger has all deposits; the providers had to agree on them
     booked: Tip | None = None
     problem: str | None = "no provider has answered yet"
-    restored_at_ms: int | None = None
-    behind: str | None = None
+    restored_at_ms: int | None = None  # when the ledger was restored from a backup, if it was
+    behind: str | None = None  # why the ledger lacks signed attempts (agent.chain_sync.recovery)
+    # why nothing is signed while the fleet's database may lack attempts (agent.fleet.failover)
     unproven: str | None = None
+    # whether the wallet's newest transactions were compared with the ledger since the start
     is_compared: bool = False
+    # tx ids of external spends that freeze signing until an operator unfreezes the wallet
     external_spends: tuple[str, ...] = ()
+    # why the last `PASS` over the chain, or the last read of the wallet's `HISTORY`, is incomplete
     unread: dict[str, str] = field(default_factory=dict)
 
     def note_unread(self, part: str, why: str | None) -> None:
@@ -104,7 +103,7 @@ class ChainView:
     @property
     def why_unseen(self) -> str:
         """Why there is no newest block to use."""
-        return self.problem or self._with_reason("the chain and the wallet's UTxOs were not read yet", "look")
+        return self.problem or self._with_reason("the chain and the wallet's UTxOs were not read yet", PASS)
 
     def _with_reason(self, message: str, part: str) -> str:
         return f"{message}; the last pass ended with: {self.unread[part]}" if part in self.unread else message
@@ -148,7 +147,7 @@ class ChainView:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
             detail = f"the newest block that is known is {slot - self.tip.slot} s old"
-            raise Refused("chain_not_ready", self._with_reason(detail, "look"))
+            raise Refused("chain_not_ready", self._with_reason(detail, PASS))
         return slot
 
     def _require_known_past(self, now_ms: int) -> None:
@@ -161,7 +160,7 @@ class ChainView:
         if self.unproven is not None:
             raise Refused("ledger_behind", self.unproven)
         if self.behind is not None:
-            raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", "past"))
+            raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", HISTORY))
         if self.external_spends:
             *others, last = self.external_spends
             earlier = f" (and {len(others)} before it)" if others else ""
@@ -172,7 +171,7 @@ class ChainView:
             )
         if not self.is_compared:
             detail = "the wallet's newest transactions were not compared with the ledger yet"
-            raise Refused("chain_not_ready", self._with_reason(detail, "look"))
+            raise Refused("chain_not_ready", self._with_reason(detail, PASS))
 
     def block_ms(self, now_ms: int) -> int | None:
         """The time of the newest block; None if there is none or it is too far ahead of the local clock.

@@ -146,7 +146,7 @@ def balance_of(conn: Connection, payment: LoadedPayment) -> PrepaidBalance:
 
 
 def owed(conn: Connection, payment: LoadedPayment) -> int:
-    """How many uses of the balance nothing covers any more, once a payment that was to raise it is void."""
+    """Calls served that no purchase covers, once this payment for the balance is void."""
     pool_id = payment.row.prepaid.pool_id
     if pool_id is None:
         return 0

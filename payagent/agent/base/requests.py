@@ -34,27 +34,22 @@ class MerchantRequest:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRequest:
-    """A 402 that an app wants paid.
-
-    `received`: the 402 as it came, for the record. `max_total_asset`: the asset of `max_total_units`; None: the
-    asset that is paid. `buyer`: whose prepaid balance a batch raises, if the request named another than the
-    configured one. `heard_at_ms`: when payagent itself received the 402 from the merchant; None: an app forwarded
-    it. `topup`: the top-up that this payment is part of, which then names the intent. `purpose`: why the app buys
-    this, in its words for people; no part of the intent.
-    """
+    """A 402 that an app wants paid."""
 
     app_id: str
     origin: str
     response: HttpResponse
-    received: str
+    received: str  # the 402 as it came, for the record
     request: MerchantRequest | None = None
     idempotency_key: str | None = None
     max_total_units: int | None = None
-    max_total_asset: str | None = None
+    max_total_asset: str | None = None  # None: the asset that is paid
+    # whose prepaid balance a batch raises, if the request named another than the configured one
     buyer: Buyer | None = None
+    # when payagent itself received the 402 from the merchant; None: an app forwarded it
     heard_at_ms: int | None = None
-    topup: TopupPart | None = None
-    purpose: str | None = None
+    topup: TopupPart | None = None  # the top-up that this payment is part of, which then names the intent
+    purpose: str | None = None  # why the app buys this, in its words for people; no part of the intent
 
     @property
     def fingerprint(self) -> str:

@@ -138,7 +138,7 @@ class Confirmations:
         return read
 
     async def _weigh_cancel(self, view: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
-        """Void the payment on positive evidence only (R8): its cancel is deep enough in a block.
+        """Void the payment on positive evidence only (exactly-once.md R8): its cancel is deep enough in a block.
 
         If only one provider can be asked, it must show that in repeated passes. A transaction that keeps the
         nonce UTxO from ever existing counts like a cancel.

@@ -18,7 +18,7 @@ from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.log import log
 from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.agent.chain_sync.recovery import (
-    ALERT_SUBJECT,
+    ALERT,
     LAG_S,
     ExternalSpend,
     ExternalSpendSearch,
@@ -41,7 +41,7 @@ from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, write
 from payagent.store.load import load_utxos
-from payagent.store.rows import onchain, writes
+from payagent.store.rows import alerts, onchain, writes
 
 SEARCH_EVERY_MS = 60_000
 """How soon the same UTxOs are searched for again: the spending transaction may not be indexed yet."""
@@ -75,7 +75,8 @@ async def unfreeze(context: AgentContext, app_id: str, seen: Collection[str] | N
         if frozen_by:
             last = frozen_by[-1]
             writes.note(unit, None, "unfrozen", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
-            clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator unfroze the wallet", "tx": last}, now_ms)
+            for subject in alerts.raised(unit.conn, ALERT):
+                clear_alert(unit, subject, {"detail": "an operator unfroze the wallet", "tx": last}, now_ms)
         return frozen_by
 
     frozen_by = await context.write_at("unfreeze", job) if onchain.frozen_by(context.conn) else ()
@@ -182,7 +183,7 @@ class ExternalSpends:
         if onchain.is_external_spend_on_chain(context.conn, spend.seen.tx_id, self._account):
             return
         event = await context.write(
-            "foreign", lambda unit: take_in(unit, spend, why, context.utxos, now_ms, self._account)
+            "external_spend", lambda unit: take_in(unit, spend, why, context.utxos, now_ms, self._account)
         )
         context.chain.external_spends = onchain.frozen_by(context.conn)
         if event is not None:
@@ -235,15 +236,17 @@ class ExternalSpends:
         )
         if is_gone or isinstance(read, Found):
             await self._context.write_at(
-                "foreign", lambda unit, now_ms: lose_external_spend(unit, row, view.name, now_ms)
+                "external_spend", lambda unit, now_ms: lose_external_spend(unit, row, view.name, now_ms)
             )
             self._suspects = set()
 
     async def _settle(self, height: int) -> None:
-        await self._context.write_at("foreign", lambda unit, now_ms: settle(unit, height, now_ms, self._account))
+        await self._context.write_at(
+            "external_spend", lambda unit, now_ms: settle(unit, height, now_ms, self._account)
+        )
 
     async def _weigh(self, view: QuorumView) -> None:
-        """Void a payment whose nonce UTxO was spent externally, on the evidence that a cancel needs (R8)."""
+        """Void a payment whose nonce UTxO an external spend took, on positive evidence (exactly-once.md R8)."""
         context = self._context
         now_ms = context.ports.clock.now_ms()
         overtaken = onchain.overtaken(context.conn, self._account)

@@ -16,7 +16,7 @@ from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.chain.provider import Tip
 from payagent.core.aggregate import PaymentRow
-from payagent.core.payment.machine import UNSIGNED, State
+from payagent.core.payment.machine import AWAITING_SIGNATURE, State
 from payagent.core.retry_schedule import backoff
 from payagent.store.rows import attempts_and_utxos, payments
 from payagent.store.rows.payments import OpenPayment
@@ -80,7 +80,11 @@ class FollowUp:
         self._submit_due(slot, now_ms)
         if context.chain.is_ready(now_ms) and context.chain.tip is not None:
             await self._replace_or_cancel(context.chain.tip)
-            unsigned = [row for row in self._open_payments.open(UNSIGNED) if row.id not in self._rolled_back.stuck]
+            unsigned = [
+                row
+                for row in self._open_payments.open(AWAITING_SIGNATURE)
+                if row.id not in self._rolled_back.stuck
+            ]
             await self._workers.each(unsigned, self._lifecycle.resume)
 
     async def _replace_or_cancel(self, tip: Tip) -> None:

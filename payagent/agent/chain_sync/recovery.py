@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from payagent.agent.base.chain_view import QUIET_MS
+from payagent.agent.base.chain_view import HISTORY, QUIET_MS
 from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.base.log import log
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
@@ -55,7 +55,8 @@ Progress = Callable[[int, int], None]
 
 _OLDER = "the ledger is older than what was signed with this wallet, or was lost"
 
-ALERT_SUBJECT = "foreign"
+ALERT = "external_spend"
+"""The kind of the alert, and its subject. Alerts are sealed, so an older one may have another subject."""
 
 Why = Literal["external_spend", "forgotten_spend"]
 """The event: a spend by another wallet with our words, or one of ours that a restored ledger has forgotten."""
@@ -224,9 +225,7 @@ def take_in(
             f"transaction {seen.tx_id} spent UTxOs of this wallet, and the ledger does not know it: another "
             "program has the wallet's words, or the data folder was rolled back"
         )
-        raise_alert(
-            unit, "external_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms, again=True
-        )
+        raise_alert(unit, ALERT, ALERT, {"detail": detail, "tx": seen.tx_id}, now_ms, again=True)
     return event
 
 
@@ -280,7 +279,7 @@ class Recovery:
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
         spends = await self._search.find(view, self._from_s(), self._show_progress)
-        chain.note_unread("past", self._search.why)
+        chain.note_unread(HISTORY, self._search.why)
         if spends is None:
             return
         if spends and not self._is_noticed:
@@ -302,9 +301,11 @@ class Recovery:
             self._context.chain.require_in_step(now_ms)
         except Refused:
             return False
-        detail = onchain.about_account(self._account)
         await self._context.write(
-            "scan", lambda unit: writes.note(unit, None, "quiet_begun", None, now_ms, detail)
+            "scan",
+            lambda unit: writes.note(
+                unit, None, "quiet_begun", None, now_ms, onchain.about_account(self._account)
+            ),
         )
         self._load_status()
         return False

@@ -22,7 +22,9 @@ from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, attempts_and_utxos, events, payments, writes
 
-SUBJECT = "anchor:"
+ALERT_KIND = "deposit_rolled_back"
+ALERT_SUBJECT = "deposit:"
+"""Followed by the payment's id. Alerts are sealed, so an older one may have another word in its place."""
 
 
 class RolledBackDeposits:
@@ -36,7 +38,7 @@ class RolledBackDeposits:
         self._context = context
         self._open_payments = rows
         self._denied = RepeatedReads()
-        self._alerted: list[str] | None = None
+        self._alerted: dict[str, str] | None = None
 
     async def check(self, view: QuorumView, tip: Tip) -> None:
         """Find deposits that are gone, then payments stuck because of them, then stuck payments that are over."""
@@ -74,23 +76,25 @@ class RolledBackDeposits:
     async def _update_alerts(self) -> None:
         """Raise one alert for each payment that is stuck, and clear it when it no longer is."""
         if self._alerted is None:
-            self._alerted = [
-                subject.removeprefix(SUBJECT)
-                for subject in alerts.raised(self._context.conn, "deposit_rolled_back")
-            ]
-        if self._alerted == list(self.stuck):
+            self._alerted = {
+                subject.partition(":")[2]: subject for subject in alerts.raised(self._context.conn, ALERT_KIND)
+            }
+        if list(self._alerted) == list(self.stuck):
             return
         alerted = self._alerted
 
         def job(unit: Unit, now_ms: int) -> None:
             for row in self.stuck.values():
-                _raise(unit, row, now_ms)
-            for payment_id in alerted:
+                if row.id not in alerted:
+                    _raise(unit, row, now_ms)
+            for payment_id, subject in alerted.items():
                 if payment_id not in self.stuck:
-                    _clear(unit, payment_id, now_ms)
+                    _clear(unit, payment_id, subject, now_ms)
 
         await self._context.write_at("alert", job)
-        self._alerted = list(self.stuck)
+        self._alerted = {
+            payment_id: alerted.get(payment_id, ALERT_SUBJECT + payment_id) for payment_id in self.stuck
+        }
 
     async def _weigh(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
         """Void the payment if a block past the TTL of everything signed for it is deeper than any rollback.
@@ -136,19 +140,18 @@ def _block_of(context: AgentContext, row: PaymentRow) -> TxSeen | None:
 
 
 def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
-    detail = (
-        f"a rollback took the deposit that {row.id} spends or descends from: neither what was signed for it nor a "
-        "cancel can land, unless the deposit comes back. Its money stays held"
-    )
-    facts = {"detail": detail, "payment": row.id, "utxo": row.nonce_utxo or ""}
-    if raise_alert(unit, "deposit_rolled_back", f"{SUBJECT}{row.id}", facts, now_ms):
-        state = steps.row_of(unit, row.id).state
-        writes.note(unit, row.id, "deposit_rolled_back", state, now_ms, {"utxo": row.nonce_utxo})
+    facts = {
+        "detail": f"a rollback took the deposit that {row.id} spends or descends from: neither what was signed "
+        "for it nor a cancel can land, unless the deposit comes back. Its money stays held",
+        "payment": row.id,
+        "utxo": row.nonce_utxo or "",
+    }
+    if raise_alert(unit, ALERT_KIND, ALERT_SUBJECT + row.id, facts, now_ms):
+        writes.note(unit, row.id, ALERT_KIND, steps.row_of(unit, row.id).state, now_ms, {"utxo": row.nonce_utxo})
 
 
-def _clear(unit: Unit, payment_id: str, now_ms: int) -> None:
+def _clear(unit: Unit, payment_id: str, subject: str, now_ms: int) -> None:
     state = steps.row_of(unit, payment_id).state
-    why = "it is void" if state is State.VOID else "the deposit is back"
-    is_news = clear_alert(unit, f"{SUBJECT}{payment_id}", {"detail": why, "payment": payment_id}, now_ms)
-    if is_news and state is not State.VOID:
+    facts = {"detail": "it is void" if state is State.VOID else "the deposit is back", "payment": payment_id}
+    if clear_alert(unit, subject, facts, now_ms) and state is not State.VOID:
         writes.note(unit, payment_id, "deposit_restored", state, now_ms)

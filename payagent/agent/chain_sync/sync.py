@@ -9,6 +9,7 @@ Never: asks a provider itself; decides about a payment or a UTxO.
 import asyncio
 
 from payagent.agent.agent import Agent
+from payagent.agent.base.chain_view import PASS
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
 from payagent.agent.chain_sync.merchant_polling import MerchantPolling
@@ -48,7 +49,7 @@ class ChainSync:
     @property
     def trouble(self) -> str | None:
         """Why the last pass was not complete; None if it was."""
-        return self._context.chain.unread.get("look")
+        return self._context.chain.unread.get(PASS)
 
     @property
     def is_idle(self) -> bool:
@@ -75,7 +76,7 @@ class ChainSync:
             trouble = (
                 self._confirmations.trouble or self._utxo_list.trouble if view else self.provider_selection.trouble
             )
-            self._context.chain.note_unread("look", trouble)
+            self._context.chain.note_unread(PASS, trouble)
             return trouble is None
 
     async def _observe(self) -> QuorumView | None:

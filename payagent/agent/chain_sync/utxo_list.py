@@ -70,8 +70,9 @@ class UtxoListSync:
     def _believed(self, view: QuorumView, listing: Listing, known: Set[str], now_ms: int) -> Listing:
         """The part of a list that is believed. A lone answer among several providers is not enough for a new UTxO.
 
-        If only one of several providers answers, a new UTxO takes three reads, a minute apart (R8). The others
-        must have been silent for long: they could not undo a false UTxO when they answer again.
+        If only one of several providers answers, a new UTxO takes three reads, a minute apart
+        (exactly-once.md R8). The others must have been silent for long: they could not undo a false UTxO when they
+        answer again.
 
         If only one provider is configured, its list is believed: a UTxO that it invents pays nobody.
         """

@@ -231,7 +231,7 @@ def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, no
 
 
 def _require_listed(reasons: Reasons, listed: Reasons) -> None:
-    """Refused by any reason that the approval request did not list: nobody has decided on it."""
+    """Refused by any reason that the approval request did not list: it has not been decided on."""
     listed_codes = {reason.code for reason in listed}
     for reason in reasons:
         if reason.code not in listed_codes:

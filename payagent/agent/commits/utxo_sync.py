@@ -1,7 +1,7 @@
 """Compares the ledger's UTxOs with a provider's complete list, on the writer's thread. Start at `sync`.
 
 A UTxO of a transaction that is not ours is a deposit and enters the ledger. A UTxO that the list lacks may be
-unspent: it becomes `missing` until it is listed again (rule 4). A reserved one may have been spent by its own
+unspent: it becomes `missing` until it is listed again. A reserved one may have been spent by its own
 payment, so its absence counts only when that payment is replaced. A deposit is reversed only when providers
 repeatedly deny its transaction. A reserved UTxO then becomes `rolled_back`.
 Never: concludes anything from an absence.

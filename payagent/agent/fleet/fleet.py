@@ -34,21 +34,15 @@ class HeldAccount:
 
 @dataclass(frozen=True, slots=True)
 class FleetStatus:
-    """A fleet as one of its daemons sees it.
+    """A fleet as one of its daemons sees it."""
 
-    `held`: the accounts that this daemon holds. `accounts`: all of them, with their leases. `daemons`: those that
-    registered and were not forgotten. `living`: those of them that renewed within a lease, by id. `at_ms`: when
-    they were read, by the database's clock. `lag_s`: seconds since this daemon renewed its leases. `problem`: what
-    keeps accounts from paying, or soon will.
-    """
-
-    held: tuple[int, ...]
-    accounts: tuple[AccountRow, ...]
-    daemons: tuple[DaemonRow, ...]
-    living: Mapping[str, DaemonRow]
-    at_ms: int
-    lag_s: float
-    problem: str | None
+    held: tuple[int, ...]  # the accounts that this daemon holds
+    accounts: tuple[AccountRow, ...]  # all accounts, with their leases
+    daemons: tuple[DaemonRow, ...]  # those that registered and were not forgotten
+    living: Mapping[str, DaemonRow]  # those of them that renewed within a lease, by id
+    at_ms: int  # when they were read, by the database's clock
+    lag_s: float  # since this daemon renewed its leases
+    problem: str | None  # what keeps accounts from paying, or soon will
 
 
 class Fleet:

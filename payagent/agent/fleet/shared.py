@@ -26,14 +26,14 @@ from payagent.agent.topups.runner import TopupPlan
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.money import LOVELACE
-from payagent.core.payment.machine import UNSIGNED
+from payagent.core.payment.machine import AWAITING_SIGNATURE
 from payagent.core.problems import Refused
 from payagent.store.db.fence import Seat
 from payagent.store.rows import events, fleet, onchain
 from payagent.store.rows.fleet import DaemonRow, RequestKind
 from payagent.store.rows.topups import TopupRow
 
-LOOK_S = 10
+TIP_EVERY_S = 10
 """How often a daemon without accounts asks for the newest block."""
 
 
@@ -67,7 +67,7 @@ class SharedFleet(Fleet):
             every(fleet.RENEW_EVERY_S, self.leases.keep),
             every(fleet.RENEW_EVERY_S, self.leases.renew_meanwhile),
             every(POLL_S, self.poll),
-            every(LOOK_S, self.look),
+            every(TIP_EVERY_S, self.read_tip),
             every(TAKE_S, self.leases.take_what_is_free),
         )
 
@@ -99,7 +99,7 @@ class SharedFleet(Fleet):
             context.providers, context.submit_providers = best.providers, best.submit_providers
             self.holder.serve_open()
 
-    async def look(self) -> None:
+    async def read_tip(self) -> None:
         """Read the newest block while no account is held here: quotes and `readyz` need it."""
         if not self.held and (view := await self._providers.observe()) is not None:
             chain = self.context.chain
@@ -125,7 +125,8 @@ class SharedFleet(Fleet):
         async def pay(account: int) -> tuple[PaymentRow, bool]:
             if (held := self.held.get(account)) is not None:
                 return await held.agent.pay(payment_request)
-            if (row := self.front.agent.existing(payment_request)) is not None and row.state not in UNSIGNED:
+            row = self.front.agent.existing(payment_request)
+            if row is not None and row.state not in AWAITING_SIGNATURE:
                 return row, False
             found = await self.holder.ask(account, "pay", dump_payment_request(payment_request))
             return await self._once_signed(found["payment"]), found["is_new"]

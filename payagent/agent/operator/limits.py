@@ -100,7 +100,10 @@ def _require_lower(
     asset: str,
     most_units: Mapping[Window, int | None],
 ) -> None:
-    """A first limit of ADA bounds what had no bound. A first limit of a token may be what lets it out at all."""
+    """Refuse a change that loosens a limit, `limit_not_lower`.
+
+    A token without a limit cannot be spent, so adding one loosens. A first limit of ADA only lowers.
+    """
     for window, units in most_units.items():
         now, in_config = (
             next((limit.most_units for limit in limits if limit[:3] == (scope, asset, window)), None)

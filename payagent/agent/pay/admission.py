@@ -1,7 +1,7 @@
 """C1 + C2: the one commit that admits a payment, on the writer's thread. Start at `Admission.admit`.
 
 It writes intent, invoice, decision, hold, nonce UTxO and reserved UTxOs together, so no other request can change
-the facts behind the decision (rule 7). A refusal by a limit or for lack of funds is recorded too, as a payment in
+the facts behind the decision. A refusal by a limit or for lack of funds is recorded too, as a payment in
 state `rejected`.
 """
 
@@ -58,16 +58,16 @@ class Admission:
         return cls(rules, planner, reservation, ApprovalRules(reservation), replacement)
 
     def take(self, config: AgentConfig) -> None:
-        """Decide by another config from now on. Call it in a job: each decision then uses one config."""
+        """Replace the config. Call it in a job, so that each decision uses one config."""
         self.rules.config = config
 
     def admit(
         self, unit: Unit, intent: PaymentIntent, now_ms: int, *, can_wait: bool = False, on_record: bool = True
     ) -> AdmittedPayment:
-        """Find the intent's payment, or open it. An intent has one payment, whatever invoices come (rule 5).
+        """Find the intent's payment, or open it. An intent has one payment, whatever invoices come.
 
-        A refusal is recorded as a rejected payment. It is raised instead without `on_record`, for
-        `chain_not_ready` and `merchant_in_flight_limit`, and for `funds_pending` if the caller `can_wait`.
+        A refusal is stored as a rejected payment. It is raised, not stored, if `on_record` is false; for
+        `chain_not_ready` and `merchant_in_flight_limit`; and for `funds_pending` if the caller `can_wait`.
         """
         intent = choose_offer(self.reservation, unit, intent, now_ms)
         invoice = intent.invoice

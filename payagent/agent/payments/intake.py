@@ -1,4 +1,4 @@
-"""Reads a 402 that an app forwards, under the current config, into a `PaymentIntent` to decide on.
+"""Parses a 402 that an app forwards into a `PaymentIntent`, under the current config.
 
 Start with `Intake.offers` and `Intake.intent`. A refusal before there is a payment is recorded, within
 the bounds of `RefusalThrottle`.
@@ -88,7 +88,7 @@ class Intake:
         )
 
     def intent(self, payment_request: PaymentRequest, offers: tuple[Invoice, ...], now_ms: int) -> PaymentIntent:
-        """The `PaymentIntent` to decide on, with fresh ids in case it is new."""
+        """The `PaymentIntent` of a request, with fresh ids in case it is new."""
         request = payment_request.request
         return PaymentIntent(
             ids=self._context.new_ids(),

@@ -21,7 +21,7 @@ from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
 from payagent.agent.payments.submit import TxSubmitter
 from payagent.core.aggregate import PaymentRow
 from payagent.core.network import ROLLBACK_S
-from payagent.core.payment.machine import EFFECTS, NEVER_SIGNED, UNSIGNED, Event, State
+from payagent.core.payment.machine import AWAITING_SIGNATURE, EFFECTS, NEVER_SIGNED, Event, State
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
@@ -66,10 +66,10 @@ class PaymentLifecycle:
         if row.state is State.REPLACING:
             await self.resume(row)
             row = self._context.payment(row.id)
-        if row.state in UNSIGNED:
+        if row.state in AWAITING_SIGNATURE:
             pauses.require_running(self._context.conn)
             row = await self._context.wait(row.id, SIGNING_PATIENCE_S)
-        if row.state in UNSIGNED:
+        if row.state in AWAITING_SIGNATURE:
             raise Refused("not_signed_yet", f"{row.id} waits for its signature", payment=row.id)
         return row
 
@@ -88,7 +88,7 @@ class PaymentLifecycle:
         slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
             row = self._context.payment(row.id)
-            if row.state not in UNSIGNED:
+            if row.state not in AWAITING_SIGNATURE:
                 return
             try:
                 rejected = await self._sign_or_end(row, slot, now_ms, is_requested)

@@ -1,6 +1,6 @@
 """Signs a payment's transaction, checks the bytes, and makes them durable (C3) before anyone gets them.
 
-It also keeps the claims: the payments that a task is bringing to their signature now.
+It also keeps the claims: payments a task is signing.
 Never: decides which transaction is signed; submits.
 """
 
@@ -23,9 +23,9 @@ NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"}
 
 
 class PaymentSigner:
-    """Signs payments. `claimed` holds the payments that some task is bringing to their signature now.
+    """Signs payments. `claimed` holds the payments a task is signing.
 
-    `stirred` is set when one of them is signed or given up. The task that waits for it clears it.
+    `stirred` is set when a claim ends. The task that waits for it clears it.
     """
 
     def __init__(self, context: AgentContext, signer: Signatures) -> None:

@@ -1,7 +1,7 @@
 """Submits the bytes of a payment's last attempt to every provider that is believed.
 
 The bytes are already durable (C3), each submission is recorded before the bytes are sent (C4), and no answer
-decides anything (R4). Start with `TxSubmitter.submit`.
+decides anything (exactly-once.md R4). Start with `TxSubmitter.submit`.
 Never: signs; submits bytes that are not in the ledger.
 """
 

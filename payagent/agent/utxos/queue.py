@@ -41,9 +41,8 @@ class _Place:
 class UtxoQueue:
     """Lets payments try for UTxOs in order.
 
-    `signing` holds the payments that some task is about to sign, those in the queue included.
-    `stirred` is set when one of them is signed or given up; the queue sets it too when a payment joins.
-    `keep` checks the UTxOs for the waiting payments. It takes what each of them pays, in lovelace.
+    `signing` holds the payments a task is signing, including those in the queue. `stirred` is set when a claim
+    ends or a payment joins. `keep` checks the UTxOs for the waiting payments. It takes their amounts in lovelace.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class UtxoQueue:
         try:
             return await self._keep([place.lovelace for place in self._places.values()])
         except Refused as refused:
-            log.info("line.no_coins", code=refused.code)
+            log.info("payment_queue.no_utxo", code=refused.code)
         except Exception as error:
-            log.warning("line.look_failed", error=repr(error), exc_info=True)
+            log.warning("payment_queue.check_failed", error=repr(error), exc_info=True)
         return UtxoCheck(False, 0)

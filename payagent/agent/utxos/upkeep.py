@@ -13,7 +13,7 @@ from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment, Ids, TransferRequest
 from payagent.agent.pay.admission import Admission
 from payagent.core import utxo_upkeep as upkeep
-from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
+from payagent.core.payment.machine import AWAITING_SIGNATURE, ENDED_WITHOUT_PAYING, POSTED, State
 from payagent.core.problems import Refused
 from payagent.core.utxo_upkeep import Budget, Demand, Gather, Held, Split, demand_of
 from payagent.store.db.unit import Unit
@@ -78,7 +78,7 @@ class UtxoUpkeep:
         """
         if len(_of_the_day(transfers, clock_ms)) >= upkeep.ORDERS_A_DAY:
             return False
-        waits_for, account = UNSIGNED if is_burst else UNDER_WAY, self.admission.planner.account
+        waits_for, account = AWAITING_SIGNATURE if is_burst else UNDER_WAY, self.admission.planner.account
         return not any(one.state in waits_for and one.account == account for one in transfers)
 
     def _held(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Utxo]]:

@@ -59,7 +59,7 @@ class JsonResponse(Response):
 
 
 def to_json(content: object) -> str:
-    """Write compact JSON in ASCII, so that no foreign text can break the answer. Unset fields are left out."""
+    """Write compact JSON in ASCII, so that no untrusted text can break the answer. Unset fields are left out."""
     value = content.model_dump(exclude_unset=True) if isinstance(content, BaseModel) else content
     return json.dumps(value, separators=(",", ":"))
 

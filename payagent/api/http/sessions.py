@@ -138,7 +138,7 @@ class Sessions:
     def enter_by_code(self, code: str) -> tuple[Session, str] | None:
         """Use up the link with this code. After `CODE_TRIES` wrong codes no open code is valid any more.
 
-        The links stay valid: they cannot be guessed, and so nobody can keep an operator out by wrong codes.
+        The links stay valid: they cannot be guessed, so wrong codes cannot keep an operator out.
         """
         self._drop_ended()
         given = hash_token(_bare(code))

@@ -29,8 +29,8 @@ from payagent.store.rows.events import PAGE_ROWS, EventRow, events_after, last_e
 STREAMS_MAX = 64
 STREAMS_OF_APP_MAX = 8
 HEARTBEAT_S = 15.0
-LOOK_S = 1.0
-"""Look at least this often for events that change no payment, such as refusals."""
+POLL_S = 1.0
+"""Check at least this often for events that change no payment, such as refusals."""
 
 _SEQ = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _LAST_EVENT_ID = {
@@ -110,7 +110,7 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
                 yield ": still here\n\n"
                 sent_s = clock()
             if reached - seq < PAGE_ROWS:
-                await first_of(changed.wait(), stopping.wait(), timeout_s=LOOK_S)
+                await first_of(changed.wait(), stopping.wait(), timeout_s=POLL_S)
             seq = reached
 
 

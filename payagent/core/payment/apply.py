@@ -23,7 +23,6 @@ from payagent.core.changes import (
     Change,
     Changes,
     Clear,
-    EndHold,
     ForgetUtxo,
     Free,
     MovePayment,
@@ -32,6 +31,7 @@ from payagent.core.changes import (
     PlaceHold,
     Raise,
     Reserve,
+    SetHold,
     SetUtxo,
     TakeBackUses,
     Unreserve,
@@ -218,7 +218,7 @@ def _set_holds(
     for hold in payment.holds:
         if hold.stage == stage:
             kept = hold.units if kept_lovelace is None else kept_lovelace if hold.asset == LOVELACE else 0
-            yield EndHold(
+            yield SetHold(
                 *(payment.row.id, hold.stage, hold.asset, _whose(payment)),
                 *(hold.counted_units, hold.counted_from_ms, kept, from_ms if kept else None),
                 is_released=is_released,

@@ -37,21 +37,15 @@ class MoneyEvent:
 
 @dataclass(frozen=True, slots=True)
 class ReserveFunds(MoneyEvent):
-    """`spend`: the units to hold, from `clock_ms` of the limits' clock on.
-
-    An operator's own transfer counts nowhere. `learnt`: what the merchant rules learn. `detail`: for the stored
-    event.
-    """
-
     event = Event.RESERVE
     nonce_utxo: str
     ttl_slot: int
     inputs: tuple[UtxoRow, ...]
-    spend: Mapping[str, int]
-    clock_ms: int
-    is_counted: bool
-    learnt: tuple[PinAddress | AgreePrice, ...]
-    detail: Detail
+    spend: Mapping[str, int]  # the units to hold
+    clock_ms: int  # from when they count, by the limits' clock
+    is_counted: bool  # False for an operator's own transfer
+    learnt: tuple[PinAddress | AgreePrice, ...]  # what the merchant rules learn
+    detail: Detail  # for the stored event
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         return {"nonce_utxo": self.nonce_utxo, "ttl_slot": self.ttl_slot}, self.detail
@@ -65,12 +59,10 @@ class Approve(ReserveFunds):
 
 @dataclass(frozen=True, slots=True)
 class RequestApproval(MoneyEvent):
-    """`spend`: the most that it may cost once it is approved, from `clock_ms` of the limits' clock on."""
-
     event = Event.REQUEST_APPROVAL
     approval: AddApproval
-    spend: Mapping[str, int]
-    clock_ms: int
+    spend: Mapping[str, int]  # the most that it may cost once it is approved
+    clock_ms: int  # from when that counts, by the limits' clock
     is_counted = True
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
@@ -80,11 +72,9 @@ class RequestApproval(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class Reject(MoneyEvent):
-    """`detail`: for the stored event."""
-
     event = Event.REJECT
     why: Refused
-    detail: Detail
+    detail: Detail  # for the stored event
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         return self.why.record, self.detail
@@ -102,11 +92,9 @@ class Deny(Reject):
 
 @dataclass(frozen=True, slots=True)
 class Sign(MoneyEvent):
-    """`made`: the UTxOs that the attempt makes for us."""
-
     event = Event.SIGN
     attempt: AttemptRow
-    made: tuple[UtxoRow, ...]
+    made: tuple[UtxoRow, ...]  # the UTxOs that the attempt makes for us
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         return {"tx_id": self.attempt.tx_id}, {}
@@ -126,10 +114,8 @@ class Submit(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class SeenInBlock(MoneyEvent):
-    """`block`: an attempt's. It, and the invoice it was signed for, become the payment's current ones."""
-
     event = Event.SEEN_IN_BLOCK
-    block: InBlock
+    block: InBlock  # an attempt's, which becomes the current one, with the invoice it was signed for
     provider: str
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
@@ -139,16 +125,11 @@ class SeenInBlock(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class Confirm(MoneyEvent):
-    """`from_ms`: when it starts to count, by the limits' clock. `balance`: the prepaid balance that it raises.
-
-    `agree`: the price that becomes the agreed one.
-    """
-
     event = Event.CONFIRM
     depth: int
-    from_ms: int
-    balance: PrepaidBalance
-    agree: AgreedPriceRow | None
+    from_ms: int  # when it starts to count, by the limits' clock
+    balance: PrepaidBalance  # the prepaid balance that it raises
+    agree: AgreedPriceRow | None  # the price that becomes the agreed one
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         return {}, {"depth": self.depth, "counts_from_ms": self.from_ms}
@@ -165,13 +146,11 @@ class Settle(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class Replace(MoneyEvent):
-    """`planned`: what the next attempt spends. `inputs`: what of it the payment has not reserved yet."""
-
     event = Event.REPLACE
     ttl_slot: int
     invoice_seq: int | None
-    planned: tuple[str, ...]
-    inputs: tuple[UtxoRow, ...]
+    planned: tuple[str, ...]  # the UTxOs that the next attempt spends
+    inputs: tuple[UtxoRow, ...]  # those of them that the payment has not reserved yet
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         columns = {"tx_id": None, "ttl_slot": self.ttl_slot, **_invoice(payment, self.invoice_seq)}
@@ -180,17 +159,12 @@ class Replace(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class Cancel(MoneyEvent):
-    """`attempt`: the cancel. After a fork in the second of its cancel, the same one may be stored already.
-
-    `inputs`: what it spends and the payment has not reserved yet. `by`: the app that ordered it.
-    """
-
     event = Event.CANCEL
-    attempt: AttemptRow
+    attempt: AttemptRow  # the cancel; after a fork in the second of its cancel, the same one may be stored already
     made: tuple[UtxoRow, ...]
-    inputs: tuple[UtxoRow, ...]
+    inputs: tuple[UtxoRow, ...]  # the UTxOs that it spends and the payment has not reserved yet
     why: Refused
-    by: str | None
+    by: str | None  # the app that ordered it
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         by = {} if self.by is None else {"by": self.by}
@@ -199,14 +173,9 @@ class Cancel(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class VoidByTime(MoneyEvent):
-    """`block`: of the transaction that makes it void, or one past every time limit.
-
-    `owed`: uses of the prepaid balance that nothing covers any more.
-    """
-
     event = Event.VOID_BY_TIME
-    block: InBlock
-    owed: int
+    block: InBlock  # of the transaction that makes it void, or one past every time limit
+    owed: int  # calls served that no purchase now covers
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         problem = {
@@ -223,15 +192,13 @@ class VoidByExternalSpend(VoidByTime):
     why: Refused
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
-        return {**self.block._asdict(), **self.why.record}, {"foreign": True}
+        return {**self.block._asdict(), **self.why.record}, {}
 
 
 @dataclass(frozen=True, slots=True)
 class VoidByRival(VoidByTime):
-    """`from_ms`: the time of the block, by the limits' clock."""
-
     event = Event.VOID_BY_RIVAL
-    from_ms: int
+    from_ms: int  # the time of the block, by the limits' clock
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         problem = {
@@ -257,10 +224,8 @@ class VoidByCancel(VoidByRival):
 
 @dataclass(frozen=True, slots=True)
 class CancelBlockLost(MoneyEvent):
-    """`denied_by`: a provider that has the block but not the transaction in it; None: the block is gone."""
-
     event = Event.CANCEL_BLOCK_LOST
-    denied_by: str | None
+    denied_by: str | None  # a provider that has the block but not the transaction in it; None: the block is gone
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
         return {}, {"block": payment.row.block.hash}
@@ -268,10 +233,8 @@ class CancelBlockLost(MoneyEvent):
 
 @dataclass(frozen=True, slots=True)
 class BlockLost(CancelBlockLost):
-    """`balance`: the prepaid balance that it raised."""
-
     event = Event.BLOCK_LOST
-    balance: PrepaidBalance
+    balance: PrepaidBalance  # the prepaid balance that it raised
 
 
 @dataclass(frozen=True, slots=True)

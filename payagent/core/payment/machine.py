@@ -2,7 +2,7 @@
 
 `EFFECTS` has a row for each event of a payment that a state takes: the next state, and what the event does in each
 column. `events` has the facts of each event, and `apply` makes the row's changes. Money and delivery are separate:
-a delivery problem presents the same proof again and never makes a payment (rule 6). Depths count the block that
+a delivery problem presents the same proof again and never makes a payment. Depths count the block that
 holds the transaction as 1.
 
 Never: depends on its driver (an app, a job or a simulator).
@@ -54,7 +54,7 @@ STATES_IN_WORDS = {
 
 
 class Event(StrEnum):
-    """An event of the payment machine. Only positive evidence is an event; a missing answer is not (rule 4)."""
+    """An event of the payment machine. Only positive evidence is an event; a missing answer is not."""
 
     RESERVE = "reserve"  # admitted without an approval, and everything it needs is reserved
     REQUEST_APPROVAL = "request_approval"  # a person has to approve it first
@@ -207,7 +207,7 @@ class Effect:
 NEVER_SIGNED = (State.REJECTED, State.DENIED)
 """Final states in which nothing was ever signed: the intent and the invoice may be used again."""
 
-UNSIGNED = (State.RESERVED, State.REPLACING)
+AWAITING_SIGNATURE = (State.RESERVED, State.REPLACING)
 """States whose next attempt and its UTxOs are decided but not signed yet."""
 
 CANCELLABLE = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)

@@ -33,7 +33,7 @@ SPENT_BY = ("merchant", "app", "day")
 SPENT_DAYS = 30
 NEWEST = 8
 ROWS = {
-    "entries": "entries of no payment",
+    "entries": "entries without a payment",
     "prepaid_moves": "moves of prepaid balances",
     "payments": "payments with their entries",
 }

@@ -360,7 +360,7 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
 def _unseen_external_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
         f"SELECT e.seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
-        "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> 'foreign' IS NOT NULL "
+        "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> 'code' = 'external_spend' "
         "AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 AND f.tx_id = e.detail ->> "
         "'tx_id' AND f.block_hash = e.detail ->> 'block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "
         "p.nonce_utxo || ' ') > 0) ORDER BY e.seq"

@@ -1,4 +1,4 @@
-"""Copies the ledger as it is at one moment, while the daemon keeps writing; describes the contents of a copy.
+"""Takes a consistent snapshot of the ledger while the daemon keeps writing; describes the contents of a copy.
 
 Never: writes to the ledger that it copies.
 """

@@ -42,7 +42,7 @@ def read_fleet_store(url: str, folder: Path, password: str | None) -> Readers:
 
 
 def copy_to_file(url: str, path: Path, password: str | None, folder: Path | None = None) -> None:
-    """Write a ledger on PostgreSQL into an empty file, as it is at one moment. `folder`: the wallet's data folder.
+    """Write a consistent snapshot of a PostgreSQL ledger into an empty file. `folder`: the wallet's data folder.
 
     Refused: `tables_missing`, `ledger_newer`, `ledger_tampered`; `store_failed` without the database.
     """

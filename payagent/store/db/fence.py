@@ -24,34 +24,25 @@ LEASE_MS = 10_000
 
 @dataclass(slots=True)
 class Seat:
-    """One daemon's claims in a fleet.
+    """One daemon's claims in a fleet."""
 
-    `holder`: the daemon's id, random and new with each start. `host`: its machine's name. `records`: the signer's
-    record for each account of the wallet. `on_lost` is called on the writer's thread with each account that
-    another daemon has taken, or that must be taken again.
-    `is_synchronous`: each commit is on a standby before it counts, so a failover loses none.
-    `held`: the epoch of each account that this daemon holds. Read it anywhere; only jobs and the committer change
-    it. `is_compared`: whether the records were compared with the ledger over this connection.
-    `on_connect` is called in the first commit over each connection, before its jobs: it compares the records.
-    `last_event`: number and hash of the ledger's last event, as this daemon's last commit left it. `behind_seq`:
-    the last event `ledger_behind` that it knows. `losses`: grows when all accounts are lost at once. `own_file`:
-    what this machine knows of the databases that it has used. `is_in_doubt`: a COMMIT was sent, and its outcome is
-    not known.
-    """
-
-    holder: str
-    host: str
-    records: Mapping[int, SignerRecord]
+    holder: str  # the daemon's id, random and new with each start
+    host: str  # its machine's name
+    records: Mapping[int, SignerRecord]  # the signer's record for each account of the wallet
+    # called on the writer's thread with each account that another daemon has taken, or that must be taken again
     on_lost: Callable[[int], None] = lambda _account: None
-    is_synchronous: bool = False
+    is_synchronous: bool = False  # each commit is on a standby before it counts, so a failover loses none
+    # the epoch of each account that this daemon holds; read it anywhere, but only jobs and the committer change it
     held: dict[int, int] = field(default_factory=dict)
-    is_compared: bool = False
+    is_compared: bool = False  # whether the records were compared with the ledger over this connection
+    # called in the first commit over each connection, before its jobs: it compares the records
     on_connect: Callable[[Unit], None] | None = None
+    # number and hash of the ledger's last event, as this daemon's last commit left it
     last_event: tuple[int, str] = (0, "")
-    behind_seq: int = 0
-    losses: int = 0
-    own_file: DaemonFile = field(default_factory=DaemonFile)
-    is_in_doubt: bool = False
+    behind_seq: int = 0  # the last event `ledger_behind` that it knows
+    losses: int = 0  # grows when all accounts are lost at once
+    own_file: DaemonFile = field(default_factory=DaemonFile)  # what this machine knows of its databases
+    is_in_doubt: bool = False  # a COMMIT was sent, and its outcome is not known
     _timeline: int = 0
     _proven: frozenset[int] = frozenset()
 

@@ -5,7 +5,7 @@ block observations, submissions) is append-only, and events are chained by their
 record, only the columns that may change do. Each commit seals the rows that it adds (store.db.seals).
 
 Each guard holds on any connection, also with foreign keys and recursive triggers off, as in the sqlite3 shell.
-There REPLACE deletes a row without firing a delete trigger, so guards check inserts too.
+With recursive triggers off, REPLACE skips delete triggers, so guards check inserts too.
 
 Never: reads or writes a row.
 """

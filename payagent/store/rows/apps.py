@@ -17,15 +17,13 @@ from payagent.store.rows import limit_counters, writes
 
 @dataclass(frozen=True, slots=True)
 class AppRow:
-    """An app. `merchants` (origins) and `assets`: the only ones that it may pay; None: any that the wallet may
-    pay.
-    """
+    """An app."""
 
     id: str
     name: str
     scopes: frozenset[str]
-    merchants: frozenset[str] | None
-    assets: frozenset[str] | None
+    merchants: frozenset[str] | None  # the origins that it may pay; None: any that the wallet may pay
+    assets: frozenset[str] | None  # the assets that it may pay in; None: any that the wallet may pay in
 
     @property
     def sees_all(self) -> bool:

@@ -68,8 +68,8 @@ def cursor(conn: sqlite3.Connection, target: str) -> int:
 def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
     """The events of these names after one and until another, in order.
 
-    It leaves out what each payment has and nobody is told: admissions that no approval decided, and answers after
-    which the merchant may still serve.
+    It leaves out the frequent events without a notification: admissions that no approval decided, and answers
+    after which the merchant may still serve.
     """
     rows = conn.execute(
         f"SELECT {COLUMNS} FROM events WHERE seq > ? AND seq <= ? "  # noqa: S608

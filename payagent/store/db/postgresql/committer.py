@@ -87,7 +87,7 @@ class PostgresqlCommitter(Committer):
             "client_min_messages": "warning",  # a role may be set to hear no warning of a COMMIT
             "idle_in_transaction_session_timeout": "2s",
         }
-        conn: Any = PostgresqlConnection(self.hosts.look(), settings, self.patience_s)
+        conn: Any = PostgresqlConnection(self.hosts.choose_server(), settings, self.patience_s)
         on_failure.callback(conn.close)
         is_older = bool(lacking(conn))
         self._meet(conn)  # before anything is changed on the server
@@ -124,7 +124,7 @@ class PostgresqlCommitter(Committer):
             if not self.conn.is_lost:
                 return
             try:
-                self.conn.connect(self.hosts.look())
+                self.conn.connect(self.hosts.choose_server())
                 self._meet(self.conn)
             except (Refused, sqlite3.OperationalError) as error:
                 self.conn.close()  # a server that was not looked at gets no commit

@@ -26,7 +26,7 @@ from payagent.store.db.fence import Seat
 from payagent.store.db.postgresql.connection import Database, PostgresqlConnection, parameters_of
 from payagent.store.db.postgresql.server import require_newest_timeline
 
-LOOK_S = 5
+ANSWER_S = 5
 """How long the hosts have to answer. One whose processes are stopped accepts a connection and says nothing."""
 
 _LISTS = ("host", "hostaddr", "port")
@@ -160,9 +160,9 @@ def newest(url: str, password: str | None, folder: Path | None, *, is_copy: bool
 
 
 class Hosts:
-    """The hosts of `store.url`, for one daemon: its writer looks, and its readers follow.
+    """The hosts of `store.url`, for one daemon: its writer chooses a server, and its readers follow.
 
-    `timeline`: of the server that the writer was told to connect to; 0 before its first look.
+    `timeline`: of the server that the writer was told to connect to; 0 before the first one.
     """
 
     def __init__(self, database: Database, seat: Seat | None) -> None:
@@ -171,7 +171,7 @@ class Hosts:
         self.timeline = 0
         self._generation = 0
         self._found = database
-        self._server: Database | Refused = Refused("store_failed", "the database was not looked for yet")
+        self._server: Database | Refused = Refused("store_failed", "the hosts were not asked yet")
 
     @property
     def server(self) -> Database:
@@ -180,7 +180,7 @@ class Hosts:
             raise Refused("store_failed", found.detail, **found.context)
         return found
 
-    def look(self) -> Database:
+    def choose_server(self) -> Database:
         """Ask all hosts which server the writer shall connect to. Errors: as `choose`."""
         answers, seat = _ask_all(self._database), self._seat
         best = choose(
@@ -228,7 +228,7 @@ def hosts_of(database: Database) -> list[Database]:
 
 def _ask_all(database: Database) -> list[HostAnswer]:
     """Ask all hosts at once. One that does not answer in time is silent; no thread of it keeps a process alive."""
-    answers = [HostAnswer(at, "silent", why=f"no answer in {LOOK_S} s") for at in hosts_of(database)]
+    answers = [HostAnswer(at, "silent", why=f"no answer in {ANSWER_S} s") for at in hosts_of(database)]
     for one in answers:
         parameters_of(one.database)
 
@@ -238,7 +238,7 @@ def _ask_all(database: Database) -> list[HostAnswer]:
     threads = [Thread(target=ask, args=(number,), daemon=True) for number in range(len(answers))]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + LOOK_S
+    until = time.monotonic() + ANSWER_S
     for thread in threads:
         thread.join(max(0, until - time.monotonic()))
     return list(answers)
@@ -247,7 +247,7 @@ def _ask_all(database: Database) -> list[HostAnswer]:
 def _ask(database: Database) -> HostAnswer:
     anyone = replace(database, place={**database.place, "target_session_attrs": "any"})
     try:
-        with closing(PostgresqlConnection(anyone, patience_s=LOOK_S)) as conn:
+        with closing(PostgresqlConnection(anyone, patience_s=ANSWER_S)) as conn:
             row: Any = conn.execute(_ASK).fetchone()
     except sqlite3.Error as error:
         why = " ".join(str(error).split())

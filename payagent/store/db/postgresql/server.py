@@ -41,7 +41,7 @@ def require_synchronous(conn: PostgresqlConnection) -> None:
 def require_own_ledger(conn: Any, system: str, records: Mapping[int, SignerRecord]) -> bool:
     """Refuse a ledger of another server, and one that lacks what this host signed on another server.
 
-    False for a ledger that nobody has used on a server yet: `claim` it.
+    False for a ledger not yet used on any server: `claim` it.
     """
     (made_for,) = conn.execute("SELECT system FROM gate").fetchone()
     if made_for not in ("", system):
