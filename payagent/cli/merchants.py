@@ -12,6 +12,7 @@ import click
 
 from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
 from payagent.cli.terminal import Terminal
+from payagent.core.money import counted
 from payagent.core.origin import is_t_backend
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -163,7 +164,7 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ("merchant", row["name"]),
             ("origin", row["origin"]),
             ("ready", _ready(row)),
-            ("not served", f"{row['unserved_streak']} payments in a row{stopped}"),
+            ("not served", f"{counted(row['unserved_streak'], 'payment')} in a row{stopped}"),
             ("in flight", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
             (
                 "price rise",

@@ -16,7 +16,7 @@ from payagent.cli.options import show_asset, show_units
 from payagent.cli.prices import Prices
 from payagent.cli.terminal import harmless
 from payagent.core.ledger import HELD, WALLET
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, counted
 
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:64rem;margin:1rem auto;padding:0 1rem}"
@@ -202,7 +202,7 @@ def _topups(rows: Iterable[Mapping[str, Any]]) -> str:
             row["app"],
             row["trigger"],
             str(row["count"]),
-            f"{row['units']} calls" if row["unit"] == "calls" else show_units(row["unit"], row["units"]),
+            counted(row["units"], "call") if row["unit"] == "calls" else show_units(row["unit"], row["units"]),
             str(row["ended_early"]),
         )
         for row in rows

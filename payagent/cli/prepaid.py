@@ -24,7 +24,7 @@ from payagent.cli.options import (
 )
 from payagent.cli.pay import DRY_RUN_OK, PENDING, approval_rows, show_prepaid
 from payagent.cli.terminal import Terminal, as_shown
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, counted
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import name_of
 
@@ -77,7 +77,7 @@ def _reported_balance(report: dict[str, Any]) -> str:
 def _number(one: dict[str, Any], units: str | None) -> str:
     if units is None:
         return ""
-    return f"{units} calls" if one["unit"] == CALLS else show_amount(one["unit"], units)
+    return counted(units, "call") if one["unit"] == CALLS else show_amount(one["unit"], units)
 
 
 @prepaid.command(

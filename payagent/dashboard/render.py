@@ -3,6 +3,7 @@
 May import: core, dashboard.text, Jinja2, Starlette. Never: renders text of a merchant as HTML.
 """
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
 from payagent.core.history import decider, decision_in_words, limit_in_words
+from payagent.core.money import NO_TOKENS, counted
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -31,14 +33,14 @@ class Renderer:
     """The templates and the assets. `facts` are the same on every page, such as the network."""
 
     def __init__(self, **facts: Any) -> None:
-        self.facts = facts
+        self.facts, tokens = facts, facts.get("tokens", NO_TOKENS)
         assets = _assets()
         self._by_address = {address: (raw, kind) for address, raw, kind in assets.values()}
         self.environment = Environment(
             loader=FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
-            finalize=text.visible,
+            finalize=partial(text.readable, tokens=tokens),
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
@@ -52,7 +54,9 @@ class Renderer:
             "asset_name": text.asset_name,
             "when": text.when,
             "short": text.short,
-            "clipped": text.clipped,
+            "clipped": partial(text.clipped, tokens=tokens),
+            "figures": text.figures,
+            "counted": counted,
             "chip": text.chip,
             "paid": text.paid,
             "decider": decider,

@@ -6,7 +6,7 @@ May import: core, dashboard, Starlette. Never: SQL; changes a payment, except th
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.responses import Response
@@ -136,7 +136,7 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
 
 
 def _title(payment: dict[str, Any], visit: Visit) -> str:
-    tokens = cast("dict[str, str]", visit.renderer.environment.globals["tokens"])
+    tokens = visit.renderer.facts["tokens"]
     units = " and ".join(amount_text(*one, tokens) for one in paid(payment))
     if payment["kind"] == "split":
         return "UTxOs split"
