@@ -29,7 +29,8 @@ _AMOUNT_TEXT = re.compile(
 )
 _SEPARATED = re.compile(r"[1-9][0-9]{0,2}(?:[\u2009\u202f][0-9]{3})+(?![0-9])", re.ASCII)
 _AMOUNT_IN_TEXT = re.compile(
-    r"(?<![\w.])(?:([0-9]+) units of ([0-9a-f]{56,120})|([0-9]{1,11})(?:\.([0-9]{1,6}))? ADA)(?!\w)", re.ASCII
+    r"(?<![\w.\u2009\u202f])(?:([0-9]+) units of ([0-9a-f]{56,120})|([0-9]{1,11})(?:\.([0-9]{1,6}))? ADA)(?!\w)",
+    re.ASCII,
 )
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,14})(?:\.([0-9]+))?", re.ASCII)
 _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)

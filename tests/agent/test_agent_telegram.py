@@ -71,6 +71,7 @@ class Phone:
         row, _ = await self.run.agent.pay(replace(self.run.world.ask("hello"), purpose=purpose))
         assert row.state is State.AWAITING_APPROVAL
         news = Notification("ntf_1", "approval.asked", 1, "A payment waits", "for you", {}, row.id, "t", "test")
+        news = replace(news, lines=("App: test", f"Purpose: {purpose}", row.id))
         assert await self.target.send(news, links, 1) is None
         return row, next(one for one in reversed(self.telegram.messages) if one.buttons)
 
@@ -214,7 +215,9 @@ async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_
 ) -> None:
     news = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
     async with phone(world, telegram) as one:
-        assert "no chat is paired" in str(await one.target.send(news, {}, 1))
+        missed = await one.target.send(news, {}, 1)
+        assert missed is not None
+        assert ("no chat is paired" in missed.why, missed.then) == (True, "given_up"), "a new chat gets no backlog"
         await one.pair(ANN)
         await one.pair(BOB)
         await until(lambda: telegram.of_chat(BOB))

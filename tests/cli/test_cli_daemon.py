@@ -427,7 +427,7 @@ def test_limits_are_shown_per_asset_and_window(shop: Shop) -> None:
     rows = {(row["asset"], row["limit"]): row["most"] for row in shop.payagent("limits").json["limits"]}
     assert rows["lovelace", "per_payment"] == "1000000000"
     assert rows[TOKEN, "per_day"] == "5000"
-    assert "1000 ADA" in shop.payagent("limits", "--human").out
+    assert "1\u202f000 ADA" in shop.payagent("limits", "--human").out
 
 
 def test_tables_do_not_shorten_ids_and_addresses(shop: Shop) -> None:
