@@ -48,9 +48,11 @@ class Desk:
     def get(self, link: str, **headers: str) -> httpx.Response:
         return self.browser.get(self.address(link), headers={"Host": f"{HOST}:{self.port}"} | headers)
 
-    def post(self, link: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    def post(
+        self, link: str, headers: dict[str, str] | None = None, form: dict[str, str] | None = None
+    ) -> httpx.Response:
         given = {"Host": f"{HOST}:{self.port}"} | (self.own_form if headers is None else headers)
-        return self.browser.post(self.address(link), headers=given, follow_redirects=True)
+        return self.browser.post(self.address(link), headers=given, data=form, follow_redirects=True)
 
     def ask(self, message: str) -> dict[str, str]:
         """Pay above the threshold; returns what the operator is told."""
