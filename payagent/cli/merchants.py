@@ -165,7 +165,7 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ("origin", row["origin"]),
             ("ready", _ready(row)),
             ("not served", f"{counted(row['unserved_streak'], 'payment')} in a row{stopped}"),
-            ("in flight", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
+            ("in flight", f"{counted(row['in_flight'], 'payment')}{_most(row['payments_in_flight_max'])}"),
             (
                 "price rise",
                 "any" if row["price_rise_percent_max"] is None else f"{row['price_rise_percent_max']} % at most",

@@ -181,8 +181,11 @@ async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World,
     words = "see https://evil.example/x or evil.example and @mallory_bot /approve #now"
     async with phone(world, telegram) as one:
         await one.pair(ANN)
-        _, message = await one.ask(purpose=words, links={"approve_url": "https://payagent.internal/decide/x"})
+        row, message = await one.ask(purpose=words, links={"approve_url": "https://payagent.internal/decide/x"})
         assert "see https:" in message.text
+        title, app, purpose, *_, last = message.text.partition("\nApprove page")[0].splitlines()
+        assert (title, app, purpose[:8]) == ("A payment waits", "App: test", "Purpose:")
+        assert last == row.id
         assert message.links == ["https://payagent.internal/decide/x"]
 
 
