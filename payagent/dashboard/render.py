@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
 from payagent.core.history import decider, decision_in_words, limit_in_words
-from payagent.core.money import NO_TOKENS, counted
+from payagent.core.money import NO_TOKENS, counted, for_people
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -40,7 +40,7 @@ class Renderer:
             loader=FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
-            finalize=partial(text.readable, tokens=tokens),
+            finalize=text.visible,
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
@@ -56,6 +56,7 @@ class Renderer:
             "short": text.short,
             "clipped": partial(text.clipped, tokens=tokens),
             "figures": text.figures,
+            "readable": partial(for_people, tokens=tokens),
             "counted": counted,
             "chip": text.chip,
             "paid": text.paid,

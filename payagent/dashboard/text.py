@@ -52,12 +52,6 @@ def _visible(char: str) -> str:
     )
 
 
-def readable(value: object, tokens: Tokens) -> object:
-    """Foreign text as `visible` shows it, with amounts as people read them. Markup and other values stay."""
-    is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return visible(for_people(str(value), tokens)) if is_text else value
-
-
 def ada(units: int | str) -> str:
     """Lovelace as ADA with six decimals and without the unit."""
     return show_number(int(units), 6)
@@ -124,7 +118,7 @@ def short(text: str, head: int = 14, tail: int = 6) -> Markup:
 
 def clipped(text: str, most: int = 300, tokens: Tokens = NO_TOKENS) -> Markup:
     """Foreign text; what is long stands behind a link."""
-    shown = str(readable(text, tokens))
+    shown = str(visible(for_people(text, tokens)))
     if len(shown) <= most:
         return escape(shown)
     return Markup('<details class="long"><summary>{}…</summary>{}</details>').format(shown[:most], shown[most:])

@@ -59,7 +59,7 @@ def test_a_token_is_shown_in_its_decimals_and_every_form_is_read_back() -> None:
 
 
 def test_amounts_in_texts_of_the_record_are_shown_in_decimals() -> None:
-    page = Renderer(tokens=TOKENS).environment.from_string("{{ text }} {{ text | clipped }}")
+    page = Renderer(tokens=TOKENS).environment.from_string("{{ text | readable }} {{ text | clipped }}")
     detail = f"per_day leaves 5000000 units of {USDM}"
     assert page.render(text=detail) == "per_day leaves 5 USDM per_day leaves 5 USDM"
     assert "1 payment " in Renderer().environment.from_string("{{ 1 | counted('payment') }} ").render()
