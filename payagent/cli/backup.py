@@ -13,6 +13,7 @@ import click
 
 from payagent.cli.options import config_option, example, output_options, pass_terminal, show_amount
 from payagent.cli.terminal import Json, Terminal
+from payagent.core.money import counted
 from payagent.core.timestamps import iso_time
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _show(terminal: Terminal, restored: "Restored") -> None:
     manifest = restored.manifest
     made_at = iso_time(manifest.made_at_ms)
     terminal.line(f"Restored the wallet {manifest.address} of {made_at} into {restored.data_dir}.")
-    terminal.line(f"{manifest.payments} payments, {manifest.open_payments} of them not settled.")
+    terminal.line(f"{counted(manifest.payments, 'payment')}, {manifest.open_payments} of them not settled.")
     if restored.app is not None:
         terminal.line(f"operator.token is new, for the new app {restored.app!r}. Earlier tokens stay valid.")
     for line in _comparison(restored.differences):

@@ -43,6 +43,7 @@ _ROWS = {
     "second_reader": "transactions read again by pycardano",
 }
 """What `verify` checked, where the table's name alone is unclear."""
+_ONE_ROW = _ROWS | {"payments": "payment with its entries"}
 
 _BY = ("merchant", "app", "path", "destination", "hour", "day", "week", "month", "asset")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
@@ -244,7 +245,10 @@ def verify(
     def human() -> None:
         for finding in answer["findings"]:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
-        checked = ", ".join(f"{count} {_ROWS.get(table, table)}" for table, count in answer["checked"].items())
+        checked = ", ".join(
+            f"{count} {(_ONE_ROW if count == 1 else _ROWS).get(table, table)}"
+            for table, count in answer["checked"].items()
+        )
         terminal.line(f"{'clean' if answer['clean'] else _findings(answer['found'])}: {checked}")
         terminal.line(f"head {answer['head']}")
 

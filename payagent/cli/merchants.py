@@ -10,6 +10,7 @@ import click
 
 from payagent.cli.options import ASSET, Connect, amount, example, group_of, path_of, talks_to_daemon
 from payagent.cli.terminal import Field, Terminal
+from payagent.core.money import counted
 from payagent.core.origin import is_t_backend
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -155,8 +156,8 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ("merchant", row["name"]),
             ("origin", row["origin"]),
             ("ready", _ready(row)),
-            ("not served", f"{row['unserved_streak']} payments in a row{stopped}"),
-            ("in flight", f"{row['in_flight']} payments{_most(row['payments_in_flight_max'])}"),
+            ("not served", f"{counted(row['unserved_streak'], 'payment')} in a row{stopped}"),
+            ("in flight", f"{counted(row['in_flight'], 'payment')}{_most(row['payments_in_flight_max'])}"),
             (
                 "price rise",
                 "any" if row["price_rise_percent_max"] is None else f"{row['price_rise_percent_max']} % at most",

@@ -15,7 +15,7 @@ from payagent.cli.options import show_asset, show_units
 from payagent.cli.prices import Prices
 from payagent.cli.terminal import harmless
 from payagent.core.ledger import HELD, WALLET
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, counted
 
 _CHANGES = {
     "deposit": "received",
@@ -69,7 +69,7 @@ def month_page(report: Mapping[str, Any], prices: Prices | None) -> str:
 
 def _ordered(topup: Mapping[str, Any]) -> str:
     unit, units = topup["unit"], topup["units"]
-    return f"{units} calls" if unit == "calls" else show_units(unit, units)
+    return counted(units, "call") if unit == "calls" else show_units(unit, units)
 
 
 def _balance(report: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:

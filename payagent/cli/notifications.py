@@ -31,7 +31,8 @@ def notifications() -> None:
 def list_(terminal: Terminal, connect: Connect) -> None:
     """List the targets, and what waits for each.
 
-    They are the tables [[notifications]] of the config. A target without a filter is told everything.
+    They are the tables [[notifications]] of the config. Without a filter, a webhook is told everything, and the
+    others are told decisions and trouble.
     """
     fields = (
         Field("target", "name", is_whole=True),
@@ -53,7 +54,7 @@ def _kind(target: dict[str, Any]) -> str:
 
 def _filter(target: dict[str, Any]) -> str:
     parts = (f"{name}: {', '.join(target[name])}" for name in ("events", "merchants", "apps") if target[name])
-    return "; ".join(parts) or "all"
+    return "; ".join(parts) or ("all" if target["kind"] == "webhook" else "decisions and trouble")
 
 
 @notifications.command(

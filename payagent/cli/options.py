@@ -6,7 +6,7 @@ Never: knows a command.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -15,7 +15,17 @@ import click
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.ledger import Kind
-from payagent.core.money import LOVELACE, Tokens, format_ada, parse_amount, parse_amount_of, parse_asset
+from payagent.core.money import (
+    LOVELACE,
+    NO_TOKENS,
+    Tokens,
+    name_and_decimals,
+    parse_amount,
+    parse_amount_of,
+    parse_asset,
+    show_number,
+)
+from payagent.core.money import show_amount as show_amount_of
 from payagent.core.payment.machine import State
 from payagent.core.problems import EXIT_INVOICE, Refused
 
@@ -90,6 +100,7 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
     @wraps(command)
     def with_client(config: Path | None, token_file: Path | None, **arguments: Any) -> R:
         terminal = click.get_current_context().ensure_object(Terminal)
+        terminal.tokens = cache(lambda: _tokens_of(config))
         return command(terminal, lambda: _connect(config, token_file), **arguments)
 
     return _daemon_options(with_client)
@@ -106,6 +117,16 @@ def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
         settings = load_settings(config, os.environ)
         paths = DaemonPaths(settings.api.socket, settings.data_dir)
     return OperatorClient(paths, token_file, config)
+
+
+def _tokens_of(config: Path | None) -> Tokens:
+    """The tokens that the config names; none if it cannot be read, since amounts can be shown in units too."""
+    from payagent.settings.loading import load_settings
+
+    try:
+        return load_settings(config, os.environ).limits.tokens
+    except Refused:
+        return NO_TOKENS
 
 
 def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:
@@ -206,20 +227,28 @@ def read_amounts(asset: str | None, texts: Mapping[str, str | None], tokens: Tok
 
 
 def show_units(asset: str, units: str | int | None) -> str:
-    """An amount for people: lovelace as ADA, a token as units."""
+    """An amount for people: with its unit, in the decimals of the config, or in units if that does not name it."""
     if units is None:
         return ""
-    return format_ada(int(units)) if asset == LOVELACE else f"{units} units"
+    tokens = _tokens_for(asset)
+    is_named = asset == LOVELACE or any(asset == of for of, _ in tokens.values())
+    return show_amount_of(asset, int(units), tokens) if is_named else f"{show_number(int(units), 0)} units"
 
 
 def show_amount(asset: str, units: str | int) -> str:
     """An amount with its asset's name, for text outside a table."""
-    return show_units(asset, units) if asset == LOVELACE else f"{units} of {show_asset(asset)}"
+    return show_amount_of(asset, int(units), _tokens_for(asset))
 
 
 def show_asset(asset: str) -> str:
-    """An asset for people: ADA, or POLICY.NAME in hex."""
-    return "ADA" if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}"
+    """An asset for people: ADA, a token's name in the config, or POLICY.NAME in hex."""
+    return name_and_decimals(asset, _tokens_for(asset))[0]
+
+
+def _tokens_for(asset: str) -> Tokens:
+    """The tokens of the config that the running command uses. It is read only to show a token."""
+    context = click.get_current_context(silent=True)
+    return NO_TOKENS if asset == LOVELACE or context is None else context.ensure_object(Terminal).tokens()
 
 
 def show_time(text: str) -> str:

@@ -24,7 +24,7 @@ from payagent.cli.options import (
 )
 from payagent.cli.saved_402 import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Field, Json, ProblemError, Terminal, as_shown
-from payagent.core.money import LOVELACE, parse_bound
+from payagent.core.money import LOVELACE, counted, parse_bound
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
@@ -204,7 +204,7 @@ def show_quote(terminal: Terminal, quote: Json) -> None:
     terminal.pairs([("fee", show_units(LOVELACE, str(quote["fee"])))])
     spend: Any = quote.get("spend", {})
     for asset, units in spend.items():
-        terminal.pairs([("total", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
+        terminal.pairs([("total", show_amount(asset, units))])
     terminal.pairs(approval_rows(quote))
 
 
@@ -214,7 +214,10 @@ def show_prepaid(terminal: Terminal, quote: Json) -> None:
     if units is None:
         used = "an unknown part: this request has no known price yet"
     else:
-        used = f"{units} prepaid call" if unit == CALLS else f"{show_amount(unit, str(units))} of the balance"
+        is_call = unit == CALLS
+        used = (
+            counted(str(units), "prepaid call") if is_call else f"{show_amount(unit, str(units))} of the balance"
+        )
     terminal.pairs([("prepaid", "the balance serves this request; nothing is paid"), ("uses", used)])
 
 

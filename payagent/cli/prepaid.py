@@ -23,7 +23,7 @@ from payagent.cli.options import (
 )
 from payagent.cli.pay import DRY_RUN_OK, PENDING, approval_rows, show_prepaid
 from payagent.cli.terminal import Field, Terminal, as_shown
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, counted
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import name_of
 
@@ -80,7 +80,7 @@ def _reported_balance(one: dict[str, Any]) -> str:
 def _number(one: dict[str, Any], units: str | None) -> str:
     if units is None:
         return ""
-    return f"{units} calls" if one["unit"] == CALLS else show_amount(one["unit"], units)
+    return counted(units, "call") if one["unit"] == CALLS else show_amount(one["unit"], units)
 
 
 def _count(name: str, key: str = "", drop: int | None = None) -> Field:

@@ -18,12 +18,14 @@ from typing import Any, Literal, TextIO, cast
 import click
 
 from payagent.cli.table_fit import GAP, Column, fit
+from payagent.core.money import NO_TOKENS, THOUSANDS, Tokens, for_people
 from payagent.core.problems import PROBLEMS, Refused, name_of
 
 Json = dict[str, object]
 Tone = Literal["ok", "warning", "error"]
 
 PROGRESS_EVERY_S = 0.5
+_KEPT = f"\n\t{THOUSANDS}"
 COLOURS: Mapping[Tone, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -57,12 +59,13 @@ class ProblemError(Exception):
 
 @dataclass(slots=True)
 class Terminal:
-    """The three streams. `forced_json` is True for --json and False for --human."""
+    """The three streams. `forced_json` is True for --json and False for --human. `tokens`: those of the config."""
 
     stdin: TextIO
     stdout: TextIO
     stderr: TextIO
     forced_json: bool | None = None
+    tokens: Callable[[], Tokens] = field(default=lambda: NO_TOKENS)
     _progress_at_s: float = field(default=0.0)
 
     @property
@@ -89,7 +92,7 @@ class Terminal:
 
     def line(self, text: str = "") -> None:
         """Write one line of data."""
-        self.write(harmless(text) + "\n")
+        self.write(self._shown(text, self.stdout) + "\n")
 
     def write(self, text: str) -> None:
         """Write data unchanged."""
@@ -111,11 +114,12 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Write one message to stderr."""
-        print(harmless(text), file=self.stderr, flush=True)
+        print(self._shown(text, self.stderr), file=self.stderr, flush=True)
 
     def say_error(self, text: str) -> None:
         """Write the first line of an error to stderr."""
-        print(f"{self._painted('error:', 'error', self.stderr)} {harmless(text)}", file=self.stderr, flush=True)
+        self.stderr.write(f"{self._painted('error:', 'error', self.stderr)} {self._shown(text, self.stderr)}\n")
+        self.stderr.flush()
 
     def table(self, rows: Sequence[Any], fields: Sequence[Field]) -> None:
         """Write a table to stdout. On a terminal it is fitted to its width."""
@@ -123,7 +127,12 @@ class Terminal:
             self.line("(none)")
             return
         table = [
-            Column(one.name, [harmless(one.text(row)) for row in rows], one.is_right or one.is_whole, one.drop)
+            Column(
+                one.name,
+                [self._shown(one.text(row), self.stdout) for row in rows],
+                one.is_right or one.is_whole,
+                one.drop,
+            )
             for one in fields
         ]
         table = [column for column in table if column.rank is None or any(column.cells)]
@@ -163,7 +172,7 @@ class Terminal:
 
     def marked(self, mark: str, tone: Tone, text: str) -> None:
         """Write a line of data that begins with a word in the colour of its tone."""
-        self.write(f"{self._painted(mark, tone, self.stdout)}{harmless(text)}\n")
+        self.write(f"{self._painted(mark, tone, self.stdout)}{self._shown(text, self.stdout)}\n")
 
     def _painted(self, text: str, tone: Tone | None, stream: TextIO) -> str:
         """The text in its colour if the stream is a terminal, unless $NO_COLOR is set (no-color.org)."""
@@ -178,6 +187,14 @@ class Terminal:
     def facts(self, facts: Iterable[tuple[str, object]]) -> None:
         """Write the names and values of the facts that are known, one per line."""
         self.pairs([(name, str(value)) for name, value in facts if value])
+
+    def _shown(self, text: str, stream: TextIO) -> str:
+        """The text as it is written: without control characters, and for people with readable amounts."""
+        if self.is_json:
+            return harmless(text)
+        text = for_people(text, self.tokens() if " units of " in text else NO_TOKENS)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        return harmless(text if "utf" in encoding.lower() else text.replace(THOUSANDS, ""))
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Write names and values, one per line."""
@@ -224,7 +241,7 @@ class Terminal:
 
 def harmless(text: str) -> str:
     """Escape unprintable characters, so that untrusted text cannot control the terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() or char in _KEPT else ascii(char)[1:-1] for char in text)
 
 
 def standard_terminal() -> Terminal:

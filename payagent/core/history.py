@@ -6,7 +6,7 @@ Never: I/O; decides what anybody may see.
 from collections.abc import Mapping
 from typing import Any
 
-from payagent.core.money import LOVELACE, format_ada
+from payagent.core.money import format_amount
 from payagent.core.timestamps import iso_time
 
 EVENTS_IN_WORDS = {
@@ -90,9 +90,7 @@ def _left(limit: Mapping[str, Any]) -> str:
 
 
 def _units(asset: str, units: str | None) -> str:
-    if units is None:
-        return ""
-    return format_ada(int(units)) if asset == LOVELACE else f"{units} units"
+    return "" if units is None else format_amount(asset, int(units))
 
 
 def _in_line(value: object) -> str:

@@ -111,9 +111,7 @@ def _stopped(_claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -
 def _over_in_flight_limit(_claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> str | None:
     if rules.payments_in_flight_max is None or facts.in_flight < rules.payments_in_flight_max:
         return None
-    return (
-        f"{facts.in_flight} payments to this merchant are in flight, at most {rules.payments_in_flight_max} may be"
-    )
+    return f"payments to this merchant in flight: {facts.in_flight}; at most {rules.payments_in_flight_max} may be"
 
 
 def _not_pinned(claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFacts) -> str | None:

@@ -11,6 +11,9 @@ from payagent.core.problems import Refused
 
 LOVELACE = "lovelace"
 LOVELACE_PER_ADA = 1_000_000
+THOUSANDS = "\u202f"
+"""Separates thousands in text for people: a thin space at which no line breaks. U+2009 is read too."""
+
 MAX_UNITS = 2**63 - 1
 MAX_LOVELACE = 45_000_000_000_000_000  # the maximum supply (Shelley genesis maxLovelaceSupply)
 
@@ -20,7 +23,14 @@ Tokens = Mapping[str, tuple[str, int]]
 NO_TOKENS: Tokens = MappingProxyType({})
 
 _DIGITS = re.compile(r"(?:0|[1-9][0-9]{0,18})", re.ASCII)
-_AMOUNT_TEXT = re.compile(r"(0|[1-9][0-9]{0,18})(?:\.([0-9]{1,19}))?(?: ([!-~]+))?", re.ASCII)
+_AMOUNT_TEXT = re.compile(
+    r"(0|[1-9][0-9]{0,18})(?:\.([0-9]{1,19}))?(?: (?:units of (?=[0-9a-f]{56}))?([!-~…]+))?", re.ASCII
+)
+_SEPARATED = re.compile(r"[1-9][0-9]{0,2}(?:[\u2009\u202f][0-9]{3})+(?![0-9])", re.ASCII)
+_AMOUNT_IN_TEXT = re.compile(
+    r"(?<![\w.\u2009\u202f])(?:([0-9]+) units of ([0-9a-f]{56,120})|([0-9]{1,11})(?:\.([0-9]{1,6}))? ADA)(?!\w)",
+    re.ASCII,
+)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,14})(?:\.([0-9]+))?", re.ASCII)
 _UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
 
@@ -83,9 +93,10 @@ def parse_amount(text: object, tokens: Tokens = NO_TOKENS) -> tuple[int, str | N
     """Parse an amount that a person or a program of theirs writes, into (units, asset). 0 is allowed.
 
     "5 ADA", "0.25 ADA", "5000000 lovelace", "1.5 USDM" for a token that the config names, or "120 POLICY.NAME" in
-    smallest units. The asset is None for "120" and "120 units": the caller knows it. Refused: `amount_invalid`.
+    smallest units. The asset is None for "120" and "120 units": the caller knows it. Thin spaces may separate
+    thousands. Refused: `amount_invalid`.
     """
-    match = _AMOUNT_TEXT.fullmatch(text) if isinstance(text, str) else None
+    match = _AMOUNT_TEXT.fullmatch(_without_separators(text)) if isinstance(text, str) else None
     if match is None:
         raise Refused("amount_invalid", f"{str(text)[:40]!r} is not a valid amount")
     number, fraction, unit = match[1], match[2] or "", match[3]
@@ -98,6 +109,11 @@ def parse_amount(text: object, tokens: Tokens = NO_TOKENS) -> tuple[int, str | N
     if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
         raise Refused("amount_invalid", f"{match[0][:60]!r} is more than the supply")
     return units, asset
+
+
+def _without_separators(text: str) -> str:
+    number = _SEPARATED.match(text)
+    return text if number is None else re.sub(r"\D", "", number[0]) + text[number.end() :]
 
 
 def _read_unit(unit: str | None, tokens: Tokens) -> tuple[str | None, int]:
@@ -170,5 +186,40 @@ def format_ada(lovelace: int) -> str:
 
 
 def format_amount(asset: str, units: int) -> str:
-    """Format an amount of any asset: lovelace in ADA, a token in its units."""
+    """Format an amount for the record, whatever the config says: lovelace in ADA, a token in its units."""
     return format_ada(units) if asset == LOVELACE else f"{units} units of {asset}"
+
+
+def name_and_decimals(asset: str, tokens: Tokens) -> tuple[str, int]:
+    """What people call an asset, and the decimals in which they count it. Without a name it is POLICY.NAME."""
+    named = ((name, decimals) for name, (of, decimals) in tokens.items() if of == asset)
+    return ("ADA", 6) if asset == LOVELACE else next(named, (f"{asset[:56]}.{asset[56:]}", 0))
+
+
+def show_number(units: int, decimals: int) -> str:
+    """Format units for people, with all decimals and separated thousands: (12500000000, 6) -> "12 500.000000"."""
+    whole, point, fraction = format_units(abs(units), decimals).partition(".")
+    return ("-" if units < 0 else "") + f"{int(whole):,}".replace(",", THOUSANDS) + point + fraction
+
+
+def show_amount(asset: str, units: int, tokens: Tokens) -> str:
+    """Format an amount for people, as `parse_amount` reads it: "12 500.5 ADA", "50 USDM", "120 POLICY.NAME"."""
+    name, decimals = name_and_decimals(asset, tokens)
+    number = show_number(units, decimals)
+    return f"{number.rstrip('0').rstrip('.') if decimals else number} {name}"
+
+
+def counted(count: int | str, noun: str) -> str:
+    """A number with its noun: "1 payment", "12 000 payments"."""
+    return f"{show_number(int(count), 0)} {noun}{'' if int(count) == 1 else 's'}"
+
+
+def for_people(text: str, tokens: Tokens = NO_TOKENS) -> str:
+    """Rewrite the amounts in a text of the record (`format_amount`) as `show_amount` writes them."""
+
+    def shown(found: re.Match[str]) -> str:
+        if found[2] is not None:
+            return show_amount(found[2], int(found[1]), tokens)
+        return show_amount(LOVELACE, int(found[3] + (found[4] or "").ljust(6, "0")), tokens)
+
+    return _AMOUNT_IN_TEXT.sub(shown, text)

@@ -4,7 +4,7 @@ Start with `notification_of`. Most events become none.
 Never: sends anything; holds a secret or a link that decides something.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,9 @@ TYPES: Mapping[str, str] = {
     "test": "An operator sent it to try the target.",
 }
 """Every type with what happened. docs/reference/notifications.md is written from it."""
+
+ROUTINE = ("payment.confirmed", "topup.done")
+"""What people are not told unless they choose it: it needs nobody, and there is one for each payment."""
 
 TEST = "test"
 APPROVAL_ASKED = "approval.asked"
@@ -61,7 +64,8 @@ ALERTS: Mapping[str, tuple[str, str]] = {
 class Notification:
     """One piece of news. `title` and `text` are for people, `data` is for programs.
 
-    `merchant` and `app`: the name of the merchant and of the app that it is about; None if it is about none.
+    `lines`: the text in lines, for a message; empty if it is one line. `merchant` and `app`: the name of the
+    merchant and of the app that it is about; None if it is about none.
     """
 
     id: str
@@ -73,6 +77,7 @@ class Notification:
     payment_id: str | None
     merchant: str | None
     app: str | None
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +95,15 @@ class Missed:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a target wants. An empty part wants everything. A `*` at the end of an event is any ending."""
+    """What a target wants. An empty part wants everything. A `*` at the end of an event is any ending.
+
+    `has_routine`: whether a target that names no event is told of `ROUTINE` too.
+    """
 
     events: tuple[str, ...] = ()
     merchants: tuple[str, ...] = ()
     apps: tuple[str, ...] = ()
+    has_routine: bool = True
 
 
 def matches(pattern: str, event_type: str) -> bool:
@@ -104,8 +113,9 @@ def matches(pattern: str, event_type: str) -> bool:
 
 def wants(target: Filter, notification: Notification) -> bool:
     """Whether a target is to be told. A filter of merchants or apps leaves out what is about none."""
+    is_default = not target.events and (target.has_routine or notification.type not in ROUTINE)
     return (
-        (not target.events or any(matches(pattern, notification.type) for pattern in target.events))
+        (is_default or any(matches(pattern, notification.type) for pattern in target.events))
         and (not target.merchants or notification.merchant in target.merchants)
         and (not target.apps or notification.app in target.apps)
     )
@@ -115,13 +125,14 @@ def wants(target: Filter, notification: Notification) -> bool:
 class PaymentFacts:
     """A payment in words: `amount` without the fee, and `to`, a merchant's name or an address.
 
-    `amount` is empty if nothing leaves the wallet.
+    `amount` is empty if nothing leaves the wallet. `purpose`: the app's words, if it gave some.
     """
 
     id: str
     amount: str
     to: str
     tx_id: str | None
+    purpose: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +153,7 @@ class _News:
     title: str
     text: str
     data: Mapping[str, str] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
 
 def notification_of(event: LedgerEvent, notification_id: str) -> Notification | None:
@@ -160,6 +172,7 @@ def notification_of(event: LedgerEvent, notification_id: str) -> Notification | 
         None if event.payment is None else event.payment.id,
         event.merchant,
         event.app,
+        news.lines,
     )
 
 
@@ -233,12 +246,27 @@ def _alert(event: LedgerEvent) -> _News | None:
         return None
     event_type, title = ALERTS[str(detail["kind"])]
     about: dict[str, str] = {}
-    if event_type == "approval.asked" and event.payment is not None:
+    text = str(detail["detail"])
+    lines: tuple[str, ...] = ()
+    if event_type == APPROVAL_ASKED and event.payment is not None:
         title, about = f"Approve {event.payment.amount} to {event.payment.to}?", _of_payment(event.payment)
+        lines = tuple(_asked(event, event.payment, text))
+        text = "; ".join(lines)
     data = about | {
         name: str(value) for name, value in detail.items() if name not in ("detail", "merchant", "app")
     }
-    return _News(event_type, title, str(detail["detail"]), data)
+    return _News(event_type, title, text, data, lines)
+
+
+def _asked(event: LedgerEvent, payment: PaymentFacts, detail: str) -> Iterator[str]:
+    """What a person needs to decide on a payment, below its amount and its merchant: the id comes last."""
+    ends_at, why = str(event.detail.get("ends_at", "")), detail.partition(" waits for a person: ")[2] or detail
+    yield f"App: {event.app}"
+    if payment.purpose is not None:
+        yield f"Purpose: {' '.join(payment.purpose.split())}"
+    yield f"Decide before {ends_at[:16].replace('T', ' ')} UTC"
+    yield f"Why you are asked: {' '.join(why.split())}"
+    yield payment.id
 
 
 def _of_payment(payment: PaymentFacts) -> dict[str, str]:

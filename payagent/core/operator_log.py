@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from payagent.core.history import decider
-from payagent.core.money import LOVELACE, format_ada
+from payagent.core.money import LOVELACE, counted, format_amount
 from payagent.core.problems import name_of
 
 LogKind = Literal[
@@ -56,10 +56,11 @@ def whose(app: str | None, merchant: str | None) -> str:
 
 def _limit(entry: Entry, detail: Entry) -> str:
     asset, most = detail["asset"], detail["most"]
+    limit = f"limit {detail['limit'].replace('_', ' ')} of {whose(entry['app'], entry['merchant'])}"
+    if most is not None:
+        return f"{limit}: {format_amount(asset, int(most))}"
     of_asset = "" if asset == LOVELACE else f" in {asset[:56]}.{asset[56:]}"
-    amount = format_ada(int(most or 0)) if asset == LOVELACE else f"{most} units"
-    limit = f"limit {detail['limit'].replace('_', ' ')} of {whose(entry['app'], entry['merchant'])}{of_asset}"
-    return f"{limit}: {'as in the config file' if most is None else amount}"
+    return f"{limit}{of_asset}: as in the config file"
 
 
 def _refusal(entry: Entry, detail: Entry) -> str:
@@ -80,7 +81,8 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "merchant_added": lambda _, detail: f"merchant {detail['name']} added",
     "merchant_removed": lambda _, detail: f"merchant {detail['name']} removed",
     "merchant_stopped": lambda entry, detail: (
-        f"merchant {entry['merchant']} stopped: {detail['unserved_streak']} payments in a row not served"
+        f"merchant {entry['merchant']} stopped: {counted(detail['unserved_streak'], 'payment')} in a row "
+        "not served"
     ),
     "merchant_resumed": lambda entry, _: f"merchant {entry['merchant']} resumed",
     "address_pinned": lambda entry, detail: f"address of {entry['merchant']} pinned: {detail['address']}",

@@ -48,7 +48,7 @@ def create_dashboard(
     renderer = Renderer(
         network="devnet" if is_devnet else network,
         explorer=explorer_url or ("" if is_devnet else _EXPLORERS.get(network, "")),
-        tokens={asset: name for name, (asset, _) in context.config.tokens.items()},
+        tokens=context.config.tokens,
         api_url=api_url,
         daemon=daemon,
     )

@@ -6,7 +6,7 @@ Never: floats for an amount (only for a bar's height).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.core.money import LOVELACE_PER_ADA
+from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, NO_TOKENS, show_amount
 from payagent.dashboard.text import MONTHS
 
 SERIES_MAX = 5
@@ -94,5 +94,5 @@ def _scale_most(units: int) -> int:
 
 
 def _ada(units: int) -> str:
-    """Short: without trailing zeros."""
-    return f"{units // LOVELACE_PER_ADA}.{units % LOVELACE_PER_ADA:06d}".rstrip("0").rstrip(".")
+    """Without trailing zeros and unit."""
+    return show_amount(LOVELACE, units, NO_TOKENS).removesuffix(" ADA")

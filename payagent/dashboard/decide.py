@@ -62,12 +62,16 @@ class LinkPages:
         return self._unknown() if linked is None else self._page(request, *linked)
 
     async def decide(self, request: Request) -> Response:
-        """Take the form of that page, and redirect back to it, so that a reload does not send the form again."""
+        """Take the form of that page, and redirect back to it, so that a reload does not send the form again.
+
+        The page of a link that approves can also deny.
+        """
         linked = self._linked(request)
         if linked is None:
             return self._unknown()
         row, approval = linked
-        given, way = await read_form(request), request.path_params["way"]
+        given = await read_form(request)
+        way = "deny" if given.get("way") == "deny" else request.path_params["way"]
         by = Approver("link", terms_hash=approval.terms_hash)
         try:
             if way == "approve":
@@ -108,12 +112,12 @@ class LinkPages:
             problem=None if refused is None else problem_of(refused, "").model_dump(),
             way=way,
             one=None if decided else ask(self._shown(row, approval)),
-            outcome=None if decided is None else self._outcome(row, decided),
+            outcome=None if decided is None else self._outcome(row, approval, decided),
         )
         return HTMLResponse(html, 200 if refused is None else refused.problem.status)
 
-    def _outcome(self, row: PaymentRow, decided: DecisionRow) -> dict[str, Any]:
-        """The decision, and the state of the payment."""
+    def _outcome(self, row: PaymentRow, approval: ApprovalRow, decided: DecisionRow) -> dict[str, Any]:
+        """The decision, and the payment with its state."""
         by = dict(names_of(self._context)).get(decided.by_app or "", decided.by_app)
         return {
             "decision": decided.decision,
@@ -121,7 +125,7 @@ class LinkPages:
             "by": decider({"via": decided.via, "by": by}),
             "why": row.problem.detail,
             "money": STATES_IN_WORDS[row.state],
-            "payment": row.id,
+            "payment": self._shown(row, approval),
         }
 
     def _unknown(self) -> HTMLResponse:

@@ -3,26 +3,33 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from payagent.core.money import LOVELACE, parse_amount_of
+from payagent.core.money import LOVELACE, NO_TOKENS, Tokens, parse_amount_of
 from payagent.core.problems import Refused
 from payagent.dashboard.in_process import ApiRefusedError
+from payagent.dashboard.text import asset_name
 
 LIFETIMES = {"90d": "in 90 days", "30d": "in 30 days", "12h": "in 12 hours", "never": "never"}
 _AHEAD = {"90d": timedelta(days=90), "30d": timedelta(days=30), "12h": timedelta(hours=12)}
 
 
-def units_of(form: Mapping[str, str], name: str, asset: str = LOVELACE) -> str | None:
-    """The units of a field: ADA unless it names lovelace, or a token's smallest units. None if it is empty.
-
-    Raises `ApiRefusedError`: `amount_invalid`.
-    """
+def units_of(form: Mapping[str, str], name: str, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> str | None:
+    """The units of a field. None if it is empty. Raises `ApiRefusedError`: `amount_invalid`."""
     text = form.get(name, "")
     if not text:
         return None
     try:
-        return str(parse_amount_of(asset, f"{text} ADA" if asset == LOVELACE and " " not in text else text))
+        return str(read_units(text, asset, tokens))
     except Refused as refused:
         raise ApiRefusedError.of(refused) from None
+
+
+def read_units(text: str, asset: str, tokens: Tokens) -> int:
+    """Parse an amount of an asset, in any form in which the pages show one. The unit may be left out.
+
+    Refused: `amount_invalid`.
+    """
+    name = asset_name(asset, tokens)
+    return parse_amount_of(asset, text if " " in text else f"{text} {name}", {name: (asset, 0), **tokens})
 
 
 def ticked(form: Mapping[str, str], name: str) -> list[str]:

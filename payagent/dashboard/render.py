@@ -3,6 +3,7 @@
 Never: renders text of a merchant as HTML.
 """
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
 from payagent.core.history import decider, decision_in_words, limit_in_words
+from payagent.core.money import NO_TOKENS, counted, for_people
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -31,7 +33,7 @@ class Renderer:
     """The templates and the assets. `facts` are the same on every page, such as the network."""
 
     def __init__(self, **facts: Any) -> None:
-        self.facts = facts
+        self.facts, tokens = facts, facts.get("tokens", NO_TOKENS)
         assets = _assets()
         self._by_address = {address: (raw, kind) for address, raw, kind in assets.values()}
         self.environment = Environment(
@@ -52,7 +54,10 @@ class Renderer:
             "asset_name": text.asset_name,
             "when": text.when,
             "short": text.short,
-            "clipped": text.clipped,
+            "clipped": partial(text.clipped, tokens=tokens),
+            "figures": text.figures,
+            "readable": partial(for_people, tokens=tokens),
+            "counted": counted,
             "chip": text.chip,
             "paid": text.paid,
             "decider": decider,

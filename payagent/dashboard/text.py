@@ -6,7 +6,15 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from payagent.core.money import LOVELACE, LOVELACE_PER_ADA
+from payagent.core.money import (
+    LOVELACE,
+    NO_TOKENS,
+    Tokens,
+    for_people,
+    name_and_decimals,
+    show_amount,
+    show_number,
+)
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -46,37 +54,40 @@ def _visible(char: str) -> str:
 
 def ada(units: int | str) -> str:
     """Lovelace as ADA with six decimals and without the unit."""
-    units = int(units)
-    return f"{'-' if units < 0 else ''}{abs(units) // LOVELACE_PER_ADA}.{abs(units) % LOVELACE_PER_ADA:06d}"
+    return show_number(int(units), 6)
 
 
 def brief_ada(units: int | str) -> str:
     """Lovelace as ADA without trailing zeros, for sentences."""
-    return f"{ada(units).rstrip('0').rstrip('.')} ADA"
+    return show_amount(LOVELACE, int(units), NO_TOKENS)
 
 
-def asset_name(asset: str, tokens: dict[str, str]) -> str:
+def asset_name(asset: str, tokens: Tokens) -> str:
     """ADA, the token's name in the config, or the start of its policy and its name in hex."""
-    return "ADA" if asset == LOVELACE else tokens.get(asset, f"{asset[:8]}….{asset[56:72]}")
+    name, _ = name_and_decimals(asset, tokens)
+    return f"{asset[:8]}….{asset[56:72]}" if name.startswith(f"{asset[:56]}.") else name
 
 
-def amount(units: int | str | None, asset: str = LOVELACE, tokens: dict[str, str] | None = None) -> Markup:
-    """An amount in tabular figures. Of ADA, the last four decimals are quieter."""
+def figures(units: int | str, asset: str, tokens: Tokens) -> str:
+    """An amount with all decimals and with its unit, in plain text."""
+    return f"{show_number(int(units), name_and_decimals(asset, tokens)[1])} {asset_name(asset, tokens)}"
+
+
+def amount(units: int | str | None, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> Markup:
+    """An amount in tabular figures. From the third decimal on they are quieter."""
     if units is None:
         return Markup("")
-    if asset == LOVELACE:
-        whole = ada(units)
-        return Markup('<span class="amt">{}<span class="t">{}</span><span class="u">ADA</span></span>').format(
-            whole[:-4], whole[-4:]
-        )
-    return Markup('<span class="amt">{}<span class="u">{}</span></span>').format(
-        units, asset_name(asset, tokens or {})
-    )
+    number, _, unit = figures(units, asset, tokens).partition(" ")
+    quiet = max(name_and_decimals(asset, tokens)[1] - 2, 0)
+    loud = number[: len(number) - quiet]
+    faint = Markup('<span class="t">{}</span>').format(number[len(loud) :]) if quiet else ""
+    return Markup('<span class="amt">{}{}<span class="u"> {}</span></span>').format(loud, faint, unit)
 
 
-def amount_text(units: int | str, asset: str = LOVELACE, tokens: dict[str, str] | None = None) -> str:
-    """The same in plain text, for a sentence or the terminal."""
-    return brief_ada(units) if asset == LOVELACE else f"{units} units of {asset_name(asset, tokens or {})}"
+def amount_text(units: int | str, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> str:
+    """The same in plain text and without trailing zeros, for a sentence or the terminal."""
+    number, _, _ = show_amount(asset, int(units), tokens).partition(" ")
+    return f"{number} {asset_name(asset, tokens)}"
 
 
 def when(text: str | None, form: str = "minute") -> Markup:
@@ -105,9 +116,9 @@ def short(text: str, head: int = 14, tail: int = 6) -> Markup:
     )
 
 
-def clipped(text: str, most: int = 300) -> Markup:
+def clipped(text: str, most: int = 300, tokens: Tokens = NO_TOKENS) -> Markup:
     """Untrusted text; what is long stands behind a link."""
-    shown = str(visible(text))
+    shown = str(visible(for_people(text, tokens)))
     if len(shown) <= most:
         return escape(shown)
     return Markup('<details class="long"><summary>{}…</summary>{}</details>').format(shown[:most], shown[most:])

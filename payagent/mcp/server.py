@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError, create_model
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.transport import time_limit
 from payagent.core.cost_headers import PAYMENT_HEADER
+from payagent.core.money import counted
 from payagent.core.origin import parse_origin
 from payagent.core.problems import PROBLEMS
 from payagent.core.version import VERSION
@@ -400,7 +401,7 @@ def _add_reading_tools(tools: list[Tool], wallet: AgentTools) -> None:
 
         async def work() -> CallToolResult:
             page = await wallet.payments(limit, since, merchant)
-            return results.result(page, f"{len(page.payments)} payments.")
+            return results.result(page, f"{counted(len(page.payments), 'payment')}.")
 
         return await wallet.guarded(work)
 

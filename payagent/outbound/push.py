@@ -11,14 +11,18 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit, urlunsplit
 
+from payagent.core.money import THOUSANDS
 from payagent.core.notifications import Missed, Notification
 from payagent.outbound.service_client import ServiceClient
 
-TEXT_MAX_CHARS = 700
-"""The most characters of a text. With what escaping adds, it is below every limit (ntfy: 4,096 bytes)."""
+TEXT_MAX_CHARS, LINE_MAX_CHARS = 700, 280
+"""The most characters of a text, and of one of several lines, of which two can be long. With what escaping adds,
+it is below every limit (ntfy: 4,096 bytes)."""
 
 _LINK_LABELS = (("approve_url", "Approve"), ("deny_url", "Deny"))
-_LINKING = re.compile(r"([.:/@#$<!&])(?=\S)")
+_LINKING = re.compile(r"((?<![\w.])[0-9][0-9\u202f]*\.[0-9]+(?![\w.])|[.:/@#$<!&](?=\S))")
+"""A number, which stays whole, or a character that a link, mention or command needs."""
+_SPACE = re.compile(rf"[^\S{THOUSANDS}]+")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _BREAK = "\u200b"
 
@@ -32,9 +36,9 @@ def plain(text: str, max_chars: int = TEXT_MAX_CHARS) -> str:
     A zero-width space follows each character that such a thing needs. Characters that control the line or its
     direction are left out.
     """
-    line = "".join(one for one in " ".join(text.split()) if unicodedata.category(one)[0] != "C")
+    line = "".join(one for one in _SPACE.sub(" ", text).strip() if unicodedata.category(one)[0] != "C")
     cut = line if len(line) <= max_chars else line[: max_chars - 1] + "…"
-    return _LINKING.sub(rf"\1{_BREAK}", cut)
+    return _LINKING.sub(lambda found: found[0] if found[0][0].isdigit() else found[0] + _BREAK, cut)
 
 
 class Push:
@@ -49,6 +53,8 @@ class Push:
     async def send(self, notification: Notification, links: Links, now_ms: int) -> Missed | None:
         """Send it. Returns None on a 2xx."""
         title, text = plain(notification.title), plain(notification.text)
+        if notification.lines:
+            text = "\n".join(plain(line, LINE_MAX_CHARS) for line in notification.lines)
         url, body = self._shape(self._url, title, text, links)
         return await self._client.deliver(url, json.dumps(body).encode(), self._headers)
 
@@ -75,11 +81,15 @@ def _slack(url: str, title: str, text: str, links: Links) -> tuple[str, Mapping[
         {"type": "text", "text": title, "style": {"bold": True}},
         {"type": "text", "text": f"\n{text}"},
     ]
-    for name, label in _LINK_LABELS if links else ():
-        elements += [{"type": "text", "text": "\n"}, {"type": "link", "url": links[name], "text": label}]
     section = {"type": "rich_text_section", "elements": elements}
     escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    blocks = [{"type": "rich_text", "elements": [section]}]
+    blocks: list[dict[str, object]] = [{"type": "rich_text", "elements": [section]}]
+    if links:
+        buttons = [
+            {"type": "button", "text": {"type": "plain_text", "text": label}, "url": links[name]}
+            for name, label in _LINK_LABELS
+        ]
+        blocks.append({"type": "actions", "elements": buttons})
     return url, {"text": escaped, "unfurl_links": False, "unfurl_media": False, "blocks": blocks}
 
 

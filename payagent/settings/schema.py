@@ -339,7 +339,8 @@ TELEGRAM_URL = "https://api.telegram.org"
 
 
 class NotificationSettings(SettingsTable):
-    """A target of notifications, and which of them it wants: without a filter, all.
+    """A target of notifications, and which of them it wants. Without a filter a webhook wants all, and people want
+    decisions and trouble.
 
     `secret_file`: a webhook's signing secret, ntfy's access token, or the token of a Telegram bot.
     `events`: types of core.notifications; an event may end in `*`. `merchants` and `apps`: names.
@@ -367,7 +368,7 @@ class NotificationSettings(SettingsTable):
 
     @property
     def wanted(self) -> Filter:
-        return Filter(self.events, self.merchants, self.apps)
+        return Filter(self.events, self.merchants, self.apps, has_routine=self.kind == "webhook")
 
 
 class WalletSettings(SettingsTable):

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from kit.telegram import Telegram
 from kit.webhook import KEY, Receiver
 
 from payagent.agent.base.requests import Approver
 from payagent.agent.operator.approval_links import ApprovalLinks
 from payagent.agent.operator.book_checks import note_check
 from payagent.agent.operator.notifier import Notifier, retry_at_ms, take_targets, wait_ms
+from payagent.agent.operator.telegram import TelegramTarget
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.notifications import Missed, Notification
 from payagent.core.policy import WALLET, Limit, Window
 from payagent.core.problems import Refused
+from payagent.outbound.telegram import TelegramBot
 from payagent.outbound.webhook import Webhook
 from payagent.settings.schema import NotificationSettings
 from payagent.store.executor import raise_alert
@@ -30,6 +33,7 @@ from payagent.wallet.keys import derive, seed_from_words
 SECOND, HOUR, DAY = 1000, 3_600_000, 86_400_000
 ELSEWHERE = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET).address
 SECRET_FILE = Path("/secret")
+TOKEN = "5c" * 28 + "6c"
 
 
 @pytest.fixture
@@ -153,11 +157,47 @@ async def test_an_approval_is_told_with_links_while_it_is_open_and_then_its_deci
     asked, late, *decided = (call.said for call in receiver.calls)
     assert asked["approve_url"].startswith(f"https://payagent.example/ui/decide/{first.id}/approve/")
     assert "deny_url" in asked
+    assert asked["text"].startswith("App: test; Decide before 20")
+    assert asked["text"].endswith(first.id)
     assert "approve_url" not in late, "nothing is left to decide"
     assert [(one["payment"], one["decision"], one["via"]) for one in decided] == [
         (first.id, "denied", "token"),
         (second.id, "denied", "token"),
     ]
+
+
+async def test_people_are_told_a_token_in_the_decimals_of_the_config(world: World, receiver: Receiver) -> None:
+    world.fund(20 * ADA, assets={TOKEN: 1_000})
+    limits = tuple(
+        Limit(WALLET, asset, Window.DAY, units) for asset, units in ((TOKEN, 45), ("lovelace", 20 * ADA))
+    )
+    terms = {"limits": limits, "tokens": {"USDM": (TOKEN, 1)}}
+    async with life(world, ops(receiver), **terms) as one:
+        await one.run.run_pass()
+        world.settings(price="50", asset=TOKEN, splits=[])
+        with pytest.raises(Refused, match="per_day"):
+            await one.run.agent.pay(world.ask("too much"))
+        await one.tell()
+    (told,) = (call.said for call in receiver.calls)
+    assert "per_day leaves 4.5 USDM, this payment takes 5 USDM and its fee" in told["text"]
+    assert told["asset"] == TOKEN
+
+
+async def test_a_new_chat_is_told_nothing_of_before(world: World) -> None:
+    settings = NotificationSettings(name="phone", kind="telegram", secret_file=SECRET_FILE)
+    with Telegram("1:x").serving() as telegram:
+        async with life(world) as one:
+            context = one.run.context
+            await take_targets(context, ["phone"])
+            target = TelegramTarget("phone", TelegramBot(telegram.url, "1:x"), one.run.fleet)
+            notifier = Notifier(context, settings, target)
+            for subject in ("before", "after"):
+                await one.alert(subject)
+                await notifier.run_once()
+                await context.write("test", lambda unit: paired_chats.pair(unit, "phone", 11, 11, APP, 1))
+            assert one.states("phone") == ["given_up", "delivered"]
+            assert len(telegram.of_chat(11)) == 1
+            await target.aclose()
 
 
 async def test_a_limit_is_told_once_for_a_series_of_refusals(world: World, receiver: Receiver) -> None:

@@ -71,6 +71,7 @@ class Phone:
         row, _ = await self.run.agent.pay(replace(self.run.world.ask("hello"), purpose=purpose))
         assert row.state is State.AWAITING_APPROVAL
         news = Notification("ntf_1", "approval.asked", 1, "A payment waits", "for you", {}, row.id, "t", "test")
+        news = replace(news, lines=("App: test", f"Purpose: {purpose}", row.id))
         assert await self.target.send(news, links, 1) is None
         return row, next(one for one in reversed(self.telegram.messages) if one.buttons)
 
@@ -180,8 +181,11 @@ async def test_words_of_an_app_form_no_link_or_line_of_the_message(world: World,
     words = "see https://evil.example/x or evil.example and @mallory_bot /approve #now"
     async with phone(world, telegram) as one:
         await one.pair(ANN)
-        _, message = await one.ask(purpose=words, links={"approve_url": "https://payagent.internal/decide/x"})
+        row, message = await one.ask(purpose=words, links={"approve_url": "https://payagent.internal/decide/x"})
         assert "see https:" in message.text
+        title, app, purpose, *_, last = message.text.partition("\nApprove page")[0].splitlines()
+        assert (title, app, purpose[:8]) == ("A payment waits", "App: test", "Purpose:")
+        assert last == row.id
         assert message.links == ["https://payagent.internal/decide/x"]
 
 
@@ -214,7 +218,9 @@ async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_
 ) -> None:
     news = Notification("ntf_1", "test", 1, "A test", "of all chats", {}, None, None, None)
     async with phone(world, telegram) as one:
-        assert "no chat is paired" in str(await one.target.send(news, {}, 1))
+        missed = await one.target.send(news, {}, 1)
+        assert missed is not None
+        assert ("no chat is paired" in missed.why, missed.then) == (True, "given_up"), "a new chat gets no backlog"
         await one.pair(ANN)
         await one.pair(BOB)
         await until(lambda: telegram.of_chat(BOB))

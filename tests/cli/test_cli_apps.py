@@ -168,7 +168,7 @@ def test_a_limit_is_set_by_the_name_of_a_token(shop: Shop) -> None:
 def test_setting_a_limit_above_the_signers_limit_warns(shop: Shop) -> None:
     told = shop.payagent("limits", "set", "--per-day", "200001 ADA", "--per-month", "900000 ADA")
     assert told.code == 0
-    assert "per_day is above the signer's limit: limits.signed_per_day is 200000 ADA" in told.err
+    assert "per_day is above the signer's limit: limits.signed_per_day is 200\u202f000 ADA" in told.err
     assert "per_month" not in told.err
     told = shop.payagent("limits", "set", "--per-day", "200000 ADA", "--per-month", "config")
     assert (told.code, told.err) == (0, "")

@@ -99,6 +99,22 @@ def test_a_payment_above_max_is_refused(shop: Shop, dry: tuple[str, ...]) -> Non
     assert pay(shop, shop.saved(f"too dear {dry}"), "--max", "2.5 ADA", "--dry-run").code == 10
 
 
+def test_people_see_a_token_in_the_decimals_of_the_config(shop: Shop) -> None:
+    """The config that the command reads gives the token six decimals. Programs go on to get units."""
+    text = shop.config.read_text()
+    assert "decimals = 0" in text
+    config = write_private(shop.folder / "six.toml", text.replace("decimals = 0", "decimals = 6"))
+    shown = invoke("limits", "--human", "--config", config).out
+    assert " COIN " in shown
+    assert "0.005 COIN" in shown
+    assert "5000" in {row["most"] for row in invoke("limits", "--json", "--config", config).json["limits"]}
+    shop.settings(asset=TOKEN, price="40", splits=[])
+    refused = invoke(
+        "pay", shop.saved("six"), "--merchant", "t", "--max", "0.000039 COIN", "--human", "--config", config
+    )
+    assert "0.00004 COIN" in refused.err, refused.err
+
+
 def test_a_max_in_ada_is_not_applied_to_tokens(shop: Shop) -> None:
     shop.settings(asset=TOKEN, price="40", splits=[])
     file = shop.saved("in tokens")
@@ -411,7 +427,7 @@ def test_limits_are_shown_per_asset_and_window(shop: Shop) -> None:
     rows = {(row["asset"], row["limit"]): row["most"] for row in shop.payagent("limits").json["limits"]}
     assert rows["lovelace", "per_payment"] == "1000000000"
     assert rows[TOKEN, "per_day"] == "5000"
-    assert "1000 ADA" in shop.payagent("limits", "--human").out
+    assert "1\u202f000 ADA" in shop.payagent("limits", "--human").out
 
 
 def test_tables_do_not_shorten_ids_and_addresses(shop: Shop) -> None:

@@ -137,7 +137,7 @@ def test_only_a_paired_chat_is_told_and_a_stranger_is_refused(phones: Phones) ->
 
 def test_a_press_decides_once_and_the_message_says_so(ann: Phones) -> None:
     payment_id, message = ann.ask("by phone")
-    for shown in ("pay_to: 6", "app: operator", "open until: ", payment_id):
+    for shown in ("pay_to: 6", "App: operator", "Decide before ", payment_id):
         assert shown in message.text.replace("\u200b", ""), shown
     approve, deny = message.buttons["Approve"], message.buttons["Deny"]
     assert payment_id not in approve
@@ -178,7 +178,7 @@ def test_a_changed_offer_asks_again(ann: Phones) -> None:
     second, again = ann.ask("an offer", price="7000000")
     assert first != second
     assert message.buttons["Approve"] != again.buttons["Approve"]
-    assert "7" in again.text.splitlines()[2]
+    assert "7 ADA" in again.text.splitlines()[0]
     ann.press(message.buttons["Approve"], ANN)
     assert (ann.waits(first), ann.waits(second)) == (False, True)
     ann.press(again.buttons["Deny"], ANN)

@@ -18,6 +18,7 @@ from kit.terminal import Session, at_terminal
 
 from payagent.api.http.tokens import hash_token
 from payagent.cli import run
+from payagent.cli.options import show_units
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit, Scope, Window
@@ -39,6 +40,15 @@ def test_a_terminal_gets_a_table_and_json_when_forced(shop: Shop) -> None:
     with at_terminal("wallet", "--json", "--config", shop.config) as forced:
         assert forced.end() == 0
     assert json.loads(forced.seen)["address"] == shop.made["address"]
+
+
+@pytest.mark.parametrize(("encoding", "number"), [("utf-8", "12\u202f500.5"), ("latin-1", "12500.5")])
+def test_thousands_are_separated_where_the_output_is_utf_8(encoding: str, number: str) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    told = Terminal(io.StringIO(), stream, stream, forced_json=False)
+    told.line(f"it leaves 12500.5 ADA, and {show_units(LOVELACE, 12_500_500_000)}")
+    assert written.getvalue().decode(encoding) == f"it leaves {number} ADA, and {number} ADA\n"
 
 
 def test_paying_at_a_terminal_shows_progress_and_header_lines(shop: Shop) -> None:

@@ -25,7 +25,7 @@ DAY = {"limit": "per_day", "app": None, "merchant": None}
         (
             "note",
             {"limits": [DAY | {"app": "bot", "asset": TOKEN, "asked": "7", "left": None}]},
-            "note (7 units per day of bot)",
+            f"note (7 units of {TOKEN} per day of bot)",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from payagent.core.money import (
     MAX_LOVELACE,
     MAX_UNITS,
     check_supply,
+    for_people,
     format_ada,
     format_amount,
     format_units,
@@ -22,6 +23,7 @@ from payagent.core.money import (
     parse_count,
     parse_decimal,
     parse_units,
+    show_amount,
 )
 from payagent.core.problems import Refused
 
@@ -251,6 +253,43 @@ def test_formatted_units_lose_nothing(units: int, decimals: int) -> None:
 def test_amounts_are_shown_as_ada_or_as_units_of_a_token() -> None:
     assert format_amount(LOVELACE, 12_500_000) == "12.5 ADA"
     assert format_amount(POLICY, 12_500_000) == f"12500000 units of {POLICY}"
+
+
+def test_amounts_for_people_are_in_the_decimals_of_the_config_and_read_back() -> None:
+    usdm, point = (asset for asset, _ in TOKENS.values())
+    for asset, units, text in (
+        (LOVELACE, 1_234_567_500_000, "1\u202f234\u202f567.5 ADA"),
+        (usdm, 50_000_000, "50 USDM"),
+        (usdm, 1_000_000_000_001, "1\u202f000\u202f000.000001 USDM"),
+        (point, 12_345, "12\u202f345 POINT"),
+        (f"{POLICY}00", 1_200, f"1\u202f200 {POLICY}.00"),
+        (LOVELACE, -167_173, "-0.167173 ADA"),
+    ):
+        assert show_amount(asset, units, TOKENS) == text
+        if units > 0:
+            assert parse_amount_of(asset, text, TOKENS) == units
+            assert parse_amount_of(asset, text.replace("\u202f", "\u2009"), TOKENS) == units
+
+
+@given(st.sampled_from([LOVELACE, *(asset for asset, _ in TOKENS.values()), POLICY]), st.integers(0, MAX_LOVELACE))
+def test_every_amount_that_is_shown_is_read_back(asset: str, units: int) -> None:
+    assert parse_amount_of(asset, show_amount(asset, units, TOKENS), TOKENS) == units
+    assert parse_amount_of(asset, format_amount(asset, units), TOKENS) == units
+
+
+@pytest.mark.parametrize("text", ["1\u202f00 ADA", "1\u202f0000 ADA", "\u202f100 ADA", "5\u202fADA", "1 000 ADA"])
+def test_a_thin_space_only_separates_thousands(text: str) -> None:
+    assert code_of(parse_ada, text) == "amount_invalid"
+
+
+def test_amounts_in_a_text_are_shown_as_people_read_them() -> None:
+    usdm = TOKENS["USDM"][0]
+    text = f"per_day leaves 20000.5 ADA, this payment takes 5000000 units of {usdm} with its fee, pay_01 as 7 ADA"
+    assert for_people(text, TOKENS) == (
+        "per_day leaves 20\u202f000.5 ADA, this payment takes 5 USDM with its fee, pay_01 as 7 ADA"
+    )
+    assert for_people("at most 200\u202f000 ADA") == "at most 200\u202f000 ADA"
+    assert for_people(f"3 units of {POLICY} and 10000 units") == f"3 {POLICY}. and 10000 units"
 
 
 @pytest.mark.parametrize(

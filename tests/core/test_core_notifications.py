@@ -100,6 +100,33 @@ def test_a_payment_that_waits_is_told_with_its_amount() -> None:
     assert unknown.title == "A payment waits for you"
 
 
+def test_who_is_asked_reads_first_what_decides_and_the_id_last() -> None:
+    payment = PaymentFacts("pay_1", "12 ADA", "t", None, "a\nreport")
+    detail = "pay_1 to https://t.example waits for a person: it takes 12 ADA, more than 5 ADA"
+    about = {"kind": "approval_needed", "subject": "approval:pay_1", "ends_at": "2026-12-02T13:21:09.000Z"}
+    asked = told("alert", payment, detail=detail, **about)
+    assert asked is not None
+    assert asked.title == "Approve 12 ADA to t?"
+    assert asked.lines == (
+        "App: writer",
+        "Purpose: a report",
+        "Decide before 2026-12-02 13:21 UTC",
+        "Why you are asked: it takes 12 ADA, more than 5 ADA",
+        "pay_1",
+    )
+    assert asked.text == "; ".join(asked.lines)
+
+
+def test_a_person_is_told_of_decisions_and_trouble_and_not_of_every_confirmation() -> None:
+    confirmed, done = told("confirm"), told("topup_ended", topup="top_1", code=None)
+    void, decided = told("void"), told("deny", via="link")
+    for notification, is_told in ((confirmed, False), (done, False), (void, True), (decided, True)):
+        assert notification is not None
+        assert wants(Filter(has_routine=False), notification) is is_told
+        assert wants(Filter(), notification)
+        assert wants(Filter(events=("*",), has_routine=False), notification)
+
+
 def test_a_top_up_whose_merchant_is_unknown_is_told_without_one() -> None:
     event = LedgerEvent("topup_ended", 5, {"topup": "top_1", "code": None})
     notification = notification_of(event, "ntf_1")

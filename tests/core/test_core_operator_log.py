@@ -21,7 +21,7 @@ SENTENCES = [
     (
         "limit_set",
         {"limit": "total", "asset": TOKEN, "most": "7"},
-        f"limit total of bot at t in {TOKEN[:56]}.636f696e: 7 units",
+        f"limit total of bot at t: 7 units of {TOKEN}",
     ),
     (
         "limit_set",

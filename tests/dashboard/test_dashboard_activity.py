@@ -1,12 +1,16 @@
 """The activity page says what `payagent log` says; the settings page shows health, providers and sessions."""
 
 import re
+import tomllib
+from html import unescape
 
 import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import Shop
 from kit.dashboard import visitor
 from playwright.sync_api import Browser, Route, expect
+
+from payagent.settings.schema import NotificationSettings
 
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
 
@@ -91,6 +95,15 @@ def test_settings_show_health_and_count_what_a_provider_is_asked(shop: Shop, bro
         requests = at.page.locator("#providers tbody td.num").first.inner_text()
         assert int(requests) > 0
         expect(at.page.get_by_text(str(shop.config))).to_be_visible()
+
+
+def test_settings_show_a_block_to_copy_for_each_way_to_be_told(shop: Shop) -> None:
+    setup = visitor(shop).get("/ui/settings").text.partition('id="setup"')[2]
+    copied = [unescape(text) for text in re.findall(r'data-copy="(.*?)"', setup, re.S)]
+    shown = [unescape(text) for text in re.findall(r"<pre.*?>(.*?)</pre>", setup, re.S)]
+    targets = [NotificationSettings.model_validate(tomllib.loads(text)["notifications"][0]) for text in copied]
+    assert [one.kind for one in targets] == ["webhook", "ntfy", "telegram"]
+    assert shown == copied
 
 
 def test_all_other_browsers_can_be_signed_out(shop: Shop, browser: Browser) -> None:

@@ -183,7 +183,7 @@ async def test_the_page_names_each_amounts_asset_and_what_limits_leave_after_the
         page = (await opened(api, await link_of(api, "approve"))).text
         named, name = dict(rows(page)), f"{TOKEN[:8]}….{TOKEN[56:]}"
         assert ">devnet<" in page
-        assert f"650 units of {name} per day" in named["Limits leave"]
+        assert f"650 {name} per day" in named["Limits leave"]
         assert f"50 {name}" in named["Takes at most"]
         assert f"50 {name} addr_test1" in named["Transaction"]
 

@@ -118,7 +118,7 @@ def test_reverting_to_the_config_waits_for_the_terminal(shop: Shop, browser: Bro
         code = shown_code(at.page)
         assert in_force(shop) == (40_000_000, "operator")
         done = shop.payagent("dashboard", "confirm", code, "--yes")
-        assert "then: as in the config file: 100000 ADA at most" in done.err
+        assert "then: as in the config file: 100\u202f000 ADA at most" in done.err
         assert in_force(shop) == (100_000_000_000, "config")
 
 
@@ -149,6 +149,6 @@ def test_every_limit_and_what_stands_above_them_is_shown(shop: Shop, browser: Br
         assert any(row.startswith("bounded, one payment") and "2 ADA at most" in row for row in rows)
         assert any(row.startswith("t, last 30 days") and "of 150 ADA" in row for row in rows)
         above = at.page.locator("#ask").inner_text()
-        assert "200000 ADA at most" in above
-        assert "10000 units of COIN at most" in above
+        assert "200\u202f000 ADA at most" in above
+        assert "10\u202f000 COIN at most" in above
         assert "above 5 ADA" in above

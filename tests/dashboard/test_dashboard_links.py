@@ -48,9 +48,11 @@ class Desk:
     def get(self, link: str, **headers: str) -> httpx.Response:
         return self.browser.get(self.address(link), headers={"Host": f"{HOST}:{self.port}"} | headers)
 
-    def post(self, link: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    def post(
+        self, link: str, headers: dict[str, str] | None = None, form: dict[str, str] | None = None
+    ) -> httpx.Response:
         given = {"Host": f"{HOST}:{self.port}"} | (self.own_form if headers is None else headers)
-        return self.browser.post(self.address(link), headers=given, follow_redirects=True)
+        return self.browser.post(self.address(link), headers=given, data=form, follow_redirects=True)
 
     def ask(self, message: str) -> dict[str, str]:
         """Pay above the threshold; returns what the operator is told."""
@@ -114,6 +116,8 @@ def test_an_approval_link_shows_the_payment_and_its_form_decides_once(desk: Desk
     assert "<script" not in page.text
     done = desk.post(approve)
     assert (done.status_code, "was approved" in done.text, done.history[0].status_code) == (200, True, 303)
+    for shown in ("6 ADA", f"<dd>{told['merchant']}</dd>"):
+        assert shown in done.text, shown
     assert desk.state(payment_id) != "awaiting_approval"
     for link in (approve, told["deny_url"]):
         again = desk.post(link)
@@ -121,6 +125,20 @@ def test_an_approval_link_shows_the_payment_and_its_form_decides_once(desk: Desk
         assert "was approved" in desk.get(link).text
     shown = desk.shop.payagent("payments", "show", payment_id).json["approval"]
     assert (shown["decision"], shown["via"], shown["by"]) == ("approved", "link", None)
+
+
+def test_who_opens_the_approve_link_can_deny_there_and_never_the_other_way(desk: Desk) -> None:
+    told = desk.ask("on one page")
+    page = desk.get(told["approve_url"]).text
+    assert 'value="approve"' in page
+    assert 'value="deny"' in page
+    assert 'value="approve"' not in desk.get(told["deny_url"]).text
+    done = desk.post(told["approve_url"], form={"way": "deny"})
+    assert "was denied" in done.text
+    assert desk.state(told["payment"]) == "denied"
+    other = desk.ask("on the other page")
+    assert "was denied" in desk.post(other["deny_url"], form={"way": "approve"}).text
+    assert desk.state(other["payment"]) == "denied"
 
 
 def test_text_from_an_app_is_escaped_in_the_page(desk: Desk) -> None:

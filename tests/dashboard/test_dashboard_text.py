@@ -1,24 +1,32 @@
 """How the dashboard writes amounts, times and foreign text."""
 
+import re
 from functools import partial
 
 import pytest
 from markupsafe import Markup
 
+from payagent.core.money import LOVELACE
 from payagent.dashboard.charts import spend_chart
+from payagent.dashboard.fields import read_units
 from payagent.dashboard.pages.activity import by_day
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.text import ada, amount, brief_ada, clipped, short, visible, when
+from payagent.dashboard.text import ada, amount, amount_text, brief_ada, clipped, short, visible, when
 
 SCRIPT = "<script>alert(1)</script>\"'&"
 
 
 @pytest.mark.parametrize(
     ("units", "shown"),
-    [(0, "0.000000"), (1, "0.000001"), (-1, "-0.000001"), (45_000_000_000_000_000, "45000000000.000000")],
+    [
+        (0, "0.000000"),
+        (1, "0.000001"),
+        (-1, "-0.000001"),
+        (45_000_000_000_000_000, "45_000_000_000.000000"),
+    ],
 )
 def test_ada_is_exact_to_the_lovelace(units: int, shown: str) -> None:
-    assert ada(units) == ada(str(units)) == shown
+    assert ada(units) == ada(str(units)) == shown.replace("_", "\u202f")
 
 
 def test_an_amount_for_a_sentence_has_no_trailing_zeros() -> None:
@@ -28,6 +36,33 @@ def test_an_amount_for_a_sentence_has_no_trailing_zeros() -> None:
         "1.5 ADA",
         "0.000001 ADA",
     ]
+
+
+USDM, NAMELESS = "ab" * 28 + "5553444d", "cd" * 28 + "01"
+TOKENS = {"USDM": (USDM, 6), "POINT": ("ef" * 28, 0)}
+
+
+def without_tags(html: str) -> str:
+    return re.sub(r"<[^>]*>", "", html)
+
+
+def test_a_token_is_shown_in_its_decimals_and_every_form_is_read_back() -> None:
+    shown = without_tags(amount(50_000_000_000, USDM, TOKENS))
+    assert shown == "50\u202f000.000000 USDM"
+    assert amount_text(5_000_000, USDM, TOKENS) == "5 USDM"
+    assert amount_text(5_000, NAMELESS, TOKENS) == "5\u202f000 cdcdcdcd….01"
+    for asset in (LOVELACE, USDM, "ef" * 28, NAMELESS):
+        for units in (1, 50_000_000, 1_234_567_890_123):
+            page = without_tags(amount(units, asset, TOKENS))
+            for text in (page, amount_text(units, asset, TOKENS), page.split(" ")[0]):
+                assert read_units(text, asset, TOKENS) == units, text
+
+
+def test_amounts_in_texts_of_the_record_are_shown_in_decimals() -> None:
+    page = Renderer(tokens=TOKENS).environment.from_string("{{ text | readable }} {{ text | clipped }}")
+    detail = f"per_day leaves 5000000 units of {USDM}"
+    assert page.render(text=detail) == "per_day leaves 5 USDM per_day leaves 5 USDM"
+    assert "1 payment " in Renderer().environment.from_string("{{ 1 | counted('payment') }} ").render()
 
 
 def test_a_template_escapes_foreign_text_and_shows_hidden_characters() -> None:

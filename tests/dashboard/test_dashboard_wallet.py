@@ -114,7 +114,7 @@ def test_tokens_and_everything_can_be_sent(shop: Shop, browser: Browser) -> None
         at.page.get_by_label("Of", exact=True).select_option(TOKEN)
         code = order_send(at.page, SOMEBODY, "7")
         sent = shop.payagent("dashboard", "confirm", code, "--yes")
-        assert f"sends: 7 units of {TOKEN}" in sent.err
+        assert "sends: 7 COIN" in sent.err
         assert {"asset": TOKEN, "units": "7"}.items() <= sent.json["answer"]["outputs"][0].items()
         at.page.goto(f"{origin}/ui/wallet")
         at.page.get_by_label("Everything").check()

@@ -20,10 +20,15 @@ class Seen:
     text: str
     links: list[str]
     mentions: list[str]
+    buttons: list[str]
     headers: dict[str, str]
 
 
-def ntfy(path: str, body: Any) -> tuple[str, list[str], list[str]]:
+Read = tuple[str, list[str], list[str], list[str]]
+"""Text, links, mentions, and the labels of buttons."""
+
+
+def ntfy(path: str, body: Any) -> Read:
     """ntfy takes JSON at its root only. A message above 4,096 bytes would become an attachment."""
     assert path == "/", "JSON sent to a topic is shown as JSON"
     assert re.fullmatch(r"[-_A-Za-z0-9]{1,64}", body["topic"])
@@ -32,19 +37,22 @@ def ntfy(path: str, body: Any) -> tuple[str, list[str], list[str]]:
     assert 1 <= body.get("priority", 3) <= 5
     buttons = [action["url"] for action in body.get("actions", []) if action["action"] == "view"]
     text = f"{body['title']}\n{body['message']}"
-    return text, [*URLS.findall(text), *buttons], []
+    return text, [*URLS.findall(text), *buttons], [], [action["label"] for action in body.get("actions", [])]
 
 
-def slack(_path: str, body: Any) -> tuple[str, list[str], list[str]]:
+def slack(_path: str, body: Any) -> Read:
     """Slack reads `<...>` in `text` as a link or a mention, and shows the blocks as they are."""
     markup = re.findall(r"<([^>]*)>", body["text"])
-    elements = [one for block in body["blocks"] for section in block["elements"] for one in section["elements"]]
-    assert all(one["type"] in ("text", "link") for one in elements)
-    links = [one["url"] for one in elements if one["type"] == "link"]
-    return "".join(one["text"] for one in elements), [*URLS.findall(body["text"]), *links], markup
+    rich, *actions = body["blocks"]
+    elements = [one for section in rich["elements"] for one in section["elements"]]
+    assert all(one["type"] == "text" for one in elements)
+    buttons = [button for block in actions for button in block["elements"]]
+    assert all((button["type"], button["text"]["type"]) == ("button", "plain_text") for button in buttons)
+    links = [*URLS.findall(body["text"]), *(button["url"] for button in buttons)]
+    return "".join(one["text"] for one in elements), links, markup, [one["text"]["text"] for one in buttons]
 
 
-def discord(_path: str, body: Any) -> tuple[str, list[str], list[str]]:
+def discord(_path: str, body: Any) -> Read:
     """Discord reads Markdown in the description, and mentions unless `allowed_mentions` forbids them."""
     (embed,) = body["embeds"]
     assert len(embed["description"]) <= 4096
@@ -52,10 +60,11 @@ def discord(_path: str, body: Any) -> tuple[str, list[str], list[str]]:
     links = [url for _, url in re.findall(r"\[([^\]]*)\]\((\S+?)\)", markdown)]
     bare = URLS.findall(re.sub(r"\[[^\]]*\]\(\S+?\)", "", markdown))
     mentions = re.findall(r"@everyone|@here|<@\d+>", markdown) if body["allowed_mentions"]["parse"] else []
-    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", embed["description"]), [*bare, *links], mentions
+    text = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", embed["description"])
+    return text.replace("**", ""), [*bare, *links], mentions, []
 
 
-READERS: dict[str, Callable[[str, Any], tuple[str, list[str], list[str]]]] = {
+READERS: dict[str, Callable[[str, Any], Read]] = {
     "ntfy": ntfy,
     "slack": slack,
     "discord": discord,

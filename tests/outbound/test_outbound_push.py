@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from kit.push_services import PushService
@@ -49,6 +50,16 @@ async def test_a_notification_shows_its_title_its_text_and_the_links_that_decide
     assert "A payment waits for you" in seen.text
     assert "6 ADA to t" in seen.text
     assert seen.links == list(LINKS.values())
+
+
+async def test_an_amount_is_whole_and_the_lines_come_in_their_order(service: PushService) -> None:
+    lines = ("App: writer", "Purpose: 1.5 pages", "pay_1")
+    asked = replace(news("Approve 12\u202f500.25 ADA to t?", "; ".join(lines)), lines=lines)
+    assert await sent(service, asked) == [None]
+    (seen,) = service.seen
+    assert seen.text.startswith("\n".join(("Approve 12\u202f500.25 ADA to t?", *lines)))
+    assert seen.links == list(LINKS.values())
+    assert seen.buttons == ([] if service.kind == "discord" else ["Approve", "Deny"])
 
 
 @pytest.mark.parametrize("words", HOSTILE)

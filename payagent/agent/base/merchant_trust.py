@@ -22,6 +22,7 @@ from payagent.core.merchant_rules import (
     first_pins,
     must_stop,
 )
+from payagent.core.money import counted
 from payagent.core.payment.machine import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
@@ -147,7 +148,7 @@ def streak_changes(
     yield Note(None, "merchant_stopped" if stops else "unserved_counted", None, facts)
     if stops:
         detail = (
-            f"{origin} took {count} payments in a row and did not serve: "
+            f"{origin} took {counted(count, 'payment')} in a row and did not serve: "
             "payagent pays it no more until an operator resumes it"
         )
         yield Raise("merchant_stopped", _subject(origin), {"detail": detail, **facts})

@@ -117,7 +117,7 @@ def _prepaid(conn: Connection, config: AgentConfig, now_ms: int) -> Iterator[Lev
         if holding.unit != CALLS or mark is None:
             continue
         left = prepaid_left(conn, pool, CALLS, now_ms)
-        detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.prepaid_alert_below is {mark}"
+        detail = f"prepaid calls left at {pool.origin}: {left}; merchants.{name}.prepaid_alert_below is {mark}"
         facts = {"detail": detail, "unit": CALLS, "left": str(left), "below": str(mark)}
         facts |= {"merchant": pool.origin, "partner": pool.partner, "wallet": pool.wallet}
         yield Level("prepaid_low", f"prepaid:{pool.id}", left, mark, facts)

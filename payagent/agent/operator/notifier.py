@@ -18,7 +18,7 @@ from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.approval_links import WAYS, ApprovalLinks
 from payagent.core.aggregate import PaymentRow
-from payagent.core.money import format_amount
+from payagent.core.money import for_people, format_amount
 from payagent.core.notifications import (
     APPROVAL_ASKED,
     LIMIT_REACHED,
@@ -139,7 +139,7 @@ class Notifier:
         notification = Notification(
             self._context.ports.new_id("ntf"), TEST, now_ms, "A test by payagent", text, {}, None, None, None
         )
-        missed = await self.target.send(self._with_wallet(notification), {}, now_ms)
+        missed = await self.target.send(self._as_sent(notification), {}, now_ms)
         return notification.id, None if missed is None else missed.why
 
     async def _add_deliveries(self) -> None:
@@ -190,7 +190,7 @@ class Notifier:
             if notification is None:
                 raise KeyError(f"the event {row.event_seq} is told no more")
             missed = await self.target.send(
-                self._with_wallet(notification), self._links_of(notification), clock.now_ms()
+                self._as_sent(notification), self._links_of(notification), clock.now_ms()
             )
             if missed is None or missed.then == "delivered":
                 await self._note_delivered(row, missed)
@@ -240,12 +240,18 @@ class Notifier:
             " and ".join(format_amount(asset, count) for asset, count in units.items()),
             row.outputs[0].address if to is None else to,
             row.attempt.tx_id,
+            events.purpose_of(self._context.conn, row.id),
         )
 
-    def _with_wallet(self, notification: Notification) -> Notification:
+    def _as_sent(self, notification: Notification) -> Notification:
+        """With the wallet in its data, and with readable amounts in its texts."""
         config = self._context.config
         wallet = {"network": config.network.name, "address": config.own.text}
-        return replace(notification, data={**wallet, **notification.data})
+        title, text, *lines = (
+            for_people(one, config.tokens) for one in (notification.title, notification.text, *notification.lines)
+        )
+        data = {**wallet, **notification.data}
+        return replace(notification, title=title, text=text, lines=tuple(lines), data=data)
 
     def _links_of(self, notification: Notification) -> dict[str, str]:
         """The links that decide an approval, while it is open."""

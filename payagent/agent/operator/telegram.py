@@ -19,14 +19,14 @@ from payagent.agent.base.requests import Approver
 from payagent.agent.fleet.fleet import Fleet
 from payagent.agent.operator.approval_links import WAYS, Way
 from payagent.core.history import decision_in_words
-from payagent.core.money import format_amount
+from payagent.core.money import show_amount
 from payagent.core.notifications import Missed, Notification
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.outbound.push import plain
 from payagent.outbound.service_client import ServiceError
 from payagent.outbound.telegram import TEXT_MAX_UNITS, Buttons, ChatMessage, Press, TelegramBot
-from payagent.store.rows import approval_messages, approvals, apps, events, intents, paired_chats, payments
+from payagent.store.rows import approval_messages, approvals, apps, intents, paired_chats, payments
 from payagent.store.rows.approval_messages import ApprovalMessage
 from payagent.store.rows.approvals import ApprovalRow
 from payagent.store.rows.paired_chats import PairedChat
@@ -105,11 +105,12 @@ class TelegramTarget:
         """
         chats = self.paired()
         if not chats:
-            return Missed(f"no chat is paired: run payagent notifications pair {self.name}")
-        text = f"{plain(notification.title)}\n{plain(notification.text)}"
+            return Missed(f"no chat is paired: run payagent notifications pair {self.name}", then="given_up")
+        text = "\n".join(map(plain, (notification.title, *(notification.lines or (notification.text,)))))
         approval = self._approval(notification)
         if approval is not None:  # a line that is cut makes the message too long: nobody decides on a part
-            lines = notification.title, notification.text, *self._terms(approval)
+            *facts, payment_id = notification.lines or (notification.text, approval.payment_id)
+            lines = notification.title, *facts, *self._terms(approval), payment_id
             text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
         missed, ended = None, self._ended.pop(notification.id, {})
         for chat_id in {chat.chat_id for chat in chats} - ended.keys():
@@ -140,18 +141,15 @@ class TelegramTarget:
         return approvals.of_payment(self._context.conn, payment_id) if is_open else None
 
     def _terms(self, approval: ApprovalRow) -> Iterator[str]:
-        """What a person needs to know to decide, in lines."""
+        """What a press decides, exactly, in lines."""
         conn, row = self._context.conn, self._context.payment(approval.payment_id)
-        for output in row.outputs:
-            yield f"{output.role}: {format_amount(output.asset, output.units)} to {output.address}"
-        for asset, units in payments.hold(conn, row.id, "approval").items():
-            yield f"at most, with fee: {format_amount(asset, units)}"
-        yield f"app: {apps.require(conn, row.app_id).name}"
+        tokens = self._context.config.tokens
         if (request := intents.request_of(conn, row.intent.id)) is not None:
-            yield f"request: {' '.join(priced_call(request))}"
-        if (purpose := events.purpose_of(conn, row.id)) is not None:
-            yield f"the app's reason: {purpose}"
-        yield f"open until: {iso_time(approval.expires_at_ms)}"
+            yield f"Request: {' '.join(priced_call(request))}"
+        for output in row.outputs:
+            yield f"{output.role}: {show_amount(output.asset, output.units, tokens)} to {output.address}"
+        for asset, units in payments.hold(conn, row.id, "approval").items():
+            yield f"At most, with fee: {show_amount(asset, units, tokens)}"
         if "approve" not in self._ways(row.id):
             yield f"To approve a new address, check it first. Then: payagent payments approve {row.id}"
 

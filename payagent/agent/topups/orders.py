@@ -18,7 +18,7 @@ from payagent.agent.commits import approvals
 from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import Invoice, is_batch
-from payagent.core.money import format_amount
+from payagent.core.money import counted, format_amount
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, Delivery, State
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
@@ -246,7 +246,7 @@ async def _announce(
 
 
 def _in_words(auto: AutoTopup, units: int) -> str:
-    return f"{units} calls" if auto.unit == CALLS else format_amount(auto.unit, units)
+    return counted(units, "call") if auto.unit == CALLS else format_amount(auto.unit, units)
 
 
 def _settings(merchant: MerchantConfig, auto: AutoTopup) -> str:

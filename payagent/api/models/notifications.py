@@ -16,6 +16,7 @@ from payagent.store.rows.notifications import TargetState
 class NotificationTarget(BaseModel):
     """A target of the config. Its filter: events, merchants and apps; an empty list wants all.
 
+    Without events, only a webhook is told of confirmed payments and of complete top-ups.
     `chats`: how many chats are paired; null unless its kind is telegram. `waiting`: deliveries that are not taken
     yet. `last_problem`: why the newest try failed, if it did.
     """

@@ -78,7 +78,7 @@ async def _set(visit: Visit) -> Response:
     typed, tokens = visit.form, visit.renderer.facts["tokens"]
     asset, window = typed.get("asset", LOVELACE), typed.get("limit", "")
     is_reset = typed.get("act") == "reset"
-    most = None if is_reset else units_of(typed, "amount", asset)
+    most = None if is_reset else units_of(typed, "amount", asset, tokens)
     if most is None and not is_reset:
         raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
     body = {name: typed[name] for name in ("app", "merchant") if typed.get(name)}

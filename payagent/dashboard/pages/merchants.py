@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from payagent.api.models.merchants import CreateMerchant, CreatePin
 from payagent.core.address import parse_address
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, counted
 from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.prepaid_balance import CALLS
@@ -122,7 +122,7 @@ async def resume(visit: Visit) -> Response:
     facts = (
         ("merchant", merchant["name"]),
         ("origin", merchant["origin"]),
-        ("not served", f"{merchant['unserved_streak']} payments in a row"),
+        ("not served", f"{counted(merchant['unserved_streak'], 'payment')} in a row"),
         ("then", "payments to it are made again, and the count starts at zero"),
     )
     title, back_to = f"Resume payments to {merchant['name']}", f"/ui/merchants/{merchant['name']}"

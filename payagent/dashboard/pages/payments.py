@@ -6,13 +6,13 @@ Never: SQL; changes a payment, except that `resolve` is asked for.
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.responses import Response
 
 from payagent.core.history import details_in_words, name_in_words
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, Tokens, for_people
 from payagent.core.payment.machine import (
     CANCELLABLE,
     DELIVERIES_IN_WORDS,
@@ -127,7 +127,11 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
         why=_why(payment),
         delivery=DELIVERIES_IN_WORDS[Delivery(payment["delivery"])],
         has_delivery=payment["kind"] == "invoice" and state not in (State.REJECTED, State.DENIED),
-        timeline=[_step(event) for event in payment["history"] if event["event"] != "purpose"],
+        timeline=[
+            _step(event, visit.renderer.facts["tokens"])
+            for event in payment["history"]
+            if event["event"] != "purpose"
+        ],
         after=[(one.replace("_", " "), STATES_IN_WORDS[one]) for one in PATH[PATH.index(state) + 1 :]]
         if state in PATH
         else [],
@@ -136,7 +140,7 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
 
 
 def _title(payment: dict[str, Any], visit: Visit) -> str:
-    tokens = cast("dict[str, str]", visit.renderer.environment.globals["tokens"])
+    tokens = visit.renderer.facts["tokens"]
     units = " and ".join(amount_text(*one, tokens) for one in paid(payment))
     if payment["kind"] == "split":
         return "UTxOs split"
@@ -153,7 +157,7 @@ def _why(payment: Mapping[str, Any]) -> tuple[Problem, str] | None:
     return None if reason is None else (PROBLEMS[reason["code"]].of(reason["reason"]), reason["detail"])
 
 
-def _step(event: Mapping[str, Any]) -> dict[str, Any]:
+def _step(event: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     """An event of the timeline. A retry is drawn in another shape than a step of the money."""
     name, _, text = name_in_words(event["event"]).partition(": ")
     is_retry = event["event"].startswith(("delivery_", "merchant_", "retry_", "provider_"))
@@ -161,7 +165,7 @@ def _step(event: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "text": text,
         "at": event["at"],
-        "details": _HASH.sub(r"\1…\2", details_in_words(event["detail"])),
+        "details": _HASH.sub(r"\1…\2", for_people(details_in_words(event["detail"]), tokens)),
         "look": "call" if is_retry else "",
     }
 

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from payagent.api.http.problems import problem_of
 from payagent.api.models.wallet import SplitOrder
 from payagent.core.address import parse_address
-from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, format_ada, format_amount, parse_ada, parse_amount_of
+from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, Tokens, show_amount
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused, own_order
+from payagent.dashboard.fields import read_units
+from payagent.dashboard.text import amount_text
 from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 SHOWN = 10
@@ -94,19 +96,22 @@ def _is_between(lovelace: int, low: int, high: int | None) -> bool:
 async def split(visit: Visit) -> Response:
     """Keep a split until the terminal confirms it: no limit counts its fee."""
     wallet, count = await visit.api.get("/v1/wallet"), visit.form.get("count", "")
+    tokens = visit.renderer.facts["tokens"]
     try:
         is_number = count.isascii() and count.isdecimal() and len(count) < 10
-        body = {"count": int(count) if is_number else count, "lovelace": str(_ada(visit.form.get("each")))}
+        lovelace = read_units(visit.form.get("each", ""), LOVELACE, tokens)
+        body = {"count": int(count) if is_number else count, "lovelace": str(lovelace)}
         order = SplitOrder.check(body)
-        _require_available(wallet, LOVELACE, order.count * order.lovelace)
+        _require_available(wallet, LOVELACE, order.count * order.lovelace, tokens)
     except Refused as refused:
         return await _refused(visit, refused)
-    title = f"Split into {order.count} UTxOs of {format_ada(order.lovelace)}"
+    each = amount_text(order.lovelace)
     facts = (
-        ("makes", f"{order.count} UTxOs of {format_ada(order.lovelace)} each, in this wallet"),
+        ("makes", f"{order.count} UTxOs of {each} each, in this wallet"),
         ("fee", "the network's, known when it is signed; less than 1 ADA"),
         ("limits", "only limits.signed_per_day bounds it"),
     )
+    title = f"Split into {order.count} UTxOs of {each}"
     return visit.confirm_in_terminal(title, facts, "/ui/wallet", "/v1/wallet/split", body, visit.order)
 
 
@@ -114,7 +119,7 @@ async def send(visit: Visit) -> Response:
     """Keep a send until the terminal confirms it."""
     wallet = await visit.api.get("/v1/wallet")
     try:
-        address, order, text, left = _order(visit.form, wallet)
+        address, order, text, left = _order(visit.form, wallet, visit.renderer.facts["tokens"])
     except Refused as refused:
         return await _refused(visit, refused)
     facts = (
@@ -128,7 +133,9 @@ async def send(visit: Visit) -> Response:
     return visit.confirm_in_terminal(f"Send {text}", facts, "/ui/wallet", "/v1/wallet/send", body, visit.order)
 
 
-def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, dict[str, object], str, str]:
+def _order(
+    fields: Mapping[str, str], wallet: Mapping[str, Any], tokens: Tokens
+) -> tuple[str, dict[str, object], str, str]:
     """A send: the address, what the API is asked to send, and in words what it sends and what is left."""
     with own_order(key="address"):
         address = parse_address(fields.get("address", ""), NETWORKS[wallet["network"]]).text
@@ -136,11 +143,11 @@ def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, d
         left = "nothing that may leave, unless it does not fit into one transaction"
         return address, {"all": True}, "everything that is available and may leave", left
     asset = fields.get("asset") or LOVELACE
-    units = _ada(fields.get("amount")) if asset == LOVELACE else parse_amount_of(asset, fields.get("amount"))
+    units = read_units(fields.get("amount", ""), asset, tokens)
     if units == 0:
         raise Refused("amount_invalid", "the amount is zero", key="amount")
-    available = _require_available(wallet, asset, units)
-    text, left = format_amount(asset, units), f"{format_amount(asset, available - units)} spendable"
+    left = f"{show_amount(asset, _require_available(wallet, asset, units, tokens) - units, tokens)} spendable"
+    text = show_amount(asset, units, tokens)
     if asset == LOVELACE:
         left += ", less the fee"
     else:
@@ -148,17 +155,12 @@ def _order(fields: Mapping[str, str], wallet: Mapping[str, Any]) -> tuple[str, d
     return address, {"asset": asset, "units": str(units)}, text, left
 
 
-def _require_available(wallet: Mapping[str, Any], asset: str, units: int) -> int:
+def _require_available(wallet: Mapping[str, Any], asset: str, units: int, tokens: Tokens) -> int:
     """What can be spent of an asset now. Refused: `not_enough_funds`."""
     available = {one["asset"]: int(one["available"]) for one in wallet["assets"]}.get(asset, 0)
     if units > available:
-        raise Refused("not_enough_funds", f"{format_amount(asset, available)} can be spent now")
+        raise Refused("not_enough_funds", f"{show_amount(asset, available, tokens)} can be spent now")
     return available
-
-
-def _ada(text: str | None) -> int:
-    """An amount of ADA, whose unit may be left out."""
-    return parse_ada(f"{text} ADA" if text and text[-1:].isdigit() else text)
 
 
 async def _history(visit: Visit, address: str, own: str) -> str:
