@@ -126,7 +126,7 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
     moved = {"payment": "pay_1", "tx_hash": "ab", "units": units}
     answer = {"findings": [], "could_not_tell": [], "in_flight": [moved], "balances": [], "prepaid": []}
     show_reconciled(terminal, answer | {"checked": {}, "clean": True, "found": 0})
-    amounts = f"-0.165633 ADA, -7 of {TOKEN[:56]}.{TOKEN[56:]}"
+    amounts = f"-0.165633 ADA, -7 {TOKEN[:56]}.{TOKEN[56:]}"
     assert out.getvalue().splitlines()[0] == f"in flight: pay_1, transaction ab: {amounts}"
 
 
