@@ -60,7 +60,7 @@ def test_verify_summarizes_in_a_line_and_ledger_filters_apply(paid: Shop) -> Non
     assert verified.code == 0
     assert verified.out.startswith("clean: ")
     assert " entries of no payment, " in verified.out
-    assert " payments with their entries\n" in verified.out
+    assert " 1 payment with its entries\n" in verified.out
     kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
     assert kinds == {"post"}
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
