@@ -60,7 +60,7 @@ def test_verify_summarizes_in_a_line_and_ledger_filters_apply(paid: Shop) -> Non
     assert verified.code == 0
     assert verified.out.startswith("clean: ")
     assert " entries without a payment, " in verified.out
-    assert " payments with their entries\n" in verified.out
+    assert " 1 payment with its entries\n" in verified.out
     kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
     assert kinds == {"post"}
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
@@ -126,7 +126,7 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
     moved = {"payment": "pay_1", "tx_hash": "ab", "units": units}
     answer = {"findings": [], "could_not_tell": [], "in_flight": [moved], "balances": [], "prepaid": []}
     show_reconciled(terminal, answer | {"checked": {}, "clean": True, "found": 0})
-    amounts = f"-0.165633 ADA, -7 of {TOKEN[:56]}.{TOKEN[56:]}"
+    amounts = f"-0.165633 ADA, -7 {TOKEN[:56]}.{TOKEN[56:]}"
     assert out.getvalue().splitlines()[0] == f"in flight: pay_1, transaction ab: {amounts}"
 
 
