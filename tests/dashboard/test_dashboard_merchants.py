@@ -62,7 +62,7 @@ def test_a_topup_that_waits_for_a_person_is_cancelled(shop: Shop, browser: Brows
         at.page.goto(f"{origin}/ui/merchants")
         at.page.get_by_role("button", name="Cancel the top-up of t").click()
         expect(at.page.locator("#notice")).to_contain_text("The top-up is cancelled")
-    assert shop.payagent("prepaid", "topups").json["topups"][0]["state"] == "stopped"
+    assert shop.payagent("prepaid", "list").json["topups"][0]["state"] == "stopped"
 
 
 def test_a_merchant_is_added_by_the_terminal_and_removed_at_once(shop: Shop, browser: Browser) -> None:
