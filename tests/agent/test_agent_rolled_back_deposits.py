@@ -136,6 +136,17 @@ async def test_a_deposit_that_returns_is_booked_again_and_the_payment_goes_on(wo
         await require_whole(run)
 
 
+async def test_a_pass_of_another_account_leaves_the_alert_as_it_is(world: World) -> None:
+    async with living(world) as run:
+        row, _ = await pay_and_vanish(world, run)
+        await denied(run)
+        assert last_alert(run, row) == "deposit_rolled_back"
+    async with living(world.of_account(1)) as other:
+        await other.pass_time(2, 61)
+        assert alerts.raised(other.context.conn, "deposit_rolled_back") == [f"deposit:{row.id}"]
+        assert "deposit_restored" not in other.events(row.id)
+
+
 async def test_an_alert_of_an_earlier_version_is_raised_once_and_cleared(world: World) -> None:
     """Its subject had another word, and a sealed row keeps it."""
     world.settings(timeout=1200)

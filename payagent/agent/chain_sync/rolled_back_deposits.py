@@ -76,8 +76,11 @@ class RolledBackDeposits:
     async def _update_alerts(self) -> None:
         """Raise one alert for each payment that is stuck, and clear it when it no longer is."""
         if self._alerted is None:
+            conn, account = self._context.conn, self._context.config.account
             self._alerted = {
-                subject.partition(":")[2]: subject for subject in alerts.raised(self._context.conn, ALERT_KIND)
+                row.id: subject
+                for subject in alerts.raised(conn, ALERT_KIND)
+                if (row := payments.payment(conn, subject.partition(":")[2])) and row.account == account
             }
         if list(self._alerted) == list(self.stuck):
             return
