@@ -133,10 +133,11 @@ class AgentContext:
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""
-        number, account = row.attempt.number, row.account
-        if self._writer.is_noted(number, account) or fleet.is_noted(self.conn, number, account):
-            return row
-        return replace(row, is_noted=False)
+        return row if self.has_noted(row.attempt.number, row.account) else replace(row, is_noted=False)
+
+    def has_noted(self, number: int | None, account: int) -> bool:
+        """Whether the signer's record has an attempt of the account, by its number."""
+        return self._writer.is_noted(number, account) or fleet.is_noted(self.conn, number, account)
 
     def require_noted(self, row: PaymentRow) -> PaymentRow:
         """As `as_noted`. Refused: `store_failed` if the signer's record lacks the attempt."""

@@ -245,6 +245,18 @@ async def test_a_chat_that_has_a_message_does_not_get_it_again_for_another_that_
         assert not one.target._ended
 
 
+async def test_an_approval_that_is_open_waits_for_a_chat(world: World, telegram: Telegram) -> None:
+    async with phone(world, telegram) as one:
+        row, _ = await one.run.agent.pay(world.ask("hello"))
+        news = Notification("ntf_1", "approval.asked", 1, "A payment waits", "for you", {}, row.id, "t", "test")
+        missed = await one.target.send(news, {}, 1)
+        assert missed is not None
+        assert ("no chat is paired" in missed.why, missed.then) == (True, "waiting")
+        await one.pair(ANN)
+        assert await one.target.send(news, {}, 1) is None
+        assert telegram.of_chat(ANN)[-1].buttons.keys() >= {"Approve", "Deny"}
+
+
 async def test_what_every_chat_refuses_for_good_is_given_up(world: World, telegram: Telegram) -> None:
     async with phone(world, telegram) as one:
         await one.pair(ANN)

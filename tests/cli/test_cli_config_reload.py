@@ -58,6 +58,16 @@ def daemon(only_daemon: Daemon) -> Iterator[Daemon]:
     only_daemon.reset()
 
 
+NAMED_TOKEN = f"""
+[[limits.assets]]
+asset = "{"ab" * 28}"
+name = "USDM"
+decimals = 2
+per_payment = "5"
+per_day = "5"
+"""
+
+
 def told(shop: Shop, event: str) -> list[dict[str, object]]:
     lines = (shop.folder / "daemon.log").read_text().splitlines()
     return [said for line in lines if line.startswith("{") and (said := json.loads(line))["event"] == event]
@@ -125,6 +135,7 @@ def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(daemon: Dae
         ('\n[limits]\nper_day = "50 ADA"\nper_dya = "1 ADA"\n', "per_dya"),
         ('\n[limits]\nper_day = "50 ADA"\n[', "TOML"),
         ('\n[limits]\nper_day = "50 ADA"\nper_transaction = "7 ADA"\n', "limits.per_transaction"),
+        (NAMED_TOKEN, "limits.assets.decimals"),
         ('\n[limits]\nper_day = "50 ADA"\n[payments]\nconfirm_depth = 9\n', "payments.confirm_depth"),
         ('\n[limits]\nper_day = "50 ADA"\n[proxy]\npayment_timeout_s = 9\n', "proxy.payment_timeout_s"),
     ):

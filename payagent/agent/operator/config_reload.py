@@ -87,6 +87,8 @@ def needing_a_start(before: Settings, after: Settings) -> list[str]:
     fixed = [key for key in changes(before, after) if not _RELOADABLE.fullmatch(key)]
     if _signed(before) != _signed(after):
         fixed.append("limits.assets.per_transaction")
+    if before.limits.tokens != after.limits.tokens:  # amounts on open pages are written and read by them
+        fixed.append("limits.assets.decimals")
     if _private(before) != _private(after):
         fixed.append("merchants.NAME.allow_private_network")
     return fixed

@@ -103,11 +103,11 @@ class TelegramTarget:
 
         A chat that is gone is not tried again, and delays no other.
         """
-        chats = self.paired()
-        if not chats:
-            return Missed(f"no chat is paired: run payagent notifications pair {self.name}", then="given_up")
+        chats, approval = self.paired(), self._approval(notification)
+        if not chats:  # a new chat gets only what a person still has to decide
+            why = f"no chat is paired: run payagent notifications pair {self.name}"
+            return Missed(why, then="given_up" if approval is None else "waiting")
         text = "\n".join(map(plain, (notification.title, *(notification.lines or (notification.text,)))))
-        approval = self._approval(notification)
         if approval is not None:  # a line that is cut makes the message too long: nobody decides on a part
             *facts, payment_id = notification.lines or (notification.text, approval.payment_id)
             lines = notification.title, *facts, *self._terms(approval), payment_id

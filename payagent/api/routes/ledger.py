@@ -173,7 +173,11 @@ async def transactions(caller: Reader, query: Annotated[Page, Query()]) -> JsonR
     """For readers that decode them on their own, as `payagent ledger verify --second-reader` does."""
     page = partial(signed_transactions, before_seq=query.before, limit=query.limit)
     rows = await _read(caller.context, page)
-    listed = [LedgerTransaction(payment=row.payment_id, tx_hash=row.tx_id, cbor=row.cbor.hex()) for row in rows]
+    listed = [
+        LedgerTransaction(payment=row.payment_id, tx_hash=row.tx_id, cbor=row.cbor.hex())
+        for row in rows
+        if caller.context.has_noted(row.seq, row.account)  # no proof is shown before
+    ]
     return JsonResponse(Transactions(transactions=listed, cursor=query.next_of([row.seq for row in rows])))
 
 

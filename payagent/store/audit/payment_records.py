@@ -41,6 +41,7 @@ class SignedTransaction(NamedTuple):
 
     seq: int
     payment_id: str
+    account: int
     tx_id: str
     cbor: bytes
 
@@ -252,7 +253,7 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
 def signed_transactions(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[SignedTransaction]:
     """A page of all transactions that were signed, newest first."""
     rows = conn.execute(
-        "SELECT rowid, payment_id, tx_id, cbor FROM attempts WHERE rowid < ? ORDER BY rowid DESC LIMIT ?",
+        "SELECT rowid, payment_id, account, tx_id, cbor FROM attempts WHERE rowid < ? ORDER BY rowid DESC LIMIT ?",
         (_MOST if before_seq is None else before_seq, limit),
     )
     return [SignedTransaction._make(row) for row in rows]
