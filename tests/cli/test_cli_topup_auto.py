@@ -14,6 +14,7 @@ auto_per_day_max = 1
 
 def test_a_low_prepaid_balance_is_topped_up_automatically(closed_shop: Shop) -> None:
     closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    closed_shop.control("blocks", count=1)  # else the daemon may order before the deposit is in a block
     closed_shop.settings(batch=10)
     with closed_shop.config.open("a") as config:
         config.write(CONFIG)
