@@ -28,7 +28,7 @@ _AMOUNT_TEXT = re.compile(
 )
 _SEPARATED = re.compile(r"[1-9][0-9]{0,2}(?:[\u2009\u202f][0-9]{3})+(?![0-9])", re.ASCII)
 _AMOUNT_IN_TEXT = re.compile(
-    r"(?<![\w.,'\u2009\u202f])(?:([0-9]+) units of ([0-9a-f]{56,120})"
+    r"(?<![\w.,'\u2009\u202f])(?:([0-9]{1,19}) units of ([0-9a-f]{56,120})"
     r"|(0|[1-9][0-9]{0,10})(?:\.([0-9]{0,5}[1-9]))? ADA)(?!\w)",
     re.ASCII,
 )

@@ -290,6 +290,8 @@ def test_amounts_in_a_text_are_shown_as_people_read_them() -> None:
     )
     for typed in ("1,000 ADA", "10,050 ADA", "2,025.50 ADA", "12 000 ADA", "1.000 ADA", "1'000 ADA"):
         assert for_people(typed, TOKENS) == typed, "not as payagent writes an amount"
+    endless = f"{'9' * 5000} units of {POLICY}"
+    assert for_people(endless, TOKENS) == endless
     assert for_people("at most 200\u202f000 ADA") == "at most 200\u202f000 ADA"
     assert for_people(f"3 units of {POLICY} and 10000 units") == f"3 {POLICY}. and 10000 units"
 
