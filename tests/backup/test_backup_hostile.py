@@ -258,7 +258,8 @@ async def test_no_secret_is_in_a_backup(world: World, backup: Path) -> None:
 
 def command(name: str, backup: Path, data_dir: Path, **options: object) -> "subprocess.Popen[str]":
     arguments = [name, str(backup), "--config", str(data_dir.with_name(f"{data_dir.name}.toml"))]
-    return spawn(*arguments, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    environ = {"PYTHONDONTWRITEBYTECODE": "1"}  # a limit on its files would cut Python's bytecode short, for all
+    return spawn(*arguments, "--json", environ=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +294,7 @@ async def test_a_killed_restore_leaves_no_wallet_and_does_not_block_the_next_one
         data_dir = world.folder.with_name("restored")
         settings_of(data_dir, f"http://127.0.0.1:{silent.getsockname()[1]}/api/v0")
         process = command("restore", backup, data_dir)
+        silent.settimeout(60)
         connection, _ = silent.accept()
         with connection:
             with pytest.raises(Refused, match="already_exists/file"):
@@ -310,6 +312,7 @@ async def test_ctrl_c_during_a_restore_leaves_no_files(world: World, backup: Pat
         settings_of(data_dir, f"http://127.0.0.1:{silent.getsockname()[1]}/api/v0")
         before = listing(world.folder.parent)
         process = command("restore", backup, data_dir)
+        silent.settimeout(60)
         connection, _ = silent.accept()
         with connection:
             process.send_signal(signal.SIGINT)
