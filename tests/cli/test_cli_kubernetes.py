@@ -41,6 +41,7 @@ FILES, DAEMON = POD["initContainers"][0], POD["containers"][0]
 CONFIG: str = OBJECTS["ConfigMap"]["data"]["config.toml"]
 PROBE = DAEMON["readinessProbe"]["httpGet"]
 HOST = {one["name"]: one["value"] for one in PROBE["httpHeaders"]}
+PASSWORD = "the-databases-password"
 KUBELET = {"PAYAGENT_PORT": "tcp://10.0.0.1:8402", "PAYAGENT_SERVICE_HOST": "10.0.0.1"}
 """Variables of the Service, which a pod gets unless it asks for none."""
 
@@ -154,7 +155,7 @@ def pod(folder: Path, devnet: DevnetThread, url: str) -> Iterator[Pod]:
     for secret, keys in secrets().items():
         for key in keys:
             file = folder / "from" / mounts[secret] / key
-            file.write_text(content.get(key, "not-used"))
+            file.write_text(content.get(key, PASSWORD))
             file.chmod(0o440)  # as the kubelet leaves it
     config = folder / "etc/payagent/config.toml"
     here = made.mapped(CONFIG).replace('"0.0.0.0', '"127.0.0.1').replace("synchronous = true\n", "")
@@ -183,8 +184,9 @@ def pod(folder: Path, devnet: DevnetThread, url: str) -> Iterator[Pod]:
 def test_a_pods_containers_start_a_daemon_that_passes_its_readiness_probe(
     tmp_path: Path, postgresql: Server
 ) -> None:
-    url = postgresql.tcp_url(postgresql.new_database())
+    url = postgresql.new_database()
     add_app(url, tmp_path)
+    url = postgresql.url_with_password(url, PASSWORD)
     with DevnetThread(block_time_s=1) as devnet, pod(tmp_path / "pod", devnet, url) as made:
         *_, look = "".join(blocks(SECTION, PAGE)).splitlines()
         assert look.startswith("kubectl -n payagent exec payagent-0 -- ")

@@ -29,6 +29,7 @@ from payagent.settings.loading import load_settings
 
 PAGE = "docs/how-to/run-a-fleet.md"
 NAME = "pay.example.internal"
+PASSWORD = "the-databases-password"
 ETC, DATA = "/etc/payagent", "/var/lib/payagent"
 STORE, API = blocks("Start the first daemon", PAGE, "toml")
 
@@ -102,15 +103,17 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def first_machine(folder: Path, devnet: DevnetThread, url: str) -> tuple[Machine, Shop]:
-    """A new wallet whose ledger is on PostgreSQL, with the page's config."""
+def first_machine(folder: Path, devnet: DevnetThread, postgresql: Server) -> tuple[Machine, Shop]:
+    """A new wallet whose ledger is on PostgreSQL, with the page's config and its password."""
     folder.mkdir()
     shop, machine = Shop(devnet, folder), Machine(folder, free_port())
-    moved = shop.payagent("store", "copy", "--to", url)
+    database = postgresql.new_database()
+    moved = shop.payagent("store", "copy", "--to", postgresql.tcp_url(database))
     assert moved.code == 0, moved.err
+    url = postgresql.url_with_password(database, PASSWORD)
     (folder / "data/ledger.db").rename(folder / "ledger.db")
     (folder / "etc").mkdir(mode=0o700)
-    (folder / "etc/database-password").write_text("not used")
+    (folder / "etc/database-password").write_text(PASSWORD)
     (folder / "etc/database-password").chmod(0o600)
     public, private = certificate(folder, NAME)
     shutil.copy(public, folder / "etc/api-ca.pem")
@@ -178,9 +181,8 @@ def test_the_config_of_the_page_is_valid(tmp_path: Path) -> None:
 @needs_postgresql
 @needs_haproxy
 def test_the_pages_commands_make_a_fleet_in_which_one_machine_may_stop(tmp_path: Path, postgresql: Server) -> None:
-    url = postgresql.tcp_url(postgresql.new_database())
     with DevnetThread(block_time_s=1) as devnet:
-        first, shop = first_machine(tmp_path / "ay", devnet, url)
+        first, shop = first_machine(tmp_path / "ay", devnet, postgresql)
         with closing(shop.http), serving(first) as process:
             first.run(blocks("Start the first daemon", PAGE)[0])
             for row in first.accounts():

@@ -53,6 +53,13 @@ class Server:
             conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         return self.url(name)
 
+    def url_with_password(self, url: str, password: str) -> str:
+        """The database of a `url` by the server's port, where the user has to give this password."""
+        with closing(PostgresqlConnection(self.url("postgres"))) as conn:
+            conn.execute(f"ALTER USER {USER} PASSWORD '{password}'")
+        self._cluster.ask_for_password(urlsplit(url).path.removeprefix("/"))
+        return self.tcp_url(url)
+
     @property
     def pid(self) -> int:
         """Of the server's first process."""

@@ -93,6 +93,12 @@ class Cluster:
         (self._data / "pg_hba.conf").write_text("local all all trust\nhost all all all reject\n")
         self._control("reload")
 
+    def ask_for_password(self, database: str) -> None:
+        """Want the user's password of whoever opens this database by the server's port."""
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"host {database} all 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        self._control("reload")
+
     @contextmanager
     def upgraded(self) -> Iterator["Cluster"]:
         """The cluster that pg_upgrade makes of this one, which is never started again."""
