@@ -160,7 +160,11 @@ def unserved_alert(row: PaymentRow, now: Delivery) -> Iterator[Change]:
     if now is Delivery.PAID_NOT_SERVED and row.delivery is not now:
         claim = claim_of_payment(row)
         paid = format_amount(claim.asset, claim.units)
-        yield Raise("paid_not_served", subject, {"detail": f"{row.invoice.origin} was paid {paid} and did not serve", **facts})
+        yield Raise(
+            "paid_not_served",
+            subject,
+            {"detail": f"{row.invoice.origin} was paid {paid} and did not serve", **facts},
+        )
     elif row.delivery is Delivery.PAID_NOT_SERVED and now is Delivery.ACCEPTED:
         yield Clear(subject, {"detail": f"{row.invoice.origin} served {row.id} late", **facts})
 

@@ -225,7 +225,9 @@ class PaymentLifecycle:
             subject = unserved_subject(row.id)
             if alerts.is_raised(self._context.conn, subject):
                 facts = {"detail": f"an operator dealt with {row.id}", "payment": row.id, "by": app_id}
-                await self._context.write("resolve", lambda unit: clear_alert(unit, subject, facts, now_ms), row.id)
+                await self._context.write(
+                    "resolve", lambda unit: clear_alert(unit, subject, facts, now_ms), row.id
+                )
                 return row
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
             raise Refused("wrong_state", f"a payment that is {row.state} cannot be cancelled{ends}")
