@@ -62,6 +62,7 @@ class Merchant(BaseModel):
     refused_early: bool
     call_headers: dict[str, str]
     set_by: Literal["config", "operator"]
+    topup_path: str | None
     prices: list[AgreedPrice]
 
     @classmethod
@@ -82,6 +83,7 @@ class Merchant(BaseModel):
             refused_early=readiness.refused_early,
             call_headers=merchant.buyer_headers(config.own.text),
             set_by="config" if merchant.is_from_file else "operator",
+            topup_path=None if merchant.topup_request is None else merchant.topup_request.path,
             prices=[AgreedPrice.model_validate(price) for price in prices],
             **more,
         )
