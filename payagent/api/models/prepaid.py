@@ -66,7 +66,9 @@ class CreateTopup(RequestBody):
     asset: GivenUnit = LOVELACE
     units: Annotated[GivenUnits, InSupply]
     request: TopupRequest = absent("Without it the request of merchants.NAME.topup is made.")
-    only_sells: bool = Field(default=False, description="The request sells balance, and a balance never serves it.")
+    only_sells: bool = Field(
+        default=False, description="The request sells balance, and a balance never serves it."
+    )
     dry_run: bool = False
 
     @property
