@@ -64,13 +64,14 @@ def me(shop: Shop) -> Visitor:
         buy(shop, purpose, path)
     buy(shop, "", "/chat", token)
     buy(shop, "too dear", "/dear", token, max_total="1")
+    assert shop.payagent("payments", "deny", buy(shop, "denied", f"/{'no' * 60}", token)).code == 0
     shop.payagent("pause", "--reason", f"{SCRIPT} {'x' * 60}")  # stands on every page
     operator = visitor(shop)
     until(lambda: "waits for a decision" in operator.get("/ui/").text, "no approval")
     return operator
 
 
-def buy(shop: Shop, purpose: str, path: str, token: str = "", **more: str) -> None:
+def buy(shop: Shop, purpose: str, path: str, token: str = "", **more: str) -> str:
     """Forward a 402 with a request and a purpose of the app's choice. It waits for a person, or is refused."""
     invoice = json.loads(shop.saved(purpose).read_bytes())
     body = {
@@ -84,6 +85,7 @@ def buy(shop: Shop, purpose: str, path: str, token: str = "", **more: str) -> No
     headers = {"authorization": f"Bearer {token or shop.made['token']}"}
     answer = shop.http.post(f"{server}/v1/payments", json=body, headers=headers)
     assert answer.status_code == (403 if more else 202), answer.text
+    return str(answer.json().get("id"))
 
 
 @dataclass
