@@ -143,7 +143,7 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
 @click.argument("payment_id", metavar="ID")
 @talks_to_daemon
 def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """Cancel a payment, or close one that was paid and not served.
+    """Cancel a payment, or close one that was not served.
 
     If nothing was signed, the payment is rejected. Otherwise payagent signs a transaction to the wallet itself
     that spends the same nonce UTxO. At most one of the two can ever be on the chain. The money stays held until

@@ -52,6 +52,7 @@ class Merchant(BaseModel):
     block, 0: in no block); null: unknown. With `ready` = auto the next proof is first presented at that depth.
     `refused_early`: it refused a proof before `confirm_depth`, so no proof is presented before that.
     `resource_origins`: other origins that its x402 may name as the resource. `prices`: what was last agreed.
+    `topup_path`: the path of the request that the config names for top-ups, or null.
     """
 
     name: str
