@@ -143,12 +143,12 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
 @click.argument("payment_id", metavar="ID")
 @talks_to_daemon
 def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """Cancel a payment, and return its UTxOs to the wallet.
+    """Cancel a payment, or close one that was not served.
 
     If nothing was signed, the payment is rejected. Otherwise payagent signs a transaction to the wallet itself
     that spends the same nonce UTxO. At most one of the two can ever be on the chain. The money stays held until
     the chain shows which. Refused if the payment is in a block or has ended, or if the deposit that it spends was
-    rolled back.
+    rolled back. A payment that was paid and not served stays so, and its alert ends: you have dealt with it.
     """
     _give_summary(terminal, connect().post(f"/v1/payments/{_in_path(payment_id)}/resolve", {}))
 

@@ -42,6 +42,7 @@ ALERTS: Mapping[str, tuple[str, str]] = {
     "wallet_low": ("balance.low", "The wallet runs low"),
     "prepaid_low": ("balance.low", "A prepaid balance runs low"),
     "merchant_stopped": ("merchant.stopped", "A merchant is stopped"),
+    "paid_not_served": ("payment.paid_not_served", "A payment was not served"),
     "terms_changed": ("merchant.terms_changed", "An invoice changed its terms"),
     "topup_announced": ("topup.announced", "An automatic top-up comes next"),
     "topup_failed": ("topup.failed", "A top-up failed"),
@@ -240,9 +241,10 @@ def _topup_ended(event: LedgerEvent) -> _News | None:
 
 
 def _alert(event: LedgerEvent) -> _News | None:
-    """An alert, as it was raised or cleared. The decision on an approval is told by an event of its own."""
+    """An alert, as it was raised or cleared. Events of their own tell decisions and payments that are not served."""
     detail = event.detail
-    if detail["kind"] == "cleared" and str(detail["subject"]).startswith("approval:"):
+    of, _, _ = str(detail["subject"]).partition(":")
+    if of == "unserved" or (detail["kind"] == "cleared" and of == "approval"):
         return None
     event_type, title = ALERTS[str(detail["kind"])]
     about: dict[str, str] = {}

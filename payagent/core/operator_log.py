@@ -12,7 +12,17 @@ from payagent.core.money import LOVELACE, counted, format_amount
 from payagent.core.problems import name_of
 
 LogKind = Literal[
-    "limits", "apps", "merchants", "signing", "config", "topups", "chats", "decisions", "refusals", "dashboard"
+    "changes",
+    "limits",
+    "apps",
+    "merchants",
+    "signing",
+    "config",
+    "topups",
+    "chats",
+    "decisions",
+    "refusals",
+    "dashboard",
 ]
 
 KINDS: Mapping[LogKind, tuple[str, ...]] = {
@@ -30,7 +40,8 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     "refusals": ("refused", "reject"),
     "dashboard": ("dashboard_opened", "dashboard_refused", "dashboard_confirmed", "dashboard_closed"),
 }  # fmt: skip
-"""The events of each kind. `reserve` is listed if it was a decision on an approval."""
+KINDS = {**KINDS, "changes": tuple(event for kind in KINDS if kind != "refusals" for event in KINDS[kind])}
+"""The events of each kind; `changes` are all but refusals. `reserve` is listed if it was a decision on an approval."""
 
 Entry = Mapping[str, Any]
 

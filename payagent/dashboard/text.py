@@ -1,6 +1,7 @@
 """How the dashboard writes amounts, times and untrusted text. Never: I/O."""
 
 import unicodedata
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -124,9 +125,12 @@ def clipped(text: str, most: int = 300, tokens: Tokens = NO_TOKENS) -> Markup:
     return Markup('<details class="long"><summary>{}…</summary>{}</details>').format(shown[:most], shown[most:])
 
 
-def chip(state: str) -> Markup:
-    """A payment's state."""
-    return Markup('<span class="chip {}">{}</span>').format(CHIPS.get(state, "off"), state.replace("_", " "))
+def chip(payment: Mapping[str, Any]) -> Markup:
+    """A payment's state; of one that was paid and not served, that."""
+    look, words = CHIPS.get(payment["state"], "off"), payment["state"].replace("_", " ")
+    if payment["delivery"] == "paid_not_served":
+        look, words = "bad", "paid, not served"
+    return Markup('<span class="chip {}">{}</span>').format(look, words)
 
 
 def paid(payment: dict[str, Any]) -> list[tuple[int, str]]:

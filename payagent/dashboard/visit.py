@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from payagent.api.http.sessions import PendingOrder, Session, Sessions
 from payagent.core.timestamps import iso_time
 from payagent.dashboard.checks import Checks
+from payagent.dashboard.fields import on_page
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
 from payagent.store.rows.apps import AppRow
@@ -77,7 +78,7 @@ class Visit:
             "csrf": self.session.csrf,
             "new_order": self.new_order,
             "notice": notice,
-            "problem": problem,
+            "problem": None if problem is None else on_page(problem),
             "form": self.form,
             **await self._health(),
         }

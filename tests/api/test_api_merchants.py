@@ -35,7 +35,8 @@ async def test_a_program_learns_which_headers_its_requests_to_a_merchant_carry(w
                     "ready": ready,
                     "call_headers": headers,
                 }
-                | {"set_by": "config", "accepted_depth": None, "refused_early": False, "prices": []}
+                | {"set_by": "config", "accepted_depth": None, "refused_early": False}
+                | {"prices": [], "topup_path": None}
                 for name, origin, names, ready, headers in (
                     ("a", plain.origin, [*inside], "submitted", {}),
                     ("t", world.origin, [], "confirmed", buyer),

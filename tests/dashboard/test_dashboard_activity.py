@@ -1,13 +1,15 @@
 """The activity page says what `payagent log` says; the settings page shows health, providers and sessions."""
 
+import json
 import re
 import tomllib
+from datetime import UTC, datetime, timedelta
 from html import unescape
 
 import pytest
-from kit.browser import needs_browser, sign_in, tab
+from kit.browser import needs_browser, sign_in, sign_in_by_link, tab
 from kit.cli import Shop
-from kit.dashboard import visitor
+from kit.dashboard import stranger, visitor
 from playwright.sync_api import Browser, Route, expect
 
 from payagent.settings.schema import NotificationSettings
@@ -49,6 +51,43 @@ def test_the_activity_says_by_which_way_a_change_was_made(shop: Shop, browser: B
         expect(resumed.locator(".sub")).to_have_text("by its token")
         expect(paused).to_contain_text("operator: signing paused")
         expect(paused.locator(".sub")).to_have_text("by the dashboard")
+
+
+def test_changes_stand_before_refusals_and_can_be_chosen_by_who_and_when(shop: Shop, browser: Browser) -> None:
+    today, tomorrow = (str(datetime.now(UTC).date() + timedelta(days=days)) for days in (0, 1))
+    token = shop.payagent("app", "add", "asker").json["token"]
+    assert shop.payagent("pay", shop.saved("dear"), "--merchant", "t", "--max", "1 lovelace").code == 6
+    asked = {"authorization": f"Bearer {token}"}
+    answer = shop.http.post(f"{visitor(shop).server}/v1/payments", json=body_of(shop), headers=asked)
+    assert answer.status_code == 403, answer.text
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        at.page.goto(f"{origin}/ui/activity")
+        lines = [line.replace("\n", " ") for line in at.page.locator("#events tbody tr").all_inner_texts()]
+        refused = ["refused with" in line for line in lines]
+        assert refused == sorted(refused), "a refusal stands before a change"
+        assert refused.count(True) == 2
+        at.page.get_by_label("Who").select_option("asker")
+        at.page.get_by_role("button", name="Filter").click()
+        expect(at.page.locator("#events tbody tr")).to_have_count(1)
+        expect(at.page.locator("#events")).to_contain_text("asker: refused with limit_exceeded")
+        at.page.get_by_label("Who").select_option("operator")
+        at.page.get_by_label("Since").fill(tomorrow)
+        at.page.get_by_role("button", name="Filter").click()
+        expect(at.page.locator("#events tbody tr")).to_have_count(0)
+        at.page.get_by_label("Since").fill(today)
+        at.page.get_by_label("Until").fill(tomorrow)
+        at.page.get_by_role("button", name="Filter").click()
+        expect(at.page.locator("#events tbody tr")).to_have_count(len(lines) - 1)
+
+
+def body_of(shop: Shop) -> dict[str, object]:
+    """A 402 to pay, which may take next to nothing."""
+    return {
+        "origin": shop.devnet.merchant_url,
+        "response": {"status": 402, "headers": {}, "body": json.loads(shop.saved("asked").read_bytes())},
+        "max_total": "1",
+    }
 
 
 def test_signing_out_is_an_event(shop: Shop, browser: Browser) -> None:
@@ -104,6 +143,20 @@ def test_settings_show_a_block_to_copy_for_each_way_to_be_told(shop: Shop) -> No
     targets = [NotificationSettings.model_validate(tomllib.loads(text)["notifications"][0]) for text in copied]
     assert [one.kind for one in targets] == ["webhook", "ntfy", "telegram"]
     assert shown == copied
+
+
+def test_sessions_can_be_told_apart(shop: Shop, browser: Browser) -> None:
+    phone = stranger(shop)
+    phone.enter(
+        shop.payagent("dashboard").json["url"],
+        user_agent="Mozilla/5.0 (Android 15; Mobile; rv:145.0) Gecko/145.0 Firefox/145.0",
+    )
+    with tab(browser) as at:
+        at.page.goto(f"{sign_in_by_link(at.page, shop)}/ui/settings")
+        rows = at.page.locator("#sessions tbody tr").all_inner_texts()
+    own = [row for row in rows if "this browser" in row]
+    assert ["Chrome on Linux, from 127.0.0.1" in row for row in own] == [True]
+    assert sum("Firefox on Android, from 127.0.0.1" in row for row in rows) == 1
 
 
 def test_all_other_browsers_can_be_signed_out(shop: Shop, browser: Browser) -> None:

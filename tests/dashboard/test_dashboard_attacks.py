@@ -265,6 +265,16 @@ def test_signing_in_leads_back_to_the_page_that_was_asked_for(shop: Shop) -> Non
     assert back.headers["location"] == "/ui/orders/1?from=there"
 
 
+def test_a_new_link_leads_back_to_the_page_that_was_asked_for(shop: Shop) -> None:
+    me = stranger(shop)
+    asked = me.get(me.get("/ui/limits?app=a%26b").headers["location"])
+    me.cookie = asked.headers["set-cookie"].partition(";")[0]
+    assert me.enter(shop.payagent("dashboard").json["url"]).headers["location"] == "/ui/limits?app=a%26b"
+    me = stranger(shop)
+    me.cookie = "__Host-payagent-next=https%3A//other.example"
+    assert me.enter(shop.payagent("dashboard").json["url"]).headers["location"] == "/ui/"
+
+
 def test_after_signing_out_the_cookie_is_worth_nothing(shop: Shop) -> None:
     me = visitor(shop)
     answer = me.post("/ui/sign-out", me.hidden())

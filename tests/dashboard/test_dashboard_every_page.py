@@ -17,7 +17,31 @@ from playwright.sync_api import Browser, Page, expect
 pytestmark = needs_browser
 
 WIDTHS = (1280, 1024, 761, 390, 320)
+READ_AT = (390, 1024, 1280, 1600)
+CUT = """() => [...function* () {
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange();
+    while (walker.nextNode()) {
+        const text = walker.currentNode, at = text.parentElement;
+        if (!text.data.trim() || !at.checkVisibility() || at.closest(".vh, .skip, .chart .x")) continue;
+        let card = { left: 0, right: document.documentElement.clientWidth };
+        for (let one = at; one && card.left !== null; one = one.parentElement) {
+            const style = getComputedStyle(one), box = one.getBoundingClientRect();
+            if (style.overflowX === "auto" || style.overflowX === "scroll" || style.textOverflow === "ellipsis") {
+                card.left = null; // it scrolls, or says itself that there is more
+            } else if (style.overflowX === "hidden" || one.matches(".card, .note, .side, .main")) {
+                card = { left: Math.max(card.left, box.left), right: Math.min(card.right, box.right) };
+            }
+        }
+        if (card.left === null) continue;
+        range.selectNodeContents(text);
+        for (const line of range.getClientRects()) {
+            if (line.left < card.left - 1 || line.right > card.right + 1) yield text.data.trim().slice(0, 60);
+        }
+    }
+}()]"""
+"""The texts that reach beyond their card, or beyond the screen."""
 LOOKS = ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light"))
+LONG = "Research-Agent-Of-The-Department-For-Questions-Of-All-Customers"
 SCRIPT = "<script>window.isHacked=1</script><img/src=x/onerror=window.isHacked=1>\"'{{7*7}}"
 NOT_HTML = ("/ui/events", "/ui/ledger/export", "/ui/ledger/snapshot", "/ui/payments/{payment_id}/receipt")
 GETS = [one.path for one in PAGES if not one.is_form]
@@ -31,31 +55,37 @@ def me(shop: Shop) -> Visitor:
     shop.settings(price="2000000", splits=[], batch=1, confirmations=0)
     shop.payagent("app", "add", "reader", "--scope", "read")
     shop.payagent("app", "add", "buyer", "--merchant", "t", "--per-day", "5 ADA", "--expires", "90d")
+    shop.payagent("merchants", "add", LONG.lower(), "--origin", "https://a.example", "--partner", "p" * 120)
+    token = shop.payagent("app", "add", LONG, "--per-month", "1234567.654321 ADA").json["token"]
     for number in range(3):
         assert shop.payagent("pay", shop.saved(f"good {number}"), "--merchant", "t").code == 0
     shop.settings(price="7000000")
     for purpose, path in ((SCRIPT, f"/{SCRIPT}"), ("long " * 40, f"/{'long' * 2000}"), ("why", "/chat")):
         buy(shop, purpose, path)
+    buy(shop, "", "/chat", token)
+    buy(shop, "too dear", "/dear", token, max_total="1")
+    assert shop.payagent("payments", "deny", buy(shop, "denied", f"/{'no' * 60}", token)).code == 0
     shop.payagent("pause", "--reason", f"{SCRIPT} {'x' * 60}")  # stands on every page
     operator = visitor(shop)
     until(lambda: "waits for a decision" in operator.get("/ui/").text, "no approval")
     return operator
 
 
-def buy(shop: Shop, purpose: str, path: str) -> None:
-    """Forward a 402 with a request and a purpose of the app's choice."""
+def buy(shop: Shop, purpose: str, path: str, token: str = "", **more: str) -> str:
+    """Forward a 402 with a request and a purpose of the app's choice. It waits for a person, or is refused."""
     invoice = json.loads(shop.saved(purpose).read_bytes())
     body = {
         "origin": shop.devnet.merchant_url,
         "request": {"method": "POST", "path": path.replace(" ", ""), "body_sha256": "ab" * 32},
         "response": {"status": 402, "headers": {"content-type": "application/json"}, "body": invoice},
         "purpose": purpose.strip(),
+        **more,
     }
     server = stranger(shop).server
-    answer = shop.http.post(
-        f"{server}/v1/payments", json=body, headers={"authorization": f"Bearer {shop.made['token']}"}
-    )
-    assert answer.status_code == 202, answer.text
+    headers = {"authorization": f"Bearer {token or shop.made['token']}"}
+    answer = shop.http.post(f"{server}/v1/payments", json=body, headers=headers)
+    assert answer.status_code == (403 if more else 202), answer.text
+    return str(answer.json().get("id"))
 
 
 @dataclass
@@ -125,7 +155,7 @@ def show(at: Tab, me: Visitor, address: str) -> Page:
 def test_a_payment_scrolls_sideways_on_no_screen_whatever_its_request_is_called(me: Visitor, opened: Tab) -> None:
     waiting = me.get("/ui/payments?state=awaiting_approval").text  # it is their requests that have odd names
     addresses = set(re.findall(r"/ui/payments/pay_\w+", waiting))
-    assert len(addresses) == 3
+    assert len(addresses) == 4
     for address in addresses:
         page = show(opened, me, address)
         page.set_viewport_size({"width": min(WIDTHS), "height": 900})
@@ -140,6 +170,14 @@ def test_a_page_scrolls_sideways_on_no_screen(opened: Tab, page: Page) -> None:
     assert page.evaluate("window.isHacked") is None, "a stored script ran"
     assert SCRIPT in page.locator("#paused").inner_text()
     opened.require_clean()
+
+
+def test_no_text_of_a_page_is_cut_off(page: Page) -> None:
+    cut = []
+    for width in READ_AT:
+        page.set_viewport_size({"width": width, "height": 900})
+        cut += [(width, text) for text in page.evaluate(CUT)]
+    assert cut == [], page.url
 
 
 @needs_axe

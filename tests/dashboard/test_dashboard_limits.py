@@ -134,7 +134,7 @@ def test_an_amount_that_is_not_readable_is_refused_with_what_was_typed(shop: Sho
         order(at.page, sign_in(at.page, shop), "1,5")
         expect(at.page.locator("#refusal")).to_contain_text("amount_invalid")
         assert at.page.get_by_label("At most").input_value() == "1,5"
-        expect(at.page.locator("#live")).to_contain_text("Not live since")
+        expect(at.page.locator("#live")).to_contain_text("As it was at")
     assert in_force(shop) == before
 
 

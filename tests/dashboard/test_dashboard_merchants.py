@@ -25,8 +25,7 @@ def test_a_topup_shows_its_cost_first_and_is_then_carried_out(shop: Shop, browse
     with tab(browser) as at:
         origin = sign_in(at.page, shop)
         at.page.goto(f"{origin}/ui/merchants/t/topup")
-        at.page.get_by_label("Until this is paid, ADA").fill("2")
-        at.page.get_by_text("Buy with another request").click()
+        at.page.get_by_label("Buy for (ADA)").fill("2")
         at.page.get_by_label("Path").fill("/payments/topup")
         at.page.get_by_label("Body, JSON").fill("{}")
         at.page.get_by_role("button", name="See what it costs").click()
@@ -47,6 +46,28 @@ def test_a_topup_shows_its_cost_first_and_is_then_carried_out(shop: Shop, browse
         spent = at.page.locator("#merchants tbody td").last
         expect(spent).to_contain_text(f"{total // 1_000_000}.{total % 1_000_000:06d}")
         expect(spent).to_contain_text(f"{row['payments']} paid")
+
+
+def test_a_balance_of_calls_is_topped_up_in_calls(shop: Shop, browser: Browser) -> None:
+    shop.settings(price="2000000", batch=5)
+    before = len(shop.payments())
+    (had,) = shop.payagent("prepaid").json["prepaid"]
+    with tab(browser) as at:
+        at.page.goto(f"{sign_in(at.page, shop)}/ui/merchants/t/topup")
+        at.page.get_by_label("Calls to buy").fill("10")
+        at.page.get_by_label("Path").fill("/payments/topup")
+        at.page.get_by_label("Body, JSON").fill("{}")
+        at.page.get_by_label("It only sells").check()
+        at.page.get_by_role("button", name="See what it costs").click()
+        expect(at.page.get_by_text("2 of 2 ADA")).to_be_visible()
+        at.page.get_by_role("button", name="Top up for 4 ADA").click()
+        expect(at.page.locator("#notice")).to_contain_text("until 10 calls are bought")
+        expect(at.page.locator("#topups li").first).to_contain_text("10 of 10 bought")
+        expect(at.page.locator("#topups li .chip").first).to_have_text("done")
+    until(lambda: shop.payagent("prepaid").json["prepaid"][0]["coming"] == "0", "it was not bought")
+    (has,) = shop.payagent("prepaid").json["prepaid"]
+    assert int(has["bought"]) == int(had["bought"]) + 10
+    assert len(shop.payments()) == before + 2
 
 
 def test_a_topup_that_waits_for_a_person_is_cancelled(shop: Shop, browser: Browser) -> None:

@@ -15,7 +15,7 @@ import pytest
 from kit.browser import needs_browser, sign_in, tab
 from kit.cli import Shop, spawn, until
 from kit.dashboard import running_daemon, stranger
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from payagent.devnet.server import DevnetThread
 
@@ -174,6 +174,57 @@ def test_a_revoked_token_ends_an_open_page(shop: Shop, browser: Browser) -> None
         shop.payagent("pause")
         at.page.wait_for_url(re.compile("/ui/sign-in"))
         shop.payagent("resume")
+
+
+def test_a_page_whose_refresh_failed_once_is_live_again(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        origin, failed = sign_in(at.page, shop), []
+
+        def fail_once(route: Route) -> None:
+            if failed:
+                route.continue_()
+            else:
+                failed.append(route.request.url)
+                route.fulfill(status=503)
+
+        at.page.goto(f"{origin}/ui/")
+        live = at.page.locator("#live")
+        expect(live).to_have_text("Live. Times are UTC.")
+        at.page.route(f"{origin}/ui/", fail_once)
+        shop.payagent("pause")
+        expect(live).to_contain_text("Not live since")
+        expect(live).to_have_text("Live. Times are UTC.")
+        expect(at.page.locator("#paused")).to_be_visible()
+        shop.payagent("resume")
+        at.wrong.clear()  # the browser notes the failed request
+
+
+def test_a_form_is_held_while_the_daemon_is_away_and_what_was_typed_survives_a_new_link(
+    shop: Shop, daemon: ExitStack, browser: Browser
+) -> None:
+    with tab(browser) as at:
+        asked = f"{sign_in(at.page, shop)}/ui/limits?merchant=t"
+        at.page.goto(asked)
+        expect(at.page.locator("#live")).to_contain_text("Live")
+        at.page.get_by_label("At most").fill("7.5")
+        at.page.get_by_label("Limit", exact=True).select_option("per_week")
+        daemon.close()
+        expect(at.page.locator("#live")).to_contain_text("Not live since")
+        at.page.get_by_role("button", name="Set the limit").click()
+        expect(at.page.locator("#held")).to_contain_text("nothing was sent")
+        assert at.page.url == asked
+        assert at.page.get_by_label("At most").input_value() == "7.5"
+        daemon.enter_context(running_daemon(shop))
+        at.page.wait_for_url(re.compile("/ui/sign-in.next="))
+        at.wrong.clear()  # the browser notes that the stream of an ended session was redirected
+        at.page.goto(shop.payagent("dashboard").json["url"])
+        at.page.get_by_role("button", name="Open the dashboard").click()
+        at.page.wait_for_url(asked)
+        assert at.page.get_by_label("At most").input_value() == "7.5"
+        at.page.get_by_role("button", name="Set the limit").click()
+        expect(at.page.locator("#notice")).to_contain_text("merchant t, last 7 days: 7.5 ADA at most")
+        at.page.goto(asked)
+        assert at.page.get_by_label("At most").input_value() == ""
 
 
 def test_a_page_says_that_its_daemon_is_gone_and_leads_back_to_itself(

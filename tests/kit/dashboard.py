@@ -64,9 +64,9 @@ class Visitor:
         found = re.findall(r'<input type="hidden" name="(csrf|order)" value="(.*?)">', self.get(path).text)
         return {name: unescape(value) for name, value in found[:2]}
 
-    def enter(self, link: str) -> httpx.Response:
+    def enter(self, link: str, **headers: str) -> httpx.Response:
         """Press the button of a sign-in link's page, and keep the cookie."""
-        return self._kept(self.post(urlsplit(link).path))
+        return self._kept(self.post(urlsplit(link).path, **headers))
 
     def enter_by_code(self, code: str, path: str = "") -> httpx.Response:
         return self._kept(self.post("/ui/sign-in", {"code": code, "next": path}))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from payagent.core.aggregate import AgreedPriceRow, PaymentRow
-from payagent.core.changes import AgreePrice, Change, Note, PinAddress, Raise, SetStreak
+from payagent.core.changes import AgreePrice, Change, Clear, Note, PinAddress, Raise, SetStreak
 from payagent.core.invoice import Invoice, calls_of
 from payagent.core.merchant_rules import (
     Agreed,
@@ -22,7 +22,7 @@ from payagent.core.merchant_rules import (
     first_pins,
     must_stop,
 )
-from payagent.core.money import counted
+from payagent.core.money import counted, format_amount
 from payagent.core.payment.machine import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
@@ -152,6 +152,25 @@ def streak_changes(
             "payagent pays it no more until an operator resumes it"
         )
         yield Raise("merchant_stopped", _subject(origin), {"detail": detail, **facts})
+
+
+def unserved_alert(row: PaymentRow, now: Delivery) -> Iterator[Change]:
+    """A payment that is not served needs a person, until it is served after all or an operator resolves it."""
+    subject, facts = unserved_subject(row.id), {"payment": row.id, "merchant": row.invoice.origin or ""}
+    if now is Delivery.PAID_NOT_SERVED and row.delivery is not now:
+        claim = claim_of_payment(row)
+        paid = format_amount(claim.asset, claim.units)
+        yield Raise(
+            "paid_not_served",
+            subject,
+            {"detail": f"{row.invoice.origin} was paid {paid} and did not serve", **facts},
+        )
+    elif row.delivery is Delivery.PAID_NOT_SERVED and now is Delivery.ACCEPTED:
+        yield Clear(subject, {"detail": f"{row.invoice.origin} served {row.id} late", **facts})
+
+
+def unserved_subject(payment_id: str) -> str:
+    return f"unserved:{payment_id}"
 
 
 def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None:

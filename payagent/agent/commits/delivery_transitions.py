@@ -165,10 +165,11 @@ def _deliver(
 def _write(
     unit: Unit, row: PaymentRow, event: DeliveryEvent, notes: Iterable[Note], rules: RulesOf, now_ms: int
 ) -> None:
-    """The delivery, the merchant's streak, and the events that say why."""
+    """The delivery, the merchant's streak, the alert, and the events that say why."""
     now = deliver(row.delivery, event)
     streak = merchant_trust.streak_changes(unit.conn, rules(row.invoice.origin), row, now, now_ms)
-    write(unit, (SetDelivery(row.id, now), *streak, *notes), now_ms)
+    alert = merchant_trust.unserved_alert(row, now)
+    write(unit, (SetDelivery(row.id, now), *streak, *alert, *notes), now_ms)
 
 
 def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:

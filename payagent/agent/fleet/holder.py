@@ -138,7 +138,7 @@ async def _carry_out(kind: RequestKind, asked: Mapping[str, Any], held: HeldAcco
     if kind == "topup" and "goal" in asked:
         goal = asked["goal"]
         source = None if goal["request"] is None else TopupSource(**goal["request"])
-        goal = TopupGoal(goal["origin"], goal["unit"], goal["units"], source)
+        goal = TopupGoal(**goal | {"request": source})
         topup, is_new = await held.topups.order(asked["app_id"], asked["key"], goal)
         return {"topup": topup.id, "is_new": is_new}
     if kind == "topup":

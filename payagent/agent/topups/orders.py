@@ -33,12 +33,16 @@ from payagent.store.rows.topups import TopupRow
 
 @dataclass(frozen=True, slots=True)
 class TopupGoal:
-    """What a top-up is to buy: `units` of `unit` at a merchant, by this request or the configured one."""
+    """What a top-up is to buy: `units` of `unit` at a merchant, by this request or the configured one.
+
+    `only_sells`: the request is no call that a balance would serve. The configured one is none.
+    """
 
     origin: str
     unit: str
     units: int
     request: TopupSource | None = None
+    only_sells: bool = False
 
 
 def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
@@ -165,7 +169,7 @@ def _update_alerts(unit: Unit, topup: TopupRow, why: Refused | None, now_ms: int
 def request_of(merchant: MerchantConfig, goal: TopupGoal) -> tuple[TopupSource, bool]:
     """The request that sells it, and whether it is an ordinary call rather than the configured one."""
     if goal.request is not None:
-        return goal.request, goal.request != merchant.topup_request
+        return goal.request, not goal.only_sells and goal.request != merchant.topup_request
     if merchant.topup_request is None:
         raise Refused(
             "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no request was given"

@@ -36,6 +36,7 @@ from payagent.agent.topups.orders import (
 from payagent.core.aggregate import PaymentRow
 from payagent.core.pay_and_retry import End, Present, ProofSteps, Wait, present_proof
 from payagent.core.payment.machine import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
+from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.dialects import RetryVerdict, may_pass, parse_answer, parse_response, wants_wallet_address
@@ -142,7 +143,7 @@ class TopupRunner:
         """
         context = self._context
         merchant = context.config.merchant(goal.origin)
-        if goal.unit not in context.assets_allowed():
+        if goal.unit != CALLS and goal.unit not in context.assets_allowed():
             raise Refused("asset_not_allowed", f"no limit is set for {goal.unit}", asset=goal.unit)
         topup_id, now_ms = context.ports.new_id("top"), context.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"

@@ -51,7 +51,7 @@ class SignInLink:
 @dataclass(slots=True)
 class Session:
     """A signed-in browser. `csrf` goes into its forms. `done`: where each order of a form led, or its answer while
-    it may still be a double click. `notice`: what its next page says once."""
+    it may still be a double click. `notice`: what its next page says once. `device`: its browser, and from where it signed in."""
 
     key: str = field(repr=False)
     app_id: str
@@ -62,6 +62,7 @@ class Session:
     started_at_ms: int
     done: dict[str, str | Future[Any]] = field(default_factory=dict, repr=False)
     notice: str = ""
+    device: str = ""
 
     @property
     def ends_s(self) -> float:

@@ -29,6 +29,7 @@ from payagent.core import strict_json
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_count, parse_units
 from payagent.core.origin import parse_origin
 from payagent.core.policy import Window
+from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 
@@ -149,6 +150,7 @@ GivenCount = Annotated[
 ]
 InSupply = AfterValidator(_in_supply)
 GivenAsset = Annotated[str, BeforeValidator(_checked(parse_asset))]
+GivenUnit = Annotated[str, BeforeValidator(_checked(lambda text: CALLS if text == CALLS else parse_asset(text)))]
 GivenTime = Annotated[int, BeforeValidator(_time_ms), WithJsonSchema({"type": "string"})]
 Origin = Annotated[str, BeforeValidator(_origin)]
 Line = Annotated[str, Field(max_length=LINE_MAX_CHARS), AfterValidator(_line)]

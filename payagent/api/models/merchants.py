@@ -52,6 +52,7 @@ class Merchant(BaseModel):
     block, 0: in no block); null: unknown. With `ready` = auto the next proof is first presented at that depth.
     `refused_early`: it refused a proof before `confirm_depth`, so no proof is presented before that.
     `resource_origins`: other origins that its x402 may name as the resource. `prices`: what was last agreed.
+    `topup_path`: the path of the request that the config names for top-ups, or null.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Merchant(BaseModel):
     refused_early: bool
     call_headers: dict[str, str]
     set_by: Literal["config", "operator"]
+    topup_path: str | None
     prices: list[AgreedPrice]
 
     @classmethod
@@ -82,6 +84,7 @@ class Merchant(BaseModel):
             refused_early=readiness.refused_early,
             call_headers=merchant.buyer_headers(config.own.text),
             set_by="config" if merchant.is_from_file else "operator",
+            topup_path=None if merchant.topup_request is None else merchant.topup_request.path,
             prices=[AgreedPrice.model_validate(price) for price in prices],
             **more,
         )

@@ -13,7 +13,7 @@ from payagent.agent.topups.orders import TopupGoal, bought, gained_by
 from payagent.agent.topups.runner import TopupPlan
 from payagent.api.models.base import (
     Amounts,
-    GivenAsset,
+    GivenUnit,
     GivenUnits,
     InSupply,
     Origin,
@@ -56,22 +56,25 @@ def _configured(merchant: object, info: ValidationInfo[AgentConfig]) -> str:
 
 
 class CreateTopup(RequestBody):
-    """Raise the balance at a merchant until `units` are paid, not counting fees."""
+    """Raise the balance at a merchant until `units` are paid, not counting fees. With `calls` for `asset`: bought."""
 
     merchant: Annotated[
         str,
         PlainValidator(_configured),
         WithJsonSchema({"type": "string", "description": "Its name in the config, or its origin."}),
     ]
-    asset: GivenAsset = LOVELACE
+    asset: GivenUnit = LOVELACE
     units: Annotated[GivenUnits, InSupply]
     request: TopupRequest = absent("Without it the request of merchants.NAME.topup is made.")
+    only_sells: bool = Field(
+        default=False, description="The request sells balance, and a balance never serves it."
+    )
     dry_run: bool = False
 
     @property
     def goal(self) -> TopupGoal:
         request = None if self.request is None else TopupSource(**self.request.model_dump())
-        return TopupGoal(self.merchant, self.asset, self.units, request)
+        return TopupGoal(self.merchant, self.asset, self.units, request, self.only_sells)
 
 
 class PrepaidCost(Shown):

@@ -25,12 +25,14 @@ class LogFilter(SelectionFilter, Page):
 
     kind: Annotated[LogKind | None, Field(description="Only changes of this kind.")] = None
     code: Annotated[str | None, Field(description="Only refusals with this code.")] = None
+    by: Annotated[str | None, Field(description="Only what this app (id or name) did or was refused.")] = None
 
 
 @router.get("/v1/log", summary="List changes and refusals, newest first", responses=gives(LogPage, 200))
 async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonResponse:
     """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused requests."""
     context, only = caller.context, caller.selection(query)
+    by = None if query.by is None else caller.app_named(query.by).id
     rows = await run_in_threadpool(
         lambda: operator_log.page(
             context.conn,
@@ -39,6 +41,7 @@ async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonRespo
             before_seq=query.before,
             limit=query.limit,
             kind=query.kind,
+            by=by,
         )
     )
     names: dict[str | None, str] = {app.id: app.name for app in apps.all_apps(context.conn)}

@@ -271,7 +271,8 @@ async def delivery(
 async def resolve(caller: Operator, payment_id: PaymentId) -> JsonResponse:
     """If nothing was signed, the payment is rejected and its hold released. Otherwise another transaction sends
     its UTxOs back to the wallet, and the chain accepts at most one of the two. Refused with 409 if the payment is
-    in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`)."""
+    in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`). A payment that was paid and
+    not served stays as it is, and its alert ends."""
     row = await caller.fleet.resolve(caller.payment(payment_id).id, caller.app.id)
     return JsonResponse(Payment.of(caller.context, row))
 

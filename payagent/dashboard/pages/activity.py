@@ -22,20 +22,21 @@ WAYS = {
 
 async def show(visit: Visit) -> Response:
     given = visit.request.query_params
-    query = {name: value for name in ("kind", "since", "cursor") if (value := given.get(name))}
-    since = query.get("since", "")
-    if len(since) == len("2026-11-01"):
-        query["since"] = f"{since}T00:00:00Z"
-    found = await visit.api.get("/v1/log", **query)
-    more = urlencode(query | {"cursor": found["cursor"]}) if found["cursor"] else None
+    typed = {name: value for name in ("kind", "by", "since", "until", "cursor") if (value := given.get(name))}
+    query = {"kind": "changes"} | typed
+    query |= {day: f"{typed[day][:10]}T00:00:00Z" for day in ("since", "until") if day in typed}
+    found, refused = await visit.api.get("/v1/log", **query), []
+    if not {"kind", "cursor"} & typed.keys():
+        refused = (await visit.api.get("/v1/log", **query | {"kind": "refusals", "limit": "10"}))["log"]
+    more = urlencode(typed | {"cursor": found["cursor"]}) if found["cursor"] else None
     return await visit.page(
         "activity.html",
-        days=by_day(found["log"]),
+        sections=[("Changes", by_day(found["log"])), ("Refusals", by_day(refused))][: 1 + bool(refused)],
         kinds=get_args(LogKind),
-        kind=query.get("kind", ""),
-        since=since[:10],
+        apps=[one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]],
+        typed=typed,
         older=more,
-        command="payagent log" + (f" --kind {query['kind']}" if "kind" in query else ""),
+        command="payagent log" + (f" --kind {typed['kind']}" if "kind" in typed else ""),
     )
 
 

@@ -80,7 +80,7 @@ async def _set(visit: Visit) -> Response:
     is_reset = typed.get("act") == "reset"
     most = None if is_reset else units_of(typed, "amount", asset, tokens)
     if most is None and not is_reset:
-        raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
+        raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty", key="amount"))
     body = {name: typed[name] for name in ("app", "merchant") if typed.get(name)}
     order = {**body, "asset": asset, "limits": {window: most}}
     then = "as in the config file" if most is None else f"{amount_text(most, asset, tokens)} at most"

@@ -171,7 +171,8 @@ async def _topup_page(
         200 if refused is None else refused.status,
         None if refused is None else refused.problem,
         merchant=merchant,
-        pools=[one for one in pools if one["origin"] == merchant["origin"]],
+        pools=(own := [one for one in pools if one["origin"] == merchant["origin"]]),
+        unit=visit.form.get("unit") or (CALLS if any(one["unit"] == CALLS for one in own) else LOVELACE),
         plan=plan,
         calls=CALLS,
     )
@@ -187,20 +188,20 @@ async def order_topup(visit: Visit) -> Response:
         await visit.api.post("/v1/prepaid/topups", body, visit.order)
     except ApiRefusedError as refused:
         return await _topup_page(visit, refused=refused)
-    notice = (
-        f"Topping up {_name(visit)} until {brief_ada(body['units'])} are paid. Each payment is within the limits."
-    )
-    return visit.done("/ui/merchants#topups", notice)
+    goal = f"{brief_ada(body['units'])} are paid"
+    if body["asset"] == CALLS:
+        goal = f"{counted(body['units'], 'call')} are bought"
+    return visit.done("/ui/merchants#topups", f"Topping up {_name(visit)} until {goal}. All limits hold.")
 
 
 def _topup(visit: Visit) -> dict[str, Any]:
     """The API's order. Without a path it makes the request of the config."""
-    typed, units = visit.form, units_of(visit.form, "amount")
-    if units is None:
-        raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty"))
-    body: dict[str, Any] = {"merchant": _name(visit), "asset": LOVELACE, "units": units}
+    typed, unit = visit.form, CALLS if visit.form.get("unit") == CALLS else LOVELACE
+    units = typed.get("amount") if unit == CALLS else units_of(typed, "amount")
+    body: dict[str, Any] = {"merchant": _name(visit), "asset": unit, "units": units or ""}
     if typed.get("path"):
         body["request"] = {name: typed.get(name, "") for name in ("method", "path", "body")}
+        body["only_sells"] = typed.get("only_sells") == "yes"
     return body
 
 

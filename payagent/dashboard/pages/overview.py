@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from payagent.core.money import LOVELACE
+from payagent.core.notifications import ALERTS
 from payagent.core.policy import Window
 from payagent.dashboard.bars import limit_bar
 from payagent.dashboard.charts import SpendChart, spend_chart
@@ -63,7 +64,7 @@ def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, 
             {
                 "icon": "falling" if alert["kind"].endswith("_low") else "bad",
                 "is_bad": not alert["kind"].endswith("_low"),
-                "title": alert["kind"].replace("_", " ").capitalize(),
+                "title": ALERTS[alert["kind"]][1],
                 "text": alert["facts"].get("detail", alert["subject"]),
                 "app": None,
                 "href": _place(alert),

@@ -136,7 +136,16 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
         if state in PATH
         else [],
         can_resolve=visit.may("operate") and state in CANCELLABLE,
+        needs_you=visit.may("operate") and await _needs_you(visit, payment),
     )
+
+
+async def _needs_you(visit: Visit, payment: Mapping[str, Any]) -> bool:
+    """Whether it was paid and not served, and nobody has dealt with that."""
+    if payment["delivery"] != Delivery.PAID_NOT_SERVED:
+        return False
+    subject = f"unserved:{payment['id']}"
+    return any(one["subject"] == subject for one in (await visit.api.get("/v1/alerts"))["alerts"])
 
 
 def _title(payment: dict[str, Any], visit: Visit) -> str:
@@ -182,7 +191,10 @@ async def resolve(visit: Visit) -> Response:
         payment = await visit.api.post(f"{_path(visit)}/resolve", {})
     except ApiRefusedError as refused:
         return await _show(visit, refused.status, refused.problem)
-    return visit.done(f"/ui/payments/{payment['id']}", f"Now it is {STATES_IN_WORDS[State(payment['state'])]}.")
+    words = f"Now it is {STATES_IN_WORDS[State(payment['state'])]}."
+    if payment["delivery"] == Delivery.PAID_NOT_SERVED:
+        words = "It no longer needs you. It stays marked as paid and not served."
+    return visit.done(f"/ui/payments/{payment['id']}", words)
 
 
 PAGES = [

@@ -49,6 +49,7 @@ async def show(visit: Visit) -> Response:
             {
                 "app": apps.get(one.app_id, one.app_id),
                 "since": iso_time(one.started_at_ms),
+                "device": one.device,
                 "until": iso_time(visit.sessions.ends_at_ms(one)),
                 "is_own": one is visit.session,
             }

@@ -99,7 +99,7 @@ async def split(visit: Visit) -> Response:
     tokens = visit.renderer.facts["tokens"]
     try:
         is_number = count.isascii() and count.isdecimal() and len(count) < 10
-        lovelace = read_units(visit.form.get("each", ""), LOVELACE, tokens)
+        lovelace = read_units(visit.form.get("each", ""), LOVELACE, tokens, "each")
         body = {"count": int(count) if is_number else count, "lovelace": str(lovelace)}
         order = SplitOrder.check(body)
         _require_available(wallet, LOVELACE, order.count * order.lovelace, tokens)

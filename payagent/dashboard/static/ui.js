@@ -5,6 +5,7 @@
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
 const live = document.getElementById("live");
 let seconds = 1, timer, due = Infinity, stream, again, isLost = false, isLeaving = false, last = new Date();
+const isAnswer = document.querySelector("#main > #refusal"); // to a form: it keeps what was typed
 
 function localTimes() {
   for (const time of document.querySelectorAll("time[datetime]")) {
@@ -13,13 +14,17 @@ function localTimes() {
 }
 
 function say() {
+  const at = `${last.toISOString().slice(11, 19)} UTC`;
   live.classList.toggle("off", isLost);
-  live.textContent = isLost ? `Not live since ${last.toISOString().slice(11, 19)} UTC` : "Live. Times are UTC.";
+  live.textContent = isLost ? `Not live since ${at}` : isAnswer ? `As it was at ${at}` : "Live. Times are UTC.";
 }
 
 async function refresh() {
   const answer = await fetch(location.href, { headers: { accept: "text/html", "payagent-refresh": "1" } });
-  if (answer.redirected) return isLeaving || location.assign(answer.url); // the session has ended
+  if (answer.redirected) { // the session has ended
+    if (!isLeaving) keepTyped();
+    return isLeaving || location.assign(answer.url);
+  }
   if (!answer.ok) throw new Error(answer.status);
   const text = await answer.text();
   const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
@@ -32,6 +37,7 @@ async function refresh() {
     if (fresh && !isUsed(old) && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
   }
   last = new Date();
+  if (isLost && stream?.readyState === EventSource.OPEN) found();
   localTimes();
   poll();
 }
@@ -86,27 +92,67 @@ function poll() { // an order that waits for the terminal changes no payment
 }
 
 function lost() {
+  if (isLeaving) return;
   isLost = true;
   say();
+  if (stream?.readyState !== EventSource.OPEN || isAnswer) return;
+  changed(seconds * 1000); // it is there, and refused this once
+  seconds = Math.min(seconds * 2, 30);
+}
+
+function found() {
+  isLost = false;
+  seconds = 1;
+  document.getElementById("held")?.remove();
+  say();
+}
+
+function typedFields() {
+  return [...document.querySelectorAll("#main form[method=post] :is(input:not([type=hidden]), textarea, select)")];
+}
+
+function keepTyped() { // a new link may open another tab
+  const fields = typedFields();
+  if (!fields.some((one) => one.value !== (one.defaultValue ?? one.value))) return;
+  const typed = fields.map((one) => [one.name, one.value, one.checked]);
+  localStorage.setItem(location.pathname + location.search, JSON.stringify([Date.now(), typed]));
+}
+
+function restoreTyped() {
+  const here = location.pathname + location.search;
+  const [at_ms, typed] = JSON.parse(localStorage.getItem(here) ?? "[0, []]");
+  localStorage.removeItem(here);
+  if (Date.now() - at_ms > 3600e3) return;
+  typedFields().forEach((one, at) => {
+    if (typed[at]?.[0] === one.name) [, one.value, one.checked] = typed[at];
+  });
+}
+
+function hold(event) { // nothing would take the form, and the browser would leave the page
+  event.preventDefault();
+  const held = document.getElementById("held") ?? document.createElement("p");
+  held.id = "held";
+  held.className = "note warn";
+  held.setAttribute("role", "alert");
+  held.textContent = "payagent does not answer, so nothing was sent. What you typed stays here. Send it when the page is live again.";
+  event.target.append(held);
 }
 
 function listen() { // a browser opens six connections to a host, so only a tab that is seen holds a stream
   if (document.hidden) return;
   stream = new EventSource("/ui/events");
   stream.onopen = () => {
-    changed(0); // the stream does not tell what changed before it opened
-    isLost = false;
-    seconds = 1;
-    say();
+    if (!isAnswer) changed(0); // the stream does not tell what changed before it opened
+    found();
   };
   stream.onerror = () => {
     stream.close();
     lost();
     again = setTimeout(listen, seconds * 1000);
     seconds = Math.min(seconds * 2, 30);
-    refresh().catch(lost); // leads to the sign-in page when the session has ended
+    if (!isAnswer) refresh().catch(lost); // leads to the sign-in page when the session has ended
   };
-  stream.onmessage = () => changed(150);
+  stream.onmessage = () => isAnswer || changed(150);
 }
 
 document.addEventListener("click", async (event) => {
@@ -117,19 +163,22 @@ document.addEventListener("click", async (event) => {
   setTimeout(say, 2000);
 });
 
-document.addEventListener("submit", () => (isLeaving = true)); // the form's answer says where to go
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "post") return;
+  if (isLost) hold(event);
+  else isLeaving = true; // the form's answer says where to go
+});
 
-localTimes();
-if (document.querySelector("#main > #refusal")) {
-  lost(); // the answer to a form: it keeps what was typed
-} else {
-  document.addEventListener("visibilitychange", () => {
-    stream?.close();
-    clearTimeout(again);
-    clearTimeout(timer); // a hidden tab asks for nothing
-    due = Infinity;
-    listen();
-  });
+addEventListener("pagehide", () => (isLeaving = true)); // what breaks off then is not lost
+addEventListener("pageshow", () => (isLeaving = false));
+document.addEventListener("visibilitychange", () => {
+  stream?.close();
+  clearTimeout(again);
+  clearTimeout(timer); // a hidden tab asks for nothing
+  due = Infinity;
   listen();
-  poll();
-}
+});
+localTimes();
+restoreTyped();
+listen();
+if (!isAnswer) poll();

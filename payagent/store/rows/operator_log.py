@@ -23,6 +23,8 @@ FROM (SELECT w.* FROM k JOIN events w ON w.seq IN (
           AND (CAST(?5 AS TEXT) IS NULL OR CAST(detail ->> 'app' AS TEXT) = ?5)
           AND (CAST(?6 AS TEXT) IS NULL OR ?6 IN (detail ->> 'merchant', detail ->> 'origin'))
           AND (CAST(?7 AS TEXT) IS NULL OR CAST(detail ->> 'code' AS TEXT) = ?7)
+          AND (CAST(?8 AS TEXT) IS NULL OR CAST(COALESCE(detail ->> 'by',
+               CASE WHEN event IN ('refused', 'unfrozen') THEN detail ->> 'app' END) AS TEXT) = ?8)
         ORDER BY seq DESC LIMIT ?3)
       UNION ALL
       SELECT d.* FROM (SELECT id FROM payments WHERE state IN {never_signed}
@@ -35,6 +37,8 @@ LEFT JOIN payments p ON p.id = e.payment_id
 LEFT JOIN intents i ON i.id = p.intent_id
 WHERE (CAST(?5 AS TEXT) IS NULL OR p.id IS NULL OR p.app_id = ?5)
   AND (CAST(?6 AS TEXT) IS NULL OR p.id IS NULL OR p.origin = ?6)
+  AND (CAST(?8 AS TEXT) IS NULL OR p.id IS NULL OR CAST(COALESCE(e.detail ->> 'by',
+       CASE WHEN e.event = 'reject' THEN p.app_id END) AS TEXT) = ?8)
 ORDER BY e.seq DESC LIMIT ?3
 """
 """Each branch has the bounds, so a page does not read all refused 402s."""
@@ -65,15 +69,17 @@ def page(
     before_seq: int | None,
     limit: int,
     kind: LogKind | None = None,
+    by: str | None = None,
 ) -> list[LoggedEvent]:
-    """Changes, refusals, and decisions on approvals, newest first. `kind`, `code`: only these.
+    """Changes, refusals, and decisions on approvals, newest first. `kind`, `code`: only these. `by`: only what this
+    app changed, or what was refused to it.
 
     Of `only`, the period, the merchant and the app count.
     """
-    listed = [event for one, events in KINDS.items() if kind in (None, one) for event in events]
+    listed = KINDS[kind] if kind else (*KINDS["changes"], *KINDS["refusals"])
     of_the_wallet = [event for event in listed if event not in OF_PAYMENTS]
     of_payments = [event for event in listed if event in OF_PAYMENTS]
-    marks = [f"?{number}" for number in range(8, 8 + len(listed))]
+    marks = [f"?{number}" for number in range(9, 9 + len(listed))]
     named, asked = marks[: len(of_the_wallet)], marks[len(of_the_wallet) :]
     log = _LOG.format(
         never_signed=sql_list(*NEVER_SIGNED),
@@ -82,6 +88,6 @@ def page(
     )
     before = LATEST if before_seq is None else before_seq
     until_ms = LATEST if only.until_ms is None else only.until_ms
-    bounds = (before, only.since_ms or 0, limit, until_ms, only.app, only.origin, code)
+    bounds = (before, only.since_ms or 0, limit, until_ms, only.app, only.origin, code, by)
     rows = conn.execute(log, (*bounds, *of_the_wallet, *of_payments))
     return [LoggedEvent(*row) for row in rows]

@@ -1,0 +1,74 @@
+"""Money that was paid and not served: a red mark at every width, and an item until somebody has dealt with it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from kit.agent import ADA, Clock, World, world_on
+from kit.api import served
+from kit.browser import CHROMIUM, PATIENCE_MS, needs_browser
+from kit.merchants import guarded, leave_unserved
+from playwright.async_api import Page, async_playwright, expect
+
+from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
+from payagent.core.merchant_rules import MerchantRules
+from payagent.devnet.server import DevnetThread
+
+pytestmark = needs_browser
+expect.set_options(timeout=PATIENCE_MS)
+
+HOST = "payagent.localhost"
+WIDTHS = (390, 1024, 1280, 1600)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """With a devnet by whose clock an hour can pass."""
+    clock = Clock(ahead_ms=-3_600_000)
+    with DevnetThread(now_ms=clock.now_ms) as devnet, world_on(devnet, tmp_path) as made:
+        made.clock = clock
+        yield made
+
+
+async def see_red(page: Page, row: str) -> None:
+    for width in WIDTHS:
+        await page.set_viewport_size({"width": width, "height": 900})
+        red = page.locator(row).locator(".chip.bad", has_text="not served").filter(visible=True)
+        assert await red.count() > 0, f"{page.url} at {width}"
+        assert await page.locator(row).locator(".chip.ok").filter(visible=True).count() == 0, f"green at {width}"
+
+
+async def test_a_lost_payment_is_red_and_needs_a_person_until_somebody_has_dealt_with_it(world: World) -> None:
+    links = ApprovalLinks(f"http://{HOST}", bytes(KEY_BYTES))
+    world.fund(*[100 * ADA] * 4)
+    terms = guarded(world, MerchantRules())
+    async with world.run(terms=terms) as run, served(run, links=links) as api, async_playwright() as playwright:
+        lost = (await leave_unserved(world, run, "lost")).id
+        late = (await leave_unserved(world, run, "late")).id
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = await browser.new_page()
+        origin = f"http://{HOST}:{urlsplit(api.url).port}"
+        link = urlsplit((await api.http.post("/v1/dashboard/links")).json()["url"]).path
+        await page.goto(origin + link)
+        await page.get_by_role("button", name="Open the dashboard").click()
+        needs = page.locator("#needs-you li")
+        await expect(needs).to_have_count(2)
+        await expect(needs.first).to_contain_text("A payment was not served")
+        await see_red(page, f"#row-{lost}")
+        await page.goto(f"{origin}/ui/payments")
+        await see_red(page, f"#{lost}")
+        await run.agent.deliveries.record_delivery(late, 200)  # the merchant served it after all
+        await page.goto(f"{origin}/ui/")
+        await expect(needs).to_have_count(1)
+        await needs.get_by_role("link").click()
+        await page.wait_for_url(f"{origin}/ui/payments/{lost}")
+        await see_red(page, "#chip")
+        await page.get_by_role("button", name="I have dealt with it").click()
+        await expect(page.locator("#notice")).to_contain_text("no longer needs you")
+        await see_red(page, "#chip")
+        await expect(page.get_by_role("button", name="I have dealt with it")).to_have_count(0)
+        await page.goto(f"{origin}/ui/")
+        await expect(needs).to_have_count(0)
+        await see_red(page, f"#row-{lost}")
+        await browser.close()
