@@ -179,7 +179,7 @@ async def test_people_are_told_a_token_in_the_decimals_of_the_config(world: Worl
             await one.run.agent.pay(world.ask("too much"))
         await one.tell()
     (told,) = (call.said for call in receiver.calls)
-    assert "per_day leaves 4.5 USDM, this payment takes 5 USDM and its fee" in told["text"]
+    assert "the wallet's daily limit leaves 4.5 USDM, this payment takes 5 USDM and its fee" in told["text"]
     assert told["asset"] == TOKEN
 
 

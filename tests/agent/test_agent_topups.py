@@ -1187,7 +1187,7 @@ class TestUnusualMerchants:
                 *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
             )
             await run.context.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
-            with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
+            with pytest.raises(Refused, match=r"two's total limit leaves 1 ADA, this call takes 2 ADA"):
                 await run.agent.prepaid_calls.let_through(theirs)
 
     async def test_a_false_price_uses_no_more_than_the_remaining_balance(self, world: World) -> None:
