@@ -25,7 +25,7 @@ def test_a_topup_shows_its_cost_first_and_is_then_carried_out(shop: Shop, browse
     with tab(browser) as at:
         origin = sign_in(at.page, shop)
         at.page.goto(f"{origin}/ui/merchants/t/topup")
-        at.page.get_by_label("Until this is paid, ADA").fill("2")
+        at.page.get_by_label("Buy for (ADA)").fill("2")
         at.page.get_by_text("Buy with another request").click()
         at.page.get_by_label("Path").fill("/payments/topup")
         at.page.get_by_label("Body, JSON").fill("{}")
