@@ -66,6 +66,7 @@ def restore(terminal: Terminal, file: Path, config: Path | None) -> None:
     from payagent.settings.loading import load_settings
 
     settings = load_settings(config, os.environ)
+    terminal.tokens = lambda: settings.limits.tokens
     ports = Ports(SystemClock(), SystemRandomness())
     with terminal.waiting() as tell:
         restored = asyncio.run(put_back(settings, file, ports, tell))

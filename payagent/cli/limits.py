@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import click
 
 from payagent.cli.options import (
-    ASSET,
+    UNNAMED_ASSET,
     Connect,
     amount,
     asset_option,
     example,
     group_of,
     moment,
+    of_limit,
     read_amounts,
     show_units,
     talks_to_daemon,
@@ -52,12 +53,12 @@ def _option(window: str) -> str:
 
 _FIELDS = (
     Field("whose", lambda row: whose(row["app"], row["merchant"])),
-    ASSET,
+    UNNAMED_ASSET,
     Field("limit", lambda row: row["limit"].replace("_", " "), is_whole=True),
     amount("most"),
-    amount("spent"),
-    amount("left"),
-    moment("frees (UTC)", "frees_at", drop=1),
+    *of_limit("spent", drop=1),
+    *of_limit("left", drop=3),
+    moment("frees (UTC)", "frees_at", drop=2),
     Field("set by", "set_by", is_whole=True, drop=0),
 )
 

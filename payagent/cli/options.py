@@ -23,6 +23,7 @@ from payagent.core.money import (
     parse_amount,
     parse_amount_of,
     parse_asset,
+    round_of_limit,
     show_number,
 )
 from payagent.core.money import show_amount as show_amount_of
@@ -235,6 +236,12 @@ def show_units(asset: str, units: str | int | None) -> str:
     return show_amount_of(asset, int(units), tokens) if is_named else f"{show_number(int(units), 0)} units"
 
 
+def show_left(asset: str, units: str) -> str:
+    """What a limit leaves, rounded, with the exact amount beside."""
+    short, exact = (show_units(asset, n) for n in (round_of_limit(units, asset, _tokens_for(asset)), units))
+    return exact if short == exact else f"{short} ({exact} exactly)"
+
+
 def show_amount(asset: str, units: str | int) -> str:
     """An amount with its asset's name, for text outside a table."""
     return show_amount_of(asset, int(units), _tokens_for(asset))
@@ -261,6 +268,22 @@ def amount(name: str, key: str = "", drop: int | None = None) -> Field:
     return Field(name, lambda row: show_units(row["asset"], row[key or name]), is_right=True, drop=drop)
 
 
+def of_limit(name: str, drop: int) -> tuple[Field, Field]:
+    """Columns of what each row's limit counts: "spent" or "left", rounded, and the exact amounts of those."""
+
+    def short(row: Any) -> str:
+        units = row[name]
+        if None not in (units, row["most"]):
+            units = round_of_limit(units, row["asset"], _tokens_for(row["asset"]), is_spent=name == "spent")
+        return show_units(row["asset"], units)
+
+    def exact(row: Any) -> str:
+        shown = show_units(row["asset"], row[name])
+        return "" if shown == short(row) else shown
+
+    return Field(name, short, is_right=True), Field(f"{name} exactly", exact, is_right=True, drop=drop)
+
+
 def moment(name: str, key: str, drop: int | None = None) -> Field:
     """A column of times, empty where there is none."""
     return Field(name, lambda row: show_time(row[key] or ""), is_whole=True, drop=drop)
@@ -271,6 +294,10 @@ LOVELACE_AND_TOKENS = (
     Field("tokens", lambda row: len(row["assets"]), is_right=True),
 )
 ASSET = Field("asset", lambda row: show_asset(row["asset"]))
+UNNAMED_ASSET = Field(
+    "asset", lambda row: show_asset(row["asset"]) if show_units(row["asset"], 0) == "0 units" else "", drop=9
+)
+"""The asset of rows whose amounts do not name it."""
 
 
 def path_of(route: str, *parts: str) -> str:

@@ -16,6 +16,7 @@ from payagent.cli.options import (
     group_of,
     moment,
     page_options,
+    show_left,
     show_time,
     show_units,
     talks_to_daemon,
@@ -23,9 +24,10 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Field, Terminal, Tone
-from payagent.core.history import decision_in_words, event_in_words, limit_in_words
+from payagent.core.history import decision_in_words, event_in_words
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
+from payagent.core.policy import limit_in_words
 
 SHORT_ADDRESS = 13
 _TONES: Mapping[str, Tone] = {
@@ -217,9 +219,9 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     show_outputs(terminal, payment)
     if approval := payment.get("approval"):
         _show_approval(terminal, approval)
-    terminal.line("History (UTC):")
+    terminal.line("History (UTC), with --json in full:")
     for event in payment["history"]:
-        terminal.line(f"  {show_time(event['at'])}  {event_in_words(event)}")
+        terminal.line(f"  {show_time(event['at'])}  {event_in_words(event, terminal.tokens())}")
 
 
 def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
@@ -234,7 +236,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         ("decided", decision_in_words(approval)) if approval["decision"] else ("expires", approval["ends_at"]),
         ("merchant", history and f"{history['paid']} paid before, last {history['last_at'] or 'never'}"),
         *(
-            (f"left {limit_in_words(one)}", show_units(one["asset"], one["left"]))
+            (f"left of {limit_in_words(one)}", show_left(one["asset"], one["left"]))
             for one in approval.get("limits", [])
         ),
     ]

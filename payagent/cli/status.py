@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from payagent.cli.options import (
-    ASSET,
+    UNNAMED_ASSET,
     Connect,
     amount,
     example,
+    of_limit,
     show_amount,
     show_time,
     show_units,
@@ -95,9 +96,9 @@ def _daemon(row: dict[str, Any]) -> tuple[str, str]:
 
 _SPENT = (
     Field("whose", lambda row: whose(row["app"], row["merchant"])),
-    ASSET,
-    amount("spent"),
-    amount("left"),
+    UNNAMED_ASSET,
+    *of_limit("spent", drop=0),
+    *of_limit("left", drop=1),
     amount("limit", "most"),
 )
 

@@ -36,7 +36,7 @@ def read_cost_headers(
             continue
         if name not in (_MAX_COST, _DRY_RUN):
             raise Refused("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
-        text = value.decode("latin-1")
+        text = value.decode(errors="replace")  # thin spaces separate thousands
         if values.setdefault(name, text) != text:
             raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
     if values.get(_DRY_RUN) not in _SWITCHES:

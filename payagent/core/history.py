@@ -3,49 +3,131 @@
 Never: I/O; decides what anybody may see.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from payagent.core.money import format_amount
+from payagent.core.money import (
+    Tokens,
+    counted,
+    for_people,
+    format_amount,
+    round_of_limit,
+    show_amount,
+    show_number,
+)
+from payagent.core.payment.machine import Event
+from payagent.core.policy import Window, limit_in_words
 from payagent.core.timestamps import iso_time
 
-EVENTS_IN_WORDS = {
-    "reserve": "admitted: money held, UTxOs reserved",
-    "request_approval": "approval requested: it counts against the limits, and nothing is signed",
-    "deny": "denied",
-    "reject": "rejected",
-    "sign": "signed and stored",
-    "submit": "about to be submitted for the first time",
-    "provider_accepted": "a provider accepted the transaction",
-    "provider_answered": "a provider answered",
-    "seen_in_block": "in a block",
-    "block_lost": "the block was rolled back: the money is held again, the same bytes are submitted again",
-    "replace": "expired in no block: replaced by another attempt that spends the same nonce UTxO",
-    "cancel": "being cancelled: its UTxOs return to the wallet",
-    "void": "void: nothing was paid",
-    "deposit_rolled_back": "the deposit that it spends was rolled back: it can be neither completed nor cancelled",
-    "deposit_restored": "the deposit that it spends is on the chain again",
-    "time_over": "all its attempts expired: it is void once no rollback reaches that block",
-    "confirm": "confirmed and posted in the ledger",
-    "settle": "settled: final",
-    "invoiced_again": "the merchant sent another invoice for it, which was not paid",
-    "retry_answered": "the merchant answered",
-    "decision_refused": "the decision could not be carried out",
-    "delivery_present": "the proof was presented, not accepted",
-    "delivery_accept": "the request was served",
-    "delivery_give_up": "paid, but not served",
+Detail = Mapping[str, Any]
+
+_OF_ONE_NAME: Mapping[str, tuple[tuple[Event, tuple[str, ...]], ...]] = {
+    "reserve": ((Event.APPROVE, ("via",)), (Event.RESERVE, ())),
+    "block_lost": (
+        (Event.BLOCK_LOST, ("in_flight",)),
+        (Event.RIVAL_BLOCK_LOST, ("void_tx_id",)),
+        (Event.EXTERNAL_SPEND_BLOCK_LOST, ("tx_id",)),
+        (Event.CANCEL_BLOCK_LOST, ()),
+    ),
+    "void": (
+        (Event.VOID_BY_TIME, ("time_over",)),
+        (Event.VOID_BY_RIVAL, ("counts_from_ms", "code")),
+        (Event.VOID_BY_CANCEL, ("counts_from_ms",)),
+        (Event.VOID_BY_EXTERNAL_SPEND, ()),
+    ),
 }
-"""What each event of a payment's history says, for people to read."""
+"""Events that share a name in the ledger: the first one whose marks the stored event has, as state or detail."""
+
+_NOW = {
+    Window.HOUR: "this hour",
+    Window.DAY: "today",
+    Window.WEEK: "this week",
+    Window.MONTH: "this month",
+    Window.TOTAL: "in total",
+}
 
 
-def event_in_words(event: Mapping[str, Any]) -> str:
-    """One line of the history: the event as the API gives it, and its details."""
-    words, details = name_in_words(event["event"]), details_in_words(event["detail"])
-    return f"{words} ({details})" if details else words
+def _reserved(detail: Detail, tokens: Tokens) -> str:
+    """What was reserved, and what the tightest limit over a time leaves. A transfer counts against no limit."""
+    limits = detail.get("limits", ())
+    takes = {one["asset"]: int(one["asked"]) for one in limits if int(one["asked"])}
+    amounts = " and ".join(show_amount(asset, units, tokens) for asset, units in takes.items())
+    left = [
+        (one, int(one["left"]) - int(one["asked"]), int(one["most"]))
+        for one in limits
+        if one["limit"] in _NOW and one["left"] and one.get("most", "0") != "0"
+    ]
+    if not left:
+        return f"Reserved {amounts or 'the money'}"
+    limit, units, most = min(left, key=lambda one: one[1] * 1000 // one[2])
+    short = show_amount(limit["asset"], round_of_limit(units, limit["asset"], tokens), tokens).partition(" ")[0]
+    whose = (" for this app" if limit.get("app") else "") + (" at this merchant" if limit.get("merchant") else "")
+    whole = show_amount(limit["asset"], most, tokens)
+    return f"Reserved {amounts}; {short} of {whole} left {_NOW[limit['limit']]}{whose}"
 
 
-def name_in_words(event: str) -> str:
-    return EVENTS_IN_WORDS.get(event, _spaced(event))
+def _depth(detail: Detail) -> str:
+    return f"{counted(detail['depth'], 'block')} deep"
+
+
+_UNDONE = "the payment is being cancelled again, and its money is reserved again"
+
+SENTENCES: Mapping[str, Callable[[Detail, Tokens], str]] = {
+    Event.RESERVE: _reserved,
+    Event.APPROVE: lambda detail, tokens: f"Approved. {_reserved(detail, tokens)}",
+    Event.REQUEST_APPROVAL: lambda detail, _: (
+        f"Waits for approval: {'; '.join(reason for _, reason in detail['reasons'])}"
+    ),
+    Event.DENY: lambda detail, _: f"Denied: {detail['detail']}. Nothing was signed",
+    Event.REJECT: lambda detail, _: f"Rejected: {detail['detail']}. Nothing was signed",
+    Event.SIGN: lambda *_: "Signed, and stored before anything left",
+    Event.SUBMIT: lambda detail, _: (
+        "Handed to the merchant, which submits it" if "to" in detail else "Submitted to the chain"
+    ),
+    Event.SEEN_IN_BLOCK: lambda detail, _: f"In block {show_number(detail['block_height'], 0)}",
+    Event.CONFIRM: lambda detail, _: f"Confirmed, {_depth(detail)}, and booked as paid",
+    Event.SETTLE: lambda detail, _: f"Final, {_depth(detail)}: no rollback reaches it",
+    Event.REPLACE: lambda *_: "Expired in no block; the next attempt spends the same input",
+    Event.CANCEL: lambda detail, _: f"Being cancelled: {detail['detail']}",
+    Event.VOID_BY_CANCEL: lambda *_: "Void: cancelled. Only the fee of the cancel was paid",
+    Event.VOID_BY_RIVAL: lambda detail, _: f"Void: {detail['detail']}. Nothing was paid",
+    Event.VOID_BY_EXTERNAL_SPEND: lambda detail, _: f"Void: {detail['detail']}. Nothing was paid",
+    Event.VOID_BY_TIME: lambda detail, _: f"Void: {detail['detail']}. Nothing was paid",
+    Event.BLOCK_LOST: lambda *_: "Rolled back: its money is reserved again, and it is submitted again unchanged",
+    Event.CANCEL_BLOCK_LOST: lambda *_: f"The cancel was rolled back: {_UNDONE}",
+    Event.RIVAL_BLOCK_LOST: lambda *_: f"What made it void was rolled back: {_UNDONE}",
+    Event.EXTERNAL_SPEND_BLOCK_LOST: lambda *_: f"The other wallet's spend was rolled back: {_UNDONE}",
+    "purpose": lambda detail, _: f"Purpose, in the app's words: {detail['purpose']}",
+    "provider_accepted": lambda detail, _: f"{detail['provider']} accepted the transaction",
+    "provider_answered": lambda detail, _: f"{detail['provider']} answered: {_spaced(detail['kind'])}",
+    "invoiced_again": lambda *_: "The merchant sent another invoice for it, which was not paid",
+    "merchant_answered": lambda detail, _: f"The merchant answered {detail['status']}: {_spaced(detail['said'])}",
+    "merchant_refused": lambda *_: "The merchant refused the transaction",
+    "retry_answered": lambda detail, _: f"The merchant calls it {detail['status']}",
+    "decision_refused": lambda detail, _: f"The decision could not be carried out: {detail['detail']}",
+    "delivery_present": lambda *_: "The proof was presented, not accepted yet",
+    "delivery_accept": lambda *_: "The request was served",
+    "delivery_give_up": lambda *_: "Paid, but not served",
+    "deposit_rolled_back": lambda *_: (
+        "The deposit that it spends was rolled back: it can be neither completed nor cancelled"
+    ),
+    "deposit_restored": lambda *_: "The deposit that it spends is on the chain again",
+    "time_over": lambda *_: "All its attempts expired: it is void once no rollback reaches that block",
+}
+"""The sentence of each event, by what happened (`happened`), without its full stop."""
+
+
+def happened(event: Mapping[str, Any]) -> str:
+    """The machine's event that the ledger has under this name, or the name of an event that moves no money."""
+    marks = {event["state"], *event["detail"]}
+    shared = _OF_ONE_NAME.get(event["event"], ())
+    return next((one for one, needed in shared if marks.issuperset(needed)), event["event"])
+
+
+def event_in_words(event: Mapping[str, Any], tokens: Tokens) -> str:
+    """The sentence of an event of the API. An event of a newer daemon is its name."""
+    sentence = SENTENCES.get(happened(event))
+    return _spaced(event["event"]) if sentence is None else for_people(sentence(event["detail"], tokens), tokens)
 
 
 def details_in_words(detail: Mapping[str, Any]) -> str:
@@ -68,12 +150,6 @@ def decider(approval: Mapping[str, Any]) -> str:
     return nameless.get(approval["via"]) or f"{approval.get('by') or 'an app'}, {approval['via']}"
 
 
-def limit_in_words(limit: Mapping[str, Any]) -> str:
-    """Which limit it is: its window, and whose spending it limits."""
-    of = " ".join(limit[part] for part in ("app", "merchant") if limit.get(part))
-    return f"{_spaced(limit['limit'])}{' of ' + of if of else ''}"
-
-
 def _fact(name: str, value: Any) -> str:
     """One detail of an event. Times are readable; of a limit, what was left then."""
     if name == "counts_from_ms":
@@ -86,7 +162,7 @@ def _fact(name: str, value: Any) -> str:
 def _left(limit: Mapping[str, Any]) -> str:
     """The amount asked and what the limit left. An app does not see the latter for a limit that it shares."""
     asked, left = (_units(limit["asset"], limit[part]) for part in ("asked", "left"))
-    return f"{asked} of {left} left {limit_in_words(limit)}" if left else f"{asked} {limit_in_words(limit)}"
+    return f"{asked} of {left} left of {limit_in_words(limit)}" if left else f"{asked} of {limit_in_words(limit)}"
 
 
 def _units(asset: str, units: str | None) -> str:

@@ -1,6 +1,6 @@
 """Money: integer units of an asset, and the only functions that turn untrusted text into numbers.
 
-Never: floats, locale, rounding.
+Never: floats, locale, rounding of anything but what limits count.
 """
 
 import re
@@ -208,6 +208,15 @@ def show_amount(asset: str, units: int, tokens: Tokens) -> str:
     name, decimals = name_and_decimals(asset, tokens)
     number = show_number(units, decimals)
     return f"{number.rstrip('0').rstrip('.') if decimals else number} {name}"
+
+
+def round_of_limit(units: int | str, asset: str, tokens: Tokens, *, is_spent: bool = False) -> int:
+    """Round what a limit leaves down, and what was spent up, to three digits: 38.209999 ADA to 38.2 or 38.3 ADA.
+
+    Whole ADA and whole tokens stay. Nothing else that is shown is rounded, and the exact amount stands beside.
+    """
+    step: int = 10 ** min(max(len(str(units)) - 3, 0), name_and_decimals(asset, tokens)[1])
+    return -(-int(units) // step) * step if is_spent else int(units) // step * step
 
 
 def counted(count: int | str, noun: str) -> str:

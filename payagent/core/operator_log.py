@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from payagent.core.history import decider
 from payagent.core.money import LOVELACE, counted, format_amount
+from payagent.core.policy import limit_in_words
 from payagent.core.problems import name_of
 
 LogKind = Literal[
@@ -67,7 +68,7 @@ def whose(app: str | None, merchant: str | None) -> str:
 
 def _limit(entry: Entry, detail: Entry) -> str:
     asset, most = detail["asset"], detail["most"]
-    limit = f"limit {detail['limit'].replace('_', ' ')} of {whose(entry['app'], entry['merchant'])}"
+    limit = limit_in_words({**detail, "app": entry["app"], "merchant": entry["merchant"]})
     if most is not None:
         return f"{limit}: {format_amount(asset, int(most))}"
     of_asset = "" if asset == LOVELACE else f" in {asset[:56]}.{asset[56:]}"

@@ -13,7 +13,7 @@ Never: reads a clock or a database.
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problems import Refused
@@ -54,6 +54,25 @@ SPAN_MS = {
 _ORDER = list(Window)
 
 
+_IN_WORDS = {
+    Window.PAYMENT: "limit per payment",
+    Window.HOUR: "hourly limit",
+    Window.DAY: "daily limit",
+    Window.WEEK: "weekly limit",
+    Window.MONTH: "monthly limit",
+    Window.TOTAL: "total limit",
+}
+
+
+def limit_in_words(limit: Mapping[str, Any]) -> str:
+    """Which limit it is, by its window and its names: "bot's daily limit at t", "the wallet's total limit"."""
+    name, app, merchant = (limit.get(part) for part in ("limit", "app", "merchant"))
+    if name not in _ORDER:
+        return str(name)  # a bound that is no limit (`ask_bounds`)
+    owner = f"{app}'s" if app else "the" if merchant else "the wallet's"
+    return f"{owner} {_IN_WORDS[Window(name)]}{f' at {merchant}' if merchant else ''}"
+
+
 class Scope(NamedTuple):
     """Whose spending a limit bounds: an app's (id), at a merchant (origin). ANY in both means the whole wallet."""
 
@@ -74,13 +93,17 @@ class Limit(NamedTuple):
 
 
 class LimitCheck(NamedTuple):
-    """The result of checking one limit: its name, the units it leaves, and the units the payment takes."""
+    """The result of checking one limit: its name, the units it leaves, and the units the payment takes.
+
+    `most_units`: of the limit itself; None for a bound that is no limit (`ask_bounds`).
+    """
 
     name: str
     scope: Scope
     asset: str
     left_units: int
     asked_units: int
+    most_units: int | None = None
 
     @property
     def is_exceeded(self) -> bool:
@@ -148,7 +171,8 @@ def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int =
     """Check one limit against a spend that occurs `count` times; `counted_units` are spent in its window."""
     times = 1 if limit.window is Window.PAYMENT else count
     left_units = max(limit.most_units - counted_units, 0)
-    return LimitCheck(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
+    asked_units = spend.get(limit.asset, 0) * times
+    return LimitCheck(limit.window, limit.scope, limit.asset, left_units, asked_units, limit.most_units)
 
 
 def ask_again(checks: Iterable[LimitCheck], spend: Mapping[str, int]) -> tuple[LimitCheck, ...]:
@@ -206,11 +230,10 @@ def without_figures(refused: Refused) -> Refused:
         return Refused(refused.name, _WALLET_REFUSALS[refused.name], **asset)
     if refused.code != "limit_exceeded" or not is_shared(str(context.get("limit")), context):
         return refused
-    at = f" at {context['merchant']}" if "merchant" in context else ""
     takes = format_amount(str(context["asset"]), int(str(context["asked"])))
     detail = (
-        f"{context['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
-        f"{takes}; the operator can see what is left"
+        f"{limit_in_words(context)}, which apps share, has no room for this payment, which takes {takes}; "
+        "the operator can see what is left"
     )
     return Refused(refused.code, detail, **{**context, "left": None, "frees_at": None})
 
@@ -230,11 +253,10 @@ def refusal(
     left, requested = (format_amount(check.asset, units) for units in (check.left_units, check.asked_units))
     app, merchant = check.scope
     owners = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
-    of = "".join(f" of {name} {value}" for name, value in owners.items())
     when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
     return Refused(
         "limit_exceeded",
-        f"{check.name}{of} leaves {left}, this {takes.format(requested)}{when}",
+        f"{limit_in_words({'limit': check.name, **owners})} leaves {left}, this {takes.format(requested)}{when}",
         limit=check.name,
         asset=check.asset,
         left=str(check.left_units),

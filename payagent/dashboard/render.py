@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
-from payagent.core.history import decider, decision_in_words, limit_in_words
-from payagent.core.money import NO_TOKENS, counted, for_people
+from payagent.core.history import decider, decision_in_words
+from payagent.core.money import NO_TOKENS, counted, for_people, round_of_limit
+from payagent.core.policy import limit_in_words
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
@@ -58,6 +59,7 @@ class Renderer:
             "figures": text.figures,
             "readable": partial(for_people, tokens=tokens),
             "counted": counted,
+            "rounded": partial(round_of_limit, tokens=tokens),
             "chip": text.chip,
             "paid": text.paid,
             "decider": decider,

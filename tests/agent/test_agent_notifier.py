@@ -175,11 +175,11 @@ async def test_people_are_told_a_token_in_the_decimals_of_the_config(world: Worl
     async with life(world, ops(receiver), **terms) as one:
         await one.run.run_pass()
         world.settings(price="50", asset=TOKEN, splits=[])
-        with pytest.raises(Refused, match="per_day"):
+        with pytest.raises(Refused, match="daily limit leaves"):
             await one.run.agent.pay(world.ask("too much"))
         await one.tell()
     (told,) = (call.said for call in receiver.calls)
-    assert "per_day leaves 4.5 USDM, this payment takes 5 USDM and its fee" in told["text"]
+    assert "the wallet's daily limit leaves 4.5 USDM, this payment takes 5 USDM and its fee" in told["text"]
     assert told["asset"] == TOKEN
 
 
@@ -205,11 +205,11 @@ async def test_a_limit_is_told_once_for_a_series_of_refusals(world: World, recei
     async with life(world, ops(receiver), limits=daily(5 * ADA, 50 * ADA)) as one:
         await one.run.run_pass()
         for message in ("one", "two", "three"):
-            with pytest.raises(Refused, match="per_payment"):
+            with pytest.raises(Refused, match="limit per payment leaves"):
                 await one.run.agent.pay(world.ask(message))
             await one.tell()
         assert receiver.types() == ["limit.reached"]
-        assert "per_payment" in receiver.calls[0].said["text"]
+        assert "limit per payment" in receiver.calls[0].said["text"]
         world.clock.ahead_ms += HOUR
         await one.run.settle_down()
         with pytest.raises(Refused):
@@ -227,12 +227,12 @@ async def test_each_limit_is_told_for_itself_and_an_apps_own_maximum_never(
         with pytest.raises(Refused, match="max_total"):
             await one.run.agent.pay(world.ask("cheap", max_total_units=1))
         await one.tell()
-        with pytest.raises(Refused, match="per_day"):
+        with pytest.raises(Refused, match="daily limit leaves"):
             await one.run.agent.pay(world.ask("too much for the day"))
         await one.tell()
         most = Limit(WALLET, "lovelace", Window.PAYMENT, 5 * ADA)
         await one.run.context.write("test", lambda unit: limit_counters.set_limit(unit, most))
-        with pytest.raises(Refused, match="per_payment"):
+        with pytest.raises(Refused, match="limit per payment leaves"):
             await one.run.agent.pay(world.ask("too much for a payment"))
         await one.tell()
     told = [call.said for call in receiver.calls if call.type == "limit.reached"]
@@ -248,7 +248,7 @@ async def test_a_limit_is_told_also_when_the_first_commit_fails(
     world.fund(100 * ADA)
     async with life(world, ops(receiver), limits=daily(5 * ADA, 50 * ADA)) as one:
         await one.run.run_pass()
-        with pytest.raises(Refused, match="per_payment"):
+        with pytest.raises(Refused, match="limit per payment leaves"):
             await one.run.agent.pay(world.ask("one"))
 
         async def is_full(*_: object) -> None:

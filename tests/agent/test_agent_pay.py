@@ -329,7 +329,7 @@ async def test_quote_and_payment_name_the_limit_first_when_funds_are_lacking_too
     async with world.run(terms=with_terms(limits=daily(12 * ADA, 100 * ADA))) as run:
         await run.run_pass()
         for pays in (run.agent.quote, run.agent.pay):
-            with pytest.raises(Refused, match="limit_exceeded: per_payment leaves 12 ADA"):
+            with pytest.raises(Refused, match="limit_exceeded: the wallet's limit per payment leaves 12 ADA"):
                 await pays(world.ask())
         world.settings(price=str(9 * ADA), splits=[])
         for pays in (run.agent.quote, run.agent.pay):

@@ -474,7 +474,7 @@ async def test_uses_of_an_unconfirmed_batch_count_against_the_app_that_uses_it(r
     for _ in range(2):
         use = await run.agent.prepaid_calls.let_through(theirs)
         await run.agent.prepaid_calls.record_call(theirs, use)
-    with pytest.raises(Refused, match=r"total of app two leaves 0 ADA, this call takes 3\.25 ADA of what was"):
+    with pytest.raises(Refused, match=r"two's total limit leaves 0 ADA, this call takes 3\.25 ADA of what was"):
         await run.agent.prepaid_calls.let_through(theirs)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED

@@ -15,7 +15,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.chain.provider import TxSeen
 from payagent.core.aggregate import PaymentRow
-from payagent.core.history import EVENTS_IN_WORDS
+from payagent.core.history import SENTENCES
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Unit
@@ -376,4 +376,4 @@ async def test_verify_finds_a_payment_that_became_void_too_early(world: World) -
 
 
 def test_the_cli_has_words_for_rolled_back_deposit_events() -> None:
-    assert {"deposit_rolled_back", "deposit_restored", "time_over"} <= EVENTS_IN_WORDS.keys()
+    assert {"deposit_rolled_back", "deposit_restored", "time_over"} <= SENTENCES.keys()

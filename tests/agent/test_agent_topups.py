@@ -204,7 +204,7 @@ class TestLimits:
             await run.run_pass()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.problem) == ("stopped", "limit_exceeded")
-            assert "per_day" in (row.detail or "")
+            assert "daily limit" in (row.detail or "")
             assert len(world.transactions()) == 2
 
     async def test_top_ups_also_have_their_own_daily_limit(self, world: World) -> None:
@@ -279,8 +279,8 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("limits", "terms", "units", "told"),
         [
-            (daily(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
-            (daily(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
+            (daily(5 * ADA, 100 * ADA), {}, COST, "limit per payment"),
+            (daily(20 * ADA, 40 * ADA), {}, 50 * ADA, "daily limit"),
             (daily(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
             (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are available"),
         ],
@@ -1187,7 +1187,7 @@ class TestUnusualMerchants:
                 *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
             )
             await run.context.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
-            with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
+            with pytest.raises(Refused, match=r"two's total limit leaves 1 ADA, this call takes 2 ADA"):
                 await run.agent.prepaid_calls.let_through(theirs)
 
     async def test_a_false_price_uses_no_more_than_the_remaining_balance(self, world: World) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli import under_unit
-from kit.cli import PASSPHRASE, Shop, checks, clean_environ, invoke, readiness, spawn, until
+from kit.cli import PASSPHRASE, TOKEN, Shop, checks, clean_environ, invoke, readiness, spawn, until
 from kit.pages import blocks
 
 BIN = Path(sys.executable).parent
@@ -78,11 +78,13 @@ def test_a_restore_reports_utxos_that_differ_between_ledger_and_chain(again: Aga
 
 
 def test_the_human_output_of_a_restore_reports_utxos_that_differ(shop: Shop, again: Again, tmp_path: Path) -> None:
+    shop.control("faucet", address=shop.made["address"], lovelace="5000000", assets={TOKEN: "1200"})
+    until(lambda: "'1200'" in str(shop.payagent("wallet", "utxos").json), "the tokens did not arrive")
     config = shop.config_of(shop.folder / "people")
     told = invoke("restore", again.backup, "--config", config, "--human").out
     shutil.rmtree(shop.folder / "people")
     assert re.search(r"1 UTxOs of the ledger are not on the chain: \d+\.\d+ ADA", told)
-    assert re.search(r"1 UTxOs on the chain are not in the ledger: \d+\.\d+ ADA", told)
+    assert re.search(r"2 UTxOs on the chain are not in the ledger: \d+\.\d+ ADA, 1\D?200 COIN", told)
     assert "The daemon signs nothing before " in told
 
 

@@ -31,10 +31,10 @@ def test_the_agent_is_refused_when_its_budget_is_used_up(tmp_path: Path) -> None
     out = walked(walk, here)
     first, second = out.split("\n403\n")
     assert first.count(" Cost: ") == 2
-    assert "refused: limit_exceeded - per_day of app agent leaves " in first
+    assert "refused: limit_exceeded - agent's daily limit leaves " in first
     assert '"code":"forbidden"' in first
     assert second.count(" Cost: ") == 2
-    assert "refused: limit_exceeded - per_day of app agent leaves " in second
+    assert "refused: limit_exceeded - agent's daily limit leaves " in second
     assert second.count("\npaid_and_served 2.1") == 2
     assert "\nrefused limit_exceeded\n" in second
 

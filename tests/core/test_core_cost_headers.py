@@ -16,6 +16,7 @@ from payagent.core.cost_headers import (
     read_cost,
     read_cost_headers,
 )
+from payagent.core.money import show_amount
 from payagent.core.problems import Refused
 
 TOKEN = "ab" * 28 + "cd"
@@ -43,6 +44,13 @@ def test_a_maximum_may_name_a_token_of_the_config() -> None:
     assert read_cost_headers(headers, {"USDM": (TOKEN, 6)}) == (1_500_000, TOKEN, False)
     with pytest.raises(Refused, match="'USDM' is not ADA"):
         read_cost_headers(headers)
+
+
+def test_a_maximum_is_read_as_amounts_are_shown() -> None:
+    shown = show_amount("lovelace", 12_500_500_000, {})
+    assert read_cost_headers([(MAX_COST, shown.encode())]) == (12_500_500_000, "lovelace", False)
+    with pytest.raises(Refused, match="is not a valid amount"):
+        read_cost_headers([(MAX_COST, b"12\xa0500 ADA")])
 
 
 @pytest.mark.parametrize(

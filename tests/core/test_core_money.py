@@ -23,6 +23,7 @@ from payagent.core.money import (
     parse_count,
     parse_decimal,
     parse_units,
+    round_of_limit,
     show_amount,
 )
 from payagent.core.problems import Refused
@@ -275,6 +276,30 @@ def test_amounts_for_people_are_in_the_decimals_of_the_config_and_read_back() ->
 def test_every_amount_that_is_shown_is_read_back(asset: str, units: int) -> None:
     assert parse_amount_of(asset, show_amount(asset, units, TOKENS), TOKENS) == units
     assert parse_amount_of(asset, format_amount(asset, units), TOKENS) == units
+
+
+@pytest.mark.parametrize(
+    ("units", "left", "spent"),
+    [
+        (38_209_999, "38.2 ADA", "38.3 ADA"),
+        (1_790_001, "1.79 ADA", "1.8 ADA"),
+        (12_345_670_000, "12\u202f345 ADA", "12\u202f346 ADA"),
+        (3, "0.000003 ADA", "0.000003 ADA"),
+        (0, "0 ADA", "0 ADA"),
+    ],
+)
+def test_of_a_limit_what_is_left_is_rounded_down_and_what_is_spent_up(units: int, left: str, spent: str) -> None:
+    shown = [round_of_limit(str(units), LOVELACE, TOKENS, is_spent=is_spent) for is_spent in (False, True)]
+    assert [show_amount(LOVELACE, one, TOKENS) for one in shown] == [left, spent]
+
+
+@given(st.sampled_from([LOVELACE, *(asset for asset, _ in TOKENS.values()), POLICY]), st.integers(0, MAX_LOVELACE))
+def test_a_rounded_amount_that_is_pasted_back_never_exceeds_what_is_left(asset: str, units: int) -> None:
+    left, spent = (round_of_limit(units, asset, TOKENS, is_spent=is_spent) for is_spent in (False, True))
+    assert parse_amount_of(asset, show_amount(asset, left, TOKENS), TOKENS) == left <= units <= spent
+    assert (spent - left) * 100 <= units, "less than one percent"
+    if asset == POLICY:
+        assert left == spent, "a token without decimals is never rounded"
 
 
 @pytest.mark.parametrize("text", ["1\u202f00 ADA", "1\u202f0000 ADA", "\u202f100 ADA", "5\u202fADA", "1 000 ADA"])

@@ -16,17 +16,17 @@ SENTENCES = [
     (
         "limit_set",
         {"limit": "per_day", "asset": "lovelace", "most": "5000000"},
-        "limit per day of bot at t: 5 ADA",
+        "bot's daily limit at t: 5 ADA",
     ),
     (
         "limit_set",
         {"limit": "total", "asset": TOKEN, "most": "7"},
-        f"limit total of bot at t: 7 units of {TOKEN}",
+        f"bot's total limit at t: 7 units of {TOKEN}",
     ),
     (
         "limit_set",
         {"limit": "per_day", "asset": "lovelace", "most": None},
-        "limit per day of bot at t: as in the config file",
+        "bot's daily limit at t: as in the config file",
     ),
     ("app_added", {"name": "bot", "scopes": ["pay", "read"]}, "app bot added (pay, read)"),
     ("token_issued", {}, "token issued for the app bot"),

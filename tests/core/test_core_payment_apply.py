@@ -53,6 +53,7 @@ from payagent.core.changes import (
     TakeBackUses,
     Unreserve,
 )
+from payagent.core.history import SENTENCES, event_in_words, happened
 from payagent.core.merchant_rules import Pin
 from payagent.core.payment.apply import apply, lose_external_spend, move_utxo, new_utxo, release_approval_hold
 from payagent.core.payment.events import (
@@ -611,6 +612,27 @@ def test_what_an_event_changes_is_what_its_row_says(state: State, event: Event) 
     path = [one for one in (state, effect.through, effect.next) if one is not None]
     assert moves == list(pairwise(path)) if effect.next is not None else moves == []
     assert {kind(one) for one in changes if not isinstance(one, MovePayment)} == expected
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda facts: type(facts).__name__)
+def test_each_event_has_its_sentence(facts: MoneyEvent) -> None:
+    """One of its own, told apart by what is stored, or that of the event whose name it shares in the ledger."""
+    states = [state for (state, event), effect in EFFECTS.items() if event is facts.event and effect.next]
+    if isinstance(facts, Approve):
+        facts = replace(facts, detail={"by": "app_1", "via": "link"})
+    for state in states:
+        payment = with_everything(state, facts.event)
+        if facts.event is Event.RIVAL_BLOCK_LOST:
+            payment = replace(payment, row=replace(payment.row, void_tx_id="r1"))
+        stored = [
+            {"event": move.event, "state": move.after, "detail": {**move.columns, **move.detail}}
+            for move in every(apply(payment, facts), MovePayment)
+        ]
+        told = [happened(one) for one in stored]
+        assert told == [facts.event] if facts.event in SENTENCES else SENTENCES.keys() >= set(told)
+        for one in stored:
+            assert event_in_words(one, {})[0].isupper()
+    assert states
 
 
 def test_each_cell_of_the_table_stands_for_changes() -> None:

@@ -162,7 +162,7 @@ class TestTightestLimit:
             "merchant": SHOP,
         }
         assert told.detail == (
-            f"per_day of app bot of merchant {SHOP} leaves 0.000002 ADA, this payment takes 0.000003 ADA with its "
+            f"bot's daily limit at {SHOP} leaves 0.000002 ADA, this payment takes 0.000003 ADA with its "
             "fee; there is no room for it before 1970-01-02T00:00:00.000Z"
         )
 
@@ -171,7 +171,8 @@ class TestTightestLimit:
         assert told.context.keys() == {"limit", "asset", "left", "asked", "frees_at"}
         assert told.context["frees_at"] is None
         assert told.detail == (
-            f"per_payment leaves 2 units of {TOKEN}, this payment takes 3 units of {TOKEN} with its fee"
+            f"the wallet's limit per payment leaves 2 units of {TOKEN}, this payment takes 3 units of {TOKEN} "
+            "with its fee"
         )
 
 
@@ -254,7 +255,7 @@ def test_a_shared_limit_is_named_to_an_app_without_its_figures(merchant: str | N
     whose = {} if merchant is None else {"merchant": merchant}
     told = policy.without_figures(Refused("limit_exceeded", "7 are left until x", **context, **whose))
     assert told.context == context | whose | {"left": None, "frees_at": None}
-    assert "per_day of the wallet" in told.detail
+    assert "daily limit" in told.detail
     assert "0.000009 ADA" in told.detail
     assert "7" not in told.detail
     assert (merchant or "which apps") in told.detail
@@ -282,6 +283,6 @@ def test_the_message_for_a_shared_limit_points_to_the_operator() -> None:
     context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
     what = "has no room for this payment, which takes 0.000009 ADA; the operator can see what is left"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context))
-    assert told.detail == f"per_day of the wallet, which apps share, {what}"
+    assert told.detail == f"the wallet's daily limit, which apps share, {what}"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context, merchant=SHOP))
-    assert told.detail == f"per_day of the wallet at {SHOP}, which apps share, {what}"
+    assert told.detail == f"the daily limit at {SHOP}, which apps share, {what}"

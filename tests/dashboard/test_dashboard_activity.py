@@ -34,7 +34,7 @@ def test_the_activity_says_what_the_log_says(shop: Shop, browser: Browser) -> No
             assert line.split(maxsplit=3)[3] in row.inner_text()
         at.page.goto(f"{origin}/ui/activity?kind=limits")
         expect(at.page.locator("#events tbody tr")).to_have_count(1)
-        expect(at.page.locator("#events")).to_contain_text("limit per week of the wallet: 70 ADA")
+        expect(at.page.locator("#events")).to_contain_text("the wallet's weekly limit: 70 ADA")
         expect(at.page.locator(".cmd code")).to_have_text("payagent log --kind limits")
         assert at.page.evaluate("document.documentElement.scrollWidth") == 390
 

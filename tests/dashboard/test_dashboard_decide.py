@@ -67,6 +67,7 @@ async def test_the_page_says_why_it_is_asked_who_asks_and_what_for(world: World)
         told = dict(rows(page))
         assert heading(page) == "Approve this payment?"
         assert re.search(r"It takes 6\.\d+ ADA, more than 5 ADA", plain(page))
+        assert "above your 5 ADA approval limit" in plain(page)
         assert told["App"] == "payer"
         assert told["Purpose"].startswith("A <b>poster</b> ")
         assert told["Before"].startswith("Never paid there")
@@ -183,7 +184,9 @@ async def test_the_page_names_each_amounts_asset_and_what_limits_leave_after_the
         page = (await opened(api, await link_of(api, "approve"))).text
         named, name = dict(rows(page)), f"{TOKEN[:8]}….{TOKEN[56:]}"
         assert ">devnet<" in page
-        assert f"650 {name} per day" in named["Limits leave"]
+        assert f"650 {name} of the wallet's daily limit" in named["Limits leave"]
+        ada = r"18\.6 ADA of the wallet's daily limit \(18\.6\d{3,} ADA exactly\)"
+        assert re.search(ada, named["Limits leave"])
         assert f"50 {name}" in named["Takes at most"]
         assert f"50 {name} addr_test1" in named["Transaction"]
 

@@ -8,6 +8,8 @@ from kit.cli import TOKEN, Shop
 from kit.dashboard import visitor
 from playwright.sync_api import Browser, Page, Route, expect
 
+from payagent.core.money import parse_ada
+
 pytestmark = [needs_browser, pytest.mark.usefixtures("usual_terms")]
 
 
@@ -50,6 +52,24 @@ def test_raising_a_limit_waits_for_the_terminal_and_its_code_works_once(shop: Sh
         assert in_force(shop) == (50_000_000, "operator")
         at.page.goto(page_of_50)
         expect(at.page.get_by_role("heading", name="The terminal confirmed it")).to_be_visible()
+
+
+def test_what_limits_count_is_rounded_with_the_exact_amounts_beside(shop: Shop, browser: Browser) -> None:
+    """Each amount is read back as it is shown, and the rounded ones promise no more than there is."""
+    shop.payagent("limits", "set", "--per-day", "40 ADA")
+    shop.payagent("pay", shop.saved("to be counted"), "--merchant", "t", "--no-wait")
+    limits = shop.payagent("limits").json["limits"]
+    (day,) = [one for one in limits if one["limit"] == "per_day" and one["most"] == "40000000"]
+    with tab(browser, 390) as at:
+        at.page.goto(sign_in(at.page, shop) + "/ui/limits")
+        row = at.page.locator("#limits tr", has_text="40 ADA")
+        expect(row).to_contain_text("exactly")
+        texts = row.locator("td.num").first.inner_text(), row.locator("th").inner_text().partition("exactly")[2]
+        amounts = [re.findall(r"[\d.\u202f]+(?= ADA| of)", text) for text in texts]
+        (spent, most, left), exact = ([parse_ada(f"{one} ADA") for one in found] for found in amounts)
+        assert (most, exact) == (40_000_000, [int(day["spent"]), int(day["left"])])
+        assert spent > exact[0]
+        assert left < exact[1]
 
 
 def test_lowering_a_limit_acts_at_once(shop: Shop, browser: Browser) -> None:

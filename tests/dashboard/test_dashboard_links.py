@@ -106,7 +106,7 @@ def test_an_approval_link_shows_the_payment_and_its_form_decides_once(desk: Desk
         *(200, 200),
         "text/html; charset=utf-8",
     )
-    for shown in ("6 ADA", "pay to", "operator", told["ends_at"], payment_id, "change", "per day"):
+    for shown in ("6 ADA", "pay to", "operator", told["ends_at"], payment_id, "change", "daily limit"):
         assert shown in page.text, shown
     assert desk.state(payment_id) == "awaiting_approval", "opening a link must not decide"
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")

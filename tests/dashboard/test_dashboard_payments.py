@@ -78,8 +78,16 @@ def test_a_payment_says_what_it_means_and_its_receipt_can_be_checked(
         at.page.goto(f"{sign_in(at.page, shop)}/ui/payments/{made}")
         expect(at.page.get_by_role("heading", level=1)).to_have_text("2 ADA to t")
         expect(at.page.locator("#meaning")).to_contain_text("Confirmed on the chain and posted in the ledger.")
-        steps = at.page.locator("#happened li strong").all_inner_texts()
-        assert [steps[0], steps[-1]] == ["admitted", "settled"]
+        told = [re.sub(r"\s", " ", one) for one in at.page.locator("#happened li .top > div").all_inner_texts()]
+        assert re.fullmatch(r"Reserved 2\.\d+ ADA; [\d ]+ of 100 000 ADA left today", told[0]), told[0]
+        assert told[1:3] == ["Signed, and stored before anything left", "Submitted to the chain"]
+        assert re.fullmatch(r"Confirmed, \d+ blocks? deep, and booked as paid", told[-1])
+        expect(at.page.locator("#happened li strong")).to_have_text("settled")
+        reserved = at.page.locator("#happened li").first
+        expect(reserved.get_by_text("nonce utxo")).to_be_hidden()
+        reserved.get_by_text("Details").click()
+        expect(reserved.get_by_text("nonce utxo")).to_be_visible()
+        expect(reserved).to_contain_text("of the wallet's daily limit")
         total, fee = at.page.locator("#pays tfoot .amt").inner_text(), int(shown(shop, made)["fee"])
         assert re.sub(r"\D", "", total) == str(2_000_000 + fee)
         expect(at.page.get_by_text("Look it up")).to_have_count(0)

@@ -99,7 +99,8 @@ def _limit_view(check: LimitCheck) -> dict[str, str]:
         "left": str(check.left_units),
         "asked": str(check.asked_units),
     }
-    return view | whose
+    most = {} if check.most_units is None else {"most": str(check.most_units)}
+    return view | most | whose
 
 
 def note_price(unit: Unit, intent: PaymentIntent) -> None:

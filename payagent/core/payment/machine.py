@@ -38,17 +38,17 @@ class State(StrEnum):
 STATES_IN_WORDS = {
     State.RECEIVED: "received, not decided yet",
     State.AWAITING_APPROVAL: "waits for approval",
-    State.RESERVED: "admitted: the money is held, nothing is signed yet",
+    State.RESERVED: "admitted: the money is reserved, nothing is signed yet",
     State.SIGNED: "signed and stored, about to be submitted",
     State.IN_FLIGHT: "submitted: the money stays held until the payment is confirmed",
     State.IN_BLOCK: "in a block that is not deep enough yet",
     State.CONFIRMED: "confirmed on the chain and posted in the ledger",
     State.SETTLED: "final: no rollback reaches it any more",
-    State.REPLACING: "being replaced by an attempt that spends the same nonce UTxO; only one can be on the chain",
+    State.REPLACING: "being replaced by an attempt that spends the same input; only one can be on the chain",
     State.CANCELLING: "being cancelled: its UTxOs return to the wallet",
     State.VOID: "void: nothing was paid, and nothing is held any more; only a lost block could open it again",
-    State.REJECTED: "rejected; nothing was signed",
-    State.DENIED: "denied, or not approved in time; nothing was signed",
+    State.REJECTED: "rejected. Nothing was signed",
+    State.DENIED: "denied. Nothing was signed",
 }
 """What each state means for the money, for people to read."""
 

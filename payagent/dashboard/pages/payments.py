@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from payagent.core.history import details_in_words, name_in_words
+from payagent.core.history import details_in_words, event_in_words
 from payagent.core.money import LOVELACE, Tokens, for_people
 from payagent.core.payment.machine import (
     CANCELLABLE,
@@ -168,11 +168,9 @@ def _why(payment: Mapping[str, Any]) -> tuple[Problem, str] | None:
 
 def _step(event: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     """An event of the timeline. A retry is drawn in another shape than a step of the money."""
-    name, _, text = name_in_words(event["event"]).partition(": ")
     is_retry = event["event"].startswith(("delivery_", "merchant_", "retry_", "provider_"))
     return {
-        "name": name,
-        "text": text,
+        "sentence": event_in_words(event, tokens),
         "at": event["at"],
         "details": _HASH.sub(r"\1…\2", for_people(details_in_words(event["detail"]), tokens)),
         "look": "call" if is_retry else "",

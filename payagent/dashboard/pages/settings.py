@@ -28,6 +28,10 @@ GOOD = {
 """What a check that passes says."""
 
 
+NAMES = {"sweeps": "background jobs"}
+"""What people call a check, where the API's name is not a word for it."""
+
+
 async def show(visit: Visit) -> Response:
     readiness = await visit.api.get("/readyz")
     apps = {one["id"]: one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]}
@@ -38,7 +42,11 @@ async def show(visit: Visit) -> Response:
     return await visit.page(
         "settings.html",
         checks=[
-            {"name": name, "ok": said == "ok", "says": GOOD.get(name, "") if said == "ok" else said}
+            {
+                "name": NAMES.get(name, name),
+                "ok": said == "ok",
+                "says": GOOD.get(name, "") if said == "ok" else said,
+            }
             for name, said in readiness["checks"].items()
         ],
         providers=[
