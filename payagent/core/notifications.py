@@ -241,7 +241,7 @@ def _topup_ended(event: LedgerEvent) -> _News | None:
 
 
 def _alert(event: LedgerEvent) -> _News | None:
-    """An alert, as it was raised or cleared. Events of their own tell decisions and payments that are not served."""
+    """An alert, raised or cleared. Decisions and payments that are not served have events of their own."""
     detail = event.detail
     of, _, _ = str(detail["subject"]).partition(":")
     if of == "unserved" or (detail["kind"] == "cleared" and of == "approval"):

@@ -42,7 +42,7 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     "dashboard": ("dashboard_opened", "dashboard_refused", "dashboard_confirmed", "dashboard_closed"),
 }  # fmt: skip
 KINDS = {**KINDS, "changes": tuple(event for kind in KINDS if kind != "refusals" for event in KINDS[kind])}
-"""The events of each kind; `changes` are all but refusals. `reserve` is listed if it was a decision on an approval."""
+"""The events of each kind; `changes` are all but refusals. `reserve` is listed if it decided on an approval."""
 
 Entry = Mapping[str, Any]
 

@@ -15,8 +15,10 @@ _AHEAD = {"90d": timedelta(days=90), "30d": timedelta(days=30), "12h": timedelta
 
 
 def on_page(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """A refusal as a page says it: `field` is the form's field that it is about, or empty. Flags, names of settings
-    and patterns are for programs: beside the field the page says what it takes."""
+    """A refusal as a page says it: `field` is the form's field that it is about, or empty.
+
+    Flags, names of settings and patterns are for programs: beside the field the page says what it takes.
+    """
     key = str(problem.get("key") or "").rpartition(".")[2]
     detail = problem["detail"].removeprefix(f"{key}: ")
     field = "path" if problem["code"] == "topup_not_configured" else {"units": "amount"}.get(key, key)

@@ -16,7 +16,6 @@ from payagent.dashboard.app import COOKIE, read_form
 from payagent.dashboard.render import Renderer
 from payagent.dashboard.visit import Note
 
-
 NEXT_COOKIE = "__Host-payagent-next"
 """Holds where to go on after signing in, because a new link does not know the page that asked for it."""
 NEXT_S = 3600

@@ -51,7 +51,9 @@ class SignInLink:
 @dataclass(slots=True)
 class Session:
     """A signed-in browser. `csrf` goes into its forms. `done`: where each order of a form led, or its answer while
-    it may still be a double click. `notice`: what its next page says once. `device`: its browser, and from where it signed in."""
+    it may still be a double click. `notice`: what its next page says once. `device`: its browser, and from where
+    it signed in.
+    """
 
     key: str = field(repr=False)
     app_id: str

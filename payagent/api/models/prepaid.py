@@ -56,7 +56,7 @@ def _configured(merchant: object, info: ValidationInfo[AgentConfig]) -> str:
 
 
 class CreateTopup(RequestBody):
-    """Raise the balance at a merchant until `units` are paid, not counting fees. With `calls` for `asset`: bought."""
+    """Raise the balance at a merchant until `units` are paid without fees. With `calls` for `asset`: bought."""
 
     merchant: Annotated[
         str,

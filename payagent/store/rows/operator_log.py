@@ -71,8 +71,9 @@ def page(
     kind: LogKind | None = None,
     by: str | None = None,
 ) -> list[LoggedEvent]:
-    """Changes, refusals, and decisions on approvals, newest first. `kind`, `code`: only these. `by`: only what this
-    app changed, or what was refused to it.
+    """Changes, refusals, and decisions on approvals, newest first.
+
+    `kind`, `code`: only these. `by`: only what this app changed, or what was refused to it.
 
     Of `only`, the period, the merchant and the app count.
     """
