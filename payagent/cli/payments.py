@@ -13,6 +13,7 @@ from payagent.cli.options import (
     LOVELACE_AND_TOKENS,
     Connect,
     example,
+    filter_options,
     group_of,
     moment,
     page_options,
@@ -44,11 +45,16 @@ def payments() -> None:
     """List, show, approve and cancel payments. Without a subcommand: list the newest."""
 
 
-@payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
+@payments.command(
+    "list",
+    epilog=example(
+        "payagent payments list --state confirmed --limit 5",
+        "payagent payments list --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z",
+    ),
+)
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only payments in this state.")
 @click.option("--origin", metavar="ORIGIN", help="Only payments to this origin.")
-@click.option("--app", metavar="NAME", help="Only payments of this app, by name or id.")
-@click.option("--since", metavar="TIME", help="Only from this time on, such as 2026-11-01T00:00:00Z.")
+@filter_options("--app", "--since", "--until")
 @page_options
 @talks_to_daemon
 def list_payments(
