@@ -78,7 +78,7 @@ class ClientRequest:
     def ask(self, response_402: httpx.Response, body: bytes) -> Json:
         """Return the 402 for the daemon, with the headers that name the buyer or that the merchant binds."""
         fields = self._request_json(_bound(response_402).union(_BUYER))
-        fields["request"]["body_sha256"] = self.body.sha256
+        fields["request"]["body_sha256"] = self.body.buffer.sha256
         fields["response"] = {"status": response_402.status_code, **answer_json(response_402, body)}
         if self.max_cost_units is not None:
             fields["max_total"] = str(self.max_cost_units)

@@ -5,7 +5,6 @@ Never: changes an answer that it forwards.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
@@ -14,15 +13,6 @@ from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.core.problems import Refused
 from payagent.proxy.headers import Headers
 from payagent.proxy.http1 import UpstreamAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class BufferedAnswer:
-    """A merchant's complete answer."""
-
-    status: int
-    headers: Headers
-    body: bytes
 
 
 class ClientReply:
@@ -52,13 +42,6 @@ class ClientReply:
             if not more:
                 before_end()
             await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-    async def send_buffered(self, answer: BufferedAnswer, more_headers: Headers) -> None:
-        """Forward a complete answer."""
-        self.has_started = True
-        headers = [*answer.headers, *more_headers]
-        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
     async def json(self, value: object) -> None:
         """Answer with JSON of our own."""

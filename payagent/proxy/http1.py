@@ -101,6 +101,11 @@ class UpstreamAnswer:
         self.status = head.status_code
         self.headers = passing(list(head.headers), own=upstream.target.path is not None)
 
+    @property
+    def whole(self) -> bytes | None:
+        """The whole body, if `peek` returned it. It can be read even after the connection was closed."""
+        return None if self._more else self._peeked
+
     async def read(self) -> tuple[bytes, bool]:
         """Wait for at least some bytes. Returns them, and whether more follows."""
         if self._peeked or not self._more:
@@ -125,7 +130,7 @@ class UpstreamAnswer:
         except TimeoutError:
             raise self._upstream.target.late(f"its answer did not end in {within_s:g} s") from None
         self._peeked = b"".join(parts)
-        return None if self._more else self._peeked
+        return self.whole
 
 
 @dataclass(slots=True)

@@ -14,10 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from payagent.api.http.connection_limits import GONE
 from payagent.api.http.middleware import refuse_browsers, require_own_target
+from payagent.body_buffer import BodyBuffer
 from payagent.core.problems import Refused
 from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.http1 import AnswerBrokenError
-from payagent.proxy.request_body import BodyBuffer, ClientBody
+from payagent.proxy.request_body import ClientBody
 
 Work = Callable[[ClientBody, ClientReply], Awaitable[None]]
 
