@@ -144,11 +144,11 @@ class SimShop:
             raise UnreachedError
         if self._drawn("a merchant asks anew with another price", mix.merchant_rechallenges):
             self._reprice()
-        turned_down = self.shop.counts.faults[TURNS_DOWN]
+        turned_down = self.shop.faults[TURNS_DOWN]
         if self._refuses(headers.get("x-payment", "")):
             return SimResponse(404, (("content-type", "application/json"),), b'{"detail":"Transaction not found"}')
         answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
-        if self.shop.counts.faults[TURNS_DOWN] > turned_down:
+        if self.shop.faults[TURNS_DOWN] > turned_down:
             self._send_all_the_same(headers)
         if 200 <= answer.status < 300 and "x-payment" in headers:
             self._story.reach("a merchant served a paid call")

@@ -193,8 +193,8 @@ def _missing(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> str | None:
 
 
 def _value_not_conserved(case: _Case) -> str | None:
-    consumed = _sum_value(case.spent.values())
-    produced = _sum_value(case.tx.outputs)
+    consumed = sum_value(case.spent.values())
+    produced = sum_value(case.tx.outputs)
     produced["lovelace"] += case.tx.fee_lovelace
     uneven = [
         f"{asset}: consumed {consumed.get(asset, 0)}, produced {produced.get(asset, 0)}"
@@ -204,7 +204,8 @@ def _value_not_conserved(case: _Case) -> str | None:
     return "; ".join(uneven) or None
 
 
-def _sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
+def sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
+    """The units of each asset that the outputs hold together. Lovelace is always among them."""
     total = {"lovelace": 0}
     for out in outputs:
         total["lovelace"] += out.lovelace
