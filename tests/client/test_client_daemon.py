@@ -46,6 +46,7 @@ def test_importing_the_client_loads_no_third_party_package_besides_httpx() -> No
         check=True,
     )
     assert {name.split(".")[1] for name in rooms.stdout.split() if name.startswith("payagent.")} == {
+        "body_buffer",
         "client",
         "core",
     }
