@@ -154,10 +154,11 @@ def _utxos(conn: Connection) -> Iterator[VerifyResult]:
         count += 1
         if count % PROGRESS_EVERY == 0:
             yield Progress("utxos", count)
-    booked: dict[str, int] = {}
-    for account, asset, units in journal.balances(conn):
-        if general_account(account) in (WALLET, HELD):
-            booked[asset] = booked.get(asset, 0) + units
+    booked = ledger.add(
+        {asset: units}
+        for account, asset, units in journal.balances(conn)
+        if general_account(account) in (WALLET, HELD)
+    )
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
             message = f"the entries say {booked.get(asset, 0)} are ours; the UTxOs add up to {ours.get(asset, 0)}"

@@ -25,6 +25,7 @@ from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Field, Terminal, Tone
 from payagent.core.history import decision_in_words, event_in_words, limit_in_words
+from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
 
@@ -117,9 +118,7 @@ def _sum_of(row: dict[str, Any]) -> str:
     """The sum of the outputs, per asset; nothing of a split, which pays ourselves."""
     if row["kind"] == "split":
         return ""
-    sums: dict[str, int] = {}
-    for output in row["outputs"]:
-        sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
+    sums = add({output["asset"]: int(output["units"])} for output in row["outputs"])
     return ", ".join(show_units(asset, units) for asset, units in sums.items())
 
 
