@@ -18,8 +18,7 @@ from payagent.core.timestamps import iso_time
 
 if TYPE_CHECKING:
     from payagent.backup.archive import Manifest
-    from payagent.backup.compare_chain import Differences, UtxoTotals
-    from payagent.backup.restore import Restored
+    from payagent.backup.restore import Differences, Restored, UtxoTotals
 
 _FILE = click.Path(path_type=Path)
 

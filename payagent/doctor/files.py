@@ -52,14 +52,8 @@ _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
 
 def check_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
-) -> list[CheckResult]:
-    """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
-    return list(_files(settings, config, environ, looked_for))
-
-
-def _files(
-    settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path]
 ) -> Iterator[CheckResult]:
+    """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
     data_dir = settings.data_dir
     yield finding("config file", lambda: _config(settings, config, looked_for, environ))
     yield finding("data folder", lambda: _data_folder(data_dir))

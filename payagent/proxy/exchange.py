@@ -6,11 +6,11 @@ Never: sends a request.
 import asyncio
 from dataclasses import dataclass
 
-from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.headers import Headers
 from payagent.proxy.http1 import Upstream, UpstreamBody, UpstreamRequest
 from payagent.proxy.request import ProxyRequest
 from payagent.proxy.request_body import ClientBody
+from payagent.proxy.request_scope import ClientReply
 
 
 @dataclass(slots=True)
