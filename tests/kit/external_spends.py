@@ -50,9 +50,7 @@ async def require_whole(run: Run) -> None:
         source = run.context.all_providers[0]
         history = await read_history(source, [world.address], 0)
         assert isinstance(history, History), history
-        asked = [
-            (claim, await source.tx(claim.tx_id))
-            for claim in onchain.unlisted(conn, history.movements.keys(), 0, 0)
-        ]
+        claims = onchain.unlisted(conn, history.movements.keys(), 0, 0)
+        asked = [(claim, await source.tx(claim.tx_id)) for claim in claims]
         told = list(reconcile(conn, history, asked, history.tip.height, 0, is_forked=False))
         assert [one for one in told if isinstance(one, Difference | Doubt)] == []
