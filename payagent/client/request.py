@@ -116,9 +116,10 @@ def _bound(response_402: httpx.Response) -> frozenset[bytes]:
     with suppress(ValueError, Refused):
         header = response_402.headers.get("payment-required", "")
         value = strict_json.loads(base64.b64decode(header, validate=True))
-    for key in ("extensions", "cardano-request-commitment", "info", "bindingParams", "headers"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return frozenset(str(name).encode() for name in value) if isinstance(value, list) else frozenset()
+    names = strict_json.value_at(
+        value, "extensions", "cardano-request-commitment", "info", "bindingParams", "headers"
+    )
+    return frozenset(str(name).encode() for name in names) if isinstance(names, list) else frozenset()
 
 
 def read_call(

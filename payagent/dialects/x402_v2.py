@@ -120,8 +120,8 @@ def _declaration(extensions: object) -> object:
 
     A server that does not know the bytes of the body declares the extension without a commitment.
     """
-    extension = extensions.get(REQUEST_COMMITMENT) if isinstance(extensions, dict) else None
-    info = extension.get("info") if isinstance(extension, dict) else None
+    extension = strict_json.value_at(extensions, REQUEST_COMMITMENT)
+    info = strict_json.value_at(extension, "info")
     return None if isinstance(info, dict) and info.get("commitment") is None else extension
 
 
@@ -130,8 +130,7 @@ def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
     extension = _declaration(extensions)
     if reading.salt is None or reading.call is None or not isinstance(extensions, dict) or extension is None:
         return None, extensions
-    info = extension.get("info") if isinstance(extension, dict) else None
-    bound = check_declared(info, reading.call)
+    bound = check_declared(strict_json.value_at(extension, "info"), reading.call)
     salted = salted_hash(reading.call, bound, reading.salt)
     declared = cast("dict[str, Any]", extension)  # anything else was refused
     salted_info = {**declared["info"], "salt": reading.salt.hex()}
@@ -246,8 +245,8 @@ def _proof_headers(*, shown: ProofMaterial, echo: str | None, wallet: str, **_: 
 
 def _fill_extensions(extensions: object, intent_id: str) -> object:
     """Return the merchant's extensions. If it asks for a payment identifier, fill in the intent id."""
-    identifier = extensions.get(PAYMENT_IDENTIFIER) if isinstance(extensions, dict) else None
-    info = identifier.get("info") if isinstance(identifier, dict) else None
+    identifier = strict_json.value_at(extensions, PAYMENT_IDENTIFIER)
+    info = strict_json.value_at(identifier, "info")
     if not isinstance(extensions, dict) or not isinstance(identifier, dict) or not isinstance(info, dict):
         return extensions
     return {**extensions, PAYMENT_IDENTIFIER: {**identifier, "info": {**info, "id": intent_id}}}

@@ -1,7 +1,7 @@
 """Run one proxy request from its first byte to its last, and turn every error into an answer.
 
-Never: knows a merchant or the daemon; changes an answer that it forwards; puts the path, which may hold a token, in
-a log or an error.
+Never: knows a merchant or the daemon; changes an answer that it forwards; puts the path, which may hold a token,
+in a log or an error.
 """
 
 import asyncio
