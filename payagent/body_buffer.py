@@ -14,7 +14,10 @@ _PIECE_BYTES = 128 * 1024
 
 
 class BodyBuffer:
-    """`is_whole` is False if the body was longer than `most_bytes` or the disk was full. Then nothing is kept."""
+    """Iterating over it gives the body again, each time from its start.
+
+    `is_whole` is False if the body was longer than `most_bytes` or the disk was full. Then nothing is kept.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self.is_whole = True
@@ -39,14 +42,13 @@ class BodyBuffer:
             except OSError:  # disk full: the request goes on, but cannot be replayed
                 self._drop()
 
-    def replay(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         self._file.seek(0)
         while piece := self._file.read(_PIECE_BYTES):
             yield piece
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """`replay` for `async for`."""
-        for piece in self.replay():
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
             yield piece
 
     def close(self) -> None:

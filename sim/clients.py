@@ -25,10 +25,9 @@ from payagent.core.pay_and_retry import Answered
 from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.request import ProxyRequest
 from payagent.proxy.request_body import ClientBody
-from payagent.proxy.request_scope import ClientReply, Rules, run_request
+from payagent.proxy.request_scope import ClientReply, Exchange, Rules, run_request
 from payagent.store.rows import apps
 from sim.judge import Judge
 from sim.merchants import SimResponse, SimShop, SimUpstream, UnreachedError

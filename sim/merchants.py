@@ -313,7 +313,7 @@ class SimUpstream:
     ) -> AsyncIterator[SimAnswer]:
         begins()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers}
-        body = b"" if call.body is None else b"".join([chunk async for chunk in call.body.chunks()])
+        body = b"" if call.body is None else b"".join([chunk async for chunk in call.body])
         try:
             answer = await self.shop.call(call.method.decode(), call.target.decode(), headers, body)
         except UnreachedError:

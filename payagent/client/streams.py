@@ -24,7 +24,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         if self._source is None:
-            yield from self.buffer.replay()
+            yield from self.buffer
             return
         for chunk in cast("Iterator[bytes]", self._source):
             self.buffer.add(chunk)

@@ -13,12 +13,11 @@ from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.http.tokens import hash_token
 from payagent.body_buffer import BodyBuffer
 from payagent.outbound.egress import Egress
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.http1 import Target, Upstream
 from payagent.proxy.payer import ProxyPayer
 from payagent.proxy.request import ROOT, MerchantRefused, read_request
 from payagent.proxy.request_body import ClientBody
-from payagent.proxy.request_scope import ClientReply, Rules, run_request
+from payagent.proxy.request_scope import ClientReply, Exchange, Rules, run_request
 
 
 @dataclass(frozen=True, slots=True)

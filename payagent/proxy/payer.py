@@ -24,7 +24,6 @@ from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, Proo
 from payagent.core.payment.machine import AWAITING_SIGNATURE, ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.headers import BUYER, Headers, replaced, values
 from payagent.proxy.http1 import AnswerBrokenError, UpstreamAnswer
 from payagent.proxy.payment_required import (
@@ -37,6 +36,7 @@ from payagent.proxy.payment_required import (
     read_response,
 )
 from payagent.proxy.request import ProxyRequest
+from payagent.proxy.request_scope import Exchange
 from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Turn
 from payagent.proxy.unpaid_call import UnpaidCalls

@@ -52,7 +52,7 @@ class ClientBody:
         self._task = asyncio.create_task(self._listen())
         self._gone.add_done_callback(self._wake)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, once, to one reader."""
         while True:
             while self._waiting:
@@ -67,7 +67,7 @@ class ClientBody:
 
     async def rest(self) -> None:
         """Read the rest of the body into the buffer, unless the buffer dropped it."""
-        chunks = self.chunks()
+        chunks = aiter(self)
         while self.buffer.is_whole and await anext(chunks, None) is not None:
             continue
 

@@ -6,7 +6,7 @@ in a log or an error.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import AsyncIterable, Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -19,7 +19,8 @@ from payagent.api.http.problems import JsonResponse, problem_response
 from payagent.body_buffer import BodyBuffer
 from payagent.core.problems import Refused
 from payagent.proxy.headers import Headers
-from payagent.proxy.http1 import AnswerBrokenError, UpstreamAnswer
+from payagent.proxy.http1 import AnswerBrokenError, Upstream, UpstreamAnswer, UpstreamRequest
+from payagent.proxy.request import ProxyRequest
 from payagent.proxy.request_body import ClientBody
 
 log = structlog.get_logger("payagent.proxy")
@@ -68,6 +69,33 @@ class ClientReply:
         self._refusals[refused.code] += 1
         headers = {"X-Request-Id": self.id, "Cache-Control": "no-store"}
         await problem_response(refused, self.id, headers)(self._scope, self._receive, self._send)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One proxy request in progress. `deadline_s` is in the event loop's time."""
+
+    request: ProxyRequest
+    client_body: ClientBody
+    reply: ClientReply
+    upstream: Upstream
+    payment_timeout_s: float
+    deadline_s: float = 0.0
+
+    def call(self, body: AsyncIterable[bytes], headers: Headers, poll: str | None = None) -> UpstreamRequest:
+        """Build the request to the merchant with these headers; to poll it, add `poll` to the query instead."""
+        request = self.request
+        target = request.target
+        if poll is not None:
+            headers, target = request.headers, target + (b"&" if b"?" in target else b"?") + poll.encode("ascii")
+        return UpstreamRequest(request.method.encode("ascii"), target, headers, body if request.has_body else None)
+
+    def start_clock(self) -> None:
+        self.deadline_s = asyncio.get_running_loop().time() + self.payment_timeout_s
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline_s - asyncio.get_running_loop().time()
 
 
 Work = Callable[[ClientBody, ClientReply], Awaitable[None]]
