@@ -40,7 +40,7 @@ COMMANDS = {
     "restore": ("backup", "Restore a wallet from a backup."),
     "resume": ("wallet", "Allow signing again."),
     "status": ("status", "Show whether payagent pays, and what needs you."),
-    "store": ("store", "Move the ledger between a file and PostgreSQL."),
+    "store": ("backup", "Move the ledger between a file and PostgreSQL."),
     "wallet": ("wallet", "Show and manage the wallet."),
 }
 """The module of each command in `payagent.cli`, and its summary. The module is imported when the command runs."""
