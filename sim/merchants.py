@@ -290,6 +290,7 @@ class SimAnswer:
         self.headers: Headers = [
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers
         ]
+        self.whole: bytes | None = None
         self._body = answer.body
 
     async def read(self) -> tuple[bytes, bool]:
@@ -297,7 +298,8 @@ class SimAnswer:
         return body, False
 
     async def peek(self, most_bytes: int) -> bytes | None:
-        return self._body if len(self._body) <= most_bytes else None
+        self.whole = self._body if len(self._body) <= most_bytes else None
+        return self.whole
 
 
 @dataclass(slots=True)
