@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from payagent import seccomp
+from payagent.seccomp import checked, libc
 
 ROTATING = Path("/etc")
 """Programs replace files here that the daemon must reread, such as resolv.conf, so no file in it can be hidden."""
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on all architectures
 _VERSION, _PATH_BENEATH = 1, 1
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 _WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
 _REMOVE_FILE = 1 << 5
@@ -41,8 +41,6 @@ _DEVICES = (Path("/dev/null"), Path("/dev/tty"))
 # ioctl, socket, socketpair, io_uring_setup
 _CALLS = {"x86_64": (16, 41, 53, 425), "aarch64": (29, 198, 199, 425)}
 _TIOCLINUX = 0x541C  # pastes text into a console
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class _PathBeneath(ctypes.Structure):
 
 def version() -> int:
     """Return the kernel's Landlock version; 0 if it has none or does not use it."""
-    return max(int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))), 0)
+    return max(int(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))), 0)
 
 
 def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Path], kernel: int) -> SandboxPlan:
@@ -107,7 +105,7 @@ def keep_to_itself() -> None:
     The daemon holds tokens of merchants and providers. Their files are private too.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    seccomp.prctl(seccomp.PR_SET_DUMPABLE, 0)
 
 
 def close_ways_out() -> None:
@@ -155,7 +153,7 @@ def enter_sandbox(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iter
     writing = _WRITE_FILE | _MAKE_AND_REMOVE | (_TRUNCATE if kernel >= _TRUNCATE_SINCE else 0)
     handled = (ctypes.c_uint64 * 3)(_READ_FILE | writing, 0, _SCOPE_ABSTRACT_UNIX_SOCKET)  # files, ports, scopes
     size = ctypes.c_size_t(24 if kernel >= _SCOPES_SINCE else 8)
-    rules = _checked(_libc.syscall(_CREATE_RULESET, ctypes.byref(handled), size, ctypes.c_uint32(0)))
+    rules = checked(libc.syscall(_CREATE_RULESET, ctypes.byref(handled), size, ctypes.c_uint32(0)))
     try:
         _let_read(rules, Path("/"), _above(hidden), hidden)
         for folder in folders:
@@ -164,8 +162,8 @@ def enter_sandbox(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iter
             _allow(rules, folder.resolve(), _REMOVE_FILE)
         for device in _DEVICES:
             _allow(rules, device, _WRITE_FILE)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        _checked(_libc.syscall(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0)))
+        seccomp.prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1)
+        checked(libc.syscall(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0)))
     finally:
         os.close(rules)
 
@@ -192,17 +190,6 @@ def _allow(rules: int, path: Path, accesses: int) -> None:
         try:
             rule = _PathBeneath(accesses, handle)
             arguments = ctypes.c_int(rules), ctypes.c_int(_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0)
-            _checked(_libc.syscall(_ADD_RULE, *arguments))
+            checked(libc.syscall(_ADD_RULE, *arguments))
         finally:
             os.close(handle)
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-
-
-def _prctl(option: int, value: int) -> None:
-    zero = ctypes.c_ulong(0)
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))

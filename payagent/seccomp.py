@@ -1,4 +1,4 @@
-"""seccomp filters of system calls, permanent for this process and its children (Linux 3.5).
+"""seccomp filters of system calls, permanent for this process and its children (Linux 3.5), and prctl.
 
 The kernel runs a filter at each call, over `struct seccomp_data`. The filter sees numbers, not the memory behind a
 pointer (docs.kernel.org, seccomp_filter). The signer and the daemon each install one.
@@ -16,7 +16,7 @@ LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 _JUMP_IF_AT_LEAST = 0x35
 ALLOW, DENY, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # a denied call fails with EPERM
 _AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16
-_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 4, 38, 22
 _MODE_FILTER = 2
 _X32 = 0x40000000
 """The call numbers of x32 on x86_64 begin here. No other architecture has numbers this high."""
@@ -29,7 +29,7 @@ Step = tuple[int, int, int, int]
 Calls = Mapping[str, tuple[int, ...]]
 """Call numbers by the kernel's name of the architecture."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Program(ctypes.Structure):
@@ -69,11 +69,18 @@ def install(steps: Sequence[Step]) -> None:
         *steps,
     ]
     code = b"".join(struct.pack("HBBI", *step) for step in program)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_Program(len(program), code)))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_Program(len(program), code)))
 
 
-def _prctl(option: int, value: int, more: object = None) -> None:
+def prctl(option: int, value: int, more: object = None) -> None:
+    """Set an option of this process. Raises OSError if the kernel refuses."""
     zero = ctypes.c_ulong(0)
-    if _libc.prctl(option, ctypes.c_ulong(value), zero if more is None else more, zero, zero) != 0:
+    checked(libc.prctl(option, ctypes.c_ulong(value), zero if more is None else more, zero, zero))
+
+
+def checked(result: int) -> int:
+    """Return what a call of `libc` returned. Raises OSError if it failed."""
+    if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -19,16 +19,15 @@ from typing import Protocol
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
+from payagent.body_buffer import BodyBuffer
 from payagent.core.aggregate import PaymentRow
 from payagent.core.pay_and_retry import Answered
 from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response
-from payagent.proxy.client_reply import ClientReply
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.request import ProxyRequest
-from payagent.proxy.request_body import BodyBuffer, ClientBody
-from payagent.proxy.request_scope import Rules, run_request
+from payagent.proxy.request_body import ClientBody
+from payagent.proxy.request_scope import ClientReply, Exchange, Rules, run_request
 from payagent.store.rows import apps
 from sim.judge import Judge
 from sim.merchants import SimResponse, SimShop, SimUpstream, UnreachedError

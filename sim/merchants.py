@@ -144,11 +144,11 @@ class SimShop:
             raise UnreachedError
         if self._drawn("a merchant asks anew with another price", mix.merchant_rechallenges):
             self._reprice()
-        turned_down = self.shop.counts.faults[TURNS_DOWN]
+        turned_down = self.shop.faults[TURNS_DOWN]
         if self._refuses(headers.get("x-payment", "")):
             return SimResponse(404, (("content-type", "application/json"),), b'{"detail":"Transaction not found"}')
         answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
-        if self.shop.counts.faults[TURNS_DOWN] > turned_down:
+        if self.shop.faults[TURNS_DOWN] > turned_down:
             self._send_all_the_same(headers)
         if 200 <= answer.status < 300 and "x-payment" in headers:
             self._story.reach("a merchant served a paid call")
@@ -290,6 +290,7 @@ class SimAnswer:
         self.headers: Headers = [
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers
         ]
+        self.whole: bytes | None = None
         self._body = answer.body
 
     async def read(self) -> tuple[bytes, bool]:
@@ -297,7 +298,8 @@ class SimAnswer:
         return body, False
 
     async def peek(self, most_bytes: int) -> bytes | None:
-        return self._body if len(self._body) <= most_bytes else None
+        self.whole = self._body if len(self._body) <= most_bytes else None
+        return self.whole
 
 
 @dataclass(slots=True)
@@ -313,7 +315,7 @@ class SimUpstream:
     ) -> AsyncIterator[SimAnswer]:
         begins()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers}
-        body = b"" if call.body is None else b"".join([chunk async for chunk in call.body.chunks()])
+        body = b"" if call.body is None else b"".join([chunk async for chunk in call.body])
         try:
             answer = await self.shop.call(call.method.decode(), call.target.decode(), headers, body)
         except UnreachedError:

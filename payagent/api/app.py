@@ -28,7 +28,6 @@ from payagent.api.models.openapi import add_schemas
 from payagent.api.routes import (
     approvals,
     apps,
-    chats,
     dashboard,
     events,
     ledger,
@@ -40,7 +39,6 @@ from payagent.api.routes import (
     payments,
     prepaid,
     reconcile,
-    topups,
     wallet,
 )
 from payagent.api.routes.health import Check, Heartbeat, alive, find, health_router, without_ledger
@@ -49,8 +47,8 @@ from payagent.api.routes.params import BODY_S
 from payagent.core.problems import Refused
 
 ROOMS = (
-    payments, approvals, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid, topups,
-    ledger, reconcile, dashboard, chats,
+    payments, approvals, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid,
+    ledger, reconcile, dashboard,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 

@@ -7,6 +7,7 @@ Never: I/O; lets a row's own claims change how it is judged.
 """
 
 import json
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -298,11 +299,11 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[AuditFinding]:
             yield AuditFinding(
                 "submissions", "-", f"event {step.row.seq} records a submit; no row names the provider"
             )
-    answered: dict[str, int] = {}
-    for row in case.events:
-        if row.event in ("provider_accepted", "provider_answered"):
-            provider = str(_detail(row.detail).get("provider"))
-            answered[provider] = answered.get(provider, 0) + 1
+    answered = Counter(
+        str(_detail(row.detail).get("provider"))
+        for row in case.events
+        if row.event in ("provider_accepted", "provider_answered")
+    )
     providers = [provider for _, provider, _ in case.submissions]
     for provider, count in answered.items():
         sent = providers.count(provider)

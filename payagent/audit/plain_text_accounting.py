@@ -8,7 +8,7 @@ Never: writes a name that either program would read differently.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
@@ -88,7 +88,7 @@ def beancount(statement: Statement) -> Iterator[str]:
         yield f"  account: {_quoted(account)}"
     if statement.opening:
         yield f'{first} * "opening balances"'
-        yield from _bean_lines(statement.opening)
+        yield from _lines(statement.opening, "  ", commodity_name)
     for entry in statement.entries:
         yield from _bean_entry(entry)
     after = _day(statement.last_ms, later=1)
@@ -104,12 +104,12 @@ def _bean_entry(entry: StatementEntry) -> Iterator[str]:
     for name, value in (("entry", str(row.id)), ("at", iso_time(row.at_ms)), ("ref", row.ref), ("app", entry.app)):
         if value is not None:
             yield f"  {name}: {_quoted(value)}"
-    yield from _bean_lines(row.postings)
+    yield from _lines(row.postings, "  ", commodity_name)
 
 
-def _bean_lines(lines: Iterable[Balance]) -> Iterator[str]:
+def _lines(lines: Iterable[Balance], indent: str, symbol: Callable[[str], str]) -> Iterator[str]:
     for account, asset, units in lines:
-        yield f"  {account_name(account)}  {_number(asset, units)} {commodity_name(asset)}"
+        yield f"{indent}{account_name(account)}  {_number(asset, units)} {symbol(asset)}"
 
 
 def _quoted(text: str) -> str:
@@ -129,7 +129,7 @@ def hledger(statement: Statement) -> Iterator[str]:
         yield f"account {account_name(account)}"
     if statement.opening:
         yield f"{_day(statement.first_ms)} * opening balances"
-        yield from _hledger_lines(statement.opening)
+        yield from _lines(statement.opening, "    ", _symbol)
     for entry in statement.entries:
         yield from _hledger_entry(entry)
     yield f"{_day(statement.last_ms, later=1)} * closing balances"
@@ -146,12 +146,7 @@ def _hledger_entry(entry: StatementEntry) -> Iterator[str]:
     for name, value in tags:
         if value is not None:
             yield f"    ; {name}:{value}"
-    yield from _hledger_lines(row.postings)
-
-
-def _hledger_lines(lines: Iterable[Balance]) -> Iterator[str]:
-    for account, asset, units in lines:
-        yield f"    {account_name(account)}  {_number(asset, units)} {_symbol(asset)}"
+    yield from _lines(row.postings, "    ", _symbol)
 
 
 def _symbol(asset: str) -> str:

@@ -86,11 +86,6 @@ class _Gap:
             self.in_flight = add((self.in_flight, units))
 
 
-def unlisted(conn: Connection, history: History, since_slot: int, since_ms: int) -> list[Claim]:
-    """Transactions on chain by the ledger that the history does not list. The caller must look up each."""
-    return list(onchain.unlisted(conn, history.movements.keys(), since_slot, since_ms))
-
-
 def reconcile(
     conn: Connection,
     history: History,
@@ -102,7 +97,8 @@ def reconcile(
 ) -> Iterator[Told]:
     """All differences, what is in flight, and the result for each asset. `conn` must be in one read transaction.
 
-    `looked_up`: the unlisted claims, each with the provider's answer. `booked_height`: the height up to which all
+    `looked_up`: the transactions on chain by the ledger that the history does not list, `onchain.unlisted`, each
+    with the provider's answer. `booked_height`: the height up to which all
     deposits were booked before the history was read. `is_forked`: the block that payagent last saw is no longer on
     the chain.
     """

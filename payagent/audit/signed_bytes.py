@@ -13,6 +13,7 @@ from nacl.exceptions import BadSignatureError
 
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.aggregate import OutputRow
+from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
 from payagent.store.audit.payment_records import SignedRow
@@ -54,13 +55,7 @@ def read(cbor: bytes) -> Reading | str:
 def external_value(reading: Reading, owner: Owner) -> dict[str, int]:
     """Units per asset of the outputs that are not the wallet's own."""
     own = owner.address.raw
-    total: dict[str, int] = {}
-    for output in reading.outputs:
-        if output.address != own:
-            total[LOVELACE] = total.get(LOVELACE, 0) + output.lovelace
-            for asset, units in output.assets.items():
-                total[asset] = total.get(asset, 0) + units
-    return total
+    return add({LOVELACE: one.lovelace, **one.assets} for one in reading.outputs if one.address != own)
 
 
 def differences(

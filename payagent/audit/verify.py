@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 from payagent.audit.event_tables import check_event_tables
 from payagent.audit.finding import AuditFinding, Head, Progress, each_of, to_the_end
-from payagent.audit.limits import check_limits
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
 from payagent.audit.seals import PROGRESS_EVERY, check_seals
 from payagent.audit.signed_bytes import Owner, of_all_accounts
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET, general_account, wallet_account
-from payagent.store.audit import books
+from payagent.store.audit import books, recount
 from payagent.store.db.schema import changed_views, lacking_migrations, missing_guards
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about, journal
@@ -155,15 +154,48 @@ def _utxos(conn: Connection) -> Iterator[VerifyResult]:
         count += 1
         if count % PROGRESS_EVERY == 0:
             yield Progress("utxos", count)
-    booked: dict[str, int] = {}
-    for account, asset, units in journal.balances(conn):
-        if general_account(account) in (WALLET, HELD):
-            booked[asset] = booked.get(asset, 0) + units
+    booked = ledger.add(
+        {asset: units}
+        for account, asset, units in journal.balances(conn)
+        if general_account(account) in (WALLET, HELD)
+    )
     for asset in sorted(ours.keys() | booked.keys()):
         if ours.get(asset, 0) != booked.get(asset, 0):
             message = f"the entries say {booked.get(asset, 0)} are ours; the UTxOs add up to {ours.get(asset, 0)}"
             yield AuditFinding("utxos", asset, message)
     yield Progress("utxos", count)
+
+
+def check_limits(conn: Connection) -> Iterator[AuditFinding]:
+    """Check what counts against limits: each hold, and the stored counters against the holds.
+
+    Not whether a limit was exceeded: the events record which limits were in force.
+    """
+    for read, table, row, what in (
+        (
+            recount.miscounted_holds,
+            "holds",
+            "{0} {1}",
+            "{2} of its units count against limits, {3} should",
+        ),
+        (recount.misdated_holds, "holds", "{} {}", "it does not count from the time when its payment ended"),
+        (recount.holds_with_clock_back, "holds", "{} {}", "the limits' clock went back before it was counted"),
+        (
+            recount.wrong_counters,
+            "limit_counters",
+            "{} {} {} {} {}",
+            "it differs from what the holds and uses count",
+        ),
+        (
+            recount.unreleased_approval_holds,
+            "holds",
+            "{} {}",
+            "it was not released when the approval was decided",
+        ),
+        (recount.approvals_without_hold, "holds", "{}", "it waited for a person, and nothing was held for it"),
+        (recount.wrong_shares, "prepaid_shares", "{} {} {}", "it differs from the app's payments and uses"),
+    ):
+        yield from each_of(table, read(conn), row, what)
 
 
 def _fleet(conn: Connection) -> Iterator[AuditFinding]:

@@ -7,19 +7,18 @@ Never: knows what the members mean.
 """
 
 import hashlib
-import json
 import os
 import stat
 import tarfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from payagent.core import strict_json
 from payagent.core.problems import Refused
 
-VERSION = 1
+VERSION: Final = 1
 MANIFEST, KEYSTORE, LEDGER = "manifest.json", "keystore.json", "ledger.db"
 KEYSTORE_BYTES_MAX = 4096
 _MANIFEST_BYTES_MAX = 4096
@@ -27,23 +26,25 @@ _BLOCK_BYTES = tarfile.BLOCKSIZE
 _PIECE_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Member(_Part):
     size: int
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(_Part):
     """What a backup says about itself.
 
     `head` is the ledger's newest seal, as `payagent ledger verify` prints it. Open payments may still change.
     """
 
-    version: int
+    version: Literal[1]
     network: str
     address: str
-    made_at_ms: int
+    made_at_ms: Annotated[int, Field(ge=0, lt=2**48)]
     head: str
     payments: int
     open_payments: int
@@ -57,12 +58,12 @@ def invalid(detail: str) -> Refused:
 
 def measure(path: Path) -> Member:
     with path.open("rb") as file:
-        return Member(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return Member(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def pack(folder: Path, manifest: Manifest, target: Path) -> None:
     """Write keystore and ledger of a folder as a durable backup file."""
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="ascii")
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="ascii")
     with _create(target) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for name in (MANIFEST, KEYSTORE, LEDGER):
@@ -157,28 +158,9 @@ def _require_end(file: BinaryIO) -> None:
 
 def _read_manifest(raw: bytes) -> Manifest:
     try:
-        values = strict_json.loads(raw)
+        return Manifest.model_validate(strict_json.loads(raw))
     except Refused as refused:
         raise invalid(f"{MANIFEST}: {refused.detail}") from None
-    if not isinstance(values, dict) or values.get("version") != VERSION:
-        raise invalid(f"{MANIFEST} does not have version {VERSION}")
-    manifest = Manifest(**_typed(values, Manifest))
-    if not 0 <= manifest.made_at_ms < 2**48:
-        raise invalid(f"{MANIFEST}: made_at_ms is out of range")
-    return manifest
-
-
-def _typed(values: Mapping[str, object], form: type) -> dict[str, Any]:
-    """The values for a dataclass: exactly its fields, each of its type."""
-    fields: Mapping[str, type] = form.__annotations__
-    if set(values) != set(fields):
-        raise invalid(f"{MANIFEST} has missing or unknown fields")
-    typed: dict[str, Any] = {}
-    for name, field_type in fields.items():
-        value = values[name]
-        if field_type is Member and isinstance(value, dict):
-            value = Member(**_typed(value, Member))
-        if type(value) is not field_type:
-            raise invalid(f"{MANIFEST}: {name} has the wrong type")
-        typed[name] = value
-    return typed
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise invalid(f"{MANIFEST}: {'.'.join(map(str, fault['loc']))[:80]}: {fault['msg']}") from None

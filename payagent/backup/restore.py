@@ -4,10 +4,11 @@ The restored ledger does not know what was signed after the backup. The agent si
 landed or expired. For this, the restore is recorded in the ledger before a daemon can start on it. If no provider
 could be asked, the local clock is unconfirmed, and the wait begins when the agent has confirmed it.
 
-Never: starts anything.
+Never: starts anything; takes a missing answer of the chain for an answer.
 """
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,17 @@ from payagent.agent.chain_sync.recovery import note_behind
 from payagent.api.http.tokens import hash_token, new_token
 from payagent.audit.finding import Head
 from payagent.backup.archive import KEYSTORE, LEDGER, Manifest, invalid, unpack
-from payagent.backup.compare_chain import Differences, ask, compare
 from payagent.backup.staging import put, workshop, writing
 from payagent.backup.verify import Tell, checked
+from payagent.chain.open import opened, require_found
 from payagent.chain.provider import ChainUtxo
+from payagent.core.aggregate import UtxoRow
 from payagent.core.bounds import SCOPES
+from payagent.core.ledger import add
+from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
+from payagent.doctor.chain import usable_tip
 from payagent.init import (
     APP_NAME,
     make_private_folder,
@@ -34,13 +39,29 @@ from payagent.init import (
 )
 from payagent.secret_file import read_secret_file, sync_folder
 from payagent.settings.config_file import TOKEN_FILE
-from payagent.settings.schema import Settings
+from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.audit.copy import Contents
 from payagent.store.db.opening import DatabaseError, bring_up_to_date, open_read_only
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.db.writer import Writer
-from payagent.store.rows import apps, writes
+from payagent.store.rows import apps, attempts_and_utxos, writes
 from payagent.wallet.keystore import Header
+
+
+@dataclass(frozen=True, slots=True)
+class UtxoTotals:
+    """A number of UTxOs, and the units they hold per asset."""
+
+    count: int
+    units: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """`gone`: UTxOs the ledger could spend and the chain lacks. `unknown`: UTxOs only the chain has."""
+
+    gone: UtxoTotals
+    unknown: UtxoTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +106,7 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
             header, contents, head = checked(folder, tell)
             _require_same(manifest, header, contents, head, settings)
             tell("asking the chain")
-            listed = await ask(settings, header.address, ports.clock.now_ms)
+            listed = await _ask(settings, header.address, ports.clock.now_ms)
             differences = listed if isinstance(listed, str) else _differences(folder, listed)
             restored_at_ms = ports.clock.now_ms()
             app = (
@@ -134,7 +155,7 @@ def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
 
 def _differences(folder: Path, listed: tuple[ChainUtxo, ...]) -> Differences:
     with closing(open_read_only(folder / LEDGER)) as conn:
-        return compare(conn, listed)
+        return _compare(conn, listed)
 
 
 def _record(
@@ -163,3 +184,51 @@ def _record(
         writer.close()
     if app is not None:
         write_new(folder / TOKEN_FILE, token + "\n", [])
+
+
+async def _ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tuple[ChainUtxo, ...] | str:
+    """Ask the providers in order for the UTxOs of an address. Returns the first good list, or why there is none.
+
+    Raises `clock_skew` when no provider gave a list and one has another time than ours. With a wrong clock, no one
+    could tell when it is safe to sign again.
+    """
+    reasons: list[str] = []
+    skewed: Refused | None = None
+    for provider in settings.chain.providers:
+        try:
+            return await _utxos_by(provider, settings.network, address, now_ms)
+        except Refused as refused:
+            if refused.code == "clock_skew":
+                skewed = refused
+            reasons.append(f"{provider.base_url}: {refused.detail}")
+    if skewed is not None:
+        raise skewed
+    return "; ".join(reasons)
+
+
+def _compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
+    """Compare the ledger's UTxOs with a provider's list.
+
+    UTxOs reserved for a payment are left to the daemon, which resolves the payment.
+    """
+    utxos = {utxo.ref: utxo for utxo in listed}
+    ready = [
+        row
+        for row in attempts_and_utxos.utxos(conn)
+        if row.state in ("available", "locked") and row.reserved_for is None
+    ]
+    gone = [row for row in ready if row.ref not in utxos]
+    unknown = [utxo for ref, utxo in utxos.items() if attempts_and_utxos.utxo(conn, ref) is None]
+    return Differences(_sum(gone), _sum(unknown))
+
+
+def _sum(utxos: Sequence[UtxoRow] | Sequence[ChainUtxo]) -> UtxoTotals:
+    return UtxoTotals(len(utxos), add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in utxos))
+
+
+async def _utxos_by(
+    settings: ProviderSettings, network: str, address: str, now_ms: Callable[[], int]
+) -> tuple[ChainUtxo, ...]:
+    async with opened("provider", settings, network) as provider:
+        await usable_tip(provider, network, now_ms)
+        return require_found("UTxOs", await provider.utxos(address))

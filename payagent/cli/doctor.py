@@ -70,7 +70,7 @@ def _run_checks(settings: "Settings", config: Path, looked_for: list[Path]) -> "
             raise Refused(code, f"{'ready, but' if answer.get('ready') else 'not ready:'} {'; '.join(reasons)}")
         return "running and ready"
 
-    findings = check_files(settings, config, os.environ, looked_for) + check_choices(settings, config)
+    findings = [*check_files(settings, config, os.environ, looked_for), *check_choices(settings, config)]
     findings += asyncio.run(check_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 

@@ -6,6 +6,7 @@ Never: computes a balance (the daemon does).
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -29,6 +30,7 @@ from payagent.cli.options import (
 )
 from payagent.cli.terminal import Field, Json, Terminal, harmless
 from payagent.core.bounds import LIST_LIMIT_MAX
+from payagent.core.money import counted
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
@@ -249,7 +251,7 @@ def verify(
             f"{count} {(_ONE_ROW if count == 1 else _ROWS).get(table, table)}"
             for table, count in answer["checked"].items()
         )
-        terminal.line(f"{'clean' if answer['clean'] else _findings(answer['found'])}: {checked}")
+        terminal.line(f"{'clean' if answer['clean'] else counted(answer['found'], 'finding')}: {checked}")
         terminal.line(f"head {answer['head']}")
 
     terminal.give(answer, human)
@@ -271,11 +273,7 @@ def _read_again(terminal: Terminal, client: OperatorClient) -> tuple[list[Json],
                 progress(f"{count} transactions read again")
             cursor = page["cursor"]
             if cursor is None:
-                return [_finding(one) for one in found], count
-
-
-def _finding(one: "AuditFinding") -> Json:
-    return {"table": one.table, "row": one.row, "what": one.what}
+                return [asdict(one) for one in found], count
 
 
 def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
@@ -287,7 +285,7 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
     found = list(check_receipt(receipt))
     for attempt in receipt.attempts:
         found += second_findings(attempt.tx_hash, bytes.fromhex(attempt.cbor))
-    findings = [_finding(one) for one in found]
+    findings = [asdict(one) for one in found]
     answer: dict[str, Any] = {
         "payment": receipt.payment.id,
         "clean": not findings,
@@ -299,7 +297,7 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
     def human() -> None:
         for finding in findings:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
-        terminal.line(f"{_findings(len(findings)) if findings else 'clean'}: {answer['payment']}")
+        terminal.line(f"{counted(len(findings), 'finding') if findings else 'clean'}: {answer['payment']}")
         for heading, part in (("Checked:", "checked"), ("The file alone cannot show:", "not_told")):
             terminal.line(heading)
             for text in answer[part]:
@@ -345,12 +343,8 @@ def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
     for pool in answer["prepaid"]:
         terminal.line(_prepaid_line(pool))
     checked = ", ".join(f"{count} {name}" for name, count in answer["checked"].items()) or "nothing was compared"
-    summary = _findings(answer["found"]) if answer["found"] else "nothing found"
+    summary = counted(answer["found"], "finding") if answer["found"] else "nothing found"
     terminal.line(f"{'clean' if answer['clean'] else summary}: {checked}")
-
-
-def _findings(count: int) -> str:
-    return "1 finding" if count == 1 else f"{count} findings"
 
 
 def _prepaid_line(pool: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command tree: the root group, and the commands `serve`, `devnet` and `demo`.
+"""The command tree: the root group, and the commands `serve`, `devnet`, `demo` and `completion`.
 
 Never: imports a command's module before the command runs.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from payagent.cli import COMPLETE
 from payagent.cli.options import config_option, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
 from payagent.core.version import VERSION
@@ -21,7 +22,6 @@ from payagent.core.version import VERSION
 COMMANDS = {
     "app": ("apps", "Manage the apps that may pay."),
     "backup": ("backup", "Write ledger and keystore to one new FILE."),
-    "completion": ("completion", "Print the completion script for your shell."),
     "dashboard": ("dashboard", "Print a link that opens the dashboard once."),
     "doctor": ("doctor", "Check everything that a payment needs."),
     "fetch": ("fetch", "Send an HTTP request, and pay if it costs money."),
@@ -40,7 +40,7 @@ COMMANDS = {
     "restore": ("backup", "Restore a wallet from a backup."),
     "resume": ("wallet", "Allow signing again."),
     "status": ("status", "Show whether payagent pays, and what needs you."),
-    "store": ("store", "Move the ledger between a file and PostgreSQL."),
+    "store": ("backup", "Move the ledger between a file and PostgreSQL."),
     "wallet": ("wallet", "Show and manage the wallet."),
 }
 """The module of each command in `payagent.cli`, and its summary. The module is imported when the command runs."""
@@ -236,3 +236,26 @@ def demo(terminal: Terminal, fleet: bool) -> int:
         terminal.say(f"The demo failed: {failed}")
         return 1
     return 0
+
+
+@payagent.command(
+    epilog=example(
+        "payagent completion bash >> ~/.bashrc",
+        "payagent completion zsh >> ~/.zshrc",
+        "payagent completion fish > ~/.config/fish/completions/payagent.fish",
+    )
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@pass_terminal
+def completion(terminal: Terminal, shell: str) -> None:
+    """Print the completion script for your shell.
+
+    Save it where your shell reads it at its start, and open a new shell. Then the Tab key completes commands,
+    options and their values.
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    if script is not None:
+        root = click.get_current_context().find_root().command
+        terminal.write(script(root, {}, "payagent", COMPLETE).source())

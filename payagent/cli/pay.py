@@ -1,9 +1,12 @@
 """`payagent pay`: pays a saved 402, waits, and prints the headers for the retry.
 
-Never: reads an invoice (the daemon does); pays twice: the same 402, or the same --key, is the same payment.
+Never: reads an invoice (the daemon does); repairs a 402, which goes to the daemon unchanged; pays twice: the same
+402, or the same --key, is the same payment.
 """
 
+import base64
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +25,8 @@ from payagent.cli.options import (
     show_units,
     talks_to_daemon,
 )
-from payagent.cli.saved_402 import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Field, Json, ProblemError, Terminal, as_shown
+from payagent.core import strict_json
 from payagent.core.money import LOVELACE, counted, parse_bound
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, State
 from payagent.core.prepaid_balance import CALLS
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
     from payagent.cli.daemon_client import OperatorClient
 
 VOID, PENDING, DRY_RUN_OK = 3, 8, 10
+FILE_BYTES_MAX = 128 * 1024
+
+_ENVELOPE = {"status", "headers", "body"}
+_STATUS_LINE = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([0-9]{3})(?: [^\r\n]*)?\r?\n")
+_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 UNSEEN_MAX_S = 30
@@ -89,7 +97,7 @@ def pay(
     accept the retry (its `ready` setting). It exits with 8 if the chain cannot be read. If it is interrupted, the
     payment continues, and the same command finds it.
     """
-    response, is_bare = read_saved(_read(file))
+    response, is_bare = _saved(_read(file))
     client = connect()
     with _explaining(is_bare):
         bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
@@ -108,6 +116,41 @@ def _read(file: BinaryIO) -> bytes:
     if not raw:
         raise click.BadParameter("empty: no 402 was saved", param_hint="FILE")
     return raw
+
+
+def _saved(raw: bytes) -> tuple[str, bool]:
+    """The `response` for the daemon as JSON text, and whether the file was treated as a bare body.
+
+    Anything that has no other form is treated as a bare body. The daemon says what is wrong with it.
+    """
+    if _STATUS_LINE.match(raw):
+        return json.dumps(_of_http(raw)), False
+    try:
+        value = strict_json.loads(raw, max_bytes=FILE_BYTES_MAX - 1)
+    except Refused:
+        value = None
+    if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
+        return raw.decode(), False
+    return json.dumps({"status": 402, "body_base64": _base64(raw)}), True
+
+
+def _of_http(raw: bytes) -> dict[str, object]:
+    """The 402 in `curl -i` output. Skips earlier answers: a proxy's, 100 Continue, a redirect."""
+    while True:
+        head, *rest = _EMPTY_LINE.split(raw, maxsplit=1)
+        body = rest[0] if rest else b""
+        status_line, *lines = head.splitlines()
+        status = int(status_line.split()[1])
+        if status == 402 or not _STATUS_LINE.match(body):
+            break
+        raw = body
+    pairs = [line.decode("latin-1").partition(":") for line in lines]
+    headers = [[name.strip(), value.strip()] for name, _, value in pairs]
+    return {"status": status, "headers": headers, "body_base64": _base64(body)}
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
 
 
 class _Request:

@@ -13,6 +13,7 @@ from payagent.cli.options import (
     LOVELACE_AND_TOKENS,
     Connect,
     example,
+    filter_options,
     group_of,
     moment,
     page_options,
@@ -25,6 +26,7 @@ from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Field, Terminal, Tone
 from payagent.core.history import decision_in_words, event_in_words
+from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
 from payagent.core.policy import limit_in_words
@@ -46,11 +48,16 @@ def payments() -> None:
     """List, show, approve and cancel payments. Without a subcommand: list the newest."""
 
 
-@payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
+@payments.command(
+    "list",
+    epilog=example(
+        "payagent payments list --state confirmed --limit 5",
+        "payagent payments list --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z",
+    ),
+)
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only payments in this state.")
 @click.option("--origin", metavar="ORIGIN", help="Only payments to this origin.")
-@click.option("--app", metavar="NAME", help="Only payments of this app, by name or id.")
-@click.option("--since", metavar="TIME", help="Only from this time on, such as 2026-11-01T00:00:00Z.")
+@filter_options("--app", "--since", "--until")
 @page_options
 @talks_to_daemon
 def list_payments(
@@ -113,9 +120,7 @@ def _sum_of(row: dict[str, Any]) -> str:
     """The sum of the outputs, per asset; nothing of a split, which pays ourselves."""
     if row["kind"] == "split":
         return ""
-    sums: dict[str, int] = {}
-    for output in row["outputs"]:
-        sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
+    sums = add({output["asset"]: int(output["units"])} for output in row["outputs"])
     return ", ".join(show_units(asset, units) for asset, units in sums.items())
 
 

@@ -29,10 +29,6 @@ _KEPT = f"\n\t{THOUSANDS}"
 COLOURS: Mapping[Tone, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
-def _no_tone(_cell: str) -> Tone | None:
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Field:
     """A column of a table. `shows` is a key of a row, by default the name, or makes the cell of a row."""
@@ -42,7 +38,7 @@ class Field:
     is_right: bool = False  # right-aligned, never shortened
     is_whole: bool = False  # never shortened
     drop: int | None = None  # left out if empty, or if the width does not suffice, the lowest first
-    tone: Callable[[str], Tone | None] = _no_tone
+    tone: Callable[[str], Tone | None] | None = None
 
     def text(self, row: Any) -> str:
         cell = self.shows(row) if callable(self.shows) else row[self.shows or self.name]
@@ -145,7 +141,7 @@ class Terminal:
             texts = [
                 self._painted(
                     cell.rjust(width) if one.is_right else cell.ljust(width),
-                    None if is_head else one.tone(cell),
+                    None if is_head or one.tone is None else one.tone(cell),
                     self.stdout,
                 )
                 for cell, (one, width) in zip(cells, columns, strict=True)

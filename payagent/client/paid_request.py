@@ -66,7 +66,7 @@ class PaidRequests:
                 return (yield from self._follow(call, payment_id))
             return (yield from self._buy(call))
         finally:
-            call.body.end()
+            call.body.buffer.close()
 
     def _follow(self, call: ClientRequest, payment_id: str) -> Steps[FinalAnswer]:
         """Follow a redirect after a payment: the target gets no proof, and nothing is paid there."""
@@ -150,7 +150,7 @@ class PaidRequests:
             if answer.status_code != 402 and not wants_wallet:
                 return answer, None
             yield BufferRequest(call.body)
-            if not call.body.is_whole:
+            if not call.body.buffer.is_whole:
                 if self._buyers is not None and origin not in self._buyers:
                     answer.extensions[REFUSAL_MARK] = own_error(
                         "merchant_not_allowed", f"{origin} is not configured"

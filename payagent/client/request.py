@@ -78,7 +78,7 @@ class ClientRequest:
     def ask(self, response_402: httpx.Response, body: bytes) -> Json:
         """Return the 402 for the daemon, with the headers that name the buyer or that the merchant binds."""
         fields = self._request_json(_bound(response_402).union(_BUYER))
-        fields["request"]["body_sha256"] = self.body.sha256
+        fields["request"]["body_sha256"] = self.body.buffer.sha256
         fields["response"] = {"status": response_402.status_code, **answer_json(response_402, body)}
         if self.max_cost_units is not None:
             fields["max_total"] = str(self.max_cost_units)
@@ -116,9 +116,10 @@ def _bound(response_402: httpx.Response) -> frozenset[bytes]:
     with suppress(ValueError, Refused):
         header = response_402.headers.get("payment-required", "")
         value = strict_json.loads(base64.b64decode(header, validate=True))
-    for key in ("extensions", "cardano-request-commitment", "info", "bindingParams", "headers"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return frozenset(str(name).encode() for name in value) if isinstance(value, list) else frozenset()
+    names = strict_json.value_at(
+        value, "extensions", "cardano-request-commitment", "info", "bindingParams", "headers"
+    )
+    return frozenset(str(name).encode() for name in names) if isinstance(names, list) else frozenset()
 
 
 def read_call(

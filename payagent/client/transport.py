@@ -32,7 +32,7 @@ from payagent.client.steps import (
     Sleep,
     Step,
 )
-from payagent.client.streams import AsyncWatched, Watched, aread_up_to, read_up_to
+from payagent.client.streams import Begun, aread_up_to, awatched, read_up_to, watched
 
 PATIENCE_S = 900.0
 SPOOL_BYTES = 64 * 1024 * 1024
@@ -184,10 +184,9 @@ class PayAgentTransport(httpx.BaseTransport):
     def _hand_on(self, final: FinalAnswer) -> httpx.Response:
         answer, payment_id = final.answer, final.payment_id
         if payment_id is not None:
-            answer.stream = Watched(
-                cast("httpx.SyncByteStream", answer.stream),
-                lambda: self._report(_delivered(payment_id, answer)),
-            )
+            delivered = _delivered(payment_id, answer)
+            parts = watched(cast("httpx.SyncByteStream", answer.stream), lambda: self._report(delivered))
+            answer.stream = Begun((), parts, answer.stream)
         return answer
 
     def _report(self, ask: AskDaemon) -> None:
@@ -267,10 +266,9 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
     def _hand_on(self, final: FinalAnswer) -> httpx.Response:
         answer, payment_id = final.answer, final.payment_id
         if payment_id is not None:
-            answer.stream = AsyncWatched(
-                cast("httpx.AsyncByteStream", answer.stream),
-                lambda: self._report(_delivered(payment_id, answer)),
-            )
+            delivered = _delivered(payment_id, answer)
+            parts = awatched(cast("httpx.AsyncByteStream", answer.stream), lambda: self._report(delivered))
+            answer.stream = Begun((), parts, answer.stream)
         return answer
 
     async def _report(self, ask: AskDaemon) -> None:

@@ -139,3 +139,10 @@ def check_strings(value: object) -> None:
     elif isinstance(value, list):
         for item in value:
             check_strings(item)
+
+
+def value_at(value: object, *keys: str) -> object:
+    """The value at a path of keys; None where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

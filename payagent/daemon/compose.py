@@ -5,6 +5,7 @@ Never: answers a request.
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -34,7 +35,6 @@ from payagent.chain.provider import ChainProvider, Found
 from payagent.core.address import Address
 from payagent.core.problems import Refused
 from payagent.core.version import VERSION
-from payagent.daemon.stop import end, stop_without_lease
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.outbound.egress import Egress
 from payagent.outbound.merchant_client import MerchantClient
@@ -351,3 +351,26 @@ def _approval_links(settings: Settings, redactor: Redactor, randomness: Randomne
     redactor.register(secret)
     redactor.register(key)
     return ApprovalLinks(settings.approvals.link_origin, key)
+
+
+class StoppedError(Exception):
+    """A signal ended the daemon while it waited for its database."""
+
+
+def stop() -> None:
+    """Stop as by SIGTERM."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_without_lease(is_lost: threading.Event) -> None:
+    """Stop after the lease is lost: nothing can be written, so nothing is signed or newly submitted."""
+    if not is_lost.is_set():
+        is_lost.set()
+        stop()
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -37,8 +37,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import PROBLEMS, Refused
 from payagent.core.timestamps import iso_time
 from payagent.core.version import VERSION
-from payagent.daemon.compose import Running, Startup, make_config, note_settings, running
-from payagent.daemon.stop import StoppedError, stop
+from payagent.daemon.compose import Running, Startup, StoppedError, make_config, note_settings, running, stop
 from payagent.dashboard.app import HOST, Doors
 from payagent.dashboard.build import create_dashboard
 from payagent.log import Redactor

@@ -7,13 +7,13 @@ Never: says that something happened which was not verified.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
 from payagent.core.cost_headers import PAYMENT_HEADER
 from payagent.core.money import LOVELACE, format_ada
 from payagent.demo import verify
-from payagent.demo.purchase import Purchase, Say, say_payment, show_books, was_submitted
+from payagent.demo.purchase import Purchase, Say, available, say_payment, show_books, was_submitted
 from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
 from payagent.devnet.merchant import FLUX, T_BACKEND
 
@@ -27,37 +27,25 @@ BATCH = 3
 def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
     """Play every scene. Raises `DemoFailed` at the first step with a wrong result."""
     with stage(waiting, environ) as on:
-        for scene in (
-            _open,
-            _pay_with_shares,
-            _pay_with_tokens,
-            _pay_flux,
-            _survive_kill,
-            _use_up_a_batch,
-            _top_up,
-            _call_a_tool,
-            _close,
-        ):
+        for number, (title, scene) in enumerate(_SCENES, 1):
+            say(f"{number}. {title}")
             scene(on, say)
-    say("")
+            say("")
     say("Every step was verified. Nothing is left behind.")
 
 
 def _open(on: Stage, say: Say) -> None:
-    say("1. A small Cardano network, a merchant, and a wallet")
     say(f"   chain     {on.devnet.chain_url}")
     say(f"   merchant  {on.devnet.merchant_url}")
     say(f"   wallet    {on.wallet.address}")
     on.control("faucet", {"address": on.wallet.address, "lovelace": str(FUNDS_LOVELACE)})
     on.start_daemon()
     say(f"   daemon    {on.daemon.url}, its own process, is ready")
-    on.until("the faucet's money arrives", lambda: _available(on, LOVELACE) == FUNDS_LOVELACE)
+    on.until("the faucet's money arrives", lambda: available(on, LOVELACE) == FUNDS_LOVELACE)
     say(f"   The faucet sent {format_ada(FUNDS_LOVELACE)}. The daemon saw it on the chain and recorded it.")
 
 
 def _pay_with_shares(on: Stage, say: Say) -> None:
-    say("")
-    say("2. A paid request, with revenue shares")
     call = Purchase(on, "What is a proof of stake?")
     say(f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.")
     say("   The client passes the 402 to payagent, which answers before it submits anything:")
@@ -73,24 +61,20 @@ def _pay_with_shares(on: Stage, say: Say) -> None:
 
 
 def _pay_with_tokens(on: Stage, say: Say) -> None:
-    say("")
-    say("3. An invoice in a native token")
     on.control("faucet", {"address": on.wallet.address, "assets": {TOKEN: str(TOKENS)}})
-    on.until("the tokens arrive", lambda: _available(on, TOKEN) == TOKENS)
+    on.until("the tokens arrive", lambda: available(on, TOKEN) == TOKENS)
     shares = [{"role": "platform", "units": "20"}]
     on.set_merchant(asset=TOKEN, price="250", splits=shares)
     call = Purchase(on, "And what is a native token?")
     payment = call.pay()
     say_payment(payment, say)
     call.retry()
-    left = _available(on, TOKEN)
+    left = available(on, TOKEN)
     require(left == TOKENS - 270, f"{left} tokens are left, not {TOKENS - 270}")
     say(f"   Served. {left} of {TOKENS} tokens are left; the min-ADA counted against the limits.")
 
 
 def _pay_flux(on: Stage, say: Say) -> None:
-    say("")
-    say("4. Another merchant's dialect")
     on.set_merchant(
         asset=LOVELACE, price="3000000", splits=[{"role": "creator", "units": "1500000"}], dialect=FLUX
     )
@@ -103,8 +87,6 @@ def _pay_flux(on: Stage, say: Say) -> None:
 
 
 def _survive_kill(on: Stage, say: Say) -> None:
-    say("")
-    say("5. The daemon is killed between submission and answer")
     on.set_merchant(dialect=T_BACKEND, price="5000000", splits=[])
     on.control("faults", {"on": "submit", "kind": "hang", "accept": "now", "count": 1})
     call = Purchase(on, "Are you still there?")
@@ -127,8 +109,6 @@ def _survive_kill(on: Stage, say: Say) -> None:
 
 
 def _use_up_a_batch(on: Stage, say: Say) -> None:
-    say("")
-    say("6. A prepaid batch, through the proxy")
     on.set_merchant(price="6000000", batch=BATCH)
     before = len(verify.transactions_of(on))
     for number in range(BATCH):
@@ -144,8 +124,6 @@ def _use_up_a_batch(on: Stage, say: Say) -> None:
 
 
 def _top_up(on: Stage, say: Say) -> None:
-    say("")
-    say("7. A top-up")
     before = len(verify.transactions_of(on))
     order = on.api("POST", "/v1/prepaid/topups", {"merchant": "t", "units": "12000000"})
     on.until("the top-up is done", lambda: _topup(on, order)["state"] != "open")
@@ -176,8 +154,6 @@ def _require_prepaid(on: Stage, *, bought: int, used: int) -> None:
 
 
 def _call_a_tool(on: Stage, say: Say) -> None:
-    say("")
-    say("8. An agent pays for a tool")
     if find_spec("mcp") is None:
         say("   Skipped: it needs the extra mcp. Run pipx install --force '.[mcp]' in the clone.")
         return
@@ -197,12 +173,14 @@ def _call_a_tool(on: Stage, say: Say) -> None:
     say(f"   {text}")
 
 
-def _close(on: Stage, say: Say) -> None:
-    say("")
-    say("9. The ledger")
-    show_books(on, say)
-
-
-def _available(on: Stage, asset: str) -> int:
-    rows = on.api("GET", "/v1/wallet")["assets"]
-    return sum(int(row["available"]) for row in rows if row["asset"] == asset)
+_SCENES: tuple[tuple[str, Callable[[Stage, Say], None]], ...] = (
+    ("A small Cardano network, a merchant, and a wallet", _open),
+    ("A paid request, with revenue shares", _pay_with_shares),
+    ("An invoice in a native token", _pay_with_tokens),
+    ("Another merchant's dialect", _pay_flux),
+    ("The daemon is killed between submission and answer", _survive_kill),
+    ("A prepaid batch, through the proxy", _use_up_a_batch),
+    ("A top-up", _top_up),
+    ("An agent pays for a tool", _call_a_tool),
+    ("The ledger", show_books),
+)

@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from payagent.core.money import format_ada
+from payagent.core.money import LOVELACE, format_ada
 from payagent.demo import verify
 from payagent.demo.postgresql import DemoDatabase, database, pg_ctl
-from payagent.demo.purchase import Purchase, Say, say_payment, show_books, was_submitted
+from payagent.demo.purchase import Purchase, Say, available, say_payment, show_books, was_submitted
 from payagent.demo.stage import (
     BLOCK_TIME_S,
     PATIENCE_S,
@@ -58,14 +58,12 @@ def run_fleet_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> No
     with _fleet(say, waiting, environ) as fleet:
         _pay_anywhere(fleet, say)
         survivors = _kill_while_paying(fleet, say)
-        say("")
-        say("4. The books")
+        say("\n4. The books")
         show_books(survivors[0], say)
         for on in survivors:
             require(on.api("GET", "/v1/ledger/verify")["clean"], "ledger verify has findings")
         say("   `ledger verify` finds nothing at either daemon.")
-    say("")
-    say("Every step was verified. Nothing is left behind.")
+    say("\nEvery step was verified. Nothing is left behind.")
 
 
 @contextmanager
@@ -142,7 +140,7 @@ def _open(first: Stage, daemons: Sequence[Daemon], say: Say) -> Sequence[Stage]:
     for on in fleet:
         on.until(f"the daemon at {on.daemon.url} holds one account", partial(_holds_one, on))
     total = len(addresses) * FUNDS_LOVELACE
-    first.until("the faucet's money arrives", lambda: _available(first) == total)
+    first.until("the faucet's money arrives", lambda: available(first, LOVELACE) == total)
     for on in fleet:
         say(f"   daemon    {on.daemon.url} pays from account {_held(on)[0]}")
     say(f"   The faucet sent {format_ada(FUNDS_LOVELACE)} to each account. Each daemon sees {format_ada(total)}.")
@@ -150,8 +148,7 @@ def _open(first: Stage, daemons: Sequence[Daemon], say: Say) -> Sequence[Stage]:
 
 
 def _pay_anywhere(fleet: Sequence[Stage], say: Say) -> None:
-    say("")
-    say("2. The same 402 at all three")
+    say("\n2. The same 402 at all three")
     call = Purchase(fleet[0], "What is a proof of stake?")
     payments = []
     for on in fleet:
@@ -166,8 +163,7 @@ def _pay_anywhere(fleet: Sequence[Stage], say: Say) -> None:
 
 def _kill_while_paying(fleet: Sequence[Stage], say: Say) -> Sequence[Stage]:
     """Kill a daemon between submission and answer. Returns the others."""
-    say("")
-    say("3. A daemon is killed while it pays")
+    say("\n3. A daemon is killed while it pays")
     victim, *others = fleet
     account = _held(victim)[0]
     victim.control("faults", {"on": "submit", "kind": "hang", "accept": "now", "count": 1})
@@ -206,7 +202,3 @@ def _held(on: Stage) -> list[int]:
     except httpx.TransportError:
         return []
     return accounts
-
-
-def _available(on: Stage) -> int:
-    return sum(int(row["available"]) for row in on.api("GET", "/v1/wallet")["assets"])

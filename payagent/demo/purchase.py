@@ -87,6 +87,12 @@ def show_books(on: Stage, say: Say) -> None:
     say("   The ledger agrees, to the unit.")
 
 
+def available(on: Stage, asset: str) -> int:
+    """The units of an asset that the wallet can spend."""
+    rows = on.api("GET", "/v1/wallet")["assets"]
+    return sum(int(row["available"]) for row in rows if row["asset"] == asset)
+
+
 def _held(on: Stage) -> int:
     return sum(int(row["held"]) for row in on.api("GET", "/v1/wallet")["assets"])
 

@@ -8,6 +8,7 @@ Never: repairs or waits.
 from collections.abc import Iterable
 from typing import Any
 
+from payagent.core.ledger import add
 from payagent.demo.stage import Json, Stage, require
 
 PAGE_ROWS = 100
@@ -37,13 +38,9 @@ def transactions_of(on: Stage) -> list[Any]:
 
 def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
     """Check that postings sum to zero and wallet + held equal the chain. Returns the chain's units per asset."""
-    sums: dict[str, int] = {}
-    owned: dict[str, int] = {}
-    for row in balances:
-        asset, units = row["asset"], int(row["units"])
-        sums[asset] = sums.get(asset, 0) + units
-        if row["account"].partition("/")[0] in ("wallet", "held"):
-            owned[asset] = owned.get(asset, 0) + units
+    rows = [(row["account"].partition("/")[0], {row["asset"]: int(row["units"])}) for row in balances]
+    sums = add(units for _, units in rows)
+    owned = add(units for account, units in rows if account in ("wallet", "held"))
     require(not any(sums.values()), f"the postings do not sum to zero: {sums}")
     chain = _owned_on_chain(on)
     require(owned == chain, f"the ledger says {owned}, the chain shows {chain}")
@@ -51,12 +48,8 @@ def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
 
 
 def _owned_on_chain(on: Stage) -> dict[str, int]:
-    owned: dict[str, int] = {}
-    for address in on.addresses:
-        for utxo in _all_pages(on, f"/addresses/{address}/utxos"):
-            for part in utxo["amount"]:
-                owned[part["unit"]] = owned.get(part["unit"], 0) + int(part["quantity"])
-    return owned
+    utxos = [utxo for address in on.addresses for utxo in _all_pages(on, f"/addresses/{address}/utxos")]
+    return add({part["unit"]: int(part["quantity"])} for utxo in utxos for part in utxo["amount"])
 
 
 def _all_pages(on: Stage, path: str) -> list[Any]:

@@ -7,7 +7,6 @@ Never: imports the wallet, the agent, the dialects or pycardano.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -22,6 +21,7 @@ from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_u
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
+from payagent.devnet.catalogue import json_object, read_body
 from payagent.devnet.faults import NOW, Fault, read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
@@ -235,23 +235,18 @@ def _hashes(tx_ids: Iterable[str]) -> list[shapes.Json]:
 
 
 async def _bounded_body(request: Request) -> bytes:
-    body = b""
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MOST_BODY_BYTES:
-                raise _Failed(413, "Payload Too Large", f"At most {_MOST_BODY_BYTES} bytes.")
+        body = await read_body(request, _MOST_BODY_BYTES)
     except ClientDisconnect:
         raise _bad("The caller went away in the middle of its body.") from None
+    if body is None:
+        raise _Failed(413, "Payload Too Large", f"At most {_MOST_BODY_BYTES} bytes.")
     return body
 
 
 async def _json_object(request: Request) -> Mapping[str, object]:
-    try:
-        body = json.loads(await _bounded_body(request))
-    except (ValueError, RecursionError) as unreadable:
-        raise _bad("The body is not JSON.") from unreadable
-    if not isinstance(body, dict):
+    body = json_object(await _bounded_body(request))
+    if body is None:
         raise _bad("The body must be a JSON object.")
     return body
 

@@ -14,6 +14,7 @@ from payagent.core.address import encode_address
 from payagent.devnet import cbor
 from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.node import Node, output_of
+from payagent.devnet.rules import sum_value
 
 Json = dict[str, object]
 
@@ -83,12 +84,8 @@ def _base58(raw: bytes) -> str:
 
 def amount(outs: Iterable[TxOut]) -> list[Json]:
     """The sum of outputs per asset: lovelace first, then assets in order of their unit."""
-    lovelace, assets = 0, dict[str, int]()
-    for out in outs:
-        lovelace += out.lovelace
-        for unit, units in out.assets.items():
-            assets[unit] = assets.get(unit, 0) + units
-    rows = [("lovelace", lovelace), *sorted(assets.items())]
+    assets = sum_value(outs)
+    rows = [("lovelace", assets.pop("lovelace")), *sorted(assets.items())]
     return [{"unit": unit, "quantity": str(units)} for unit, units in rows]
 
 

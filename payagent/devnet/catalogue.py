@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 Json = dict[str, object]
-_MOST_BODY_BYTES = 1024 * 1024
 _REPLY = "Cardano is a proof-of-stake chain, and this answer was paid for."
 
 
@@ -82,12 +81,12 @@ UNPROCESSABLE: Json = {
 }
 
 
-async def read_body(request: Request) -> bytes | None:
+async def read_body(request: Request, most_bytes: int = 1024 * 1024) -> bytes | None:
     """The request's body; None when it is too large."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _MOST_BODY_BYTES:
+        if len(body) > most_bytes:
             return None
     return body
 

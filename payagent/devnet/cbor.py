@@ -10,6 +10,7 @@ Never: builds a generic tree, guesses or repairs; what it does not understand ra
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 UINT, NINT, BYTES, TEXT, ARRAY, MAP, TAG = range(7)
 INDEFINITE = -1
@@ -108,6 +109,16 @@ class Reader:
         """Iterate over an array. The caller reads one item per iteration."""
         yield from self._turns(self.expect(ARRAY, what))
 
+    @contextmanager
+    def array(self, length: int, what: str) -> Iterator[None]:
+        """Read an array of exactly `length` items, which the block reads."""
+        count = self.expect(ARRAY, what)
+        if count not in (length, INDEFINITE):
+            raise MalformedError(f"{what}: {count} items, {length} were expected")
+        yield
+        if count == INDEFINITE and not self._at_break():
+            raise MalformedError(f"{what}: more than {length} items")
+
     def pairs(self, what: str) -> Iterator[int]:
         """Iterate over a map. The caller reads one key and one value per iteration."""
         yield from self._turns(self.expect(MAP, what))
@@ -178,12 +189,7 @@ def head(major: int, argument: int) -> bytes:
 
 def head_size(argument: int) -> int:
     """The size in bytes of the shortest head for `argument`."""
-    if argument < 24:
-        return 1
-    for power in range(4):
-        if argument < 1 << (8 << power):
-            return 1 + (1 << power)
-    raise ValueError("a CBOR head holds at most 64 bits")
+    return len(head(UINT, argument))
 
 
 def byte_string(value: bytes) -> bytes:

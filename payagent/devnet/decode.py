@@ -9,7 +9,8 @@ an output. From protocol version 9 on they allow no duplicate map key or set ele
 Never: checks a transaction against a state.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -63,42 +64,35 @@ def hash_256(data: bytes) -> bytes:
     return blake2b(data, digest_size=32).digest()
 
 
+@dataclass
 class _Body:
     """The fields of a body, collected while it is read."""
 
-    __slots__ = ("aux_hash", "fee", "inputs", "network_id", "output_sizes", "outputs", "start_slot", "ttl_slot")
-
-    def __init__(self) -> None:
-        self.inputs: list[OutRef] = []
-        self.outputs: list[TxOut] = []
-        self.output_sizes: list[int] = []
-        self.fee = 0
-        self.ttl_slot: int | None = None
-        self.start_slot: int | None = None
-        self.aux_hash: bytes | None = None
-        self.network_id: int | None = None
+    inputs: list[OutRef] = field(default_factory=list)
+    outputs: list[TxOut] = field(default_factory=list)
+    output_sizes: list[int] = field(default_factory=list)
+    fee: int = 0
+    ttl_slot: int | None = None
+    start_slot: int | None = None
+    aux_hash: bytes | None = None
+    network_id: int | None = None
 
 
 @lru_cache(maxsize=256)  # a client sends the same bytes to nodes and merchants repeatedly
 def _decode_tx(raw: bytes) -> Tx:
     reader = Reader(raw)
-    array = _fixed_array(reader, 4, "transaction")
-    next(array)
-    body_start = reader.pos
-    body = _read_body(reader)
-    body_bytes = raw[body_start : reader.pos]
-    next(array)
-    witnesses_start = reader.pos
-    witnesses = _read_witnesses(reader)
-    witnesses_size = reader.pos - witnesses_start
-    next(array)
-    is_valid = reader.boolean("isValid")
-    next(array)
-    aux_start = reader.pos
-    has_aux = not reader.null()
-    metadata_fits = not has_aux or _read_aux(reader)
-    aux = raw[aux_start : reader.pos] if has_aux else None
-    next(array, None)
+    with reader.array(4, "transaction"):
+        body_start = reader.pos
+        body = _read_body(reader)
+        body_bytes = raw[body_start : reader.pos]
+        witnesses_start = reader.pos
+        witnesses = _read_witnesses(reader)
+        witnesses_size = reader.pos - witnesses_start
+        is_valid = reader.boolean("isValid")
+        aux_start = reader.pos
+        has_aux = not reader.null()
+        metadata_fits = not has_aux or _read_aux(reader)
+        aux = raw[aux_start : reader.pos] if has_aux else None
     reader.end("transaction")
     return Tx(
         tx_id=hash_256(body_bytes).hex(),
@@ -120,18 +114,6 @@ def _decode_tx(raw: bytes) -> Tx:
     )
 
 
-def _fixed_array(reader: Reader, length: int, what: str) -> Iterator[int]:
-    """Iterate over an array of exactly `length` items, of definite or indefinite length."""
-    turns = 0
-    for turn in reader.items(what):
-        if turn == length:
-            raise MalformedError(f"{what}: more than {length} items")
-        turns += 1
-        yield turn
-    if turns != length:
-        raise MalformedError(f"{what}: {turns} items, {length} were expected")
-
-
 def _keys(reader: Reader, what: str) -> Iterator[int]:
     """Iterate over a map with unsigned keys, each at most once. The caller reads the values."""
     seen: set[int] = set()
@@ -148,32 +130,40 @@ def _keys(reader: Reader, what: str) -> Iterator[int]:
 
 def _read_body(reader: Reader) -> _Body:
     body = _Body()
-    seen = set()
+    missing = {0, 1, 2}
     for key in _keys(reader, "body"):
         if key in _UNSUPPORTED_BODY_FIELDS:
             raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_BODY_FIELDS[key]} in the body")
-        if key not in _BODY_FIELDS:
-            raise MalformedError(f"body: unknown field {key}")
-        _BODY_FIELDS[key](reader, body)
-        seen.add(key)
-    missing = {0, 1, 2} - seen
+        match key:
+            case 0:
+                _read_inputs(reader, body)
+            case 1:
+                _read_outputs(reader, body)
+            case 2:
+                body.fee = reader.uint("fee")
+            case 3:
+                body.ttl_slot = reader.uint("ttl")
+            case 7:
+                body.aux_hash = reader.bytes_("auxiliary data hash", 32)
+            case 8:
+                body.start_slot = reader.uint("validity start")
+            case 15:
+                body.network_id = reader.uint("network id", 1)
+            case _:
+                raise MalformedError(f"body: unknown field {key}")
+        missing.discard(key)
     if missing:
         raise MalformedError(f"body: missing fields {sorted(missing)}")
     return body
 
 
 def _read_inputs(reader: Reader, body: _Body) -> None:
-    seen = set()
     for _ in reader.set_items("inputs"):
-        array = _fixed_array(reader, 2, "input")
-        next(array)
-        tx_id = reader.bytes_("input transaction id", 32).hex()
-        next(array)
-        ref = (tx_id, reader.uint("input index", 0xFFFF))
-        next(array, None)
-        if ref in seen:
+        with reader.array(2, "input"):
+            tx_id = reader.bytes_("input transaction id", 32).hex()
+            ref = (tx_id, reader.uint("input index", 0xFFFF))
+        if ref in body.inputs:
             raise MalformedError(f"inputs: {tx_id}#{ref[1]} twice in the set")
-        seen.add(ref)
         body.inputs.append(ref)
 
 
@@ -182,37 +172,6 @@ def _read_outputs(reader: Reader, body: _Body) -> None:
         start = reader.pos
         body.outputs.append(_read_output(reader))
         body.output_sizes.append(reader.pos - start)
-
-
-def _read_fee(reader: Reader, body: _Body) -> None:
-    body.fee = reader.uint("fee")
-
-
-def _read_ttl(reader: Reader, body: _Body) -> None:
-    body.ttl_slot = reader.uint("ttl")
-
-
-def _read_start(reader: Reader, body: _Body) -> None:
-    body.start_slot = reader.uint("validity start")
-
-
-def _read_aux_hash(reader: Reader, body: _Body) -> None:
-    body.aux_hash = reader.bytes_("auxiliary data hash", 32)
-
-
-def _read_network(reader: Reader, body: _Body) -> None:
-    body.network_id = reader.uint("network id", 1)
-
-
-_BODY_FIELDS: dict[int, Callable[[Reader, _Body], None]] = {
-    0: _read_inputs,
-    1: _read_outputs,
-    2: _read_fee,
-    3: _read_ttl,
-    7: _read_aux_hash,
-    8: _read_start,
-    15: _read_network,
-}
 
 
 # --- outputs ------------------------------------------------------------------------------------------------
@@ -270,13 +229,8 @@ def _read_output_address(reader: Reader) -> bytes:
 def _read_value(reader: Reader) -> tuple[int, dict[str, int]]:
     if reader.major() == cbor.UINT:
         return reader.uint("lovelace"), {}
-    array = _fixed_array(reader, 2, "value")
-    next(array)
-    lovelace = reader.uint("lovelace")
-    next(array)
-    assets = _read_assets(reader)
-    next(array, None)
-    return lovelace, assets
+    with reader.array(2, "value"):
+        return reader.uint("lovelace"), _read_assets(reader)
 
 
 def _read_assets(reader: Reader) -> dict[str, int]:
@@ -305,17 +259,11 @@ def _read_assets(reader: Reader) -> dict[str, int]:
 
 def _read_datum_option(reader: Reader) -> tuple[str | None, str | None]:
     """(datum hash, inline datum), one of them None."""
-    array = _fixed_array(reader, 2, "datum")
-    next(array)
-    kind = reader.uint("datum kind", 1)
-    next(array)
-    if kind == 0:
-        found = reader.bytes_("datum hash", 32).hex(), None
-        next(array, None)
-        return found
-    reader.tag(24, "inline datum")
-    datum = reader.bytes_("inline datum")
-    next(array, None)
+    with reader.array(2, "datum"):
+        if reader.uint("datum kind", 1) == 0:
+            return reader.bytes_("datum hash", 32).hex(), None
+        reader.tag(24, "inline datum")
+        datum = reader.bytes_("inline datum")
     inner = Reader(datum)
     _read_plutus_data(inner, 0)
     inner.end("inline datum")
@@ -348,12 +296,9 @@ def _read_tagged_plutus_data(reader: Reader, depth: int) -> None:
     if tag in (2, 3):
         reader.chunked_bytes("datum integer", _PLUTUS_CHUNK_MOST_BYTES)
     elif tag == 102:
-        array = _fixed_array(reader, 2, "datum constructor")
-        next(array)
-        reader.uint("datum constructor")
-        next(array)
-        _read_plutus_list(reader, depth)
-        next(array, None)
+        with reader.array(2, "datum constructor"):
+            reader.uint("datum constructor")
+            _read_plutus_list(reader, depth)
     elif 121 <= tag <= 127 or 1280 <= tag <= 1400:
         _read_plutus_list(reader, depth)
     else:
@@ -376,12 +321,8 @@ def _read_witnesses(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
         if key != 0:
             raise MalformedError(f"witness set: unknown field {key}")
         for _ in reader.set_items("key witnesses"):
-            array = _fixed_array(reader, 2, "key witness")
-            next(array)
-            key_bytes = reader.bytes_("verification key", 32)
-            next(array)
-            witness = (key_bytes, reader.bytes_("signature", 64))
-            next(array, None)
+            with reader.array(2, "key witness"):
+                witness = (reader.bytes_("verification key", 32), reader.bytes_("signature", 64))
             if witness in witnesses:
                 raise MalformedError("key witnesses: the same twice in the set")
             witnesses.append(witness)
@@ -409,13 +350,10 @@ def _read_aux(reader: Reader) -> bool:
 
 
 def _read_aux_array(reader: Reader) -> bool:
-    array = _fixed_array(reader, 2, "auxiliary data")
-    next(array)
-    fits = _read_metadata(reader)
-    next(array)
-    for _ in reader.items("auxiliary scripts"):
-        raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
-    next(array, None)
+    with reader.array(2, "auxiliary data"):
+        fits = _read_metadata(reader)
+        for _ in reader.items("auxiliary scripts"):
+            raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
     return fits
 
 

@@ -12,8 +12,7 @@ Never: imports the wallet or the dialects, so that it cannot repeat a mistake of
 
 import base64
 import re
-from collections.abc import Container, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -70,26 +69,6 @@ class VerifiedPayment:
     payer: str
     confirmations: int
     by_client: bool
-
-
-def _check(
-    requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]
-) -> VerifiedPayment:
-    """Read and verify the payment. Transactions in `settling` were sent, so their inputs may be spent."""
-    _check_header(requirements, payment, network)
-    confirmations, by_client = _read_policy(requirements, payment)
-    nonce = _read_nonce(payment)
-    tx = read_transaction(payment)
-    _check_form(tx, nonce, node)
-    sent = tx.tx_id in settling or node.chain.tx(tx.tx_id) is not None
-    _check_window(tx, _whole(requirements.get("maxTimeoutSeconds")), node, sent)
-    if not sent:
-        _check_inputs(tx, nonce, node)
-    payer = _payer(tx, output_of(node.chain, nonce))
-    if not sent:
-        _check_ledger(tx, node)
-    _check_output(requirements, tx)
-    return VerifiedPayment(tx, payer, confirmations, by_client)
 
 
 # --- requirements and payments -----------------------------------------------------------------------------------
@@ -315,13 +294,17 @@ class Facilitator:
             verified = self._check(requirements, payment)
         except Unpayable as refused:
             return Settlement(refused.reason, network)
+        is_new = claim is None
         if claim is None:
-            claim = self.claims[tx_id] = self._claim(requirements, verified, buys)
+            units = int(str(requirements["amount"]))
+            claim = self.claims[tx_id] = SettledClaim(tx_id, buys, str(requirements["asset"]), units)
+        if not (claim.rejected or verified.by_client) and self.node.chain.tx(tx_id) is None:
+            try:
+                self.node.submit(verified.tx.raw)
+            except LedgerError:
+                claim.rejected = is_new  # accepted once: a later refusal by the node changes nothing
         if claim.rejected:
             return Settlement(REJECTED, network, tx_id, verified.payer)
-        if not verified.by_client and self.node.chain.tx(tx_id) is None:
-            with suppress(LedgerError):  # accepted once: a later refusal by the node changes nothing
-                self.node.submit(verified.tx.raw)
         return self._look(verified, network)
 
     def served(self, tx_id: str) -> int:
@@ -331,17 +314,22 @@ class Facilitator:
         return claim.served - 1
 
     def _check(self, requirements: Json, payment: Json) -> VerifiedPayment:
-        return _check(requirements, payment, self.node, self.network, self.claims)
-
-    def _claim(self, requirements: Json, verified: VerifiedPayment, buys: str) -> SettledClaim:
-        tx = verified.tx
-        claim = SettledClaim(tx.tx_id, buys, str(requirements["asset"]), int(str(requirements["amount"])))
-        if not verified.by_client and self.node.chain.tx(tx.tx_id) is None:
-            try:
-                self.node.submit(tx.raw)
-            except LedgerError:
-                claim.rejected = True
-        return claim
+        """Read and verify the payment. Claimed transactions were sent, so their inputs may be spent."""
+        node = self.node
+        _check_header(requirements, payment, self.network)
+        confirmations, by_client = _read_policy(requirements, payment)
+        nonce = _read_nonce(payment)
+        tx = read_transaction(payment)
+        _check_form(tx, nonce, node)
+        sent = tx.tx_id in self.claims or node.chain.tx(tx.tx_id) is not None
+        _check_window(tx, _whole(requirements.get("maxTimeoutSeconds")), node, sent)
+        if not sent:
+            _check_inputs(tx, nonce, node)
+        payer = _payer(tx, output_of(node.chain, nonce))
+        if not sent:
+            _check_ledger(tx, node)
+        _check_output(requirements, tx)
+        return VerifiedPayment(tx, payer, confirmations, by_client)
 
     def _look(self, verified: VerifiedPayment, network: object) -> Settlement:
         tx = verified.tx

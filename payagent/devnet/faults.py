@@ -11,7 +11,7 @@ Never: does I/O; uses a clock or randomness.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -107,9 +107,6 @@ class Fault:
             return False
         return self.on == face or (self.on.startswith("/") and path.startswith(self.on))
 
-    def as_json(self) -> dict[str, object]:
-        return {"on": self.on, "kind": self.kind, "accept": self.accept, "blocks": self.blocks, "left": self.left}
-
 
 def read_fault(body: Mapping[str, object]) -> Fault:
     """Read a fault: {"on": "submit" | "reads" | a path prefix, "kind", "count"?, "accept"?, "blocks"?}.
@@ -147,6 +144,6 @@ class Switches:
 
     def as_json(self) -> dict[str, object]:
         return {
-            "active": [fault.as_json() for fault in self._faults if fault.left != 0],
+            "active": [asdict(fault) for fault in self._faults if fault.left != 0],
             "triggered": dict(sorted(self.triggered.items())),
         }

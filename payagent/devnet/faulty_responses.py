@@ -29,8 +29,7 @@ class Abort(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ABORT]()
-        while (await receive())["type"] != "http.disconnect":
-            continue
+        await _disconnect(receive)
 
 
 class Hang(Response):

@@ -201,7 +201,7 @@ class Chain:
         if tx.tx_id in self._place or tx.tx_id in self.mempool:
             return False
         try:
-            recheck_tx(tx, view, self.slot)
+            recheck_tx(tx, view, self.slot, self.params)
         except LedgerError:
             return False
         return True

@@ -22,11 +22,10 @@ from mcp.types import (
     ReadResourceRequestParams,
     RequestParams,
 )
-from starlette.types import Receive, Scope, Send
 
 from payagent.devnet.faulty_responses import ABORT
 from payagent.devnet.x402 import Answer, Kind, Shop
-from payagent.devnet.x402_terms import X402Request, extensions, requirements, resource
+from payagent.devnet.x402_terms import X402Request, payment_required
 
 Json = dict[str, Any]
 Context = ServerRequestContext[Any, Any]
@@ -113,14 +112,8 @@ class McpShop:
         raise MCPError(INTERNAL_ERROR, f"The sale ended as {answer.kind.value}.")
 
     def _required(self, meta: Mapping[str, Any], url: str, answer: Answer) -> Json:
-        required: Json = {
-            "x402Version": 2,
-            "error": answer.reason or "Payment required",
-            "resource": resource(url),
-            "accepts": [requirements(self._shop.terms, self._shop.x402)],
-        }
-        if declared := extensions(self._shop.x402):
-            required["extensions"] = declared
+        error = answer.reason or "Payment required"
+        required = payment_required(self._shop.terms, self._shop.x402, url, error)
         if EXTENSION in (meta.get(_CAPABILITIES) or {}).get("extensions", {}):
             return {"resultType": "payment_required", "paymentRequired": required}
         return {**_text(json.dumps(required)), "structuredContent": required, "isError": True}
@@ -137,15 +130,3 @@ def _complete(handler: Handler) -> Handler:
 
 def _text(text: str) -> Json:
     return {"content": [{"type": "text", "text": text}]}
-
-
-class McpApp:
-    """The ASGI application of /mcp. `run` has to be entered by one task, which then holds it open."""
-
-    def __init__(self, shop: Shop, tick: Callable[[], None]) -> None:
-        server = McpShop(shop, tick).server()
-        self._app = server.streamable_http_app()
-        self.run = server.session_manager.run
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)

@@ -256,20 +256,8 @@ class Balance:
         return max(0, self.bought - self.used)
 
 
-@dataclass(slots=True)
-class Counts:
-    """Counters; `wrong` by reason."""
-
-    served: int = 0
-    served_prepaid: int = 0
-    topped_up: int = 0
-    replayed: int = 0
-    pending: int = 0
-    wrong: Counter[str] = field(default_factory=Counter)
-
-
 class DevnetMerchant:
-    """The merchant's records and rules."""
+    """The merchant's records and rules. `counts` has the calls by how they ended, `refused` the wrong proofs."""
 
     def __init__(self, node: OwnNode, new_id: Callable[[], str]) -> None:
         self._node = node
@@ -279,7 +267,8 @@ class DevnetMerchant:
         self.terms = Terms()
         self.invoices: dict[str, ShopInvoice] = {}
         self.accounts: dict[tuple[str, str], BuyerAccount] = {}
-        self.counts = Counts()
+        self.counts: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
 
     def set_terms(self, terms: Terms) -> None:
         """Set the terms of new invoices. Unpaid invoices stay payable but are not handed out again."""
@@ -302,18 +291,11 @@ class DevnetMerchant:
         return Balance(standing, account.used)
 
     def _count(self, call: ShopRequest, verdict: Verdict) -> None:
-        match verdict.outcome:
-            case Outcome.SERVED if call.top_up:
-                self.counts.topped_up += 1
-            case Outcome.SERVED:
-                self.counts.served += 1
-                self.counts.served_prepaid += verdict.invoice is None
-            case Outcome.REPLAYED:
-                self.counts.replayed += 1
-            case Outcome.PENDING:
-                self.counts.pending += 1
-            case Outcome.WRONG:
-                self.counts.wrong[verdict.reason] += 1
+        is_served = verdict.outcome is Outcome.SERVED
+        self.counts["topped_up" if is_served and call.top_up else verdict.outcome.value] += 1
+        self.counts["served_prepaid"] += is_served and verdict.invoice is None
+        if verdict.outcome is Outcome.WRONG:
+            self.refused[verdict.reason] += 1
 
     def _without_proof(self, call: ShopRequest, now_ms: int) -> Verdict:
         if call.top_up and not self.terms.sells_batches:

@@ -8,6 +8,7 @@ Never: uses payagent's dialects.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from starlette.applications import Starlette
@@ -32,11 +33,12 @@ from payagent.devnet.merchant import (
 )
 from payagent.devnet.settings import BadSettings
 from payagent.devnet.x402 import Shop
-from payagent.devnet.x402_api import X402Api, x402_routes
+from payagent.devnet.x402_api import X402Api
 from payagent.devnet.x402_terms import X402, read_x402
 
 Json = dict[str, object]
 MCP_PATH = "/mcp"
+_COUNTED = ("served", "served_prepaid", "topped_up", "replayed", "pending")
 TOP_UP = "/payments/topup"
 """Buys a batch for the balance without a call. The T Backend has no such path; other merchants may."""
 
@@ -255,11 +257,11 @@ class MerchantApi:
         return JSONResponse(self._settings_json())
 
     def _settings_json(self) -> Json:
-        return _terms_json(self.merchant.terms, self.shop.x402) | {"x402": self.shop.x402.as_json()}
+        return _terms_json(self.merchant.terms, self.shop.x402) | {"x402": asdict(self.shop.x402)}
 
     async def state(self, _request: Request) -> Response:
         """GET /merchant/state."""
-        merchant, counts = self.merchant, self.merchant.counts
+        merchant = self.merchant
         self.tick()
         paid = [invoice for invoice in merchant.invoices.values() if invoice.paid_by is not None]
         balances = [
@@ -273,12 +275,8 @@ class MerchantApi:
                 "invoices": [self._invoice_json(invoice) for invoice in merchant.invoices.values()],
                 "payments": [{"invoiceId": invoice.id, "txHash": invoice.paid_by} for invoice in paid],
                 "balances": balances,
-                "served": counts.served,
-                "served_prepaid": counts.served_prepaid,
-                "topped_up": counts.topped_up,
-                "replayed": counts.replayed,
-                "pending": counts.pending,
-                "refused": dict(sorted(counts.wrong.items())),
+                **{name: merchant.counts[name] for name in _COUNTED},
+                "refused": dict(sorted(merchant.refused.items())),
                 "x402": self.shop.as_json(),
             }
         )
@@ -349,7 +347,7 @@ def merchant_app(
     return Starlette(
         routes=[
             *[Route(path, api.paid, methods=["POST"]) for path in (*GOODS, TOP_UP)],
-            *x402_routes(api.x402),
+            Route("/x402/{thing:path}", api.x402.paid, methods=["GET", "POST"]),
             Route("/payments/status/{invoice_id}", api.status, methods=["GET"]),
             Route("/payments/balance", api.balance, methods=["GET"]),
             Route("/payments/credits", api.credits, methods=["GET"]),

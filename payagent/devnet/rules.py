@@ -8,7 +8,7 @@ and the real one differ, the real one is followed.
 Never: changes a state.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -46,21 +46,16 @@ def check_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -
     spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
     owners = tuple(read_address(out.address) for out in spent.values())
     payees = tuple(read_address(out.address) for out in tx.outputs)
-    case = _Case(tx, spent, owners, payees, slot, params)
-    _raise_failures([(rule, detail) for rule, judge in _RULES if (detail := judge(case)) is not None])
+    _apply(_RULES, _Case(tx, spent, owners, payees, slot, params))
 
 
-def recheck_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int) -> None:
+def recheck_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -> None:
     """Check what may change for a transaction that was valid: its inputs and its validity interval.
 
     Raises `LedgerError` as `check_tx` does.
     """
-    failures = []
-    if (detail := _interval(tx, slot)) is not None:
-        failures.append(("OutsideValidityIntervalUTxO", detail))
-    if (detail := _missing(tx, utxos)) is not None:
-        failures.append(("BadInputsUTxO", detail))
-    _raise_failures(failures)
+    spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
+    _apply(_CHANGING_RULES, _Case(tx, spent, (), (), slot, params))
 
 
 def check_mempool(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> None:
@@ -80,8 +75,7 @@ def check_outputs(tx: Tx, params: Params) -> None:
     Raises `LedgerError` as `check_tx` does.
     """
     payees = tuple(read_address(out.address) for out in tx.outputs)
-    case = _Case(tx, {}, (), payees, 0, params)
-    _raise_failures([(rule, detail) for rule, judge in _OUTPUT_RULES if (detail := judge(case)) is not None])
+    _apply(_OUTPUT_RULES, _Case(tx, {}, (), payees, 0, params))
 
 
 def min_fee_lovelace(tx: Tx, spent: Mapping[OutRef, TxOut], params: Params) -> int:
@@ -90,7 +84,8 @@ def min_fee_lovelace(tx: Tx, spent: Mapping[OutRef, TxOut], params: Params) -> i
     return params.min_fee_a * tx.size_bytes + params.min_fee_b + _ref_script_fee(scripts_bytes, params)
 
 
-def _raise_failures(failures: list[tuple[str, str]]) -> None:
+def _apply(rules: "Sequence[_Rule]", case: _Case) -> None:
+    failures = [(rule, detail) for rule, judge in rules if (detail := judge(case)) is not None]
     if failures:
         (rule, detail), *others = failures
         raise LedgerError(rule, detail, *others)
@@ -162,11 +157,8 @@ def _metadata_too_long(case: _Case) -> str | None:
 
 
 def _outside_interval(case: _Case) -> str | None:
-    return _interval(case.tx, case.slot)
-
-
-def _interval(tx: Tx, slot: int) -> str | None:
     """Valid from the start slot, and before the TTL slot."""
+    tx, slot = case.tx, case.slot
     if (tx.start_slot is None or tx.start_slot <= slot) and (tx.ttl_slot is None or slot < tx.ttl_slot):
         return None
     return f"slot {slot} is not within [{tx.start_slot}, {tx.ttl_slot})"
@@ -184,17 +176,13 @@ def _fee_too_small(case: _Case) -> str | None:
 
 
 def _bad_inputs(case: _Case) -> str | None:
-    return _missing(case.tx, case.spent)
-
-
-def _missing(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> str | None:
-    missing = [ref for ref in tx.inputs if ref not in utxos]
+    missing = [ref for ref in case.tx.inputs if ref not in case.spent]
     return f"not among the unspent outputs: {_refs(missing)}" if missing else None
 
 
 def _value_not_conserved(case: _Case) -> str | None:
-    consumed = _sum_value(case.spent.values())
-    produced = _sum_value(case.tx.outputs)
+    consumed = sum_value(case.spent.values())
+    produced = sum_value(case.tx.outputs)
     produced["lovelace"] += case.tx.fee_lovelace
     uneven = [
         f"{asset}: consumed {consumed.get(asset, 0)}, produced {produced.get(asset, 0)}"
@@ -204,7 +192,8 @@ def _value_not_conserved(case: _Case) -> str | None:
     return "; ".join(uneven) or None
 
 
-def _sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
+def sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
+    """The units of each asset that the outputs hold together. Lovelace is always among them."""
     total = {"lovelace": 0}
     for out in outputs:
         total["lovelace"] += out.lovelace
@@ -285,16 +274,22 @@ def _not_valid(case: _Case) -> str | None:
     return None if case.tx.is_valid else "isValid is false, but no script can have failed"
 
 
-_Judge = Callable[[_Case], str | None]
+_Rule = tuple[str, Callable[[_Case], str | None]]
+"""The ledger's name of a rule, and its check."""
 
-_OUTPUT_RULES: tuple[tuple[str, _Judge], ...] = (
+_OUTPUT_RULES: tuple[_Rule, ...] = (
     ("BabbageOutputTooSmallUTxO", _output_too_small),
     ("OutputTooBigUTxO", _output_too_big),
     ("OutputBootAddrAttrsTooBig", _byron_attributes_too_big),
     ("WrongNetwork", _wrong_network),
 )
 
-_RULES: tuple[tuple[str, _Judge], ...] = (
+_CHANGING_RULES: tuple[_Rule, ...] = (
+    ("OutsideValidityIntervalUTxO", _outside_interval),
+    ("BadInputsUTxO", _bad_inputs),
+)
+
+_RULES: tuple[_Rule, ...] = (
     (UNSUPPORTED, _byron_owner),
     ("ConwayTxRefScriptsSizeTooBig", _ref_scripts_too_big),
     ("MissingScriptWitnessesUTXOW", _script_owner),

@@ -10,16 +10,15 @@ import asyncio
 import contextlib
 import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvicorn
+from anyio.from_thread import start_blocking_portal
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -34,7 +33,6 @@ from payagent.devnet.x402 import Shop
 
 HAS_MCP = find_spec("mcp") is not None
 _GRACE_S = 1
-_READY_S = 60.0
 _T = TypeVar("_T")
 
 
@@ -188,12 +186,13 @@ class LazyMcp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._lock:
             if self._app is None:
-                from payagent.devnet.mcp_shop import McpApp
+                from payagent.devnet.mcp_shop import McpShop
 
-                app, started = McpApp(*self._make), asyncio.Event()
+                server, started = McpShop(*self._make).server(), asyncio.Event()
+                app = server.streamable_http_app()
 
                 async def hold() -> None:
-                    async with app.run():
+                    async with server.session_manager.run():
                         started.set()
                         await asyncio.Event().wait()
 
@@ -282,23 +281,16 @@ async def serve_devnet(
 
 
 class DevnetThread:
-    """A devnet in its own thread, for programs without a loop: `with DevnetThread() as devnet: ...`."""
+    """A devnet in its own thread, for programs without a loop: `with DevnetThread() as devnet: ...`.
 
-    def __init__(
-        self,
-        *,
-        block_time_s: int = 0,
-        merchants: int = 1,
-        project_id: str | None = None,
-        now_ms: Callable[[], int] = wall_clock_ms,
-    ) -> None:
-        self._options = (block_time_s, merchants, project_id, now_ms)
-        self._thread = threading.Thread(target=self._main, name="devnet")
-        self._ready = threading.Event()
-        self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
-        self._failed: BaseException | None = None
-        self.devnet: Devnet
+    The options are those of `Devnet.start`.
+    """
+
+    devnet: Devnet
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._running = contextlib.ExitStack()
 
     @property
     def chain_url(self) -> str:
@@ -315,42 +307,15 @@ class DevnetThread:
 
     def run(self, act: Callable[[Devnet], _T]) -> _T:
         """Call a function with the devnet in the devnet's loop, and return its result."""
-
-        async def inside() -> _T:
-            return act(self.devnet)
-
-        return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+        return self._portal.call(act, self.devnet)
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        if not self._ready.wait(_READY_S):
-            raise TimeoutError("the devnet did not start")
-        if self._failed is not None:
-            self._thread.join()
-            raise self._failed
+        with contextlib.ExitStack() as running:
+            self._portal = running.enter_context(start_blocking_portal())
+            started = self._portal.wrap_async_context_manager(Devnet.start(**self._options))
+            self.devnet = running.enter_context(started)
+            self._running = running.pop_all()
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        if self._failed is not None:
-            raise self._failed
-
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as failed:  # noqa: BLE001  raised again in the thread that entered
-            self._failed = failed
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        block_time_s, merchants, project_id, now_ms = self._options
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with Devnet.start(
-            block_time_s=block_time_s, merchants=merchants, project_id=project_id, now_ms=now_ms
-        ) as devnet:
-            self.devnet = devnet
-            self._ready.set()
-            await self._stop.wait()
+    def __exit__(self, *_error: object) -> None:
+        self._running.close()

@@ -12,7 +12,7 @@ Never: imports the dialects.
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from payagent.devnet.facilitator import DUPLICATE, PAYLOAD, PENDING, Facilitator, Settlement, Unpayable
@@ -54,20 +54,11 @@ class Answer:
     again: bool = False
 
 
-@dataclass(slots=True)
-class X402Counts:
-    """Counters. `served` counts first answers, `replayed` further ones."""
-
-    unpaid: int = 0
-    served: int = 0
-    replayed: int = 0
-    pending: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-
-
 class Shop:
-    """The records and rules of /x402/. Price and asset come from the merchant's terms; there are no splits."""
+    """The records and rules of /x402/. Price and asset come from the merchant's terms; there are no splits.
+
+    In `counts`, `served` are first answers to a payment and `replayed` further ones.
+    """
 
     def __init__(self, node: Node, terms: Callable[[], Terms]) -> None:
         self._terms = terms
@@ -75,7 +66,9 @@ class Shop:
         self._asked: dict[str, dict[str, object]] = {}
         self.facilitator = Facilitator(node, NETWORK)
         self.x402 = X402()
-        self.counts = X402Counts()
+        self.counts: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
 
     @property
     def terms(self) -> Terms:
@@ -84,7 +77,7 @@ class Shop:
     def ask(self, call: X402Request) -> Answer:
         """Serve a call, or return what it costs."""
         if call.proof is None:
-            self.counts.unpaid += 1
+            self.counts["unpaid"] += 1
             self._asked[call.key] = requirements(self.terms, self.x402)
             return Answer(Kind.UNPAID)
         answer = self._judge(call, call.proof)
@@ -125,18 +118,17 @@ class Shop:
         left = self.x402.fault_count
         if left is not None:
             self.x402 = replace(self.x402, fault=fault if left > 1 else None, fault_count=left - 1 or None)
-        self.counts.faults[fault] += 1
+        self.faults[fault] += 1
 
     def _count(self, answer: Answer) -> None:
         if answer.kind is Kind.SERVED:
-            self.counts.served += not answer.again
-            self.counts.replayed += answer.again
+            self.counts["replayed" if answer.again else "served"] += 1
         elif answer.reason == PENDING:
-            self.counts.pending += 1
+            self.counts["pending"] += 1
         elif answer.kind in (Kind.REFUSED, Kind.UNSETTLED):
-            self.counts.refused[answer.reason] += 1
+            self.refused[answer.reason] += 1
         elif answer.kind in (Kind.BAD_IDENTIFIER, Kind.CONFLICT):
-            self.counts.refused[answer.kind.value] += 1
+            self.refused[answer.kind.value] += 1
 
     def as_json(self) -> Mapping[str, object]:
         """The shop's records: each transaction with the call that it paid."""
@@ -154,16 +146,12 @@ class Shop:
                     "served": claim.served,
                 }
             )
-        counts = self.counts
         return {
             "payments": payments,
             "identifiers": list(self._identified),
-            "unpaid": counts.unpaid,
-            "served": counts.served,
-            "replayed": counts.replayed,
-            "pending": counts.pending,
-            "refused": dict(sorted(counts.refused.items())),
-            "faults": dict(sorted(counts.faults.items())),
+            **{name: self.counts[name] for name in ("unpaid", "served", "replayed", "pending")},
+            "refused": dict(sorted(self.refused.items())),
+            "faults": dict(sorted(self.faults.items())),
         }
 
 

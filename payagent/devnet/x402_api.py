@@ -11,14 +11,13 @@ from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
 
 from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
 from payagent.devnet.facilitator import PENDING, Settlement
 from payagent.devnet.faulty_responses import Abort
 from payagent.devnet.merchant import DEVNET
 from payagent.devnet.x402 import Answer, Kind, Shop
-from payagent.devnet.x402_terms import X402Request, extensions, requirements, requirements_v1, resource
+from payagent.devnet.x402_terms import X402Request, payment_required, requirements_v1
 
 Json = dict[str, object]
 
@@ -39,21 +38,15 @@ def _encoded(value: Json) -> str:
 
 
 def _required_v2(shop: Shop, call: X402Request, error: str) -> Response:
-    body: Json = {
-        "x402Version": 2,
-        "error": error or "PAYMENT-SIGNATURE header is required",
-        "resource": resource(call.url),
-        "accepts": [requirements(shop.terms, shop.x402)],
-    }
-    if declared := extensions(shop.x402):
-        body["extensions"] = declared
+    error = error or "PAYMENT-SIGNATURE header is required"
+    body = payment_required(shop.terms, shop.x402, call.url, error)
     if shop.x402.in_body:
         return JSONResponse(body, 402)
     return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(body)})
 
 
 def _unsettled_v2(_shop: Shop, _call: X402Request, settlement: Settlement) -> Response:
-    return JSONResponse({}, 402, {"PAYMENT-RESPONSE": _encoded(settlement.as_json())})
+    return JSONResponse({}, 402, _receipt_v2(settlement))
 
 
 def _receipt_v2(settlement: Settlement) -> dict[str, str]:
@@ -153,8 +146,3 @@ class X402Api:
         if (sold := GOODS.get(path.removeprefix("/x402"))) is not None:
             return sold(body, receipt)
         return JSONResponse({"path": call.path, "answer": "This answer was paid for.", **receipt})
-
-
-def x402_routes(api: X402Api) -> list[Route]:
-    """The routes under /x402/; every path there is sold."""
-    return [Route("/x402/{thing:path}", api.paid, methods=["GET", "POST"])]

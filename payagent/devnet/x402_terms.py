@@ -10,7 +10,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import Annotated, Literal, Self
@@ -81,9 +81,6 @@ class X402:
             raise ValueError("x402 version 2 has no html")
         return self
 
-    def as_json(self) -> Json:
-        return asdict(self)
-
 
 def read_x402(body: object, now: X402) -> X402:
     """The settings with some of them replaced. Raises `BadSettings`."""
@@ -152,17 +149,24 @@ def resource(url: str) -> Json:
     return {"url": url, "description": "A paid answer", "mimeType": "application/json"}
 
 
-def extensions(x402: X402) -> Json:
-    """The declared extensions."""
+def payment_required(terms: Terms, x402: X402, url: str, error: str) -> Json:
+    """The object by which version 2 asks for a payment, with the declared extensions."""
+    required: Json = {
+        "x402Version": 2,
+        "error": error,
+        "resource": resource(url),
+        "accepts": [requirements(terms, x402)],
+    }
     if x402.payment_identifier is None:
-        return {}
+        return required
     text = {"type": "string", "minLength": 16, "maxLength": 128, "pattern": "^[a-zA-Z0-9_-]+$"}
     schema = {
         "type": "object",
         "properties": {"required": {"type": "boolean"}, "id": text},
         "required": ["required"],
     }
-    return {IDENTIFIER: {"info": {"required": x402.payment_identifier == "required"}, "schema": schema}}
+    info = {"required": x402.payment_identifier == "required"}
+    return required | {"extensions": {IDENTIFIER: {"info": info, "schema": schema}}}
 
 
 # --- payments ----------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ Never: reads another dialect's fields.
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.money import check_supply, parse_asset, parse_units
 from payagent.core.network import parse_chain, require_chain
 from payagent.core.problems import Refused
+from payagent.core.timestamps import posix_ms
 from payagent.dialects import invoice_body
 from payagent.dialects.dialect import Dialect, Shape, Terms
 from payagent.dialects.http_wire import (
@@ -32,7 +33,6 @@ _HEADERS = invoice_body.FLUX_HEADERS
 _BODY_KEYS = ("invoiceId", "amount", "currency", "payTo", "chain", "expiresAt", "splits", "splitMode")
 _KEYS = frozenset((*_BODY_KEYS, "decimals", "partner"))
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _read(body: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...]:
@@ -101,7 +101,7 @@ def _read_expiry(expires_at: object, timeout: str | None, reading: Reading) -> i
 def _parse_time_ms(value: object) -> int:
     if isinstance(value, str) and _TIME.fullmatch(value):
         try:
-            return (datetime.fromisoformat(value) - _EPOCH) // timedelta(milliseconds=1)
+            return posix_ms(datetime.fromisoformat(value))
         except ValueError:
             pass
     raise Refused(

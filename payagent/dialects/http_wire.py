@@ -223,6 +223,13 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def require_object(value: object, said: str) -> Mapping[str, object]:
+    """Return a JSON object. Any other value is refused (`invoice_invalid/body`). `said`: who says what."""
+    if not isinstance(value, dict):
+        raise Refused("invoice_invalid/body", f"{said} {show(value, 80)}, not an object")
+    return value
+
+
 def require(terms: Mapping[str, object], key: str) -> object:
     """Return a required field. Absent or null is `invoice_invalid/missing_field`."""
     value = terms.get(key)

@@ -9,12 +9,13 @@ Never: raises; makes a float; computes a number that the merchant did not state.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from payagent.core.money import LOVELACE, check_supply, parse_ada, parse_asset, parse_count
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 from payagent.core.strict_json import loads
+from payagent.core.timestamps import posix_ms
 from payagent.dialects.http_wire import show
 
 # A partner's client reads `remaining` and `total`; other APIs use the other words. A name may combine several of
@@ -42,7 +43,6 @@ _EXPIRY_NAMES = frozenset(("expires at", "expires", "expiry", "expiration", "val
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z_ -]+")
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]{5,15}(?:Z|[+-][0-9]{2}:?[0-9]{2})", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # From 2001 on, seconds since 1970 and milliseconds cannot be confused with each other or with a remaining time.
 _SECONDS = range(10**9, 10**11)
 _MILLISECONDS = range(10**12, 10**14)
@@ -199,8 +199,7 @@ def _parse_time_ms(value: object) -> int | None:
     """Parse ISO 8601 with a time zone, or seconds or milliseconds since 1970."""
     if isinstance(value, str) and _TIME.fullmatch(value):
         try:
-            # the conversion to UTC may overflow the range of years
-            return (datetime.fromisoformat(value).astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
+            return posix_ms(datetime.fromisoformat(value))
         except (ValueError, OverflowError):
             return None
     try:

@@ -28,6 +28,7 @@ from payagent.dialects.http_wire import (
     refuse_unknown_terms,
     require,
     require_json_type,
+    require_object,
     show,
 )
 
@@ -82,10 +83,7 @@ def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
         raw = base64.b64decode(value, validate=True)
     except ValueError:
         raise Refused("invoice_invalid/json", f"{name} is not base64: {show(value, 60)}") from None
-    terms = strict_json.loads(raw)
-    if not isinstance(terms, dict):
-        raise Refused("invoice_invalid/body", f"{name} holds {show(terms, 80)}, not an object")
-    return terms
+    return require_object(strict_json.loads(raw), f"{name} holds")
 
 
 def find_page(text: str) -> Terms | None:
@@ -99,10 +97,7 @@ def find_page(text: str) -> Terms | None:
         _, end = json.JSONDecoder().raw_decode(text, starts[0])
     except (ValueError, RecursionError) as error:
         raise Refused("invoice_invalid/json", f"the page's requirements are not JSON: {str(error)[:80]}") from None
-    required = strict_json.loads(text[starts[0] : end])
-    if not isinstance(required, dict):
-        raise Refused("invoice_invalid/body", f"the page requires {show(required, 80)}, not an object")
-    return required
+    return require_object(strict_json.loads(text[starts[0] : end]), "the page requires")
 
 
 def encode_header(value: object) -> str:
@@ -139,9 +134,8 @@ def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) 
     return tuple(offers)
 
 
-def _require_entry(entry: object) -> Terms:
-    if not isinstance(entry, dict):
-        raise Refused("invoice_invalid/body", f"accepts holds {show(entry, 80)}, not an object")
+def _require_entry(value: object) -> Terms:
+    entry = require_object(value, "accepts holds")
     scheme = require(entry, "scheme")
     if scheme != SCHEME:
         raise Refused("invoice_unsupported/scheme", f"the scheme is {show(scheme, 80)}, not {SCHEME}")
@@ -169,11 +163,9 @@ def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> 
 
 def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
     """Return the `extra` of an entry, or {}. Unknown members that refer to money or terms are refused."""
-    extra = entry.get("extra")
-    if extra is None:
+    if entry.get("extra") is None:
         return {}
-    if not isinstance(extra, dict):
-        raise Refused("invoice_invalid/body", f"extra is {show(extra, 80)}, not an object")
+    extra = require_object(entry["extra"], "extra is")
     refuse_unknown_terms(extra, known, "extra")
     return extra
 

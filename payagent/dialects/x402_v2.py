@@ -26,9 +26,11 @@ from payagent.dialects.http_wire import (
     HttpResponse,
     ProofMaterial,
     Reading,
+    fields_of,
     parse_timeout_s,
     refuse_unknown_terms,
     require,
+    require_object,
     show,
 )
 from payagent.dialects.request_commitment import check_declared, salted_hash
@@ -86,8 +88,8 @@ def _read(required: Terms, response: HttpResponse, reading: Reading) -> tuple[In
         raise Refused("invoice_invalid/body", f"x402Version is {version}, expected {VERSION}")
     refuse_unknown_terms(required, _KEYS, "the 402")
     resource = required.get("resource")
-    if resource is not None and not isinstance(resource, dict):
-        raise Refused("invoice_invalid/body", f"resource is {show(resource, 80)}, not an object")
+    if resource is not None:
+        require_object(resource, "resource is")
     url = x402.check_resource(_read_url(resource), reading)
     extensions = required.get("extensions")
     _check_extensions(extensions, reading)
@@ -99,19 +101,17 @@ def _read_url(resource: object) -> object:
     return resource.get("url") if isinstance(resource, dict) else resource
 
 
-def _check_extensions(extensions: object, reading: Reading) -> None:
+def _check_extensions(value: object, reading: Reading) -> None:
     """Refuse a required extension that payagent does not support. Optional ones are ignored."""
-    if extensions is None:
+    if value is None:
         return
-    if not isinstance(extensions, dict):
-        raise Refused("invoice_invalid/body", f"extensions is {show(extensions, 80)}, not an object")
+    extensions = require_object(value, "extensions is")
     is_committed = reading.salt is not None and reading.call is not None and _declaration(extensions) is not None
     known = {PAYMENT_IDENTIFIER} | ({REQUEST_COMMITMENT} if is_committed else set())
     for name in extensions.keys() - known:
-        extension = extensions[name]
-        info = extension.get("info") if isinstance(extension, dict) else None
-        for fields in (extension, info):
-            if isinstance(fields, dict) and fields.get("required") not in (None, False):
+        extension = fields_of(extensions[name])
+        for fields in (extension, fields_of(extension.get("info"))):
+            if fields.get("required") not in (None, False):
                 raise Refused("invoice_unsupported/extension", f"the 402 requires the extension {show(name, 80)}")
 
 
@@ -120,8 +120,8 @@ def _declaration(extensions: object) -> object:
 
     A server that does not know the bytes of the body declares the extension without a commitment.
     """
-    extension = extensions.get(REQUEST_COMMITMENT) if isinstance(extensions, dict) else None
-    info = extension.get("info") if isinstance(extension, dict) else None
+    extension = strict_json.value_at(extensions, REQUEST_COMMITMENT)
+    info = strict_json.value_at(extension, "info")
     return None if isinstance(info, dict) and info.get("commitment") is None else extension
 
 
@@ -130,8 +130,7 @@ def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
     extension = _declaration(extensions)
     if reading.salt is None or reading.call is None or not isinstance(extensions, dict) or extension is None:
         return None, extensions
-    info = extension.get("info") if isinstance(extension, dict) else None
-    bound = check_declared(info, reading.call)
+    bound = check_declared(strict_json.value_at(extension, "info"), reading.call)
     salted = salted_hash(reading.call, bound, reading.salt)
     declared = cast("dict[str, Any]", extension)  # anything else was refused
     salted_info = {**declared["info"], "salt": reading.salt.hex()}
@@ -148,8 +147,7 @@ def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
     submission = _check_extra(entry)
     asset = _read_asset(require(entry, "asset"))
     outputs = x402.read_output(entry, "amount", asset, reading)
-    extra = entry.get("extra")
-    decimals = reading.check_decimals(asset, extra.get("decimals") if isinstance(extra, dict) else None)
+    decimals = reading.check_decimals(asset, fields_of(entry.get("extra")).get("decimals"))
     timeout_s = parse_timeout_s(require(entry, "maxTimeoutSeconds"), "maxTimeoutSeconds")
     return Invoice(
         dialect=NAME,
@@ -176,7 +174,7 @@ def _read_asset(value: object) -> str:
 def _check_extra(entry: Terms) -> object:
     """Refuse any transfer that is not a plain payment. Return the submission policy."""
     extra = entry.get("extra")
-    fields = extra if isinstance(extra, dict) else {}
+    fields = fields_of(extra)
     keys = sorted(fields.keys() & _CONTRACT_KEYS)
     for method in (fields.get("assetTransferMethod"), entry.get("assetTransferMethod")):
         if method not in (None, "default") or keys:
@@ -247,8 +245,8 @@ def _proof_headers(*, shown: ProofMaterial, echo: str | None, wallet: str, **_: 
 
 def _fill_extensions(extensions: object, intent_id: str) -> object:
     """Return the merchant's extensions. If it asks for a payment identifier, fill in the intent id."""
-    identifier = extensions.get(PAYMENT_IDENTIFIER) if isinstance(extensions, dict) else None
-    info = identifier.get("info") if isinstance(identifier, dict) else None
+    identifier = strict_json.value_at(extensions, PAYMENT_IDENTIFIER)
+    info = strict_json.value_at(identifier, "info")
     if not isinstance(extensions, dict) or not isinstance(identifier, dict) or not isinstance(info, dict):
         return extensions
     return {**extensions, PAYMENT_IDENTIFIER: {**identifier, "info": {**info, "id": intent_id}}}

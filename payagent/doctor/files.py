@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from payagent.api.http.tls import server_context
+from payagent.core.ledger import add
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, finding, opened, own_address
@@ -51,14 +52,8 @@ _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
 
 def check_files(
     settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
-) -> list[CheckResult]:
-    """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
-    return list(_files(settings, config, environ, looked_for))
-
-
-def _files(
-    settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path]
 ) -> Iterator[CheckResult]:
+    """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
     data_dir = settings.data_dir
     yield finding("config file", lambda: _config(settings, config, looked_for, environ))
     yield finding("data folder", lambda: _data_folder(data_dir))
@@ -168,9 +163,7 @@ def _books(settings: Settings) -> str:
     with opened(settings) as conn:
         missing, broken = missing_guards(conn), events.broken_event(conn)
         recorded = {key: about.meta(conn, key) for key in ("network", "address")}
-        sums: dict[str, int] = {}
-        for _account, asset, units in journal.added_up(conn):
-            sums[asset] = sums.get(asset, 0) + units
+        sums = add({asset: units} for _account, asset, units in journal.added_up(conn))
     if missing:
         raise Refused("ledger_tampered", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):

@@ -47,14 +47,8 @@ class _Page:
     def member(self, *keys: str) -> object:
         """The value at these keys of the page's JSON; None if there is none."""
         with suppress(Refused):
-            return _member(strict_json.loads(self.text, any_text=True), *keys)
+            return strict_json.value_at(strict_json.loads(self.text, any_text=True), *keys)
         return None
-
-
-def _member(value: object, *keys: str) -> object:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def bought_as(call: results.PublishedCall) -> str:
@@ -132,8 +126,11 @@ def _price(accepts: object, network: str) -> results.ShownCost | None:
     """The first price of a 402 that is on the wallet's network."""
     for entry in accepts if isinstance(accepts, list) else ():
         with suppress(Refused):
-            require_chain(_member(entry, "network"), NETWORKS[network])
-            return results.cost(parse_asset(_member(entry, "asset")), parse_units(_member(entry, "amount")))
+            require_chain(strict_json.value_at(entry, "network"), NETWORKS[network])
+            return results.cost(
+                parse_asset(strict_json.value_at(entry, "asset")),
+                parse_units(strict_json.value_at(entry, "amount")),
+            )
     return None
 
 
@@ -143,7 +140,7 @@ def _described(openapi: _Page, origin: str, operation: str) -> Iterator[results.
     document: object = None
     with suppress(Refused):
         document = strict_json.loads(openapi.text, max_bytes=_PAGE_BYTES, max_depth=_OPENAPI_DEPTH, any_text=True)
-    found = _member(document, "paths", path, method.lower())
+    found = strict_json.value_at(document, "paths", path, method.lower())
     if not isinstance(found, dict):
         return
     takes = {key: found[key] for key in ("parameters", "requestBody") if key in found}
@@ -151,7 +148,7 @@ def _described(openapi: _Page, origin: str, operation: str) -> Iterator[results.
     for part in parts:  # it grows
         for name in _REF.findall(_json(part)):
             if name not in takes:
-                takes[name] = _member(document, *name.split("/"))
+                takes[name] = strict_json.value_at(document, *name.split("/"))
                 parts.append(takes[name])
     yield results.PublishedCall(
         url=origin + path,

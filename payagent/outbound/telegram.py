@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
-from payagent.core.strict_json import loads
+from payagent.core.strict_json import loads, value_at
 from payagent.outbound.service_client import ANSWER_MAX_BYTES, TIMEOUT_S, ServiceClient, ServiceError
 
 POLL_S = 25
@@ -77,7 +77,7 @@ class TelegramBot:
         """Send a message. Returns its id."""
         fields = {"chat_id": chat_id, "text": text, **_keyboard(buttons), **_NO_PREVIEW}
         result = await self._send(chat_id, "sendMessage", fields)
-        message_id = result.get("message_id") if isinstance(result, dict) else None
+        message_id = value_at(result, "message_id")
         if not isinstance(message_id, int):
             raise ServiceError("its answer has no message id")
         return message_id
@@ -127,7 +127,7 @@ class TelegramBot:
             raise ServiceError(f"it answered {reply.status}", reply.status)
         if answer.get("ok") is True:
             return answer.get("result")
-        wait_s = _at(answer, "parameters", "retry_after")
+        wait_s = value_at(answer, "parameters", "retry_after")
         if not isinstance(wait_s, int) or wait_s <= 0:
             raise ServiceError(f"it answered {reply.status}", reply.status)
         self._client.wait(wait_s, chat_id)
@@ -143,22 +143,22 @@ def _keyboard(buttons: Buttons) -> dict[str, object]:
 
 
 def _update(value: object) -> Update:
-    update_id = _at(value, "update_id")
+    update_id = value_at(value, "update_id")
     if not isinstance(update_id, int):
         raise ServiceError("its answer is not understood")
-    return Update(update_id, _press(_at(value, "callback_query")) or _message(_at(value, "message")))
+    return Update(update_id, _press(value_at(value, "callback_query")) or _message(value_at(value, "message")))
 
 
 def _message(value: object) -> ChatMessage | None:
-    chat_id, user_id, text = _at(value, "chat", "id"), _at(value, "from", "id"), _at(value, "text")
+    chat_id, user_id, text = value_at(value, "chat", "id"), value_at(value, "from", "id"), value_at(value, "text")
     if isinstance(chat_id, int) and isinstance(user_id, int) and isinstance(text, str):
         return ChatMessage(chat_id, user_id, text)
     return None
 
 
 def _press(value: object) -> Press | None:
-    press_id, data = _at(value, "id"), _at(value, "data")
-    chat_id, user_id = _at(value, "message", "chat", "id"), _at(value, "from", "id")
+    press_id, data = value_at(value, "id"), value_at(value, "data")
+    chat_id, user_id = value_at(value, "message", "chat", "id"), value_at(value, "from", "id")
     if (
         isinstance(press_id, str)
         and isinstance(data, str)
@@ -167,10 +167,3 @@ def _press(value: object) -> Press | None:
     ):
         return Press(press_id, chat_id, user_id, data)
     return None
-
-
-def _at(value: object, *path: str) -> object:
-    """The value at a path of keys; None where there is none."""
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

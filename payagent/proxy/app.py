@@ -11,14 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.rate_limit import RateLimiter, Rates
 from payagent.api.http.tokens import hash_token
+from payagent.body_buffer import BodyBuffer
 from payagent.outbound.egress import Egress
-from payagent.proxy.client_reply import ClientReply
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.http1 import Target, Upstream
 from payagent.proxy.payer import ProxyPayer
 from payagent.proxy.request import ROOT, MerchantRefused, read_request
-from payagent.proxy.request_body import BodyBuffer, ClientBody
-from payagent.proxy.request_scope import Rules, run_request
+from payagent.proxy.request_body import ClientBody
+from payagent.proxy.request_scope import ClientReply, Exchange, Rules, run_request
 
 
 @dataclass(frozen=True, slots=True)

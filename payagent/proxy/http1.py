@@ -8,11 +8,10 @@ Never: follows a redirect, decodes a body, repeats a request that might have bee
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import h11
@@ -42,12 +41,6 @@ _IDLE_S = 4.0  # many servers close idle connections after 5 s, and a request at
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
 
-class UpstreamBody(Protocol):
-    """A request's body as a stream."""
-
-    def chunks(self) -> AsyncIterator[bytes]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """One outgoing request. `headers` are the forwarded ones, without Host."""
@@ -55,7 +48,7 @@ class UpstreamRequest:
     method: bytes
     target: bytes
     headers: Headers
-    body: UpstreamBody | None
+    body: AsyncIterable[bytes] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +94,11 @@ class UpstreamAnswer:
         self.status = head.status_code
         self.headers = passing(list(head.headers), own=upstream.target.path is not None)
 
+    @property
+    def whole(self) -> bytes | None:
+        """The whole body, if `peek` returned it. It can be read even after the connection was closed."""
+        return None if self._more else self._peeked
+
     async def read(self) -> tuple[bytes, bool]:
         """Wait for at least some bytes. Returns them, and whether more follows."""
         if self._peeked or not self._more:
@@ -125,7 +123,7 @@ class UpstreamAnswer:
         except TimeoutError:
             raise self._upstream.target.late(f"its answer did not end in {within_s:g} s") from None
         self._peeked = b"".join(parts)
-        return None if self._more else self._peeked
+        return self.whole
 
 
 @dataclass(slots=True)
@@ -384,9 +382,9 @@ class _Connection(asyncio.Protocol):
         if data:
             self._transport.write(data)
 
-    async def _send_body(self, body: UpstreamBody) -> None:
+    async def _send_body(self, body: AsyncIterable[bytes]) -> None:
         """Send the body as it arrives. A failure here shows in the answer or in its absence."""
-        async for chunk in body.chunks():
+        async for chunk in body:
             if self._lost:
                 return
             self._send(h11.Data(data=chunk))

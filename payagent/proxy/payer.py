@@ -24,8 +24,6 @@ from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, Proo
 from payagent.core.payment.machine import AWAITING_SIGNATURE, ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State, is_served
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict
-from payagent.proxy.client_reply import BufferedAnswer
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.headers import BUYER, Headers, replaced, values
 from payagent.proxy.http1 import AnswerBrokenError, UpstreamAnswer
 from payagent.proxy.payment_required import (
@@ -38,6 +36,7 @@ from payagent.proxy.payment_required import (
     read_response,
 )
 from payagent.proxy.request import ProxyRequest
+from payagent.proxy.request_scope import Exchange
 from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Turn
 from payagent.proxy.unpaid_call import UnpaidCalls
@@ -60,8 +59,7 @@ class Proof:
     row: PaymentRow
     opened: AsyncExitStack
     more: Headers = ()  # headers that the next retry has too
-    answer: UpstreamAnswer | None = None  # the last answer, until a wait closes what is `opened`
-    last: BufferedAnswer | None = None  # the same, kept whole unless it is too long
+    answer: UpstreamAnswer | None = None  # the last answer; one that is not whole only until a wait closes it
     said: Answered | None = None  # what it means
 
 
@@ -174,7 +172,8 @@ class ProxyPayer:
                         result = await self._present(exchange, shared, turn, proof, poll_query)
                     case Wait(seconds):
                         await opened.aclose()
-                        proof.answer = None
+                        if proof.answer is not None and proof.answer.whole is None:
+                            proof.answer = None
                         if not (result := seconds >= exchange.left_s):
                             await asyncio.sleep(seconds)
                     case End.USED_UP:
@@ -203,8 +202,7 @@ class ProxyPayer:
             if said.verdict is RetryVerdict.SERVED:
                 turn.release()
             else:
-                body = await answer.peek(BODY_MAX_BYTES)
-                proof.last = None if body is None else BufferedAnswer(answer.status, answer.headers, body)
+                await answer.peek(BODY_MAX_BYTES)
             proof.answer, proof.said = answer, said
             return said
         except (Refused, AnswerBrokenError) as error:
@@ -221,17 +219,14 @@ class ProxyPayer:
 
     async def _ended(self, end: End, exchange: Exchange, shared: SharedPayment, proof: Proof) -> None:
         """Give the client what the retries ended with."""
-        if proof.answer is None and proof.last is None:
+        if proof.answer is None:
             raise _not_served(proof.row)
         if end is End.UNSERVED:
             raise _paid_not_served(proof)
-        if proof.answer is not None and end is End.SERVED:
+        if end is End.SERVED:
             await self._deliver(exchange, shared, proof.answer, proof.row)
-        elif proof.answer is not None:
+        else:
             await exchange.reply.stream(proof.answer, exchange.client_body.close, _payment_headers(proof.row))
-        elif proof.last is not None:
-            exchange.client_body.close()
-            await exchange.reply.send_buffered(proof.last, _payment_headers(proof.row))
 
     def _note_silence(self, shared: SharedPayment) -> None:
         deliveries, why = self._fleet.deliveries(shared.id), f"nothing came in {_SILENT_S:g} s"
@@ -302,8 +297,9 @@ def _paid_not_served(proof: Proof) -> Refused:
 
     The merchant's answer is attached as a field, so no wallet can take it for a 402.
     """
-    row, last = proof.row, proof.last
-    merchant_answer = None if last is None else as_object(last.status, last.headers, last.body)
+    row, merchant_answer = proof.row, None
+    if proof.answer is not None and proof.answer.whole is not None:
+        merchant_answer = as_object(proof.answer.status, proof.answer.headers, proof.answer.whole)
     if row.state in WITHOUT_PROOF:
         return _without_proof(row, merchant_answer=merchant_answer)
     reason = "" if proof.said is None else proof.said.reason
@@ -335,8 +331,8 @@ async def _read_answer(answer: UpstreamAnswer, proof: Proof) -> HttpResponse:
 
 def _new_402(proof: Proof, now_ms: int) -> PaymentRequired | None:
     """The 402 for another payment in the answer to a used-up proof; None: the request has to be sent again."""
-    last, said = proof.last, proof.said
-    if last is not None and said is not None and said.verdict is RetryVerdict.INVOICED:
+    last, said = proof.answer, proof.said
+    if last and last.whole is not None and said and said.verdict is RetryVerdict.INVOICED:
         with suppress(CodingError, Refused):
-            return read_payment_required(last.status, last.headers, last.body, now_ms)
+            return read_payment_required(last.status, last.headers, last.whole, now_ms)
     return None

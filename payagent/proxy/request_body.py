@@ -1,87 +1,21 @@
-"""The client's side of one request: its body, kept for a replay, and whether it is still connected.
+"""The client's side of one request: its body, and whether it is still connected.
 
-Never: holds more than `MEMORY_BYTES` of a body in memory, or leaves a body on disk: the rest is in an unnamed file
-that only its owner can open.
+Never: parses a body.
 """
 
 import asyncio
-import hashlib
-import os
-import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import IO, Any
+from typing import Any
 
-MEMORY_BYTES = 1024 * 1024
-_PIECE_BYTES = 128 * 1024
+from payagent.body_buffer import BodyBuffer
+
 _AHEAD_BYTES = 256 * 1024
 
 BODY_BYTES_PER_S = 500
 """Each received byte extends the time limit at this rate."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
-
-class BodyBuffer:
-    """A request's body, kept for a replay; dropped if it is longer than `most_bytes`."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.is_whole = True
-        self._most_bytes = most_bytes
-        self._size = 0
-        self._hash = hashlib.sha256()
-        self._memory = bytearray()
-        self._file: IO[bytes] | None = None
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def add(self, chunk: bytes) -> None:
-        if not self.is_whole:
-            return
-        self._size += len(chunk)
-        if self._size > self._most_bytes:
-            self._drop()
-            return
-        self._hash.update(chunk)
-        if self._file is None and self._size <= MEMORY_BYTES:
-            self._memory += chunk
-            return
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  open as long as the request
-                _write(self._file, self._memory)
-                self._memory = bytearray()
-            _write(self._file, chunk)
-        except OSError:  # disk full: the request goes on, but cannot be replayed
-            self._drop()
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        position = 0
-        while position < self._size:
-            if self._file is None:
-                piece = bytes(self._memory[position : position + _PIECE_BYTES])
-            else:
-                piece = os.pread(self._file.fileno(), _PIECE_BYTES, position)
-            position += len(piece)
-            yield piece
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _drop(self) -> None:
-        self.is_whole = False
-        self._memory = bytearray()
-        self.close()
-
-
-def _write(file: IO[bytes], data: bytes | bytearray) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
 
 
 class ClientBody:
@@ -118,7 +52,7 @@ class ClientBody:
         self._task = asyncio.create_task(self._listen())
         self._gone.add_done_callback(self._wake)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, once, to one reader."""
         while True:
             while self._waiting:
@@ -133,7 +67,7 @@ class ClientBody:
 
     async def rest(self) -> None:
         """Read the rest of the body into the buffer, unless the buffer dropped it."""
-        chunks = self.chunks()
+        chunks = aiter(self)
         while self.buffer.is_whole and await anext(chunks, None) is not None:
             continue
 

@@ -14,13 +14,13 @@ from starlette.types import Receive, Scope, Send
 
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.api.http.server import make_server
+from payagent.body_buffer import BodyBuffer
 from payagent.core.problems import Refused
-from payagent.proxy.client_reply import ClientReply
 from payagent.proxy.headers import TOKEN_HEADER, Headers, has_body, passing, replaced, wants_websocket
 from payagent.proxy.http1 import Target, Upstream, UpstreamRequest
 from payagent.proxy.request import ROOT
-from payagent.proxy.request_body import BodyBuffer, ClientBody
-from payagent.proxy.request_scope import Rules, run_request
+from payagent.proxy.request_body import ClientBody
+from payagent.proxy.request_scope import ClientReply, Rules, run_request
 
 
 class SingleMerchantApp:

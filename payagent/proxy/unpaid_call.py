@@ -6,7 +6,7 @@ Never: decides whether to pay; sends a proof.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -16,9 +16,8 @@ from payagent.agent.fleet.fleet import Fleet
 from payagent.core.payment.machine import is_served
 from payagent.core.problems import Refused
 from payagent.dialects import wants_wallet_address
-from payagent.proxy.exchange import Exchange
 from payagent.proxy.headers import BUYER, PARTNER, WALLET, Headers, combined, replaced, values
-from payagent.proxy.http1 import UpstreamAnswer, UpstreamBody
+from payagent.proxy.http1 import UpstreamAnswer
 from payagent.proxy.payment_required import (
     BODY_MAX_BYTES,
     READABLE,
@@ -28,6 +27,7 @@ from payagent.proxy.payment_required import (
     read_response,
 )
 from payagent.proxy.request import ProxyRequest, single
+from payagent.proxy.request_scope import Exchange
 from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
 
 
@@ -39,7 +39,7 @@ class UnpaidCalls:
         self._context = fleet.context
         self._steps = steps
 
-    async def send(self, exchange: Exchange, body: UpstreamBody) -> PaymentRequired | None:
+    async def send(self, exchange: Exchange, body: AsyncIterable[bytes]) -> PaymentRequired | None:
         """Send the request without a proof. Returns a 402, or None after any other answer was forwarded."""
         headers, is_costly = exchange.request.headers, False
         if self._fleet.prepaid_calls.is_price_wanted(self._served_request(exchange.request)):
@@ -99,7 +99,7 @@ class UnpaidCalls:
         names = {name: text for name in BUYER if (text := single(request.headers, name)) is not None}
         return Buyer.named(names.get(PARTNER, ""), names.get(WALLET, self._context.config.own.text))
 
-    async def _send_without_buyer(self, exchange: Exchange, body: UpstreamBody) -> bool:
+    async def _send_without_buyer(self, exchange: Exchange, body: AsyncIterable[bytes]) -> bool:
         """Send the request without naming a buyer, so no balance can serve it.
 
         Returns True if the answer was forwarded, which is any but a 4xx. Otherwise it stores the
@@ -128,7 +128,7 @@ class UnpaidCalls:
 
     @asynccontextmanager
     async def _sending(
-        self, exchange: Exchange, body: UpstreamBody, headers: Headers, is_costly: bool
+        self, exchange: Exchange, body: AsyncIterable[bytes], headers: Headers, is_costly: bool
     ) -> AsyncIterator[tuple[UpstreamAnswer, int | None]]:
         """Send the request. Yields the answer, and the number of its use of a prepaid balance if there may be one.
 

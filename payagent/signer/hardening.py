@@ -6,7 +6,6 @@ that can only compute and use its socket, without new files, sockets, programs o
 Never: continues after a required step failed. Optional steps that failed are returned.
 """
 
-import ctypes
 import errno
 import os
 import resource
@@ -14,9 +13,19 @@ import signal
 from pathlib import Path
 
 from payagent import seccomp
-from payagent.seccomp import ALLOW, DENY, JUMP_IF_EQUAL, RETURN
+from payagent.seccomp import (
+    ALLOW,
+    DENY,
+    JUMP_IF_EQUAL,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    RETURN,
+    checked,
+    libc,
+    prctl,
+)
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _MCL_CURRENT = 1
 
 # recvfrom, sendto, close, poll, brk, mmap, munmap, mremap, mprotect, madvise, futex, rt_sigaction, rt_sigprocmask,
@@ -27,9 +36,6 @@ _CALLS = {
 }
 """The numbers of the allowed system calls, by architecture."""
 
-_NONE = ctypes.c_ulong(0)
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def before_the_secret() -> None:
     """Forbid core dumps, tracing and memory reads by the same user, and make the process end with its parent.
@@ -37,9 +43,9 @@ def before_the_secret() -> None:
     Raises OSError if a step fails.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def require_parent(pid: int) -> None:
@@ -66,21 +72,11 @@ def for_good() -> list[str]:
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
     try:
-        _lock_memory()
+        checked(libc.mlockall(_MCL_CURRENT))
     except OSError:
         missing.append("memory kept out of swap")
     _filter_calls()
     return missing
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), _NONE, _NONE, _NONE) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _lock_memory() -> None:
-    if _libc.mlockall(_MCL_CURRENT) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _filter_calls() -> None:

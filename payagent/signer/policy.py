@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from payagent.core.address import LENGTH_OF_TYPE
 from payagent.core.hard_caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S, Caps, require_within_caps
+from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
@@ -114,12 +115,9 @@ class Policy:
         _require(header & 15 == self.network_id, f"output {place} pays an address of another network")
 
     def _leaving(self, decoded: DecodedBody) -> dict[str, int]:
-        leaving = {LOVELACE: decoded.fee_lovelace}
-        for output in decoded.outputs:
-            if output.address != self.own:
-                for asset, units in ((LOVELACE, output.lovelace), *output.assets.items()):
-                    leaving[asset] = leaving.get(asset, 0) + units
-        return leaving
+        others = [output for output in decoded.outputs if output.address != self.own]
+        fee = {LOVELACE: decoded.fee_lovelace}
+        return add((fee, *({LOVELACE: output.lovelace, **output.assets} for output in others)))
 
 
 def _require(is_met: bool, why: str) -> None:

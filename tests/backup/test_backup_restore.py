@@ -13,8 +13,7 @@ from kit.next_release import upgraded
 
 from payagent.agent.base.chain_view import QUIET_MS
 from payagent.agent.base.ports import Ports, SystemRandomness
-from payagent.backup.compare_chain import Differences
-from payagent.backup.restore import restore
+from payagent.backup.restore import Differences, restore
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.db.signer_record import SignerFile

@@ -338,7 +338,7 @@ def test_an_operator_takes_a_payments_utxos_back(shop: Shop) -> None:
     assert shop.payagent("payments", "resolve", "pay_none").code == 2
 
 
-def test_the_list_shows_an_apps_payments_and_those_since_a_time(shop: Shop) -> None:
+def test_the_list_shows_an_apps_payments_and_those_of_a_period(shop: Shop) -> None:
     pay(shop, shop.saved("listed"))
     newest = shop.payments()[0]
 
@@ -352,7 +352,9 @@ def test_the_list_shows_an_apps_payments_and_those_since_a_time(shop: Shop) -> N
     assert newest["app"] in shop.payagent("payments", "show", newest["id"], "--human").out
     assert listed("--since", newest["created_at"]) == [newest["id"]]
     assert listed("--since", "2126-11-01T00:00:00Z") == []
-    for option, value in (("--app", "nobody"), ("--since", "today")):
+    assert listed("--until", "2126-11-01T00:00:00Z") == [newest["id"]]
+    assert newest["id"] not in listed("--until", newest["created_at"])
+    for option, value in (("--app", "nobody"), ("--since", "today"), ("--until", "today")):
         refused = shop.payagent("payments", "list", option, value)
         assert (refused.code, refused.problem) == (2, "bad_request")
 

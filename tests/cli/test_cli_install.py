@@ -1,5 +1,6 @@
 """The wheel, the sdist and the client's wheel, each installed into a new environment without network."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -140,6 +141,13 @@ def test_the_client_has_the_files_of_the_daemon(built: Path) -> None:
         shared = [name for name in client.namelist() if ".dist-info/" not in name]
         assert "payagent/client/transport.py" in shared
         assert [name for name in shared if client.read(name) != daemon.read(name)] == []
+        wanted = {
+            node.module.replace(".", "/")
+            for name in shared
+            for node in ast.walk(ast.parse(client.read(name)))
+            if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("payagent.")
+        }
+    assert {one for one in wanted if not {f"{one}.py", f"{one}/__init__.py"} & set(shared)} == set()
 
 
 def test_the_daemon_refuses_to_start_beside_the_client(built: Path, closed_shop: Shop, tmp_path: Path) -> None:

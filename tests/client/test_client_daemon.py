@@ -21,10 +21,11 @@ from kit.client import BOTH, UTXOS, WAYS, Program, Start, both_ways, open_shop, 
 from kit.proxy import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.api.http.rate_limit import Rates
+from payagent.body_buffer import MEMORY_BYTES
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.daemon_client import AsyncDaemonClient, DaemonAddress, DaemonClient
 from payagent.client.steps import AskDaemon, DaemonReply
-from payagent.client.streams import MEMORY_BYTES, Replay, aread_up_to, read_up_to
+from payagent.client.streams import Replay, aread_up_to, read_up_to
 from payagent.core.payment.machine import Delivery
 from payagent.proxy.app import Bounds
 
@@ -45,6 +46,7 @@ def test_importing_the_client_loads_no_third_party_package_besides_httpx() -> No
         check=True,
     )
     assert {name.split(".")[1] for name in rooms.stdout.split() if name.startswith("payagent.")} == {
+        "body_buffer",
         "client",
         "core",
     }
@@ -517,8 +519,8 @@ def test_a_request_body_is_kept_whole_even_when_only_part_of_it_was_sent(sent: i
     first.close()  # type: ignore[attr-defined]
     replay.rest()
     assert b"".join(replay) == b"".join(replay) == b"onetwothree"
-    assert replay.is_whole
-    replay.end()
+    assert replay.buffer.is_whole
+    replay.buffer.close()
 
 
 @pytest.mark.parametrize("way", BOTH)
@@ -536,8 +538,8 @@ async def test_no_more_of_a_request_body_is_read_than_can_be_kept(way: str) -> N
         replay.rest()
     else:
         await replay.arest()
-    assert (replay.is_whole, len(taken)) == (False, 11)
-    replay.end()
+    assert (replay.buffer.is_whole, len(taken)) == (False, 11)
+    replay.buffer.close()
 
 
 @pytest.mark.parametrize("buffered", [8192, 4 * MEMORY_BYTES], ids=["at once", "at the end"])
@@ -549,5 +551,5 @@ def test_a_request_body_is_sent_even_when_the_disk_has_no_room_to_keep_it(
     parts = [b"x" * MEMORY_BYTES, b"y", b"z"]
     replay = Replay(httpx.Request("POST", "http://a.example", content=iter(parts)).stream, 10 * MEMORY_BYTES)
     assert list(replay) == parts
-    assert not replay.is_whole
-    replay.end()
+    assert not replay.buffer.is_whole
+    replay.buffer.close()

@@ -265,7 +265,7 @@ def test_the_daemon_gets_only_the_buyer_headers_and_those_that_the_merchant_bind
     secret = {"Authorization": "Bearer secret", "Cookie": "secret", "Content-Type": "text/plain", "X-Partner": "p"}
     call = read_call(httpx.Request("GET", "http://a", headers=secret), None, None, 0)
     call.body.rest()
-    call.body.end()
+    call.body.buffer.close()
     demand = httpx.Response(402, headers={} if required is None else {"PAYMENT-REQUIRED": required})
     headers = call.ask(demand, b"")["request"]["headers"]
     assert {name.lower() for name, _ in headers} == {"x-partner"} | told

@@ -58,10 +58,10 @@ class Tree:
 
     def run(self, *command: str) -> None:
         """Run a command in the copy, whose packages come before the installed ones."""
-        short = self.folder.with_name("t")  # a socket's path has at most 107 bytes
+        t = self.folder.with_name("t")  # a socket's path has at most 107 bytes
         environ = os.environ | {
             "PYTHONPATH": str(self.folder),
-            "PYTEST_ADDOPTS": f"-q -p no:cacheprovider -p pytest_asyncio.plugin -p pytest_timeout --basetemp {short}",
+            "PYTEST_ADDOPTS": f"-q -p no:cacheprovider -p pytest_asyncio.plugin -p pytest_timeout --basetemp {t}",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # loading all of them takes longer than most recipes
         }
         done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, check=False)

@@ -19,7 +19,7 @@ from killforks import BORN_S, ForkServer
 from killworld import STUCK_S, TOKEN, Lane, World, running_world
 from kit.effort import pick
 
-from payagent.audit.limits import check_limits
+from payagent.audit.verify import check_limits
 from payagent.core.policy import WALLET
 from payagent.devnet.merchant import role_address
 from payagent.store.rows import limit_counters

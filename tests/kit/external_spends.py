@@ -5,13 +5,14 @@ from contextlib import closing
 from kit.agent import ADA, DEVNET, Run, World
 from kit.handover import broadcast
 from payagent.audit.finding import AuditFinding
-from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
+from payagent.audit.reconcile import Difference, Doubt, reconcile
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.chain.address_history import History, read_history
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.store.db.opening import open_read_only
+from payagent.store.rows import onchain
 from payagent.wallet.transaction import build, select, sign
 from payagent.wallet.utxo_index import Utxo
 
@@ -49,6 +50,7 @@ async def require_whole(run: Run) -> None:
         source = run.context.all_providers[0]
         history = await read_history(source, [world.address], 0)
         assert isinstance(history, History), history
-        asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
+        claims = onchain.unlisted(conn, history.movements.keys(), 0, 0)
+        asked = [(claim, await source.tx(claim.tx_id)) for claim in claims]
         told = list(reconcile(conn, history, asked, history.tip.height, 0, is_forked=False))
         assert [one for one in told if isinstance(one, Difference | Doubt)] == []

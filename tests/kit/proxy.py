@@ -23,7 +23,7 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.proxy.app import Bounds
-from payagent.proxy.exchange import Exchange
+from payagent.proxy.request_scope import Exchange
 from payagent.store.rows import payments
 
 PATIENCE_S = 60.0

@@ -517,7 +517,7 @@ async def test_a_client_that_hangs_up_while_its_upload_is_stopped_leaves_no_conn
     stopping, hung_up = asyncio.Event(), asyncio.Event()
 
     class Upload:
-        async def chunks(self) -> AsyncIterator[bytes]:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
                 yield b"begun"
                 await hung_up.wait()

@@ -11,7 +11,7 @@ from kit.agent import ADA, World
 from kit.canaries import plant
 from kit.proxy import Got, Place, blocks, place
 
-from payagent.audit.limits import check_limits
+from payagent.audit.verify import check_limits
 from payagent.core.invoice import is_batch
 from payagent.core.policy import WALLET
 from payagent.core.prepaid_balance import CALLS

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kit import holds
 from kit.effort import pick
 
-from payagent.audit.limits import check_limits
+from payagent.audit.verify import check_limits
 from payagent.core import policy
 from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, Window, scopes_of
 from payagent.store import executor

@@ -14,7 +14,7 @@ import payagent.store
 from payagent.core.problems import Refused
 from payagent.store.db.postgresql import migrate, schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
-from payagent.store.db.schema import Migration, lacking_migrations, missing_guards
+from payagent.store.db.schema import MIGRATIONS, Migration, lacking_migrations, missing_guards
 
 pytestmark = needs_postgresql
 
@@ -46,6 +46,19 @@ def test_tables_of_an_older_payagent_are_migrated_once_with_all_guards(url: str)
         assert conn.execute("SELECT COUNT(*) FROM later").fetchone() == (0,)
         assert schema.missing_guards(conn) == []
         assert conn.execute("SELECT 1 FROM pg_trigger WHERE tgname = 'of_old'").fetchone() is None
+
+
+def test_a_ledger_of_the_first_schema_opens_with_its_rows_and_todays_guards(url: str) -> None:
+    with daemon_on(url, "before") as before:
+        before.note("kept", account=None)
+    with closing(PostgresqlConnection(url)) as conn:
+        schema.drop_guards(conn)
+        conn.execute("UPDATE gate SET schema = ?", (next(iter(MIGRATIONS)),))
+    with daemon_on(url, "today") as today:
+        today.note("added", account=None)
+        assert today.notes() == ["kept", "added"]
+    with closing(PostgresqlConnection(url)) as conn:
+        assert (schema.missing_guards(conn), newest(url)) == ([], OLDER)
 
 
 def test_a_migration_waits_until_each_living_daemon_knows_it(url: str) -> None:

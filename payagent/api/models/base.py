@@ -7,7 +7,7 @@ Never: I/O; accepts an unknown key, because a misspelt limit on money would sile
 import base64
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import takewhile
 from typing import Annotated, Any, Self, TypeVar
 
@@ -31,7 +31,7 @@ from payagent.core.origin import parse_origin
 from payagent.core.policy import Window
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
-from payagent.core.timestamps import iso_time
+from payagent.core.timestamps import iso_time, posix_ms
 
 BODY_MAX_BYTES = 256 * 1024
 LINE_MAX_CHARS = 300
@@ -39,7 +39,6 @@ LINE_MAX_CHARS = 300
 # the envelope adds two levels around the 402's body, which may be as deep as one sent by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FAULTS = {"extra_forbidden": 0, "missing": 1, "refused": 3}
 
 T = TypeVar("T")
@@ -101,8 +100,7 @@ def _time_ms(text: object) -> int:
         moment = datetime.fromisoformat(text if isinstance(text, str) else "")
         if moment.tzinfo is None:
             raise ValueError
-        # converted to UTC, the year must still be valid
-        return (moment.astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
+        return posix_ms(moment)
     except (ValueError, OverflowError):
         raise ValueError("write a time with its zone, such as 2026-11-24T13:38:18Z") from None
 

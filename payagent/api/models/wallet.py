@@ -274,14 +274,9 @@ def wallet_units(utxos: Sequence[UtxoRow], balances: Iterable[Balance]) -> dict[
     """
     spendable = [utxo for utxo in utxos if utxo_state(utxo) == "available"]
     available = add({LOVELACE: utxo.lovelace, **utxo.assets} for utxo in spendable)
-    owned: dict[str, int] = {}
-    held: dict[str, int] = {}
-    for name, asset, units in balances:
-        account = general_account(name)
-        if account in (WALLET, HELD):
-            owned[asset] = owned.get(asset, 0) + units
-        if account == HELD:
-            held[asset] = held.get(asset, 0) + units
+    rows = [(general_account(name), {asset: units}) for name, asset, units in balances]
+    owned = add(units for account, units in rows if account in (WALLET, HELD))
+    held = add(units for account, units in rows if account == HELD)
     names = sorted({LOVELACE, *available, *owned}, key=lambda asset: (asset != LOVELACE, asset))
     parts = (("available", available), ("held", held), ("total", owned))
     return {asset: {part: units.get(asset, 0) for part, units in parts} for asset in names}

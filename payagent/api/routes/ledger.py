@@ -70,7 +70,6 @@ _TEXT = (
 )
 _BY = "merchant|app|path|destination|hour|day|week|month|asset"
 _PIECE_BYTES = 1 << 20
-_PAGE_CHARS = 1 << 16
 
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
@@ -279,11 +278,10 @@ async def _note_verified(context: AgentContext, reports: Sequence[VerifyReport])
 async def exported(caller: Reader, query: Annotated[ExportQuery, Query()]) -> StreamingResponse:
     """Oldest first, and all from one consistent state."""
     only = query.selection(caller)
-    pages = _pages(_export(caller.context, only, query.format))
-    return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
+    return await _streamed(caller, _export(caller.context, only, query.format), _MEDIA_TYPES[query.format])
 
 
-def _export(context: AgentContext, only: Selection, form: Format) -> Iterator[str]:
+def _export(context: AgentContext, only: Selection, form: Format) -> Generator[str]:
     with context.readers.snapshot() as conn:
         yield from export(statement(conn, only, context.config.network.name), form)
 
@@ -329,18 +327,6 @@ def _report(context: AgentContext, earlier_head: Head | None, reports: list[Veri
     report = VerifyReport(findings=[], clean=not found, found=found, head=str(head), checked=checked)
     reports.append(report)
     yield to_json(report).removeprefix('{"findings":[')
-
-
-def _pages(pieces: Iterator[str]) -> Generator[str]:
-    """Many small pieces as fewer larger ones."""
-    page, size = [], 0
-    for piece in pieces:
-        page.append(piece)
-        size += len(piece)
-        if size >= _PAGE_CHARS:
-            yield "".join(page)
-            page, size = [], 0
-    yield "".join(page)
 
 
 class _Streamed(StreamingResponse):

@@ -76,7 +76,8 @@ class PaymentFilter(Page):
     state: Annotated[States | None, Field(description="One, or several between commas.")] = None
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone.")] = None
+    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
+    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
     delivery: Delivery | None = None
     text: Annotated[
         str | None,
@@ -178,6 +179,7 @@ def _page(
             state=state,
             origin=origin,
             since_ms=query.since,
+            until_ms=query.until,
             before_seq=query.before,
             limit=query.limit,
             payment_id=named,

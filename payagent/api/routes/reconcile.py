@@ -27,14 +27,14 @@ from payagent.api.routes.auth import Caller, Reader
 from payagent.api.routes.ledger import FINDINGS_MAX
 from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import all_pools
-from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile, unlisted
+from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile
 from payagent.chain.address_history import History, read_history
 from payagent.chain.provider import ChainReader, NotFound, Read, Tip, TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
 from payagent.store.rows.about import account_addresses
-from payagent.store.rows.onchain import under_way_since_ms
+from payagent.store.rows.onchain import Claim, under_way_since_ms, unlisted
 
 T = TypeVar("T")
 
@@ -181,7 +181,8 @@ async def _compare(
     with ExitStack() as stack:
         conn = await _in_thread(partial(stack.enter_context, context.readers.snapshot()))
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
-        claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
+        lacking = unlisted(conn, history.movements.keys(), bounds.since_slot, since_ms)
+        claims: list[Claim] = await _in_thread(partial(list, lacking))
         looked_up = [(claim, await _look_up(provider, claim.tx_id)) for claim in claims]
         steps = reconcile(conn, history, looked_up, booked_height, bounds.since_slot, is_forked=is_forked)
         while (result := await _in_thread(partial(next, steps, None))) is not None:
