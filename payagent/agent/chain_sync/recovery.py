@@ -265,7 +265,7 @@ class Recovery:
             await self._record_behind()
         elif is_open:
             self._load_status()
-        elif last_signed(conn, account) is None and onchain.last_of_account(conn, "caught_up", account)[0] == 0:
+        elif last_signed(conn, account) is None and onchain.last_of_wallet(conn, "caught_up", account)[0] == 0:
             self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def run_once(self, view: QuorumView | None) -> None:
@@ -337,7 +337,7 @@ class Recovery:
     def _load_status(self) -> None:
         conn = self._context.conn
         noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
-        begun, _, at_ms = onchain.last_of_account(conn, "quiet_begun", self._account)
+        begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun", self._account)
         self._is_noticed = True
         self._quiet_from_ms = at_ms if begun > noticed else None
         is_new = last_signed(conn, self._account) is None  # what the ledger forgot may be its whole past

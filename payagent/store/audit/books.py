@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from payagent.core.ledger import add
 from payagent.store.audit.payment_records import value_of
 from payagent.store.db.seals import row_text
-from payagent.store.db.sql_text import places
+from payagent.store.db.sql import find_one, places
 from payagent.store.db.triggers import KEPT, TRIGGERS
 from payagent.store.rows.journal import EntryRow
 
@@ -242,13 +242,14 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     The n-th `buy` of a payment belongs to its n-th `post`. A payment is posted again when a fork brings back its
     block or puts another of its attempts in a block.
     """
-    row = conn.execute(
+    return find_one(
+        conn,
+        int,
         "SELECT id FROM entries WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
         "(SELECT CASE WHEN COUNT(*) > 0 THEN COUNT(*) - 1 ELSE 0 END FROM prepaid_moves "
         "WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
         (move.payment_id, move.seq),
-    ).fetchone()
-    return None if row is None else int(row[0])
+    )
 
 
 _READABLE_EVENTS = (

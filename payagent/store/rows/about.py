@@ -6,6 +6,8 @@ Never: writes.
 import json
 import sqlite3
 
+from payagent.store.db.sql import find_one
+
 
 def version(conn: sqlite3.Connection) -> tuple[int, int]:
     """Changes whenever anything is committed, by this connection or another."""
@@ -14,8 +16,7 @@ def version(conn: sqlite3.Connection) -> tuple[int, int]:
 
 
 def meta(conn: sqlite3.Connection, key: str) -> str | None:
-    row = conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return row[0] if row else None
+    return find_one(conn, str, "SELECT value FROM meta WHERE key = ?", (key,))
 
 
 def account_addresses(conn: sqlite3.Connection) -> dict[int, str]:

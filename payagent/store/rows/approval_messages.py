@@ -8,6 +8,7 @@ Never: commits; decides.
 import sqlite3
 from dataclasses import dataclass
 
+from payagent.store.db.sql import find_all, find_one
 from payagent.store.db.unit import Unit
 
 
@@ -28,18 +29,18 @@ _MESSAGE = "SELECT id, target, chat_id, payment_id, terms_hash, text, message_id
 
 
 def find(conn: sqlite3.Connection, message: str) -> ApprovalMessage | None:
-    row = conn.execute(f"{_MESSAGE} WHERE id = ?", (message,)).fetchone()
-    return None if row is None else ApprovalMessage(*row)
+    return find_one(conn, ApprovalMessage, f"{_MESSAGE} WHERE id = ?", (message,))
 
 
 def decided(conn: sqlite3.Connection, target: str) -> list[ApprovalMessage]:
     """Messages whose buttons are still there although the payment awaits no decision any more."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        ApprovalMessage,
         f"{_MESSAGE} m INDEXED BY approval_messages_open WHERE closed_at_ms IS NULL AND target = ? "  # noqa: S608
         "AND (SELECT state FROM payments WHERE id = m.payment_id) <> 'awaiting_approval'",
         (target,),
     )
-    return [ApprovalMessage(*row) for row in rows]
 
 
 def add(unit: Unit, message: ApprovalMessage) -> None:

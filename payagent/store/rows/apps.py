@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
+from payagent.store.db.sql import exists, find_all, find_one
 from payagent.store.db.unit import Unit
 from payagent.store.rows import limit_counters, writes
 
@@ -70,7 +71,7 @@ def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow |
         "JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL",
         (token_hash,),
     ).fetchone()
-    return None if row is None or _has_expired(conn, row[5], now_ms) else _row(row[:5])
+    return None if row is None or _has_expired(conn, row[5], now_ms) else _app(*row[:5])
 
 
 def valid_token_of(conn: sqlite3.Connection, name: str, now_ms: int) -> tuple[AppRow, str]:
@@ -83,8 +84,7 @@ def valid_token_of(conn: sqlite3.Connection, name: str, now_ms: int) -> tuple[Ap
 
 
 def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
-    row = conn.execute(f"{_APP} WHERE a.id = ?", (app_id,)).fetchone()
-    return None if row is None else _row(row)
+    return find_one(conn, _app, f"{_APP} WHERE a.id = ?", (app_id,))
 
 
 def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
@@ -113,28 +113,28 @@ def find(conn: sqlite3.Connection, name: str) -> AppRow:
 
 
 def by_name(conn: sqlite3.Connection, name: str) -> AppRow | None:
-    row = conn.execute(f"{_APP} WHERE a.name = ?", (name,)).fetchone()
-    return None if row is None else _row(row)
+    return find_one(conn, _app, f"{_APP} WHERE a.name = ?", (name,))
 
 
 def all_apps(conn: sqlite3.Connection) -> list[AppRow]:
     """All apps that ever existed, oldest first."""
-    return [_row(row) for row in conn.execute(f"{_APP} ORDER BY a.rowid")]
+    return find_all(conn, _app, f"{_APP} ORDER BY a.rowid")
 
 
 def last_token(conn: sqlite3.Connection, app_id: str) -> TokenRow | None:
     """The last token; None for an app that never had one, such as the app of automatic top-ups."""
-    row = conn.execute(
+    return find_one(
+        conn,
+        TokenRow,
         "SELECT created_at_ms, expires_at_ms, revoked_at_ms FROM tokens WHERE app_id = ? "
         "ORDER BY rowid DESC LIMIT 1",
         (app_id,),
-    ).fetchone()
-    return None if row is None else TokenRow(*row)
+    )
 
 
 def was_given(conn: sqlite3.Connection, token_hash: str) -> bool:
     """Whether this is, or was, the token of any app."""
-    return conn.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
+    return exists(conn, "SELECT 1 FROM tokens WHERE hash = ?", (token_hash,))
 
 
 def add(unit: Unit, app: AppRow, by_app: str, now_ms: int) -> None:
@@ -176,10 +176,12 @@ def revoke(unit: Unit, app_id: str, by_app: str, now_ms: int) -> None:
 
 
 def _end_token(unit: Unit, app_id: str, now_ms: int) -> bool:
-    cursor = unit.conn.execute(
-        "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
+    return (
+        unit.conn.execute(
+            "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
+        ).rowcount
+        > 0
     )
-    return cursor.rowcount > 0
 
 
 def add_with_token(
@@ -198,8 +200,7 @@ def add_with_token(
     give_token(unit, app_id, token_hash, None, by_app, now_ms)
 
 
-def _row(row: tuple[str, str, str, str | None, str | None]) -> AppRow:
-    app_id, name, scopes, merchants, assets = row
+def _app(app_id: str, name: str, scopes: str, merchants: str | None, assets: str | None) -> AppRow:
     return AppRow(app_id, name, frozenset(scopes.split()), _names(merchants), _names(assets))
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from payagent.store.db.fence import LEASE_MS as LEASE_MS
 from payagent.store.db.schema import newest_migration
+from payagent.store.db.sql import exists, find_all, find_one, number
 from payagent.store.db.unit import Unit
 from payagent.store.rows import writes
 
@@ -109,8 +110,9 @@ def forget_host(unit: Unit, host: str) -> None:
 
 def all_daemons(conn: sqlite3.Connection) -> list[DaemonRow]:
     """Every daemon that registered and was not forgotten, those that died included; in the order of their ids."""
-    rows = conn.execute("SELECT id, host, url, config_hash, version, seen_at_ms FROM daemons ORDER BY id")
-    return [DaemonRow(*row) for row in rows]
+    return find_all(
+        conn, DaemonRow, "SELECT id, host, url, config_hash, version, seen_at_ms FROM daemons ORDER BY id"
+    )
 
 
 def is_living(one: DaemonRow, now_ms: int) -> bool:
@@ -139,17 +141,18 @@ def add_account(unit: Unit, account: int, address: str) -> None:
 
 
 def all_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
-    rows = conn.execute(
+    return find_all(
+        conn,
+        AccountRow,
         "SELECT account, address, holder, epoch, until_ms, noted, last_signer, proven_timeline FROM accounts "
-        "ORDER BY account"
+        "ORDER BY account",
     )
-    return [AccountRow(*row) for row in rows]
 
 
 def unproven_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
     """The accounts for which nothing may be signed since the last failover, or that never signed."""
-    timeline = conn.execute("SELECT timeline FROM gate WHERE one = 1").fetchone()
-    return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline[0]]
+    timeline = find_one(conn, int, "SELECT timeline FROM gate WHERE one = 1")
+    return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline]
 
 
 def take_accounts(unit: Unit, holder: str, wanted: Sequence[int], now_ms: int) -> dict[int, int]:
@@ -197,8 +200,8 @@ def give_back(unit: Unit, holder: str, account: int) -> None:
 
 def database_of(conn: sqlite3.Connection) -> dict[str, str]:
     """The database's server and its timeline, as the gate has them."""
-    row = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
-    return {"system": str(row[0]), "timeline": str(row[1])}
+    system, timeline = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
+    return {"system": str(system), "timeline": str(timeline)}
 
 
 def prove(unit: Unit, holder: str, account: int) -> None:
@@ -212,11 +215,10 @@ def prove(unit: Unit, holder: str, account: int) -> None:
 
 def hosts_compared(conn: sqlite3.Connection, after_seq: int) -> set[str]:
     """The hosts that compared their signer's records with the ledger since an event."""
-    rows = conn.execute(
-        "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?",
-        (after_seq,),
+    hosts = (
+        "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?"
     )
-    return {host for (host,) in rows}
+    return set(find_all(conn, str, hosts, (after_seq,)))
 
 
 def unprove_all(unit: Unit) -> None:
@@ -226,14 +228,12 @@ def unprove_all(unit: Unit) -> None:
 
 def is_noted(conn: sqlite3.Connection, attempt: int | None, account: int) -> bool:
     """Whether the signer's record of the account's holder has this attempt, so that any daemon may present it."""
-    row = conn.execute("SELECT 1 FROM accounts WHERE account = ? AND noted >= ?", (account, attempt)).fetchone()
-    return row is not None
+    return exists(conn, "SELECT 1 FROM accounts WHERE account = ? AND noted >= ?", (account, attempt))
 
 
 def event_seq(conn: sqlite3.Connection) -> int:
     """The number of the last event, for waiting until anything happened; 0 without a fleet."""
-    row = conn.execute("SELECT event_seq FROM gate WHERE one = 1").fetchone()
-    return 0 if row is None else int(row[0])
+    return number(conn, "SELECT event_seq FROM gate WHERE one = 1")
 
 
 # --- homes
@@ -241,8 +241,7 @@ def event_seq(conn: sqlite3.Connection) -> int:
 
 def home_of(conn: sqlite3.Connection, origin: str, partner: str) -> int | None:
     """The account that buys prepaid balance at a merchant; None before the first purchase."""
-    row = conn.execute("SELECT account FROM homes WHERE origin = ? AND partner = ?", (origin, partner)).fetchone()
-    return None if row is None else int(row[0])
+    return find_one(conn, int, "SELECT account FROM homes WHERE origin = ? AND partner = ?", (origin, partner))
 
 
 def set_home(unit: Unit, origin: str, partner: str, account: int, now_ms: int) -> None:
@@ -274,16 +273,16 @@ def add_request(unit: Unit, one: AdmissionRequest) -> None:
 
 def open_requests(conn: sqlite3.Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
     """The requests for these accounts that have not ended, in order."""
-    rows = conn.execute(
-        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({_numbers(accounts)}) ORDER BY ends_at_ms, id"
+    return find_all(
+        conn,
+        AdmissionRequest,
+        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({_numbers(accounts)}) ORDER BY ends_at_ms, id",
     )
-    return [AdmissionRequest(*row) for row in rows]
 
 
 def request_of(conn: sqlite3.Connection, request_id: str) -> AdmissionRequest | None:
     """A request, open or ended; None if there is none."""
-    row = conn.execute(f"{_REQUEST} WHERE id = ?", (request_id,)).fetchone()
-    return None if row is None else AdmissionRequest(*row)
+    return find_one(conn, AdmissionRequest, f"{_REQUEST} WHERE id = ?", (request_id,))
 
 
 def end_request(unit: Unit, request_id: str, outcome: str, now_ms: int) -> None:

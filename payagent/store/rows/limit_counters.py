@@ -23,7 +23,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, SpendSpan, Window, counts_from_ms, scopes_of
-from payagent.store.db.sql_text import places
+from payagent.store.db.sql import find_all, places
 from payagent.store.db.unit import Unit
 from payagent.store.db.wide_sums import add_halves, halves, whole
 
@@ -145,15 +145,12 @@ def totals_by_app(
 
 def limits(conn: sqlite3.Connection) -> list[Limit]:
     """The limits set at run time."""
-    return [_limit(row) for row in conn.execute(f'{_LIMIT} ORDER BY app, merchant, asset, "window"')]
+    return find_all(conn, _limit, f'{_LIMIT} ORDER BY app, merchant, asset, "window"')
 
 
 def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Limit]:
     """Run-time limits of the scopes that bind a payment of the app to the merchant."""
-    return [
-        _limit(row)
-        for row in conn.execute(f"{_LIMIT} WHERE app IN (?, '') AND merchant IN (?, '')", (app, merchant))
-    ]
+    return find_all(conn, _limit, f"{_LIMIT} WHERE app IN (?, '') AND merchant IN (?, '')", (app, merchant))
 
 
 def set_limit(unit: Unit, limit: Limit) -> None:
@@ -172,8 +169,8 @@ def drop_limit(unit: Unit, scope: Scope, asset: str, window: Window) -> None:
     )
 
 
-def _limit(row: tuple[str, str, str, str, int]) -> Limit:
-    return Limit(Scope(*row[:2]), row[2], Window(row[3]), row[4])
+def _limit(app: str, merchant: str, asset: str, window: str, most_units: int) -> Limit:
+    return Limit(Scope(app, merchant), asset, Window(window), most_units)
 
 
 def _span_key(limit: Limit, clock_ms: int) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.merchant_rules import Agreed, Pin, Pins
 from payagent.core.payment.machine import IN_NO_BLOCK, State
 from payagent.core.retry_schedule import MerchantReadiness
-from payagent.store.db.sql_text import sql_list
+from payagent.store.db.sql import find_all, find_one, number, sql_list
 from payagent.store.db.unit import Unit
 
 
@@ -52,8 +52,7 @@ class UnservedStreak:
 
 
 def pins(conn: sqlite3.Connection, origin: str) -> Pins:
-    rows = conn.execute("SELECT role, address FROM address_pins WHERE origin = ?", (origin,))
-    return frozenset(Pin(role, address) for role, address in rows)
+    return frozenset(find_all(conn, Pin, "SELECT role, address FROM address_pins WHERE origin = ?", (origin,)))
 
 
 def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
@@ -65,19 +64,25 @@ def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
 
 def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
     """Remove a pinned address; False if it was not pinned."""
-    cursor = unit.conn.execute(
-        "DELETE FROM address_pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
+    return (
+        unit.conn.execute(
+            "DELETE FROM address_pins WHERE origin = ? AND role = ? AND address = ?",
+            (origin, pin.role, pin.address),
+        ).rowcount
+        > 0
     )
-    return cursor.rowcount > 0
 
 
 def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[Agreed, ...]:
-    rows = conn.execute(
-        "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
-        "ORDER BY asset, calls",
-        (origin, method, path),
+    return tuple(
+        find_all(
+            conn,
+            Agreed,
+            "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
+            "ORDER BY asset, calls",
+            (origin, method, path),
+        )
     )
-    return tuple(map(Agreed._make, rows))
 
 
 def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
@@ -90,17 +95,22 @@ def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
 
 
 def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
-    rows = conn.execute(
+    return find_all(
+        conn,
+        AgreedPriceRow,
         "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
         "ORDER BY path, method, asset, calls",
         (origin,),
     )
-    return [AgreedPriceRow(*row) for row in rows]
 
 
 def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
-    row = conn.execute("SELECT count, stopped_at_ms FROM unserved_streaks WHERE origin = ?", (origin,)).fetchone()
-    return UnservedStreak() if row is None else UnservedStreak(*row)
+    return (
+        find_one(
+            conn, UnservedStreak, "SELECT count, stopped_at_ms FROM unserved_streaks WHERE origin = ?", (origin,)
+        )
+        or UnservedStreak()
+    )
 
 
 def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
@@ -129,9 +139,9 @@ def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
 
 def in_flight(conn: sqlite3.Connection, origin: str) -> int:
     """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
-    (count,) = conn.execute(
+    return number(
+        conn,
         "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608  our own names
         f"WHERE p.state IN {sql_list(State.RESERVED, *IN_NO_BLOCK)} AND v.origin = ?",
         (origin,),
-    ).fetchone()
-    return int(count)
+    )

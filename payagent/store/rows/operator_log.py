@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from payagent.core.operator_log import KINDS, LogKind
 from payagent.core.payment.machine import NEVER_SIGNED
-from payagent.store.db.sql_text import LATEST, NOTHING, sql_list
+from payagent.store.db.sql import LATEST, NOTHING, find_all, sql_list
 from payagent.store.rows.journal import EVERYTHING, Selection
 
 OF_PAYMENTS = ("reject", "deny", "reserve")
@@ -83,5 +83,4 @@ def page(
     before = LATEST if before_seq is None else before_seq
     until_ms = LATEST if only.until_ms is None else only.until_ms
     bounds = (before, only.since_ms or 0, limit, until_ms, only.app, only.origin, code)
-    rows = conn.execute(log, (*bounds, *of_the_wallet, *of_payments))
-    return [LoggedEvent(*row) for row in rows]
+    return find_all(conn, LoggedEvent, log, (*bounds, *of_the_wallet, *of_payments))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from payagent.core.invoice import is_batch
 from payagent.core.payment.machine import WITHOUT_PROOF, State
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, buy
-from payagent.store.db.sql_text import sql_list
+from payagent.store.db.sql import exists, find_all, find_one, number, sql_list
 from payagent.store.db.unit import Unit
 from payagent.store.rows.payments import load_outputs
 
@@ -77,10 +77,9 @@ _POOL = "SELECT id, origin, partner, wallet, account FROM prepaid_pools"
 
 
 def find_pool(conn: sqlite3.Connection, origin: str, partner: str, wallet: str) -> Pool | None:
-    row = conn.execute(
-        f"{_POOL} WHERE origin = ? AND partner = ? AND wallet = ?", (origin, partner, wallet)
-    ).fetchone()
-    return Pool(*row) if row else None
+    return find_one(
+        conn, Pool, f"{_POOL} WHERE origin = ? AND partner = ? AND wallet = ?", (origin, partner, wallet)
+    )
 
 
 def pool(conn: sqlite3.Connection, pool_id: int) -> Pool:
@@ -89,8 +88,7 @@ def pool(conn: sqlite3.Connection, pool_id: int) -> Pool:
 
 def all_pools(conn: sqlite3.Connection, account: int | None = None) -> list[Pool]:
     """Every pool, or those of an account."""
-    rows = conn.execute(f"{_POOL} WHERE COALESCE(account = ?, TRUE) ORDER BY id", (account,))
-    return [Pool(*row) for row in rows]
+    return find_all(conn, Pool, f"{_POOL} WHERE COALESCE(account = ?, TRUE) ORDER BY id", (account,))
 
 
 def ensure_pool(unit: Unit, origin: str, partner: str, wallet: str, now_ms: int, account: int = 0) -> Pool:
@@ -154,10 +152,8 @@ def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], PrepaidBalanc
 
 def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
     """Whether a pool has a balance, or payments that will add to it."""
-    row = conn.execute(
-        "SELECT 1 FROM prepaid_totals WHERE pool_id = ? AND bought > used LIMIT 1", (pool_id,)
-    ).fetchone()
-    return row is not None or any(number == pool_id for number, _ in bought_soon(conn))
+    left = "SELECT 1 FROM prepaid_totals WHERE pool_id = ? AND bought > used LIMIT 1"
+    return exists(conn, left, (pool_id,)) or any(pool == pool_id for pool, _ in bought_soon(conn))
 
 
 def record_move(
@@ -197,13 +193,11 @@ def record_move(
 
 def has_used(conn: sqlite3.Connection, payment_id: str) -> bool:
     """Whether the request that was served with a payment's own proof has been counted."""
-    row = conn.execute("SELECT 1 FROM prepaid_moves WHERE payment_id = ? AND kind = 'use'", (payment_id,))
-    return row.fetchone() is not None
+    return exists(conn, "SELECT 1 FROM prepaid_moves WHERE payment_id = ? AND kind = 'use'", (payment_id,))
 
 
 def knows_call(conn: sqlite3.Connection, app_id: str, call_key: str) -> bool:
-    row = conn.execute("SELECT 1 FROM prepaid_moves WHERE app_id = ? AND call_key = ?", (app_id, call_key))
-    return row.fetchone() is not None
+    return exists(conn, "SELECT 1 FROM prepaid_moves WHERE app_id = ? AND call_key = ?", (app_id, call_key))
 
 
 def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str | None:
@@ -212,28 +206,29 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
     A payment on chain is waited for past its invoice's expiry, because the merchant may still credit it.
     """
     # INDEXED BY: nearly all payments for a pool were delivered
-    row = conn.execute(
+    return find_one(
+        conn,
+        str,
         "SELECT p.id FROM payments p INDEXED BY payments_buying JOIN invoices v ON v.seq = p.invoice_seq WHERE "  # noqa: S608
         f"p.pool_id = ?1 AND p.delivery IN ('not_presented', 'presented') AND p.state NOT IN "
         f"{sql_list(*WITHOUT_PROOF)} AND (v.expires_at_ms > ?2 OR p.state = 'in_block' OR (p.state = "
         "'confirmed' AND p.updated_at_ms > ?3)) AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = "
         "p.id AND e.event = 'merchant_answered' AND e.detail ->> 'said' = 'served') LIMIT 1",
         (pool_id, now_ms, now_ms - PROOF_WAIT_MS),
-    ).fetchone()
-    return row[0] if row else None
+    )
 
 
 def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the merchant accepted the proof of a pool's last payment that is not refused or void; 0 if never."""
-    row = conn.execute(
+    return number(
+        conn,
         "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "  # noqa: S608
         "INDEXED BY payments_paying WHERE pool_id = ? "  # otherwise every refused payment since would be read
         f"AND state NOT IN {sql_list(*WITHOUT_PROOF)} ORDER BY seq DESC LIMIT 1) "
         "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
         "AND e.detail ->> 'said' = 'served'))",
         (pool_id,),
-    ).fetchone()
-    return row[0] or 0
+    )
 
 
 def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, units: int) -> None:
@@ -276,28 +271,27 @@ def add_observation(unit: Unit, pool_id: int, report: Observation) -> None:
 
 
 def last_observation(conn: sqlite3.Connection, pool_id: int) -> Observation | None:
-    row = conn.execute(
+    return find_one(
+        conn,
+        Observation,
         "SELECT source, http_status, body, remaining, total, used, unit, expires_at_ms, why_not_understood, at_ms "
         "FROM merchant_reports WHERE pool_id = ? ORDER BY seq DESC LIMIT 1",
         (pool_id,),
-    ).fetchone()
-    return Observation(*row) if row else None
+    )
 
 
 def last_move_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When the pool last moved; 0 if never."""
-    rows = conn.execute("SELECT at_ms FROM prepaid_moves WHERE pool_id = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
-    row = rows.fetchone()
-    return int(row[0]) if row else 0
+    return number(conn, "SELECT at_ms FROM prepaid_moves WHERE pool_id = ? ORDER BY seq DESC LIMIT 1", (pool_id,))
 
 
 def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When a payment last changed the pool, or the request that it was made for was served; 0 if never."""
-    row = conn.execute(
+    return number(
+        conn,
         "SELECT at_ms FROM prepaid_moves WHERE pool_id = ? AND payment_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
         (pool_id,),
-    ).fetchone()
-    return int(row[0]) if row else 0
+    )
 
 
 def counted(conn: sqlite3.Connection) -> dict[tuple[int, str], tuple[int, int, int]]:

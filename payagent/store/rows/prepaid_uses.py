@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from payagent.core.prepaid_balance import CALLS
+from payagent.store.db.sql import number
 from payagent.store.db.unit import Unit
 from payagent.store.rows import limit_counters
 
@@ -112,8 +113,7 @@ def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
 
 
 def _next_call(unit: Unit) -> int:
-    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM prepaid_uses").fetchone()
-    return int(call)
+    return number(unit.conn, "SELECT COALESCE(MAX(call), 0) + 1 FROM prepaid_uses")
 
 
 def _write(unit: Unit, row: tuple[object, ...]) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from payagent.core.payment.machine import NEVER_SIGNED
-from payagent.store.db.sql_text import LATEST, sql_list
+from payagent.store.db.sql import LATEST, find_all, sql_list
 from payagent.store.rows.journal import Selection
 
 
@@ -58,22 +58,22 @@ def refusals_page(
     conn: sqlite3.Connection, only: Selection, *, code: str | None, before_seq: int | None, limit: int
 ) -> list[RefusalRow]:
     """Refusals, newest first. Of `only`, the period, the merchant and the app count."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        RefusalRow,
         "SELECT r.seq, r.at_ms, r.payment_id, a.name, r.origin, r.request, r.code, r.reason, r.detail "  # noqa: S608
         f"FROM {_REFUSALS}{_WHERE} ORDER BY r.seq DESC LIMIT ?7",
         (before_seq, *_values(only), code, limit),
     )
-    return [RefusalRow(*row) for row in rows]
 
 
 def refusals_counted(conn: sqlite3.Connection, only: Selection) -> list[tuple[str | None, str | None, str, int]]:
     """(app, origin, code, count), the most frequent first. The selection is that of `refusals_page`."""
-    rows = conn.execute(
+    return conn.execute(
         f"SELECT a.name, r.origin, r.code, COUNT(*) FROM {_REFUSALS}{_WHERE} "  # noqa: S608
         "GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1 NULLS FIRST, 2 NULLS FIRST, 3",
         (None, *_values(only), None),
-    )
-    return rows.fetchall()
+    ).fetchall()
 
 
 def _values(only: Selection) -> tuple[object, ...]:

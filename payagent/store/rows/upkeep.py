@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from payagent.core.payment.machine import State
 from payagent.core.utxo_upkeep import RecentPayment
-from payagent.store.db.sql_text import places
+from payagent.store.db.sql import exists, places
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps
 
@@ -61,8 +61,8 @@ def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:
 
 def is_any_in(conn: sqlite3.Connection, states: frozenset[State], account: int = 0) -> bool:
     """Whether any payment of an account is in one of these states."""
-    rows = conn.execute(
+    return exists(
+        conn,
         f"SELECT 1 FROM payments WHERE state IN ({places(len(states))}) AND account = ? LIMIT 1",  # noqa: S608
         [*states, account],
     )
-    return rows.fetchone() is not None
