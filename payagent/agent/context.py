@@ -21,7 +21,7 @@ from payagent.agent.base.payment_view import has_proof, wallet_address
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.pay.admission import Admission
-from payagent.chain.provider import ChainProvider, Tip
+from payagent.chain.provider import BlockSeen, ChainProvider
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.aggregate import PaymentRow
@@ -180,7 +180,7 @@ class AgentContext:
         tip_depth = 0 if self.chain.tip is None else self.chain.tip.height - row.block.height + 1
         return max(tip_depth, self.config.confirm_depth if row.state in POSTED else 1)
 
-    def take_tip(self, tip: Tip) -> None:
+    def take_tip(self, tip: BlockSeen) -> None:
         """Take the newest block. A proof that was answered "pending" before it may be presented again."""
         self.chain.tip = tip
         for name in [name for name, height in self._pending.items() if height < tip.height]:

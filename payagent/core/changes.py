@@ -7,12 +7,13 @@ Never: SQL; depends on when it is written.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Stage, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Stage, TxSeen, UtxoRow
 from payagent.core.findings import Reasons
 from payagent.core.ledger import Entry
 from payagent.core.merchant_rules import Pin
-from payagent.core.payment.machine import Delivery, State
+from payagent.core.payment.machine import State
 from payagent.core.prepaid_balance import PrepaidBalance
 from payagent.core.utxo import FreeSet
 
@@ -100,15 +101,12 @@ class AddApproval:
 
 
 @dataclass(frozen=True, slots=True)
-class SetDelivery:
-    payment_id: str
-    delivery: Delivery
+class SetColumn:
+    """What a merchant said of a payment: `delivery` or `merchant_status`. Its state stays."""
 
-
-@dataclass(frozen=True, slots=True)
-class SetMerchantStatus:
     payment_id: str
-    status: str
+    column: Literal["delivery", "merchant_status"]
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +133,7 @@ class AddSubmission:
 class AddObservation:
     """A provider showed a transaction in a block."""
 
-    tx_id: str
-    block_hash: str
-    block_height: int
-    block_slot: int
+    block: TxSeen
     provider: str
 
 
@@ -271,7 +266,7 @@ class Clear:
 
 
 Change = (
-    MovePayment | SetDelivery | SetMerchantStatus | EndIntent | Note | Book | PlaceHold | SetHold | AddApproval
+    MovePayment | SetColumn | EndIntent | Note | Book | PlaceHold | SetHold | AddApproval
     | AddAttempt | AddSubmission | AddObservation | AddUtxo | SetUtxo | ForgetUtxo | Free | Reserve | Unreserve
     | MovePrepaid | AddUse | TakeBackUses | AgreePrice | PinAddress | SetStreak | AddExternalSpend | Raise | Clear
 )  # fmt: skip

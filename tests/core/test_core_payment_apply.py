@@ -25,6 +25,7 @@ from payagent.core.aggregate import (
     PaymentRow,
     PrepaidPart,
     ProblemPart,
+    TxSeen,
     UtxoRow,
 )
 from payagent.core.changes import (
@@ -63,7 +64,6 @@ from payagent.core.payment.events import (
     Confirm,
     Deny,
     ExternalSpendBlockLost,
-    InBlock,
     MoneyEvent,
     Reject,
     Replace,
@@ -104,7 +104,7 @@ C = TypeVar("C")
 ORIGIN = "https://merchant.example"
 HELD = 2_170_000
 FEE = 170_000
-BLOCK = InBlock("t1", "b1", 7, 70)
+BLOCK = TxSeen("t1", "b1", 7, 70)
 EXTERNAL = ExternalSpendRow("x1", True, ("d0#0", "e0#0"), {"lovelace": 20_000_000}, "b0", 5, 50)
 WHY = Refused("deposit_rolled_back", "why")
 EMPTY = PrepaidBalance()
@@ -254,7 +254,7 @@ def test_a_submission_moves_the_state_only_the_first_time() -> None:
 
 def test_a_block_spends_the_inputs_and_lands_the_change() -> None:
     changes = seen(at(State.IN_FLIGHT))
-    assert only(changes, AddObservation).block_height == 7
+    assert only(changes, AddObservation).block.block_height == 7
     assert {one.ref: (one.state, one.spent_by) for one in every(changes, SetUtxo)} == {
         "d0#0": ("spent", "t1"),
         "t1#1": ("available", None),
@@ -369,7 +369,7 @@ def test_settling_keeps_an_input_whose_rival_could_still_lose_its_block(state: S
 VOIDS = (
     VoidByCancel(BLOCK, 2, 50, "p"),
     VoidByRival(BLOCK, 2, 50),
-    VoidByExternalSpend(InBlock("x1", "b0", 5, 50), 2, WHY),
+    VoidByExternalSpend(TxSeen("x1", "b0", 5, 50), 2, WHY),
     VoidByTime(BLOCK, 2),
 )
 

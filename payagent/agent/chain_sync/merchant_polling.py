@@ -12,7 +12,7 @@ from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow
-from payagent.core.changes import Note, SetMerchantStatus
+from payagent.core.changes import Note, SetColumn
 from payagent.core.payment.machine import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
@@ -87,7 +87,7 @@ class MerchantPolling:
         def job(unit: Unit, now_ms: int) -> None:
             state = steps.row_of(unit, row.id).state
             answered = Note(row.id, "retry_answered", state, {"status": status})
-            write(unit, (SetMerchantStatus(row.id, status), answered), now_ms)
+            write(unit, (SetColumn(row.id, "merchant_status", status), answered), now_ms)
 
         await context.write_at("merchant", job, row.id)
 

@@ -124,9 +124,8 @@ def approval_of(
 def _agreed(context: AgentContext, origin: str, request: str | None) -> list[AgreedPrice]:
     if request is None:
         return []
-    method, path = priced_call(request)
-    prices = merchants.agreed(context.conn, origin, method, path)
-    return [AgreedPrice(method=method, path=path, **price._asdict()) for price in prices]
+    prices = merchants.agreed(context.conn, origin, *priced_call(request))
+    return [AgreedPrice.model_validate(price) for price in prices]
 
 
 def _rules(context: AgentContext, origin: str) -> MerchantRules:

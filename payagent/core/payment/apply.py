@@ -363,7 +363,7 @@ _CELLS: dict[Enum, Cell] = {
     RecordEffect.APPROVAL: lambda _, event: (event.approval,),
     RecordEffect.ATTEMPT: lambda of, event: (AddAttempt(event.attempt),) if _is_new(of, event) else (),
     RecordEffect.SUBMISSION: lambda _, event: (AddSubmission(event.tx_id, event.provider),),
-    RecordEffect.BLOCK: lambda _, event: (AddObservation(*(*event.block, event.provider)),),
+    RecordEffect.BLOCK: lambda _, event: (AddObservation(event.block, event.provider),),
     HoldMove.PLACE: lambda of, event: (_place(of, event, "payment"),),
     HoldMove.PLACE_APPROVAL: lambda of, event: (_place(of, event, "approval"),),
     HoldMove.COUNT_FROM_BLOCK: lambda of, event: _set_holds(of, "payment", from_ms=event.from_ms),

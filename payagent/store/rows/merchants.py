@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from payagent.core.aggregate import AgreedPriceRow
-from payagent.core.merchant_rules import Agreed, Pin, Pins
+from payagent.core.merchant_rules import Pin, Pins
 from payagent.core.payment.machine import IN_NO_BLOCK, State
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.sql import find_all, find_one, number, sql_list
@@ -73,15 +73,12 @@ def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
     )
 
 
-def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[Agreed, ...]:
-    return tuple(
-        find_all(
-            conn,
-            Agreed,
-            "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
-            "ORDER BY asset, calls",
-            (origin, method, path),
-        )
+_PRICE = "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ?"
+
+
+def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> list[AgreedPriceRow]:
+    return find_all(
+        conn, AgreedPriceRow, f"{_PRICE} AND method = ? AND path = ? ORDER BY asset, calls", (origin, method, path)
     )
 
 
@@ -95,13 +92,7 @@ def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
 
 
 def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
-    return find_all(
-        conn,
-        AgreedPriceRow,
-        "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
-        "ORDER BY path, method, asset, calls",
-        (origin,),
-    )
+    return find_all(conn, AgreedPriceRow, f"{_PRICE} ORDER BY path, method, asset, calls", (origin,))
 
 
 def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from payagent.core.changes import MovePrepaid
 from payagent.core.invoice import is_batch
 from payagent.core.payment.machine import WITHOUT_PROOF, State
 from payagent.core.prepaid_balance import CALLS, Cost, PrepaidBalance, buy
@@ -54,20 +55,6 @@ class Observation:
     expires_at_ms: int | None
     why_not_understood: str | None
     at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One change of a pool, and its cause."""
-
-    kind: str
-    bought: int
-    used: int
-    unexplained: int
-    payment_id: str | None = None
-    app_id: str | None = None
-    call: str | None = None
-    call_key: str | None = None
 
 
 PROOF_WAIT_MS = 600_000
@@ -156,38 +143,28 @@ def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
     return exists(conn, left, (pool_id,)) or any(pool == pool_id for pool, _ in bought_soon(conn))
 
 
-def record_move(
-    unit: Unit, pool_id: int, unit_name: str, move: Move, after: PrepaidBalance, entry: int | None, now_ms: int
-) -> None:
+def record_move(unit: Unit, move: MovePrepaid, entry: int | None, now_ms: int) -> None:
     """Append a move, and update the stored totals."""
+    before, after, whose = move.before, move.after, (move.pool_id, move.unit)
     unit.conn.execute(
         "INSERT INTO prepaid_moves(pool_id, unit, kind, bought, used, unexplained, payment_id, app_id, call, "
         "call_key, entry_id, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            pool_id,
-            unit_name,
-            move.kind,
-            move.bought,
-            move.used,
-            move.unexplained,
-            move.payment_id,
-            move.app_id,
-            move.call,
-            move.call_key,
-            entry,
-            now_ms,
+            *(*whose, move.kind, after.bought - before.bought, after.used - before.used),
+            *(after.unexplained - before.unexplained, move.payment_id, move.app_id, move.call, move.call_key),
+            *(entry, now_ms),
         ),
     )
     unit.conn.execute(
         "INSERT INTO prepaid_totals(pool_id, unit, bought, used, unexplained) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (pool_id, unit) DO UPDATE SET bought = excluded.bought, used = excluded.used, "
         "unexplained = excluded.unexplained",
-        (pool_id, unit_name, after.bought, after.used, after.unexplained),
+        (*whose, after.bought, after.used, after.unexplained),
     )
     unit.conn.executemany(
         "INSERT INTO prepaid_costs(pool_id, unit, asset, bought, used) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (pool_id, unit, asset) DO UPDATE SET bought = excluded.bought, used = excluded.used",
-        [(pool_id, unit_name, asset, cost.bought, cost.used) for asset, cost in after.costs.items()],
+        [(*whose, asset, cost.bought, cost.used) for asset, cost in after.costs.items()],
     )
 
 
