@@ -116,7 +116,7 @@ Sub-packages, each importing only from those above it:
     apps, merchants, limits, pause  one module each
     alerts                          thresholds, and the log of alerts
     telegram                        pairs chats, and takes decisions on approvals from them
-    notifier                        tells each target what happened (book_checks: that the books are wrong)
+    notifier                        tells each target what happened
     approval_links                  signed links that approve or deny
     config_reload                   the config file again, on SIGHUP
 """

@@ -28,7 +28,7 @@ from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import approvals, apps, limit_counters, operator_log, payments, prepaid, topups, writes
 from payagent.store.rows import prepaid_uses as uses
 from payagent.store.rows.journal import EVERYTHING
-from payagent.store.rows.refusals import refusals_page
+from payagent.store.rows.operator_log import refusals_page
 from payagent.wallet.transaction import sign
 from payagent.wallet.utxo_index import UtxoIndex
 

@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 
 from payagent.agent.base.chain_view import SKEW_MAX_S
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.book_checks import note_check
+from payagent.agent.operator.alerts import note_check
 from payagent.api.http.problems import to_json
 from payagent.api.models.ledger import ReconcileDifference, Reconciliation
 from payagent.api.models.openapi import gives

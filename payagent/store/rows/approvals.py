@@ -5,11 +5,11 @@ Never: commits; decides.
 
 import json
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.core.findings import Finding, Reasons
+from payagent.core.changes import AddApproval
+from payagent.core.findings import Finding
 from payagent.core.payment.machine import State
 from payagent.store.db.sql import find_all, find_one, number
 
@@ -21,16 +21,10 @@ Via = Literal["token", "dashboard", "link", "telegram", "clock"]
 
 
 @dataclass(frozen=True, slots=True)
-class ApprovalRow:
-    """A request for approval. `plan`: the transaction as planned. `expires_at_ms`: on the limits' clock."""
+class ApprovalRow(AddApproval):
+    """A request for approval, as it was added."""
 
-    payment_id: str
-    terms_hash: str
-    reasons: Reasons
-    plan: Mapping[str, object]
-    max_total_units: int | None
     asked_at_ms: int
-    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +42,7 @@ class DecisionRow:
 
 def of_payment(conn: sqlite3.Connection, payment_id: str) -> ApprovalRow | None:
     row = conn.execute(
-        "SELECT payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms FROM approvals "
+        "SELECT payment_id, terms_hash, reasons, plan, max_total, expires_at_ms, asked_at_ms FROM approvals "
         "WHERE payment_id = ?",
         (payment_id,),
     ).fetchone()

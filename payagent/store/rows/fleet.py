@@ -5,7 +5,6 @@ Leases go by the database's clock. In a file they go by the caller's.
 Never: decides which accounts a daemon should hold.
 """
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +12,7 @@ from typing import Literal
 from payagent.store.db.fence import LEASE_MS as LEASE_MS
 from payagent.store.db.schema import newest_migration
 from payagent.store.db.sql import exists, find_all, find_one, number
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import writes
 
 RENEW_EVERY_S = 3
@@ -47,9 +46,7 @@ class AccountRow:
     account: int
     address: str
     holder: str | None
-    epoch: int
     until_ms: int
-    noted: int
     last_signer: str | None
     proven_timeline: int | None
 
@@ -64,11 +61,10 @@ class AdmissionRequest:
     asked_by: str
     request: str
     ends_at_ms: int
-    ended_at_ms: int | None = None
     outcome: str | None = None
 
 
-def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
+def database_ms(conn: Connection, now_ms: int) -> int:
     """The time by the database's clock; a file has none and takes the caller's."""
     clock = getattr(conn, "clock_ms", None)
     return now_ms if clock is None else int(clock())
@@ -108,7 +104,7 @@ def forget_host(unit: Unit, host: str) -> None:
     unit.conn.execute("DELETE FROM daemons WHERE host = ?", (host,))
 
 
-def all_daemons(conn: sqlite3.Connection) -> list[DaemonRow]:
+def all_daemons(conn: Connection) -> list[DaemonRow]:
     """Every daemon that registered and was not forgotten, those that died included; in the order of their ids."""
     return find_all(
         conn, DaemonRow, "SELECT id, host, url, config_hash, version, seen_at_ms FROM daemons ORDER BY id"
@@ -125,7 +121,7 @@ def may_return(one: DaemonRow, now_ms: int) -> bool:
     return now_ms < one.seen_at_ms + RETURN_MS
 
 
-def living_daemons(conn: sqlite3.Connection, now_ms: int) -> list[DaemonRow]:
+def living_daemons(conn: Connection, now_ms: int) -> list[DaemonRow]:
     """The daemons that renewed within a lease. `now_ms`: as `database_ms` says."""
     return [one for one in all_daemons(conn) if is_living(one, now_ms)]
 
@@ -140,16 +136,15 @@ def add_account(unit: Unit, account: int, address: str) -> None:
     )
 
 
-def all_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
+def all_accounts(conn: Connection) -> list[AccountRow]:
     return find_all(
         conn,
         AccountRow,
-        "SELECT account, address, holder, epoch, until_ms, noted, last_signer, proven_timeline FROM accounts "
-        "ORDER BY account",
+        "SELECT account, address, holder, until_ms, last_signer, proven_timeline FROM accounts ORDER BY account",
     )
 
 
-def unproven_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
+def unproven_accounts(conn: Connection) -> list[AccountRow]:
     """The accounts for which nothing may be signed since the last failover, or that never signed."""
     timeline = find_one(conn, int, "SELECT timeline FROM gate WHERE one = 1")
     return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline]
@@ -198,7 +193,7 @@ def give_back(unit: Unit, holder: str, account: int) -> None:
     )
 
 
-def database_of(conn: sqlite3.Connection) -> dict[str, str]:
+def database_of(conn: Connection) -> dict[str, str]:
     """The database's server and its timeline, as the gate has them."""
     system, timeline = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
     return {"system": str(system), "timeline": str(timeline)}
@@ -213,7 +208,7 @@ def prove(unit: Unit, holder: str, account: int) -> None:
     )
 
 
-def hosts_compared(conn: sqlite3.Connection, after_seq: int) -> set[str]:
+def hosts_compared(conn: Connection, after_seq: int) -> set[str]:
     """The hosts that compared their signer's records with the ledger since an event."""
     hosts = (
         "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?"
@@ -226,12 +221,12 @@ def unprove_all(unit: Unit) -> None:
     unit.conn.execute("UPDATE accounts SET proven_timeline = NULL")
 
 
-def is_noted(conn: sqlite3.Connection, attempt: int | None, account: int) -> bool:
+def is_noted(conn: Connection, attempt: int | None, account: int) -> bool:
     """Whether the signer's record of the account's holder has this attempt, so that any daemon may present it."""
     return exists(conn, "SELECT 1 FROM accounts WHERE account = ? AND noted >= ?", (account, attempt))
 
 
-def event_seq(conn: sqlite3.Connection) -> int:
+def event_seq(conn: Connection) -> int:
     """The number of the last event, for waiting until anything happened; 0 without a fleet."""
     return number(conn, "SELECT event_seq FROM gate WHERE one = 1")
 
@@ -239,7 +234,7 @@ def event_seq(conn: sqlite3.Connection) -> int:
 # --- homes
 
 
-def home_of(conn: sqlite3.Connection, origin: str, partner: str) -> int | None:
+def home_of(conn: Connection, origin: str, partner: str) -> int | None:
     """The account that buys prepaid balance at a merchant; None before the first purchase."""
     return find_one(conn, int, "SELECT account FROM homes WHERE origin = ? AND partner = ?", (origin, partner))
 
@@ -259,7 +254,7 @@ def set_home(unit: Unit, origin: str, partner: str, account: int, now_ms: int) -
 
 # --- requests to the holder of an account
 
-_REQUEST = "SELECT id, account, kind, asked_by, request, ends_at_ms, ended_at_ms, outcome FROM admission_requests"
+_REQUEST = "SELECT id, account, kind, asked_by, request, ends_at_ms, outcome FROM admission_requests"
 
 
 def add_request(unit: Unit, one: AdmissionRequest) -> None:
@@ -271,7 +266,7 @@ def add_request(unit: Unit, one: AdmissionRequest) -> None:
     )
 
 
-def open_requests(conn: sqlite3.Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
+def open_requests(conn: Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
     """The requests for these accounts that have not ended, in order."""
     return find_all(
         conn,
@@ -280,7 +275,7 @@ def open_requests(conn: sqlite3.Connection, accounts: Sequence[int]) -> list[Adm
     )
 
 
-def request_of(conn: sqlite3.Connection, request_id: str) -> AdmissionRequest | None:
+def request_of(conn: Connection, request_id: str) -> AdmissionRequest | None:
     """A request, open or ended; None if there is none."""
     return find_one(conn, AdmissionRequest, f"{_REQUEST} WHERE id = ?", (request_id,))
 

@@ -17,26 +17,18 @@ class IntentRow:
     idempotency_key: str
     is_key_derived: bool
     fingerprint: str
-    origin: str
-    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceRow:
     seq: int
-    origin: str
-    invoice_id: str
-    intent_id: str
-    dialect: str
     terms_hash: str
-    batch_target: int | None
     proof: str
-    merchant_submits: bool
-    received_at_ms: int
+    merchant_submits: int  # 0 or 1
     expires_at_ms: int | None
 
 
-_INTENT = "SELECT id, app_id, idempotency_key, is_key_derived, fingerprint, origin, request_id FROM intents"
+_INTENT = "SELECT id, app_id, idempotency_key, is_key_derived, fingerprint FROM intents"
 
 
 def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | None:
@@ -45,12 +37,13 @@ def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | 
 
 
 def invoice(conn: sqlite3.Connection, origin: str, invoice_id: str) -> InvoiceRow | None:
-    row = conn.execute(
-        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, proof, merchant_submits, "
-        "received_at_ms, expires_at_ms FROM invoices WHERE origin = ? AND invoice_id = ?",
+    return find_one(
+        conn,
+        InvoiceRow,
+        "SELECT seq, terms_hash, proof, merchant_submits, expires_at_ms FROM invoices "
+        "WHERE origin = ? AND invoice_id = ?",
         (origin, invoice_id),
-    ).fetchone()
-    return InvoiceRow(*(*row[:8], bool(row[8]), *row[9:])) if row else None
+    )
 
 
 def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:

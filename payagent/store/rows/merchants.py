@@ -5,7 +5,6 @@ Never: commits; judges a merchant's settings; decides which to trust.
 """
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from payagent.core.merchant_rules import Pin, Pins
 from payagent.core.payment.machine import IN_NO_BLOCK, State
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.sql import find_all, find_one, number, sql_list
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import Connection, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class MerchantRow:
     settings: Mapping[str, object]
 
 
-def all_merchants(conn: sqlite3.Connection) -> list[MerchantRow]:
+def all_merchants(conn: Connection) -> list[MerchantRow]:
     """All merchants added at run time, by name."""
     rows = conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
     return [MerchantRow(name, origin, json.loads(settings)) for name, origin, settings in rows]
@@ -51,7 +50,7 @@ class UnservedStreak:
     stopped_at_ms: int | None = None
 
 
-def pins(conn: sqlite3.Connection, origin: str) -> Pins:
+def pins(conn: Connection, origin: str) -> Pins:
     return frozenset(find_all(conn, Pin, "SELECT role, address FROM address_pins WHERE origin = ?", (origin,)))
 
 
@@ -76,7 +75,7 @@ def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
 _PRICE = "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ?"
 
 
-def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> list[AgreedPriceRow]:
+def agreed(conn: Connection, origin: str, method: str, path: str) -> list[AgreedPriceRow]:
     return find_all(
         conn, AgreedPriceRow, f"{_PRICE} AND method = ? AND path = ? ORDER BY asset, calls", (origin, method, path)
     )
@@ -91,11 +90,11 @@ def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
     )
 
 
-def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
+def prices(conn: Connection, origin: str) -> list[AgreedPriceRow]:
     return find_all(conn, AgreedPriceRow, f"{_PRICE} ORDER BY path, method, asset, calls", (origin,))
 
 
-def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
+def unserved_streak(conn: Connection, origin: str) -> UnservedStreak:
     return (
         find_one(
             conn, UnservedStreak, "SELECT count, stopped_at_ms FROM unserved_streaks WHERE origin = ?", (origin,)
@@ -112,7 +111,7 @@ def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
     )
 
 
-def readiness(conn: sqlite3.Connection, origin: str) -> MerchantReadiness:
+def readiness(conn: Connection, origin: str) -> MerchantReadiness:
     row = conn.execute(
         "SELECT accepted_depth, refused_early FROM readiness WHERE origin = ?", (origin,)
     ).fetchone()
@@ -128,7 +127,7 @@ def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
     )
 
 
-def in_flight(conn: sqlite3.Connection, origin: str) -> int:
+def in_flight(conn: Connection, origin: str) -> int:
     """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
     return number(
         conn,

@@ -5,13 +5,12 @@ the target's cursor past its event.
 Never: commits; holds what is told, or a secret.
 """
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from payagent.store.db.sql import LATEST, exists, find_all, find_one, number, places
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows.events import COLUMNS, EventRow
 
 DeliveryState = Literal["waiting", "delivered", "given_up"]
@@ -59,12 +58,12 @@ _DELIVERY = (
 )
 
 
-def cursor(conn: sqlite3.Connection, target: str) -> int:
+def cursor(conn: Connection, target: str) -> int:
     """The last event that a target's deliveries were made of."""
     return number(conn, "SELECT event_seq FROM notification_cursors WHERE target = ?", (target,))
 
 
-def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
+def read_events(conn: Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
     """The events of these names after one and until another, in order.
 
     It leaves out the frequent events without a notification: admissions that no approval decided, and answers
@@ -80,11 +79,11 @@ def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names:
     )
 
 
-def event(conn: sqlite3.Connection, seq: int) -> EventRow:
+def event(conn: Connection, seq: int) -> EventRow:
     return EventRow(*conn.execute(f"SELECT {COLUMNS} FROM events WHERE seq = ?", (seq,)).fetchone())  # noqa: S608
 
 
-def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool:
+def was_over_before(conn: Connection, payment_id: str, seq: int) -> bool:
     """Whether an earlier event of a payment said that it was served, or that the merchant does not serve it."""
     return exists(
         conn,
@@ -94,7 +93,7 @@ def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool
     )
 
 
-def due(conn: sqlite3.Connection, target: str, now_ms: int, longest_wait_ms: int, limit: int) -> list[DeliveryRow]:
+def due(conn: Connection, target: str, now_ms: int, longest_wait_ms: int, limit: int) -> list[DeliveryRow]:
     """The deliveries to try now, requests for approval first, then by when they were due.
 
     One that would wait for longer than the longest wait is due: the clock was set back.
@@ -114,12 +113,12 @@ def due(conn: sqlite3.Connection, target: str, now_ms: int, longest_wait_ms: int
     return [DeliveryRow(*row) for row in rows[:limit]]
 
 
-def delivery(conn: sqlite3.Connection, delivery_id: str) -> DeliveryRow | None:
+def delivery(conn: Connection, delivery_id: str) -> DeliveryRow | None:
     return find_one(conn, DeliveryRow, f"{_DELIVERY} WHERE id = ?", (delivery_id,))
 
 
 def page(
-    conn: sqlite3.Connection,
+    conn: Connection,
     *,
     target: str | None,
     state: DeliveryState | None,
@@ -142,7 +141,7 @@ def page(
     )
 
 
-def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
+def state_of(conn: Connection, target: str) -> TargetState:
     """The problem is that of a delivery that waits; if none has failed, that of the newest that waits no more."""
     waiting = number(
         conn,
@@ -174,12 +173,12 @@ def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
     return TargetState(waiting, delivered_at_ms, problem)
 
 
-def targets(conn: sqlite3.Connection) -> set[str]:
+def targets(conn: Connection) -> set[str]:
     """The targets that have a cursor."""
     return {target for (target,) in conn.execute("SELECT target FROM notification_cursors")}
 
 
-def waiting(conn: sqlite3.Connection) -> dict[str, int]:
+def waiting(conn: Connection) -> dict[str, int]:
     """How many deliveries wait, by target."""
     return dict(
         conn.execute(

@@ -9,8 +9,6 @@ from typing import NamedTuple
 from payagent.core.payment.machine import State
 from payagent.core.utxo_upkeep import RecentPayment
 from payagent.store.db.sql import exists, places
-from payagent.store.db.unit import Unit
-from payagent.store.rows import apps
 
 UPKEEP_APP = "app_upkeep"
 """The app that owns upkeep's transactions. It has no token."""
@@ -40,11 +38,6 @@ class UpkeepTxRow(NamedTuple):
     fee_lovelace: int
     counted_at_ms: int
     account: int
-
-
-def ensure_app(unit: Unit, now_ms: int) -> None:
-    """Ensure that the app that owns upkeep's transactions exists."""
-    apps.ensure_own(unit, UPKEEP_APP, "coin upkeep", now_ms)
 
 
 def begun(conn: sqlite3.Connection, since_ms: int, account: int = 0) -> list[RecentPayment]:
