@@ -92,8 +92,7 @@ Sub-packages, each importing only from those above it:
   chain_sync  one pass over the chain
     sync                  `ChainSync`: the order of a pass
     providers             which providers are believed
-    open_payments         the payments and UTxOs that a pass reads
-    worker_pool           how many payments are worked on at once
+    open_payments         the payments and UTxOs that a pass reads, and how many it works on at once
     confirmations         in a block, deep enough, lost, void
     utxo_list             the provider's list of our UTxOs against ours
     external_spends       another wallet spent our UTxO: freeze

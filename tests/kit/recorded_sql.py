@@ -29,7 +29,7 @@ from payagent.core.problems import Refused
 from payagent.store.db import sql as reads
 from payagent.store.db.unit import Unit
 
-ASKING = ("execute", "executemany", "find_all", "find_one", "number", "exists")
+ASKING = ("execute", "executemany", "find_each", "find_all", "find_one", "number", "exists")
 """The calls that run a statement."""
 
 STORE = Path(payagent.store.__file__).parent

@@ -531,7 +531,7 @@ async def test_a_start_fills_an_empty_signers_record_and_keeps_a_newer_one(
     assert lacks(Readers(path).conn, record.last) is is_older
     record.last = None
     writer.close()
-    writer = Writer(path, own=Ownership("two", record))
+    writer = Writer(path, own=Ownership("two", {0: record}))
     await writer.run("put", put("second"))
     assert record.last == LastSigned(1, "cc", 9)
     writer.close()

@@ -6,9 +6,8 @@ Never: submits, signs or builds; ends a payment without positive evidence (exact
 
 from functools import partial
 
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments, WorkerPool
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
-from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Unknown, Why

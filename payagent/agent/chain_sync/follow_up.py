@@ -6,9 +6,8 @@ Never: reads the chain; builds a transaction.
 """
 
 from payagent.agent.chain_sync.confirmations import Confirmations
-from payagent.agent.chain_sync.open_payments import OpenPayments
+from payagent.agent.chain_sync.open_payments import OpenPayments, WorkerPool
 from payagent.agent.chain_sync.rolled_back_deposits import RolledBackDeposits
-from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.replacement import is_hopeless, is_lost
 from payagent.agent.context import AgentContext

@@ -7,8 +7,7 @@ Never: pays; changes a payment's state or money because of a merchant's answer.
 from dataclasses import replace
 
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments
-from payagent.agent.chain_sync.worker_pool import WorkerPool
+from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments, WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow

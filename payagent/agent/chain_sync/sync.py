@@ -13,10 +13,9 @@ from payagent.agent.base.chain_view import PASS
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
 from payagent.agent.chain_sync.merchant_polling import MerchantPolling
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments, WorkerPool
 from payagent.agent.chain_sync.providers import ProviderSelection
 from payagent.agent.chain_sync.utxo_list import UtxoListSync
-from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.chain.provider import BlockSeen
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment.machine import State

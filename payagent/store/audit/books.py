@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from payagent.core.ledger import add
 from payagent.store.audit.payment_records import value_of
 from payagent.store.db.seals import row_text
-from payagent.store.db.sql import find_one, places
+from payagent.store.db.sql import find_each, find_one, places
 from payagent.store.db.triggers import KEPT, TRIGGERS
 from payagent.store.rows.journal import EntryRow
 
@@ -41,11 +41,12 @@ def path_of(conn: sqlite3.Connection) -> Path | None:
 
 def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
     """Row numbers of intents that ended without a payment."""
-    rows = conn.execute(
+    return find_each(
+        conn,
+        int,
         "SELECT rowid FROM intents i WHERE ended_at_ms IS NOT NULL "
-        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)"
+        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)",
     )
-    return (number for (number,) in rows)
 
 
 def entries_of_no_payment(conn: sqlite3.Connection) -> Iterator[EntryRow]:
@@ -78,8 +79,9 @@ def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes
 
 def unposted(conn: sqlite3.Connection) -> Iterator[int]:
     """Ids of entries without a posting."""
-    rows = conn.execute("SELECT id FROM entries j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = j.id)")
-    return (number for (number,) in rows)
+    return find_each(
+        conn, int, "SELECT id FROM entries j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = j.id)"
+    )
 
 
 def other_triggers(conn: sqlite3.Connection) -> Iterator[str]:
@@ -229,11 +231,12 @@ class MoveRow(NamedTuple):
 
 def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
     """Every prepaid move, oldest first."""
-    rows = conn.execute(
+    return find_each(
+        conn,
+        MoveRow,
         "SELECT seq, pool_id, unit, kind, bought, used, unexplained, payment_id, entry_id FROM prepaid_moves "
-        "ORDER BY seq"
+        "ORDER BY seq",
     )
-    return (MoveRow(*row) for row in rows)
 
 
 def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
@@ -348,22 +351,24 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
     The cause is an external spend or a transaction of another payment.
     """
     yield from _unseen_external_voids(conn)
-    rows = conn.execute(
+    yield from find_each(
+        conn,
+        int,
         f"SELECT seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
         "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> 'void_tx_id' IS NOT NULL AND NOT "
         "EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = e.detail ->> 'void_tx_id' AND s.block_hash "
         "= e.detail ->> 'block_hash') AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 "
-        "AND f.tx_id = e.detail ->> 'void_tx_id' AND f.block_hash = e.detail ->> 'block_hash') ORDER BY seq"
+        "AND f.tx_id = e.detail ->> 'void_tx_id' AND f.block_hash = e.detail ->> 'block_hash') ORDER BY seq",
     )
-    yield from (number for (number,) in rows)
 
 
 def _unseen_external_voids(conn: sqlite3.Connection) -> Iterator[int]:
-    rows = conn.execute(
+    return find_each(
+        conn,
+        int,
         f"SELECT e.seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
         "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> 'code' = 'external_spend' "
         "AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 AND f.tx_id = e.detail ->> "
         "'tx_id' AND f.block_hash = e.detail ->> 'block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "
-        "p.nonce_utxo || ' ') > 0) ORDER BY e.seq"
+        "p.nonce_utxo || ' ') > 0) ORDER BY e.seq",
     )
-    return (number for (number,) in rows)

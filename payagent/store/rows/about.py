@@ -6,7 +6,7 @@ Never: writes.
 import json
 import sqlite3
 
-from payagent.store.db.sql import find_one
+from payagent.store.db.sql import find_all, find_one
 
 
 def version(conn: sqlite3.Connection) -> tuple[int, int]:
@@ -26,6 +26,5 @@ def account_addresses(conn: sqlite3.Connection) -> dict[int, str]:
 
 def restored_at_ms(conn: sqlite3.Connection) -> int | None:
     """When this ledger was last restored from a backup; None if never, or if no clock confirmed the time."""
-    rows = conn.execute("SELECT value FROM meta WHERE key LIKE 'restored:%'").fetchall()
-    facts = [json.loads(value) for (value,) in rows]
+    facts = find_all(conn, json.loads, "SELECT value FROM meta WHERE key LIKE 'restored:%'")
     return max((int(one["restored_at_ms"]) for one in facts if one["is_clock_right"]), default=None)

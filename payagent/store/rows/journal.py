@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from payagent.store.db.sql import number
+from payagent.store.db.sql import number, sums, whole
 from payagent.store.db.tables import IS_OURS, IS_SPEND
-from payagent.store.db.wide_sums import sums, whole
 
 _SUMS = sums("units")
 

@@ -22,9 +22,8 @@ Never: reads a clock; decides.
 from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, SpendSpan, Window, counts_from_ms, scopes_of
-from payagent.store.db.sql import find_all, places
+from payagent.store.db.sql import add_halves, find_all, halves, places, whole
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.db.wide_sums import add_halves, halves, whole
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 """Span lengths that are stored; 0 is the span that never ends."""

@@ -188,11 +188,13 @@ def last_slot(conn: sqlite3.Connection, account: int = 0) -> int | None:
 
 def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
     """External spends of any account since an operator last unfroze the wallet, oldest first."""
-    rows = conn.execute(
+    spends = find_all(
+        conn,
+        json.loads,
         "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'external_spend' AND seq > ? ORDER BY seq",
         (last_of_wallet(conn, "unfrozen")[0],),
     )
-    return tuple(str(json.loads(detail)["tx_id"]) for (detail,) in rows)
+    return tuple(str(spend["tx_id"]) for spend in spends)
 
 
 def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from payagent.core.problems import name_of
-from payagent.store.db.sql import find_all, find_one, number
+from payagent.store.db.sql import find_all, find_one, number, sums, whole
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.db.wide_sums import sums, whole
 
 AUTO_APP = "app_auto_topup"
 """The app that owns automatic top-ups. It has no token."""
