@@ -17,7 +17,7 @@ from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.log import log
 from payagent.agent.base.metrics import AgentMetrics
-from payagent.agent.base.payment_view import has_proof, wallet_address
+from payagent.agent.base.payment_view import has_proof
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.pay.admission import Admission
@@ -28,6 +28,7 @@ from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import may_be_shown
+from payagent.dialects import NAMES_PAYER
 from payagent.store.db.fence import lease_lost
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
@@ -147,8 +148,13 @@ class AgentContext:
         return row
 
     def wallet_address(self, row: PaymentRow) -> str:
-        """As `agent.base.payment_view.wallet_address`."""
-        return wallet_address(self.conn, row, self.public_address)
+        """The address that names the wallet in the payment's proof. x402 names the account that paid.
+
+        For all others it is the public one.
+        """
+        if row.account == 0 or row.invoice.dialect not in NAMES_PAYER:
+            return self.public_address
+        return about.account_addresses(self.conn).get(row.account, self.public_address)
 
     def is_ready(self, row: PaymentRow) -> bool:
         """Whether the merchant is expected to accept the proof now, by its `ready` setting.

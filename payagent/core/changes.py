@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Stage, TxSeen, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Hold, Stage, TxSeen, UtxoRow
 from payagent.core.findings import Reasons
 from payagent.core.ledger import Entry
 from payagent.core.merchant_rules import Pin
@@ -78,11 +78,8 @@ class SetHold:
     """What a hold of one asset counts against limits from now on, and whether it is released."""
 
     payment_id: str
-    stage: Stage
-    asset: str
+    hold: Hold  # as it was before
     whose: Whose
-    before_units: int | None  # what it counted; None if it is not counted
-    before_ms: int | None  # since when it counted; None: in every window
     units: int  # what it counts from now on
     from_ms: int | None  # since when it counts; None: in every window
     is_released: bool | None = None  # None: as before

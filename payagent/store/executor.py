@@ -213,21 +213,22 @@ def _set_hold(unit: Unit, change: SetHold, now_ms: int) -> None:
     sets: dict[str, object] = {}
     if change.is_released is not None:
         sets["released_at_ms"] = now_ms if change.is_released else None
-    if change.before_units is not None:
-        whose, asset = change.whose, change.asset
+    whose, hold = change.whose, change.hold
+    if hold.counted_units is not None:
         limit_counters.recount(
-            *(unit, whose.app_id, whose.origin, asset),
-            *(change.before_units, _counted_at_ms(change.before_ms)),
+            *(unit, whose.app_id, whose.origin, hold.asset),
+            *(hold.counted_units, _counted_at_ms(hold.counted_from_ms)),
             *(change.units, _counted_at_ms(change.from_ms)),
         )
-        if whose.pool_id is not None and change.stage == "payment":
-            prepaid_uses.pay(unit, whose.pool_id, whose.app_id, {asset: change.units - change.before_units})
+        if whose.pool_id is not None and hold.stage == "payment":
+            paid = {hold.asset: change.units - hold.counted_units}
+            prepaid_uses.pay(unit, whose.pool_id, whose.app_id, paid)
         sets |= {"counted_units": change.units, "counted_from_ms": change.from_ms if change.units else None}
     if sets:
         unit.conn.execute(
             f"UPDATE holds SET {', '.join(f'{name} = ?' for name in sets)} "  # noqa: S608
             "WHERE payment_id = ? AND stage = ? AND asset = ?",
-            (*sets.values(), change.payment_id, change.stage, change.asset),
+            (*sets.values(), change.payment_id, hold.stage, hold.asset),
         )
 
 
