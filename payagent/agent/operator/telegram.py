@@ -102,8 +102,8 @@ class TelegramTarget:
 
         A chat that is gone is not tried again, and delays no other.
         """
-        chats, approval = self.paired(), self._approval(notification)
-        if not chats:  # a new chat gets only what a person still has to decide
+        paired, approval = self.paired(), self._approval(notification)
+        if not paired:  # a new chat gets only what a person still has to decide
             why = f"no chat is paired: run payagent notifications pair {self.name}"
             return Missed(why, then="given_up" if approval is None else "waiting")
         text = "\n".join(map(plain, (notification.title, *(notification.lines or (notification.text,)))))
@@ -112,7 +112,7 @@ class TelegramTarget:
             lines = notification.title, *facts, *self._terms(approval), payment_id
             text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
         missed, ended = None, self._ended.pop(notification.id, {})
-        for chat_id in {chat.chat_id for chat in chats} - ended.keys():
+        for chat_id in {chat.chat_id for chat in paired} - ended.keys():
             try:
                 await self._tell(chat_id, text, approval, links)
                 ended[chat_id] = None
