@@ -127,44 +127,22 @@ def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tu
     )
 
 
-def limits(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(app, merchant, asset, window, most_units) of every limit that was set at run time."""
-    return conn.execute('SELECT app, merchant, asset, "window", most_units FROM limits ORDER BY 1, 2, 3, 4')
+EVENT_TABLES: Mapping[str, str] = {
+    "address_pins": "SELECT origin, role, address FROM address_pins",
+    "agreed_prices": "SELECT origin, method, path, asset, calls, units FROM agreed_prices",
+    "apps": "SELECT id, name, scopes, merchants, assets, created_at_ms FROM apps ORDER BY rowid",
+    "limits": 'SELECT app, merchant, asset, "window", most_units FROM limits ORDER BY 1, 2, 3, 4',
+    "merchants": "SELECT name, origin, settings FROM merchants ORDER BY name",
+    "readiness": "SELECT origin, accepted_depth, refused_early FROM readiness",
+    "tokens": "SELECT app_id, created_at_ms, expires_at_ms, revoked_at_ms FROM tokens ORDER BY rowid",
+    "unserved_streaks": "SELECT origin, count, stopped_at_ms FROM unserved_streaks",
+}
+"""The tables whose rows follow from the wallet's events: the columns of the key, then the others."""
 
 
-def merchants(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(name, origin, settings) of every merchant that was added at run time."""
-    return conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
-
-
-def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(origin, role, address) of every pinned address of every merchant."""
-    return conn.execute("SELECT origin, role, address FROM address_pins")
-
-
-def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(origin, method, path, asset, calls, units) of every agreed price."""
-    return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
-
-
-def unserved_streak(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
-    """(origin, unserved payments in a row, stopped_at_ms) of every merchant that ever left a payment unserved."""
-    return conn.execute("SELECT origin, count, stopped_at_ms FROM unserved_streaks")
-
-
-def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]:
-    """(origin, accepted depth, whether it refused early) of every merchant with a recorded readiness."""
-    return conn.execute("SELECT origin, accepted_depth, refused_early FROM readiness")
-
-
-def apps(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(id, name, scopes, merchants, assets, created_at_ms) of every app."""
-    return conn.execute("SELECT id, name, scopes, merchants, assets, created_at_ms FROM apps ORDER BY rowid")
-
-
-def tokens(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(app id, created_at_ms, expires_at_ms, revoked_at_ms) of every token, in order."""
-    return conn.execute("SELECT app_id, created_at_ms, expires_at_ms, revoked_at_ms FROM tokens ORDER BY rowid")
+def rows_of(conn: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """Every row of one of `EVENT_TABLES`."""
+    return conn.execute(EVENT_TABLES[table])
 
 
 # a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked
