@@ -618,7 +618,7 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 def _silence_is_consent(stack: ExitStack) -> None:
     def consent(
         self: approval_rules.ApprovalRules, unit: Any, payment_id: str, min_window_s: int, now_ms: int
-    ) -> requests.DecidedPayment | None:
+    ) -> requests.AdmittedPayment | None:
         with suppress(Refused), patch.object(approval_rules.ApprovalRules, "over", lambda *_: []):
             return self.approve(unit, payment_id, requests.Approver("clock"), min_window_s, now_ms)
         return None
