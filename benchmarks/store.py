@@ -31,9 +31,10 @@ from payagent.audit.finding import AuditFinding, Progress
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
-from payagent.chain.provider import ChainUtxo, SubmitAnswer, SubmitKind, Tip, TxSeen
+from payagent.chain.provider import BlockSeen, ChainUtxo, SubmitAnswer, SubmitKind
 from payagent.chain.quorum_rules import Listing
 from payagent.core.address import encode_address
+from payagent.core.aggregate import TxSeen
 from payagent.core.invoice import Invoice, Output
 from payagent.core.merchant_rules import MerchantRules
 from payagent.core.money import LOVELACE
@@ -87,7 +88,7 @@ class Payer:
         self.writer, self.readers = (Writer(place), Readers(place)) if isinstance(place, Path) else place
         self.now_ms = SystemClock().now_ms()
         began_s = self.now_ms // 1000 - 1_000_000
-        tip = Tip(50_000, 1_000_000, "ab" * 32, self.now_ms // 1000)
+        tip = BlockSeen(50_000, 1_000_000, "ab" * 32, self.now_ms // 1000)
         self.chain = ChainView(NETWORK, SlotClock(0, began_s), tip, problem=None, is_compared=True)
         wallet, one = limits_of(LOVELACE, WINDOWS), limits_of(LOVELACE, WINDOWS, Scope(APP, ORIGIN))
         self.terms = AgentConfig(

@@ -258,7 +258,7 @@ class SimProcess(SimDaemon):
         self._leased.enter_context(lease(host.disk.folder, host.disk.leased))
         ports = Ports(_Clock(host), _Draws(host.rng))
         record = Record(host)
-        own = Ownership(ports.new_id("boot"), record, self._leave)
+        own = Ownership(ports.new_id("boot"), {0: record}, self._leave)
         self._committer = Committer(host.disk.path, checkpoint=self._checkpoint, own=own)
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)

@@ -26,13 +26,12 @@ from payagent.chain.provider import (
     Read,
     SubmitAnswer,
     SubmitKind,
-    Tip,
     Turn,
-    TxSeen,
     Unknown,
 )
 from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
 from payagent.core.address import parse_address
+from payagent.core.aggregate import TxSeen
 from payagent.core.network import NETWORKS
 from payagent.core.token_bucket import Rate
 from payagent.devnet.blockfrost_shapes import error, refusal_message
@@ -119,12 +118,12 @@ class SimProvider:
 
     # --- reads
 
-    async def tip(self) -> Read[Tip]:
-        def read(top: int) -> Read[Tip]:
+    async def tip(self) -> Read[BlockSeen]:
+        def read(top: int) -> Read[BlockSeen]:
             block = self._block_at(top)
-            tip = Tip(block.height, block.slot, block.hash, self._net.node.time_s(block.slot))
+            tip = BlockSeen(block.height, block.slot, block.hash, self._net.node.time_s(block.slot))
             if self._lies("tip_ahead"):
-                return Found(Tip(tip.height + 500, tip.slot, "ab" * 32, tip.time_s))
+                return Found(BlockSeen(tip.height + 500, tip.slot, "ab" * 32, tip.time_s))
             return Found(tip)
 
         return await self._read(read, 0.0)
@@ -156,10 +155,10 @@ class SimProvider:
             block = self._block(block_hash)
             if self._lies("invents_block") and block_hash == "cd" * 32:
                 tip = self._net.chain.blocks[max(0, top - 2)]
-                return Found(BlockSeen(block_hash, tip.height, tip.slot, self._net.node.time_s(tip.slot)))
+                return Found(BlockSeen(tip.height, tip.slot, block_hash, self._net.node.time_s(tip.slot)))
             if block is None or block.height > top or self._lies("denies"):
                 return NotFound()
-            return Found(BlockSeen(block.hash, block.height, block.slot, self._net.node.time_s(block.slot)))
+            return Found(BlockSeen(block.height, block.slot, block.hash, self._net.node.time_s(block.slot)))
 
         return await self._read(read)
 

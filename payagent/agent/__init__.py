@@ -92,8 +92,7 @@ Sub-packages, each importing only from those above it:
   chain_sync  one pass over the chain
     sync                  `ChainSync`: the order of a pass
     providers             which providers are believed
-    open_payments         the payments and UTxOs that a pass reads
-    worker_pool           how many payments are worked on at once
+    open_payments         the payments and UTxOs that a pass reads, and how many it works on at once
     confirmations         in a block, deep enough, lost, void
     utxo_list             the provider's list of our UTxOs against ours
     external_spends       another wallet spent our UTxO: freeze
@@ -116,7 +115,7 @@ Sub-packages, each importing only from those above it:
     apps, merchants, limits, pause  one module each
     alerts                          thresholds, and the log of alerts
     telegram                        pairs chats, and takes decisions on approvals from them
-    notifier                        tells each target what happened (book_checks: that the books are wrong)
+    notifier                        tells each target what happened
     approval_links                  signed links that approve or deny
     config_reload                   the config file again, on SIGHUP
 """

@@ -17,17 +17,18 @@ from payagent.agent.base.config import AgentConfig, overlaid
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.log import log
 from payagent.agent.base.metrics import AgentMetrics
-from payagent.agent.base.payment_view import has_proof, wallet_address
+from payagent.agent.base.payment_view import has_proof
 from payagent.agent.base.ports import Ports, Writes
 from payagent.agent.base.requests import Ids
 from payagent.agent.pay.admission import Admission
-from payagent.chain.provider import ChainProvider, Tip
+from payagent.chain.provider import BlockSeen, ChainProvider
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core import policy
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import may_be_shown
+from payagent.dialects import NAMES_PAYER
 from payagent.store.db.fence import lease_lost
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
@@ -147,8 +148,13 @@ class AgentContext:
         return row
 
     def wallet_address(self, row: PaymentRow) -> str:
-        """As `agent.base.payment_view.wallet_address`."""
-        return wallet_address(self.conn, row, self.public_address)
+        """The address that names the wallet in the payment's proof. x402 names the account that paid.
+
+        For all others it is the public one.
+        """
+        if row.account == 0 or row.invoice.dialect not in NAMES_PAYER:
+            return self.public_address
+        return about.account_addresses(self.conn).get(row.account, self.public_address)
 
     def is_ready(self, row: PaymentRow) -> bool:
         """Whether the merchant is expected to accept the proof now, by its `ready` setting.
@@ -180,7 +186,7 @@ class AgentContext:
         tip_depth = 0 if self.chain.tip is None else self.chain.tip.height - row.block.height + 1
         return max(tip_depth, self.config.confirm_depth if row.state in POSTED else 1)
 
-    def take_tip(self, tip: Tip) -> None:
+    def take_tip(self, tip: BlockSeen) -> None:
         """Take the newest block. A proof that was answered "pending" before it may be presented again."""
         self.chain.tip = tip
         for name in [name for name, height in self._pending.items() if height < tip.height]:

@@ -22,19 +22,19 @@ Detail = Mapping[str, Any]
 def check_event_tables(conn: Connection) -> Iterator[AuditFinding]:
     """Check that each table has the rows that the events made, and no other."""
     tokens: Rows = defaultdict(list)
-    for app, *times in books.tokens(conn):
+    for app, *times in books.rows_of(conn, "tokens"):
         tokens[app,].append(times)
     stored: dict[str, Rows] = {
-        "apps": {(app,): columns for app, *columns in books.apps(conn)},
+        "apps": {(app,): columns for app, *columns in books.rows_of(conn, "apps")},
         "tokens": tokens,
-        "limits": {tuple(key): most_units for *key, most_units in books.limits(conn)},
-        "merchants": {(name,): (origin, settings) for name, origin, settings in books.merchants(conn)},
-        "address_pins": dict.fromkeys(books.pins(conn), True),
-        "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
+        "limits": {tuple(key): most_units for *key, most_units in books.rows_of(conn, "limits")},
+        "merchants": {(name,): tuple(columns) for name, *columns in books.rows_of(conn, "merchants")},
+        "address_pins": dict.fromkeys(books.rows_of(conn, "address_pins"), True),
+        "agreed_prices": {tuple(key): units for *key, units in books.rows_of(conn, "agreed_prices")},
         "unserved_streaks": {
-            (origin,): (count, since_ms) for origin, count, since_ms in books.unserved_streak(conn)
+            (origin,): tuple(columns) for origin, *columns in books.rows_of(conn, "unserved_streaks")
         },
-        "readiness": {(origin,): (depth, refused) for origin, depth, refused in books.readiness(conn)},
+        "readiness": {(origin,): tuple(columns) for origin, *columns in books.rows_of(conn, "readiness")},
     }
     from_events: dict[str, Rows] = {table: {} for table in stored}
     for event, detail, at_ms in books.wallet_events(conn, _APPLIED):

@@ -10,7 +10,7 @@ from payagent.audit.finding import Head
 from payagent.core.ledger import HELD, WALLET, general_account
 from payagent.store.db.seals import last_seal
 from payagent.store.db.unit import Connection
-from payagent.store.rows import journal, refusals, topups
+from payagent.store.rows import journal, operator_log, topups
 from payagent.store.rows.journal import Selection, SpendKey, SpendRow
 
 SPEND_BY: tuple[SpendKey, ...] = ("merchant", "app", "day", "destination")
@@ -48,7 +48,7 @@ def month_record(conn: Connection, month: str) -> MonthRecord:
         closing=_owned(conn, until_ms),
         changes=tuple(journal.own_changes(conn, only)),
         spend=tuple(journal.spend(conn, SPEND_BY, only)),
-        refusals=tuple(refusals.refusals_counted(conn, only)),
+        refusals=tuple(operator_log.refusals_counted(conn, only)),
         topups=tuple(topups.counted(conn, since_ms, until_ms)),
         head=Head(*last_seal(conn)),
     )

@@ -13,7 +13,8 @@ from typing import Literal
 
 from payagent.audit.finding import Progress
 from payagent.chain.address_history import History
-from payagent.chain.provider import AddressTx, Found, Movement, NotFound, Read, Tip, TxSeen
+from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, NotFound, Read
+from payagent.core.aggregate import TxSeen
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED, State
@@ -171,14 +172,14 @@ def _of_others(
 
 
 def _of_claim(
-    claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int, is_forked: bool
+    claim: Claim, read: Read[TxSeen], tip: BlockSeen, since_slot: int, is_forked: bool
 ) -> Difference | InFlight | Doubt | None:
     """A transaction on chain by the ledger that is not listed: gone, or older or newer than the listing."""
     if isinstance(read, NotFound):
         return _not_there(claim, tip, is_forked)
     if not isinstance(read, Found):
         return Doubt(f"whether transaction {claim.tx_id} is on the chain ({read.reason})")
-    if read.value.slot < since_slot:
+    if read.value.block_slot < since_slot:
         return None
     if read.value.block_height > tip.height:
         payment_id = claim.row if claim.table == "payments" else None
@@ -188,7 +189,7 @@ def _of_claim(
     return Doubt(f"the provider shows transaction {claim.tx_id} and does not list it at the address")
 
 
-def _not_there(claim: Claim, tip: Tip, is_forked: bool) -> Difference | InFlight | Doubt:
+def _not_there(claim: Claim, tip: BlockSeen, is_forked: bool) -> Difference | InFlight | Doubt:
     """A claim whose transaction is not on chain.
 
     An attempt that is not booked yet may leave its block and return. For a booked one, payagent may be unsure of a

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from payagent.chain.provider import AddressTx, ChainReader, ChainUtxo, Found, Movement, Read, Tip, Unknown
+from payagent.chain.provider import AddressTx, BlockSeen, ChainReader, ChainUtxo, Found, Movement, Read, Unknown
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ PACE_S = 0.1
 class History:
     """Transactions since the requested time, oldest first, and all unspent outputs."""
 
-    tip: Tip
+    tip: BlockSeen
     transactions: tuple[AddressTx, ...]
     movements: Mapping[str, Movement]
     utxos: tuple[ChainUtxo, ...]
@@ -48,7 +48,7 @@ async def read_history(provider: ChainReader, addresses: Sequence[str], since_s:
     """Read the history of the wallet's addresses as one, or say why it could not be read."""
     movements: dict[_Touched, Movement] = {}
     listed: dict[_Touched, AddressTx] = {}
-    earlier_tip: Tip | None = None
+    earlier_tip: BlockSeen | None = None
     for _ in range(AT_REST_PASSES):
         tip = await _answered(provider.tip, len(movements))
         if not isinstance(tip, Found):
@@ -76,7 +76,7 @@ async def read_history(provider: ChainReader, addresses: Sequence[str], since_s:
 
 
 def _as_one(
-    tip: Tip,
+    tip: BlockSeen,
     listed: Mapping[_Touched, AddressTx],
     movements: Mapping[_Touched, Movement],
     utxos: Sequence[ChainUtxo],

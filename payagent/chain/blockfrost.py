@@ -43,19 +43,13 @@ from payagent.chain.provider import (
     ProviderKind,
     Read,
     SubmitAnswer,
-    Tip,
     Turn,
-    TxSeen,
     Unknown,
     at_once,
 )
 from payagent.chain.provider_client import ProviderClient
-from payagent.chain.submit_answers import (
-    ANSWER_MAX_BYTES,
-    SHORT_MAX_BYTES,
-    RawAnswer,
-    classify_submit,
-)
+from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, RawAnswer, classify_submit
+from payagent.core.aggregate import TxSeen
 from payagent.core.money import MAX_LOVELACE, parse_count
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
@@ -121,7 +115,7 @@ class Blockfrost:
     def __repr__(self) -> str:
         return f"Blockfrost({self.name!r})"
 
-    async def tip(self) -> Read[Tip]:
+    async def tip(self) -> Read[BlockSeen]:
         return await self._read("tip", parse_tip, "/blocks/latest")
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:

@@ -19,13 +19,12 @@ from payagent.chain.provider import (
     NotFound,
     ProtocolParameters,
     Read,
-    Tip,
-    TxSeen,
     Unknown,
     Why,
 )
 from payagent.chain.submit_answers import ANSWER_MAX_BYTES, RawAnswer, TransportError, retry_after_s
 from payagent.core import strict_json
+from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE, MAX_UNITS, check_supply, parse_count, parse_units
 from payagent.core.problems import Refused
 
@@ -104,8 +103,8 @@ def _text_hash(value: Any) -> str:
     return value
 
 
-def parse_tip(body: Any) -> Tip:
-    return Tip(
+def parse_tip(body: Any) -> BlockSeen:
+    return BlockSeen(
         height=parse_count(body["height"], "height"),
         slot=parse_count(body["slot"], "slot"),
         hash=_text_hash(body["hash"]),
@@ -117,7 +116,7 @@ def parse_block(body: Any, block_hash: str) -> BlockSeen:
     tip = parse_tip(body)
     if tip.hash != block_hash:
         raise ValueError("another block")
-    return BlockSeen(hash=tip.hash, height=tip.height, slot=tip.slot, time_s=tip.time_s)
+    return tip
 
 
 def parse_tx(body: Any, tx_id: str) -> TxSeen:
@@ -127,7 +126,7 @@ def parse_tx(body: Any, tx_id: str) -> TxSeen:
         tx_id=tx_id,
         block_hash=_text_hash(body["block"]),
         block_height=parse_count(body["block_height"], "block_height"),
-        slot=parse_count(body["slot"], "slot"),
+        block_slot=parse_count(body["slot"], "slot"),
     )
 
 

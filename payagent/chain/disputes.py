@@ -6,10 +6,11 @@ Never: says what is true; writes to the ledger.
 import asyncio
 from collections.abc import Sequence
 
-from payagent.chain.provider import Read, TxSeen
+from payagent.chain.provider import Read
 from payagent.chain.provider_state import TWO_HEIGHTS, ProviderState
 from payagent.chain.quorum_rules import PATIENCE_MS, ProviderAnswer, Silence, is_lasting, missed
 from payagent.chain.throttled_provider import ProviderClock
+from payagent.core.aggregate import TxSeen
 
 SEARCH_PATIENCE_S = 60.0
 """How long a provider may take to answer further questions about a disputed transaction."""

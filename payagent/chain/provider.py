@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from payagent.core.aggregate import TxSeen
 from payagent.core.token_bucket import Rate
 from payagent.settings.schema import ProviderSettings
 
@@ -53,33 +54,13 @@ Read: TypeAlias = Found[T] | NotFound | Unknown
 
 
 @dataclass(frozen=True, slots=True)
-class Tip:
-    """The newest block of the provider's chain; `time_s` is Unix time."""
-
-    height: int
-    slot: int
-    hash: str
-    time_s: int
-
-
-@dataclass(frozen=True, slots=True)
 class BlockSeen:
-    """A block on the provider's chain at the time of the read."""
+    """A block on the provider's chain at the time of the read, such as its newest; `time_s` is Unix time."""
 
-    hash: str
     height: int
     slot: int
+    hash: str
     time_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class TxSeen:
-    """A transaction in a block of the provider's chain. The caller computes the depth from a tip."""
-
-    tx_id: str
-    block_hash: str
-    block_height: int
-    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +175,7 @@ class ChainReader(Protocol):
     def name(self) -> str:
         """The provider's name in the config, for logs and to tell two providers apart."""
 
-    async def tip(self) -> Read[Tip]: ...
+    async def tip(self) -> Read[BlockSeen]: ...
 
     async def genesis(self) -> Read[Genesis]: ...
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from payagent.chain.circuit_breaker import Span
-from payagent.chain.provider import Found, Genesis, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.chain.provider import BlockSeen, Found, Genesis, NotFound, Read, Unknown
 from payagent.chain.quorum_rules import MISSES_MIN, Silence, is_lasting, missed
 from payagent.chain.throttled_provider import ThrottledProvider
+from payagent.core.aggregate import TxSeen
 
 AHEAD_MAX_S = 120
 """How far a tip may be ahead of our clock, in seconds.
@@ -99,8 +100,8 @@ class ProviderState:
     """Its unexpected parameters; None if payagent supports them."""
 
     is_late: bool = False
-    tip: Tip | None = None
-    peak: Tip | None = None
+    tip: BlockSeen | None = None
+    peak: BlockSeen | None = None
     fallen: Silence | None = None
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
@@ -119,7 +120,7 @@ class ProviderState:
     genesis: Found[Genesis] | None = None
     exclusion: Exclusion = field(default_factory=Exclusion)
     lied: str = ""
-    confirmed_tip: Tip | None = None
+    confirmed_tip: BlockSeen | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
     suspicions: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     """Per transaction: how it contradicted itself, at which tip, and when."""
@@ -184,7 +185,7 @@ class ProviderState:
         self.trouble = why
         self.exclusion = self.exclusion.after(at_ms)
 
-    async def contradiction(self, tip: Tip) -> str | None:
+    async def contradiction(self, tip: BlockSeen) -> str | None:
         """Say how it contradicts itself about its tip; None if it does not. Replicas do that for a moment."""
         provider, before = self.provider, self.tip
         if tip != self.confirmed_tip:
@@ -199,7 +200,7 @@ class ProviderState:
             return "its newest block went back, and the one before is still there"
         return None
 
-    async def climb(self, tip: Tip, now_ms: int) -> str | None:
+    async def climb(self, tip: BlockSeen, now_ms: int) -> str | None:
         """Update its highest block. Returns why a tip is too high, since a slot holds at most one block.
 
         A lagging replica also denies the highest block, so one denial does not lower it.
@@ -229,7 +230,7 @@ class ProviderState:
             if before.block_hash == seen.block_hash and before != seen:
                 return TWO_HEIGHTS
             if isinstance(block, Found):
-                is_same = (block.value.height, block.value.slot) == (seen.block_height, seen.slot)
+                is_same = (block.value.height, block.value.slot) == (seen.block_height, seen.block_slot)
                 return None if is_same else TWO_HEIGHTS
             return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
         listed = await provider.utxos(own) if isinstance(read, NotFound) else None

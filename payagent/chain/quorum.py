@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from payagent.chain.circuit_breaker import Span
 from payagent.chain.deadlines import in_time
 from payagent.chain.disputes import Disputes
-from payagent.chain.provider import Found, Genesis, ProtocolParameters, Read, Tip, Unknown
+from payagent.chain.provider import BlockSeen, Found, Genesis, ProtocolParameters, Read, Unknown
 from payagent.chain.provider_state import AHEAD_MAX_S, Odd, ProviderState
 from payagent.chain.quorum_rules import is_lasting
 from payagent.chain.quorum_view import QuorumView
@@ -169,7 +169,7 @@ class ProviderQuorum:
             state.trouble = state.odd.detail
         return state.is_other_network
 
-    def _compare(self, tips: Sequence[Tip]) -> None:
+    def _compare(self, tips: Sequence[BlockSeen]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
         if high.height - low.height > abs(high.slot - low.slot) + FORK_HEIGHTS:
             self._disputes.note(HEIGHTS)
@@ -184,11 +184,11 @@ class ProviderQuorum:
         is_out = state in speaking or state.is_other_network or state.lied or state.is_dead_at_start
         return not is_out and not state.is_mute("time" if state.is_late else "tip")
 
-    async def _read_tips(self) -> list[Tip | None]:
+    async def _read_tips(self) -> list[BlockSeen | None]:
         """Return the tip of each provider that is believed or only late. Sets `trouble`."""
         now_ms = self._clock.now_ms()
         states = [state for state in self._states if not self._is_excluded(state, now_ms)]
-        slow: Read[Tip] = Unknown("no complete answer in time, while others answered")
+        slow: Read[BlockSeen] = Unknown("no complete answer in time, while others answered")
         examined = [self._examine(state, now_ms) for state in states]
         late = slow, _unread("tip", slow)
         results = await in_time(examined, OBSERVE_PATIENCE_S, late, lambda result: result[1] is None)
@@ -205,7 +205,7 @@ class ProviderQuorum:
         state.trouble = state.lied
         return True
 
-    def _believed_tip(self, state: ProviderState, read: Read[Tip], trouble: str | None) -> Tip | None:
+    def _believed_tip(self, state: ProviderState, read: Read[BlockSeen], trouble: str | None) -> BlockSeen | None:
         """Return its tip if it is believed or only late."""
         now_ms = self._clock.now_ms()
         state.note("tip", Unknown(trouble) if trouble else read, now_ms)
@@ -218,7 +218,7 @@ class ProviderQuorum:
         state.note("time", read if state.trouble is None else Unknown(state.trouble), now_ms)
         return read.value
 
-    async def _examine(self, state: ProviderState, now_ms: int) -> tuple[Read[Tip], str | None]:
+    async def _examine(self, state: ProviderState, now_ms: int) -> tuple[Read[BlockSeen], str | None]:
         """Return its tip, and why it is not to be believed."""
         read = await self._read_tip(state)
         if not isinstance(read, Found):
@@ -231,7 +231,7 @@ class ProviderQuorum:
             trouble = await state.climb(read.value, now_ms)
         return read, trouble
 
-    async def _read_tip(self, state: ProviderState) -> Read[Tip]:
+    async def _read_tip(self, state: ProviderState) -> Read[BlockSeen]:
         if not self.has_several:
             return await state.provider.tip()
         try:
@@ -277,7 +277,7 @@ class ProviderQuorum:
         state.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_expected else ODD_EVERY_MS))
         return None
 
-    def _lateness(self, state: ProviderState, tip: Tip, now_ms: int) -> str | None:
+    def _lateness(self, state: ProviderState, tip: BlockSeen, now_ms: int) -> str | None:
         """Say why its tip is not recent: old, always lagging, or in the future; None when it is recent."""
         slot = self._slot_at(now_ms)
         age_s = 0 if slot is None else slot - tip.slot

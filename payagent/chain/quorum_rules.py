@@ -9,18 +9,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from payagent.chain.provider import (
-    AddressTx,
-    BlockSeen,
-    ChainUtxo,
-    Found,
-    Movement,
-    NotFound,
-    Read,
-    TxSeen,
-    Unknown,
-    Why,
-)
+from payagent.chain.provider import AddressTx, BlockSeen, ChainUtxo, Found, Movement, NotFound, Read, Unknown, Why
+from payagent.core.aggregate import TxSeen
 
 T = TypeVar("T")
 
@@ -83,7 +73,9 @@ def is_lasting(silence: Silence | None) -> bool:
 
 def weigh_tx(answers: Sequence[ProviderAnswer[TxSeen]]) -> Read[TxSeen]:
     """Combine answers to: is this transaction in a block, and in which?"""
-    return _weigh(answers, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
+    return _weigh(
+        answers, lambda seen: (seen.block_hash, seen.block_height, seen.block_slot), lambda seen: seen.block_slot
+    )
 
 
 def weigh_block(answers: Sequence[ProviderAnswer[BlockSeen]]) -> Read[BlockSeen]:

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from payagent.chain.deadlines import in_time
 from payagent.chain.disputes import Disputes
-from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, Read, Tip, TxSeen, Unknown, Why
+from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, Read, Unknown, Why
 from payagent.chain.provider_state import ProviderState
 from payagent.chain.quorum_rules import (
     Listing,
@@ -23,6 +23,7 @@ from payagent.chain.quorum_rules import (
     weigh_utxos,
 )
 from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
+from payagent.core.aggregate import TxSeen
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ _LISTS = ("utxos", "transactions")
 class QuorumView:
     """What the believed providers show together, up to the lowest of their tips."""
 
-    tip: Tip
+    tip: BlockSeen
     is_current: bool
     """Whether "not found" counts: the tips are recent, and no lower than earlier ones."""
     is_final: bool

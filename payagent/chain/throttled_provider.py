@@ -23,11 +23,10 @@ from payagent.chain.provider import (
     Read,
     SubmitAnswer,
     SubmitKind,
-    Tip,
-    TxSeen,
     Unknown,
     Why,
 )
+from payagent.core.aggregate import TxSeen
 from payagent.core.prometheus import Histogram
 from payagent.core.token_bucket import Rate, TokenBucket
 
@@ -82,7 +81,7 @@ class ThrottledProvider:
     def may_submit(self, now_ms: int) -> bool:
         return not self._breaker.is_open(now_ms) and not self._full.holds(now_ms)
 
-    async def tip(self) -> Read[Tip]:
+    async def tip(self) -> Read[BlockSeen]:
         return await self._read("tip", self._provider.tip)
 
     async def genesis(self) -> Read[Genesis]:

@@ -5,7 +5,7 @@ Never: SQL; changes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment.machine import BY_A_BLOCK, Delivery, State
@@ -60,6 +60,15 @@ class AttemptPart:
     cbor: bytes | None = field(repr=False)
     accepted_by_provider: bool  # ever
     seen_in_block: bool  # ever
+
+
+class TxSeen(NamedTuple):
+    """A transaction in a block, as a provider showed it. The reader computes the depth from the newest block."""
+
+    tx_id: str
+    block_hash: str
+    block_height: int
+    block_slot: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ Never: SQL; depends on when it is written.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Stage, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, ExternalSpendRow, Hold, Stage, TxSeen, UtxoRow
 from payagent.core.findings import Reasons
 from payagent.core.ledger import Entry
 from payagent.core.merchant_rules import Pin
-from payagent.core.payment.machine import Delivery, State
+from payagent.core.payment.machine import State
 from payagent.core.prepaid_balance import PrepaidBalance
 from payagent.core.utxo import FreeSet
 
@@ -77,11 +78,8 @@ class SetHold:
     """What a hold of one asset counts against limits from now on, and whether it is released."""
 
     payment_id: str
-    stage: Stage
-    asset: str
+    hold: Hold  # as it was before
     whose: Whose
-    before_units: int | None  # what it counted; None if it is not counted
-    before_ms: int | None  # since when it counted; None: in every window
     units: int  # what it counts from now on
     from_ms: int | None  # since when it counts; None: in every window
     is_released: bool | None = None  # None: as before
@@ -100,15 +98,12 @@ class AddApproval:
 
 
 @dataclass(frozen=True, slots=True)
-class SetDelivery:
-    payment_id: str
-    delivery: Delivery
+class SetColumn:
+    """What a merchant said of a payment: `delivery` or `merchant_status`. Its state stays."""
 
-
-@dataclass(frozen=True, slots=True)
-class SetMerchantStatus:
     payment_id: str
-    status: str
+    column: Literal["delivery", "merchant_status"]
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +130,7 @@ class AddSubmission:
 class AddObservation:
     """A provider showed a transaction in a block."""
 
-    tx_id: str
-    block_hash: str
-    block_height: int
-    block_slot: int
+    block: TxSeen
     provider: str
 
 
@@ -271,7 +263,7 @@ class Clear:
 
 
 Change = (
-    MovePayment | SetDelivery | SetMerchantStatus | EndIntent | Note | Book | PlaceHold | SetHold | AddApproval
+    MovePayment | SetColumn | EndIntent | Note | Book | PlaceHold | SetHold | AddApproval
     | AddAttempt | AddSubmission | AddObservation | AddUtxo | SetUtxo | ForgetUtxo | Free | Reserve | Unreserve
     | MovePrepaid | AddUse | TakeBackUses | AgreePrice | PinAddress | SetStreak | AddExternalSpend | Raise | Clear
 )  # fmt: skip

@@ -7,11 +7,12 @@ transaction that places the hold.
 Never: reads a clock or a database; compares only a part of an address.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.findings import Finding
 from payagent.core.invoice import Role
 from payagent.core.money import format_amount
@@ -31,14 +32,6 @@ class InvoiceClaim(NamedTuple):
     """What an invoice claims: addresses to pay, units of one asset, number of calls."""
 
     pins: tuple[Pin, ...]
-    asset: str
-    units: int
-    calls: int
-
-
-class Agreed(NamedTuple):
-    """A price agreed to before: units of an asset for a number of calls."""
-
     asset: str
     units: int
     calls: int
@@ -64,7 +57,7 @@ class MerchantFacts:
     """
 
     pins: Pins = frozenset()
-    agreed: tuple[Agreed, ...] = ()
+    agreed: Sequence[AgreedPriceRow] = ()
     is_stopped: bool = False
     in_flight: int = 0
 
@@ -145,11 +138,11 @@ def _price_changed(claim: InvoiceClaim, rules: MerchantRules, facts: MerchantFac
     return f"it asks for {_cost(claim)}, over {percent} % more than the agreed price: {_costs(prices)}"
 
 
-def _costs(prices: Iterable[Agreed]) -> str:
+def _costs(prices: Iterable[AgreedPriceRow]) -> str:
     return ", ".join(map(_cost, prices))
 
 
-def _cost(price: InvoiceClaim | Agreed) -> str:
+def _cost(price: InvoiceClaim | AgreedPriceRow) -> str:
     return f"{format_amount(price.asset, price.units)} for {price.calls} {'call' if price.calls == 1 else 'calls'}"
 
 

@@ -5,7 +5,7 @@ Never: sends anything; holds a secret or a link that decides something.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 TYPES: Mapping[str, str] = {
@@ -138,8 +138,12 @@ class PaymentFacts:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEvent:
-    """An event of the ledger. `payment`, `merchant` and `app`: what it is about, by its detail or its payment."""
+    """An event of the ledger. `payment`, `merchant` and `app`: what it is about, by its detail or its payment.
 
+    `id`: that of its notification.
+    """
+
+    id: str
     event: str
     at_ms: int
     detail: Mapping[str, object]
@@ -148,32 +152,18 @@ class LedgerEvent:
     app: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _News:
-    type: str
-    title: str
-    text: str
-    data: Mapping[str, str] = field(default_factory=dict)
-    lines: tuple[str, ...] = ()
-
-
-def notification_of(event: LedgerEvent, notification_id: str) -> Notification | None:
+def notification_of(event: LedgerEvent) -> Notification | None:
     """The notification that an event of the ledger becomes; None for an event without a notification."""
     reads = _READS.get(event.event)
-    news = None if reads is None else reads(event)
-    if news is None:
-        return None
+    return None if reads is None else reads(event)
+
+
+def _news(
+    event: LedgerEvent, kind: str, title: str, text: str, data: Mapping[str, str], lines: tuple[str, ...] = ()
+) -> Notification:
+    payment_id = None if event.payment is None else event.payment.id
     return Notification(
-        notification_id,
-        news.type,
-        event.at_ms,
-        news.title,
-        news.text,
-        news.data,
-        None if event.payment is None else event.payment.id,
-        event.merchant,
-        event.app,
-        news.lines,
+        event.id, kind, event.at_ms, title, text, data, payment_id, event.merchant, event.app, lines
     )
 
 
@@ -182,23 +172,23 @@ def is_give_up(event: str, detail: Mapping[str, object]) -> bool:
     return event == "delivery_give_up" or (event == "merchant_answered" and detail.get("delivery") == "give_up")
 
 
-def _confirmed(event: LedgerEvent) -> _News | None:
+def _confirmed(event: LedgerEvent) -> Notification | None:
     payment = event.payment
     if payment is None or not payment.amount:
         return None
     text = f"{payment.id}: {payment.amount} to {payment.to} are confirmed on the chain."
-    return _News("payment.confirmed", f"Paid {payment.amount} to {payment.to}", text, _of_payment(payment))
+    return _news(event, "payment.confirmed", f"Paid {payment.amount} to {payment.to}", text, _of_payment(payment))
 
 
-def _void(event: LedgerEvent) -> _News | None:
+def _void(event: LedgerEvent) -> Notification | None:
     payment = event.payment
     if payment is None or not payment.amount:
         return None
     text = f"{payment.id}: {payment.amount} to {payment.to} were not paid. The money is available again."
-    return _News("payment.void", f"A payment to {payment.to} is void", text, _of_payment(payment))
+    return _news(event, "payment.void", f"A payment to {payment.to} is void", text, _of_payment(payment))
 
 
-def _not_served(event: LedgerEvent) -> _News | None:
+def _not_served(event: LedgerEvent) -> Notification | None:
     payment = event.payment
     if payment is None or not is_give_up(event.event, event.detail):
         return None
@@ -206,10 +196,10 @@ def _not_served(event: LedgerEvent) -> _News | None:
         f"{payment.id}: {payment.to} got {payment.amount} and did not serve the request. The payment stands. "
         "Ask the merchant."
     )
-    return _News("payment.paid_not_served", f"{payment.to} did not serve", text, _of_payment(payment))
+    return _news(event, "payment.paid_not_served", f"{payment.to} did not serve", text, _of_payment(payment))
 
 
-def _decided(event: LedgerEvent) -> _News | None:
+def _decided(event: LedgerEvent) -> Notification | None:
     """A decision on an approval. Only such a decision has a `via`."""
     payment, via = event.payment, event.detail.get("via")
     if payment is None or via is None:
@@ -219,28 +209,28 @@ def _decided(event: LedgerEvent) -> _News | None:
     words = decision.replace("_", " ").capitalize()
     data = {**_of_payment(payment), "decision": decision, "via": str(via)}
     text = f"{payment.id}: {payment.amount} to {payment.to}."
-    return _News("approval.decided", f"{words}: {payment.amount} to {payment.to}", text, data)
+    return _news(event, "approval.decided", f"{words}: {payment.amount} to {payment.to}", text, data)
 
 
-def _refused(event: LedgerEvent) -> _News | None:
+def _refused(event: LedgerEvent) -> Notification | None:
     """A limit without room. `max_total` is an app's own word about one call, and no limit of the operator's."""
     if event.detail.get("code") != "limit_exceeded" or event.detail.get("limit") == "max_total":
         return None
     text = str(event.detail.get("detail", ""))
     data = _texts(event.detail, "code", "reason", "limit", "asset", "scope")
-    return _News(LIMIT_REACHED, "A limit is reached", f"{text}.", data)
+    return _news(event, LIMIT_REACHED, "A limit is reached", f"{text}.", data)
 
 
-def _topup_ended(event: LedgerEvent) -> _News | None:
+def _topup_ended(event: LedgerEvent) -> Notification | None:
     """A top-up that failed has an alert, if nobody waited for it."""
     if event.detail.get("code") is not None:
         return None
     at = "" if event.merchant is None else f" at {event.merchant}"
     text = f"{event.detail['topup']}{at} is complete."
-    return _News("topup.done", f"A top-up{at} is done", text, _texts(event.detail, "topup"))
+    return _news(event, "topup.done", f"A top-up{at} is done", text, _texts(event.detail, "topup"))
 
 
-def _alert(event: LedgerEvent) -> _News | None:
+def _alert(event: LedgerEvent) -> Notification | None:
     """An alert, raised or cleared. Decisions and payments that are not served have events of their own."""
     detail = event.detail
     of, _, _ = str(detail["subject"]).partition(":")
@@ -257,7 +247,7 @@ def _alert(event: LedgerEvent) -> _News | None:
     data = about | {
         name: str(value) for name, value in detail.items() if name not in ("detail", "merchant", "app")
     }
-    return _News(event_type, title, text, data, lines)
+    return _news(event, event_type, title, text, data, lines)
 
 
 def _asked(event: LedgerEvent, payment: PaymentFacts, detail: str) -> Iterator[str]:
@@ -279,7 +269,7 @@ def _texts(detail: Mapping[str, object], *names: str) -> dict[str, str]:
     return {name: str(detail[name]) for name in names if detail.get(name) is not None}
 
 
-_READS: Mapping[str, Callable[[LedgerEvent], _News | None]] = {
+_READS: Mapping[str, Callable[[LedgerEvent], Notification | None]] = {
     "confirm": _confirmed,
     "void": _void,
     "delivery_give_up": _not_served,

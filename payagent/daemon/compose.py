@@ -243,7 +243,7 @@ def _open_store(
     settings, new_id, checkpoint = startup.settings, startup.ports.new_id, startup.checkpoint
     if settings.store.url is None:
         database = settings.data_dir / LEDGER_FILE
-        own = Ownership(new_id("boot"), records[0], partial(stop_without_lease, is_lost))
+        own = Ownership(new_id("boot"), {0: records[0]}, partial(stop_without_lease, is_lost))
         writer = Writer(database, checkpoint=checkpoint, own=own)
         with opening(database):
             return (writer, Readers(database)), None

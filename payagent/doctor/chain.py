@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.open import kind_of, opened, require_found
-from payagent.chain.provider import ChainProvider, Found, Tip
+from payagent.chain.provider import BlockSeen, ChainProvider, Found
 from payagent.core.money import format_ada
 from payagent.core.network import NETWORKS, faucet_of
 from payagent.core.problems import Refused
@@ -58,7 +58,7 @@ async def _provider(provider: ChainProvider, base_url: str, network: str, now_ms
     return f"{base_url}: {network}, block {newest.height}, newest block {max(slot - newest.slot, 0)} s old"
 
 
-async def usable_tip(provider: ChainProvider, network: str, now_ms: Callable[[], int]) -> tuple[Tip, int]:
+async def usable_tip(provider: ChainProvider, network: str, now_ms: Callable[[], int]) -> tuple[BlockSeen, int]:
     """Check that a provider is good enough to sign by. Returns its newest block, and the current slot.
 
     Refused: `chain_not_ready`, `provider_untrusted`, `clock_skew`.

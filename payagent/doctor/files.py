@@ -40,7 +40,7 @@ from payagent.settings.schema import Settings
 from payagent.store.db.engine import look_at_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
-from payagent.store.rows import about, events, journal, limit_counters, merchants, paired_chats
+from payagent.store.rows import about, chats, events, journal, limit_counters, merchants
 from payagent.wallet.keystore import read_header
 
 _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
@@ -215,7 +215,7 @@ def _chats(settings: Settings, target: str) -> CheckResult:
     """Whether a chat is paired with a Telegram target. The ledger has a check of its own."""
     paired = 0
     with suppress(Refused), opened(settings) as conn:
-        paired = len(paired_chats.of_target(conn, target))
+        paired = len(chats.of_target(conn, target))
     if paired:
         return CheckResult(f"chats of {target}", f"{paired} paired")
     detail = f"none is paired, so nobody is told; run `payagent notifications pair {target}`"

@@ -17,7 +17,7 @@ Where to look:
     writer     the thread that commits, and its queue
     readers    read-only connections, and a copy in one file
     engine     opens a writer and readers, on a file or on PostgreSQL
-    sql_text   pieces of SQL that both engines read
+    sql        reads of rows as values, sums past 64 bits, pieces of SQL
     postgresql/  the same on PostgreSQL: connection, schema, seals, committer
   rows/        one module for each kind of row
     writes     the write steps that jobs are made of

@@ -32,9 +32,8 @@ from payagent.core.changes import (
     PlaceHold,
     Raise,
     Reserve,
-    SetDelivery,
+    SetColumn,
     SetHold,
-    SetMerchantStatus,
     SetStreak,
     SetUtxo,
     TakeBackUses,
@@ -48,7 +47,6 @@ from payagent.store.db.unit import Unit
 from payagent.store.rows import alerts, limit_counters, merchants, prepaid, prepaid_uses, writes
 from payagent.store.rows.merchants import UnservedStreak
 from payagent.store.rows.payments import dump_outputs
-from payagent.store.rows.prepaid import Move
 
 
 class FreeUtxos(Protocol):
@@ -215,21 +213,22 @@ def _set_hold(unit: Unit, change: SetHold, now_ms: int) -> None:
     sets: dict[str, object] = {}
     if change.is_released is not None:
         sets["released_at_ms"] = now_ms if change.is_released else None
-    if change.before_units is not None:
-        whose, asset = change.whose, change.asset
+    whose, hold = change.whose, change.hold
+    if hold.counted_units is not None:
         limit_counters.recount(
-            *(unit, whose.app_id, whose.origin, asset),
-            *(change.before_units, _counted_at_ms(change.before_ms)),
+            *(unit, whose.app_id, whose.origin, hold.asset),
+            *(hold.counted_units, _counted_at_ms(hold.counted_from_ms)),
             *(change.units, _counted_at_ms(change.from_ms)),
         )
-        if whose.pool_id is not None and change.stage == "payment":
-            prepaid_uses.pay(unit, whose.pool_id, whose.app_id, {asset: change.units - change.before_units})
+        if whose.pool_id is not None and hold.stage == "payment":
+            paid = {hold.asset: change.units - hold.counted_units}
+            prepaid_uses.pay(unit, whose.pool_id, whose.app_id, paid)
         sets |= {"counted_units": change.units, "counted_from_ms": change.from_ms if change.units else None}
     if sets:
         unit.conn.execute(
             f"UPDATE holds SET {', '.join(f'{name} = ?' for name in sets)} "  # noqa: S608
             "WHERE payment_id = ? AND stage = ? AND asset = ?",
-            (*sets.values(), change.payment_id, change.stage, change.asset),
+            (*sets.values(), change.payment_id, hold.stage, hold.asset),
         )
 
 
@@ -249,17 +248,10 @@ def _add_approval(unit: Unit, change: AddApproval, now_ms: int) -> None:
     )
 
 
-def _set_delivery(unit: Unit, change: SetDelivery, now_ms: int) -> None:
+def _set_column(unit: Unit, change: SetColumn, now_ms: int) -> None:
     unit.conn.execute(
-        "UPDATE payments SET delivery = ?, updated_at_ms = ? WHERE id = ?",
-        (change.delivery, now_ms, change.payment_id),
-    )
-
-
-def _set_merchant_status(unit: Unit, change: SetMerchantStatus, now_ms: int) -> None:
-    unit.conn.execute(
-        "UPDATE payments SET merchant_status = ?, updated_at_ms = ? WHERE id = ?",
-        (change.status, now_ms, change.payment_id),
+        f"UPDATE payments SET {change.column} = ?, updated_at_ms = ? WHERE id = ?",  # noqa: S608  our own names
+        (change.value, now_ms, change.payment_id),
     )
 
 
@@ -292,7 +284,7 @@ def _add_observation(unit: Unit, change: AddObservation, now_ms: int) -> None:
     unit.conn.execute(
         "INSERT INTO block_observations(tx_id, block_hash, block_height, block_slot, provider, at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?)",
-        (change.tx_id, change.block_hash, change.block_height, change.block_slot, change.provider, now_ms),
+        (*change.block, change.provider, now_ms),
     )
 
 
@@ -343,18 +335,11 @@ def _unreserve(unit: Unit, change: Unreserve, _now_ms: int) -> None:
 
 
 def _move_prepaid(unit: Unit, change: MovePrepaid, now_ms: int) -> None:
-    before, after = change.before, change.after
-    spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
+    before = change.before.costs
+    spent = {asset: cost.used - before.get(asset, Cost()).used for asset, cost in change.after.costs.items()}
     entry = ledger.use(change.origin, spent)
     number = None if entry is None else writes.write_entry(unit, entry, now_ms, pool_id=change.pool_id)
-    move = Move(
-        change.kind,
-        after.bought - before.bought,
-        after.used - before.used,
-        after.unexplained - before.unexplained,
-        *(change.payment_id, change.app_id, change.call, change.call_key),
-    )
-    prepaid.record_move(unit, change.pool_id, change.unit, move, after, number, now_ms)
+    prepaid.record_move(unit, change, number, now_ms)
 
 
 def _add_use(unit: Unit, change: AddUse, _now_ms: int) -> None:
@@ -446,8 +431,7 @@ _WRITERS: dict[type[Change], Callable[[Unit, Any, int], object]] = {
     Raise: lambda unit, one, now_ms: raise_alert(unit, one.kind, one.subject, one.facts, now_ms, again=one.again),
     Clear: lambda unit, one, now_ms: clear_alert(unit, one.subject, one.facts, now_ms),
     AddApproval: _add_approval,
-    SetDelivery: _set_delivery,
-    SetMerchantStatus: _set_merchant_status,
+    SetColumn: _set_column,
     EndIntent: _end_intent,
     AddUse: _add_use,
     PinAddress: _pin_address,

@@ -90,11 +90,6 @@ def take(utxos: Sequence[Utxo], order: TxRequest) -> Draft:
     return draft
 
 
-def pick_nonce_utxo(draft: Draft) -> Utxo:
-    """Pick the smallest input of pure ADA, or else the smallest input."""
-    return smallest_of(draft.utxos)
-
-
 def smallest_of(utxos: Sequence[Utxo]) -> Utxo:
     """Return the smallest UTxO of pure ADA, or else the smallest."""
     return min(utxos, key=lambda utxo: (bool(utxo.assets), utxo.lovelace, utxo.ref))

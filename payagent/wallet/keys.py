@@ -78,12 +78,12 @@ class SoftwareSigner:
 class Seed:
     """The entropy behind the recovery words. Keep it only while deriving keys."""
 
-    __slots__ = ("_entropy",)
+    __slots__ = ("entropy",)
 
     def __init__(self, entropy: bytes) -> None:
         if len(entropy) != ENTROPY_BYTES:
             raise Refused("mnemonic_invalid", f"{WORD_COUNT} words stand for {ENTROPY_BYTES} bytes")
-        self._entropy = entropy
+        self.entropy = entropy
 
     def __repr__(self) -> str:
         return "Seed()"
@@ -92,14 +92,9 @@ class Seed:
         raise TypeError("a seed is neither copied nor pickled")
 
     @property
-    def entropy(self) -> bytes:
-        """The secret itself."""
-        return self._entropy
-
-    @property
     def words(self) -> str:
         """The 24 recovery words. They are shown once, when the wallet is created."""
-        return str(_ENGLISH.to_mnemonic(self._entropy))
+        return str(_ENGLISH.to_mnemonic(self.entropy))
 
 
 def seed_from_words(text: str) -> Seed:

@@ -14,7 +14,7 @@ from payagent.core.address import Address
 from payagent.core.hard_caps import FEE_CAP_LOVELACE
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE
-from payagent.wallet.coin_selection import choose, choose_all, pick_nonce_utxo, smallest_of, take
+from payagent.wallet.coin_selection import choose, choose_all, smallest_of, take
 from payagent.wallet.keys import Signer
 from payagent.wallet.tx_check import CheckFailed, check
 from payagent.wallet.tx_plan import (
@@ -70,7 +70,7 @@ def select(
     frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, commitment=commitment)
     order = lay_order(outputs, frame)
     draft = choose(utxos, order, nonce_utxo)
-    return finish(draft, nonce_utxo or pick_nonce_utxo(draft))
+    return finish(draft, nonce_utxo or smallest_of(draft.utxos))
 
 
 def build(
@@ -115,7 +115,7 @@ def send_all(
     role: Role = "change" if to.raw == own.raw else "pay_to"
     order = lay_order((), Frame(to, ttl_slot, network_id, MAINNET_PARAMETERS, FEE_CAP_LOVELACE, role))
     draft = choose_all(utxos, order, nonce_utxo, barred)
-    return finish(draft, nonce_utxo or pick_nonce_utxo(draft))
+    return finish(draft, nonce_utxo or smallest_of(draft.utxos))
 
 
 def split_outputs(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:

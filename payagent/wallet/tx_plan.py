@@ -345,9 +345,6 @@ class Draft:
         input_bytes = self._input_bytes + 36 * more_inputs
         return self.order.size(len(self.utxos) + more_inputs, input_bytes, rest_count, rest_bytes)
 
-    def fee(self, size: int) -> int:
-        return self.order.fee(size)
-
     def leaves_assets(self) -> bool:
         """Whether assets are left over, which requires a rest. Only for a draft that lacks no asset."""
         return bool(self.rest().bundles[0].assets)
@@ -366,11 +363,11 @@ class Draft:
 
     def gap(self, more_inputs: int = 0) -> int:
         """Lovelace missing for the outputs and the fee without a rest. Above 0, the draft cannot pay."""
-        return self.order.needs[LOVELACE] + self.fee(self.bare_size(more_inputs)) - self.held[LOVELACE]
+        return self.order.needs[LOVELACE] + self.order.fee(self.bare_size(more_inputs)) - self.held[LOVELACE]
 
     def shortfall(self, more_inputs: int = 0) -> int:
         """Lovelace missing until the rest, after the fee, reaches its min-ADA. 0 or less if it does."""
-        fee = self.fee(self.size_with_rest(more_inputs))
+        fee = self.order.fee(self.size_with_rest(more_inputs))
         return self.order.needs[LOVELACE] + fee + self.rest().least_lovelace - self.held[LOVELACE]
 
     def pays(self) -> bool:
@@ -432,9 +429,9 @@ def _auxiliary_hash(frame: Frame) -> bytes:
 def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], bytes, int]:
     """Return the rest outputs, their bytes, and the fee."""
     if draft.is_exact():
-        return (), b"", draft.fee(draft.bare_size())
+        return (), b"", draft.order.fee(draft.bare_size())
     frame, spread = draft.order.frame, draft.rest().bundles
-    above, fee_lovelace = -draft.shortfall(), draft.fee(draft.size_with_rest())
+    above, fee_lovelace = -draft.shortfall(), draft.order.fee(draft.size_with_rest())
     last, extra = _last_change(spread[-1].least_lovelace + above, frame.parameters.min_fee_a)
     planned, parts = [], []
     for place, bundle in enumerate(spread, 1):

@@ -56,7 +56,7 @@ async def running(worlds: tuple[World, World], *, signer: Signer | None = None) 
     """An agent for each account over one ledger. `signer`: of account 0."""
     zero, one = worlds
     records = [SignerFile(zero.folder / signer_file(account)) for account in range(2)]
-    writer = Writer(zero.folder / "ledger.db", own=Ownership("boot", records[0], more_records={1: records[1]}))
+    writer = Writer(zero.folder / "ledger.db", own=Ownership("boot", dict(enumerate(records))))
     try:
         await writer.run("accounts", lambda unit: note_addresses(unit, worlds))
         async with (

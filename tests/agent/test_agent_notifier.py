@@ -12,8 +12,8 @@ from kit.telegram import Telegram
 from kit.webhook import KEY, Receiver
 
 from payagent.agent.base.requests import Approver
+from payagent.agent.operator.alerts import note_check
 from payagent.agent.operator.approval_links import ApprovalLinks
-from payagent.agent.operator.book_checks import note_check
 from payagent.agent.operator.notifier import Notifier, retry_at_ms, take_targets, wait_ms
 from payagent.agent.operator.telegram import TelegramTarget
 from payagent.audit.finding import AuditFinding
@@ -26,7 +26,7 @@ from payagent.outbound.telegram import TelegramBot
 from payagent.outbound.webhook import Webhook
 from payagent.settings.schema import NotificationSettings
 from payagent.store.executor import raise_alert
-from payagent.store.rows import limit_counters, notifications, paired_chats
+from payagent.store.rows import chats, limit_counters, notifications
 from payagent.store.rows.notifications import DeliveryRow
 from payagent.wallet.keys import derive, seed_from_words
 
@@ -194,7 +194,7 @@ async def test_a_new_chat_is_told_nothing_of_before(world: World) -> None:
             for subject in ("before", "after"):
                 await one.alert(subject)
                 await notifier.run_once()
-                await context.write("test", lambda unit: paired_chats.pair(unit, "phone", 11, 11, APP, 1))
+                await context.write("test", lambda unit: chats.pair(unit, "phone", 11, 11, APP, 1))
             assert one.states("phone") == ["given_up", "delivered"]
             assert len(telegram.of_chat(11)) == 1
             await target.aclose()
@@ -522,12 +522,12 @@ async def test_a_new_target_is_told_no_old_news_and_a_removed_one_nothing_more(
 async def test_the_chats_of_a_removed_target_are_unpaired(world: World, receiver: Receiver) -> None:
     async with life(world, ops(receiver), ops(receiver, "desk")) as one:
         for target in ("ops", "desk"):
-            pair = partial(paired_chats.pair, target=target, chat_id=7, user_id=7, by_app=APP, now_ms=1)
+            pair = partial(chats.pair, target=target, chat_id=7, user_id=7, by_app=APP, now_ms=1)
             await one.run.context.write("test", pair)
     for targets in ([ops(receiver)], [ops(receiver), ops(receiver, "desk")]):
         async with life(world, *targets) as one:
             conn = one.run.context.conn
-            assert [len(paired_chats.of_target(conn, target)) for target in ("ops", "desk")] == [1, 0]
+            assert [len(chats.of_target(conn, target)) for target in ("ops", "desk")] == [1, 0]
             require_whole(one.run)
 
 

@@ -14,6 +14,7 @@ from kit.prepaid import balance, call, require_whole
 from payagent.agent.base.prepaid import ServedRequest
 from payagent.agent.base.requests import Approver, MerchantRequest
 from payagent.agent.operator.limits import set_limits
+from payagent.core.changes import MovePrepaid
 from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope, Window
@@ -22,7 +23,6 @@ from payagent.core.problems import Refused
 from payagent.dialects import make_response
 from payagent.store.db.unit import Unit
 from payagent.store.rows import apps, limit_counters, payments, prepaid
-from payagent.store.rows.prepaid import Move
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
@@ -294,7 +294,8 @@ async def test_a_pool_that_cannot_be_polled_does_not_stop_polling_of_the_others(
 
     def job(unit: Unit) -> None:
         pool = prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1)
-        prepaid.record_move(unit, pool.id, CALLS, Move("buy", 1, 0, 0), PrepaidBalance(1, 0, 0, {}), None, 1)
+        empty, bought = PrepaidBalance(), PrepaidBalance(1, 0, 0, {})
+        prepaid.record_move(unit, MovePrepaid(pool.id, pool.origin, CALLS, "buy", empty, bought), None, 1)
 
     await run.context.write("pool", job)
     await run.pay_in_block("first")

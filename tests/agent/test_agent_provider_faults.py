@@ -8,7 +8,7 @@ from kit.agent import ADA, PATIENT, Run, World, with_terms
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.chain_sync import follow_up
 from payagent.agent.chain_sync.follow_up import resubmit_due_ms
-from payagent.chain.provider import Genesis, ProtocolParameters, Tip
+from payagent.chain.provider import BlockSeen, Genesis, ProtocolParameters
 from payagent.core.network import NETWORKS
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
@@ -308,7 +308,7 @@ class TestChainView:
     def view(self, tip_slot: int) -> ChainView:
         view = ChainView(NETWORKS["preprod"], problem=None, is_compared=True)
         view.learn_genesis(Genesis(1, 1_654_041_600, 1))
-        view.tip = Tip(1, tip_slot, "aa" * 32, 0)
+        view.tip = BlockSeen(1, tip_slot, "aa" * 32, 0)
         return view
 
     @pytest.mark.parametrize(

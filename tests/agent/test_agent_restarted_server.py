@@ -18,7 +18,7 @@ from kit.postgresql_cluster import Cluster, cluster_folder
 
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
-from payagent.store.rows import fleet
+from payagent.store.db.sql import find_all
 
 pytestmark = needs_postgresql
 
@@ -49,7 +49,7 @@ async def daemon(world: World, server: Cluster) -> AsyncIterator[FleetDaemon]:
 
 
 def epochs(daemon: FleetDaemon) -> list[int]:
-    return [row.epoch for row in fleet.all_accounts(daemon.context.conn)]
+    return find_all(daemon.context.conn, int, "SELECT epoch FROM accounts ORDER BY account")
 
 
 async def connect_again(daemon: FleetDaemon) -> None:

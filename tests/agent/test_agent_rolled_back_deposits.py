@@ -13,8 +13,7 @@ from payagent.agent.commits import payment_transitions as steps
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
-from payagent.chain.provider import TxSeen
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import PaymentRow, TxSeen
 from payagent.core.history import SENTENCES
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused

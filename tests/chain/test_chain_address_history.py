@@ -4,9 +4,9 @@ import pytest
 
 from payagent.chain import address_history as history
 from payagent.chain.address_history import History, read_history
-from payagent.chain.provider import AddressTx, ChainUtxo, Found, Movement, Read, Tip, Unknown
+from payagent.chain.provider import AddressTx, BlockSeen, ChainUtxo, Found, Movement, Read, Unknown
 
-TIP = Tip(9, 9, "aa" * 32, 9)
+TIP = BlockSeen(9, 9, "aa" * 32, 9)
 
 
 class Provider:
@@ -20,7 +20,7 @@ class Provider:
             self.away_s -= seconds
             self.answers = 10**6 if self.away_s <= 0 else 0
 
-    async def tip(self) -> Read[Tip]:
+    async def tip(self) -> Read[BlockSeen]:
         return Found(TIP)
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:

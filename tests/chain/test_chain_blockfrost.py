@@ -53,10 +53,9 @@ from payagent.chain.provider import (
     ProtocolParameters,
     Read,
     SubmitKind,
-    Tip,
-    TxSeen,
     Unknown,
 )
+from payagent.core.aggregate import TxSeen
 from payagent.core.problems import Refused
 
 T = TypeVar("T")
@@ -104,11 +103,11 @@ async def test_every_field_of_a_blockfrost_answer_is_read(
     provider.routes["GET /epochs/latest/parameters"] = Reply(PARAMETERS)
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
-    assert await blockfrost.tip() == Found(Tip(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
+    assert await blockfrost.tip() == Found(BlockSeen(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
     assert await blockfrost.genesis() == Found(Genesis(1, 1_654_041_600, 1))
     assert await blockfrost.parameters() == Found(ProtocolParameters(44, 155_381, 4310, 16_384, 5000, 225))
     assert await blockfrost.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
-    assert await blockfrost.block(BLOCK) == Found(BlockSeen(BLOCK, 15_243_593, 412_162_133, 1_700_000_000))
+    assert await blockfrost.block(BLOCK) == Found(BlockSeen(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
 
 
 async def test_an_output_is_read_with_its_tokens_datum_and_script(
@@ -989,7 +988,7 @@ async def test_closing_ends_open_requests_and_later_calls_are_unknown(provider: 
     tips = [asyncio.create_task(blockfrost.tip()) for _ in range(12)]
     assert await asyncio.to_thread(provider.wait_for_requests, 8)
     await blockfrost.aclose()
-    reads: list[Read[Tip]] = await asyncio.gather(*tips)
+    reads: list[Read[BlockSeen]] = await asyncio.gather(*tips)
     assert all(isinstance(read, Unknown) for read in reads)
     assert isinstance(await blockfrost.tip(), Unknown)
     assert (await blockfrost.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE

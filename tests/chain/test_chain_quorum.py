@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Unknown
 from payagent.chain.provider_state import EXCLUSION_MS, Exclusion
 from payagent.chain.quorum import ProviderQuorum
 from payagent.chain.throttled_provider import ThrottledProvider
+from payagent.core.aggregate import TxSeen
 from sim.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
@@ -69,11 +70,11 @@ class Slow:
 
     def pace(self, _: object) -> None: ...
 
-    async def tip(self) -> Read[Tip]:
-        return Found(Tip(10, 100, BLOCK, 100))
+    async def tip(self) -> Read[BlockSeen]:
+        return Found(BlockSeen(10, 100, BLOCK, 100))
 
     async def block(self, _: str) -> Read[BlockSeen]:
-        return Found(BlockSeen(BLOCK, 10, 100, 100))
+        return Found(BlockSeen(10, 100, BLOCK, 100))
 
     async def genesis(self) -> Read[Any]:
         await asyncio.sleep(self.first_s)

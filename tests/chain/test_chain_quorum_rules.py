@@ -2,18 +2,7 @@
 
 import pytest
 
-from payagent.chain.provider import (
-    AddressTx,
-    BlockSeen,
-    ChainUtxo,
-    Found,
-    Movement,
-    NotFound,
-    Read,
-    TxSeen,
-    Unknown,
-    Why,
-)
+from payagent.chain.provider import AddressTx, BlockSeen, ChainUtxo, Found, Movement, NotFound, Read, Unknown, Why
 from payagent.chain.quorum_rules import (
     GAP_MAX_MS,
     PATIENCE_MS,
@@ -27,6 +16,7 @@ from payagent.chain.quorum_rules import (
     weigh_tx,
     weigh_utxos,
 )
+from payagent.core.aggregate import TxSeen
 
 TX = "aa" * 32
 
@@ -99,7 +89,7 @@ def test_the_order_of_the_providers_does_not_matter() -> None:
 
 def test_providers_agree_on_a_block_only_with_equal_height_and_slot() -> None:
     def block(height: int, slot: int = 1000) -> Found[BlockSeen]:
-        return Found(BlockSeen("b1" * 32, height, slot, 1))
+        return Found(BlockSeen(height, slot, "b1" * 32, 1))
 
     assert weigh_block([ProviderAnswer("a", 12, block(10)), ProviderAnswer("b", 12, block(10))]) == block(10)
     for other in (block(11), block(10, 1001), NotFound(), Unknown("")):

@@ -9,12 +9,12 @@ from payagent.chain import circuit_breaker
 from payagent.chain.circuit_breaker import CircuitBreaker
 from payagent.chain.provider import (
     AddressTx,
+    BlockSeen,
     Found,
     NotFound,
     Read,
     SubmitAnswer,
     SubmitKind,
-    Tip,
     Turn,
     Unknown,
     Why,
@@ -23,7 +23,7 @@ from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.token_bucket import Rate
 
 RATE = Rate(10, 500)
-TIP = Found(Tip(1, 1, "aa" * 32, 1))
+TIP = Found(BlockSeen(1, 1, "aa" * 32, 1))
 
 
 class TestCircuitBreaker:
@@ -80,7 +80,7 @@ class Provider:
 
     name = "p"
 
-    def __init__(self, read: Read[Tip] = TIP, kind: SubmitKind = SubmitKind.ACCEPTED) -> None:
+    def __init__(self, read: Read[BlockSeen] = TIP, kind: SubmitKind = SubmitKind.ACCEPTED) -> None:
         self.read, self.kind = read, kind
         self.retry_after_s: int | None = None
         self.calls = 0
@@ -101,7 +101,7 @@ class Provider:
                 await self.gate.wait()
         return Found(())
 
-    async def tip(self) -> Read[Tip]:
+    async def tip(self) -> Read[BlockSeen]:
         self.calls += 1
         if self.gate is not None:
             await self.gate.wait()
@@ -180,7 +180,7 @@ class TestThrottledProvider:
         assert guard.trouble(0) is not None
 
     @pytest.mark.parametrize("read", [NotFound(), Unknown("http 200, not understood")])
-    async def test_an_answer_that_is_not_useful_is_not_a_failure(self, read: Read[Tip]) -> None:
+    async def test_an_answer_that_is_not_useful_is_not_a_failure(self, read: Read[BlockSeen]) -> None:
         provider = Provider(read)
         guard, _ = guarded(provider)
         for _ in range(20):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payagent.core.aggregate import AgreedPriceRow
 from payagent.core.merchant_rules import (
     GUARDS,
-    Agreed,
     InvoiceClaim,
     MerchantFacts,
     MerchantRules,
@@ -46,7 +46,7 @@ def test_every_merchant_rule_has_an_entry_in_the_problem_table() -> None:
 
 
 def test_a_merchant_without_rules_is_not_checked() -> None:
-    known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),), is_stopped=True, in_flight=10**6)
+    known = MerchantFacts(frozenset({SHOP}), (agreed(1),), is_stopped=True, in_flight=10**6)
     assert codes(asks(THIEF, units=10**9), MerchantRules(), known) == []
 
 
@@ -87,8 +87,8 @@ class TestPins:
         assert codes(asks(THIEF), MerchantRules(), MerchantFacts(frozenset({SHOP}))) == []
 
 
-def agreed(units: int, calls: int = 1, asset: str = "lovelace") -> Agreed:
-    return Agreed(asset, units, calls)
+def agreed(units: int, calls: int = 1, asset: str = "lovelace") -> AgreedPriceRow:
+    return AgreedPriceRow("GET", "/chat", asset, calls, units)
 
 
 class TestPriceRise:
@@ -216,7 +216,7 @@ class TestPaymentsInFlight:
 
 
 def test_terms_that_were_already_agreed_to_are_not_checked_again() -> None:
-    known = MerchantFacts(frozenset({SHOP}), (Agreed("lovelace", 1, 1),))
+    known = MerchantFacts(frozenset({SHOP}), (agreed(1),))
     rules = MerchantRules(first_use=True, price_rise_percent_max=0)
     assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_changed"]
     assert codes(asks(THIEF), rules, known, Moment.SAME_TERMS) == []

@@ -20,7 +20,7 @@ MOVE = PaymentFacts("pay_2", "", "t", None)
 
 
 def told(event: str, payment: PaymentFacts | None = PAYMENT, **detail: object) -> Notification | None:
-    return notification_of(LedgerEvent(event, 5, detail, payment, "t", "writer"), "ntf_1")
+    return notification_of(LedgerEvent("ntf_1", event, 5, detail, payment, "t", "writer"))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_a_person_is_told_of_decisions_and_trouble_and_not_of_every_confirmation
 
 
 def test_a_top_up_whose_merchant_is_unknown_is_told_without_one() -> None:
-    event = LedgerEvent("topup_ended", 5, {"topup": "top_1", "code": None})
-    notification = notification_of(event, "ntf_1")
+    event = LedgerEvent("ntf_1", "topup_ended", 5, {"topup": "top_1", "code": None})
+    notification = notification_of(event)
     assert notification is not None
     assert (notification.title, notification.merchant, notification.data) == (
         *("A top-up is done", None),

@@ -25,6 +25,7 @@ from payagent.core.aggregate import (
     PaymentRow,
     PrepaidPart,
     ProblemPart,
+    TxSeen,
     UtxoRow,
 )
 from payagent.core.changes import (
@@ -64,7 +65,6 @@ from payagent.core.payment.events import (
     Confirm,
     Deny,
     ExternalSpendBlockLost,
-    InBlock,
     MoneyEvent,
     Reject,
     Replace,
@@ -105,7 +105,7 @@ C = TypeVar("C")
 ORIGIN = "https://merchant.example"
 HELD = 2_170_000
 FEE = 170_000
-BLOCK = InBlock("t1", "b1", 7, 70)
+BLOCK = TxSeen("t1", "b1", 7, 70)
 EXTERNAL = ExternalSpendRow("x1", True, ("d0#0", "e0#0"), {"lovelace": 20_000_000}, "b0", 5, 50)
 WHY = Refused("deposit_rolled_back", "why")
 EMPTY = PrepaidBalance()
@@ -228,7 +228,12 @@ def test_asking_places_a_hold_of_its_own_that_a_decision_releases() -> None:
     asked = at(State.AWAITING_APPROVAL, holds=(Hold("approval", "lovelace", 3, 3, None, False),))
     for released in (release_approval_hold(asked), apply(asked, Deny(WHY, {}))):
         ended = only(released, SetHold)
-        assert (ended.stage, ended.before_units, ended.units, ended.is_released) == ("approval", 3, 0, True)
+        assert (ended.hold.stage, ended.hold.counted_units, ended.units, ended.is_released) == (
+            "approval",
+            3,
+            0,
+            True,
+        )
 
 
 def test_signing_stores_the_attempt_before_the_payment_names_it() -> None:
@@ -255,7 +260,7 @@ def test_a_submission_moves_the_state_only_the_first_time() -> None:
 
 def test_a_block_spends_the_inputs_and_lands_the_change() -> None:
     changes = seen(at(State.IN_FLIGHT))
-    assert only(changes, AddObservation).block_height == 7
+    assert only(changes, AddObservation).block.block_height == 7
     assert {one.ref: (one.state, one.spent_by) for one in every(changes, SetUtxo)} == {
         "d0#0": ("spent", "t1"),
         "t1#1": ("available", None),
@@ -301,9 +306,14 @@ def test_confirming_posts_the_spend_and_a_rollback_takes_all_of_it_back() -> Non
         Hold("approval", "a", 1, 1, None, True),
     )
     uncounted = apply(at(State.IN_BLOCK, holds=holds, utxos={}), confirm())
-    assert [one.before_units for one in every(uncounted, SetHold)] == [HELD, None], "the approval is over"
+    assert [one.hold.counted_units for one in every(uncounted, SetHold)] == [HELD, None], "the approval is over"
     counted = only(confirmed, SetHold)
-    assert (counted.before_ms, counted.units, counted.from_ms, counted.is_released) == (None, HELD, 1000, None)
+    assert (counted.hold.counted_from_ms, counted.units, counted.from_ms, counted.is_released) == (
+        None,
+        HELD,
+        1000,
+        None,
+    )
     assert only(confirmed, AgreePrice).why == {"payment": "pay"}
 
     holds = (Hold("payment", "lovelace", HELD, HELD, 1000, False), Hold("approval", "lovelace", 9, 0, None, True))
@@ -323,7 +333,12 @@ def test_confirming_posts_the_spend_and_a_rollback_takes_all_of_it_back() -> Non
         sums[line.account, line.asset] += line.units
     assert not any(sums.values())
     renewed = only(lost, SetHold)
-    assert (renewed.before_ms, renewed.units, renewed.from_ms, renewed.is_released) == (1000, HELD, None, False)
+    assert (renewed.hold.counted_from_ms, renewed.units, renewed.from_ms, renewed.is_released) == (
+        1000,
+        HELD,
+        None,
+        False,
+    )
     assert {one.ref: one.state for one in every(lost, SetUtxo)} == {"d0#0": "available", "t1#1": "pending"}
     assert only(lost, Free).what is FreeSet.TAKE
 
@@ -370,7 +385,7 @@ def test_settling_keeps_an_input_whose_rival_could_still_lose_its_block(state: S
 VOIDS = (
     VoidByCancel(BLOCK, 2, 50, "p"),
     VoidByRival(BLOCK, 2, 50),
-    VoidByExternalSpend(InBlock("x1", "b0", 5, 50), 2, WHY),
+    VoidByExternalSpend(TxSeen("x1", "b0", 5, 50), 2, WHY),
     VoidByTime(BLOCK, 2),
 )
 
@@ -406,7 +421,7 @@ def test_an_unsigned_payment_that_is_rejected_gives_everything_back() -> None:
         State.RESERVED, attempts=(), holds=(*PAYMENT.holds, token, Hold("approval", "lovelace", 9, 0, None, True))
     )
     changes = apply(payment, Reject(WHY, {"by": "app"}))
-    assert {one.asset: (one.before_units, one.units) for one in every(changes, SetHold)} == {
+    assert {one.hold.asset: (one.hold.counted_units, one.units) for one in every(changes, SetHold)} == {
         "lovelace": (HELD, 0),
         "token": (None, 0),
     }
@@ -558,7 +573,7 @@ def kind(change: Change) -> str:
         case SetHold():
             moved = {None: "counted", True: "released", False: "opened"}[change.is_released]
             fee = ", fee counted" if change.is_released and change.units else ""
-            return f"{name} {change.stage} {moved}{fee}"
+            return f"{name} {change.hold.stage} {moved}{fee}"
         case SetUtxo():
             return f"{name} {PLACES[change.ref]} {change.state}"
         case ForgetUtxo():

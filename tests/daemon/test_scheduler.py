@@ -13,7 +13,7 @@ import structlog
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
-from payagent.chain.provider import Tip
+from payagent.chain.provider import BlockSeen
 from payagent.core.network import NETWORKS, SlotClock
 from payagent.log import Redactor, configure_logging
 from payagent.scheduler import DRAIN_S, JobIntervals, Scheduler
@@ -235,7 +235,7 @@ async def test_the_log_reports_trouble_with_the_chain_once_per_change(
     agent, chain_sync = Agent(), Watch(whole=False, trouble="first: timeout after 5.1 s")
     now_s = agent.ports.clock.now_ms() // 1000
     agent.chain.slots = SlotClock(0, now_s)
-    agent.chain.tip = Tip(1, 0, "ab" * 32, now_s)
+    agent.chain.tip = BlockSeen(1, 0, "ab" * 32, now_s)
     chain_sync.go_on.set()
     sweeps = Scheduler(agent, chain_sync, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
@@ -246,7 +246,7 @@ async def test_the_log_reports_trouble_with_the_chain_once_per_change(
     await looks(chain_sync, 5)
     chain_sync.whole, chain_sync.trouble = True, None
     await looks(chain_sync, 5)
-    agent.chain.tip = Tip(1, -1_000, "ab" * 32, now_s - 1_000)
+    agent.chain.tip = BlockSeen(1, -1_000, "ab" * 32, now_s - 1_000)
     await looks(chain_sync, 5)
     await sweeps.stop()
     lines = [json.loads(line) for line in written.getvalue().splitlines()]

@@ -257,7 +257,7 @@ class World:
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
         adapters = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
-        own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
+        own = None if record is None else Ownership(SystemRandomness().token_hex(12), {0: record})
         shared, merchants = writer, MerchantClient()
         writer, readers = self.open_ledger(path, checkpoint, own) if shared is None else (shared, Readers(path))
         if not readers.conn.execute("SELECT 1 FROM apps").fetchone():

@@ -22,7 +22,7 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.base.requests import Ids, PaymentIntent
 from payagent.agent.commits.utxo_sync import sync
 from payagent.agent.pay.admission import Admission, AdmittedPayment
-from payagent.chain.provider import ChainUtxo, Tip
+from payagent.chain.provider import BlockSeen, ChainUtxo
 from payagent.chain.quorum_rules import Listing
 from payagent.core.invoice import Invoice, Output
 from payagent.core.merchant_rules import MerchantRules
@@ -55,7 +55,7 @@ class Racer:
         self._account = derive(seed_from_words(WORDS), DEVNET, number)
         self._number = number
         self._now_ms = SystemClock().now_ms()
-        tip = Tip(50_000, 1_000_000, "ab" * 32, self._now_ms // 1000)
+        tip = BlockSeen(50_000, 1_000_000, "ab" * 32, self._now_ms // 1000)
         slots = SlotClock(0, self._now_ms // 1000 - 1_000_000)
         chain = ChainView(DEVNET, slots, tip, problem=None, is_compared=True)
         self._chain, self._utxos = chain, UtxoIndex()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from payagent.core.aggregate import Stage
+from payagent.core.aggregate import Hold, Stage
 from payagent.core.changes import PlaceHold, SetHold, Whose
 from payagent.core.money import LOVELACE
 from payagent.store.db.unit import Unit
@@ -65,10 +65,9 @@ def _end(
         if is_released and released_at_ms is not None:
             continue
         now = units.get(asset, held)
-        change = SetHold(
-            *(payment_id, stage, asset, _whose(unit, payment_id), counted_units, counted_from_ms),
-            *(now, from_ms if now else None, is_released),
-        )
+        hold = Hold(stage, asset, held, counted_units, counted_from_ms, released_at_ms is not None)
+        whose = _whose(unit, payment_id)
+        change = SetHold(payment_id, hold, whose, now, from_ms if now else None, is_released)
         write(unit, (change,), now_ms, NoFreeUtxos())
 
 

@@ -26,7 +26,11 @@ import payagent.store
 import payagent.store.audit
 import payagent.store.rows
 from payagent.core.problems import Refused
+from payagent.store.db import sql as reads
 from payagent.store.db.unit import Unit
+
+ASKING = ("execute", "executemany", "find_each", "find_all", "find_one", "number", "exists")
+"""The calls that run a statement."""
 
 STORE = Path(payagent.store.__file__).parent
 
@@ -47,6 +51,8 @@ class Recorded:
     def noting(self, sql: str, *rows: Sequence[object]) -> Iterator[None]:
         """Note a statement of the store that SQLite can read, also when a row breaks a rule."""
         caller = sys._getframe(3)
+        while caller.f_code.co_filename == reads.__file__ and caller.f_back is not None:
+            caller = caller.f_back
         file, line = Path(caller.f_code.co_filename), caller.f_lineno
         try:
             yield
@@ -77,7 +83,7 @@ class Recorded:
 
 def _calls(file: Path) -> Iterator[ast.Call]:
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("execute", "executemany"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ASKING:
             yield node
 
 

@@ -39,10 +39,10 @@ from payagent.agent.payments import lifecycle as lifecycle
 from payagent.agent.payments import sign as signing
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
-from payagent.chain.provider import Found, SubmitKind, TxSeen
+from payagent.chain.provider import Found, SubmitKind
 from payagent.core import ledger
-from payagent.core.aggregate import OwnUtxo
-from payagent.core.changes import SetMerchantStatus
+from payagent.core.aggregate import OwnUtxo, TxSeen
+from payagent.core.changes import SetColumn
 from payagent.core.money import LOVELACE
 from payagent.core.payment import apply as columns
 from payagent.core.payment.machine import PrepaidEffect, State
@@ -314,14 +314,14 @@ def _never_reopened(stack: ExitStack) -> None:
 @mutant("the merchant is trusted over the chain")
 def _merchant_over_chain(stack: ExitStack) -> None:
     without_guards(stack)
-    real = executor._WRITERS[SetMerchantStatus]
+    real = executor._WRITERS[SetColumn]
 
-    def set_merchant_status(unit: Any, change: SetMerchantStatus, now_ms: int) -> None:
+    def set_column(unit: Any, change: SetColumn, now_ms: int) -> None:
         real(unit, change, now_ms)
-        if change.status in ("expired", "refunded"):
+        if change.value in ("expired", "refunded"):
             given_up(unit, change.payment_id, now_ms)
 
-    put_in(stack, executor._WRITERS, SetMerchantStatus, set_merchant_status)
+    put_in(stack, executor._WRITERS, SetColumn, set_column)
 
 
 @mutant("what a merchant refuses is over")
@@ -618,7 +618,7 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 def _silence_is_consent(stack: ExitStack) -> None:
     def consent(
         self: approval_rules.ApprovalRules, unit: Any, payment_id: str, min_window_s: int, now_ms: int
-    ) -> requests.DecidedPayment | None:
+    ) -> requests.AdmittedPayment | None:
         with suppress(Refused), patch.object(approval_rules.ApprovalRules, "over", lambda *_: []):
             return self.approve(unit, payment_id, requests.Approver("clock"), min_window_s, now_ms)
         return None

@@ -18,25 +18,17 @@ from kit.effort import pick
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
 from payagent.agent.chain_sync import recovery
 from payagent.agent.chain_sync.recovery import ExternalSpend
-from payagent.chain.provider import Movement, TxSeen
+from payagent.chain.provider import Movement
+from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE
 from payagent.core.prepaid_balance import CALLS
 from payagent.store.db import opening
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import (
-    approvals,
-    apps,
-    limit_counters,
-    operator_log,
-    payments,
-    prepaid,
-    topups,
-    writes,
-)
+from payagent.store.rows import approvals, apps, limit_counters, operator_log, payments, prepaid, topups, writes
 from payagent.store.rows import prepaid_uses as uses
 from payagent.store.rows.journal import EVERYTHING
-from payagent.store.rows.refusals import refusals_page
+from payagent.store.rows.operator_log import refusals_page
 from payagent.wallet.transaction import sign
 from payagent.wallet.utxo_index import UtxoIndex
 

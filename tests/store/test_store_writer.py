@@ -482,9 +482,9 @@ def payment(path: Path) -> None:
 
 async def test_only_the_last_process_to_open_the_ledger_may_write(path: Path) -> None:
     lost: list[str] = []
-    first = Writer(path, own=Ownership("first", Noted(), lambda: lost.append("first")))
+    first = Writer(path, own=Ownership("first", {0: Noted()}, lambda: lost.append("first")))
     await first.run("put", put("before"))
-    second = Writer(path, own=Ownership("second", Noted()))
+    second = Writer(path, own=Ownership("second", {0: Noted()}))
     with pytest.raises(Refused, match="lease_lost"):
         await first.run("put", put("after"))
     await second.run("put", put("second"))
@@ -498,7 +498,7 @@ async def test_only_the_last_process_to_open_the_ledger_may_write(path: Path) ->
 @pytest.mark.usefixtures("payment")
 async def test_an_attempt_is_in_the_signers_record_before_its_job_is_answered(path: Path) -> None:
     record = Noted()
-    writer = Writer(path, own=Ownership("one", record))
+    writer = Writer(path, own=Ownership("one", {0: record}))
     await writer.run("put", put("no attempt"))
     assert record.last is None
     await writer.run("sign", sign("cc"))
@@ -525,13 +525,13 @@ async def test_a_start_fills_an_empty_signers_record_and_keeps_a_newer_one(
     writer.close()
     record = Noted()
     record.last = noted
-    writer = Writer(path, own=Ownership("one", record))
+    writer = Writer(path, own=Ownership("one", {0: record}))
     await writer.run("put", put("first"))
     assert record.last == noted  # an older ledger does not overwrite the signer's record
     assert lacks(Readers(path).conn, record.last) is is_older
     record.last = None
     writer.close()
-    writer = Writer(path, own=Ownership("two", record))
+    writer = Writer(path, own=Ownership("two", {0: record}))
     await writer.run("put", put("second"))
     assert record.last == LastSigned(1, "cc", 9)
     writer.close()

@@ -8,7 +8,7 @@ Never: asks a provider (agent.chain_sync does).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from payagent.chain.provider import Genesis, ProtocolParameters, Tip
+from payagent.chain.provider import BlockSeen, Genesis, ProtocolParameters
 from payagent.chain.provider_state import Odd
 from payagent.core.network import SLOT_CLOCKS, Network, SlotClock
 from payagent.core.problems import Refused
@@ -78,9 +78,9 @@ class ChainView:
 
     network: Network
     slots: SlotClock | None = None
-    tip: Tip | None = None
+    tip: BlockSeen | None = None
     # the tip up to which the ledger has all deposits; the providers had to agree on them
-    booked: Tip | None = None
+    booked: BlockSeen | None = None
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None  # when the ledger was restored from a backup, if it was
     behind: str | None = None  # why the ledger lacks signed attempts (agent.chain_sync.recovery)
@@ -182,7 +182,7 @@ class ChainView:
             return None
         return self.slots.time_ms(self.tip.slot)
 
-    def is_after(self, seen_ms: int, tip: Tip) -> bool:
+    def is_after(self, seen_ms: int, tip: BlockSeen) -> bool:
         """Whether a tip is later than every block that existed at `seen_ms`, whatever their heights."""
         return self.slots is not None and tip.slot > self.slots.slot_at(seen_ms) + SKEW_MAX_S
 

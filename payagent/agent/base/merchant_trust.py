@@ -6,14 +6,13 @@ payment sets the price of a request. Each delivery updates the unserved streak a
 Never: decides (core.merchant_rules does); learns from a refused payment.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from payagent.core.aggregate import AgreedPriceRow, PaymentRow
 from payagent.core.changes import AgreePrice, Change, Clear, Note, PinAddress, Raise, SetStreak
 from payagent.core.invoice import Invoice, calls_of
 from payagent.core.merchant_rules import (
-    Agreed,
     InvoiceClaim,
     MerchantFacts,
     MerchantRules,
@@ -50,7 +49,7 @@ def facts_of(
     conn: Connection, rules: MerchantRules, origin: str, request: str | None, is_measured: bool = True
 ) -> MerchantFacts:
     """The facts that the merchant rules need. `request`: as in the intent; None skips the price check."""
-    agreed: tuple[Agreed, ...] = ()
+    agreed: Sequence[AgreedPriceRow] = ()
     if rules.price_rise_percent_max is not None and request is not None and is_measured:
         agreed = merchants.agreed(conn, origin, *priced_call(request))
     return MerchantFacts(

@@ -6,9 +6,7 @@ Never: I/O.
 from payagent.agent.base.config import MerchantConfig
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import WITHOUT_PROOF
-from payagent.dialects import NAMES_PAYER, ProofMaterial, proof_headers
-from payagent.store.db.unit import Connection
-from payagent.store.rows import about
+from payagent.dialects import ProofMaterial, proof_headers
 
 
 def has_proof(row: PaymentRow) -> bool:
@@ -35,16 +33,6 @@ def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_addre
         wallet=row.prepaid.wallet or wallet_address,
     )
     return headers | {"X-Request-Id": row.intent.request_id}
-
-
-def wallet_address(conn: Connection, row: PaymentRow, public: str) -> str:
-    """The address that names the wallet in the payment's proof. x402 names the account that paid.
-
-    For all others it is `public`, the first account's, by which merchants know the wallet.
-    """
-    if row.account == 0 or row.invoice.dialect not in NAMES_PAYER:
-        return public
-    return about.account_addresses(conn).get(row.account, public)
 
 
 def _proof_material(row: PaymentRow, tx_id: str) -> ProofMaterial:

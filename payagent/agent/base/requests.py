@@ -110,14 +110,20 @@ class Ids:
 
 
 @dataclass(frozen=True, slots=True)
-class PaymentIntent:
-    """One purchase that an app wants, read from its 402. `invoice` is the first of the merchant's `offers`."""
+class Intent:
+    """What an app wants once. `derived`: whether its key was made from the request or the invoice."""
 
     ids: Ids
     app_id: str
     key: str
     derived: bool
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentIntent(Intent):
+    """One purchase, read from its 402. `invoice` is the first of the merchant's `offers`."""
+
     request: str | None
     invoice: Invoice
     offers: tuple[Invoice, ...]
@@ -141,20 +147,19 @@ class PaymentIntent:
 
 
 @dataclass(frozen=True, slots=True)
-class TransferRequest:
+class TransferRequest(Intent):
     """A transfer that the operator or upkeep requests. Its intent has a fresh key if the caller gave none."""
 
-    ids: Ids
-    app_id: str
-    key: str
-    derived: bool
-    fingerprint: str
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedPayment:
-    """The intent's payment. `plan` is set if it is new and to be signed, `refusal` if it was rejected."""
+    """A payment as admission or a decision left it.
+
+    `is_new`: whether admission opened it. `plan` is set if it is to be signed now, `refusal` if it was rejected or
+    denied.
+    """
 
     payment_id: str
     is_new: bool
@@ -177,12 +182,3 @@ class Approver:
     via: Via
     app_id: str | None = None
     terms_hash: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DecidedPayment:
-    """The result of a decision: `plan` is to be signed, or the payment was denied for `refusal`."""
-
-    payment_id: str
-    plan: TxPlan | None
-    refusal: Refused | None = None

@@ -6,14 +6,13 @@ Never: submits, signs or builds; ends a payment without positive evidence (exact
 
 from functools import partial
 
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments, WorkerPool
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
-from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
-from payagent.chain.provider import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
+from payagent.chain.provider import BlockSeen, Found, NotFound, Read, Unknown, Why
 from payagent.chain.quorum_view import QuorumView
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import PaymentRow, TxSeen
 from payagent.core.payment.machine import State
 from payagent.store.rows import attempts_and_utxos
 from payagent.store.rows.payments import OpenPayment
@@ -53,7 +52,7 @@ class Confirmations:
         """Whether something must be read again although there is no new block."""
         return bool(self._unverified or self._has_cancel_in_block or self.trouble)
 
-    async def check(self, view: QuorumView, tip: Tip, last: Tip | None) -> None:
+    async def check(self, view: QuorumView, tip: BlockSeen, last: BlockSeen | None) -> None:
         """Check payments in doubt, then those that may be in a block, then those that may be deep enough."""
         self._unanswered, self._workers.failed = None, False
         self._unverified |= await self._in_doubt(view, tip, last)
@@ -77,7 +76,7 @@ class Confirmations:
         if view.is_for_good:
             await self._workers.each(ending, partial(self._settle, view, tip))
 
-    async def _in_doubt(self, view: QuorumView, tip: Tip, last: Tip | None) -> set[str]:
+    async def _in_doubt(self, view: QuorumView, tip: BlockSeen, last: BlockSeen | None) -> set[str]:
         """Payments whose block may be off the chain: all of them after a possible fork, else those due by depth.
 
         It adds those whose block is above the tip: a height that was reported once may have been wrong.
@@ -93,13 +92,13 @@ class Confirmations:
             or any(0 <= _depth(row.block_height, tip) - depth < new_blocks for depth in RECHECK_DEPTHS)
         }
 
-    async def _may_have_forked(self, view: QuorumView, tip: Tip, last: Tip) -> bool:
+    async def _may_have_forked(self, view: QuorumView, tip: BlockSeen, last: BlockSeen) -> bool:
         """Whether the block that was the tip in the last pass may be off the chain."""
         if tip.hash == last.hash:
             return False
         return tip.height <= last.height or not isinstance(await view.block(last.hash), Found)
 
-    async def _look_for(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _look_for(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> None:
         """Find out whether an attempt in flight is in a block. The payment is `unread` while any read is open."""
         self.unread.add(row.id)
         is_open = False
@@ -137,7 +136,7 @@ class Confirmations:
             return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
         return read
 
-    async def _weigh_cancel(self, view: QuorumView, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
+    async def _weigh_cancel(self, view: QuorumView, tip: BlockSeen, row: PaymentRow, seen: TxSeen) -> None:
         """Void the payment on positive evidence only (exactly-once.md R8): its cancel is deep enough in a block.
 
         If only one provider can be asked, it must show that in repeated passes. A transaction that keeps the
@@ -145,7 +144,7 @@ class Confirmations:
         """
         context = self._context
         now_ms = context.ports.clock.now_ms()
-        landed_ms = context.chain.landed_ms(seen.slot, now_ms)
+        landed_ms = context.chain.landed_ms(seen.block_slot, now_ms)
         self._has_cancel_in_block = True
         is_deep = tip.height - seen.block_height + 1 >= context.config.void_depth
         if not is_deep or not view.is_final:
@@ -158,7 +157,7 @@ class Confirmations:
                 row.id,
             )
 
-    async def _recheck(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _recheck(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> None:
         """Check that a payment's block is still on the chain. Without a verdict the payment stays unverified.
 
         The payment has lost its block in three cases:
@@ -182,12 +181,12 @@ class Confirmations:
                 await self._record_block_lost(row, denied_by=view.name if is_lie else None)
                 self._unverified.discard(row.id)
 
-    def _is_past(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
+    def _is_past(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> bool:
         """Whether the provider would show the payment's block by now, if it existed."""
         is_past = tip.height >= (row.block.height or 0) or self._context.chain.is_after(row.updated_at_ms, tip)
         return is_past and view.is_current
 
-    def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
+    def _deep(self, state: State, tip: BlockSeen, depth: int) -> list[OpenPayment]:
         """Payments in a state whose block is at least this deep."""
         return [
             row
@@ -195,7 +194,7 @@ class Confirmations:
             if row.state is state and _depth(row.block_height, tip) >= depth
         ]
 
-    async def _confirm(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _confirm(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> None:
         if await self._is_still_there(view, tip, row):
             now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             rules = self._context.config.rules
@@ -206,7 +205,7 @@ class Confirmations:
                 row.id,
             )
 
-    async def _settle(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _settle(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> None:
         if await self._is_still_there(view, tip, row) and view.is_for_good:
             now_ms, depth = self._context.ports.clock.now_ms(), _depth(row.block.height, tip)
             await self._context.write(
@@ -215,7 +214,7 @@ class Confirmations:
                 row.id,
             )
 
-    async def _is_still_there(self, view: QuorumView, tip: Tip, row: PaymentRow) -> bool:
+    async def _is_still_there(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> bool:
         """Whether the payment is still in the block that we recorded. If not, it is rechecked."""
         read = await view.tx(row.shown_by)
         if isinstance(read, Found) and read.value.block_hash == row.block.hash:
@@ -240,6 +239,6 @@ class Confirmations:
         self.urgent.add(row.id)
 
 
-def _depth(block_height: int | None, tip: Tip) -> int:
+def _depth(block_height: int | None, tip: BlockSeen) -> int:
     """The depth of a payment's block; the block itself counts 1."""
     return tip.height - (block_height or 0) + 1

@@ -29,10 +29,10 @@ from payagent.agent.chain_sync.recovery import (
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
-from payagent.chain.provider import Found, NotFound, Read, TxSeen, Unknown
+from payagent.chain.provider import Found, NotFound, Read, Unknown
 from payagent.chain.quorum_rules import Listing
 from payagent.chain.quorum_view import QuorumView
-from payagent.core.aggregate import ExternalSpendRow
+from payagent.core.aggregate import ExternalSpendRow, TxSeen
 from payagent.core.changes import AddExternalSpend
 from payagent.core.payment.apply import lose_external_spend as lose_spend
 from payagent.core.payment.machine import State
@@ -174,7 +174,7 @@ class ExternalSpends:
         for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
             read = await view.tx(tx_id)
             if isinstance(read, Found) and slots is not None:
-                times_s.append(slots.time_ms(read.value.slot) // 1000)
+                times_s.append(slots.time_ms(read.value.block_slot) // 1000)
         return min(times_s) - LAG_S
 
     async def _take_in(self, spend: ExternalSpend, now_ms: int) -> None:
@@ -194,7 +194,7 @@ class ExternalSpends:
         chain = self._context.chain
         if chain.restored_at_ms is None or chain.slots is None:
             return "external_spend"
-        is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
+        is_older = seen.block_slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
         return "forgotten_spend" if is_older else "external_spend"
 
     async def _recheck(self, view: QuorumView) -> None:

@@ -6,15 +6,14 @@ Never: reads the chain; builds a transaction.
 """
 
 from payagent.agent.chain_sync.confirmations import Confirmations
-from payagent.agent.chain_sync.open_payments import OpenPayments
+from payagent.agent.chain_sync.open_payments import OpenPayments, WorkerPool
 from payagent.agent.chain_sync.rolled_back_deposits import RolledBackDeposits
-from payagent.agent.chain_sync.worker_pool import WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits.replacement import is_hopeless, is_lost
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.submit import TxSubmitter
-from payagent.chain.provider import Tip
+from payagent.chain.provider import BlockSeen
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import AWAITING_SIGNATURE, State
 from payagent.core.retry_schedule import backoff
@@ -87,7 +86,7 @@ class FollowUp:
             ]
             await self._workers.each(unsigned, self._lifecycle.resume)
 
-    async def _replace_or_cancel(self, tip: Tip) -> None:
+    async def _replace_or_cancel(self, tip: BlockSeen) -> None:
         """Replace or cancel attempts whose TTL has passed at the tip's slot. Until then one may enter any block.
 
         A payment that was not looked up yet waits.

@@ -7,12 +7,11 @@ Never: pays; changes a payment's state or money because of a merchant's answer.
 from dataclasses import replace
 
 from payagent.agent.base.config import MerchantConfig
-from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments
-from payagent.agent.chain_sync.worker_pool import WorkerPool
+from payagent.agent.chain_sync.open_payments import SEEN, OpenPayments, WorkerPool
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.context import AgentContext
 from payagent.core.aggregate import PaymentRow
-from payagent.core.changes import Note, SetMerchantStatus
+from payagent.core.changes import Note, SetColumn
 from payagent.core.payment.machine import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.outbound.merchant_client import MerchantClient
@@ -87,7 +86,7 @@ class MerchantPolling:
         def job(unit: Unit, now_ms: int) -> None:
             state = steps.row_of(unit, row.id).state
             answered = Note(row.id, "retry_answered", state, {"status": status})
-            write(unit, (SetMerchantStatus(row.id, status), answered), now_ms)
+            write(unit, (SetColumn(row.id, "merchant_status", status), answered), now_ms)
 
         await context.write_at("merchant", job, row.id)
 

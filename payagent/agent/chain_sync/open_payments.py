@@ -1,15 +1,24 @@
-"""Keeps the open payments and UTxOs in memory during a pass, whose steps read them again and again.
+"""The open payments and UTxOs of a pass: `OpenPayments` keeps them in memory, `WorkerPool` acts on them.
 
-It keeps only the fields that tell whether a step is due (`OpenPayment`), because many payments may be open for
-hours. A step reads its payment in full. Only payments with newer events are read again.
+The steps of a pass read them again and again. Only the fields that tell whether a step is due are kept
+(`OpenPayment`), because many payments may be open for hours. A step reads its payment in full, a few payments are
+acted on at a time, and those being signed go first. Only payments with newer events are read again.
 
-Never: returns data from before the newest commit.
+Never: returns data from before the newest commit; decides what is done with a payment; lets a failing payment keep
+another from its turn.
 """
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
+from payagent.agent.base.log import log
 from payagent.agent.context import AgentContext
+from payagent.agent.payments.sign import NOT_SIGNED, PaymentSigner
+from payagent.chain.deadlines import together
+from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import IN_NO_BLOCK, State
+from payagent.core.problems import Refused
+from payagent.store.db.opening import DatabaseError
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about, attempts_and_utxos, events, payments
 from payagent.store.rows.payments import OpenPayment
@@ -18,6 +27,14 @@ LOOKED_FOR = IN_NO_BLOCK
 """States in which an attempt may come into a block, and none is known to be in one."""
 
 SEEN = (State.IN_BLOCK, State.CONFIRMED)
+
+AT_ONCE_MAX = 8
+
+PATIENCE_S = 4.0
+"""Seconds that one call of `each`, in total, gives way to payments that are being signed."""
+
+TURN = 100
+"""After this many steps in a row without waiting, other tasks may run."""
 
 
 class OpenPayments:
@@ -73,3 +90,42 @@ class OpenPayments:
                 del self._payments[payment_id]
         if not is_sorted:
             self._payments = dict(sorted(self._payments.items(), key=lambda item: item[1].seq))
+
+
+class WorkerPool:
+    """Runs steps on payments. `failed`: whether something could not be recorded since the last pass began."""
+
+    def __init__(self, context: AgentContext, signing: PaymentSigner) -> None:
+        self.failed = False
+        self._context = context
+        self._signing = signing
+
+    async def each(self, rows: Sequence[OpenPayment], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
+        """Act on every payment, a few at a time, each as it stands at its turn.
+
+        An exception is logged and keeps no other payment from its turn. If a step could not be recorded, `failed`
+        makes the next pass read it again.
+        """
+        left, patience_s = iter(rows), PATIENCE_S
+
+        async def work() -> None:
+            nonlocal patience_s
+            for number, open_row in enumerate(left, 1):
+                if patience_s > 0:
+                    waited_s = await self._signing.give_way()
+                    patience_s -= waited_s
+                try:
+                    row = payments.payment(self._context.conn, open_row.id)
+                    if row is not None:
+                        await act(row)
+                except Exception as error:
+                    code = error.code if isinstance(error, Refused) else None
+                    self.failed |= code == "store_failed" or isinstance(error, DatabaseError)
+                    if code not in NOT_SIGNED:  # an alert reports these, and they would repeat
+                        log.warning(
+                            "payment.step_failed", payment=open_row.id, error=repr(error), exc_info=code is None
+                        )
+                if number % TURN == 0:
+                    await asyncio.sleep(0)
+
+        await together([work() for _ in range(min(len(rows), AT_ONCE_MAX))])

@@ -19,11 +19,11 @@ from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.base.log import log
 from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.context import AgentContext
-from payagent.chain.provider import AddressTx, Found, Movement, Read, Tip, TxSeen, Unknown
+from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, Read, Unknown
 from payagent.chain.provider_state import AHEAD_MAX_S
 from payagent.chain.quorum_view import QuorumView
 from payagent.core import ledger
-from payagent.core.aggregate import ExternalSpendRow
+from payagent.core.aggregate import ExternalSpendRow, TxSeen
 from payagent.core.changes import AddExternalSpend, Book, Change, Note
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
@@ -206,15 +206,11 @@ def take_in(
             values.append({LOVELACE: row.lovelace, **row.assets})
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(values)
-    block = seen.block_hash, seen.block_height, seen.slot
-    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, *block, account)
+    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, *seen[1:], account)
     entry = ledger.external_spend(spent, account)
     changes += [AddExternalSpend(taken, spend.provider), Book(entry, ref=seen.tx_id)]
     event_detail = {
-        "tx_id": seen.tx_id,
-        "block_hash": seen.block_hash,
-        "block_height": seen.block_height,
-        "block_slot": seen.slot,
+        **seen._asdict(),
         "utxos": list(inputs),
         "spent": {asset: str(units) for asset, units in spent.items()},
         "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
@@ -265,7 +261,7 @@ class Recovery:
             await self._record_behind()
         elif is_open:
             self._load_status()
-        elif last_signed(conn, account) is None and onchain.last_of_account(conn, "caught_up", account)[0] == 0:
+        elif last_signed(conn, account) is None and onchain.last_of_wallet(conn, "caught_up", account)[0] == 0:
             self._context.chain.behind = "this wallet's past was not read from the chain yet"
 
     async def run_once(self, view: QuorumView | None) -> None:
@@ -290,7 +286,7 @@ class Recovery:
         chain.behind, chain.is_compared = None, True
         log.warning("ledger.caught_up", transactions=len(spends))
 
-    async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:
+    async def _is_quiet_over(self, tip: BlockSeen, now_ms: int) -> bool:
         """Whether the quiet time is over. It begins when our clock agrees with the chain's.
 
         A wrong clock would end it early, or never.
@@ -337,7 +333,7 @@ class Recovery:
     def _load_status(self) -> None:
         conn = self._context.conn
         noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
-        begun, _, at_ms = onchain.last_of_account(conn, "quiet_begun", self._account)
+        begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun", self._account)
         self._is_noticed = True
         self._quiet_from_ms = at_ms if begun > noticed else None
         is_new = last_signed(conn, self._account) is None  # what the ledger forgot may be its whole past
@@ -350,7 +346,7 @@ class Recovery:
         self._context.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or expired"
 
     def _catch_up(
-        self, unit: Unit, spends: Sequence[ExternalSpend], tip: Tip, is_for_good: bool, now_ms: int
+        self, unit: Unit, spends: Sequence[ExternalSpend], tip: BlockSeen, is_for_good: bool, now_ms: int
     ) -> None:
         """Book what was found up to this tip. Deep spends are final, and are not read again."""
         account, utxos = self._account, self._context.utxos

@@ -14,9 +14,9 @@ from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.commits import payment_transitions as steps
 from payagent.agent.commits import utxo_sync as deposits
 from payagent.agent.context import AgentContext
-from payagent.chain.provider import Found, NotFound, Tip, TxSeen
+from payagent.chain.provider import BlockSeen, Found, NotFound
 from payagent.chain.quorum_view import QuorumView
-from payagent.core.aggregate import PaymentRow, UtxoRow
+from payagent.core.aggregate import PaymentRow, TxSeen, UtxoRow
 from payagent.core.payment.machine import State
 from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
@@ -40,7 +40,7 @@ class RolledBackDeposits:
         self._denied = RepeatedReads()
         self._alerted: dict[str, str] | None = None
 
-    async def check(self, view: QuorumView, tip: Tip) -> None:
+    async def check(self, view: QuorumView, tip: BlockSeen) -> None:
         """Find deposits that are gone, then payments stuck because of them, then stuck payments that are over."""
         conn, account = self._context.conn, self._context.config.account
         for utxo in attempts_and_utxos.missing_deposits(conn, account) if view.is_final else ():
@@ -99,7 +99,7 @@ class RolledBackDeposits:
             payment_id: alerted.get(payment_id, ALERT_SUBJECT + payment_id) for payment_id in self.stuck
         }
 
-    async def _weigh(self, view: QuorumView, tip: Tip, row: PaymentRow) -> None:
+    async def _weigh(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> None:
         """Void the payment if a block past the TTL of everything signed for it is deeper than any rollback.
 
         The first such block is recorded, so a restart does not start over. Then the transactions must be denied
@@ -108,7 +108,7 @@ class RolledBackDeposits:
         context = self._context
         attempts, block = attempts_and_utxos.attempts(context.conn, row.id), _block_of(context, row)
         last_slot = max(attempt.ttl_slot for attempt in attempts)
-        if block is None or block.slot < last_slot:
+        if block is None or block.block_slot < last_slot:
             if tip.slot >= last_slot:
                 await self._note_block(row, tip)
             return
@@ -127,7 +127,7 @@ class RolledBackDeposits:
                 "void", lambda unit: steps.record_time_over(unit, row.id, block, context.utxos, now_ms), row.id
             )
 
-    async def _note_block(self, row: PaymentRow, tip: Tip) -> None:
+    async def _note_block(self, row: PaymentRow, tip: BlockSeen) -> None:
         detail = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
 
         def job(unit: Unit, now_ms: int) -> None:
@@ -139,7 +139,7 @@ class RolledBackDeposits:
 def _block_of(context: AgentContext, row: PaymentRow) -> TxSeen | None:
     """The block recorded as past all TTLs, without a transaction."""
     noted = events.last_note(context.conn, row.id, "time_over")
-    return None if noted is None else TxSeen("", noted["block_hash"], noted["block_height"], noted["block_slot"])
+    return None if noted is None else TxSeen("", **noted)
 
 
 def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:

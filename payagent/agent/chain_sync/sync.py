@@ -13,11 +13,10 @@ from payagent.agent.base.chain_view import PASS
 from payagent.agent.chain_sync.confirmations import Confirmations
 from payagent.agent.chain_sync.follow_up import FollowUp
 from payagent.agent.chain_sync.merchant_polling import MerchantPolling
-from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments
+from payagent.agent.chain_sync.open_payments import LOOKED_FOR, OpenPayments, WorkerPool
 from payagent.agent.chain_sync.providers import ProviderSelection
 from payagent.agent.chain_sync.utxo_list import UtxoListSync
-from payagent.agent.chain_sync.worker_pool import WorkerPool
-from payagent.chain.provider import Tip
+from payagent.chain.provider import BlockSeen
 from payagent.chain.quorum_view import QuorumView
 from payagent.core.payment.machine import State
 from payagent.outbound.merchant_client import MerchantClient
@@ -44,7 +43,7 @@ class ChainSync:
         )
         self.merchant_polling = MerchantPolling(context, merchants, rows, workers)
         self._lock = asyncio.Lock()
-        self._last_tip: Tip | None = None
+        self._last_tip: BlockSeen | None = None
 
     @property
     def trouble(self) -> str | None:
@@ -89,7 +88,7 @@ class ChainSync:
             await self._check(view, view.tip, is_new)
         return view
 
-    async def _check(self, view: QuorumView, tip: Tip, is_new: bool) -> None:
+    async def _check(self, view: QuorumView, tip: BlockSeen, is_new: bool) -> None:
         await self._confirmations.check(view, tip, self._last_tip)
         if is_new or self._utxo_list.is_due:
             await self._utxo_list.check(view, tip)

@@ -14,7 +14,7 @@ from payagent.agent.chain_sync.repeated_reads import RepeatedReads
 from payagent.agent.chain_sync.rolled_back_deposits import RolledBackDeposits
 from payagent.agent.commits import utxo_sync as deposits
 from payagent.agent.context import AgentContext
-from payagent.chain.provider import ChainUtxo, Found, Tip, Unknown, Why
+from payagent.chain.provider import BlockSeen, ChainUtxo, Found, Unknown, Why
 from payagent.chain.quorum_rules import Listing
 from payagent.chain.quorum_view import QuorumView
 
@@ -39,7 +39,7 @@ class UtxoListSync:
     def is_due(self) -> bool:
         return self.trouble is not None
 
-    async def check(self, view: QuorumView, tip: Tip) -> None:
+    async def check(self, view: QuorumView, tip: BlockSeen) -> None:
         """Compare the newest transactions once after a start, take in the list, then check for what it lacks.
 
         If the list was read, external spends and rolled-back deposits are checked after it.

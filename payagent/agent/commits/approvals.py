@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from payagent.agent.base import merchant_trust
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.prepaid import Buyer, TopupPart, part_of
-from payagent.agent.base.requests import Approver, DecidedPayment, Ids, PaymentIntent
+from payagent.agent.base.requests import AdmittedPayment, Approver, Ids, PaymentIntent
 from payagent.agent.commits.replacement import same_again
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
 from payagent.agent.commits.rules import require_may_have, visible_to_app
@@ -68,7 +68,9 @@ class ApprovalRules:
         payment = LoadedPayment(load_row(unit.conn, payment_id))
         write(unit, apply(payment, RequestApproval(asked, worst, clock_ms)), now_ms)
 
-    def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> DecidedPayment:
+    def approve(
+        self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int
+    ) -> AdmittedPayment:
         """Approve the payment. Everything is decided anew, as of now; after the timeout it is denied.
 
         Refused, with nothing changed and the approval still open: `already_decided`, `terms_changed`, `paused`,
@@ -106,7 +108,7 @@ class ApprovalRules:
         )
         self.reservation.hold(unit, payment_id, Approve, plan, now_ms, checks, learnt, detail)
         note_price(unit, intent)
-        return DecidedPayment(payment_id, plan)
+        return AdmittedPayment(payment_id, False, plan)
 
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
         """Deny the payment. Refused: `already_decided`, `terms_changed`."""
@@ -122,7 +124,9 @@ class ApprovalRules:
         """
         return approvals.over(conn, self.reservation.rules.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
 
-    def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> DecidedPayment | None:
+    def deny_when_over(
+        self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int
+    ) -> AdmittedPayment | None:
         """Deny a payment whose approval timed out; None, and no change, if it was decided meanwhile."""
         if payment_id not in self.over(unit.conn, min_window_s, now_ms):
             return None
@@ -147,10 +151,10 @@ class ApprovalRules:
                 "approval_denied/person", f"the operator denied {denied}, which is the same call", payment=denied
             )
 
-    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> DecidedPayment:
+    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> AdmittedPayment:
         why = Refused("approval_denied/timeout", "nobody decided in time", payment=payment_id)
         end(unit, payment_id, Approver("clock"), why, now_ms)
-        return DecidedPayment(payment_id, None, why)
+        return AdmittedPayment(payment_id, False, refusal=why)
 
     def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, ApprovalRow]:
         row, approval = load_row(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)

@@ -11,7 +11,7 @@ from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.aggregate import PaymentRow
-from payagent.core.changes import EndIntent, Note, SetDelivery
+from payagent.core.changes import EndIntent, Note, SetColumn
 from payagent.core.payment.machine import (
     WITHOUT_PROOF,
     Delivery,
@@ -169,7 +169,7 @@ def _write(
     now = deliver(row.delivery, event)
     streak = merchant_trust.streak_changes(unit.conn, rules(row.invoice.origin), row, now, now_ms)
     alert = merchant_trust.unserved_alert(row, now)
-    write(unit, (SetDelivery(row.id, now), *streak, *alert, *notes), now_ms)
+    write(unit, (SetColumn(row.id, "delivery", now), *streak, *alert, *notes), now_ms)
 
 
 def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:

@@ -11,7 +11,7 @@ from payagent.agent.base import merchant_trust, prepaid
 from payagent.agent.base.free_utxos import FreeUtxoIndex
 from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.replacement import can_land, lacking_inputs
-from payagent.chain.provider import SubmitAnswer, SubmitKind, TxSeen
+from payagent.chain.provider import SubmitAnswer, SubmitKind
 from payagent.core.aggregate import (
     AttemptKind,
     AttemptRow,
@@ -19,6 +19,7 @@ from payagent.core.aggregate import (
     LoadedPayment,
     OutputRow,
     PaymentRow,
+    TxSeen,
     UtxoRow,
 )
 from payagent.core.payment.apply import SIGNER_SUBJECT, apply
@@ -28,7 +29,6 @@ from payagent.core.payment.events import (
     CancelBlockLost,
     Confirm,
     ExternalSpendBlockLost,
-    InBlock,
     Reject,
     RivalBlockLost,
     SeenInBlock,
@@ -230,11 +230,7 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
 def record_seen(unit: Unit, payment_id: str, seen: TxSeen, utxos: UtxoIndex, provider: str, now_ms: int) -> None:
     """C5: an attempt is in a block. Its inputs are spent and its change is available, unless a child spent it."""
     payment = load(unit.conn, payment_id, landed=seen.tx_id)
-    write(unit, apply(payment, SeenInBlock(_in_block(seen), provider)), now_ms, FreeUtxoIndex(utxos))
-
-
-def _in_block(seen: TxSeen) -> InBlock:
-    return InBlock(seen.tx_id, seen.block_hash, seen.block_height, seen.slot)
+    write(unit, apply(payment, SeenInBlock(seen, provider)), now_ms, FreeUtxoIndex(utxos))
 
 
 def record_void(
@@ -246,12 +242,12 @@ def record_void(
     due. The UTxOs stay reserved until no rollback reaches that block.
     """
     payment = load(unit.conn, payment_id, landed=seen.tx_id)
-    block, owed = _in_block(seen), prepaid.owed(unit.conn, payment)
+    owed = prepaid.owed(unit.conn, payment)
     from_ms = limit_counters.clock_ms(unit.conn, landed_ms)
     void = (
-        VoidByRival(block, owed, from_ms)
+        VoidByRival(seen, owed, from_ms)
         if payment.attempt(seen.tx_id) is None
-        else VoidByCancel(block, owed, from_ms, provider)
+        else VoidByCancel(seen, owed, from_ms, provider)
     )
     write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
@@ -264,10 +260,10 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, utxos: UtxoInde
     """
     payment = load(unit.conn, payment_id)
     if not attempts_and_utxos.is_rolled_back(unit.conn, payment.row.nonce_utxo) or any(
-        one.ttl_slot > block.slot for one in payment.attempts
+        one.ttl_slot > block.block_slot for one in payment.attempts
     ):
         return
-    void = VoidByTime(_in_block(block), prepaid.owed(unit.conn, payment))
+    void = VoidByTime(block, prepaid.owed(unit.conn, payment))
     write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 
 
@@ -276,7 +272,7 @@ def record_overtaken(
 ) -> None:
     """C7 by an external spend of the nonce UTxO: no attempt can land, so the hold is released."""
     payment = load(unit.conn, payment_id)
-    block = InBlock(row.tx_id, row.block_hash, row.block_height, row.block_slot)
+    block = TxSeen(row.tx_id, row.block_hash, row.block_height, row.block_slot)
     void = VoidByExternalSpend(block, prepaid.owed(unit.conn, payment), why)
     write(unit, apply(payment, void), now_ms, FreeUtxoIndex(utxos))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.commits.replacement import parameters_of, require_nonce_utxo
-from payagent.chain.provider import Tip
+from payagent.chain.provider import BlockSeen
 from payagent.core import ledger
 from payagent.core.address import Address
 from payagent.core.aggregate import PaymentRow
@@ -45,7 +45,7 @@ class Planner:
     chain_ttl_s: int = 0
     account: int = 0
     _ancestor_counts: dict[str, int] = field(default_factory=dict)
-    _counts_tip: Tip | None = None
+    _counts_tip: BlockSeen | None = None
     _candidates: list[str] = field(default_factory=list)
 
     def plan(

@@ -83,7 +83,7 @@ def prove(unit: Unit, seat: Seat, now_ms: int) -> bool:
     proven = [
         row
         for row in unproven
-        if row.holder is not None and onchain.last_of_account(conn, "caught_up", row.account)[0] >= behind
+        if row.holder is not None and onchain.last_of_wallet(conn, "caught_up", row.account)[0] >= behind
     ]
     for row in proven:
         fleet.prove(unit, row.holder or "", row.account)

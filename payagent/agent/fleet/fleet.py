@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 from payagent.agent.agent import Agent
 from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
-from payagent.agent.context import AgentContext
 from payagent.agent.payments.deliveries import Deliveries
-from payagent.agent.payments.intake import Intake
-from payagent.agent.payments.prepaid_calls import PrepaidCalls
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan, TopupRunner
 from payagent.core.address import Address
@@ -53,29 +50,17 @@ class Fleet:
 
     def __init__(self, front: HeldAccount) -> None:
         self.front = front
-        self.held = {front.agent.context.config.account: front}
-
-    @property
-    def context(self) -> AgentContext:
+        self.context = front.agent.context
         """For reads, and for writes of what all accounts share."""
-        return self.front.agent.context
+        self.intake = front.agent.intake
+        self.prepaid_calls = front.agent.prepaid_calls
+        self.topups = front.topups
+        """For reads. Orders go through the fleet."""
+        self.held = {self.context.config.account: front}
 
     def status(self) -> FleetStatus | None:
         """None for a daemon alone on its ledger."""
         return None
-
-    @property
-    def intake(self) -> Intake:
-        return self.front.agent.intake
-
-    @property
-    def prepaid_calls(self) -> PrepaidCalls:
-        return self.front.agent.prepaid_calls
-
-    @property
-    def topups(self) -> TopupRunner:
-        """For reads. Orders go through the fleet."""
-        return self.front.topups
 
     async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool]:
         """As `Agent.pay`."""

@@ -40,6 +40,25 @@ def crossing(left: int, mark: int, is_raised: bool) -> bool | None:
     return None if is_low == is_raised else is_low
 
 
+async def note_check(context: AgentContext, command: str, found: int) -> None:
+    """Raise an alert if a check of the whole ledger found something, clear it after a clean one.
+
+    `command`: what repeats the check.
+    """
+    subject = f"books:{command}"
+    if alerts.is_raised(context.conn, subject) == (found > 0):
+        return
+
+    def job(unit: Unit, now_ms: int) -> None:
+        if found:
+            detail = f"`{command}` found {found} differences. Run it again to see them"
+            raise_alert(unit, "books_wrong", subject, {"detail": detail, "found": str(found)}, now_ms)
+        else:
+            clear_alert(unit, subject, {"detail": f"`{command}` found nothing"}, now_ms)
+
+    await context.write_at("alert", job)
+
+
 class AlertMonitor:
     """Watches levels and logs alerts. One `run_once` at a time."""
 

@@ -36,7 +36,7 @@ from payagent.core.payment.machine import State
 from payagent.core.timestamps import iso_time
 from payagent.settings.schema import NotificationSettings
 from payagent.store.db.unit import Unit
-from payagent.store.rows import approvals, apps, events, notifications, paired_chats, payments, prepaid, topups
+from payagent.store.rows import approvals, apps, chats, events, notifications, payments, prepaid, topups
 from payagent.store.rows.events import EventRow
 from payagent.store.rows.notifications import DeliveryRow
 
@@ -94,8 +94,8 @@ async def take_targets(context: AgentContext, names: Sequence[str]) -> None:
     def job(unit: Unit, now_ms: int) -> None:
         notifications.forget_others(unit, names)
         for gone in sorted(known - set(names)):
-            for chat in paired_chats.of_target(unit.conn, gone):
-                paired_chats.unpair(unit, gone, chat.chat_id, None, now_ms)
+            for chat in chats.of_target(unit.conn, gone):
+                chats.unpair(unit, gone, chat.chat_id, None, now_ms)
         newest, _ = events.last_event(unit.conn)
         for name in sorted(set(names) - known):
             notifications.set_cursor(unit, name, newest)
@@ -209,7 +209,9 @@ class Notifier:
         origin = detail.get("merchant") or detail.get("origin") or self._origin_of(payment, detail)
         app_id = detail.get("app") or (None if payment is None else payment.app_id)
         app = None if app_id is None else apps.by_id(conn, app_id)
+        digest = hashlib.sha256(f"{row.hash}\n{self.name}".encode()).hexdigest()
         event = LedgerEvent(
+            f"ntf_{digest[:24]}",
             row.event,
             row.at_ms,
             detail,
@@ -217,8 +219,7 @@ class Notifier:
             self._context.config.merchant_name(origin),
             app_id if app is None else app.name,
         )
-        digest = hashlib.sha256(f"{row.hash}\n{self.name}".encode()).hexdigest()
-        return notification_of(event, f"ntf_{digest[:24]}")
+        return notification_of(event)
 
     def _origin_of(self, payment: PaymentRow | None, detail: Mapping[str, object]) -> str | None:
         """The merchant's origin of a payment or of a top-up."""

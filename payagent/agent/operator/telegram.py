@@ -26,10 +26,9 @@ from payagent.core.timestamps import iso_time
 from payagent.outbound.push import plain
 from payagent.outbound.service_client import ServiceError
 from payagent.outbound.telegram import TEXT_MAX_UNITS, Buttons, ChatMessage, Press, TelegramBot
-from payagent.store.rows import approval_messages, approvals, apps, intents, paired_chats, payments
-from payagent.store.rows.approval_messages import ApprovalMessage
+from payagent.store.rows import approvals, apps, chats, intents, payments
 from payagent.store.rows.approvals import ApprovalRow
-from payagent.store.rows.paired_chats import PairedChat
+from payagent.store.rows.chats import ApprovalMessage, PairedChat
 
 CODE_BYTES = 4
 CODE_FOR_MS = 600_000
@@ -82,7 +81,7 @@ class TelegramTarget:
         self._ended: dict[str, dict[int, str | None]] = {}
 
     def paired(self) -> list[PairedChat]:
-        return paired_chats.of_target(self._context.conn, self.name)
+        return chats.of_target(self._context.conn, self.name)
 
     def new_code(self, by_app: str) -> PairingCode:
         """Make a code. An earlier one is void. It is kept in memory only."""
@@ -93,7 +92,7 @@ class TelegramTarget:
     async def unpair(self, chat_id: int, by_app: str) -> None:
         """End a pairing at once. Refused: `not_found`."""
         if not await self._context.write_at(
-            "pairing", lambda unit, now_ms: paired_chats.unpair(unit, self.name, chat_id, by_app, now_ms)
+            "pairing", lambda unit, now_ms: chats.unpair(unit, self.name, chat_id, by_app, now_ms)
         ):
             raise Refused("not_found", f"{self.name} has no paired chat {chat_id}")
         log.warning("notification.chat_unpaired", target=self.name, chat=chat_id, by=by_app)
@@ -103,8 +102,8 @@ class TelegramTarget:
 
         A chat that is gone is not tried again, and delays no other.
         """
-        chats, approval = self.paired(), self._approval(notification)
-        if not chats:  # a new chat gets only what a person still has to decide
+        paired, approval = self.paired(), self._approval(notification)
+        if not paired:  # a new chat gets only what a person still has to decide
             why = f"no chat is paired: run payagent notifications pair {self.name}"
             return Missed(why, then="given_up" if approval is None else "waiting")
         text = "\n".join(map(plain, (notification.title, *(notification.lines or (notification.text,)))))
@@ -113,7 +112,7 @@ class TelegramTarget:
             lines = notification.title, *facts, *self._terms(approval), payment_id
             text = "\n".join(plain(line, TEXT_MAX_UNITS) for line in lines)
         missed, ended = None, self._ended.pop(notification.id, {})
-        for chat_id in {chat.chat_id for chat in chats} - ended.keys():
+        for chat_id in {chat.chat_id for chat in paired} - ended.keys():
             try:
                 await self._tell(chat_id, text, approval, links)
                 ended[chat_id] = None
@@ -172,12 +171,12 @@ class TelegramTarget:
             terms_hash=approval.terms_hash,
             text=text,
         )
-        await self._context.write("notify", lambda unit: approval_messages.add(unit, message))
+        await self._context.write("notify", lambda unit: chats.add_message(unit, message))
         buttons: Buttons = {way.capitalize(): f"{way}:{message.id}" for way in self._ways(approval.payment_id)}
         # who has the link decides, so it is not for a group: there, everybody reads it
         link = f"\nApprove page: {links['approve_url']}" if links and chat_id > 0 else ""
         message_id = await self._bot.send_message(chat_id, text + link, buttons)
-        await self._context.write("notify", lambda unit: approval_messages.set_sent(unit, message.id, message_id))
+        await self._context.write("notify", lambda unit: chats.set_message_sent(unit, message.id, message_id))
 
     async def run(self) -> None:
         """Read what people send, and keep messages true to what was decided, until cancelled."""
@@ -220,7 +219,7 @@ class TelegramTarget:
         """
         problem: ServiceError | None = None
         with self._context.changes.following() as changed:
-            for message in approval_messages.decided(self._context.conn, self.name):
+            for message in chats.decided_messages(self._context.conn, self.name):
                 if message.message_id is not None and message.chat_id in {one.chat_id for one in self.paired()}:
                     text = f"{message.text}\n\n{plain(self._outcome(message.payment_id))}"
                     try:
@@ -235,7 +234,7 @@ class TelegramTarget:
             await changed.wait()
 
     async def _close(self, message: str) -> None:
-        await self._context.write_at("notify", lambda unit, now_ms: approval_messages.close(unit, message, now_ms))
+        await self._context.write_at("notify", lambda unit, now_ms: chats.close_message(unit, message, now_ms))
 
     def _outcome(self, payment_id: str) -> str:
         """What was decided, when and by whom."""
@@ -280,9 +279,7 @@ class TelegramTarget:
         if is_right:
             await self._context.write(
                 "pairing",
-                lambda unit: paired_chats.pair(
-                    unit, self.name, message.chat_id, message.user_id, code.by_app, now_ms
-                ),
+                lambda unit: chats.pair(unit, self.name, message.chat_id, message.user_id, code.by_app, now_ms),
             )
             log.warning("notification.chat_paired", target=self.name, chat=message.chat_id, by=code.by_app)
         return is_right
@@ -290,7 +287,7 @@ class TelegramTarget:
     async def _take_press(self, press: Press) -> None:
         """Decide as the button says. What the button brings back only finds the message in the ledger."""
         way, _, message_id = press.data.partition(":")
-        message = approval_messages.find(self._context.conn, message_id)
+        message = chats.find_message(self._context.conn, message_id)
         if message is None or not self._may_decide(message, press) or way not in self._ways(message.payment_id):
             log.warning("notification.press_refused", target=self.name, chat=press.chat_id, user=press.user_id)
             await self._bot.answer_press(press, _NOT_HERE)

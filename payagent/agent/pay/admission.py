@@ -12,7 +12,7 @@ from payagent.agent.base import merchant_trust
 from payagent.agent.base.chain_view import SKEW_MAX_S, ChainView
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.prepaid import require_may_buy
-from payagent.agent.base.requests import AdmittedPayment, PaymentIntent, TransferRequest
+from payagent.agent.base.requests import AdmittedPayment, Intent, PaymentIntent, TransferRequest
 from payagent.agent.commits.approvals import ApprovalRules, with_fee_room
 from payagent.agent.commits.replacement import Replacement, earlier
 from payagent.agent.commits.reservation import Reservation, nonce_utxo_of, note_price
@@ -268,9 +268,7 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
     ]
 
 
-def _open_intent(
-    unit: Unit, requested: PaymentIntent | TransferRequest, *, origin: str, request: str | None, now_ms: int
-) -> None:
+def _open_intent(unit: Unit, requested: Intent, *, origin: str, request: str | None, now_ms: int) -> None:
     executor.open_intent(
         unit,
         intent_id=requested.ids.intent,

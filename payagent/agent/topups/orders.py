@@ -25,7 +25,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import backoff
 from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
-from payagent.store.rows import alerts, payments, topups, writes
+from payagent.store.rows import alerts, apps, payments, topups, writes
 from payagent.store.rows import prepaid as pools
 from payagent.store.rows.prepaid import Pool
 from payagent.store.rows.topups import TopupRow
@@ -218,7 +218,7 @@ async def open_where_low(context: AgentContext, merchant: MerchantConfig, auto: 
     goal, topup_id = TopupGoal(merchant.origin, auto.unit, auto.to - left), context.ports.new_id("top")
 
     def job(unit: Unit) -> TopupRow:
-        topups.ensure_auto_app(unit, now_ms)
+        apps.ensure_own(unit, topups.AUTO_APP, "auto top-up", now_ms)
         key = f"auto:{topup_id}"
         return open_topup(unit, context, merchant, goal, topup_id, topups.AUTO_APP, key, now_ms, "auto")
 

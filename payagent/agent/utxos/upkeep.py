@@ -17,7 +17,7 @@ from payagent.core.payment.machine import AWAITING_SIGNATURE, ENDED_WITHOUT_PAYI
 from payagent.core.problems import Refused
 from payagent.core.utxo_upkeep import Budget, Demand, Gather, Held, Split, demand_of
 from payagent.store.db.unit import Unit
-from payagent.store.rows import attempts_and_utxos, pauses
+from payagent.store.rows import apps, attempts_and_utxos, pauses
 from payagent.store.rows import upkeep as store_upkeep
 from payagent.store.rows.upkeep import UPKEEP_APP, UpkeepTxRow
 from payagent.wallet.transaction import MAINNET_PARAMETERS, TxPlan, build, smallest_of, split_outputs
@@ -141,7 +141,7 @@ class UtxoUpkeep:
             fingerprint=ids.intent,
             kind="split" if is_split else "sweep",
         )
-        store_upkeep.ensure_app(unit, now_ms)
+        apps.ensure_own(unit, UPKEEP_APP, "coin upkeep", now_ms)
         try:
             return self.admission.admit_transfer(unit, request, plan, now_ms)
         except Refused:

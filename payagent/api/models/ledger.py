@@ -13,7 +13,7 @@ from payagent.audit.month import SPEND_BY, MonthRecord
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.store.rows.journal import EntryRow, SpendKey, SpendRow
-from payagent.store.rows.refusals import RefusalRow
+from payagent.store.rows.operator_log import RefusalRow
 
 
 class LedgerPosting(BaseModel):

@@ -21,7 +21,6 @@ from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
 from payagent.api.routes.params import PaymentId
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import calls_of
-from payagent.core.merchant_rules import MerchantRules
 from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of
 from payagent.core.problems import Refused
@@ -117,21 +116,15 @@ def approval_of(
         ]
         approval.history = _history(context, row.id, origin)
         approval.agreed = _agreed(context, origin, approval.request)
-        approval.pinned = PinnedAddress.all(_rules(context, origin), sorted(merchants.pins(conn, origin)))
+        approval.pinned = PinnedAddress.all(context.config.rules(origin), sorted(merchants.pins(conn, origin)))
     return approval
 
 
 def _agreed(context: AgentContext, origin: str, request: str | None) -> list[AgreedPrice]:
     if request is None:
         return []
-    method, path = priced_call(request)
-    prices = merchants.agreed(context.conn, origin, method, path)
-    return [AgreedPrice(method=method, path=path, **price._asdict()) for price in prices]
-
-
-def _rules(context: AgentContext, origin: str) -> MerchantRules:
-    merchant = context.config.merchants.get(origin)
-    return MerchantRules() if merchant is None else merchant.rules
+    prices = merchants.agreed(context.conn, origin, *priced_call(request))
+    return [AgreedPrice.model_validate(price) for price in prices]
 
 
 def _history(context: AgentContext, payment_id: str, origin: str) -> MerchantHistory:

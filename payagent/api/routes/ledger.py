@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.book_checks import note_check
+from payagent.agent.operator.alerts import note_check
 from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
 from payagent.api.models.base import GivenAsset
 from payagent.api.models.ledger import (
@@ -48,7 +48,7 @@ from payagent.core.ledger import Kind
 from payagent.core.payment.machine import State
 from payagent.store.audit.payment_records import signed_transactions
 from payagent.store.db.unit import Connection
-from payagent.store.rows import journal, refusals
+from payagent.store.rows import journal, operator_log
 from payagent.store.rows.journal import Selection, SpendKey
 
 T = TypeVar("T")
@@ -225,7 +225,9 @@ async def refused(caller: Reader, query: Annotated[RefusalPage, Query()]) -> Jso
     `at` is when it was refused. Errors that may simply be tried again are not recorded.
     """
     config, only = caller.context.config, caller.selection(query)
-    page = partial(refusals.refusals_page, only=only, code=query.code, before_seq=query.before, limit=query.limit)
+    page = partial(
+        operator_log.refusals_page, only=only, code=query.code, before_seq=query.before, limit=query.limit
+    )
     rows = await _read(caller.context, page)
     return JsonResponse(
         Refusals(

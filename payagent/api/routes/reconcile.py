@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 
 from payagent.agent.base.chain_view import SKEW_MAX_S
 from payagent.agent.context import AgentContext
-from payagent.agent.operator.book_checks import note_check
+from payagent.agent.operator.alerts import note_check
 from payagent.api.http.problems import to_json
 from payagent.api.models.ledger import ReconcileDifference, Reconciliation
 from payagent.api.models.openapi import gives
@@ -29,7 +29,8 @@ from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import all_pools
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile
 from payagent.chain.address_history import History, read_history
-from payagent.chain.provider import ChainReader, NotFound, Read, Tip, TxSeen
+from payagent.chain.provider import BlockSeen, ChainReader, NotFound, Read
+from payagent.core.aggregate import TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
 from payagent.store.db.unit import Connection
@@ -63,8 +64,8 @@ class _Bounds:
 
     since_slot: int
     since_s: int
-    read_tip: Tip
-    booked_tip: Tip | None
+    read_tip: BlockSeen
+    booked_tip: BlockSeen | None
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class _Answer:
 
     found: int = 0
     provider: str | None = None
-    tip: Tip | None = None
+    tip: BlockSeen | None = None
     doubts: list[str] = field(default_factory=list)
     in_flight: list[InFlight] = field(default_factory=list)
     standings: list[AssetReconciliation] = field(default_factory=list)
@@ -133,7 +134,7 @@ async def reconciled(caller: Reader, query: Annotated[Period, Query()]) -> Strea
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
 
 
-def _unbooked_slot(conn: Connection, slots: SlotClock, tip: Tip) -> int:
+def _unbooked_slot(conn: Connection, slots: SlotClock, tip: BlockSeen) -> int:
     """The slot since which something may be in a block but not in the ledger. All unspent outputs are compared."""
     began_ms = under_way_since_ms(conn)
     return tip.slot if began_ms is None else min(tip.slot, max(slots.slot_at(began_ms - SKEW_MAX_S * 1000), 0))
@@ -211,7 +212,7 @@ async def _booked_height(provider: ChainReader, bounds: _Bounds) -> int:
     return booked_tip.height
 
 
-async def _is_gone(provider: ChainReader, tip: Tip) -> bool:
+async def _is_gone(provider: ChainReader, tip: BlockSeen) -> bool:
     """Whether this block is no longer on the chain."""
     return isinstance(await provider.block(tip.hash), NotFound)
 

@@ -218,11 +218,8 @@ def _set_holds(
     for hold in payment.holds:
         if hold.stage == stage:
             kept = hold.units if kept_lovelace is None else kept_lovelace if hold.asset == LOVELACE else 0
-            yield SetHold(
-                *(payment.row.id, hold.stage, hold.asset, _whose(payment)),
-                *(hold.counted_units, hold.counted_from_ms, kept, from_ms if kept else None),
-                is_released=is_released,
-            )
+            counted_from_ms = from_ms if kept else None
+            yield SetHold(payment.row.id, hold, _whose(payment), kept, counted_from_ms, is_released)
 
 
 def _reserve_inputs(payment: LoadedPayment, event: Any) -> Iterator[Change]:
@@ -363,7 +360,7 @@ _CELLS: dict[Enum, Cell] = {
     RecordEffect.APPROVAL: lambda _, event: (event.approval,),
     RecordEffect.ATTEMPT: lambda of, event: (AddAttempt(event.attempt),) if _is_new(of, event) else (),
     RecordEffect.SUBMISSION: lambda _, event: (AddSubmission(event.tx_id, event.provider),),
-    RecordEffect.BLOCK: lambda _, event: (AddObservation(*(*event.block, event.provider)),),
+    RecordEffect.BLOCK: lambda _, event: (AddObservation(event.block, event.provider),),
     HoldMove.PLACE: lambda of, event: (_place(of, event, "payment"),),
     HoldMove.PLACE_APPROVAL: lambda of, event: (_place(of, event, "approval"),),
     HoldMove.COUNT_FROM_BLOCK: lambda of, event: _set_holds(of, "payment", from_ms=event.from_ms),

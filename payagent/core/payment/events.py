@@ -5,23 +5,14 @@ Never: SQL; a fact that may be left out.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from payagent.core.aggregate import AgreedPriceRow, AttemptRow, LoadedPayment, UtxoRow
+from payagent.core.aggregate import AgreedPriceRow, AttemptRow, LoadedPayment, TxSeen, UtxoRow
 from payagent.core.changes import AddApproval, AgreePrice, Detail, PinAddress
 from payagent.core.payment.machine import Event
 from payagent.core.prepaid_balance import PrepaidBalance
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
-
-
-class InBlock(NamedTuple):
-    """A transaction in a block, as a provider showed it."""
-
-    tx_id: str
-    block_hash: str
-    block_height: int
-    block_slot: int
 
 
 class MoneyEvent:
@@ -115,7 +106,7 @@ class Submit(MoneyEvent):
 @dataclass(frozen=True, slots=True)
 class SeenInBlock(MoneyEvent):
     event = Event.SEEN_IN_BLOCK
-    block: InBlock  # an attempt's, which becomes the current one, with the invoice it was signed for
+    block: TxSeen  # an attempt's, which becomes the current one, with the invoice it was signed for
     provider: str
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:
@@ -174,7 +165,7 @@ class Cancel(MoneyEvent):
 @dataclass(frozen=True, slots=True)
 class VoidByTime(MoneyEvent):
     event = Event.VOID_BY_TIME
-    block: InBlock  # of the transaction that makes it void, or one past every time limit
+    block: TxSeen  # of the transaction that makes it void, or one past every time limit
     owed: int  # calls served that no purchase now covers
 
     def stored(self, payment: LoadedPayment) -> tuple[Detail, Detail]:

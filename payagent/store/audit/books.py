@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from payagent.core.ledger import add
 from payagent.store.audit.payment_records import value_of
 from payagent.store.db.seals import row_text
-from payagent.store.db.sql_text import places
+from payagent.store.db.sql import find_each, find_one, places
 from payagent.store.db.triggers import KEPT, TRIGGERS
 from payagent.store.rows.journal import EntryRow
 
@@ -41,11 +41,12 @@ def path_of(conn: sqlite3.Connection) -> Path | None:
 
 def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
     """Row numbers of intents that ended without a payment."""
-    rows = conn.execute(
+    return find_each(
+        conn,
+        int,
         "SELECT rowid FROM intents i WHERE ended_at_ms IS NOT NULL "
-        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)"
+        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)",
     )
-    return (number for (number,) in rows)
 
 
 def entries_of_no_payment(conn: sqlite3.Connection) -> Iterator[EntryRow]:
@@ -78,8 +79,9 @@ def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes
 
 def unposted(conn: sqlite3.Connection) -> Iterator[int]:
     """Ids of entries without a posting."""
-    rows = conn.execute("SELECT id FROM entries j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = j.id)")
-    return (number for (number,) in rows)
+    return find_each(
+        conn, int, "SELECT id FROM entries j WHERE NOT EXISTS (SELECT 1 FROM postings WHERE entry_id = j.id)"
+    )
 
 
 def other_triggers(conn: sqlite3.Connection) -> Iterator[str]:
@@ -125,44 +127,22 @@ def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tu
     )
 
 
-def limits(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(app, merchant, asset, window, most_units) of every limit that was set at run time."""
-    return conn.execute('SELECT app, merchant, asset, "window", most_units FROM limits ORDER BY 1, 2, 3, 4')
+EVENT_TABLES: Mapping[str, str] = {
+    "address_pins": "SELECT origin, role, address FROM address_pins",
+    "agreed_prices": "SELECT origin, method, path, asset, calls, units FROM agreed_prices",
+    "apps": "SELECT id, name, scopes, merchants, assets, created_at_ms FROM apps ORDER BY rowid",
+    "limits": 'SELECT app, merchant, asset, "window", most_units FROM limits ORDER BY 1, 2, 3, 4',
+    "merchants": "SELECT name, origin, settings FROM merchants ORDER BY name",
+    "readiness": "SELECT origin, accepted_depth, refused_early FROM readiness",
+    "tokens": "SELECT app_id, created_at_ms, expires_at_ms, revoked_at_ms FROM tokens ORDER BY rowid",
+    "unserved_streaks": "SELECT origin, count, stopped_at_ms FROM unserved_streaks",
+}
+"""The tables whose rows follow from the wallet's events: the columns of the key, then the others."""
 
 
-def merchants(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(name, origin, settings) of every merchant that was added at run time."""
-    return conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
-
-
-def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(origin, role, address) of every pinned address of every merchant."""
-    return conn.execute("SELECT origin, role, address FROM address_pins")
-
-
-def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(origin, method, path, asset, calls, units) of every agreed price."""
-    return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
-
-
-def unserved_streak(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
-    """(origin, unserved payments in a row, stopped_at_ms) of every merchant that ever left a payment unserved."""
-    return conn.execute("SELECT origin, count, stopped_at_ms FROM unserved_streaks")
-
-
-def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]:
-    """(origin, accepted depth, whether it refused early) of every merchant with a recorded readiness."""
-    return conn.execute("SELECT origin, accepted_depth, refused_early FROM readiness")
-
-
-def apps(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(id, name, scopes, merchants, assets, created_at_ms) of every app."""
-    return conn.execute("SELECT id, name, scopes, merchants, assets, created_at_ms FROM apps ORDER BY rowid")
-
-
-def tokens(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """(app id, created_at_ms, expires_at_ms, revoked_at_ms) of every token, in order."""
-    return conn.execute("SELECT app_id, created_at_ms, expires_at_ms, revoked_at_ms FROM tokens ORDER BY rowid")
+def rows_of(conn: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """Every row of one of `EVENT_TABLES`."""
+    return conn.execute(EVENT_TABLES[table])
 
 
 # a UTxO counts from the moment its transaction is booked until the transaction that spends it is booked
@@ -229,11 +209,12 @@ class MoveRow(NamedTuple):
 
 def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
     """Every prepaid move, oldest first."""
-    rows = conn.execute(
+    return find_each(
+        conn,
+        MoveRow,
         "SELECT seq, pool_id, unit, kind, bought, used, unexplained, payment_id, entry_id FROM prepaid_moves "
-        "ORDER BY seq"
+        "ORDER BY seq",
     )
-    return (MoveRow(*row) for row in rows)
 
 
 def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
@@ -242,13 +223,14 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     The n-th `buy` of a payment belongs to its n-th `post`. A payment is posted again when a fork brings back its
     block or puts another of its attempts in a block.
     """
-    row = conn.execute(
+    return find_one(
+        conn,
+        int,
         "SELECT id FROM entries WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
         "(SELECT CASE WHEN COUNT(*) > 0 THEN COUNT(*) - 1 ELSE 0 END FROM prepaid_moves "
         "WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
         (move.payment_id, move.seq),
-    ).fetchone()
-    return None if row is None else int(row[0])
+    )
 
 
 _READABLE_EVENTS = (
@@ -347,22 +329,24 @@ def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
     The cause is an external spend or a transaction of another payment.
     """
     yield from _unseen_external_voids(conn)
-    rows = conn.execute(
+    yield from find_each(
+        conn,
+        int,
         f"SELECT seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
         "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> 'void_tx_id' IS NOT NULL AND NOT "
         "EXISTS (SELECT 1 FROM block_observations s WHERE s.tx_id = e.detail ->> 'void_tx_id' AND s.block_hash "
         "= e.detail ->> 'block_hash') AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 "
-        "AND f.tx_id = e.detail ->> 'void_tx_id' AND f.block_hash = e.detail ->> 'block_hash') ORDER BY seq"
+        "AND f.tx_id = e.detail ->> 'void_tx_id' AND f.block_hash = e.detail ->> 'block_hash') ORDER BY seq",
     )
-    yield from (number for (number,) in rows)
 
 
 def _unseen_external_voids(conn: sqlite3.Connection) -> Iterator[int]:
-    rows = conn.execute(
+    return find_each(
+        conn,
+        int,
         f"SELECT e.seq FROM {_READABLE_EVENTS} e "  # noqa: S608  our own names
         "JOIN payments p ON p.id = e.payment_id WHERE e.event = 'void' AND e.detail ->> 'code' = 'external_spend' "
         "AND NOT EXISTS (SELECT 1 FROM external_spends f WHERE f.is_on_chain = 1 AND f.tx_id = e.detail ->> "
         "'tx_id' AND f.block_hash = e.detail ->> 'block_hash' AND instr(' ' || f.inputs || ' ', ' ' || "
-        "p.nonce_utxo || ' ') > 0) ORDER BY e.seq"
+        "p.nonce_utxo || ' ') > 0) ORDER BY e.seq",
     )
-    return (number for (number,) in rows)

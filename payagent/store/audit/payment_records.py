@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from payagent.core.aggregate import AttemptKind, OutputRow
 from payagent.core.money import LOVELACE
+from payagent.store.db.sql import find_all
 from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 from payagent.store.rows.payments import load_outputs
@@ -252,11 +253,12 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
 
 def signed_transactions(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[SignedTransaction]:
     """A page of all transactions that were signed, newest first."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        SignedTransaction,
         "SELECT rowid, payment_id, account, tx_id, cbor FROM attempts WHERE rowid < ? ORDER BY rowid DESC LIMIT ?",
         (_MOST if before_seq is None else before_seq, limit),
     )
-    return [SignedTransaction._make(row) for row in rows]
 
 
 _SERVED = """

@@ -11,10 +11,9 @@ fleet, each commit goes through the gate, and a job runs only if the fence says 
 Never: runs a job twice; reports a job as done before its commit is durable.
 """
 
-import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from payagent.store.db.fence import (
     publish_noted,
     unproven,
 )
-from payagent.store.db.heads import SELECT_HEADS, Heads
 from payagent.store.db.opening import DatabaseError, failure, migrate, open_database, opening
 from payagent.store.db.schema import migrations_after, newest_migration
 from payagent.store.db.seals import SEALED, Sealer
@@ -47,7 +45,7 @@ from payagent.store.db.signer_record import (
     last_signed,
     signer_file,
 )
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import SELECT_HEADS, Connection, Heads, Unit
 
 log = structlog.get_logger("payagent.store")
 
@@ -96,22 +94,17 @@ class SealingError(Exception):
 class Ownership:
     """One process's claim to be the only one that writes a ledger and signs for it.
 
-    `epoch` is random and new at each start. `record` gets the last attempt after its commit and before any caller
-    learns of it. `on_lost` is called on the writer's thread when another daemon has taken over the ledger.
-    `more_records`: those of the wallet's other accounts, by account. `record` is the first one's.
+    `epoch` is random and new at each start. `records`: of the wallet's accounts. Each gets its last attempt after
+    the commit and before any caller learns of it. `on_lost` is called on the writer's thread when another daemon
+    has taken over the ledger.
     """
 
     epoch: str
-    record: SignerRecord
+    records: Mapping[int, SignerRecord]
     on_lost: Callable[[], None] = lambda: None
-    more_records: Mapping[int, SignerRecord] = field(default_factory=dict)
-
-    @property
-    def records(self) -> Mapping[int, SignerRecord]:
-        return {0: self.record, **self.more_records}
 
 
-def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
+def _take_over(conn: Connection, epoch: str) -> None:
     """Write our epoch. A process that opened the ledger earlier can commit nothing from now on."""
     conn.execute(
         "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
@@ -161,7 +154,7 @@ class Committer:
         self._checkpoint = checkpoint
         self.commits = 0
 
-    def _open(self, path: Path, on_failure: ExitStack) -> tuple[sqlite3.Connection, Sealer]:
+    def _open(self, path: Path, on_failure: ExitStack) -> tuple[Connection, Sealer]:
         conn = open_database(path)
         on_failure.callback(conn.close)
         path.chmod(0o600)

@@ -7,16 +7,14 @@ other daemons when they may take an account; only the fence says whether its hol
 Never: takes or renews an account (store.rows.fleet).
 """
 
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from payagent.core.problems import Refused
 from payagent.store.db.daemon_file import DaemonFile
-from payagent.store.db.heads import SELECT_HEADS
 from payagent.store.db.seals import last_seal
 from payagent.store.db.signer_record import LastSigned, SignerRecord, is_forgotten
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import SELECT_HEADS, Connection, Unit
 
 LEASE_MS = 10_000
 """A daemon that renewed within this time is living."""
@@ -151,7 +149,7 @@ class Gate:
 SELECT_GATE = "SELECT event_seq, event_hash, seal_seq, seal_hash, timeline, schema FROM gate WHERE one = 1"
 
 
-def make_gate(conn: sqlite3.Connection, schema: str, timeline: int) -> None:
+def make_gate(conn: Connection, schema: str, timeline: int) -> None:
     """Make the gate's row of a ledger that had one daemon until now. `schema`: its newest migration."""
     if conn.execute(SELECT_GATE).fetchone() is None:
         event_seq, event_hash, _ = conn.execute(f"SELECT {SELECT_HEADS}").fetchone()
@@ -162,7 +160,7 @@ def make_gate(conn: sqlite3.Connection, schema: str, timeline: int) -> None:
         )
 
 
-def leave_gate(conn: sqlite3.Connection, gate: Gate) -> None:
+def leave_gate(conn: Connection, gate: Gate) -> None:
     """Write the ends of both chains back. Every commit does: it also shows readers that there was one."""
     conn.execute(
         "UPDATE gate SET event_seq = ?, event_hash = ?, seal_seq = ?, seal_hash = ?, timeline = ? WHERE one = 1",
@@ -170,20 +168,20 @@ def leave_gate(conn: sqlite3.Connection, gate: Gate) -> None:
     )
 
 
-def fail_over(conn: sqlite3.Connection, before: int, timeline: int, *, is_synchronous: bool) -> None:
+def fail_over(conn: Connection, before: int, timeline: int, *, is_synchronous: bool) -> None:
     """The first commit since the database failed over: no account is proven, unless no commit can be lost."""
     conn.execute("UPDATE gate SET timeline = ? WHERE one = 1", (timeline,))
     if is_synchronous:
         conn.execute("UPDATE accounts SET proven_timeline = ? WHERE proven_timeline = ?", (timeline, before))
 
 
-def claims_of(conn: sqlite3.Connection, holder: str) -> dict[int, AccountClaim]:
+def claims_of(conn: Connection, holder: str) -> dict[int, AccountClaim]:
     """The fence: the accounts that a daemon holds. Ask after the gate, in this statement of its own."""
     rows = conn.execute("SELECT account, epoch, proven_timeline, noted FROM accounts WHERE holder = ?", (holder,))
     return {account: AccountClaim(epoch, timeline, noted) for account, epoch, timeline, noted in rows}
 
 
-def publish_noted(conn: sqlite3.Connection, host: str, account: int, noted: int) -> None:
+def publish_noted(conn: Connection, host: str, account: int, noted: int) -> None:
     """Tell the fleet that the host's signer record has the account's attempts up to this one.
 
     Other daemons present a proof only then.

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from payagent.core.problems import Refused
 from payagent.secret_file import sync_folder
+from payagent.store.db.sql import find_one
 
 SIGNER_FILE = "signer.json"
 
@@ -174,10 +175,12 @@ def _read_mark(values: Any) -> DatabaseMark:
 
 def last_signed(conn: sqlite3.Connection, account: int = 0) -> LastSigned | None:
     """The newest attempt of an account. Row numbers have no gaps, because attempts are never deleted."""
-    row = conn.execute(
-        "SELECT rowid, tx_id, ttl_slot FROM attempts WHERE account = ? ORDER BY rowid DESC LIMIT 1", (account,)
-    ).fetchone()
-    return None if row is None else LastSigned(*row)
+    return find_one(
+        conn,
+        LastSigned,
+        "SELECT rowid, tx_id, ttl_slot FROM attempts WHERE account = ? ORDER BY rowid DESC LIMIT 1",
+        (account,),
+    )
 
 
 def lacks(conn: sqlite3.Connection, signed: LastSigned | None, account: int = 0) -> bool:

@@ -7,15 +7,34 @@ Never: commits; opens a transaction.
 import sqlite3
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from payagent.store.db.heads import Heads, read_heads
+from payagent.store.db.tables import GENESIS
 
 Connection = sqlite3.Connection
 
 VIA: ContextVar[str | None] = ContextVar("via", default=None)
 """How the request came in that a job works for, such as "dashboard". None: by a token, or no request."""
+
+
+SELECT_HEADS = (
+    "COALESCE((SELECT MAX(seq) FROM events), 0), "  # noqa: S608  our own names
+    f"COALESCE((SELECT hash FROM events ORDER BY seq DESC LIMIT 1), '{GENESIS}'), "
+    "COALESCE((SELECT MAX(id) FROM entries), 0)"
+)
+
+
+@dataclass(slots=True)
+class Heads:
+    """The number and hash of the last event, and the number of the last entry.
+
+    A commit reads them once, and its jobs count on from there. They do not outlive the commit.
+    """
+
+    event_seq: int
+    event_hash: str
+    entry_id: int
 
 
 class Unit:
@@ -29,7 +48,7 @@ class Unit:
     @cached_property
     def heads(self) -> Heads:
         """The ends of the event chain and of the journal. The committer sets it for all jobs of a commit."""
-        return read_heads(self.conn)
+        return Heads(*self.conn.execute(f"SELECT {SELECT_HEADS}").fetchone())
 
     def begin(self, heads: Heads) -> None:
         """Count on from the commit's heads, and back if this job is undone."""

@@ -6,6 +6,8 @@ Never: writes.
 import json
 import sqlite3
 
+from payagent.store.db.sql import find_all, find_one
+
 
 def version(conn: sqlite3.Connection) -> tuple[int, int]:
     """Changes whenever anything is committed, by this connection or another."""
@@ -14,8 +16,7 @@ def version(conn: sqlite3.Connection) -> tuple[int, int]:
 
 
 def meta(conn: sqlite3.Connection, key: str) -> str | None:
-    row = conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return row[0] if row else None
+    return find_one(conn, str, "SELECT value FROM meta WHERE key = ?", (key,))
 
 
 def account_addresses(conn: sqlite3.Connection) -> dict[int, str]:
@@ -25,6 +26,5 @@ def account_addresses(conn: sqlite3.Connection) -> dict[int, str]:
 
 def restored_at_ms(conn: sqlite3.Connection) -> int | None:
     """When this ledger was last restored from a backup; None if never, or if no clock confirmed the time."""
-    rows = conn.execute("SELECT value FROM meta WHERE key LIKE 'restored:%'").fetchall()
-    facts = [json.loads(value) for (value,) in rows]
+    facts = find_all(conn, json.loads, "SELECT value FROM meta WHERE key LIKE 'restored:%'")
     return max((int(one["restored_at_ms"]) for one in facts if one["is_clock_right"]), default=None)

@@ -8,6 +8,8 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from payagent.store.db.sql import find_all, find_one, number
+
 
 @dataclass(frozen=True, slots=True)
 class AlertRow:
@@ -24,15 +26,12 @@ _ALERT = "SELECT seq, id, kind, subject, body, at_ms FROM alerts"
 
 def last_seq(conn: sqlite3.Connection) -> int:
     """The number of the newest alert; 0 before the first."""
-    return int(conn.execute("SELECT COALESCE(MAX(seq), 0) FROM alerts").fetchone()[0])
+    return number(conn, "SELECT COALESCE(MAX(seq), 0) FROM alerts")
 
 
 def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
     """The kind of the newest alert about a subject; None if there is none."""
-    row = conn.execute(
-        "SELECT kind FROM alerts WHERE subject = ? ORDER BY seq DESC LIMIT 1", (subject,)
-    ).fetchone()
-    return row[0] if row else None
+    return find_one(conn, str, "SELECT kind FROM alerts WHERE subject = ? ORDER BY seq DESC LIMIT 1", (subject,))
 
 
 CLEARED = "cleared"
@@ -46,44 +45,46 @@ def is_raised(conn: sqlite3.Connection, subject: str) -> bool:
 
 def last_of_kind(conn: sqlite3.Connection, kind: str, subject: str) -> AlertRow | None:
     """The newest alert of this kind about a subject, cleared or not."""
-    row = conn.execute(
-        f"{_ALERT} WHERE subject = ? AND kind = ? ORDER BY seq DESC LIMIT 1", (subject, kind)
-    ).fetchone()
-    return None if row is None else _alert(row)
+    return find_one(
+        conn, _alert, f"{_ALERT} WHERE subject = ? AND kind = ? ORDER BY seq DESC LIMIT 1", (subject, kind)
+    )
 
 
 def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
     """Subjects whose newest alert is of this kind."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        str,
         "SELECT subject FROM alerts a WHERE kind = ? "
         "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) ORDER BY seq",
         (kind,),
     )
-    return [subject for (subject,) in rows]
 
 
 def all_raised(conn: sqlite3.Connection) -> list[AlertRow]:
     """The newest alert of each subject that is not cleared, oldest first."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _alert,
         f"{_ALERT} a WHERE kind <> 'cleared' "  # noqa: S608  our own names
-        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) ORDER BY seq"
+        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) ORDER BY seq",
     )
-    return [_alert(row) for row in rows]
 
 
 def counts_raised(conn: sqlite3.Connection) -> dict[str, int]:
     """Number of subjects with an alert that is not cleared, by kind."""
-    rows = conn.execute(
-        "SELECT kind, COUNT(*) FROM alerts a WHERE kind <> 'cleared' "
-        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) GROUP BY kind ORDER BY kind"
+    return dict(
+        conn.execute(
+            "SELECT kind, COUNT(*) FROM alerts a WHERE kind <> 'cleared' "
+            "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) GROUP BY kind ORDER BY kind"
+        ).fetchall()
     )
-    return dict(rows.fetchall())
 
 
 def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
     """Alerts with a higher number, oldest first."""
-    return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]
+    return find_all(conn, _alert, f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))
 
 
-def _alert(row: tuple[int, str, str, str, str, int]) -> AlertRow:
-    return AlertRow(*row[:4], json.loads(row[4]), row[5])
+def _alert(seq: int, alert_id: str, kind: str, subject: str, facts: str, at_ms: int) -> AlertRow:
+    return AlertRow(seq, alert_id, kind, subject, json.loads(facts), at_ms)

@@ -5,12 +5,13 @@ Never: commits; decides.
 
 import json
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.core.findings import Finding, Reasons
+from payagent.core.changes import AddApproval
+from payagent.core.findings import Finding
 from payagent.core.payment.machine import State
+from payagent.store.db.sql import find_all, find_one, number
 
 STANDING_MAX = 1_000
 """How many payments to a merchant show how it stands: a merchant may have many."""
@@ -20,16 +21,10 @@ Via = Literal["token", "dashboard", "link", "telegram", "clock"]
 
 
 @dataclass(frozen=True, slots=True)
-class ApprovalRow:
-    """A request for approval. `plan`: the transaction as planned. `expires_at_ms`: on the limits' clock."""
+class ApprovalRow(AddApproval):
+    """A request for approval, as it was added."""
 
-    payment_id: str
-    terms_hash: str
-    reasons: Reasons
-    plan: Mapping[str, object]
-    max_total_units: int | None
     asked_at_ms: int
-    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,7 @@ class DecisionRow:
 
 def of_payment(conn: sqlite3.Connection, payment_id: str) -> ApprovalRow | None:
     row = conn.execute(
-        "SELECT payment_id, terms_hash, reasons, plan, max_total, asked_at_ms, expires_at_ms FROM approvals "
+        "SELECT payment_id, terms_hash, reasons, plan, max_total, expires_at_ms, asked_at_ms FROM approvals "
         "WHERE payment_id = ?",
         (payment_id,),
     ).fetchone()
@@ -73,23 +68,24 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> DecisionRow | None:
 
 def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
     """Payments that still await a decision although their time is up, or their invoice expires by `until_ms`."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        str,
         "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id JOIN invoices v ON v.seq = "
         "p.invoice_seq "
         "WHERE p.state = 'awaiting_approval' AND (a.expires_at_ms <= ? OR v.expires_at_ms <= ?) ORDER BY p.seq",
         (clock_ms, until_ms),
     )
-    return [payment_id for (payment_id,) in rows]
 
 
 def count_awaiting(conn: sqlite3.Connection, app_id: str | None) -> int:
     """How many payments of an app await a decision; None: of all apps."""
-    (count,) = conn.execute(
+    return number(
+        conn,
         "SELECT COUNT(*) FROM payments WHERE state = 'awaiting_approval' "
         "AND (CAST(?1 AS TEXT) IS NULL OR app_id = ?1)",
         (app_id,),
-    ).fetchone()
-    return int(count)
+    )
 
 
 def denied_between(
@@ -105,14 +101,15 @@ def denied_between(
 
     A None in the filters matches nothing.
     """
-    row = conn.execute(
+    return find_one(
+        conn,
+        str,
         "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
         "WHERE p.code = 'approval_denied' AND p.reason = 'person' AND p.updated_at_ms > ? AND p.updated_at_ms < ? "
         "AND (i.id = ? OR (i.app_id = ? AND i.fingerprint = ? AND i.request IS NOT NULL)) "
         "ORDER BY p.seq DESC LIMIT 1",
         (since_ms, until_ms, intent_id, app_id, fingerprint),
-    ).fetchone()
-    return None if row is None else str(row[0])
+    )
 
 
 def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:

@@ -6,12 +6,12 @@ revives no token that had expired when a hold was last placed.
 Never: sees a token (it looks up the hash).
 """
 
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
-from payagent.store.db.unit import Unit
+from payagent.store.db.sql import exists, find_all, find_one
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import limit_counters, writes
 
 
@@ -50,7 +50,7 @@ class TokenRow:
     expires_at_ms: int | None
     revoked_at_ms: int | None
 
-    def is_good(self, conn: sqlite3.Connection, now_ms: int) -> bool:
+    def is_good(self, conn: Connection, now_ms: int) -> bool:
         return self.revoked_at_ms is None and not _has_expired(conn, self.expires_at_ms, now_ms)
 
 
@@ -58,22 +58,22 @@ _APP_COLUMNS = "a.id, a.name, a.scopes, a.merchants, a.assets"
 _APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  our own names
 
 
-def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
+def _has_expired(conn: Connection, expires_at_ms: int | None, now_ms: int) -> bool:
     """Whether a token has expired, by our clock or by the limits' clock at the last hold (never goes back)."""
     return expires_at_ms is not None and expires_at_ms <= max(now_ms, limit_counters.clock_ms(conn, None))
 
 
-def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow | None:
+def by_token(conn: Connection, token_hash: str, now_ms: int) -> AppRow | None:
     """The app of this token, if the token is valid now."""
     row = conn.execute(
         f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  our own names
         "JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL",
         (token_hash,),
     ).fetchone()
-    return None if row is None or _has_expired(conn, row[5], now_ms) else _row(row[:5])
+    return None if row is None or _has_expired(conn, row[5], now_ms) else _app(*row[:5])
 
 
-def valid_token_of(conn: sqlite3.Connection, name: str, now_ms: int) -> tuple[AppRow, str]:
+def valid_token_of(conn: Connection, name: str, now_ms: int) -> tuple[AppRow, str]:
     """The app with this name or id, and the hash of its valid token. Refused: `not_found`."""
     app = find(conn, name)
     row = conn.execute("SELECT hash FROM tokens WHERE app_id = ? AND revoked_at_ms IS NULL", (app.id,)).fetchone()
@@ -82,12 +82,11 @@ def valid_token_of(conn: sqlite3.Connection, name: str, now_ms: int) -> tuple[Ap
     return app, row[0]
 
 
-def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
-    row = conn.execute(f"{_APP} WHERE a.id = ?", (app_id,)).fetchone()
-    return None if row is None else _row(row)
+def by_id(conn: Connection, app_id: str) -> AppRow | None:
+    return find_one(conn, _app, f"{_APP} WHERE a.id = ?", (app_id,))
 
 
-def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
+def require(conn: Connection, app_id: str) -> AppRow:
     """The app with this id. Refused: `not_found`; an authenticated app is always found."""
     app = by_id(conn, app_id)
     if app is None:
@@ -95,46 +94,46 @@ def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
     return app
 
 
-def has_ended(conn: sqlite3.Connection, app_id: str, now_ms: int) -> bool:
+def has_ended(conn: Connection, app_id: str, now_ms: int) -> bool:
     """Whether an app's token is revoked or expired. False for payagent's own apps, which never had one."""
     token = last_token(conn, app_id)
     return token is not None and not token.is_good(conn, now_ms)
 
 
-def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
+def require_let_in(conn: Connection, app_id: str, now_ms: int) -> None:
     """Refused: `unauthorized`, if the token of the calling app has ended."""
     if has_ended(conn, app_id, now_ms):
         raise Refused("unauthorized", "the token was revoked or expired meanwhile")
 
 
-def find(conn: sqlite3.Connection, name: str) -> AppRow:
+def find(conn: Connection, name: str) -> AppRow:
     """The app with this name or id. Refused: `not_found`."""
     return by_name(conn, name) or require(conn, name)
 
 
-def by_name(conn: sqlite3.Connection, name: str) -> AppRow | None:
-    row = conn.execute(f"{_APP} WHERE a.name = ?", (name,)).fetchone()
-    return None if row is None else _row(row)
+def by_name(conn: Connection, name: str) -> AppRow | None:
+    return find_one(conn, _app, f"{_APP} WHERE a.name = ?", (name,))
 
 
-def all_apps(conn: sqlite3.Connection) -> list[AppRow]:
+def all_apps(conn: Connection) -> list[AppRow]:
     """All apps that ever existed, oldest first."""
-    return [_row(row) for row in conn.execute(f"{_APP} ORDER BY a.rowid")]
+    return find_all(conn, _app, f"{_APP} ORDER BY a.rowid")
 
 
-def last_token(conn: sqlite3.Connection, app_id: str) -> TokenRow | None:
+def last_token(conn: Connection, app_id: str) -> TokenRow | None:
     """The last token; None for an app that never had one, such as the app of automatic top-ups."""
-    row = conn.execute(
+    return find_one(
+        conn,
+        TokenRow,
         "SELECT created_at_ms, expires_at_ms, revoked_at_ms FROM tokens WHERE app_id = ? "
         "ORDER BY rowid DESC LIMIT 1",
         (app_id,),
-    ).fetchone()
-    return None if row is None else TokenRow(*row)
+    )
 
 
-def was_given(conn: sqlite3.Connection, token_hash: str) -> bool:
+def was_given(conn: Connection, token_hash: str) -> bool:
     """Whether this is, or was, the token of any app."""
-    return conn.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
+    return exists(conn, "SELECT 1 FROM tokens WHERE hash = ?", (token_hash,))
 
 
 def add(unit: Unit, app: AppRow, by_app: str, now_ms: int) -> None:
@@ -176,10 +175,12 @@ def revoke(unit: Unit, app_id: str, by_app: str, now_ms: int) -> None:
 
 
 def _end_token(unit: Unit, app_id: str, now_ms: int) -> bool:
-    cursor = unit.conn.execute(
-        "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
+    return (
+        unit.conn.execute(
+            "UPDATE tokens SET revoked_at_ms = ? WHERE app_id = ? AND revoked_at_ms IS NULL", (now_ms, app_id)
+        ).rowcount
+        > 0
     )
-    return cursor.rowcount > 0
 
 
 def add_with_token(
@@ -198,8 +199,7 @@ def add_with_token(
     give_token(unit, app_id, token_hash, None, by_app, now_ms)
 
 
-def _row(row: tuple[str, str, str, str | None, str | None]) -> AppRow:
-    app_id, name, scopes, merchants, assets = row
+def _app(app_id: str, name: str, scopes: str, merchants: str | None, assets: str | None) -> AppRow:
     return AppRow(app_id, name, frozenset(scopes.split()), _names(merchants), _names(assets))
 
 

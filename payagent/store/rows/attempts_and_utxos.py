@@ -6,11 +6,12 @@ Never: writes.
 import json
 import sqlite3
 import sys
+from typing import Any
 
 from payagent.core.aggregate import AttemptRow, PaymentRow, UtxoRow
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import BY_A_BLOCK, State
-from payagent.store.db.sql_text import sql_list
+from payagent.store.db.sql import exists, find_all, find_one, number, sql_list
 from payagent.store.rows.payments import payment
 
 
@@ -46,30 +47,30 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
 
     Both are 0 if there was none. The last submission is the last one written, whatever the clock said then.
     """
-    (count,) = conn.execute(
+    count = number(
+        conn,
         "SELECT COALESCE(MAX(times), 0) FROM "
         "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ?1 AND at_ms >= "
         "COALESCE((SELECT e.at_ms FROM attempts a JOIN events e ON e.payment_id = a.payment_id "
         "WHERE a.tx_id = ?1 AND e.event = 'block_lost' ORDER BY e.seq DESC LIMIT 1), 0) "
         "GROUP BY provider) providers",
         (tx_id,),
-    ).fetchone()
-    last = conn.execute("SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,))
-    (last_ms,) = last.fetchone() or (0,)
-    return count, last_ms
+    )
+    last = "SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1"
+    return count, number(conn, last, (tx_id,))
 
 
 def was_answered(
     conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str, provider: str | None = None
 ) -> bool:
     """Whether a provider (or this one) ever gave this answer to an attempt (chain.provider.SubmitKind)."""
-    row = conn.execute(
+    return exists(
+        conn,
         "SELECT 1 FROM events WHERE payment_id = ?1 AND event IN ('provider_answered', 'provider_accepted') "
         "AND detail ->> 'kind' = ?2 AND detail ->> 'tx_id' = ?3 "
         "AND (CAST(?4 AS TEXT) IS NULL OR detail ->> 'provider' = ?4) LIMIT 1",
         (payment_id, kind, tx_id, provider),
-    ).fetchone()
-    return row is not None
+    )
 
 
 _UTXO = """
@@ -78,9 +79,8 @@ FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref
 """
 
 
-def _utxo(row: tuple[str, str, int, int, str, str, str, str | None, int]) -> UtxoRow:
-    assets = {} if row[4] == "{}" else json.loads(row[4])
-    return UtxoRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7], row[8])
+def _utxo(ref: str, tx_id: str, index: int, lovelace: int, assets: str, *others: Any) -> UtxoRow:
+    return UtxoRow(ref, tx_id, index, lovelace, {} if assets == "{}" else json.loads(assets), *others)
 
 
 def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
@@ -92,11 +92,12 @@ def utxos(conn: sqlite3.Connection) -> list[UtxoRow]:
         "SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id "
         "WHERE a.tx_id = c.tx_id AND p.tx_id IS DISTINCT FROM a.tx_id"
     )
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _utxo,
         f"{_UTXO} WHERE c.state IN ('pending', 'available', 'locked', 'missing') "
-        f"AND NOT (c.state = 'pending' AND r.payment_id IS NULL AND EXISTS ({of_another})) ORDER BY c.ref"
+        f"AND NOT (c.state = 'pending' AND r.payment_id IS NULL AND EXISTS ({of_another})) ORDER BY c.ref",
     )
-    return [_utxo(row) for row in rows]
 
 
 def utxo_states(conn: sqlite3.Connection, account: int = 0) -> dict[str, str]:
@@ -111,11 +112,12 @@ def utxo_states(conn: sqlite3.Connection, account: int = 0) -> dict[str, str]:
 
 def free_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     """An account's UTxOs that coin selection may use: available and not reserved."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _utxo,
         f"{_UTXO} WHERE c.state = 'available' AND c.account = ? AND r.payment_id IS NULL ORDER BY c.ref",
         (account,),
     )
-    return [_utxo(row) for row in rows]
 
 
 _FREE = "FROM utxos c LEFT JOIN reservations r ON r.ref = c.ref WHERE c.state = ? AND r.payment_id IS NULL"
@@ -127,8 +129,7 @@ def free_units(conn: sqlite3.Connection, asset: str, state: str = "available") -
 
 
 def _free_lovelace(conn: sqlite3.Connection, state: str) -> dict[int, int]:
-    rows = conn.execute(f"SELECT c.account, SUM(c.lovelace) {_FREE} GROUP BY c.account", (state,))
-    return dict(rows.fetchall())
+    return dict(conn.execute(f"SELECT c.account, SUM(c.lovelace) {_FREE} GROUP BY c.account", (state,)).fetchall())
 
 
 def _free_tokens(conn: sqlite3.Connection, asset: str, state: str) -> dict[int, int]:
@@ -140,50 +141,56 @@ def _free_tokens(conn: sqlite3.Connection, asset: str, state: str) -> dict[int, 
 
 
 def utxos_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[UtxoRow]:
-    rows = conn.execute(f"{_UTXO} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
-    return [_utxo(row) for row in rows]
+    return find_all(conn, _utxo, f"{_UTXO} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
 
 
 def utxo(conn: sqlite3.Connection, ref: str) -> UtxoRow | None:
-    row = conn.execute(f"{_UTXO} WHERE c.ref = ?", (ref,)).fetchone()
-    return _utxo(row) if row else None
+    return find_one(conn, _utxo, f"{_UTXO} WHERE c.ref = ?", (ref,))
 
 
 def is_made(conn: sqlite3.Connection, ref: str) -> bool:
     """Whether a UTxO's transaction is on the chain: a deposit, or an attempt in a block."""
-    row = conn.execute(
-        f"SELECT c.source = 'deposit' OR p.state IN {sql_list(*BY_A_BLOCK)} FROM utxos c "  # noqa: S608  our own names
-        "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
-        "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
-        (ref,),
-    ).fetchone()
-    return bool(row and row[0])
+    return bool(
+        number(
+            conn,
+            f"SELECT c.source = 'deposit' OR p.state IN {sql_list(*BY_A_BLOCK)} FROM utxos c "  # noqa: S608  our own names
+            "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
+            "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
+            (ref,),
+        )
+    )
 
 
 def missing_utxos(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     """An account's UTxOs that the provider's list lacks, although we have neither spent nor reserved them."""
-    rows = conn.execute(
-        f"{_UTXO} WHERE c.state = 'missing' AND c.account = ? AND r.payment_id IS NULL ORDER BY c.ref", (account,)
+    return find_all(
+        conn,
+        _utxo,
+        f"{_UTXO} WHERE c.state = 'missing' AND c.account = ? AND r.payment_id IS NULL ORDER BY c.ref",
+        (account,),
     )
-    return [_utxo(row) for row in rows]
 
 
 def missing_deposits(conn: sqlite3.Connection, account: int = 0) -> list[UtxoRow]:
     """An account's missing UTxOs that external transactions made, reserved or not."""
-    rows = conn.execute(
-        f"{_UTXO} WHERE c.state = 'missing' AND c.account = ? AND c.source = 'deposit' ORDER BY c.ref", (account,)
+    return find_all(
+        conn,
+        _utxo,
+        f"{_UTXO} WHERE c.state = 'missing' AND c.account = ? AND c.source = 'deposit' ORDER BY c.ref",
+        (account,),
     )
-    return [_utxo(row) for row in rows]
 
 
 def any_rolled_back(conn: sqlite3.Connection) -> bool:
     """Whether `is_rolled_back` can be true for any UTxO."""
-    row = conn.execute(
-        "SELECT EXISTS (SELECT 1 FROM utxos WHERE state = 'rolled_back') "
-        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_rolled_back "
-        "WHERE code = 'deposit_rolled_back')"
-    ).fetchone()
-    return bool(row[0])
+    return bool(
+        number(
+            conn,
+            "SELECT EXISTS (SELECT 1 FROM utxos WHERE state = 'rolled_back') "
+            "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_rolled_back "
+            "WHERE code = 'deposit_rolled_back')",
+        )
+    )
 
 
 _DESCENT = """
@@ -222,13 +229,14 @@ def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
 
 def coming_utxos(conn: sqlite3.Connection, slot: int, account: int = 0) -> list[UtxoRow]:
     """An account's unreserved change in no block yet, of each payment's last attempt while that can still land."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _utxo,
         f"{_UTXO} JOIN attempts a ON a.tx_id = c.tx_id "
         "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id "
         "WHERE c.state = 'pending' AND c.account = ? AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
         (account, slot),
     )
-    return [_utxo(row) for row in rows]
 
 
 _EVENT = "SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.detail ->> 'tx_id' = a.tx_id AND e.event ="
@@ -253,28 +261,27 @@ def chainable_utxos(conn: sqlite3.Connection, ttl_slot: int, account: int = 0) -
     Only change of a payment's current attempt, which payagent submits itself. Not if a provider refused the
     attempt and none accepted it.
     """
-    rows = conn.execute(f"{_CHAINABLE} AND c.account = ? ORDER BY c.ref", (ttl_slot, account))
-    return [_utxo(row) for row in rows]
+    return find_all(conn, _utxo, f"{_CHAINABLE} AND c.account = ? ORDER BY c.ref", (ttl_slot, account))
 
 
 def chainable_utxo(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> UtxoRow | None:
     """This UTxO, if `chainable_utxos` has it."""
-    row = conn.execute(f"{_CHAINABLE} AND c.ref = ?", (ttl_slot, ref)).fetchone()
-    return None if row is None else _utxo(row)
+    return find_one(conn, _utxo, f"{_CHAINABLE} AND c.ref = ?", (ttl_slot, ref))
 
 
 def free_descendants(conn: sqlite3.Connection, tx_id: str, account: int = 0) -> list[UtxoRow]:
     """An account's UTxOs available for coin selection that a transaction or its descendants made; most lovelace
     first.
     """
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _utxo,
         "WITH RECURSIVE line(tx) AS (SELECT tx_id FROM utxos WHERE tx_id = ? "  # noqa: S608  our own names
         "UNION SELECT c.spent_by FROM utxos c JOIN line ON c.tx_id = line.tx WHERE c.spent_by IS NOT NULL) "
         f"{_UTXO} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'available' "
         "AND c.account = ? AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
         (tx_id, account),
     )
-    return [_utxo(row) for row in rows]
 
 
 def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from payagent.store.db.sql import find_all, find_one, number
 from payagent.store.db.tables import GENESIS
 
 PURPOSE = "purpose"
@@ -51,34 +52,32 @@ def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
 
 def events(conn: sqlite3.Connection, payment_id: str) -> list[EventRow]:
     """The events of a payment, in order."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        EventRow,
         "SELECT seq, payment_id, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq",
         (payment_id,),
     )
-    return [EventRow(*row) for row in rows]
 
 
 def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
     """Whether one more event that changes no state may be recorded for a payment."""
-    (count,) = conn.execute(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?) few", (payment_id, KEPT_AT_ONCE)
-    ).fetchone()
-    if count < KEPT_AT_ONCE:
+    few = "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?) few"
+    if number(conn, few, (payment_id, KEPT_AT_ONCE)) < KEPT_AT_ONCE:
         return True
-    last = conn.execute(
-        "SELECT at_ms FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
-        (payment_id, event),
-    ).fetchone()
-    return last is None or not 0 <= now_ms - last[0] < KEPT_EVERY_MS
+    last = "SELECT at_ms FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1"
+    last_ms = find_one(conn, int, last, (payment_id, event))
+    return last_ms is None or not 0 <= now_ms - last_ms < KEPT_EVERY_MS
 
 
 def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str, Any] | None:
     """The detail of a payment's last event of this name; None if there is none."""
-    row = conn.execute(
+    return find_one(
+        conn,
+        json.loads,
         "SELECT detail FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
         (payment_id, event),
-    ).fetchone()
-    return None if row is None else json.loads(row[0])
+    )
 
 
 def purpose_of(conn: sqlite3.Connection, payment_id: str) -> str | None:
@@ -89,21 +88,23 @@ def purpose_of(conn: sqlite3.Connection, payment_id: str) -> str | None:
 
 def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
     """What the merchant's answer to each retry meant, in order (dialects.RetryVerdict)."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        str,
         "SELECT detail ->> 'said' FROM events WHERE payment_id = ? AND event = 'merchant_answered' ORDER BY seq",
         (payment_id,),
     )
-    return [verdict for (verdict,) in rows]
 
 
 def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
     """How deep a payment's transaction was when its merchant last answered "pending"; None if it never did."""
-    row = conn.execute(
+    return find_one(
+        conn,
+        int,
         "SELECT detail ->> 'depth' FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
         "AND detail ->> 'said' = 'pending' ORDER BY seq DESC LIMIT 1",
         (payment_id,),
-    ).fetchone()
-    return None if row is None else int(row[0])
+    )
 
 
 def event_hash(

@@ -5,14 +5,14 @@ Leases go by the database's clock. In a file they go by the caller's.
 Never: decides which accounts a daemon should hold.
 """
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from payagent.store.db.fence import LEASE_MS as LEASE_MS
 from payagent.store.db.schema import newest_migration
-from payagent.store.db.unit import Unit
+from payagent.store.db.sql import exists, find_all, find_one, number
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import writes
 
 RENEW_EVERY_S = 3
@@ -46,9 +46,7 @@ class AccountRow:
     account: int
     address: str
     holder: str | None
-    epoch: int
     until_ms: int
-    noted: int
     last_signer: str | None
     proven_timeline: int | None
 
@@ -63,11 +61,10 @@ class AdmissionRequest:
     asked_by: str
     request: str
     ends_at_ms: int
-    ended_at_ms: int | None = None
     outcome: str | None = None
 
 
-def database_ms(conn: sqlite3.Connection, now_ms: int) -> int:
+def database_ms(conn: Connection, now_ms: int) -> int:
     """The time by the database's clock; a file has none and takes the caller's."""
     clock = getattr(conn, "clock_ms", None)
     return now_ms if clock is None else int(clock())
@@ -107,10 +104,11 @@ def forget_host(unit: Unit, host: str) -> None:
     unit.conn.execute("DELETE FROM daemons WHERE host = ?", (host,))
 
 
-def all_daemons(conn: sqlite3.Connection) -> list[DaemonRow]:
+def all_daemons(conn: Connection) -> list[DaemonRow]:
     """Every daemon that registered and was not forgotten, those that died included; in the order of their ids."""
-    rows = conn.execute("SELECT id, host, url, config_hash, version, seen_at_ms FROM daemons ORDER BY id")
-    return [DaemonRow(*row) for row in rows]
+    return find_all(
+        conn, DaemonRow, "SELECT id, host, url, config_hash, version, seen_at_ms FROM daemons ORDER BY id"
+    )
 
 
 def is_living(one: DaemonRow, now_ms: int) -> bool:
@@ -123,7 +121,7 @@ def may_return(one: DaemonRow, now_ms: int) -> bool:
     return now_ms < one.seen_at_ms + RETURN_MS
 
 
-def living_daemons(conn: sqlite3.Connection, now_ms: int) -> list[DaemonRow]:
+def living_daemons(conn: Connection, now_ms: int) -> list[DaemonRow]:
     """The daemons that renewed within a lease. `now_ms`: as `database_ms` says."""
     return [one for one in all_daemons(conn) if is_living(one, now_ms)]
 
@@ -138,18 +136,18 @@ def add_account(unit: Unit, account: int, address: str) -> None:
     )
 
 
-def all_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
-    rows = conn.execute(
-        "SELECT account, address, holder, epoch, until_ms, noted, last_signer, proven_timeline FROM accounts "
-        "ORDER BY account"
+def all_accounts(conn: Connection) -> list[AccountRow]:
+    return find_all(
+        conn,
+        AccountRow,
+        "SELECT account, address, holder, until_ms, last_signer, proven_timeline FROM accounts ORDER BY account",
     )
-    return [AccountRow(*row) for row in rows]
 
 
-def unproven_accounts(conn: sqlite3.Connection) -> list[AccountRow]:
+def unproven_accounts(conn: Connection) -> list[AccountRow]:
     """The accounts for which nothing may be signed since the last failover, or that never signed."""
-    timeline = conn.execute("SELECT timeline FROM gate WHERE one = 1").fetchone()
-    return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline[0]]
+    timeline = find_one(conn, int, "SELECT timeline FROM gate WHERE one = 1")
+    return [row for row in all_accounts(conn) if timeline is None or row.proven_timeline != timeline]
 
 
 def take_accounts(unit: Unit, holder: str, wanted: Sequence[int], now_ms: int) -> dict[int, int]:
@@ -195,10 +193,10 @@ def give_back(unit: Unit, holder: str, account: int) -> None:
     )
 
 
-def database_of(conn: sqlite3.Connection) -> dict[str, str]:
+def database_of(conn: Connection) -> dict[str, str]:
     """The database's server and its timeline, as the gate has them."""
-    row = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
-    return {"system": str(row[0]), "timeline": str(row[1])}
+    system, timeline = conn.execute("SELECT system, timeline FROM gate WHERE one = 1").fetchone()
+    return {"system": str(system), "timeline": str(timeline)}
 
 
 def prove(unit: Unit, holder: str, account: int) -> None:
@@ -210,13 +208,12 @@ def prove(unit: Unit, holder: str, account: int) -> None:
     )
 
 
-def hosts_compared(conn: sqlite3.Connection, after_seq: int) -> set[str]:
+def hosts_compared(conn: Connection, after_seq: int) -> set[str]:
     """The hosts that compared their signer's records with the ledger since an event."""
-    rows = conn.execute(
-        "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?",
-        (after_seq,),
+    hosts = (
+        "SELECT detail ->> 'host' FROM events WHERE payment_id IS NULL AND event = 'records_compared' AND seq > ?"
     )
-    return {host for (host,) in rows}
+    return set(find_all(conn, str, hosts, (after_seq,)))
 
 
 def unprove_all(unit: Unit) -> None:
@@ -224,25 +221,22 @@ def unprove_all(unit: Unit) -> None:
     unit.conn.execute("UPDATE accounts SET proven_timeline = NULL")
 
 
-def is_noted(conn: sqlite3.Connection, attempt: int | None, account: int) -> bool:
+def is_noted(conn: Connection, attempt: int | None, account: int) -> bool:
     """Whether the signer's record of the account's holder has this attempt, so that any daemon may present it."""
-    row = conn.execute("SELECT 1 FROM accounts WHERE account = ? AND noted >= ?", (account, attempt)).fetchone()
-    return row is not None
+    return exists(conn, "SELECT 1 FROM accounts WHERE account = ? AND noted >= ?", (account, attempt))
 
 
-def event_seq(conn: sqlite3.Connection) -> int:
+def event_seq(conn: Connection) -> int:
     """The number of the last event, for waiting until anything happened; 0 without a fleet."""
-    row = conn.execute("SELECT event_seq FROM gate WHERE one = 1").fetchone()
-    return 0 if row is None else int(row[0])
+    return number(conn, "SELECT event_seq FROM gate WHERE one = 1")
 
 
 # --- homes
 
 
-def home_of(conn: sqlite3.Connection, origin: str, partner: str) -> int | None:
+def home_of(conn: Connection, origin: str, partner: str) -> int | None:
     """The account that buys prepaid balance at a merchant; None before the first purchase."""
-    row = conn.execute("SELECT account FROM homes WHERE origin = ? AND partner = ?", (origin, partner)).fetchone()
-    return None if row is None else int(row[0])
+    return find_one(conn, int, "SELECT account FROM homes WHERE origin = ? AND partner = ?", (origin, partner))
 
 
 def set_home(unit: Unit, origin: str, partner: str, account: int, now_ms: int) -> None:
@@ -260,7 +254,7 @@ def set_home(unit: Unit, origin: str, partner: str, account: int, now_ms: int) -
 
 # --- requests to the holder of an account
 
-_REQUEST = "SELECT id, account, kind, asked_by, request, ends_at_ms, ended_at_ms, outcome FROM admission_requests"
+_REQUEST = "SELECT id, account, kind, asked_by, request, ends_at_ms, outcome FROM admission_requests"
 
 
 def add_request(unit: Unit, one: AdmissionRequest) -> None:
@@ -272,18 +266,18 @@ def add_request(unit: Unit, one: AdmissionRequest) -> None:
     )
 
 
-def open_requests(conn: sqlite3.Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
+def open_requests(conn: Connection, accounts: Sequence[int]) -> list[AdmissionRequest]:
     """The requests for these accounts that have not ended, in order."""
-    rows = conn.execute(
-        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({_numbers(accounts)}) ORDER BY ends_at_ms, id"
+    return find_all(
+        conn,
+        AdmissionRequest,
+        f"{_REQUEST} WHERE ended_at_ms IS NULL AND account IN ({_numbers(accounts)}) ORDER BY ends_at_ms, id",
     )
-    return [AdmissionRequest(*row) for row in rows]
 
 
-def request_of(conn: sqlite3.Connection, request_id: str) -> AdmissionRequest | None:
+def request_of(conn: Connection, request_id: str) -> AdmissionRequest | None:
     """A request, open or ended; None if there is none."""
-    row = conn.execute(f"{_REQUEST} WHERE id = ?", (request_id,)).fetchone()
-    return None if row is None else AdmissionRequest(*row)
+    return find_one(conn, AdmissionRequest, f"{_REQUEST} WHERE id = ?", (request_id,))
 
 
 def end_request(unit: Unit, request_id: str, outcome: str, now_ms: int) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
+from payagent.store.db.sql import number, sums, whole
 from payagent.store.db.tables import IS_OURS, IS_SPEND
-from payagent.store.db.wide_sums import sums, whole
 
 _SUMS = sums("units")
 
@@ -242,7 +242,7 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
 
 def last_id(conn: sqlite3.Connection) -> int:
     """The number of the newest entry; 0 if there is none."""
-    return int(conn.execute("SELECT COALESCE(MAX(id), 0) FROM entries").fetchone()[0])
+    return number(conn, "SELECT COALESCE(MAX(id), 0) FROM entries")
 
 
 def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> SpendRow:
@@ -269,10 +269,10 @@ def booked(
         f"FROM {_ENTRIES} JOIN postings q ON q.entry_id = j.id{where} ORDER BY j.id, q.seq",
         values,
     )
-    for (number, kind, payment_id, ref, at_ms, *whose), lines in groupby(rows, key=lambda row: row[:8]):
+    for (entry_id, kind, payment_id, ref, at_ms, *whose), lines in groupby(rows, key=lambda row: row[:8]):
         postings = tuple(line[8:] for line in lines)
         origin, app_id, app = whose
-        yield EntryRow(number, kind, payment_id, ref, at_ms, postings), origin, app_id, app
+        yield EntryRow(entry_id, kind, payment_id, ref, at_ms, postings), origin, app_id, app
 
 
 def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:
@@ -281,5 +281,8 @@ def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | Non
 
 def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:
     """(account, asset, units) of each posting; empty without an entry."""
-    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry_id = ? ORDER BY seq", (entry_id,))
-    return tuple(rows.fetchall())
+    return tuple(
+        conn.execute(
+            "SELECT account, asset, units FROM postings WHERE entry_id = ? ORDER BY seq", (entry_id,)
+        ).fetchall()
+    )

@@ -19,13 +19,11 @@ after a rollback or a restart, and no other clock moves it, so a clock jump free
 Never: reads a clock; decides.
 """
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, SpendSpan, Window, counts_from_ms, scopes_of
-from payagent.store.db.sql_text import places
-from payagent.store.db.unit import Unit
-from payagent.store.db.wide_sums import add_halves, halves, whole
+from payagent.store.db.sql import add_halves, find_all, halves, places, whole
+from payagent.store.db.unit import Connection, Unit
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 """Span lengths that are stored; 0 is the span that never ends."""
@@ -38,7 +36,7 @@ _LIMIT = 'SELECT app, merchant, asset, "window", most_units FROM limits'
 _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms >= ?"
 
 
-def clock_ms(conn: sqlite3.Connection, block_ms: int | None) -> int:
+def clock_ms(conn: Connection, block_ms: int | None) -> int:
     """The limits' clock, given the time of the newest block; None if no block is trusted."""
     (last_ms,) = conn.execute(
         "SELECT COALESCE((SELECT counted_at_ms FROM holds ORDER BY rowid DESC LIMIT 1), 0)"
@@ -82,12 +80,12 @@ def _rows(scopes: Iterable[Scope], kind: str, units: Mapping[str, int], at_ms: i
     ]
 
 
-def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
+def counted(conn: Connection, limit: Limit, clock_ms: int) -> int:
     """Units that count against a limit at this time of the clock; always 0 for a per-payment limit."""
     return counted_for_each(conn, (limit,), clock_ms)[limit]
 
 
-def counted_for_each(conn: sqlite3.Connection, limits: Iterable[Limit], clock_ms: int) -> dict[Limit, int]:
+def counted_for_each(conn: Connection, limits: Iterable[Limit], clock_ms: int) -> dict[Limit, int]:
     """As `counted`, for several limits in one statement: to a database it is one round trip."""
     found = dict.fromkeys(limits, 0)
     rolling = [limit for limit in found if limit.window is not Window.PAYMENT]
@@ -102,7 +100,7 @@ def counted_for_each(conn: sqlite3.Connection, limits: Iterable[Limit], clock_ms
     return found
 
 
-def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSpan]:
+def spans(conn: Connection, limit: Limit, clock_ms: int) -> list[SpendSpan]:
     """The spans that a rolling window covers, oldest first. Open holds count as spent now."""
     rows = conn.execute(
         f"SELECT start_ms, units_high, units_low FROM limit_counters {_OF} ORDER BY start_ms",  # noqa: S608  our own names
@@ -114,7 +112,7 @@ def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[SpendSp
     return sorted(span for span in window_spans if span.units)
 
 
-def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
+def totals(conn: Connection, scope: Scope) -> dict[str, int]:
     """Total spend and open holds of a scope, per asset; assets without any are left out."""
     rows = conn.execute(
         "SELECT asset, SUM(units_high), SUM(units_low) FROM limit_counters WHERE app = ? AND merchant = ? AND "
@@ -126,7 +124,7 @@ def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
 
 
 def totals_by_app(
-    conn: sqlite3.Connection, merchants: Iterable[str], assets: Iterable[str]
+    conn: Connection, merchants: Iterable[str], assets: Iterable[str]
 ) -> list[tuple[str, str, str, int]]:
     """(app name, merchant, asset, units): total spend and open holds of every app at these merchants (or ANY).
 
@@ -143,17 +141,14 @@ def totals_by_app(
     return [(app, merchant, asset, whole(high, low)) for app, merchant, asset, high, low in rows]
 
 
-def limits(conn: sqlite3.Connection) -> list[Limit]:
+def limits(conn: Connection) -> list[Limit]:
     """The limits set at run time."""
-    return [_limit(row) for row in conn.execute(f'{_LIMIT} ORDER BY app, merchant, asset, "window"')]
+    return find_all(conn, _limit, f'{_LIMIT} ORDER BY app, merchant, asset, "window"')
 
 
-def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Limit]:
+def limits_binding(conn: Connection, app: str, merchant: str) -> list[Limit]:
     """Run-time limits of the scopes that bind a payment of the app to the merchant."""
-    return [
-        _limit(row)
-        for row in conn.execute(f"{_LIMIT} WHERE app IN (?, '') AND merchant IN (?, '')", (app, merchant))
-    ]
+    return find_all(conn, _limit, f"{_LIMIT} WHERE app IN (?, '') AND merchant IN (?, '')", (app, merchant))
 
 
 def set_limit(unit: Unit, limit: Limit) -> None:
@@ -172,8 +167,8 @@ def drop_limit(unit: Unit, scope: Scope, asset: str, window: Window) -> None:
     )
 
 
-def _limit(row: tuple[str, str, str, str, int]) -> Limit:
-    return Limit(Scope(*row[:2]), row[2], Window(row[3]), row[4])
+def _limit(app: str, merchant: str, asset: str, window: str, most_units: int) -> Limit:
+    return Limit(Scope(app, merchant), asset, Window(window), most_units)
 
 
 def _span_key(limit: Limit, clock_ms: int) -> tuple[object, ...]:

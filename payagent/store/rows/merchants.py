@@ -5,16 +5,15 @@ Never: commits; judges a merchant's settings; decides which to trust.
 """
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from payagent.core.aggregate import AgreedPriceRow
-from payagent.core.merchant_rules import Agreed, Pin, Pins
+from payagent.core.merchant_rules import Pin, Pins
 from payagent.core.payment.machine import IN_NO_BLOCK, State
 from payagent.core.retry_schedule import MerchantReadiness
-from payagent.store.db.sql_text import sql_list
-from payagent.store.db.unit import Unit
+from payagent.store.db.sql import find_all, find_one, number, sql_list
+from payagent.store.db.unit import Connection, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class MerchantRow:
     settings: Mapping[str, object]
 
 
-def all_merchants(conn: sqlite3.Connection) -> list[MerchantRow]:
+def all_merchants(conn: Connection) -> list[MerchantRow]:
     """All merchants added at run time, by name."""
     rows = conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
     return [MerchantRow(name, origin, json.loads(settings)) for name, origin, settings in rows]
@@ -51,9 +50,8 @@ class UnservedStreak:
     stopped_at_ms: int | None = None
 
 
-def pins(conn: sqlite3.Connection, origin: str) -> Pins:
-    rows = conn.execute("SELECT role, address FROM address_pins WHERE origin = ?", (origin,))
-    return frozenset(Pin(role, address) for role, address in rows)
+def pins(conn: Connection, origin: str) -> Pins:
+    return frozenset(find_all(conn, Pin, "SELECT role, address FROM address_pins WHERE origin = ?", (origin,)))
 
 
 def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
@@ -65,19 +63,22 @@ def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
 
 def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
     """Remove a pinned address; False if it was not pinned."""
-    cursor = unit.conn.execute(
-        "DELETE FROM address_pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
+    return (
+        unit.conn.execute(
+            "DELETE FROM address_pins WHERE origin = ? AND role = ? AND address = ?",
+            (origin, pin.role, pin.address),
+        ).rowcount
+        > 0
     )
-    return cursor.rowcount > 0
 
 
-def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[Agreed, ...]:
-    rows = conn.execute(
-        "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
-        "ORDER BY asset, calls",
-        (origin, method, path),
+_PRICE = "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ?"
+
+
+def agreed(conn: Connection, origin: str, method: str, path: str) -> list[AgreedPriceRow]:
+    return find_all(
+        conn, AgreedPriceRow, f"{_PRICE} AND method = ? AND path = ? ORDER BY asset, calls", (origin, method, path)
     )
-    return tuple(map(Agreed._make, rows))
 
 
 def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
@@ -89,18 +90,17 @@ def agree(unit: Unit, origin: str, price: AgreedPriceRow) -> None:
     )
 
 
-def prices(conn: sqlite3.Connection, origin: str) -> list[AgreedPriceRow]:
-    rows = conn.execute(
-        "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
-        "ORDER BY path, method, asset, calls",
-        (origin,),
+def prices(conn: Connection, origin: str) -> list[AgreedPriceRow]:
+    return find_all(conn, AgreedPriceRow, f"{_PRICE} ORDER BY path, method, asset, calls", (origin,))
+
+
+def unserved_streak(conn: Connection, origin: str) -> UnservedStreak:
+    return (
+        find_one(
+            conn, UnservedStreak, "SELECT count, stopped_at_ms FROM unserved_streaks WHERE origin = ?", (origin,)
+        )
+        or UnservedStreak()
     )
-    return [AgreedPriceRow(*row) for row in rows]
-
-
-def unserved_streak(conn: sqlite3.Connection, origin: str) -> UnservedStreak:
-    row = conn.execute("SELECT count, stopped_at_ms FROM unserved_streaks WHERE origin = ?", (origin,)).fetchone()
-    return UnservedStreak() if row is None else UnservedStreak(*row)
 
 
 def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
@@ -111,7 +111,7 @@ def set_unserved_streak(unit: Unit, origin: str, now: UnservedStreak) -> None:
     )
 
 
-def readiness(conn: sqlite3.Connection, origin: str) -> MerchantReadiness:
+def readiness(conn: Connection, origin: str) -> MerchantReadiness:
     row = conn.execute(
         "SELECT accepted_depth, refused_early FROM readiness WHERE origin = ?", (origin,)
     ).fetchone()
@@ -127,11 +127,11 @@ def set_readiness(unit: Unit, origin: str, now: MerchantReadiness) -> None:
     )
 
 
-def in_flight(conn: sqlite3.Connection, origin: str) -> int:
+def in_flight(conn: Connection, origin: str) -> int:
     """Number of payments to a merchant whose funds are held and whose transaction is in no block yet."""
-    (count,) = conn.execute(
+    return number(
+        conn,
         "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608  our own names
         f"WHERE p.state IN {sql_list(State.RESERVED, *IN_NO_BLOCK)} AND v.origin = ?",
         (origin,),
-    ).fetchone()
-    return int(count)
+    )

@@ -5,13 +5,12 @@ the target's cursor past its event.
 Never: commits; holds what is told, or a secret.
 """
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from payagent.store.db.sql_text import LATEST, places
-from payagent.store.db.unit import Unit
+from payagent.store.db.sql import LATEST, exists, find_all, find_one, number, places
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows.events import COLUMNS, EventRow
 
 DeliveryState = Literal["waiting", "delivered", "given_up"]
@@ -59,43 +58,42 @@ _DELIVERY = (
 )
 
 
-def cursor(conn: sqlite3.Connection, target: str) -> int:
+def cursor(conn: Connection, target: str) -> int:
     """The last event that a target's deliveries were made of."""
-    row = conn.execute("SELECT event_seq FROM notification_cursors WHERE target = ?", (target,)).fetchone()
-    return int(row[0])
+    return number(conn, "SELECT event_seq FROM notification_cursors WHERE target = ?", (target,))
 
 
-def read_events(conn: sqlite3.Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
+def read_events(conn: Connection, after_seq: int, until_seq: int, names: Sequence[str]) -> list[EventRow]:
     """The events of these names after one and until another, in order.
 
     It leaves out the frequent events without a notification: admissions that no approval decided, and answers
     after which the merchant may still serve.
     """
-    rows = conn.execute(
+    return find_all(
+        conn,
+        EventRow,
         f"SELECT {COLUMNS} FROM events WHERE seq > ? AND seq <= ? "  # noqa: S608
         f"AND event IN ({places(len(names))}) AND (event <> 'reserve' OR detail ->> 'via' IS NOT NULL) "
         "AND (event <> 'merchant_answered' OR detail ->> 'delivery' = 'give_up') ORDER BY seq",
         (after_seq, until_seq, *names),
     )
-    return [EventRow(*row) for row in rows]
 
 
-def event(conn: sqlite3.Connection, seq: int) -> EventRow:
-    row = conn.execute(f"SELECT {COLUMNS} FROM events WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
-    return EventRow(*row)
+def event(conn: Connection, seq: int) -> EventRow:
+    return EventRow(*conn.execute(f"SELECT {COLUMNS} FROM events WHERE seq = ?", (seq,)).fetchone())  # noqa: S608
 
 
-def was_over_before(conn: sqlite3.Connection, payment_id: str, seq: int) -> bool:
+def was_over_before(conn: Connection, payment_id: str, seq: int) -> bool:
     """Whether an earlier event of a payment said that it was served, or that the merchant does not serve it."""
-    row = conn.execute(
+    return exists(
+        conn,
         "SELECT 1 FROM events WHERE payment_id = ? AND seq < ? AND (event IN ('delivery_accept', "
         "'delivery_give_up') OR event = 'merchant_answered' AND detail ->> 'delivery' = 'give_up') LIMIT 1",
         (payment_id, seq),
-    ).fetchone()
-    return row is not None
+    )
 
 
-def due(conn: sqlite3.Connection, target: str, now_ms: int, longest_wait_ms: int, limit: int) -> list[DeliveryRow]:
+def due(conn: Connection, target: str, now_ms: int, longest_wait_ms: int, limit: int) -> list[DeliveryRow]:
     """The deliveries to try now, requests for approval first, then by when they were due.
 
     One that would wait for longer than the longest wait is due: the clock was set back.
@@ -115,13 +113,12 @@ def due(conn: sqlite3.Connection, target: str, now_ms: int, longest_wait_ms: int
     return [DeliveryRow(*row) for row in rows[:limit]]
 
 
-def delivery(conn: sqlite3.Connection, delivery_id: str) -> DeliveryRow | None:
-    row = conn.execute(f"{_DELIVERY} WHERE id = ?", (delivery_id,)).fetchone()
-    return None if row is None else DeliveryRow(*row)
+def delivery(conn: Connection, delivery_id: str) -> DeliveryRow | None:
+    return find_one(conn, DeliveryRow, f"{_DELIVERY} WHERE id = ?", (delivery_id,))
 
 
 def page(
-    conn: sqlite3.Connection,
+    conn: Connection,
     *,
     target: str | None,
     state: DeliveryState | None,
@@ -135,49 +132,59 @@ def page(
         "delivered": "next_try_at_ms IS NULL AND delivered_at_ms IS NOT NULL",
         "given_up": "next_try_at_ms IS NULL AND delivered_at_ms IS NULL",
     }[state]
-    rows = conn.execute(
+    return find_all(
+        conn,
+        DeliveryRow,
         f"{_DELIVERY} WHERE (CAST(?1 AS TEXT) IS NULL OR target = ?1) AND {is_in_state} "
         f"AND seq < COALESCE(?2, {LATEST}) ORDER BY seq DESC LIMIT ?3",
         (target, before_seq, limit),
     )
-    return [DeliveryRow(*row) for row in rows]
 
 
-def state_of(conn: sqlite3.Connection, target: str) -> TargetState:
+def state_of(conn: Connection, target: str) -> TargetState:
     """The problem is that of a delivery that waits; if none has failed, that of the newest that waits no more."""
-    (waiting,) = conn.execute(
-        "SELECT COUNT(*) FROM notification_deliveries WHERE target = ? AND next_try_at_ms IS NOT NULL", (target,)
-    ).fetchone()
-    delivered = conn.execute(
+    waiting = number(
+        conn,
+        "SELECT COUNT(*) FROM notification_deliveries WHERE target = ? AND next_try_at_ms IS NOT NULL",
+        (target,),
+    )
+    delivered_at_ms = find_one(
+        conn,
+        int,
         "SELECT delivered_at_ms FROM notification_deliveries WHERE target = ? AND delivered_at_ms IS NOT NULL "
         "ORDER BY seq DESC LIMIT 1",
         (target,),
-    ).fetchone()
-    last = conn.execute(
+    )
+    problem = find_one(
+        conn,
+        str,
         "SELECT last_problem FROM notification_deliveries INDEXED BY notification_deliveries_waiting "
         "WHERE target = ? AND next_try_at_ms IS NOT NULL AND last_problem IS NOT NULL ORDER BY seq DESC LIMIT 1",
         (target,),
-    ).fetchone()
-    if last is None:
-        last = conn.execute(
+    )
+    if problem is None:
+        problem = find_one(
+            conn,
+            str,
             "SELECT last_problem FROM notification_deliveries WHERE target = ? AND next_try_at_ms IS NULL "
             "ORDER BY seq DESC LIMIT 1",
             (target,),
-        ).fetchone()
-    return TargetState(waiting, delivered[0] if delivered else None, last[0] if last else None)
+        )
+    return TargetState(waiting, delivered_at_ms, problem)
 
 
-def targets(conn: sqlite3.Connection) -> set[str]:
+def targets(conn: Connection) -> set[str]:
     """The targets that have a cursor."""
     return {target for (target,) in conn.execute("SELECT target FROM notification_cursors")}
 
 
-def waiting(conn: sqlite3.Connection) -> dict[str, int]:
+def waiting(conn: Connection) -> dict[str, int]:
     """How many deliveries wait, by target."""
-    rows = conn.execute(
-        "SELECT target, COUNT(*) FROM notification_deliveries WHERE next_try_at_ms IS NOT NULL GROUP BY target"
+    return dict(
+        conn.execute(
+            "SELECT target, COUNT(*) FROM notification_deliveries WHERE next_try_at_ms IS NOT NULL GROUP BY target"
+        ).fetchall()
     )
-    return dict(rows.fetchall())
 
 
 def set_cursor(unit: Unit, target: str, event_seq: int) -> None:

@@ -8,11 +8,12 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from payagent.core.aggregate import AttemptKind, ExternalSpendRow
 from payagent.core.ledger import HELD, WALLET, add, general_account
 from payagent.core.payment.machine import BY_A_BLOCK, IN_NO_BLOCK, SIGNED_UNPOSTED, State
-from payagent.store.db.sql_text import sql_list
+from payagent.store.db.sql import exists, find_all, find_one, number, sql_list
 from payagent.store.rows import journal, payments
 
 _EXTERNAL_SPENDS_ON_CHAIN = (
@@ -61,8 +62,12 @@ def external_spends_on_chain(
     conn: sqlite3.Connection, from_height: int = 0, account: int = 0
 ) -> list[ExternalSpendRow]:
     """An account's external spends that were last seen on chain, in blocks from this height on; oldest first."""
-    rows = conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND block_height >= ? ORDER BY seq", (account, from_height))
-    return [_external_spend(row) for row in rows]
+    return find_all(
+        conn,
+        _external_spend,
+        f"{_EXTERNAL_SPENDS_ON_CHAIN} AND block_height >= ? ORDER BY seq",
+        (account, from_height),
+    )
 
 
 def external_spend_named(
@@ -72,11 +77,13 @@ def external_spend_named(
 
     The history may be long.
     """
-    rows = [
-        conn.execute(f"{_EXTERNAL_SPENDS_ON_CHAIN} AND f.tx_id = ?", (account, tx_id)).fetchone()
+    return [
+        spend
         for tx_id in sorted(tx_ids)
+        for spend in find_all(
+            conn, _external_spend, f"{_EXTERNAL_SPENDS_ON_CHAIN} AND f.tx_id = ?", (account, tx_id)
+        )
     ]
-    return [_external_spend(row) for row in rows if row is not None]
 
 
 def external_spends_of(conn: sqlite3.Connection, refs: Iterable[str], account: int = 0) -> list[ExternalSpendRow]:
@@ -91,70 +98,61 @@ def external_spends_settled(conn: sqlite3.Connection, account: int = 0) -> int:
     """The height up to which an account's external spends were read in blocks beyond any rollback; -1 if none was
     yet.
     """
-    _, detail, _ = last_of_account(conn, "external_spend_settled", account)
+    _, detail, _ = last_of_wallet(conn, "external_spend_settled", account)
     return int(json.loads(detail).get("height", -1))
 
 
 def is_external_spend_on_chain(conn: sqlite3.Connection, tx_id: str, account: int = 0) -> bool:
     """Whether this transaction is an external spend of the account that was last seen on chain."""
-    row = conn.execute(
-        "SELECT is_on_chain FROM external_spends WHERE tx_id = ? AND account = ? ORDER BY seq DESC LIMIT 1",
-        (tx_id, account),
-    ).fetchone()
-    return row is not None and bool(row[0])
+    return bool(
+        number(
+            conn,
+            "SELECT is_on_chain FROM external_spends WHERE tx_id = ? AND account = ? ORDER BY seq DESC LIMIT 1",
+            (tx_id, account),
+        )
+    )
 
 
 def was_external_spend(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether this transaction was ever seen as an external spend, on chain or rolled back since."""
-    return conn.execute("SELECT 1 FROM external_spends WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+    return exists(conn, "SELECT 1 FROM external_spends WHERE tx_id = ?", (tx_id,))
 
 
 def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:
-    return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+    return exists(conn, "SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,))
 
 
 def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
     """When the first of these UTxOs was first known to be on chain; 0 if that is not recorded."""
-    times = [
-        conn.execute(
-            "SELECT COALESCE((SELECT MIN(at_ms) FROM entries WHERE kind = 'deposit' AND ref = ?1), "
-            "(SELECT MIN(at_ms) FROM block_observations WHERE tx_id = substr(?1, 1, 64)), 0)",
-            (ref,),
-        ).fetchone()[0]
-        for ref in refs
-    ]
-    return min(times, default=0)
+    first = (
+        "SELECT COALESCE((SELECT MIN(at_ms) FROM entries WHERE kind = 'deposit' AND ref = ?1), "
+        "(SELECT MIN(at_ms) FROM block_observations WHERE tx_id = substr(?1, 1, 64)))"
+    )
+    return min((number(conn, first, (ref,)) for ref in refs), default=0)
 
 
 def overtaken(conn: sqlite3.Connection, account: int = 0) -> list[tuple[str, str]]:
     """(payment of an account, external spend) if the spend took its nonce UTxO, or any UTxO of a payment only
     reserved.
     """
-    rows = conn.execute(
+    return conn.execute(
         "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id JOIN utxos c ON "  # noqa: S608
         "c.ref = r.ref JOIN external_spends f ON f.tx_id = c.spent_by WHERE p.account = ? AND (p.state = "
         f"'reserved' OR (p.state IN {sql_list(*IN_NO_BLOCK)} AND r.ref = p.nonce_utxo)) "
         "GROUP BY p.seq ORDER BY p.seq",
         (account,),
-    )
-    return rows.fetchall()
+    ).fetchall()
 
 
-def last_of_wallet(conn: sqlite3.Connection, event: str) -> tuple[int, str, int]:
-    """(seq, detail, at_ms) of the wallet's last event of this name; (0, "{}", 0) if there is none."""
+def last_of_wallet(conn: sqlite3.Connection, event: str, account: int | None = None) -> tuple[int, str, int]:
+    """(seq, detail, at_ms) of the wallet's last event of this name, about this account if one is given.
+
+    (0, "{}", 0) if there is none. An event about an account has its number (`about_account`).
+    """
     row = conn.execute(
-        "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ? ORDER BY seq DESC LIMIT 1",
-        (event,),
-    ).fetchone()
-    return row or (0, "{}", 0)
-
-
-def last_of_account(conn: sqlite3.Connection, event: str, account: int) -> tuple[int, str, int]:
-    """As `last_of_wallet`, for events about one account, which have its number (`about_account`)."""
-    row = conn.execute(
-        "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ? "
-        "AND COALESCE(detail ->> 'account', '0') = ? ORDER BY seq DESC LIMIT 1",
-        (event, str(account)),
+        "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ?1 "
+        "AND (CAST(?2 AS TEXT) IS NULL OR COALESCE(detail ->> 'account', '0') = ?2) ORDER BY seq DESC LIMIT 1",
+        (event, None if account is None else str(account)),
     ).fetchone()
     return row or (0, "{}", 0)
 
@@ -162,7 +160,7 @@ def last_of_account(conn: sqlite3.Connection, event: str, account: int) -> tuple
 def is_behind(conn: sqlite3.Connection, account: int) -> bool:
     """Whether the ledger was found to be behind and has not caught up with the account since."""
     behind, _, _ = last_of_wallet(conn, "ledger_behind")
-    return behind > last_of_account(conn, "caught_up", account)[0]
+    return behind > last_of_wallet(conn, "caught_up", account)[0]
 
 
 def about_account(account: int) -> dict[str, str]:
@@ -172,29 +170,31 @@ def about_account(account: int) -> dict[str, str]:
 
 def last_event_ms(conn: sqlite3.Connection) -> int:
     """The time of the newest event; 0 if there is none."""
-    row = conn.execute("SELECT at_ms FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-    return row[0] if row else 0
+    return number(conn, "SELECT at_ms FROM events ORDER BY seq DESC LIMIT 1")
 
 
 def last_slot(conn: sqlite3.Connection, account: int = 0) -> int | None:
     """The slot of the block in which a spend of an account's UTxOs was last seen; None if there is none."""
-    (slot,) = conn.execute(
+    return find_one(
+        conn,
+        int,
         "SELECT MAX(block_slot) FROM (SELECT * FROM (SELECT block_slot FROM block_observations s CROSS JOIN "
         "attempts a ON a.tx_id = s.tx_id AND a.account = ?1 ORDER BY s.seq DESC LIMIT 1) o UNION ALL "
         "SELECT * FROM (SELECT block_slot FROM external_spends WHERE account = ?1 ORDER BY seq DESC LIMIT 1) e) "
         "newest",
         (account,),
-    ).fetchone()
-    return None if slot is None else int(slot)
+    )
 
 
 def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
     """External spends of any account since an operator last unfroze the wallet, oldest first."""
-    rows = conn.execute(
+    spends = find_all(
+        conn,
+        json.loads,
         "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'external_spend' AND seq > ? ORDER BY seq",
         (last_of_wallet(conn, "unfrozen")[0],),
     )
-    return tuple(str(json.loads(detail)["tx_id"]) for (detail,) in rows)
+    return tuple(str(spend["tx_id"]) for spend in spends)
 
 
 def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
@@ -275,10 +275,11 @@ def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
 
 def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
     """When the oldest payment was created whose attempts may be on chain without being booked."""
-    (began_ms,) = conn.execute(
-        f"SELECT MIN(created_at_ms) FROM payments WHERE state IN {sql_list(*SIGNED_UNPOSTED)}"  # noqa: S608
-    ).fetchone()
-    return None if began_ms is None else int(began_ms)
+    return find_one(
+        conn,
+        int,
+        f"SELECT MIN(created_at_ms) FROM payments WHERE state IN {sql_list(*SIGNED_UNPOSTED)}",  # noqa: S608
+    )
 
 
 def owned(conn: sqlite3.Connection) -> Units:
@@ -291,8 +292,8 @@ def clean(units: Units) -> dict[str, int]:
     return {asset: n for asset, n in units.items() if n}
 
 
-def _external_spend(row: tuple[str, int, str, str, str, int, int, int]) -> ExternalSpendRow:
-    return ExternalSpendRow(row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), *row[4:])
+def _external_spend(tx_id: str, is_on_chain: int, inputs: str, spent: str, *block: Any) -> ExternalSpendRow:
+    return ExternalSpendRow(tx_id, bool(is_on_chain), tuple(inputs.split(" ")), json.loads(spent), *block)
 
 
 def _ours(lines: Iterable[tuple[str, str, int]]) -> dict[str, int]:

@@ -5,12 +5,11 @@ Never: pauses by itself.
 """
 
 import json
-import sqlite3
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import writes
 from payagent.store.rows.onchain import last_of_wallet
 
@@ -26,7 +25,7 @@ class Pause:
     reason: str
 
 
-def standing(conn: sqlite3.Connection) -> Pause | None:
+def standing(conn: Connection) -> Pause | None:
     """The pause in force; None if the wallet is not paused."""
     seq, detail, at_ms = last_of_wallet(conn, _PAUSED)
     if seq == 0 or seq <= last_of_wallet(conn, _RESUMED)[0]:
@@ -35,7 +34,7 @@ def standing(conn: sqlite3.Connection) -> Pause | None:
     return Pause(at_ms, facts["by"], facts["reason"])
 
 
-def require_running(conn: sqlite3.Connection) -> None:
+def require_running(conn: Connection) -> None:
     """Checked before every signature, and again in the commit that makes it durable. Refused: `paused`."""
     if (pause := standing(conn)) is not None:
         why = f": {pause.reason}" if pause.reason else ""

@@ -31,7 +31,7 @@ from payagent.core.payment.machine import (
     Delivery,
     State,
 )
-from payagent.store.db.sql_text import places, sql_list
+from payagent.store.db.sql import find_all, find_one, number, places, sql_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ _CONTAINS = """instr(lower(p.id || ' ' || COALESCE(v.invoice_id, '') || ' ' || C
 """Without the request's query, which may hold a key."""
 
 
-def _payment(row: tuple[Any, ...]) -> PaymentRow:
-    values = list(row)
+def _payment(*columns: Any) -> PaymentRow:
+    values = list(columns)
     for place, read in _READ:
         values[place] = read(values[place])
     return PaymentRow(*values[_OWN], *[part(*values[span]) for part, span in _PARTS])
@@ -138,27 +138,26 @@ _READ = [(place, _READERS[one.type]) for place, one in enumerate(chain(*_FIELDS)
 
 
 def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
-    row = conn.execute(f"{_PAYMENT} WHERE p.id = ?", (payment_id,)).fetchone()
-    return _payment(row) if row else None
+    return find_one(conn, _payment, f"{_PAYMENT} WHERE p.id = ?", (payment_id,))
 
 
 def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
     """The current attempt; empty if there is none."""
-    (tx_id,) = conn.execute("SELECT COALESCE(tx_id, '') FROM payments WHERE id = ?", (payment_id,)).fetchone()
-    return str(tx_id)
+    return find_one(conn, str, "SELECT tx_id FROM payments WHERE id = ?", (payment_id,)) or ""
 
 
 def payments_in(conn: sqlite3.Connection, states: Iterable[State], account: int | None = None) -> list[PaymentRow]:
     """Payments in any of these states, of this account of the wallet if one is given; oldest first."""
     names = [str(state) for state in states]
     of_account, values = ("", names) if account is None else (" AND p.account = ?", [*names, account])
-    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({places(len(names))}){of_account} ORDER BY p.seq", values)
-    return [_payment(row) for row in rows]
+    return find_all(
+        conn, _payment, f"{_PAYMENT} WHERE p.state IN ({places(len(names))}){of_account} ORDER BY p.seq", values
+    )
 
 
 def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
     """Payments of a top-up, oldest first."""
-    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup_id = ? ORDER BY p.seq", (topup_id,))]
+    return find_all(conn, _payment, f"{_PAYMENT} WHERE p.topup_id = ? ORDER BY p.seq", (topup_id,))
 
 
 def payments_page(
@@ -206,32 +205,31 @@ def payments_page(
     where = " WHERE " + " AND ".join(used) if used else ""
     select = _PAYMENT_BY_APPROVAL if is_decided else _PAYMENT_BY_TIME if is_few else _PAYMENT
     order = "q.rowid" if is_decided else "p.seq"
-    rows = conn.execute(f"{select}{where} ORDER BY {order} DESC LIMIT ?", (*used.values(), limit))
-    return [_payment(row) for row in rows]
+    return find_all(conn, _payment, f"{select}{where} ORDER BY {order} DESC LIMIT ?", (*used.values(), limit))
 
 
 def scan_floor(conn: sqlite3.Connection, before_seq: int | None) -> int:
     """The oldest payment that a page looks at for a filter without an index."""
-    (newest,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM payments").fetchone()
-    return max((before_seq or newest + 1) - SCAN_MAX, 1)
+    return max((before_seq or number(conn, "SELECT MAX(seq) FROM payments") + 1) - SCAN_MAX, 1)
 
 
 def named(conn: sqlite3.Connection, text: str) -> str | None:
     """The payment with this id, or with an attempt with this transaction id."""
-    row = conn.execute(
-        "SELECT id FROM payments WHERE id = ?1 UNION SELECT payment_id FROM attempts WHERE tx_id = ?1", (text,)
-    ).fetchone()
-    return None if row is None else str(row[0])
+    return find_one(
+        conn,
+        str,
+        "SELECT id FROM payments WHERE id = ?1 UNION SELECT payment_id FROM attempts WHERE tx_id = ?1",
+        (text,),
+    )
 
 
 def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) -> bool:
     """Whether at most `FEW_MAX` payments are newer than a time, few enough to sort them."""
-    (count,) = conn.execute(
+    some = (
         "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
-        "WHERE created_at_ms >= ?1 AND (CAST(?2 AS BIGINT) IS NULL OR seq < ?2) LIMIT ?3) few",
-        (since_ms, before_seq, FEW_MAX + 1),
-    ).fetchone()
-    return bool(count <= FEW_MAX)
+        "WHERE created_at_ms >= ?1 AND (CAST(?2 AS BIGINT) IS NULL OR seq < ?2) LIMIT ?3) few"
+    )
+    return number(conn, some, (since_ms, before_seq, FEW_MAX + 1)) <= FEW_MAX
 
 
 def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
@@ -239,40 +237,46 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
 
     A rollback can leave two, of which only one can land. One in a block comes first, a cancelling one last.
     """
-    row = conn.execute(
+    return find_one(
+        conn,
+        _payment,
         f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} "
         f"ORDER BY p.state IN {sql_list(*ON_CHAIN)} DESC, p.state = 'cancelling', p.seq DESC "
         "LIMIT 1",
         (intent_id,),
-    ).fetchone()
-    return _payment(row) if row else None
+    )
 
 
 def account_of_intent(conn: sqlite3.Connection, intent_id: str) -> int | None:
     """The account of the intent's last payment that was not rejected or denied; None without one."""
-    row = conn.execute(
+    return find_one(
+        conn,
+        int,
         f"SELECT account FROM payments WHERE intent_id = ? AND state NOT IN {sql_list(*NEVER_SIGNED)} "  # noqa: S608
         "ORDER BY seq DESC LIMIT 1",
         (intent_id,),
-    ).fetchone()
-    return None if row is None else int(row[0])
+    )
 
 
 def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:
     """The id of the only payment that was admitted for this invoice or has an attempt for it; None if there is
     none.
     """
-    row = conn.execute(
+    return find_one(
+        conn,
+        str,
         f"SELECT id FROM payments WHERE invoice_seq = ?1 AND state NOT IN {sql_list(*NEVER_SIGNED)} "  # noqa: S608
         "UNION SELECT payment_id FROM attempts WHERE invoice_seq = ?1",
         (invoice_seq,),
-    ).fetchone()
-    return row[0] if row else None
+    )
 
 
 def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "payment") -> dict[str, int]:
-    rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ? AND stage = ?", (payment_id, stage))
-    return dict(rows.fetchall())
+    return dict(
+        conn.execute(
+            "SELECT asset, units FROM holds WHERE payment_id = ? AND stage = ?", (payment_id, stage)
+        ).fetchall()
+    )
 
 
 _ENDED = (*ENDED_WITHOUT_PAYING, State.SETTLED)
@@ -292,48 +296,41 @@ AND (p.state IN {sql_list(State.RESERVED, *SIGNED_UNPOSTED, State.CONFIRMED)}
 
 def open_payments(conn: sqlite3.Connection, account: int = 0) -> list[OpenPayment]:
     """An account's admitted payments whose state may still change, `watched_voids` included; oldest first."""
-    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq", (account,))]
+    return find_all(conn, _open, f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq", (account,))
 
 
 def open_payment(conn: sqlite3.Connection, payment_id: str, account: int = 0) -> OpenPayment | None:
     """This payment, if `open_payments` has it."""
-    row = conn.execute(f"{_OPEN} WHERE p.id = ?2 AND {_IS_OPEN}", (account, payment_id)).fetchone()
-    return None if row is None else _open(row)
+    return find_one(conn, _open, f"{_OPEN} WHERE p.id = ?2 AND {_IS_OPEN}", (account, payment_id))
 
 
-def _open(row: tuple[Any, ...]) -> OpenPayment:
-    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, merchant_submits, created_at_ms = row
+def _open(seq: int, payment_id: str, state: str, delivery: str, *others: Any) -> OpenPayment:
+    ttl_slot, attempt, is_cancel, height, merchant_submits, created_at_ms = others
     return OpenPayment(
-        seq,
-        payment_id,
-        State(state),
-        Delivery(delivery),
-        ttl_slot,
-        attempt,
-        bool(is_cancel),
-        height,
-        bool(merchant_submits),
-        created_at_ms,
+        *(seq, payment_id, State(state), Delivery(delivery), ttl_slot, attempt),
+        *(bool(is_cancel), height, bool(merchant_submits), created_at_ms),
     )
 
 
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
     """Cancelled payments whose cancel may still be rolled back. They keep their reservations until then."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _payment,
         f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  our own names
-        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY p.seq"
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY p.seq",
     )
-    return [_payment(row) for row in rows]
 
 
 def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
     """Transactions that made payments of the intent void (mostly cancels), and may still be rolled back."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        str,
         "SELECT COALESCE(void_tx_id, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) GROUP BY 1 ORDER BY MIN(seq)",
         (intent_id,),
     )
-    return [tx_id for (tx_id,) in rows]
 
 
 def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
@@ -343,19 +340,19 @@ def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
 
 def open_in_other_accounts(conn: sqlite3.Connection) -> list[str]:
     """The payments of accounts above 0 that may still change, also those that wait for approval; oldest first."""
-    rows = conn.execute(
+    return find_all(
+        conn,
+        str,
         f"SELECT id FROM payments p WHERE account <> 0 AND (state NOT IN {sql_list(*_ENDED)} "  # noqa: S608
-        "OR EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)) ORDER BY seq"
+        "OR EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id)) ORDER BY seq",
     )
-    return [payment_id for (payment_id,) in rows]
 
 
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     """(all payments, those whose state may still change)."""
-    row = conn.execute(
+    count, open_count = conn.execute(
         f"SELECT COUNT(*), COUNT(*) FILTER (WHERE state NOT IN {sql_list(*_ENDED)}) FROM payments"  # noqa: S608
-    )
-    count, open_count = row.fetchone()
+    ).fetchone()
     return count, open_count
 
 
@@ -368,7 +365,9 @@ def unserved(
     Older ones stay as they are.
     """
     # INDEXED BY: nearly all payments are settled, and few of them stay presented
-    rows = conn.execute(
+    return find_all(
+        conn,
+        str,
         "SELECT p.id FROM payments p INDEXED BY payments_presented "  # noqa: S608
         "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
         f"AND p.state IN {sql_list(*POSTED)} AND COALESCE(p.id = ?2, TRUE) AND COALESCE(p.account = ?3, TRUE) "
@@ -378,14 +377,15 @@ def unserved(
         "AND e.detail ->> 'said' = 'served') ORDER BY p.seq",
         (until_ms, payment_id, account),
     )
-    return [unserved_id for (unserved_id,) in rows]
 
 
 def signed_holds(conn: sqlite3.Connection) -> dict[str, int]:
     """Units held for payments that are signed and not posted yet, by asset."""
-    rows = conn.execute(
-        "SELECT h.asset, SUM(h.units) FROM payments p JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' "  # noqa: S608
-        f"WHERE p.state IN {sql_list(*SIGNED_UNPOSTED)} "
-        "AND h.released_at_ms IS NULL GROUP BY h.asset"
+    return dict(
+        conn.execute(
+            "SELECT h.asset, SUM(h.units) FROM payments p "  # noqa: S608
+            "JOIN holds h ON h.payment_id = p.id AND h.stage = 'payment' "
+            f"WHERE p.state IN {sql_list(*SIGNED_UNPOSTED)} "
+            "AND h.released_at_ms IS NULL GROUP BY h.asset"
+        ).fetchall()
     )
-    return dict(rows.fetchall())

@@ -8,11 +8,11 @@ A use that was not served, or that no payment covers, is taken back by a row of 
 Never: commits; decides.
 """
 
-import sqlite3
 from collections.abc import Mapping
 
 from payagent.core.prepaid_balance import CALLS
-from payagent.store.db.unit import Unit
+from payagent.store.db.sql import number
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import limit_counters
 
 _SHARE = """
@@ -45,7 +45,7 @@ def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
         _write(unit, (_next_call(unit), pool, app_id, CALLS, 0, asset, 0, owed, clock_ms))
 
 
-def counting(conn: sqlite3.Connection, pool: int, app_id: str, cost: Mapping[str, int]) -> dict[str, int]:
+def counting(conn: Connection, pool: int, app_id: str, cost: Mapping[str, int]) -> dict[str, int]:
     """The part of a use's cost that would count against the app's own limits."""
     rows = conn.execute(
         "SELECT asset, paid - used FROM prepaid_shares WHERE pool_id = ? AND app_id = ?", (pool, app_id)
@@ -112,8 +112,7 @@ def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
 
 
 def _next_call(unit: Unit) -> int:
-    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM prepaid_uses").fetchone()
-    return int(call)
+    return number(unit.conn, "SELECT COALESCE(MAX(call), 0) + 1 FROM prepaid_uses")
 
 
 def _write(unit: Unit, row: tuple[object, ...]) -> None:

@@ -3,14 +3,13 @@
 Never: commits; counts what a top-up bought (its payments record that).
 """
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from payagent.core.problems import name_of
-from payagent.store.db.unit import Unit
-from payagent.store.db.wide_sums import sums, whole
-from payagent.store.rows import apps
+from payagent.store.db.sql import find_all, find_one, number, sums, whole
+from payagent.store.db.unit import Connection, Unit
 
 AUTO_APP = "app_auto_topup"
 """The app that owns automatic top-ups. It has no token."""
@@ -30,7 +29,6 @@ class TopupRow:
     id: str
     pool_id: int
     app_id: str
-    key: str
     trigger: str
     unit: str
     units: int
@@ -68,13 +66,13 @@ class TopupRow:
 
 
 _TOPUP = (
-    "SELECT seq, id, pool_id, app_id, key, trigger, unit, units, request, is_call, created_at_ms, clock_ms, "
+    "SELECT seq, id, pool_id, app_id, trigger, unit, units, request, is_call, created_at_ms, clock_ms, "
     "stop_code, stop_reason, stop_detail, ended_at_ms, ended_clock_ms, code, reason, detail FROM topups"
 )
 
 
-def _row(values: tuple[object, ...]) -> TopupRow:
-    return TopupRow(*values[:9], bool(values[9]), *values[10:])  # type: ignore[arg-type, call-arg]
+def _topup(*columns: Any) -> TopupRow:
+    return TopupRow(*columns[:8], bool(columns[8]), *columns[9:])  # type: ignore[call-arg]
 
 
 def add(
@@ -92,13 +90,13 @@ def add(
     now_ms: int,
     clock_ms: int,
 ) -> TopupRow:
-    values = (topup_id, pool_id, app_id, key, trigger, unit_name, units, request, int(is_call), now_ms, clock_ms)
+    values = (topup_id, pool_id, app_id, trigger, unit_name, units, request, int(is_call), now_ms, clock_ms)
     (seq,) = unit.conn.execute(
-        "INSERT INTO topups(id, pool_id, app_id, key, trigger, unit, units, request, is_call, created_at_ms, "
+        "INSERT INTO topups(key, id, pool_id, app_id, trigger, unit, units, request, is_call, created_at_ms, "
         "clock_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
-        values,
+        (key, *values),
     ).fetchone()
-    return _row((seq, *values, *(None,) * 8))
+    return _topup(seq, *values, *(None,) * 8)
 
 
 def stop(unit: Unit, topup_id: str, record: Mapping[str, object]) -> None:
@@ -111,59 +109,51 @@ def stop(unit: Unit, topup_id: str, record: Mapping[str, object]) -> None:
 
 def end(unit: Unit, topup_id: str, record: Mapping[str, object], now_ms: int, clock_ms: int) -> bool:
     """End a top-up, by a `Refused.record`. False if it had ended before."""
-    cursor = unit.conn.execute(
-        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, reason = ?, detail = ? "
-        "WHERE id = ? AND ended_at_ms IS NULL",
-        (now_ms, clock_ms, record["code"], record["reason"], record["detail"], topup_id),
+    return (
+        unit.conn.execute(
+            "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, code = ?, reason = ?, detail = ? "
+            "WHERE id = ? AND ended_at_ms IS NULL",
+            (now_ms, clock_ms, record["code"], record["reason"], record["detail"], topup_id),
+        ).rowcount
+        > 0
     )
-    return cursor.rowcount > 0
 
 
-def ensure_auto_app(unit: Unit, now_ms: int) -> None:
-    """Ensure that the app that owns automatic top-ups exists."""
-    apps.ensure_own(unit, AUTO_APP, "auto top-up", now_ms)
+def find(conn: Connection, topup_id: str) -> TopupRow | None:
+    return find_one(conn, _topup, f"{_TOPUP} WHERE id = ?", (topup_id,))
 
 
-def find(conn: sqlite3.Connection, topup_id: str) -> TopupRow | None:
-    row = conn.execute(f"{_TOPUP} WHERE id = ?", (topup_id,)).fetchone()
-    return _row(row) if row else None
+def find_by_key(conn: Connection, app_id: str, key: str) -> TopupRow | None:
+    return find_one(conn, _topup, f"{_TOPUP} WHERE app_id = ? AND key = ?", (app_id, key))
 
 
-def find_by_key(conn: sqlite3.Connection, app_id: str, key: str) -> TopupRow | None:
-    row = conn.execute(f"{_TOPUP} WHERE app_id = ? AND key = ?", (app_id, key)).fetchone()
-    return _row(row) if row else None
+def open_of(conn: Connection, pool_id: int) -> TopupRow | None:
+    return find_one(conn, _topup, f"{_TOPUP} WHERE pool_id = ? AND ended_at_ms IS NULL", (pool_id,))
 
 
-def open_of(conn: sqlite3.Connection, pool_id: int) -> TopupRow | None:
-    row = conn.execute(f"{_TOPUP} WHERE pool_id = ? AND ended_at_ms IS NULL", (pool_id,)).fetchone()
-    return _row(row) if row else None
-
-
-def all_open(conn: sqlite3.Connection, account: int | None = None) -> list[TopupRow]:
+def all_open(conn: Connection, account: int | None = None) -> list[TopupRow]:
     """The open top-ups, or those of an account's pools; oldest first."""
     # INDEXED BY: nearly all have ended, and a scan in order would read them all
-    rows = conn.execute(
+    return find_all(
+        conn,
+        _topup,
         f"{_TOPUP} INDEXED BY topups_open WHERE ended_at_ms IS NULL "  # noqa: S608  our own names
         "AND COALESCE((SELECT account FROM prepaid_pools o WHERE o.id = pool_id) = ?, TRUE) ORDER BY seq",
         (account,),
     )
-    return [_row(row) for row in rows]
 
 
-def open_of_app(conn: sqlite3.Connection, app_id: str) -> list[TopupRow]:
-    rows = conn.execute(f"{_TOPUP} WHERE app_id = ? AND ended_at_ms IS NULL ORDER BY seq", (app_id,))
-    return [_row(row) for row in rows]
+def open_of_app(conn: Connection, app_id: str) -> list[TopupRow]:
+    return find_all(conn, _topup, f"{_TOPUP} WHERE app_id = ? AND ended_at_ms IS NULL ORDER BY seq", (app_id,))
 
 
-def page(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[TopupRow]:
+def page(conn: Connection, before_seq: int | None, limit: int) -> list[TopupRow]:
     """Top-ups, newest first."""
     below = 2**63 - 1 if before_seq is None else before_seq
-    return [_row(row) for row in conn.execute(f"{_TOPUP} WHERE seq < ? ORDER BY seq DESC LIMIT ?", (below, limit))]
+    return find_all(conn, _topup, f"{_TOPUP} WHERE seq < ? ORDER BY seq DESC LIMIT ?", (below, limit))
 
 
-def counted(
-    conn: sqlite3.Connection, since_ms: int, until_ms: int
-) -> list[tuple[str, str, str, str, int, int, int]]:
+def counted(conn: Connection, since_ms: int, until_ms: int) -> list[tuple[str, str, str, str, int, int, int]]:
     """(origin, app, trigger, unit, top-ups, units, ended with a code) of those ordered in a period."""
     rows = conn.execute(
         f"SELECT o.origin, a.name, t.trigger, t.unit, COUNT(*), {sums('t.units')}, COUNT(t.code) FROM topups t "  # noqa: S608
@@ -174,29 +164,27 @@ def counted(
     return [(*names, count, whole(high, low), ended) for *names, count, high, low, ended in rows]
 
 
-def autos_of(conn: sqlite3.Connection, pool_id: int) -> list[TopupRow]:
+def autos_of(conn: Connection, pool_id: int) -> list[TopupRow]:
     """The last 1000 automatic top-ups of a pool, newest first."""
-    rows = conn.execute(
-        f"{_TOPUP} WHERE pool_id = ? AND trigger = 'auto' ORDER BY seq DESC LIMIT 1000", (pool_id,)
+    return find_all(
+        conn, _topup, f"{_TOPUP} WHERE pool_id = ? AND trigger = 'auto' ORDER BY seq DESC LIMIT 1000", (pool_id,)
     )
-    return [_row(row) for row in rows]
 
 
-def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
+def last_ended_ms(conn: Connection, pool_id: int) -> int:
     """When the last top-up of a pool ended; 0 if none did."""
-    row = conn.execute("SELECT COALESCE(MAX(ended_at_ms), 0) FROM topups WHERE pool_id = ?", (pool_id,)).fetchone()
-    return int(row[0])
+    return number(conn, "SELECT COALESCE(MAX(ended_at_ms), 0) FROM topups WHERE pool_id = ?", (pool_id,))
 
 
-def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
+def lovelace_since(conn: Connection, origin: str, since_ms: int) -> int:
     """Lovelace spent by top-ups at a merchant since then, fees included, released holds excluded.
 
     `since_ms` is on the limits' clock (store.rows.limit_counters). Open payments always count.
     """
-    row = conn.execute(
+    return number(
+        conn,
         "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t JOIN prepaid_pools o ON o.id = t.pool_id AND "
         "o.origin = ? JOIN payments p ON p.topup_id = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = "
         "'lovelace' WHERE COALESCE(h.counted_from_ms > ?, TRUE)",
         (origin, since_ms),
-    ).fetchone()
-    return int(row[0])
+    )

@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 from payagent.core.payment.machine import State
 from payagent.core.utxo_upkeep import RecentPayment
-from payagent.store.db.sql_text import places
-from payagent.store.db.unit import Unit
-from payagent.store.rows import apps
+from payagent.store.db.sql import exists, places
 
 UPKEEP_APP = "app_upkeep"
 """The app that owns upkeep's transactions. It has no token."""
@@ -42,11 +40,6 @@ class UpkeepTxRow(NamedTuple):
     account: int
 
 
-def ensure_app(unit: Unit, now_ms: int) -> None:
-    """Ensure that the app that owns upkeep's transactions exists."""
-    apps.ensure_own(unit, UPKEEP_APP, "coin upkeep", now_ms)
-
-
 def begun(conn: sqlite3.Connection, since_ms: int, account: int = 0) -> list[RecentPayment]:
     """An account's recent invoice payments that took a UTxO, or were refused because none was available."""
     rows = conn.execute(_BEGUN, (account, BEGUN_MAX, since_ms))
@@ -61,8 +54,8 @@ def orders(conn: sqlite3.Connection, count: int) -> list[UpkeepTxRow]:
 
 def is_any_in(conn: sqlite3.Connection, states: frozenset[State], account: int = 0) -> bool:
     """Whether any payment of an account is in one of these states."""
-    rows = conn.execute(
+    return exists(
+        conn,
         f"SELECT 1 FROM payments WHERE state IN ({places(len(states))}) AND account = ? LIMIT 1",  # noqa: S608
         [*states, account],
     )
-    return rows.fetchone() is not None

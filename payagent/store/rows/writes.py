@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from payagent.core.ledger import Entry
 from payagent.core.payment.machine import State
+from payagent.store.db.sql import add_halves, halves
 from payagent.store.db.unit import Unit
-from payagent.store.db.wide_sums import add_halves, halves
 from payagent.store.rows.events import event_hash
 
 

@@ -17,7 +17,6 @@ import structlog
 from payagent.core.problems import Refused
 from payagent.store.db.committer import Checkpoint, Committer, Job
 from payagent.store.db.fence import SELECT_GATE, Gate, Seat
-from payagent.store.db.heads import Heads
 from payagent.store.db.postgresql import server
 from payagent.store.db.postgresql.connection import PATIENCE_S, Database, PostgresqlConnection
 from payagent.store.db.postgresql.hosts import Hosts
@@ -30,6 +29,7 @@ from payagent.store.db.postgresql.migrate import (
 from payagent.store.db.postgresql.seals import PostgresqlSealer
 from payagent.store.db.seals import Sealer
 from payagent.store.db.signer_record import DatabaseMark
+from payagent.store.db.unit import Heads
 
 log = structlog.get_logger("payagent.store")
 

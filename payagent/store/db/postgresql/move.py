@@ -18,12 +18,12 @@ from typing import Any
 from payagent.core.problems import Refused
 from payagent.store.db import opening
 from payagent.store.db.fence import Gate, leave_gate, make_gate
-from payagent.store.db.heads import SELECT_HEADS
 from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PATIENCE_S, Database, PostgresqlConnection
 from payagent.store.db.postgresql.migrate import bring_up_to_date, lacking, require_guards
 from payagent.store.db.schema import newest_migration
 from payagent.store.db.seals import last_seal
+from payagent.store.db.unit import SELECT_HEADS
 
 _OF_A_RUN = frozenset({"boot", "daemons", "gate"})
 """Tables about running daemons: nothing of them is moved."""
