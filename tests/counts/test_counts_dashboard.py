@@ -35,7 +35,6 @@ GROWING = {
     "/ui/limits": "limits over 30 days",
     "/ui/settings": "the counters of all payments",
     "/ui/ledger/spend": "the payments of the period",
-    "/ui/ledger/month": "the payments of the period",
 }
 """Pages whose few statements visit more rows after more payments: which."""
 PAGES = sorted(
