@@ -53,11 +53,11 @@ class MonthRecords:
         since_ms, until_ms = _bounds_ms(month)
         nothing = MonthRecord(since_ms, until_ms, (), (), (), (), (), (), Head(0, ""), 0)
         before = self._kept.get(month, nothing)
-        later = Selection(until_ms=until_ms, after_id=before.last_entry)
         only = Selection(since_ms=since_ms, until_ms=until_ms)
+        later = replace(only, after_id=before.last_entry)
         moved = [
             (kind, general_account(account), asset, units)
-            for kind, account, asset, units in journal.moved(conn, since_ms, later)
+            for kind, account, asset, units in journal.moved(conn, since_ms, until_ms, before.last_entry)
         ]
         record = self._kept[month] = MonthRecord(
             since_ms=since_ms,
@@ -68,7 +68,7 @@ class MonthRecords:
                 before.changes,
                 ((kind, asset, units) for kind, name, asset, units in moved if kind and name in (WALLET, HELD)),
             ),
-            spend=_spend(before.spend, journal.spend(conn, SPEND_BY, replace(later, since_ms=since_ms))),
+            spend=_spend(before.spend, journal.spend(conn, SPEND_BY, later)),
             refusals=tuple(refusals.refusals_counted(conn, only)),
             topups=tuple(topups.counted(conn, since_ms, until_ms)),
             head=Head(*last_seal(conn)),

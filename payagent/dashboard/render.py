@@ -16,6 +16,7 @@ from payagent.core.money import NO_TOKENS, counted, for_people
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
+STYLESHEET = (_FOLDER / "static" / "payagent.css").read_text()
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -56,6 +57,7 @@ class Renderer:
             "short": text.short,
             "clipped": partial(text.clipped, tokens=tokens),
             "figures": text.figures,
+            "number": text.number,
             "readable": partial(for_people, tokens=tokens),
             "counted": counted,
             "chip": text.chip,

@@ -19,7 +19,13 @@ pytestmark = needs_browser
 WIDTHS = (1280, 1024, 761, 390, 320)
 LOOKS = ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light"))
 SCRIPT = "<script>window.isHacked=1</script><img/src=x/onerror=window.isHacked=1>\"'{{7*7}}"
-NOT_HTML = ("/ui/events", "/ui/ledger/export", "/ui/ledger/snapshot", "/ui/payments/{payment_id}/receipt")
+NOT_HTML = (
+    "/ui/events",
+    "/ui/ledger/export",
+    "/ui/ledger/report",
+    "/ui/ledger/snapshot",
+    "/ui/payments/{payment_id}/receipt",
+)
 GETS = [one.path for one in PAGES if not one.is_form]
 SHOWN = [path for path in GETS if path not in NOT_HTML]
 LINK = re.compile(r'href="(/ui/[^"#]*)')

@@ -186,20 +186,20 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
     return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
 
 
-def moved(conn: sqlite3.Connection, since_ms: int, only: Selection) -> list[tuple[str | None, str, str, int]]:
+def moved(
+    conn: sqlite3.Connection, since_ms: int, until_ms: int, after_id: int
+) -> list[tuple[str | None, str, str, int]]:
     """(kind of entry, account, asset, units) of the wallet, of what is held, and of prepaid balances.
 
-    Kind None: all entries before `since_ms`.
+    Of the entries after `after_id` and before `until_ms`. Kind None: all of them before `since_ms`.
     """
-    where, values = _where(_chosen(only))
-    kind = "CASE WHEN j.at_ms >= ? THEN j.kind END"
     rows = conn.execute(
-        f"SELECT {kind} AS moved_by, q.account, q.asset, {_SUMS} FROM {_ENTRIES} "  # noqa: S608  our own names
-        f"CROSS JOIN postings q ON q.entry_id = j.id AND ({IS_OURS} OR q.account LIKE 'prepaid:%'){where} "
-        "GROUP BY moved_by, q.account, q.asset",
-        [since_ms, *values],
+        f"SELECT CASE WHEN j.at_ms >= ? THEN j.kind END AS moved_by, q.account, q.asset, {_SUMS} "  # noqa: S608  our own names
+        f"FROM entries j CROSS JOIN postings q ON q.entry_id = j.id AND ({IS_OURS} OR q.account LIKE 'prepaid:%') "
+        "WHERE j.at_ms < ? AND j.id > ? GROUP BY moved_by, q.account, q.asset",
+        (since_ms, until_ms, after_id),
     )
-    return [(by, account, asset, whole(high, low)) for by, account, asset, high, low in rows]
+    return [(kind, account, asset, whole(high, low)) for kind, account, asset, high, low in rows]
 
 
 def entries_page(
